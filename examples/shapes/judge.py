@@ -1,0 +1,199 @@
+"""The judge: a small fixed network that says what a video of the shapes world shows.
+
+For each of the six colours it says whether an object of that colour is there, its shape
+and its direction; it also regresses position, radius, speed and background shade, so
+that its features see what captions leave open. It is trained on ground truth alone,
+never on samples, and is the same for teacher and student.
+
+Shapes: B videos [B, 3, F, H, W] in [-1, 1]; 6 colours; D = 64 features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import world
+from .checkpoint import load, save
+from .vae import schedule
+
+WEIGHTS = Path(__file__).with_name("judge.safetensors")
+OBJECT_FEATURES, BACKGROUND_FEATURES = 10, 4  # 6 * 10 + 4 = 64
+MASK_WIDTH = 0.36  # how far, in units of [-1, 1], a pixel may be from a colour and still look like it
+BATCH, LR, WARMUP, EMPTY_SHARE = 32, 2e-3, 50, 0.05
+_COLOURS, _SHAPES, _DIRECTIONS = len(world.COLOURS), len(world.SHAPES), len(world.DIRECTIONS)
+_FIELDS = {"present": 1, "shape": _SHAPES, "direction": _DIRECTIONS, "position": 2, "radius": 1, "speed": 1}
+
+
+class Judge(nn.Module):
+    """Per-colour masks -> one shared network -> 10 features a colour; 4 more see the background; 0.3M parameters.
+
+    Sharing the network between colours makes every object of every colour a lesson for all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = []
+        for a, b, kernel, stride in ((world.FRAMES, 48, 6, 4), (48, 96, 3, 2), (96, 96, 3, 2)):
+            layers += [nn.Conv2d(a, b, kernel, stride, 1, bias=False), nn.BatchNorm2d(b), nn.SiLU()]
+        self.trunk = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(96 * 4 * 4, 128), nn.SiLU(), nn.Linear(128, OBJECT_FEATURES),
+            nn.BatchNorm1d(OBJECT_FEATURES, affine=False),  # unit variance: Fréchet distances have a scale
+        )
+        self.backdrop = nn.Sequential(
+            nn.Linear(3 * 8 * 8, 64), nn.SiLU(), nn.Linear(64, BACKGROUND_FEATURES),
+            nn.BatchNorm1d(BACKGROUND_FEATURES, affine=False),
+        )
+        self.object_head = nn.Linear(OBJECT_FEATURES, sum(_FIELDS.values()))
+        self.shade_head = nn.Linear(BACKGROUND_FEATURES, 1)
+        self.register_buffer("palette", torch.tensor(list(world.COLOURS.values())) * 2 - 1, persistent=False)
+
+    def forward(self, videos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features [B, 64] and head outputs, each [B, 6, ...], with "shade" [B]."""
+        near = torch.einsum("kc,bcfhw->bkfhw", self.palette, videos)
+        square = self.palette.square().sum(1).view(1, -1, 1, 1, 1) + videos.square().sum(1, keepdim=True)
+        masks = torch.exp((near - square / 2) / MASK_WIDTH**2)  # [B, 6, F, H, W]
+        objects = self.trunk(masks.flatten(0, 1))
+        scenery = self.backdrop(nnf.adaptive_avg_pool2d(videos.mean(2), 8).flatten(1))
+        parts = self.object_head(objects).view(len(videos), _COLOURS, -1).split(tuple(_FIELDS.values()), -1)
+        heads = dict(zip(_FIELDS, parts, strict=True))
+        heads["present"] = heads["present"][..., 0]
+        hidden = torch.cat([objects.view(len(videos), -1), scenery], 1)
+        return hidden, heads | {"shade": self.shade_head(scenery)[:, 0]}
+
+
+def targets(scene: world.Scene) -> dict[str, Tensor]:
+    """What the heads should say about a scene: per colour [B, 6] or [B, 6, n], lengths scaled to about unit size."""
+    rows = torch.arange(len(scene.shade))
+    middle = scene.centres()[:, :, world.FRAMES // 2] / (world.SIZE / 2) - 1
+    per_slot = {
+        "present": scene.present.float(), "shape": scene.shape, "direction": scene.direction, "position": middle,
+        "radius": (scene.radius[..., None] - 11) / 2, "speed": scene.speed[..., None] - 2.6,
+    }
+    out = {}
+    for name, value in per_slot.items():
+        table = value.new_zeros(len(rows), _COLOURS, *value.shape[2:])
+        for slot in (1, 0):  # an empty second slot repeats the first one's colour, so the first is written last
+            table[rows, scene.colour[:, slot]] = value[:, slot]
+        out[name] = table
+    return out | {"shade": (scene.shade - 0.29) / 0.12}
+
+
+def judge_loss(heads: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+    """Cross-entropies of what captions name, plus a mean squared error of what they leave open."""
+    there = wanted["present"].bool()
+    loss = nnf.binary_cross_entropy_with_logits(heads["present"], wanted["present"]) * _COLOURS
+    for name in ("shape", "direction"):
+        loss = loss + nnf.cross_entropy(heads[name][there], wanted[name][there])
+    for name in ("position", "radius", "speed"):
+        loss = loss + 0.3 * nnf.mse_loss(heads[name][there], wanted[name][there])
+    return loss + 0.3 * nnf.mse_loss(heads["shade"], wanted["shade"])
+
+
+def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur, brightness and noise as generated samples have them; the strengths are drawn per video."""
+    count = len(videos)
+    u = torch.rand(4, count, 1, 1, 1, 1, generator=generator)
+    sigma = 0.05 + 1.15 * u[0].view(count, 1)
+    taps = torch.exp(-0.5 * (torch.arange(-3, 4).view(1, 7) / sigma) ** 2)
+    taps = taps / taps.sum(1, keepdim=True)
+    flat = videos.flatten(1, 2)
+    flat = flat.reshape(1, -1, *flat.shape[-2:])  # one depthwise group per video and channel
+    weight = taps.repeat_interleave(flat.shape[1] // count, 0)[:, None]
+    for kernel, pad in ((weight[:, :, None, :], (3, 3, 0, 0)), (weight[:, :, :, None], (0, 0, 3, 3))):
+        flat = nnf.conv2d(nnf.pad(flat, pad, mode="replicate"), kernel, groups=flat.shape[1])
+    noise = torch.randn(videos.shape, generator=generator)
+    return flat.view_as(videos) * (0.9 + 0.2 * u[1]) + 0.2 * (u[2] - 0.5) + 0.06 * u[3] * noise
+
+
+def _batch(step: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed * 3_000_017 + step)
+    scene = world.sample_scene(world.draw_captions(BATCH, generator), generator)
+    empty = torch.rand(BATCH, 1, generator=generator) < EMPTY_SHARE  # samples may lack an object altogether
+    scene = dataclasses.replace(scene, present=scene.present & ~(empty & torch.tensor([[True, False]])))
+    videos = _soften(world.render(scene, edge=world.SHARP_EDGE), generator)
+    return videos, targets(scene)
+
+
+def train_judge(work: Path, *, steps: int, device: str, seed: int = 5) -> Judge:
+    """Train for `steps` steps (resuming from `work`), write the weights in float16 to `WEIGHTS` and return it."""
+    torch.manual_seed(seed)
+    judge = Judge().to(device)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=1e-2)
+    start = load(work / "judge.pt", judge, optimizer)
+    bar, saved = tqdm(range(start, steps), initial=start, total=steps, desc="judge", mininterval=2), time.time()
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = LR * schedule(step, steps, WARMUP)
+        videos, wanted = _batch(step, seed)
+        heads = judge.train()(videos.to(device))[1]
+        loss = judge_loss(heads, {name: value.to(device) for name, value in wanted.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+        if step % 500 == 499:
+            tqdm.write(f"judge step {step + 1}: {accuracy(judge, count=128):.2%} of held-out videos wholly right")
+        if time.time() - saved > 60:
+            save(work / "judge.pt", judge, optimizer, step + 1)
+            saved = time.time()
+    save(work / "judge.pt", judge, optimizer, steps)
+    half = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
+    save_file({k: v.cpu().contiguous() for k, v in half.items()}, WEIGHTS)
+    return judge.eval().requires_grad_(False)
+
+
+def load_judge(path: Path = WEIGHTS, device: str = "cpu") -> Judge:
+    """The trained judge in float32, in evaluation mode and without gradients."""
+    judge = Judge()
+    judge.load_state_dict(load_file(path))
+    return judge.float().to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _apply(judge: Judge, videos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    judge.eval()
+    device = next(judge.parameters()).device
+    parts = [judge(x.to(device, torch.float32)) for x in videos.split(64)]
+    heads = {name: torch.cat([p[1][name] for p in parts]).cpu() for name in parts[0][1]}
+    return torch.cat([p[0] for p in parts]).cpu(), heads
+
+
+def features(judge: Judge, videos: Tensor) -> Tensor:
+    """Features [B, 64] on the CPU, of zero mean and unit variance over softened ground truth."""
+    return _apply(judge, videos)[0]
+
+
+def attributes(judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]]) -> dict[str, Tensor]:
+    """Whether each video shows what its caption names: bool [B] under "colour", "shape", "direction", "all".
+
+    Colour: exactly the named colours are there. Shape, direction: every named thing is
+    there and the judge gives its shape, its direction, a probability above one half.
+    """
+    heads = _apply(judge, videos)[1]
+    there = heads["present"] > 0
+    named = torch.zeros_like(there)
+    right = {"shape": torch.ones_like(there), "direction": torch.ones_like(there)}
+    likely = {name: heads[name].softmax(-1) > 0.5 for name in right}
+    index = [(row, o.colour, o.shape, o.direction) for row, objects in enumerate(things) for o in objects]
+    row, colour, shape, direction = torch.tensor(index).T
+    named[row, colour] = True
+    right["shape"][row, colour] = there[row, colour] & likely["shape"][row, colour, shape]
+    right["direction"][row, colour] = there[row, colour] & likely["direction"][row, colour, direction]
+    out = {"colour": (there == named).all(1)} | {name: ok.all(1) for name, ok in right.items()}
+    return out | {"all": out["colour"] & out["shape"] & out["direction"]}
+
+
+def accuracy(judge: Judge, *, count: int, seed: int = 99) -> float:
+    """Share of held-out ground-truth videos that the judge finds wholly right."""
+    generator = torch.Generator().manual_seed(seed)
+    things = world.draw_captions(count, generator, test=True)
+    return attributes(judge, world.draw_videos(things, generator), things)["all"].float().mean().item()

@@ -1,0 +1,87 @@
+"""Make the shapes teacher from nothing: judge, autoencoder, transformer, pipeline folder, scores.
+
+    python examples/shapes/make_teacher.py --stage all --work build/shapes
+
+Deterministic for one device and thread count, and resumable: kill it anywhere and run it
+again. `--stage assemble` also makes a pipeline of a transformer still in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shapes import judge, quality, text, train_transformer, vae  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+STAGES = ("judge", "vae", "teacher", "assemble", "score")
+JUDGE_STEPS, VAE_STEPS = 1500, 4800
+
+
+def load_vae(work: Path) -> AutoencoderKLCogVideoX:
+    """The trained autoencoder; ValueError if the stage before has not ended."""
+    if not (work / "vae" / "config.json").exists():
+        raise ValueError(f"{work / 'vae'} does not exist: run --stage vae to its end first")
+    return AutoencoderKLCogVideoX.from_pretrained(work / "vae").eval().requires_grad_(False)
+
+
+def make_vae(work: Path, device: str) -> None:
+    """Train the autoencoder and write it to `work/vae`."""
+    vae.train_vae(work, steps=VAE_STEPS, device=device).save_pretrained(work / "vae")
+
+
+def make_transformer(work: Path, device: str, steps: int) -> None:
+    """Train the transformer and the text encoder."""
+    recipe = train_transformer.Recipe(steps=steps)
+    train_transformer.train_teacher(work, load_vae(work), recipe, device=device)
+
+
+def assemble(work: Path, out: Path) -> None:
+    """Write the last checkpoint as a CogVideoXPipeline folder in float16, whole or not at all."""
+    teacher, step = train_transformer.trained(work)
+    pipe = CogVideoXPipeline(
+        tokenizer=text.build_tokenizer(), text_encoder=teacher.encoder, vae=load_vae(work),
+        transformer=teacher.transformer, scheduler=train_transformer.build_scheduler(),
+    ).to(torch.float16)
+    aside = out.with_name(out.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    pipe.save_pretrained(aside)
+    size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
+    (aside / "made.json").write_text(json.dumps({"steps": step, "bytes": size}) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    aside.rename(out)
+    print(f"{out}: {size / 1e6:.1f} MB after {step} steps")
+
+
+def main() -> None:
+    """Run one stage, or all in order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("build/shapes"), help="checkpoints and cached latents")
+    parser.add_argument("--out", type=Path, default=HERE / "teacher")
+    parser.add_argument("--steps", type=int, default=train_transformer.Recipe.steps, help="of the transformer")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    actions = {
+        "judge": lambda: judge.train_judge(args.work, steps=JUDGE_STEPS, device=args.device),
+        "vae": lambda: make_vae(args.work, args.device),
+        "teacher": lambda: make_transformer(args.work, args.device, args.steps),
+        "assemble": lambda: assemble(args.work, args.out),
+        "score": lambda: quality.measure(args.out, device=args.device),
+    }
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        actions[stage]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Measures of generated videos, each with a 95 % confidence interval from a seeded bootstrap.
+
+Shapes: N videos [N, 3, F, H, W] in [-1, 1]; features [N, D]; G captions. Intervals
+resample captions (whole groups of videos), except Fréchet's, which resamples videos.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RESAMPLES, SEED = 1000, 2024
+FRECHET_RESAMPLES = 100
+BACKGROUND_RANGE = 0.25  # a background pixel never leaves the background's shade by more, in units of [-1, 1]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measured value and the ends of its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    mean = features.mean(0)
+    centred = features - mean
+    return mean, centred.T @ centred / (len(features) - 1)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of the Gaussians fitted to features [N, D] and [M, D], in float64 (arXiv 1706.08500, Eq. 6).
+
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the trace of the root taken from
+    the symmetric C_a^(1/2) C_b C_a^(1/2). ValueError if a set has fewer than two videos.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"Fréchet distance of {len(a)} and {len(b)} videos: give at least 2 of each")
+    (mean_a, cov_a), (mean_b, cov_b) = _moments(a.double()), _moments(b.double())
+    root = _root(cov_a)
+    mixed = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * mixed
+    return max(distance.item(), 0.0)
+
+
+def frechet(a: Tensor, reference: Tensor) -> Measure:
+    """Fréchet distance of `a` from `reference`, value +- 1.96 bootstrap standard deviations over the videos of `a`.
+
+    Not the percentiles: resampling with repetition biases every resample upwards.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    value = frechet_distance(a, reference)
+    picks = torch.randint(len(a), (FRECHET_RESAMPLES, len(a)), generator=generator)
+    spread = 1.96 * torch.tensor([frechet_distance(a[pick], reference) for pick in picks]).std().item()
+    return Measure(value, max(value - spread, 0.0), value + spread)
+
+
+def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
+    """Mean of values [N], with percentiles of a bootstrap over the G groups that group [N] numbers from 0."""
+    count = int(group.max()) + 1
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, values.double())
+    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
+    generator = torch.Generator().manual_seed(SEED)
+    picks = torch.randint(count, (RESAMPLES, count), generator=generator)
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Measure((sums.sum() / sizes.sum()).item(), low, high)
+
+
+def flicker(videos: Tensor) -> Tensor:
+    """Flicker of the static background of each video [N], in grey levels of 0..255.
+
+    The world's background never changes. Its shade is each video's median per channel;
+    background pixels are those that stay within `BACKGROUND_RANGE` of it in every frame
+    and channel, so nothing that an object touches. The result is their mean absolute
+    difference between successive frames. Where fewer than 5 % of the pixels qualify,
+    there is no background to speak of and all pixels count.
+    """
+    shade = videos.flatten(2).median(2).values[:, :, None, None, None]
+    still = ((videos - shade).abs() < BACKGROUND_RANGE).all(2).all(1)  # [N, H, W]
+    still = still | (still.flatten(1).float().mean(1) < 0.05)[:, None, None]
+    change = videos.diff(dim=2).abs().mean((1, 2))
+    return 127.5 * (change * still).sum((1, 2)) / still.sum((1, 2))
+
+
+def diversity(features: Tensor, group: Tensor) -> Measure:
+    """Mean Euclidean distance between features [N, D] of the videos of one caption, averaged over captions.
+
+    group [N] numbers captions from 0; a caption with a single video has no pair and does
+    not count. ValueError if none has two.
+    """
+    same = (group[:, None] == group[None, :]).triu(1)
+    first, second = same.nonzero(as_tuple=True)
+    if not len(first):
+        raise ValueError("diversity needs at least two videos of one caption: use seeds_per_caption >= 2")
+    distance = (features[first] - features[second]).norm(dim=1)
+    pairs = group[first]
+    count = torch.bincount(pairs).clamp(min=1)
+    per_caption = torch.zeros(len(count), dtype=torch.float64).index_add_(0, pairs, distance.double()) / count
+    per_caption = per_caption[pairs.unique()]
+    return mean_over_groups(per_caption, torch.arange(len(per_caption)))

@@ -1,0 +1,80 @@
+"""Score a set of generated videos of the shapes world against ground truth.
+
+    things = evaluation_set(64, 4, seed=0)
+    reference = reference_features(judge, 4096, seed=1)
+    scores = score_videos(judge, videos, things, reference)   # videos[i] was asked for things[i]
+
+Shapes: N videos [N, 3, F, H, W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import metrics, world
+from .judge import Judge, attributes, features
+
+_SINGLES = sum(
+    world.held_out(world.caption((world.Thing(*index),)))
+    for index in itertools.product(range(len(world.COLOURS)), range(len(world.SHAPES)), range(len(world.DIRECTIONS)))
+)  # how many single captions the world holds out
+ATTRIBUTES = ("all", "colour", "shape", "direction")
+
+
+def evaluation_set(captions: int, seeds_per_caption: int, seed: int) -> list[tuple[world.Thing, ...]]:
+    """Held-out captions in the world's shares of singles and pairs, each `seeds_per_caption` times in a row.
+
+    Pairs are distinct; the few single captions that the world holds out come round again
+    in captions > 16. So give every ROW noise of its own, not every seed: rows of equal
+    captions and equal noise would be the same video twice.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wanted = {2: round(captions * world.PAIR_SHARE)}
+    wanted[1] = captions - wanted[2]
+    chosen: dict[int, list[tuple[world.Thing, ...]]] = {1: [], 2: []}
+    while any(len(chosen[size]) < wanted[size] for size in wanted):
+        for things in world.draw_captions(64, generator, test=True):
+            mine = chosen[len(things)]
+            known = mine[len(mine) // _SINGLES * _SINGLES :] if len(things) == 1 else mine
+            if len(mine) < wanted[len(things)] and things not in known:
+                mine.append(things)
+    return [things for size in (1, 2) for things in chosen[size] for _ in range(seeds_per_caption)]
+
+
+def _numbered(things: list[tuple[world.Thing, ...]]) -> Tensor:
+    numbers: dict[tuple[world.Thing, ...], int] = {}
+    return torch.tensor([numbers.setdefault(t, len(numbers)) for t in things])
+
+
+def reference_features(judge: Judge, count: int, seed: int) -> Tensor:
+    """Features [count, 64] of fresh ground-truth videos of held-out captions."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in tqdm(range(0, count, 64), desc="reference", leave=False):
+        things = world.draw_captions(min(64, count - start), generator, test=True)
+        parts.append(features(judge, world.draw_videos(things, generator)))
+    return torch.cat(parts)
+
+
+def score_videos(
+    judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]], reference_features: Tensor
+) -> dict[str, dict[str, float]]:
+    """Accuracy ("all", "colour", "shape", "direction": shares), "frechet", "flicker" and "diversity".
+
+    Each is {"value", "low", "high"} with a 95 % confidence interval. `things[i]` is what
+    video i was asked to show; the videos of one caption form one group of the bootstrap.
+    """
+    if len(videos) != len(things):
+        raise ValueError(f"{len(videos)} videos but {len(things)} captions: give one caption a video")
+    videos, group = videos.float().clamp(-1, 1), _numbered(things)
+    right, seen = attributes(judge, videos, things), features(judge, videos)
+    out = {name: metrics.mean_over_groups(right[name], group) for name in ATTRIBUTES}
+    out["frechet"] = metrics.frechet(seen, reference_features)
+    out["flicker"] = metrics.mean_over_groups(metrics.flicker(videos.cpu()), group)
+    out["diversity"] = metrics.diversity(seen, group)
+    return {name: asdict(measure) for name, measure in out.items()}

@@ -1,0 +1,62 @@
+"""The miniature text encoder: a word-level T5 tokenizer and a two-layer T5 encoder.
+
+Both are the library's own classes, so a stock CogVideoXPipeline loads and uses them.
+The encoder has no pretrained weights: it is trained jointly with the transformer,
+because to bind two colours to two shapes it must learn word order.
+
+Shapes: B captions, L = 16 tokens, D = 128 channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from . import world
+
+MAX_LENGTH, WIDTH = 16, 128
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+def build_tokenizer() -> T5Tokenizer:
+    """A real T5Tokenizer (unigram model) whose pieces are whole words of the world."""
+    words = ["a", "and", "moving", *world.COLOURS, *world.SHAPES, *world.DIRECTIONS]
+    vocab = [(PAD, 0.0), (EOS, 0.0), (UNKNOWN, 0.0), *((f"\u2581{word}", -1.0) for word in words)]
+    return T5Tokenizer(
+        vocab=vocab, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, extra_ids=0, model_max_length=MAX_LENGTH
+    )
+
+
+def build_encoder(vocabulary: int) -> T5EncoderModel:
+    """A T5 encoder of 0.4M parameters with relative positions, without dropout."""
+    config = T5Config(
+        vocab_size=vocabulary, d_model=WIDTH, d_kv=32, num_heads=4, d_ff=256, num_layers=2, dropout_rate=0.0,
+        relative_attention_num_buckets=32, relative_attention_max_distance=32, feed_forward_proj="gated-gelu",
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )
+    return T5EncoderModel(config)
+
+
+def token_ids(tokenizer: T5Tokenizer, captions: list[str]) -> Tensor:
+    """Token ids [B, 16], padded to full length as CogVideoXPipeline pads them."""
+    batch = tokenizer(
+        captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, add_special_tokens=True,
+        return_tensors="pt",
+    )
+    return batch.input_ids
+
+
+def encode(encoder: T5EncoderModel, ids: Tensor) -> Tensor:
+    """Embeddings [B, 16, 128] of token ids, without attention mask: CogVideoXPipeline passes none either."""
+    return encoder(ids)[0]
+
+
+def check_round_trip(tokenizer: T5Tokenizer) -> None:
+    """ValueError if some word of the world is not one known token followed by the end."""
+    for text in [world.caption((world.Thing(i % 6, i % 4, i % 4), world.Thing((i + 1) % 6, 0, 0))) for i in range(12)]:
+        ids = token_ids(tokenizer, [text])[0]
+        count = len(text.split())
+        expected = torch.cat([ids[:count], torch.tensor([1]), torch.zeros(MAX_LENGTH - count - 1, dtype=torch.long)])
+        if not torch.equal(ids, expected) or (ids[:count] < 3).any():
+            raise ValueError(f"{text!r} became tokens {ids.tolist()}: every word must be one known token")

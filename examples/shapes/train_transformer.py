@@ -1,0 +1,191 @@
+"""Train the miniature CogVideoX transformer and its text encoder by denoising.
+
+Loss: mean squared error of v at timesteps uniform in 0..999. Every random number of a
+step comes from a generator seeded by (seed, step), so a resumed run sees exactly what an
+uninterrupted one would have seen. What is exported is the moving average of the weights.
+
+Shapes: latents [B, F=3, C=16, H=8, W=8], scaled to unit variance; token ids [B, 16].
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import text, world
+from .checkpoint import load, save
+from .vae import schedule
+
+SHARD = 1000  # videos encoded between two writes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the teacher is trained; `videos` ground-truth videos are encoded once."""
+
+    steps: int = 5000
+    batch: int = 64
+    videos: int = 24_000
+    lr: float = 1e-3
+    warmup: int = 250
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    drop_caption: float = 0.1
+    ema: float = 0.999
+    seed: int = 11
+    save_every_s: float = 120.0
+
+
+def build_scheduler() -> CogVideoXDDIMScheduler:
+    """The scheduler of THUDM/CogVideoX-2b, field by field."""
+    return CogVideoXDDIMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=True, steps_offset=0, prediction_type="v_prediction", sample_max_value=1.0,
+        timestep_spacing="trailing", rescale_betas_zero_snr=True, snr_shift_scale=3.0,
+    )
+
+
+def build_transformer() -> CogVideoXTransformer3DModel:
+    """A CogVideoX transformer of 7.3M parameters: 6 blocks of width 256 on 16 text and 48 video tokens."""
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=8, attention_head_dim=32, in_channels=16, out_channels=16, time_embed_dim=128,
+        text_embed_dim=text.WIDTH, num_layers=6, sample_width=8, sample_height=8, sample_frames=world.FRAMES,
+        patch_size=2, temporal_compression_ratio=4, max_text_seq_length=text.MAX_LENGTH,
+        use_rotary_positional_embeddings=False,
+    )
+    modulations = [m for block in transformer.transformer_blocks for m in (block.norm1.linear, block.norm2.linear)]
+    for layer in (*modulations, transformer.norm_out.linear, transformer.proj_out):  # adaLN-Zero, arXiv 2212.09748
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return transformer
+
+
+class Teacher(nn.Module):
+    """Transformer and text encoder as one trained thing."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.transformer = build_transformer()
+        self.encoder = text.build_encoder(vocabulary)
+
+    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """v [B, F, C, H, W] predicted from noised latents, timesteps [B] and token ids [B, 16]."""
+        return self.transformer(x_t, text.encode(self.encoder, ids), t).sample
+
+
+@torch.no_grad()
+def encode_videos(
+    work: Path, vae: AutoencoderKLCogVideoX, count: int, *, device: str, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Latents [N, 3, 16, 8, 8] in float16 and token ids [N, 16] of training videos, cached shard by shard in `work`."""
+    tokenizer, shards = text.build_tokenizer(), []
+    (work / "latents").mkdir(parents=True, exist_ok=True)
+    vae = vae.to(device).eval()
+    for index in tqdm(range(-(-count // SHARD)), desc="latents"):
+        path = work / "latents" / f"{index:04d}.safetensors"
+        if not path.exists():
+            generator = torch.Generator().manual_seed(seed * 5_000_011 + index)
+            things = world.draw_captions(SHARD, generator)
+            parts = [_encode(vae, world.draw_videos(chunk, generator).to(device)) for chunk in _chunks(things, 8)]
+            ids = text.token_ids(tokenizer, [world.caption(t) for t in things])
+            aside = path.with_suffix(".part")
+            save_file({"latents": torch.cat(parts), "ids": ids}, aside)
+            aside.replace(path)
+        shards.append(load_file(path))
+    return tuple(torch.cat([s[name] for s in shards])[:count].to(device) for name in ("latents", "ids"))
+
+
+def _encode(vae: AutoencoderKLCogVideoX, videos: Tensor) -> Tensor:
+    with torch.autocast(videos.device.type, torch.bfloat16):
+        latents = vae.encode(videos).latent_dist.mode()
+    return (latents.float() * vae.config.scaling_factor).transpose(1, 2).half().cpu().contiguous()
+
+
+def _chunks(things: list, size: int) -> list[list]:
+    return [things[i : i + size] for i in range(0, len(things), size)]
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, live: nn.Module, step: int, decay: float) -> None:
+    weight = 1 - min(decay, (1 + step) / (10 + step))  # short memory at first
+    torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), weight)
+
+
+def _loss(
+    model: nn.Module, scheduler: CogVideoXDDIMScheduler, data: tuple[Tensor, Tensor], step: int, recipe: Recipe
+) -> Tensor:
+    """Squared error of v on the batch of one step."""
+    generator = torch.Generator().manual_seed(recipe.seed * 9_000_011 + step)
+    pick = torch.randint(len(data[0]), (recipe.batch,), generator=generator)
+    stratum = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
+    t = (1000 * stratum).long().clamp(max=999)  # uniform, one per stratum: less noise in the gradient
+    empty = torch.rand(recipe.batch, 1, generator=generator) < recipe.drop_caption
+    eps = torch.randn(recipe.batch, *data[0].shape[1:], generator=generator)
+    device = data[0].device
+    pick, t, empty, eps = pick.to(device), t.to(device), empty.to(device), eps.to(device)
+    x0, ids = data[0][pick].float(), data[1][pick]
+    nothing = torch.zeros_like(ids[:1])
+    nothing[:, 0] = 1  # "" is the end token, then padding
+    ids = torch.where(empty, nothing, ids)
+    with torch.autocast(device.type, torch.bfloat16):
+        v = model(scheduler.add_noise(x0, eps, t), t, ids)
+    return (v.float() - scheduler.get_velocity(x0, eps, t)).square().mean()
+
+
+def build_states(vocabulary: int, recipe: Recipe, device: str) -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
+    """The live weights, their moving average, and the optimiser of the live ones."""
+    torch.manual_seed(recipe.seed)
+    live, average = Teacher(vocabulary), Teacher(vocabulary)
+    average.load_state_dict(live.state_dict())
+    states = nn.ModuleDict({"live": live, "average": average.requires_grad_(False)}).to(device)
+    optimizer = torch.optim.AdamW(
+        live.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    )
+    return states, optimizer
+
+
+def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, device: str) -> None:
+    """Train for `recipe.steps` steps, resuming from `work/teacher.pt` and leaving the result there."""
+    data = encode_videos(work, vae, recipe.videos, device=device, seed=recipe.seed)
+    scheduler = build_scheduler()
+    states, optimizer = build_states(len(text.build_tokenizer()), recipe, device)
+    start = load(work / "teacher.pt", states, optimizer)
+    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="teacher", mininterval=5)
+    saved, recent = time.time(), None
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * schedule(step, recipe.steps, recipe.warmup)
+        loss = _loss(states["live"], scheduler, data, step, recipe)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(states["live"].parameters(), recipe.clip)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"teacher: gradient norm {norm.item()} at step {step}: lower lr ({recipe.lr})")
+        optimizer.step()
+        _follow(states["average"], states["live"], step, recipe.ema)
+        recent = loss.detach() if recent is None else recent.lerp(loss.detach(), 0.02)
+        if step % 100 == 99:
+            tqdm.write(f"teacher step {step + 1}: loss {recent.item():.4f}")
+        if time.time() - saved > recipe.save_every_s:
+            save(work / "teacher.pt", states, optimizer, step + 1)
+            saved = time.time()
+    save(work / "teacher.pt", states, optimizer, recipe.steps)
+
+
+def trained(work: Path) -> tuple[Teacher, int]:
+    """The moving average in the last checkpoint, and its step; ValueError if there is none yet."""
+    path = work / "teacher.pt"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: run --stage teacher first")
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    teacher = Teacher(len(text.build_tokenizer()))
+    prefix = "average."
+    teacher.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
+    return teacher.eval(), state["step"]

@@ -1,0 +1,176 @@
+"""The shapes world: procedurally drawn videos of moving shapes, and their captions.
+
+A caption fixes colour, shape and direction of motion of one or two objects. What it
+leaves open (position, size, speed, orientation, spin, background shade) is random, so
+every caption has a whole distribution of videos.
+
+Shapes: B videos, N objects per video (2 slots, the second may be empty), F frames,
+H x W pixels. Videos are float32 [B, 3, F, H, W] in [-1, 1]. Lengths are in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FRAMES, SIZE = 9, 64
+COLOURS = {
+    "red": (0.90, 0.12, 0.12),
+    "green": (0.15, 0.72, 0.20),
+    "blue": (0.20, 0.30, 0.95),
+    "yellow": (0.95, 0.85, 0.15),
+    "magenta": (0.85, 0.20, 0.85),
+    "cyan": (0.15, 0.80, 0.85),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+PAIR_SHARE = 0.4  # share of captions that name two objects
+EDGE = 2.5  # width of an object's anti-aliased edge, in pixels
+SHARP_EDGE = 1.5  # what judge and autoencoder are trained on: the harder task
+HELD_OUT_SHARE = 0.1  # share of captions that no training ever sees
+
+_COLOUR_NAMES, _DIRECTION_NAMES = tuple(COLOURS), tuple(DIRECTIONS)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a caption, as indices into COLOURS, SHAPES and DIRECTIONS."""
+
+    colour: int
+    shape: int
+    direction: int
+
+    def __str__(self) -> str:
+        return f"a {_COLOUR_NAMES[self.colour]} {SHAPES[self.shape]} moving {_DIRECTION_NAMES[self.direction]}"
+
+
+def caption(things: tuple[Thing, ...]) -> str:
+    """The caption of one or two things."""
+    return " and ".join(str(thing) for thing in things)
+
+
+def parse(text: str) -> tuple[Thing, ...]:
+    """The things that a caption names; ValueError if the text is not a caption of this world."""
+    things = []
+    for part in text.strip().split(" and "):
+        words = part.split()
+        try:
+            article, colour, shape, moving, direction = words
+            if (article, moving) != ("a", "moving"):
+                raise ValueError
+            things.append(Thing(_COLOUR_NAMES.index(colour), SHAPES.index(shape), _DIRECTION_NAMES.index(direction)))
+        except ValueError:
+            raise ValueError(f"{text!r} is not a caption of the shapes world: write 'a red circle moving left'") from None
+    return tuple(things)
+
+
+def held_out(text: str) -> bool:
+    """Whether a caption belongs to the test set (a stable hash decides)."""
+    return hashlib.sha256(text.encode()).digest()[0] < 256 * HELD_OUT_SHARE
+
+
+def draw_captions(count: int, generator: torch.Generator, *, test: bool = False) -> list[tuple[Thing, ...]]:
+    """`count` captions of the training set, or of the held-out set if `test`."""
+    out: list[tuple[Thing, ...]] = []
+    while len(out) < count:
+        pick = torch.rand(7, generator=generator).tolist()
+        colours = int(pick[0] * 6), int(pick[1] * 5)
+        second = (colours[0] + 1 + colours[1]) % 6  # two objects never share a colour
+        first = Thing(colours[0], int(pick[2] * 4), int(pick[3] * 4))
+        things = (first, Thing(second, int(pick[4] * 4), int(pick[5] * 4))) if pick[6] < PAIR_SHARE else (first,)
+        if held_out(caption(things)) == test:
+            out.append(things)
+    return out
+
+
+def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance in pixels (negative inside) to each object's outline; all arguments broadcast."""
+    circle = torch.hypot(x, y) - radius
+    square = torch.maximum(x.abs(), y.abs()) - 0.86 * radius
+    slant = 0.5 * y.neg() + (math.sqrt(3) / 2) * x.abs()
+    triangle = torch.maximum(slant, y) - 0.68 * radius
+    bar = lambda a, b: torch.maximum(a.abs() - 1.12 * radius, b.abs() - 0.36 * radius)  # noqa: E731
+    cross = torch.minimum(bar(x, y), bar(y, x))
+    return torch.where(shape == 0, circle, torch.where(shape == 1, square, torch.where(shape == 2, triangle, cross)))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a batch of videos is made of; `present`, ... are [B, 2], `start` is [B, 2, 2], `shade` is [B]."""
+
+    present: Tensor
+    colour: Tensor
+    shape: Tensor
+    direction: Tensor
+    radius: Tensor
+    start: Tensor
+    speed: Tensor
+    angle: Tensor
+    spin: Tensor
+    shade: Tensor
+
+    def centres(self) -> Tensor:
+        """Centre (x, y) of each object in each frame: [B, 2, F, 2]."""
+        unit = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)[self.direction]
+        steps = torch.arange(FRAMES, dtype=torch.float32).view(1, 1, FRAMES, 1)
+        return self.start[:, :, None] + steps * (self.speed[..., None] * unit)[:, :, None]
+
+
+def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Scene:
+    pad = [t if len(t) == 2 else (t[0], t[0]) for t in things]
+    field = lambda name: torch.tensor([[getattr(o, name) for o in pair] for pair in pad])  # noqa: E731
+    count = len(things)
+    u = torch.rand(count, 2, 6, generator=generator)
+    direction, radius = field("direction"), 9.0 + 4.0 * u[..., 0]
+    speed = 1.6 + 2.0 * u[..., 1]
+    travel = speed * (FRAMES - 1)
+    unit = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)[direction]
+    low = radius[..., None] + (-unit).clamp(min=0) * travel[..., None]
+    high = SIZE - radius[..., None] - unit.clamp(min=0) * travel[..., None]
+    return Scene(
+        present=torch.tensor([[True, len(t) == 2] for t in things]),
+        colour=field("colour"), shape=field("shape"), direction=direction, radius=radius,
+        start=low + (high - low) * u[..., 2:4], speed=speed, angle=2 * math.pi * u[..., 4],
+        spin=0.16 * (2 * u[..., 5] - 1), shade=0.08 + 0.42 * torch.rand(count, generator=generator),
+    )
+
+
+def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Scene:
+    """One random scene per caption; two objects may touch but never hide each other by more than a corner."""
+    scene = _sample_free(things, generator)
+    for _ in range(50):
+        gap = (scene.centres()[:, 0] - scene.centres()[:, 1]).norm(dim=-1).amin(-1)
+        bad = scene.present[:, 1] & (gap < 0.85 * scene.radius.sum(-1))
+        if not bad.any():
+            break
+        again = _sample_free(things, generator)
+        pick = lambda a, b: torch.where(bad.view(-1, *[1] * (a.dim() - 1)), b, a)  # noqa: E731
+        scene = Scene(**{name: pick(getattr(scene, name), getattr(again, name)) for name in Scene.__dataclass_fields__})
+    return scene
+
+
+def render(scene: Scene, *, edge: float = EDGE) -> Tensor:
+    """Anti-aliased videos [B, 3, F, H, W] in [-1, 1]; the second object is drawn over the first."""
+    grid = torch.arange(SIZE, dtype=torch.float32) + 0.5
+    centre = scene.centres()[..., None, None]
+    turn = scene.angle[..., None] + scene.spin[..., None] * torch.arange(FRAMES)
+    cos, sin = turn.cos()[..., None, None], turn.sin()[..., None, None]
+    dx, dy = grid.view(1, -1) - centre[:, :, :, 0], grid.view(-1, 1) - centre[:, :, :, 1]  # [B, 2, F, H, W]
+    wide = lambda a: a[..., None, None, None]  # noqa: E731
+    inside = _signed_distance(wide(scene.shape), cos * dx + sin * dy, cos * dy - sin * dx, wide(scene.radius))
+    cover = (0.5 - inside / edge).clamp(0, 1) * wide(scene.present)
+    paint = torch.tensor(list(COLOURS.values()))[scene.colour]  # [B, 2, 3]
+    video = scene.shade.view(-1, 1, 1, 1, 1).expand(-1, 3, FRAMES, SIZE, SIZE)
+    for slot in range(2):
+        mask = cover[:, slot, None]
+        video = video * (1 - mask) + paint[:, slot, :, None, None, None] * mask
+    return video * 2 - 1
+
+
+def draw_videos(things: list[tuple[Thing, ...]], generator: torch.Generator, *, edge: float = EDGE) -> Tensor:
+    """Ground-truth videos of captions: [B, 3, F, H, W] in [-1, 1]."""
+    return render(sample_scene(things, generator), edge=edge)

@@ -1,0 +1,39 @@
+"""Embed a run's prompts once, so that training needs no text encoder.
+
+    python launch/embed_prompts.py --config configs/shapes_4nfe.json
+
+Training does the same by itself when something is missing; this does it ahead, for example
+on a machine that has the memory for the text encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdmvid.config import load_config  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
+    args = parser.parse_args()
+    try:
+        from tdmvid.backbones.base import load_backbone
+        from tdmvid.parallel import launch
+        from tdmvid.train.setup import embeddings
+
+        config = load_config(args.config, args.set)
+        world = launch.start("none", config.parallel.timeout_minutes)
+        _, prompts = embeddings(config, load_backbone(config.model, config.video), world)
+        print(f"{len(prompts)} prompts are embedded in {config.prompts.cache}")
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

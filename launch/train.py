@@ -1,0 +1,51 @@
+"""Distil a teacher into a few-step student.
+
+    python launch/train.py --config configs/shapes_4nfe.json
+    deepspeed launch/train.py --config configs/shapes_4nfe.json
+    python launch/train.py --config configs/shapes_4nfe.json --set steps=2 --out runs/smoke
+    python launch/train.py --config configs/shapes_4nfe.json --plan
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdmvid.config import load_config  # noqa: E402
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="a JSON run, e.g. configs/shapes_4nfe.json")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
+    parser.add_argument("--out", help="run folder (default runs/<name>)")
+    parser.add_argument("--resume", default="", help="'auto' (newest whole checkpoint) or a checkpoint folder")
+    parser.add_argument("--plan", action="store_true", help="print what the run would do and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    overrides = args.set + ([f"out={args.out}"] if args.out else [])
+    try:
+        config = load_config(args.config, overrides)
+        if args.plan:
+            from tdmvid.train.plan import plan
+
+            print(plan(config))
+            return
+        from tdmvid.train.trainer import train
+
+        command = shlex.join(["python", "launch/train.py", *sys.argv[1:]])
+        train(config, resume=args.resume, commands={"train": command})
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

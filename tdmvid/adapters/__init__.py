@@ -1,0 +1,1 @@
+"""LoRA: attaching the roles, and the files that users take away."""

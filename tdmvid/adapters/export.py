@@ -1,0 +1,122 @@
+"""The files that users take away: a LoRA with its alpha, its scheduler, and a card; checked by loading it.
+
+What is written is reloaded into a STOCK diffusers pipeline and sampled from the student's
+own noise; above tolerance nothing is left behind (see diffusers' loaders/lora_pipeline.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import diffusers
+import torch
+from peft import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from ..data.files import write_json, write_text
+from ..diffusion.denoiser import Cond
+from ..diffusion.grid import TimeGrid
+from .lora import ADAPTER, LoraSettings
+
+if TYPE_CHECKING:
+    from ..backbones.base import Backbone
+
+TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
+"""Largest difference of latents (unit variance) between student and reloaded LoRA, by base dtype."""
+
+
+def export_lora(
+    folder: Path, *, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid,
+    settings: LoraSettings, expected: Tensor, z: Tensor, cond: Cond,
+) -> dict:
+    """Write the LoRA bundle to `folder` and return the check's figures.
+
+    weights: adapter tensors by parameter name; expected: [B, ...] the student's final latents
+    from noise z under cond. RuntimeError if the reloaded LoRA differs by more than the tolerance.
+    """
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        _write(aside, backbone, module, weights, grid)
+        error = (stock_latents(aside, backbone, z, cond, grid) - expected).abs().max().item()
+        tolerance = TOLERANCE[backbone.config.dtype]
+        if not error <= tolerance:
+            raise RuntimeError(f"the exported LoRA, reloaded by stock diffusers, differs from the student by {error:.2e} (tolerance {tolerance:.0e})")
+        facts = {
+            "max_error": error, "tolerance": tolerance, "samples": len(z), "steps": grid.steps, "timesteps": _timesteps(backbone, grid),
+            "rank": settings.rank, "alpha": settings.alpha, "files": sorted(p.name for p in aside.iterdir()),
+        }
+        write_json(aside / "export.json", facts)
+        write_text(aside / "README.md", _card(backbone, grid, settings))
+        _replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return facts
+
+
+def _write(folder: Path, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid) -> None:
+    part = backbone.network_folder
+    state = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
+    settings = module.peft_config[ADAPTER].to_dict()
+    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    pipeline = getattr(diffusers, backbone.pipeline_class)
+    pipeline.save_lora_weights(
+        folder, **{f"{part}_lora_layers": {k: v.contiguous().cpu() for k, v in state.items()}, f"{part}_lora_adapter_metadata": metadata}
+    )
+    backbone.student_scheduler(grid).save_pretrained(folder)
+
+
+@torch.no_grad()
+def stock_latents(folder: Path, backbone: Backbone, z: Tensor, cond: Cond, grid: TimeGrid) -> Tensor:
+    """The final latents of the stock pipeline with the LoRA and scheduler of `folder`: as `z`."""
+    pipeline = backbone.stock_pipeline()
+    pipeline.load_lora_weights(folder)
+    pipeline.scheduler = type(backbone.student_scheduler(grid)).from_pretrained(folder)
+    return backbone.stock_latents(pipeline, z, cond, steps=grid.steps)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:
+    return backbone.process.timestep(torch.tensor(grid.descending())).tolist()
+
+
+def _card(backbone: Backbone, grid: TimeGrid, settings: LoraSettings) -> str:
+    size, config, scheduler = backbone.size, backbone.config, backbone.student_scheduler(grid)
+    module = "diffusers" if hasattr(diffusers, type(scheduler).__name__) else type(scheduler).__module__
+    name = type(scheduler).__name__
+    return f"""# {grid.steps}-step LoRA for {config.path}
+
+Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674).
+
+| setting | value |
+|---|---|
+| base | `{config.path}`, revision `{config.revision or "as found"}` |
+| timesteps | {_timesteps(backbone, grid)} |
+| sampler | {name}, deterministic (eta 0) |
+| guidance scale | 1.0 (off) |
+| LoRA scale | 1.0 (rank {settings.rank}, alpha {settings.alpha:g}, in the file's metadata) |
+| frames x height x width | {size.frames} x {size.height} x {size.width}, {size.fps} fps |
+
+```python
+import torch
+from diffusers import {backbone.pipeline_class}
+from {module} import {name}
+
+pipe = {backbone.pipeline_class}.from_pretrained("{config.path}", dtype=torch.{config.dtype})
+pipe.load_lora_weights("path/to/this/folder")
+pipe.scheduler = {name}.from_pretrained("path/to/this/folder")
+video = pipe("a prompt", num_inference_steps={grid.steps}, guidance_scale=1.0, {backbone.stock_call()}).frames[0]
+```
+"""

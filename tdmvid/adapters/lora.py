@@ -1,0 +1,76 @@
+"""Student and fake as LoRA adapters on ONE frozen base.
+
+Two module trees share the base's Parameter objects, and each carries its own adapter: two
+adapters on one tree would let gradient checkpointing recompute with the wrong one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Shape of both adapters."""
+
+    rank: int = 64
+    alpha: float = 64.0
+    targets: tuple[str, ...] = ()
+    """Module names; empty takes the family's own (attention projections)."""
+
+    def __post_init__(self):
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"lora.rank={self.rank}, alpha={self.alpha}: the rank is at least 1 and alpha positive")
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A second module tree over the same parameters and buffers; costs no weight memory."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *, seed: int) -> nn.Module:
+    """Add a zero-initialised adapter, float32 and alone trainable; the same on every rank."""
+    targets = settings.targets or targets
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            raise ValueError(f"lora.targets: {target!r} names no module of {type(model).__name__}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)), ADAPTER)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    return model
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is its frozen base: the teacher."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+class Base:
+    """Calls a role's network or engine with its adapter switched off: the teacher, without weights of its own."""
+
+    def __init__(self, network, module: nn.Module):
+        self.network, self.module = network, module
+
+    def __call__(self, *args, **kwargs):
+        with adapters_off(self.module):
+            return self.network(*args, **kwargs)

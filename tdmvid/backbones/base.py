@@ -1,0 +1,197 @@
+"""The contract of a model family, and where its files come from.
+
+One family is one file in this folder; it registers itself by the diffusers pipeline class
+that `model_index.json` names, and nothing else in the project knows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.denoiser import Cond
+from ..diffusion.grid import TimeGrid
+from ..diffusion.process import Process
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which teacher: a local diffusers folder or a hub id."""
+
+    path: str = ""
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "float32"
+    """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"model.dtype={self.dtype!r}: choose float32, bfloat16 or float16")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """What is generated: frames (1 for an image) of height x width pixels, at fps frames per second."""
+
+    frames: int = 1
+    height: int = 512
+    width: int = 512
+    fps: int = 8
+
+    def __post_init__(self):
+        if min(self.frames, self.height, self.width, self.fps) < 1:
+            raise ValueError(f"video={self}: frames, height, width and fps are at least 1")
+
+
+def resolve(config: ModelConfig) -> Path:
+    """The local folder of a teacher, downloaded from the hub if `path` is not a folder."""
+    if not config.path:
+        raise ValueError("model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b")
+    folder = Path(config.path)
+    if folder.is_dir():
+        if not (folder / "model_index.json").exists():
+            raise ValueError(f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline folder")
+        return folder
+    if config.path.count("/") != 1 or config.path.startswith((".", "/")):
+        raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds, each a network or a name problem
+        raise ValueError(
+            f"model.path={config.path!r} could not be fetched from the hub ({type(error).__name__}): check the name and"
+            " the network, or download it and give the folder"
+        ) from error
+
+
+class NetworkDenoiser:
+    """A network of a family behind the Denoiser contract; `network` is anything called like the module."""
+
+    def __init__(self, backbone: Backbone, network):
+        self.backbone, self.network, self.process = backbone, network, backbone.process
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.backbone.predict_x0(self.network, x_t, t, cond)
+
+
+class Backbone(ABC):
+    """A teacher and all that its family needs: time units, x0, prompts, decoding, LoRA targets."""
+
+    pipeline_class: ClassVar[str]
+    """The diffusers pipeline class of `model_index.json`."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Module names that a LoRA adapts by default."""
+    network_folder: ClassVar[str] = "transformer"
+    process: Process
+    network: nn.Module
+
+    @abstractmethod
+    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str): ...
+
+    @abstractmethod
+    def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Call the network and convert what it predicts: [B, ...] -> [B, ...], float32."""
+
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent sample, without the batch."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Text embeddings as the stock pipeline makes them; loads the text encoder on first use."""
+
+    @abstractmethod
+    def release_text(self) -> None:
+        """Let go of the text encoder's memory."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to videos [B, 3, F, H, W] in [-1, 1]; loads the autoencoder on first use."""
+
+    @abstractmethod
+    def text_fingerprint(self) -> str:
+        """Identifies the text encoder and how it is called: the key of cached embeddings."""
+
+    @abstractmethod
+    def student_scheduler(self, grid: TimeGrid):
+        """A diffusers scheduler that makes the stock pipeline step over exactly this grid."""
+
+    @abstractmethod
+    def stock_pipeline(self):
+        """The stock diffusers pipeline of this teacher, without text encoder and autoencoder."""
+
+    @abstractmethod
+    def stock_latents(self, pipeline, z: Tensor, cond: Cond, *, steps: int) -> Tensor:
+        """Final latents of the stock pipeline from noise z, without guidance: [B, ...]."""
+
+    @abstractmethod
+    def stock_call(self) -> str:
+        """The arguments of a stock call beyond prompt, steps and guidance, as Python source."""
+
+    @classmethod
+    @abstractmethod
+    def empty_network(cls, folder: Path) -> nn.Module:
+        """The network on the meta device, from its config alone: for counting."""
+
+    @staticmethod
+    @abstractmethod
+    def tokens(network: nn.Module, folder: Path, size: ClipSize) -> tuple[int, int, int]:
+        """Tokens of one sample (text and video), width of the blocks, number of blocks."""
+
+    def denoiser(self, network) -> NetworkDenoiser:
+        """A network of this family (or an engine around it) as a Denoiser."""
+        return NetworkDenoiser(self, network)
+
+
+REGISTRY: dict[str, type[Backbone]] = {}
+
+
+def families() -> dict[str, type[Backbone]]:
+    """All families by pipeline class: imports every file of this folder."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return REGISTRY
+
+
+def register(cls: type[Backbone]) -> type[Backbone]:
+    """Class decorator: make a family known by its pipeline class."""
+    REGISTRY[cls.pipeline_class] = cls
+    return cls
+
+
+def load_backbone(config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu") -> Backbone:
+    """The backbone for a teacher's folder or hub id, by the class in its model_index.json."""
+    folder = resolve(config)
+    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    known = families()
+    if name not in known:
+        raise ValueError(f"model.path={config.path!r} is a {name}: known pipeline classes are {', '.join(sorted(known))}")
+    return known[name](folder, config, size, device)
+
+
+def file_fingerprint(paths: list[Path], *extra: str) -> str:
+    """A short hash of files (sizes, first and last MiB) and of strings."""
+    digest = hashlib.sha256("\0".join(extra).encode())
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:24]

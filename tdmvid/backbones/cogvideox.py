@@ -1,0 +1,161 @@
+"""CogVideoX: 2B (sincos), 5B (rotary), 1.5-5B (temporal patches), by what their configs say.
+
+Shapes: B batch, F latent frames, C channels, H W latent size, T text tokens. A latent
+sample is [F, C, H, W], the layout of `CogVideoXTransformer3DModel`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+from torch import Tensor
+
+from ..diffusion.denoiser import Cond
+from ..diffusion.grid import TimeGrid
+from ..diffusion.process import TabulatedVP
+from .base import Backbone, ClipSize, ModelConfig, file_fingerprint, register
+from .cogvideox_scheduler import scheduler_for
+
+OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
+
+
+@register
+class CogVideoX(Backbone):
+    """A CogVideoX pipeline folder as a backbone."""
+
+    pipeline_class = "CogVideoXPipeline"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+        self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)
+        self.scheduler = CogVideoXDDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.process = TabulatedVP(self.scheduler.alphas_cumprod)
+        self.network = CogVideoXTransformer3DModel.from_pretrained(
+            folder, subfolder="transformer", dtype=config.torch_dtype, variant=config.variant
+        ).to(self.device).eval().requires_grad_(False)
+        self._vae_config = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae")
+        self._pipeline = self._vae = self._rotary = None
+        self._check_size()
+
+    def _check_size(self) -> None:
+        spatial, temporal = self._compression()
+        patch = self.network.config.patch_size
+        for name in ("height", "width"):
+            if getattr(self.size, name) % (spatial * patch):
+                raise ValueError(f"video.{name}={getattr(self.size, name)} does not divide by {spatial * patch} (latent compression x patch)")
+        if (self.size.frames - 1) % temporal:
+            raise ValueError(f"video.frames={self.size.frames}: this autoencoder makes {temporal}n + 1 frames, e.g. {temporal * 2 + 1} or {temporal * 12 + 1}")
+        net, (frames, _, height, width) = self.network.config, self.latent_shape()
+        sample = ((net.sample_frames - 1) // net.temporal_compression_ratio + 1, net.sample_height, net.sample_width)
+        if net.use_learned_positional_embeddings and (height, width) != sample[1:]:
+            raise ValueError(f"video={self.size}: learned positions allow only latents of {sample[1:]}, not {(height, width)}")
+
+    def _compression(self) -> tuple[int, int]:
+        return 2 ** (len(self._vae_config["block_out_channels"]) - 1), int(self._vae_config["temporal_compression_ratio"])
+
+    def _extra_frames(self) -> int:
+        """Latent frames added in front so that temporal patches divide; the pipeline drops them after decoding."""
+        _, temporal = self._compression()
+        return -((self.size.frames - 1) // temporal + 1) % (self.network.config.patch_size_t or 1)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        spatial, temporal = self._compression()
+        frames = (self.size.frames - 1) // temporal + 1 + self._extra_frames()
+        return frames, self.network.config.in_channels, self.size.height // spatial, self.size.width // spatial
+
+    def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        dtype, net = self.config.torch_dtype, self.network.config
+        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
+            out = network(
+                hidden_states=x_t.to(dtype), encoder_hidden_states=cond["prompt_embeds"].to(dtype),
+                timestep=self.process.timestep(t), image_rotary_emb=self._rotary_embedding(x_t),
+                ofs=torch.full((1,), OFS, device=x_t.device) if net.ofs_embed_dim else None, return_dict=False,
+            )[0].float()
+        kind = self.scheduler.config.prediction_type
+        if kind == "v_prediction":
+            return self.process.x0_from_v(x_t, out, t)
+        return out if kind == "sample" else self.process.x0_from_eps(x_t, out, t)
+
+    def _rotary_embedding(self, x_t: Tensor) -> tuple[Tensor, Tensor] | None:
+        net = self.network.config
+        if not net.use_rotary_positional_embeddings:
+            return None
+        if self._rotary is None:
+            _, frames, _, height, width = x_t.shape
+            grid = height // net.patch_size, width // net.patch_size
+            base = net.sample_height // net.patch_size, net.sample_width // net.patch_size
+            if net.patch_size_t is None:
+                region = get_resize_crop_region_for_grid(grid, base[1], base[0])
+                extra = {"crops_coords": region, "temporal_size": frames}
+            else:
+                extra = {"crops_coords": None, "temporal_size": -(-frames // net.patch_size_t), "grid_type": "slice", "max_size": base}
+            self._rotary = get_3d_rotary_pos_embed(embed_dim=net.attention_head_dim, grid_size=grid, device=x_t.device, **extra)
+        return self._rotary
+
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        if self._pipeline is None:
+            self._pipeline = CogVideoXPipeline.from_pretrained(
+                self.folder, transformer=None, vae=None, dtype=self.config.torch_dtype
+            ).to(self.device)
+        length = self.network.config.max_text_seq_length
+        with torch.no_grad():
+            embeds, _ = self._pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
+        return Cond({"prompt_embeds": embeds})
+
+    def release_text(self) -> None:
+        self._pipeline = None
+
+    def text_fingerprint(self) -> str:
+        files = [p for part in ("text_encoder", "tokenizer") for p in (self.folder / part).iterdir() if p.is_file()]
+        return file_fingerprint(files, self.config.dtype, str(self.network.config.max_text_seq_length))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        if self._vae is None:
+            self._vae = AutoencoderKLCogVideoX.from_pretrained(
+                self.folder, subfolder="vae", dtype=self.config.torch_dtype
+            ).to(self.device).eval()
+        latents = latents[:, self._extra_frames() :].transpose(1, 2).to(self._vae.dtype) / self._vae_config["scaling_factor"]
+        videos = [self._vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(4)]
+        return torch.cat(videos)
+
+    def student_scheduler(self, grid: TimeGrid) -> CogVideoXDDIMScheduler:
+        return scheduler_for(grid, self.process, self.scheduler)
+
+    def stock_pipeline(self) -> CogVideoXPipeline:
+        pipeline = CogVideoXPipeline.from_pretrained(
+            self.folder, text_encoder=None, tokenizer=None, vae=None, dtype=self.config.torch_dtype, variant=self.config.variant
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._compression()
+        return pipeline.to(self.device)
+
+    def stock_latents(self, pipeline, z: Tensor, cond: Cond, *, steps: int) -> Tensor:
+        return pipeline(
+            prompt_embeds=cond["prompt_embeds"].to(self.config.torch_dtype), latents=z.to(self.config.torch_dtype),
+            height=self.size.height, width=self.size.width, num_frames=self.size.frames,
+            num_inference_steps=steps, guidance_scale=1.0, output_type="latent",
+        ).frames.float()
+
+    def stock_call(self) -> str:
+        return (
+            f"num_frames={self.size.frames}, height={self.size.height}, width={self.size.width},"
+            f" max_sequence_length={self.network.config.max_text_seq_length}"
+        )
+
+    @classmethod
+    def empty_network(cls, folder: Path) -> CogVideoXTransformer3DModel:
+        with torch.device("meta"):
+            return CogVideoXTransformer3DModel.from_config(CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer"))
+
+    @staticmethod
+    def tokens(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> tuple[int, int, int]:
+        net, vae = network.config, AutoencoderKLCogVideoX.load_config(folder, subfolder="vae")
+        spatial = 2 ** (len(vae["block_out_channels"]) - 1) * net.patch_size
+        frames = -(-((size.frames - 1) // int(vae["temporal_compression_ratio"]) + 1) // (net.patch_size_t or 1))
+        video = frames * (size.height // spatial) * (size.width // spatial)
+        return net.max_text_seq_length + video, net.num_attention_heads * net.attention_head_dim, net.num_layers

@@ -1,0 +1,208 @@
+"""What a run is: frozen dataclasses to and from one JSON file, with `--set a.b=c` on top.
+
+Unknown keys and wrong types are refused by their dotted path. Settings that belong to one
+part of the project are declared there (ModelConfig, TDM, OptimConfig, ...); this file only
+puts them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .adapters.lora import LoraSettings
+from .backbones.base import ClipSize, ModelConfig
+from .diffusion.grid import TimeGrid, explicit, shifted, uniform
+from .diffusion.process import Process
+from .distill.tdm import TDM
+from .parallel.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The student's times; see diffusion/grid.py."""
+
+    kind: Literal["uniform", "shifted", "explicit"] = "uniform"
+    steps: int = 4
+    start: float = 1.0
+    shift: float = 1.0
+    timesteps: tuple[float, ...] = ()
+
+    def build(self, process: Process) -> TimeGrid:
+        """The grid for a process; ValueError names what does not fit."""
+        if self.kind == "explicit":
+            return explicit(list(self.timesteps), process)
+        if self.kind == "uniform":
+            return uniform(self.steps, process, start=self.start)
+        return shifted(self.steps, self.shift, process, start=self.start)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Training prompts, and where their embeddings are cached."""
+
+    path: str = ""
+    column: str = "prompt"
+    cache: str = "cache/embeddings"
+    limit: int = 0
+    """Use only the first so many prompts; 0 uses all."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Videos per optimiser step = micro x accumulation x data-parallel ranks."""
+
+    micro: int = 1
+    accumulation: int = 1
+
+    def __post_init__(self):
+        if self.micro < 1 or self.accumulation < 1:
+            raise ValueError(f"batch.micro={self.micro}, accumulation={self.accumulation}: both are at least 1")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is spread; `auto` uses DeepSpeed when a launcher started this process."""
+
+    backend: Literal["auto", "none", "deepspeed"] = "auto"
+    zero_stage: int = 3
+    gradient_checkpointing: bool = False
+    timeout_minutes: int = 30
+
+    def __post_init__(self):
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"parallel.zero_stage={self.zero_stage}: ZeRO has the stages 0, 1, 2 and 3")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How often, in steps; 0 turns a thing off. The last step always has all of them."""
+
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    sample_every: int = 100
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts of the samples and of the report's gallery; empty takes the first training prompts."""
+    sample_count: int = 4
+    seed: int = 1234
+    """Of the noise of samples and gallery."""
+    teacher_steps: int = 50
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run."""
+
+    name: str = "run"
+    out: str = ""
+    """Run folder; empty means runs/<name>."""
+    seed: int = 0
+    steps: int = 500
+    max_bad_steps: int = 3
+    """Stop after so many iterations in a row whose loss or gradient was not finite."""
+    model: ModelConfig = ModelConfig()
+    video: ClipSize = ClipSize()
+    prompts: PromptConfig = PromptConfig()
+    grid: GridConfig = GridConfig()
+    objective: TDM = TDM()
+    training: Literal["lora", "full"] = "lora"
+    """lora: student and fake are adapters on one frozen base; full: three whole networks."""
+    lora: LoraSettings = LoraSettings()
+    student: OptimConfig = OptimConfig()
+    fake: OptimConfig = OptimConfig(lr=5e-4)
+    ema: float = 0.0
+    """Decay of the student's averaged weights, which are what is sampled and exported; 0 is off."""
+    batch: BatchConfig = BatchConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: a run has at least 1 step")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.out or f"runs/{self.name}")
+
+
+def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
+    """A run from its JSON file and `a.b=value` overrides; values are JSON, or plain strings."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config {str(path)!r} does not exist: the ready ones are in configs/")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    for override in overrides:
+        _override(data, override)
+    data.setdefault("name", path.stem)
+    return from_dict(RunConfig, data)
+
+
+def to_dict(config: Any) -> dict:
+    """Plain JSON values, every default written out; `from_dict` gives the same config back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type, data: Any, where: str = "") -> Any:
+    """Build a dataclass from JSON values; ValueError names the dotted path, the value and the rule."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where or 'config'} must be a JSON object, not {data!r}")
+    hints, values = typing.get_type_hints(cls), {}
+    for key, value in data.items():
+        dotted = f"{where}.{key}" if where else key
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            raise ValueError(f"unknown setting {dotted!r}" + (f": did you mean {near[0]!r}?" if near else f": known here are {', '.join(hints)}"))
+        values[key] = _convert(hints[key], value, dotted)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where and where.split(".")[0] not in str(error) else str(error)) from None
+
+
+def _convert(kind: Any, value: Any, dotted: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, dotted)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{dotted}={value!r}: choose one of {', '.join(map(repr, options))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(next(o for o in options if o is not type(None)), value, dotted)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{dotted}={value!r} must be a list")
+        item = options[0]
+        return tuple(_convert(item, one, f"{dotted}[{i}]") for i, one in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{dotted}={value!r} must be of type {kind.__name__}")
+    return value
+
+
+def _override(data: dict, text: str) -> None:
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted:
+        raise ValueError(f"--set {text!r}: write --set a.b=value")
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ValueError(f"--set {text!r}: {parent!r} is a value, not a group of settings")
+    try:
+        data[last] = json.loads(value)
+    except json.JSONDecodeError:
+        data[last] = value

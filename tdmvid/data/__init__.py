@@ -1,0 +1,1 @@
+"""Prompts, cached text embeddings and video files."""

@@ -1,0 +1,141 @@
+"""Text embeddings on disk, so that training never loads the text encoder.
+
+A shard is a safetensors file under root/<fingerprint>/; its tensors are named
+<sha256 of the prompt>.<name of the tensor in Cond>, each without the batch dimension, for
+instance prompt_embeds [T, D] of T tokens and D channels. Shards are written whole and never
+changed, so that any number of processes may read and write one cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from ..diffusion.denoiser import Cond
+from .files import PART, atomic_path
+
+PROMPTS_PER_SHARD = 512
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where one prompt's tensors are."""
+
+    shard: safe_open
+    names: tuple[str, ...]
+
+
+class EmbeddingCache:
+    """The embeddings of one text encoder; prompts are found by their text.
+
+    fingerprint: names the encoder and all that shapes its output (weights, token limit,
+    dtype), in letters, digits, "_", "-" and ".".
+    """
+
+    def __init__(self, root: Path, fingerprint: str):
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", fingerprint):
+            raise ValueError(f"fingerprint={fingerprint!r} names a folder: use letters, digits, '_', '-' and '.'")
+        self.folder, self.fingerprint = Path(root) / fingerprint, fingerprint
+        self._shards: dict[str, safe_open] = {}
+        self._entries: dict[str, _Entry] = {}
+
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        """The prompts that no shard has, each once, in order."""
+        self._scan()
+        return [prompt for prompt in dict.fromkeys(prompts) if _key(prompt) not in self._entries]
+
+    def add(self, prompts: list[str], cond: Cond) -> None:
+        """Writes one new shard with the embeddings of `prompts`, in the dtype they have."""
+        assert len(prompts) == cond.batch > 0, f"{len(prompts)} prompts, batch of {cond.batch}"
+        # Contiguous first: safetensors refuses rows that overlap, as those of an expanded batch do.
+        batches = {name: tensor.detach().cpu().contiguous() for name, tensor in cond.items()}
+        tensors = {f"{_key(p)}.{name}": batch[i] for name, batch in batches.items() for i, p in enumerate(prompts)}
+        with atomic_path(self.folder / f"{uuid.uuid4().hex}.safetensors") as part:
+            save_file(tensors, part, metadata={"fingerprint": self.fingerprint})
+
+    def get(self, prompts: list[str]) -> Cond:
+        """The embeddings of `prompts`, one row each, on the CPU; raises ValueError if one is missing."""
+        if any(_key(prompt) not in self._entries for prompt in prompts):
+            if missing := self.missing(prompts):
+                raise ValueError(
+                    f"{self.folder}: no embedding of {missing[0]!r} ({len(missing)} missing): "
+                    "run python launch/embed_prompts.py --config ..."
+                )
+        rows = [self._row(prompt) for prompt in prompts]
+        layouts = [{name: tensor.shape for name, tensor in row.items()} for row in rows]
+        for prompt, layout in zip(prompts, layouts):
+            if layout != layouts[0]:
+                raise ValueError(
+                    f"{self.folder}: {prompt!r} has {layout}, {prompts[0]!r} has {layouts[0]}: "
+                    "the shards are of different encoders; delete the folder and embed again"
+                )
+        return Cond({name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {})
+
+    def _row(self, prompt: str) -> dict[str, torch.Tensor]:
+        key = _key(prompt)
+        entry = self._entries[key]
+        return {name: entry.shard.get_tensor(f"{key}.{name}") for name in entry.names}
+
+    def _scan(self) -> None:
+        """Opens the shards that came since the last look, whoever wrote them."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name in self._shards or PART in path.name:
+                continue
+            shard, entries = _open(path, self.fingerprint)
+            self._shards[path.name] = shard
+            self._entries.update(entries)
+
+
+def embed_prompts(
+    cache: EmbeddingCache,
+    prompts: Iterable[str],
+    encode: Callable[[list[str]], Cond],
+    *,
+    batch: int = 16,
+    progress: bool = True,
+) -> int:
+    """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were.
+
+    Each shard is on disk before the next is begun: a killed run loses the work of one.
+    """
+    missing = cache.missing(prompts)
+    with tqdm(total=len(missing), desc="embedding prompts", unit="prompt", disable=not progress) as bar:
+        for first in range(0, len(missing), PROMPTS_PER_SHARD):
+            shard = missing[first : first + PROMPTS_PER_SHARD]
+            conds = []
+            for start in range(0, len(shard), batch):
+                some = shard[start : start + batch]
+                with torch.no_grad():
+                    conds.append(encode(some).to("cpu"))
+                bar.update(len(some))
+            cache.add(shard, Cond.cat(conds))
+    return len(missing)
+
+
+def _key(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def _open(path: Path, fingerprint: str) -> tuple[safe_open, dict[str, _Entry]]:
+    """A shard, memory mapped, and its prompts by their keys; raises ValueError if it is not one."""
+    try:
+        shard = safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: broken shard ({error}): delete it and embed again") from error
+    found = (shard.metadata() or {}).get("fingerprint")
+    if found != fingerprint:
+        raise ValueError(f"{path}: shard of encoder {found!r}, not {fingerprint!r}: delete it and embed again")
+    names: dict[str, list[str]] = {}
+    for tensor in shard.keys():
+        key, name = tensor.split(".", 1)
+        names.setdefault(key, []).append(name)
+    return shard, {key: _Entry(shard, tuple(sorted(of_key))) for key, of_key in names.items()}

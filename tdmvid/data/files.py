@@ -1,0 +1,54 @@
+"""Files that are there whole or not at all, whatever kills the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PART = ".part"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write, which becomes `path` when the block ends without an error.
+
+    It keeps the suffix, by which many writers choose their format; its name has PART in it,
+    so that a reader of the folder can tell what a killed process left. Missing parent folders
+    are made. On an error the sibling is removed and an older `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the stem: videos are named by their prompts, close to the longest name allowed.
+    part = path.parent / f".{uuid.uuid4().hex[:8]}{PART}{path.suffix}"
+    try:
+        yield part
+        _fsync(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)  # the rename itself is on disk only after this
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, atomically."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Writes indented JSON, atomically; raises TypeError for what JSON cannot hold."""
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

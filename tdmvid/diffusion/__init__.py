@@ -1,0 +1,1 @@
+"""The mathematics: processes, time grids, denoisers, samplers. Knows torch only."""

@@ -1,0 +1,86 @@
+"""What a network is to the method: a function (x_t, t, cond) -> x0.
+
+Shapes: B batch; x_t and x0 are [B, ...] of any trailing shape; t is [B] in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .process import Process
+
+
+class Cond(Mapping[str, Tensor]):
+    """The conditioning of a batch: named tensors, each with the batch first.
+
+    A backbone decides the names (`prompt_embeds`, `pooled_prompt_embeds`, ...); the
+    method only ever selects, joins and moves batches.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors = dict(tensors)
+        sizes = {name: len(tensor) for name, tensor in self._tensors.items()}
+        assert len(set(sizes.values())) <= 1, f"batch sizes differ: {sizes}"
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def batch(self) -> int:
+        """Batch size; 0 for an unconditional model's empty Cond."""
+        return len(next(iter(self._tensors.values()))) if self._tensors else 0
+
+    def to(self, *args, **kwargs) -> Cond:
+        """As `Tensor.to`, for every tensor."""
+        return Cond({name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
+
+    def rows(self, index: slice | Tensor) -> Cond:
+        """The conditioning of some samples of the batch."""
+        return Cond({name: tensor[index] for name, tensor in self.items()})
+
+    def expand(self, batch: int) -> Cond:
+        """One sample's conditioning for a batch of `batch`, without copying."""
+        return Cond({name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in self.items()})
+
+    @staticmethod
+    def cat(conds: list[Cond]) -> Cond:
+        """Batches joined along the batch dimension; all must have the same names."""
+        return Cond({name: torch.cat([cond[name] for cond in conds]) for name in conds[0]})
+
+
+class Denoiser(Protocol):
+    """A network behind the one contract of the method."""
+
+    process: Process
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The predicted clean sample, float32, in the shape of x_t."""
+        ...
+
+
+class Guided:
+    """Classifier-free guidance, D(null) + cfg (D(cond) - D(null)); cfg = 1 is the plain denoiser.
+
+    Both branches go through the network in one call of twice the batch.
+    """
+
+    def __init__(self, denoiser: Denoiser, null: Cond, cfg: float):
+        self.denoiser, self.null, self.cfg = denoiser, null, cfg
+        self.process = denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        if self.cfg == 1.0:
+            return self.denoiser(x_t, t, cond)
+        both = Cond.cat([self.null.expand(len(x_t)), cond])
+        without, with_ = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return without + self.cfg * (with_ - without)

@@ -1,0 +1,96 @@
+"""One training iteration, for any objective (arXiv 2503.06674, Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..diffusion.denoiser import Cond, Denoiser
+from ..diffusion.grid import TimeGrid
+from ..diffusion.sampler import Trajectory, rollout
+from .objective import Objective, Roles
+
+
+class Engine(Protocol):
+    """What an iteration needs of a trainable role."""
+
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self, *, skip: bool = False): ...
+
+
+@dataclass
+class GradedPath:
+    """A trajectory up to s_k and the one student call on it that carries a gradient.
+
+    With `keep`, its graph is kept while the fake is updated, so the call is made once;
+    without, the fake's turn makes it without a graph (gradient accumulation: one graph at a time).
+    """
+
+    path: Trajectory
+    student: Denoiser
+    keep: bool
+    _x0: Tensor | None = field(default=None, repr=False)
+
+    def x0_hat(self, *, graded: bool) -> Tensor:
+        """The clean prediction at s_k: with its graph for the student's turn, detached otherwise."""
+        if self._x0 is None or (graded and not self._x0.requires_grad):
+            with torch.set_grad_enabled(graded or self.keep):
+                self._x0 = self.student(self.path.x, self.path.upper, self.path.cond)
+        return self._x0 if graded else self._x0.detach()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scalars to log, and the role whose loss or gradient was not finite, if any."""
+
+    scalars: dict[str, float]
+    failed: str | None = None
+
+
+def pick_k(objective: Objective, grid: TimeGrid, batch: int, shared: torch.Generator, own: torch.Generator) -> Tensor:
+    """The step of each sample, [B] in 1..K: one for all ranks if the rollout stops there, else per sample."""
+    if objective.rollout == "stop":
+        return torch.randint(1, grid.steps + 1, (1,), generator=shared).expand(batch)
+    return torch.randint(1, grid.steps + 1, (batch,), generator=own)
+
+
+def iterate(
+    step: int, conds: list[Cond], noise_shape: tuple[int, ...], *,
+    objective: Objective, roles: Roles, engines: dict[str, Engine], grid: TimeGrid, streams, first_stream: int = 0,
+) -> Outcome:
+    """Roll out, then let each role of the objective take its turn on the same trajectories.
+
+    conds: one Cond per micro-batch; noise_shape: [B, ...] of a micro-batch. A turn whose
+    loss or gradient is not finite changes nothing and ends the iteration.
+    """
+    process, device = roles.student.process, streams.device
+    graded = []
+    for micro, cond in enumerate(conds):
+        own = lambda name: streams.generator(step, name, first_stream + micro, device="cpu")  # noqa: B023, E731
+        k = pick_k(objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k")).to(device)
+        z = torch.randn(noise_shape, generator=streams.generator(step, "z", first_stream + micro), device=device)
+        calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
+        graded.append(GradedPath(rollout(roles.student, z, cond, grid, k, calls=calls), roles.student, keep=len(conds) == 1))
+
+    scalars: dict[str, list[Tensor]] = {}
+    for turn, role in enumerate(objective.roles):
+        for micro, call in enumerate(graded):
+            generator = streams.generator(step, f"{role}/{turn}", first_stream + micro)
+            draw = objective.draw(call.path, call.x0_hat(graded=role == "student"), generator, process)
+            terms = objective.loss(role, roles, draw, call.path.cond)
+            engines[role].backward(terms["loss"])
+            for name, value in terms.items():
+                scalars.setdefault(f"{name}/{role}", []).append(value.detach())
+        losses = torch.stack(scalars[f"loss/{role}"])
+        result = engines[role].step(skip=not bool(losses.isfinite().all()))
+        scalars[f"grad_norm/{role}"] = [torch.tensor(result.grad_norm)]
+        if not result.applied:
+            return Outcome(_means(scalars), failed=role)
+    return Outcome(_means(scalars))
+
+
+def _means(scalars: dict[str, list[Tensor]]) -> dict[str, float]:
+    return {name: torch.stack([v.float().cpu() for v in values]).mean().item() for name, values in scalars.items()}

@@ -1,0 +1,120 @@
+"""Trajectory Distribution Matching (arXiv 2503.06674).
+
+For each step k of the student, q(x_tau) of its own trajectory in the segment
+[s_{k-1}, s_k] is matched to the teacher's distribution at the same tau. One fake score
+serves all K segments because they do not overlap (Eq. 9).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..diffusion.denoiser import Cond
+from ..diffusion.process import Process, broadcast
+from ..diffusion.sampler import Trajectory
+from .losses import distance, effective_sample_share, importance_weight, per_sample_mean, snr_weight
+from .objective import Draw, Roles
+
+
+@dataclass(frozen=True)
+class TDM:
+    """TDM's options; the defaults are those of the authors' released code."""
+
+    cfg: float = 1.0
+    """The teacher's guidance; 1 is none."""
+    segments: Literal["separate", "to_terminal"] = "separate"
+    """tau in [s_{k-1}, s_k], or in [s_{k-1}, 1]: overlapping segments, which bias the one fake score."""
+    randmid: bool = False
+    """Start the draw at a uniform time in [s_{k-1}, s_k - margin_low] instead of s_{k-1}."""
+    margin_low: float = 0.02
+    """tau stays at least this far above s (and at least one table entry)."""
+    margin_high: float = 0.01
+    """tau stays this far below the segment's upper end."""
+    distance: Literal["huber", "huber_vector", "l2"] = "huber"
+    """The generator's loss, see losses.distance."""
+    huber_c: float | None = None
+    """None: 1e-3 for huber, 0.00054 sqrt(dimensions) for huber_vector."""
+    fake_target: Literal["x0_hat", "exact"] = "x0_hat"
+    """Regress on the student's prediction with importance weights, or on the exact conditional score."""
+    importance: Literal["mean", "sum", "none"] = "mean"
+    snr_ceiling: float = 5.0
+    fake_updates: int = 1
+    """Fake updates per student update, each with a draw of its own."""
+    rollout: Literal["stop", "full"] = "stop"
+    """stop: one k for the whole iteration, the rollout ends there; full: a k per sample, K - 1 calls."""
+
+    def __post_init__(self):
+        if self.margin_low < 0 or self.margin_high < 0:
+            raise ValueError(f"objective.margin_low={self.margin_low}, margin_high={self.margin_high}: margins are not negative")
+        if self.fake_updates < 1:
+            raise ValueError(f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1 update per iteration")
+        if self.cfg < 0 or self.snr_ceiling <= 0:
+            raise ValueError(f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 and the ceiling > 0")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The fake first, so that the student sees an updated score."""
+        return ("fake",) * self.fake_updates + ("student",)
+
+    def draw(self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process) -> Draw:
+        """s, tau and noise; x_tau ~ q(x_tau | x_s) with x_s on the trajectory, one DDIM step from `path.x`."""
+        clean = x0_hat.detach()
+        u = torch.rand(2, len(clean), generator=generator, device=clean.device)
+        eps = torch.randn(clean.shape, generator=generator, device=clean.device)
+        s, tau = self._times(path, u, process)
+        eps_hat = process.eps_from_x0(path.x, clean, path.upper)
+        x_tau = process.renoise(process.noise(clean, eps_hat, s), eps, s, tau)
+        scale, beta = process.bridge(s, tau)
+        _, sigma_s = process.alpha_sigma(s)
+        _, sigma_tau = process.alpha_sigma(tau)
+        eps_mix = broadcast(scale * sigma_s / sigma_tau, clean) * eps_hat + broadcast(beta / sigma_tau, clean) * eps
+        return Draw(x0_hat, x_tau, s, tau, eps, eps_mix, beta)
+
+    def _times(self, path: Trajectory, u: Tensor, process: Process) -> tuple[Tensor, Tensor]:
+        s = path.lower
+        if self.randmid:
+            s = process.snap(s + u[1] * (path.upper - self.margin_low - s).clamp(min=0))
+        upper = path.upper if self.segments == "separate" else torch.ones_like(s)
+        low = s + max(self.margin_low, process.resolution)
+        low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
+        high = torch.maximum(upper - self.margin_high, low)
+        return s, process.snap(low + u[0] * (high - low))
+
+    def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
+        """The fake's denoising loss or the student's matching loss."""
+        return (self._fake if role == "fake" else self._student)(roles, draw, cond)
+
+    def _fake(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
+        """Weighted score matching (arXiv 2503.06674, L_psi), in the x0 parametrisation.
+
+        The exact target x0* = (x_tau - sigma^2 eps / beta) / alpha is compared as alpha x0*,
+        so nothing is divided by an alpha of zero.
+        """
+        alpha, sigma = roles.fake.process.alpha_sigma(draw.tau)
+        predicted = roles.fake(draw.x_tau, draw.tau, cond)
+        if self.fake_target == "exact":
+            target = draw.x_tau - broadcast(sigma.square() / draw.beta, draw.eps) * draw.eps
+            error = (broadcast(alpha, target) * predicted - target).square()
+            weight = torch.minimum(1 / sigma.square(), self.snr_ceiling / alpha.square())
+            importance = torch.ones_like(weight)
+        else:
+            error = (predicted - draw.x0_hat.detach()).square()
+            weight = snr_weight(alpha, sigma, self.snr_ceiling)
+            importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
+        loss = (importance * weight * per_sample_mean(error)).mean()
+        return {"loss": loss, "ess": effective_sample_share(importance)}
+
+    def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
+        """The surrogate loss whose gradient in x0_hat points along teacher - fake (arXiv 2503.06674, Eq. 11)."""
+        with torch.no_grad():
+            teacher = roles.teacher(draw.x_tau, draw.tau, cond)
+            fake = roles.fake(draw.x_tau, draw.tau, cond)
+            clean = draw.x0_hat.detach()
+            target = clean + teacher - fake
+            norm = per_sample_mean((clean - teacher).abs()).clamp(min=1e-8)
+        loss = distance(draw.x0_hat, target, norm, kind=self.distance, huber_c=self.huber_c)
+        return {"loss": loss, "gap": (teacher - fake).abs().mean() / norm.mean()}

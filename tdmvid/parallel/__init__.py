@@ -1,0 +1,1 @@
+"""The only place that knows torch.distributed and DeepSpeed."""

@@ -1,0 +1,197 @@
+"""One trainable role over many processes: `TorchEngine`'s contract on DeepSpeed's ZeRO.
+
+ZeRO stage 1 shards the optimiser, 2 the gradients too, 3 the weights too. Two engines may
+share their frozen Parameter objects (one base for student and fake): the first shards them,
+the second finds them sharded. Every method but `trainable` is collective: all ranks make the
+same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .engine import StepResult
+from .launch import all_agree, barrier
+from .optim import OptimConfig
+
+TAG = "zero"
+
+
+def deepspeed_config(
+    optim: OptimConfig, *,
+    zero_stage: int, micro_batch: int, accumulation: int, dtype: torch.dtype, trainable: int, persistence_threshold: int,
+) -> dict:
+    """DeepSpeed's configuration of one role; `trainable` is its number of trainable values."""
+    zero = {"stage": zero_stage, "reduce_bucket_size": min(trainable, 500_000_000)}  # its buffer is allocated in full
+    if zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = persistence_threshold
+    config = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's optimisers: DeepSpeed's own are compiled on first use
+        "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # or the host waits for the device in every forward
+    }
+    if dtype != torch.float32:
+        # The engine switches the caller's autocast off unless it has its own. No module is
+        # listed: a listed one has its parameters communicated in the lower precision.
+        name = str(dtype).removeprefix("torch.")
+        config["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
+    return config
+
+
+class DeepSpeedEngine:
+    """A role over all ranks; the gradient is the mean over ranks and micro-batches.
+
+    micro_batch: samples of one micro-batch on one rank; dtype: of the frozen weights and of
+    the network's arithmetic. Trainable parameters are float32, and rank 0's values are taken.
+    persistence_threshold: with ZeRO-3, smaller parameters stay whole on every rank.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: OptimConfig, *,
+        total_steps: int, micro_batch: int, accumulation: int = 1, ema: float = 0.0,
+        zero_stage: int = 3, dtype: torch.dtype = torch.float32, persistence_threshold: int = 100_000,
+    ):
+        if zero_stage not in (1, 2, 3):
+            raise ValueError(f"parallel.zero_stage={zero_stage}: choose 1, 2 or 3")
+        if dtype == torch.float16:
+            raise ValueError("model.dtype='float16' overflows without loss scaling, which DeepSpeed engines leave out: use bfloat16")
+        import deepspeed  # not before launch.start, which chooses the accelerator that deepspeed finds on import
+
+        self.module, self.config = module, config
+        self.total_steps, self.accumulation, self.decay = total_steps, accumulation, ema
+        self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        assert self.trainable, "a role without trainable parameters"
+        assert all(p.dtype == torch.float32 for p in self.trainable.values()), "trainable parameters are float32"
+        parameters = list(self.trainable.values())
+        for parameter in parameters:  # DeepSpeed leaves this out when it finds the base already sharded
+            dist.broadcast(parameter.data, 0)
+        settings = deepspeed_config(
+            config, zero_stage=zero_stage, micro_batch=micro_batch, accumulation=accumulation, dtype=dtype,
+            trainable=sum(p.numel() for p in parameters), persistence_threshold=persistence_threshold,
+        )
+        self.engine = deepspeed.initialize(
+            model=module, model_parameters=parameters, optimizer=config.build(parameters), config=settings
+        )[0]
+        self.average = {name: _own_part(p).clone() for name, p in self.trainable.items()} if ema else {}
+        self.updates = self._backwards = 0
+
+    def __call__(self, *args, **kwargs):
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of the mean over micro-batches and ranks."""
+        self._backwards += 1
+        assert self._backwards <= self.accumulation, "more backward passes than `accumulation` before a step"
+        self.engine.set_gradient_accumulation_boundary(self._backwards == self.accumulation)
+        self.engine.backward(loss)
+
+    def step(self, *, skip: bool = False) -> StepResult:
+        """Clip, step and average; if one rank says `skip`, or the gradient is not finite, all only forget the gradient.
+
+        The gradient norm is infinite when nothing was applied.
+        """
+        assert self._backwards == self.accumulation, f"{self._backwards} backward passes, not {self.accumulation}, before a step"
+        self._backwards = 0
+        rate = self.config.rate(self.updates, self.total_steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        if not all_agree(not skip):
+            self._spoil_gradient()
+        self.engine.step()
+        applied = self.engine.was_step_applied()
+        if applied:
+            self.updates += 1
+            self._update_average()
+        return StepResult(applied, float(self.engine.get_global_grad_norm()), rate)
+
+    def _spoil_gradient(self) -> None:
+        """Make the library's own check for finite gradients fail, so that its own clean-up runs."""
+        for gradients in self.engine.optimizer.averaged_gradients.values():
+            for gradient in gradients:
+                gradient.fill_(float("nan"))
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average:
+            own = [_own_part(p) for p in self.trainable.values()]
+            torch._foreach_lerp_(list(self.average.values()), own, 1 - self.decay)
+
+    def weights(self, *, averaged: bool) -> dict[str, Tensor]:
+        """Whole trainable tensors on the CPU by parameter name, on every rank; the average if there is one and it is asked for."""
+        source = self.average if averaged and self.average else {n: _own_part(p) for n, p in self.trainable.items()}
+        return {name: _whole(source[name], p) for name, p in self.trainable.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write weights, average and every rank's optimiser state; the caller makes the folder appear at once."""
+        self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+        weights, average = self.weights(averaged=False), self.weights(averaged=True)
+        if dist.get_rank() == 0:
+            save_file(weights, folder / "weights.safetensors")
+            if self.average:
+                save_file(average, folder / "average.safetensors")
+            (folder / "engine.json").write_text(json.dumps({"updates": self.updates, "ranks": dist.get_world_size()}))
+        barrier()
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, bit for bit, into a new engine.
+
+        ValueError if it belongs to another model or to another number of ranks.
+        """
+        state = json.loads((folder / "engine.json").read_text())
+        if state["ranks"] != dist.get_world_size():
+            raise ValueError(f"{folder} was written by {state['ranks']} ranks, not {dist.get_world_size()}: resume with as many")
+        self._check_shapes(folder / "weights.safetensors")
+        self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        if self.average:
+            for name, tensor in load_file(folder / "average.safetensors").items():
+                _assign_own_part(self.average[name], tensor, self.trainable[name])
+        self.updates = state["updates"]
+
+    def _check_shapes(self, path: Path) -> None:
+        saved = {name: tuple(tensor.shape) for name, tensor in load_file(path).items()}
+        mine = {name: _shape(p) for name, p in self.trainable.items()}
+        if saved != mine:
+            name, shape = sorted(set(saved.items()) ^ set(mine.items()))[0]
+            raise ValueError(f"{path}: {name} {shape} does not fit this model; resume with the config that wrote it")
+
+
+# With ZeRO-3 a parameter is an empty tensor while nobody uses it. Its flattened values, padded
+# to a multiple of the ranks, are cut into equal parts, one a rank: `ds_tensor`.
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _own_part(parameter: nn.Parameter) -> Tensor:
+    """What this rank keeps of a parameter: a flat part with ZeRO-3, else all of it."""
+    return getattr(parameter, "ds_tensor", parameter).detach()
+
+
+def _whole(part: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The ranks' parts put together, on the CPU."""
+    if not hasattr(parameter, "ds_tensor"):
+        return part.clone().cpu()
+    flat = part.new_empty(part.numel() * dist.get_world_size())
+    dist.all_gather_into_tensor(flat, part.contiguous())
+    return flat[: parameter.ds_numel].view(parameter.ds_shape).clone().cpu()
+
+
+def _assign_own_part(part: Tensor, whole: Tensor, parameter: nn.Parameter) -> None:
+    if not hasattr(parameter, "ds_tensor"):
+        part.copy_(whole)
+        return
+    flat = torch.zeros(part.numel() * dist.get_world_size(), dtype=whole.dtype)
+    flat[: whole.numel()] = whole.flatten()
+    part.copy_(flat[dist.get_rank() * part.numel() :][: part.numel()])

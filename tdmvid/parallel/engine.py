@@ -1,0 +1,121 @@
+"""One trainable role: its network, optimiser, clipping, averaging, and its state on disk.
+
+An engine is called like its module. `TorchEngine` is one process; `deepspeed_engine.py`
+has the same contract over ZeRO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step did; `applied` is False when loss or gradient was not finite."""
+
+    applied: bool
+    grad_norm: float
+    lr: float
+
+
+class TorchEngine:
+    """A role in one process.
+
+    `ema` > 0 keeps an exponential moving average of the trainable parameters.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: OptimConfig, *, total_steps: int, accumulation: int = 1, ema: float = 0.0
+    ):
+        self.module, self.config = module, config
+        self.total_steps, self.accumulation, self.decay = total_steps, accumulation, ema
+        self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        assert self.trainable, "a role without trainable parameters"
+        self.optimizer = config.build(list(self.trainable.values()))
+        self.average = {name: p.detach().clone() for name, p in self.trainable.items()} if ema else {}
+        self.updates = 0
+
+    def __call__(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of the mean over micro-batches."""
+        (loss / self.accumulation).backward()
+
+    def step(self, *, skip: bool = False) -> StepResult:
+        """Clip, step and average; with `skip`, or a gradient that is not finite, only forget the gradient."""
+        parameters = list(self.trainable.values())
+        limit = self.config.clip if self.config.clip > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        rate = self.config.rate(self.updates, self.total_steps)
+        applied = not skip and norm < float("inf")
+        if applied:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.updates += 1
+            self._update_average()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(applied, norm, rate)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average:
+            torch._foreach_lerp_(list(self.average.values()), list(self.trainable.values()), 1 - self.decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the module holds the averaged weights, if there are any."""
+        own = {name: self.trainable[name].detach().clone() for name in self.average}
+        try:
+            self._assign(self.average)
+            yield
+        finally:
+            self._assign(own)
+
+    @torch.no_grad()
+    def _assign(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in weights.items():
+            self.trainable[name].copy_(tensor)
+
+    def weights(self, *, averaged: bool) -> dict[str, Tensor]:
+        """Copies of the trainable tensors by parameter name, the average if there is one and it is asked for."""
+        source = self.average if averaged and self.average else self.trainable
+        return {name: tensor.detach().clone() for name, tensor in source.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write weights, average and optimiser state; the caller makes the folder appear at once."""
+        folder.mkdir(parents=True)
+        contiguous = lambda tensors: {k: v.detach().contiguous() for k, v in tensors.items()}  # noqa: E731
+        save_file(contiguous(self.trainable), folder / "weights.safetensors")
+        if self.average:
+            save_file(contiguous(self.average), folder / "average.safetensors")
+        torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, bit for bit; ValueError if it belongs to another model."""
+        self._copy(load_file(folder / "weights.safetensors"), self.trainable, folder)
+        if self.average:
+            self._copy(load_file(folder / "average.safetensors"), self.average, folder)
+        state = torch.load(folder / "optimizer.pt", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+    @staticmethod
+    def _copy(saved: dict[str, Tensor], into: dict[str, Tensor], folder: Path) -> None:
+        shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}  # noqa: E731
+        if shapes(saved) != shapes(into):
+            differing = sorted(set(shapes(saved).items()) ^ set(shapes(into).items()))[0]
+            raise ValueError(f"{folder}: {differing[0]} {differing[1]} does not fit this model; resume with the config that wrote it")
+        for name, tensor in saved.items():
+            into[name].copy_(tensor)

@@ -1,0 +1,124 @@
+"""Starting and ending the processes of one run, and the few things they tell each other.
+
+Without a launcher a run is one process, and neither DeepSpeed nor torch.distributed is
+touched: every function here then answers for itself.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+Backend = Literal["auto", "none", "deepspeed"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, its number on its machine, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def primary(self) -> bool:
+        """Whether this rank writes the files."""
+        return self.rank == 0
+
+    @property
+    def distributed(self) -> bool:
+        """Whether a launcher started this run, so that DeepSpeed runs it."""
+        return dist.is_initialized()
+
+
+def start(backend: Backend = "auto", timeout_minutes: float = 30.0) -> World:
+    """Join the other ranks of the run; "auto" is deepspeed if a launcher (deepspeed, torchrun) set RANK and WORLD_SIZE.
+
+    A rank that waits longer than `timeout_minutes` for another one fails instead of hanging.
+    Raises ValueError when the backend and the launcher do not fit together.
+    """
+    if backend not in ("auto", "none", "deepspeed"):
+        raise ValueError(f"parallel.backend={backend!r}: choose auto, none or deepspeed")
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if backend == "deepspeed" and not launched:
+        raise ValueError(
+            "parallel.backend='deepspeed' but no launcher set RANK and WORLD_SIZE: start with `deepspeed` or"
+            " `torchrun --nproc_per_node N`, or choose parallel.backend='none'"
+        )
+    if backend == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"parallel.backend='none' in WORLD_SIZE={os.environ['WORLD_SIZE']} processes, each of which would train alone:"
+            " choose 'auto' or 'deepspeed', or start one process without a launcher"
+        )
+    if backend == "none" or not launched:
+        return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    device = _own_device(local_rank)
+    _join(device, timedelta(minutes=timeout_minutes))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def _own_device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"LOCAL_RANK={local_rank} but this machine shows {torch.cuda.device_count()} GPUs: start one process per GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    on_cpu = device.type == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read once, when deepspeed is first imported
+    import deepspeed
+    import deepspeed.ops
+
+    if on_cpu:  # or joining compiles it, which takes a minute and a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def finish() -> None:
+    """Leave the run; harmless in a single process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_agree(flag: bool) -> bool:
+    """Whether `flag` holds on every rank."""
+    if not dist.is_initialized():
+        return flag
+    lowest = _tensor([float(flag)])
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    return bool(lowest.item())
+
+
+def mean(scalars: dict[str, float]) -> dict[str, float]:
+    """Each scalar averaged over the ranks, which all pass the same names; a NaN on one is a NaN for all."""
+    if not dist.is_initialized():
+        return dict(scalars)
+    names = sorted(scalars)
+    total = _tensor([scalars[name] for name in names])
+    dist.all_reduce(total)
+    averages = dict(zip(names, (total / dist.get_world_size()).tolist()))
+    return {name: averages[name] for name in scalars}
+
+
+def _tensor(values: list[float]) -> torch.Tensor:
+    """Where the backend can reduce it: [len(values)], float64."""
+    return torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")

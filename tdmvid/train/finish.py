@@ -1,0 +1,95 @@
+"""After the last step: the LoRA, checked in a stock pipeline, the gallery, the report."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..adapters.export import export_lora
+from ..data.files import write_json
+from ..data.video import write_image
+from ..diffusion.grid import TimeGrid, uniform
+from ..diffusion.sampler import ddim
+from .report import write_report
+from .samples import fixed_noise, sample_student, write_clips
+from .setup import Run
+
+
+def finish(run: Run) -> None:
+    """Write lora/, gallery/ and report.html of a trained run."""
+    z = fixed_noise(run, run.gallery.batch)
+    student_steps: dict[int, Tensor] = {}
+    expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
+    weights = run.engines["student"].weights(averaged=True)
+    gallery = _Gallery(run, z)
+    gallery.student(expected, student_steps)
+    gallery.teacher()
+    if not run.world.primary:
+        return
+    if run.config.training == "lora":
+        facts = export_lora(
+            run.config.folder / "lora", backbone=run.backbone, module=run.engines["student"].module, weights=weights,
+            grid=run.grid, settings=run.config.lora, expected=expected, z=z, cond=run.gallery,
+        )
+        print(f"lora: {run.config.folder / 'lora'}, reloaded in a stock pipeline: largest difference {facts['max_error']:.1e}")
+    gallery.write()
+    print(f"report: {write_report(run.config.folder)}")
+
+
+class _Gallery:
+    """Teacher and student side by side from the same noise, and their clean predictions along the way."""
+
+    def __init__(self, run: Run, z: Tensor):
+        self.run, self.z = run, z
+        self.columns: list[tuple[str, int, Tensor]] = []
+        self.paths: list[tuple[str, list[str], list[Tensor]]] = []
+
+    def student(self, latents: Tensor, steps: dict[int, Tensor]) -> None:
+        grid = self.run.grid
+        self.columns.append((f"student, {grid.steps} steps", grid.steps, latents))
+        self._path(f"student, {grid.steps} steps", grid, steps, list(steps))
+
+    def teacher(self) -> None:
+        """The long reference and the student's own grid, both guided."""
+        cfg, grid = self.run.config.objective.cfg, self.run.grid
+        long = uniform(self.run.config.log.teacher_steps, self.run.backbone.process)
+        calls = 1 if cfg == 1 else 2
+        for position, times in enumerate((long, grid)):
+            steps: dict[int, Tensor] = {}
+            latents = self._sample(times, steps)
+            name = f"teacher, {times.steps} steps" + (f", cfg {cfg:g}" if calls == 2 else "")
+            self.columns.insert(position, (name, calls * times.steps, latents))
+            shown = sorted(steps, reverse=True)[:: max(1, times.steps // 8)]
+            self._path(name, times, steps, shown)
+
+    def _sample(self, times: TimeGrid, steps: dict[int, Tensor]) -> Tensor:
+        teacher = self.run.roles.teacher
+        with tqdm(total=times.steps, desc=f"teacher, {times.steps} steps", disable=not self.run.world.primary) as bar:
+
+            def seen(k: int, x0: Tensor) -> None:
+                steps[k] = x0[:1]
+                bar.update()
+
+            return ddim(teacher, self.z, self.run.gallery, times, on_step=seen)
+
+    def _path(self, name: str, times: TimeGrid, steps: dict[int, Tensor], shown: list[int]) -> None:
+        process = self.run.backbone.process
+        labels = [f"t = {process.timestep(torch.tensor([times.times[k]])).item():g}" for k in shown]
+        self.paths.append((name, labels, [steps[k][:1] for k in shown]))
+
+    def write(self) -> None:
+        run, folder = self.run, self.run.config.folder / "gallery"
+        columns = []
+        for index, (name, nfe, latents) in enumerate(self.columns):
+            videos = run.backbone.decode(latents).cpu()
+            columns.append({"name": name, "nfe": nfe, "videos": write_clips(folder / str(index), videos, run.config.video.fps)})
+        rows = []
+        for index, (name, labels, latents) in enumerate(self.paths):
+            middle = [run.backbone.decode(x0).cpu()[0] for x0 in latents]
+            images = [f"path/{index}_{i}.png" for i in range(len(middle))]
+            for image, video in zip(images, middle):
+                write_image(folder / image, video[:, video.shape[1] // 2])
+            rows.append({"name": name, "labels": labels, "images": images})
+        write_json(folder / "gallery.json", {"prompts": run.gallery_prompts, "columns": columns})
+        write_json(folder / "trajectories.json", {"prompt": run.gallery_prompts[0], "rows": rows})

@@ -1,0 +1,50 @@
+"""Pictures of the student at fixed noise, while it trains and at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.video import write_image, write_strip, write_video
+from ..diffusion.denoiser import Cond
+from ..diffusion.sampler import ddim
+from .setup import Run
+
+
+def fixed_noise(run: Run, count: int) -> Tensor:
+    """The same noise in every call: [count, ...]."""
+    generator = torch.Generator(run.world.device).manual_seed(run.config.log.seed)
+    return torch.randn((count, *run.backbone.latent_shape()), generator=generator, device=run.world.device)
+
+
+def sample_student(run: Run, z: Tensor, cond: Cond, on_step=None) -> Tensor:
+    """K steps of the student, with its averaged weights if it keeps any, from z: latents [B, ...]."""
+    with run.engines["student"].averaged():
+        return ddim(run.roles.student, z, cond, run.grid, on_step=on_step)
+
+
+def write_samples(run: Run, step: int) -> None:
+    """samples/step_*.png (one row per prompt) and an mp4 per prompt."""
+    latents = sample_student(run, fixed_noise(run, run.gallery.batch), run.gallery)
+    if not run.world.primary:
+        return
+    videos = run.backbone.decode(latents).cpu()
+    folder = run.config.folder / "samples"
+    write_strip(folder / f"step_{step:06d}.png", videos)
+    write_clips(folder / f"step_{step:06d}", videos, run.config.video.fps)
+
+
+def write_clips(folder: Path, videos: Tensor, fps: int) -> list[str]:
+    """One mp4 per video [B, 3, F, H, W], or a png for a single frame; returns names relative to `folder`'s parent."""
+    names = []
+    for index, video in enumerate(videos):
+        if video.shape[1] == 1:
+            path = folder / f"{index}.png"
+            write_image(path, video[:, 0])
+        else:
+            path = folder / f"{index}.mp4"
+            write_video(path, video, fps=fps)
+        names.append(f"{folder.name}/{path.name}")
+    return names

@@ -1,0 +1,113 @@
+"""From a config to the things a run works with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..adapters.lora import Base, attach, shared_copy
+from ..backbones.base import Backbone, load_backbone
+from ..config import RunConfig, to_dict
+from ..data.embeddings import EmbeddingCache, embed_prompts
+from ..data.prompts import PromptOrder, read_prompts
+from ..diffusion.denoiser import Cond, Guided
+from ..diffusion.grid import TimeGrid
+from ..distill.objective import Roles
+from ..parallel import launch
+from ..parallel.engine import TorchEngine
+from ..parallel.rng import Streams
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, set up: what the loop needs and nothing else."""
+
+    config: RunConfig
+    world: launch.World
+    backbone: Backbone
+    grid: TimeGrid
+    roles: Roles
+    engines: dict
+    streams: Streams
+    conds: Callable[[list[int]], Cond]
+    """Training conditioning by prompt index."""
+    order: PromptOrder
+    null: Cond
+    gallery_prompts: list[str]
+    gallery: Cond
+
+    @property
+    def fingerprint(self) -> dict:
+        """What a checkpoint must agree on to be resumed by this run."""
+        settings = to_dict(self.config)
+        keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema", "batch")
+        return {key: settings[key] for key in keys} | {"backend": type(self.engines["student"]).__name__}
+
+
+def build_run(config: RunConfig, world: launch.World) -> Run:
+    """Load the teacher, embed the prompts, attach the roles; ValueError for what a user can mend."""
+    device = world.device
+    backbone = load_backbone(config.model, config.video, device=device)
+    grid = config.grid.build(backbone.process)
+    cache, prompts = embeddings(config, backbone, world)
+    gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
+    null = cache.get([""]).to(device)
+    engines, teacher = build_engines(config, world, backbone)
+    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, null, config.objective.cfg))
+    return Run(
+        config, world, backbone, grid, roles, engines, Streams(config.seed, device),
+        conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
+        order=PromptOrder(len(prompts), config.seed), null=null,
+        gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
+    )
+
+
+def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tuple[EmbeddingCache, list[str]]:
+    """The cache with every prompt of the run in it, and the training prompts; the text encoder is gone afterwards."""
+    if not config.prompts.path:
+        raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
+    prompts = read_prompts(Path(config.prompts.path), column=config.prompts.column)
+    prompts = prompts[: config.prompts.limit] if config.prompts.limit else prompts
+    root, key = Path(config.prompts.cache), backbone.text_fingerprint()
+    if world.primary:
+        embed_prompts(EmbeddingCache(root, key), ["", *prompts, *config.log.sample_prompts], backbone.encode_prompts)
+    launch.barrier()
+    backbone.release_text()
+    return EmbeddingCache(root, key), prompts
+
+
+def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) -> tuple[dict, object]:
+    """Engines of student and fake, and the unguided teacher."""
+    if config.training == "lora":
+        fake_net = shared_copy(backbone.network)
+        student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
+        attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
+    else:
+        student_net, fake_net = (copy.deepcopy(backbone.network).float().requires_grad_(True) for _ in range(2))
+    if config.parallel.gradient_checkpointing:
+        for network in (student_net, fake_net):
+            network.enable_gradient_checkpointing()
+    student = _engine(student_net, config, "student", world)
+    fake = _engine(fake_net, config, "fake", world)
+    network = Base(student, student_net) if config.training == "lora" else backbone.network
+    return {"student": student, "fake": fake}, backbone.denoiser(network)
+
+
+def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World):
+    settings = {"student": config.student, "fake": config.fake}[role]
+    updates = config.objective.fake_updates if role == "fake" else 1
+    common = {
+        "total_steps": config.steps * updates, "accumulation": config.batch.accumulation,
+        "ema": config.ema if role == "student" else 0.0,
+    }
+    if not world.distributed:
+        return TorchEngine(network, settings, **common)
+    from ..parallel.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(network, settings, **common, zero_stage=config.parallel.zero_stage, micro_batch=config.batch.micro, dtype=config.model.torch_dtype)

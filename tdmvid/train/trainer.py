@@ -1,0 +1,85 @@
+"""The training loop: prompts -> trajectory -> draws -> losses -> steps, then the LoRA and the report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from ..config import RunConfig, to_dict
+from ..data.files import write_json
+from ..distill.iteration import iterate
+from ..parallel import launch
+from .checkpoint import Checkpoints
+from .finish import finish
+from .monitor import Monitor
+from .samples import write_samples
+from .setup import Run, build_run
+
+
+class TrainingStopped(RuntimeError):
+    """Too many iterations in a row were not finite; the last good state is in a checkpoint."""
+
+
+def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | None = None) -> Path:
+    """Train, export, report; returns the run folder.
+
+    resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "".
+    """
+    world = launch.start(config.parallel.backend, config.parallel.timeout_minutes)
+    folder = config.folder
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, primary=world.primary)
+    if not resume and checkpoints.steps():
+        raise ValueError(f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose another --out")
+    run = build_run(config, world)
+    start = _resume(run, checkpoints, resume)
+    if world.primary:
+        write_json(folder / "config.json", to_dict(config))
+        write_json(folder / "commands.json", {"commands": [{"what": w, "command": c} for w, c in (commands or {}).items()]})
+    monitor = Monitor(folder, total=config.steps, start=start, primary=world.primary)
+    try:
+        _loop(run, start, checkpoints, monitor)
+    finally:
+        monitor.close()
+    finish(run)
+    return folder
+
+
+def _resume(run: Run, checkpoints: Checkpoints, resume: str) -> int:
+    path = checkpoints.latest() if resume == "auto" else Path(resume) if resume else None
+    return Checkpoints.load(path, run.engines, run.fingerprint) if path else 0
+
+
+def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> None:
+    config, log, bad = run.config, run.config.log, 0
+    for step in range(start, config.steps):
+        began = time.perf_counter()
+        outcome = iterate(
+            step, _micro_batches(run, step), (config.batch.micro, *run.backbone.latent_shape()),
+            objective=config.objective, roles=run.roles, engines=run.engines, grid=run.grid,
+            streams=run.streams, first_stream=run.world.rank * config.batch.accumulation,
+        )
+        scalars = launch.mean(outcome.scalars) | {"seconds": time.perf_counter() - began}
+        monitor.log(step, scalars)
+        bad = bad + 1 if outcome.failed else 0
+        if outcome.failed:
+            print(f"step {step}: loss or gradient of the {outcome.failed} is not finite; it was not stepped ({bad} in a row)", file=sys.stderr)
+        done = step + 1
+        if bad >= config.max_bad_steps:
+            path = checkpoints.save(done, run.engines, run.fingerprint)
+            raise TrainingStopped(
+                f"stopped: the {outcome.failed}'s loss or gradient was not finite in {bad} iterations in a row, up to step {step};"
+                f" the last good state is {path}. Lower {outcome.failed}.lr, or check the prompts and the teacher's dtype"
+            )
+        last = done == config.steps
+        if last or log.checkpoint_every and done % log.checkpoint_every == 0:
+            checkpoints.save(done, run.engines, run.fingerprint)
+        if last or log.sample_every and done % log.sample_every == 0:
+            write_samples(run, done)
+
+
+def _micro_batches(run: Run, step: int) -> list:
+    batch, world = run.config.batch, run.world
+    micros = batch.accumulation * world.size
+    first = world.rank * batch.accumulation
+    return [run.conds(run.order.indices(step, batch.micro, first + i, micros)) for i in range(batch.accumulation)]

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tdmvid.data import embeddings
+from tdmvid.data.embeddings import EmbeddingCache, embed_prompts
+from tdmvid.diffusion.denoiser import Cond
+
+PROMPTS = [f"a scene with {count} circles" for count in range(10)]
+
+
+class Encoder:
+    """Random embeddings, the same for the same prompt; counts what it was asked."""
+
+    def __init__(self, fail_after=None):
+        self.seen, self.fail_after = [], fail_after
+
+    def __call__(self, prompts):
+        if self.fail_after is not None and len(self.seen) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.seen += prompts
+        rows = [torch.Generator().manual_seed(sum(prompt.encode())) for prompt in prompts]
+        tokens = torch.stack([torch.randn(4, 8, generator=row) for row in rows])
+        return Cond({"prompt_embeds": tokens.bfloat16(), "pooled.embeds": tokens.mean(1)})
+
+
+def assert_equal(cond, expected):
+    assert set(cond) == set(expected)
+    for name in expected:
+        assert cond[name].dtype == expected[name].dtype
+        assert torch.equal(cond[name], expected[name])
+
+
+def test_embeddings_come_back_bit_equal_in_any_order(tmp_path):
+    embed_prompts(EmbeddingCache(tmp_path, "t5-v1.1"), PROMPTS, Encoder(), batch=3, progress=False)
+    some = [PROMPTS[7], PROMPTS[0], PROMPTS[7]]
+    assert_equal(EmbeddingCache(tmp_path, "t5-v1.1").get(some), Encoder()(some))
+
+
+def test_a_prompt_is_encoded_once_for_good(tmp_path):
+    encode, cache = Encoder(), EmbeddingCache(tmp_path, "t5")
+    assert embed_prompts(cache, PROMPTS[:5] + PROMPTS[:5], encode, progress=False) == 5
+    assert embed_prompts(cache, PROMPTS, encode, progress=False) == 5
+    assert embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, encode, progress=False) == 0
+    assert encode.seen == PROMPTS
+    assert EmbeddingCache(tmp_path, "clip").missing(PROMPTS) == PROMPTS
+
+
+def test_a_killed_run_leaves_whole_shards_and_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "PROMPTS_PER_SHARD", 4)
+    with pytest.raises(KeyboardInterrupt):
+        embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, Encoder(fail_after=6), batch=2, progress=False)
+    (tmp_path / "t5" / ".0123.part.safetensors").write_bytes(b"half a sha")
+    cache = EmbeddingCache(tmp_path, "t5")
+    assert cache.missing(PROMPTS) == PROMPTS[4:]
+    assert embed_prompts(cache, PROMPTS, Encoder(), progress=False) == 6
+    assert_equal(cache.get(PROMPTS), Encoder()(PROMPTS))
+
+
+def test_a_reader_sees_what_another_writer_adds(tmp_path):
+    reader, writer = EmbeddingCache(tmp_path, "t5"), EmbeddingCache(tmp_path, "t5")
+    with pytest.raises(ValueError, match="no embedding of 'a scene with 0 circles' .2 missing.*embed_prompts.py"):
+        reader.get(PROMPTS[:2])
+    writer.add(PROMPTS[:2], Encoder()(PROMPTS[:2]))
+    assert_equal(reader.get(PROMPTS[:2]), Encoder()(PROMPTS[:2]))
+
+
+def test_rows_that_share_memory_are_kept(tmp_path):
+    cache, one = EmbeddingCache(tmp_path, "t5"), Encoder()(PROMPTS[:1])
+    cache.add(PROMPTS[:3], one.expand(3))
+    assert_equal(cache.get(PROMPTS[:3]), one.expand(3))
+
+
+def test_a_broken_or_foreign_shard_is_named(tmp_path):
+    EmbeddingCache(tmp_path, "t5").add(PROMPTS, Encoder()(PROMPTS))
+    (shard,) = (tmp_path / "t5").iterdir()
+    whole = shard.read_bytes()
+    for size in (0, 5, 100, len(whole) - 1):
+        shard.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"{shard.name}: broken shard .*: delete it and embed again"):
+            EmbeddingCache(tmp_path, "t5").missing(PROMPTS)
+    save_file({"weight": torch.zeros(2)}, shard)
+    with pytest.raises(ValueError, match=f"{shard.name}: shard of encoder None, not 't5': delete it and embed again"):
+        EmbeddingCache(tmp_path, "t5").missing(PROMPTS)
+
+
+def test_shards_of_unlike_encoders_are_not_stacked(tmp_path):
+    cache = EmbeddingCache(tmp_path, "t5")
+    cache.add(PROMPTS[:1], Cond({"prompt_embeds": torch.zeros(1, 4, 8)}))
+    cache.add(PROMPTS[1:2], Cond({"prompt_embeds": torch.zeros(1, 5, 8)}))
+    with pytest.raises(ValueError, match="'a scene with 1 circles' has .*5.*delete the folder"):
+        cache.get(PROMPTS[:2])
+
+
+@pytest.mark.parametrize("fingerprint", ["", "a/b", "..", ".hidden"])
+def test_a_fingerprint_stays_inside_the_cache(tmp_path, fingerprint):
+    with pytest.raises(ValueError, match="names a folder"):
+        EmbeddingCache(tmp_path, fingerprint)

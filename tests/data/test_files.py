@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from tdmvid.data.files import PART, atomic_path, write_json, write_text
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "score.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_path(path) as part:
+            part.write_text("half of the n")
+            raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_appears_only_when_whole(tmp_path):
+    path = tmp_path / "new" / "folder" / "video.mp4"
+    with atomic_path(path) as part:
+        assert part.parent == path.parent and part.suffix == ".mp4" and PART in part.name
+        part.write_text("half")
+        assert not path.exists()
+        part.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_name_of_the_longest_allowed_length_can_be_written(tmp_path):
+    path = tmp_path / ("p" * 251 + ".txt")
+    write_text(path, "x")
+    assert path.read_text() == "x"
+
+
+def test_json_comes_back_equal_and_a_bad_object_leaves_the_old_one(tmp_path):
+    path = tmp_path / "run.json"
+    run = {"steps": 3, "prompt": "un chat assis à l'ombre", "grid": [1.0, 0.25]}
+    write_json(path, run)
+    with pytest.raises(TypeError):
+        write_json(path, {"steps": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == run

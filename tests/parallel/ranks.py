@@ -1,0 +1,51 @@
+"""Run a function in several ranks on this machine.
+
+The ranks are forked from a server process that has the heavy imports and no thread, so they
+start in a second and do not inherit the test process's thread pools.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+
+HEAVY = ["torch", "deepspeed", "peft", "diffusers.models.transformers.cogvideox_transformer_3d", "tdmvid.backbones.cogvideox"]
+
+
+def _rank_main(queue, function, arguments: tuple, rank: int, size: int, port: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )
+    try:
+        queue.put((rank, function(*arguments), None))
+    except BaseException:
+        queue.put((rank, None, traceback.format_exc()))
+
+
+def run_ranks(size: int, function, *arguments, seconds: float = 60.0) -> list:
+    """function(*arguments) in `size` ranks; their results (no tensors: they would share memory), by rank."""
+    os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = context.Queue()
+    ranks = [context.Process(target=_rank_main, args=(queue, function, arguments, rank, size, port)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    try:
+        answers = [queue.get(timeout=seconds) for _ in ranks]
+    finally:
+        for process in ranks:
+            process.join(2)
+            process.kill()
+    failures = [f"rank {rank}:\n{error}" for rank, _, error in answers if error]
+    assert not failures, "\n".join(failures)
+    return [result for _, result, _ in sorted(answers, key=lambda answer: answer[0])]
