@@ -31,8 +31,8 @@ def main() -> None:
         world = launch.start("none", config.parallel.timeout_minutes)
         _, prompts = embeddings(config, load_backbone(config.model, config.video), world)
         print(f"{len(prompts)} prompts are embedded in {config.prompts.cache}")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit("error: " + " ".join(str(error).split("\n")))
 
 
 if __name__ == "__main__":

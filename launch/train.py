@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    overrides = args.set + ([f"out={args.out}"] if args.out else [])
+    overrides = args.set + ([f"out={json.dumps(args.out)}"] if args.out else [])
     try:
         config = load_config(args.config, overrides)
         if args.plan:
@@ -43,8 +44,8 @@ def main() -> None:
 
         command = shlex.join(["python", "launch/train.py", *sys.argv[1:]])
         train(config, resume=args.resume, commands={"train": command})
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit("error: " + " ".join(str(error).split("\n")))
 
 
 if __name__ == "__main__":

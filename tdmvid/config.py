@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -53,6 +54,10 @@ class PromptConfig:
     limit: int = 0
     """Use only the first so many prompts; 0 uses all."""
 
+    def __post_init__(self):
+        if self.limit < 0:
+            raise ValueError(f"prompts.limit={self.limit}: a number of prompts; 0 uses all")
+
 
 @dataclass(frozen=True)
 class BatchConfig:
@@ -94,6 +99,14 @@ class LogConfig:
     """Of the noise of samples and gallery."""
     teacher_steps: int = 50
 
+    def __post_init__(self):
+        if min(self.checkpoint_every, self.sample_every) < 0:
+            raise ValueError(f"log.checkpoint_every={self.checkpoint_every}, sample_every={self.sample_every}: steps between two; 0 turns it off")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"log.keep_checkpoints={self.keep_checkpoints}: keep at least 1, or a run cannot resume")
+        if self.sample_count < 1 or self.teacher_steps < 1:
+            raise ValueError(f"log.sample_count={self.sample_count}, teacher_steps={self.teacher_steps}: both are at least 1")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -125,6 +138,8 @@ class RunConfig:
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: a run has at least 1 step")
+        if self.max_bad_steps < 1:
+            raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 
@@ -143,6 +158,10 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8: save the file as UTF-8") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {data!r}")
     for override in overrides:
         _override(data, override)
     data.setdefault("name", path.stem)
@@ -168,7 +187,7 @@ def from_dict(cls: type, data: Any, where: str = "") -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}" if where and where.split(".")[0] not in str(error) else str(error)) from None
+        raise ValueError(str(error) if str(error).startswith(where) else f"{where}.{error}") from None
 
 
 def _convert(kind: Any, value: Any, dotted: str) -> Any:
@@ -190,6 +209,8 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{dotted}={value!r} must be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{dotted}={value!r} must be a finite number")
     return value
 
 

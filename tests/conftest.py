@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from diffusers import CogVideoXDDIMScheduler
 
 from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP
 
@@ -37,8 +35,11 @@ def vp():
     return TabulatedVP(cogvideox_scheduler().alphas_cumprod)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer():
     """A word-level tokenizer that closes each prompt with </s>, as T5's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -46,12 +47,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def tiny_pipeline(variant: str) -> CogVideoXPipeline:
-    """A random CogVideoX of a few thousand weights: 5 or 9 frames of 32 x 32 give latents of 8 channels, 4 x 4."""
+def tiny_pipeline(variant: str):
+    """A random CogVideoX of a few thousand weights: 9 frames of 32 x 32 give latents of 8 channels, 4 x 4."""
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+    from transformers import T5Config, T5EncoderModel
+
     torch.manual_seed(0)
     transformer = CogVideoXTransformer3DModel(**{
         "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 8, "out_channels": 8, "time_embed_dim": 8,
-        "text_embed_dim": 16, "num_layers": 2, "sample_width": 4, "sample_height": 4, "sample_frames": 5,
+        "text_embed_dim": 16, "num_layers": 2, "sample_width": 4, "sample_height": 4, "sample_frames": 9,
         "patch_size": 2, "max_text_seq_length": 12,
     } | VARIANTS[variant])
     with torch.no_grad():  # as initialised, the modulated blocks hardly see time and text

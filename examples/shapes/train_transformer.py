@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from . import text, world
 from .checkpoint import load, save
+from .optimizer import MuonAndAdamW, for_transformer
 from .vae import schedule
 
 SHARD = 1000  # videos encoded between two writes
@@ -30,10 +31,11 @@ SHARD = 1000  # videos encoded between two writes
 class Recipe:
     """How the teacher is trained; `videos` ground-truth videos are encoded once."""
 
-    steps: int = 5000
+    steps: int = 4400
     batch: int = 64
     videos: int = 24_000
     lr: float = 1e-3
+    muon_lr: float = 3e-3
     warmup: int = 250
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -139,15 +141,13 @@ def _loss(
     return (v.float() - scheduler.get_velocity(x0, eps, t)).square().mean()
 
 
-def build_states(vocabulary: int, recipe: Recipe, device: str) -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
+def build_states(vocabulary: int, recipe: Recipe, device: str) -> tuple[nn.ModuleDict, MuonAndAdamW]:
     """The live weights, their moving average, and the optimiser of the live ones."""
     torch.manual_seed(recipe.seed)
     live, average = Teacher(vocabulary), Teacher(vocabulary)
     average.load_state_dict(live.state_dict())
     states = nn.ModuleDict({"live": live, "average": average.requires_grad_(False)}).to(device)
-    optimizer = torch.optim.AdamW(
-        live.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
-    )
+    optimizer = for_transformer(live, muon_lr=recipe.muon_lr, lr=recipe.lr, weight_decay=recipe.weight_decay)
     return states, optimizer
 
 
@@ -160,8 +160,7 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
     bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="teacher", mininterval=5)
     saved, recent = time.time(), None
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * schedule(step, recipe.steps, recipe.warmup)
+        optimizer.set_lr(schedule(step, recipe.steps, recipe.warmup))
         loss = _loss(states["live"], scheduler, data, step, recipe)
         optimizer.zero_grad()
         loss.backward()

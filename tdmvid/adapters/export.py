@@ -6,7 +6,10 @@ own noise; above tolerance nothing is left behind (see diffusers' loaders/lora_p
 
 from __future__ import annotations
 
+import copy
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,26 +39,43 @@ def export_lora(
     weights: adapter tensors by parameter name; expected: [B, ...] the student's final latents
     from noise z under cond. RuntimeError if the reloaded LoRA differs by more than the tolerance.
     """
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with _replacing(folder) as aside:
         _write(aside, backbone, module, weights, grid)
-        error = (stock_latents(aside, backbone, z, cond, grid) - expected).abs().max().item()
-        tolerance = TOLERANCE[backbone.config.dtype]
-        if not error <= tolerance:
-            raise RuntimeError(f"the exported LoRA, reloaded by stock diffusers, differs from the student by {error:.2e} (tolerance {tolerance:.0e})")
+        error = _difference(stock_latents(aside, backbone, z, cond, grid), expected, backbone)
         facts = {
-            "max_error": error, "tolerance": tolerance, "samples": len(z), "steps": grid.steps, "timesteps": _timesteps(backbone, grid),
+            "max_error": error, "tolerance": TOLERANCE[backbone.config.dtype], "samples": len(z), "steps": grid.steps, "timesteps": _timesteps(backbone, grid),
             "rank": settings.rank, "alpha": settings.alpha, "files": sorted(p.name for p in aside.iterdir()),
         }
         write_json(aside / "export.json", facts)
         write_text(aside / "README.md", _card(backbone, grid, settings))
-        _replace(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return facts
+
+
+@torch.no_grad()
+def export_network(
+    folder: Path, *, backbone: Backbone, weights: dict[str, Tensor], grid: TimeGrid, expected: Tensor, z: Tensor, cond: Cond,
+) -> float:
+    """Write a student of whole-network training as a diffusers model folder with its scheduler; the check's largest difference.
+
+    weights: all parameters by name; expected, z, cond and RuntimeError as in `export_lora`.
+    """
+    with _replacing(folder) as aside:
+        network = copy.deepcopy(backbone.network)  # for its buffers
+        network.load_state_dict(weights, strict=False)
+        network.save_pretrained(aside)
+        backbone.student_scheduler(grid).save_pretrained(aside)
+        pipeline = backbone.stock_pipeline()
+        reloaded = type(network).from_pretrained(aside, dtype=backbone.config.torch_dtype).to(z.device)
+        pipeline.register_modules(**{backbone.network_folder: reloaded})
+        pipeline.scheduler = backbone.student_scheduler(grid)
+        return _difference(backbone.stock_latents(pipeline, z, cond, steps=grid.steps), expected, backbone)
+
+
+def _difference(found: Tensor, expected: Tensor, backbone: Backbone) -> float:
+    error, tolerance = (found - expected).abs().max().item(), TOLERANCE[backbone.config.dtype]
+    if not error <= tolerance:
+        raise RuntimeError(f"the export, reloaded by stock diffusers, differs from the student by {error:.2e} (tolerance {tolerance:.0e})")
+    return error
 
 
 def _write(folder: Path, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid) -> None:
@@ -74,17 +94,25 @@ def _write(folder: Path, backbone: Backbone, module: nn.Module, weights: dict[st
 def stock_latents(folder: Path, backbone: Backbone, z: Tensor, cond: Cond, grid: TimeGrid) -> Tensor:
     """The final latents of the stock pipeline with the LoRA and scheduler of `folder`: as `z`."""
     pipeline = backbone.stock_pipeline()
-    pipeline.load_lora_weights(folder)
-    pipeline.scheduler = type(backbone.student_scheduler(grid)).from_pretrained(folder)
+    backbone.load_lora(pipeline, folder)
     return backbone.stock_latents(pipeline, z, cond, steps=grid.steps)
 
 
-def _replace(new: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write, which takes the place of `folder` when the block ends without an error, and else is gone."""
+    aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    for left in (aside, old):
+        shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if folder.exists():
         folder.rename(old)
-    new.rename(folder)
+    aside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

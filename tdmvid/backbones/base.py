@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
@@ -136,8 +137,12 @@ class Backbone(ABC):
         """The stock diffusers pipeline of this teacher, without text encoder and autoencoder."""
 
     @abstractmethod
-    def stock_latents(self, pipeline, z: Tensor, cond: Cond, *, steps: int) -> Tensor:
-        """Final latents of the stock pipeline from noise z, without guidance: [B, ...]."""
+    def load_lora(self, pipeline, folder: Path) -> None:
+        """Give the stock pipeline a LoRA and the scheduler beside it; ValueError if it is of another model."""
+
+    @abstractmethod
+    def stock_latents(self, pipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None) -> Tensor:
+        """Final latents of the stock pipeline from noise z: [B, ...]; cfg = 1 is no guidance."""
 
     @abstractmethod
     def stock_call(self) -> str:
@@ -158,6 +163,7 @@ class Backbone(ABC):
         return NetworkDenoiser(self, network)
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
 REGISTRY: dict[str, type[Backbone]] = {}
 
 
@@ -176,12 +182,37 @@ def register(cls: type[Backbone]) -> type[Backbone]:
 
 def load_backbone(config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu") -> Backbone:
     """The backbone for a teacher's folder or hub id, by the class in its model_index.json."""
+    folder, family = find_family(config)
+    try:
+        return family(folder, config, size, device)
+    except OSError as error:  # what diffusers raises for a file that is not there
+        raise ValueError(f"model.path={config.path!r} is not whole ({error}): copy or download the folder again") from error
+
+
+def find_family(config: ModelConfig) -> tuple[Path, type[Backbone]]:
+    """A teacher's local folder, and the family of the class in its model_index.json."""
     folder = resolve(config)
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     known = families()
     if name not in known:
         raise ValueError(f"model.path={config.path!r} is a {name}: known pipeline classes are {', '.join(sorted(known))}")
-    return known[name](folder, config, size, device)
+    return folder, known[name]
+
+
+def check_lora(folder: Path, network: nn.Module, prefix: str) -> None:
+    """ValueError if the LoRA in `folder` does not fit `network`; of layers it does not know, diffusers only warns."""
+    path, layers = folder / LORA_FILE, dict(network.named_modules())
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {LORA_FILE}: give the lora/ folder of a finished run")
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+    for key, shape in shapes.items():
+        name, _, factor = key.removeprefix(f"{prefix}.").partition(".lora_")
+        layer = list(getattr(layers.get(name), "weight", torch.empty(0)).shape)
+        fits = shape[1:] == layer[1:] if factor.startswith("A") else shape[:1] == layer[:1]
+        if not layer or layer == [0] or not fits:
+            there = f"the layer there is {layer}" if layer != [0] else f"{type(network).__name__} has no such layer"
+            raise ValueError(f"{path}: {key} is {shape}, {there}: a LoRA fits only the model it was trained on, see the card beside it")
 
 
 def file_fingerprint(paths: list[Path], *extra: str) -> str:

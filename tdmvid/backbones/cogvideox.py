@@ -17,8 +17,8 @@ from torch import Tensor
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import TabulatedVP
-from .base import Backbone, ClipSize, ModelConfig, file_fingerprint, register
-from .cogvideox_scheduler import scheduler_for
+from .base import Backbone, ClipSize, ModelConfig, check_lora, file_fingerprint, register
+from .cogvideox_scheduler import load_scheduler, scheduler_for
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
 
@@ -47,8 +47,9 @@ class CogVideoX(Backbone):
         for name in ("height", "width"):
             if getattr(self.size, name) % (spatial * patch):
                 raise ValueError(f"video.{name}={getattr(self.size, name)} does not divide by {spatial * patch} (latent compression x patch)")
-        if (self.size.frames - 1) % temporal:
-            raise ValueError(f"video.frames={self.size.frames}: this autoencoder makes {temporal}n + 1 frames, e.g. {temporal * 2 + 1} or {temporal * 12 + 1}")
+        if self.size.frames != 1 and (self.size.frames - 1) % (2 * temporal):  # diffusers decodes latents in twos, the first alone
+            near = max(1, round((self.size.frames - 1) / (2 * temporal))) * 2 * temporal + 1
+            raise ValueError(f"video.frames={self.size.frames}: this autoencoder decodes 1 or {2 * temporal}n + 1 frames, e.g. {near}")
         net, (frames, _, height, width) = self.network.config, self.latent_shape()
         sample = ((net.sample_frames - 1) // net.temporal_compression_ratio + 1, net.sample_height, net.sample_width)
         if net.use_learned_positional_embeddings and (height, width) != sample[1:]:
@@ -134,11 +135,25 @@ class CogVideoX(Backbone):
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._compression()
         return pipeline.to(self.device)
 
-    def stock_latents(self, pipeline, z: Tensor, cond: Cond, *, steps: int) -> Tensor:
+    def load_lora(self, pipeline: CogVideoXPipeline, folder: Path) -> None:
+        check_lora(folder, pipeline.transformer, self.network_folder)
+        try:
+            pipeline.load_lora_weights(folder)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ValueError(f"{folder}: no LoRA of {self.config.path} ({str(error).splitlines()[0]})") from error
+        pipeline.scheduler = load_scheduler(folder)
+
+    def stock_latents(
+        self, pipeline: CogVideoXPipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None
+    ) -> Tensor:
+        dtype = self.config.torch_dtype
+        guidance = {"guidance_scale": cfg}
+        if cfg != 1.0:
+            guidance["negative_prompt_embeds"] = null.expand(len(z))["prompt_embeds"].to(dtype)
         return pipeline(
-            prompt_embeds=cond["prompt_embeds"].to(self.config.torch_dtype), latents=z.to(self.config.torch_dtype),
+            prompt_embeds=cond["prompt_embeds"].to(dtype), latents=z.to(dtype), **guidance,
             height=self.size.height, width=self.size.width, num_frames=self.size.frames,
-            num_inference_steps=steps, guidance_scale=1.0, output_type="latent",
+            num_inference_steps=steps, output_type="latent",
         ).frames.float()
 
     def stock_call(self) -> str:

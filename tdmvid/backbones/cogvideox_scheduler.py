@@ -7,6 +7,8 @@ TrajectoryScheduler, whose config holds the timesteps.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import CogVideoXDDIMScheduler
 from diffusers.configuration_utils import register_to_config
@@ -74,3 +76,9 @@ def scheduler_for(grid: TimeGrid, process: TabulatedVP, teacher: CogVideoXDDIMSc
     if stock.timesteps.tolist() == wanted and all(a - b == stride for a, b in zip(wanted, wanted[1:])) and wanted[-1] < stride:
         return stock
     return TrajectoryScheduler.from_config(teacher.config, trajectory=wanted)
+
+
+def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler:
+    """The scheduler that lies beside a LoRA, of whichever of the two classes it is."""
+    name = CogVideoXDDIMScheduler.load_config(folder)["_class_name"]
+    return (TrajectoryScheduler if name == TrajectoryScheduler.__name__ else CogVideoXDDIMScheduler).from_pretrained(folder)

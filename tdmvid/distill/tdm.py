@@ -75,11 +75,11 @@ class TDM:
         return Draw(x0_hat, x_tau, s, tau, eps, eps_mix, beta)
 
     def _times(self, path: Trajectory, u: Tensor, process: Process) -> tuple[Tensor, Tensor]:
-        s = path.lower
+        s, gap = path.lower, max(self.margin_low, process.resolution)
         if self.randmid:
-            s = process.snap(s + u[1] * (path.upper - self.margin_low - s).clamp(min=0))
+            s = process.snap(s + u[1] * (path.upper - gap - s).clamp(min=0))
         upper = path.upper if self.segments == "separate" else torch.ones_like(s)
-        low = s + max(self.margin_low, process.resolution)
+        low = s + gap
         low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
         high = torch.maximum(upper - self.margin_high, low)
         return s, process.snap(low + u[0] * (high - low))

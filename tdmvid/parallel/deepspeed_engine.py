@@ -2,8 +2,8 @@
 
 ZeRO stage 1 shards the optimiser, 2 the gradients too, 3 the weights too. Two engines may
 share their frozen Parameter objects (one base for student and fake): the first shards them,
-the second finds them sharded. Every method but `trainable` is collective: all ranks make the
-same calls in the same order.
+the second finds them sharded. Every method is collective: all ranks make the same calls in the
+same order.
 """
 
 from __future__ import annotations
@@ -151,6 +151,8 @@ class DeepSpeedEngine:
         state = json.loads((folder / "engine.json").read_text())
         if state["ranks"] != dist.get_world_size():
             raise ValueError(f"{folder} was written by {state['ranks']} ranks, not {dist.get_world_size()}: resume with as many")
+        if self.average and not (folder / "average.safetensors").exists():
+            raise ValueError(f"{folder} holds no average: resume with the ema it was written with, 0")
         self._check_shapes(folder / "weights.safetensors")
         self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         if self.average:

@@ -104,6 +104,8 @@ class TorchEngine:
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit; ValueError if it belongs to another model."""
+        if self.average and not (folder / "average.safetensors").exists():
+            raise ValueError(f"{folder} holds no average: resume with the ema it was written with, 0")
         self._copy(load_file(folder / "weights.safetensors"), self.trainable, folder)
         if self.average:
             self._copy(load_file(folder / "average.safetensors"), self.average, folder)

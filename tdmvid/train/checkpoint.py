@@ -22,16 +22,16 @@ class Checkpoints:
     """The checkpoints of one run; every method is called by all ranks alike."""
 
     def __init__(self, folder: Path, *, keep: int, primary: bool):
-        if keep < 1:
-            raise ValueError(f"log.keep_checkpoints={keep}: keep at least 1, or a run cannot resume")
+        assert keep >= 1, "a run that keeps no checkpoint cannot resume"
         self.folder, self.keep, self.primary = folder, keep, primary
 
     def save(self, step: int, engines: dict, fingerprint: dict) -> Path:
         """State after `step` iterations; a run killed in here leaves the previous checkpoint whole."""
-        final = self.folder / f"step_{step:06d}"
+        final = self._path(step)
         aside = self.folder / f".{final.name}.part"
         if self.primary:
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in self.folder.glob(".step_*.part"):  # by a run that was killed in here
+                shutil.rmtree(left)
             aside.mkdir(parents=True)
         launch.barrier()
         for role, engine in engines.items():
@@ -40,13 +40,21 @@ class Checkpoints:
         if self.primary:
             write_json(aside / META, {"step": step, "fingerprint": fingerprint})
             _sync(aside)
-            shutil.rmtree(final, ignore_errors=True)
+            self._remove(final)
             os.rename(aside, final)
             _sync(self.folder)
             for old in self.steps()[: -self.keep]:
-                shutil.rmtree(self.folder / f"step_{old:06d}")
+                self._remove(self._path(old))
         launch.barrier()
         return final
+
+    def forget_after(self, step: int) -> None:
+        """Drop the checkpoints of later steps: the run goes on from `step`, and its record with it."""
+        if self.primary:
+            for later in self.steps():
+                if later > step:
+                    self._remove(self._path(later))
+        launch.barrier()
 
     def steps(self) -> list[int]:
         """The whole checkpoints there are, oldest first."""
@@ -58,7 +66,17 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""
         steps = self.steps()
-        return self.folder / f"step_{steps[-1]:06d}" if steps else None
+        return self._path(steps[-1]) if steps else None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}"
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        if path.exists():
+            aside = path.with_name(f".{path.name}.old.part")
+            path.rename(aside)  # or a kill while deleting would leave a half one that looks whole
+            shutil.rmtree(aside)
 
     @staticmethod
     def load(path: Path, engines: dict, fingerprint: dict) -> int:
@@ -66,12 +84,20 @@ class Checkpoints:
         if not (path / META).is_file():
             raise ValueError(f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto")
         meta = json.loads((path / META).read_text())
-        for key, value in fingerprint.items():
-            if meta["fingerprint"].get(key) != value:
-                raise ValueError(f"{path} was written with {key}={meta['fingerprint'].get(key)!r}, this run has {value!r}: use the same, or another --out")
+        saved = _flat(meta["fingerprint"])
+        for key, value in _flat(fingerprint).items():
+            if saved.get(key) != value:
+                raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out")
         for role, engine in engines.items():
             engine.load(path / role)
         return meta["step"]
+
+
+def _flat(settings: dict, where: str = "") -> dict:
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return flat
 
 
 def _sync(folder: Path) -> None:

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adapters.export import export_lora
+from ..adapters.export import export_lora, export_network
 from ..data.files import write_json
-from ..data.video import write_image
-from ..diffusion.grid import TimeGrid, uniform
+from ..data.video import write_image, write_strip
+from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from .report import write_report
 from .samples import fixed_noise, sample_student, write_clips
-from .setup import Run
+from .setup import Run, reference_grid
 
 
 def finish(run: Run) -> None:
-    """Write lora/, gallery/ and report.html of a trained run."""
+    """Write lora/ (or student/, of three whole networks), gallery/ and report.html of a trained run."""
     z = fixed_noise(run, run.gallery.batch)
     student_steps: dict[int, Tensor] = {}
     expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
@@ -33,6 +33,11 @@ def finish(run: Run) -> None:
             grid=run.grid, settings=run.config.lora, expected=expected, z=z, cond=run.gallery,
         )
         print(f"lora: {run.config.folder / 'lora'}, reloaded in a stock pipeline: largest difference {facts['max_error']:.1e}")
+    else:
+        error = export_network(
+            run.config.folder / "student", backbone=run.backbone, weights=weights, grid=run.grid, expected=expected, z=z, cond=run.gallery,
+        )
+        print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: largest difference {error:.1e}")
     gallery.write()
     print(f"report: {write_report(run.config.folder)}")
 
@@ -53,7 +58,7 @@ class _Gallery:
     def teacher(self) -> None:
         """The long reference and the student's own grid, both guided."""
         cfg, grid = self.run.config.objective.cfg, self.run.grid
-        long = uniform(self.run.config.log.teacher_steps, self.run.backbone.process)
+        long = reference_grid(self.run.config, self.run.backbone.process)
         calls = 1 if cfg == 1 else 2
         for position, times in enumerate((long, grid)):
             steps: dict[int, Tensor] = {}
@@ -80,10 +85,12 @@ class _Gallery:
 
     def write(self) -> None:
         run, folder = self.run, self.run.config.folder / "gallery"
-        columns = []
+        columns, decoded = [], []
         for index, (name, nfe, latents) in enumerate(self.columns):
             videos = run.backbone.decode(latents).cpu()
+            decoded.append(videos)
             columns.append({"name": name, "nfe": nfe, "videos": write_clips(folder / str(index), videos, run.config.video.fps)})
+        write_strip(folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), scale=2)  # prompt by prompt
         rows = []
         for index, (name, labels, latents) in enumerate(self.paths):
             middle = [run.backbone.decode(x0).cpu()[0] for x0 in latents]

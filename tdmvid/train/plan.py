@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import torch
 from torch import nn
 
 from ..adapters.lora import attach
-from ..backbones.base import families, resolve
+from ..backbones.base import find_family
 from ..config import RunConfig
 
 
@@ -19,7 +18,7 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
     twice, fake once, 1B); with accumulation the graded call is made twice.
     """
-    objective, steps = config.objective, config.grid.steps if config.grid.kind != "explicit" else len(config.grid.timesteps)
+    objective, steps = config.objective, _student_steps(config)
     rollout = steps - 1 if objective.rollout == "full" else (steps - 1) / 2
     graded = 1 if config.batch.accumulation == 1 else 2
     teacher = 1 if objective.cfg == 1 else 2
@@ -28,8 +27,7 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
 
 def plan(config: RunConfig) -> str:
     """The plan as text; the network is built from its config alone, on no memory."""
-    folder = resolve(config.model)
-    family = families()[json.loads((folder / "model_index.json").read_text())["_class_name"]]
+    folder, family = find_family(config.model)
     network = family.empty_network(folder).requires_grad_(False)
     base = _count(network)
     if config.training == "lora":
@@ -39,10 +37,10 @@ def plan(config: RunConfig) -> str:
     tokens, width, layers = family.tokens(network, folder, config.video)
     forwards, backwards = calls_per_iteration(config)
     rows = [
-        ("teacher", f"{config.model.path} ({family.pipeline_class}), {base / 1e6:,.1f} M parameters in {config.model.dtype}"),
-        ("training", f"{config.training}: student and fake, {trainable / 1e6:,.1f} M trainable parameters each"),
+        ("teacher", f"{config.model.path} ({family.pipeline_class}), {base:,} parameters in {config.model.dtype}"),
+        ("training", f"{config.training}: student and fake, {trainable:,} trainable parameters each"),
         ("weights held", "1 frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
-        ("student", f"{config.grid.steps} steps, {config.grid.kind} grid"),
+        ("student", f"{_student_steps(config)} steps, {config.grid.kind} grid"),
         ("one iteration", f"{forwards:g} forwards and {backwards} backwards of {config.batch.micro} videos x {config.batch.accumulation} micro-batches"),
         ("tokens", f"{tokens:,} per video, {layers} blocks of width {width}"),
         ("steps", f"{config.steps:,}, {config.steps * config.batch.micro * config.batch.accumulation:,} videos per rank"),
@@ -51,6 +49,10 @@ def plan(config: RunConfig) -> str:
     ]
     pad = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{pad}}  {value}" for name, value in rows)
+
+
+def _student_steps(config: RunConfig) -> int:
+    return len(config.grid.timesteps) if config.grid.kind == "explicit" else config.grid.steps
 
 
 def _count(network: nn.Module, *, trainable: bool = False) -> int:

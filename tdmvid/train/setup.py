@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.prompts import PromptOrder, read_prompts
 from ..diffusion.denoiser import Cond, Guided
-from ..diffusion.grid import TimeGrid
+from ..diffusion.grid import TimeGrid, uniform
+from ..diffusion.process import Process
 from ..distill.objective import Roles
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
@@ -37,6 +40,7 @@ class Run:
     conds: Callable[[list[int]], Cond]
     """Training conditioning by prompt index."""
     order: PromptOrder
+    prompts_digest: str
     null: Cond
     gallery_prompts: list[str]
     gallery: Cond
@@ -46,7 +50,11 @@ class Run:
         """What a checkpoint must agree on to be resumed by this run."""
         settings = to_dict(self.config)
         keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema", "batch")
-        return {key: settings[key] for key in keys} | {"backend": type(self.engines["student"]).__name__}
+        falls = any(optim.schedule != "constant" for optim in (self.config.student, self.config.fake))
+        return {key: settings[key] for key in keys} | {
+            "prompts": self.prompts_digest, "backend": type(self.engines["student"]).__name__,
+            "steps": self.config.steps if falls else None,  # a rate that falls to 0 at the last step depends on it
+        }
 
 
 def build_run(config: RunConfig, world: launch.World) -> Run:
@@ -54,6 +62,7 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     device = world.device
     backbone = load_backbone(config.model, config.video, device=device)
     grid = config.grid.build(backbone.process)
+    reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
     cache, prompts = embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
@@ -63,9 +72,17 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     return Run(
         config, world, backbone, grid, roles, engines, Streams(config.seed, device),
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
-        order=PromptOrder(len(prompts), config.seed), null=null,
+        order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest(prompts), null=null,
         gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
     )
+
+
+def reference_grid(config: RunConfig, process: Process) -> TimeGrid:
+    """The times of the teacher's long samples."""
+    try:
+        return uniform(config.log.teacher_steps, process)
+    except ValueError as error:
+        raise ValueError(f"log.teacher_steps={config.log.teacher_steps}: too many for the teacher ({error})") from None
 
 
 def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tuple[EmbeddingCache, list[str]]:
@@ -80,6 +97,10 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
     launch.barrier()
     backbone.release_text()
     return EmbeddingCache(root, key), prompts
+
+
+def _digest(prompts: list[str]) -> str:
+    return f"{len(prompts)} prompts, sha256 {hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}"
 
 
 def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) -> tuple[dict, object]:

@@ -47,7 +47,13 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
 
 def _resume(run: Run, checkpoints: Checkpoints, resume: str) -> int:
     path = checkpoints.latest() if resume == "auto" else Path(resume) if resume else None
-    return Checkpoints.load(path, run.engines, run.fingerprint) if path else 0
+    if path is None:
+        return 0
+    start = Checkpoints.load(path, run.engines, run.fingerprint)
+    if start > run.config.steps:
+        raise ValueError(f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or resume an earlier checkpoint")
+    checkpoints.forget_after(start)
+    return start
 
 
 def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> None:
@@ -69,7 +75,7 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> N
             path = checkpoints.save(done, run.engines, run.fingerprint)
             raise TrainingStopped(
                 f"stopped: the {outcome.failed}'s loss or gradient was not finite in {bad} iterations in a row, up to step {step};"
-                f" the last good state is {path}. Lower {outcome.failed}.lr, or check the prompts and the teacher's dtype"
+                f" the last good state is {path}. Check the prompts and the teacher's dtype, or lower {outcome.failed}.lr in a new run (another --out)"
             )
         last = done == config.steps
         if last or log.checkpoint_every and done % log.checkpoint_every == 0:

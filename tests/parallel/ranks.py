@@ -11,7 +11,7 @@ import os
 import socket
 import traceback
 
-HEAVY = ["torch", "deepspeed", "peft", "diffusers.models.transformers.cogvideox_transformer_3d", "tdmvid.backbones.cogvideox"]
+HEAVY = ["deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "peft.tuners.lora", "tdmvid.backbones.cogvideox"]
 
 
 def _rank_main(queue, function, arguments: tuple, rank: int, size: int, port: int) -> None:

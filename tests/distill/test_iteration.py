@@ -1,0 +1,169 @@
+"""One iteration: what it costs, that accumulation is exact, and that a bad turn changes nothing."""
+
+import pytest
+import torch
+
+from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, ResidualNetwork
+from tdmvid.diffusion.denoiser import Cond, Guided
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.distill.iteration import GradedPath, iterate
+from tdmvid.distill.objective import Roles
+from tdmvid.distill.tdm import TDM
+from tdmvid.parallel.engine import TorchEngine
+from tdmvid.parallel.optim import OptimConfig
+from tdmvid.parallel.rng import Streams
+
+PROCESS, BATCH = RectifiedFlow(), 8
+
+
+class Counted:
+    """A denoiser that counts the samples it sees, and those with a gradient to its weights."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.process, self.samples, self.graded = denoiser, denoiser.process, 0, 0
+
+    def __call__(self, x_t, t, cond):
+        self.samples += len(x_t)
+        out = self.denoiser(x_t, t, cond)
+        if out.requires_grad:
+            self.graded += len(x_t)
+        return out
+
+
+class World:
+    """Roles and sgd engines of lr 1 without clip: the move of the weights is the gradient."""
+
+    def __init__(self, objective, *, accumulation=1, cfg=3.0, seed=0):
+        exact = ExactDenoiser(Mixture.circle(), PROCESS)
+        self.networks = {role: ResidualNetwork(exact, width=16, seed=i) for i, role in enumerate(("student", "fake"))}
+        for i, network in enumerate(self.networks.values()):
+            torch.nn.init.normal_(network.layers[-1].weight, std=0.1, generator=torch.Generator().manual_seed(i))
+        config = OptimConfig(lr=1e-3, clip=0, algorithm="sgd")
+        self.engines = {
+            role: TorchEngine(network, config, total_steps=1, accumulation=accumulation)
+            for role, network in self.networks.items()
+        }
+        self.counted = {role: Counted(network) for role, network in self.networks.items()} | {"teacher": Counted(exact)}
+        self.roles = Roles(self.counted["student"], self.counted["fake"], Guided(self.counted["teacher"], Cond({}), cfg))
+        self.objective, self.seed = objective, seed
+
+    def iterate(self, step=0, micros=1, first_stream=0):
+        return iterate(
+            step, [Cond({})] * micros, (BATCH, 2), objective=self.objective, roles=self.roles, engines=self.engines,
+            grid=uniform(4, PROCESS), streams=Streams(self.seed), first_stream=first_stream,
+        )
+
+    def weights(self, role):
+        return torch.cat([p.flatten() for p in self.engines[role].weights(averaged=False).values()])
+
+    def forwards(self):
+        return sum(role.samples for role in self.counted.values()) / BATCH
+
+    def backwards(self):
+        return sum(role.graded for role in self.counted.values()) / BATCH
+
+
+def test_a_full_rollout_costs_8_forwards_and_2_backwards():
+    world = World(TDM(rollout="full"))
+    assert world.iterate().failed is None
+    assert world.forwards() == 8 and world.backwards() == 2
+
+
+def test_a_stopped_rollout_costs_k_dependent_calls_and_6_5_on_average():
+    world, costs = World(TDM(rollout="stop")), []
+    for step in range(200):
+        before = world.forwards()
+        world.iterate(step)
+        k = torch.randint(1, 5, (1,), generator=Streams(0).generator(step, "k", device="cpu")).item()
+        costs.append(world.forwards() - before)
+        assert costs[-1] == (4 - k) + 5
+    assert set(costs) == {5, 6, 7, 8} and sum(costs) / 200 == pytest.approx(6.5, abs=0.25)
+    assert world.backwards() == 2 * 200
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_each_further_fake_update_costs_one_forward_and_one_backward(updates):
+    world = World(TDM(rollout="full", fake_updates=updates))
+    world.iterate()
+    assert world.forwards() == 7 + updates and world.backwards() == 1 + updates
+    assert world.engines["fake"].updates == updates and world.engines["student"].updates == 1
+
+
+def test_no_guidance_saves_one_forward():
+    world = World(TDM(rollout="full"), cfg=1.0)
+    world.iterate()
+    assert world.forwards() == 7
+
+
+def test_two_micro_batches_average_the_moves_of_two_iterations():
+    """With the fake held still, so that the student's turn compares against the same fake in all three."""
+    objective = TDM(rollout="full")
+    moves = {}
+    for name, micros, accumulation, first in (("both", 2, 2, 0), ("first", 1, 1, 0), ("second", 1, 1, 1)):
+        world = World(objective, accumulation=accumulation)
+        world.engines["fake"].config = OptimConfig(lr=1e-30, clip=0, algorithm="sgd")
+        before = world.weights("student")
+        world.iterate(micros=micros, first_stream=first)
+        moves[name] = world.weights("student").double() - before.double()
+    expected = (moves["first"] + moves["second"]) / 2
+    assert (moves["first"] - moves["second"]).norm() > 0.1 * expected.norm() > 0
+    torch.testing.assert_close(moves["both"], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_fake_accumulates_over_micro_batches_too():
+    moves = {}
+    for name, micros, accumulation, first in (("both", 2, 2, 0), ("first", 1, 1, 0), ("second", 1, 1, 1)):
+        world = World(TDM(rollout="stop"), accumulation=accumulation)
+        before = world.weights("fake")
+        world.iterate(micros=micros, first_stream=first)
+        moves[name] = world.weights("fake").double() - before.double()
+    torch.testing.assert_close(moves["both"], (moves["first"] + moves["second"]) / 2, rtol=1e-3, atol=1e-7)
+
+
+class Poisoned(TDM):
+    """TDM whose loss of one role is not a number."""
+
+    def loss(self, role, roles, draw, cond):
+        terms = super().loss(role, roles, draw, cond)
+        return terms | {"loss": terms["loss"] * float("nan")} if role == type(self).bad else terms
+
+
+@pytest.mark.parametrize("bad, still", [("fake", {"fake", "student"}), ("student", {"student"})])
+def test_a_loss_that_is_not_finite_steps_nothing_from_there_on(bad, still):
+    world = World(type("Bad", (Poisoned,), {"bad": bad})(rollout="full"))
+    before = {role: world.weights(role) for role in world.networks}
+    outcome = world.iterate()
+    assert outcome.failed == bad
+    assert {role for role in before if torch.equal(world.weights(role), before[role])} == still
+    world.objective = TDM(rollout="full")
+    assert world.iterate(1).failed is None and world.weights("student").isfinite().all()
+
+
+def test_a_failed_turn_leaves_no_gradient_behind():
+    poisoned, clean = World(type("Bad", (Poisoned,), {"bad": "fake"})(rollout="full")), World(TDM(rollout="full"))
+    poisoned.iterate(0)
+    poisoned.objective = clean.objective
+    poisoned.iterate(1), clean.iterate(1)
+    for role in clean.networks:
+        assert torch.equal(poisoned.weights(role), clean.weights(role))
+
+
+def test_the_kept_graph_gives_the_gradient_of_a_recomputed_call(monkeypatch):
+    moves = {}
+    for keep in (True, False):
+        world = World(TDM(rollout="full"))
+        original = GradedPath.__init__
+        with monkeypatch.context() as patch:
+            patch.setattr(GradedPath, "__init__", lambda self, path, student, keep, _x0=None, k=keep: original(self, path, student, k))
+            before = world.weights("student")
+            world.iterate()
+        moves[keep] = world.weights("student") - before
+        assert world.forwards() == (8 if keep else 9)
+    assert moves[True].norm() > 0 and torch.equal(moves[True], moves[False])
+
+
+def test_an_iteration_is_a_function_of_seed_and_step():
+    outcomes = [World(TDM()).iterate(7).scalars for _ in range(2)]
+    assert outcomes[0] == outcomes[1] != World(TDM()).iterate(8).scalars
+    assert {"loss/fake", "loss/student", "ess/fake", "grad_norm/student"} <= outcomes[0].keys()

@@ -1,0 +1,73 @@
+"""The acceptance test of the method: a mixture of Gaussians, and mutants of TDM that must do worse."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from tdmvid.backbones.gaussian import ExactDenoiser, Mixture
+from tdmvid.distill.tdm import TDM
+
+
+def load_toy():
+    """benchmarks/toy.py as a module: the benchmark and this test are one recipe."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
+    spec = importlib.util.spec_from_file_location("toy", path)
+    module = sys.modules["toy"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+toy = load_toy()
+TARGET = 0.06
+
+
+def teacher_distance(process):
+    return toy.score(ExactDenoiser(Mixture.circle(), process), 4)
+
+
+def test_the_yardstick_is_the_one_of_the_table():
+    assert 0.02 < toy.floor() < 0.045
+    assert teacher_distance(toy.stable_diffusion()) == pytest.approx(0.22, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["vp", "flow"])
+def test_four_student_steps_reach_the_data(name, seed):
+    process = toy.PROCESSES[name]()
+    assert toy.score(toy.distil(process, toy.Recipe(seed=seed)), 4) <= TARGET
+
+
+class WrongSign(TDM):
+    """Moves the student along fake - teacher."""
+
+    def loss(self, role, roles, draw, cond):
+        if role == "student":
+            roles = type(roles)(roles.student, roles.teacher, roles.fake)
+        return super().loss(role, roles, draw, cond)
+
+
+class WrongSegment(TDM):
+    """Draws tau below the state it starts from, in [0, s]: nothing there belongs to step k."""
+
+    def _times(self, path, u, process):
+        s = path.lower
+        return s, process.snap((u[0] * s).clamp(min=0.02))
+
+
+class StaleFake(TDM):
+    """Never updates the fake."""
+
+    roles = ("student",)
+
+
+@pytest.mark.slow
+def test_a_wrong_sign_segment_or_fake_is_clearly_worse():
+    process = toy.stable_diffusion()
+    found = {
+        kind.__name__: toy.score(toy.distil(process, toy.Recipe(objective=kind(rollout="full"), iterations=400)), 4)
+        for kind in (TDM, WrongSign, WrongSegment, StaleFake)
+    }
+    assert all(found[name] > 1.25 * found["TDM"] for name in ("WrongSign", "WrongSegment", "StaleFake")), found

@@ -1,0 +1,59 @@
+"""Who may import whom: the layers of the house, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tdmvid"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each folder may import of this package (its own folder aside).
+MAY_IMPORT = {
+    "diffusion": set(), "distill": {"diffusion"}, "backbones": {"diffusion"}, "adapters": {"diffusion", "backbones", "data"},
+    "parallel": {"diffusion"}, "data": {"diffusion"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names that a file imports, wherever in the file; TYPE_CHECKING blocks included."""
+    found = set()
+    package = (path.parent.relative_to(ROOT)).parts
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{stem}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer(path: Path) -> str:
+    """The folder below the package, or "" for a file at its top."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def test_the_walk_sees_the_package():
+    assert len(MODULES) > 15
+    assert "tdmvid.diffusion.process.Process" in imports(PACKAGE / "distill" / "tdm.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_layer_may(path):
+    where, names = layer(path), imports(path)
+    roots = {name.split(".")[0] for name in names}
+    inner = {name.split(".")[1] for name in names if name.startswith("tdmvid.")} - {where}
+    assert not roots & {"launch", "eval", "benchmarks", "examples", "tests"}
+    if where in MAY_IMPORT:
+        assert inner <= MAY_IMPORT[where]
+    if where in ("diffusion", "distill"):
+        assert roots <= {"torch", "tdmvid", *sys.stdlib_module_names}
+    if where not in ("backbones", "adapters"):
+        assert not roots & {"diffusers", "transformers"}
+    if where != "parallel":
+        assert "deepspeed" not in roots
+        assert not any(name.startswith("torch.distributed") for name in names)

@@ -1,0 +1,69 @@
+"""The main job on the embedded teacher, by the programs that a user runs, cut short."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def program(*words: str, cwd: Path = ROOT) -> str:
+    """Output of a program of the project; the test fails with its words if it does."""
+    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two steps on the shapes teacher, with a short gallery."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    program(
+        "launch/train.py", "--config", "configs/shapes_4nfe.json", "--out", str(out), "--set", "steps=2",
+        "--set", "batch.micro=4", "--set", "log.teacher_steps=6", "--set", f"prompts.cache={out.parent / 'cache'}", "--set", "prompts.limit=20",
+    )
+    return out
+
+
+@pytest.mark.slow
+def test_a_run_of_two_steps_still_leaves_all_that_a_user_takes_away(run):
+    for name in ("config.json", "metrics.jsonl", "report.html", "lora/pytorch_lora_weights.safetensors", "lora/scheduler_config.json", "samples/step_000002.png"):
+        assert (run / name).stat().st_size > 0
+    facts = json.loads((run / "lora" / "export.json").read_text())
+    assert facts["max_error"] < 1e-3 and facts["timesteps"] == [999, 749, 499, 249]
+
+
+@pytest.mark.slow
+def test_its_lora_needs_diffusers_alone_and_is_not_a_no_op(run):
+    """A stock pipeline, prompts in, latents out; two steps of training already change them."""
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
+
+    pipe = CogVideoXPipeline.from_pretrained(ROOT / "examples/shapes/teacher", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def latents():
+        return pipe(
+            "a red circle moving left", num_inference_steps=4, guidance_scale=1.0, max_sequence_length=16, num_frames=9,
+            height=64, width=64, output_type="latent", generator=torch.Generator().manual_seed(0),
+        ).frames
+
+    base = latents()
+    pipe.load_lora_weights(run / "lora")
+    pipe.scheduler = CogVideoXDDIMScheduler.from_pretrained(run / "lora")
+    assert (latents() - base).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_the_scores_stand_in_the_report_with_the_truth_ahead_of_every_sampler(run):
+    program("eval/shapes_run.py", "--run", str(run), "--captions", "4", "--seeds", "2", "--reference", "512")
+    scores = json.loads((run / "scores.json").read_text())
+    assert [row["name"].split(",")[0] for row in scores["samplers"]] == ["ground truth", "teacher", "teacher", "teacher", "student"]
+    assert [row.get("nfe") for row in scores["samplers"]] == [None, 12, 8, 4, 4]
+    truth, *others = (row["metrics"] for row in scores["samplers"])
+    assert truth["all"]["value"] >= max(other["all"]["value"] for other in others)
+    assert truth["frechet"]["value"] < min(other["frechet"]["value"] for other in others)
+    assert len(scores["checks"]) == 4 and scores["checks"][0]["claim"][:30] in (run / "report.html").read_text()

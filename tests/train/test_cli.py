@@ -1,0 +1,110 @@
+"""What a user gets wrong ends the program with one line that says what and how to mend it."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def program():
+    """launch/train.py as a module."""
+    spec = importlib.util.spec_from_file_location("launch_train", ROOT / "launch" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(program, tiny_json, tmp_path, monkeypatch):
+    """`call("steps=2", ..., args=[...])` runs the program in this process, on the tiny config with these settings."""
+
+    def call(*changes, args=(), config=tiny_json):
+        monkeypatch.chdir(tmp_path)
+        settings = [part for change in changes for part in ("--set", change)]
+        monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(config), *settings, *args])
+        program.main()
+
+    return call
+
+
+def refusal(call, *changes, **others):
+    """The program's last line: exit code 1 is what sys.exit makes of a string."""
+    with pytest.raises(SystemExit) as end:
+        call(*changes, **others)
+    assert isinstance(end.value.code, str) and "\n" not in end.value.code
+    return end.value.code
+
+
+@pytest.mark.parametrize("change, message", [
+    ("objectve.cfg=1", "error: unknown setting 'objectve': did you mean 'objective'?"),
+    ("student.lrr=1", "error: unknown setting 'student.lrr': did you mean 'lr'?"),
+    ("steps=0", "error: steps=0: a run has at least 1 step"),
+    ("prompts.path=", "error: prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file"),
+    ("prompts.path=nowhere.txt", "error: nowhere.txt: no such prompt file; paths are relative to"),
+    ("prompts.path=prompts.docx", "error: prompts.docx: unknown kind of prompt file '.docx': use .txt"),
+    ("model.path=nowhere/at/all", "error: model.path='nowhere/at/all' is no folder here and no hub id"),
+    ("video.height=40", "error: video.height=40 does not divide by 16"),
+    ("video.width=31", "error: video.width=31 does not divide by 16"),
+    ("video.frames=6", r"error: video.frames=6: this autoencoder makes 4n \+ 1 frames"),
+    ('lora.targets=["to_q","to_nothing"]', "error: lora.targets: 'to_nothing' names no module of CogVideoXTransformer3DModel"),
+    ("grid.steps=0", "error: grid.steps=0: a student needs at least one step"),
+    ("grid.kind=explicit", r"error: grid.timesteps=\[\]: list network timesteps in falling order"),
+    ("log.teacher_steps=1001", "error: log.teacher_steps=1001: too many for the teacher"),
+    ("parallel.backend=deepspeed", "error: parallel.backend='deepspeed' but no launcher"),
+])
+def test_a_wrong_setting_ends_with_one_line(call, change, message):
+    assert re.match(message, refusal(call, change))
+
+
+def test_a_missing_config_ends_with_one_line(call):
+    assert refusal(call, config="none.json") == "error: config 'none.json' does not exist: the ready ones are in configs/"
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("empty.txt", "\n \n", "has no prompts: at least one is needed"),
+    ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "bad.jsonl, line 2: .* is not JSON"),
+    ("other.jsonl", '{"text": "a"}\n', "other.jsonl, line 1: no column 'prompt'; the columns are 'text'"),
+])
+def test_a_wrong_prompt_file_ends_with_its_name_and_line(call, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    assert re.match(f"error: .*{message}", refusal(call, f"prompts.path={tmp_path / name}"))
+
+
+@pytest.mark.parametrize("args", [[], ["--plan"]], ids=["train", "plan"])
+def test_a_folder_that_is_no_known_pipeline_ends_with_one_line(call, tmp_path, args):
+    model = tmp_path / "model"
+    model.mkdir()
+    assert re.match("error: model.path=.* has no model_index.json: point to a diffusers", refusal(call, f"model.path={model}", args=args))
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    assert re.match("error: model.path=.* is a FluxPipeline: known .* CogVideoXPipeline", refusal(call, f"model.path={model}", args=args))
+
+
+def test_a_pipeline_without_its_weights_ends_with_one_line(call, tiny_cogvideox, tmp_path):
+    model = shutil.copytree(tiny_cogvideox("sincos"), tmp_path / "model")
+    shutil.rmtree(model / "transformer")
+    assert re.match("error: model.path=.* is not whole .*: copy or download the folder again", refusal(call, f"model.path={model}"))
+
+
+def test_a_refused_run_writes_nothing(call, tmp_path):
+    refusal(call, "lora.targets=[\"x\"]", args=["--out", "run"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_may_be_called_like_a_number(call, capsys):
+    call(args=["--out", "2024", "--plan"])
+    assert re.search(r"^writes +2024$", capsys.readouterr().out, re.M)
+
+
+def test_the_program_itself_prints_the_line_and_no_traceback(tiny_json):
+    command = [sys.executable, "launch/train.py", "--config", str(tiny_json), "--set", "student.lrr=1"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: unknown setting 'student.lrr': did you mean 'lr'?\n"

@@ -1,0 +1,220 @@
+"""A run that was interrupted, killed or continued is the run that never stopped, digit for digit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tdmvid.train.checkpoint import META, Checkpoints
+from tdmvid.train.monitor import Monitor
+from tdmvid.train.trainer import train
+
+ROOT = Path(__file__).resolve().parents[2]
+# Average, moments, warm-up and decay: each is lost by a resume that forgets it.
+EVERYTHING = ("ema=0.5", "student.schedule=cosine", "student.warmup=2", "fake.betas=[0.5,0.999]", "objective.fake_updates=2")
+DIE_WHILE_SAVING = """
+import os, runpy, signal, sys
+from tdmvid.parallel.engine import TorchEngine
+save = TorchEngine.save
+def save_and_die(engine, folder):
+    save(engine, folder)
+    if "step_000004" in str(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+TorchEngine.save = save_and_die
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def record(folder):
+    """All rows of metrics.jsonl but for the seconds."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def tensors(folder):
+    """All weights and averages under a folder."""
+    return {f"{path.relative_to(folder)}/{name}": value for path in folder.rglob("*.safetensors") for name, value in load_file(path).items()}
+
+
+def assert_same_state(a, b):
+    first, second = tensors(a), tensors(b)
+    assert first.keys() == second.keys() and first
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def assert_same_run(resumed, whole):
+    assert record(resumed) == record(whole)
+    assert_same_state(resumed / "checkpoints" / "step_000008", whole / "checkpoints" / "step_000008")
+    assert_same_state(resumed / "lora", whole / "lora")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_run, tmp_path_factory):
+    """The folder of a run of 8 steps that nothing interrupted."""
+    return train(tiny_run(tmp_path_factory.mktemp("whole") / "run", *EVERYTHING))
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of it, to try things on."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_the_uninterrupted_run_learns(whole):
+    rows, last = record(whole), tensors(whole / "lora")
+    assert [row["step"] for row in rows] == list(range(8)) and len({row["loss/fake"] for row in rows}) == 8
+    assert max(value.abs().max() for name, value in last.items() if "lora_B" in name) > 1e-2
+
+
+def test_an_interrupted_run_resumes_digit_for_digit(tiny_run, whole, tmp_path, monkeypatch):
+    log = Monitor.log
+
+    def interrupted(monitor, step, scalars):
+        log(monitor, step, scalars)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    config = tiny_run(tmp_path / "run", *EVERYTHING)
+    monkeypatch.setattr(Monitor, "log", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(Monitor, "log", log)
+    assert len(record(tmp_path / "run")) == 6 and not (tmp_path / "run" / "lora").exists()
+    train(config, resume="auto")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def start(tiny_json, out, *, script=None):
+    changes = [part for change in EVERYTHING for part in ("--set", change)]
+    command = [sys.executable, *(["-c", script] if script else []), "launch/train.py", "--config", str(tiny_json), "--out", str(out), *changes]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(tiny_json, tiny_run, whole, tmp_path):
+    process, rows, metrics = start(tiny_json, tmp_path / "run"), random.randint(1, 7), tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= rows):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tiny_json, tiny_run, whole, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    assert start(tiny_json, tmp_path / "run", script=DIE_WHILE_SAVING).wait() == -signal.SIGKILL
+    assert sorted(path.name for path in folder.iterdir()) == [".step_000004.part", "step_000002"]
+    assert (folder / ".step_000004.part" / "student" / "weights.safetensors").exists()
+    train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
+    assert_same_run(tmp_path / "run", whole)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_000006", "step_000008"]
+
+
+def test_a_finished_run_only_finishes_again(tiny_run, whole, finished):
+    (finished / "report.html").unlink()
+    train(tiny_run(finished, *EVERYTHING), resume="auto")
+    assert (finished / "report.html").stat().st_size > 10_000
+    assert (finished / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert_same_run(finished, whole)
+
+
+@pytest.mark.parametrize("change, message", [
+    ("lora.rank=3", "lora.rank=2, this run has 3"),
+    ("fake.lr=0.5", "fake.lr=0.01, this run has 0.5"),
+    ("seed=7", "seed=0, this run has 7"),
+    ("prompts.limit=5", "prompts='8 prompts, .*', this run has '5 prompts, .*'"),
+    ("steps=9", "steps=8, this run has 9"),  # the cosine ends at the last step
+], ids=str)
+def test_another_run_s_checkpoint_is_refused_with_both_values(tiny_run, finished, change, message):
+    before = (finished / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=rf"step_000008 was written with {message}: use the same, or another --out"):
+        train(tiny_run(finished, *EVERYTHING, change), resume="auto")
+    assert (finished / "config.json").read_bytes() == before and len(record(finished)) == 8
+
+
+def test_what_does_not_touch_the_numbers_may_change(tiny_run, finished):
+    train(tiny_run(finished, *EVERYTHING, "log.teacher_steps=3", "log.checkpoint_every=1"), resume="auto")
+    assert json.loads((finished / "config.json").read_text())["log"]["teacher_steps"] == 3
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is no checkpoint: give a folder step_.* or --resume auto"):
+        train(tiny_run(tmp_path / "run"), resume=str(tmp_path))
+
+
+def test_starting_afresh_over_checkpoints_is_refused(tiny_run, whole):
+    with pytest.raises(ValueError, match="holds a run with checkpoints: continue it with --resume auto, or choose another --out"):
+        train(tiny_run(whole, *EVERYTHING))
+
+
+def test_a_run_with_constant_rates_may_be_made_longer_but_not_shorter_than_it_is(tiny_run, tmp_path, loop_only):
+    train(tiny_run(tmp_path / "long", "steps=4"))
+    train(tiny_run(tmp_path / "grown", "steps=2"))
+    train(tiny_run(tmp_path / "grown", "steps=4"), resume="auto")
+    assert record(tmp_path / "grown") == record(tmp_path / "long")
+    assert_same_state(tmp_path / "grown" / "checkpoints" / "step_000004", tmp_path / "long" / "checkpoints" / "step_000004")
+    with pytest.raises(ValueError, match="step_000004 holds 4 steps, this run has steps=3: raise steps"):
+        train(tiny_run(tmp_path / "grown", "steps=3"), resume="auto")
+
+
+def test_a_run_taken_back_to_an_older_checkpoint_forgets_the_newer_ones(tiny_run, tmp_path, loop_only, monkeypatch):
+    config = tiny_run(tmp_path, "steps=6", "log.keep_checkpoints=3")
+    train(config)
+    before, folder = record(tmp_path), tmp_path / "checkpoints"
+
+    def stop(monitor, step, scalars):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Monitor, "log", stop)
+        train(config, resume=str(folder / "step_000002"))
+    assert [path.name for path in folder.iterdir()] == ["step_000002"] and record(tmp_path) == before[:2]
+    train(config, resume="auto")
+    assert record(tmp_path) == before
+
+
+class Engine:
+    """Saves one number."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def save(self, folder):
+        folder.mkdir()
+        (folder / "value").write_text(str(self.value))
+
+    def load(self, folder):
+        self.value = int((folder / "value").read_text())
+
+
+def test_only_whole_checkpoints_count_and_the_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, primary=True)
+    assert checkpoints.latest() is None
+    (tmp_path / ".step_000001.part").mkdir()
+    for step in (2, 4, 1_000_000):
+        checkpoints.save(step, {"student": Engine(step)}, {"seed": 0})
+    (tmp_path / "step_2000000").mkdir()  # without its last file
+    assert checkpoints.steps() == [4, 1_000_000] and checkpoints.latest() == tmp_path / "step_1000000"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_1000000", "step_2000000"]
+    engine = Engine(0)
+    assert Checkpoints.load(tmp_path / "step_000004", {"student": engine}, {"seed": 0}) == engine.value == 4
+    assert (tmp_path / "step_000004" / META).exists()
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    checkpoints, engine = Checkpoints(tmp_path, keep=1, primary=True), Engine(0)
+    for value in (1, 2):
+        checkpoints.save(3, {"student": Engine(value)}, {})
+    Checkpoints.load(checkpoints.latest(), {"student": engine}, {})
+    assert engine.value == 2 and [path.name for path in tmp_path.iterdir()] == ["step_000003"]
