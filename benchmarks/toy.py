@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, ResidualNetwork, sliced_wasserstein
+from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork, fit_to_teacher, sliced_wasserstein
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
@@ -49,16 +49,18 @@ class Recipe:
     iterations: int = 2000
     batch: int = 512
     width: int = 128
-    lr_student: float = 2e-4
-    lr_fake: float = 1e-3
+    lr_student: float = 5e-4
+    lr_fake: float = 2e-3
     ema: float = 0.99
     seed: int = 0
 
 
-def distil(process: Process, recipe: Recipe) -> ResidualNetwork:
+def distil(process: Process, recipe: Recipe) -> VelocityNetwork:
     """The student after `recipe.iterations`, with its averaged weights."""
     teacher = ExactDenoiser(Mixture.circle(), process)
-    student, fake = (ResidualNetwork(teacher, width=recipe.width, seed=2 * recipe.seed + i) for i in range(2))
+    student, fake = (VelocityNetwork(process, width=recipe.width, seed=recipe.seed) for _ in range(2))
+    fit_to_teacher(student, teacher)
+    fake.load_state_dict(student.state_dict())
     total = recipe.iterations
     engines = {
         "student": TorchEngine(

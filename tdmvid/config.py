@@ -81,8 +81,8 @@ class ParallelConfig:
     timeout_minutes: int = 30
 
     def __post_init__(self):
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"parallel.zero_stage={self.zero_stage}: ZeRO has the stages 0, 1, 2 and 3")
+        if self.zero_stage not in (1, 2, 3):
+            raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The shapes world: procedurally drawn videos of moving shapes, and their captions.
 
 A caption fixes colour, shape and direction of motion of one or two objects. What it
-leaves open (position, size, speed, orientation, spin, background shade) is random, so
+leaves open (position, size, speed, a slight tilt and spin, background shade) is random, so
 every caption has a whole distribution of videos.
 
 Shapes: B videos, N objects per video (2 slots, the second may be empty), F frames,
@@ -134,8 +134,8 @@ def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
     return Scene(
         present=torch.tensor([[True, len(t) == 2] for t in things]),
         colour=field("colour"), shape=field("shape"), direction=direction, radius=radius,
-        start=low + (high - low) * u[..., 2:4], speed=speed, angle=2 * math.pi * u[..., 4],
-        spin=0.16 * (2 * u[..., 5] - 1), shade=0.08 + 0.42 * torch.rand(count, generator=generator),
+        start=low + (high - low) * u[..., 2:4], speed=speed, angle=0.2 * (2 * u[..., 4] - 1),
+        spin=0.025 * (2 * u[..., 5] - 1), shade=0.08 + 0.42 * torch.rand(count, generator=generator),
     )
 
 

@@ -48,27 +48,41 @@ class ExactDenoiser:
         return (share[..., None] * per_mode).sum(1)
 
 
-class ResidualNetwork(nn.Module):
-    """The exact denoiser plus a multilayer perceptron that starts at zero, as an adapter does."""
+class VelocityNetwork(nn.Module):
+    """A multilayer perceptron that predicts v; x0 = alpha x_t - sigma v for either process."""
 
-    def __init__(self, base: ExactDenoiser, *, width: int = 128, seed: int = 0):
+    def __init__(self, process: Process, *, dim: int = 2, width: int = 128, seed: int = 0):
         super().__init__()
-        self.base, self.process = base, base.process
-        dim = base.mixture.means.shape[1]
+        self.process = process
+        self.register_buffer("frequencies", torch.tensor([0.5, 1.0, 2.0, 4.0]) * (math.pi / 2), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(
-                nn.Linear(dim + 16, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+                nn.Linear(dim + 8, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                 nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim),
             )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-        self.register_buffer("frequencies", 2.0 ** torch.arange(8) * (math.pi / 2), persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         phase = broadcast(t, x_t) * self.frequencies
-        features = torch.cat([x_t, phase.sin(), phase.cos()], 1)
-        return self.base(x_t, t, cond) + self.layers(features)
+        alpha, sigma = self.process.levels(t, x_t)
+        return alpha * x_t - sigma * self.layers(torch.cat([x_t, phase.sin(), phase.cos()], 1))
+
+
+def fit_to_teacher(network: VelocityNetwork, teacher: ExactDenoiser, *, steps: int = 1500, batch: int = 512, lr: float = 2e-3) -> None:
+    """Regress the network on the exact denoiser, so that it starts as a pretrained model does."""
+    generator, process = torch.Generator().manual_seed(1), teacher.process
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        t = process.snap(torch.rand(batch, generator=generator).clamp(min=0.002))
+        x0 = teacher.mixture.sample(batch, generator)
+        x_t = process.noise(x0, torch.randn(x0.shape, generator=generator), t)
+        error = network(x_t, t, Cond({})) - teacher(x_t, t, Cond({}))
+        weight = process.alpha_sigma(t)[1].square().reciprocal().clamp(max=5.0)
+        loss = (weight[:, None] * error.square()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int = 0) -> float:

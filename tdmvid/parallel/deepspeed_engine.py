@@ -9,6 +9,8 @@ same order.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -130,6 +132,30 @@ class DeepSpeedEngine:
         """Whole trainable tensors on the CPU by parameter name, on every rank; the average if there is one and it is asked for."""
         source = self.average if averaged and self.average else {n: _own_part(p) for n, p in self.trainable.items()}
         return {name: _whole(source[name], p) for name, p in self.trainable.items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the module computes with the averaged weights, if there are any; the optimiser's own stay as they are."""
+        if not self.average:
+            yield
+            return
+        own = self.weights(averaged=False)
+        try:
+            self._assign(self.weights(averaged=True))
+            yield
+        finally:
+            self._assign(own)
+
+    @torch.no_grad()
+    def _assign(self, weights: dict[str, Tensor]) -> None:
+        import deepspeed
+
+        parameters = list(self.trainable.values())
+        sharded = hasattr(parameters[0], "ds_tensor")
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=sharded):
+            if not sharded or dist.get_rank() == 0:
+                for name, parameter in self.trainable.items():
+                    parameter.copy_(weights[name])
 
     def save(self, folder: Path) -> None:
         """Write weights, average and every rank's optimiser state; the caller makes the folder appear at once."""

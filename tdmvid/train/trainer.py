@@ -42,6 +42,7 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
     finally:
         monitor.close()
     finish(run)
+    launch.finish()
     return folder
 
 

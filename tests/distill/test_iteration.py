@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, ResidualNetwork
+from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
@@ -36,7 +36,7 @@ class World:
 
     def __init__(self, objective, *, accumulation=1, cfg=3.0, seed=0):
         exact = ExactDenoiser(Mixture.circle(), PROCESS)
-        self.networks = {role: ResidualNetwork(exact, width=16, seed=i) for i, role in enumerate(("student", "fake"))}
+        self.networks = {role: VelocityNetwork(exact.process, width=16, seed=i) for i, role in enumerate(("student", "fake"))}
         for i, network in enumerate(self.networks.values()):
             torch.nn.init.normal_(network.layers[-1].weight, std=0.1, generator=torch.Generator().manual_seed(i))
         config = OptimConfig(lr=1e-3, clip=0, algorithm="sgd")
