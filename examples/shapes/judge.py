@@ -2,8 +2,9 @@
 
 For each of the six colours it says whether an object of that colour is there, its shape
 and its direction; it also regresses position, radius, speed and background shade, so
-that its features see what captions leave open. It is trained on ground truth alone,
-never on samples, and is the same for teacher and student.
+that its features see what captions leave open. It is trained on ground truth and on the
+autoencoder's reconstructions of it (which round corners), never on samples, and is the
+same for teacher and student.
 
 Shapes: B videos [B, 3, F, H, W] in [-1, 1]; 6 colours; D = 64 features.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as nnf
+from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,7 +29,7 @@ from .vae import schedule
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 OBJECT_FEATURES, BACKGROUND_FEATURES = 10, 4  # 6 * 10 + 4 = 64
 MASK_WIDTH = 0.36  # how far, in units of [-1, 1], a pixel may be from a colour and still look like it
-BATCH, LR, WARMUP, EMPTY_SHARE = 32, 2e-3, 50, 0.05
+BATCH, LR, WARMUP, EMPTY_SHARE, POOL = 32, 2e-3, 50, 0.05, 1600
 _COLOURS, _SHAPES, _DIRECTIONS = len(world.COLOURS), len(world.SHAPES), len(world.DIRECTIONS)
 _FIELDS = {"present": 1, "shape": _SHAPES, "direction": _DIRECTIONS, "position": 2, "radius": 1, "speed": 1}
 
@@ -101,7 +103,7 @@ def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
     """Blur, brightness and noise as generated samples have them; the strengths are drawn per video."""
     count = len(videos)
     u = torch.rand(4, count, 1, 1, 1, 1, generator=generator)
-    sigma = 0.05 + 1.15 * u[0].view(count, 1)
+    sigma = 0.05 + 1.45 * u[0].view(count, 1)
     taps = torch.exp(-0.5 * (torch.arange(-3, 4).view(1, 7) / sigma) ** 2)
     taps = taps / taps.sum(1, keepdim=True)
     flat = videos.flatten(1, 2)
@@ -113,26 +115,52 @@ def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
     return flat.view_as(videos) * (0.9 + 0.2 * u[1]) + 0.2 * (u[2] - 0.5) + 0.06 * u[3] * noise
 
 
-def _batch(step: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(seed * 3_000_017 + step)
-    scene = world.sample_scene(world.draw_captions(BATCH, generator), generator)
-    empty = torch.rand(BATCH, 1, generator=generator) < EMPTY_SHARE  # samples may lack an object altogether
+def _truth(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    scene = world.sample_scene(world.draw_captions(count, generator), generator)
+    empty = torch.rand(count, 1, generator=generator) < EMPTY_SHARE  # samples may lack an object altogether
     scene = dataclasses.replace(scene, present=scene.present & ~(empty & torch.tensor([[True, False]])))
-    videos = _soften(world.render(scene, edge=world.SHARP_EDGE), generator)
-    return videos, targets(scene)
+    return world.render(scene), targets(scene)
 
 
-def train_judge(work: Path, *, steps: int, device: str, seed: int = 5) -> Judge:
+@torch.no_grad()
+def _reconstructions(work: Path, vae: AutoencoderKLCogVideoX, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """`POOL` ground-truth videos as the autoencoder gives them back, uint8, and their targets; cached in `work`."""
+    path = work / "judge_pool.safetensors"
+    if not path.exists():
+        generator, device = torch.Generator().manual_seed(seed), next(vae.parameters()).device
+        videos, wanted = _truth(POOL, generator)
+        parts = []
+        for x in tqdm(videos.split(8), desc="reconstructions"):
+            with torch.autocast(device.type, torch.bfloat16):
+                parts.append(vae.decode(vae.encode(x.to(device)).latent_dist.mode()).sample.float().cpu())
+        pixels = (torch.cat(parts).clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+        save_file({"videos": pixels, **wanted}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    pool = load_file(path)
+    return pool.pop("videos"), pool
+
+
+def _batch(step: int, pool: tuple[Tensor, dict[str, Tensor]], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Softened videos of one step and what the heads should say: half fresh truth, half reconstructions."""
+    generator = torch.Generator().manual_seed(seed * 3_000_017 + step)
+    videos, wanted = _truth(BATCH // 2, generator)
+    pick = torch.randint(POOL, (BATCH // 2,), generator=generator)
+    videos = torch.cat([videos, pool[0][pick] / 127.5 - 1])
+    return _soften(videos, generator), {name: torch.cat([wanted[name], pool[1][name][pick]]) for name in wanted}
+
+
+def train_judge(work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, device: str, seed: int = 5) -> Judge:
     """Train for `steps` steps (resuming from `work`), write the weights in float16 to `WEIGHTS` and return it."""
     torch.manual_seed(seed)
     judge = Judge().to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=1e-2)
+    pool = _reconstructions(work, vae.to(device), seed)
     start = load(work / "judge.pt", judge, optimizer)
     bar, saved = tqdm(range(start, steps), initial=start, total=steps, desc="judge", mininterval=2), time.time()
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = LR * schedule(step, steps, WARMUP)
-        videos, wanted = _batch(step, seed)
+        videos, wanted = _batch(step, pool, seed)
         heads = judge.train()(videos.to(device))[1]
         loss = judge_loss(heads, {name: value.to(device) for name, value in wanted.items()})
         optimizer.zero_grad()
@@ -140,14 +168,13 @@ def train_judge(work: Path, *, steps: int, device: str, seed: int = 5) -> Judge:
         optimizer.step()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
-        if step % 500 == 499:
-            tqdm.write(f"judge step {step + 1}: {accuracy(judge, count=128):.2%} of held-out videos wholly right")
         if time.time() - saved > 60:
             save(work / "judge.pt", judge, optimizer, step + 1)
             saved = time.time()
     save(work / "judge.pt", judge, optimizer, steps)
     half = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     save_file({k: v.cpu().contiguous() for k, v in half.items()}, WEIGHTS)
+    WEIGHTS.chmod(0o644)
     return judge.eval().requires_grad_(False)
 
 

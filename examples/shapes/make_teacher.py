@@ -1,4 +1,4 @@
-"""Make the shapes teacher from nothing: judge, autoencoder, transformer, pipeline folder, scores.
+"""Make the shapes teacher from nothing: autoencoder, judge, transformer, pipeline folder, scores.
 
     python examples/shapes/make_teacher.py --stage all --work build/shapes
 
@@ -21,20 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shapes import judge, quality, text, train_transformer, vae  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("judge", "vae", "teacher", "assemble", "score")
-JUDGE_STEPS, VAE_STEPS = 1500, 4800
+STAGES = ("vae", "judge", "teacher", "decoder", "assemble", "score")
+VAE_STEPS, JUDGE_STEPS, DECODER_STEPS = 4800, 1200, 1200
 
 
-def load_vae(work: Path) -> AutoencoderKLCogVideoX:
-    """The trained autoencoder; ValueError if the stage before has not ended."""
+def load_vae(work: Path, *, refined: bool = False) -> AutoencoderKLCogVideoX:
+    """The trained autoencoder, with its refined decoder if asked for and there; ValueError if it is not trained yet."""
     if not (work / "vae" / "config.json").exists():
         raise ValueError(f"{work / 'vae'} does not exist: run --stage vae to its end first")
-    return AutoencoderKLCogVideoX.from_pretrained(work / "vae").eval().requires_grad_(False)
+    name = "vae_refined" if refined and (work / "vae_refined" / "config.json").exists() else "vae"
+    return AutoencoderKLCogVideoX.from_pretrained(work / name).eval().requires_grad_(False)
 
 
 def make_vae(work: Path, device: str) -> None:
     """Train the autoencoder and write it to `work/vae`."""
     vae.train_vae(work, steps=VAE_STEPS, device=device).save_pretrained(work / "vae")
+
+
+def make_decoder(work: Path, device: str) -> None:
+    """Refine the decoder on the latents that the transformer has learnt, into `work/vae_refined`."""
+    model = load_vae(work)
+    vae.refine_decoder(work, model, steps=DECODER_STEPS, device=device)
+    model.save_pretrained(work / "vae_refined")
 
 
 def make_transformer(work: Path, device: str, steps: int) -> None:
@@ -47,7 +55,7 @@ def assemble(work: Path, out: Path) -> None:
     """Write the last checkpoint as a CogVideoXPipeline folder in float16, whole or not at all."""
     teacher, step = train_transformer.trained(work)
     pipe = CogVideoXPipeline(
-        tokenizer=text.build_tokenizer(), text_encoder=teacher.encoder, vae=load_vae(work),
+        tokenizer=text.build_tokenizer(), text_encoder=teacher.encoder, vae=load_vae(work, refined=True),
         transformer=teacher.transformer, scheduler=train_transformer.build_scheduler(),
     ).to(torch.float16)
     aside = out.with_name(out.name + ".part")
@@ -73,9 +81,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     actions = {
-        "judge": lambda: judge.train_judge(args.work, steps=JUDGE_STEPS, device=args.device),
         "vae": lambda: make_vae(args.work, args.device),
+        "judge": lambda: judge.train_judge(args.work, load_vae(args.work), steps=JUDGE_STEPS, device=args.device),
         "teacher": lambda: make_transformer(args.work, args.device, args.steps),
+        "decoder": lambda: make_decoder(args.work, args.device),
         "assemble": lambda: assemble(args.work, args.out),
         "score": lambda: quality.measure(args.out, device=args.device),
     }

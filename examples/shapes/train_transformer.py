@@ -32,7 +32,7 @@ SHARD = 1000  # videos encoded between two writes
 class Recipe:
     """How the teacher is trained; `videos` ground-truth videos are encoded once."""
 
-    steps: int = 4400
+    steps: int = 6400
     batch: int = 64
     videos: int = 16_000
     lr: float = 1e-3

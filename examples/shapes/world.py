@@ -30,7 +30,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 PAIR_SHARE = 0.4  # share of captions that name two objects
 EDGE = 2.5  # width of an object's anti-aliased edge, in pixels
-SHARP_EDGE = 1.5  # what judge and autoencoder are trained on: the harder task
+SHARP_EDGE = 1.5  # what the autoencoder is first trained on: the harder task
 HELD_OUT_SHARE = 0.1  # share of captions that no training ever sees
 
 _COLOUR_NAMES, _DIRECTION_NAMES = tuple(COLOURS), tuple(DIRECTIONS)
