@@ -18,7 +18,7 @@ import torch
 
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork, fit_to_teacher, sliced_wasserstein
 from tdmvid.diffusion.denoiser import Cond, Denoiser
-from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.iteration import iterate
@@ -48,9 +48,11 @@ class Recipe:
     steps: int = 4
     iterations: int = 2000
     batch: int = 512
-    width: int = 128
-    lr_student: float = 5e-4
-    lr_fake: float = 2e-3
+    width: int = 256
+    shift: float = 1.0
+    """Flow shift of the grid; 1 is uniform."""
+    lr_student: float = 2e-4
+    lr_fake: float = 1e-3
     ema: float = 0.99
     seed: int = 0
 
@@ -71,7 +73,7 @@ def distil(process: Process, recipe: Recipe) -> VelocityNetwork:
             total_steps=total * recipe.objective.fake_updates,
         ),
     }
-    roles, streams, grid = Roles(student, fake, teacher), Streams(recipe.seed), uniform(recipe.steps, process)
+    roles, streams, grid = Roles(student, fake, teacher), Streams(recipe.seed), shifted(recipe.steps, recipe.shift, process)
     for step in range(total):
         outcome = iterate(
             step, [NULL], (recipe.batch, 2),
@@ -94,9 +96,9 @@ def distance_to_data(sample: Callable[[torch.Generator], torch.Tensor], *, sets:
     return sum(found) / sets
 
 
-def score(denoiser: Denoiser, steps: int, *, sets: int = 4, count: int = 20_000) -> float:
+def score(denoiser: Denoiser, steps: int, *, shift: float = 1.0, sets: int = 4, count: int = 20_000) -> float:
     """Sliced W2 of `steps` DDIM steps to the data."""
-    grid = uniform(steps, denoiser.process)
+    grid = shifted(steps, shift, denoiser.process)
     return distance_to_data(
         lambda generator: ddim(denoiser, torch.randn(count, 2, generator=generator), NULL, grid), sets=sets, count=count
     )

@@ -65,5 +65,4 @@ def test_the_scores_stand_in_the_report_with_the_truth_ahead_of_every_sampler(ru
     assert [row.get("nfe") for row in scores["samplers"]] == [None, 12, 8, 4, 4]
     truth, *others = (row["metrics"] for row in scores["samplers"])
     assert truth["all"]["value"] >= max(other["all"]["value"] for other in others)
-    assert truth["frechet"]["value"] < min(other["frechet"]["value"] for other in others)
     assert len(scores["checks"]) == 4 and scores["checks"][0]["claim"][:30] in (run / "report.html").read_text()

@@ -10,18 +10,21 @@ Shapes: B captions, L = 16 tokens, D = 128 channels.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as nnf
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from . import world
 
 MAX_LENGTH, WIDTH = 16, 128
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+_WORDS = ("a", "and", "moving")  # then colours, shapes, directions
+_FIRST_ATTRIBUTE = 3 + len(_WORDS)
 
 
 def build_tokenizer() -> T5Tokenizer:
     """A real T5Tokenizer (unigram model) whose pieces are whole words of the world."""
-    words = ["a", "and", "moving", *world.COLOURS, *world.SHAPES, *world.DIRECTIONS]
+    words = [*_WORDS, *world.COLOURS, *world.SHAPES, *world.DIRECTIONS]
     vocab = [(PAD, 0.0), (EOS, 0.0), (UNKNOWN, 0.0), *((f"\u2581{word}", -1.0) for word in words)]
     return T5Tokenizer(
         vocab=vocab, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, extra_ids=0, model_max_length=MAX_LENGTH
@@ -50,6 +53,30 @@ def token_ids(tokenizer: T5Tokenizer, captions: list[str]) -> Tensor:
 def encode(encoder: T5EncoderModel, ids: Tensor) -> Tensor:
     """Embeddings [B, 16, 128] of token ids, without attention mask: CogVideoXPipeline passes none either."""
     return encoder(ids)[0]
+
+
+class Binding(nn.Module):
+    """Reads from every word of an object all of that object's attributes: what a pretrained encoder would know.
+
+    Denoising alone teaches the encoder far too slowly which colour goes with which shape.
+    """
+
+    sizes = (len(world.COLOURS), len(world.SHAPES), len(world.DIRECTIONS))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(WIDTH, sum(self.sizes))
+
+    def forward(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+        """Mean cross-entropy of colour, shape and direction over the words [B, 16] that belong to an object."""
+        words = torch.stack([ids[:, 0:5], ids[:, 6:11]], 1)  # [B, 2, 5]: a COLOUR SHAPE moving DIRECTION
+        there = words[..., 2] >= _FIRST_ATTRIBUTE
+        guesses = self.read(torch.stack([embeddings[:, 0:5], embeddings[:, 6:11]], 1)[there].float())
+        total, first = embeddings.new_zeros((), dtype=torch.float32), _FIRST_ATTRIBUTE
+        for guess, word, size in zip(guesses.split(self.sizes, -1), (1, 2, 4), self.sizes, strict=True):
+            label = (words[there][:, word] - first)[:, None].expand(-1, 5)
+            total, first = total + nnf.cross_entropy(guess.flatten(0, 1), label.flatten()), first + size
+        return total
 
 
 def check_round_trip(tokenizer: T5Tokenizer) -> None:

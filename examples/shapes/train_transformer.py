@@ -32,7 +32,7 @@ SHARD = 1000  # videos encoded between two writes
 class Recipe:
     """How the teacher is trained; `videos` ground-truth videos are encoded once."""
 
-    steps: int = 6400
+    steps: int = 9600
     batch: int = 64
     videos: int = 16_000
     lr: float = 1e-3
@@ -40,6 +40,7 @@ class Recipe:
     warmup: int = 250
     weight_decay: float = 0.01
     clip: float = 1.0
+    binding: float = 0.02  # weight of the text encoder's own loss
     drop_caption: float = 0.1
     detail: int = 400  # half the timesteps are drawn below this one, where shapes are decided
     ema: float = 0.999
@@ -78,10 +79,12 @@ class Teacher(nn.Module):
         super().__init__()
         self.transformer = build_transformer()
         self.encoder = text.build_encoder(vocabulary)
+        self.binding = text.Binding()
 
-    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """v [B, F, C, H, W] predicted from noised latents, timesteps [B] and token ids [B, 16]."""
-        return self.transformer(x_t, text.encode(self.encoder, ids), t).sample
+    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """v [B, F, C, H, W] from noised latents, timesteps [B] and token ids [B, 16]; and the loss of binding."""
+        embeddings = text.encode(self.encoder, ids)
+        return self.transformer(x_t, embeddings, t).sample, self.binding(embeddings, ids)
 
 
 @torch.no_grad()
@@ -125,7 +128,7 @@ def _follow(average: nn.Module, live: nn.Module, step: int, decay: float) -> Non
 def _loss(
     model: nn.Module, scheduler: CogVideoXDDIMScheduler, data: tuple[Tensor, Tensor], step: int, recipe: Recipe
 ) -> Tensor:
-    """Squared error of v on the batch of one step."""
+    """Squared error of v on the batch of one step, plus the text encoder's loss of binding."""
     generator = torch.Generator().manual_seed(recipe.seed * 9_000_011 + step)
     pick = torch.randint(len(data[0]), (recipe.batch,), generator=generator)
     stratum = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
@@ -140,8 +143,8 @@ def _loss(
     nothing[:, 0] = 1  # "" is the end token, then padding
     ids = torch.where(empty, nothing, ids)
     with torch.autocast(device.type, torch.bfloat16):
-        v = model(scheduler.add_noise(x0, eps, t), t, ids)
-    return (v.float() - scheduler.get_velocity(x0, eps, t)).square().mean()
+        v, binding = model(scheduler.add_noise(x0, eps, t), t, ids)
+    return (v.float() - scheduler.get_velocity(x0, eps, t)).square().mean() + recipe.binding * binding
 
 
 def build_states(vocabulary: int, recipe: Recipe, device: str) -> tuple[nn.ModuleDict, MuonAndAdamW]:

@@ -25,7 +25,7 @@ class Student:
 
     def __init__(self, folder, timesteps=None):
         self.source = folder
-        self.backbone = load_backbone(ModelConfig(path=str(folder)), ClipSize(5, 32, 32))
+        self.backbone = load_backbone(ModelConfig(path=str(folder)), ClipSize(9, 32, 32))
         self.module = attach(self.backbone.network, SETTINGS, self.backbone.lora_targets, seed=0)
         generator = torch.Generator().manual_seed(1)
         self.z = torch.randn(2, *self.backbone.latent_shape(), generator=generator)
@@ -56,7 +56,7 @@ class Student:
         pipeline.load_lora_weights(folder)
         pipeline.scheduler = scheduler.from_pretrained(folder)
         return pipeline(
-            PROMPTS, height=32, width=32, num_frames=5, num_inference_steps=4, guidance_scale=1.0, latents=self.z,
+            PROMPTS, height=32, width=32, num_frames=9, num_inference_steps=4, guidance_scale=1.0, latents=self.z,
             max_sequence_length=12, output_type="latent",
         ).frames
 
@@ -103,7 +103,7 @@ def test_the_facts_and_the_card_are_those_of_the_student(student, bundle):
     assert facts["max_error"] <= 1e-4 and (facts["rank"], facts["alpha"], facts["samples"]) == (2, 8, 2)
     assert facts["timesteps"] == [999, 749, 499, 249]
     card = (bundle / "README.md").read_text()
-    assert "rank 2, alpha 8" in card and "num_inference_steps=4, guidance_scale=1.0" in card and "5 x 32 x 32" in card
+    assert "rank 2, alpha 8" in card and "num_inference_steps=4, guidance_scale=1.0" in card and "9 x 32 x 32" in card
 
 
 def test_an_export_that_differs_from_the_student_is_not_written(student, tmp_path):

@@ -13,7 +13,7 @@ class Trio:
     """The three roles on one base, and one batch to call them with."""
 
     def __init__(self, folder):
-        self.backbone = load_backbone(ModelConfig(path=str(folder)), ClipSize(5, 32, 32))
+        self.backbone = load_backbone(ModelConfig(path=str(folder)), ClipSize(9, 32, 32))
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(2, *self.backbone.latent_shape(), generator=generator)
         self.t = torch.tensor([0.9, 0.4])
@@ -68,7 +68,7 @@ def test_the_copy_shares_every_weight_of_the_base(trio):
 
 
 def test_the_copy_adds_no_weight_memory(tiny_cogvideox):
-    network = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(5, 32, 32)).network
+    network = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32)).network
     copy = shared_copy(network)
 
     def size(*networks):
@@ -79,7 +79,7 @@ def test_the_copy_adds_no_weight_memory(tiny_cogvideox):
 
 
 def test_adapters_alone_are_trainable_and_float32(tiny_cogvideox):
-    half = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos")), dtype="bfloat16"), ClipSize(5, 32, 32))
+    half = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos")), dtype="bfloat16"), ClipSize(9, 32, 32))
     student = attach(half.network, SETTINGS, half.lora_targets, seed=0)
     kinds = {("lora_" in name, p.requires_grad, p.dtype) for name, p in student.named_parameters()}
     assert kinds == {(True, True, torch.float32), (False, False, torch.bfloat16)}
@@ -123,7 +123,7 @@ def test_a_teacher_call_between_forward_and_backward_leaves_the_gradient_alone(t
 def test_one_seed_gives_one_adapter_and_the_global_generator_is_left_alone(tiny_cogvideox):
     state, made = torch.get_rng_state(), []
     for seed in (3, 3, 4):
-        backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(5, 32, 32))
+        backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
         torch.rand(7)
         before = torch.get_rng_state()
         made.append(adapters(attach(backbone.network, SETTINGS, backbone.lora_targets, seed=seed)))
@@ -134,7 +134,7 @@ def test_one_seed_gives_one_adapter_and_the_global_generator_is_left_alone(tiny_
 
 
 def test_targets_can_be_chosen_and_one_that_names_nothing_is_refused(tiny_cogvideox):
-    backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(5, 32, 32))
+    backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
     with pytest.raises(ValueError, match="lora.targets: 'to_x' names no module of CogVideoXTransformer3DModel"):
         attach(backbone.network, LoraSettings(targets=("to_q", "to_x")), backbone.lora_targets, seed=0)
     student = attach(backbone.network, LoraSettings(rank=2, targets=("to_q",)), backbone.lora_targets, seed=0)

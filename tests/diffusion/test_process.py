@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import cogvideox_scheduler
 
 from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP, broadcast
 
@@ -22,8 +23,6 @@ def test_the_table_starts_clean_and_ends_at_pure_noise(vp):
 
 
 def test_the_table_is_the_scheduler_s(vp):
-    from conftest import cogvideox_scheduler
-
     table = cogvideox_scheduler().alphas_cumprod
     alpha, sigma = vp.alpha_sigma(every_time(vp))
     torch.testing.assert_close(alpha.double().square(), table, atol=1e-7, rtol=1e-6)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import cogvideox_scheduler
+from tiny import cogvideox_scheduler
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tdmvid.diffusion.denoiser import Cond, Guided

@@ -17,7 +17,7 @@ def tiny_json(tiny_cogvideox, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny_run")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     (folder / "tiny.json").write_text(json.dumps({
-        "model": {"path": str(tiny_cogvideox("sincos"))}, "video": {"frames": 5, "height": 32, "width": 32},
+        "model": {"path": str(tiny_cogvideox("sincos"))}, "video": {"frames": 9, "height": 32, "width": 32},
         "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")},
         "steps": 8, "lora": {"rank": 2, "alpha": 4}, "student": {"lr": 1e-2}, "fake": {"lr": 1e-2},
         "log": {"checkpoint_every": 2, "sample_every": 0, "sample_prompts": [GALLERY], "teacher_steps": 2},

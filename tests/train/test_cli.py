@@ -54,7 +54,7 @@ def refusal(call, *changes, **others):
     ("model.path=nowhere/at/all", "error: model.path='nowhere/at/all' is no folder here and no hub id"),
     ("video.height=40", "error: video.height=40 does not divide by 16"),
     ("video.width=31", "error: video.width=31 does not divide by 16"),
-    ("video.frames=6", r"error: video.frames=6: this autoencoder makes 4n \+ 1 frames"),
+    ("video.frames=6", r"error: video.frames=6: this autoencoder decodes 1 or 8n \+ 1 frames"),
     ('lora.targets=["to_q","to_nothing"]', "error: lora.targets: 'to_nothing' names no module of CogVideoXTransformer3DModel"),
     ("grid.steps=0", "error: grid.steps=0: a student needs at least one step"),
     ("grid.kind=explicit", r"error: grid.timesteps=\[\]: list network timesteps in falling order"),
