@@ -1,8 +1,8 @@
 """The miniature text encoder: a word-level T5 tokenizer and a two-layer T5 encoder.
 
 Both are the library's own classes, so a stock CogVideoXPipeline loads and uses them.
-The encoder has no pretrained weights: it is trained jointly with the transformer,
-because to bind two colours to two shapes it must learn word order.
+To bind two colours to two shapes the encoder must learn word order. So it first learns
+that from captions alone, then trains on jointly with the transformer.
 
 Shapes: B captions, L = 16 tokens, D = 128 channels.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from . import world
@@ -77,6 +78,21 @@ class Binding(nn.Module):
             label = (words[there][:, word] - first)[:, None].expand(-1, 5)
             total, first = total + nnf.cross_entropy(guess.flatten(0, 1), label.flatten()), first + size
         return total
+
+
+def pretrain(encoder: T5EncoderModel, binding: Binding, *, steps: int, seed: int) -> None:
+    """Teach encoder and `binding` on captions alone, in place, half a minute on a CPU: real T5 comes pretrained, too."""
+    tokenizer, generator = build_tokenizer(), torch.Generator().manual_seed(seed)
+    ids = token_ids(tokenizer, [world.caption(things) for things in world.draw_captions(4000, generator)])
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *binding.parameters()], lr=1e-3, betas=(0.9, 0.99))
+    for step in tqdm(range(steps), desc="text encoder", leave=False):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, 2 * (1 - step / steps))
+        batch = ids[torch.randint(len(ids), (64,), generator=generator)]
+        loss = binding(encode(encoder, batch), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def check_round_trip(tokenizer: T5Tokenizer) -> None:

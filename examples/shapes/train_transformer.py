@@ -32,7 +32,8 @@ SHARD = 1000  # videos encoded between two writes
 class Recipe:
     """How the teacher is trained; `videos` ground-truth videos are encoded once."""
 
-    steps: int = 9600
+    steps: int = 10_000
+    text_steps: int = 600
     batch: int = 64
     videos: int = 16_000
     lr: float = 1e-3
@@ -151,6 +152,7 @@ def build_states(vocabulary: int, recipe: Recipe, device: str) -> tuple[nn.Modul
     """The live weights, their moving average, and the optimiser of the live ones."""
     torch.manual_seed(recipe.seed)
     live, average = Teacher(vocabulary), Teacher(vocabulary)
+    text.pretrain(live.encoder, live.binding, steps=recipe.text_steps, seed=recipe.seed)
     average.load_state_dict(live.state_dict())
     states = nn.ModuleDict({"live": live, "average": average.requires_grad_(False)}).to(device)
     optimizer = for_transformer(live, muon_lr=recipe.muon_lr, lr=recipe.lr, weight_decay=recipe.weight_decay)
