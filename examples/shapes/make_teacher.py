@@ -61,6 +61,10 @@ def assemble(work: Path, out: Path) -> None:
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     pipe.save_pretrained(aside)
+    for path in aside.glob("*/config.json"):  # a config remembers the folder it was loaded from
+        settings = json.loads(path.read_text())
+        settings.pop("_name_or_path", None)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
     size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
     (aside / "made.json").write_text(json.dumps({"steps": step, "bytes": size}) + "\n")
     shutil.rmtree(out, ignore_errors=True)
