@@ -1,7 +1,7 @@
 """Muon for the matrices of the transformer's blocks, AdamW for all else, behind one face.
 
-Muon orthogonalises a matrix's momentum before the step (torch.optim.Muon); here it
-needs about half as many steps as AdamW for the same denoising loss.
+Muon orthogonalises a matrix's momentum before the step (torch.optim.Muon). Its
+advantage over AdamW alone has not been established on this model.
 """
 
 from __future__ import annotations

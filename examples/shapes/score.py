@@ -29,7 +29,7 @@ ATTRIBUTES = ("all", "colour", "shape", "direction")
 def evaluation_set(captions: int, seeds_per_caption: int, seed: int) -> list[tuple[world.Thing, ...]]:
     """Held-out captions in the world's shares of singles and pairs, each `seeds_per_caption` times in a row.
 
-    Pairs are distinct; the few single captions that the world holds out come round again
+    Singles come first, so the head of the set is not a sample of it. Pairs are distinct; the few single captions that the world holds out come round again
     in captions > 16. So give every ROW noise of its own, not every seed: rows of equal
     captions and equal noise would be the same video twice.
     """
