@@ -14,17 +14,39 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from .sequence import SequenceGroup
+
 Backend = Literal["auto", "none", "deepspeed"]
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, its number on its machine, and its device."""
+    """This process among all: `rank` of `size`, its number on its machine, and its device.
+
+    Neighbouring ranks share one sequence (they talk in every layer, so they should be near);
+    each such group is one data-parallel rank: same prompts, same noise.
+    """
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    sequence: SequenceGroup | None = None
+    """The ranks that share this rank's sequence; None if it has its sequence for itself."""
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the global batch this rank works on."""
+        return self.rank // self._together
+
+    @property
+    def data_size(self) -> int:
+        """How many shares the global batch has."""
+        return self.size // self._together
+
+    @property
+    def _together(self) -> int:
+        return self.sequence.size if self.sequence else 1
 
     @property
     def primary(self) -> bool:
@@ -37,9 +59,10 @@ class World:
         return dist.is_initialized()
 
 
-def start(backend: Backend = "auto", timeout_minutes: float = 30.0) -> World:
+def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence: int = 1) -> World:
     """Join the other ranks of the run; "auto" is deepspeed if a launcher (deepspeed, torchrun) set RANK and WORLD_SIZE.
 
+    sequence: ranks that share one sequence; the number of ranks must be a multiple of it.
     A rank that waits longer than `timeout_minutes` for another one fails instead of hanging.
     Raises ValueError when the backend and the launcher do not fit together.
     """
@@ -57,11 +80,29 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0) -> World:
             " choose 'auto' or 'deepspeed', or start one process without a launcher"
         )
     if backend == "none" or not launched:
+        check_sequence(sequence, 1)
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     device = _own_device(local_rank)
     _join(device, timedelta(minutes=timeout_minutes))
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    check_sequence(sequence, dist.get_world_size())
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, _sequence_group(sequence))
+
+
+def check_sequence(sequence: int, size: int) -> None:
+    """ValueError unless groups of `sequence` ranks make up `size` ranks."""
+    if size % sequence:
+        fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        raise ValueError(f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start another number of ranks")
+
+
+def _sequence_group(sequence: int) -> SequenceGroup | None:
+    """This rank's group; every rank makes every group, as torch.distributed wants it."""
+    if sequence == 1:
+        return None
+    size, rank = dist.get_world_size(), dist.get_rank()
+    groups = [dist.new_group(list(range(first, first + sequence))) for first in range(0, size, sequence)]
+    return SequenceGroup(groups[rank // sequence])
 
 
 def _own_device(local_rank: int) -> torch.device:

@@ -1,0 +1,85 @@
+"""CogVideoX's transformer with its tokens spread over ranks.
+
+The joint sequence of text and video tokens is cut before the first block and put together
+behind the output projection. In between every layer works token by token, except attention.
+
+Shapes: B batch, T text tokens, V video tokens, L = T + V, n = ceil(L / P) tokens of a rank,
+H heads, D channels of a head. A rank's n tokens are passed on as the library's pair (video,
+text): its text tokens first, then its video tokens, then zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from .base import TokenSharing
+
+
+@dataclass
+class Layout:
+    """Lengths of the sequence in flight: `text` of `length` tokens. Set at the first block of every call."""
+
+    text: int = 0
+    length: int = 0
+
+
+class SharedTokenAttention:
+    """Replaces the library's attention processor: exact attention over tokens that lie on several ranks."""
+
+    def __init__(self, sharing: TokenSharing, layout: Layout):
+        self.sharing, self.layout = sharing, layout
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """This rank's (video, text) tokens after attention to all tokens of all ranks."""
+        assert attention_mask is None, "CogVideoX attends to every token"
+        text, tokens = encoder_hidden_states.shape[1], torch.cat([encoder_hidden_states, hidden_states], 1)
+        query, key, value = (project(tokens).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        if attn.norm_q is not None:
+            query, key = attn.norm_q(query), attn.norm_k(key)
+
+        def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
+            if image_rotary_emb is not None:
+                q, k = (self._rotate(x, image_rotary_emb) for x in (q, k))
+            return dispatch_attention_fn(q, k, v)
+
+        out = self.sharing.attend(query, key, value, self.layout.length, whole).flatten(2)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out[:, text:], out[:, :text]
+
+    def _rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Turn the video tokens of [B, L, h, D]; text has no position."""
+        text = self.layout.text
+        return torch.cat([x[:, :text], apply_rotary_emb(x[:, text:], rotary, sequence_dim=1)], 1)
+
+
+def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
+    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay whole, and equal on all ranks."""
+    layout = Layout()
+
+    def cut(block, args, kwargs):
+        kwargs = dict(zip(("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "attention_kwargs"), args)) | kwargs
+        video, text = kwargs["hidden_states"], kwargs["encoder_hidden_states"]
+        layout.text, layout.length = text.shape[1], text.shape[1] + video.shape[1]
+        mine = sharing.shard(torch.cat([text, video], 1))
+        own_text = min(max(layout.text - sharing.rank * mine.shape[1], 0), mine.shape[1])
+        return (), kwargs | {"hidden_states": mine[:, own_text:], "encoder_hidden_states": mine[:, :own_text]}
+
+    def join(projection, args, video):
+        share = sharing.share(layout.length)
+        own_text = share - video.shape[1]
+        mine = torch.cat([video.new_zeros(video.shape[0], own_text, video.shape[2]), video], 1)
+        return sharing.gather(mine, layout.length)[:, layout.text :]
+
+    network.transformer_blocks[0].register_forward_pre_hook(cut, with_kwargs=True)
+    network.proj_out.register_forward_hook(join)
+    network.set_attn_processor(SharedTokenAttention(sharing, layout))

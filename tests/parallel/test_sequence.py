@@ -1,0 +1,58 @@
+"""Attention over tokens that lie on several ranks is attention, for any length and any number of heads."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from ranks import run_ranks
+
+from tdmvid.parallel import launch
+
+
+def attention(q, k, v):
+    """[B, L, H, D], as PyTorch has it."""
+    return nnf.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def compare(cases: list[tuple[int, int]]) -> dict:
+    """Largest errors of outputs, and of gradients added up over ranks, for each (length, heads)."""
+    world = launch.start("deepspeed", timeout_minutes=0.5, sequence=int(os.environ["WORLD_SIZE"]))
+    sharing, found = world.sequence, {}
+    for length, heads in cases:
+        torch.manual_seed(length * heads)
+        whole = torch.randn(3, 2, length, heads, 4, requires_grad=True)
+        target = torch.randn(2, length, heads, 4)
+        expected = attention(*whole)
+        (expected_gradient,) = torch.autograd.grad(((expected - target) ** 2).sum(), whole)
+        out = sharing.attend(*(sharing.shard(x) for x in whole), length, attention)
+        joined = sharing.gather(out, length)
+        (gradient,) = torch.autograd.grad(((joined - target) ** 2).sum(), whole)
+        torch.distributed.all_reduce(gradient)
+        scale = sharing.size  # all ranks compute the same loss, and the gather's backward adds them up
+        found[length, heads] = (joined - expected).abs().max().item(), (gradient / scale - expected_gradient).abs().max().item()
+    launch.finish()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_any_length_and_any_number_of_heads(ranks):
+    cases = [(12, 4), (13, 3), (17, 5), (3, 6), (2, 1)]
+    for found in run_ranks(ranks, compare, cases):
+        for case, (output, gradient) in found.items():
+            assert output < 1e-6 and gradient < 1e-5, case
+
+
+def refuse() -> str:
+    try:
+        launch.start("deepspeed", timeout_minutes=0.5, sequence=3)
+    except ValueError as error:
+        return str(error)
+    finally:
+        launch.finish()
+
+
+def test_a_sequence_group_must_divide_the_ranks():
+    assert run_ranks(2, refuse) == ["parallel.sequence=3 does not divide 2 ranks: use 1, 2, or start another number of ranks"] * 2
