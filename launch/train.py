@@ -3,13 +3,14 @@
     python launch/train.py --config configs/shapes_4nfe.json
     deepspeed launch/train.py --config configs/shapes_4nfe.json
     python launch/train.py --config configs/shapes_4nfe.json --set steps=2 --out runs/smoke
-    python launch/train.py --config configs/shapes_4nfe.json --plan
+    python launch/train.py --config configs/shapes_4nfe.json --plan --ranks 8 --device-memory 80
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,8 +27,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", help="run folder (default runs/<name>)")
     parser.add_argument("--resume", default="", help="'auto' (newest whole checkpoint) or a checkpoint folder")
     parser.add_argument("--plan", action="store_true", help="print what the run would do and stop")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks that --plan plans for")
+    parser.add_argument("--device-memory", type=float, default=0.0, metavar="GIB", help="memory of a rank's device: --plan refuses what does not fit")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser.parse_args()
+
+
+def leave(status: int) -> int:
+    """The exit status of a stopped run: a launcher would report every status as a failure, so a file can take its place."""
+    marker = os.environ.get("TDMVID_STOPPED")
+    if not marker:
+        return status
+    Path(marker).touch()
+    return 0
 
 
 def main() -> None:
@@ -36,14 +48,22 @@ def main() -> None:
     try:
         config = load_config(args.config, overrides)
         if args.plan:
-            from tdmvid.train.plan import plan
+            from tdmvid.train.plan import check_fit, describe, make_plan
 
-            print(plan(config))
+            plan = make_plan(config, ranks=args.ranks)
+            print(describe(plan, device_memory=args.device_memory))
+            if args.device_memory:
+                check_fit(plan, args.device_memory)
             return
         from tdmvid.train.trainer import train
+        from tdmvid.train.watch import STOPPED, Interrupted
 
         command = shlex.join(["python", "launch/train.py", *sys.argv[1:]])
-        train(config, resume=args.resume, commands={"train": command})
+        try:
+            train(config, resume=args.resume, commands={"train": command})
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(leave(STOPPED))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))
 

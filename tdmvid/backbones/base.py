@@ -11,9 +11,10 @@ import importlib
 import json
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from safetensors import safe_open
@@ -57,8 +58,22 @@ class ClipSize:
             raise ValueError(f"video={self}: frames, height, width and fps are at least 1")
 
 
-def resolve(config: ModelConfig) -> Path:
-    """The local folder of a teacher, downloaded from the hub if `path` is not a folder."""
+@dataclass(frozen=True)
+class Tokens:
+    """The sequence of one sample (text and video), and the blocks it runs through."""
+
+    count: int
+    heads: int
+    width: int
+    blocks: int
+
+
+def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
+    """The local folder of a teacher, downloaded from the hub if `path` is not a folder.
+
+    Without `weights` only its configs are fetched; for the models of `architectures/` a copy of
+    them stands in where the hub cannot be reached.
+    """
     if not config.path:
         raise ValueError("model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b")
     folder = Path(config.path)
@@ -70,14 +85,31 @@ def resolve(config: ModelConfig) -> Path:
         raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"] if weights else ["*.json"]
+    known = Path(__file__).parent / "architectures" / config.path.replace("/", "--")
     try:
         return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, each a network or a name problem
+        if not weights and known.is_dir():
+            return known
         raise ValueError(
             f"model.path={config.path!r} could not be fetched from the hub ({type(error).__name__}): check the name and"
             " the network, or download it and give the folder"
         ) from error
+
+
+class TokenSharing(Protocol):
+    """How the tokens of one sample lie on several ranks: `parallel.sequence.SequenceGroup`, seen from a model."""
+
+    size: int
+    rank: int
+
+    def share(self, length: int) -> int: ...
+    def shard(self, x: Tensor) -> Tensor: ...
+    def gather(self, x: Tensor, length: int) -> Tensor: ...
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, length: int, inner: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor: ...
 
 
 class NetworkDenoiser:
@@ -111,6 +143,11 @@ class Backbone(ABC):
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent sample, without the batch."""
+
+    @staticmethod
+    def share_tokens(network: nn.Module, sharing: TokenSharing) -> None:
+        """Spread the tokens of every later call of `network` over ranks; ValueError where the family cannot."""
+        raise ValueError(f"parallel.sequence={sharing.size}: {type(network).__name__} cannot share its tokens yet, use 1")
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
@@ -148,15 +185,32 @@ class Backbone(ABC):
     def stock_call(self) -> str:
         """The arguments of a stock call beyond prompt, steps and guidance, as Python source."""
 
-    @classmethod
-    @abstractmethod
-    def empty_network(cls, folder: Path) -> nn.Module:
-        """The network on the meta device, from its config alone: for counting."""
+    # What follows needs configs only: it is what a plan is made of.
 
     @staticmethod
     @abstractmethod
-    def tokens(network: nn.Module, folder: Path, size: ClipSize) -> tuple[int, int, int]:
-        """Tokens of one sample (text and video), width of the blocks, number of blocks."""
+    def empty_network(folder: Path) -> nn.Module:
+        """The network, from its config alone: for counting, on the meta device."""
+
+    @staticmethod
+    @abstractmethod
+    def read_process(folder: Path) -> Process:
+        """The process of the teacher's scheduler."""
+
+    @staticmethod
+    @abstractmethod
+    def tokens(network: nn.Module, folder: Path, size: ClipSize) -> Tokens:
+        """The sequence of one sample; ValueError for a size that the family cannot generate."""
+
+    @staticmethod
+    @abstractmethod
+    def blocks(network: nn.Module) -> list[nn.Module]:
+        """The blocks that gradient checkpointing recomputes one by one."""
+
+    @staticmethod
+    @abstractmethod
+    def example(network: nn.Module, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+        """Keyword arguments of one call, with empty tensors."""
 
     def denoiser(self, network) -> NetworkDenoiser:
         """A network of this family (or an engine around it) as a Denoiser."""
@@ -189,9 +243,9 @@ def load_backbone(config: ModelConfig, size: ClipSize, *, device: torch.device |
         raise ValueError(f"model.path={config.path!r} is not whole ({error}): copy or download the folder again") from error
 
 
-def find_family(config: ModelConfig) -> tuple[Path, type[Backbone]]:
-    """A teacher's local folder, and the family of the class in its model_index.json."""
-    folder = resolve(config)
+def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, type[Backbone]]:
+    """A teacher's local folder (see `resolve`), and the family of the class in its model_index.json."""
+    folder = resolve(config, weights=weights)
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     known = families()
     if name not in known:

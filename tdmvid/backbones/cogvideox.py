@@ -6,18 +6,20 @@ sample is [F, C, H, W], the layout of `CogVideoXTransformer3DModel`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import TabulatedVP
-from .base import Backbone, ClipSize, ModelConfig, check_lora, file_fingerprint, register
+from .base import Backbone, ClipSize, ModelConfig, Tokens, TokenSharing, check_lora, file_fingerprint, register
+from .cogvideox_parallel import share_tokens
 from .cogvideox_scheduler import load_scheduler, scheduler_for
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
@@ -33,40 +35,15 @@ class CogVideoX(Backbone):
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
         self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)
         self.scheduler = CogVideoXDDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-        self.process = TabulatedVP(self.scheduler.alphas_cumprod)
+        self.process = self.read_process(folder)
         self.network = CogVideoXTransformer3DModel.from_pretrained(
             folder, subfolder="transformer", dtype=config.torch_dtype, variant=config.variant
         ).to(self.device).eval().requires_grad_(False)
-        self._vae_config = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae")
+        self._clip = Clip.of(self.network, folder, size)
         self._pipeline = self._vae = self._rotary = None
-        self._check_size()
-
-    def _check_size(self) -> None:
-        spatial, temporal = self._compression()
-        patch = self.network.config.patch_size
-        for name in ("height", "width"):
-            if getattr(self.size, name) % (spatial * patch):
-                raise ValueError(f"video.{name}={getattr(self.size, name)} does not divide by {spatial * patch} (latent compression x patch)")
-        if self.size.frames != 1 and (self.size.frames - 1) % (2 * temporal):  # diffusers decodes latents in twos, the first alone
-            near = max(1, round((self.size.frames - 1) / (2 * temporal))) * 2 * temporal + 1
-            raise ValueError(f"video.frames={self.size.frames}: this autoencoder decodes 1 or {2 * temporal}n + 1 frames, e.g. {near}")
-        net, (frames, _, height, width) = self.network.config, self.latent_shape()
-        sample = ((net.sample_frames - 1) // net.temporal_compression_ratio + 1, net.sample_height, net.sample_width)
-        if net.use_learned_positional_embeddings and (height, width) != sample[1:]:
-            raise ValueError(f"video={self.size}: learned positions allow only latents of {sample[1:]}, not {(height, width)}")
-
-    def _compression(self) -> tuple[int, int]:
-        return 2 ** (len(self._vae_config["block_out_channels"]) - 1), int(self._vae_config["temporal_compression_ratio"])
-
-    def _extra_frames(self) -> int:
-        """Latent frames added in front so that temporal patches divide; the pipeline drops them after decoding."""
-        _, temporal = self._compression()
-        return -((self.size.frames - 1) // temporal + 1) % (self.network.config.patch_size_t or 1)
 
     def latent_shape(self) -> tuple[int, ...]:
-        spatial, temporal = self._compression()
-        frames = (self.size.frames - 1) // temporal + 1 + self._extra_frames()
-        return frames, self.network.config.in_channels, self.size.height // spatial, self.size.width // spatial
+        return self._clip.latent_shape
 
     def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, net = self.config.torch_dtype, self.network.config
@@ -82,20 +59,13 @@ class CogVideoX(Backbone):
         return out if kind == "sample" else self.process.x0_from_eps(x_t, out, t)
 
     def _rotary_embedding(self, x_t: Tensor) -> tuple[Tensor, Tensor] | None:
-        net = self.network.config
-        if not net.use_rotary_positional_embeddings:
-            return None
         if self._rotary is None:
-            _, frames, _, height, width = x_t.shape
-            grid = height // net.patch_size, width // net.patch_size
-            base = net.sample_height // net.patch_size, net.sample_width // net.patch_size
-            if net.patch_size_t is None:
-                region = get_resize_crop_region_for_grid(grid, base[1], base[0])
-                extra = {"crops_coords": region, "temporal_size": frames}
-            else:
-                extra = {"crops_coords": None, "temporal_size": -(-frames // net.patch_size_t), "grid_type": "slice", "max_size": base}
-            self._rotary = get_3d_rotary_pos_embed(embed_dim=net.attention_head_dim, grid_size=grid, device=x_t.device, **extra)
+            self._rotary = rotary_embedding(self.network, self._clip, x_t.device)
         return self._rotary
+
+    @staticmethod
+    def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
+        share_tokens(network, sharing)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         if self._pipeline is None:
@@ -120,7 +90,7 @@ class CogVideoX(Backbone):
             self._vae = AutoencoderKLCogVideoX.from_pretrained(
                 self.folder, subfolder="vae", dtype=self.config.torch_dtype
             ).to(self.device).eval()
-        latents = latents[:, self._extra_frames() :].transpose(1, 2).to(self._vae.dtype) / self._vae_config["scaling_factor"]
+        latents = latents[:, self._clip.extra_frames :].transpose(1, 2).to(self._vae.dtype) / self._vae.config.scaling_factor
         videos = [self._vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(4)]
         return torch.cat(videos)
 
@@ -132,7 +102,7 @@ class CogVideoX(Backbone):
             self.folder, text_encoder=None, tokenizer=None, vae=None, dtype=self.config.torch_dtype, variant=self.config.variant
         )
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._compression()
+        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
         return pipeline.to(self.device)
 
     def load_lora(self, pipeline: CogVideoXPipeline, folder: Path) -> None:
@@ -162,15 +132,74 @@ class CogVideoX(Backbone):
             f" max_sequence_length={self.network.config.max_text_seq_length}"
         )
 
-    @classmethod
-    def empty_network(cls, folder: Path) -> CogVideoXTransformer3DModel:
-        with torch.device("meta"):
-            return CogVideoXTransformer3DModel.from_config(CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer"))
+    @staticmethod
+    def empty_network(folder: Path) -> CogVideoXTransformer3DModel:
+        return CogVideoXTransformer3DModel.from_config(CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer"))
 
     @staticmethod
-    def tokens(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> tuple[int, int, int]:
-        net, vae = network.config, AutoencoderKLCogVideoX.load_config(folder, subfolder="vae")
-        spatial = 2 ** (len(vae["block_out_channels"]) - 1) * net.patch_size
-        frames = -(-((size.frames - 1) // int(vae["temporal_compression_ratio"]) + 1) // (net.patch_size_t or 1))
-        video = frames * (size.height // spatial) * (size.width // spatial)
-        return net.max_text_seq_length + video, net.num_attention_heads * net.attention_head_dim, net.num_layers
+    def read_process(folder: Path) -> TabulatedVP:
+        return TabulatedVP(CogVideoXDDIMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod)
+
+    @staticmethod
+    def tokens(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
+        net, (frames, _, height, width) = network.config, Clip.of(network, folder, size).latent_shape
+        video = frames // (net.patch_size_t or 1) * (height // net.patch_size) * (width // net.patch_size)
+        return Tokens(net.max_text_seq_length + video, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+
+    @staticmethod
+    def blocks(network: CogVideoXTransformer3DModel) -> list[nn.Module]:
+        return list(network.transformer_blocks)
+
+    @staticmethod
+    def example(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+        net, clip = network.config, Clip.of(network, folder, size)
+        return {
+            "hidden_states": torch.empty(batch, *clip.latent_shape, dtype=dtype),
+            "encoder_hidden_states": torch.empty(batch, net.max_text_seq_length, net.text_embed_dim, dtype=dtype),
+            "timestep": torch.empty(batch, dtype=torch.long), "image_rotary_emb": rotary_embedding(network, clip, "cpu"),
+            "ofs": torch.empty(1) if net.ofs_embed_dim else None,
+        }
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A size in pixels as this model sees it: [F, C, H, W] latents, and how they compress."""
+
+    latent_shape: tuple[int, int, int, int]
+    extra_frames: int
+    """Latent frames added in front so that temporal patches divide; the pipeline drops them after decoding."""
+    spatial: int
+    temporal: int
+
+    @classmethod
+    def of(cls, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Clip:
+        """ValueError names the rule that `size` breaks."""
+        vae, net = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae"), network.config
+        spatial, temporal = 2 ** (len(vae["block_out_channels"]) - 1), int(vae["temporal_compression_ratio"])
+        patch = net.patch_size
+        for name in ("height", "width"):
+            if getattr(size, name) % (spatial * patch):
+                raise ValueError(f"video.{name}={getattr(size, name)} does not divide by {spatial * patch} (latent compression x patch)")
+        if size.frames != 1 and (size.frames - 1) % (2 * temporal):  # diffusers decodes latents in twos, the first alone
+            near = max(1, round((size.frames - 1) / (2 * temporal))) * 2 * temporal + 1
+            raise ValueError(f"video.frames={size.frames}: this autoencoder decodes 1 or {2 * temporal}n + 1 frames, e.g. {near}")
+        frames, height, width = (size.frames - 1) // temporal + 1, size.height // spatial, size.width // spatial
+        if net.use_learned_positional_embeddings and (height, width) != (net.sample_height, net.sample_width):
+            raise ValueError(f"video={size}: learned positions allow only latents of {(net.sample_height, net.sample_width)}, not {(height, width)}")
+        extra = -frames % (net.patch_size_t or 1)
+        return cls((frames + extra, net.in_channels, height, width), extra, spatial, temporal)
+
+
+def rotary_embedding(network: CogVideoXTransformer3DModel, clip: Clip, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines [V, D] of the video tokens, as the stock pipelines make them; None where positions are added instead."""
+    net, (frames, _, height, width) = network.config, clip.latent_shape
+    if not net.use_rotary_positional_embeddings:
+        return None
+    grid = height // net.patch_size, width // net.patch_size
+    base = net.sample_height // net.patch_size, net.sample_width // net.patch_size
+    if net.patch_size_t is None:
+        region = get_resize_crop_region_for_grid(grid, base[1], base[0])
+        extra = {"crops_coords": region, "temporal_size": frames}
+    else:
+        extra = {"crops_coords": None, "temporal_size": frames // net.patch_size_t, "grid_type": "slice", "max_size": base}
+    return get_3d_rotary_pos_embed(embed_dim=net.attention_head_dim, grid_size=grid, device=device, **extra)

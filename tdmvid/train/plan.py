@@ -1,15 +1,131 @@
-"""What a run would do, without doing it: networks, network calls, tokens, memory."""
+"""What a run would do, without doing it: networks, calls, work, traffic, memory per rank.
+
+Needs the teacher's config files only: no weights, no GPU, no other rank.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..adapters.lora import attach
-from ..backbones.base import find_family
+from ..backbones.base import Tokens, find_family
 from ..config import RunConfig
+from ..data.prompts import read_prompts
+from ..parallel.launch import check_sequence
+from ..parallel.sequence import PlannedGroup
+from .trace import Trace, trace
+
+LIVE_VALUES = 1e9  # gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on `ranks` ranks, counted. Bytes and floating-point operations are of one rank."""
+
+    config: RunConfig
+    ranks: int
+    pipeline_class: str
+    prompts: int
+    base: int
+    """Parameters of one network."""
+    trainable: int
+    """Trainable parameters of each role."""
+    tokens: Tokens
+    forwards: float
+    backwards: int
+    """Network calls of one micro-batch of an iteration."""
+    call: Trace
+    exchanged: int
+    """Bytes that a rank sends inside one forward to those that share its video."""
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.config.parallel.gradient_checkpointing
+
+    @property
+    def graphs(self) -> int:
+        """Graphs alive at once: the student's kept call beside the fake's; with accumulation calls are made twice instead."""
+        return 2 if self.config.batch.accumulation == 1 else 1
+
+    def memory(self) -> dict[str, float]:
+        """Estimated bytes on one rank's device, by purpose."""
+        parallel, lora = self.config.parallel, self.config.training == "lora"
+        stage = parallel.zero_stage if self.ranks > 1 else 0
+        shard = lambda least: self.ranks if stage >= least else 1  # noqa: E731
+        size = _size(self.config.model.torch_dtype)
+        frozen = self.base * size / shard(3)
+        adapters = 2 * self.trainable * 4
+        parts = {
+            "frozen weights": 0.0 if parallel.offload == "all" else frozen,
+            "gathered weights": min(self.base, LIVE_VALUES) * size if stage == 3 else 0.0,
+            "trained weights, float32": 0.0 if parallel.offload == "all" else adapters / shard(3),
+            "gradients": adapters / shard(2),
+            "optimiser": 0.0 if parallel.offload != "none" else 2 * adapters / shard(1),
+            "average": self.trainable * 4 / shard(3) if self.config.ema else 0.0,
+            "activations": float(self.graphs * (self.call.saved_checkpointed if self.checkpointing else self.call.saved)),
+        }
+        if not lora:
+            parts["frozen weights"] = frozen  # the teacher's
+        return {name: value for name, value in parts.items() if value}
+
+    def total(self) -> float:
+        """Estimated peak bytes on one rank's device, without the library's workspace."""
+        return math.fsum(self.memory().values())
+
+    def flops(self) -> float:
+        """Of one iteration on one rank; recomputed forwards are counted."""
+        again = self.backwards if self.checkpointing else 0
+        per_micro = (self.forwards + again) * self.call.forward_flops + self.backwards * self.call.backward_flops
+        return per_micro * self.config.batch.accumulation
+
+    def traffic(self) -> dict[str, float]:
+        """Bytes that one rank sends in one iteration, by purpose."""
+        if self.ranks == 1:
+            return {}
+        away, micros = (self.ranks - 1) / self.ranks, self.config.batch.accumulation
+        passes = self.forwards + self.backwards * (2 if self.checkpointing else 1)
+        size = _size(self.config.model.torch_dtype)
+        again = 2 if self.checkpointing else 1
+        return {
+            "weights": passes * micros * self.base * size * away if self.config.parallel.zero_stage == 3 else 0.0,
+            "gradients": 2 * self.trainable * 4 * away,
+            "tokens": micros * self.exchanged * (self.forwards + again * self.backwards),
+        }
+
+
+def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
+    """Plan a run on `ranks` ranks; ValueError for whatever the run itself would refuse."""
+    check_sequence(config.parallel.sequence, ranks)
+    folder, family = find_family(config.model, weights=False)
+    config.grid.build(family.read_process(folder))
+    if not config.prompts.path:
+        raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
+    prompts = len(read_prompts(Path(config.prompts.path), column=config.prompts.column))
+    with torch.device("meta"):
+        network = nn.Module.to(family.empty_network(folder), config.model.torch_dtype).requires_grad_(False)
+    tokens = family.tokens(network, folder, config.video)
+    base = _count(network)
+    if config.training == "lora":
+        attach(network, config.lora, family.lora_targets, seed=0)
+    else:
+        network.requires_grad_(True)
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    group = PlannedGroup(config.parallel.sequence)
+    if group.size > 1:
+        family.share_tokens(network, group)
+    example = lambda: family.example(network, folder, config.video, config.batch.micro, config.model.torch_dtype)  # noqa: E731
+    call = trace(network, family.blocks(network), example, dtype=config.model.torch_dtype)
+    forwards, backwards = calls_per_iteration(config)
+    return Plan(
+        config, ranks, family.pipeline_class, min(prompts, config.prompts.limit or prompts), base, trainable, tokens,
+        forwards, backwards, call, group.sent,
+    )
 
 
 def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
@@ -25,55 +141,65 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     return rollout + graded + objective.fake_updates + teacher + 1, objective.fake_updates + 1
 
 
-def plan(config: RunConfig) -> str:
-    """The plan as text; the network is built from its config alone, on no memory."""
-    folder, family = find_family(config.model)
-    network = family.empty_network(folder).requires_grad_(False)
-    base = _count(network)
-    if config.training == "lora":
-        trainable = _count(attach(network, config.lora, family.lora_targets, seed=0), trainable=True)
-    else:
-        trainable = base
-    tokens, width, layers = family.tokens(network, folder, config.video)
-    forwards, backwards = calls_per_iteration(config)
+def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
+    """The plan as text; `device_memory` in GiB is what a rank has, 0 if unknown."""
+    config, tokens = plan.config, plan.tokens
+    videos = config.batch.micro * config.batch.accumulation * plan.ranks // config.parallel.sequence
+    shared = f", {-(-tokens.count // config.parallel.sequence):,} tokens and {-(-tokens.heads // config.parallel.sequence)} heads a rank"
     rows = [
-        ("teacher", f"{config.model.path} ({family.pipeline_class}), {base:,} parameters in {config.model.dtype}"),
-        ("training", f"{config.training}: student and fake, {trainable:,} trainable parameters each"),
+        ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
+        ("training", f"{config.training}: student and fake, {plan.trainable:,} trainable parameters each"),
         ("weights held", "1 frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
         ("student", f"{_student_steps(config)} steps, {config.grid.kind} grid"),
-        ("one iteration", f"{forwards:g} forwards and {backwards} backwards of {config.batch.micro} videos x {config.batch.accumulation} micro-batches"),
-        ("tokens", f"{tokens:,} per video, {layers} blocks of width {width}"),
-        ("steps", f"{config.steps:,}, {config.steps * config.batch.micro * config.batch.accumulation:,} videos per rank"),
-        *[(f"memory: {name}", f"{size / 2**30:,.2f} GiB") for name, size in _memory(config, base, trainable, tokens, width, layers).items()],
+        ("prompts", f"{plan.prompts:,}"),
+        ("ranks", f"{plan.ranks}: {plan.ranks // config.parallel.sequence} data parallel x {config.parallel.sequence} a video, ZeRO-{config.parallel.zero_stage}"),
+        ("one iteration", f"{plan.forwards:g} forwards and {plan.backwards} backwards of {config.batch.micro} videos x {config.batch.accumulation} micro-batches"),
+        ("work", f"{plan.flops() / 1e12:,.3g} TFLOP a rank and iteration"),
+        ("tokens", f"{tokens.count:,} per video, {tokens.blocks} blocks of {tokens.heads} heads and width {tokens.width}{shared if config.parallel.sequence > 1 else ''}"),
+        ("steps", f"{config.steps:,} of {videos:,} videos"),
+        *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
+        *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
+        ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
+        ("checkpointing", f"activations {_gib(plan.graphs * plan.call.saved)} without, {_gib(plan.graphs * plan.call.saved_checkpointed)} with"),
         ("writes", str(config.folder)),
     ]
     pad = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{pad}}  {value}" for name, value in rows)
 
 
+def check_fit(plan: Plan, device_memory: float) -> None:
+    """ValueError, with the first remedy that helps, if a rank needs more than `device_memory` GiB."""
+    if plan.total() <= device_memory * GIB:
+        return
+    parallel, tried = plan.config.parallel, []
+    remedies = [("parallel.gradient_checkpointing=true", {"gradient_checkpointing": True}, plan.ranks)]
+    remedies += [("parallel.zero_stage=3", {"zero_stage": 3}, plan.ranks), ("parallel.offload=all", {"offload": "all"}, plan.ranks)]
+    remedies += [(f"parallel.sequence={n} on {max(n, plan.ranks)} ranks", {"sequence": n}, max(n, plan.ranks)) for n in (2, 4, 8, 16)]
+    changes: dict = {}
+    for name, change, ranks in remedies:
+        if all(getattr(parallel, key) == value for key, value in change.items()):
+            continue
+        changes, tried = changes | change, [t for t in tried if "sequence" not in t or "sequence" not in name] + [name]
+        better = make_plan(replace(plan.config, parallel=replace(parallel, **changes)), ranks=ranks)
+        if better.total() <= device_memory * GIB:
+            raise ValueError(
+                f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB:"
+                f" {' and '.join(tried)} needs {_gib(better.total())}"
+            )
+    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames, or a smaller video")
+
+
 def _student_steps(config: RunConfig) -> int:
     return len(config.grid.timesteps) if config.grid.kind == "explicit" else config.grid.steps
 
 
-def _count(network: nn.Module, *, trainable: bool = False) -> int:
-    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trainable)
+def _count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
-def _memory(config: RunConfig, base: int, trainable: int, tokens: int, width: int, layers: int) -> dict[str, float]:
-    """Estimated bytes on one unsharded device.
+def _size(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits // 8
 
-    Activations: about 17 values of the compute dtype per token, channel and block are kept
-    for the backward pass (arXiv 2205.05198, Eq. 1, 34 bytes at 16 bit, without the attention matrix); with
-    gradient checkpointing one per block and 17 for the block being recomputed. Two graphs
-    live at once: the student's kept call and the fake's.
-    """
-    size = torch.finfo(config.model.torch_dtype).bits // 8
-    kept = layers + 17 if config.parallel.gradient_checkpointing else 17 * layers
-    graph = config.batch.micro * tokens * width * kept * size
-    copies = 1 if config.training == "lora" else 3
-    parts = {
-        "weights": base * size * copies + 2 * trainable * 4 * (config.training == "lora"),
-        "gradients and optimiser": 2 * trainable * 4 * 3 + (trainable * 4 if config.ema else 0),
-        "activations (estimate)": 2 * graph,
-    }
-    return parts | {"in all": math.fsum(parts.values())}
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"

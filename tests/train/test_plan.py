@@ -2,18 +2,27 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from tdmvid.config import load_config
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.distill.iteration import iterate, pick_k
 from tdmvid.parallel import launch
-from tdmvid.train.plan import calls_per_iteration, plan
+from tdmvid.train import trace
+from tdmvid.train.plan import GIB, calls_per_iteration, check_fit, describe, make_plan
 from tdmvid.train.setup import build_run
 from tdmvid.train.trainer import _micro_batches
 
 STEPS, MICRO = 2, 2
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
+
+
+def plan(config, **choices) -> str:
+    return describe(make_plan(config, **choices))
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +123,77 @@ def test_whole_networks_are_planned_as_such(tiny_run, tmp_path):
 def test_a_plan_writes_nothing(tiny_run, tmp_path):
     plan(tiny_run(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
+
+
+def kept_by_autograd(network, call) -> int:
+    """Bytes of activations that a real forward keeps for its backward."""
+    storages = {p.untyped_storage().data_ptr(): 0 for p in (*network.parameters(), *network.buffers())}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()
+    assert out.requires_grad
+    return sum(storages.values())
+
+
+def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
+    made, student = make_plan(run.config), run.engines["student"]
+    x, t = torch.randn(MICRO, *run.backbone.latent_shape()), torch.ones(MICRO)
+    with FlopCounterMode(display=False, custom_mapping=trace.ATTENTION_ON_A_CPU) as counter:
+        kept = kept_by_autograd(student.module, lambda: run.roles.student(x, t, run.null.expand(MICRO)))
+    assert made.call.forward_flops == counter.get_total_flops() > 1e5
+    assert made.call.saved == pytest.approx(kept, rel=0.02)  # converting v to x0 keeps a little more
+
+
+def test_gradient_checkpointing_and_a_second_rank_halve_what_the_plan_says_they_halve(tiny_run, tmp_path):
+    one = make_plan(tiny_run(tmp_path))
+    two = make_plan(tiny_run(tmp_path, "parallel.sequence=2"), ranks=2)
+    inside = one.call.saved - one.call.saved_checkpointed
+    assert inside > 0 and two.call.saved < 0.7 * one.call.saved
+    assert two.call.forward_flops < 0.7 * one.call.forward_flops
+    assert two.traffic()["tokens"] > 0 and one.traffic() == {}
+
+
+def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path):
+    one, four = (make_plan(tiny_run(tmp_path, "ema=0.9"), ranks=ranks).memory() for ranks in (1, 4))
+    for name in ("frozen weights", "trained weights, float32", "gradients", "optimiser", "average"):
+        assert four[name] == one[name] / 4
+    assert "optimiser" not in make_plan(tiny_run(tmp_path, "parallel.offload=optimizer"), ranks=4).memory()
+
+
+def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path):
+    made = make_plan(tiny_run(tmp_path, "batch.micro=64"))
+    checkpointed = make_plan(tiny_run(tmp_path, "batch.micro=64", "parallel.gradient_checkpointing=true"))
+    assert checkpointed.total() < made.total()
+    limit = (checkpointed.total() + made.total()) / 2 / GIB
+    with pytest.raises(ValueError, match="more than .* GiB: parallel.gradient_checkpointing=true needs"):
+        check_fit(made, limit)
+    check_fit(checkpointed, limit)
+    with pytest.raises(ValueError, match="fewer frames"):
+        check_fit(made, 1e-9)
+
+
+def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path):
+    for change, message in (
+        ("parallel.sequence=2", "parallel.sequence=2 does not divide 1 ranks"), ("video.height=33", "video.height=33 does not divide by"),
+        ("grid.steps=2000", "steps"), ("prompts.path=none.txt", "none.txt"), ("video.frames=10", "video.frames=10"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            make_plan(tiny_run(tmp_path, change))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_planned_without_weights_or_network(path, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no network here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    monkeypatch.chdir(path.parents[1])
+    made = make_plan(load_config(path), ranks=8)
+    published = {"cogvideox2b_4nfe": (1_693_783_872, 17_776), "cogvideox5b_4nfe": (5_570_283_072, 17_776)}
+    assert (made.base, made.tokens.count) == published.get(path.stem, (made.base, made.tokens.count))
+    assert made.total() < 80 * GIB and "memory: in all" in describe(made, device_memory=80)
