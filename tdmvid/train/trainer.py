@@ -15,6 +15,7 @@ from .finish import finish
 from .monitor import Monitor
 from .samples import write_samples
 from .setup import Run, build_run
+from .watch import Interrupted, Watch
 
 
 class TrainingStopped(RuntimeError):
@@ -26,7 +27,7 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
 
     resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "".
     """
-    world = launch.start(config.parallel.backend, config.parallel.timeout_minutes)
+    world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
     folder = config.folder
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, primary=world.primary)
     if not resume and checkpoints.steps():
@@ -38,7 +39,8 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
         write_json(folder / "commands.json", {"commands": [{"what": w, "command": c} for w, c in (commands or {}).items()]})
     monitor = Monitor(folder, total=config.steps, start=start, primary=world.primary)
     try:
-        _loop(run, start, checkpoints, monitor)
+        with Watch(folder, world, config.parallel.timeout_minutes) as watch:
+            _loop(run, start, checkpoints, monitor, watch)
     finally:
         monitor.close()
     finish(run)
@@ -57,14 +59,15 @@ def _resume(run: Run, checkpoints: Checkpoints, resume: str) -> int:
     return start
 
 
-def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> None:
+def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watch: Watch) -> None:
     config, log, bad = run.config, run.config.log, 0
     for step in range(start, config.steps):
+        watch.beat(step)
         began = time.perf_counter()
         outcome = iterate(
             step, _micro_batches(run, step), (config.batch.micro, *run.backbone.latent_shape()),
             objective=config.objective, roles=run.roles, engines=run.engines, grid=run.grid,
-            streams=run.streams, first_stream=run.world.rank * config.batch.accumulation,
+            streams=run.streams, first_stream=run.world.data_rank * config.batch.accumulation,
         )
         scalars = launch.mean(outcome.scalars) | {"seconds": time.perf_counter() - began}
         monitor.log(step, scalars)
@@ -79,14 +82,17 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> N
                 f" the last good state is {path}. Check the prompts and the teacher's dtype, or lower {outcome.failed}.lr in a new run (another --out)"
             )
         last = done == config.steps
-        if last or log.checkpoint_every and done % log.checkpoint_every == 0:
-            checkpoints.save(done, run.engines, run.fingerprint)
+        stop = not last and watch.told_to_stop()
+        if last or stop or log.checkpoint_every and done % log.checkpoint_every == 0:
+            path = checkpoints.save(done, run.engines, run.fingerprint)
+        if stop:
+            raise Interrupted(f"asked to stop after step {step}; the state is {path}: continue with --resume auto")
         if last or log.sample_every and done % log.sample_every == 0:
             write_samples(run, done)
 
 
 def _micro_batches(run: Run, step: int) -> list:
     batch, world = run.config.batch, run.world
-    micros = batch.accumulation * world.size
-    first = world.rank * batch.accumulation
+    micros = batch.accumulation * world.data_size
+    first = world.data_rank * batch.accumulation
     return [run.conds(run.order.indices(step, batch.micro, first + i, micros)) for i in range(batch.accumulation)]

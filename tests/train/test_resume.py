@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tdmvid.train.checkpoint import META, Checkpoints
 from tdmvid.train.monitor import Monitor
 from tdmvid.train.trainer import train
+from tdmvid.train.watch import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 # Average, moments, warm-up and decay: each is lost by a resume that forgets it.
@@ -107,6 +108,19 @@ def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(tiny_json, tiny
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(tiny_json, tiny_run, whole, tmp_path, number):
+    process, metrics = start(tiny_json, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 1):
+        time.sleep(0.002)
+    process.send_signal(number)
+    assert process.wait() == STOPPED == 75
+    done = len(record(tmp_path / "run"))
+    assert 1 <= done < 8 and Checkpoints(tmp_path / "run" / "checkpoints", keep=2, primary=True).steps()[-1] == done
     train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
     assert_same_run(tmp_path / "run", whole)
 

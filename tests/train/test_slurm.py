@@ -1,0 +1,84 @@
+"""The cluster's own command on this machine: two nodes of one rank each, stopped by a signal and queued again."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
+    """Two nodes of launch/slurm/node.sh."""
+    environment = os.environ | {
+        "HEAD": "127.0.0.1", "PORT": str(free_port()), "NODES": "2", "GPUS": "1", "JOB": "test", "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu",
+    }
+    options = [part for change in ("parallel.timeout_minutes=1", *changes) for part in ("--set", change)]
+    command = ["launch/slurm/node.sh", "--config", str(tiny_json), "--out", str(out), "--resume", "auto", *options]
+    return [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        for _ in range(2)
+    ]
+
+
+def wait(nodes: list[subprocess.Popen], seconds: float = 180) -> list[int]:
+    try:
+        said = [node.communicate(timeout=seconds)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+    print(*said, sep="\n")
+    return [node.returncode for node in nodes]
+
+
+def rows(out: Path) -> list[dict]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def losses(out: Path) -> list[tuple[float, float]]:
+    return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
+
+
+@pytest.mark.slow
+def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_been(tiny_json, tmp_path):
+    assert wait(start_nodes(tiny_json, tmp_path / "whole")) == [0, 0]
+    nodes, out = start_nodes(tiny_json, tmp_path / "run"), tmp_path / "run"
+    while not rows(out) and all(node.poll() is None for node in nodes):
+        time.sleep(0.01)
+    nodes[1].send_signal(signal.SIGUSR1)
+    assert wait(nodes) == [75, 75]
+    assert 1 <= len(rows(out)) < 8 and not (out / "lora").exists() and list((out / "checkpoints").glob("step_*"))
+    assert wait(start_nodes(tiny_json, out)) == [0, 0]
+    assert losses(out) == losses(tmp_path / "whole") and len(rows(out)) == 8
+    assert (out / "lora" / "pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_job_and_the_last_checkpoint_stands(tiny_json, tmp_path):
+    out, changes = tmp_path / "run", ("log.checkpoint_every=1", "steps=500")
+    nodes = start_nodes(tiny_json, out, *changes)
+    while len(rows(out)) < 3 and all(node.poll() is None for node in nodes):
+        time.sleep(0.01)
+    launcher = subprocess.run(["pgrep", "-P", str(nodes[1].pid)], capture_output=True, text=True).stdout.split()[0]
+    rank = subprocess.run(["pgrep", "-P", launcher], capture_output=True, text=True).stdout.split()[0]
+    began = time.time()
+    os.kill(int(rank), signal.SIGKILL)
+    assert all(status not in (0, 75) for status in wait(nodes)) and time.time() - began < 120
+    done = len(rows(out))
+    assert wait(start_nodes(tiny_json, out, "log.checkpoint_every=1", f"steps={done + 2}")) == [0, 0]
+    assert [row["step"] for row in rows(out)] == list(range(done + 2))
