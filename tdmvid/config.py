@@ -77,12 +77,20 @@ class ParallelConfig:
 
     backend: Literal["auto", "none", "deepspeed"] = "auto"
     zero_stage: int = 3
+    sequence: int = 1
+    """Neighbouring ranks that share the tokens of one video (Ulysses); the rest are data parallel."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
     timeout_minutes: int = 30
 
     def __post_init__(self):
-        if self.zero_stage not in (1, 2, 3):
-            raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"parallel.offload='all' needs zero_stage 3, which shards the weights; this is {self.zero_stage}")
+        if self.sequence < 1:
+            raise ValueError(f"parallel.sequence={self.sequence}: at least 1 rank holds a sequence")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One trainable role over many processes: `TorchEngine`'s contract on DeepSpeed's ZeRO.
 
-ZeRO stage 1 shards the optimiser, 2 the gradients too, 3 the weights too. Two engines may
+ZeRO stage 0 shards nothing, 1 shards the optimiser, 2 the gradients too, 3 the weights too. Two engines may
 share their frozen Parameter objects (one base for student and fake): the first shards them,
 the second finds them sharded. Every method is collective: all ranks make the same calls in the
 same order.
@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -27,10 +28,15 @@ TAG = "zero"
 
 def deepspeed_config(
     optim: OptimConfig, *,
-    zero_stage: int, micro_batch: int, accumulation: int, dtype: torch.dtype, trainable: int, persistence_threshold: int,
+    zero_stage: int, micro_batch: int, accumulation: int, dtype: torch.dtype, trainable: int, persistence_threshold: int, offload: str = "none",
 ) -> dict:
     """DeepSpeed's configuration of one role; `trainable` is its number of trainable values."""
     zero = {"stage": zero_stage, "reduce_bucket_size": min(trainable, 500_000_000)}  # its buffer is allocated in full
+    place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if offload != "none":
+        zero["offload_optimizer"] = place
+    if offload == "all":
+        zero["offload_param"] = place
     if zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = persistence_threshold
     config = {
@@ -38,6 +44,7 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optim.clip,
         "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,  # torch's optimisers: DeepSpeed's own are compiled on first use
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},  # or the host waits for the device in every forward
@@ -56,21 +63,23 @@ class DeepSpeedEngine:
     micro_batch: samples of one micro-batch on one rank; dtype: of the frozen weights and of
     the network's arithmetic. Trainable parameters are float32, and rank 0's values are taken.
     persistence_threshold: with ZeRO-3, smaller parameters stay whole on every rank.
+    offload: keep the optimiser's state, or the sharded weights too, in host memory.
     """
 
     def __init__(
         self, module: nn.Module, config: OptimConfig, *,
         total_steps: int, micro_batch: int, accumulation: int = 1, ema: float = 0.0,
         zero_stage: int = 3, dtype: torch.dtype = torch.float32, persistence_threshold: int = 100_000,
+        offload: Literal["none", "optimizer", "all"] = "none",
     ):
-        if zero_stage not in (1, 2, 3):
-            raise ValueError(f"parallel.zero_stage={zero_stage}: choose 1, 2 or 3")
+        if zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"parallel.zero_stage={zero_stage}: choose 0, 1, 2 or 3")
         if dtype == torch.float16:
             raise ValueError("model.dtype='float16' overflows without loss scaling, which DeepSpeed engines leave out: use bfloat16")
         import deepspeed  # not before launch.start, which chooses the accelerator that deepspeed finds on import
 
         self.module, self.config = module, config
-        self.total_steps, self.accumulation, self.decay = total_steps, accumulation, ema
+        self.total_steps, self.accumulation, self.decay, self.stage = total_steps, accumulation, ema, zero_stage
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert self.trainable, "a role without trainable parameters"
         assert all(p.dtype == torch.float32 for p in self.trainable.values()), "trainable parameters are float32"
@@ -79,7 +88,7 @@ class DeepSpeedEngine:
             dist.broadcast(parameter.data, 0)
         settings = deepspeed_config(
             config, zero_stage=zero_stage, micro_batch=micro_batch, accumulation=accumulation, dtype=dtype,
-            trainable=sum(p.numel() for p in parameters), persistence_threshold=persistence_threshold,
+            trainable=sum(p.numel() for p in parameters), persistence_threshold=persistence_threshold, offload=offload,
         )
         self.engine = deepspeed.initialize(
             model=module, model_parameters=parameters, optimizer=config.build(parameters), config=settings
@@ -107,20 +116,39 @@ class DeepSpeedEngine:
         rate = self.config.rate(self.updates, self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        if not all_agree(not skip):
-            self._spoil_gradient()
-        self.engine.step()
-        applied = self.engine.was_step_applied()
+        agreed = all_agree(not skip)
+        norm, applied = self._step_unsharded(agreed) if self.stage == 0 else self._step_sharded(agreed)
         if applied:
             self.updates += 1
             self._update_average()
-        return StepResult(applied, float(self.engine.get_global_grad_norm()), rate)
+        return StepResult(applied, norm, rate)
+
+    def _step_sharded(self, agreed: bool) -> tuple[float, bool]:
+        if not agreed:
+            self._spoil_gradient()
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()), self.engine.was_step_applied()
+
+    def _step_unsharded(self, agreed: bool) -> tuple[float, bool]:
+        """Without sharding the library steps whatever the gradient is: here it is checked and, if need be, taken away."""
+        parameters = list(self.trainable.values())
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        applied = agreed and norm < float("inf")
+        if applied:
+            self.engine.step()
+        else:
+            self.engine.optimizer.zero_grad(set_to_none=True)
+        return norm if applied else float("inf"), applied
 
     def _spoil_gradient(self) -> None:
         """Make the library's own check for finite gradients fail, so that its own clean-up runs."""
-        for gradients in self.engine.optimizer.averaged_gradients.values():
-            for gradient in gradients:
-                gradient.fill_(float("nan"))
+        optimizer, nothing = self.engine.optimizer, float("nan")
+        for gradients in optimizer.averaged_gradients.values():
+            for gradient in gradients or ():
+                gradient.fill_(nothing)
+        offloaded = getattr(optimizer, "norm_for_param_grads", {})  # all that is looked at when gradients wait in host memory
+        for key, norm in offloaded.items():
+            offloaded[key] = norm * nothing
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -111,8 +111,11 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
         attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
     else:
         student_net, fake_net = (copy.deepcopy(backbone.network).float().requires_grad_(True) for _ in range(2))
-    if config.parallel.gradient_checkpointing:
-        for network in (student_net, fake_net):
+    networks = (student_net, fake_net) if config.training == "lora" else (student_net, fake_net, backbone.network)
+    for network in networks:
+        if world.sequence:
+            backbone.share_tokens(network, world.sequence)
+        if config.parallel.gradient_checkpointing:
             network.enable_gradient_checkpointing()
     student = _engine(student_net, config, "student", world)
     fake = _engine(fake_net, config, "fake", world)
@@ -131,4 +134,7 @@ def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.Worl
         return TorchEngine(network, settings, **common)
     from ..parallel.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(network, settings, **common, zero_stage=config.parallel.zero_stage, micro_batch=config.batch.micro, dtype=config.model.torch_dtype)
+    return DeepSpeedEngine(
+        network, settings, **common, zero_stage=config.parallel.zero_stage, micro_batch=config.batch.micro,
+        dtype=config.model.torch_dtype, offload=config.parallel.offload,
+    )

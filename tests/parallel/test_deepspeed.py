@@ -7,7 +7,6 @@ what one rank draws in two micro-batches, so both must learn the same.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,16 +51,23 @@ class Case:
     save: str | None = None  # after half of the steps
     load: str | None = None
     shared: bool = True
+    sequence: int = 1  # ranks that share one video
+    offload: str = "none"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """A pipeline folder with a tiny transformer."""
-    folder = tmp_path_factory.mktemp("cogvideox")
+    return write_model(tmp_path_factory.mktemp("cogvideox"))
+
+
+def write_model(folder: Path, *, heads: int = 2, layers: int = 1, text: int = 8, rotary: bool = False) -> str:
+    """A tiny transformer of `heads` heads on `text` + 48 tokens, with scheduler and the autoencoder's shape."""
     torch.manual_seed(0)
     CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=16,
-        num_layers=1, sample_width=8, sample_height=8, sample_frames=9, max_text_seq_length=8,
+        num_attention_heads=heads, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=16,
+        num_layers=layers, sample_width=8, sample_height=8, sample_frames=9, max_text_seq_length=text,
+        use_rotary_positional_embeddings=rotary,
     ).save_pretrained(folder / "transformer")
     CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0).save_pretrained(folder / "scheduler")
     (folder / "vae").mkdir()
@@ -78,7 +84,7 @@ def randomise(module, seed: int) -> None:
             p.data.copy_(0.1 * torch.randn(p.shape, generator=generator))
 
 
-def build(case: Case):
+def build(case: Case, world: launch.World):
     """The backbone, and the engine of each role over one shared base."""
     size = ClipSize(frames=9, height=64, width=64)
     backbone = CogVideoX(Path(case.model), ModelConfig(path=case.model, dtype=case.dtype), size, "cpu")
@@ -87,6 +93,8 @@ def build(case: Case):
     for seed, (role, tree) in enumerate({"student": backbone.network, "fake": copy}.items()):
         attach(tree, LoraSettings(rank=4, alpha=4), backbone.lora_targets, seed=seed)
         randomise(tree, seed)
+        if world.sequence:
+            backbone.share_tokens(tree, world.sequence)
         tree.enable_gradient_checkpointing()
         common = dict(total_steps=8, ema=0.9)
         optim = replace(case.optim, lr=200.0) if (role, case.optim) == ("fake", SGD) else case.optim  # its gradient is as small
@@ -94,8 +102,9 @@ def build(case: Case):
             engines[role] = TorchEngine(tree, optim, accumulation=GLOBAL, **common)
         else:
             engines[role] = DeepSpeedEngine(
-                tree, optim, accumulation=GLOBAL // int(os.environ["WORLD_SIZE"]), micro_batch=BATCH, zero_stage=case.zero_stage,
-                dtype=getattr(torch, case.dtype), persistence_threshold=case.threshold, **common,
+                tree, optim, accumulation=GLOBAL // world.data_size, micro_batch=BATCH, zero_stage=case.zero_stage,
+                dtype=getattr(torch, case.dtype), persistence_threshold=case.threshold,
+                offload=case.offload, **common,
             )
     return backbone, engines
 
@@ -113,18 +122,18 @@ class Skipping:
 def run(case: Case) -> dict:
     """Train; scalars of every iteration as averaged over ranks, and the final weights and averages as arrays."""
     torch.set_num_threads(1)
-    world = launch.start("none" if case.backend == "torch" else "auto", timeout_minutes=0.5)
-    backbone, engines = build(case)
+    world = launch.start("none" if case.backend == "torch" else "auto", timeout_minutes=0.5, sequence=case.sequence)
+    backbone, engines = build(case, world)
     if case.load:
         for role, engine in engines.items():
             engine.load(Path(case.load) / role)
     denoiser, student = backbone.denoiser, engines["student"]
     roles = Roles(denoiser(student), denoiser(engines["fake"]), denoiser(Base(student, student.module)))
-    grid, streams, local = uniform(4, backbone.process), Streams(7), GLOBAL // world.size
+    grid, streams, local = uniform(4, backbone.process), Streams(7), GLOBAL // world.data_size
     log, failed, snapshots = [], [], []
     for step in range(case.steps // 2 if case.load else 0, case.steps):
-        first, asked = world.rank * local, dict(engines)
-        texts = [torch.randn(BATCH, 8, 16, generator=streams.generator(step, "text", first + micro)) for micro in range(local)]
+        first, asked = world.data_rank * local, dict(engines)
+        texts = [torch.randn(BATCH, backbone.network.config.max_text_seq_length, 16, generator=streams.generator(step, "text", first + micro)) for micro in range(local)]
         mine = range(first, first + local)
         if case.poison and case.poison[0] == step and case.poison[1] in mine:
             texts[case.poison[1] - first][0, 0, 0] = float("nan")
@@ -204,12 +213,31 @@ def test_zero_3_on_any_ranks_is_one_process_with_the_same_micro_batches(model, r
         assert_same_run(result, reference(optim=optim))
 
 
+@OPTIMS
+@pytest.mark.parametrize("rotary", [False, True], ids=["sincos", "rotary"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(tmp_path, ranks, rotary, optim):
+    """3 heads and 7 + 48 tokens divide by neither 2 nor 4; 4 ranks are two videos of two ranks each."""
+    model = write_model(tmp_path, heads=3, layers=2, text=7, rotary=rotary)
+    case = Case(model, optim=optim, steps=4)
+    reference = run_ranks(1, run, replace(case, backend="torch"))[0]
+    for result in run_ranks(ranks, run, replace(case, sequence=2)):
+        assert_same_run(result, reference)
+
+
+@pytest.mark.parametrize("offload", ["optimizer", "all"])
+def test_what_waits_in_host_memory_changes_nothing(model, reference, offload):
+    trouble = dict(optim=ADAMW, steps=4, skip=(1, 1), poison=(2, 1))
+    for result in run_ranks(2, run, Case(model, offload=offload, **trouble)):
+        assert_same_run(result, reference(**trouble))
+
+
 def test_sharing_the_base_changes_nothing(model, reference):
     for result in run_ranks(2, run, Case(model, optim=ADAMW, shared=False)):
         assert_same_run(result, reference(optim=ADAMW))
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_rank_that_fails_makes_all_ranks_skip_and_forget(model, reference, stage):
     """Rank 1 asks to skip a student's step, then has a NaN: nothing moves, and learning goes on as if it had not been."""
     trouble = dict(optim=ADAMW, steps=4, skip=(1, 1), poison=(2, 1))

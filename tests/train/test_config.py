@@ -112,7 +112,7 @@ def test_the_last_override_wins(load):
     ({"video": {"frames": 0}}, "video=.*frames=0.* at least 1"),
     ({"model": {"dtype": "int8"}}, r"model\.dtype='int8': choose float32, bfloat16 or float16"),
     ({"objective": {"fake_updates": 0}}, r"objective\.fake_updates=0: .* at least 1"),
-    ({"parallel": {"zero_stage": 4}}, r"parallel\.zero_stage=4: choose 1 .*, 2 .* or 3"),
+    ({"parallel": {"zero_stage": 4}}, r"parallel\.zero_stage=4: choose 0 .*, 1 .*, 2 .* or 3"),
     ({"prompts": {"limit": -1}}, r"prompts\.limit=-1: .* 0 uses all"),
     ({"log": {"keep_checkpoints": 0}}, r"log\.keep_checkpoints=0: keep at least 1"),
     ({"log": {"sample_every": -1}}, r"log\..*sample_every=-1: .* 0 turns it off"),
