@@ -8,9 +8,12 @@ same order.
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +26,7 @@ from .engine import StepResult
 from .launch import all_agree, barrier
 from .optim import OptimConfig
 
-TAG = "zero"
+TAG, UNIVERSAL = "zero", "universal"
 
 
 def deepspeed_config(
@@ -198,17 +201,19 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, bit for bit, into a new engine.
+        """Restore what `save` wrote into a new engine: bit for bit on as many ranks, else converted once, beside it.
 
-        ValueError if it belongs to another model or to another number of ranks.
+        ValueError if it belongs to another model.
         """
         state = json.loads((folder / "engine.json").read_text())
-        if state["ranks"] != dist.get_world_size():
-            raise ValueError(f"{folder} was written by {state['ranks']} ranks, not {dist.get_world_size()}: resume with as many")
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(f"{folder} holds no average: resume with the ema it was written with, 0")
         self._check_shapes(folder / "weights.safetensors")
-        self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        universal = state["ranks"] != dist.get_world_size()
+        if universal:
+            _make_universal(folder)
+        self.engine._config.load_universal_checkpoint = universal  # the library reads it from its configuration only
+        self.engine.load_checkpoint(str(folder), tag=UNIVERSAL if universal else TAG, load_module_strict=False)
         if self.average:
             for name, tensor in load_file(folder / "average.safetensors").items():
                 _assign_own_part(self.average[name], tensor, self.trainable[name])
@@ -220,6 +225,23 @@ class DeepSpeedEngine:
         if saved != mine:
             name, shape = sorted(set(saved.items()) ^ set(mine.items()))[0]
             raise ValueError(f"{path}: {name} {shape} does not fit this model; resume with the config that wrote it")
+
+
+def _make_universal(folder: Path) -> None:
+    """Convert a checkpoint of ZeRO's shards to one that any number of ranks can load; rank 0 works, all wait."""
+    done = folder / UNIVERSAL / "done"
+    if dist.get_rank() == 0 and not done.exists():
+        from deepspeed.checkpoint import ds_to_universal
+
+        shutil.rmtree(folder / UNIVERSAL, ignore_errors=True)
+        options = Namespace(
+            input_folder=str(folder / TAG), output_folder=str(folder / UNIVERSAL), num_extract_workers=1, num_merge_workers=1,
+            keep_temp_folder=False, strict=True, inject_missing_state=True,
+        )
+        with redirect_stdout(io.StringIO()):
+            ds_to_universal.main(options)
+        done.touch()
+    barrier()
 
 
 # With ZeRO-3 a parameter is an empty tensor while nobody uses it. Its flattened values, padded

@@ -49,9 +49,11 @@ class Run:
     def fingerprint(self) -> dict:
         """What a checkpoint must agree on to be resumed by this run."""
         settings = to_dict(self.config)
-        keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema", "batch")
+        keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema")
         falls = any(optim.schedule != "constant" for optim in (self.config.student, self.config.fake))
+        batch = self.config.batch
         return {key: settings[key] for key in keys} | {
+            "batch": {"micro": batch.micro, "micro_batches": batch.accumulation * self.world.data_size},  # of all ranks together
             "prompts": self.prompts_digest, "backend": type(self.engines["student"]).__name__,
             "steps": self.config.steps if falls else None,  # a rate that falls to 0 at the last step depends on it
         }

@@ -48,7 +48,8 @@ class Case:
     dtype: str = "float32"
     skip: tuple[int, int] | None = None  # at this iteration the student of this stream asks for no step
     poison: tuple[int, int] | None = None  # at this iteration this stream has a NaN in its text
-    save: str | None = None  # after half of the steps
+    save: str | None = None  # after half of the steps, or after the last of `span`
+    span: tuple[int, int] | None = None  # only these iterations
     load: str | None = None
     shared: bool = True
     sequence: int = 1  # ranks that share one video
@@ -131,7 +132,9 @@ def run(case: Case) -> dict:
     roles = Roles(denoiser(student), denoiser(engines["fake"]), denoiser(Base(student, student.module)))
     grid, streams, local = uniform(4, backbone.process), Streams(7), GLOBAL // world.data_size
     log, failed, snapshots = [], [], []
-    for step in range(case.steps // 2 if case.load else 0, case.steps):
+    first_step, last_step = case.span or (case.steps // 2 if case.load else 0, case.steps)
+    saved_at = last_step if case.span else case.steps // 2
+    for step in range(first_step, last_step):
         first, asked = world.data_rank * local, dict(engines)
         texts = [torch.randn(BATCH, backbone.network.config.max_text_seq_length, 16, generator=streams.generator(step, "text", first + micro)) for micro in range(local)]
         mine = range(first, first + local)
@@ -145,7 +148,7 @@ def run(case: Case) -> dict:
         )
         log.append(launch.mean(outcome.scalars))
         failed.append(outcome.failed)
-        if case.save and step + 1 == case.steps // 2:
+        if case.save and step + 1 == saved_at:
             for role, engine in engines.items():
                 engine.save(Path(case.save) / role)
         snapshots.append(arrays(engines))
@@ -257,8 +260,17 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(model, tmp_path, cha
     for rank in (0, 1):
         assert resumed[rank]["log"] == whole[rank]["log"][2:] and resumed[rank]["updates"] == whole[rank]["updates"]
         assert_close(resumed[rank]["weights"][-1], whole[rank]["weights"][-1], 0)
-    with pytest.raises(AssertionError, match="was written by 2 ranks, not 1"):
-        run_ranks(1, run, replace(case, load=str(tmp_path)))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp_path, stage):
+    """2 -> 1 -> 2 ranks: each part continues the last, in the numbers of the run in one process."""
+    case, whole = Case(model, optim=ADAMW, steps=6, zero_stage=stage), reference(optim=ADAMW, steps=6)
+    parts = [(2, 0, 2), (1, 2, 4), (2, 4, 6)]
+    for ranks, first, last in parts:
+        here = replace(case, load=str(tmp_path / str(first)) if first else None, save=str(tmp_path / str(last)), span=(first, last))
+        for result in run_ranks(ranks, run, here):
+            assert_same_run(result, {name: value[first:last] if isinstance(value, list) else value for name, value in whole.items()} | {"updates": result["updates"]})
 
 
 @pytest.mark.parametrize("stage, losses, weights", [(2, 1e-6, 1e-5), (3, 2e-3, 2e-3)])
