@@ -227,6 +227,20 @@ class DeepSpeedEngine:
             raise ValueError(f"{path}: {name} {shape} does not fit this model; resume with the config that wrote it")
 
 
+def shard_frozen(module: nn.Module, *, micro_batch: int, dtype: torch.dtype, persistence_threshold: int = 100_000):
+    """A network that is never trained, its weights spread over the ranks (ZeRO-3): called like the module, without gradients."""
+    import deepspeed
+
+    zero = {"stage": 3, "stage3_param_persistence_threshold": persistence_threshold}
+    settings = {
+        "train_micro_batch_size_per_gpu": micro_batch, "zero_optimization": zero, "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},
+    }
+    if dtype != torch.float32:
+        settings["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch."), "lower_precision_safe_modules": []}
+    return deepspeed.initialize(model=module, config=settings)[0]
+
+
 def _make_universal(folder: Path) -> None:
     """Convert a checkpoint of ZeRO's shards to one that any number of ranks can load; rank 0 works, all wait."""
     done = folder / UNIVERSAL / "done"

@@ -121,8 +121,17 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
             network.enable_gradient_checkpointing()
     student = _engine(student_net, config, "student", world)
     fake = _engine(fake_net, config, "fake", world)
-    network = Base(student, student_net) if config.training == "lora" else backbone.network
+    network = Base(student, student_net) if config.training == "lora" else _frozen(backbone.network, config, world)
     return {"student": student, "fake": fake}, backbone.denoiser(network)
+
+
+def _frozen(network: nn.Module, config: RunConfig, world: launch.World):
+    """The teacher of a full fine-tune: sharded where the trained networks are."""
+    if not world.distributed or config.parallel.zero_stage < 3:
+        return network
+    from ..parallel.deepspeed_engine import shard_frozen
+
+    return shard_frozen(network, micro_batch=config.batch.micro, dtype=config.model.torch_dtype)
 
 
 def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World):

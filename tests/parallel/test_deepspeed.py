@@ -7,6 +7,7 @@ what one rank draws in two micro-batches, so both must learn the same.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
-from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config
+from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, shard_frozen
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.optim import OptimConfig
 from tdmvid.parallel.rng import Streams
@@ -54,6 +55,7 @@ class Case:
     shared: bool = True
     sequence: int = 1  # ranks that share one video
     offload: str = "none"
+    full: bool = False  # three whole networks
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +91,16 @@ def build(case: Case, world: launch.World):
     """The backbone, and the engine of each role over one shared base."""
     size = ClipSize(frames=9, height=64, width=64)
     backbone = CogVideoX(Path(case.model), ModelConfig(path=case.model, dtype=case.dtype), size, "cpu")
-    copy = shared_copy(backbone.network) if case.shared else CogVideoX(Path(case.model), ModelConfig(dtype=case.dtype), size, "cpu").network
+    if case.full:
+        trees = {"student": deepcopy(backbone.network).requires_grad_(True), "fake": deepcopy(backbone.network).requires_grad_(True)}
+    else:
+        copy = shared_copy(backbone.network) if case.shared else CogVideoX(Path(case.model), ModelConfig(dtype=case.dtype), size, "cpu").network
+        trees = {"student": backbone.network, "fake": copy}
     engines = {}
-    for seed, (role, tree) in enumerate({"student": backbone.network, "fake": copy}.items()):
-        attach(tree, LoraSettings(rank=4, alpha=4), backbone.lora_targets, seed=seed)
-        randomise(tree, seed)
+    for seed, (role, tree) in enumerate(trees.items()):
+        if not case.full:
+            attach(tree, LoraSettings(rank=4, alpha=4), backbone.lora_targets, seed=seed)
+            randomise(tree, seed)
         if world.sequence:
             backbone.share_tokens(tree, world.sequence)
         tree.enable_gradient_checkpointing()
@@ -107,7 +114,12 @@ def build(case: Case, world: launch.World):
                 dtype=getattr(torch, case.dtype), persistence_threshold=case.threshold,
                 offload=case.offload, **common,
             )
-    return backbone, engines
+    if not case.full:
+        return backbone, engines, Base(engines["student"], engines["student"].module)
+    teacher = backbone.network
+    if world.sequence:
+        backbone.share_tokens(teacher, world.sequence)
+    return backbone, engines, teacher if case.backend == "torch" else shard_frozen(teacher, micro_batch=BATCH, dtype=torch.float32, persistence_threshold=0)
 
 
 class Skipping:
@@ -124,12 +136,12 @@ def run(case: Case) -> dict:
     """Train; scalars of every iteration as averaged over ranks, and the final weights and averages as arrays."""
     torch.set_num_threads(1)
     world = launch.start("none" if case.backend == "torch" else "auto", timeout_minutes=0.5, sequence=case.sequence)
-    backbone, engines = build(case, world)
+    backbone, engines, teacher = build(case, world)
     if case.load:
         for role, engine in engines.items():
             engine.load(Path(case.load) / role)
     denoiser, student = backbone.denoiser, engines["student"]
-    roles = Roles(denoiser(student), denoiser(engines["fake"]), denoiser(Base(student, student.module)))
+    roles = Roles(denoiser(student), denoiser(engines["fake"]), denoiser(teacher))
     grid, streams, local = uniform(4, backbone.process), Streams(7), GLOBAL // world.data_size
     log, failed, snapshots = [], [], []
     first_step, last_step = case.span or (case.steps // 2 if case.load else 0, case.steps)
@@ -226,6 +238,15 @@ def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(
     reference = run_ranks(1, run, replace(case, backend="torch"))[0]
     for result in run_ranks(ranks, run, replace(case, sequence=2)):
         assert_same_run(result, reference)
+
+
+@pytest.mark.parametrize("sequence", [1, 2])
+def test_three_whole_networks_are_sharded_too(model, reference, sequence):
+    optim = replace(SGD, lr=0.05)
+    whole = reference(full=True, optim=optim)
+    assert max(np.abs(value - whole["weights"][0][name]).max() for name, value in whole["weights"][-1].items()) > 1e-4
+    for result in run_ranks(2, run, Case(model, full=True, optim=optim, sequence=sequence)):
+        assert_same_run(result, whole)
 
 
 @pytest.mark.parametrize("offload", ["optimizer", "all"])
