@@ -64,7 +64,8 @@ def iterate(
     """Roll out, then let each role of the objective take its turn on the same trajectories.
 
     conds: one Cond per micro-batch; noise_shape: [B, ...] of a micro-batch. A turn whose
-    loss or gradient is not finite changes nothing and ends the iteration.
+    loss or gradient is not finite changes nothing and ends the iteration; one whose gradient
+    overflowed for its loss scale alone changes nothing but that.
     """
     process, device = roles.student.process, streams.device
     graded = []
@@ -87,7 +88,7 @@ def iterate(
         losses = torch.stack(scalars[f"loss/{role}"])
         result = engines[role].step(skip=not bool(losses.isfinite().all()))
         scalars[f"grad_norm/{role}"] = [torch.tensor(result.grad_norm)]
-        if not result.applied:
+        if not result.applied and not result.rescaled:
             return Outcome(_means(scalars), failed=role)
     return Outcome(_means(scalars))
 

@@ -14,6 +14,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from .engine import StepResult
 from .launch import all_agree, barrier
-from .optim import OptimConfig
+from .optim import LossScale, OptimConfig
 
 TAG, UNIVERSAL = "zero", "universal"
 
@@ -52,7 +53,7 @@ def deepspeed_config(
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},  # or the host waits for the device in every forward
     }
-    if dtype != torch.float32:
+    if dtype == torch.bfloat16:
         # The engine switches the caller's autocast off unless it has its own. No module is
         # listed: a listed one has its parameters communicated in the lower precision.
         name = str(dtype).removeprefix("torch.")
@@ -77,8 +78,6 @@ class DeepSpeedEngine:
     ):
         if zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={zero_stage}: choose 0, 1, 2 or 3")
-        if dtype == torch.float16:
-            raise ValueError("model.dtype='float16' overflows without loss scaling, which DeepSpeed engines leave out: use bfloat16")
         import deepspeed  # not before launch.start, which chooses the accelerator that deepspeed finds on import
 
         self.module, self.config = module, config
@@ -93,11 +92,19 @@ class DeepSpeedEngine:
             config, zero_stage=zero_stage, micro_batch=micro_batch, accumulation=accumulation, dtype=dtype,
             trainable=sum(p.numel() for p in parameters), persistence_threshold=persistence_threshold, offload=offload,
         )
+        if dtype == torch.float16:
+            _autocast_inside(module, dtype)
         self.engine = deepspeed.initialize(
             model=module, model_parameters=parameters, optimizer=config.build(parameters), config=settings
         )[0]
         self.average = {name: _own_part(p).clone() for name, p in self.trainable.items()} if ema else {}
         self.updates = self._backwards = 0
+        self._set_scale(LossScale.of(dtype))
+
+    def _set_scale(self, scale: LossScale) -> None:
+        self.scale = scale
+        if self.stage and scale.value != 1:
+            self.engine.optimizer.override_loss_scale(scale.value)
 
     def __call__(self, *args, **kwargs):
         return self.engine(*args, **kwargs)
@@ -107,7 +114,7 @@ class DeepSpeedEngine:
         self._backwards += 1
         assert self._backwards <= self.accumulation, "more backward passes than `accumulation` before a step"
         self.engine.set_gradient_accumulation_boundary(self._backwards == self.accumulation)
-        self.engine.backward(loss)
+        self.engine.backward(loss if self.stage else loss * self.scale.value)
 
     def step(self, *, skip: bool = False) -> StepResult:
         """Clip, step and average; if one rank says `skip`, or the gradient is not finite, all only forget the gradient.
@@ -124,7 +131,9 @@ class DeepSpeedEngine:
         if applied:
             self.updates += 1
             self._update_average()
-        return StepResult(applied, norm, rate)
+        rescaled = agreed and self.scale.update(applied)
+        self._set_scale(self.scale)
+        return StepResult(applied, norm, rate, rescaled)
 
     def _step_sharded(self, agreed: bool) -> tuple[float, bool]:
         if not agreed:
@@ -135,7 +144,9 @@ class DeepSpeedEngine:
     def _step_unsharded(self, agreed: bool) -> tuple[float, bool]:
         """Without sharding the library steps whatever the gradient is: here it is checked and, if need be, taken away."""
         parameters = list(self.trainable.values())
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_div_(gradients, self.scale.value)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
         applied = agreed and norm < float("inf")
         if applied:
             self.engine.step()
@@ -196,7 +207,8 @@ class DeepSpeedEngine:
             save_file(weights, folder / "weights.safetensors")
             if self.average:
                 save_file(average, folder / "average.safetensors")
-            (folder / "engine.json").write_text(json.dumps({"updates": self.updates, "ranks": dist.get_world_size()}))
+            state = {"updates": self.updates, "ranks": dist.get_world_size(), "scale": asdict(self.scale)}
+            (folder / "engine.json").write_text(json.dumps(state))
         barrier()
 
     @torch.no_grad()
@@ -218,6 +230,7 @@ class DeepSpeedEngine:
             for name, tensor in load_file(folder / "average.safetensors").items():
                 _assign_own_part(self.average[name], tensor, self.trainable[name])
         self.updates = state["updates"]
+        self._set_scale(LossScale(**state["scale"]))
 
     def _check_shapes(self, path: Path) -> None:
         saved = {name: tuple(tensor.shape) for name, tensor in load_file(path).items()}
@@ -225,6 +238,11 @@ class DeepSpeedEngine:
         if saved != mine:
             name, shape = sorted(set(saved.items()) ^ set(mine.items()))[0]
             raise ValueError(f"{path}: {name} {shape} does not fit this model; resume with the config that wrote it")
+
+
+def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:
+    """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler that clips scaled gradients."""
+    module.forward = torch.autocast(next(module.parameters()).device.type, dtype)(module.forward)
 
 
 def shard_frozen(module: nn.Module, *, micro_batch: int, dtype: torch.dtype, persistence_threshold: int = 100_000):
@@ -236,7 +254,9 @@ def shard_frozen(module: nn.Module, *, micro_batch: int, dtype: torch.dtype, per
         "train_micro_batch_size_per_gpu": micro_batch, "zero_optimization": zero, "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},
     }
-    if dtype != torch.float32:
+    if dtype == torch.float16:
+        _autocast_inside(module, dtype)
+    if dtype == torch.bfloat16:
         settings["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch."), "lower_precision_safe_modules": []}
     return deepspeed.initialize(model=module, config=settings)[0]
 

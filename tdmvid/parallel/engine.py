@@ -8,33 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .optim import OptimConfig
+from .optim import LossScale, OptimConfig
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step did; `applied` is False when loss or gradient was not finite."""
+    """What one optimiser step did; `applied` is False when loss or gradient was not finite.
+
+    `rescaled`: it only overflowed because the loss scale was too high, and that is lower now.
+    """
 
     applied: bool
     grad_norm: float
     lr: float
+    rescaled: bool = False
 
 
 class TorchEngine:
     """A role in one process.
 
-    `ema` > 0 keeps an exponential moving average of the trainable parameters.
+    `ema` > 0 keeps an exponential moving average of the trainable parameters; `dtype` is that
+    of the network's arithmetic.
     """
 
     def __init__(
-        self, module: nn.Module, config: OptimConfig, *, total_steps: int, accumulation: int = 1, ema: float = 0.0
+        self, module: nn.Module, config: OptimConfig, *,
+        total_steps: int, accumulation: int = 1, ema: float = 0.0, dtype: torch.dtype = torch.float32,
     ):
         self.module, self.config = module, config
         self.total_steps, self.accumulation, self.decay = total_steps, accumulation, ema
@@ -42,6 +48,7 @@ class TorchEngine:
         assert self.trainable, "a role without trainable parameters"
         self.optimizer = config.build(list(self.trainable.values()))
         self.average = {name: p.detach().clone() for name, p in self.trainable.items()} if ema else {}
+        self.scale = LossScale.of(dtype)
         self.updates = 0
 
     def __call__(self, *args, **kwargs):
@@ -49,11 +56,13 @@ class TorchEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of the mean over micro-batches."""
-        (loss / self.accumulation).backward()
+        (loss / self.accumulation * self.scale.value).backward()
 
     def step(self, *, skip: bool = False) -> StepResult:
         """Clip, step and average; with `skip`, or a gradient that is not finite, only forget the gradient."""
         parameters = list(self.trainable.values())
+        if self.scale.value != 1:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.scale.value)
         limit = self.config.clip if self.config.clip > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
         rate = self.config.rate(self.updates, self.total_steps)
@@ -65,7 +74,7 @@ class TorchEngine:
             self.updates += 1
             self._update_average()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(applied, norm, rate)
+        return StepResult(applied, norm, rate, rescaled=not skip and self.scale.update(applied))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -99,7 +108,8 @@ class TorchEngine:
         save_file(contiguous(self.trainable), folder / "weights.safetensors")
         if self.average:
             save_file(contiguous(self.average), folder / "average.safetensors")
-        torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
+        state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "scale": asdict(self.scale)}
+        torch.save(state, folder / "optimizer.pt")
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -111,7 +121,7 @@ class TorchEngine:
             self._copy(load_file(folder / "average.safetensors"), self.average, folder)
         state = torch.load(folder / "optimizer.pt", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["updates"]
+        self.updates, self.scale = state["updates"], LossScale(**state["scale"])
 
     @staticmethod
     def _copy(saved: dict[str, Tensor], into: dict[str, Tensor], folder: Path) -> None:

@@ -142,7 +142,7 @@ def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.Worl
         "ema": config.ema if role == "student" else 0.0,
     }
     if not world.distributed:
-        return TorchEngine(network, settings, **common)
+        return TorchEngine(network, settings, **common, dtype=config.model.torch_dtype)
     from ..parallel.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(

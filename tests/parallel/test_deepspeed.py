@@ -28,7 +28,7 @@ from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
 from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, shard_frozen
 from tdmvid.parallel.engine import TorchEngine
-from tdmvid.parallel.optim import OptimConfig
+from tdmvid.parallel.optim import LossScale, OptimConfig
 from tdmvid.parallel.rng import Streams
 
 BATCH, GLOBAL = 2, 2  # samples of a micro-batch, micro-batches of an iteration
@@ -56,6 +56,7 @@ class Case:
     sequence: int = 1  # ranks that share one video
     offload: str = "none"
     full: bool = False  # three whole networks
+    scale: float = 0.0  # the loss scale to start with
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +108,15 @@ def build(case: Case, world: launch.World):
         common = dict(total_steps=8, ema=0.9)
         optim = replace(case.optim, lr=200.0) if (role, case.optim) == ("fake", SGD) else case.optim  # its gradient is as small
         if case.backend == "torch":
-            engines[role] = TorchEngine(tree, optim, accumulation=GLOBAL, **common)
+            engines[role] = TorchEngine(tree, optim, accumulation=GLOBAL, dtype=getattr(torch, case.dtype), **common)
         else:
             engines[role] = DeepSpeedEngine(
                 tree, optim, accumulation=GLOBAL // world.data_size, micro_batch=BATCH, zero_stage=case.zero_stage,
                 dtype=getattr(torch, case.dtype), persistence_threshold=case.threshold,
                 offload=case.offload, **common,
             )
+        if case.scale:
+            engines[role]._set_scale(LossScale(case.scale, 1000)) if case.backend != "torch" else setattr(engines[role], "scale", LossScale(case.scale, 1000))
     if not case.full:
         return backbone, engines, Base(engines["student"], engines["student"].module)
     teacher = backbone.network
@@ -299,6 +302,23 @@ def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(model, 
     """ZeRO-3 rounds once more in every linear layer: it adds the bias to the rounded product."""
     for result in run_ranks(2, run, Case(model, dtype="bfloat16", zero_stage=stage)):
         assert_same_run(result, reference(dtype="bfloat16"), losses=losses, weights=weights)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_float16_arithmetic_trains_as_in_one_process(model, reference, stage):
+    for result in run_ranks(2, run, Case(model, dtype="float16", zero_stage=stage)):
+        assert_same_run(result, reference(dtype="float16"), losses=2e-3, weights=2e-3)
+
+
+@pytest.mark.parametrize("backend, stage", [("torch", 0), ("deepspeed", 0), ("deepspeed", 2), ("deepspeed", 3)])
+def test_a_loss_scale_that_overflows_is_halved_until_it_fits_and_the_run_goes_on(model, backend, stage):
+    ranks = 1 if backend == "torch" else 2
+    for result in run_ranks(ranks, run, Case(model, backend, dtype="float16", zero_stage=stage, scale=2.0**36, steps=30, optim=ADAMW)):
+        assert result["failed"] == [None] * 30, "an overflow of the scale is no failure"
+        for role in ("student", "fake"):
+            finite = [np.isfinite(row[f"grad_norm/{role}"]) for row in result["log"]]
+            assert not any(finite[:3]) and np.mean(finite[-10:]) > 0.7
+            assert result["updates"][role] == sum(finite)
 
 
 def test_without_a_launcher_one_process_answers_for_itself(monkeypatch):
