@@ -149,6 +149,22 @@ def all_agree(flag: bool) -> bool:
     return bool(lowest.item())
 
 
+def check_same(what: str, settings: dict[str, object]) -> None:
+    """ValueError on every rank, naming rank, key and values, if some rank was given other settings than rank 0."""
+    if not dist.is_initialized():
+        return
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, settings)
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
+                raise ValueError(
+                    f"rank {rank} was given another {what} than rank 0: {key}={other.get(key)!r}, not {first.get(key)!r}:"
+                    " start all ranks with the same command and the same files"
+                )
+
+
 def mean(scalars: dict[str, float]) -> dict[str, float]:
     """Each scalar averaged over the ranks, which all pass the same names; a NaN on one is a NaN for all."""
     if not dist.is_initialized():

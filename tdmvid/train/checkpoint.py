@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from ..data.files import write_json
@@ -26,8 +27,18 @@ class Checkpoints:
         self.folder, self.keep, self.primary = folder, keep, primary
 
     def save(self, step: int, engines: dict, fingerprint: dict) -> Path:
-        """State after `step` iterations; a run killed in here leaves the previous checkpoint whole."""
+        """State after `step` iterations; a run killed in here leaves the previous checkpoint whole, and so does a full disk."""
         final = self._path(step)
+        try:
+            self._save(final, step, engines, fingerprint)
+        except Exception as error:  # of safetensors, torch, DeepSpeed or the file system, each of its own kind
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(
+                f"{final} could not be written ({reason}): the previous checkpoint stands. Make room or choose another --out, then --resume auto"
+            ) from error
+        return final
+
+    def _save(self, final: Path, step: int, engines: dict, fingerprint: dict) -> None:
         aside = self.folder / f".{final.name}.part"
         if self.primary:
             for left in self.folder.glob(".step_*.part"):  # by a run that was killed in here
@@ -38,7 +49,7 @@ class Checkpoints:
             engine.save(aside / role)
         launch.barrier()
         if self.primary:
-            write_json(aside / META, {"step": step, "fingerprint": fingerprint})
+            write_json(aside / META, {"step": step, "fingerprint": fingerprint, "files": _sizes(aside)})
             _sync(aside)
             self._remove(final)
             os.rename(aside, final)
@@ -46,7 +57,6 @@ class Checkpoints:
             for old in self.steps()[: -self.keep]:
                 self._remove(self._path(old))
         launch.barrier()
-        return final
 
     def forget_after(self, step: int) -> None:
         """Drop the checkpoints of later steps: the run goes on from `step`, and its record with it."""
@@ -64,9 +74,14 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint."""
-        steps = self.steps()
-        return self._path(steps[-1]) if steps else None
+        """The newest whole checkpoint; damaged ones are named and passed over."""
+        for step in reversed(self.steps()):
+            damage = _damage(self._path(step))
+            if not damage:
+                return self._path(step)
+            if self.primary:
+                print(f"{self._path(step)} is passed over: {damage}", file=sys.stderr)
+        return None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:06d}"
@@ -83,9 +98,12 @@ class Checkpoints:
         """Restore all roles and return how many iterations were done; ValueError if the run was another one."""
         if not (path / META).is_file():
             raise ValueError(f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto")
+        damage = _damage(path)
+        if damage:
+            raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
         meta = json.loads((path / META).read_text())
-        saved = _flat(meta["fingerprint"])
-        for key, value in _flat(fingerprint).items():
+        saved = flat(meta["fingerprint"])
+        for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
                 raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out")
         for role, engine in engines.items():
@@ -93,11 +111,25 @@ class Checkpoints:
         return meta["step"]
 
 
-def _flat(settings: dict, where: str = "") -> dict:
-    flat = {}
+def _sizes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _damage(folder: Path) -> str:
+    """What a checkpoint lacks of what was written, or ""."""
+    for name, size in json.loads((folder / META).read_text())["files"].items():
+        here = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if here != size:
+            return f"{name} has {here:,} bytes, {size:,} were written"
+    return ""
+
+
+def flat(settings: dict, where: str = "") -> dict:
+    """Nested settings by dotted name."""
+    found = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return flat
+        found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return found
 
 
 def _sync(folder: Path) -> None:

@@ -10,7 +10,7 @@ from ..config import RunConfig, to_dict
 from ..data.files import write_json
 from ..distill.iteration import iterate
 from ..parallel import launch
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, flat
 from .finish import finish
 from .monitor import Monitor
 from .samples import write_samples
@@ -28,6 +28,7 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
     resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "".
     """
     world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
+    launch.check_same("config", flat(to_dict(config)))
     folder = config.folder
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, primary=world.primary)
     if not resume and checkpoints.steps():

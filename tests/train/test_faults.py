@@ -1,0 +1,117 @@
+"""What goes wrong on a cluster ends in bounded time with its cause named, and the run goes on to the same numbers."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tdmvid.train.trainer import train
+
+ROOT = Path(__file__).resolve().parents[2]
+DIE_IN_THE_SECOND_SAVE = """
+import os, runpy, signal, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+os.environ["DS_ACCELERATOR"] = "cpu"
+from tdmvid.parallel import deepspeed_engine
+save = deepspeed_engine.DeepSpeedEngine.save
+def save_and_die(engine, folder):
+    if os.environ["RANK"] == "1" and "step_000004" in str(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(engine, folder)
+deepspeed_engine.DeepSpeedEngine.save = save_and_die
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
+OTHER_CONFIG = """
+import os, runpy, sys
+sys.argv = sys.argv[1:] + (["--set", "student.lr=0.5"] if os.environ["RANK"] == "1" else [])
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
+
+
+def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
+    """`torchrun launch/train.py`, or a script around it; its exit status and all it said, in less than three minutes."""
+    program = "launch/train.py"
+    if script:
+        program = str(folder / "program.py")
+        Path(program).write_text(script)
+    options = [part for change in ("parallel.timeout_minutes=1", *changes) for part in ("--set", change)]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), program, *(["x"] if script else []),
+        "--config", str(tiny_json), "--out", str(out), "--resume", "auto", *options,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    return done.returncode, done.stdout + done.stderr
+
+
+def losses(out: Path) -> list[tuple[float, float]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(row["loss/student"], row["loss/fake"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_json, tmp_path_factory):
+    """Losses of two ranks that nothing befell."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    status, said = ranks(tiny_json, out)
+    assert status == 0, said
+    return losses(out)
+
+
+@pytest.mark.slow
+def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(tiny_json, tmp_path, whole):
+    out = tmp_path / "run"
+    status, said = ranks(tiny_json, out, script=DIE_IN_THE_SECOND_SAVE, folder=tmp_path)
+    assert status != 0 and "SIGKILL" in said
+    assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
+    status, said = ranks(tiny_json, out)
+    assert status == 0 and losses(out) == whole, said
+
+
+@pytest.mark.slow
+def test_a_rank_with_another_config_is_named(tiny_json, tmp_path):
+    status, said = ranks(tiny_json, tmp_path / "run", script=OTHER_CONFIG, folder=tmp_path)
+    assert status != 0 and "rank 1 was given another config than rank 0: student.lr=0.5, not 0.01" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_truncated_shard_is_named_and_the_checkpoint_before_it_taken(tiny_json, tmp_path, whole):
+    out = tmp_path / "run"
+    ranks(tiny_json, out, "log.checkpoint_every=2", "log.keep_checkpoints=4", "steps=6")
+    shard = next((out / "checkpoints" / "step_000006" / "student" / "zero").glob("*rank_1*optim*"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    status, said = ranks(tiny_json, out)
+    assert status == 0 and "step_000006 is passed over: student/zero/" in said and " were written" in said
+    assert losses(out) == whole
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused(tiny_run, tmp_path, loop_only):
+    train(tiny_run(tmp_path / "run", "steps=2"))
+    weights = tmp_path / "run" / "checkpoints" / "step_000002" / "fake" / "weights.safetensors"
+    os.truncate(weights, 100)
+    with pytest.raises(ValueError, match="step_000002 is damaged: fake/weights.safetensors has 100 bytes, .* were written; resume an earlier one"):
+        train(tiny_run(tmp_path / "run", "steps=4"), resume=str(weights.parents[1]))
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_stands(tiny_json, tiny_run, tmp_path, loop_only):
+    """A limit on the size of files stands for the disk: the file that does not fit cannot be written whole."""
+    train(tiny_run(tmp_path / "whole"))
+    out = tmp_path / "run"
+    train(tiny_run(out, "steps=2"))
+    command = [sys.executable, "launch/train.py", "--config", str(tiny_json), "--out", str(out), "--resume", "auto"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # noqa: E731
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    assert done.returncode == 1 and "could not be written (" in done.stderr and "Make room or choose another --out" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
+    train(tiny_run(out), resume="auto")
+    assert losses(out) == losses(tmp_path / "whole")
