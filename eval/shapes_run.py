@@ -87,7 +87,7 @@ def evaluate(backbone: Backbone, samplers: list[Sampler], args: argparse.Namespa
     """Scores of all samplers in the layout of the report, ground truth first."""
     judge = load_judge()
     things = score.evaluation_set(args.captions, args.seeds, args.seed)
-    reference = score.reference_features(judge, args.reference, args.seed + 1)
+    reference = score.reference_features(judge, things, args.reference, args.seed + 1)
     cond = backbone.encode_prompts([world.caption(t) for t in things])
     null = backbone.encode_prompts([""])
     backbone.release_text()
@@ -103,7 +103,7 @@ def evaluate(backbone: Backbone, samplers: list[Sampler], args: argparse.Namespa
         print(f"{sampler.name}: {summary(metrics)}")
     protocol = (
         f"{args.captions} held-out captions x {args.seeds} seeds, the same noise for every sampler (seed {args.seed}); Fréchet distance to"
-        f" {args.reference} fresh ground-truth videos; 95 % bootstrap intervals; python eval/shapes_run.py"
+        f" {args.reference} fresh ground-truth videos of the same captions; 95 % bootstrap intervals; python eval/shapes_run.py"
     )
     return {"protocol": protocol, "columns": COLUMNS, "samplers": rows}
 
@@ -138,7 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--captions", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=8, help="videos per caption")
+    parser.add_argument("--seeds", type=int, default=4, help="videos per caption")
     parser.add_argument("--reference", type=int, default=4096, help="ground-truth videos of the Fréchet distance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)

@@ -6,7 +6,7 @@ that its features see what captions leave open. It is trained on ground truth an
 autoencoder's reconstructions of it (which round corners), never on samples, and is the
 same for teacher and student.
 
-Shapes: B videos [B, 3, F, H, W] in [-1, 1]; 6 colours; D = 64 features.
+Shapes: B videos [B, 3, F, H, W] in [-1, 1]; 6 colours; 14 features.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .checkpoint import load, save
 from .vae import schedule
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
-OBJECT_FEATURES, BACKGROUND_FEATURES = 10, 4  # 6 * 10 + 4 = 64
+OBJECT_FEATURES, BACKGROUND_FEATURES = 10, 4
 MASK_WIDTH = 0.36  # how far, in units of [-1, 1], a pixel may be from a colour and still look like it
 BATCH, LR, WARMUP, EMPTY_SHARE, POOL = 32, 2e-3, 50, 0.05, 1600
 _COLOURS, _SHAPES, _DIRECTIONS = len(world.COLOURS), len(world.SHAPES), len(world.DIRECTIONS)
@@ -36,6 +36,9 @@ _FIELDS = {"present": 1, "shape": _SHAPES, "direction": _DIRECTIONS, "position":
 
 class Judge(nn.Module):
     """Per-colour masks -> one shared network -> 10 features a colour; 4 more see the background; 0.3M parameters.
+
+    The features of a video are the sum of its objects' and those of its background: 14 numbers,
+    so that a few hundred videos tell their distribution.
 
     Sharing the network between colours makes every object of every colour a lesson for all.
     """
@@ -58,7 +61,7 @@ class Judge(nn.Module):
         self.register_buffer("palette", torch.tensor(list(world.COLOURS.values())) * 2 - 1, persistent=False)
 
     def forward(self, videos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features [B, 64] and head outputs, each [B, 6, ...], with "shade" [B]."""
+        """Features [B, 14] and head outputs, each [B, 6, ...], with "shade" [B]."""
         near = torch.einsum("kc,bcfhw->bkfhw", self.palette, videos)
         square = self.palette.square().sum(1).view(1, -1, 1, 1, 1) + videos.square().sum(1, keepdim=True)
         masks = torch.exp((near - square / 2) / MASK_WIDTH**2)  # [B, 6, F, H, W]
@@ -67,7 +70,8 @@ class Judge(nn.Module):
         parts = self.object_head(objects).view(len(videos), _COLOURS, -1).split(tuple(_FIELDS.values()), -1)
         heads = dict(zip(_FIELDS, parts, strict=True))
         heads["present"] = heads["present"][..., 0]
-        hidden = torch.cat([objects.view(len(videos), -1), scenery], 1)
+        together = objects.view(len(videos), _COLOURS, -1).sum(1) / 2  # of two objects at most, about unit variance
+        hidden = torch.cat([together, scenery], 1)
         return hidden, heads | {"shade": self.shade_head(scenery)[:, 0]}
 
 
@@ -195,7 +199,7 @@ def _apply(judge: Judge, videos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def features(judge: Judge, videos: Tensor) -> Tensor:
-    """Features [B, 64] on the CPU, of zero mean and unit variance over softened ground truth."""
+    """Features [B, 14] on the CPU, of about unit variance over ground truth."""
     return _apply(judge, videos)[0]
 
 

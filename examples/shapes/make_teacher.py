@@ -22,7 +22,7 @@ from shapes import judge, quality, text, train_transformer, vae  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("vae", "judge", "teacher", "decoder", "assemble", "score")
-VAE_STEPS, JUDGE_STEPS, DECODER_STEPS = 4800, 1200, 1200
+VAE_STEPS, JUDGE_STEPS, DECODER_STEPS = 7000, 1200, 1200
 
 
 def load_vae(work: Path, *, refined: bool = False) -> AutoencoderKLCogVideoX:

@@ -21,7 +21,7 @@ from .judge import Judge, accuracy, load_judge
 from .score import evaluation_set, reference_features, score_videos
 from .vae import psnr
 
-GUIDANCES = (1.5, 2.0, 3.0, 4.0)
+GUIDANCES = (1.5, 2.0, 3.0)
 CAPTIONS, SWEEP_CAPTIONS, SEEDS, REFERENCE = 64, 24, 4, 4096
 
 
@@ -52,9 +52,10 @@ def _summary(judge: Judge, videos: Tensor, things: list, reference: Tensor) -> d
     return rounded
 
 
-def choose_guidance(pipe: CogVideoXPipeline, judge: Judge, reference: Tensor, *, seed: int) -> tuple[float, dict]:
+def choose_guidance(pipe: CogVideoXPipeline, judge: Judge, *, seed: int) -> tuple[float, dict]:
     """The guidance of least Fréchet distance among those within one point of the best accuracy, and the sweep."""
     things, sweep = evaluation_set(SWEEP_CAPTIONS, SEEDS, seed), {}
+    reference = reference_features(judge, things, REFERENCE, seed)
     for guidance in GUIDANCES:
         videos = sample(pipe, things, steps=50, guidance=guidance, seed=seed)
         sweep[guidance] = _summary(judge, videos, things, reference)
@@ -68,9 +69,9 @@ def measure(folder: Path, *, device: str, seed: int = 4321) -> dict:
     """Measure the pipeline in `folder`, write `quality.json` there and return its content."""
     pipe = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
     judge = load_judge(device=device)
-    reference = reference_features(judge, REFERENCE, seed)
-    guidance, sweep = choose_guidance(pipe, judge, reference, seed=seed + 1)
+    guidance, sweep = choose_guidance(pipe, judge, seed=seed + 1)
     things = evaluation_set(CAPTIONS, SEEDS, seed + 2)
+    reference = reference_features(judge, things, REFERENCE, seed)
     truth = world.draw_videos(things, torch.Generator().manual_seed(seed + 3))
     rows = {"ground_truth": _summary(judge, truth, things, reference)}
     for name, steps, scale in (

@@ -1,7 +1,7 @@
 """Score a set of generated videos of the shapes world against ground truth.
 
     things = evaluation_set(64, 4, seed=0)
-    reference = reference_features(judge, 4096, seed=1)
+    reference = reference_features(judge, things, 4096, seed=1)
     scores = score_videos(judge, videos, things, reference)   # videos[i] was asked for things[i]
 
 Shapes: N videos [N, 3, F, H, W] in [-1, 1].
@@ -29,9 +29,10 @@ ATTRIBUTES = ("all", "colour", "shape", "direction")
 def evaluation_set(captions: int, seeds_per_caption: int, seed: int) -> list[tuple[world.Thing, ...]]:
     """Held-out captions in the world's shares of singles and pairs, each `seeds_per_caption` times in a row.
 
-    Singles come first, so the head of the set is not a sample of it. Pairs are distinct; the few single captions that the world holds out come round again
-    in captions > 16. So give every ROW noise of its own, not every seed: rows of equal
-    captions and equal noise would be the same video twice.
+    Shuffled, so that the head of the set is a sample of it. Pairs are distinct; the few
+    single captions that the world holds out come round again in captions > 16. So give
+    every ROW noise of its own, not every seed: rows of equal captions and equal noise
+    would be the same video twice.
     """
     generator = torch.Generator().manual_seed(seed)
     wanted = {2: round(captions * world.PAIR_SHARE)}
@@ -43,7 +44,9 @@ def evaluation_set(captions: int, seeds_per_caption: int, seed: int) -> list[tup
             known = mine[len(mine) // _SINGLES * _SINGLES :] if len(things) == 1 else mine
             if len(mine) < wanted[len(things)] and things not in known:
                 mine.append(things)
-    return [things for size in (1, 2) for things in chosen[size] for _ in range(seeds_per_caption)]
+    mixed = [*chosen[1], *chosen[2]]
+    order = torch.randperm(len(mixed), generator=generator).tolist()
+    return [mixed[index] for index in order for _ in range(seeds_per_caption)]
 
 
 def _numbered(things: list[tuple[world.Thing, ...]]) -> Tensor:
@@ -51,13 +54,13 @@ def _numbered(things: list[tuple[world.Thing, ...]]) -> Tensor:
     return torch.tensor([numbers.setdefault(t, len(numbers)) for t in things])
 
 
-def reference_features(judge: Judge, count: int, seed: int) -> Tensor:
-    """Features [count, 64] of fresh ground-truth videos of held-out captions."""
+def reference_features(judge: Judge, things: list[tuple[world.Thing, ...]], count: int, seed: int) -> Tensor:
+    """Features [count, 14] of fresh ground-truth videos of the captions `things`, over and over in turn."""
     generator = torch.Generator().manual_seed(seed)
+    wanted = [things[index % len(things)] for index in range(count)]
     parts = []
     for start in tqdm(range(0, count, 64), desc="reference", leave=False):
-        things = world.draw_captions(min(64, count - start), generator, test=True)
-        parts.append(features(judge, world.draw_videos(things, generator)))
+        parts.append(features(judge, world.draw_videos(wanted[start : start + 64], generator)))
     return torch.cat(parts)
 
 

@@ -32,10 +32,11 @@ SHARD = 1000  # videos encoded between two writes
 class Recipe:
     """How the teacher is trained; `videos` ground-truth videos are encoded once."""
 
-    steps: int = 10_000
+    steps: int = 13_300
     text_steps: int = 600
     batch: int = 64
-    videos: int = 16_000
+    videos: int = 20_000
+    pair_share: float = 0.6  # more pairs than the world has: they are what is hard
     lr: float = 1e-3
     muon_lr: float = 3e-3
     warmup: int = 250
@@ -90,7 +91,7 @@ class Teacher(nn.Module):
 
 @torch.no_grad()
 def encode_videos(
-    work: Path, vae: AutoencoderKLCogVideoX, count: int, *, device: str, seed: int
+    work: Path, vae: AutoencoderKLCogVideoX, count: int, *, pair_share: float, device: str, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Latents [N, 3, 16, 8, 8] in float16 and token ids [N, 16] of training videos, cached shard by shard in `work`."""
     tokenizer, shards = text.build_tokenizer(), []
@@ -100,7 +101,7 @@ def encode_videos(
         path = work / "latents" / f"{index:04d}.safetensors"
         if not path.exists():
             generator = torch.Generator().manual_seed(seed * 5_000_011 + index)
-            things = world.draw_captions(SHARD, generator)
+            things = world.draw_captions(SHARD, generator, pair_share=pair_share)
             parts = [_encode(vae, world.draw_videos(chunk, generator).to(device)) for chunk in _chunks(things, 8)]
             ids = text.token_ids(tokenizer, [world.caption(t) for t in things])
             aside = path.with_suffix(".part")
@@ -161,7 +162,9 @@ def build_states(vocabulary: int, recipe: Recipe, device: str) -> tuple[nn.Modul
 
 def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, device: str) -> None:
     """Train for `recipe.steps` steps, resuming from `work/teacher.pt` and leaving the result there."""
-    data = encode_videos(work, vae, recipe.videos, device=device, seed=recipe.seed)
+    data = encode_videos(
+        work, vae, recipe.videos, pair_share=recipe.pair_share, device=device, seed=recipe.seed
+    )
     scheduler = build_scheduler()
     states, optimizer = build_states(len(text.build_tokenizer()), recipe, device)
     start = load(work / "teacher.pt", states, optimizer)

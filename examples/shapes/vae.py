@@ -31,11 +31,11 @@ def build_vae() -> AutoencoderKLCogVideoX:
     )
 
 
-def videos_for(step: int, batch: int, seed: int, *, edge: float = world.SHARP_EDGE) -> tuple[list, Tensor]:
+def videos_for(step: int, batch: int, seed: int) -> tuple[list, Tensor]:
     """Captions and videos of one training step."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     things = world.draw_captions(batch, generator)
-    return things, world.draw_videos(things, generator, edge=edge)
+    return things, world.draw_videos(things, generator)
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -104,7 +104,7 @@ def refine_decoder(work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, devic
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = DECODER_LR * schedule(step, steps, WARMUP)
-        x = videos_for(step, BATCH, seed, edge=world.EDGE)[1].to(device)
+        x = videos_for(step, BATCH, seed)[1].to(device)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(x).latent_dist.mode()

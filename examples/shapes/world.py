@@ -26,11 +26,10 @@ COLOURS = {
     "magenta": (0.85, 0.20, 0.85),
     "cyan": (0.15, 0.80, 0.85),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("ring", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 PAIR_SHARE = 0.4  # share of captions that name two objects
 EDGE = 2.5  # width of an object's anti-aliased edge, in pixels
-SHARP_EDGE = 1.5  # what the autoencoder is first trained on: the harder task
 HELD_OUT_SHARE = 0.1  # share of captions that no training ever sees
 
 _COLOUR_NAMES, _DIRECTION_NAMES = tuple(COLOURS), tuple(DIRECTIONS)
@@ -64,7 +63,7 @@ def parse(text: str) -> tuple[Thing, ...]:
                 raise ValueError
             things.append(Thing(_COLOUR_NAMES.index(colour), SHAPES.index(shape), _DIRECTION_NAMES.index(direction)))
         except ValueError:
-            raise ValueError(f"{text!r} is not a caption of the shapes world: write 'a red circle moving left'") from None
+            raise ValueError(f"{text!r} is not a caption of the shapes world: write 'a red ring moving left'") from None
     return tuple(things)
 
 
@@ -73,15 +72,17 @@ def held_out(text: str) -> bool:
     return hashlib.sha256(text.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
-def draw_captions(count: int, generator: torch.Generator, *, test: bool = False) -> list[tuple[Thing, ...]]:
-    """`count` captions of the training set, or of the held-out set if `test`."""
+def draw_captions(
+    count: int, generator: torch.Generator, *, test: bool = False, pair_share: float = PAIR_SHARE
+) -> list[tuple[Thing, ...]]:
+    """`count` captions of the training set, or of the held-out set if `test`; `pair_share` of them name two objects."""
     out: list[tuple[Thing, ...]] = []
     while len(out) < count:
         pick = torch.rand(7, generator=generator).tolist()
         colours = int(pick[0] * 6), int(pick[1] * 5)
         second = (colours[0] + 1 + colours[1]) % 6  # two objects never share a colour
         first = Thing(colours[0], int(pick[2] * 4), int(pick[3] * 4))
-        things = (first, Thing(second, int(pick[4] * 4), int(pick[5] * 4))) if pick[6] < PAIR_SHARE else (first,)
+        things = (first, Thing(second, int(pick[4] * 4), int(pick[5] * 4))) if pick[6] < pair_share else (first,)
         if held_out(caption(things)) == test:
             out.append(things)
     return out
@@ -89,13 +90,13 @@ def draw_captions(count: int, generator: torch.Generator, *, test: bool = False)
 
 def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     """Signed distance in pixels (negative inside) to each object's outline; all arguments broadcast."""
-    circle = torch.hypot(x, y) - radius
+    ring = (torch.hypot(x, y) - 0.72 * radius).abs() - 0.28 * radius
     square = torch.maximum(x.abs(), y.abs()) - 0.86 * radius
     slant = 0.5 * y.neg() + (math.sqrt(3) / 2) * x.abs()
     triangle = torch.maximum(slant, y) - 0.68 * radius
     bar = lambda a, b: torch.maximum(a.abs() - 1.12 * radius, b.abs() - 0.36 * radius)  # noqa: E731
     cross = torch.minimum(bar(x, y), bar(y, x))
-    return torch.where(shape == 0, circle, torch.where(shape == 1, square, torch.where(shape == 2, triangle, cross)))
+    return torch.where(shape == 0, ring, torch.where(shape == 1, square, torch.where(shape == 2, triangle, cross)))
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
     field = lambda name: torch.tensor([[getattr(o, name) for o in pair] for pair in pad])  # noqa: E731
     count = len(things)
     u = torch.rand(count, 2, 6, generator=generator)
-    direction, radius = field("direction"), 9.0 + 4.0 * u[..., 0]
+    direction, radius = field("direction"), 10.0 + 3.5 * u[..., 0]
     speed = 1.6 + 2.0 * u[..., 1]
     travel = speed * (FRAMES - 1)
     unit = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)[direction]
@@ -153,7 +154,7 @@ def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
     return scene
 
 
-def render(scene: Scene, *, edge: float = EDGE) -> Tensor:
+def render(scene: Scene) -> Tensor:
     """Anti-aliased videos [B, 3, F, H, W] in [-1, 1]; the second object is drawn over the first."""
     grid = torch.arange(SIZE, dtype=torch.float32) + 0.5
     centre = scene.centres()[..., None, None]
@@ -162,7 +163,7 @@ def render(scene: Scene, *, edge: float = EDGE) -> Tensor:
     dx, dy = grid.view(1, -1) - centre[:, :, :, 0], grid.view(-1, 1) - centre[:, :, :, 1]  # [B, 2, F, H, W]
     wide = lambda a: a[..., None, None, None]  # noqa: E731
     inside = _signed_distance(wide(scene.shape), cos * dx + sin * dy, cos * dy - sin * dx, wide(scene.radius))
-    cover = (0.5 - inside / edge).clamp(0, 1) * wide(scene.present)
+    cover = (0.5 - inside / EDGE).clamp(0, 1) * wide(scene.present)
     paint = torch.tensor(list(COLOURS.values()))[scene.colour]  # [B, 2, 3]
     video = scene.shade.view(-1, 1, 1, 1, 1).expand(-1, 3, FRAMES, SIZE, SIZE)
     for slot in range(2):
@@ -171,6 +172,6 @@ def render(scene: Scene, *, edge: float = EDGE) -> Tensor:
     return video * 2 - 1
 
 
-def draw_videos(things: list[tuple[Thing, ...]], generator: torch.Generator, *, edge: float = EDGE) -> Tensor:
+def draw_videos(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Tensor:
     """Ground-truth videos of captions: [B, 3, F, H, W] in [-1, 1]."""
-    return render(sample_scene(things, generator), edge=edge)
+    return render(sample_scene(things, generator))

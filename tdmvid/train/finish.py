@@ -32,12 +32,12 @@ def finish(run: Run) -> None:
             run.config.folder / "lora", backbone=run.backbone, module=run.engines["student"].module, weights=weights,
             grid=run.grid, settings=run.config.lora, expected=expected, z=z, cond=run.gallery,
         )
-        print(f"lora: {run.config.folder / 'lora'}, reloaded in a stock pipeline: largest difference {facts['max_error']:.1e}")
+        print(f"lora: {run.config.folder / 'lora'}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
     else:
         error = export_network(
             run.config.folder / "student", backbone=run.backbone, weights=weights, grid=run.grid, expected=expected, z=z, cond=run.gallery,
         )
-        print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: largest difference {error:.1e}")
+        print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
     gallery.write()
     print(f"report: {write_report(run.config.folder)}")
 

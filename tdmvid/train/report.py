@@ -213,7 +213,7 @@ def _lora(export: dict | None) -> dict | None:
     if not export:
         return None
     return {
-        "error": curves.short(export["max_error"]), "tolerance": curves.short(export["tolerance"]),
-        "passed": export["max_error"] <= export["tolerance"],
+        "error": curves.short(export["error"]), "tolerance": curves.short(export["tolerance"]),
+        "passed": export["error"] <= export["tolerance"],
         "files": [PurePath(str(name)).name for name in export.get("files", [])],
     }

@@ -56,7 +56,7 @@ def test_frechet_distance_of_shifted_scaled_sets_is_the_closed_form():
 
 def test_ground_truth_scores_better_than_other_captions_and_is_reproducible(judge, truth):
     videos, things = truth
-    reference = score.reference_features(judge, 512, seed=9)
+    reference = score.reference_features(judge, things, 512, seed=9)
     first, second = (score.score_videos(judge, videos, things, reference) for _ in range(2))
     assert first == second
     for measure in first.values():
@@ -78,3 +78,4 @@ def test_an_evaluation_set_is_caption_major_held_out_and_in_the_worlds_shares():
     assert len(things) == 150 and all(things[i] == things[i - i % 3] for i in range(150))
     assert all(world.held_out(world.caption(t)) for t in things)
     assert sum(len(t) == 2 for t in things) == 3 * 20
+    assert 3 * 4 < sum(len(t) == 2 for t in things[:75]) < 3 * 16, "the head is a sample of the whole"

@@ -15,7 +15,7 @@ def test_a_caption_parses_back_to_its_things():
 
 
 def test_a_sentence_of_another_world_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="a red circle moving left"):
+    with pytest.raises(ValueError, match="a red ring moving left"):
         world.parse("a purple dog moving left")
 
 
