@@ -34,7 +34,7 @@ def test_a_run_of_two_steps_still_leaves_all_that_a_user_takes_away(run):
     for name in ("config.json", "metrics.jsonl", "report.html", "lora/pytorch_lora_weights.safetensors", "lora/scheduler_config.json", "samples/step_000002.png"):
         assert (run / name).stat().st_size > 0
     facts = json.loads((run / "lora" / "export.json").read_text())
-    assert facts["error"] < 1e-3 and facts["timesteps"] == [999, 749, 499, 249]
+    assert facts["error"] < facts["tolerance"] == 5e-2 and facts["timesteps"] == [999, 749, 499, 249]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from .score import evaluation_set, reference_features, score_videos
 from .vae import psnr
 
 GUIDANCES = (1.5, 2.0, 3.0)
-CAPTIONS, SWEEP_CAPTIONS, SEEDS, REFERENCE = 64, 24, 4, 4096
+CAPTIONS, SWEEP_CAPTIONS, SEEDS, REFERENCE = 64, 12, 4, 4096
 
 
 def sample(
