@@ -2,11 +2,12 @@
 
     python benchmarks/large.py --config configs/cogvideox2b_4nfe.json
     python benchmarks/large.py --config configs/cogvideox2b_4nfe.json --layers 2 --set video.frames=9 \
-        --set video.height=96 --set video.width=96 --set model.dtype=float32       # on a CPU
+        --set video.height=64 --set video.width=64 --set model.dtype=float32 --set parallel.gradient_checkpointing=false  # on a CPU
     torchrun --nproc_per_node 8 benchmarks/large.py --config configs/cogvideox1.5_5b_4nfe.json
 
 The architecture is the real one, from the configs that are shipped; nothing is downloaded.
-Prints what the plan predicted beside what was measured, and one JSON line.
+Prints what the plan predicted beside what was measured, and one JSON line. On a CPU only the
+activations are measured (what autograd keeps), and only without checkpointing.
 """
 
 from __future__ import annotations
