@@ -12,7 +12,7 @@ export TDMVID_STOPPED
     --rdzv_backend c10d --rdzv_endpoint "$HEAD:$PORT" --rdzv_id "$JOB" \
     launch/train.py "$@" &
 launcher=$!
-trap 'pkill -USR1 -P $launcher' USR1 TERM  # the ranks stop at the end of their iteration
+trap 'kill -USR1 $(cat /proc/$launcher/task/*/children)' USR1 TERM  # the ranks stop at the end of their iteration
 
 wait $launcher
 status=$?

@@ -34,6 +34,11 @@ def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
     ]
 
 
+def children(process: int) -> list[int]:
+    """Process numbers of a process's children, oldest first."""
+    return sorted(int(child) for task in Path(f"/proc/{process}/task").iterdir() for child in (task / "children").read_text().split())
+
+
 def wait(nodes: list[subprocess.Popen], seconds: float = 180) -> list[int]:
     try:
         said = [node.communicate(timeout=seconds)[0] for node in nodes]
@@ -74,10 +79,9 @@ def test_a_rank_that_dies_ends_the_job_and_the_last_checkpoint_stands(tiny_json,
     nodes = start_nodes(tiny_json, out, *changes)
     while len(rows(out)) < 3 and all(node.poll() is None for node in nodes):
         time.sleep(0.01)
-    launcher = subprocess.run(["pgrep", "-P", str(nodes[1].pid)], capture_output=True, text=True).stdout.split()[0]
-    rank = subprocess.run(["pgrep", "-P", launcher], capture_output=True, text=True).stdout.split()[0]
+    rank = children(children(nodes[1].pid)[0])[0]
     began = time.time()
-    os.kill(int(rank), signal.SIGKILL)
+    os.kill(rank, signal.SIGKILL)
     assert all(status not in (0, 75) for status in wait(nodes)) and time.time() - began < 120
     done = len(rows(out))
     assert wait(start_nodes(tiny_json, out, "log.checkpoint_every=1", f"steps={done + 2}")) == [0, 0]
