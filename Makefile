@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := runs/shapes_4nfe
 export TOKENIZERS_PARALLELISM ?= false
-# Freed memory is kept for the next step: without this a CPU spends half its time giving pages back.
+# Freed memory is kept for the next step: without this, sampling spends half its processor time in the kernel.
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
 

@@ -116,7 +116,7 @@ class _Held:
         self.kept.drop(self.key)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
@@ -124,50 +124,60 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=5, help="measured, after one that is not")
     parser.add_argument("--work", type=Path, default=Path("cache/untrained"), help="where random weights are written once")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure(config: RunConfig, world: launch.World, iterations: int) -> tuple[list[float], int, int]:
+    """Seconds of each iteration, peak bytes of the allocator (0 on a CPU), peak bytes that autograd keeps."""
+    device, batch = world.device, config.batch
+    backbone = load_backbone(config.model, config.video, device=device)
+    engines, teacher = build_engines(config, world, backbone)
+    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, text_like(backbone, 1, 0), config.objective.cfg))
+    grid, streams = config.grid.build(backbone.process), Streams(config.seed, device)
+    conds = [text_like(backbone, batch.micro, 1 + world.data_rank) for _ in range(batch.accumulation)]
+
+    def one(step: int) -> None:
+        outcome = iterate(
+            step, conds, (batch.micro, *backbone.latent_shape()), objective=config.objective, roles=roles, engines=engines,
+            grid=grid, streams=streams, first_stream=world.data_rank * batch.accumulation,
+        )
+        assert outcome.failed is None, outcome
+
+    kept = Kept([engine.module for engine in engines.values()])
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor if isinstance(held, _Held) else held):
+        one(0)  # not timed: counting costs time
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [timed(lambda: one(1 + step), device) for step in range(iterations)]
+    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0, kept.peak
+
+
+def main() -> None:
+    args = arguments()
     config = load_config(args.config, args.set)
     world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
     if world.primary:
         write_untrained(config, args.work, args.layers)
     launch.barrier()
     config = replace(config, model=replace(config.model, path=str(write_untrained(config, args.work, args.layers))))
-    plan, device = make_plan(config, ranks=world.size), world.device
-    rate = matrix_rate(device, config.model.torch_dtype)
-
-    backbone = load_backbone(config.model, config.video, device=device)
-    engines, teacher = build_engines(config, world, backbone)
-    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
-    roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, text_like(backbone, 1, 0), config.objective.cfg))
-    grid, streams = config.grid.build(backbone.process), Streams(config.seed, device)
-    conds = [text_like(backbone, config.batch.micro, 1 + world.data_rank) for _ in range(config.batch.accumulation)]
-    kept = Kept([engine.module for engine in engines.values()])
-
-    def one(step: int) -> None:
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor if isinstance(held, _Held) else held):
-            outcome = iterate(
-                step, conds, (config.batch.micro, *backbone.latent_shape()), objective=config.objective, roles=roles, engines=engines,
-                grid=grid, streams=streams, first_stream=world.data_rank * config.batch.accumulation,
-            )
-        assert outcome.failed is None, outcome
-
-    one(0)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = [timed(lambda: one(1 + step), device) for step in range(args.iterations)]
-    allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    useful = plan.config.batch.accumulation * (plan.forwards * plan.call.forward_flops + plan.backwards * plan.call.backward_flops)
+    plan, rate = make_plan(config, ranks=world.size), matrix_rate(world.device, config.model.torch_dtype)
+    seconds, allocated, kept = measure(config, world, args.iterations)
     mean = statistics.mean(seconds)  # k differs between iterations, the plan has its mean
+    useful = config.batch.accumulation * (plan.forwards * plan.call.forward_flops + plan.backwards * plan.call.backward_flops)
     result = {
-        "config": args.config.name, "layers": args.layers, "ranks": world.size, "device": str(device), "seconds": seconds,
+        "config": args.config.name, "layers": args.layers, "ranks": world.size, "device": str(world.device), "seconds": seconds,
         "matrix_tflops": rate / 1e12, "share_executed": plan.flops() / mean / rate, "share_useful": useful / mean / rate,
         "peak_gib": allocated / GIB, "planned_gib": plan.total() / GIB,
-        "activations_gib": kept.peak / GIB, "planned_activations_gib": plan.memory()["activations"] / GIB,
+        "activations_gib": kept / GIB, "planned_activations_gib": plan.memory()["activations"] / GIB,
     }
     if world.primary:
         print(describe(plan))
         print(f"seconds per iteration: mean {mean:.3f}, {', '.join(f'{s:.3f}' for s in seconds)}")
-        print(f"matrix rate {rate / 1e12:.2f} TFLOP/s; executed {100 * result['share_executed']:.0f} % of it, {100 * result['share_useful']:.0f} % without recomputation")
-        print(f"activations kept {kept.peak / GIB:.3f} GiB, planned {result['planned_activations_gib']:.3f} GiB" + (f"; peak {allocated / GIB:.2f} GiB, planned {plan.total() / GIB:.2f} GiB" if allocated else ""))
+        print(f"matrix rate {rate / 1e12:.2f} TFLOP/s; executed {result['share_executed']:.0%} of it, {result['share_useful']:.0%} without recomputation")
+        print(f"activations kept {result['activations_gib']:.3f} GiB, planned {result['planned_activations_gib']:.3f} GiB")
+        if allocated:
+            print(f"peak {result['peak_gib']:.2f} GiB, planned {result['planned_gib']:.2f} GiB")
         print(json.dumps(result))
     launch.finish()
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One node of a run: starts its ranks, hands them the signals of the cluster, and exits with 75
 # if they saved their state because they were asked to stop.
-#   HEAD=host NODES=2 NODE_RANK=0 GPUS=8 JOB=run1 launch/slurm/node.sh --config configs/...json --resume auto
+#   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config configs/...json --resume auto
 set -uo pipefail
 HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500} NODES=${NODES:-1} GPUS=${GPUS:-8} JOB=${JOB:-tdmvid} PYTHON=${PYTHON:-python}
 

@@ -103,7 +103,7 @@ class DeepSpeedEngine:
 
     def _set_scale(self, scale: LossScale) -> None:
         self.scale = scale
-        if self.stage and scale.value != 1:
+        if self.stage and scale.patience:  # also when it has come down to 1
             self.engine.optimizer.override_loss_scale(scale.value)
 
     def __call__(self, *args, **kwargs):

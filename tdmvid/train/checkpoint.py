@@ -117,7 +117,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _damage(folder: Path) -> str:
     """What a checkpoint lacks of what was written, or ""."""
-    for name, size in json.loads((folder / META).read_text())["files"].items():
+    for name, size in json.loads((folder / META).read_text()).get("files", {}).items():
         here = (folder / name).stat().st_size if (folder / name).is_file() else 0
         if here != size:
             return f"{name} has {here:,} bytes, {size:,} were written"

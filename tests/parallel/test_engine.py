@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tdmvid.parallel.engine import TorchEngine
-from tdmvid.parallel.optim import OptimConfig
+from tdmvid.parallel.optim import LossScale, OptimConfig
 
 
 def network(seed=0, width=5):
@@ -163,3 +163,10 @@ def test_the_rate_warms_up_and_falls_by_its_schedule():
 def test_a_bad_setting_is_refused_with_its_value(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**changes)
+
+
+def test_a_loss_scale_comes_down_to_one_and_explains_no_overflow_there():
+    scale = LossScale(4.0, patience=2)
+    assert [scale.update(False) for _ in range(3)] == [True, True, False] and scale.value == 1
+    assert [scale.update(True) for _ in range(3)] == [False] * 3 and scale.value == 2
+    assert LossScale.of(torch.float32) == LossScale.of(torch.bfloat16) == LossScale(1.0) and not LossScale.of(torch.bfloat16).update(False)

@@ -149,7 +149,7 @@ def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
     assert made.call.saved == pytest.approx(kept, rel=0.02)  # converting v to x0 keeps a little more
 
 
-def test_gradient_checkpointing_and_a_second_rank_halve_what_the_plan_says_they_halve(tiny_run, tmp_path):
+def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tmp_path):
     one = make_plan(tiny_run(tmp_path))
     two = make_plan(tiny_run(tmp_path, "parallel.sequence=2"), ranks=2)
     inside = one.call.saved - one.call.saved_checkpointed
