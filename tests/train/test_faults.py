@@ -19,13 +19,13 @@ import os, runpy, signal, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.getcwd())
 os.environ["DS_ACCELERATOR"] = "cpu"
-from tdmvid.parallel import deepspeed_engine
-save = deepspeed_engine.DeepSpeedEngine.save
-def save_and_die(engine, folder):
-    if os.environ["RANK"] == "1" and "step_000004" in str(folder):
+from tdmvid.train import checkpoint
+write_files = checkpoint.write_files
+def write_or_die(files):
+    if os.environ["RANK"] == "1" and "step_000004" in str(min(files)):
         os.kill(os.getpid(), signal.SIGKILL)
-    save(engine, folder)
-deepspeed_engine.DeepSpeedEngine.save = save_and_die
+    write_files(files)
+checkpoint.write_files = write_or_die
 runpy.run_path("launch/train.py", run_name="__main__")
 """
 OTHER_CONFIG = """
