@@ -19,7 +19,7 @@ from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import TabulatedVP
 from .base import Backbone, ClipSize, ModelConfig, Tokens, TokenSharing, check_lora, file_fingerprint, register
-from .cogvideox_parallel import share_tokens
+from .cogvideox_parallel import share_tokens, use_xformers
 from .cogvideox_scheduler import load_scheduler, scheduler_for
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
@@ -66,6 +66,10 @@ class CogVideoX(Backbone):
     @staticmethod
     def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
         share_tokens(network, sharing)
+
+    @staticmethod
+    def use_xformers(network: CogVideoXTransformer3DModel) -> None:
+        use_xformers(network)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         if self._pipeline is None:
