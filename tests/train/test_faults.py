@@ -115,3 +115,13 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(tiny_json, tiny_r
     assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
     train(tiny_run(out), resume="auto")
     assert losses(out) == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tiny_json, tmp_path, whole):
+    """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding alone."""
+    out = tmp_path / "run"
+    for count, accumulation, steps in ((2, 1, 2), (1, 2, 4), (2, 1, len(whole))):
+        status, said = ranks(tiny_json, out, f"steps={steps}", f"batch.accumulation={accumulation}", count=count)
+        assert status == 0, said
+    assert losses(out) == [pytest.approx(pair, abs=1e-5) for pair in whole]
