@@ -82,9 +82,12 @@ class ParallelConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
-    timeout_minutes: int = 30
+    timeout_minutes: float = 30.0
+    """A rank that waits longer for another one ends the run; shortly before, every rank writes where it stands."""
 
     def __post_init__(self):
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
         if self.offload == "all" and self.zero_stage != 3:

@@ -33,6 +33,19 @@ import os, runpy, sys
 sys.argv = sys.argv[1:] + (["--set", "student.lr=0.5"] if os.environ["RANK"] == "1" else [])
 runpy.run_path("launch/train.py", run_name="__main__")
 """
+HANG = """
+import os, runpy, sys, time
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+from tdmvid.train import trainer
+iterate = trainer.iterate
+def hang_here(step, *args, **options):
+    if os.environ["RANK"] == "1" and step == 3:
+        time.sleep(1000)
+    return iterate(step, *args, **options)
+trainer.iterate = hang_here
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
 
 
 def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
@@ -70,6 +83,18 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(tiny_json, tmp_
     out = tmp_path / "run"
     status, said = ranks(tiny_json, out, script=DIE_IN_THE_SECOND_SAVE, folder=tmp_path)
     assert status != 0 and "SIGKILL" in said
+    assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
+    status, said = ranks(tiny_json, out)
+    assert status == 0 and losses(out) == whole, said
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_and_every_rank_says_where_it_stood(tiny_json, tmp_path, whole):
+    out = tmp_path / "run"
+    status, said = ranks(tiny_json, out, "parallel.timeout_minutes=0.4", script=HANG, folder=tmp_path)
+    assert status != 0 and f"{out / 'stuck'} says where every rank stood" in said
+    stood = [(out / "stuck" / f"rank_000{rank}.txt").read_text() for rank in (0, 1)]
+    assert "hang_here" in stood[1] and "in iterate" in stood[0] and "sleep" not in stood[0]
     assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
     status, said = ranks(tiny_json, out)
     assert status == 0 and losses(out) == whole, said
