@@ -82,6 +82,8 @@ class ParallelConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
+    share_base: bool = True
+    """One frozen base for student and fake; false gives the fake a copy, to compare with."""
     timeout_minutes: float = 30.0
     """A rank that waits longer for another one ends the run; shortly before, every rank writes where it stands."""
 

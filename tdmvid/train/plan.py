@@ -59,7 +59,7 @@ class Plan:
         stage = parallel.zero_stage if self.ranks > 1 else 0
         shard = lambda least: self.ranks if stage >= least else 1  # noqa: E731
         size = _size(self.config.model.torch_dtype)
-        frozen = self.base * size / shard(3)
+        frozen = self.base * size / shard(3) * (1 if parallel.share_base or not lora else 2)
         adapters = 2 * self.trainable * 4
         parts = {
             "frozen weights": 0.0 if parallel.offload == "all" else frozen,
@@ -149,7 +149,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
     rows = [
         ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
         ("training", f"{config.training}: student and fake, {plan.trainable:,} trainable parameters each"),
-        ("weights held", "1 frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
+        ("weights held", f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
         ("student", f"{_student_steps(config)} steps, {config.grid.kind} grid"),
         ("prompts", f"{plan.prompts:,}"),
         ("ranks", f"{plan.ranks}: {plan.ranks // config.parallel.sequence} data parallel x {config.parallel.sequence} a video, ZeRO-{config.parallel.zero_stage}"),

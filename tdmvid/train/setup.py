@@ -113,7 +113,7 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
     made one after the other.
     """
     if config.training == "lora":
-        fake_net = shared_copy(backbone.network)
+        fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
         student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
         attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
         student, fake = (_engine(net, config, role, world, backbone) for role, net in (("student", student_net), ("fake", fake_net)))
