@@ -60,12 +60,14 @@ class ClipSize:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The sequence of one sample (text and video), and the blocks it runs through."""
+    """The sequence of one sample (with its text, where they share one), and the blocks it runs through."""
 
     count: int
     heads: int
     width: int
     blocks: int
+    note: str = ""
+    """What these numbers do not say."""
 
 
 def resolve(config: ModelConfig, *, weights: bool = True) -> Path:

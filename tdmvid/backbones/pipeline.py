@@ -30,8 +30,8 @@ class PipelineBackbone(Backbone):
     vae_class: ClassVar[type[ModelMixin]]
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     """Components that turn prompts into conditions; one that a folder lacks is passed over."""
-    unused: ClassVar[tuple[str, ...]] = ()
-    """Components of the pipeline that are never loaded."""
+    pipeline_options: ClassVar[dict] = {}
+    """Of every loading of the pipeline; None for a component that is never needed."""
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
         self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)
@@ -66,7 +66,7 @@ class PipelineBackbone(Backbone):
 
     def _pipeline(self, *without: str) -> DiffusionPipeline:
         pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
-            self.folder, **dict.fromkeys((*without, *self.unused)), dtype=self.config.torch_dtype, variant=self.config.variant
+            self.folder, **dict.fromkeys(without), **self.pipeline_options, dtype=self.config.torch_dtype, variant=self.config.variant
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self.device)
@@ -108,6 +108,7 @@ class PipelineBackbone(Backbone):
         conds = dict(self._cast(cond))
         if cfg != 1.0:
             conds |= {f"negative_{name}": x.expand(len(z), *x.shape[1:]) for name, x in self._cast(null).items()}
+            conds["negative_prompt"] = None  # one pipeline's default is "", which excludes embeddings
         return pipeline(
             **conds, latents=z.to(self.config.torch_dtype), guidance_scale=cfg, num_inference_steps=steps,
             output_type="latent", return_dict=False, **self.stock_arguments(),
