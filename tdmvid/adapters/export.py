@@ -79,14 +79,8 @@ def _difference(found: Tensor, expected: Tensor, backbone: Backbone) -> float:
 
 
 def _write(folder: Path, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid) -> None:
-    part = backbone.network_folder
     state = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
-    settings = module.peft_config[ADAPTER].to_dict()
-    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    pipeline = getattr(diffusers, backbone.pipeline_class)
-    pipeline.save_lora_weights(
-        folder, **{f"{part}_lora_layers": {k: v.contiguous().cpu() for k, v in state.items()}, f"{part}_lora_adapter_metadata": metadata}
-    )
+    backbone.save_lora(folder, {k: v.contiguous().cpu() for k, v in state.items()}, module.peft_config[ADAPTER])
     backbone.student_scheduler(grid).save_pretrained(folder)
 
 
@@ -123,7 +117,8 @@ def _timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:
 def _card(backbone: Backbone, grid: TimeGrid, settings: LoraSettings) -> str:
     size, config, scheduler = backbone.size, backbone.config, backbone.student_scheduler(grid)
     module = "diffusers" if hasattr(diffusers, type(scheduler).__name__) else type(scheduler).__module__
-    name = type(scheduler).__name__
+    name, made = type(scheduler).__name__, "video" if backbone.output == "frames" else "image"
+    imports = "\n".join([f"from diffusers import {backbone.pipeline_class}", *backbone.load_imports, f"from {module} import {name}"])
     return f"""# {grid.steps}-step LoRA for {config.path}
 
 Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674).
@@ -139,12 +134,11 @@ Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674).
 
 ```python
 import torch
-from diffusers import {backbone.pipeline_class}
-from {module} import {name}
+{imports}
 
 pipe = {backbone.pipeline_class}.from_pretrained("{config.path}", dtype=torch.{config.dtype})
-pipe.load_lora_weights("path/to/this/folder")
+{backbone.load_code}
 pipe.scheduler = {name}.from_pretrained("path/to/this/folder")
-video = pipe("a prompt", num_inference_steps={grid.steps}, guidance_scale=1.0, {backbone.stock_call()}).frames[0]
+{made} = pipe("a prompt", num_inference_steps={grid.steps}, guidance_scale=1.0, {backbone.stock_call()}).{backbone.output}[0]
 ```
 """

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 ADAPTER = "default"
@@ -47,7 +48,8 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
             raise ValueError(f"lora.targets: {target!r} names no module of {type(model).__name__}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)), ADAPTER)
+        # peft's own function: not every model of diffusers has an add_adapter.
+        inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)), model, ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
@@ -58,11 +60,14 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its frozen base: the teacher."""
-    model.disable_adapters()
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        model.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 class Base:

@@ -60,12 +60,14 @@ class ClipSize:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The sequence of one sample (text and video), and the blocks it runs through."""
+    """The sequence of one sample (with its text, where they share one), and the blocks it runs through."""
 
     count: int
     heads: int
     width: int
     blocks: int
+    note: str = ""
+    """What these numbers do not say."""
 
 
 def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
@@ -130,6 +132,14 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Module names that a LoRA adapts by default."""
     network_folder: ClassVar[str] = "transformer"
+    lora_file: ClassVar[str] = "pytorch_lora_weights.safetensors"
+    lora_prefix: ClassVar[str] = "transformer"
+    """What the keys of a LoRA file begin with."""
+    load_imports: ClassVar[tuple[str, ...]] = ()
+    load_code: ClassVar[str] = 'pipe.load_lora_weights("path/to/this/folder")'
+    """How a user gives the stock pipeline `pipe` a LoRA, and what has to be imported for it."""
+    output: ClassVar[str] = "frames"
+    """The field of a stock pipeline's result."""
     process: Process
     network: nn.Module
 
@@ -172,6 +182,10 @@ class Backbone(ABC):
     @abstractmethod
     def stock_pipeline(self):
         """The stock diffusers pipeline of this teacher, without text encoder and autoencoder."""
+
+    @abstractmethod
+    def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
+        """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
 
     @abstractmethod
     def load_lora(self, pipeline, folder: Path) -> None:
@@ -217,7 +231,7 @@ class Backbone(ABC):
         return NetworkDenoiser(self, network)
 
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_FILE = Backbone.lora_file
 REGISTRY: dict[str, type[Backbone]] = {}
 
 
@@ -253,13 +267,13 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
     return folder, known[name]
 
 
-def check_lora(folder: Path, network: nn.Module, prefix: str) -> None:
+def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LORA_FILE) -> None:
     """ValueError if the LoRA in `folder` does not fit `network`; of layers it does not know, diffusers only warns."""
-    path, layers = folder / LORA_FILE, dict(network.named_modules())
+    path, layers = folder / file, dict(network.named_modules())
     if not path.is_file():
-        raise ValueError(f"{folder} has no {LORA_FILE}: give the lora/ folder of a finished run")
-    with safe_open(path, framework="pt") as file:
-        shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+        raise ValueError(f"{folder} has no {file}: give the lora/ folder of a finished run")
+    with safe_open(path, framework="pt") as tensors:
+        shapes = {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
     for key, shape in shapes.items():
         name, _, factor = key.removeprefix(f"{prefix}.").partition(".lora_")
         layer = list(getattr(layers.get(name), "weight", torch.empty(0)).shape)
