@@ -61,12 +61,14 @@ class PipelineBackbone(Backbone):
         return Cond({name: x.to(self.config.torch_dtype) if x.is_floating_point() else x for name, x in cond.items()})
 
     def _part(self, kind: type[ModelMixin], name: str, dtype: torch.dtype | None = None) -> nn.Module:
-        part = kind.from_pretrained(self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=self.config.variant)
+        variant = self.config.variant  # pipelines look which of their parts have it, models do not
+        variant = variant if variant and any((self.folder / name).glob(f"*.{variant}*")) else None
+        part = kind.from_pretrained(self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=variant)
         return part.to(self.device).eval()
 
-    def _pipeline(self, *without: str) -> DiffusionPipeline:
+    def _pipeline(self, *without: str, **given: nn.Module) -> DiffusionPipeline:
         pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
-            self.folder, **dict.fromkeys(without), **self.pipeline_options, dtype=self.config.torch_dtype, variant=self.config.variant
+            self.folder, **dict.fromkeys(without), **given, **self.pipeline_options, dtype=self.config.torch_dtype, variant=self.config.variant
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self.device)
