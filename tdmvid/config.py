@@ -137,6 +137,8 @@ class RunConfig:
     training: Literal["lora", "full"] = "lora"
     """lora: student and fake are adapters on one frozen base; full: three whole networks."""
     lora: LoraSettings = LoraSettings()
+    init: str = ""
+    """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from the base in any case."""
     student: OptimConfig = OptimConfig()
     fake: OptimConfig = OptimConfig(lr=5e-4)
     ema: float = 0.0
@@ -150,6 +152,8 @@ class RunConfig:
             raise ValueError(f"steps={self.steps}: a run has at least 1 step")
         if self.max_bad_steps < 1:
             raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
+        if self.init and self.training != "lora":
+            raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 

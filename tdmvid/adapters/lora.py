@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 ADAPTER = "default"
 
@@ -55,6 +55,23 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
         if "lora_" in name:
             parameter.data = parameter.data.float()
     return model
+
+
+@torch.no_grad()
+def start_from(model: nn.Module, settings: LoraSettings, layers: dict[str, Tensor], alpha: float | None, *, where: str) -> None:
+    """Fill a new adapter with a LoRA of the same rank: layers by peft's names, and their alpha (None: the rank).
+
+    Layers that it does not have stay zero. ValueError, naming `where` it is from, if the adapter has no place for it.
+    """
+    own = {name.replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+    for name, tensor in layers.items():
+        if name not in own:
+            raise ValueError(f"{where} adapts {name.split('.lora_')[0]}, this run does not: name its modules in lora.targets")
+        if own[name].shape != tensor.shape:
+            rank = tensor.shape[".lora_B." in name]
+            raise ValueError(f"{where} is of rank {rank}, this run has lora.rank={settings.rank}: use the same")
+        scale = (alpha / settings.rank if alpha else 1.0) * settings.rank / settings.alpha if ".lora_B." in name else 1.0
+        own[name].copy_(tensor.float() * scale)
 
 
 @contextmanager

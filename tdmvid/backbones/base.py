@@ -188,6 +188,10 @@ class Backbone(ABC):
         """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
 
     @abstractmethod
+    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], float | None]:
+        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError if it is of another model."""
+
+    @abstractmethod
     def load_lora(self, pipeline, folder: Path) -> None:
         """Give the stock pipeline a LoRA and the scheduler beside it; ValueError if it is of another model."""
 

@@ -6,6 +6,7 @@ prompts become conditions, and the sizes it can generate.
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,9 @@ from typing import ClassVar
 import diffusers
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, DiffusionPipeline, ModelMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
@@ -61,10 +64,11 @@ class PipelineBackbone(Backbone):
         return Cond({name: x.to(self.config.torch_dtype) if x.is_floating_point() else x for name, x in cond.items()})
 
     def _part(self, kind: type[ModelMixin], name: str, dtype: torch.dtype | None = None) -> nn.Module:
-        variant = self.config.variant  # pipelines look which of their parts have it, models do not
-        variant = variant if variant and any((self.folder / name).glob(f"*.{variant}*")) else None
-        part = kind.from_pretrained(self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=variant)
-        return part.to(self.device).eval()
+        # Often only some parts of a model have the variant; for whole pipelines the library looks itself.
+        variant = self.config.variant
+        if variant and not any((self.folder / name).glob(f"*.{variant}*")):
+            variant = None
+        return kind.from_pretrained(self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=variant).to(self.device).eval()
 
     def _pipeline(self, *without: str, **given: nn.Module) -> DiffusionPipeline:
         pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
@@ -125,6 +129,16 @@ class PipelineBackbone(Backbone):
         getattr(diffusers, self.pipeline_class).save_lora_weights(
             folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata}
         )
+
+    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], float | None]:
+        check_lora(folder, self.network, self.lora_prefix, file=self.lora_file)
+        with safe_open(folder / self.lora_file, framework="pt") as file:
+            layers = {key.removeprefix(f"{self.lora_prefix}."): file.get_tensor(key) for key in file.keys()}
+            return layers, self.read_alpha(folder, file.metadata() or {})
+
+    def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
+        """What a LoRA file says of its alpha, or None."""
+        return json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).get(f"{self.lora_prefix}.lora_alpha")
 
     def load_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
         check_lora(folder, getattr(pipeline, self.network_folder), self.lora_prefix, file=self.lora_file)

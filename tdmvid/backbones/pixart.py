@@ -60,6 +60,9 @@ class PixArt(Images, VPBackbone):
         save_file({f"{self.lora_prefix}.{name}": tensor for name, tensor in layers.items()}, folder / self.lora_file, metadata={"format": "pt"})
         config.save_pretrained(folder)
 
+    def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
+        return LoraConfig.from_pretrained(folder).lora_alpha
+
     def add_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
         pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
 

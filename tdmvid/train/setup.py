@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..adapters.lora import Base, attach, shared_copy
+from ..adapters.lora import Base, attach, shared_copy, start_from
 from ..backbones.base import Backbone, load_backbone
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
@@ -54,7 +54,7 @@ class Run:
         batch = self.config.batch
         return {key: settings[key] for key in keys} | {
             "batch": {"micro": batch.micro, "micro_batches": batch.accumulation * self.world.data_size},  # of all ranks together
-            "prompts": self.prompts_digest, "backend": type(self.engines["student"]).__name__,
+            "prompts": self.prompts_digest, "init": self.config.init or None, "backend": type(self.engines["student"]).__name__,
             "steps": self.config.steps if falls else None,  # a rate that falls to 0 at the last step depends on it
         }
 
@@ -111,7 +111,10 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
     """Engines of student and fake, and the unguided teacher."""
     if config.training == "lora":
         fake_net = shared_copy(backbone.network)
+        start = backbone.read_lora(Path(config.init)) if config.init else None
         student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
+        if start:
+            start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
         attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
     else:
         student_net, fake_net = (copy.deepcopy(backbone.network).float().requires_grad_(True) for _ in range(2))

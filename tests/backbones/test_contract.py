@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import BUILDERS
 
+from tdmvid.adapters.lora import LoraSettings, attach, start_from
 from tdmvid.backbones.base import ModelConfig, families, load_backbone
 from tdmvid.config import load_config
 from tdmvid.diffusion.denoiser import Guided
@@ -143,6 +144,19 @@ def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbo
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+def test_the_network_sees_its_prompt_and_its_time(case, backbone):
+    x, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+
+    def out(cond, timestep):
+        inputs = backbone.inputs(x, backbone.process.snap(torch.full((2,), 0.5)), cond)
+        with torch.no_grad():
+            return backbone.network(**inputs | {"timestep": torch.full_like(inputs["timestep"], timestep)}, return_dict=False)[0]
+
+    first = out(cond, 499)
+    assert (out(cond, 99) - first).abs().mean() > 1e-3
+    assert (out(cond.rows(torch.tensor([1, 0])), 499) - first).abs().mean() > 1e-4
+
+
 def test_a_gradient_reaches_the_latents_and_weights_stay_frozen(case, backbone):
     x = noise(backbone).requires_grad_()
     backbone.predict_x0(backbone.network, x, backbone.process.snap(torch.full((2,), 0.5)), backbone.encode_prompts(PROMPTS)).sum().backward()
@@ -181,9 +195,10 @@ def trained(run_json):
     return train(load_config(run_json))
 
 
-def user_s_pipeline(case, lora):
-    """What the model card tells a user to do, up to the call itself."""
+def user_s_pipeline(case, lora, base=None):
+    """What the model card tells a user to do, up to the call itself; with another base if one is given."""
     code = (lora / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(lora))
+    code = code.replace(str(case.folder), str(base or case.folder))
     scope = {}
     exec("\n".join(line for line in code.splitlines() if "pipe(" not in line), scope)  # noqa: S102
     scope["pipe"].set_progress_bar_config(disable=True)
@@ -203,6 +218,20 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     ours = backbone.stock_latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
+
+
+def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
+    torch.manual_seed(1)
+    other = case.backbone(case.another_base(tmp_path))
+    grid, z, cond = shifted(4, 2.0, other.process), noise(other), other.encode_prompts(PROMPTS)
+    plain = ddim(other.denoiser(other.network), z, cond, grid)
+    theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
+    settings, found = LoraSettings(rank=2, alpha=3), other.read_lora(trained / "lora")
+    student = attach(other.network, settings, other.lora_targets, seed=0)
+    start_from(student, settings, *found, where="the LoRA")
+    ours = ddim(other.denoiser(student), z, cond, grid)
+    assert (theirs - plain).norm() > 1e-3 * plain.norm()
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
 
 
 def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json, tmp_path):
