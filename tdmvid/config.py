@@ -111,6 +111,8 @@ class LogConfig:
     seed: int = 1234
     """Of the noise of samples and gallery."""
     teacher_steps: int = 50
+    teacher_shift: float = 1.0
+    """Flow shift of the teacher's long samples: what its own scheduler has, 1 for an even grid."""
 
     def __post_init__(self):
         if min(self.checkpoint_every, self.sample_every) < 0:

@@ -18,7 +18,7 @@ from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.prompts import PromptOrder, read_prompts
 from ..diffusion.denoiser import Cond, Guided
-from ..diffusion.grid import TimeGrid, uniform
+from ..diffusion.grid import TimeGrid, shifted
 from ..diffusion.process import Process
 from ..distill.objective import Roles
 from ..parallel import launch
@@ -83,9 +83,11 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
 def reference_grid(config: RunConfig, process: Process) -> TimeGrid:
     """The times of the teacher's long samples."""
     try:
-        return uniform(config.log.teacher_steps, process)
+        return shifted(config.log.teacher_steps, config.log.teacher_shift, process)
     except ValueError as error:
-        raise ValueError(f"log.teacher_steps={config.log.teacher_steps}: too many for the teacher ({error})") from None
+        raise ValueError(
+            f"log.teacher_steps={config.log.teacher_steps}: too many for the teacher, or log.teacher_shift={config.log.teacher_shift} is no flow shift ({error})"
+        ) from None
 
 
 def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tuple[EmbeddingCache, list[str]]:
