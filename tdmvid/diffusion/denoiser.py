@@ -14,6 +14,10 @@ from torch import Tensor
 from .process import Process
 
 
+STEPS = "steps"
+"""Name of the condition that tells student and fake in how many steps they are to sample: K, [B]."""
+
+
 class Cond(Mapping[str, Tensor]):
     """The conditioning of a batch: named tensors, each with the batch first.
 
@@ -47,6 +51,10 @@ class Cond(Mapping[str, Tensor]):
     def rows(self, index: slice | Tensor) -> Cond:
         """The conditioning of some samples of the batch."""
         return Cond({name: tensor[index] for name, tensor in self.items()})
+
+    def told(self, steps: int, batch: int, device: torch.device | str) -> Cond:
+        """The same, and K for each of `batch` samples."""
+        return Cond({**self, STEPS: torch.full((batch,), float(steps), device=device)})
 
     def expand(self, batch: int) -> Cond:
         """One sample's conditioning for a batch of `batch`, without copying."""

@@ -34,6 +34,9 @@ class Run:
     world: launch.World
     backbone: Backbone
     grid: TimeGrid
+    """Of samples and export."""
+    grids: tuple[TimeGrid, ...]
+    """Of training: one, or one for each K of the objective's set."""
     roles: Roles
     engines: dict
     streams: Streams
@@ -63,7 +66,7 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     """Load the teacher, embed the prompts, attach the roles; ValueError for what a user can mend."""
     device = world.device
     backbone = load_backbone(config.model, config.video, device=device)
-    grid = config.grid.build(backbone.process)
+    grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
     cache, prompts = embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
@@ -72,7 +75,7 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
     roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, null, config.objective.cfg))
     return Run(
-        config, world, backbone, grid, roles, engines, Streams(config.seed, device),
+        config, world, backbone, grid, grids, roles, engines, Streams(config.seed, device),
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
         order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest(prompts), null=null,
         gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
@@ -136,7 +139,7 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World):
 
 def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World):
     settings = {"student": config.student, "fake": config.fake}[role]
-    updates = config.objective.fake_updates if role == "fake" else 1
+    updates = config.objective.roles.count(role)
     common = {
         "total_steps": config.steps * updates, "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,
