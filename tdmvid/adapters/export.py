@@ -22,6 +22,7 @@ from ..data.files import write_json, write_text
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from .lora import ADAPTER, LoraSettings
+from .step_condition import baked
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -81,7 +82,8 @@ def _difference(found: Tensor, expected: Tensor, backbone: Backbone) -> float:
 def _write(folder: Path, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid) -> None:
     part = backbone.network_folder
     state = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
-    settings = module.peft_config[ADAPTER].to_dict()
+    state, config = baked(state, module.peft_config[ADAPTER], module, weights, grid.steps)
+    settings = config.to_dict()
     metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     pipeline = getattr(diffusers, backbone.pipeline_class)
     pipeline.save_lora_weights(

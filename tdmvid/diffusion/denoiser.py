@@ -66,6 +66,11 @@ class Cond(Mapping[str, Tensor]):
         return Cond({name: torch.cat([cond[name] for cond in conds]) for name in conds[0]})
 
 
+def step_level(steps: Tensor, shift: float = 3.0) -> Tensor:
+    """K on the scale of a time: shift / (K + shift - 1), so 1, 2, 4, 8 steps are 1, 0.75, 0.5, 0.3: [B] -> [B]."""
+    return shift / (steps + shift - 1)
+
+
 class Denoiser(Protocol):
     """A network behind the one contract of the method."""
 

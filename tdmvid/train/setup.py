@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..adapters.lora import Base, attach, shared_copy
+from ..adapters.step_condition import condition_on_steps, told
 from ..backbones.base import Backbone, load_backbone
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
@@ -72,7 +73,7 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
     engines, teacher = build_engines(config, world, backbone)
-    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    denoisers = {role: told(backbone.denoiser(engine), engine.module) for role, engine in engines.items()}
     roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, null, config.objective.cfg))
     return Run(
         config, world, backbone, grid, grids, roles, engines, Streams(config.seed, device),
@@ -114,6 +115,11 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
         fake_net = shared_copy(backbone.network)
         student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
         attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
+        if config.objective.told_steps:
+            condition_on_steps(student_net, seed=config.seed)
+            condition_on_steps(fake_net, seed=config.seed + 1)
+    elif config.objective.told_steps:
+        raise ValueError("objective.step_set with training='full': the condition on K lives beside an adapter; use training='lora', or k_condition=false")
     else:
         student_net, fake_net = (copy.deepcopy(backbone.network).float().requires_grad_(True) for _ in range(2))
     networks = (student_net, fake_net) if config.training == "lora" else (student_net, fake_net, backbone.network)
