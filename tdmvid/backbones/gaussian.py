@@ -81,6 +81,22 @@ class VelocityNetwork(nn.Module):
         return torch.cat([phase.sin(), phase.cos()], 1)
 
 
+class Critic(nn.Module):
+    """A multilayer perceptron that tells laws of x_t apart, told t and, if the conditioning has it, K: logits [B]."""
+
+    def __init__(self, *, dim: int = 2, width: int = 128, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Linear(dim + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1),
+            )
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        level = step_level(cond[STEPS]) if STEPS in cond else torch.zeros_like(t)
+        return self.layers(torch.cat([x_t, t[:, None], level[:, None]], 1))[:, 0]
+
+
 def fit_to_teacher(network: VelocityNetwork, teacher: ExactDenoiser, *, steps: int = 1500, batch: int = 512, lr: float = 2e-3) -> None:
     """Regress the network on the exact denoiser, so that it starts as a pretrained model does."""
     generator, process = torch.Generator().manual_seed(1), teacher.process

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +22,17 @@ from ..diffusion.sampler import Solver, Trajectory
 
 @dataclass(frozen=True)
 class Roles:
-    """The three denoisers: student (theta), fake score (psi), frozen and guided teacher (phi)."""
+    """The three denoisers: student (theta), fake score (psi), frozen and guided teacher (phi).
+
+    Adversarial methods also need a `discriminator` (x_tau, tau, cond) -> logits [B], and `real`
+    latents: [B] uniform numbers in [0, 1) -> [B, ...].
+    """
 
     student: Denoiser
     fake: Denoiser
     teacher: Denoiser
+    discriminator: Callable[[Tensor, Tensor, Cond], Tensor] | None = None
+    real: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,12 @@ def _digest(prompts: list[str]) -> str:
 
 def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) -> tuple[dict, object]:
     """Engines of student and fake, and the unguided teacher."""
+    missing = set(config.objective.roles) - {"student", "fake"}
+    if missing:
+        raise ValueError(
+            f"objective.kind={config.objective.kind!r} trains a {missing.pop()}, which no model family has yet: it runs in benchmarks/toy.py;"
+            " choose another kind here"
+        )
     if config.training == "lora":
         fake_net = shared_copy(backbone.network)
         student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
