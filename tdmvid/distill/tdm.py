@@ -15,19 +15,29 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import Process, broadcast
-from ..diffusion.sampler import Trajectory
+from ..diffusion.sampler import Before, Solver, Trajectory, ddim_step, extrapolated
 from .losses import distance, effective_sample_share, importance_weight, per_sample_mean, snr_weight
-from .objective import Draw, Roles
+from .objective import Draw, Roles, register
 
 
+@register
 @dataclass(frozen=True)
 class TDM:
     """TDM's options; the defaults are those of the authors' released code."""
 
+    kind: Literal["tdm"] = "tdm"
     cfg: float = 1.0
     """The teacher's guidance; 1 is none."""
-    segments: Literal["separate", "to_terminal"] = "separate"
-    """tau in [s_{k-1}, s_k], or in [s_{k-1}, 1]: overlapping segments, which bias the one fake score."""
+    match: Literal["noisy", "clean"] = "noisy"
+    """What is noised to tau: the trajectory's next state x_s, or the clean prediction (the paper's Table 8; DMD2's draw)."""
+    solver: Solver = "ddim"
+    """How the student's trajectory goes on, see diffusion/sampler.py."""
+    step_set: tuple[int, ...] = ()
+    """Draw K from these every iteration (TDM-unify); empty trains the grid's own K alone."""
+    k_condition: bool = True
+    """Tell student and fake which K of the set it is, see adapters/step_condition.py."""
+    segments: Literal["separate", "to_terminal", "everywhere"] = "separate"
+    """tau in [s_{k-1}, s_k], or in [s_{k-1}, 1]: overlapping segments, which bias the one fake score; or in (0, 1], for `match` clean."""
     randmid: bool = False
     """Start the draw at a uniform time in [s_{k-1}, s_k - margin_low] instead of s_{k-1}."""
     margin_low: float = 0.02
@@ -54,32 +64,49 @@ class TDM:
             raise ValueError(f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1 update per iteration")
         if self.cfg < 0 or self.snr_ceiling <= 0:
             raise ValueError(f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 and the ceiling > 0")
+        if self.segments == "everywhere" and self.match == "noisy":
+            raise ValueError("objective.segments='everywhere': tau must lie above a noisy x_s; use match='clean', or segments='separate'")
+        if any(k < 1 for k in self.step_set) or len(set(self.step_set)) < len(self.step_set):
+            raise ValueError(f"objective.step_set={self.step_set}: numbers of steps, each once and at least 1")
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The fake first, so that the student sees an updated score."""
         return ("fake",) * self.fake_updates + ("student",)
 
+    @property
+    def told_steps(self) -> bool:
+        """Whether the networks get K as a condition."""
+        return bool(self.step_set) and self.k_condition
+
     def draw(self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process) -> Draw:
-        """s, tau and noise; x_tau ~ q(x_tau | x_s) with x_s on the trajectory, one DDIM step from `path.x`."""
+        """s, tau and noise; x_tau ~ q(x_tau | x_s) with x_s on the trajectory, one solver step from `path.x`."""
         clean = x0_hat.detach()
         u = torch.rand(2, len(clean), generator=generator, device=clean.device)
         eps = torch.randn(clean.shape, generator=generator, device=clean.device)
         s, tau = self._times(path, u, process)
-        eps_hat = process.eps_from_x0(path.x, clean, path.upper)
-        x_tau = process.renoise(process.noise(clean, eps_hat, s), eps, s, tau)
+        if self.match == "clean" or self.solver == "renoise":  # whose next state is the clean prediction with fresh noise
+            s = torch.zeros_like(s)
+        ahead = clean if self.solver != "dpm++" else extrapolated(process, clean, path.upper, s, path.before)
         scale, beta = process.bridge(s, tau)
-        _, sigma_s = process.alpha_sigma(s)
-        _, sigma_tau = process.alpha_sigma(tau)
-        eps_mix = broadcast(scale * sigma_s / sigma_tau, clean) * eps_hat + broadcast(beta / sigma_tau, clean) * eps
-        return Draw(x0_hat, x_tau, s, tau, eps, eps_mix, beta)
+        x_tau = process.renoise(ddim_step(process, path.x, ahead, path.upper, s), eps, s, tau)
+        return Draw(x0_hat, x_tau, s, tau, eps, process.eps_from_x0(x_tau, clean, tau), beta, self._slope(path, s, scale, process))
+
+    def _slope(self, path: Trajectory, s: Tensor, scale: Tensor, process: Process) -> Tensor:
+        """d x_tau / d x0_hat: [B]."""
+        (alpha_s, sigma_s), (alpha_u, sigma_u) = process.alpha_sigma(s), process.alpha_sigma(path.upper)
+        ahead = 1.0
+        if self.solver == "dpm++":
+            one = torch.ones_like(s)
+            ahead = extrapolated(process, one, path.upper, s, Before(torch.zeros_like(s), path.before.t))
+        return scale * (alpha_s - sigma_s * alpha_u / sigma_u) * ahead
 
     def _times(self, path: Trajectory, u: Tensor, process: Process) -> tuple[Tensor, Tensor]:
         s, gap = path.lower, max(self.margin_low, process.resolution)
         if self.randmid:
             s = process.snap(s + u[1] * (path.upper - gap - s).clamp(min=0))
         upper = path.upper if self.segments == "separate" else torch.ones_like(s)
-        low = s + gap
+        low = gap + (torch.zeros_like(s) if self.segments == "everywhere" else s)
         low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
         high = torch.maximum(upper - self.margin_high, low)
         return s, process.snap(low + u[0] * (high - low))

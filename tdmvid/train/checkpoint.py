@@ -125,15 +125,18 @@ class Checkpoints:
             shutil.rmtree(aside)
 
     @staticmethod
-    def load(path: Path, engines: dict, fingerprint: dict) -> int:
-        """Restore all roles and return how many iterations were done; ValueError if the run was another one."""
+    def load(path: Path, engines: dict, fingerprint: dict, defaults: dict | None = None) -> int:
+        """Restore all roles and return how many iterations were done; ValueError if the run was another one.
+
+        defaults: values of settings that a checkpoint may be older than.
+        """
         if not (path / META).is_file():
             raise ValueError(f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto")
         damage = _damage(path)
         if damage:
             raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
         meta = json.loads((path / META).read_text())
-        saved = flat(meta["fingerprint"])
+        saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
                 raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out")

@@ -13,9 +13,10 @@ from tdmvid.diffusion.denoiser import Guided
 from tdmvid.distill.iteration import iterate, pick_k
 from tdmvid.parallel import launch
 from tdmvid.train import trace
+from tdmvid.train.monitor import read_metrics
 from tdmvid.train.plan import GIB, calls_per_iteration, check_fit, describe, make_plan
 from tdmvid.train.setup import build_run
-from tdmvid.train.trainer import _micro_batches
+from tdmvid.train.trainer import _micro_batches, train
 
 STEPS, MICRO = 2, 2
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
@@ -88,6 +89,11 @@ def test_the_planned_calls_are_those_of_the_loop(run, rollout, cfg, fake_updates
 def test_with_guidance_four_steps_cost_six_and_a_half_forwards(tiny_run, tmp_path):
     assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3")) == (6.5, 2)
     assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.rollout=full")) == (8, 2)
+
+
+def test_a_run_records_the_calls_that_were_planned(tiny_run, tmp_path, loop_only):
+    train(tiny_run(tmp_path, "objective.cfg=3", "objective.rollout=full", "batch.accumulation=2", "steps=2"))
+    assert read_metrics(tmp_path / "metrics.jsonl")["calls"] == [9.0, 9.0]  # 8, and the graded call again for each micro-batch
 
 
 def test_an_explicit_grid_counts_its_timesteps(tiny_run, tmp_path):
