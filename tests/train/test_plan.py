@@ -192,7 +192,7 @@ def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path):
             make_plan(tiny_run(tmp_path, change))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.slow if "sdxl" in p.stem else (), id=p.stem) for p in CONFIGS])
 def test_every_shipped_config_is_planned_without_weights_or_network(path, monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no network here")
@@ -203,6 +203,9 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
     published = {
         "cogvideox2b_4nfe": (1_693_783_872, 17_776), "cogvideox5b_4nfe": (5_570_283_072, 17_776), "sd3_4nfe": (2_028_328_000, 4_429),
         "sd35_4nfe": (2_243_171_520, 4_429), "wan1.3b_4nfe": (1_418_996_800, 32_760), "wan14b_4nfe": (14_288_491_584, 32_760),
+        "sd15_4nfe": (859_520_964, 4_096),
+        "sdxl_4nfe_512": (2_567_463_684, 1_024), "sdxl_4nfe_1024": (2_567_463_684, 4_096),
+        "pixart512_4nfe": (610_856_096, 1_024), "pixart1024_4nfe": (611_349_152, 4_096),
     }
     assert (made.base, made.tokens.count) == published.get(path.stem, (made.base, made.tokens.count))
     assert made.total() < 80 * GIB and "memory: in all" in describe(made, device_memory=80)
