@@ -49,7 +49,11 @@ class TDM:
     huber_c: float | None = None
     """None: 1e-3 for huber, 0.00054 sqrt(dimensions) for huber_vector."""
     fake_target: Literal["x0_hat", "exact"] = "x0_hat"
-    """Regress on the student's prediction with importance weights, or on the exact conditional score."""
+    """Regress on the student's prediction with importance weights (the released code), or on the exact conditional score.
+
+    Only the exact one has the trajectory's own score as its optimum: a fake that regresses on x0_hat
+    recognises it in the noise that x_s still carries.
+    """
     importance: Literal["mean", "sum", "none"] = "mean"
     snr_ceiling: float = 5.0
     fake_updates: int = 1
@@ -119,14 +123,15 @@ class TDM:
         """Weighted score matching (arXiv 2503.06674, L_psi), in the x0 parametrisation.
 
         The exact target x0* = (x_tau - sigma^2 eps / beta) / alpha is compared as alpha x0*,
-        so nothing is divided by an alpha of zero.
+        so nothing is divided by an alpha of zero. Its variance is sigma^4 / (alpha beta)^2 times
+        that of the fresh noise, so a draw counts by beta^2 / sigma^2, the share of fresh noise in x_tau.
         """
         alpha, sigma = roles.fake.process.alpha_sigma(draw.tau)
         predicted = roles.fake(draw.x_tau, draw.tau, cond)
         if self.fake_target == "exact":
             target = draw.x_tau - broadcast(sigma.square() / draw.beta, draw.eps) * draw.eps
             error = (broadcast(alpha, target) * predicted - target).square()
-            weight = torch.minimum(1 / sigma.square(), self.snr_ceiling / alpha.square())
+            weight = torch.minimum(1 / sigma.square(), self.snr_ceiling / alpha.square()) * (draw.beta / sigma).square()
             importance = torch.ones_like(weight)
         else:
             error = (predicted - draw.x0_hat.detach()).square()

@@ -300,13 +300,13 @@ def test_the_exact_target_is_finite_at_alpha_zero(vp):
     assert TDM().loss("fake", Roles(None, fake, None), draw, NULL)["loss"].isfinite()
 
 
-def test_the_exact_target_has_the_same_weight_as_the_other(process):
-    """Both are min(snr, 5) |prediction - target|^2; the exact one written without a division by alpha."""
+def test_the_exact_target_s_weight_is_the_other_s_times_the_share_of_fresh_noise(process):
+    """Both are min(snr, 5) |prediction - target|^2; the exact one times (beta / sigma)^2, and without a division by alpha."""
     path = path_at(process, mixed_k(512))
     draw = TDM().draw(path, 0.4 * path.x, generator(1), process)
     alpha, sigma = process.levels(draw.tau, draw.x_tau)
     target = (draw.x_tau - sigma**2 * draw.eps / broadcast(draw.beta, sigma)) / alpha
-    weight = (alpha / sigma).square().clamp(max=5.0)
+    weight = (alpha / sigma).square().clamp(max=5.0) * (broadcast(draw.beta, sigma) / sigma).square()
     expected = (weight * (0.5 * draw.x_tau - target).square()).mean()
     found = TDM(fake_target="exact").loss("fake", Roles(None, Scale(process), None), draw, NULL)["loss"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
