@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import Process, broadcast
 from ..diffusion.sampler import Before, Solver, Trajectory, ddim_step, extrapolated
-from .losses import distance, effective_sample_share, importance_weight, per_sample_mean, snr_weight
+from .losses import distance, effective_sample_share, importance_weight, per_sample_mean, snr_weight, velocity_weight
 from .objective import Draw, Roles, register
 
 
@@ -55,6 +55,9 @@ class TDM:
     recognises it in the noise that x_s still carries.
     """
     importance: Literal["mean", "sum", "none"] = "mean"
+    fake_weight: Literal["snr", "velocity"] = "snr"
+    """snr: min(SNR, ceiling), the released code's, for eps-networks. velocity: min(1 / sigma^2, ceiling), the loss that v- and
+    flow-networks are pretrained with; where the SNR ends at zero, as CogVideoX's does, the other hardly teaches the fake the first step."""
     snr_ceiling: float = 5.0
     fake_updates: int = 1
     """Fake updates per student update, each with a draw of its own."""
@@ -68,6 +71,8 @@ class TDM:
             raise ValueError(f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1 update per iteration")
         if self.cfg < 0 or self.snr_ceiling <= 0:
             raise ValueError(f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 and the ceiling > 0")
+        if self.fake_weight == "velocity" and self.fake_target == "exact":
+            raise ValueError("objective.fake_weight='velocity': the exact target's variance is infinite at zero SNR; use fake_target='x0_hat', or 'snr'")
         if self.segments == "everywhere" and self.match == "noisy":
             raise ValueError("objective.segments='everywhere': tau must lie above a noisy x_s; use match='clean', or segments='separate'")
         if any(k < 1 for k in self.step_set) or len(set(self.step_set)) < len(self.step_set):
@@ -135,7 +140,7 @@ class TDM:
             importance = torch.ones_like(weight)
         else:
             error = (predicted - draw.x0_hat.detach()).square()
-            weight = snr_weight(alpha, sigma, self.snr_ceiling)
+            weight = snr_weight(alpha, sigma, self.snr_ceiling) if self.fake_weight == "snr" else velocity_weight(sigma, self.snr_ceiling)
             importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
         loss = (importance * weight * per_sample_mean(error)).mean()
         return {"loss": loss, "ess": effective_sample_share(importance)}
