@@ -42,6 +42,8 @@ class TDM:
     """Start the draw at a uniform time in [s_{k-1}, s_k - margin_low] instead of s_{k-1}."""
     margin_low: float = 0.02
     """tau stays at least this far above s (and at least one table entry)."""
+    fresh_noise: float = 0.0
+    """tau also stays where the fresh noise in x_tau has at least this level beta: nearly clean draws say nothing of a mode's mass."""
     margin_high: float = 0.01
     """tau stays this far below the segment's upper end."""
     distance: Literal["huber", "huber_vector", "l2"] = "huber"
@@ -69,6 +71,8 @@ class TDM:
             raise ValueError(f"objective.margin_low={self.margin_low}, margin_high={self.margin_high}: margins are not negative")
         if self.fake_updates < 1:
             raise ValueError(f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1 update per iteration")
+        if not 0 <= self.fresh_noise < 1:
+            raise ValueError(f"objective.fresh_noise={self.fresh_noise}: a noise level in [0, 1); 0 leaves the margins alone")
         if self.cfg < 0 or self.snr_ceiling <= 0:
             raise ValueError(f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 and the ceiling > 0")
         if self.fake_weight == "velocity" and self.fake_target == "exact":
@@ -116,6 +120,8 @@ class TDM:
             s = process.snap(s + u[1] * (path.upper - gap - s).clamp(min=0))
         upper = path.upper if self.segments == "separate" else torch.ones_like(s)
         low = gap + (torch.zeros_like(s) if self.segments == "everywhere" else s)
+        if self.fresh_noise > 0:
+            low = torch.maximum(low, _time_of_noise(process, s if self.match == "noisy" else torch.zeros_like(s), upper, self.fresh_noise))
         low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
         high = torch.maximum(upper - self.margin_high, low)
         return s, process.snap(low + u[0] * (high - low))
@@ -155,3 +161,13 @@ class TDM:
             norm = per_sample_mean((clean - teacher).abs()).clamp(min=1e-8)
         loss = distance(draw.x0_hat, target, norm, kind=self.distance, huber_c=self.huber_c)
         return {"loss": loss, "gap": (teacher - fake).abs().mean() / norm.mean()}
+
+
+def _time_of_noise(process: Process, s: Tensor, upper: Tensor, level: float) -> Tensor:
+    """The first time in [s, upper] at which q(x_tau | x_s) has that noise level, by bisection; `upper` if it never has: [B]."""
+    below, above = s, upper
+    for _ in range(16):
+        middle = (below + above) / 2
+        enough = process.bridge(s, middle)[1] >= level
+        below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
+    return above

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..config import RunConfig, to_dict
@@ -22,10 +23,13 @@ class TrainingStopped(RuntimeError):
     """Too many iterations in a row were not finite; the last good state is in a checkpoint."""
 
 
-def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | None = None) -> Path:
+def train(
+    config: RunConfig, *, resume: str = "", commands: dict[str, str] | None = None, at_end: Callable[[Run], None] | None = None,
+) -> Path:
     """Train, export, report; returns the run folder.
 
-    resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "".
+    resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "";
+    at_end: what is done with the trained run instead of exporting and reporting.
     """
     world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
     launch.check_same("config", flat(to_dict(config)))
@@ -45,7 +49,7 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
     finally:
         checkpoints.close()
         monitor.close()
-    finish(run)
+    (at_end or finish)(run)
     launch.finish()
     return folder
 

@@ -86,6 +86,20 @@ def test_a_table_s_tau_is_one_of_its_entries(vp):
     assert torch.equal(tau, vp.snap(tau)) and len(tau.unique()) > 500
 
 
+def test_fresh_noise_keeps_draws_off_the_clean_end(process):
+    path = path_at(process, mixed_k(40_000))
+    draw = TDM(fresh_noise=0.3).draw(path, path.x, generator(1), process)
+    first = path.k == 1
+    if process.resolution:  # a flow's first segment ends at sigma = 0.25: it is drawn there
+        assert 0.298 <= draw.beta[first].min() < 0.31
+    else:
+        assert torch.equal(draw.tau[first], path.upper[first])
+    assert draw.beta[~first].min() >= 0.298
+    plain = TDM().draw(path, path.x, generator(1), process)
+    enough = plain.beta >= 0.3
+    assert not enough.all() and (draw.tau >= plain.tau - 1e-3).all()
+
+
 def test_a_segment_shorter_than_its_margin_is_drawn_at_its_end(process):
     path = Trajectory(torch.randn(8, 2), torch.ones(8).long(), torch.full((8,), 0.5), torch.full((8,), 0.51), NULL)
     draw = TDM().draw(path, path.x, generator(1), process)
@@ -383,6 +397,7 @@ def test_the_three_distances_by_hand():
     ({"cfg": -1.0}, "cfg=-1.0.*>= 0"),
     ({"snr_ceiling": 0.0}, "snr_ceiling=0.0.*> 0"),
     ({"fake_weight": "velocity", "fake_target": "exact"}, "fake_weight='velocity'.*variance is infinite.*fake_target='x0_hat'"),
+    ({"fresh_noise": 1.0}, r"fresh_noise=1.0.*\[0, 1\)"),
 ])
 def test_an_impossible_option_is_refused_with_value_and_rule(options, message):
     with pytest.raises(ValueError, match=message):
