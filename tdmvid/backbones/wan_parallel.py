@@ -20,6 +20,8 @@ from .base import TokenSharing
 class SharedTokens:
     """The tokens in flight; as the library's attention processor, exact self-attention over all of them."""
 
+    _attention_backend = None  # the kernel: the library's `set_attention_backend` writes it into its processors
+
     def __init__(self, sharing: TokenSharing):
         self.sharing, self.length = sharing, 0
 
@@ -44,7 +46,8 @@ class SharedTokens:
         turns = tuple(x[0, :, 0] for x in rotary_emb)  # [1, L, 1, D], of the whole video
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
-            return dispatch_attention_fn(*(apply_rotary_emb(x, turns, sequence_dim=1) for x in (q, k)), v)
+            q, k = (apply_rotary_emb(x, turns, sequence_dim=1) for x in (q, k))
+            return dispatch_attention_fn(q, k, v, backend=self._attention_backend)
 
         out = self.sharing.attend(query, key, value, self.length, whole).flatten(2)
         return attn.to_out[1](attn.to_out[0](out))
