@@ -35,6 +35,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8,<10"],
+        "plot": ["matplotlib>=3.10,<4"],
         "xformers": ["xformers>=0.0.35,<0.1"],
         # Pins an old stack: install it into an environment of its own.
         "vbench": ["vbench==0.1.5"],

@@ -22,6 +22,7 @@ from ..data.files import write_json, write_text
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from .lora import ADAPTER, LoraSettings
+from .step_condition import baked
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -80,7 +81,8 @@ def _difference(found: Tensor, expected: Tensor, backbone: Backbone) -> float:
 
 def _write(folder: Path, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid) -> None:
     state = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
-    backbone.save_lora(folder, {k: v.contiguous().cpu() for k, v in state.items()}, module.peft_config[ADAPTER])
+    state, config = baked(state, module.peft_config[ADAPTER], module, weights, grid.steps)
+    backbone.save_lora(folder, {k: v.contiguous().cpu() for k, v in state.items()}, config)
     backbone.student_scheduler(grid).save_pretrained(folder)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from safetensors import safe_open
@@ -34,6 +35,8 @@ class ModelConfig:
     variant: str | None = None
     dtype: str = "float32"
     """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """The kernel: PyTorch's scaled_dot_product_attention, or xformers' on a GPU."""
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -121,8 +124,11 @@ class NetworkDenoiser:
 
     def __init__(self, backbone: Backbone, network):
         self.backbone, self.network, self.process = backbone, network, backbone.process
+        self.evaluated = 0
+        """Samples that went through the network so far."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        self.evaluated += len(x_t)
         return self.backbone.predict_x0(self.network, x_t, t, cond)
 
 
@@ -160,6 +166,11 @@ class Backbone(ABC):
     def share_tokens(network: nn.Module, sharing: TokenSharing) -> None:
         """Spread the tokens of every later call of `network` over ranks; ValueError where the family cannot."""
         raise ValueError(f"parallel.sequence={sharing.size}: {type(network).__name__} cannot share its tokens yet, use 1")
+
+    @staticmethod
+    def use_xformers(network: nn.Module) -> None:
+        """Make `network` attend by xformers' kernel; called behind `share_tokens`."""
+        network.enable_xformers_memory_efficient_attention()
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
@@ -271,6 +282,15 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
     if name not in known:
         raise ValueError(f"model.path={config.path!r} is a {name}: known pipeline classes are {', '.join(sorted(known))}")
     return folder, known[name]
+
+
+def check_attention(kernel: str, device: torch.device) -> None:
+    """ValueError if this machine has not what the attention kernel needs."""
+    if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
+        raise ValueError(
+            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the package: pip install 'tdmvid[xformers]',"
+            " or choose 'sdpa'"
+        )
 
 
 def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LORA_FILE) -> None:

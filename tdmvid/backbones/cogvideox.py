@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
-from .cogvideox_parallel import share_tokens
+from .cogvideox_parallel import share_tokens, use_xformers
 from .pipeline import VPBackbone
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
@@ -54,6 +54,10 @@ class CogVideoX(VPBackbone):
     @staticmethod
     def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
         share_tokens(network, sharing)
+
+    @staticmethod
+    def use_xformers(network: CogVideoXTransformer3DModel) -> None:
+        use_xformers(network)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         length = self.network.config.max_text_seq_length

@@ -68,11 +68,13 @@ class PipelineBackbone(Backbone):
         variant = self.config.variant
         if variant and not any((self.folder / name).glob(f"*.{variant}*")):
             variant = None
-        return kind.from_pretrained(self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=variant).to(self.device).eval()
+        return kind.from_pretrained(  # straight to the device: on the host is never more than one file of the weights
+            self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=variant, device_map=self.device
+        ).eval()
 
-    def _pipeline(self, *without: str) -> DiffusionPipeline:
+    def _pipeline(self, *without: str, **given: nn.Module) -> DiffusionPipeline:
         pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
-            self.folder, **dict.fromkeys(without), **self.pipeline_options, dtype=self.config.torch_dtype, variant=self.config.variant
+            self.folder, **dict.fromkeys(without), **given, **self.pipeline_options, dtype=self.config.torch_dtype, variant=self.config.variant
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self.device)

@@ -64,6 +64,11 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"num_inference_steps={num_inference_steps}: this student was trained on {len(steps)} timesteps, {steps}")
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor(steps, device=device)
+        self.sigmas = torch.tensor([*self.config.sigmas, 0.0])  # some pipelines look at it
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Some pipelines say that they begin at the first step, which this scheduler always does."""
+        assert begin_index == 0, f"begin_index={begin_index}: a student's trajectory is not entered halfway"
 
     def scale_model_input(self, sample: Tensor, timestep: float | None = None) -> Tensor:
         """The sample itself."""

@@ -59,7 +59,7 @@ class Plan:
         stage = parallel.zero_stage if self.ranks > 1 else 0
         shard = lambda least: self.ranks if stage >= least else 1  # noqa: E731
         size = _size(self.config.model.torch_dtype)
-        frozen = self.base * size / shard(3)
+        frozen = self.base * size / shard(3) * (1 if parallel.share_base or not lora else 2)
         adapters = 2 * self.trainable * 4
         parts = {
             "frozen weights": 0.0 if parallel.offload == "all" else frozen,
@@ -134,7 +134,8 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
     twice, fake once, 1B); with accumulation the graded call is made twice.
     """
-    objective, steps = config.objective, _student_steps(config)
+    objective = config.objective
+    steps = sum(objective.step_set) / len(objective.step_set) if objective.step_set else _student_steps(config)
     rollout = steps - 1 if objective.rollout == "full" else (steps - 1) / 2
     graded = 1 if config.batch.accumulation == 1 else 2
     teacher = 1 if objective.cfg == 1 else 2
@@ -151,7 +152,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
     rows = [
         ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
         ("training", f"{config.training}: student and fake, {plan.trainable:,} trainable parameters each"),
-        ("weights held", "1 frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
+        ("weights held", f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
         *start,
         ("student", f"{_student_steps(config)} steps, {config.grid.kind} grid"),
         ("prompts", f"{plan.prompts:,}"),

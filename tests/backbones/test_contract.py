@@ -260,6 +260,12 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
 
 
+def test_a_set_of_step_counts_gives_a_checked_lora_for_each(run_json, tmp_path):
+    train(load_config(run_json, ["steps=2", "objective.step_set=[2,4]", f"out={tmp_path}"]))
+    facts = [json.loads((tmp_path / name / "export.json").read_text()) for name in ("lora_2steps", "lora")]
+    assert [one["steps"] for one in facts] == [2, 4] and all(one["error"] <= one["tolerance"] for one in facts)
+
+
 def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(run_json, tmp_path, case, capsys):
     train(load_config(run_json, ["training=full", "steps=1", "student.lr=1e-5", f"out={tmp_path}"]))
     assert "reloaded in a stock pipeline: relative difference" in capsys.readouterr().out

@@ -33,17 +33,11 @@ def test_the_yardstick_is_the_one_of_the_table():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("process", toy.PROCESSES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_four_student_steps_reach_the_data(seed):
-    process = toy.stable_diffusion()
+def test_four_student_steps_reach_the_data(process, seed):
+    process = toy.PROCESSES[process]()
     assert toy.score(toy.distil(process, toy.Recipe(seed=seed)), 4) <= TARGET
-
-
-@pytest.mark.slow
-def test_on_a_rectified_flow_the_student_is_nearer_than_its_teacher_in_as_many_steps():
-    """Seeds differ here (0.088, 0.058 measured), so the bound is the teacher's, not TARGET."""
-    process = toy.PROCESSES["flow"]()
-    assert toy.score(toy.distil(process, toy.Recipe()), 4) <= 0.75 * teacher_distance(process)
 
 
 class WrongSign(TDM):
@@ -73,7 +67,7 @@ class StaleFake(TDM):
 def test_a_wrong_sign_segment_or_fake_is_clearly_worse():
     process = toy.stable_diffusion()
     found = {
-        kind.__name__: toy.score(toy.distil(process, toy.Recipe(objective=kind(rollout="full"), iterations=400)), 4)
+        kind.__name__: toy.score(toy.distil(process, toy.Recipe(objective=kind(**vars(toy.OBJECTIVE)), iterations=400)), 4)
         for kind in (TDM, WrongSign, WrongSegment, StaleFake)
     }
     assert all(found[name] > 1.25 * found["TDM"] for name in ("WrongSign", "WrongSegment", "StaleFake")), found

@@ -1,0 +1,66 @@
+"""The ablations of the paper (arXiv 2503.06674) in miniature: one table, one plot.
+
+    python eval/ablate.py --suite toy                        # the mixture of Gaussians, exact teacher
+    python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours without a GPU
+
+Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
+first stopped, and seeds may run side by side; the page and the plot are written from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "eval")]
+
+import ablations  # noqa: E402
+import torch  # noqa: E402
+
+from tdmvid.data.files import write_json  # noqa: E402
+
+
+def run(suite, seeds: list[int], kept: Path) -> None:
+    """Every row that has no result yet, a whole table of one seed first; a file each in `kept`."""
+    for seed in seeds:
+        for number, row in enumerate(suite.rows()):
+            path = kept / f"{number:02d}_{seed}.json"
+            if path.is_file():
+                check(json.loads(path.read_text()), row, suite, path)
+                continue
+            figures = suite.measure(row, seed)
+            write_json(path, {"row": row.name, "seed": seed, "settings": suite.settings(), "figures": figures})
+            print(f"{row.name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float)), flush=True)
+
+
+def check(result: dict, row, suite, path: Path) -> None:
+    """Results of other settings are not mixed with these."""
+    if (result["row"], result["settings"]) != (row.name, suite.settings()):
+        raise SystemExit(f"{path} is {result['row']} under {result['settings']}, this is {row.name} under {suite.settings()}: give another --out")
+
+
+def results(suite, kept: Path) -> dict[str, list[dict]]:
+    """The figures of every row, a dict a seed."""
+    return {row.name: [json.loads(p.read_text())["figures"] for p in sorted(kept.glob(f"{n:02d}_*.json"))] for n, row in enumerate(suite.rows())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=["toy", "shapes"], required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept")
+    parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="where the page and the plot are written")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    suite = ablations.suite(args.suite, args.steps)
+    kept = args.out / args.suite
+    run(suite, args.seeds, kept)
+    ablations.write_page(args.pages / suite.page, suite, results(suite, kept))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The shapes suite: the same ablations on the CogVideoX in miniature, trained by the real trainer, scored by the judge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import torch  # noqa: E402
+from shapes import score, world  # noqa: E402
+from shapes.judge import load_judge  # noqa: E402
+
+from tdmvid.config import load_config  # noqa: E402
+from tdmvid.train import setup, trainer  # noqa: E402
+from tdmvid.train.samples import sample_student  # noqa: E402
+
+from .page import Claim  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: overrides of configs/shapes_4nfe.json, and the solvers it is sampled with."""
+
+    group: str
+    name: str
+    changes: tuple[str, ...] = ()
+    solvers: tuple[str, ...] = ("ddim",)
+    steps: tuple[int, ...] = (4,)
+
+
+ROWS = [
+    Row("match", "TDM"),
+    Row("match", "match clean", ("objective.match=clean",)),
+    Row("fake's target", "no importance", ("objective.importance=none",)),
+    Row("fake's target", "exact target", ("objective.fake_target=exact",)),
+    Row("divergence", "Fisher", ("objective.kind=fisher",)),
+    Row("baseline", "DMD2, 5 fake updates", ("objective.kind=dmd2",), ("renoise",)),
+    Row("unify", "TDM-unify", ("objective.step_set=[1,2,4,8]",), steps=(1, 2, 4, 8)),
+    Row("unify", "TDM-unify without K", ("objective.step_set=[1,2,4,8]", "objective.k_condition=false"), steps=(1, 2, 4, 8)),
+    Row("solver", "trained with DDIM", (), ("ddim", "dpm++")),
+    Row("solver", "trained with DPM-Solver++", ("objective.solver=dpm++",), ("ddim", "dpm++")),
+    Row("distance", "l2", ("objective.distance=l2",)),
+    Row("distance", "huber_vector", ("objective.distance=huber_vector",)),
+]
+
+
+class ShapesSuite:
+    """Figures by solver and steps: attributes right (in percent), Fréchet distance, diversity."""
+
+    page, title = "ablations_shapes.md", "Ablations on the CogVideoX in miniature"
+    note = "`right` is the share of videos with every attribute of their caption, in percent; the distance is Fréchet's to the ground truth."
+
+    def __init__(self, steps: int = 0, *, captions: int = 64, reference: int = 4096):
+        self.steps, self.captions, self.reference = steps, captions, reference
+        self.columns = {
+            f"{figure}/{steps}/{solver}": f"{label}, {steps} {'step' if steps == 1 else 'steps'}" + ("" if solver == "ddim" else f", {solver}")
+            for steps in (1, 2, 4, 8) for solver in ("ddim", "dpm++", "renoise")
+            for figure, label in (("all", "right"), ("frechet", "distance"), ("diversity", "diversity"))
+        }
+
+    def settings(self) -> dict:
+        """What all rows share."""
+        steps = self.steps or json.loads((ROOT / "configs/shapes_4nfe.json").read_text())["steps"]
+        return {"suite": "shapes", "steps": steps, "captions": self.captions, "reference": self.reference}
+
+    def rows(self) -> list[Row]:
+        """In the order of the table."""
+        return ROWS
+
+    def claims(self) -> list[Claim]:
+        """The paper's tables, by Fréchet distance; diversity for Table 6."""
+        ours, dmd2 = "TDM", "DMD2, 5 fake updates"
+        ddim = "frechet/4/ddim"
+        return [
+            Claim("noisy matching beats clean (Table 8)", (ours, ddim), ("match clean", ddim)),
+            Claim("importance weights help (Table 5)", (ours, ddim), ("no importance", ddim)),
+            Claim("Fisher is at least equal to KL (Table 9)", ("Fisher", ddim), (ours, ddim), strict=False),
+            Claim("TDM ends nearer than DMD2", (ours, ddim), (dmd2, "frechet/4/renoise")),
+            Claim("TDM is more diverse than DMD2 (Table 6)", (ours, "diversity/4/ddim"), (dmd2, "diversity/4/renoise"), higher=True),
+            Claim("unify: K helps at 1 step", ("TDM-unify", "frechet/1/ddim"), ("TDM-unify without K", "frechet/1/ddim")),
+            Claim("testing with DPM-Solver++ is at least equal (Table 7)", ("trained with DDIM", "frechet/4/dpm++"), ("trained with DDIM", ddim), strict=False),
+        ]
+
+    def measure(self, row: Row, seed: int) -> dict:
+        """Train as a user would, without pictures; sample the student by every solver; score."""
+        folder = ROOT / "runs" / "ablations" / "shapes_runs" / f"{row.name.replace(' ', '_').replace(',', '')}_{seed}"
+        changes = [f"out={folder}", f"seed={seed}", "log.sample_every=0", "log.keep_checkpoints=1", f"steps={self.settings()['steps']}", *row.changes]
+        config = load_config(ROOT / "configs" / "shapes_4nfe.json", changes)
+        held = {}
+        trainer.train(config, resume="auto", at_end=lambda run: held.update(self._figures(run, row)))
+        shutil.rmtree(folder)
+        return held
+
+    @torch.no_grad()
+    def _figures(self, run: setup.Run, row: Row) -> dict:
+        judge, things = load_judge(), score.evaluation_set(self.captions, 4, 0)
+        reference = score.reference_features(judge, things, self.reference, 1)
+        cond = run.backbone.encode_prompts([world.caption(thing) for thing in things])
+        run.backbone.release_text()
+        z = torch.randn((len(things), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(2))
+        figures = {}
+        for steps in row.steps:
+            grid = next((grid for grid in run.grids if grid.steps == steps), run.grid)
+            for solver in row.solvers:
+                parts = [sample_student(run, z[i : i + 64], cond.rows(slice(i, i + 64)), grid=grid, solver=solver) for i in range(0, len(z), 64)]
+                videos = torch.cat([run.backbone.decode(part) for part in torch.cat(parts).split(32)])
+                found = score.score_videos(judge, videos, things, reference)
+                figures |= {f"{key}/{steps}/{solver}": float(found[key]["value"]) for key in ("all", "frechet", "diversity")}
+        return figures

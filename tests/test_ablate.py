@@ -1,0 +1,93 @@
+"""The ablations: they resume, refuse to mix settings, and their verdicts follow from the figures."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "eval"))
+
+import ablate  # noqa: E402
+from ablations.page import Claim, calls_to_reach, verdict, write_page  # noqa: E402
+from ablations.toy import Row, ToySuite, recall, toy  # noqa: E402
+
+
+@dataclass
+class Small:
+    """Two rows, a figure each that is the seed's; counts what is measured."""
+
+    value: int = 1
+    measured: int = 0
+    page, title, note, columns = "small.md", "Small", "A note.", {"a": "figure a"}
+
+    def settings(self):
+        return {"suite": "small", "value": self.value}
+
+    def rows(self):
+        return [Row("one", "first", None), Row("two", "second", None)]
+
+    def claims(self):
+        return [Claim("first is lower", ("first", "a"), ("second", "a"))]
+
+    def measure(self, row, seed):
+        self.measured += 1
+        return {"a": float(seed + 10 * (row.name == "second"))}
+
+
+def test_a_second_start_measures_only_what_is_missing(tmp_path):
+    suite = Small()
+    ablate.run(suite, [0, 1], tmp_path)
+    ablate.run(suite, [0, 1, 2], tmp_path)
+    assert suite.measured == 6
+    assert ablate.results(suite, tmp_path)["second"] == [{"a": 10.0}, {"a": 11.0}, {"a": 12.0}]
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path):
+    ablate.run(Small(), [0], tmp_path)
+    with pytest.raises(SystemExit, match="give another --out"):
+        ablate.run(Small(value=2), [0], tmp_path)
+
+
+def test_the_page_holds_claims_and_rows(tmp_path):
+    suite = Small()
+    ablate.run(suite, [0, 1, 2], tmp_path / "kept")
+    write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"))
+    text = (tmp_path / "small.md").read_text()
+    assert "| first is lower | first 1.000 ± 1.000; second 11.000 ± 1.000 | agrees |" in text
+    assert "| one | first | 1.000 ± 1.000 |" in text
+
+
+@pytest.mark.parametrize("a, b, strict, expected", [
+    ([1.0, 1.1, 0.9], [2.0, 2.0, 2.1], True, "agrees"),
+    ([2.0, 2.0, 2.1], [1.0, 1.1, 0.9], True, "**contradicts**"),
+    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], True, "no clear difference"),
+    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], False, "agrees (a tie)"),
+    ([1.0], [2.0], True, "one seed only"),
+])
+def test_a_verdict_needs_two_standard_errors(a, b, strict, expected):
+    results = {"a": [{"x": v} for v in a], "b": [{"x": v} for v in b]}
+    assert verdict(Claim("", ("a", "x"), ("b", "x"), strict), results) == expected
+
+
+def test_calls_to_reach_is_the_first_mark_at_or_below_the_goal():
+    results = {"a": [{"curve": [[10, 3.0], [20, 1.0], [30, 0.5]]}], "b": [{"curve": [[50, 2.0], [100, 1.0]]}]}
+    assert calls_to_reach(results, "a", "b") == [(20, 100)]
+
+
+def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
+    import torch
+
+    data = toy.Mixture.circle().sample(1000, torch.Generator().manual_seed(0))
+    right = data[data[:, 0] > 0]
+    assert recall(data, data) == 1.0 and recall(right, data) < 0.7
+
+
+def test_every_row_of_the_toy_suite_can_be_measured():
+    suite = ToySuite(3)
+    names = [row.name for row in suite.rows()]
+    assert len(names) == len(set(names)) >= 20
+    row = next(row for row in suite.rows() if row.name == "TDM-unify")
+    figures = suite.measure(row, 0)
+    assert {"1/ddim", "8/ddim", "mass", "recall", "spikes", "calls"} <= figures.keys()
+    assert {row for claim in suite.claims() for row, _ in (claim.better, claim.worse)} <= set(names)
