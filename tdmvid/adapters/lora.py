@@ -65,6 +65,8 @@ def start_from(model: nn.Module, settings: LoraSettings, layers: dict[str, Tenso
     """
     own = {name.replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters() if "lora_" in name}
     for name, tensor in layers.items():
+        if name.endswith(".bias"):
+            raise ValueError(f"{where} holds biases, {name} among them, as the export of a set of step counts does: start from the LoRA of a run with one")
         if name not in own:
             raise ValueError(f"{where} adapts {name.split('.lora_')[0]}, this run does not: name its modules in lora.targets")
         if own[name].shape != tensor.shape:

@@ -90,10 +90,12 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
         raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"] if weights else ["*.json"]
+    # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not asked for, are passed over.
+    patterns = ["*.json", "*/*.safetensors", "*.model", "*.txt"] if weights else ["*.json"]
+    ignored = None if config.variant else ["*/*.*.safetensors"]
     known = Path(__file__).parent / "architectures" / config.path.replace("/", "--")
     try:
-        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns, ignore_patterns=ignored))
     except Exception as error:  # the hub's client raises many kinds, each a network or a name problem
         if not weights and known.is_dir():
             return known

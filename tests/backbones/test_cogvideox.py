@@ -1,4 +1,4 @@
-"""Our CogVideoX against the stock pipeline of diffusers, on tiny random models of the three layouts."""
+"""What is particular about CogVideoX: its sizes, and what loading a folder refuses; the rest is in test_contract.py."""
 
 import pytest
 import torch
@@ -6,25 +6,18 @@ from diffusers import CogVideoXPipeline
 
 from tdmvid.backbones.base import ClipSize, ModelConfig, check_attention, load_backbone
 from tdmvid.backbones.cogvideox_parallel import JointAttention
-from tdmvid.diffusion.denoiser import Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
 
-FRAMES = {"sincos": 9, "rotary": 9, "temporal": 9}  # 3 latent frames, padded to 4 by temporal patches
 PROMPTS = ["a red circle moves left", "a blue square"]
-
-
-@pytest.fixture(params=FRAMES)
-def variant(request):
-    return request.param
 
 
 @pytest.fixture
 def load(tiny_cogvideox):
     """Loads a backbone of 32 x 32 pixels."""
 
-    def load(variant, frames=None, height=32, width=32):
-        size = ClipSize(frames=frames or FRAMES[variant], height=height, width=width)
+    def load(variant, frames=9, height=32, width=32):
+        size = ClipSize(frames=frames, height=height, width=width)
         return load_backbone(ModelConfig(path=str(tiny_cogvideox(variant))), size)
 
     return load
@@ -52,46 +45,6 @@ def test_the_latent_shape_is_the_pipeline_s(load):
     assert load("rotary", frames=17, height=48, width=64).latent_shape() == (5, 8, 6, 8)
 
 
-def test_prompts_are_encoded_as_by_the_pipeline(load, stock, variant):
-    backbone, pipeline = load(variant), stock(variant)
-    prompts = [*PROMPTS, "", "a " * 40]  # the last one is longer than the model's text
-    expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=12)
-    cond = backbone.encode_prompts(prompts)
-    assert list(cond) == ["prompt_embeds"]
-    torch.testing.assert_close(cond["prompt_embeds"], expected, atol=1e-6, rtol=0)
-
-
-def test_x0_is_the_scheduler_s_original_sample_at_every_step(load, stock, variant):
-    backbone, pipeline = load(variant), stock(variant)
-    cond, x = backbone.encode_prompts(PROMPTS), noise(backbone)
-    pipeline.scheduler.set_timesteps(4)
-    for timestep, time in zip(pipeline.scheduler.timesteps, uniform(4, backbone.process).descending()):
-        rotary = None
-        if variant != "sincos":
-            rotary = pipeline._prepare_rotary_positional_embeddings(32, 32, x.shape[1], torch.device("cpu"))
-        with torch.no_grad():
-            out = pipeline.transformer(x, cond["prompt_embeds"], timestep.expand(2), image_rotary_emb=rotary).sample
-            ours = backbone.predict_x0(backbone.network, x, torch.full((2,), time), cond)
-        expected = pipeline.scheduler.step(out, timestep, x).pred_original_sample
-        torch.testing.assert_close(ours, expected.float(), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_four_steps_give_the_stock_pipeline_s_latents(load, stock, variant, cfg):
-    backbone, pipeline = load(variant), stock(variant)
-    z = noise(backbone)
-    # Latents given to the pipeline are not padded for temporal patches; ask it for the padded length.
-    frames = (z.shape[1] - 1) * 4 + 1
-    expected = pipeline(
-        PROMPTS, height=32, width=32, num_frames=frames, num_inference_steps=4, guidance_scale=cfg,
-        latents=z, output_type="latent", max_sequence_length=12,
-    ).frames
-    denoiser = Guided(backbone.denoiser(backbone.network), backbone.encode_prompts([""]), cfg)
-    ours = ddim(denoiser, z, backbone.encode_prompts(PROMPTS), uniform(4, backbone.process))
-    assert expected.abs().mean() > 0.1
-    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("variant, height, width", [("rotary", 48, 64), ("sincos", 48, 64), ("temporal", 16, 32)])
 def test_another_size_than_the_model_s_gives_the_stock_latents(load, stock, variant, height, width):
     backbone, pipeline = load(variant, height=height, width=width), stock(variant)
@@ -105,16 +58,7 @@ def test_another_size_than_the_model_s_gives_the_stock_latents(load, stock, vari
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
 
-def test_the_network_sees_its_prompt_and_its_time(load, variant):
-    backbone = load(variant)
-    x, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
-    with torch.no_grad():
-        first = backbone.network(x, cond["prompt_embeds"], torch.tensor([499, 499]), image_rotary_emb=backbone._rotary_embedding(x)).sample
-        later = backbone.network(x, cond["prompt_embeds"], torch.tensor([99, 99]), image_rotary_emb=backbone._rotary_embedding(x)).sample
-        other = backbone.network(x, cond["prompt_embeds"].flip(0), torch.tensor([499, 499]), image_rotary_emb=backbone._rotary_embedding(x)).sample
-    assert (first - later).abs().mean() > 1e-3 and (first - other).abs().mean() > 1e-3
-
-
+@pytest.mark.parametrize("variant", ["sincos", "rotary", "temporal"])
 def test_our_attention_is_the_library_s_with_any_kernel(load, variant):
     backbone = load(variant)
     x, cond, t = noise(backbone), backbone.encode_prompts(PROMPTS), torch.full((2,), 0.5)
@@ -133,35 +77,6 @@ def test_xformers_without_a_gpu_is_refused_before_anything_is_loaded():
     with pytest.raises(ValueError, match=r"model.attention='xformers' needs a CUDA device \(this is cpu\).*pip install 'tdmvid\[xformers\]', or choose 'sdpa'"):
         check_attention("xformers", torch.device("cpu"))
     check_attention("sdpa", torch.device("cpu"))
-
-
-def test_decode_is_the_pipeline_s(load, stock, variant):
-    backbone, pipeline = load(variant), stock(variant)
-    latents = 0.5 * noise(backbone, batch=5)
-    kept = latents[:, 1:] if variant == "temporal" else latents  # the pipeline drops its padding first
-    with torch.no_grad():
-        expected = pipeline.video_processor.postprocess_video(pipeline.decode_latents(kept), output_type="pt")
-    videos = backbone.decode(latents)
-    assert videos.shape == (5, 3, FRAMES[variant], 32, 32)
-    torch.testing.assert_close((videos.transpose(1, 2) + 1) / 2, expected, atol=1e-5, rtol=0)
-
-
-def test_a_gradient_reaches_the_latents_and_weights_stay_frozen(load, variant):
-    backbone = load(variant)
-    x = noise(backbone).requires_grad_()
-    backbone.predict_x0(backbone.network, x, torch.full((2,), 0.5), backbone.encode_prompts(PROMPTS)).sum().backward()
-    assert x.grad.abs().sum() > 0
-    assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
-
-
-def test_bfloat16_weights_give_float32_predictions_near_the_exact_ones(load, tiny_cogvideox):
-    exact = load("rotary")
-    half = load_backbone(ModelConfig(path=str(tiny_cogvideox("rotary")), dtype="bfloat16"), exact.size)
-    x, cond, t = noise(exact), exact.encode_prompts(PROMPTS), torch.full((2,), 0.5)
-    with torch.no_grad():
-        a, b = (one.predict_x0(one.network, x, t, cond) for one in (exact, half))
-    assert b.dtype == torch.float32 and {p.dtype for p in half.network.parameters()} == {torch.bfloat16}
-    assert 0 < (a - b).abs().mean() < 0.03 * a.abs().mean()
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -138,7 +138,9 @@ def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbo
     assert case.sample(pipeline, backbone, None).shape[1:] == backbone.latent_shape()
     z = noise(backbone)
     theirs = case.sample(pipeline, backbone, z, output="pt")
-    ours = (backbone.decode(case.sample(pipeline, backbone, z)) + 1) / 2
+    latents = case.sample(pipeline, backbone, z)
+    ours = (backbone.decode(latents) + 1) / 2
+    torch.testing.assert_close((backbone.decode(torch.cat([latents] * 3)) + 1) / 2, torch.cat([ours] * 3), atol=1e-5, rtol=0)
     assert ours.shape == (2, 3, case.size.frames, case.size.height, case.size.width)
     ours = ours.transpose(1, 2) if theirs.dim() == 5 else ours[:, :, 0]
     assert theirs.std() > 1e-2
@@ -256,6 +258,19 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     ours = backbone.stock_latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
+
+
+def test_a_set_of_step_counts_gives_a_checked_lora_for_each(run_json, tmp_path):
+    train(load_config(run_json, ["steps=2", "objective.step_set=[2,4]", f"out={tmp_path}"]))
+    facts = [json.loads((tmp_path / name / "export.json").read_text()) for name in ("lora_2steps", "lora")]
+    assert [one["steps"] for one in facts] == [2, 4] and all(one["error"] <= one["tolerance"] for one in facts)
+
+
+def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(run_json, tmp_path, case, capsys):
+    train(load_config(run_json, ["training=full", "steps=1", "student.lr=1e-5", f"out={tmp_path}"]))
+    assert "reloaded in a stock pipeline: relative difference" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert saved["_class_name"] == families()[case.name].network_class.__name__
 
 
 def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):

@@ -5,11 +5,12 @@ from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTr
 from tiny import WORDS, tiny_tokenizer
 from transformers import T5Config, T5EncoderModel
 
-from .stable_diffusion import SIZE, autoencoder
+from . import stable_diffusion
+from .stable_diffusion import autoencoder
 
 PIPELINE = "PixArtAlphaPipeline"
 VARIANTS = ("512", "1024")
-SIZE = SIZE
+SIZE = stable_diffusion.SIZE
 
 
 def build(variant):

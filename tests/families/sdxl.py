@@ -3,11 +3,12 @@
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTextModelWithProjection
 
-from .stable_diffusion import BETAS, SIZE, autoencoder, clip_text, clip_tokenizer, unet
+from . import stable_diffusion
+from .stable_diffusion import BETAS, autoencoder, clip_text, clip_tokenizer, unet
 
 PIPELINE = "StableDiffusionXLPipeline"
 VARIANTS = ("zeros", "encoded")
-SIZE = SIZE
+SIZE = stable_diffusion.SIZE
 
 
 def build(variant):

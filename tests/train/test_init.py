@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.lora import adapters_off
+from tdmvid.backbones.base import LORA_FILE
 from tdmvid.config import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
@@ -71,6 +73,15 @@ def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, message):
         second(change)
 
 
+def test_a_lora_with_biases_is_refused(second, stage, tmp_path):
+    layers = load_file(stage / "lora" / LORA_FILE)
+    name, outer = next((key, tensor) for key, tensor in layers.items() if key.endswith("lora_B.weight"))
+    (tmp_path / "biased").mkdir()
+    save_file(layers | {name.replace("weight", "bias"): torch.zeros(len(outer))}, tmp_path / "biased" / LORA_FILE)
+    with pytest.raises(ValueError, match=r"init='.*biased' holds biases, \S+lora_B\.bias among them"):
+        second(f"init={tmp_path / 'biased'}")
+
+
 def test_three_whole_networks_start_from_no_lora():
     with pytest.raises(ValueError, match="init='x' is a LoRA, training='full' has none"):
         RunConfig(init="x", training="full")
@@ -78,7 +89,9 @@ def test_three_whole_networks_start_from_no_lora():
 
 def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_path):
     run = second()
-    path = Checkpoints(tmp_path / "checkpoints", keep=1, primary=True).save(1, run.engines, run.fingerprint)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    path = checkpoints.save(1, run.engines, run.fingerprint)
+    checkpoints.wait()
     assert Checkpoints.load(path, run.engines, run.fingerprint) == 1
     other = replace(run, config=replace(run.config, init=""))
     with pytest.raises(ValueError, match="was written with init='.*lora', this run has None"):
