@@ -62,10 +62,11 @@ def test_the_page_holds_claims_and_rows(tmp_path):
     ([1.0, 1.1, 0.9], [2.0, 2.0, 2.1], True, "agrees"),
     ([2.0, 2.0, 2.1], [1.0, 1.1, 0.9], True, "**contradicts**"),
     ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], True, "no clear difference"),
-    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], False, "agrees (a tie)"),
+    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], False, "no clear difference, so not contradicted"),
+    ([1.0, 1.0, 1.0], [1.1, 1.2, 1.6], True, "no clear difference"),  # two standard errors, and three seeds
     ([1.0], [2.0], True, "one seed only"),
 ])
-def test_a_verdict_needs_two_standard_errors(a, b, strict, expected):
+def test_a_verdict_needs_its_interval_off_zero(a, b, strict, expected):
     results = {"a": [{"x": v} for v in a], "b": [{"x": v} for v in b]}
     assert verdict(Claim("", ("a", "x"), ("b", "x"), strict), results) == expected
 
