@@ -42,12 +42,12 @@ PROCESSES: dict[str, Callable[[], Process]] = {"vp": stable_diffusion, "flow": R
 
 
 OBJECTIVE = TDM(rollout="full", fake_target="exact", distance="l2", fresh_noise=0.1)
-"""What the table is made with. TDM's own defaults are the released code's, and worse here:
+"""What the table is made with; TDM's own defaults are the released code's. See docs/objectives.md for what was measured.
 
 - a fake that regresses on x0_hat recognises it in the noise of x_s, so no state of the trajectory has the right law;
 - huber is nearly the sign of teacher - fake, whose zero is a median where the KL gradient is a mean;
-- nearly clean draws carry no sign of how much mass a mode has, and in them that mass drifts; the
-  flow's last segment is full of them (sigma 0.02 at its lower end, where the table's is 0.13).
+- nearly clean draws carry no sign of how much mass a mode has; the flow's last segment is full of
+  them (sigma 0.02 at its lower end, where the table's is 0.13).
 """
 
 

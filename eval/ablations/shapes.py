@@ -50,10 +50,10 @@ ROWS = [
 
 
 class ShapesSuite:
-    """Figures by solver and steps: attributes right (in percent), Fréchet distance, diversity."""
+    """Figures by solver and steps: share of videos right, Fréchet distance, diversity."""
 
     page, title = "ablations_shapes.md", "Ablations on the CogVideoX in miniature"
-    note = "`right` is the share of videos with every attribute of their caption, in percent; the distance is Fréchet's to the ground truth."
+    note = "`right` is the share of videos with every attribute of their caption; the distance is Fréchet's to the ground truth."
 
     def __init__(self, steps: int = 0, *, captions: int = 64, reference: int = 4096):
         self.steps, self.captions, self.reference = steps, captions, reference

@@ -50,6 +50,10 @@ class ToySuite:
         "Distances are sliced W2 to the data. `mass` is the total variation between the modes' shares and the data's, `precision` the"
         " share of samples within three deviations of a mode, `recall` by three nearest neighbours; `calls` are forward passes of all"
         " networks, in batches; `spikes` is the largest over the median gradient norm of the student, second half of training."
+        " `fresh_noise` is 0.1 throughout and without effect on this process, whose first draw has more noise than that."
+        " The network is small and the seeds spread widely (the teacher's own 4 steps: 0.21), so only large effects can show here. In the"
+        " plot TDM's distance stops falling long before its end and then rises for some seeds, while DMD2's still falls at its own end: the"
+        " figures at the end are no limits of either, and the calls until TDM is as near depend on where DMD2 was stopped."
     )
     columns = {
         "before": "before", "1/ddim": "1 step", "2/ddim": "2 steps", "4/ddim": "4 steps", "8/ddim": "8 steps", "4/dpm++": "4 steps, DPM++",
@@ -80,7 +84,6 @@ class ToySuite:
             Row("fake's target", "x0_hat, importance mean", of(**biased, importance="mean")),
             Row("fake's target", "x0_hat, importance sum", of(**biased, importance="sum")),
             Row("fake's target", "x0_hat, no importance", of(**biased, importance="none")),
-            Row("fake's target", "nearly clean draws too", of(fresh_noise=0.0)),
             Row("fake's target", "the released code's defaults", replace(base, objective=TDM(rollout="full"))),
             Row("divergence", "Fisher", replace(base, objective=Fisher(**full))),
             Row("baseline", "DMD2, 5 fake updates", replace(base, objective=DMD2(rollout="full")), solvers=("renoise",), curve=True),
@@ -123,7 +126,7 @@ class ToySuite:
         student = None
         figures: dict = {}
         if row.repair:
-            student = consistent(start, ExactDenoiser(Mixture.circle(), self.process), recipe.steps)
+            student = consistent(start, ExactDenoiser(Mixture.circle(), self.process))
             figures["before"] = self._score(student, 4, "ddim")
         marks = {int(recipe.iterations * share) for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)} if row.curve else set()
         calls = 0
@@ -171,10 +174,10 @@ def recall(found: Tensor, data: Tensor, neighbours: int = 3) -> float:
     return (torch.cdist(data, found) <= radius).any(1).float().mean().item()
 
 
-def consistent(start, teacher, steps: int, iterations: int = 800):
-    """A student like one of consistency distillation: from each time it jumps to the mean end of the teacher's path, blurred.
+def consistent(start, teacher, iterations: int = 800):
+    """A student like one of consistency distillation: from each state it jumps to the end of the teacher's path of 16 steps.
 
-    It regresses on the end of 16 teacher steps from the same state, so it has the modes and none of their sharpness.
+    Trained by regression on those ends, with a learning rate that does not fall: a rough start, and meant to be.
     """
     student, generator, process = copy.deepcopy(start), torch.Generator().manual_seed(3), teacher.process
     optimizer = torch.optim.Adam(student.parameters(), lr=5e-4)

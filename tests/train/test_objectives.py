@@ -76,6 +76,15 @@ def test_a_checkpoint_older_than_a_setting_had_its_default(tiny_run, tmp_path, l
         train(tiny_run(tmp_path, "steps=4", "objective.kind=dmd2"), resume=str(meta.parent))
 
 
+@pytest.mark.parametrize("changes, message", [
+    (["objective.kind=gan"], "objective.kind='gan' trains a discriminator, which no model family has yet"),
+    (["training=full", *UNIFY], "objective.step_set with training='full': .* use training='lora', or k_condition=false"),
+])
+def test_what_cannot_be_trained_yet_is_refused_at_the_start(tiny_run, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_run(tmp_path, *changes))
+
+
 def test_a_unify_run_ends_in_one_checked_lora_per_k(tiny_run, tmp_path):
     folder = train(tiny_run(tmp_path, "steps=3", *UNIFY))
     errors = {}
