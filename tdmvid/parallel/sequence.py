@@ -29,6 +29,10 @@ class SequenceGroup:
     def __init__(self, group: dist.ProcessGroup):
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
 
+    def __deepcopy__(self, memo: dict) -> SequenceGroup:
+        """A copied network talks to the same ranks."""
+        return self
+
     def share(self, length: int) -> int:
         """Tokens of one rank, the same for all: ceil(length / P)."""
         return -(-length // self.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -56,3 +57,15 @@ def refuse() -> str:
 
 def test_a_sequence_group_must_divide_the_ranks():
     assert run_ranks(2, refuse) == ["parallel.sequence=3 does not divide 2 ranks: use 1, 2, or start another number of ranks"] * 2
+
+
+def copied() -> bool:
+    group = launch.start("deepspeed", timeout_minutes=0.5, sequence=2).sequence
+    same = copy.deepcopy({"processor": group})["processor"] is group
+    launch.finish()
+    return same
+
+
+def test_a_copied_network_talks_to_the_same_ranks():
+    """The export of a fully trained student copies its network; a process group cannot be copied."""
+    assert run_ranks(2, copied) == [True, True]
