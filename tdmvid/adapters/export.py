@@ -181,7 +181,7 @@ def _write_format(path: Path, backbone: Backbone, layers: dict[str, Tensor], alp
     tensors = layouts.convert(layers, alpha, consumer, backbone.lora_names[consumer])
     path.parent.mkdir(exist_ok=True)
     rank = len(next(tensor for key, tensor in layers.items() if key.endswith("lora_A.weight")))
-    save_file(tensors, path, metadata={"format": "pt", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"})
+    save_file(tensors, path, metadata={"format": "pt", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)})
 
 
 def _finish(folder: Path, backbone: Backbone, facts: dict, story: Story, latents: Tensor) -> None:

@@ -10,7 +10,8 @@ alpha / r * (B A x + bias).
 | comfyui | `<stem>.lora_A.weight`, `.lora_B.weight`, bias as `.diff_b` | `<stem>.alpha` (comfy/weight_adapter/lora.py: alpha / r, 1 without) |
 | kohya | `<stem>.lora_down.weight`, `.lora_up.weight` | `<stem>.alpha` (sd-scripts networks/lora.py: r without) |
 
-The stems are the family's (backbones/consumers.py).
+What we write for others has alpha = r, with the scale in B: it is right in a loader that passes
+over alphas, too. The stems are the family's (backbones/consumers.py).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def convert(state: dict[str, Tensor], alpha: float, consumer: str, stem: Names) 
         key = stem(name)
         if f"{key}.alpha" in out:
             raise ValueError(f"{name}: another module is called {key} too in {consumer}'s names")
-        out |= {f"{key}.{down}": a, f"{key}.{up}": b, f"{key}.alpha": torch.tensor(float(alpha))}
+        out |= {f"{key}.{down}": a, f"{key}.{up}": (b.float() * (alpha / len(a))).to(b.dtype), f"{key}.alpha": torch.tensor(float(len(a)))}
         if bias is None or not bias.any():
             continue
         if consumer != "comfyui":
