@@ -1,6 +1,7 @@
 """Each video of a list is made once, and is a function of its prompt, its seed and the student alone."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -126,6 +127,17 @@ def test_another_setting_in_the_same_folder_is_refused(make, change, message):
     make("out", PROMPTS[:1], (0,))
     with pytest.raises(ValueError, match=message):
         make("out", PROMPTS[:1], (0,), **change)
+
+
+def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
+    place = shutil.copytree(student, tmp_path / "lora")
+    make("out", PROMPTS[:1], (0,), sampler=Sampler(place))
+    moved = place.rename(tmp_path / "moved")
+    make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same, elsewhere
+    weights = moved / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match="holds videos of weights='[0-9a-f]{24}', these have '[0-9a-f]{24}': use the same, or another --out"):
+        make("out", sampler=Sampler(moved))
 
 
 def test_another_prompt_under_the_same_name_is_refused(make):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tdmvid.adapters import export as exporting
 from tdmvid.adapters.bundle import load_pipeline, use_student
@@ -50,11 +50,6 @@ def latents(base, folder, steps=4):
     """As a user: the stock pipeline with what is in the folder, from noise and prompts."""
     z = torch.stack([noise(prompt, 7, base.latent_shape()) for prompt in PROMPTS])
     return base.stock_latents(use_student(base, folder), z, base.encode_prompts(list(PROMPTS)), steps=steps)
-
-
-def weights(folder, name):
-    """A file of a bundle, without its prefixes."""
-    return load_file(folder / name)
 
 
 def test_average_and_raw_weights_of_any_checkpoint_come_out(run, tmp_path):
@@ -146,6 +141,14 @@ def test_a_fused_network_is_base_and_lora(run, base, tmp_path):
     torch.testing.assert_close(latents(base, tmp_path / "fused"), latents(base, tmp_path / "lora"), atol=1e-4, rtol=0)
     assert (latents(base, tmp_path / "fused") - latents(base, None)).abs().mean() > 1e-3
     assert load_pipeline(tmp_path / "fused").scheduler.config.timestep_spacing == "trailing"
+
+
+def test_a_network_keeps_its_precision_or_has_the_one_that_is_asked_for(tuned, tmp_path):
+    trained = load_file(tuned / "checkpoints" / "step_000002" / "student" / "weights.safetensors")
+    for dtype in ("float32", "float16"):
+        export_run(tmp_path / dtype, tuned, Options(dtype=dtype, prompts=PROMPTS))
+        written = load_file(tmp_path / dtype / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(written[name], tensor.to(getattr(torch, dtype))) for name, tensor in trained.items())
 
 
 def test_a_full_fine_tune_comes_out_whole_or_as_a_lora_with_its_error(tuned, base, tmp_path):
