@@ -82,9 +82,14 @@ class ParallelConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
-    timeout_minutes: int = 30
+    share_base: bool = True
+    """One frozen base for student and fake; false gives the fake a copy, to compare with."""
+    timeout_minutes: float = 30.0
+    """A rank that waits longer for another one ends the run; shortly before, every rank writes where it stands."""
 
     def __post_init__(self):
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
         if self.offload == "all" and self.zero_stage != 3:
@@ -106,6 +111,8 @@ class LogConfig:
     seed: int = 1234
     """Of the noise of samples and gallery."""
     teacher_steps: int = 50
+    teacher_shift: float = 1.0
+    """Flow shift of the teacher's long samples: what its own scheduler has, 1 for an even grid."""
 
     def __post_init__(self):
         if min(self.checkpoint_every, self.sample_every) < 0:
@@ -135,6 +142,8 @@ class RunConfig:
     training: Literal["lora", "full"] = "lora"
     """lora: student and fake are adapters on one frozen base; full: three whole networks."""
     lora: LoraSettings = LoraSettings()
+    init: str = ""
+    """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from the base in any case."""
     student: OptimConfig = OptimConfig()
     fake: OptimConfig = OptimConfig(lr=5e-4)
     ema: float = 0.0
@@ -148,6 +157,8 @@ class RunConfig:
             raise ValueError(f"steps={self.steps}: a run has at least 1 step")
         if self.max_bad_steps < 1:
             raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
+        if self.init and self.training != "lora":
+            raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 

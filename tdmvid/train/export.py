@@ -143,7 +143,7 @@ class _Student:
 
 def _student(run: Path, checkpoint: Path | None, weights: str, config: RunConfig) -> tuple[dict[str, Tensor], int]:
     """The student's whole trained tensors by parameter name, and after how many iterations."""
-    checkpoints = Checkpoints(run / "checkpoints", keep=1, primary=True)
+    checkpoints = Checkpoints(run / "checkpoints", keep=1)
     path = whole(checkpoint) if checkpoint else checkpoints.latest()
     if path is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")

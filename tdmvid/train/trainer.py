@@ -30,7 +30,7 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
     world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
     launch.check_same("config", flat(to_dict(config)))
     folder = config.folder
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, primary=world.primary)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, rank=world.rank, ranks=world.size)
     if not resume and checkpoints.steps():
         raise ValueError(f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose another --out")
     run = build_run(config, world)
@@ -43,6 +43,7 @@ def train(config: RunConfig, *, resume: str = "", commands: dict[str, str] | Non
         with Watch(folder, world, config.parallel.timeout_minutes) as watch:
             _loop(run, start, checkpoints, monitor, watch)
     finally:
+        checkpoints.close()
         monitor.close()
     finish(run)
     launch.finish()
@@ -78,6 +79,7 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
         done = step + 1
         if bad >= config.max_bad_steps:
             path = checkpoints.save(done, run.engines, run.fingerprint)
+            checkpoints.wait()
             raise TrainingStopped(
                 f"stopped: the {outcome.failed}'s loss or gradient was not finite in {bad} iterations in a row, up to step {step};"
                 f" the last good state is {path}. Check the prompts and the teacher's dtype, or lower {outcome.failed}.lr in a new run (another --out)"
@@ -86,6 +88,8 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
         stop = not last and watch.told_to_stop()
         if last or stop or log.checkpoint_every and done % log.checkpoint_every == 0:
             path = checkpoints.save(done, run.engines, run.fingerprint)
+        if last or stop:
+            checkpoints.wait()
         if stop:
             raise Interrupted(f"asked to stop after step {step}; the state is {path}: continue with --resume auto")
         if last or log.sample_every and done % log.sample_every == 0:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tdmvid.adapters import export as exporting
 from tdmvid.adapters.bundle import load_pipeline, use_student
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.diffusion.grid import uniform
 from tdmvid.sampling import noise
 from tdmvid.train.export import Options, export_published, export_run, export_tuned
@@ -85,7 +86,7 @@ def test_the_workflow_has_the_trained_times_and_no_guidance(run, base, tmp_path)
     export_run(tmp_path / "out", run, Options(("comfyui",), prompts=PROMPTS))
     nodes = json.loads((tmp_path / "out" / "comfyui" / "workflow.json").read_text())
     sigmas = [float(s) for s in re.findall(r"[-+]?(?:\d*\.*\d+)", nodes["sigmas"]["inputs"]["sigmas"])]  # as the node reads them
-    table = base.scheduler.alphas_cumprod
+    table = CogVideoX.read_scheduler(base.folder).alphas_cumprod
     expected = [((1 - table[t]) / table[t]).sqrt().item() for t in (749, 499, 249)]
     assert sigmas[0] > 4000 and sigmas[1:4] == pytest.approx(expected, rel=1e-4) and sigmas[4:] == [0]
     assert nodes["lora"]["inputs"]["strength_model"] == 1 and nodes["guider"]["class_type"] == "BasicGuider"
@@ -184,9 +185,9 @@ def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
 @pytest.mark.parametrize("spoiled", ["diffusers", "comfyui"])
 def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoiled):
     if spoiled == "diffusers":
-        save = exporting.save_lora
-        monkeypatch.setattr(exporting, "save_lora", lambda folder, backbone, layers, config: save(
-            folder, backbone, {key: tensor * 1.01 for key, tensor in layers.items()}, config))
+        save = CogVideoX.save_lora
+        monkeypatch.setattr(CogVideoX, "save_lora", lambda backbone, folder, layers, config: save(
+            backbone, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config))
     else:
         write = exporting._write_format
         monkeypatch.setattr(exporting, "_write_format", lambda path, backbone, layers, alpha, consumer: write(path, backbone, layers, 2 * alpha, consumer))

@@ -194,6 +194,9 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     monkeypatch.chdir(path.parents[1])
     made = make_plan(load_config(path), ranks=8)
-    published = {"cogvideox2b_4nfe": (1_693_783_872, 17_776), "cogvideox5b_4nfe": (5_570_283_072, 17_776)}
+    published = {
+        "cogvideox2b_4nfe": (1_693_783_872, 17_776), "cogvideox5b_4nfe": (5_570_283_072, 17_776), "sd3_4nfe": (2_028_328_000, 4_429),
+        "sd35_4nfe": (2_243_171_520, 4_429), "wan1.3b_4nfe": (1_418_996_800, 32_760), "wan14b_4nfe": (14_288_491_584, 32_760),
+    }
     assert (made.base, made.tokens.count) == published.get(path.stem, (made.base, made.tokens.count))
     assert made.total() < 80 * GIB and "memory: in all" in describe(made, device_memory=80)
