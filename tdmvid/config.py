@@ -21,6 +21,7 @@ from .adapters.lora import LoraSettings
 from .backbones.base import ClipSize, ModelConfig
 from .diffusion.grid import TimeGrid, explicit, shifted, uniform
 from .diffusion.process import Process
+from .distill.objective import objectives
 from .distill.tdm import TDM
 from .parallel.optim import OptimConfig
 
@@ -42,6 +43,14 @@ class GridConfig:
         if self.kind == "uniform":
             return uniform(self.steps, process, start=self.start)
         return shifted(self.steps, self.shift, process, start=self.start)
+
+    def family(self, process: Process, step_set: tuple[int, ...]) -> tuple[TimeGrid, ...]:
+        """The grids that are trained: this one, or one for each K of the set."""
+        if step_set and self.kind == "explicit":
+            raise ValueError(f"objective.step_set={step_set}: listed timesteps are one grid; use grid.kind='uniform' or 'shifted'")
+        if step_set and self.steps not in step_set:
+            raise ValueError(f"grid.steps={self.steps} is not in objective.step_set={step_set}: it is what samples show, choose one of the set")
+        return tuple(dataclasses.replace(self, steps=k).build(process) for k in step_set) or (self.build(process),)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,7 @@ class RunConfig:
     prompts: PromptConfig = PromptConfig()
     grid: GridConfig = GridConfig()
     objective: TDM = TDM()
+    """Any method of distill/, by its `kind`."""
     training: Literal["lora", "full"] = "lora"
     """lora: student and fake are adapters on one frozen base; full: three whole networks."""
     lora: LoraSettings = LoraSettings()
@@ -196,17 +206,36 @@ def from_dict(cls: type, data: Any, where: str = "") -> Any:
     """Build a dataclass from JSON values; ValueError names the dotted path, the value and the rule."""
     if not isinstance(data, dict):
         raise ValueError(f"{where or 'config'} must be a JSON object, not {data!r}")
+    cls = _variant(cls, data, where)
     hints, values = typing.get_type_hints(cls), {}
     for key, value in data.items():
         dotted = f"{where}.{key}" if where else key
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            raise ValueError(f"unknown setting {dotted!r}" + (f": did you mean {near[0]!r}?" if near else f": known here are {', '.join(hints)}"))
+            raise ValueError(f"unknown setting {dotted!r}: {_advice(cls, key, hints)}")
         values[key] = _convert(hints[key], value, dotted)
     try:
         return cls(**values)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(where) else f"{where}.{error}") from None
+
+
+def _variant(cls: type, data: dict, where: str) -> type:
+    """The method that `kind` names; every other dataclass is what it is."""
+    if cls is not TDM:
+        return cls
+    kind, known = data.get("kind", "tdm"), objectives()
+    if kind not in known:
+        raise ValueError(f"{where}.kind={kind!r}: choose one of {', '.join(map(repr, sorted(known)))}")
+    return known[kind]
+
+
+def _advice(cls: type, key: str, hints: dict) -> str:
+    """What the writer of an unknown setting may have meant."""
+    owners = [kind for kind, method in objectives().items() if key in method.__dataclass_fields__] if issubclass(cls, TDM) else []
+    if owners:
+        return f"it belongs to kind {' or '.join(map(repr, owners))}, this is {cls().kind!r}"
+    near = difflib.get_close_matches(key, hints, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(hints)}"
 
 
 def _convert(kind: Any, value: Any, dotted: str) -> Any:

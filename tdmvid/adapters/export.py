@@ -30,6 +30,7 @@ from . import formats as layouts
 from .bundle import FACTS
 from .card import Story, write_card
 from .lora import ADAPTER, LoraSettings, merge
+from .step_condition import NAME, baked
 from .workflow import workflow
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def export_lora(
     check_formats(formats, backbone)
     with _replacing(folder) as aside:
         layers = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
+        layers, config = baked(layers, module.peft_config[ADAPTER], module, weights, grid.steps)
         layers = {key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()}
-        backbone.save_lora(aside, layers, module.peft_config[ADAPTER])
+        backbone.save_lora(aside, layers, config)
         backbone.student_scheduler(grid).save_pretrained(aside)
         check = _Check(backbone, grid, dtype, expected, z, cond)
         facts = check.facts(check.lora(aside)) | {"rank": settings.rank, "alpha": settings.alpha} | (extra or {})
@@ -90,6 +92,8 @@ def export_fused(
     dtype: str | None = None, story: Story = Story(),
 ) -> float:
     """Write base and LoRA in one diffusers model folder with its scheduler; arguments as in `export_lora`, merged in float32."""
+    if any(key.startswith(f"{NAME}.") for key in weights):
+        raise ValueError("fuse: this student is told its number of steps, which a plain network has no place for: export its LoRA of each K")
     network = copy.deepcopy(module).float()
     network.load_state_dict(weights, strict=False)
     return _export_whole(folder, backbone, merge(network), grid, dtype or backbone.config.dtype, story, (expected, z, cond))

@@ -122,8 +122,11 @@ class NetworkDenoiser:
 
     def __init__(self, backbone: Backbone, network):
         self.backbone, self.network, self.process = backbone, network, backbone.process
+        self.evaluated = 0
+        """Samples that went through the network so far."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        self.evaluated += len(x_t)
         return self.backbone.predict_x0(self.network, x_t, t, cond)
 
 

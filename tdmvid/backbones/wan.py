@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
-from .base import ClipSize, ModelConfig, Tokens, register
+from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
 from .consumers import comfyui_wan
 from .flow import FlowBackbone
+from .wan_parallel import share_tokens
 
 TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock call
 
@@ -43,6 +44,10 @@ class Wan(FlowBackbone):
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {"hidden_states": x_t, "timestep": self.process.timestep(t), "encoder_hidden_states": cond["prompt_embeds"]}
+
+    @staticmethod
+    def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
+        share_tokens(network, sharing)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():

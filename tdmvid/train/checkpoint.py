@@ -125,10 +125,13 @@ class Checkpoints:
             shutil.rmtree(aside)
 
     @staticmethod
-    def load(path: Path, engines: dict, fingerprint: dict) -> int:
-        """Restore all roles and return how many iterations were done; ValueError if the run was another one."""
+    def load(path: Path, engines: dict, fingerprint: dict, defaults: dict | None = None) -> int:
+        """Restore all roles and return how many iterations were done; ValueError if the run was another one.
+
+        defaults: values of settings that a checkpoint may be older than.
+        """
         meta = json.loads((whole(path) / META).read_text())
-        saved = flat(meta["fingerprint"])
+        saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
                 raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out")

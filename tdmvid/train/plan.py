@@ -134,7 +134,8 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
     twice, fake once, 1B); with accumulation the graded call is made twice.
     """
-    objective, steps = config.objective, _student_steps(config)
+    objective = config.objective
+    steps = sum(objective.step_set) / len(objective.step_set) if objective.step_set else _student_steps(config)
     rollout = steps - 1 if objective.rollout == "full" else (steps - 1) / 2
     graded = 1 if config.batch.accumulation == 1 else 2
     teacher = 1 if objective.cfg == 1 else 2

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..adapters.lora import Base, attach, shared_copy, start_from
+from ..adapters.step_condition import condition_on_steps, told
 from ..backbones.base import Backbone, check_attention, load_backbone
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
@@ -34,6 +35,9 @@ class Run:
     world: launch.World
     backbone: Backbone
     grid: TimeGrid
+    """Of samples and export."""
+    grids: tuple[TimeGrid, ...]
+    """Of training: one, or one for each K of the objective's set."""
     roles: Roles
     engines: dict
     streams: Streams
@@ -44,6 +48,8 @@ class Run:
     null: Cond
     gallery_prompts: list[str]
     gallery: Cond
+    evaluated: Callable[[], int]
+    """Samples that went through any of the networks so far; a guided one counts twice."""
 
     @property
     def fingerprint(self) -> dict:
@@ -64,19 +70,21 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     device = world.device
     check_attention(config.model.attention, device)
     backbone = load_backbone(config.model, config.video, device=device)
-    grid = config.grid.build(backbone.process)
+    grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
     cache, prompts = embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
     engines, teacher = build_engines(config, world, backbone)
-    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    networks = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    denoisers = {role: told(network, engines[role].module) for role, network in networks.items()}
     roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, null, config.objective.cfg))
     return Run(
-        config, world, backbone, grid, roles, engines, Streams(config.seed, device),
+        config, world, backbone, grid, grids, roles, engines, Streams(config.seed, device),
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
         order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest(prompts), null=null,
         gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
+        evaluated=lambda: sum(network.evaluated for network in (*networks.values(), teacher)),
     )
 
 
@@ -114,6 +122,12 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
     Under ZeRO-3 an engine leaves a rank only its share of a network, so three whole networks are
     made one after the other.
     """
+    missing = set(config.objective.roles) - {"student", "fake"}
+    if missing:
+        raise ValueError(
+            f"objective.kind={config.objective.kind!r} trains a {missing.pop()}, which no model family has yet: it runs in benchmarks/toy.py;"
+            " choose another kind here"
+        )
     if config.training == "lora":
         fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
         start = backbone.read_lora(Path(config.init)) if config.init else None
@@ -121,8 +135,13 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
         if start:
             start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
         attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
+        if config.objective.told_steps:
+            condition_on_steps(student_net, seed=config.seed)
+            condition_on_steps(fake_net, seed=config.seed + 1)
         student, fake = (_engine(net, config, role, world, backbone) for role, net in (("student", student_net), ("fake", fake_net)))
         network = Base(student, student_net)
+    elif config.objective.told_steps:
+        raise ValueError("objective.step_set with training='full': the condition on K lives beside an adapter; use training='lora', or k_condition=false")
     else:
         student, fake = (
             _engine(copy.deepcopy(backbone.network).float().requires_grad_(True), config, role, world, backbone) for role in ("student", "fake")
@@ -154,7 +173,7 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World, backbone
 def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World, backbone: Backbone):
     _prepare(network, config, world, backbone)
     settings = {"student": config.student, "fake": config.fake}[role]
-    updates = config.objective.fake_updates if role == "fake" else 1
+    updates = config.objective.roles.count(role)
     common = {
         "total_steps": config.steps * updates, "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import RunConfig, to_dict
 from ..data.files import write_json
-from ..distill.iteration import iterate
+from ..distill.iteration import iterate, pick_grid
 from ..parallel import launch
 from .checkpoint import Checkpoints, flat
 from .finish import finish
@@ -54,7 +54,7 @@ def _resume(run: Run, checkpoints: Checkpoints, resume: str) -> int:
     path = checkpoints.latest() if resume == "auto" else Path(resume) if resume else None
     if path is None:
         return 0
-    start = Checkpoints.load(path, run.engines, run.fingerprint)
+    start = Checkpoints.load(path, run.engines, run.fingerprint, to_dict(RunConfig()))
     if start > run.config.steps:
         raise ValueError(f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or resume an earlier checkpoint")
     checkpoints.forget_after(start)
@@ -65,13 +65,15 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
     config, log, bad = run.config, run.config.log, 0
     for step in range(start, config.steps):
         watch.beat(step)
-        began = time.perf_counter()
+        began, before = time.perf_counter(), run.evaluated()
+        grid = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
         outcome = iterate(
             step, _micro_batches(run, step), (config.batch.micro, *run.backbone.latent_shape()),
-            objective=config.objective, roles=run.roles, engines=run.engines, grid=run.grid,
+            objective=config.objective, roles=run.roles, engines=run.engines, grid=grid,
             streams=run.streams, first_stream=run.world.data_rank * config.batch.accumulation,
         )
-        scalars = launch.mean(outcome.scalars) | {"seconds": time.perf_counter() - began}
+        calls = (run.evaluated() - before) / (config.batch.micro * config.batch.accumulation)
+        scalars = launch.mean(outcome.scalars) | {"calls": calls, "seconds": time.perf_counter() - began}
         monitor.log(step, scalars)
         bad = bad + 1 if outcome.failed else 0
         if outcome.failed:

@@ -5,6 +5,7 @@ backbone is tested by adding a builder there, and fails here without one.
 """
 
 import json
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -173,6 +174,39 @@ def test_bfloat16_weights_give_float32_predictions_near_the_exact_ones(case, bac
     assert 0 < (a - b).abs().mean() < 0.05 * a.abs().mean()
 
 
+def test_a_variant_of_the_weights_is_loaded_in_every_part(case, backbone, tmp_path):
+    case.built.save_pretrained(tmp_path, variant="fp16")
+    variant = case.backbone(tmp_path, variant="fp16")
+    assert not list(tmp_path.rglob("*model.safetensors"))
+    z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+    for name, tensor in variant.encode_prompts(PROMPTS).items():
+        torch.testing.assert_close(tensor, cond[name], atol=1e-5, rtol=0)
+    torch.testing.assert_close(variant.decode(z), backbone.decode(z), atol=1e-5, rtol=0)
+    grid = uniform(1, backbone.process)
+    ours, theirs = (ddim(one.denoiser(one.network), z, cond, grid) for one in (variant, backbone))
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+
+
+def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
+    backbone, called = case.backbone(), []
+
+    def checkpoint(block, *args, **kwargs):
+        called.append(block)
+        return block(*args, **kwargs)
+
+    backbone.network.enable_gradient_checkpointing(checkpoint)
+    backbone.network.train()
+    backbone.predict_x0(backbone.network, noise(backbone), torch.ones(2), backbone.encode_prompts(PROMPTS))
+    expected = backbone.blocks(backbone.network)
+    assert len(called) == len(set(called)) == len(expected) > 0 and set(called) == set(expected)
+
+
+@pytest.mark.parametrize("change", [{"height": 33}, {"width": 33}, {"frames": 6}])
+def test_an_impossible_size_is_refused_with_the_rule(case, change):
+    with pytest.raises(ValueError, match=f"video.{next(iter(change))}={next(iter(change.values()))}"):
+        load_backbone(ModelConfig(path=str(case.folder)), replace(case.size, **change))
+
+
 @pytest.fixture(scope="module")
 def run_json(case, tmp_path_factory):
     """The config file of a run of three steps."""
@@ -208,6 +242,10 @@ def user_s_pipeline(case, lora, base=None):
 def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, backbone, trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(row["grad_norm/student"] > 0 and row["grad_norm/fake"] > 0 for row in rows)
+    gallery = json.loads((trained / "gallery" / "gallery.json").read_text())
+    pictures = [trained / "gallery" / name for column in gallery["columns"] for name in column["videos"]]
+    assert len(pictures) == 6 and {path.suffix for path in pictures} == {".png" if case.size.frames == 1 else ".mp4"}
+    assert all(path.stat().st_size > 100 for path in pictures)
     facts, z = json.loads((trained / "lora" / "export.json").read_text()), noise(backbone)
     assert facts["error"] <= facts["tolerance"] == 1e-4
     theirs = case.sample(user_s_pipeline(case, trained / "lora"), backbone, z)

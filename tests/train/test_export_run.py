@@ -243,3 +243,18 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
     ):
         with pytest.raises(SystemExit, match=message):
             program("--published", tmp_path / "a" / LORA_FILE, *wrong, *common)
+
+
+def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tdmvid.train.trainer.finish", lambda run: None)
+    monkeypatch.setattr("tdmvid.train.trainer.write_samples", lambda run, step: None)
+    unify = train(tiny_run(tmp_path / "run", "steps=4", "student.lr=0.05", "grid.steps=2", "objective.step_set=[1,2]"))
+    export_run(tmp_path / "out", unify, Options(("comfyui",), prompts=PROMPTS))
+    shifts = []
+    for name, steps in (("out", 2), ("out_1steps", 1)):
+        facts = json.loads((tmp_path / name / "export.json").read_text())
+        assert facts["steps"] == len(facts["timesteps"]) == steps and max(facts["error"], facts["errors"]["comfyui"]) < 1e-4
+        shifts.append(load_file(tmp_path / name / facts["formats"]["comfyui"])["diffusion_model.time_embedding_linear_2.diff_b"])
+    assert (shifts[0] - shifts[1]).abs().max() > 1e-6  # each K has its own constant
+    with pytest.raises(ValueError, match="fuse: this student is told its number of steps"):
+        export_run(tmp_path / "fused", unify, Options(fuse=True, prompts=PROMPTS))
