@@ -57,9 +57,8 @@ def plan_shots(prompts: list[str], seeds: Iterable[int], *, frames: int, naming:
     "prompt" gives `{prompt}-{seed}.mp4`, which VBench reads. ValueError for a prompt that cannot name a file.
     """
     suffix, seeds, shots = ".png" if frames == 1 else ".mp4", list(dict.fromkeys(seeds)), []
-    for index, prompt in enumerate(prompts):
-        if prompt in prompts[:index]:
-            continue
+    first = {prompt: index for index, prompt in reversed(list(enumerate(prompts)))}
+    for prompt, index in sorted(first.items(), key=lambda item: item[1]):
         slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:_SLUG].rstrip("-")
         stem = prompt if naming == "prompt" else f"{index:05d}_{slug or 'prompt'}"
         for seed in seeds:

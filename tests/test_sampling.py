@@ -1,7 +1,9 @@
 """Each video of a list is made once, and is a function of its prompt, its seed and the student alone."""
 
 import json
+import runpy
 import shutil
+import sys
 
 import pytest
 import torch
@@ -204,3 +206,19 @@ def test_seeds_are_whole_numbers():
     assert read_seeds("0,1,12") == [0, 1, 12]
     with pytest.raises(ValueError, match="seeds='0;1': whole numbers with commas"):
         read_seeds("0;1")
+
+
+def test_the_program_samples_from_a_bundle_alone_and_refuses_in_one_line(student, tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:2]))
+    common = ["--lora", student, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+
+    def program(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, (*common, *arguments))])
+        runpy.run_path("launch/sample.py", run_name="__main__")
+
+    program("--seeds", "3,4", "--batch", "4", "--names", "prompt")
+    assert "4 files and their manifest.jsonl are in" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == {f"{prompt}-{seed}.mp4" for prompt in PROMPTS[:2] for seed in (3, 4)}
+    for wrong, message in ((["--steps", "4"], "error: steps=4: the student in"), (["--batch", "0"], "error: batch=0: at least 1 video at a time")):
+        with pytest.raises(SystemExit, match=message):
+            program(*wrong)

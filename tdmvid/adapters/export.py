@@ -99,7 +99,9 @@ def export_fused(
     return _export_whole(folder, backbone, merge(network), grid, dtype or backbone.config.dtype, story, (expected, z, cond))
 
 
-def _export_whole(folder: Path, backbone: Backbone, network: nn.Module, grid: TimeGrid, dtype: str, story: Story, samples: tuple[Tensor, Tensor, Cond]) -> float:
+def _export_whole(
+    folder: Path, backbone: Backbone, network: nn.Module, grid: TimeGrid, dtype: str, story: Story, samples: tuple[Tensor, Tensor, Cond]
+) -> float:
     check = _Check(backbone, grid, dtype, *samples)
     _cast(network, backbone, getattr(torch, dtype))
     with _replacing(folder) as aside:

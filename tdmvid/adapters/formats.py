@@ -10,8 +10,8 @@ alpha / r * (B A x + bias).
 | comfyui | `<stem>.lora_A.weight`, `.lora_B.weight`, bias as `.diff_b` | `<stem>.alpha` (comfy/weight_adapter/lora.py: alpha / r, 1 without) |
 | kohya | `<stem>.lora_down.weight`, `.lora_up.weight` | `<stem>.alpha` (sd-scripts networks/lora.py: r without) |
 
-What we write for others has alpha = r, with the scale in B: it is right in a loader that passes
-over alphas, too. The stems are the family's (backbones/consumers.py).
+What we write for others has alpha = r, with the scale in B, and for ComfyUI no alpha at all: it is
+right in loaders that pass over alphas, or stumble over them (diffusers', of Wan's embeddings). The stems are the family's (backbones/consumers.py).
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ def convert(state: dict[str, Tensor], alpha: float, consumer: str, stem: Names) 
     for name in modules(state):
         a, b, bias = (state.get(f"{name}.lora_{factor}") for factor in ("A.weight", "B.weight", "B.bias"))
         key = stem(name)
-        if f"{key}.alpha" in out:
+        if f"{key}.{up}" in out:
             raise ValueError(f"{name}: another module is called {key} too in {consumer}'s names")
-        out |= {f"{key}.{down}": a, f"{key}.{up}": (b.float() * (alpha / len(a))).to(b.dtype), f"{key}.alpha": torch.tensor(float(len(a)))}
+        out |= {f"{key}.{down}": a, f"{key}.{up}": (b.float() * (alpha / len(a))).to(b.dtype)}
+        if consumer == "kohya":  # whose files always have it
+            out[f"{key}.alpha"] = torch.tensor(float(len(a)))
         if bias is None or not bias.any():
             continue
         if consumer != "comfyui":

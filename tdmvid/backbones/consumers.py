@@ -11,6 +11,11 @@ from __future__ import annotations
 import re
 
 _COGVIDEOX = {"attn1.to_q": "q", "attn1.to_k": "k", "attn1.to_v": "v", "attn1.to_out.0": "attn_out", "ff.net.0.proj": "ff_proj", "ff.net.2": "ff_out"}
+_WAN_OUTSIDE = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0", "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0", "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1", "proj_out": "head.head",
+}
 _WAN = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o", "add_k_proj": "k_img", "add_v_proj": "v_img"}
 
 
@@ -41,4 +46,4 @@ def comfyui_wan(name: str) -> str:
     if match:
         return f"diffusion_model.{match[1]}.{'self_attn' if match[2] == '1' else 'cross_attn'}.{_WAN.get(match[3], match[3])}"
     name = name.replace("ffn.net.0.proj", "ffn.0").replace("ffn.net.2", "ffn.2")
-    return "diffusion_model." + name
+    return f"diffusion_model.{_WAN_OUTSIDE.get(name, name)}"

@@ -11,7 +11,7 @@ RANK, ALPHA = 4, 6.0
 COGVIDEOX = [f"transformer_blocks.{i}.{name}" for i in (0, 11) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj")]
 WAN = [f"blocks.{i}.attn{j}.{name}" for i in (0, 1) for j in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")] + [
     f"blocks.{i}.ffn.net.{name}" for i in (0, 1) for name in ("0.proj", "2")
-]
+] + [f"condition_embedder.{name}" for name in ("time_embedder.linear_1", "time_embedder.linear_2", "text_embedder.linear_2", "time_proj")]
 UNET = [f"down_blocks.0.attentions.1.transformer_blocks.0.attn{j}.{name}" for j in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")]
 
 
@@ -45,9 +45,8 @@ def test_a_round_trip_adds_the_same_to_every_weight(consumer, stem, names):
 
 def test_comfyui_finds_cogvideox_in_its_own_names():
     keys = convert(lora(COGVIDEOX), ALPHA, "comfyui", comfyui_cogvideox)
-    stems = {key.removesuffix(".alpha") for key in keys if key.endswith(".alpha")}
+    stems = {key.partition(".lora_")[0] for key in keys}
     assert stems == {f"diffusion_model.blocks.{i}.{name}" for i in (0, 11) for name in ("q", "k", "v", "attn_out", "ff_proj")}
-    assert keys["diffusion_model.blocks.11.attn_out.alpha"].item() == RANK
     assert keys["diffusion_model.blocks.0.q.lora_A.weight"].shape == (RANK, 8) and keys["diffusion_model.blocks.0.q.lora_B.weight"].shape == (16, RANK)
     assert comfyui_cogvideox("time_embedding.linear_2") == "diffusion_model.time_embedding_linear_2"
     assert comfyui_cogvideox("patch_embed.text_proj") == "diffusion_model.patch_embed.text_proj"
@@ -88,10 +87,8 @@ def test_a_bias_reaches_comfyui_as_it_is_added_and_kohya_s_format_refuses_it():
 def test_the_alpha_of_somebody_s_file_is_the_scale_it_says(alpha, scale):
     state = lora(COGVIDEOX)
     tensors = convert(state, RANK, "comfyui", comfyui_cogvideox)
-    for key in [key for key in tensors if key.endswith(".alpha")]:
-        tensors.pop(key)
-        if alpha:
-            tensors[key] = torch.tensor(alpha)
+    if alpha:
+        tensors |= {f"{comfyui_cogvideox(name)}.alpha": torch.tensor(alpha) for name in COGVIDEOX}
     again = restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
     for name in COGVIDEOX:
         torch.testing.assert_close(change(again, name, RANK), scale * change(state, name, RANK))
