@@ -76,6 +76,18 @@ def start_from(model: nn.Module, settings: LoraSettings, layers: dict[str, Tenso
         own[name].copy_(tensor.float() * scale)
 
 
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Add an attached adapter to its base for good: the plain network again, changed in place."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.get_base_layer())
+    del model.peft_config
+    return model
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its frozen base: the teacher."""

@@ -91,7 +91,7 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not asked for, are passed over.
-    patterns = ["*.json", "*/*.safetensors", "*.model", "*.txt"] if weights else ["*.json"]
+    patterns = ["*.json", "*/*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*"] if weights else ["*.json"]
     ignored = None if config.variant else ["*/*.*.safetensors"]
     known = Path(__file__).parent / "architectures" / config.path.replace("/", "--")
     try:
@@ -148,6 +148,11 @@ class Backbone(ABC):
     """How a user gives the stock pipeline `pipe` a LoRA, and what has to be imported for it."""
     output: ClassVar[str] = "frames"
     """The field of a stock pipeline's result."""
+    lora_names: ClassVar[dict[str, Callable[[str], str]]] = {}
+    """Other programs that load a LoRA of this family ("comfyui", "kohya"), and what they call its modules: see consumers.py."""
+    comfyui_text: ClassVar[str] = ""
+    comfyui_latent: ClassVar[str] = ""
+    """Type of ComfyUI's CLIPLoader (empty: the base is one checkpoint file) and its node for empty latents (empty: no workflow is written)."""
     process: Process
     network: nn.Module
 

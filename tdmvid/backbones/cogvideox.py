@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
 from .cogvideox_parallel import share_tokens, use_xformers
+from .consumers import comfyui_cogvideox
 from .pipeline import VPBackbone
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
@@ -30,6 +31,8 @@ class CogVideoX(VPBackbone):
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     network_class, vae_class, ddim_class = CogVideoXTransformer3DModel, AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+    lora_names = {"comfyui": comfyui_cogvideox}
+    comfyui_text, comfyui_latent = "cogvideox", "EmptyHunyuanLatentVideo"  # of 16 channels and the same compression
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
         super().__init__(folder, config, size, device)

@@ -150,7 +150,8 @@ class PipelineBackbone(Backbone):
             raise ValueError(f"{folder}: no LoRA of {self.config.path} ({str(error).splitlines()[0]})") from error
         pipeline.scheduler = load_scheduler(folder)
 
-    def add_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
+    @staticmethod
+    def add_lora(pipeline: DiffusionPipeline, folder: Path) -> None:
         """Give the stock pipeline a LoRA that fits, as `load_code` tells users to."""
         pipeline.load_lora_weights(folder)
 

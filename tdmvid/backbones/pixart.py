@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, Tokens, register
+from .consumers import comfyui_transformer
 from .images import Images, image_latents
 from .pipeline import VPBackbone
 
@@ -34,6 +35,8 @@ class PixArt(Images, VPBackbone):
     load_imports = ("from peft import PeftModel",)
     load_code = 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "path/to/this/folder")'
     network_class = PixArtTransformer2DModel
+    lora_names = {"comfyui": comfyui_transformer}
+    comfyui_text, comfyui_latent = "pixart", "EmptyLatentImage"
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {
@@ -63,7 +66,8 @@ class PixArt(Images, VPBackbone):
     def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
         return LoraConfig.from_pretrained(folder).lora_alpha
 
-    def add_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
+    @staticmethod
+    def add_lora(pipeline: DiffusionPipeline, folder: Path) -> None:
         pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
 
     @staticmethod

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tokens, register
+from .consumers import comfyui_transformer
 from .flow import FlowBackbone
 from .images import Images, image_latents
 
@@ -28,6 +29,8 @@ class StableDiffusion3(Images, FlowBackbone):
     pipeline_class = "StableDiffusion3Pipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     network_class = SD3Transformer2DModel
+    lora_names = {"comfyui": comfyui_transformer}
+    comfyui_latent = "EmptySD3LatentImage"
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):

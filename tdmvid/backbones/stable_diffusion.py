@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tokens, register
+from .consumers import kohya_unet
 from .images import Images, image_latents
 from .pipeline import VPBackbone
 
@@ -28,6 +29,8 @@ class StableDiffusion(Images, VPBackbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     network_folder = lora_prefix = "unet"
     network_class = UNet2DConditionModel
+    lora_names = {"comfyui": kohya_unet, "kohya": kohya_unet}
+    comfyui_latent = "EmptyLatentImage"
     pipeline_options = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):

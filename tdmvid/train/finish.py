@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adapters.card import Story
 from ..adapters.export import export_lora, export_network
+from ..config import to_dict
 from ..data.files import write_json
 from ..data.video import write_image, write_strip
 from ..diffusion.grid import TimeGrid
@@ -29,18 +31,18 @@ def finish(run: Run) -> None:
     gallery.teacher()
     if not run.world.primary:
         return
+    common = {
+        "backbone": run.backbone, "weights": weights, "z": z, "cond": run.gallery,
+        "story": Story(to_dict(run.config), prompts=tuple(run.gallery_prompts)),
+    }
     if run.config.training == "lora":
+        module, settings = run.engines["student"].module, run.config.lora
         for grid, latents in deployed.items():
             name = "lora" if grid == run.grid else f"lora_{grid.steps}steps"
-            facts = export_lora(
-                run.config.folder / name, backbone=run.backbone, module=run.engines["student"].module, weights=weights,
-                grid=grid, settings=run.config.lora, expected=latents, z=z, cond=run.gallery,
-            )
+            facts = export_lora(run.config.folder / name, module=module, settings=settings, grid=grid, expected=latents, **common)
             print(f"lora: {run.config.folder / name}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
     else:
-        error = export_network(
-            run.config.folder / "student", backbone=run.backbone, weights=weights, grid=run.grid, expected=deployed[run.grid], z=z, cond=run.gallery,
-        )
+        error = export_network(run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common)
         print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
     gallery.write()
     print(f"report: {write_report(run.config.folder)}")
