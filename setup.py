@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["tdmvid", "tdmvid.*"]),
-    package_data={"tdmvid.train": ["*.j2"], "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"]},
+    package_data={"tdmvid.train": ["*.j2"], "tdmvid.scoring": ["*.j2"], "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"]},
     install_requires=[
         "torch>=2.10,<2.16",
         "diffusers>=0.42,<0.43",

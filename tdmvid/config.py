@@ -159,6 +159,13 @@ class RunConfig:
 
 def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
     """A run from its JSON file and `a.b=value` overrides; values are JSON, or plain strings."""
+    data = read_settings(path, overrides)
+    data.setdefault("name", Path(path).stem)
+    return from_dict(RunConfig, data)
+
+
+def read_settings(path: Path, overrides: list[str] = ()) -> dict:
+    """The JSON object of a config file with its overrides; ValueError names file and line."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config {str(path)!r} does not exist: the ready ones are in configs/")
@@ -172,8 +179,7 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
         raise ValueError(f"{path} must hold a JSON object, not {data!r}")
     for override in overrides:
         _override(data, override)
-    data.setdefault("name", path.stem)
-    return from_dict(RunConfig, data)
+    return data
 
 
 def to_dict(config: Any) -> dict:

@@ -162,8 +162,26 @@ class Bootstrap:
         return {name: percentiles(value, resampled[name]) for name, value in values.items()}
 
     def differences(self, ours: Scores, theirs: Scores) -> dict[str, Measure]:
-        """Ours minus theirs, prompt by prompt: the interval is of the difference, not of the two."""
-        if ours.keys() != theirs.keys() or any(ours[name].keys() != theirs[name].keys() for name in ours):
-            raise ValueError("the two sides were not scored on the same videos: score both with the same configuration")
+        """Ours minus theirs, prompt by prompt: the interval is of the difference, not of the two.
+
+        Of temporal_flickering only prompts count of which both have static videos.
+        """
+        ours, theirs = self._shared(ours, theirs), self._shared(theirs, ours)
         (a, many_a), (b, many_b) = self.means(ours), self.means(theirs)
-        return {name: percentiles(a[name] - b[name], many_a[name] - many_b[name]) for name in a}
+        out = {}
+        for name, value in a.items():
+            resampled = many_a[name] - many_b[name]
+            out[name] = percentiles(value - b[name], resampled[resampled.isfinite()])  # some may hold none of the few shared prompts
+        return out
+
+    def _shared(self, scores: Scores, others: Scores) -> Scores:
+        """The scores of prompts that both sides have; ValueError where one lacks some for no good reason."""
+        if scores.keys() != others.keys():
+            raise ValueError("the two sides were not scored on the same dimensions: score both with the same configuration")
+        out = {}
+        for name, videos in scores.items():
+            mine, common = ({self.files[file] for file in side} for side in (videos, others[name]))
+            if mine != common and name != "temporal_flickering":
+                raise ValueError(f"{name}: the two sides were not scored on the same prompts: score both with the same configuration")
+            out[name] = {file: score for file, score in videos.items() if self.files[file] in common}
+        return out

@@ -118,8 +118,16 @@ def test_a_coverage_of_95_per_cent():
     assert 0.89 <= held / trials <= 0.99
 
 
-def test_two_sides_of_other_videos_are_not_compared():
+def test_two_sides_of_other_prompts_are_not_compared():
     boot, teacher, student = two_dimensions()
-    student["color"].popitem()
-    with pytest.raises(ValueError, match="not scored on the same videos"):
+    for seed in range(3):
+        del student["color"][f"p1-{seed}.mp4"]
+    with pytest.raises(ValueError, match="color: the two sides were not scored on the same prompts"):
         boot.differences(student, teacher)
+
+
+def test_flickering_is_compared_on_prompts_of_which_both_have_static_videos():
+    files, names = {f"{p}-0.mp4": p for p in "abc"}, dict.fromkeys("abc", frozenset({"temporal_flickering"}))
+    ours, theirs = {"a-0.mp4": 0.9, "b-0.mp4": 0.8}, {"b-0.mp4": 0.7, "c-0.mp4": 0.1}
+    measure = Bootstrap(files, names).differences({"temporal_flickering": ours}, {"temporal_flickering": theirs})["temporal_flickering"]
+    assert measure.value == pytest.approx(0.1)
