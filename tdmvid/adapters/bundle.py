@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from pathlib import Path
 
 import diffusers
+import torch
 
 from ..backbones.base import LORA_FILE, Backbone
 from ..diffusion.grid import explicit
@@ -47,4 +49,27 @@ def use_student(backbone: Backbone, folder: Path | None):
     if not timesteps:
         raise ValueError(f"{folder} has no {FACTS} with its timesteps: export it again (python launch/export_lora.py)")
     pipeline.scheduler = backbone.student_scheduler(explicit(timesteps, backbone.process))
+    return pipeline
+
+
+def load_pipeline(folder: str | Path, *, dtype: str | None = None):
+    """The stock diffusers pipeline of an exported student: base, LoRA or network, and scheduler, as export.json names them.
+
+    dtype: of the base, e.g. "float16"; the student's if not given. ValueError for a folder that is no export.
+    """
+    folder = Path(folder)
+    facts = read_facts(folder)
+    if not facts:
+        raise ValueError(f"{folder} has no {FACTS}: give a folder that tdmvid exported")
+    model, part, kind = facts["model"], facts["network"], facts["scheduler"]
+    settings = {"dtype": getattr(torch, dtype or model["dtype"]), "revision": model["revision"], "variant": model["variant"]}
+    if "rank" not in facts:
+        config = json.loads((folder / "config.json").read_text())
+        settings[part] = getattr(diffusers, config["_class_name"]).from_pretrained(folder, dtype=settings["dtype"])
+    pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(model["path"], **settings)
+    if "rank" in facts:
+        pipeline.load_lora_weights(folder)
+    if kind["module"] != "diffusers" and not kind["module"].startswith(f"{__package__.split('.')[0]}."):
+        raise ValueError(f"{folder / FACTS}: scheduler of module {kind['module']!r}: only diffusers' and tdmvid's are loaded")
+    pipeline.scheduler = getattr(importlib.import_module(kind["module"]), kind["name"]).from_pretrained(folder)
     return pipeline

@@ -8,86 +8,199 @@ from __future__ import annotations
 
 import copy
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffusers
 import torch
-from peft import get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.files import write_json, write_text
+from ..data.files import write_json
+from ..data.video import write_image, write_video
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
+from . import formats as layouts
+from .bundle import FACTS
+from .card import Story, write_card
 from .lora import ADAPTER, LoraSettings
+from .workflow import workflow
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Root mean square difference of latents between student and reloaded LoRA, relative to theirs, by base dtype."""
+"""Root mean square difference of latents between student and reloaded LoRA, relative to theirs, by the coarser dtype of base and export."""
 
 
 def export_lora(
     folder: Path, *, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid,
     settings: LoraSettings, expected: Tensor, z: Tensor, cond: Cond,
+    formats: tuple[str, ...] = ("diffusers",), dtype: str = "float32", story: Story = Story(), extra: dict | None = None,
 ) -> dict:
     """Write the LoRA bundle to `folder` and return the check's figures.
 
     weights: adapter tensors by parameter name; expected: [B, ...] the student's final latents
-    from noise z under cond. RuntimeError if the reloaded LoRA differs by more than the tolerance.
+    from noise z under cond. formats: others beside diffusers', which is always written; dtype:
+    of the files. RuntimeError if a reloaded file differs by more than the tolerance.
     """
+    check_formats(formats, backbone)
     with _replacing(folder) as aside:
-        _write(aside, backbone, module, weights, grid)
-        error = _difference(stock_latents(aside, backbone, z, cond, grid), expected, backbone)
-        facts = {
-            "error": error, "tolerance": TOLERANCE[backbone.config.dtype], "samples": len(z), "steps": grid.steps, "timesteps": _timesteps(backbone, grid),
-            "rank": settings.rank, "alpha": settings.alpha, "files": sorted(p.name for p in aside.iterdir()),
-        }
-        write_json(aside / "export.json", facts)
-        write_text(aside / "README.md", _card(backbone, grid, settings))
+        layers = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
+        layers = {key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()}
+        save_lora(aside, backbone, layers, module.peft_config[ADAPTER])
+        backbone.student_scheduler(grid).save_pretrained(aside)
+        check = _Check(backbone, grid, dtype, expected, z, cond)
+        facts = check.facts(check.lora(aside)) | {"rank": settings.rank, "alpha": settings.alpha} | (extra or {})
+        facts["formats"], facts["errors"] = {}, {}
+        for consumer in formats:
+            if consumer != "diffusers":
+                facts["formats"][consumer] = path = f"{consumer}/{Path(folder).resolve().parent.name}_{grid.steps}steps.safetensors"
+                _write_format(aside / path, backbone, layers, settings.alpha, consumer)
+                facts["errors"][consumer] = check.format(aside, aside / path, backbone, layers, consumer)
+        if "comfyui" in formats and backbone.comfyui_latent:
+            write_json(aside / "comfyui" / "workflow.json", workflow(backbone, grid, Path(facts["formats"]["comfyui"]).name, (*story.prompts, "a prompt")[0]))
+        _finish(aside, backbone, facts, story, expected)
     return facts
 
 
 @torch.no_grad()
 def export_network(
     folder: Path, *, backbone: Backbone, weights: dict[str, Tensor], grid: TimeGrid, expected: Tensor, z: Tensor, cond: Cond,
+    dtype: str | None = None, story: Story = Story(),
 ) -> float:
     """Write a student of whole-network training as a diffusers model folder with its scheduler; the check's relative difference.
 
     weights: all parameters by name; expected, z, cond and RuntimeError as in `export_lora`.
     """
+    network = copy.deepcopy(backbone.network)  # for its buffers
+    network.load_state_dict(weights, strict=False)
+    return _export_whole(folder, backbone, network, grid, _Check(backbone, grid, dtype or backbone.config.dtype, expected, z, cond), dtype, story)
+
+
+@torch.no_grad()
+def export_fused(
+    folder: Path, *, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid, expected: Tensor, z: Tensor, cond: Cond,
+    dtype: str | None = None, story: Story = Story(),
+) -> float:
+    """Write base and LoRA in one diffusers model folder with its scheduler; arguments as in `export_lora`, merged in float32."""
+    network = copy.deepcopy(module).float()
+    network.load_state_dict(weights, strict=False)
+    network.fuse_lora()
+    network.unload_lora()
+    network.to(backbone.config.torch_dtype)
+    return _export_whole(folder, backbone, network, grid, _Check(backbone, grid, dtype or backbone.config.dtype, expected, z, cond), dtype, story)
+
+
+def _export_whole(
+    folder: Path, backbone: Backbone, network: nn.Module, grid: TimeGrid, check: _Check, dtype: str | None, story: Story
+) -> float:
     with _replacing(folder) as aside:
-        network = copy.deepcopy(backbone.network)  # for its buffers
-        network.load_state_dict(weights, strict=False)
-        network.save_pretrained(aside)
+        network.to(getattr(torch, dtype) if dtype else network.dtype).save_pretrained(aside)
         backbone.student_scheduler(grid).save_pretrained(aside)
-        pipeline = backbone.stock_pipeline()
-        reloaded = type(network).from_pretrained(aside, dtype=backbone.config.torch_dtype).to(z.device)
-        pipeline.register_modules(**{backbone.network_folder: reloaded})
-        pipeline.scheduler = backbone.student_scheduler(grid)
-        return _difference(backbone.stock_latents(pipeline, z, cond, steps=grid.steps), expected, backbone)
-
-
-def _difference(found: Tensor, expected: Tensor, backbone: Backbone) -> float:
-    error, tolerance = ((found - expected).norm() / expected.norm()).item(), TOLERANCE[backbone.config.dtype]
-    if not error <= tolerance:
-        raise RuntimeError(f"the export, reloaded by stock diffusers, differs from the student by {error:.2e} of its size (tolerance {tolerance:.0e})")
+        error = check.network(aside)
+        _finish(aside, backbone, check.facts(error), story, check.expected)
     return error
 
 
-def _write(folder: Path, backbone: Backbone, module: nn.Module, weights: dict[str, Tensor], grid: TimeGrid) -> None:
-    part = backbone.network_folder
-    state = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
-    settings = module.peft_config[ADAPTER].to_dict()
-    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    pipeline = getattr(diffusers, backbone.pipeline_class)
-    pipeline.save_lora_weights(
-        folder, **{f"{part}_lora_layers": {k: v.contiguous().cpu() for k, v in state.items()}, f"{part}_lora_adapter_metadata": metadata}
-    )
-    backbone.student_scheduler(grid).save_pretrained(folder)
+class _Check:
+    """What the student does, to compare an export with: its final latents from noise z under cond."""
+
+    def __init__(self, backbone: Backbone, grid: TimeGrid, dtype: str, expected: Tensor, z: Tensor, cond: Cond):
+        self.backbone, self.grid, self.dtype, self.expected, self.z, self.cond = backbone, grid, dtype, expected, z, cond
+        self.tolerance = max(TOLERANCE[backbone.config.dtype], TOLERANCE[dtype])
+
+    def facts(self, error: float) -> dict:
+        scheduler = self.backbone.student_scheduler(self.grid)
+        module = "diffusers" if hasattr(diffusers, type(scheduler).__name__) else type(scheduler).__module__
+        return {
+            "error": error, "tolerance": self.tolerance, "samples": len(self.z), "steps": self.grid.steps,
+            "timesteps": _timesteps(self.backbone, self.grid), "guidance": 1.0, "dtype": self.dtype,
+            "pipeline": self.backbone.pipeline_class, "network": self.backbone.network_folder,
+            "scheduler": {"module": module, "name": type(scheduler).__name__},
+            "model": asdict(self.backbone.config), "video": asdict(self.backbone.size),
+        }
+
+    def lora(self, folder: Path) -> float:
+        return self._difference(stock_latents(folder, self.backbone, self.z, self.cond, self.grid))
+
+    def format(self, bundle: Path, path: Path, backbone: Backbone, layers: dict[str, Tensor], consumer: str) -> float:
+        """The file of another program, read back by its rules, in the stock pipeline."""
+        stem = backbone.lora_names[consumer]
+        state = layouts.restore(load_file(path), consumer, stem, layouts.modules(layers))
+        with tempfile.TemporaryDirectory() as scratch:
+            again = Path(scratch)
+            shutil.copy(bundle / "scheduler_config.json", again)
+            rank = next(len(tensor) for key, tensor in state.items() if key.endswith("lora_A.weight"))
+            biased = any(key.endswith("lora_B.bias") for key in state)
+            if biased:  # peft gives all layers a bias, or none
+                state |= {f"{n}.lora_B.bias": torch.zeros(len(state[f"{n}.lora_B.weight"])) for n in layouts.modules(state) if f"{n}.lora_B.bias" not in state}
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layouts.modules(state), lora_bias=biased)
+            save_lora(again, backbone, state, config)
+            return self.lora(again)
+
+    def network(self, folder: Path) -> float:
+        backbone, pipeline = self.backbone, self.backbone.stock_pipeline()
+        reloaded = type(backbone.network).from_pretrained(folder, dtype=backbone.config.torch_dtype).to(self.z.device)
+        pipeline.register_modules(**{backbone.network_folder: reloaded})
+        pipeline.scheduler = backbone.student_scheduler(self.grid)
+        return self._difference(backbone.stock_latents(pipeline, self.z, self.cond, steps=self.grid.steps))
+
+    def _difference(self, found: Tensor) -> float:
+        error = ((found - self.expected).norm() / self.expected.norm()).item()
+        if not error <= self.tolerance:
+            raise RuntimeError(
+                f"the export, reloaded by stock diffusers, differs from the student by {error:.2e} of its size (tolerance {self.tolerance:.0e})"
+            )
+        return error
+
+
+def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
+    """ValueError for a format that does not exist, or that no program would load for this family."""
+    known = ("diffusers", *backbone.lora_names)
+    for name in formats:
+        if name not in layouts.FORMATS:
+            raise ValueError(f"format {name!r}: choose from {', '.join(layouts.FORMATS)}")
+        if name not in known:
+            raise ValueError(f"format {name!r}: no program that reads it knows {backbone.pipeline_class}: choose from {', '.join(known)}")
+
+
+def save_lora(folder: Path, backbone: Backbone, layers: dict[str, Tensor], config: LoraConfig) -> None:
+    """Write diffusers' LoRA file: layers by peft's names, and the LoraConfig in its metadata, or loaders would guess the scale."""
+    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    pipeline, part = getattr(diffusers, backbone.pipeline_class), backbone.network_folder
+    pipeline.save_lora_weights(folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata})
+
+
+def _write_format(path: Path, backbone: Backbone, layers: dict[str, Tensor], alpha: float, consumer: str) -> None:
+    tensors = layouts.convert(layers, alpha, consumer, backbone.lora_names[consumer])
+    path.parent.mkdir(exist_ok=True)
+    rank = len(next(tensor for key, tensor in layers.items() if key.endswith("lora_A.weight")))
+    save_file(tensors, path, metadata={"format": "pt", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)})
+
+
+def _finish(folder: Path, backbone: Backbone, facts: dict, story: Story, latents: Tensor) -> None:
+    """Sample videos, facts and card."""
+    samples = []
+    if story.prompts:
+        (folder / "samples").mkdir()
+        for index, (video, _) in enumerate(zip(backbone.decode(latents).cpu(), story.prompts)):
+            samples.append(f"samples/{index}.{'png' if video.shape[1] == 1 else 'mp4'}")
+            if video.shape[1] == 1:
+                write_image(folder / samples[-1], video[:, 0])
+            else:
+                write_video(folder / samples[-1], video, fps=backbone.size.fps)
+    grid = story.config.get("grid", {})
+    if grid.get("kind") == "shifted":
+        facts["shift"] = grid["shift"]
+    write_card(folder, backbone, facts, story, samples)
+    facts["files"] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    write_json(folder / FACTS, facts)
 
 
 @torch.no_grad()
@@ -118,33 +231,3 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 def _timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:
     return backbone.process.timestep(torch.tensor(grid.descending())).tolist()
-
-
-def _card(backbone: Backbone, grid: TimeGrid, settings: LoraSettings) -> str:
-    size, config, scheduler = backbone.size, backbone.config, backbone.student_scheduler(grid)
-    module = "diffusers" if hasattr(diffusers, type(scheduler).__name__) else type(scheduler).__module__
-    name = type(scheduler).__name__
-    return f"""# {grid.steps}-step LoRA for {config.path}
-
-Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674).
-
-| setting | value |
-|---|---|
-| base | `{config.path}`, revision `{config.revision or "as found"}` |
-| timesteps | {_timesteps(backbone, grid)} |
-| sampler | {name}, deterministic (eta 0) |
-| guidance scale | 1.0 (off) |
-| LoRA scale | 1.0 (rank {settings.rank}, alpha {settings.alpha:g}, in the file's metadata) |
-| frames x height x width | {size.frames} x {size.height} x {size.width}, {size.fps} fps |
-
-```python
-import torch
-from diffusers import {backbone.pipeline_class}
-from {module} import {name}
-
-pipe = {backbone.pipeline_class}.from_pretrained("{config.path}", dtype=torch.{config.dtype})
-pipe.load_lora_weights("path/to/this/folder")
-pipe.scheduler = {name}.from_pretrained("path/to/this/folder")
-video = pipe("a prompt", num_inference_steps={grid.steps}, guidance_scale=1.0, {backbone.stock_call()}).frames[0]
-```
-"""

@@ -85,7 +85,7 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
         raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"] if weights else ["*.json"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*"] if weights else ["*.json"]
     known = Path(__file__).parent / "architectures" / config.path.replace("/", "--")
     try:
         return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
@@ -130,6 +130,11 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Module names that a LoRA adapts by default."""
     network_folder: ClassVar[str] = "transformer"
+    lora_names: ClassVar[dict[str, Callable[[str], str]]] = {}
+    """Other programs that load a LoRA of this family ("comfyui", "kohya"), and what they call its modules: see consumers.py."""
+    comfyui_text: ClassVar[str] = ""
+    comfyui_latent: ClassVar[str] = ""
+    """Type of ComfyUI's CLIPLoader and class of its node for empty latents; without them an export has no ComfyUI workflow."""
     process: Process
     network: nn.Module
 

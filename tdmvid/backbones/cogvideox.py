@@ -21,6 +21,7 @@ from ..diffusion.process import TabulatedVP
 from .base import Backbone, ClipSize, ModelConfig, Tokens, TokenSharing, check_lora, file_fingerprint, register
 from .cogvideox_parallel import share_tokens
 from .cogvideox_scheduler import load_scheduler, scheduler_for
+from .consumers import comfyui_cogvideox
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
 
@@ -31,6 +32,8 @@ class CogVideoX(Backbone):
 
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_names = {"comfyui": comfyui_cogvideox}
+    comfyui_text, comfyui_latent = "cogvideox", "EmptyHunyuanLatentVideo"  # of 16 channels and the same compression
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
         self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)

@@ -96,12 +96,7 @@ class Checkpoints:
     @staticmethod
     def load(path: Path, engines: dict, fingerprint: dict) -> int:
         """Restore all roles and return how many iterations were done; ValueError if the run was another one."""
-        if not (path / META).is_file():
-            raise ValueError(f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto")
-        damage = _damage(path)
-        if damage:
-            raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
-        meta = json.loads((path / META).read_text())
+        meta = json.loads((whole(path) / META).read_text())
         saved = flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
@@ -109,6 +104,16 @@ class Checkpoints:
         for role, engine in engines.items():
             engine.load(path / role)
         return meta["step"]
+
+
+def whole(path: Path) -> Path:
+    """The path itself; ValueError if it is no checkpoint, or a damaged one."""
+    if not (path / META).is_file():
+        raise ValueError(f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto")
+    damage = _damage(path)
+    if damage:
+        raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
+    return path
 
 
 def _sizes(folder: Path) -> dict[str, int]:

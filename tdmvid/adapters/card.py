@@ -1,0 +1,138 @@
+"""The card of an exported student: README.md with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..backbones.base import Backbone
+from ..data.files import write_text
+
+
+@dataclass(frozen=True)
+class Story:
+    """Where a student comes from, as far as it is known."""
+
+    config: dict = field(default_factory=dict)
+    """The run's resolved config."""
+    scores: dict = field(default_factory=dict)
+    """The run's scores.json."""
+    origin: str = "Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674)."
+    prompts: tuple[str, ...] = ()
+    """Of the check's samples: with them, their videos are part of the bundle."""
+
+
+def base_licence(folder: Path) -> dict[str, str]:
+    """licence, its name and link as the base's own card states them; {} if it has none."""
+    card = folder / "README.md"
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S) if card.is_file() else None
+    return dict(re.findall(r"^(license(?:_name|_link)?): *['\"]?([^'\"\n]+?)['\"]? *$", head[1], re.M)) if head else {}
+
+
+def write_card(folder: Path, backbone: Backbone, facts: dict, story: Story, samples: list[str]) -> None:
+    """Write README.md for the files that lie in `folder`; samples: names of its videos, one a prompt."""
+    lora = "rank" in facts
+    parts = [
+        _front_matter(backbone, facts), f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {backbone.config.path}", story.origin,
+        _settings(backbone, facts), "## In diffusers", _python(backbone, facts),
+        *_other_files(facts), *_samples(samples, story.prompts), *_scores(story.scores), *_recipe(story.config), "## Licence", _licence(backbone),
+    ]
+    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _front_matter(backbone: Backbone, facts: dict) -> str:
+    path, video = backbone.config.path, backbone.size.frames > 1
+    hub = path.count("/") == 1 and not Path(path).is_dir()
+    lines = [
+        "---", *([f"base_model: {path}", "base_model_relation: " + ("adapter" if "rank" in facts else "finetune")] if hub else []),
+        *(f"{key}: {value}" for key, value in base_licence(backbone.folder).items()),
+        "library_name: diffusers", f"pipeline_tag: {'text-to-video' if video else 'text-to-image'}",
+        "tags:", *(f"- {tag}" for tag in (["lora"] if "rank" in facts else []) + ["distillation", "few-step", "tdm"]), "---",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(backbone: Backbone, facts: dict) -> str:
+    config, size = backbone.config, backbone.size
+    shift = f" (flow shift {facts['shift']:g})" if facts.get("shift") else ""
+    rows = {
+        "base": f"`{config.path}`, revision `{config.revision or 'as found'}`",
+        "timesteps": f"{facts['timesteps']}{shift}", "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)", "guidance scale": "1.0 (off)",
+        **({"LoRA scale": f"1.0 (rank {facts['rank']}, alpha {facts['alpha']:g}, in the file's metadata)"} if "rank" in facts else {}),
+        "frames x height x width": f"{size.frames} x {size.height} x {size.width}" + (f", {size.fps} fps" if size.frames > 1 else ""),
+        "weights": facts["dtype"],
+    }
+    return "\n".join(["| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _python(backbone: Backbone, facts: dict) -> str:
+    module, name = facts["scheduler"]["module"], facts["scheduler"]["name"]
+    path, dtype, pipeline = backbone.config.path, backbone.config.dtype, backbone.pipeline_class
+    revision = f', revision="{backbone.config.revision}"' if backbone.config.revision else ""
+    variant = f', variant="{backbone.config.variant}"' if backbone.config.variant else ""
+    lines = ["import torch", f"from {module} import {name}"]
+    if "rank" in facts:
+        lines += [f"from diffusers import {pipeline}", "", f'pipe = {pipeline}.from_pretrained("{path}", dtype=torch.{dtype}{revision}{variant})']
+        lines += ['pipe.load_lora_weights("path/to/this/folder")']
+    else:
+        part, network = backbone.network_folder, type(backbone.network).__name__
+        lines += [f"from diffusers import {pipeline}, {network}", "", f'{part} = {network}.from_pretrained("path/to/this/folder", dtype=torch.{dtype})']
+        lines += [f'pipe = {pipeline}.from_pretrained("{path}", {part}={part}, dtype=torch.{dtype}{revision}{variant})']
+    output = "frames[0]" if backbone.size.frames > 1 else "images[0]"
+    lines += [
+        f'pipe.scheduler = {name}.from_pretrained("path/to/this/folder")',
+        f'{output.split("[")[0]} = pipe("a prompt", num_inference_steps={facts["steps"]}, guidance_scale=1.0, {backbone.stock_call()}).{output}',
+    ]
+    code = "\n".join(sorted(lines[: lines.index("")], key=lambda line: line.startswith("from")) + lines[lines.index("") :])
+    short = 'from tdmvid.adapters.bundle import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
+    return f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and scheduler:\n\n```python\n{short}\n```"
+
+
+def _other_files(facts: dict) -> list[str]:
+    where = {
+        "comfyui": "ComfyUI (into `models/loras`; `comfyui/workflow.json` is a workflow in API format with the trained sigmas)",
+        "kohya": "sd-scripts, WebUI and others that read kohya's names",
+    }
+    rows = [f"* `{path}`: for {where[consumer]}" for consumer, path in facts.get("formats", {}).items()]
+    return ["## For other programs", "\n".join(rows) + "\n\nUse strength 1.0, guidance (CFG) 1.0, and the steps of the table."] if rows else []
+
+
+def _samples(samples: list[str], prompts: tuple[str, ...]) -> list[str]:
+    return ["## Samples", "\n".join(f"* [{prompt}]({name})" for prompt, name in zip(prompts, samples))] if samples else []
+
+
+def _scores(scores: dict) -> list[str]:
+    columns, rows = scores.get("columns", []), scores.get("samplers", [])
+    if not columns or not rows:
+        return []
+    table = ["| sampler | NFE | " + " | ".join(column["label"] for column in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for row in rows:
+        cells = [_cell(row["metrics"].get(column["key"]), column.get("unit", "")) for column in columns]
+        table.append(f"| {row['name']} | {row.get('nfe', '')} | " + " | ".join(cells) + " |")
+    return ["## Scores", "\n".join(table) + f"\n\n{scores.get('protocol', '')}"]
+
+
+def _cell(metric: dict | None, unit: str) -> str:
+    if metric is None:
+        return ""
+    scale = 100 if unit == "%" else 1
+    return f"{scale * metric['value']:.3g} {unit}".strip()
+
+
+def _recipe(config: dict) -> list[str]:
+    if not config:
+        return []
+    prompts = {"prompts": {key: value for key, value in config.get("prompts", {}).items() if key not in ("path", "cache")}}  # paths of one machine
+    shown = {key: value for key, value in config.items() if key not in ("out", "log", "prompts")} | prompts
+    return ["## Training", f"The run's whole config:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"]
+
+
+def _licence(backbone: Backbone) -> str:
+    stated = base_licence(backbone.folder)
+    if not stated:
+        return f"The licence of the base model, `{backbone.config.path}`, applies; its folder does not state which."
+    name = stated.get("license_name", stated.get("license", ""))
+    link = f" ({stated['license_link']})" if "license_link" in stated else ""
+    return f"The licence of the base model applies: {name}{link}."
