@@ -117,6 +117,19 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """What scores the finished run: a program of eval/ and its own config."""
+
+    program: Literal["", "vbench", "image", "shapes"] = ""
+    """Empty scores nothing."""
+    config: str = ""
+
+    def __post_init__(self):
+        if self.program in ("vbench", "image") and not self.config:
+            raise ValueError(f"evaluate.config={self.config!r}: {self.program} needs a config file, the ready ones are in eval/configs/")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run."""
 
@@ -142,6 +155,7 @@ class RunConfig:
     batch: BatchConfig = BatchConfig()
     parallel: ParallelConfig = ParallelConfig()
     log: LogConfig = field(default_factory=LogConfig)
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
         if self.steps < 1:
