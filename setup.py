@@ -36,7 +36,8 @@ setup(
     extras_require={
         "test": ["pytest>=8,<10"],
         "xformers": ["xformers>=0.0.35,<0.1"],
-        # Pins an old stack: install it into an environment of its own.
+        "image-metrics": ["torch-fidelity>=0.4,<0.5", "open-clip-torch>=3.3,<4", "lpips>=0.1.4,<0.2"],
+        # Pins an old stack: it has an environment of its own, which eval/setup_vbench.sh makes.
         "vbench": ["vbench==0.1.5"],
     },
 )

@@ -20,33 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
-from tdmvid.backbones.base import Backbone, load_backbone  # noqa: E402
 from tdmvid.config import from_dict, read_settings, to_dict  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
-from tdmvid.sampling import Sampler, load_for_sampling, sample_videos  # noqa: E402
 from tdmvid.scoring.package import Environment, ready, score_folder  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
+from tdmvid.scoring.sides import NAMES, sample_sides  # noqa: E402
 from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of  # noqa: E402
 from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, Scores  # noqa: E402
 from tdmvid.scoring.weights import Preflight  # noqa: E402
-
-NAMES = ("student", "teacher")
-
-
-def sample(out: Path, config: VBenchConfig, entries: list[Entry], lora: Path, world: launch.World) -> None:
-    """Both samplers' videos, from the same noise, each made once."""
-    backbone = _backbone(config, lora, world)
-    shots = shots_of(entries, config.video.frames)
-    for name, sampler in zip(NAMES, (Sampler(lora), Sampler(None, config.teacher.steps, config.teacher.cfg))):
-        sample_videos(out / name, shots, backbone=backbone, sampler=sampler, world=world, batch=config.batch, cache=Path(config.embeddings))
-
-
-def _backbone(config: VBenchConfig, lora: Path, world: launch.World) -> Backbone:
-    if config.model.path:
-        return load_backbone(config.model, config.video, device=world.device)
-    size = config.video
-    return load_for_sampling(world, student=lora, size=f"{size.frames}x{size.height}x{size.width}", fps=size.fps)
 
 
 def score(out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight) -> dict[str, Scores]:
@@ -76,7 +58,7 @@ def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Pref
     if warnings:  # the totals of part of the suite look like those of the whole
         measures = tuple({name: side[name] for name in side if name in DIMENSIONS} for side in measures)
     result = Result(
-        title=f"VBench{'-Long' if config.long else ''}: {out.resolve().name}", protocol=protocol(config, entries), notes=warnings,
+        title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}", protocol=protocol(config, entries), notes=warnings,
         names=NAMES, scores=measures[:2], differences=measures[2],
         facts={"config": to_dict(config), "left_out": {name: [need.path for need in needs] for name, needs in checked.missing.items()}},
     )
@@ -149,7 +131,7 @@ def main() -> None:
         out = args.out or args.lora.parent / "vbench"
         if args.stage != "score":
             world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last video
-            sample(out, config, entries, args.lora, world)
+            sample_sides(out, shots_of(entries, config.video.frames), config, args.lora, world)
             launch.finish()
             torch.cuda.empty_cache()
             if not world.primary:
