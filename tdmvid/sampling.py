@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .adapters.bundle import read_facts, stock_defaults, use_student
-from .backbones.base import Backbone, ClipSize, ModelConfig, load_backbone
+from .backbones.base import Backbone, ClipSize, ModelConfig, file_fingerprint, load_backbone
 from .data.embeddings import EmbeddingCache, embed_prompts
 from .data.files import write_json, write_text
 from .data.video import write_image, write_video
@@ -131,8 +131,11 @@ def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
 
 
 def _settings(backbone: Backbone, sampler: Sampler, steps: int, cfg: float) -> dict:
-    student = None if sampler.student is None else str(sampler.student)
-    return {"model": asdict(backbone.config), "video": asdict(backbone.size), "student": student, "steps": steps, "cfg": cfg}
+    folder = sampler.student
+    found = {"model": asdict(backbone.config), "video": asdict(backbone.size), "steps": steps, "cfg": cfg, "weights": None}
+    if folder is not None:  # by its content: another run may have written another student to the same place
+        found["weights"] = file_fingerprint([*folder.glob("*.safetensors"), *folder.glob("scheduler_config.json")])
+    return found | {"student": folder and str(folder)}
 
 
 def _claim(out: Path, settings: dict, shots: list[Shot]) -> None:
@@ -141,7 +144,7 @@ def _claim(out: Path, settings: dict, shots: list[Shot]) -> None:
     if path.is_file():
         there = json.loads(path.read_text())
         for key, value in settings.items():
-            if there.get(key) != value:
+            if key != "student" and there.get(key) != value:
                 raise ValueError(f"{out} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the same, or another --out")
     wanted = {shot.file: shot for shot in shots}
     for entry in read_manifest(out):

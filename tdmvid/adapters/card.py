@@ -68,24 +68,20 @@ def _settings(backbone: Backbone, facts: dict) -> str:
 
 
 def _python(backbone: Backbone, facts: dict) -> str:
-    module, name = facts["scheduler"]["module"], facts["scheduler"]["name"]
-    path, dtype, pipeline = backbone.config.path, backbone.config.dtype, backbone.pipeline_class
-    revision = f', revision="{backbone.config.revision}"' if backbone.config.revision else ""
-    variant = f', variant="{backbone.config.variant}"' if backbone.config.variant else ""
-    lines = ["import torch", f"from {module} import {name}"]
-    if "rank" in facts:
-        lines += [f"from diffusers import {pipeline}", "", f'pipe = {pipeline}.from_pretrained("{path}", dtype=torch.{dtype}{revision}{variant})']
-        lines += ['pipe.load_lora_weights("path/to/this/folder")']
-    else:
-        part, network = backbone.network_folder, type(backbone.network).__name__
-        lines += [f"from diffusers import {pipeline}, {network}", "", f'{part} = {network}.from_pretrained("path/to/this/folder", dtype=torch.{dtype})']
-        lines += [f'pipe = {pipeline}.from_pretrained("{path}", {part}={part}, dtype=torch.{dtype}{revision}{variant})']
-    output = "frames[0]" if backbone.size.frames > 1 else "images[0]"
-    lines += [
-        f'pipe.scheduler = {name}.from_pretrained("path/to/this/folder")',
-        f'{output.split("[")[0]} = pipe("a prompt", num_inference_steps={facts["steps"]}, guidance_scale=1.0, {backbone.stock_call()}).{output}',
-    ]
-    code = "\n".join(sorted(lines[: lines.index("")], key=lambda line: line.startswith("from")) + lines[lines.index("") :])
+    module, scheduler = facts["scheduler"]["module"], facts["scheduler"]["name"]
+    config, pipeline, whole = backbone.config, backbone.pipeline_class, "rank" not in facts
+    base = f'"{config.path}"' + "".join(f', {key}="{value}"' for key, value in (("revision", config.revision), ("variant", config.variant)) if value)
+    part, network, dtype = backbone.network_folder, type(backbone.network).__name__, f"dtype=torch.{config.dtype}"
+    ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
+    names = sorted({pipeline, *([network] if whole else []), *([] if ours else [scheduler])})
+    made, output = ("video", "frames") if backbone.size.frames > 1 else ("image", "images")
+    load = [f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'] if whole else []
+    load += [f"pipe = {pipeline}.from_pretrained({base}, {f'{part}={part}, ' if whole else ''}{dtype})"]
+    load += [] if whole else ['pipe.load_lora_weights("path/to/this/folder")']
+    code = "\n".join([
+        "import torch", f"from diffusers import {', '.join(names)}", *ours, "", *load, f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
+        f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]}, guidance_scale=1.0, {backbone.stock_call()}).{output}[0]',
+    ])
     short = 'from tdmvid.adapters.bundle import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
     return f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and scheduler:\n\n```python\n{short}\n```"
 

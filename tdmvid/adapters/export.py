@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,9 +79,9 @@ def export_network(
 
     weights: all parameters by name; expected, z, cond and RuntimeError as in `export_lora`.
     """
-    network = copy.deepcopy(backbone.network)  # for its buffers
+    network = copy.deepcopy(backbone.network).float()  # for its buffers
     network.load_state_dict(weights, strict=False)
-    return _export_whole(folder, backbone, network, grid, _Check(backbone, grid, dtype or backbone.config.dtype, expected, z, cond), dtype, story)
+    return _export_whole(folder, backbone, network, grid, dtype or backbone.config.dtype, story, (expected, z, cond))
 
 
 @torch.no_grad()
@@ -93,19 +94,25 @@ def export_fused(
     network.load_state_dict(weights, strict=False)
     network.fuse_lora()
     network.unload_lora()
-    network.to(backbone.config.torch_dtype)
-    return _export_whole(folder, backbone, network, grid, _Check(backbone, grid, dtype or backbone.config.dtype, expected, z, cond), dtype, story)
+    return _export_whole(folder, backbone, network, grid, dtype or backbone.config.dtype, story, (expected, z, cond))
 
 
-def _export_whole(
-    folder: Path, backbone: Backbone, network: nn.Module, grid: TimeGrid, check: _Check, dtype: str | None, story: Story
-) -> float:
+def _export_whole(folder: Path, backbone: Backbone, network: nn.Module, grid: TimeGrid, dtype: str, story: Story, samples: tuple[Tensor, Tensor, Cond]) -> float:
+    check = _Check(backbone, grid, dtype, *samples)
+    _cast(network, backbone, getattr(torch, dtype))
     with _replacing(folder) as aside:
-        network.to(getattr(torch, dtype) if dtype else network.dtype).save_pretrained(aside)
+        network.save_pretrained(aside)
         backbone.student_scheduler(grid).save_pretrained(aside)
         error = check.network(aside)
         _finish(aside, backbone, check.facts(error), story, check.expected)
     return error
+
+
+def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
+    """Give a float32 copy of the backbone's network `dtype` where that has its base's; what a family keeps in float32 stays."""
+    like = {name.replace(".base_layer", ""): x.dtype for name, x in chain(backbone.network.named_parameters(), backbone.network.named_buffers())}
+    for name, x in chain(network.named_parameters(), network.named_buffers()):
+        x.data = x.data.to(dtype if like[name] == backbone.config.torch_dtype else like[name])
 
 
 class _Check:

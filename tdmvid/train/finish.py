@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adapters.card import Story
 from ..adapters.export import export_lora, export_network
+from ..config import to_dict
 from ..data.files import write_json
 from ..data.video import write_image, write_strip
 from ..diffusion.grid import TimeGrid
@@ -27,16 +29,15 @@ def finish(run: Run) -> None:
     gallery.teacher()
     if not run.world.primary:
         return
+    common = {
+        "backbone": run.backbone, "weights": weights, "grid": run.grid, "expected": expected, "z": z, "cond": run.gallery,
+        "story": Story(to_dict(run.config), prompts=tuple(run.gallery_prompts)),
+    }
     if run.config.training == "lora":
-        facts = export_lora(
-            run.config.folder / "lora", backbone=run.backbone, module=run.engines["student"].module, weights=weights,
-            grid=run.grid, settings=run.config.lora, expected=expected, z=z, cond=run.gallery,
-        )
+        facts = export_lora(run.config.folder / "lora", module=run.engines["student"].module, settings=run.config.lora, **common)
         print(f"lora: {run.config.folder / 'lora'}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
     else:
-        error = export_network(
-            run.config.folder / "student", backbone=run.backbone, weights=weights, grid=run.grid, expected=expected, z=z, cond=run.gallery,
-        )
+        error = export_network(run.config.folder / "student", **common)
         print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
     gallery.write()
     print(f"report: {write_report(run.config.folder)}")

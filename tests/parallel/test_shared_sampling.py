@@ -1,0 +1,36 @@
+"""Several ranks make the videos that one makes, each its share."""
+
+from pathlib import Path
+
+from ranks import run_ranks
+
+from tdmvid import sampling
+from tdmvid.data.video import read_video
+from tdmvid.parallel import launch
+
+PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
+
+
+def sample(model, out, cache):
+    """What launch/sample.py does in each rank: the files that this one wrote, and those of the manifest."""
+    world = launch.start("auto")
+    backbone = sampling.load_for_sampling(world, model=model, size="9x32x32")
+    wrote, write = [], sampling._write
+    sampling._write = lambda out, shots, *rest: (wrote.extend(shot.file for shot in shots), write(out, shots, *rest))
+    shots = sampling.plan_shots(PROMPTS, (0, 1), frames=9)
+    manifest = sampling.sample_videos(
+        Path(out), shots, backbone=backbone, sampler=sampling.Sampler(steps=2, cfg=1.0), world=world, batch=2, cache=Path(cache),
+    )
+    launch.finish()
+    return wrote, [entry["file"] for entry in manifest]
+
+
+def test_two_ranks_share_the_list_and_make_the_videos_of_one(tiny_cogvideox, tmp_path):
+    model = str(tiny_cogvideox("sincos"))
+    (first, manifest), (second, other) = run_ranks(2, sample, model, str(tmp_path / "two"), str(tmp_path / "cache"))
+    assert len(first) == len(second) == 3 and manifest == other == sorted(first + second)
+    assert not list((tmp_path / "two").glob(".*"))  # the ranks' own manifests are one now
+    run_ranks(1, sample, model, str(tmp_path / "one"), str(tmp_path / "cache"))
+    for name in manifest:
+        one, two = (read_video(tmp_path / folder / name) for folder in ("one", "two"))
+        assert (one - two).abs().mean() < 0.01 < one.std()

@@ -1,0 +1,207 @@
+"""Each video of a list is made once, and is a function of its prompt, its seed and the student alone."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+from peft import LoraConfig
+
+from tdmvid import sampling
+from tdmvid.adapters.export import save_lora
+from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.data.video import read_video
+from tdmvid.parallel.launch import World
+from tdmvid.sampling import Sampler, load_for_sampling, noise, plan_shots, read_manifest, read_seeds, sample_videos
+
+PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
+ONE = World(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_cogvideox):
+    return load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def student(backbone, tmp_path_factory):
+    """A bundle as export writes it: a LoRA that matters, a scheduler of 2 steps, and its facts."""
+    folder, generator, state = tmp_path_factory.mktemp("student"), torch.Generator().manual_seed(0), {}
+    for name, layer in backbone.network.named_modules():
+        if name.endswith("to_q"):
+            state[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
+            state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator)
+    save_lora(folder, backbone, state, LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
+    CogVideoXDDIMScheduler.from_config(backbone.scheduler.config, timestep_spacing="trailing").save_pretrained(folder)
+    facts = {"steps": 2, "rank": 2, "model": {"path": str(backbone.folder), "dtype": "float32"}, "video": {"frames": 9, "height": 32, "width": 32, "fps": 5}}
+    (folder / "export.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def make(backbone, tmp_path):
+    """`make(out, prompts, seeds, ...)`: the manifest, with what was sampled counted in `make.videos`."""
+
+    def make(out, prompts=PROMPTS, seeds=(0, 1), *, sampler=Sampler(steps=2, cfg=1.0), naming="index", **others):
+        shots = plan_shots(list(prompts), seeds, frames=9, naming=naming)
+        return sample_videos(tmp_path / out, shots, backbone=backbone, sampler=sampler, cache=tmp_path / "cache", **{"world": ONE} | others)
+
+    return make
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The files whose videos were sampled, in order."""
+    files, write = [], sampling._write
+    monkeypatch.setattr(sampling, "_write", lambda out, shots, *rest: (files.extend(shot.file for shot in shots), write(out, shots, *rest)))
+    return files
+
+
+def videos(folder):
+    return {path.name: read_video(path) for path in sorted(folder.glob("*.mp4"))}
+
+
+def same(a, b):
+    assert a.keys() == b.keys() and len(a) == 6
+    for name in a:
+        assert (a[name] - b[name]).abs().mean() < 0.01  # batches round differently, and the codec makes more of it in places
+
+
+def test_neither_batch_nor_order_changes_a_video(make, tmp_path):
+    make("plain")
+    make("batched", batch=4)
+    make("backwards", naming="prompt", prompts=PROMPTS[::-1], seeds=(1, 0))
+    plain = videos(tmp_path / "plain")
+    same(plain, videos(tmp_path / "batched"))
+    same({f"{PROMPTS[int(name[:5])]}-{name[-5]}.mp4": video for name, video in plain.items()}, videos(tmp_path / "backwards"))
+    distances = torch.pdist(torch.stack(list(plain.values())).flatten(1), p=1) / plain.popitem()[1].numel()
+    assert distances.min() > 0.1  # and they are six different ones
+
+
+def test_every_prompt_and_seed_has_its_own_noise():
+    z = torch.stack([noise(prompt, seed, (500,)) for prompt in PROMPTS for seed in (0, 1)])
+    assert torch.equal(z[1], noise(PROMPTS[0], 1, (500,)))
+    assert (torch.corrcoef(z) - torch.eye(6)).abs().max() < 0.2 and abs(z.std() - 1) < 0.05
+
+
+def test_nothing_is_sampled_twice(make, written, tmp_path):
+    first = make("out", PROMPTS[:2])
+    (tmp_path / "out" / first[0]["file"]).unlink()
+    written.clear()
+    manifest = make("out")
+    assert written == [first[0]["file"], "00002_a-red-square-0.mp4", "00002_a-red-square-1.mp4"]
+    assert [(e["prompt"], e["seed"]) for e in manifest] == [(prompt, seed) for prompt in PROMPTS for seed in (0, 1)]
+    assert read_manifest(tmp_path / "out") == manifest and {p.name for p in (tmp_path / "out").iterdir()} == {
+        "manifest.jsonl", "sampling.json", *(entry["file"] for entry in manifest)
+    }
+
+
+def test_a_killed_run_goes_on_where_it_was(make, written, backbone, tmp_path, monkeypatch):
+    make("whole")
+    decode, calls = type(backbone).decode, []
+
+    def dying(self, latents):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return decode(self, latents)
+
+    monkeypatch.setattr(type(backbone), "decode", dying)
+    written.clear()
+    with pytest.raises(KeyboardInterrupt):
+        make("out", batch=2)
+    monkeypatch.undo()
+    with (tmp_path / "out" / ".0.manifest.jsonl").open("a") as file:
+        file.write('{"prompt": "a cut li')
+    make("out", batch=2)
+    same(videos(tmp_path / "whole"), videos(tmp_path / "out"))
+    assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 6 and not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"sampler": Sampler(steps=3, cfg=1.0)}, "holds videos of steps=2, these have 3: use the same, or another --out"),
+    ({"sampler": Sampler(steps=2, cfg=2.0)}, "holds videos of cfg=1.0, these have 2.0"),
+])
+def test_another_setting_in_the_same_folder_is_refused(make, change, message):
+    make("out", PROMPTS[:1], (0,))
+    with pytest.raises(ValueError, match=message):
+        make("out", PROMPTS[:1], (0,), **change)
+
+
+def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
+    place = shutil.copytree(student, tmp_path / "lora")
+    make("out", PROMPTS[:1], (0,), sampler=Sampler(place))
+    moved = place.rename(tmp_path / "moved")
+    make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same, elsewhere
+    weights = moved / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match="holds videos of weights='[0-9a-f]{24}', these have '[0-9a-f]{24}': use the same, or another --out"):
+        make("out", sampler=Sampler(moved))
+
+
+def test_another_prompt_under_the_same_name_is_refused(make):
+    long = "a red circle moves left " * 4
+    make("out", [long + "a"], (0,))
+    with pytest.raises(ValueError, match=f"shows '{long}a', not '{long}b': use the same prompts, or another --out"):
+        make("out", [long + "b"], (0,))
+
+
+def test_the_student_s_bundle_decides_steps_size_and_base(make, student, backbone, tmp_path):
+    found = load_for_sampling(ONE, student=student)
+    assert (found.size, found.config.path) == (ClipSize(9, 32, 32, 5), str(backbone.folder))
+    manifest = make("student", PROMPTS[:1], (0,), sampler=Sampler(student))
+    assert (manifest[0]["settings"]["steps"], manifest[0]["settings"]["cfg"]) == (2, 1.0)
+    with pytest.raises(ValueError, match="steps=4: the student in .* was trained for 2 steps"):
+        make("more", sampler=Sampler(student, steps=4))
+    make("teacher", PROMPTS[:1], (0,))  # after the student, on the same backbone
+    teacher, small = (next(iter(videos(tmp_path / name).values())) for name in ("teacher", "student"))
+    assert (teacher - small).abs().mean() > 0.01
+    assert not any("lora" in name for name, _ in backbone.network.named_parameters())
+
+
+def test_a_teacher_samples_as_its_pipeline_does_by_default(make):
+    settings = make("out", PROMPTS[:1], (0,), sampler=Sampler())[0]["settings"]
+    assert (settings["steps"], settings["cfg"]) == (50, 6.0)
+
+
+def test_the_text_encoder_is_gone_before_the_denoiser_runs(make, backbone, monkeypatch):
+    held = []
+    latents = type(backbone).stock_latents
+    monkeypatch.setattr(type(backbone), "stock_latents", lambda self, pipeline, *a, **k: (
+        held.append((self._pipeline, pipeline.text_encoder)), latents(self, pipeline, *a, **k))[1])
+    make("out", PROMPTS[:1], (0,))
+    assert held == [(None, None)]
+
+
+@pytest.mark.parametrize("naming, names", [
+    ("index", ["00000_a-man-s-2nd-try-7.mp4", "00002_prompt-7.mp4"]), ("prompt", ["A man's 2nd try!-7.mp4", "猫-7.mp4"]),
+])
+def test_files_are_named_by_place_or_by_prompt_and_doubles_once(naming, names):
+    assert [shot.file for shot in plan_shots(["A man's 2nd try!"] * 2 + ["猫"], [7, 7], frames=9, naming=naming)] == names
+
+
+def test_an_image_is_a_png():
+    assert plan_shots(["a cat"], [0], frames=1)[0].file == "00000_a-cat-0.png"
+
+
+@pytest.mark.parametrize("prompt", ["up/down", "x" * 250])
+def test_a_prompt_that_cannot_name_a_file_is_refused(prompt):
+    with pytest.raises(ValueError, match="cannot name a file .*: use naming by index"):
+        plan_shots([prompt], [0], frames=9, naming="prompt")
+
+
+@pytest.mark.parametrize("given, message", [
+    ({}, "model is not given, and no student names its base"), ({"model": "x/y"}, "size is not given"),
+    ({"model": "x/y", "size": "512"}, "size='512': frames x height x width, e.g. 49x480x720"),
+    ({"student": "/nowhere"}, "/nowhere is no folder"),
+])
+def test_what_is_missing_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        load_for_sampling(ONE, **given)
+
+
+def test_seeds_are_whole_numbers():
+    assert read_seeds("0,1,12") == [0, 1, 12]
+    with pytest.raises(ValueError, match="seeds='0;1': whole numbers with commas"):
+        read_seeds("0;1")
