@@ -71,6 +71,7 @@ def test_the_aesthetic_head_is_linear(tmp_path):
     assert torch.allclose(aesthetic(features, tmp_path / "head.pth"), features @ weight[0] + 5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_clip_scores_are_cosines_of_loaded_weights(pictures, tmp_path):
     """Saved random weights come back; a score is 100 cos, and an image's own features score 100."""
     library("open_clip")
