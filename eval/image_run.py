@@ -160,16 +160,16 @@ def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Prefligh
     student, teacher = (sides[name] for name in NAMES)
     if not student and not sets:
         raise ValueError(f"nothing can be measured:\n{checked.describe()}")
-    notes = [f"Left out: {', '.join(checked.missing)}."] if checked.missing else []
-    notes += [f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}." for what, found in sets.items()]
+    notes = (f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()
+    figures = tuple(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}" for what, found in sets.items())
     size = config.video
     protocol = (
         f"{len({shot.prompt for shot in shots})} prompts of {config.prompts}, {config.seeds} seeds each, the same noise for both; {size.height} x {size.width};"
         f" teacher in {config.teacher.steps} steps with guidance {config.teacher.cfg:g}; 95 % bootstrap intervals over prompts, the difference paired."
     )
     result = Result(
-        title=f"Images: {out.resolve().parent.name}", protocol=protocol, notes=tuple(notes), names=NAMES, scores=(measures(student), measures(teacher)),
-        differences=differences(student, teacher), percent=False, facts={"config": to_dict(config), "sets": sets},
+        title=f"Images: {out.resolve().parent.name}", protocol=protocol, notes=notes, names=NAMES, scores=(measures(student), measures(teacher)),
+        differences=differences(student, teacher), figures=figures, percent=False, facts={"config": to_dict(config), "sets": sets},
     )
     page = write_result(out, result, _pairs(out, shots, student, teacher), shown=config.pairs)
     print((out / "results.md").read_text())

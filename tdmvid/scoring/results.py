@@ -37,6 +37,8 @@ class Result:
     """Student, teacher."""
     scores: tuple[Mapping[str, Measure], Mapping[str, Measure]]
     differences: Mapping[str, Measure]
+    figures: tuple[str, ...] = ()
+    """What is measured of a whole set of samples and has no pairs, such as FID."""
     percent: bool = True
     facts: Mapping[str, object] | None = None
 
@@ -84,6 +86,7 @@ def markdown(result: Result) -> str:
     lines += [f"**{note}**\n" for note in result.notes]
     lines += [f"| | {result.names[0]} | {result.names[1]} | difference |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in table(result)]
+    lines += [""] * bool(result.figures) + [f"* {line}" for line in result.figures]
     return "\n".join(lines) + "\n"
 
 
