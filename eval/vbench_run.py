@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,8 @@ from tdmvid.scoring.weights import Preflight  # noqa: E402
 def score(out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight) -> dict[str, Scores]:
     """Scores of both samplers, on every GPU that is there."""
     files = [shot.file for shot in shots_of(entries, config.video.frames)]
-    devices = [str(index) for index in range(torch.cuda.device_count())] or ["cpu"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # the numbers of a share of a machine's GPUs, where this process has a share
+    devices = [visible[index] if index < len(visible) and visible[index] else str(index) for index in range(torch.cuda.device_count())] or ["cpu"]
     scores = {}
     for name in NAMES:
         digests = check_videos(out / name, files, config.video)

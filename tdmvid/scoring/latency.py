@@ -31,15 +31,14 @@ def measure(call: Callable[[], object], device: torch.device, *, repeats: int) -
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least 1")
     call()
-    _reset_peak(device)
-    seconds = []
+    known, seconds = _reset_peak(device), []
     for _ in range(repeats):
         _wait(device)
         began = time.perf_counter()
         call()
         _wait(device)
         seconds.append(time.perf_counter() - began)
-    return Stage(statistics.median(seconds), min(seconds), max(seconds), _peak(device))
+    return Stage(statistics.median(seconds), min(seconds), max(seconds), _peak(device) if known else None)
 
 
 def _wait(device: torch.device) -> None:
@@ -47,22 +46,20 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _reset_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> bool:
+    """Start the high-water mark over; whether the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
+        return True
     try:
-        _CLEAR.write_text("5")  # Linux: the high-water mark of this process starts over
+        _CLEAR.write_text("5")  # Linux: this process's own
     except OSError:
-        pass  # _peak then says that it does not know
+        return False
+    return True
 
 
-def _peak(device: torch.device) -> int | None:
+def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        _CLEAR.write_text("1")  # refused where resetting was refused too; changes no mark
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return None
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

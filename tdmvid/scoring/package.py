@@ -132,7 +132,9 @@ def _work(name: str, python: Path, device: str, request: Path) -> None:
 
 
 def _static(out: Path, files: Mapping[str, str]) -> list[str]:
-    """The videos that the filter kept."""
+    """The videos that the filter kept; ValueError if it kept none."""
     kept = {Path(path) for entry in json.loads((out / "scores_full_info.json").read_text()) for path in entry["video_list"]}
     names = {path.parent.name + ".mp4" if "split_clip" in path.parts else path.name for path in kept}
+    if not names:
+        raise ValueError("temporal_flickering: none of the videos is static, so there is nothing to measure it on: score with static_filter=false")
     return [file for file in files if file in names]

@@ -13,7 +13,7 @@ import torch
 
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import read_video, write_video
-from tdmvid.scoring.package import Environment, ready, score_folder
+from tdmvid.scoring.package import Environment, _static, ready, score_folder
 from tdmvid.scoring.suite import VBenchConfig, check_videos, load_suite, shots_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,3 +168,13 @@ def test_all_dimensions_of_a_limited_run_make_no_total_either(program, tmp_path,
     assert program.notes(VBenchConfig(), whole) == ()
     assert program.notes(VBenchConfig(limit=3), whole)[0].startswith("Only the first 3 prompts")
     assert "unfiltered" in program.notes(VBenchConfig(static_filter=False), whole)[0]
+
+
+def test_of_filtered_videos_only_those_that_were_kept_count_and_none_is_an_error(tmp_path):
+    files = {"a-0.mp4": "x", "a-1.mp4": "y", "b-0.mp4": "z"}
+    listed = tmp_path / "scores_full_info.json"
+    listed.write_text(json.dumps([{"video_list": ["/v/a-1.mp4"]}, {"video_list": ["/v/split_clip/b-0/b-0_001.mp4"]}]))
+    assert _static(tmp_path, files) == ["a-1.mp4", "b-0.mp4"]
+    listed.write_text(json.dumps([{"video_list": []}]))
+    with pytest.raises(ValueError, match="none of the videos is static"):
+        _static(tmp_path, files)
