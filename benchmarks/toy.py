@@ -10,18 +10,19 @@ several independent sets of data (the distance of data to itself, the floor, var
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 
-from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork, fit_to_teacher, sliced_wasserstein
+from tdmvid.backbones.gaussian import Critic, ExactDenoiser, Mixture, VelocityNetwork, fit_to_teacher, sliced_wasserstein
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
-from tdmvid.diffusion.sampler import ddim
-from tdmvid.distill.iteration import iterate
+from tdmvid.diffusion.sampler import Solver, sample
+from tdmvid.distill.iteration import iterate, pick_grid
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel.engine import TorchEngine
@@ -57,32 +58,66 @@ class Recipe:
     seed: int = 0
 
 
-def distil(process: Process, recipe: Recipe) -> VelocityNetwork:
-    """The student after `recipe.iterations`, with its averaged weights."""
-    teacher = ExactDenoiser(Mixture.circle(), process)
-    student, fake = (VelocityNetwork(process, width=recipe.width, seed=recipe.seed) for _ in range(2))
-    fit_to_teacher(student, teacher)
-    fake.load_state_dict(student.state_dict())
-    total = recipe.iterations
+def pretrained(process: Process, recipe: Recipe) -> VelocityNetwork:
+    """A network that has learnt the exact teacher: what student and fake start from."""
+    network = VelocityNetwork(process, width=recipe.width, seed=recipe.seed, told_steps=recipe.objective.told_steps)
+    fit_to_teacher(network, ExactDenoiser(Mixture.circle(), process))
+    return network
+
+
+def distil(
+    process: Process, recipe: Recipe, *, start: VelocityNetwork | None = None, student: VelocityNetwork | None = None,
+    on_step: Callable[[int, Callable[[], VelocityNetwork], int], None] | None = None,
+) -> VelocityNetwork:
+    """The student after `recipe.iterations`, with its averaged weights.
+
+    start: the pretrained network, made if not given; student: another start for the student alone.
+    `on_step(done, averaged, calls)` may take the averaged student; calls: of all networks, in batches.
+    """
+    objective, total, streams = recipe.objective, recipe.iterations, Streams(recipe.seed)
+    start = start or pretrained(process, recipe)
+    networks = {"student": copy.deepcopy(student or start), "fake": copy.deepcopy(start)}
+    if "discriminator" in objective.roles:
+        networks["discriminator"] = Critic(width=recipe.width, seed=recipe.seed)
+    rates = {"student": recipe.lr_student, "fake": recipe.lr_fake, "discriminator": recipe.lr_fake}
     engines = {
-        "student": TorchEngine(
-            student, OptimConfig(lr=recipe.lr_student, schedule="linear", clip=0), total_steps=total, ema=recipe.ema
-        ),
-        "fake": TorchEngine(
-            fake, OptimConfig(lr=recipe.lr_fake, schedule="linear", clip=0),
-            total_steps=total * recipe.objective.fake_updates,
-        ),
+        role: TorchEngine(
+            network, OptimConfig(lr=rates[role], schedule="linear", clip=0),
+            total_steps=total * objective.roles.count(role), ema=recipe.ema if role == "student" else 0.0,
+        )
+        for role, network in networks.items()
     }
-    roles, streams, grid = Roles(student, fake, teacher), Streams(recipe.seed), shifted(recipe.steps, recipe.shift, process)
+    counted = {role: Counted(network) for role, network in (networks | {"teacher": ExactDenoiser(Mixture.circle(), process)}).items()}
+    data = Mixture.circle().sample(20_000, torch.Generator().manual_seed(recipe.seed))
+    roles = Roles(**counted, real=lambda pick: data[(pick * len(data)).long()])
+    grids = [shifted(k, recipe.shift, process) for k in objective.step_set or (recipe.steps,)]
+
+    def averaged() -> VelocityNetwork:
+        made = copy.deepcopy(networks["student"])
+        made.load_state_dict({**made.state_dict(), **engines["student"].weights(averaged=True)})
+        return made
+
     for step in range(total):
         outcome = iterate(
-            step, [NULL], (recipe.batch, 2),
-            objective=recipe.objective, roles=roles, engines=engines, grid=grid, streams=streams,
+            step, [NULL], (recipe.batch, 2), objective=objective, roles=roles, engines=engines,
+            grid=pick_grid(grids, streams.generator(step, "K")), streams=streams,
         )
         if outcome.failed:
             raise RuntimeError(f"iteration {step}: the {outcome.failed}'s loss or gradient is not finite")
-    student.load_state_dict({**student.state_dict(), **engines["student"].weights(averaged=True)})
-    return student
+        if on_step is not None:
+            on_step(step + 1, averaged, sum(network.calls for network in counted.values()))
+    return averaged()
+
+
+class Counted:
+    """A role that counts the calls it gets."""
+
+    def __init__(self, network):
+        self.network, self.process, self.calls = network, getattr(network, "process", None), 0
+
+    def __call__(self, x_t, t, cond):
+        self.calls += 1
+        return self.network(x_t, t, cond)
 
 
 def distance_to_data(sample: Callable[[torch.Generator], torch.Tensor], *, sets: int = 4, count: int = 20_000) -> float:
@@ -96,12 +131,19 @@ def distance_to_data(sample: Callable[[torch.Generator], torch.Tensor], *, sets:
     return sum(found) / sets
 
 
-def score(denoiser: Denoiser, steps: int, *, shift: float = 1.0, sets: int = 4, count: int = 20_000) -> float:
-    """Sliced W2 of `steps` DDIM steps to the data."""
-    grid = shifted(steps, shift, denoiser.process)
-    return distance_to_data(
-        lambda generator: ddim(denoiser, torch.randn(count, 2, generator=generator), NULL, grid), sets=sets, count=count
-    )
+def score(
+    denoiser: Denoiser, steps: int, *, shift: float = 1.0, sets: int = 4, count: int = 20_000, solver: Solver = "ddim"
+) -> float:
+    """Sliced W2 of `steps` steps to the data; a student that listens is told how many they are."""
+    return distance_to_data(lambda generator: samples(denoiser, steps, generator, shift=shift, count=count, solver=solver), sets=sets, count=count)
+
+
+def samples(
+    denoiser: Denoiser, steps: int, generator: torch.Generator, *, shift: float = 1.0, count: int = 20_000, solver: Solver = "ddim"
+) -> torch.Tensor:
+    """[count, 2] in `steps` steps."""
+    z = torch.randn(count, 2, generator=generator)
+    return sample(denoiser, z, NULL.told(steps, count, "cpu"), shifted(steps, shift, denoiser.process), solver=solver, generator=generator)
 
 
 def floor(*, sets: int = 4, count: int = 20_000) -> float:

@@ -21,6 +21,7 @@ from .adapters.lora import LoraSettings
 from .backbones.base import ClipSize, ModelConfig
 from .diffusion.grid import TimeGrid, explicit, shifted, uniform
 from .diffusion.process import Process
+from .distill.objective import objectives
 from .distill.tdm import TDM
 from .parallel.optim import OptimConfig
 
@@ -42,6 +43,14 @@ class GridConfig:
         if self.kind == "uniform":
             return uniform(self.steps, process, start=self.start)
         return shifted(self.steps, self.shift, process, start=self.start)
+
+    def family(self, process: Process, step_set: tuple[int, ...]) -> tuple[TimeGrid, ...]:
+        """The grids that are trained: this one, or one for each K of the set."""
+        if step_set and self.kind == "explicit":
+            raise ValueError(f"objective.step_set={step_set}: listed timesteps are one grid; use grid.kind='uniform' or 'shifted'")
+        if step_set and self.steps not in step_set:
+            raise ValueError(f"grid.steps={self.steps} is not in objective.step_set={step_set}: it is what samples show, choose one of the set")
+        return tuple(dataclasses.replace(self, steps=k).build(process) for k in step_set) or (self.build(process),)
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,14 @@ class ParallelConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
-    timeout_minutes: int = 30
+    share_base: bool = True
+    """One frozen base for student and fake; false gives the fake a copy, to compare with."""
+    timeout_minutes: float = 30.0
+    """A rank that waits longer for another one ends the run; shortly before, every rank writes where it stands."""
 
     def __post_init__(self):
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
         if self.offload == "all" and self.zero_stage != 3:
@@ -106,6 +120,8 @@ class LogConfig:
     seed: int = 1234
     """Of the noise of samples and gallery."""
     teacher_steps: int = 50
+    teacher_shift: float = 1.0
+    """Flow shift of the teacher's long samples: what its own scheduler has, 1 for an even grid."""
 
     def __post_init__(self):
         if min(self.checkpoint_every, self.sample_every) < 0:
@@ -145,9 +161,12 @@ class RunConfig:
     prompts: PromptConfig = PromptConfig()
     grid: GridConfig = GridConfig()
     objective: TDM = TDM()
+    """Any method of distill/, by its `kind`."""
     training: Literal["lora", "full"] = "lora"
     """lora: student and fake are adapters on one frozen base; full: three whole networks."""
     lora: LoraSettings = LoraSettings()
+    init: str = ""
+    """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from the base in any case."""
     student: OptimConfig = OptimConfig()
     fake: OptimConfig = OptimConfig(lr=5e-4)
     ema: float = 0.0
@@ -162,6 +181,8 @@ class RunConfig:
             raise ValueError(f"steps={self.steps}: a run has at least 1 step")
         if self.max_bad_steps < 1:
             raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
+        if self.init and self.training != "lora":
+            raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 
@@ -205,17 +226,36 @@ def from_dict(cls: type, data: Any, where: str = "") -> Any:
     """Build a dataclass from JSON values; ValueError names the dotted path, the value and the rule."""
     if not isinstance(data, dict):
         raise ValueError(f"{where or 'config'} must be a JSON object, not {data!r}")
+    cls = _variant(cls, data, where)
     hints, values = typing.get_type_hints(cls), {}
     for key, value in data.items():
         dotted = f"{where}.{key}" if where else key
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            raise ValueError(f"unknown setting {dotted!r}" + (f": did you mean {near[0]!r}?" if near else f": known here are {', '.join(hints)}"))
+            raise ValueError(f"unknown setting {dotted!r}: {_advice(cls, key, hints)}")
         values[key] = _convert(hints[key], value, dotted)
     try:
         return cls(**values)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(where) else f"{where}.{error}") from None
+
+
+def _variant(cls: type, data: dict, where: str) -> type:
+    """The method that `kind` names; every other dataclass is what it is."""
+    if cls is not TDM:
+        return cls
+    kind, known = data.get("kind", "tdm"), objectives()
+    if kind not in known:
+        raise ValueError(f"{where}.kind={kind!r}: choose one of {', '.join(map(repr, sorted(known)))}")
+    return known[kind]
+
+
+def _advice(cls: type, key: str, hints: dict) -> str:
+    """What the writer of an unknown setting may have meant."""
+    owners = [kind for kind, method in objectives().items() if key in method.__dataclass_fields__] if issubclass(cls, TDM) else []
+    if owners:
+        return f"it belongs to kind {' or '.join(map(repr, owners))}, this is {cls().kind!r}"
+    near = difflib.get_close_matches(key, hints, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(hints)}"
 
 
 def _convert(kind: Any, value: Any, dotted: str) -> Any:

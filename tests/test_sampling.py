@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler
 from peft import LoraConfig
 
 from tdmvid import sampling
-from tdmvid.adapters.export import save_lora
 from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 from tdmvid.data.video import read_video
+from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.launch import World
 from tdmvid.sampling import Sampler, load_for_sampling, noise, plan_shots, read_manifest, read_seeds, sample_videos
 
@@ -32,8 +31,8 @@ def student(backbone, tmp_path_factory):
         if name.endswith("to_q"):
             state[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
             state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator)
-    save_lora(folder, backbone, state, LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
-    CogVideoXDDIMScheduler.from_config(backbone.scheduler.config, timestep_spacing="trailing").save_pretrained(folder)
+    backbone.save_lora(folder, state, LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
+    backbone.student_scheduler(uniform(2, backbone.process)).save_pretrained(folder)
     facts = {"steps": 2, "rank": 2, "model": {"path": str(backbone.folder), "dtype": "float32"}, "video": {"frames": 9, "height": 32, "width": 32, "fps": 5}}
     (folder / "export.json").write_text(json.dumps(facts))
     return folder
@@ -169,7 +168,7 @@ def test_the_text_encoder_is_gone_before_the_denoiser_runs(make, backbone, monke
     held = []
     latents = type(backbone).stock_latents
     monkeypatch.setattr(type(backbone), "stock_latents", lambda self, pipeline, *a, **k: (
-        held.append((self._pipeline, pipeline.text_encoder)), latents(self, pipeline, *a, **k))[1])
+        held.append((self._text, pipeline.text_encoder)), latents(self, pipeline, *a, **k))[1])
     make("out", PROMPTS[:1], (0,))
     assert held == [(None, None)]
 

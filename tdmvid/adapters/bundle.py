@@ -10,7 +10,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from ..backbones.base import LORA_FILE, Backbone
+from ..backbones.base import Backbone, families
 from ..diffusion.grid import explicit
 from .lora import shared_copy
 
@@ -40,7 +40,7 @@ def use_student(backbone: Backbone, folder: Path | None):
     pipeline.register_modules(**{backbone.network_folder: shared_copy(backbone.network)})
     if folder is None:
         return pipeline
-    if (folder / LORA_FILE).is_file() or not (folder / "config.json").is_file():
+    if (folder / backbone.lora_file).is_file() or not (folder / "config.json").is_file():
         backbone.load_lora(pipeline, folder)  # refuses what is neither
         return pipeline
     network = type(backbone.network).from_pretrained(folder, dtype=backbone.config.torch_dtype).to(backbone.device)
@@ -68,7 +68,7 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None):
         settings[part] = getattr(diffusers, config["_class_name"]).from_pretrained(folder, dtype=settings["dtype"])
     pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(model["path"], **settings)
     if "rank" in facts:
-        pipeline.load_lora_weights(folder)
+        families()[facts["pipeline"]].add_lora(pipeline, folder)
     if kind["module"] != "diffusers" and not kind["module"].startswith(f"{__package__.split('.')[0]}."):
         raise ValueError(f"{folder / FACTS}: scheduler of module {kind['module']!r}: only diffusers' and tdmvid's are loaded")
     pipeline.scheduler = getattr(importlib.import_module(kind["module"]), kind["name"]).from_pretrained(folder)

@@ -43,7 +43,7 @@ def write_card(folder: Path, backbone: Backbone, facts: dict, story: Story, samp
 
 
 def _front_matter(backbone: Backbone, facts: dict) -> str:
-    path, video = backbone.config.path, backbone.size.frames > 1
+    path, video = backbone.config.path, backbone.output == "frames"
     hub = path.count("/") == 1 and not Path(path).is_dir()
     lines = [
         "---", *([f"base_model: {path}", "base_model_relation: " + ("adapter" if "rank" in facts else "finetune")] if hub else []),
@@ -60,7 +60,7 @@ def _settings(backbone: Backbone, facts: dict) -> str:
     rows = {
         "base": f"`{config.path}`, revision `{config.revision or 'as found'}`",
         "timesteps": f"{facts['timesteps']}{shift}", "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)", "guidance scale": "1.0 (off)",
-        **({"LoRA scale": f"1.0 (rank {facts['rank']}, alpha {facts['alpha']:g}, in the file's metadata)"} if "rank" in facts else {}),
+        **({"LoRA scale": f"1.0 (rank {facts['rank']}, alpha {facts['alpha']:g}, stated in the file)"} if "rank" in facts else {}),
         "frames x height x width": f"{size.frames} x {size.height} x {size.width}" + (f", {size.fps} fps" if size.frames > 1 else ""),
         "weights": facts["dtype"],
     }
@@ -74,13 +74,14 @@ def _python(backbone: Backbone, facts: dict) -> str:
     part, network, dtype = backbone.network_folder, type(backbone.network).__name__, f"dtype=torch.{config.dtype}"
     ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
     names = sorted({pipeline, *([network] if whole else []), *([] if ours else [scheduler])})
-    made, output = ("video", "frames") if backbone.size.frames > 1 else ("image", "images")
+    made = "video" if backbone.output == "frames" else "image"
+    ours = [*(() if whole else backbone.load_imports), *ours]
     load = [f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'] if whole else []
     load += [f"pipe = {pipeline}.from_pretrained({base}, {f'{part}={part}, ' if whole else ''}{dtype})"]
-    load += [] if whole else ['pipe.load_lora_weights("path/to/this/folder")']
+    load += [] if whole else [backbone.load_code]
     code = "\n".join([
         "import torch", f"from diffusers import {', '.join(names)}", *ours, "", *load, f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
-        f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]}, guidance_scale=1.0, {backbone.stock_call()}).{output}[0]',
+        f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]}, guidance_scale=1.0, {backbone.stock_call()}).{backbone.output}[0]',
     ])
     short = 'from tdmvid.adapters.bundle import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
     return f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and scheduler:\n\n```python\n{short}\n```"

@@ -29,7 +29,8 @@ from ..diffusion.grid import TimeGrid
 from . import formats as layouts
 from .bundle import FACTS
 from .card import Story, write_card
-from .lora import ADAPTER, LoraSettings
+from .lora import ADAPTER, LoraSettings, merge
+from .step_condition import NAME, baked
 from .workflow import workflow
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def export_lora(
     check_formats(formats, backbone)
     with _replacing(folder) as aside:
         layers = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
+        layers, config = baked(layers, module.peft_config[ADAPTER], module, weights, grid.steps)
         layers = {key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()}
-        save_lora(aside, backbone, layers, module.peft_config[ADAPTER])
+        backbone.save_lora(aside, layers, config)
         backbone.student_scheduler(grid).save_pretrained(aside)
         check = _Check(backbone, grid, dtype, expected, z, cond)
         facts = check.facts(check.lora(aside)) | {"rank": settings.rank, "alpha": settings.alpha} | (extra or {})
@@ -90,11 +92,11 @@ def export_fused(
     dtype: str | None = None, story: Story = Story(),
 ) -> float:
     """Write base and LoRA in one diffusers model folder with its scheduler; arguments as in `export_lora`, merged in float32."""
+    if any(key.startswith(f"{NAME}.") for key in weights):
+        raise ValueError("fuse: this student is told its number of steps, which a plain network has no place for: export its LoRA of each K")
     network = copy.deepcopy(module).float()
     network.load_state_dict(weights, strict=False)
-    network.fuse_lora()
-    network.unload_lora()
-    return _export_whole(folder, backbone, network, grid, dtype or backbone.config.dtype, story, (expected, z, cond))
+    return _export_whole(folder, backbone, merge(network), grid, dtype or backbone.config.dtype, story, (expected, z, cond))
 
 
 def _export_whole(folder: Path, backbone: Backbone, network: nn.Module, grid: TimeGrid, dtype: str, story: Story, samples: tuple[Tensor, Tensor, Cond]) -> float:
@@ -148,7 +150,7 @@ class _Check:
             if biased:  # peft gives all layers a bias, or none
                 state |= {f"{n}.lora_B.bias": torch.zeros(len(state[f"{n}.lora_B.weight"])) for n in layouts.modules(state) if f"{n}.lora_B.bias" not in state}
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layouts.modules(state), lora_bias=biased)
-            save_lora(again, backbone, state, config)
+            backbone.save_lora(again, state, config)
             return self.lora(again)
 
     def network(self, folder: Path) -> float:
@@ -175,13 +177,6 @@ def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
             raise ValueError(f"format {name!r}: choose from {', '.join(layouts.FORMATS)}")
         if name not in known:
             raise ValueError(f"format {name!r}: no program that reads it knows {backbone.pipeline_class}: choose from {', '.join(known)}")
-
-
-def save_lora(folder: Path, backbone: Backbone, layers: dict[str, Tensor], config: LoraConfig) -> None:
-    """Write diffusers' LoRA file: layers by peft's names, and the LoraConfig in its metadata, or loaders would guess the scale."""
-    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    pipeline, part = getattr(diffusers, backbone.pipeline_class), backbone.network_folder
-    pipeline.save_lora_weights(folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata})
 
 
 def _write_format(path: Path, backbone: Backbone, layers: dict[str, Tensor], alpha: float, consumer: str) -> None:

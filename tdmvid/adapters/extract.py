@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from .formats import SUFFIXES, modules, restore
-from .lora import ADAPTER, LoraSettings, attach
+from .lora import LoraSettings, attach, start_from
 
 OVERSAMPLING, ITERATIONS = 16, 6  # of the randomised SVD (arXiv 0909.4061): its error is then that of an exact one to a few digits
 
@@ -83,14 +83,8 @@ def adapt(backbone: Backbone, state: dict[str, Tensor], alpha: float | None = No
     rank = ranks.pop()
     settings = LoraSettings(rank=rank, alpha=float(rank if alpha is None else alpha), targets=tuple(names))
     module = attach(network, settings, (), seed=0)
-    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    given = {key.replace(".weight", f".{ADAPTER}.weight"): tensor.float() for key, tensor in state.items()}
-    if own.keys() != given.keys():
-        raise ValueError(f"{sorted(own.keys() ^ given.keys())[0]}: the LoRA's layers are not those that its names adapt")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(given[name])
-    return module, given, settings
+    start_from(module, settings, state, settings.alpha, where="the LoRA")
+    return module, {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}, settings
 
 
 def read_published(path: Path, backbone: Backbone, *, scale: float = 1.0) -> tuple[dict[str, Tensor], float]:
@@ -102,12 +96,12 @@ def read_published(path: Path, backbone: Backbone, *, scale: float = 1.0) -> tup
     """
     tensors, metadata = _read(Path(path))
     names = [name for name, layer in backbone.network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    for consumer, stem in backbone.lora_names.items():
-        stems = {stem(name) for name in names}
-        if all(key.rpartition(f".{SUFFIXES[consumer][1]}")[0] in stems for key in tensors if key.endswith(SUFFIXES[consumer][1])):
-            if any(key.endswith(SUFFIXES[consumer][1]) for key in tensors):
-                state = restore(tensors, consumer, stem, names)
-                return state, scale * _rank(state)
+    for consumer, stem in backbone.lora_names.items() if "lora_adapter_metadata" not in metadata else ():
+        up = f".{SUFFIXES[consumer][1]}"
+        found = {key.removesuffix(up) for key in tensors if key.endswith(up)}
+        if found and found <= {stem(name) for name in names}:
+            state = restore(tensors, consumer, stem, names)
+            return state, scale * _rank(state)
     state, alphas = {}, set()
     for key, tensor in tensors.items():
         if key.endswith(".alpha"):
@@ -117,9 +111,11 @@ def read_published(path: Path, backbone: Backbone, *, scale: float = 1.0) -> tup
     modules(state)
     if len(alphas) > 1:
         raise ValueError(f"{path}: its layers have alphas {sorted(alphas)}: one is supported")
-    stated = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alpha = alphas.pop() if alphas else stated.get(f"{backbone.network_folder}.lora_alpha", _rank(state))
-    return state, scale * alpha
+    stated = json.loads(metadata.get("lora_adapter_metadata", "{}")).get(f"{backbone.lora_prefix}.lora_alpha")
+    beside = Path(path).with_name("adapter_config.json")  # of a folder that peft wrote
+    if stated is None and beside.is_file():
+        stated = json.loads(beside.read_text()).get("lora_alpha")
+    return state, scale * (alphas.pop() if alphas else _rank(state) if stated is None else stated)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

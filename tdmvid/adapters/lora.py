@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
-from torch import nn
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
 ADAPTER = "default"
 
@@ -47,7 +48,8 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
             raise ValueError(f"lora.targets: {target!r} names no module of {type(model).__name__}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)), ADAPTER)
+        # peft's own function: not every model of diffusers has an add_adapter.
+        inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)), model, ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
@@ -55,14 +57,46 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
     return model
 
 
+@torch.no_grad()
+def start_from(model: nn.Module, settings: LoraSettings, layers: dict[str, Tensor], alpha: float | None, *, where: str) -> None:
+    """Fill a new adapter with a LoRA of the same rank: layers by peft's names, and their alpha (None: the rank).
+
+    Layers that it does not have stay zero. ValueError, naming `where` it is from, if the adapter has no place for it.
+    """
+    own = {name.replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+    for name, tensor in layers.items():
+        if name not in own:
+            raise ValueError(f"{where} adapts {name.split('.lora_')[0]}, this run does not: name its modules in lora.targets")
+        if own[name].shape != tensor.shape:
+            rank = tensor.shape[".lora_B." in name]
+            raise ValueError(f"{where} is of rank {rank}, this run has lora.rank={settings.rank}: use the same")
+        scale = (alpha / settings.rank if alpha else 1.0) * settings.rank / settings.alpha if ".lora_B." in name else 1.0
+        own[name].copy_(tensor.float() * scale)
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Add an attached adapter to its base for good: the plain network again, changed in place."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.get_base_layer())
+    del model.peft_config
+    return model
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its frozen base: the teacher."""
-    model.disable_adapters()
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        model.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 class Base:

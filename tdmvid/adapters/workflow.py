@@ -24,15 +24,21 @@ def sigmas(backbone: Backbone, grid: TimeGrid) -> str:
 
 
 def workflow(backbone: Backbone, grid: TimeGrid, lora: str, prompt: str) -> dict:
-    """Nodes by id; the three file names of the base are the user's to choose."""
+    """Nodes by id; the file names of the base are the user's to choose."""
     size, video = backbone.size, backbone.size.frames > 1
     latent = {"width": size.width, "height": size.height, "batch_size": 1} | ({"length": size.frames} if video else {})
-    nodes = {
-        "model": ("UNETLoader", {"unet_name": "BASE.safetensors", "weight_dtype": "default"}),
+    if backbone.comfyui_text:
+        text, vae = ["clip", 0], ["vae", 0]
+        nodes = {
+            "model": ("UNETLoader", {"unet_name": "BASE.safetensors", "weight_dtype": "default"}),
+            "clip": ("CLIPLoader", {"clip_name": "TEXT_ENCODER.safetensors", "type": backbone.comfyui_text}),
+            "vae": ("VAELoader", {"vae_name": "VAE.safetensors"}),
+        }
+    else:
+        text, vae, nodes = ["model", 1], ["model", 2], {"model": ("CheckpointLoaderSimple", {"ckpt_name": "BASE.safetensors"})}
+    nodes |= {
         "lora": ("LoraLoaderModelOnly", {"model": ["model", 0], "lora_name": lora, "strength_model": 1.0}),
-        "clip": ("CLIPLoader", {"clip_name": "TEXT_ENCODER.safetensors", "type": backbone.comfyui_text}),
-        "vae": ("VAELoader", {"vae_name": "VAE.safetensors"}),
-        "text": ("CLIPTextEncode", {"clip": ["clip", 0], "text": prompt}),
+        "text": ("CLIPTextEncode", {"clip": text, "text": prompt}),
         "latent": (backbone.comfyui_latent, latent),
         "noise": ("RandomNoise", {"noise_seed": 0}),
         "guider": ("BasicGuider", {"model": ["lora", 0], "conditioning": ["text", 0]}),
@@ -41,7 +47,7 @@ def workflow(backbone: Backbone, grid: TimeGrid, lora: str, prompt: str) -> dict
         "sample": ("SamplerCustomAdvanced", {
             "noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["sampler", 0], "sigmas": ["sigmas", 0], "latent_image": ["latent", 0],
         }),
-        "decode": ("VAEDecode", {"samples": ["sample", 0], "vae": ["vae", 0]}),
+        "decode": ("VAEDecode", {"samples": ["sample", 0], "vae": vae}),
     }
     if video:
         nodes["video"] = ("CreateVideo", {"images": ["decode", 0], "fps": float(size.fps)})

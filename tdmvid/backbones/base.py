@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from safetensors import safe_open
@@ -34,6 +35,8 @@ class ModelConfig:
     variant: str | None = None
     dtype: str = "float32"
     """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """The kernel: PyTorch's scaled_dot_product_attention, or xformers' on a GPU."""
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -60,12 +63,14 @@ class ClipSize:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The sequence of one sample (text and video), and the blocks it runs through."""
+    """The sequence of one sample (with its text, where they share one), and the blocks it runs through."""
 
     count: int
     heads: int
     width: int
     blocks: int
+    note: str = ""
+    """What these numbers do not say."""
 
 
 def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
@@ -117,8 +122,11 @@ class NetworkDenoiser:
 
     def __init__(self, backbone: Backbone, network):
         self.backbone, self.network, self.process = backbone, network, backbone.process
+        self.evaluated = 0
+        """Samples that went through the network so far."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        self.evaluated += len(x_t)
         return self.backbone.predict_x0(self.network, x_t, t, cond)
 
 
@@ -130,11 +138,19 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Module names that a LoRA adapts by default."""
     network_folder: ClassVar[str] = "transformer"
+    lora_file: ClassVar[str] = "pytorch_lora_weights.safetensors"
+    lora_prefix: ClassVar[str] = "transformer"
+    """What the keys of a LoRA file begin with."""
+    load_imports: ClassVar[tuple[str, ...]] = ()
+    load_code: ClassVar[str] = 'pipe.load_lora_weights("path/to/this/folder")'
+    """How a user gives the stock pipeline `pipe` a LoRA, and what has to be imported for it."""
+    output: ClassVar[str] = "frames"
+    """The field of a stock pipeline's result."""
     lora_names: ClassVar[dict[str, Callable[[str], str]]] = {}
     """Other programs that load a LoRA of this family ("comfyui", "kohya"), and what they call its modules: see consumers.py."""
     comfyui_text: ClassVar[str] = ""
     comfyui_latent: ClassVar[str] = ""
-    """Type of ComfyUI's CLIPLoader and class of its node for empty latents; without them an export has no ComfyUI workflow."""
+    """Type of ComfyUI's CLIPLoader (empty: the base is one checkpoint file) and its node for empty latents (empty: no workflow is written)."""
     process: Process
     network: nn.Module
 
@@ -153,6 +169,11 @@ class Backbone(ABC):
     def share_tokens(network: nn.Module, sharing: TokenSharing) -> None:
         """Spread the tokens of every later call of `network` over ranks; ValueError where the family cannot."""
         raise ValueError(f"parallel.sequence={sharing.size}: {type(network).__name__} cannot share its tokens yet, use 1")
+
+    @staticmethod
+    def use_xformers(network: nn.Module) -> None:
+        """Make `network` attend by xformers' kernel; called behind `share_tokens`."""
+        network.enable_xformers_memory_efficient_attention()
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
@@ -177,6 +198,14 @@ class Backbone(ABC):
     @abstractmethod
     def stock_pipeline(self):
         """The stock diffusers pipeline of this teacher, without text encoder and autoencoder."""
+
+    @abstractmethod
+    def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
+        """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
+
+    @abstractmethod
+    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], float | None]:
+        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError if it is of another model."""
 
     @abstractmethod
     def load_lora(self, pipeline, folder: Path) -> None:
@@ -222,7 +251,7 @@ class Backbone(ABC):
         return NetworkDenoiser(self, network)
 
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_FILE = Backbone.lora_file
 REGISTRY: dict[str, type[Backbone]] = {}
 
 
@@ -258,13 +287,22 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
     return folder, known[name]
 
 
-def check_lora(folder: Path, network: nn.Module, prefix: str) -> None:
+def check_attention(kernel: str, device: torch.device) -> None:
+    """ValueError if this machine has not what the attention kernel needs."""
+    if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
+        raise ValueError(
+            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the package: pip install 'tdmvid[xformers]',"
+            " or choose 'sdpa'"
+        )
+
+
+def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LORA_FILE) -> None:
     """ValueError if the LoRA in `folder` does not fit `network`; of layers it does not know, diffusers only warns."""
-    path, layers = folder / LORA_FILE, dict(network.named_modules())
+    path, layers = folder / file, dict(network.named_modules())
     if not path.is_file():
-        raise ValueError(f"{folder} has no {LORA_FILE}: give the lora/ folder of a finished run")
-    with safe_open(path, framework="pt") as file:
-        shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+        raise ValueError(f"{folder} has no {file}: give the lora/ folder of a finished run")
+    with safe_open(path, framework="pt") as tensors:
+        shapes = {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
     for key, shape in shapes.items():
         name, _, factor = key.removeprefix(f"{prefix}.").partition(".lora_")
         layer = list(getattr(layers.get(name), "weight", torch.empty(0)).shape)

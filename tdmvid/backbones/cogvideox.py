@@ -16,50 +16,38 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from ..diffusion.grid import TimeGrid
-from ..diffusion.process import TabulatedVP
-from .base import Backbone, ClipSize, ModelConfig, Tokens, TokenSharing, check_lora, file_fingerprint, register
-from .cogvideox_parallel import share_tokens
-from .cogvideox_scheduler import load_scheduler, scheduler_for
+from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
+from .cogvideox_parallel import share_tokens, use_xformers
 from .consumers import comfyui_cogvideox
+from .pipeline import VPBackbone
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
 
 
 @register
-class CogVideoX(Backbone):
+class CogVideoX(VPBackbone):
     """A CogVideoX pipeline folder as a backbone."""
 
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    network_class, vae_class, ddim_class = CogVideoXTransformer3DModel, AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
     lora_names = {"comfyui": comfyui_cogvideox}
     comfyui_text, comfyui_latent = "cogvideox", "EmptyHunyuanLatentVideo"  # of 16 channels and the same compression
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
-        self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)
-        self.scheduler = CogVideoXDDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-        self.process = self.read_process(folder)
-        self.network = CogVideoXTransformer3DModel.from_pretrained(
-            folder, subfolder="transformer", dtype=config.torch_dtype, variant=config.variant
-        ).to(self.device).eval().requires_grad_(False)
+        super().__init__(folder, config, size, device)
         self._clip = Clip.of(self.network, folder, size)
-        self._pipeline = self._vae = self._rotary = None
+        self._rotary = None
 
     def latent_shape(self) -> tuple[int, ...]:
         return self._clip.latent_shape
 
-    def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        dtype, net = self.config.torch_dtype, self.network.config
-        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
-            out = network(
-                hidden_states=x_t.to(dtype), encoder_hidden_states=cond["prompt_embeds"].to(dtype),
-                timestep=self.process.timestep(t), image_rotary_emb=self._rotary_embedding(x_t),
-                ofs=torch.full((1,), OFS, device=x_t.device) if net.ofs_embed_dim else None, return_dict=False,
-            )[0].float()
-        kind = self.scheduler.config.prediction_type
-        if kind == "v_prediction":
-            return self.process.x0_from_v(x_t, out, t)
-        return out if kind == "sample" else self.process.x0_from_eps(x_t, out, t)
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        return {
+            "hidden_states": x_t, "encoder_hidden_states": cond["prompt_embeds"], "timestep": self.process.timestep(t),
+            "image_rotary_emb": self._rotary_embedding(x_t),
+            "ofs": torch.full((1,), OFS, device=x_t.device) if self.network.config.ofs_embed_dim else None,
+        }
 
     def _rotary_embedding(self, x_t: Tensor) -> tuple[Tensor, Tensor] | None:
         if self._rotary is None:
@@ -70,78 +58,32 @@ class CogVideoX(Backbone):
     def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
         share_tokens(network, sharing)
 
+    @staticmethod
+    def use_xformers(network: CogVideoXTransformer3DModel) -> None:
+        use_xformers(network)
+
     def encode_prompts(self, prompts: list[str]) -> Cond:
-        if self._pipeline is None:
-            self._pipeline = CogVideoXPipeline.from_pretrained(
-                self.folder, transformer=None, vae=None, dtype=self.config.torch_dtype
-            ).to(self.device)
         length = self.network.config.max_text_seq_length
         with torch.no_grad():
-            embeds, _ = self._pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
+            embeds, _ = self.text.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
         return Cond({"prompt_embeds": embeds})
 
-    def release_text(self) -> None:
-        self._pipeline = None
-
-    def text_fingerprint(self) -> str:
-        files = [p for part in ("text_encoder", "tokenizer") for p in (self.folder / part).iterdir() if p.is_file()]
-        return file_fingerprint(files, self.config.dtype, str(self.network.config.max_text_seq_length))
+    def text_settings(self) -> tuple[str, ...]:
+        return (str(self.network.config.max_text_seq_length),)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        if self._vae is None:
-            self._vae = AutoencoderKLCogVideoX.from_pretrained(
-                self.folder, subfolder="vae", dtype=self.config.torch_dtype
-            ).to(self.device).eval()
-        latents = latents[:, self._clip.extra_frames :].transpose(1, 2).to(self._vae.dtype) / self._vae.config.scaling_factor
-        videos = [self._vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(4)]
-        return torch.cat(videos)
-
-    def student_scheduler(self, grid: TimeGrid) -> CogVideoXDDIMScheduler:
-        return scheduler_for(grid, self.process, self.scheduler)
+        latents = latents[:, self._clip.extra_frames :].transpose(1, 2).to(self.vae.dtype) / self.vae.config.scaling_factor
+        return torch.cat([self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(4)])
 
     def stock_pipeline(self) -> CogVideoXPipeline:
-        pipeline = CogVideoXPipeline.from_pretrained(
-            self.folder, text_encoder=None, tokenizer=None, vae=None, dtype=self.config.torch_dtype, variant=self.config.variant
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = super().stock_pipeline()
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
-        return pipeline.to(self.device)
+        return pipeline
 
-    def load_lora(self, pipeline: CogVideoXPipeline, folder: Path) -> None:
-        check_lora(folder, pipeline.transformer, self.network_folder)
-        try:
-            pipeline.load_lora_weights(folder)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"{folder}: no LoRA of {self.config.path} ({str(error).splitlines()[0]})") from error
-        pipeline.scheduler = load_scheduler(folder)
-
-    def stock_latents(
-        self, pipeline: CogVideoXPipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None
-    ) -> Tensor:
-        dtype = self.config.torch_dtype
-        guidance = {"guidance_scale": cfg}
-        if cfg != 1.0:
-            guidance["negative_prompt_embeds"] = null.expand(len(z))["prompt_embeds"].to(dtype)
-        return pipeline(
-            prompt_embeds=cond["prompt_embeds"].to(dtype), latents=z.to(dtype), **guidance,
-            height=self.size.height, width=self.size.width, num_frames=self.size.frames,
-            num_inference_steps=steps, output_type="latent",
-        ).frames.float()
-
-    def stock_call(self) -> str:
-        return (
-            f"num_frames={self.size.frames}, height={self.size.height}, width={self.size.width},"
-            f" max_sequence_length={self.network.config.max_text_seq_length}"
-        )
-
-    @staticmethod
-    def empty_network(folder: Path) -> CogVideoXTransformer3DModel:
-        return CogVideoXTransformer3DModel.from_config(CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer"))
-
-    @staticmethod
-    def read_process(folder: Path) -> TabulatedVP:
-        return TabulatedVP(CogVideoXDDIMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod)
+    def stock_arguments(self) -> dict:
+        size, length = self.size, self.network.config.max_text_seq_length
+        return {"num_frames": size.frames, "height": size.height, "width": size.width, "max_sequence_length": length}
 
     @staticmethod
     def tokens(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:

@@ -1,4 +1,4 @@
-"""CogVideoX's transformer with its tokens spread over ranks.
+"""CogVideoX's attention by a kernel of choice, and its tokens spread over ranks.
 
 The joint sequence of text and video tokens is cut before the first block and put together
 behind the output projection. In between every layer works token by token, except attention.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
@@ -30,11 +30,11 @@ class Layout:
     length: int = 0
 
 
-class SharedTokenAttention:
-    """Replaces the library's attention processor: exact attention over tokens that lie on several ranks."""
+class JointAttention:
+    """Replaces the library's attention processor: exact attention of text and video, over tokens that may lie on several ranks."""
 
-    def __init__(self, sharing: TokenSharing, layout: Layout):
-        self.sharing, self.layout = sharing, layout
+    def __init__(self, sharing: TokenSharing | None = None):
+        self.sharing, self.layout, self.kernel = sharing, Layout(), AttentionBackendName.NATIVE
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None,
@@ -42,6 +42,8 @@ class SharedTokenAttention:
     ) -> tuple[Tensor, Tensor]:
         """This rank's (video, text) tokens after attention to all tokens of all ranks."""
         assert attention_mask is None, "CogVideoX attends to every token"
+        if self.sharing is None:
+            self.layout.text = encoder_hidden_states.shape[1]
         text, tokens = encoder_hidden_states.shape[1], torch.cat([encoder_hidden_states, hidden_states], 1)
         query, key, value = (project(tokens).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
         if attn.norm_q is not None:
@@ -50,9 +52,11 @@ class SharedTokenAttention:
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
             if image_rotary_emb is not None:
                 q, k = (self._rotate(x, image_rotary_emb) for x in (q, k))
-            return dispatch_attention_fn(q, k, v)
+            return dispatch_attention_fn(q, k, v, backend=self.kernel)
 
-        out = self.sharing.attend(query, key, value, self.layout.length, whole).flatten(2)
+        shared = self.sharing is not None
+        out = self.sharing.attend(query, key, value, self.layout.length, whole) if shared else whole(query, key, value)
+        out = out.flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
 
@@ -64,7 +68,8 @@ class SharedTokenAttention:
 
 def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
     """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay whole, and equal on all ranks."""
-    layout = Layout()
+    attention = JointAttention(sharing)
+    layout = attention.layout
 
     def cut(block, args, kwargs):
         kwargs = dict(zip(("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "attention_kwargs"), args)) | kwargs
@@ -82,4 +87,12 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
 
     network.transformer_blocks[0].register_forward_pre_hook(cut, with_kwargs=True)
     network.proj_out.register_forward_hook(join)
-    network.set_attn_processor(SharedTokenAttention(sharing, layout))
+    network.set_attn_processor(attention)
+
+
+def use_xformers(network: CogVideoXTransformer3DModel) -> None:
+    """Attention by xformers' kernel, also over shared tokens (the library's own switch would lose the rotary embedding)."""
+    if not any(isinstance(processor, JointAttention) for processor in network.attn_processors.values()):
+        network.set_attn_processor(JointAttention())
+    for processor in network.attn_processors.values():
+        processor.kernel = AttentionBackendName.XFORMERS

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.denoiser import Cond
-from ..diffusion.process import Process, broadcast
+from ..diffusion.denoiser import STEPS, Cond, step_level
+from ..diffusion.process import Process
 
 
 class Mixture:
@@ -49,9 +49,12 @@ class ExactDenoiser:
 
 
 class VelocityNetwork(nn.Module):
-    """A multilayer perceptron that predicts v; x0 = alpha x_t - sigma v for either process."""
+    """A multilayer perceptron that predicts v; x0 = alpha x_t - sigma v for either process.
 
-    def __init__(self, process: Process, *, dim: int = 2, width: int = 128, seed: int = 0):
+    With `told_steps` it has a condition on K, at zero until it is trained.
+    """
+
+    def __init__(self, process: Process, *, dim: int = 2, width: int = 128, seed: int = 0, told_steps: bool = False):
         super().__init__()
         self.process = process
         self.register_buffer("frequencies", torch.tensor([0.5, 1.0, 2.0, 4.0]) * (math.pi / 2), persistent=False)
@@ -61,11 +64,37 @@ class VelocityNetwork(nn.Module):
                 nn.Linear(dim + 8, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                 nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim),
             )
+            self.steps = nn.Sequential(nn.Linear(8, width), nn.SiLU(), nn.Linear(width, width)) if told_steps else None
+        if told_steps:
+            nn.init.zeros_(self.steps[-1].weight)
+            nn.init.zeros_(self.steps[-1].bias)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        phase = broadcast(t, x_t) * self.frequencies
         alpha, sigma = self.process.levels(t, x_t)
-        return alpha * x_t - sigma * self.layers(torch.cat([x_t, phase.sin(), phase.cos()], 1))
+        hidden = self.layers[0](torch.cat([x_t, self._waves(t)], 1))
+        if self.steps is not None and STEPS in cond:
+            hidden = hidden + self.steps(self._waves(step_level(cond[STEPS])))
+        return alpha * x_t - sigma * self.layers[1:](hidden)
+
+    def _waves(self, t: Tensor) -> Tensor:
+        phase = t[:, None] * self.frequencies
+        return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+class Critic(nn.Module):
+    """A multilayer perceptron that tells laws of x_t apart, told t and, if the conditioning has it, K: logits [B]."""
+
+    def __init__(self, *, dim: int = 2, width: int = 128, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Linear(dim + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1),
+            )
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        level = step_level(cond[STEPS]) if STEPS in cond else torch.zeros_like(t)
+        return self.layers(torch.cat([x_t, t[:, None], level[:, None]], 1))[:, 0]
 
 
 def fit_to_teacher(network: VelocityNetwork, teacher: ExactDenoiser, *, steps: int = 1500, batch: int = 512, lr: float = 2e-3) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, obj: Any) -> None:
     """Writes indented JSON, atomically; raises TypeError for what JSON cannot hold."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Writes new files one by one, each down to the disk, and their folders; what makes the set of them whole is the caller's."""
+    for path, data in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        _fsync(path)
 
 
 def _fsync(path: Path) -> None:

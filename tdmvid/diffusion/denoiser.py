@@ -14,6 +14,10 @@ from torch import Tensor
 from .process import Process
 
 
+STEPS = "steps"
+"""Name of the condition that tells student and fake in how many steps they are to sample: K, [B]."""
+
+
 class Cond(Mapping[str, Tensor]):
     """The conditioning of a batch: named tensors, each with the batch first.
 
@@ -48,6 +52,10 @@ class Cond(Mapping[str, Tensor]):
         """The conditioning of some samples of the batch."""
         return Cond({name: tensor[index] for name, tensor in self.items()})
 
+    def told(self, steps: int, batch: int, device: torch.device | str) -> Cond:
+        """The same, and K for each of `batch` samples."""
+        return Cond({**self, STEPS: torch.full((batch,), float(steps), device=device)})
+
     def expand(self, batch: int) -> Cond:
         """One sample's conditioning for a batch of `batch`, without copying."""
         return Cond({name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in self.items()})
@@ -56,6 +64,11 @@ class Cond(Mapping[str, Tensor]):
     def cat(conds: list[Cond]) -> Cond:
         """Batches joined along the batch dimension; all must have the same names."""
         return Cond({name: torch.cat([cond[name] for cond in conds]) for name in conds[0]})
+
+
+def step_level(steps: Tensor, shift: float = 3.0) -> Tensor:
+    """K on the scale of a time: shift / (K + shift - 1), so 1, 2, 4, 8 steps are 1, 0.75, 0.5, 0.3: [B] -> [B]."""
+    return shift / (steps + shift - 1)
 
 
 class Denoiser(Protocol):

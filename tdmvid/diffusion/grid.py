@@ -52,7 +52,7 @@ def shifted(steps: int, shift: float, process: Process, *, start: float = 1.0) -
     if not 0 < start <= 1:
         raise ValueError(f"grid.start={start}: the trajectory starts at a time in (0, 1]")
     even = [start * k / steps for k in range(steps + 1)]
-    times = [shift * s / (1 + (shift - 1) * s) for s in even]
+    times = [s / (s + (1 - s) / shift) for s in even]  # in this form 1 stays exactly 1
     if isinstance(process, TabulatedVP):
         times = [int(t * process.count + 1e-6) / process.count for t in times]
         if len(set(times)) < len(times):

@@ -1,4 +1,4 @@
-"""Deterministic samplers and the student's trajectory.
+"""Samplers and the student's trajectory.
 
 Shapes: B batch, K steps; states and predictions are [B, ...]; `k` counts from K down to 1.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser
 from .grid import TimeGrid
-from .process import Process
+from .process import Process, broadcast
 
 
 def times_like(x: Tensor, t: float) -> Tensor:
@@ -26,30 +27,92 @@ def ddim_step(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -
     return process.noise(x0, process.eps_from_x0(x_t, x0, t), s)
 
 
-@torch.no_grad()
-def ddim(
-    denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, *,
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """Sample by K deterministic steps from z at s_K: the final clean prediction [B, ...].
+Solver = Literal["ddim", "dpm++", "renoise"]
+"""How a trajectory goes on from a clean prediction; each costs one call of the network a step.
 
-    `on_step(k, x0)` sees the clean prediction of every step.
+ddim     deterministic, first order
+dpm++    DPM-Solver++ 2M (arXiv 2211.01095, Algorithm 2): deterministic, second order, from two clean predictions
+renoise  the clean prediction with fresh noise: the stochastic sampler of consistency models and DMD2
+"""
+
+
+@dataclass(frozen=True)
+class Before:
+    """The previous clean prediction [B, ...] of a multistep solver and its time [B]; a time of t itself means none."""
+
+    x0: Tensor
+    t: Tensor
+
+
+def log_snr(process: Process, t: Tensor) -> Tensor:
+    """lambda = log(alpha / sigma): [B]; infinite at either end."""
+    alpha, sigma = process.alpha_sigma(t)
+    return alpha.log() - sigma.log()
+
+
+def extrapolated(process: Process, x0: Tensor, t: Tensor, s: Tensor, before: Before) -> Tensor:
+    """The clean sample that DPM-Solver++ 2M steps with: D = x0 + h / (2 h_before) (x0 - x0_before).
+
+    x0 itself at the first step, at the last (to s = 0, where h is infinite) and after one from pure noise.
     """
-    x = z
+    lambda_t, lambda_s = log_snr(process, t), log_snr(process, s)
+    ratio = (lambda_s - lambda_t) / (lambda_t - log_snr(process, before.t))
+    ratio = torch.where((before.t > t) & (s > 0), ratio, 0.0)
+    return x0 + broadcast(ratio / 2, x0) * (x0 - before.x0)
+
+
+def advance(
+    process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, before: Before, *,
+    solver: Solver = "ddim", eps: Tensor | None = None,
+) -> Tensor:
+    """x_s from x_t and its clean prediction; `eps` is the fresh noise of `renoise`."""
+    if solver == "renoise":
+        return process.noise(x0, eps, s)
+    return ddim_step(process, x_t, extrapolated(process, x0, t, s, before) if solver == "dpm++" else x0, t, s)
+
+
+def fresh_noise(x: Tensor, solver: Solver, generator: torch.Generator | None) -> Tensor | None:
+    """Noise in the shape of x where the solver takes some; ValueError without a generator."""
+    if solver != "renoise":
+        return None
+    if generator is None:
+        raise ValueError("solver='renoise' draws fresh noise at every step: pass a generator, or use 'ddim'")
+    return torch.randn(x.shape, generator=generator, device=x.device)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, *, solver: Solver = "ddim",
+    generator: torch.Generator | None = None, on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Sample by K steps from z at s_K: the final clean prediction [B, ...].
+
+    `on_step(k, x0)` sees the clean prediction of every step; `generator` is for `renoise`.
+    """
+    x, before = z, Before(torch.zeros_like(z), times_like(z, grid.times[-1]))
     for k in range(grid.steps, 0, -1):
         t, s = times_like(x, grid.times[k]), times_like(x, grid.times[k - 1])
         x0 = denoiser(x, t, cond)
         if on_step is not None:
             on_step(k, x0)
-        x = ddim_step(denoiser.process, x, x0, t, s)
+        x = advance(denoiser.process, x, x0, t, s, before, solver=solver, eps=fresh_noise(x, solver, generator))
+        before = Before(x0, t)
     return x0
+
+
+def ddim(
+    denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, *,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """`sample` by deterministic first-order steps."""
+    return sample(denoiser, z, cond, grid, on_step=on_step)
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """Where a batch stands on the student's trajectory: at s_k, before the call of step k.
 
-    x: [B, ...] the state at `upper`; upper = s_k and lower = s_{k-1}: [B].
+    x: [B, ...] the state at `upper`; upper = s_k and lower = s_{k-1}: [B]; before: what a multistep solver remembers.
     """
 
     x: Tensor
@@ -57,20 +120,27 @@ class Trajectory:
     lower: Tensor
     upper: Tensor
     cond: Cond
+    before: Before | None = None
 
 
 @torch.no_grad()
-def rollout(denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, k: Tensor, *, calls: int) -> Trajectory:
+def rollout(
+    denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, k: Tensor, *, calls: int,
+    solver: Solver = "ddim", generator: torch.Generator | None = None,
+) -> Trajectory:
     """Run the student from z at s_K down to s_k without gradient, k per sample ([B], in 1..K).
 
     `calls` steps are made, at least K - min(k); every rank must pass the same number, because
     sharded networks meet in each call. The one call at s_k itself is left to the caller.
     """
     times = grid.tensor(z.device)
-    states = [z]
+    states, memory = [z], [Before(torch.zeros_like(z), times_like(z, grid.times[-1]))]
     for step in range(grid.steps, grid.steps - calls, -1):
         x = states[-1]
         t, s = times_like(x, grid.times[step]), times_like(x, grid.times[step - 1])
-        states.append(ddim_step(denoiser.process, x, denoiser(x, t, cond), t, s))
-    x = torch.stack(states)[grid.steps - k, torch.arange(len(z), device=z.device)]
-    return Trajectory(x, k, times[k - 1], times[k], cond)
+        x0 = denoiser(x, t, cond)
+        states.append(advance(denoiser.process, x, x0, t, s, memory[-1], solver=solver, eps=fresh_noise(x, solver, generator)))
+        memory.append(Before(x0, t))
+    here = grid.steps - k, torch.arange(len(z), device=z.device)
+    before = Before(torch.stack([m.x0 for m in memory])[here], torch.stack([m.t for m in memory])[here])
+    return Trajectory(torch.stack(states)[here], k, times[k - 1], times[k], cond, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,6 +58,11 @@ def pick_k(objective: Objective, grid: TimeGrid, batch: int, shared: torch.Gener
     return torch.randint(1, grid.steps + 1, (batch,), generator=own)
 
 
+def pick_grid(grids: Sequence[TimeGrid], shared: torch.Generator) -> TimeGrid:
+    """The grid of one iteration, the same on all ranks: it decides how many calls are made."""
+    return grids[int(torch.randint(len(grids), (1,), generator=shared))]
+
+
 def iterate(
     step: int, conds: list[Cond], noise_shape: tuple[int, ...], *,
     objective: Objective, roles: Roles, engines: dict[str, Engine], grid: TimeGrid, streams, first_stream: int = 0,
@@ -73,8 +79,11 @@ def iterate(
         own = lambda name: streams.generator(step, name, first_stream + micro, device="cpu")  # noqa: B023, E731
         k = pick_k(objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k")).to(device)
         z = torch.randn(noise_shape, generator=streams.generator(step, "z", first_stream + micro), device=device)
+        cond = cond.told(grid.steps, len(z), device) if objective.told_steps else cond
         calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
-        graded.append(GradedPath(rollout(roles.student, z, cond, grid, k, calls=calls), roles.student, keep=len(conds) == 1))
+        fresh = streams.generator(step, "renoise", first_stream + micro)
+        path = rollout(roles.student, z, cond, grid, k, calls=calls, solver=objective.solver, generator=fresh)
+        graded.append(GradedPath(path, roles.student, keep=len(conds) == 1))
 
     scalars: dict[str, list[Tensor]] = {}
     for turn, role in enumerate(objective.roles):

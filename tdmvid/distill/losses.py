@@ -19,6 +19,11 @@ def snr_weight(alpha: Tensor, sigma: Tensor, ceiling: float) -> Tensor:
     return (alpha / sigma).square().clamp(max=ceiling)
 
 
+def velocity_weight(sigma: Tensor, ceiling: float) -> Tensor:
+    """min(1 / sigma^2, ceiling): an error of x0 counts as that of the velocity which the network predicts: [B] -> [B]."""
+    return sigma.square().reciprocal().clamp(max=ceiling)
+
+
 def importance_weight(eps_mix: Tensor, eps: Tensor, kind: str) -> Tensor:
     """q(x_tau | x0_hat) / q(x_tau | x_s) per sample: [B].
 

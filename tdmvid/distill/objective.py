@@ -6,23 +6,33 @@ the engines and the networks are the same for all of them.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..diffusion.denoiser import Cond, Denoiser
-from ..diffusion.sampler import Trajectory
+from ..diffusion.sampler import Solver, Trajectory
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The three denoisers: student (theta), fake score (psi), frozen and guided teacher (phi)."""
+    """The three denoisers: student (theta), fake score (psi), frozen and guided teacher (phi).
+
+    Adversarial methods also need a `discriminator` (x_tau, tau, cond) -> logits [B], and `real`
+    latents: [B] uniform numbers in [0, 1) -> [B, ...].
+    """
 
     student: Denoiser
     fake: Denoiser
     teacher: Denoiser
+    discriminator: Callable[[Tensor, Tensor, Cond], Tensor] | None = None
+    real: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,17 @@ class Draw:
     eps: Tensor
     eps_mix: Tensor
     beta: Tensor
+    slope: Tensor | None = None
+    """d x_tau / d x0_hat along the trajectory, [B]; for methods whose gradient passes through x_tau."""
 
 
 class Objective(Protocol):
-    """A method; also its own frozen config dataclass."""
+    """A method; also its own frozen config dataclass, known by its `kind`."""
 
+    kind: str
     cfg: float
+    solver: Solver
+    step_set: tuple[int, ...]
     roles: tuple[str, ...]
     """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
 
@@ -57,3 +72,19 @@ class Objective(Protocol):
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
         """`loss`, with a graph to the role's parameters, and scalars worth logging."""
         ...
+
+
+REGISTRY: dict[str, type] = {}
+
+
+def register(cls: type) -> type:
+    """Class decorator: make a method known by the default of its field `kind`."""
+    REGISTRY[cls.__dataclass_fields__["kind"].default] = cls
+    return cls
+
+
+def objectives() -> dict[str, type]:
+    """All methods by kind: imports every file of this folder."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return REGISTRY

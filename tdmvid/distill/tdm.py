@@ -15,19 +15,29 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import Process, broadcast
-from ..diffusion.sampler import Trajectory
-from .losses import distance, effective_sample_share, importance_weight, per_sample_mean, snr_weight
-from .objective import Draw, Roles
+from ..diffusion.sampler import Before, Solver, Trajectory, ddim_step, extrapolated
+from .losses import distance, effective_sample_share, importance_weight, per_sample_mean, snr_weight, velocity_weight
+from .objective import Draw, Roles, register
 
 
+@register
 @dataclass(frozen=True)
 class TDM:
     """TDM's options; the defaults are those of the authors' released code."""
 
+    kind: Literal["tdm"] = "tdm"
     cfg: float = 1.0
     """The teacher's guidance; 1 is none."""
-    segments: Literal["separate", "to_terminal"] = "separate"
-    """tau in [s_{k-1}, s_k], or in [s_{k-1}, 1]: overlapping segments, which bias the one fake score."""
+    match: Literal["noisy", "clean"] = "noisy"
+    """What is noised to tau: the trajectory's next state x_s, or the clean prediction (the paper's Table 8; DMD2's draw)."""
+    solver: Solver = "ddim"
+    """How the student's trajectory goes on, see diffusion/sampler.py."""
+    step_set: tuple[int, ...] = ()
+    """Draw K from these every iteration (TDM-unify); empty trains the grid's own K alone."""
+    k_condition: bool = True
+    """Tell student and fake which K of the set it is, see adapters/step_condition.py."""
+    segments: Literal["separate", "to_terminal", "everywhere"] = "separate"
+    """tau in [s_{k-1}, s_k], or in [s_{k-1}, 1]: overlapping segments, which bias the one fake score; or in (0, 1], for `match` clean."""
     randmid: bool = False
     """Start the draw at a uniform time in [s_{k-1}, s_k - margin_low] instead of s_{k-1}."""
     margin_low: float = 0.02
@@ -39,8 +49,15 @@ class TDM:
     huber_c: float | None = None
     """None: 1e-3 for huber, 0.00054 sqrt(dimensions) for huber_vector."""
     fake_target: Literal["x0_hat", "exact"] = "x0_hat"
-    """Regress on the student's prediction with importance weights, or on the exact conditional score."""
+    """Regress on the student's prediction with importance weights (the released code), or on the exact conditional score.
+
+    Only the exact one has the trajectory's own score as its optimum: a fake that regresses on x0_hat
+    recognises it in the noise that x_s still carries.
+    """
     importance: Literal["mean", "sum", "none"] = "mean"
+    fake_weight: Literal["snr", "velocity"] = "snr"
+    """snr: min(SNR, ceiling), the released code's, for eps-networks. velocity: min(1 / sigma^2, ceiling), the loss that v- and
+    flow-networks are pretrained with; where the SNR ends at zero, as CogVideoX's does, the other hardly teaches the fake the first step."""
     snr_ceiling: float = 5.0
     fake_updates: int = 1
     """Fake updates per student update, each with a draw of its own."""
@@ -54,32 +71,51 @@ class TDM:
             raise ValueError(f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1 update per iteration")
         if self.cfg < 0 or self.snr_ceiling <= 0:
             raise ValueError(f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 and the ceiling > 0")
+        if self.fake_weight == "velocity" and self.fake_target == "exact":
+            raise ValueError("objective.fake_weight='velocity': the exact target's variance is infinite at zero SNR; use fake_target='x0_hat', or 'snr'")
+        if self.segments == "everywhere" and self.match == "noisy":
+            raise ValueError("objective.segments='everywhere': tau must lie above a noisy x_s; use match='clean', or segments='separate'")
+        if any(k < 1 for k in self.step_set) or len(set(self.step_set)) < len(self.step_set):
+            raise ValueError(f"objective.step_set={self.step_set}: numbers of steps, each once and at least 1")
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The fake first, so that the student sees an updated score."""
         return ("fake",) * self.fake_updates + ("student",)
 
+    @property
+    def told_steps(self) -> bool:
+        """Whether the networks get K as a condition."""
+        return bool(self.step_set) and self.k_condition
+
     def draw(self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process) -> Draw:
-        """s, tau and noise; x_tau ~ q(x_tau | x_s) with x_s on the trajectory, one DDIM step from `path.x`."""
+        """s, tau and noise; x_tau ~ q(x_tau | x_s) with x_s on the trajectory, one solver step from `path.x`."""
         clean = x0_hat.detach()
         u = torch.rand(2, len(clean), generator=generator, device=clean.device)
         eps = torch.randn(clean.shape, generator=generator, device=clean.device)
         s, tau = self._times(path, u, process)
-        eps_hat = process.eps_from_x0(path.x, clean, path.upper)
-        x_tau = process.renoise(process.noise(clean, eps_hat, s), eps, s, tau)
+        if self.match == "clean" or self.solver == "renoise":  # whose next state is the clean prediction with fresh noise
+            s = torch.zeros_like(s)
+        ahead = clean if self.solver != "dpm++" else extrapolated(process, clean, path.upper, s, path.before)
         scale, beta = process.bridge(s, tau)
-        _, sigma_s = process.alpha_sigma(s)
-        _, sigma_tau = process.alpha_sigma(tau)
-        eps_mix = broadcast(scale * sigma_s / sigma_tau, clean) * eps_hat + broadcast(beta / sigma_tau, clean) * eps
-        return Draw(x0_hat, x_tau, s, tau, eps, eps_mix, beta)
+        x_tau = process.renoise(ddim_step(process, path.x, ahead, path.upper, s), eps, s, tau)
+        return Draw(x0_hat, x_tau, s, tau, eps, process.eps_from_x0(x_tau, clean, tau), beta, self._slope(path, s, scale, process))
+
+    def _slope(self, path: Trajectory, s: Tensor, scale: Tensor, process: Process) -> Tensor:
+        """d x_tau / d x0_hat: [B]."""
+        (alpha_s, sigma_s), (alpha_u, sigma_u) = process.alpha_sigma(s), process.alpha_sigma(path.upper)
+        ahead = 1.0
+        if self.solver == "dpm++":
+            one = torch.ones_like(s)
+            ahead = extrapolated(process, one, path.upper, s, Before(torch.zeros_like(s), path.before.t))
+        return scale * (alpha_s - sigma_s * alpha_u / sigma_u) * ahead
 
     def _times(self, path: Trajectory, u: Tensor, process: Process) -> tuple[Tensor, Tensor]:
         s, gap = path.lower, max(self.margin_low, process.resolution)
         if self.randmid:
             s = process.snap(s + u[1] * (path.upper - gap - s).clamp(min=0))
         upper = path.upper if self.segments == "separate" else torch.ones_like(s)
-        low = s + gap
+        low = gap + (torch.zeros_like(s) if self.segments == "everywhere" else s)
         low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
         high = torch.maximum(upper - self.margin_high, low)
         return s, process.snap(low + u[0] * (high - low))
@@ -92,18 +128,19 @@ class TDM:
         """Weighted score matching (arXiv 2503.06674, L_psi), in the x0 parametrisation.
 
         The exact target x0* = (x_tau - sigma^2 eps / beta) / alpha is compared as alpha x0*,
-        so nothing is divided by an alpha of zero.
+        so nothing is divided by an alpha of zero. Its variance is sigma^4 / (alpha beta)^2 times
+        that of the fresh noise, so a draw counts by beta^2 / sigma^2, the share of fresh noise in x_tau.
         """
         alpha, sigma = roles.fake.process.alpha_sigma(draw.tau)
         predicted = roles.fake(draw.x_tau, draw.tau, cond)
         if self.fake_target == "exact":
             target = draw.x_tau - broadcast(sigma.square() / draw.beta, draw.eps) * draw.eps
             error = (broadcast(alpha, target) * predicted - target).square()
-            weight = torch.minimum(1 / sigma.square(), self.snr_ceiling / alpha.square())
+            weight = torch.minimum(1 / sigma.square(), self.snr_ceiling / alpha.square()) * (draw.beta / sigma).square()
             importance = torch.ones_like(weight)
         else:
             error = (predicted - draw.x0_hat.detach()).square()
-            weight = snr_weight(alpha, sigma, self.snr_ceiling)
+            weight = snr_weight(alpha, sigma, self.snr_ceiling) if self.fake_weight == "snr" else velocity_weight(sigma, self.snr_ceiling)
             importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
         loss = (importance * weight * per_sample_mean(error)).mean()
         return {"loss": loss, "ess": effective_sample_share(importance)}

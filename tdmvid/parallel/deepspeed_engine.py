@@ -8,23 +8,20 @@ same order.
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .engine import StepResult
-from .launch import all_agree, barrier
+from .engine import Files, StepResult
+from .launch import all_agree
 from .optim import LossScale, OptimConfig
 
 TAG, UNIVERSAL = "zero", "universal"
@@ -199,21 +196,23 @@ class DeepSpeedEngine:
                 for name, parameter in self.trainable.items():
                     parameter.copy_(weights[name])
 
-    def save(self, folder: Path) -> None:
-        """Write weights, average and every rank's optimiser state; the caller makes the folder appear at once."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+    def snapshot(self) -> Files:
+        """This rank's files of a checkpoint as the state is now: the library's shards, and on rank 0 weights and average too."""
+        from .deepspeed_checkpoint import in_memory
+
+        files = in_memory(self.engine, TAG)
         weights, average = self.weights(averaged=False), self.weights(averaged=True)
         if dist.get_rank() == 0:
-            save_file(weights, folder / "weights.safetensors")
+            files["weights.safetensors"] = save(weights)
             if self.average:
-                save_file(average, folder / "average.safetensors")
+                files["average.safetensors"] = save(average)
             state = {"updates": self.updates, "ranks": dist.get_world_size(), "scale": asdict(self.scale)}
-            (folder / "engine.json").write_text(json.dumps(state))
-        barrier()
+            files["engine.json"] = json.dumps(state).encode()
+        return files
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote into a new engine: bit for bit on as many ranks, else converted once, beside it.
+        """Restore the files of all ranks' `snapshot`s into a new engine: bit for bit on as many ranks, else converted once, beside it.
 
         ValueError if it belongs to another model.
         """
@@ -223,7 +222,9 @@ class DeepSpeedEngine:
         self._check_shapes(folder / "weights.safetensors")
         universal = state["ranks"] != dist.get_world_size()
         if universal:
-            _make_universal(folder)
+            from .deepspeed_checkpoint import make_universal
+
+            make_universal(folder / TAG, folder / UNIVERSAL)
         self.engine._config.load_universal_checkpoint = universal  # the library reads it from its configuration only
         self.engine.load_checkpoint(str(folder), tag=UNIVERSAL if universal else TAG, load_module_strict=False)
         if self.average:
@@ -259,23 +260,6 @@ def shard_frozen(module: nn.Module, *, micro_batch: int, dtype: torch.dtype, per
     if dtype == torch.bfloat16:
         settings["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch."), "lower_precision_safe_modules": []}
     return deepspeed.initialize(model=module, config=settings)[0]
-
-
-def _make_universal(folder: Path) -> None:
-    """Convert a checkpoint of ZeRO's shards to one that any number of ranks can load; rank 0 works, all wait."""
-    done = folder / UNIVERSAL / "done"
-    if dist.get_rank() == 0 and not done.exists():
-        from deepspeed.checkpoint import ds_to_universal
-
-        shutil.rmtree(folder / UNIVERSAL, ignore_errors=True)
-        options = Namespace(
-            input_folder=str(folder / TAG), output_folder=str(folder / UNIVERSAL), num_extract_workers=1, num_merge_workers=1,
-            keep_temp_folder=False, strict=True, inject_missing_state=True,
-        )
-        with redirect_stdout(io.StringIO()):
-            ds_to_universal.main(options)
-        done.touch()
-    barrier()
 
 
 # With ZeRO-3 a parameter is an empty tensor while nobody uses it. Its flattened values, padded

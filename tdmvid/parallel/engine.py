@@ -6,16 +6,20 @@ has the same contract over ZeRO.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .optim import LossScale, OptimConfig
+
+Files = dict[str, bytes | memoryview]
+"""A role's state as the files of its folder, in host memory, by relative path."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +105,20 @@ class TorchEngine:
         source = self.average if averaged and self.average else self.trainable
         return {name: tensor.detach().clone() for name, tensor in source.items()}
 
-    def save(self, folder: Path) -> None:
-        """Write weights, average and optimiser state; the caller makes the folder appear at once."""
-        folder.mkdir(parents=True)
+    def snapshot(self) -> Files:
+        """Weights, average and optimiser state as they are now: what `load` reads."""
         contiguous = lambda tensors: {k: v.detach().contiguous() for k, v in tensors.items()}  # noqa: E731
-        save_file(contiguous(self.trainable), folder / "weights.safetensors")
+        files: Files = {"weights.safetensors": save(contiguous(self.trainable))}
         if self.average:
-            save_file(contiguous(self.average), folder / "average.safetensors")
+            files["average.safetensors"] = save(contiguous(self.average))
         state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "scale": asdict(self.scale)}
-        torch.save(state, folder / "optimizer.pt")
+        optimizer = io.BytesIO()
+        torch.save(state, optimizer)
+        return files | {"optimizer.pt": optimizer.getbuffer()}
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, bit for bit; ValueError if it belongs to another model."""
+        """Restore the files of a `snapshot`, bit for bit; ValueError if it belongs to another model."""
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(f"{folder} holds no average: resume with the ema it was written with, 0")
         self._copy(load_file(folder / "weights.safetensors"), self.trainable, folder)

@@ -10,9 +10,12 @@ import os
 import re
 import shutil
 import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from ..data.files import write_json
+from ..data.files import PART, write_files, write_json
 from ..parallel import launch
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -20,43 +23,71 @@ META = "checkpoint.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run; every method is called by all ranks alike."""
+    """The checkpoints of one run; every method is called by all ranks alike, but for `close`.
 
-    def __init__(self, folder: Path, *, keep: int, primary: bool):
+    `save` takes no longer than the copy to host memory: a thread on every rank writes the files,
+    and rank 0's makes the checkpoint whole when all ranks' files are there.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, rank: int = 0, ranks: int = 1):
         assert keep >= 1, "a run that keeps no checkpoint cannot resume"
-        self.folder, self.keep, self.primary = folder, keep, primary
+        self.folder, self.keep, self.rank, self.ranks, self.primary = folder, keep, rank, ranks, rank == 0
+        self._writing: _Writing | None = None
 
     def save(self, step: int, engines: dict, fingerprint: dict) -> Path:
-        """State after `step` iterations; a run killed in here leaves the previous checkpoint whole, and so does a full disk."""
-        final = self._path(step)
-        try:
-            self._save(final, step, engines, fingerprint)
-        except Exception as error:  # of safetensors, torch, DeepSpeed or the file system, each of its own kind
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OSError(
-                f"{final} could not be written ({reason}): the previous checkpoint stands. Make room or choose another --out, then --resume auto"
-            ) from error
-        return final
+        """Begin to write the state after `step` iterations; it is whole once `wait` has returned.
 
-    def _save(self, final: Path, step: int, engines: dict, fingerprint: dict) -> None:
-        aside = self.folder / f".{final.name}.part"
+        A run killed meanwhile leaves the previous checkpoint whole, and so does a full disk.
+        """
+        self.wait()
+        final, aside = self._path(step), self.folder / f".step_{step:06d}{PART}"
         if self.primary:
-            for left in self.folder.glob(".step_*.part"):  # by a run that was killed in here
+            for left in self.folder.glob(f".step_*{PART}"):  # by a run that was killed in here
                 shutil.rmtree(left)
             aside.mkdir(parents=True)
         launch.barrier()
-        for role, engine in engines.items():
-            engine.save(aside / role)
-        launch.barrier()
-        if self.primary:
-            write_json(aside / META, {"step": step, "fingerprint": fingerprint, "files": _sizes(aside)})
-            _sync(aside)
-            self._remove(final)
-            os.rename(aside, final)
-            _sync(self.folder)
-            for old in self.steps()[: -self.keep]:
-                self._remove(self._path(old))
-        launch.barrier()
+        files = {aside / role / name: data for role, engine in engines.items() for name, data in engine.snapshot().items()}
+        complete = partial(self._complete, final, aside, {"step": step, "fingerprint": fingerprint})
+        self._writing = _Writing(final, files, aside / f"written_{self.rank}", complete if self.primary else None)
+        return final
+
+    def wait(self) -> None:
+        """Return when the checkpoint that is being written is whole; OSError on every rank if one could not write."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        writing.own_part.wait()
+        if not launch.all_agree(writing.error is None):
+            writing.give_up.set()
+        writing.thread.join()
+        if launch.all_agree(writing.error is None):
+            return
+        reason = str(writing.error or "see the other ranks").splitlines()[0]
+        raise OSError(
+            f"{writing.final} could not be written ({reason}): the previous checkpoint stands. Make room or choose another --out, then --resume auto"
+        ) from writing.error
+
+    def close(self) -> None:
+        """After a failure: give what is being written a minute to become whole, without asking the other ranks."""
+        if self._writing:
+            self._writing.thread.join(timeout=60)
+            self._writing.give_up.set()
+            self._writing.thread.join()
+
+    def _complete(self, final: Path, aside: Path, meta: dict, give_up: threading.Event) -> None:
+        markers = [aside / f"written_{rank}" for rank in range(self.ranks)]
+        while not all(marker.exists() for marker in markers):
+            if give_up.wait(0.05):
+                return
+        for marker in markers:
+            marker.unlink()
+        write_json(aside / META, meta | {"files": _sizes(aside)})
+        _sync(aside)
+        self._remove(final)
+        os.rename(aside, final)
+        _sync(self.folder)
+        for old in self.steps()[: -self.keep]:
+            self._remove(self._path(old))
 
     def forget_after(self, step: int) -> None:
         """Drop the checkpoints of later steps: the run goes on from `step`, and its record with it."""
@@ -89,15 +120,18 @@ class Checkpoints:
     @staticmethod
     def _remove(path: Path) -> None:
         if path.exists():
-            aside = path.with_name(f".{path.name}.old.part")
+            aside = path.with_name(f".{path.name}.old{PART}")
             path.rename(aside)  # or a kill while deleting would leave a half one that looks whole
             shutil.rmtree(aside)
 
     @staticmethod
-    def load(path: Path, engines: dict, fingerprint: dict) -> int:
-        """Restore all roles and return how many iterations were done; ValueError if the run was another one."""
+    def load(path: Path, engines: dict, fingerprint: dict, defaults: dict | None = None) -> int:
+        """Restore all roles and return how many iterations were done; ValueError if the run was another one.
+
+        defaults: values of settings that a checkpoint may be older than.
+        """
         meta = json.loads((whole(path) / META).read_text())
-        saved = flat(meta["fingerprint"])
+        saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
                 raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out")
@@ -114,6 +148,32 @@ def whole(path: Path) -> Path:
     if damage:
         raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
     return path
+
+
+class _Writing:
+    """One checkpoint on its way to the disk.
+
+    final: the folder it will be; files: this rank's; marker: tells rank 0 that they are written;
+    complete: on rank 0, makes the folder whole when all markers are there, or returns at `give_up`.
+    """
+
+    def __init__(self, final: Path, files: dict[Path, bytes], marker: Path, complete: Callable[[threading.Event], None] | None):
+        self.final, self.error = final, None
+        self.own_part, self.give_up = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._run, args=(files, marker, complete), daemon=True)
+        self.thread.start()
+
+    def _run(self, files, marker, complete) -> None:
+        try:
+            write_files(files)
+            marker.touch()
+            self.own_part.set()
+            if complete:
+                complete(self.give_up)
+        except Exception as error:  # told to all ranks by `wait`
+            self.error = error
+        finally:
+            self.own_part.set()
 
 
 def _sizes(folder: Path) -> dict[str, int]:

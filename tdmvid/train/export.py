@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..adapters.bundle import read_facts
 from ..adapters.card import Story
 from ..adapters.export import check_formats, export_fused, export_lora, export_network
 from ..adapters.extract import adapt, extract, read_published
 from ..adapters.lora import LoraSettings, attach
+from ..adapters.step_condition import NAME, condition_on_steps, told
 from ..backbones.base import Backbone, load_backbone
 from ..config import RunConfig, load_config
 from ..data.prompts import read_prompts
@@ -53,6 +55,8 @@ class Options:
 def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint: Path | None = None, weights: Literal["", "ema", "raw"] = "") -> dict:
     """Export a run's newest checkpoint, or another one, to `out`; returns export.json.
 
+    A run over a set of K has one bundle for each: `out`, and out_2steps and so on beside it.
+
     weights: the averaged or the raw ones; empty takes the average if the run keeps one. ValueError
     for a damaged checkpoint and for what the run does not have; RuntimeError if the export differs.
     """
@@ -61,14 +65,19 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     backbone = load_backbone(config.model, config.video, device=_device())
     scores = json.loads((run / "scores.json").read_text()) if (run / "scores.json").is_file() else {}
     story = Story(_plain_config(run), scores, prompts=options.prompts or _prompts(config))
-    student = _Student(backbone, config.grid.build(backbone.process), replace(story, origin=f"{story.origin} Iteration {step}."), options)
-    if config.training == "lora":
-        if options.rank:
-            raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
-        check_formats(options.formats, backbone)
-        module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
-        return student.write_lora(out, module, tensors, config.lora)
-    return student.write_network(out, tensors)
+    own = config.grid.build(backbone.process)
+    student = _Student(backbone, own, replace(story, origin=f"{story.origin} Iteration {step}."), options)
+    if config.training != "lora":
+        return student.write_network(out, tensors)
+    if options.rank:
+        raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
+    check_formats(options.formats, backbone)
+    module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
+    if config.objective.told_steps:
+        condition_on_steps(module, seed=config.seed)
+    for student.grid in config.grid.family(backbone.process, config.objective.step_set):
+        student.write_lora(_of_steps(out, student.grid, own), module, tensors, config.lora)
+    return read_facts(out)
 
 
 def export_published(out: Path, path: Path, backbone: Backbone, grid: TimeGrid, options: Options, *, scale: float = 1.0) -> dict:
@@ -86,6 +95,11 @@ def export_tuned(out: Path, folder: Path, backbone: Backbone, grid: TimeGrid, op
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
     story = Story(origin=f"From the fine-tuned network `{folder.name}`.", prompts=options.prompts)
     return _Student(backbone, grid, story, options).write_network(out, tensors)
+
+
+def _of_steps(out: Path, grid: TimeGrid, own: TimeGrid) -> Path:
+    """Where the student of one K of a set goes: `out` for the one that the run's samples showed."""
+    return out if grid == own else out.with_name(f"{out.name}_{grid.steps}steps")
 
 
 class _Student:
@@ -114,7 +128,7 @@ class _Student:
                 out, module=module, weights=tensors, settings=settings, formats=self.options.formats, dtype=self.options.dtype or "float32",
                 extra=extra, **common,
             )
-        return json.loads((out / "export.json").read_text())
+        return read_facts(out)
 
     def write_network(self, out: Path, tensors: dict[str, Tensor]) -> dict:
         _check_shapes(tensors, dict(self.backbone.network.named_parameters()))
@@ -126,7 +140,7 @@ class _Student:
             if self.options.formats != ("diffusers",):
                 raise ValueError(f"format {','.join(self.options.formats)}: a whole network has no LoRA formats, give a rank to extract a LoRA")
             export_network(out, weights=tensors, dtype=self.options.dtype or None, **self._common(expected))
-            return json.loads((out / "export.json").read_text())
+            return read_facts(out)
         check_formats(self.options.formats, self.backbone)
         state, errors = extract(self.backbone.network, tensors, self.options.rank)
         module, adapter, settings = adapt(self.backbone, state)
@@ -138,12 +152,14 @@ class _Student:
         return {"backbone": self.backbone, "grid": self.grid, "expected": expected, "z": self.z, "cond": self.cond, "story": self.story}
 
     def _sample(self, network: nn.Module) -> Tensor:
-        return ddim(self.backbone.denoiser(network), self.z, self.cond, self.grid)
+        denoiser, told_steps = told(self.backbone.denoiser(network), network), NAME in dict(network.named_children())
+        cond = self.cond.told(self.grid.steps, len(self.z), self.z.device) if told_steps else self.cond
+        return ddim(denoiser, self.z, cond, self.grid)
 
 
 def _student(run: Path, checkpoint: Path | None, weights: str, config: RunConfig) -> tuple[dict[str, Tensor], int]:
     """The student's whole trained tensors by parameter name, and after how many iterations."""
-    checkpoints = Checkpoints(run / "checkpoints", keep=1, primary=True)
+    checkpoints = Checkpoints(run / "checkpoints", keep=1)
     path = whole(checkpoint) if checkpoint else checkpoints.latest()
     if path is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")

@@ -23,6 +23,8 @@ def finish(run: Run) -> None:
     z = fixed_noise(run, run.gallery.batch)
     student_steps: dict[int, Tensor] = {}
     expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
+    # What users get runs by DDIM, whatever solver it was trained with: that is what an export is checked against.
+    deployed = {grid: sample_student(run, z, run.gallery, grid=grid, solver="ddim") for grid in run.grids}
     weights = run.engines["student"].weights(averaged=True)
     gallery = _Gallery(run, z)
     gallery.student(expected, student_steps)
@@ -30,14 +32,17 @@ def finish(run: Run) -> None:
     if not run.world.primary:
         return
     common = {
-        "backbone": run.backbone, "weights": weights, "grid": run.grid, "expected": expected, "z": z, "cond": run.gallery,
+        "backbone": run.backbone, "weights": weights, "z": z, "cond": run.gallery,
         "story": Story(to_dict(run.config), prompts=tuple(run.gallery_prompts)),
     }
     if run.config.training == "lora":
-        facts = export_lora(run.config.folder / "lora", module=run.engines["student"].module, settings=run.config.lora, **common)
-        print(f"lora: {run.config.folder / 'lora'}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
+        module, settings = run.engines["student"].module, run.config.lora
+        for grid, latents in deployed.items():
+            name = "lora" if grid == run.grid else f"lora_{grid.steps}steps"
+            facts = export_lora(run.config.folder / name, module=module, settings=settings, grid=grid, expected=latents, **common)
+            print(f"lora: {run.config.folder / name}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
     else:
-        error = export_network(run.config.folder / "student", **common)
+        error = export_network(run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common)
         print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
     gallery.write()
     print(f"report: {write_report(run.config.folder)}")

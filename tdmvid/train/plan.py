@@ -59,7 +59,7 @@ class Plan:
         stage = parallel.zero_stage if self.ranks > 1 else 0
         shard = lambda least: self.ranks if stage >= least else 1  # noqa: E731
         size = _size(self.config.model.torch_dtype)
-        frozen = self.base * size / shard(3)
+        frozen = self.base * size / shard(3) * (1 if parallel.share_base or not lora else 2)
         adapters = 2 * self.trainable * 4
         parts = {
             "frozen weights": 0.0 if parallel.offload == "all" else frozen,
@@ -134,7 +134,8 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
     twice, fake once, 1B); with accumulation the graded call is made twice.
     """
-    objective, steps = config.objective, _student_steps(config)
+    objective = config.objective
+    steps = sum(objective.step_set) / len(objective.step_set) if objective.step_set else _student_steps(config)
     rollout = steps - 1 if objective.rollout == "full" else (steps - 1) / 2
     graded = 1 if config.batch.accumulation == 1 else 2
     teacher = 1 if objective.cfg == 1 else 2
@@ -144,19 +145,23 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
 def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
     """The plan as text; `device_memory` in GiB is what a rank has, 0 if unknown."""
     config, tokens = plan.config, plan.tokens
+    kind = "images" if config.video.frames == 1 else "videos"
+    start = [("student starts from", config.init + ("" if Path(config.init).is_dir() else " (not there yet)"))] if config.init else []
     videos = config.batch.micro * config.batch.accumulation * plan.ranks // config.parallel.sequence
     shared = f", {-(-tokens.count // config.parallel.sequence):,} tokens and {-(-tokens.heads // config.parallel.sequence)} heads a rank"
     rows = [
         ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
         ("training", f"{config.training}: student and fake, {plan.trainable:,} trainable parameters each"),
-        ("weights held", "1 frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
+        ("weights held", f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
+        *start,
         ("student", f"{_student_steps(config)} steps, {config.grid.kind} grid"),
         ("prompts", f"{plan.prompts:,}"),
         ("ranks", f"{plan.ranks}: {plan.ranks // config.parallel.sequence} data parallel x {config.parallel.sequence} a video, ZeRO-{config.parallel.zero_stage}"),
-        ("one iteration", f"{plan.forwards:g} forwards and {plan.backwards} backwards of {config.batch.micro} videos x {config.batch.accumulation} micro-batches"),
+        ("one iteration", f"{plan.forwards:g} forwards and {plan.backwards} backwards of {config.batch.micro} {kind} x {config.batch.accumulation} micro-batches"),
         ("work", f"{plan.flops() / 1e12:,.3g} TFLOP a rank and iteration"),
-        ("tokens", f"{tokens.count:,} per video, {tokens.blocks} blocks of {tokens.heads} heads and width {tokens.width}{shared if config.parallel.sequence > 1 else ''}"),
-        ("steps", f"{config.steps:,} of {videos:,} videos"),
+        ("tokens", f"{tokens.count:,} per {kind[:-1]}, {tokens.blocks} blocks of {tokens.heads} heads and width {tokens.width}{shared if config.parallel.sequence > 1 else ''}"),
+        *([("", tokens.note)] if tokens.note else []),
+        ("steps", f"{config.steps:,} of {videos:,} {kind}"),
         *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
         ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
@@ -186,7 +191,7 @@ def check_fit(plan: Plan, device_memory: float) -> None:
                 f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB:"
                 f" {' and '.join(tried)} needs {_gib(better.total())}"
             )
-    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames, or a smaller video")
+    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames or pixels")
 
 
 def _student_steps(config: RunConfig) -> int:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..data.video import write_image, write_strip, write_video
 from ..diffusion.denoiser import Cond
-from ..diffusion.sampler import ddim
+from ..diffusion.grid import TimeGrid
+from ..diffusion.sampler import Solver, sample
 from .setup import Run
 
 
@@ -19,10 +20,16 @@ def fixed_noise(run: Run, count: int) -> Tensor:
     return torch.randn((count, *run.backbone.latent_shape()), generator=generator, device=run.world.device)
 
 
-def sample_student(run: Run, z: Tensor, cond: Cond, on_step=None) -> Tensor:
-    """K steps of the student, with its averaged weights if it keeps any, from z: latents [B, ...]."""
+def sample_student(run: Run, z: Tensor, cond: Cond, on_step=None, *, grid: TimeGrid | None = None, solver: Solver | None = None) -> Tensor:
+    """K steps of the student, with its averaged weights if it keeps any, from z: latents [B, ...].
+
+    By the run's own grid and the solver it was trained with, unless others are given.
+    """
+    objective, grid = run.config.objective, grid or run.grid
+    cond = cond.told(grid.steps, len(z), z.device) if objective.told_steps else cond
+    fresh = torch.Generator(z.device).manual_seed(run.config.log.seed + 1)
     with run.engines["student"].averaged():
-        return ddim(run.roles.student, z, cond, run.grid, on_step=on_step)
+        return sample(run.roles.student, z, cond, grid, solver=solver or objective.solver, generator=fresh, on_step=on_step)
 
 
 def write_samples(run: Run, step: int) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..adapters.lora import Base, attach, shared_copy
-from ..backbones.base import Backbone, load_backbone
+from ..adapters.lora import Base, attach, shared_copy, start_from
+from ..adapters.step_condition import condition_on_steps, told
+from ..backbones.base import Backbone, check_attention, load_backbone
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.prompts import PromptOrder, read_prompts
 from ..diffusion.denoiser import Cond, Guided
-from ..diffusion.grid import TimeGrid, uniform
+from ..diffusion.grid import TimeGrid, shifted
 from ..diffusion.process import Process
 from ..distill.objective import Roles
 from ..parallel import launch
@@ -34,6 +35,9 @@ class Run:
     world: launch.World
     backbone: Backbone
     grid: TimeGrid
+    """Of samples and export."""
+    grids: tuple[TimeGrid, ...]
+    """Of training: one, or one for each K of the objective's set."""
     roles: Roles
     engines: dict
     streams: Streams
@@ -44,6 +48,8 @@ class Run:
     null: Cond
     gallery_prompts: list[str]
     gallery: Cond
+    evaluated: Callable[[], int]
+    """Samples that went through any of the networks so far; a guided one counts twice."""
 
     @property
     def fingerprint(self) -> dict:
@@ -54,7 +60,7 @@ class Run:
         batch = self.config.batch
         return {key: settings[key] for key in keys} | {
             "batch": {"micro": batch.micro, "micro_batches": batch.accumulation * self.world.data_size},  # of all ranks together
-            "prompts": self.prompts_digest, "backend": type(self.engines["student"]).__name__,
+            "prompts": self.prompts_digest, "init": self.config.init or None, "backend": type(self.engines["student"]).__name__,
             "steps": self.config.steps if falls else None,  # a rate that falls to 0 at the last step depends on it
         }
 
@@ -62,29 +68,34 @@ class Run:
 def build_run(config: RunConfig, world: launch.World) -> Run:
     """Load the teacher, embed the prompts, attach the roles; ValueError for what a user can mend."""
     device = world.device
+    check_attention(config.model.attention, device)
     backbone = load_backbone(config.model, config.video, device=device)
-    grid = config.grid.build(backbone.process)
+    grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
     cache, prompts = embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
     engines, teacher = build_engines(config, world, backbone)
-    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    networks = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    denoisers = {role: told(network, engines[role].module) for role, network in networks.items()}
     roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, null, config.objective.cfg))
     return Run(
-        config, world, backbone, grid, roles, engines, Streams(config.seed, device),
+        config, world, backbone, grid, grids, roles, engines, Streams(config.seed, device),
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
         order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest(prompts), null=null,
         gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
+        evaluated=lambda: sum(network.evaluated for network in (*networks.values(), teacher)),
     )
 
 
 def reference_grid(config: RunConfig, process: Process) -> TimeGrid:
     """The times of the teacher's long samples."""
     try:
-        return uniform(config.log.teacher_steps, process)
+        return shifted(config.log.teacher_steps, config.log.teacher_shift, process)
     except ValueError as error:
-        raise ValueError(f"log.teacher_steps={config.log.teacher_steps}: too many for the teacher ({error})") from None
+        raise ValueError(
+            f"log.teacher_steps={config.log.teacher_steps}: too many for the teacher, or log.teacher_shift={config.log.teacher_shift} is no flow shift ({error})"
+        ) from None
 
 
 def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tuple[EmbeddingCache, list[str]]:
@@ -106,27 +117,52 @@ def _digest(prompts: list[str]) -> str:
 
 
 def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) -> tuple[dict, object]:
-    """Engines of student and fake, and the unguided teacher."""
+    """Engines of student and fake, and the unguided teacher.
+
+    Under ZeRO-3 an engine leaves a rank only its share of a network, so three whole networks are
+    made one after the other.
+    """
+    missing = set(config.objective.roles) - {"student", "fake"}
+    if missing:
+        raise ValueError(
+            f"objective.kind={config.objective.kind!r} trains a {missing.pop()}, which no model family has yet: it runs in benchmarks/toy.py;"
+            " choose another kind here"
+        )
     if config.training == "lora":
-        fake_net = shared_copy(backbone.network)
+        fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
+        start = backbone.read_lora(Path(config.init)) if config.init else None
         student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
+        if start:
+            start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
         attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
+        if config.objective.told_steps:
+            condition_on_steps(student_net, seed=config.seed)
+            condition_on_steps(fake_net, seed=config.seed + 1)
+        student, fake = (_engine(net, config, role, world, backbone) for role, net in (("student", student_net), ("fake", fake_net)))
+        network = Base(student, student_net)
+    elif config.objective.told_steps:
+        raise ValueError("objective.step_set with training='full': the condition on K lives beside an adapter; use training='lora', or k_condition=false")
     else:
-        student_net, fake_net = (copy.deepcopy(backbone.network).float().requires_grad_(True) for _ in range(2))
-    networks = (student_net, fake_net) if config.training == "lora" else (student_net, fake_net, backbone.network)
-    for network in networks:
-        if world.sequence:
-            backbone.share_tokens(network, world.sequence)
-        if config.parallel.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-    student = _engine(student_net, config, "student", world)
-    fake = _engine(fake_net, config, "fake", world)
-    network = Base(student, student_net) if config.training == "lora" else _frozen(backbone.network, config, world)
+        student, fake = (
+            _engine(copy.deepcopy(backbone.network).float().requires_grad_(True), config, role, world, backbone) for role in ("student", "fake")
+        )
+        network = _frozen(backbone.network, config, world, backbone)
     return {"student": student, "fake": fake}, backbone.denoiser(network)
 
 
-def _frozen(network: nn.Module, config: RunConfig, world: launch.World):
+def _prepare(network: nn.Module, config: RunConfig, world: launch.World, backbone: Backbone) -> None:
+    """How the network computes, whatever its role."""
+    if world.sequence:
+        backbone.share_tokens(network, world.sequence)
+    if config.model.attention == "xformers":
+        backbone.use_xformers(network)
+    if config.parallel.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+
+
+def _frozen(network: nn.Module, config: RunConfig, world: launch.World, backbone: Backbone):
     """The teacher of a full fine-tune: sharded where the trained networks are."""
+    _prepare(network, config, world, backbone)
     if not world.distributed or config.parallel.zero_stage < 3:
         return network
     from ..parallel.deepspeed_engine import shard_frozen
@@ -134,9 +170,10 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World):
     return shard_frozen(network, micro_batch=config.batch.micro, dtype=config.model.torch_dtype)
 
 
-def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World):
+def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World, backbone: Backbone):
+    _prepare(network, config, world, backbone)
     settings = {"student": config.student, "fake": config.fake}[role]
-    updates = config.objective.fake_updates if role == "fake" else 1
+    updates = config.objective.roles.count(role)
     common = {
         "total_steps": config.steps * updates, "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,

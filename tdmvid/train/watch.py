@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -46,7 +47,9 @@ class Watch:
         if self.seconds:
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
-            if not self.path.stat().st_size:
+            if self.path.stat().st_size:
+                print(f"an iteration took longer than {self.seconds:.0f} s: {self.path.parent} says where every rank stood", file=sys.stderr)
+            else:
                 self.path.unlink()
 
     def _note(self, number: int, frame) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tdmvid.adapters.export import export_lora
 from tdmvid.adapters.lora import LoraSettings, attach
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
-from tdmvid.backbones.cogvideox_scheduler import TrajectoryScheduler
+from tdmvid.backbones.scheduler import TrajectoryScheduler
 from tdmvid.diffusion.grid import explicit, uniform
 from tdmvid.diffusion.sampler import ddim
 

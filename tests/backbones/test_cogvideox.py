@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline
 
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig, check_attention, load_backbone
+from tdmvid.backbones.cogvideox_parallel import JointAttention
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
@@ -112,6 +113,26 @@ def test_the_network_sees_its_prompt_and_its_time(load, variant):
         later = backbone.network(x, cond["prompt_embeds"], torch.tensor([99, 99]), image_rotary_emb=backbone._rotary_embedding(x)).sample
         other = backbone.network(x, cond["prompt_embeds"].flip(0), torch.tensor([499, 499]), image_rotary_emb=backbone._rotary_embedding(x)).sample
     assert (first - later).abs().mean() > 1e-3 and (first - other).abs().mean() > 1e-3
+
+
+def test_our_attention_is_the_library_s_with_any_kernel(load, variant):
+    backbone = load(variant)
+    x, cond, t = noise(backbone), backbone.encode_prompts(PROMPTS), torch.full((2,), 0.5)
+    with torch.no_grad():
+        library = backbone.predict_x0(backbone.network, x, t, cond)
+        backbone.use_xformers(backbone.network)
+        asked = list(backbone.network.attn_processors.values())
+        assert all(type(one) is JointAttention and one.kernel == "xformers" for one in asked)
+        for processor in asked:  # xformers itself runs on a GPU only
+            processor.kernel = "_native_math"
+        ours = backbone.predict_x0(backbone.network, x, t, cond)
+    torch.testing.assert_close(ours, library, atol=1e-5, rtol=1e-5)
+
+
+def test_xformers_without_a_gpu_is_refused_before_anything_is_loaded():
+    with pytest.raises(ValueError, match=r"model.attention='xformers' needs a CUDA device \(this is cpu\).*pip install 'tdmvid\[xformers\]', or choose 'sdpa'"):
+        check_attention("xformers", torch.device("cpu"))
+    check_attention("sdpa", torch.device("cpu"))
 
 
 def test_decode_is_the_pipeline_s(load, stock, variant):

@@ -72,3 +72,7 @@ def test_a_bad_grid_is_refused_with_value_and_rule(vp, make, value, rule):
 def test_a_flow_s_bad_timesteps_name_its_own_range():
     with pytest.raises(ValueError, match=r"\[1000, 0\].*above 0, up to 1000"):
         explicit([1000, 0], RectifiedFlow())
+
+
+def test_a_flow_s_shifted_grid_starts_at_one_whatever_the_shift():
+    assert all(shifted(4, shift, RectifiedFlow()).times[-1] == 1 for shift in (0.1, 0.2, 0.3, 0.7, 3.0, 6.0))

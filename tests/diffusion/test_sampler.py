@@ -3,12 +3,12 @@
 import pytest
 import torch
 from tiny import cogvideox_scheduler
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import shifted, uniform
 from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP
-from tdmvid.diffusion.sampler import ddim, ddim_step, rollout
+from tdmvid.diffusion.sampler import Before, advance, ddim, ddim_step, rollout, sample
 
 NULL = Cond({})
 
@@ -145,3 +145,60 @@ def test_cond_selects_joins_and_expands_rows():
     assert cond.rows(torch.tensor([2, 0]))["b"].tolist() == [2, 0]
     assert Cond.cat([cond, cond.rows(slice(0, 1))])["a"][-1].tolist() == [0.0, 1.0]
     assert cond.rows(slice(1, 2)).expand(4)["a"].tolist() == [[2.0, 3.0]] * 4
+
+
+# Other solvers
+
+def dpm_scheduler():
+    """Second order, multistep, midpoint: what `dpm++` is, with Stable Diffusion's table."""
+    return DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample", final_sigmas_type="zero",
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 10])
+def test_dpm_is_the_multistep_scheduler_of_diffusers(steps):
+    scheduler = dpm_scheduler()
+    process = TabulatedVP(scheduler.alphas_cumprod)
+    denoiser = Counted(process, lambda x_t, out, t: out)
+    grid = uniform(steps, process)
+    timesteps = process.timestep(torch.tensor(grid.descending()))
+    scheduler.set_timesteps(timesteps=timesteps.tolist())
+    x = noise()
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(network(x, timestep.expand(len(x))), timestep, x).prev_sample
+    found = sample(denoiser, noise(), NULL, grid, solver="dpm++")
+    torch.testing.assert_close(found, x, atol=1e-5, rtol=0)
+    assert denoiser.calls == steps
+    if steps > 2:
+        assert (found - ddim(denoiser, noise(), NULL, grid)).abs().max() > 1e-2
+
+
+def test_dpm_starts_from_pure_noise_without_dividing_by_its_alpha(process):
+    denoiser = Counted(process, lambda x_t, out, t: out)
+    assert process.alpha_sigma(torch.ones(1))[0] == 0
+    assert sample(denoiser, noise(), NULL, uniform(4, process), solver="dpm++").isfinite().all()
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++", "renoise"])
+def test_a_rollout_and_one_more_step_is_the_sampler_s_path(process, solver):
+    denoiser, grid, z = Counted(process, lambda x_t, out, t: out), uniform(4, process), noise(6)
+    k = torch.tensor([4, 3, 2, 1, 2, 3])
+    fresh = lambda: torch.Generator().manual_seed(9)  # noqa: E731
+    predictions = {}
+    sample(denoiser, z, NULL, grid, solver=solver, generator=fresh(), on_step=predictions.__setitem__)
+    path = rollout(denoiser, z, NULL, grid, k, calls=3, solver=solver, generator=fresh())
+    expected = torch.stack([predictions[int(step)][row] for row, step in enumerate(k)])
+    torch.testing.assert_close(denoiser(path.x, path.upper, NULL), expected, atol=1e-6, rtol=0)
+
+
+def test_renoise_keeps_nothing_of_the_old_noise(process):
+    x, x0, fresh = noise(seed=1), noise(seed=2), noise(seed=3)
+    t, s = torch.full((3,), 0.75), torch.full((3,), 0.5)
+    found = advance(process, x, x0, t, s, Before(x0, t), solver="renoise", eps=fresh)
+    assert torch.equal(found, process.noise(x0, fresh, s))
+
+
+def test_renoise_without_a_generator_is_refused():
+    with pytest.raises(ValueError, match="solver='renoise' draws fresh noise.*pass a generator"):
+        sample(flow_denoiser(), noise(), NULL, uniform(2, RectifiedFlow()), solver="renoise")

@@ -9,7 +9,7 @@ from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow, broadcast
 from tdmvid.diffusion.sampler import Trajectory
-from tdmvid.distill.losses import distance, effective_sample_share, importance_weight, snr_weight
+from tdmvid.distill.losses import distance, effective_sample_share, importance_weight, snr_weight, velocity_weight
 from tdmvid.distill.objective import Draw, Roles
 from tdmvid.distill.tdm import TDM
 
@@ -300,13 +300,13 @@ def test_the_exact_target_is_finite_at_alpha_zero(vp):
     assert TDM().loss("fake", Roles(None, fake, None), draw, NULL)["loss"].isfinite()
 
 
-def test_the_exact_target_has_the_same_weight_as_the_other(process):
-    """Both are min(snr, 5) |prediction - target|^2; the exact one written without a division by alpha."""
+def test_the_exact_target_s_weight_is_the_other_s_times_the_share_of_fresh_noise(process):
+    """Both are min(snr, 5) |prediction - target|^2; the exact one times (beta / sigma)^2, and without a division by alpha."""
     path = path_at(process, mixed_k(512))
     draw = TDM().draw(path, 0.4 * path.x, generator(1), process)
     alpha, sigma = process.levels(draw.tau, draw.x_tau)
     target = (draw.x_tau - sigma**2 * draw.eps / broadcast(draw.beta, sigma)) / alpha
-    weight = (alpha / sigma).square().clamp(max=5.0)
+    weight = (alpha / sigma).square().clamp(max=5.0) * (broadcast(draw.beta, sigma) / sigma).square()
     expected = (weight * (0.5 * draw.x_tau - target).square()).mean()
     found = TDM(fake_target="exact").loss("fake", Roles(None, Scale(process), None), draw, NULL)["loss"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
@@ -349,6 +349,16 @@ def test_importance_weights_by_hand():
     assert importance_weight(eps_mix, eps, "sum").tolist() == [1.0, 20.0]
 
 
+def test_the_velocity_weight_makes_an_x0_error_that_of_the_velocity_and_teaches_where_the_snr_is_zero(vp):
+    t = vp.snap(torch.tensor([0.5, 0.75, 1.0]))
+    alpha, sigma = vp.alpha_sigma(t)
+    x, x0, other = torch.randn(3, 3, 4, generator=generator())
+    of_velocity = (vp.v_from_x0(x, x0, t) - vp.v_from_x0(x, other, t)).square().mean(1)
+    torch.testing.assert_close(velocity_weight(sigma, 5.0) * (x0 - other).square().mean(1), of_velocity)
+    assert snr_weight(alpha, sigma, 5.0)[-1] == 0 and velocity_weight(sigma, 5.0)[-1] == 1
+    assert velocity_weight(torch.tensor([0.1]), 5.0).item() == 5.0
+
+
 def test_snr_weight_and_effective_share_by_hand():
     assert snr_weight(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 0.1]), 5.0).tolist() == [0.0, 1.0, 5.0]
     assert effective_sample_share(torch.tensor([2.0, 2.0])).item() == 1.0
@@ -372,6 +382,7 @@ def test_the_three_distances_by_hand():
     ({"fake_updates": 0}, "fake_updates=0.*at least 1"),
     ({"cfg": -1.0}, "cfg=-1.0.*>= 0"),
     ({"snr_ceiling": 0.0}, "snr_ceiling=0.0.*> 0"),
+    ({"fake_weight": "velocity", "fake_target": "exact"}, "fake_weight='velocity'.*variance is infinite.*fake_target='x0_hat'"),
 ])
 def test_an_impossible_option_is_refused_with_value_and_rule(options, message):
     with pytest.raises(ValueError, match=message):

@@ -10,8 +10,16 @@ import multiprocessing
 import os
 import socket
 import traceback
+from pathlib import Path
 
 HEAVY = ["deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "peft.tuners.lora", "tdmvid.backbones.cogvideox"]
+
+
+def save(engine, folder: Path) -> None:
+    """Write an engine's state, as a checkpoint would."""
+    from tdmvid.data.files import write_files
+
+    write_files({folder / name: data for name, data in engine.snapshot().items()})
 
 
 def _rank_main(queue, function, arguments: tuple, rank: int, size: int, port: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-from ranks import run_ranks
+from ranks import run_ranks, save
 
 from tdmvid.adapters.lora import Base, LoraSettings, attach, shared_copy
 from tdmvid.backbones.base import ClipSize, ModelConfig
@@ -165,7 +165,8 @@ def run(case: Case) -> dict:
         failed.append(outcome.failed)
         if case.save and step + 1 == saved_at:
             for role, engine in engines.items():
-                engine.save(Path(case.save) / role)
+                save(engine, Path(case.save) / role)
+            launch.barrier()
         snapshots.append(arrays(engines))
     updates = {role: engine.updates for role, engine in engines.items()}
     launch.finish()

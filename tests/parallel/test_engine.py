@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from ranks import save
 from torch import nn
 
 from tdmvid.parallel.engine import TorchEngine
@@ -41,7 +42,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path):
     advance(whole, range(6))
     first = engine()
     advance(first, range(3))
-    first.save(tmp_path / "at3")
+    save(first, tmp_path / "at3")
     second = engine(seed=1)
     second.load(tmp_path / "at3")
     assert second.updates == 3
@@ -54,7 +55,7 @@ def test_only_trainable_tensors_are_saved_and_loaded(tmp_path):
     module[0].requires_grad_(False)
     role = TorchEngine(module, OptimConfig(), total_steps=1)
     assert list(role.weights(averaged=False)) == ["2.weight", "2.bias"]
-    role.save(tmp_path / "a")
+    save(role, tmp_path / "a")
     other = network(seed=1)
     other[0].requires_grad_(False)
     frozen = other[0].weight.clone()
@@ -63,7 +64,7 @@ def test_only_trainable_tensors_are_saved_and_loaded(tmp_path):
 
 
 def test_a_foreign_checkpoint_is_refused_and_changes_nothing(tmp_path):
-    engine(width=4).save(tmp_path / "narrow")
+    save(engine(width=4), tmp_path / "narrow")
     role = engine()
     before = state(role)
     with pytest.raises(ValueError, match=r"narrow: .*\(\d.*does not fit this model; resume with the config that wrote it"):
@@ -72,7 +73,7 @@ def test_a_foreign_checkpoint_is_refused_and_changes_nothing(tmp_path):
 
 
 def test_a_checkpoint_without_an_average_is_refused_by_a_role_that_keeps_one(tmp_path):
-    TorchEngine(network(), OptimConfig(), total_steps=1).save(tmp_path / "plain")
+    save(TorchEngine(network(), OptimConfig(), total_steps=1), tmp_path / "plain")
     with pytest.raises(ValueError, match="plain.*average"):
         engine().load(tmp_path / "plain")
 

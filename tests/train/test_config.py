@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tdmvid.config import RunConfig, from_dict, load_config, to_dict
+from tdmvid.config import LogConfig, RunConfig, from_dict, load_config, to_dict
+from tdmvid.diffusion.grid import shifted
+from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.train.setup import reference_grid
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
 UNUSUAL = {
@@ -145,3 +148,10 @@ def test_a_file_in_another_encoding_is_named(tmp_path):
     (tmp_path / "old.json").write_bytes('{"name": "é"}'.encode("latin-1"))
     with pytest.raises(ValueError, match="old.json: not UTF-8"):
         load_config(tmp_path / "old.json")
+
+
+def test_the_teacher_s_long_samples_have_the_shift_that_is_asked_for():
+    flow, config = RectifiedFlow(), RunConfig(log=LogConfig(teacher_steps=4, teacher_shift=3.0))
+    assert reference_grid(config, flow) == shifted(4, 3.0, flow) != reference_grid(RunConfig(log=LogConfig(teacher_steps=4)), flow)
+    with pytest.raises(ValueError, match="log.teacher_shift=-1.0 is no flow shift"):
+        reference_grid(RunConfig(log=LogConfig(teacher_shift=-1.0)), flow)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tdmvid.adapters import export as exporting
 from tdmvid.adapters.bundle import load_pipeline, use_student
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.diffusion.grid import uniform
 from tdmvid.sampling import noise
 from tdmvid.train.export import Options, export_published, export_run, export_tuned
@@ -85,7 +86,7 @@ def test_the_workflow_has_the_trained_times_and_no_guidance(run, base, tmp_path)
     export_run(tmp_path / "out", run, Options(("comfyui",), prompts=PROMPTS))
     nodes = json.loads((tmp_path / "out" / "comfyui" / "workflow.json").read_text())
     sigmas = [float(s) for s in re.findall(r"[-+]?(?:\d*\.*\d+)", nodes["sigmas"]["inputs"]["sigmas"])]  # as the node reads them
-    table = base.scheduler.alphas_cumprod
+    table = CogVideoX.read_scheduler(base.folder).alphas_cumprod
     expected = [((1 - table[t]) / table[t]).sqrt().item() for t in (749, 499, 249)]
     assert sigmas[0] > 4000 and sigmas[1:4] == pytest.approx(expected, rel=1e-4) and sigmas[4:] == [0]
     assert nodes["lora"]["inputs"]["strength_model"] == 1 and nodes["guider"]["class_type"] == "BasicGuider"
@@ -184,9 +185,9 @@ def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
 @pytest.mark.parametrize("spoiled", ["diffusers", "comfyui"])
 def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoiled):
     if spoiled == "diffusers":
-        save = exporting.save_lora
-        monkeypatch.setattr(exporting, "save_lora", lambda folder, backbone, layers, config: save(
-            folder, backbone, {key: tensor * 1.01 for key, tensor in layers.items()}, config))
+        save = CogVideoX.save_lora
+        monkeypatch.setattr(CogVideoX, "save_lora", lambda backbone, folder, layers, config: save(
+            backbone, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config))
     else:
         write = exporting._write_format
         monkeypatch.setattr(exporting, "_write_format", lambda path, backbone, layers, alpha, consumer: write(path, backbone, layers, 2 * alpha, consumer))
@@ -242,3 +243,18 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
     ):
         with pytest.raises(SystemExit, match=message):
             program("--published", tmp_path / "a" / LORA_FILE, *wrong, *common)
+
+
+def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tdmvid.train.trainer.finish", lambda run: None)
+    monkeypatch.setattr("tdmvid.train.trainer.write_samples", lambda run, step: None)
+    unify = train(tiny_run(tmp_path / "run", "steps=4", "student.lr=0.05", "grid.steps=2", "objective.step_set=[1,2]"))
+    export_run(tmp_path / "out", unify, Options(("comfyui",), prompts=PROMPTS))
+    shifts = []
+    for name, steps in (("out", 2), ("out_1steps", 1)):
+        facts = json.loads((tmp_path / name / "export.json").read_text())
+        assert facts["steps"] == len(facts["timesteps"]) == steps and max(facts["error"], facts["errors"]["comfyui"]) < 1e-4
+        shifts.append(load_file(tmp_path / name / facts["formats"]["comfyui"])["diffusion_model.time_embedding_linear_2.diff_b"])
+    assert (shifts[0] - shifts[1]).abs().max() > 1e-6  # each K has its own constant
+    with pytest.raises(ValueError, match="fuse: this student is told its number of steps"):
+        export_run(tmp_path / "fused", unify, Options(fuse=True, prompts=PROMPTS))

@@ -19,18 +19,31 @@ import os, runpy, signal, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.getcwd())
 os.environ["DS_ACCELERATOR"] = "cpu"
-from tdmvid.parallel import deepspeed_engine
-save = deepspeed_engine.DeepSpeedEngine.save
-def save_and_die(engine, folder):
-    if os.environ["RANK"] == "1" and "step_000004" in str(folder):
+from tdmvid.train import checkpoint
+write_files = checkpoint.write_files
+def write_or_die(files):
+    if os.environ["RANK"] == "1" and "step_000004" in str(min(files)):
         os.kill(os.getpid(), signal.SIGKILL)
-    save(engine, folder)
-deepspeed_engine.DeepSpeedEngine.save = save_and_die
+    write_files(files)
+checkpoint.write_files = write_or_die
 runpy.run_path("launch/train.py", run_name="__main__")
 """
 OTHER_CONFIG = """
 import os, runpy, sys
 sys.argv = sys.argv[1:] + (["--set", "student.lr=0.5"] if os.environ["RANK"] == "1" else [])
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
+HANG = """
+import os, runpy, sys, time
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+from tdmvid.train import trainer
+iterate = trainer.iterate
+def hang_here(step, *args, **options):
+    if os.environ["RANK"] == "1" and step == 3:
+        time.sleep(1000)
+    return iterate(step, *args, **options)
+trainer.iterate = hang_here
 runpy.run_path("launch/train.py", run_name="__main__")
 """
 
@@ -76,6 +89,18 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(tiny_json, tmp_
 
 
 @pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_and_every_rank_says_where_it_stood(tiny_json, tmp_path, whole):
+    out = tmp_path / "run"
+    status, said = ranks(tiny_json, out, "parallel.timeout_minutes=0.4", script=HANG, folder=tmp_path)
+    assert status != 0 and f"{out / 'stuck'} says where every rank stood" in said
+    stood = [(out / "stuck" / f"rank_000{rank}.txt").read_text() for rank in (0, 1)]
+    assert "hang_here" in stood[1] and "in iterate" in stood[0] and "sleep" not in stood[0]
+    assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
+    status, said = ranks(tiny_json, out)
+    assert status == 0 and losses(out) == whole, said
+
+
+@pytest.mark.slow
 def test_a_rank_with_another_config_is_named(tiny_json, tmp_path):
     status, said = ranks(tiny_json, tmp_path / "run", script=OTHER_CONFIG, folder=tmp_path)
     assert status != 0 and "rank 1 was given another config than rank 0: student.lr=0.5, not 0.01" in said
@@ -115,3 +140,13 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(tiny_json, tiny_r
     assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
     train(tiny_run(out), resume="auto")
     assert losses(out) == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tiny_json, tmp_path, whole):
+    """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding alone."""
+    out = tmp_path / "run"
+    for count, accumulation, steps in ((2, 1, 2), (1, 2, 4), (2, 1, len(whole))):
+        status, said = ranks(tiny_json, out, f"steps={steps}", f"batch.accumulation={accumulation}", count=count)
+        assert status == 0, said
+    assert losses(out) == [pytest.approx(pair, abs=1e-5) for pair in whole]

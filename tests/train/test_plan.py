@@ -13,9 +13,10 @@ from tdmvid.diffusion.denoiser import Guided
 from tdmvid.distill.iteration import iterate, pick_k
 from tdmvid.parallel import launch
 from tdmvid.train import trace
+from tdmvid.train.monitor import read_metrics
 from tdmvid.train.plan import GIB, calls_per_iteration, check_fit, describe, make_plan
 from tdmvid.train.setup import build_run
-from tdmvid.train.trainer import _micro_batches
+from tdmvid.train.trainer import _micro_batches, train
 
 STEPS, MICRO = 2, 2
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
@@ -88,6 +89,11 @@ def test_the_planned_calls_are_those_of_the_loop(run, rollout, cfg, fake_updates
 def test_with_guidance_four_steps_cost_six_and_a_half_forwards(tiny_run, tmp_path):
     assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3")) == (6.5, 2)
     assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.rollout=full")) == (8, 2)
+
+
+def test_a_run_records_the_calls_that_were_planned(tiny_run, tmp_path, loop_only):
+    train(tiny_run(tmp_path, "objective.cfg=3", "objective.rollout=full", "batch.accumulation=2", "steps=2"))
+    assert read_metrics(tmp_path / "metrics.jsonl")["calls"] == [9.0, 9.0]  # 8, and the graded call again for each micro-batch
 
 
 def test_an_explicit_grid_counts_its_timesteps(tiny_run, tmp_path):
@@ -186,7 +192,7 @@ def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path):
             make_plan(tiny_run(tmp_path, change))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.slow if "sdxl" in p.stem else (), id=p.stem) for p in CONFIGS])
 def test_every_shipped_config_is_planned_without_weights_or_network(path, monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no network here")
@@ -194,6 +200,12 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     monkeypatch.chdir(path.parents[1])
     made = make_plan(load_config(path), ranks=8)
-    published = {"cogvideox2b_4nfe": (1_693_783_872, 17_776), "cogvideox5b_4nfe": (5_570_283_072, 17_776)}
+    published = {
+        "cogvideox2b_4nfe": (1_693_783_872, 17_776), "cogvideox5b_4nfe": (5_570_283_072, 17_776), "sd3_4nfe": (2_028_328_000, 4_429),
+        "sd35_4nfe": (2_243_171_520, 4_429), "wan1.3b_4nfe": (1_418_996_800, 32_760), "wan14b_4nfe": (14_288_491_584, 32_760),
+        "sd15_4nfe": (859_520_964, 4_096),
+        "sdxl_4nfe_512": (2_567_463_684, 1_024), "sdxl_4nfe_1024": (2_567_463_684, 4_096),
+        "pixart512_4nfe": (610_856_096, 1_024), "pixart1024_4nfe": (611_349_152, 4_096),
+    }
     assert (made.base, made.tokens.count) == published.get(path.stem, (made.base, made.tokens.count))
     assert made.total() < 80 * GIB and "memory: in all" in describe(made, device_memory=80)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tdmvid.train import checkpoint
 from tdmvid.train.checkpoint import META, Checkpoints
 from tdmvid.train.monitor import Monitor
 from tdmvid.train.trainer import train
@@ -24,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = ("ema=0.5", "student.schedule=cosine", "student.warmup=2", "fake.betas=[0.5,0.999]", "objective.fake_updates=2")
 DIE_WHILE_SAVING = """
 import os, runpy, signal, sys
-from tdmvid.parallel.engine import TorchEngine
-save = TorchEngine.save
-def save_and_die(engine, folder):
-    save(engine, folder)
-    if "step_000004" in str(folder):
+from tdmvid.train import checkpoint
+write_files = checkpoint.write_files
+def write_and_die(files):
+    if "step_000004" in str(min(files)):
+        write_files({min(files): files[min(files)]})
         os.kill(os.getpid(), signal.SIGKILL)
-TorchEngine.save = save_and_die
+    write_files(files)
+checkpoint.write_files = write_and_die
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -120,7 +123,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(t
     process.send_signal(number)
     assert process.wait() == STOPPED == 75
     done = len(record(tmp_path / "run"))
-    assert 1 <= done < 8 and Checkpoints(tmp_path / "run" / "checkpoints", keep=2, primary=True).steps()[-1] == done
+    assert 1 <= done < 8 and Checkpoints(tmp_path / "run" / "checkpoints", keep=2).steps()[-1] == done
     train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
     assert_same_run(tmp_path / "run", whole)
 
@@ -129,7 +132,7 @@ def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tiny_json, ti
     folder = tmp_path / "run" / "checkpoints"
     assert start(tiny_json, tmp_path / "run", script=DIE_WHILE_SAVING).wait() == -signal.SIGKILL
     assert sorted(path.name for path in folder.iterdir()) == [".step_000004.part", "step_000002"]
-    assert (folder / ".step_000004.part" / "student" / "weights.safetensors").exists()
+    assert [path.name for path in (folder / ".step_000004.part").rglob("*.*")] == ["optimizer.pt"]
     train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
     assert_same_run(tmp_path / "run", whole)
     assert sorted(path.name for path in folder.iterdir()) == ["step_000006", "step_000008"]
@@ -204,20 +207,20 @@ class Engine:
     def __init__(self, value):
         self.value = value
 
-    def save(self, folder):
-        folder.mkdir()
-        (folder / "value").write_text(str(self.value))
+    def snapshot(self):
+        return {"value": str(self.value).encode()}
 
     def load(self, folder):
         self.value = int((folder / "value").read_text())
 
 
 def test_only_whole_checkpoints_count_and_the_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, primary=True)
+    checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest() is None
     (tmp_path / ".step_000001.part").mkdir()
     for step in (2, 4, 1_000_000):
         checkpoints.save(step, {"student": Engine(step)}, {"seed": 0})
+    checkpoints.wait()
     (tmp_path / "step_2000000").mkdir()  # without its last file
     assert checkpoints.steps() == [4, 1_000_000] and checkpoints.latest() == tmp_path / "step_1000000"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_1000000", "step_2000000"]
@@ -227,8 +230,49 @@ def test_only_whole_checkpoints_count_and_the_newest_are_kept(tmp_path):
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
-    checkpoints, engine = Checkpoints(tmp_path, keep=1, primary=True), Engine(0)
+    checkpoints, engine = Checkpoints(tmp_path, keep=1), Engine(0)
     for value in (1, 2):
         checkpoints.save(3, {"student": Engine(value)}, {})
+    checkpoints.wait()
     Checkpoints.load(checkpoints.latest(), {"student": engine}, {})
     assert engine.value == 2 and [path.name for path in tmp_path.iterdir()] == ["step_000003"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path, monkeypatch):
+    disk, write_files = threading.Event(), checkpoint.write_files
+    monkeypatch.setattr(checkpoint, "write_files", lambda files: disk.wait(30) and write_files(files))
+    checkpoints, engine = Checkpoints(tmp_path, keep=1), Engine(1)
+    path = checkpoints.save(1, {"student": engine}, {})
+    engine.value = 2  # the next step, while nothing is on the disk
+    assert not path.exists() and checkpoints.latest() is None
+    disk.set()
+    checkpoints.wait()
+    Checkpoints.load(path, {"student": engine}, {})
+    assert engine.value == 1
+
+
+def test_a_checkpoint_is_whole_only_when_every_rank_has_written(tmp_path):
+    first, second = (Checkpoints(tmp_path, keep=1, rank=rank, ranks=2) for rank in (0, 1))
+    path = first.save(1, {"student": Engine(1)}, {})
+    first._writing.own_part.wait(10)
+    time.sleep(0.2)  # the time of four looks for the other rank's part
+    assert not path.exists()
+    second.save(1, {"fake": Engine(2)}, {})
+    first.wait()
+    assert {str(file.relative_to(path)) for file in path.rglob("value")} == {"student/value", "fake/value"}
+    assert sorted(file.name for file in path.iterdir()) == ["checkpoint.json", "fake", "student"]
+
+
+def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_and_is_heard_of(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"student": Engine(1)}, {})
+    checkpoints.wait()
+
+    def full(files):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_files", full)
+    checkpoints.save(2, {"student": Engine(2)}, {})
+    with pytest.raises(OSError, match="step_000002 could not be written .*No space left.*: the previous checkpoint stands"):
+        checkpoints.save(3, {"student": Engine(3)}, {})
+    assert checkpoints.steps() == [1]

@@ -1,0 +1,55 @@
+"""What families of images share: sizes, and latents that an AutoencoderKL decodes.
+
+Shapes: B batch, C channels, H W latent size. A latent sample is [C, H, W]; decoded images are
+videos of one frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+from torch import Tensor
+
+from .base import ClipSize, ModelConfig
+
+
+class Images:
+    """To be mixed into a PipelineBackbone."""
+
+    vae_class = AutoencoderKL
+    output = "images"
+
+    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+        super().__init__(folder, config, size, device)
+        self._shape = image_latents(self.network, folder, size)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(self.vae.dtype)
+        return torch.cat([self.vae.decode(some).sample.float().clamp(-1, 1) for some in latents.split(4)])[:, :, None]
+
+    def stock_pipeline(self) -> DiffusionPipeline:
+        pipeline = super().stock_pipeline()
+        pipeline.vae_scale_factor = self.size.height // self._shape[1]  # which it reads from the autoencoder, where it has one
+        return pipeline
+
+    def stock_arguments(self) -> dict:
+        return {"height": self.size.height, "width": self.size.width}
+
+
+def image_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[int, int, int]:
+    """[C, H, W] of one sample; ValueError names the rule that `size` breaks."""
+    if size.frames != 1:
+        raise ValueError(f"video.frames={size.frames}: {type(network).__name__} generates images, use 1")
+    scale = 2 ** (len(AutoencoderKL.load_config(folder, subfolder="vae")["block_out_channels"]) - 1)
+    unit = scale * network.config.get("patch_size", 1)
+    for name in ("height", "width"):
+        if getattr(size, name) % unit:
+            raise ValueError(f"video.{name}={getattr(size, name)} does not divide by {unit} (latent compression x patch)")
+    return network.config.in_channels, size.height // scale, size.width // scale

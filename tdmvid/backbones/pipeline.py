@@ -1,0 +1,195 @@
+"""What all families share whose teacher is a diffusers pipeline folder.
+
+A family adds how its network is called (`inputs`), what its prediction means (`clean`), how
+prompts become conditions, and the sizes it can generate.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import diffusers
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, DiffusionPipeline, ModelMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..diffusion.denoiser import Cond
+from ..diffusion.grid import TimeGrid
+from ..diffusion.process import TabulatedVP
+from .base import Backbone, ClipSize, ModelConfig, check_lora, file_fingerprint
+from .scheduler import clean_sample, load_scheduler, scheduler_for
+
+
+class PipelineBackbone(Backbone):
+    """A teacher in a pipeline folder. The names in its Cond are those of the pipeline's arguments."""
+
+    network_class: ClassVar[type[ModelMixin]]
+    vae_class: ClassVar[type[ModelMixin]]
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    """Components that turn prompts into conditions; one that a folder lacks is passed over."""
+    pipeline_options: ClassVar[dict] = {}
+    """Of every loading of the pipeline; None for a component that is never needed."""
+
+    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+        self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)
+        self.process = self.read_process(folder)
+        self.network = self._part(self.network_class, self.network_folder).requires_grad_(False)
+        self._text = self._vae = None
+
+    @abstractmethod
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Keyword arguments of a network call; x_t and cond are in the network's dtype already."""
+
+    @abstractmethod
+    def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """x0 of what the network predicted, both float32."""
+
+    @abstractmethod
+    def stock_arguments(self) -> dict:
+        """The arguments of a stock call beyond prompt, steps and guidance."""
+
+    def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        dtype = self.config.torch_dtype
+        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
+            out = network(**self.inputs(x_t.to(dtype), t, self._cast(cond)), return_dict=False)[0]
+        return self.clean(x_t, out.float(), t)
+
+    def _cast(self, cond: Cond) -> Cond:
+        return Cond({name: x.to(self.config.torch_dtype) if x.is_floating_point() else x for name, x in cond.items()})
+
+    def _part(self, kind: type[ModelMixin], name: str, dtype: torch.dtype | None = None) -> nn.Module:
+        # Often only some parts of a model have the variant; for whole pipelines the library looks itself.
+        variant = self.config.variant
+        if variant and not any((self.folder / name).glob(f"*.{variant}*")):
+            variant = None
+        return kind.from_pretrained(  # straight to the device: on the host is never more than one file of the weights
+            self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=variant, device_map=self.device
+        ).eval()
+
+    def _pipeline(self, *without: str, **given: nn.Module) -> DiffusionPipeline:
+        pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
+            self.folder, **dict.fromkeys(without), **given, **self.pipeline_options, dtype=self.config.torch_dtype, variant=self.config.variant
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(self.device)
+
+    @property
+    def text(self) -> DiffusionPipeline:
+        """The pipeline with nothing but its text encoders, loaded on first use."""
+        if self._text is None:
+            self._text = self._pipeline(self.network_folder, "vae")
+        return self._text
+
+    @property
+    def vae(self) -> nn.Module:
+        """The autoencoder, loaded on first use."""
+        if self._vae is None:
+            upcast = self.vae_class.load_config(self.folder, subfolder="vae").get("force_upcast")
+            whole = upcast and self.config.torch_dtype == torch.float16  # it overflows there
+            self._vae = self._part(self.vae_class, "vae", torch.float32 if whole else None)
+        return self._vae
+
+    def release_text(self) -> None:
+        self._text = None
+
+    def text_settings(self) -> tuple[str, ...]:
+        """Settings that change what prompts are encoded to."""
+        return ()
+
+    def text_fingerprint(self) -> str:
+        folders = [self.folder / part for part in self.text_parts if (self.folder / part).is_dir()]
+        files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
+        return file_fingerprint(files, self.config.dtype, *self.text_settings())
+
+    def stock_pipeline(self) -> DiffusionPipeline:
+        return self._pipeline(*self.text_parts, "vae")
+
+    def stock_latents(
+        self, pipeline: DiffusionPipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None
+    ) -> Tensor:
+        conds = dict(self._cast(cond))
+        if cfg != 1.0:
+            conds |= {f"negative_{name}": x.expand(len(z), *x.shape[1:]) for name, x in self._cast(null).items()}
+            conds["negative_prompt"] = None  # one pipeline's default is "", which excludes embeddings
+        return pipeline(
+            **conds, latents=z.to(self.config.torch_dtype), guidance_scale=cfg, num_inference_steps=steps,
+            output_type="latent", return_dict=False, **self.stock_arguments(),
+        )[0].float()
+
+    def stock_call(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.stock_arguments().items())
+
+    def save_lora(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
+        metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        part = self.network_folder
+        getattr(diffusers, self.pipeline_class).save_lora_weights(
+            folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata}
+        )
+
+    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], float | None]:
+        check_lora(folder, self.network, self.lora_prefix, file=self.lora_file)
+        with safe_open(folder / self.lora_file, framework="pt") as file:
+            layers = {key.removeprefix(f"{self.lora_prefix}."): file.get_tensor(key) for key in file.keys()}
+            return layers, self.read_alpha(folder, file.metadata() or {})
+
+    def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
+        """What a LoRA file says of its alpha, or None."""
+        return json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).get(f"{self.lora_prefix}.lora_alpha")
+
+    def load_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
+        check_lora(folder, getattr(pipeline, self.network_folder), self.lora_prefix, file=self.lora_file)
+        try:
+            self.add_lora(pipeline, folder)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ValueError(f"{folder}: no LoRA of {self.config.path} ({str(error).splitlines()[0]})") from error
+        pipeline.scheduler = load_scheduler(folder)
+
+    @staticmethod
+    def add_lora(pipeline: DiffusionPipeline, folder: Path) -> None:
+        """Give the stock pipeline a LoRA that fits, as `load_code` tells users to."""
+        pipeline.load_lora_weights(folder)
+
+    @classmethod
+    def empty_network(cls, folder: Path) -> nn.Module:
+        return cls.network_class.from_config(cls.network_class.load_config(folder, subfolder=cls.network_folder))
+
+
+class VPBackbone(PipelineBackbone):
+    """A teacher of a variance-preserving process, whichever scheduler its folder names."""
+
+    ddim_class: ClassVar[type[ConfigMixin]] = DDIMScheduler
+
+    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+        super().__init__(folder, config, size, device)
+        self.prediction_type = self.read_scheduler(folder).config.prediction_type
+
+    @classmethod
+    def read_scheduler(cls, folder: Path):
+        """Deterministic DDIM with the betas and the prediction type of the teacher's scheduler, and trailing spacing.
+
+        ValueError if it has no betas, or says that an epsilon network starts from pure noise.
+        """
+        config = cls.ddim_class.load_config(folder, subfolder="scheduler")
+        if "beta_schedule" not in config:
+            raise ValueError(f"{folder}: {config.get('_class_name')} has no beta_schedule: {cls.__name__} needs a scheduler of a variance-preserving process")
+        # The trajectory ends in the clean prediction itself, not in the first entry of the table, and is never clipped.
+        scheduler = cls.ddim_class.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+        if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] <= 0:
+            raise ValueError(f"{folder}: prediction_type='epsilon' has no clean prediction at zero terminal SNR: set rescale_betas_zero_snr to false")
+        return scheduler
+
+    @classmethod
+    def read_process(cls, folder: Path) -> TabulatedVP:
+        return TabulatedVP(cls.read_scheduler(folder).alphas_cumprod)
+
+    def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        return clean_sample(self.prediction_type, x_t, out, *self.process.levels(t, x_t))
+
+    def student_scheduler(self, grid: TimeGrid):
+        return scheduler_for(grid, self.process, self.read_scheduler(self.folder))

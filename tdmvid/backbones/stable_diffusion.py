@@ -1,0 +1,71 @@
+"""Stable Diffusion 1.x and 2.x, and their fine-tunes: a UNet conditioned on one CLIP text encoder.
+
+Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from ..diffusion.denoiser import Cond
+from .base import ClipSize, ModelConfig, Tokens, register
+from .consumers import kohya_unet
+from .images import Images, image_latents
+from .pipeline import VPBackbone
+
+
+@register
+class StableDiffusion(Images, VPBackbone):
+    """A Stable Diffusion pipeline folder as a backbone."""
+
+    pipeline_class = "StableDiffusionPipeline"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    network_folder = lora_prefix = "unet"
+    network_class = UNet2DConditionModel
+    lora_names = {"comfyui": kohya_unet, "kohya": kohya_unet}
+    comfyui_latent = "EmptyLatentImage"
+    pipeline_options = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+
+    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+        super().__init__(folder, config, size, device)
+        if self.network.config.time_cond_proj_dim is not None:
+            raise ValueError(f"{folder}: this UNet takes its guidance as an input (time_cond_proj_dim): it is a student already; give its teacher")
+
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        return {"sample": x_t, "timestep": self.process.timestep(t), "encoder_hidden_states": cond["prompt_embeds"]}
+
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        with torch.no_grad():
+            embeds, _ = self.text.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
+        return Cond({"prompt_embeds": embeds})
+
+    @staticmethod
+    def tokens(network: UNet2DConditionModel, folder: Path, size: ClipSize) -> Tokens:
+        _, height, width = image_latents(network, folder, size)
+        levels = [level for level, block in enumerate(network.down_blocks) if getattr(block, "has_cross_attention", False)]
+        finest, transformers = levels[0], [module for module in network.modules() if isinstance(module, BasicTransformerBlock)]
+        return Tokens(
+            (height >> finest) * (width >> finest), transformers[0].attn1.heads, transformers[0].attn1.inner_dim, len(transformers),
+            note="in the finest of its levels; coarser ones are shorter and wider; workspace of convolutions is not counted",
+        )
+
+    @staticmethod
+    def blocks(network: UNet2DConditionModel) -> list[nn.Module]:
+        first = network.mid_block.resnets[0] if network.mid_block is not None else None  # the one that diffusers leaves out
+        return [m for m in network.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock)) and m is not first]
+
+    @staticmethod
+    def example(network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+        text = json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
+        return {
+            "sample": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
+            "timestep": torch.empty(batch, dtype=torch.long),
+            "encoder_hidden_states": torch.empty(batch, text, network.config.cross_attention_dim, dtype=dtype),
+        }

@@ -1,0 +1,135 @@
+"""Wan 2.1 text to video, 1.3B and 14B, by what their configs say.
+
+Shapes: B batch, C channels, F latent frames, H W latent size, T text tokens. A latent sample
+is [C, F, H, W], the layout of `WanTransformer3DModel`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from torch import Tensor, nn
+
+from ..diffusion.denoiser import Cond
+from ..diffusion.process import RectifiedFlow
+from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
+from .consumers import comfyui_wan
+from .flow import FlowBackbone
+from .wan_parallel import share_tokens
+
+TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock call
+
+
+@register
+class Wan(FlowBackbone):
+    """A Wan 2.1 pipeline folder as a backbone."""
+
+    pipeline_class = "WanPipeline"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
+    lora_names = {"comfyui": comfyui_wan}
+    comfyui_text, comfyui_latent = "wan", "EmptyHunyuanLatentVideo"
+
+    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+        super().__init__(folder, config, size, device)
+        self._clip = WanClip.of(self.network, folder, size)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        return self._clip.latent_shape
+
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        return {"hidden_states": x_t, "timestep": self.process.timestep(t), "encoder_hidden_states": cond["prompt_embeds"]}
+
+    @staticmethod
+    def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
+        share_tokens(network, sharing)
+
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        with torch.no_grad():
+            embeds, _ = self.text.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH)
+        return Cond({"prompt_embeds": embeds})
+
+    def text_settings(self) -> tuple[str, ...]:
+        return (str(TEXT_LENGTH),)
+
+    @property
+    def vae(self) -> AutoencoderKLWan:
+        """The autoencoder in float32, as the pipeline's examples have it, loaded on first use."""
+        if self._vae is None:
+            self._vae = self._part(self.vae_class, "vae", torch.float32)
+        return self._vae
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        mean, std = (torch.tensor(x, device=latents.device).view(-1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
+        return torch.cat([self.vae.decode(one).sample.clamp(-1, 1) for one in (latents.float() * std + mean).split(1)])
+
+    def stock_pipeline(self) -> DiffusionPipeline:
+        pipeline = super().stock_pipeline()
+        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
+        return pipeline
+
+    def stock_arguments(self) -> dict:
+        size = self.size
+        return {"num_frames": size.frames, "height": size.height, "width": size.width, "max_sequence_length": TEXT_LENGTH}
+
+    @staticmethod
+    def use_xformers(network: WanTransformer3DModel) -> None:
+        network.set_attention_backend("xformers")
+
+    @staticmethod
+    def read_process(folder: Path) -> RectifiedFlow:
+        """ValueError for Wan 2.2, which is two networks in turn, or has a time for every token."""
+        index = json.loads((folder / "model_index.json").read_text())
+        for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
+            if index.get(name) not in (None, False, [None, None]):
+                raise ValueError(f"{folder}: model_index.json has {name}={index[name]}, which is Wan 2.2: give a Wan 2.1, one transformer with one time")
+        return FlowBackbone.read_process(folder)
+
+    @staticmethod
+    def tokens(network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
+        net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
+        count = math.prod(length // patch for length, patch in zip(latent, net.patch_size))
+        return Tokens(count, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+
+    @staticmethod
+    def blocks(network: WanTransformer3DModel) -> list[nn.Module]:
+        return list(network.blocks)
+
+    @staticmethod
+    def example(network: WanTransformer3DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+        return {
+            "hidden_states": torch.empty(batch, *WanClip.of(network, folder, size).latent_shape, dtype=dtype),
+            "timestep": torch.empty(batch), "encoder_hidden_states": torch.empty(batch, TEXT_LENGTH, network.config.text_dim, dtype=dtype),
+        }
+
+
+@dataclass(frozen=True)
+class WanClip:
+    """A size in pixels as this model sees it: [C, F, H, W] latents, and how they compress."""
+
+    latent_shape: tuple[int, int, int, int]
+    spatial: int
+    temporal: int
+
+    @classmethod
+    def of(cls, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> WanClip:
+        """ValueError names the rule that `size` breaks."""
+        # The first Wan folders leave these two to the class.
+        vae = {"scale_factor_spatial": 8, "scale_factor_temporal": 4} | AutoencoderKLWan.load_config(folder, subfolder="vae")
+        spatial, temporal = vae["scale_factor_spatial"], vae["scale_factor_temporal"]
+        for name, patch in zip(("height", "width"), network.config.patch_size[1:]):
+            unit = math.lcm(16, spatial * patch)  # 16 is the pipeline's own rule
+            if getattr(size, name) % unit:
+                raise ValueError(f"video.{name}={getattr(size, name)} does not divide by {unit} (latent compression x patch)")
+        if (size.frames - 1) % temporal:
+            near = round((size.frames - 1) / temporal) * temporal + 1
+            raise ValueError(f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, e.g. {near}")
+        frames = (size.frames - 1) // temporal + 1
+        return cls((network.config.in_channels, frames, size.height // spatial, size.width // spatial), spatial, temporal)

@@ -1,0 +1,59 @@
+"""Wan's transformer with its tokens spread over ranks.
+
+The video tokens are cut before the first block and put together behind the output projection.
+In between every layer works token by token, attention to text as well, except self-attention.
+
+Shapes: B batch, L video tokens, n = ceil(L / P) tokens of a rank, H heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
+from torch import Tensor, nn
+
+from .base import TokenSharing
+
+
+class SharedTokens:
+    """The tokens in flight; as the library's attention processor, exact self-attention over all of them."""
+
+    def __init__(self, sharing: TokenSharing):
+        self.sharing, self.length = sharing, 0
+
+    def cut(self, block: WanTransformerBlock, args: tuple) -> tuple:
+        """A hook before the first block: this rank's tokens in the place of all."""
+        hidden_states, *others = args
+        self.length = hidden_states.shape[1]
+        return self.sharing.shard(hidden_states), *others
+
+    def join(self, projection: nn.Linear, args: tuple, out: Tensor) -> Tensor:
+        """A hook behind the output projection: the tokens of all ranks."""
+        return self.sharing.gather(out, self.length)
+
+    def __call__(
+        self, attn: WanAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """This rank's tokens [B, n, H D] after attention to all tokens of all ranks."""
+        assert encoder_hidden_states is None and attention_mask is None, "self-attention to every token"
+        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
+        turns = tuple(x[0, :, 0] for x in rotary_emb)  # [1, L, 1, D], of the whole video
+
+        def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
+            return dispatch_attention_fn(*(apply_rotary_emb(x, turns, sequence_dim=1) for x in (q, k)), v)
+
+        out = self.sharing.attend(query, key, value, self.length, whole).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
+    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay whole, and equal on all ranks."""
+    tokens = SharedTokens(sharing)
+    network.blocks[0].register_forward_pre_hook(tokens.cut)
+    network.proj_out.register_forward_hook(tokens.join)
+    for block in network.blocks:
+        block.attn1.set_processor(tokens)

@@ -1,0 +1,89 @@
+"""The condition on K: nothing at first, only where it is told, and a constant that a plain LoRA file can hold."""
+
+import pytest
+import torch
+
+from tdmvid.adapters.export import export_lora
+from tdmvid.adapters.lora import Base, LoraSettings, attach
+from tdmvid.adapters.step_condition import NAME, condition_on_steps, time_embedding, told
+from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.diffusion.denoiser import step_level
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.sampler import ddim
+
+SETTINGS = LoraSettings(rank=2, alpha=8)
+
+
+class Student:
+    """A tiny CogVideoX with a LoRA that matters and a condition on K, at zero until `wake`."""
+
+    def __init__(self, folder):
+        self.backbone = load_backbone(ModelConfig(path=str(folder)), ClipSize(9, 32, 32))
+        self.module = attach(self.backbone.network, SETTINGS, self.backbone.lora_targets, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        self.z = torch.randn(2, *self.backbone.latent_shape(), generator=generator)
+        self.cond = self.backbone.encode_prompts(["a red circle moves left", "a blue square"])
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        self.before = self.sample(4, self.backbone.denoiser(self.module))
+        self.condition = condition_on_steps(self.module, seed=0)
+
+    def wake(self):
+        with torch.no_grad():
+            self.condition.outer.weight.normal_(generator=torch.Generator().manual_seed(2)).mul_(3.0)
+
+    def sample(self, steps, denoiser=None):
+        denoiser = denoiser or told(self.backbone.denoiser(self.module), self.module)
+        return ddim(denoiser, self.z, self.cond.told(steps, 2, "cpu"), uniform(steps, self.backbone.process))
+
+
+@pytest.fixture(params=["sincos", "temporal"])
+def student(request, tiny_cogvideox):
+    return Student(tiny_cogvideox(request.param))
+
+
+def test_the_level_of_k_is_that_of_a_shifted_time():
+    assert step_level(torch.tensor([1.0, 2.0, 4.0, 8.0])).tolist() == pytest.approx([1, 0.75, 0.5, 0.3])
+
+
+def test_iteration_zero_is_exactly_the_student_without_it(student):
+    assert torch.equal(student.sample(4), student.before)
+
+
+def test_each_k_is_another_network_and_the_teacher_hears_of_none(student):
+    x, t = student.z, torch.full((2,), 0.6)
+    denoise = told(student.backbone.denoiser(student.module), student.module)
+    teacher = student.backbone.denoiser(Base(student.module, student.module))
+    base = teacher(x, t, student.cond.told(4, 2, "cpu"))
+    student.wake()
+    found = [denoise(x, t, student.cond.told(k, 2, "cpu")) for k in (1, 4)]
+    assert (found[0] - found[1]).abs().mean() > 1e-3
+    assert torch.equal(teacher(x, t, student.cond.told(4, 2, "cpu")), base)
+
+
+def test_the_condition_is_trained_and_saved_with_the_adapter(student):
+    x0 = told(student.backbone.denoiser(student.module), student.module)(student.z, torch.full((2,), 0.6), student.cond.told(4, 2, "cpu"))
+    x0.sum().backward()
+    trained = {name for name, p in student.module.named_parameters() if p.requires_grad}
+    assert {f"{NAME}.outer.weight", f"{NAME}.outer.bias"} <= trained and len(trained) > 4
+    assert student.condition.outer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_one_plain_lora_per_k_is_that_student_in_the_stock_pipeline(student, tmp_path, steps):
+    student.wake()
+    expected = student.sample(steps)
+    weights = {name: p.detach().clone() for name, p in student.module.named_parameters() if p.requires_grad}
+    facts = export_lora(
+        tmp_path / "lora", backbone=student.backbone, module=student.module, weights=weights,
+        grid=uniform(steps, student.backbone.process), settings=SETTINGS, expected=expected, z=student.z, cond=student.cond,
+    )
+    assert facts["error"] < 1e-5
+    assert (expected - student.sample(steps, student.backbone.denoiser(student.module))).norm() > 1e-2 * expected.norm()  # K matters
+
+
+def test_a_network_without_a_time_embedding_is_refused():
+    with pytest.raises(ValueError, match="Linear has no time embedding.*k_condition=false"):
+        time_embedding(torch.nn.Linear(2, 2))

@@ -1,0 +1,289 @@
+"""What every family owes the method, checked against the stock pipeline of diffusers.
+
+The families come from the registry and their tiny pipelines from tests/families: a new
+backbone is tested by adding a builder there, and fails here without one.
+"""
+
+import json
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+from families import BUILDERS
+
+from tdmvid.adapters.lora import LoraSettings, attach, start_from
+from tdmvid.backbones.base import ModelConfig, families, load_backbone
+from tdmvid.config import load_config
+from tdmvid.diffusion.denoiser import Guided
+from tdmvid.diffusion.grid import shifted, uniform
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.parallel import launch
+from tdmvid.train.plan import make_plan
+from tdmvid.train.setup import build_run
+from tdmvid.train.trainer import train
+
+PROMPTS = ["a red circle moves left", "a blue square"]
+CASES = [(name, variant) for name in sorted(families()) for variant in (BUILDERS[name].VARIANTS if name in BUILDERS else [None])]
+GRIDS = {"uniform": uniform, "shifted": lambda steps, process: shifted(steps, 2.0, process)}
+
+
+class Case:
+    """One tiny pipeline folder, and the two who read it: diffusers and our backbone."""
+
+    def __init__(self, name, variant, folder):
+        self.builder, self.folder, self.name = BUILDERS[name], folder, name
+        self.size = self.builder.SIZE
+        torch.manual_seed(0)
+        self.built = self.builder.build(variant)
+        self.built.save_pretrained(folder)
+
+    def backbone(self, folder=None, **changes):
+        return load_backbone(ModelConfig(path=str(folder or self.folder), **changes), self.size)
+
+    def stock(self, folder=None):
+        pipeline = getattr(diffusers, self.name).from_pretrained(folder or self.folder)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def another_base(self, folder):
+        """The same architecture with other weights of the network."""
+        pipeline = self.stock()
+        network = getattr(pipeline, families()[self.name].network_folder)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+        pipeline.save_pretrained(folder)
+        return folder
+
+    def sample(self, pipeline, backbone, z, *, steps=4, cfg=1.0, output="latent"):
+        """A stock call as a user makes it, from prompts, with the further arguments that a model card names."""
+        call = eval(f"dict({backbone.stock_call()})")  # noqa: S307
+        return pipeline(
+            prompt=PROMPTS, latents=z, num_inference_steps=steps, guidance_scale=cfg, output_type=output, return_dict=False, **call
+        )[0]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(filter(None, case)))
+def case(request, tmp_path_factory):
+    name, variant = request.param
+    if name not in BUILDERS:
+        pytest.fail(f"{name} has no builder of a tiny pipeline in tests/families: add one, see its docstring")
+    return Case(name, variant, tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="module")
+def backbone(case):
+    return case.backbone()
+
+
+def noise(backbone, batch=2):
+    return torch.randn(batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(3))
+
+
+def test_prompts_are_encoded_as_by_the_pipeline(case, backbone):
+    prompts = [*PROMPTS, "a " * 150]  # the last one is longer than any of these models reads
+    expected, null = case.builder.encoded(case.stock(), prompts)
+    for found, wanted in ((backbone.encode_prompts(prompts), expected), (backbone.encode_prompts([""] * 3), null)):
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+    assert (expected["prompt_embeds"][0] - expected["prompt_embeds"][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("spacing", GRIDS)
+def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, monkeypatch, spacing):
+    grid, pipeline, seen = GRIDS[spacing](4, backbone.process), case.stock(), []
+    pipeline.scheduler = backbone.student_scheduler(grid)
+    step = type(pipeline.scheduler).step
+
+    def spy(scheduler, out, timestep, x, **options):
+        result = step(scheduler, out, timestep, x, **options)
+        # A flow's scheduler does not name its clean prediction: x - sigma v.
+        clean = result[1] if len(result) > 1 else x - scheduler.sigmas[len(seen)] * out
+        seen.append((timestep, x, clean))
+        return result
+
+    monkeypatch.setattr(type(pipeline.scheduler), "step", spy)
+    case.sample(pipeline, backbone, noise(backbone))
+    cond = backbone.encode_prompts(PROMPTS)
+    assert len(seen) == 4
+    for (timestep, x, expected), time in zip(seen, grid.descending()):
+        t = torch.full((2,), time)
+        torch.testing.assert_close(backbone.process.timestep(t)[0].float(), timestep.float().cpu(), atol=1e-3, rtol=0)
+        with torch.no_grad():
+            ours = backbone.predict_x0(backbone.network, x, t, cond)
+        torch.testing.assert_close(ours, expected.float(), atol=1e-4 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("spacing", GRIDS)
+def test_four_steps_give_the_stock_pipeline_s_latents(case, backbone, spacing, cfg):
+    grid, pipeline, z = GRIDS[spacing](4, backbone.process), case.stock(), noise(backbone)
+    pipeline.scheduler = backbone.student_scheduler(grid)
+    denoiser = Guided(backbone.denoiser(backbone.network), backbone.encode_prompts([""]), cfg)
+    cond = backbone.encode_prompts(PROMPTS)
+    ours, theirs = ddim(denoiser, z, cond, grid), case.sample(pipeline, backbone, z, cfg=cfg)
+    assert theirs.abs().mean() > 0.1 and (theirs[0] - theirs[1]).abs().mean() > 1e-3
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    lean = backbone.stock_pipeline()
+    lean.scheduler = backbone.student_scheduler(grid)
+    from_embeddings = backbone.stock_latents(lean, z, cond, steps=4, cfg=cfg, null=backbone.encode_prompts([""]))
+    torch.testing.assert_close(from_embeddings, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+
+
+def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbone):
+    pipeline, grid = case.stock(), uniform(4, backbone.process)
+    pipeline.scheduler = backbone.student_scheduler(grid)
+    assert case.sample(pipeline, backbone, None).shape[1:] == backbone.latent_shape()
+    z = noise(backbone)
+    theirs = case.sample(pipeline, backbone, z, output="pt")
+    ours = (backbone.decode(case.sample(pipeline, backbone, z)) + 1) / 2
+    assert ours.shape == (2, 3, case.size.frames, case.size.height, case.size.width)
+    ours = ours.transpose(1, 2) if theirs.dim() == 5 else ours[:, :, 0]
+    assert theirs.std() > 1e-2
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_the_network_sees_its_prompt_and_its_time(case, backbone):
+    x, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+
+    def out(cond, timestep):
+        inputs = backbone.inputs(x, backbone.process.snap(torch.full((2,), 0.5)), cond)
+        with torch.no_grad():
+            return backbone.network(**inputs | {"timestep": torch.full_like(inputs["timestep"], timestep)}, return_dict=False)[0]
+
+    first = out(cond, 499)
+    assert (out(cond, 99) - first).abs().mean() > 1e-3
+    assert (out(cond.rows(torch.tensor([1, 0])), 499) - first).abs().mean() > 1e-4
+
+
+def test_a_gradient_reaches_the_latents_and_weights_stay_frozen(case, backbone):
+    x = noise(backbone).requires_grad_()
+    backbone.predict_x0(backbone.network, x, backbone.process.snap(torch.full((2,), 0.5)), backbone.encode_prompts(PROMPTS)).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
+
+
+def test_bfloat16_weights_give_float32_predictions_near_the_exact_ones(case, backbone):
+    half = case.backbone(dtype="bfloat16")
+    x, cond, t = noise(backbone), backbone.encode_prompts(PROMPTS), backbone.process.snap(torch.full((2,), 0.5))
+    with torch.no_grad():
+        a, b = (one.predict_x0(one.network, x, t, cond) for one in (backbone, half))
+    assert b.dtype == torch.float32 and torch.bfloat16 in {p.dtype for p in half.network.parameters()}
+    assert 0 < (a - b).abs().mean() < 0.05 * a.abs().mean()
+
+
+def test_a_variant_of_the_weights_is_loaded_in_every_part(case, backbone, tmp_path):
+    case.built.save_pretrained(tmp_path, variant="fp16")
+    variant = case.backbone(tmp_path, variant="fp16")
+    assert not list(tmp_path.rglob("*model.safetensors"))
+    z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+    for name, tensor in variant.encode_prompts(PROMPTS).items():
+        torch.testing.assert_close(tensor, cond[name], atol=1e-5, rtol=0)
+    torch.testing.assert_close(variant.decode(z), backbone.decode(z), atol=1e-5, rtol=0)
+    grid = uniform(1, backbone.process)
+    ours, theirs = (ddim(one.denoiser(one.network), z, cond, grid) for one in (variant, backbone))
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+
+
+def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
+    backbone, called = case.backbone(), []
+
+    def checkpoint(block, *args, **kwargs):
+        called.append(block)
+        return block(*args, **kwargs)
+
+    backbone.network.enable_gradient_checkpointing(checkpoint)
+    backbone.network.train()
+    backbone.predict_x0(backbone.network, noise(backbone), torch.ones(2), backbone.encode_prompts(PROMPTS))
+    expected = backbone.blocks(backbone.network)
+    assert len(called) == len(set(called)) == len(expected) > 0 and set(called) == set(expected)
+
+
+@pytest.mark.parametrize("change", [{"height": 33}, {"width": 33}, {"frames": 6}])
+def test_an_impossible_size_is_refused_with_the_rule(case, change):
+    with pytest.raises(ValueError, match=f"video.{next(iter(change))}={next(iter(change.values()))}"):
+        load_backbone(ModelConfig(path=str(case.folder)), replace(case.size, **change))
+
+
+@pytest.fixture(scope="module")
+def run_json(case, tmp_path_factory):
+    """The config file of a run of three steps."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    size = case.size
+    (folder / "tiny.json").write_text(json.dumps({
+        "model": {"path": str(case.folder)}, "video": {"frames": size.frames, "height": size.height, "width": size.width},
+        "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")}, "out": str(folder / "out"),
+        "grid": {"kind": "shifted", "shift": 2.0}, "objective": {"cfg": 2.0}, "steps": 3, "batch": {"micro": 2},
+        "lora": {"rank": 2, "alpha": 4}, "student": {"lr": 1e-2}, "fake": {"lr": 1e-2},
+        "log": {"checkpoint_every": 0, "sample_every": 0, "sample_prompts": PROMPTS, "teacher_steps": 2},
+    }))
+    return folder / "tiny.json"
+
+
+@pytest.fixture(scope="module")
+def trained(run_json):
+    """The folder of the finished run."""
+    return train(load_config(run_json))
+
+
+def user_s_pipeline(case, lora, base=None):
+    """What the model card tells a user to do, up to the call itself; with another base if one is given."""
+    code = (lora / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(lora))
+    code = code.replace(str(case.folder), str(base or case.folder))
+    scope = {}
+    exec("\n".join(line for line in code.splitlines() if "pipe(" not in line), scope)  # noqa: S102
+    scope["pipe"].set_progress_bar_config(disable=True)
+    return scope["pipe"]
+
+
+def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, backbone, trained):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all(row["grad_norm/student"] > 0 and row["grad_norm/fake"] > 0 for row in rows)
+    gallery = json.loads((trained / "gallery" / "gallery.json").read_text())
+    pictures = [trained / "gallery" / name for column in gallery["columns"] for name in column["videos"]]
+    assert len(pictures) == 6 and {path.suffix for path in pictures} == {".png" if case.size.frames == 1 else ".mp4"}
+    assert all(path.stat().st_size > 100 for path in pictures)
+    facts, z = json.loads((trained / "lora" / "export.json").read_text()), noise(backbone)
+    assert facts["error"] <= facts["tolerance"] == 1e-4
+    theirs = case.sample(user_s_pipeline(case, trained / "lora"), backbone, z)
+    lean = backbone.stock_pipeline()
+    lean.scheduler = backbone.student_scheduler(shifted(4, 2.0, backbone.process))
+    plain = backbone.stock_latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
+    backbone.load_lora(lean, trained / "lora")
+    ours = backbone.stock_latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
+
+
+def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
+    torch.manual_seed(1)
+    other = case.backbone(case.another_base(tmp_path))
+    grid, z, cond = shifted(4, 2.0, other.process), noise(other), other.encode_prompts(PROMPTS)
+    plain = ddim(other.denoiser(other.network), z, cond, grid)
+    theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
+    settings, found = LoraSettings(rank=2, alpha=3), other.read_lora(trained / "lora")
+    student = attach(other.network, settings, other.lora_targets, seed=0)
+    start_from(student, settings, *found, where="the LoRA")
+    ours = ddim(other.denoiser(student), z, cond, grid)
+    assert (theirs - plain).norm() > 1e-3 * plain.norm()
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+
+
+def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json, tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tdmvid.train import trace
+
+    config = load_config(run_json, [f"out={tmp_path}"])
+    made, run = make_plan(config), build_run(config, launch.start("none"))
+    student = run.engines["student"]
+    x, t = noise(run.backbone), torch.ones(2)
+    with FlopCounterMode(display=False, custom_mapping=trace.ATTENTION_ON_A_CPU) as counter:
+        run.roles.student(x, t, run.null.expand(2))
+    assert made.call.forward_flops == counter.get_total_flops() > 1e5
+    assert made.trainable == sum(p.numel() for p in student.trainable.values())
+    assert made.base == sum(p.numel() for p in student.module.parameters()) - made.trainable
+    assert 0 < made.call.saved_checkpointed < made.call.saved

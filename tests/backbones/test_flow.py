@@ -1,0 +1,164 @@
+"""Flow backbones beyond the contract: grids as schedulers, times as the network is told them, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from families import BUILDERS, sd3, wan
+
+from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.flow import flow_scheduler_for
+from tdmvid.backbones.scheduler import TrajectoryScheduler, load_scheduler
+from tdmvid.diffusion.denoiser import Cond
+from tdmvid.diffusion.grid import TimeGrid, explicit, shifted, uniform
+from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.diffusion.sampler import ddim
+
+FLOW = RectifiedFlow()
+PROMPTS = ["a red circle moves left", "a blue square"]
+
+
+@pytest.fixture(scope="module", params=["StableDiffusion3Pipeline", "WanPipeline"])
+def family(request):
+    return BUILDERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    return saved(family, tmp_path_factory.mktemp(family.PIPELINE))
+
+
+@pytest.fixture(scope="module")
+def backbone(family, folder):
+    return load(family, folder)
+
+
+def saved(family, folder):
+    torch.manual_seed(0)
+    family.build(family.VARIANTS[0]).save_pretrained(folder)
+    return folder
+
+
+def load(family, folder, size=None, **changes):
+    return load_backbone(ModelConfig(path=str(folder), **changes), size or family.SIZE)
+
+
+def test_as_shipped_the_stock_scheduler_wastes_the_last_of_four_steps():
+    stock = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    stock.set_timesteps(4)
+    assert stock.sigmas[3] < 0.01 and (stock.sigmas[3] - shifted(4, 3.0, FLOW).times[1]).abs() > 0.4
+
+
+@pytest.mark.parametrize("shift", [0.2, 1.0, 2.0, 3.0, 5.0, 12.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 50])
+def test_any_shifted_grid_is_a_setting_of_the_stock_scheduler(steps, shift, tmp_path):
+    grid = shifted(steps, shift, FLOW)
+    flow_scheduler_for(grid, FLOW).save_pretrained(tmp_path)
+    stock = load_scheduler(tmp_path)
+    assert type(stock) is FlowMatchEulerDiscreteScheduler
+    stock.set_timesteps(steps)
+    torch.testing.assert_close(stock.sigmas, torch.tensor([*grid.descending(), 0.0]), atol=2e-6, rtol=0)
+    torch.testing.assert_close(stock.timesteps, 1000 * torch.tensor(grid.descending()), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [
+    explicit([1000, 960, 889, 727], FLOW), explicit([1000, 400, 300, 10], FLOW), uniform(4, FLOW, start=0.9), TimeGrid((0.0, 0.5)),
+], ids=str)
+def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(backbone, folder, grid, tmp_path):
+    backbone.student_scheduler(grid).save_pretrained(tmp_path)
+    lean = backbone.stock_pipeline()
+    lean.scheduler = load_scheduler(tmp_path)
+    assert isinstance(lean.scheduler, TrajectoryScheduler)
+    z, cond = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)), backbone.encode_prompts(PROMPTS)
+    ours = ddim(backbone.denoiser(backbone.network), z, cond, grid)
+    torch.testing.assert_close(backbone.stock_latents(lean, z, cond, steps=grid.steps), ours, atol=1e-4 * ours.abs().max().item(), rtol=0)
+    with pytest.raises(ValueError, match=f"num_inference_steps=5: this student was trained on {grid.steps} timesteps"):
+        backbone.stock_latents(lean, z, cond, steps=5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_network_is_told_a_thousand_t_unrounded_and_its_velocity_is_noise_minus_data(family, folder, dtype):
+    backbone, told = load(family, folder, dtype=dtype), []
+    x0, eps = torch.randn(2, 2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+
+    def perfect(hidden_states, timestep, **_):
+        told.append(timestep)
+        return ((eps - x0),)
+
+    t = torch.tensor([0.12345, 0.99961])
+    found = backbone.predict_x0(perfect, FLOW.noise(x0, eps, t), t, backbone.encode_prompts(PROMPTS))
+    torch.testing.assert_close(found, x0, atol=1e-5, rtol=0)
+    assert told[0].dtype == torch.float32 and (told[0] - torch.tensor([123.45, 999.61])).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("how", ["the index says so", "the folders are gone"])
+def test_without_the_third_text_encoder_prompts_are_encoded_as_by_the_pipeline_without_it(tmp_path, how):
+    saved(sd3, tmp_path)
+    whole = load(sd3, tmp_path)
+    fingerprint = whole.text_fingerprint()
+    expected, null = sd3.encoded(StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None), PROMPTS)
+    assert not torch.equal(whole.encode_prompts(PROMPTS)["prompt_embeds"], expected["prompt_embeds"])
+    if how == "the index says so":
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        (tmp_path / "model_index.json").write_text(json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+    else:
+        shutil.rmtree(tmp_path / "text_encoder_3")
+        shutil.rmtree(tmp_path / "tokenizer_3")
+    backbone = load(sd3, tmp_path)
+    for prompts, wanted in ((PROMPTS, expected), ([""] * 2, null)):
+        found = backbone.encode_prompts(prompts)
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+    assert backbone.text_fingerprint() != fingerprint
+
+
+def test_a_variant_that_only_the_text_encoders_have_is_used_for_them_alone(tmp_path):
+    saved(sd3, tmp_path)
+    plain = load(sd3, tmp_path)
+    for part in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        (tmp_path / part / "model.safetensors").rename(tmp_path / part / "model.fp16.safetensors")
+    backbone = load(sd3, tmp_path, variant="fp16")
+    torch.testing.assert_close(backbone.network.proj_out.weight, plain.network.proj_out.weight)
+    assert backbone.encode_prompts(PROMPTS)["prompt_embeds"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("setting, value", [
+    ("transformer_2", ["diffusers", "WanTransformer3DModel"]), ("boundary_ratio", 0.875), ("expand_timesteps", True),
+])
+def test_wan_2_2_is_refused_by_what_makes_it_so(tmp_path, setting, value):
+    saved(wan, tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {setting: value}))
+    with pytest.raises(ValueError, match=f"has {setting}=.*which is Wan 2.2: give a Wan 2.1"):
+        load(wan, tmp_path)
+
+
+def test_a_scheduler_of_another_process_is_refused(family, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", "prediction_type": "epsilon"}))
+    with pytest.raises(ValueError, match="DDIMScheduler is for networks that predict 'epsilon'"):
+        load(family, copy)
+
+
+@pytest.mark.parametrize("name, size, message", [
+    ("StableDiffusion3Pipeline", ClipSize(1, 36, 32), r"video.height=36 does not divide by 8"),
+    ("StableDiffusion3Pipeline", ClipSize(5, 32, 32), r"video.frames=5: .* generates images, use 1"),
+    ("StableDiffusion3Pipeline", ClipSize(1, 32, 104), r"this model has positions for 96 pixels a side at most"),
+    ("WanPipeline", ClipSize(9, 40, 32), r"video.height=40 does not divide by 16"),
+    ("WanPipeline", ClipSize(9, 32, 24), r"video.width=24 does not divide by 16"),
+    ("WanPipeline", ClipSize(12, 32, 32), r"video.frames=12: .*4n \+ 1 frames, e.g. 13"),
+    ("WanPipeline", ClipSize(2, 32, 32), r"video.frames=2: .*4n \+ 1 frames, e.g. 1"),
+])
+def test_an_impossible_size_is_refused_with_the_rule(tmp_path_factory, name, size, message):
+    family = BUILDERS[name]
+    root = tmp_path_factory.mktemp(name)
+    with pytest.raises(ValueError, match=message):
+        load(family, saved(family, root), size)
+
+
+def test_wan_s_text_is_zero_behind_its_prompt(tmp_path):
+    cond = load(wan, saved(wan, tmp_path)).encode_prompts(["a red circle"])
+    assert isinstance(cond, Cond) and cond["prompt_embeds"].shape[1] == 512
+    assert cond["prompt_embeds"][0, 3].abs().sum() > 0 and cond["prompt_embeds"][0, 4:].abs().sum() == 0  # three words and the end

@@ -1,0 +1,81 @@
+"""The Fisher objective's gradient against the divergence of two Gaussians, differentiated by hand."""
+
+import pytest
+import torch
+
+from tdmvid.diffusion.denoiser import Cond
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.sampler import Trajectory
+from tdmvid.distill.fisher import Fisher, direction
+from tdmvid.distill.objective import Roles
+
+NULL = Cond({})
+
+
+class Linear(torch.nn.Module):
+    """Predicts a + b x_t, exactly the denoiser of a Gaussian at one time; a and b are parameters."""
+
+    def __init__(self, process, a, b):
+        super().__init__()
+        self.process, self.a, self.b = process, torch.nn.Parameter(torch.as_tensor(a)), torch.nn.Parameter(torch.as_tensor(b))
+
+    def forward(self, x_t, t, cond):
+        return self.a + self.b * x_t
+
+
+def denoiser_of(process, mean, variance, alpha, sigma):
+    """E[x0 | x_t] of the law N(mean, variance) of x_t, by Tweedie."""
+    return Linear(process, sigma**2 * mean / variance / alpha, (1 - sigma**2 / variance) / alpha)
+
+
+def one_tau_draw(process, m, g, batch=400_000):
+    """x0_hat = m + g x_u with x_u ~ N(0, 1) at s_3 of a uniform grid, and tau = 0.7."""
+    times = uniform(4, process).tensor()
+    x = torch.randn(batch, 1, generator=torch.Generator().manual_seed(4))
+    k = torch.full((batch,), 3)
+    path = Trajectory(x, k, times[k - 1], times[k], NULL)
+    theta = torch.tensor([m, g], requires_grad=True)
+    objective = Fisher(margin_low=0.2, margin_high=0.05)
+    return objective.draw(path, theta[0] + theta[1] * x, torch.Generator().manual_seed(5), process), theta
+
+
+def levels(process):
+    return [[a.double().item() for a in process.alpha_sigma(torch.tensor([t]))] for t in (0.5, 0.7, 0.75)]
+
+
+@pytest.mark.parametrize("m, g", [(0.8, 0.0), (0.8, 0.5), (-0.4, 0.9)])
+def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, g):
+    """q = N(mu, v), p = N(0, w): F = mu^2 / w^2 + v (1 / w - 1 / v)^2, in the student's shift m and slope g."""
+    draw, theta = one_tau_draw(process, m, g)
+    (alpha_s, sigma_s), (alpha, sigma), (alpha_u, sigma_u) = levels(process)
+    scale, beta = alpha / alpha_s, draw.beta[0].double().item()
+    slope = scale * (alpha_s - sigma_s * alpha_u / sigma_u)
+    spread = scale * sigma_s / sigma_u + slope * g
+    mu, v, w = slope * m, spread**2 + beta**2, alpha**2 + sigma**2
+    by_hand = torch.tensor([2 * mu * slope / w**2, (1 / w**2 - 1 / v**2) * 2 * spread * slope])
+
+    torch.testing.assert_close(draw.slope[0].item(), slope, rtol=1e-4, atol=1e-6)
+    roles = Roles(None, denoiser_of(process, mu, v, alpha, sigma), denoiser_of(process, 0.0, w, alpha, sigma))
+    along, _ = direction(roles, draw, NULL)
+    blocks = []
+    for rows in torch.arange(len(along)).chunk(40):
+        value = (along[rows] * draw.slope[rows, None] * draw.x0_hat[rows]).mean() * alpha / sigma**4
+        blocks.append(torch.autograd.grad(value, theta, retain_graph=True)[0])
+    blocks = torch.stack(blocks)
+    error = (blocks.mean(0) - by_hand) / (blocks.std(0) / len(blocks) ** 0.5)
+    assert error.abs().max() < 4
+    assert blocks.mean(0)[0].item() == pytest.approx(by_hand[0].item(), rel=0.05)
+
+
+def test_the_student_s_turn_reaches_the_student_alone_and_descends(process):
+    draw, theta = one_tau_draw(process, 0.8, 0.3, batch=20_000)
+    (alpha_s, sigma_s), (alpha, sigma), (alpha_u, sigma_u) = levels(process)
+    roles = Roles(None, denoiser_of(process, 0.8 * alpha, 1.0, alpha, sigma), denoiser_of(process, 0.0, 1.0, alpha, sigma))
+    Fisher().loss("student", roles, draw, NULL)["loss"].backward()
+    assert theta.grad[0] > 0
+    assert all(p.grad is None for network in (roles.fake, roles.teacher) for p in network.parameters())
+
+
+def test_a_distance_is_refused():
+    with pytest.raises(ValueError, match="distance='l2'.*kind 'fisher' has no distance.*kind 'tdm'"):
+        Fisher(distance="l2")

@@ -1,0 +1,104 @@
+"""The adversarial term against closed forms on Gaussians."""
+
+import pytest
+import torch
+
+from tdmvid.backbones.gaussian import Critic
+from tdmvid.diffusion.denoiser import Cond
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.sampler import Trajectory
+from tdmvid.distill.gan import GAN
+from tdmvid.distill.objective import Roles
+from tdmvid.distill.tdm import TDM
+
+NULL = Cond({})
+
+
+class Logit(torch.nn.Module):
+    """D(x) = a x + b, whatever the time."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.tensor([a, b]))
+
+    def forward(self, x_t, t, cond):
+        return self.weights[0] * x_t[:, 0] + self.weights[1]
+
+
+class Nothing:
+    """Predicts zero: with it as fake and teacher the matching loss has no gradient."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def __call__(self, x_t, t, cond):
+        return torch.zeros_like(x_t)
+
+
+def one_tau(process, objective, theta, batch=400_000):
+    """x0_hat = theta, a number, on states N(0, 1) at s_3; tau = 0.7."""
+    times = uniform(4, process).tensor()
+    x = torch.randn(batch, 1, generator=torch.Generator().manual_seed(4))
+    k = torch.full((batch,), 3)
+    path = Trajectory(x, k, times[k - 1], times[k], NULL)
+    return objective.draw(path, theta.expand(batch, 1), torch.Generator().manual_seed(5), process)
+
+
+def law(process, theta, draw):
+    """Mean and variance of x_tau on the trajectory."""
+    (alpha_s, sigma_s), (alpha, _), (_, sigma_u) = [[a.item() for a in process.alpha_sigma(torch.tensor([t]))] for t in (0.5, 0.7, 0.75)]
+    scale = alpha / alpha_s
+    return draw.slope[0].item() * theta, (scale * sigma_s / sigma_u) ** 2 + draw.beta[0].item() ** 2
+
+
+OPTIONS = {"margin_low": 0.2, "margin_high": 0.05}
+
+
+def test_the_logistic_discriminator_is_least_at_the_log_ratio_of_the_laws(process):
+    """Equal variances make it linear: D = (m_p - m_q) / v x + (m_q^2 - m_p^2) / 2 v."""
+    objective = GAN(adversarial="logistic", **OPTIONS)
+    draw = one_tau(process, objective, torch.tensor([0.6]))
+    m_q, v = law(process, 0.6, draw)
+    alpha, sigma = (a.item() for a in process.alpha_sigma(draw.tau[:1]))
+    spread = (v - sigma**2) ** 0.5 / alpha  # of real latents, so that both laws are as wide
+    real = -0.4 + spread * torch.randn(len(draw.tau), 1, generator=torch.Generator().manual_seed(8))
+    m_p = -0.4 * alpha
+    for shift, bound in ((0.0, None), (0.1, 8)):
+        roles = Roles(None, Nothing(process), None, Logit((m_p - m_q) / v + shift, (m_q**2 - m_p**2) / (2 * v)), lambda pick: real)
+        objective.loss("discriminator", roles, draw, NULL)["loss"].backward()
+        error = roles.discriminator.weights.grad.abs() * len(real) ** 0.5  # each sample's gradient is of order 1
+        assert error.max() < 4 if bound is None else error.max() > bound
+
+
+@pytest.mark.parametrize("kind", ["hinge", "logistic"])
+def test_the_generator_climbs_the_discriminator_with_the_slope_of_its_trajectory(process, kind):
+    """L_G of D = a x + b: hinge -a slope exactly; logistic E[-a slope / (1 + e^D)]."""
+    objective = GAN(adversarial=kind, weight=2.0, **OPTIONS)
+    theta = torch.tensor([0.6], requires_grad=True)
+    draw = one_tau(process, objective, theta, batch=20_000)
+    roles = Roles(None, Nothing(process), Nothing(process), Logit(0.7, -0.2), None)
+    objective.loss("student", roles, draw, NULL)["loss"].backward()
+    share = 1.0 if kind == "hinge" else (1 / (1 + (0.7 * draw.x_tau - 0.2).exp())).mean().item()
+    assert theta.grad.item() == pytest.approx(-2 * 0.7 * draw.slope[0].item() * share, rel=1e-4)
+    assert roles.discriminator.weights.grad is None
+
+
+def test_without_weight_the_student_s_gradient_is_tdm_s(process):
+    def gradient(objective):
+        theta = torch.tensor([0.6], requires_grad=True)
+        roles = Roles(None, Nothing(process), lambda x, t, c: 0.3 * x, Logit(0.7, 0.0), None)
+        objective.loss("student", roles, one_tau(process, objective, theta, batch=64), NULL)["loss"].backward()
+        return theta.grad.item()
+
+    assert gradient(GAN(weight=0.0, **OPTIONS)) == gradient(TDM(**OPTIONS)) != gradient(GAN(weight=1.0, **OPTIONS))
+
+
+def test_the_critic_hears_k():
+    critic, x, t = Critic(width=8), torch.ones(2, 2), torch.full((2,), 0.5)
+    one, four = (critic(x, t, NULL.told(k, 2, "cpu")) for k in (1, 4))
+    assert one.shape == (2,) and (one - four).abs().min() > 0
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="weight=-1.0.*not negative"):
+        GAN(weight=-1.0)

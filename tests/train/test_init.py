@@ -1,0 +1,90 @@
+"""A run that starts from a LoRA: the student where that one ended, the fake where the base is."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tdmvid.adapters.lora import adapters_off
+from tdmvid.config import RunConfig
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.parallel import launch
+from tdmvid.train.checkpoint import Checkpoints
+from tdmvid.train.plan import describe, make_plan
+from tdmvid.train.setup import build_run
+from tdmvid.train.trainer import train
+
+WIDE = 'lora.targets=["to_q", "to_k", "to_v", "to_out.0", "ff.net.2"]'
+
+
+@pytest.fixture(scope="module")
+def stage(tiny_run, tmp_path_factory):
+    """A finished first stage."""
+    folder = tmp_path_factory.mktemp("stage")
+    train(tiny_run(folder, "steps=2", "log.checkpoint_every=0"))
+    return folder
+
+
+@pytest.fixture
+def second(stage, tiny_run, tmp_path):
+    """`second("lora.alpha=2")`: the next stage's run, set up."""
+    return lambda *changes: build_run(tiny_run(tmp_path, f"init={stage / 'lora'}", *changes), launch.start("none"))
+
+
+def sample(run, role):
+    z = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    return ddim(getattr(run.roles, role), z, run.gallery, run.grid)
+
+
+def first_stage_s_latents(run, stage):
+    """Those of stock diffusers with the first stage's LoRA."""
+    pipeline = run.backbone.stock_pipeline()
+    run.backbone.load_lora(pipeline, stage / "lora")
+    z = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    return run.backbone.stock_latents(pipeline, z, run.gallery, steps=4)
+
+
+@pytest.mark.parametrize("change", ["seed=0", "lora.alpha=1", WIDE], ids=["same", "another alpha", "more layers"])
+def test_the_student_starts_where_the_lora_ended_and_the_fake_from_the_base(second, stage, change):
+    run = second(change)
+    student, fake, expected = sample(run, "student"), sample(run, "fake"), first_stage_s_latents(run, stage)
+    with adapters_off(run.engines["student"].module):
+        base = sample(run, "student")
+    torch.testing.assert_close(student, expected, atol=1e-4, rtol=0)
+    assert (student - base).abs().max() > 1e-3 and torch.equal(fake, base)
+
+
+def test_the_average_starts_there_too(second):
+    engine = second("ema=0.9").engines["student"]
+    assert all(torch.equal(engine.average[name], p) for name, p in engine.trainable.items())
+    assert any(p.abs().sum() > 0 for name, p in engine.average.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("change, message", [
+    ("lora.rank=3", "init='.*lora' is of rank 2, this run has lora.rank=3: use the same"),
+    ('lora.targets=["to_q"]', r"init='.*lora' adapts transformer_blocks\.0\.attn1\.\S+, this run does not: name its modules in lora.targets"),
+    ("init=nowhere/lora", "nowhere/lora has no pytorch_lora_weights.safetensors: give the lora/ folder of a finished run"),
+])
+def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, message):
+    with pytest.raises(ValueError, match=message):
+        second(change)
+
+
+def test_three_whole_networks_start_from_no_lora():
+    with pytest.raises(ValueError, match="init='x' is a LoRA, training='full' has none"):
+        RunConfig(init="x", training="full")
+
+
+def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_path):
+    run = second()
+    path = Checkpoints(tmp_path / "checkpoints", keep=1, primary=True).save(1, run.engines, run.fingerprint)
+    assert Checkpoints.load(path, run.engines, run.fingerprint) == 1
+    other = replace(run, config=replace(run.config, init=""))
+    with pytest.raises(ValueError, match="was written with init='.*lora', this run has None"):
+        Checkpoints.load(path, other.engines, other.fingerprint)
+
+
+def test_a_plan_names_the_start_before_it_is_there(tiny_run, tmp_path):
+    text = describe(make_plan(tiny_run(tmp_path, "init=runs/first/lora")))
+    assert re.search(r"student starts from +runs/first/lora \(not there yet\)", text)
