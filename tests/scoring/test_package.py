@@ -51,6 +51,7 @@ def score(tmp_path, made, devices=("cpu",)):
     return score_folder(tmp_path / "videos", tmp_path / "scoring", config, entries, checked, digests, list(devices))
 
 
+@pytest.mark.slow
 @needs_vbench
 def test_the_package_s_flickering_is_what_its_paper_defines(tmp_path, suite):
     """1 - the mean absolute difference of neighbouring frames over 255, of the decoded file."""
@@ -61,6 +62,7 @@ def test_the_package_s_flickering_is_what_its_paper_defines(tmp_path, suite):
         assert found == pytest.approx(1 - np.abs(np.diff(frames, axis=1)).mean() / 255, abs=1e-3)
 
 
+@pytest.mark.slow
 @needs_vbench
 def test_vbench_long_scores_every_clip_of_a_long_video(tmp_path, suite):
     made = suite(ENVIRONMENT, frames=41)
