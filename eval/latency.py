@@ -107,7 +107,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     found = compare(timed, {"teacher": args.steps * (1 if args.cfg == 1 else 2), "student": steps})
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    found |= {"machine": f"{device}; torch {torch.__version__}, {platform.platform()}", "model": asdict(backbone.config), "video": asdict(backbone.size), "batch": args.batch}
+    machine = f"{device}; torch {torch.__version__}, {platform.platform()}"
+    found |= {"machine": machine, "model": asdict(backbone.config), "video": asdict(backbone.size), "batch": args.batch}
     size = backbone.size
     print(f"{found['machine']}\n{size.frames} x {size.height} x {size.width}, {backbone.config.dtype}, batch {args.batch}, median of {args.repeats}\n")
     print(table(found, args.batch))

@@ -27,7 +27,8 @@ class Browser:
             f" --disable-sync --disable-quic --remote-debugging-pipe --user-data-dir={shlex.quote(str(folder / 'profile'))} about:blank"
         )
         self.process = subprocess.Popen(  # the browser reads commands from descriptor 3 and answers on 4
-            ["bash", "-c", f"exec {CHROMIUM} {flags} 3<&{to_child} 4>&{from_child}"], pass_fds=(to_child, from_child), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            ["bash", "-c", f"exec {CHROMIUM} {flags} 3<&{to_child} 4>&{from_child}"], pass_fds=(to_child, from_child),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         os.close(to_child), os.close(from_child)
 
@@ -46,7 +47,9 @@ class Browser:
     def call(self, method: str, **params) -> dict:
         """A command of the DevTools protocol and its answer."""
         self.count += 1
-        message = {"id": self.count, "method": method, "params": params} | ({"sessionId": self.session} if self.session and not method.startswith(("Target", "Browser")) else {})
+        message = {"id": self.count, "method": method, "params": params}
+        if self.session and not method.startswith(("Target", "Browser")):  # these are the whole browser's
+            message["sessionId"] = self.session
         os.write(self.write, json.dumps(message).encode() + b"\0")
         until = time.monotonic() + 60
         while True:
@@ -88,7 +91,10 @@ class Browser:
 
     def tap(self, selector: str) -> None:
         """Touch the middle of an element."""
-        box = self.value(f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()")
+        box = self.value(
+            f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
+            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": box[0], "y": box[1]}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
