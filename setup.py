@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["tdmvid", "tdmvid.*"]),
-    package_data={"tdmvid.train": ["*.j2"], "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"]},
+    package_data={"tdmvid.train": ["*.j2"], "tdmvid.scoring": ["*.j2"], "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"]},
     install_requires=[
         "torch>=2.10,<2.16",
         "diffusers>=0.42,<0.43",
@@ -37,7 +37,8 @@ setup(
         "test": ["pytest>=8,<10"],
         "plot": ["matplotlib>=3.10,<4"],
         "xformers": ["xformers>=0.0.35,<0.1"],
-        # Pins an old stack: install it into an environment of its own.
+        "image-metrics": ["torch-fidelity>=0.4,<0.5", "open-clip-torch>=3.3,<4", "lpips>=0.1.4,<0.2"],
+        # Pins an old stack: it has an environment of its own, which eval/setup_vbench.sh makes.
         "vbench": ["vbench==0.1.5"],
     },
 )

@@ -9,15 +9,21 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tdmvid.config import load_config  # noqa: E402
+from tdmvid.config import RunConfig, load_config  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What launchers tell their processes about each other, and evaluation must not take for its own."""
 
 
 def arguments() -> argparse.Namespace:
@@ -42,6 +48,37 @@ def leave(status: int) -> int:
     return 0
 
 
+def evaluation(config: RunConfig, ranks: int) -> list[str]:
+    """The command that scores a finished run, on the ranks of this machine; empty if the config asks for none."""
+    wanted, folder = config.evaluate, config.folder
+    if not wanted.program:
+        return []
+    program = str(ROOT / "eval" / f"{wanted.program}_run.py")
+    if wanted.program == "shapes":
+        return [sys.executable, program, "--run", str(folder)]
+    if not Path(wanted.config).is_file():
+        raise ValueError(f"evaluate.config={wanted.config!r} does not exist: the ready ones are in eval/configs/")
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    student = folder / ("lora" if config.training == "lora" else "student")
+    return [sys.executable, *start, program, "--config", wanted.config, "--lora", str(student)]
+
+
+def evaluate(config: RunConfig) -> None:
+    """Score the finished run from its first rank, in processes of their own: the others have ended, their GPUs are free."""
+    command = evaluation(config, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
+    if not command or os.environ.get("RANK", "0") != "0":
+        return
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # what the run held on this rank's GPU
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER and not key.startswith(("TORCHELASTIC", "ROLE_"))}
+    print(f"evaluation: {shlex.join(command)}", flush=True)
+    done = subprocess.run(command, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"the run is finished, but its evaluation ended with {done.returncode}; once that is mended: {shlex.join(command)}")
+
+
 def main() -> None:
     args = arguments()
     overrides = args.set + ([f"out={json.dumps(args.out)}"] if args.out else [])
@@ -58,9 +95,11 @@ def main() -> None:
         from tdmvid.train.trainer import train
         from tdmvid.train.watch import STOPPED, Interrupted
 
+        evaluation(config, ranks=1)  # what the end of the run needs is refused at its start
         command = shlex.join(["python", "launch/train.py", *sys.argv[1:]])
         try:
             train(config, resume=args.resume, commands={"train": command})
+            evaluate(config)
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(leave(STOPPED))

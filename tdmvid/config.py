@@ -133,6 +133,19 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """What scores the finished run: a program of eval/ and its own config."""
+
+    program: Literal["", "vbench", "image", "shapes"] = ""
+    """Empty scores nothing."""
+    config: str = ""
+
+    def __post_init__(self):
+        if self.program in ("vbench", "image") and not self.config:
+            raise ValueError(f"evaluate.config={self.config!r}: {self.program} needs a config file, the ready ones are in eval/configs/")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run."""
 
@@ -161,6 +174,7 @@ class RunConfig:
     batch: BatchConfig = BatchConfig()
     parallel: ParallelConfig = ParallelConfig()
     log: LogConfig = field(default_factory=LogConfig)
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
         if self.steps < 1:
@@ -180,6 +194,13 @@ class RunConfig:
 
 def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
     """A run from its JSON file and `a.b=value` overrides; values are JSON, or plain strings."""
+    data = read_settings(path, overrides)
+    data.setdefault("name", Path(path).stem)
+    return from_dict(RunConfig, data)
+
+
+def read_settings(path: Path, overrides: list[str] = ()) -> dict:
+    """The JSON object of a config file with its overrides; ValueError names file and line."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config {str(path)!r} does not exist: the ready ones are in configs/")
@@ -193,8 +214,7 @@ def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
         raise ValueError(f"{path} must hold a JSON object, not {data!r}")
     for override in overrides:
         _override(data, override)
-    data.setdefault("name", path.stem)
-    return from_dict(RunConfig, data)
+    return data
 
 
 def to_dict(config: Any) -> dict:

@@ -6,23 +6,13 @@ resample captions (whole groups of videos), except Fréchet's, which resamples v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-RESAMPLES, SEED = 1000, 2024
+from tdmvid.scoring.intervals import SEED, Measure, mean_over_groups
+
 FRECHET_RESAMPLES = 100
 BACKGROUND_RANGE = 0.25  # a background pixel never leaves the background's shade by more, in units of [-1, 1]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measured value and the ends of its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,18 +51,6 @@ def frechet(a: Tensor, reference: Tensor) -> Measure:
     picks = torch.randint(len(a), (FRECHET_RESAMPLES, len(a)), generator=generator)
     spread = 1.96 * torch.tensor([frechet_distance(a[pick], reference) for pick in picks]).std().item()
     return Measure(value, max(value - spread, 0.0), value + spread)
-
-
-def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
-    """Mean of values [N], with percentiles of a bootstrap over the G groups that group [N] numbers from 0."""
-    count = int(group.max()) + 1
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, values.double())
-    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
-    generator = torch.Generator().manual_seed(SEED)
-    picks = torch.randint(count, (RESAMPLES, count), generator=generator)
-    means = sums[picks].sum(1) / sizes[picks].sum(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Measure((sums.sum() / sizes.sum()).item(), low, high)
 
 
 def flicker(videos: Tensor) -> Tensor:

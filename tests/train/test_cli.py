@@ -108,3 +108,31 @@ def test_the_program_itself_prints_the_line_and_no_traceback(tiny_json):
     command = [sys.executable, "launch/train.py", "--config", str(tiny_json), "--set", "student.lrr=1"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "error: unknown setting 'student.lrr': did you mean 'lr'?\n"
+
+
+@pytest.mark.parametrize("change, message", [
+    ("evaluate.program=fid", "error: evaluate.program='fid': choose one of '', 'vbench', 'image', 'shapes'"),
+    ("evaluate.program=vbench", "error: evaluate.config='': vbench needs a config file, the ready ones are in eval/configs/"),
+    ('evaluate={"program": "image", "config": "none.json"}', "error: evaluate.config='none.json' does not exist: the ready ones are in eval/configs/"),
+])
+def test_an_evaluation_that_cannot_start_is_refused_before_training(call, change, message):
+    assert re.match(message, refusal(call, change))
+
+
+def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp_path, monkeypatch):
+    """By the first rank alone, on as many ranks as the machine had, and with nothing of the launcher's in the environment."""
+    (tmp_path / "v.json").write_text("{}")
+    config = tiny_run(tmp_path / "run", "evaluate.program=vbench", f"evaluate.config={tmp_path / 'v.json'}")
+    calls = []
+    monkeypatch.setattr(program.subprocess, "run", lambda command, env: calls.append((command, env)) or subprocess.CompletedProcess(command, len(calls) - 1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        program.evaluate(config)
+    (command, env), = calls
+    assert command[:6] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    assert command[-4:] == ["--config", str(tmp_path / "v.json"), "--lora", str(tmp_path / "run" / "lora")]
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} & env.keys()
+    with pytest.raises(RuntimeError, match="the run is finished, but its evaluation ended with 1; once that is mended: "):
+        program.evaluate(config)

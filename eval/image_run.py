@@ -1,0 +1,225 @@
+"""Image metrics of a student beside its teacher: sample, score, compare prompt by prompt.
+
+    python eval/image_run.py --config eval/configs/images.json --preflight
+    python eval/image_run.py --lora runs/X/lora --config eval/configs/images.json
+    torchrun --nproc_per_node 8 eval/image_run.py --lora runs/X/lora --config ...
+
+The student's FID to its own teacher says how much of the teacher's style it kept. Measures whose
+weights or libraries are not there are left out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+from tdmvid.backbones.base import ClipSize, ModelConfig  # noqa: E402
+from tdmvid.config import from_dict, read_settings, to_dict  # noqa: E402
+from tdmvid.data.files import write_json  # noqa: E402
+from tdmvid.data.prompts import read_prompts  # noqa: E402
+from tdmvid.parallel import launch  # noqa: E402
+from tdmvid.sampling import Shot, plan_shots  # noqa: E402
+from tdmvid.scoring import images  # noqa: E402
+from tdmvid.scoring.intervals import Measure, mean_over_groups, paired_difference  # noqa: E402
+from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
+from tdmvid.scoring.sides import NAMES, sample_sides  # noqa: E402
+from tdmvid.scoring.suite import TeacherSampling, check_videos  # noqa: E402
+from tdmvid.scoring.weights import Preflight, preflight  # noqa: E402
+
+Scores = dict[str, dict[str, float]]
+"""Measure -> prompt -> its mean over seeds."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """One evaluation of an image model."""
+
+    prompts: str = ""
+    column: str = "prompt"
+    limit: int = 0
+    """Only the first so many prompts; 0 takes all."""
+    seeds: int = 1
+    metrics: tuple[str, ...] = ("hps", "clip", "aesthetic", "fid")
+    reference: str = ""
+    """A folder of real images, for FID and precision and recall against them; both are measured against the teacher anyway."""
+    model: ModelConfig = ModelConfig()
+    """Empty takes the base that the student names."""
+    video: ClipSize = ClipSize(1, 512, 512, 8)
+    teacher: TeacherSampling = field(default_factory=lambda: TeacherSampling(50, 7.5))
+    batch: int = 4
+    embeddings: str = "cache/embeddings"
+    cache: str = "cache/metrics"
+    """Where the weights of the metrics lie."""
+    pairs: int = 6
+
+    def __post_init__(self):
+        for name in self.metrics:
+            if name not in images.NEEDS:
+                raise ValueError(f"metrics: {name!r} is not known: choose from {', '.join(images.NEEDS)}")
+        if not self.prompts:
+            raise ValueError("prompts is empty: give a .txt, .jsonl, .csv or .parquet file")
+        if min(self.seeds, self.batch) < 1 or self.limit < 0:
+            raise ValueError(f"seeds={self.seeds}, batch={self.batch}, limit={self.limit}: at least 1, 1 and 0")
+        if "diversity" in self.metrics and self.seeds < 2:
+            raise ValueError(f"seeds={self.seeds}: diversity compares at least 2 images of a prompt")
+        if self.video.frames != 1:
+            raise ValueError(f"video.frames={self.video.frames}: these are measures of images; eval/vbench_run.py scores videos")
+
+
+def ready(config: ImageConfig) -> Preflight:
+    """Which measures can run here."""
+    packages = [name for name in ("open_clip", "torch_fidelity", "lpips") if importlib.util.find_spec(name)]
+    packages += ["tesseract"] if shutil.which("tesseract") else []
+    return preflight(list(config.metrics), images.NEEDS, Path(config.cache).resolve(), packages=packages)
+
+
+def shots_of(config: ImageConfig) -> list[Shot]:
+    """Every prompt with every seed."""
+    prompts = read_prompts(Path(config.prompts), column=config.column)
+    return plan_shots(prompts[: config.limit or None], range(config.seeds), frames=1)
+
+
+def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> Scores:
+    """The measures of single images, averaged over each prompt's seeds."""
+    cache, device = Path(config.cache).resolve(), "cuda" if torch.cuda.is_available() else "cpu"
+    files, prompts = [folder / shot.file for shot in shots], [shot.prompt for shot in shots]
+    single: dict[str, list[float | None]] = {}
+    if "hps" in metrics:
+        single["hps"] = images.load_hps(cache, device).similarity(files, prompts).tolist()
+    if {"clip", "aesthetic"} & set(metrics):
+        clip = images.load_clip(cache, device)
+        features = clip.images(files)
+        if "clip" in metrics:
+            single["clip"] = (100 * (features * clip.texts(prompts)).sum(1)).tolist()
+        if "aesthetic" in metrics:
+            single["aesthetic"] = images.aesthetic(features, cache / images.NEEDS["aesthetic"][0].path).tolist()
+    if "text" in metrics:
+        wanted = [images.wanted_text(prompt) for prompt in prompts]
+        if not any(wanted):
+            raise ValueError(f'metrics: text reads what prompts ask to be written, and none of {config.prompts} has words in "quotation marks"')
+        single["text"] = [images.legibility(file, text) if text else None for file, text in zip(files, wanted)]
+    out = {name: _by_prompt(prompts, values) for name, values in single.items()}
+    if "diversity" in metrics:
+        groups: dict[str, list[Path]] = {}
+        for prompt, file in zip(prompts, files):
+            groups.setdefault(prompt, []).append(file)
+        out["diversity"] = images.diversity(groups, images.lpips_distance(cache, device), side=min(config.video.height, config.video.width))
+    return out
+
+
+def _by_prompt(prompts: list[str], values: list[float | None]) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts, values):
+        if value is not None:
+            groups.setdefault(prompt, []).append(value)
+    return {prompt: sum(group) / len(group) for prompt, group in groups.items()}
+
+
+def score_sets(out: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """FID, precision and recall: the student against the teacher, and both against the real images if there are any."""
+    wanted = [name for name in images.SET_METRICS if name in metrics]
+    if not wanted:
+        return {}
+    sides = {name: [out / name / shot.file for shot in shots] for name in NAMES}
+    against = [("student to teacher", sides["student"], sides["teacher"])]
+    if config.reference:
+        real = sorted(path for path in Path(config.reference).rglob("*") if path.suffix.lower() in PICTURES)
+        against += [(f"{name} to {config.reference}", files, real) for name, files in sides.items()]
+    weights = Path(config.cache).resolve() / images.NEEDS["fid"][0].path
+    side, cuda = min(config.video.height, config.video.width), torch.cuda.is_available()
+    return {what: images.set_metrics(ours, theirs, wanted, weights, side=side, cuda=cuda) for what, ours, theirs in against}
+
+
+def measures(scores: Scores) -> dict[str, Measure]:
+    """Means over prompts with bootstrap intervals."""
+    return {name: mean_over_groups(torch.tensor(list(values.values())), torch.arange(len(values))) for name, values in scores.items()}
+
+
+def differences(student: Scores, teacher: Scores) -> dict[str, Measure]:
+    """Paired by prompt."""
+    return {name: paired_difference(*(torch.tensor([side[name][prompt] for prompt in student[name]]) for side in (student, teacher))) for name in student}
+
+
+def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Preflight) -> Path:
+    """Score both sides and write results.json, .md and .html."""
+    for name in NAMES:
+        check_videos(out / name, [shot.file for shot in shots], config.video)
+    sides = {name: score(out / name, config, shots, checked.ready) for name in NAMES}
+    sets = score_sets(out, config, shots, checked.ready)
+    student, teacher = (sides[name] for name in NAMES)
+    if not student and not sets:
+        raise ValueError(f"nothing can be measured:\n{checked.describe()}")
+    notes = (f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()
+    figures = tuple(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}" for what, found in sets.items())
+    size = config.video
+    protocol = (
+        f"{len({shot.prompt for shot in shots})} prompts of {config.prompts}, {config.seeds} seeds each, the same noise for both; {size.height} x {size.width};"
+        f" teacher in {config.teacher.steps} steps with guidance {config.teacher.cfg:g}; 95 % bootstrap intervals over prompts, the difference paired."
+    )
+    result = Result(
+        title=f"Images: {out.resolve().parent.name}", protocol=protocol, notes=notes, names=NAMES, scores=(measures(student), measures(teacher)),
+        differences=differences(student, teacher), figures=figures, percent=False, facts={"config": to_dict(config), "sets": sets},
+    )
+    page = write_result(out, result, _pairs(out, shots, student, teacher), shown=config.pairs)
+    print((out / "results.md").read_text())
+    return page
+
+
+def _pairs(out: Path, shots: list[Shot], student: Scores, teacher: Scores) -> list[Pair]:
+    """A pair for every prompt, of its first seed, by the first measure of single images: its gain in standard deviations."""
+    if not student:
+        return []
+    name = next(iter(student))
+    gains = {prompt: value - teacher[name][prompt] for prompt, value in student[name].items()}
+    spread = math.sqrt(sum(gain**2 for gain in gains.values()) / len(gains)) or 1.0
+    first = {shot.prompt: shot.file for shot in reversed(shots)}
+    return [Pair(prompt, gain / spread, (out / NAMES[0] / first[prompt], out / NAMES[1] / first[prompt])) for prompt, gain in gains.items()]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="e.g. eval/configs/images.json")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
+    parser.add_argument("--lora", type=Path, help="a run's lora/ or student/ folder, or an exported one")
+    parser.add_argument("--out", type=Path, help="default: images/ beside the LoRA")
+    parser.add_argument("--preflight", action="store_true", help="say what can be measured with what is here, and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    try:
+        config = from_dict(ImageConfig, read_settings(args.config, args.set))
+        checked = ready(config)
+        if args.preflight:
+            print(checked.describe())
+            return
+        if args.lora is None:
+            raise ValueError("--lora is not given: the lora/ or student/ folder of a finished run")
+        out, shots = args.out or args.lora.parent / "images", shots_of(config)
+        world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last image
+        sample_sides(out, shots, config, args.lora, world)
+        launch.finish()
+        torch.cuda.empty_cache()
+        if world.primary:
+            print(checked.describe())
+            write_json(out / "config.json", to_dict(config))
+            print(f"results: {compare(out, config, shots, checked)}")
+    except (ValueError, OSError, RuntimeError, json.JSONDecodeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""VBench of a student beside its teacher: sample, score with the real package, compare prompt by prompt.
+
+    eval/setup_vbench.sh                                                             # once
+    python eval/vbench_run.py --config eval/configs/vbench_cogvideox2b.json --preflight
+    python eval/vbench_run.py --lora runs/X/lora --config eval/configs/vbench_cogvideox2b.json
+    torchrun --nproc_per_node 8 eval/vbench_run.py --lora runs/X/lora --config ...
+
+Killed or out of time, the same command goes on where it was. Dimensions whose weights are not
+there are left out and named; a total appears only where all sixteen were scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+from tdmvid.config import from_dict, read_settings, to_dict  # noqa: E402
+from tdmvid.data.files import write_json  # noqa: E402
+from tdmvid.parallel import launch  # noqa: E402
+from tdmvid.scoring.package import Environment, ready, score_folder  # noqa: E402
+from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
+from tdmvid.scoring.sides import NAMES, sample_sides  # noqa: E402
+from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of  # noqa: E402
+from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, Scores  # noqa: E402
+from tdmvid.scoring.weights import Preflight  # noqa: E402
+
+
+def score(out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight) -> dict[str, Scores]:
+    """Scores of both samplers, on every GPU that is there."""
+    files = [shot.file for shot in shots_of(entries, config.video.frames)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # the numbers of a share of a machine's GPUs, where this process has a share
+    devices = [visible[index] if index < len(visible) and visible[index] else str(index) for index in range(torch.cuda.device_count())] or ["cpu"]
+    scores = {}
+    for name in NAMES:
+        digests = check_videos(out / name, files, config.video)
+        scores[name] = score_folder(out / name, out / "scoring" / name, config, entries, checked, digests, devices)
+        print(f"{name}: {', '.join(checked.ready)} scored on {len(files)} videos")
+    return scores
+
+
+def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight, scores: dict[str, Scores]) -> Path:
+    """results.json, .md and .html."""
+    prompts = {file: entry.prompt for entry in entries for file in files_of(entry, config.video.frames)}
+    dimensions: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        dimensions[entry.prompt] = dimensions.get(entry.prompt, frozenset()) | set(entry.dimensions)
+    bootstrap = Bootstrap(prompts, dimensions)
+    student, teacher = (scores[name] for name in NAMES)
+    if not student:
+        raise ValueError(f"no dimension can be scored:\n{checked.describe()}")
+    warnings = notes(config, checked)
+    measures = (bootstrap.measures(student), bootstrap.measures(teacher), bootstrap.differences(student, teacher))
+    if warnings:  # the totals of part of the suite look like those of the whole
+        measures = tuple({name: side[name] for name in side if name in DIMENSIONS} for side in measures)
+    result = Result(
+        title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}", protocol=protocol(config, entries), notes=warnings,
+        names=NAMES, scores=measures[:2], differences=measures[2],
+        facts={"config": to_dict(config), "left_out": {name: [need.path for need in needs] for name, needs in checked.missing.items()}},
+    )
+    page = write_result(out, result, _pairs(out, prompts, student, teacher), shown=config.pairs)
+    print((out / "results.md").read_text())
+    return page
+
+
+def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
+    """How the figures came about, in a sentence or two."""
+    suite = config.prompts if config.custom else "VBench's suite"
+    shown = f", sampled from {config.augmented}" if config.augmented else ""
+    size = config.video
+    return (
+        f"{len({entry.prompt for entry in entries})} prompts of {suite}{shown}, {config.seeds} seeds each, the same noise for both;"
+        f" {size.frames} frames of {size.height} x {size.width} at {size.fps} fps; teacher in {config.teacher.steps} steps with guidance"
+        f" {config.teacher.cfg:g}; vbench 0.1.5{', VBench-Long' if config.long else ''}; 95 % bootstrap intervals over prompts, the difference paired."
+    )
+
+
+def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
+    """What keeps these figures from being comparable with others'; empty for a whole run of VBench's protocol."""
+    out = []
+    lacking = [name for name in DIMENSIONS if name not in checked.ready]
+    if lacking:
+        out.append(f"Partial: {len(checked.ready)} of {len(DIMENSIONS)} dimensions. Not scored: {', '.join(lacking)}.")
+    if config.custom:
+        out.append("Prompts of our own: not comparable with published VBench figures.")
+    if config.limit:
+        out.append(f"Only the first {config.limit} prompts of each group of dimensions.")
+    if not config.custom and not config.static_filter and "temporal_flickering" in checked.ready:
+        out.append("temporal_flickering is of unfiltered videos, unlike VBench's protocol.")
+    return (*out, "So there is no total.") if out else ()
+
+
+def _pairs(out: Path, prompts: dict[str, str], student: Scores, teacher: Scores) -> list[Pair]:
+    """A pair for every prompt, of its first seed; the gain is the mean normalised one over its dimensions and seeds."""
+    gains: dict[str, list[float]] = {}
+    for name, videos in student.items():
+        for file in videos.keys() & teacher[name].keys():
+            scale = DIMENSIONS[name].high - DIMENSIONS[name].low
+            gains.setdefault(prompts[file], []).append((videos[file] - teacher[name][file]) / scale)
+    first = {prompt: file for file, prompt in reversed(prompts.items())}
+    return [Pair(prompt, sum(gain) / len(gain), (out / NAMES[0] / first[prompt], out / NAMES[1] / first[prompt])) for prompt, gain in gains.items()]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="e.g. eval/configs/vbench_cogvideox2b.json")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
+    parser.add_argument("--lora", type=Path, help="a run's lora/ or student/ folder, or an exported one")
+    parser.add_argument("--out", type=Path, help="default: vbench/ beside the LoRA")
+    parser.add_argument("--stage", choices=["all", "sample", "score"], default="all", help="sample alone, or score what was sampled")
+    parser.add_argument("--preflight", action="store_true", help="say what can be scored with the weights that are here, and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    try:
+        config = from_dict(VBenchConfig, read_settings(args.config, args.set))
+        entries = load_suite(config, Environment(Path(config.environment)).full_info)
+        checked = ready(config, entries)
+        if args.preflight:
+            print(checked.describe())
+            return
+        if args.lora is None:
+            raise ValueError("--lora is not given: the lora/ or student/ folder of a finished run")
+        out = args.out or args.lora.parent / "vbench"
+        if args.stage != "score":
+            world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last video
+            sample_sides(out, shots_of(entries, config.video.frames), config, args.lora, world)
+            launch.finish()
+            torch.cuda.empty_cache()
+            if not world.primary:
+                return
+        if args.stage != "sample":
+            print(checked.describe())
+            write_json(out / "config.json", to_dict(config))
+            print(f"results: {compare(out, config, entries, checked, score(out, config, entries, checked))}")
+    except (ValueError, OSError, RuntimeError, json.JSONDecodeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a run of scores is read from: JSON for programs, a Markdown table, and a page with the pairs side by side."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jinja2
+
+from ..data.files import write_json, write_text
+from .intervals import Measure
+
+MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt and seed by two samplers, and how much better ours is."""
+
+    prompt: str
+    gain: float
+    files: tuple[Path, Path]
+    """Ours, theirs."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of a student beside its teacher."""
+
+    title: str
+    protocol: str
+    notes: tuple[str, ...]
+    """What a reader must know before quoting a figure: what was left out, above all."""
+    names: tuple[str, str]
+    """Student, teacher."""
+    scores: tuple[Mapping[str, Measure], Mapping[str, Measure]]
+    differences: Mapping[str, Measure]
+    figures: tuple[str, ...] = ()
+    """What is measured of a whole set of samples and has no pairs, such as FID."""
+    percent: bool = True
+    facts: Mapping[str, object] | None = None
+
+
+def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) -> Path:
+    """Write results.json, results.md and results.html to `out`; the page's path."""
+    sides = [{"name": name, "scores": {k: asdict(m) for k, m in scores.items()}} for name, scores in zip(result.names, result.scores)]
+    write_json(out / "results.json", {
+        "title": result.title, "protocol": result.protocol, "notes": list(result.notes), "samplers": sides,
+        "differences": {k: asdict(m) for k, m in result.differences.items()}, **(result.facts or {}),
+    })
+    write_text(out / "results.md", markdown(result))
+    best, worst = best_and_worst(pairs, shown)
+    groups = [("Where the student falls furthest behind", worst), ("Where it gains most", best)]
+    rows = [(title, [(pair, [_embedded(file) for file in pair.files]) for pair in group]) for title, group in groups if group]
+    write_text(out / "results.html", _template().render(result=result, table=table(result), groups=rows))
+    return out / "results.html"
+
+
+def best_and_worst(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
+    """The `count` pairs of the largest gain and of the smallest, the extreme ones first; no pair is in both."""
+    ranked = sorted(pairs, key=lambda pair: (-pair.gain, pair.prompt))
+    count = min(count, len(ranked) // 2)
+    return ranked[:count], ranked[::-1][:count]
+
+
+def table(result: Result) -> list[tuple[str, str, str, str]]:
+    """A row a score: its name, the student's, the teacher's, and their difference, with intervals."""
+    scale, unit = (100.0, 2) if result.percent else (1.0, 4)
+
+    def text(measure: Measure, sign: str = "") -> str:
+        value, low, high = (format(scale * x, f"{sign}.{unit}f") for x in (measure.value, measure.low, measure.high))
+        return f"{value} [{low}, {high}]"
+
+    ours, theirs = result.scores
+    return [
+        (name, text(ours[name]), text(theirs[name]) if name in theirs else "–", text(result.differences[name], "+") if name in result.differences else "–")
+        for name in ours
+    ]
+
+
+def markdown(result: Result) -> str:
+    """The table with its protocol and notes, to paste beside a claim."""
+    lines = [f"# {result.title}", "", result.protocol, ""]
+    lines += [f"**{note}**\n" for note in result.notes]
+    lines += [f"| | {result.names[0]} | {result.names[1]} | difference |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in table(result)]
+    lines += [""] * bool(result.figures) + [f"* {line}" for line in result.figures]
+    return "\n".join(lines) + "\n"
+
+
+def media(path: Path) -> tuple[str, str]:
+    """("video" or "image", media type) of a file that browsers show; ValueError for another."""
+    kind = MEDIA_TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path} cannot be shown in a page: use one of {', '.join(MEDIA_TYPES)}")
+    return kind.partition("/")[0], kind
+
+
+def _embedded(path: Path) -> tuple[str, str]:
+    tag, kind = media(path)
+    return tag, f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template("results.html.j2")

@@ -1,0 +1,166 @@
+"""What a VBench run consists of: its settings, its prompts, and the videos that must be there.
+
+Files are named `{prompt}-{seed}.mp4` by the ORIGINAL prompt, which is what is scored; an
+augmented prompt, where there is one, is what the model gets to see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from ..backbones.base import ClipSize, ModelConfig
+from ..data.prompts import read_prompts
+from ..sampling import Shot, plan_shots
+from .vbench import DIMENSIONS, check_dimensions
+
+LONG_SECONDS = 5.0
+"""From this length on VBench's maintainers ask for VBench-Long: plain VBench scores long videos too low."""
+
+
+@dataclass(frozen=True)
+class TeacherSampling:
+    """How the teacher is sampled that the student stands beside."""
+
+    steps: int = 50
+    cfg: float = 6.0
+
+
+@dataclass(frozen=True)
+class VBenchConfig:
+    """One evaluation: what is sampled, how often, and what it is scored on."""
+
+    prompts: str = ""
+    """A prompt file of your own; empty takes VBench's suite."""
+    augmented: str = ""
+    """A prompt file whose line i is what the model sees for prompt i of the suite."""
+    dimensions: tuple[str, ...] = ()
+    """Empty takes all that the prompts can be scored on."""
+    seeds: int = 5
+    static_filter: bool = True
+    """VBench's own protocol for temporal_flickering: many videos, of which the first five without motion count."""
+    static_seeds: int = 25
+    limit: int = 0
+    """Only the first so many prompts of each group of dimensions; 0 takes all."""
+    model: ModelConfig = ModelConfig()
+    """Empty takes the base that the student names."""
+    video: ClipSize = ClipSize(49, 480, 720, 8)
+    teacher: TeacherSampling = field(default_factory=TeacherSampling)
+    batch: int = 1
+    embeddings: str = "cache/embeddings"
+    environment: str = ".venv-vbench"
+    """What eval/setup_vbench.sh made."""
+    cache: str = ""
+    """Where VBench's weights lie; empty takes its own default."""
+    pairs: int = 6
+    """How many of the best and of the worst pairs the page shows."""
+
+    def __post_init__(self):
+        if self.seeds < 1 or self.limit < 0 or self.batch < 1 or self.pairs < 0:
+            raise ValueError(f"seeds={self.seeds}, limit={self.limit}, batch={self.batch}, pairs={self.pairs}: at least 1, 0, 1 and 0")
+        if self.static_filter and self.static_seeds < self.seeds:
+            raise ValueError(f"static_seeds={self.static_seeds}: the filter picks from at least the {self.seeds} seeds of the other dimensions")
+
+    @property
+    def custom(self) -> bool:
+        """Whether the prompts are not VBench's."""
+        return bool(self.prompts)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether temporal_flickering is measured on filtered videos: of prompts of your own it never is."""
+        return self.static_filter and not self.custom
+
+    @property
+    def long(self) -> bool:
+        """Whether VBench-Long scores."""
+        return self.video.frames / self.video.fps >= LONG_SECONDS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prompt of the suite, what it is scored on, and what the model sees in its place."""
+
+    prompt: str
+    dimensions: tuple[str, ...]
+    shown: str
+    seeds: int
+    auxiliary: dict = field(default_factory=dict)
+
+
+def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entry]:
+    """The prompts of a run. full_info: VBench's own list, from its environment; not needed for prompts of your own."""
+    names = list(config.dimensions) or [name for name, dimension in DIMENSIONS.items() if dimension.custom or not config.custom]
+    check_dimensions(names, custom=config.custom)
+    if config.custom:
+        rows = [{"prompt_en": prompt, "dimension": names} for prompt in dict.fromkeys(read_prompts(Path(config.prompts)))]
+        if config.long and any("_" in row["prompt_en"] for row in rows):
+            raise ValueError(f"{config.prompts}: VBench-Long takes an underscore in a prompt for its end: write the prompts without")
+    else:
+        if full_info is None or not full_info.is_file():
+            raise ValueError(f"VBench's prompts come with its environment, and {config.environment} has none: run eval/setup_vbench.sh")
+        rows = json.loads(full_info.read_text())
+    shown = read_prompts(Path(config.augmented)) if config.augmented else [row["prompt_en"] for row in rows]
+    if len(shown) != len(rows):
+        raise ValueError(f"{config.augmented} has {len(shown)} prompts, the suite {len(rows)}: line i must belong to the suite's prompt i")
+    entries, taken = [], Counter()
+    for row, text in zip(rows, shown):
+        wanted = tuple(name for name in row["dimension"] if name in names)
+        taken[wanted] += 1
+        if wanted and not (config.limit and taken[wanted] > config.limit):
+            seeds = config.static_seeds if config.filtered and "temporal_flickering" in wanted else config.seeds
+            entries.append(Entry(row["prompt_en"], wanted, text, seeds, row.get("auxiliary_info") or {}))
+    return entries
+
+
+def shots_of(entries: list[Entry], frames: int) -> list[Shot]:
+    """Every video of the suite once, named by the original prompt, made from what the model shall see."""
+    shown = {entry.prompt: entry.shown for entry in reversed(entries)}  # a prompt that comes twice is sampled by its first
+    seeds = Counter()
+    for entry in entries:
+        seeds[entry.prompt] = max(seeds[entry.prompt], entry.seeds)
+    return [
+        Shot(shown[prompt], shot.seed, shot.file)
+        for prompt, count in seeds.items() for shot in plan_shots([prompt], range(count), frames=frames, naming="prompt")
+    ]
+
+
+def files_of(entry: Entry, frames: int) -> list[str]:
+    """The names of an entry's videos."""
+    return [shot.file for shot in plan_shots([entry.prompt], range(entry.seeds), frames=frames, naming="prompt")]
+
+
+def check_videos(folder: Path, files: list[str], size: ClipSize) -> dict[str, str]:
+    """A digest of every file; ValueError unless each is there, of this size, length and rate, and like no other."""
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} of {len(files)} videos are missing, {missing[0]!r} first: sample again, it makes what is missing")
+    digests: dict[str, str] = {}
+    for file in files:
+        if size.frames > 1:
+            _check_clip(folder / file, size)
+        digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()[:24]
+        if digest in digests:
+            raise ValueError(f"{folder}: {file!r} is the same video as {digests[digest]!r}: two seeds or prompts must not share their noise, remove one")
+        digests[digest] = file
+    return {file: digest for digest, file in digests.items()}
+
+
+def _check_clip(path: Path, size: ClipSize) -> None:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            found = (stream.frames, stream.height, stream.width, Fraction(stream.average_rate or 0))
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path}: not a readable video ({error}): remove it and sample again") from error
+    even = lambda side: side + side % 2  # noqa: E731  what write_video makes of an odd side
+    wanted = (size.frames, even(size.height), even(size.width), Fraction(size.fps))
+    if found != wanted:
+        shape = "{} frames of {} x {} at {} fps"
+        raise ValueError(f"{path} has {shape.format(*found)}, the run is {shape.format(*wanted)}: remove it and sample again, or mend video")

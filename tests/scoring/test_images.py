@@ -1,0 +1,127 @@
+"""Image measures: the libraries' own arithmetic where weights do not matter, and against closed forms."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from tdmvid.data.video import write_image
+from tdmvid.scoring.images import Clip, Pictures, aesthetic, diversity, edit_distance, legibility, set_metrics, wanted_text
+
+needs_tesseract = pytest.mark.skipif(shutil.which("tesseract") is None, reason="text was not read: no tesseract here (apt-get install tesseract-ocr)")
+
+
+def library(name):
+    return pytest.importorskip(name, reason=f"{name} was left out: pip install '.[image-metrics]'", exc_type=(ImportError, RuntimeError))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    files = [tmp_path / f"{index}.png" for index in range(6)]
+    for file in files:
+        write_image(file, torch.rand(3, 40, 48, generator=generator) * 2 - 1)
+    return files
+
+
+@pytest.mark.parametrize("a, b, distance", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("same", "same", 0)])
+def test_edits_are_counted(a, b, distance):
+    assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+@pytest.mark.parametrize("prompt, text", [
+    ('a sign that says "Open now"', "Open now"), ("a shop called “Tea”, with 'Buns'", "Tea Buns"), ("a dog's bone on the dog's rug", ""), ("a cat", ""),
+])
+def test_what_is_to_be_written_stands_in_quotation_marks(prompt, text):
+    assert wanted_text(prompt) == text
+
+
+@needs_tesseract
+def test_what_is_written_is_read_and_another_word_is_not(tmp_path):
+    image = Image.new("RGB", (640, 200), "white")
+    ImageDraw.Draw(image).text((40, 50), "OPEN NOW", fill="black", font=ImageFont.load_default(size=90))
+    image.save(tmp_path / "sign.png")
+    assert legibility(tmp_path / "sign.png", "Open now") == 1
+    assert legibility(tmp_path / "sign.png", "Fresh bread") < 0.4
+    Image.new("RGB", (640, 200), "white").save(tmp_path / "blank.png")
+    assert legibility(tmp_path / "blank.png", "Open now") == 0
+
+
+def test_pictures_of_different_sizes_show_their_middle_square(tmp_path):
+    image = torch.full((3, 20, 40), -1.0)
+    image[:, :, 10:30] = 1.0
+    write_image(tmp_path / "wide.png", image)
+    assert Pictures([tmp_path / "wide.png"], 16)[0].shape == (3, 16, 16) and (Pictures([tmp_path / "wide.png"], 16)[0] == 255).all()
+
+
+def test_diversity_is_the_mean_over_pairs_of_a_prompt(pictures):
+    first = lambda file: Pictures([file], 8)[0].float().div(127.5).sub(1)  # noqa: E731
+    distance = lambda a, b: (a - b).abs().mean().item()  # noqa: E731
+    found = diversity({"one": pictures[:1], "three": pictures[:3], "copies": [pictures[0]] * 2}, distance, side=8)
+    a, b, c = (first(file) for file in pictures[:3])
+    assert found == {"three": pytest.approx((distance(a, b) + distance(a, c) + distance(b, c)) / 3), "copies": 0}
+    with pytest.raises(ValueError, match="seeds of at least 2"):
+        diversity({"one": pictures[:1]}, distance, side=8)
+
+
+def test_the_aesthetic_head_is_linear(tmp_path):
+    weight, features = torch.randn(1, 768), torch.nn.functional.normalize(torch.randn(3, 768), dim=1)
+    torch.save({"weight": weight, "bias": torch.tensor([5.0])}, tmp_path / "head.pth")
+    assert torch.allclose(aesthetic(features, tmp_path / "head.pth"), features @ weight[0] + 5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_clip_scores_are_cosines_of_loaded_weights(pictures, tmp_path):
+    """Saved random weights come back; a score is 100 cos, and an image's own features score 100."""
+    library("open_clip")
+    made = Clip("RN50", None)  # the smallest architecture; random weights
+    torch.save({"state_dict": made.model.state_dict()}, tmp_path / "clip.pt")
+    loaded = Clip("RN50", tmp_path / "clip.pt", batch=2)
+    features, texts = loaded.images(pictures[:3]), loaded.texts(["a", "b", "c"])
+    assert torch.allclose(features, made.images(pictures[:3]), atol=1e-5) and torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(loaded.similarity(pictures[:3], ["a", "b", "c"]), 100 * torch.cosine_similarity(features, texts), atol=1e-3)
+
+
+@pytest.fixture
+def inception(tmp_path):
+    """Random weights in the layout of the extractor: what is checked does not depend on them."""
+    library("torch_fidelity")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Random(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state):  # the constructor loads a file; give it this network's own
+            return super().load_state_dict(super().state_dict())
+
+    torch.manual_seed(0)
+    empty = tmp_path / "empty.pth"
+    torch.save({}, empty)
+    torch.save(Random("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(empty)).state_dict(), tmp_path / "inception.pth")
+    return tmp_path / "inception.pth"
+
+
+@pytest.mark.slow
+def test_a_set_against_itself_has_no_distance_and_whole_precision_and_recall(pictures, inception):
+    found = set_metrics(pictures, pictures, ["fid", "precision_recall"], inception, side=32)
+    assert found["fid"] == pytest.approx(0, abs=1e-2) and found["precision"] == found["recall"] == 1
+
+
+def test_too_few_images_are_refused(pictures, tmp_path):
+    library("torch_fidelity")
+    with pytest.raises(ValueError, match="3 and 6 images: compare sets of at least 4"):
+        set_metrics(pictures[:3], pictures, ["fid"], tmp_path, side=32)
+
+
+def test_fid_and_precision_of_given_features_are_the_closed_forms():
+    """The library's own functions: |m1 - m2|^2 + tr(...) of Gaussians, and a shifted copy that is out of reach."""
+    library("torch_fidelity")
+    import numpy as np
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    a = {"mu": np.array([0.0, 0.0]), "sigma": np.diag([1.0, 4.0])}
+    b = {"mu": np.array([3.0, 4.0]), "sigma": np.diag([9.0, 1.0])}
+    assert fid_statistics_to_metric(a, b, verbose=False)["frechet_inception_distance"] == pytest.approx(25 + (1 - 3) ** 2 + (2 - 1) ** 2)
+    points = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    near, far = (prc_features_to_metric(points + shift, points, prc_neighborhood=3, prc_batch_size=64, save_cpu_ram=False, verbose=False) for shift in (0.0, 100.0))
+    assert (near["precision"], near["recall"], far["precision"], far["recall"]) == (1, 1, 0, 0)

@@ -1,0 +1,62 @@
+"""Time and memory of stages, and what a speed-up is made of."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from tdmvid.scoring.latency import Stage, measure
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def program():
+    """eval/latency.py as a module."""
+    spec = importlib.util.spec_from_file_location("latency", ROOT / "eval" / "latency.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_first_call_is_not_timed_and_the_median_is_given(monkeypatch):
+    clock, calls = iter((0, 1, 10, 13, 20, 22)), itertools.count()
+    monkeypatch.setattr("tdmvid.scoring.latency.time.perf_counter", lambda: next(clock))
+    stage = measure(lambda: next(calls), CPU, repeats=3)
+    assert (stage.seconds, stage.fastest, stage.slowest, next(calls)) == (2, 1, 3, 4)
+
+
+def test_the_peak_is_of_this_stage_and_not_of_an_earlier_one():
+    hold = lambda mib: measure(lambda: torch.zeros(mib * 2**18).add_(1), CPU, repeats=1).peak  # noqa: E731
+    large, small = hold(256), hold(1)
+    if small is None:
+        pytest.skip("this system does not reset a process's peak of memory")
+    assert 200 * 2**20 < large - small < 320 * 2**20
+
+
+def test_no_repeats_are_refused():
+    with pytest.raises(ValueError, match="repeats=0"):
+        measure(lambda: None, CPU, repeats=0)
+
+
+def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster(program):
+    stage = lambda seconds, peak=None: Stage(seconds, seconds, seconds, peak)  # noqa: E731
+    timed = {
+        "teacher": {"text": stage(1.0, 5), "denoiser": stage(97.0, 9), "autoencoder": stage(2.0)},
+        "student": {"text": stage(1.0), "denoiser": stage(2.0), "autoencoder": stage(2.0)},
+    }
+    found = program.compare(timed, {"teacher": 100, "student": 4})
+    assert found["faster"] == {"text": 1.0, "denoiser": 48.5, "autoencoder": 1.0, "all": 20.0} and found["fewer_calls"] == 25
+    assert found["samplers"]["student"]["stages"]["autoencoder"]["share"] == 0.4 and found["samplers"]["teacher"]["peak"] == 9
+    assert "| faster by | 1.0 x | 48.5 x | 1.0 x | 20.0 x | 25.0 x fewer | |" in program.table(found, 1)
+
+
+def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(program, tiny_cogvideox):
+    from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+
+    backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8))
+    timed = program.stages(backbone, None, ["a red circle"], steps=3, cfg=2.0, repeats=2)
+    assert tuple(timed) == program.STAGES and all(stage.seconds > 0 for stage in timed.values())

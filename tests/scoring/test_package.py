@@ -1,0 +1,182 @@
+"""The worker: the real package where its environment is, and what is caught where it breaks."""
+
+import importlib.util
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tdmvid.backbones.base import ClipSize
+from tdmvid.data.video import read_video, write_video
+from tdmvid.scoring.package import Environment, _static, ready, score_folder
+from tdmvid.scoring.suite import VBenchConfig, check_videos, load_suite, shots_of
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = Path(os.environ.get("TDMVID_VBENCH", ROOT / ".venv-vbench"))
+needs_vbench = pytest.mark.skipif(
+    not (ENVIRONMENT / "bin" / "python").exists(), reason=f"VBench itself was left out: no environment in {ENVIRONMENT} (eval/setup_vbench.sh makes it)"
+)
+PROMPTS = ["a red ring", "a blue square"]
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """`suite(environment, frames)`: config, entries, preflight and digests of four moving squares, in `tmp_path`/videos."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+
+    def make(environment, frames=9):
+        size = ClipSize(frames, 64, 64, 8)
+        config = VBenchConfig(
+            prompts=str(tmp_path / "prompts.txt"), dimensions=("temporal_flickering",), seeds=2, video=size, environment=str(environment), cache=str(tmp_path / "cache")
+        )
+        entries = load_suite(config)
+        files = [shot.file for shot in shots_of(entries, frames)]
+        for index, file in enumerate(files):
+            video = torch.full((3, frames, 64, 64), -0.5)
+            for frame in range(frames):
+                video[index % 3, frame, 20:40, frame % 40 : frame % 40 + 6 * (index + 1)] = 0.8
+            write_video(tmp_path / "videos" / file, video, fps=8)
+        return config, entries, ready(config, entries), check_videos(tmp_path / "videos", files, size)
+
+    return make
+
+
+def score(tmp_path, made, devices=("cpu",)):
+    config, entries, checked, digests = made
+    return score_folder(tmp_path / "videos", tmp_path / "scoring", config, entries, checked, digests, list(devices))
+
+
+@pytest.mark.slow
+@needs_vbench
+def test_the_package_s_flickering_is_what_its_paper_defines(tmp_path, suite):
+    """1 - the mean absolute difference of neighbouring frames over 255, of the decoded file."""
+    scores = score(tmp_path, suite(ENVIRONMENT))["temporal_flickering"]
+    assert len(scores) == 4
+    for file, found in scores.items():
+        frames = ((read_video(tmp_path / "videos" / file) + 1) * 127.5).round().numpy()
+        assert found == pytest.approx(1 - np.abs(np.diff(frames, axis=1)).mean() / 255, abs=1e-3)
+
+
+@pytest.mark.slow
+@needs_vbench
+def test_vbench_long_scores_every_clip_of_a_long_video(tmp_path, suite):
+    made = suite(ENVIRONMENT, frames=41)
+    scores = score(tmp_path, made)["temporal_flickering"]
+    clips = json.loads((tmp_path / "scoring/temporal_flickering/scores_full_info.json").read_text())
+    assert made[0].long and len(scores) == 4 and all(len(entry["video_list"]) == 2 * 3 for entry in clips)  # 41 frames in clips of 16
+
+
+@needs_vbench
+def test_vbench_s_own_suite_is_whole_and_its_names_fit_a_file_system():
+    config = VBenchConfig(environment=str(ENVIRONMENT))
+    entries = load_suite(config, Environment(ENVIRONMENT).full_info)
+    assert len(entries) == 946 and len({entry.prompt for entry in entries}) == 944
+    assert len(shots_of(entries, 49)) == 944 * 5 + 75 * 20
+    assert sum("temporal_flickering" in entry.dimensions for entry in entries) == 75
+
+
+def stand_in(folder: Path, body: str) -> Path:
+    """An environment whose interpreter runs `body`, with the request in `request` and its folder in `out`."""
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, pathlib, sys\nrequest = json.loads(pathlib.Path(sys.argv[2]).read_text())\nout = pathlib.Path(request['out'])\n{body}\n"
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+ANSWER = """
+videos = [path for entry in request["entries"] for path in entry["video_list"]]
+(out / "runs").open("a").write("run\\n")
+result = [{"video_path": path, "video_results": 0.5} for path in videos]
+(out / "scores_eval_results.json").write_text(json.dumps({name: [0.5, result] for name in request["dimensions"]}))
+"""
+
+
+@pytest.mark.parametrize("body, message", [
+    ("sys.exit('no room on the device')", r"temporal_flickering: VBench's worker ended with 1 and no result \(no room on the device\)"),
+    ("print('CUDA is not available')", r"ended with 0 and no result \(CUDA is not available\): see .*log.txt"),
+])
+def test_a_worker_that_crashes_is_an_error_even_if_it_says_all_is_well(tmp_path, suite, body, message):
+    with pytest.raises(RuntimeError, match=message):
+        score(tmp_path, suite(stand_in(tmp_path / "env", body)))
+
+
+def test_an_old_result_does_not_hide_a_crash(tmp_path, suite):
+    environment = stand_in(tmp_path / "env", ANSWER)
+    score(tmp_path, suite(environment))
+    (environment / "bin" / "python").write_text("#!/bin/sh\nexit 3\n")
+    write_video(tmp_path / "videos" / "a red ring-0.mp4", torch.rand(3, 9, 64, 64), fps=8)
+    config, entries, checked, digests = suite(environment)
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        score(tmp_path, (config, entries, checked, digests | {"a red ring-0.mp4": "another"}))
+
+
+def test_a_video_that_the_package_leaves_out_is_an_error(tmp_path, suite):
+    body = ANSWER.replace("for entry in request[\"entries\"] for path in", "for entry in request[\"entries\"][1:] for path in")
+    with pytest.raises(RuntimeError, match="left out 2 of 4 videos, 'a red ring-0.mp4' first"):
+        score(tmp_path, suite(stand_in(tmp_path / "env", body)))
+
+
+def test_what_was_scored_is_not_scored_again_unless_a_video_changed(tmp_path, suite):
+    config, entries, checked, digests = suite(stand_in(tmp_path / "env", ANSWER))
+    runs = lambda: (tmp_path / "scoring/temporal_flickering/runs").read_text().count("run")  # noqa: E731
+    score(tmp_path, (config, entries, checked, digests))
+    score(tmp_path, (config, entries, checked, digests))
+    assert runs() == 1
+    score(tmp_path, (config, entries, checked, digests | {"a red ring-1.mp4": "another"}))
+    assert runs() == 2
+
+
+def test_an_environment_that_is_not_there_is_named(tmp_path, suite):
+    with pytest.raises(ValueError, match="has no bin/python: make it by eval/setup_vbench.sh"):
+        score(tmp_path, suite(tmp_path / "nowhere"))
+
+
+@pytest.fixture(scope="module")
+def program():
+    """eval/vbench_run.py as a module."""
+    spec = importlib.util.spec_from_file_location("vbench_run", ROOT / "eval" / "vbench_run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program):
+    config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
+    for name in program.NAMES:
+        (tmp_path / name).symlink_to(tmp_path / "videos")
+    scores = {name: {"temporal_flickering": {f"{prompt}-{seed}.mp4": 0.9 + shift for prompt in PROMPTS for seed in range(2)}} for name, shift in (("student", 0.01), ("teacher", 0))}
+    page = program.compare(tmp_path, config, entries, checked, scores)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01)
+    assert found["notes"][0].startswith("Partial: 1 of 16 dimensions") and "no total" in found["notes"][-1]
+    assert "total" not in found["differences"] and "| total" not in (tmp_path / "results.md").read_text()
+    assert page.read_text().count("<video") == 4  # the best and the worst of two prompts, both sides
+
+
+def test_all_dimensions_of_a_limited_run_make_no_total_either(program, tmp_path, suite):
+    config, *_ = suite(tmp_path)
+    from tdmvid.scoring.vbench import DIMENSIONS
+    from tdmvid.scoring.weights import Preflight
+
+    whole = Preflight(tuple(DIMENSIONS), {}, tmp_path)
+    assert program.notes(VBenchConfig(), whole) == ()
+    assert program.notes(VBenchConfig(limit=3), whole)[0].startswith("Only the first 3 prompts")
+    assert "unfiltered" in program.notes(VBenchConfig(static_filter=False), whole)[0]
+
+
+def test_of_filtered_videos_only_those_that_were_kept_count_and_none_is_an_error(tmp_path):
+    files = {"a-0.mp4": "x", "a-1.mp4": "y", "b-0.mp4": "z"}
+    listed = tmp_path / "scores_full_info.json"
+    listed.write_text(json.dumps([{"video_list": ["/v/a-1.mp4"]}, {"video_list": ["/v/split_clip/b-0/b-0_001.mp4"]}]))
+    assert _static(tmp_path, files) == ["a-1.mp4", "b-0.mp4"]
+    listed.write_text(json.dumps([{"video_list": []}]))
+    with pytest.raises(ValueError, match="none of the videos is static"):
+        _static(tmp_path, files)

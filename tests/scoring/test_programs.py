@@ -1,0 +1,128 @@
+"""The programs of eval/ on a tiny student and its teacher, with a stand-in for the weights that metrics would need."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tdmvid.config import load_config
+from tdmvid.train.trainer import train
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = ['a "red" circle', "a blue square", "a red square"]
+
+
+@pytest.fixture(scope="module")
+def student(tiny_cogvideox, tmp_path_factory):
+    """The lora/ folder of a run of one step; its clips are single frames of 32 x 32."""
+    folder = tmp_path_factory.mktemp("student")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    (folder / "run.json").write_text(json.dumps({
+        "model": {"path": str(tiny_cogvideox("sincos"))}, "video": {"frames": 9, "height": 32, "width": 32}, "out": str(folder / "run"),
+        "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")}, "steps": 1, "lora": {"rank": 2, "alpha": 4},
+        "log": {"sample_every": 0, "teacher_steps": 2, "sample_count": 1},
+    }))
+    train(load_config(folder / "run.json"))
+    return folder / "run" / "lora"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """`call("vbench_run", "--config", ...)` runs a program in this process; its output, and its module."""
+
+    def call(name, *words):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "eval" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        module.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def settings(tmp_path, student, **changes):
+    model = json.loads((student.parent / "config.json").read_text())["model"]["path"]
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps({
+        "prompts": str(student.parent.parent / "prompts.txt"), "model": {"path": model}, "seeds": 2, "batch": 4,
+        "teacher": {"steps": 2, "cfg": 2.0}, "embeddings": str(student.parent.parent / "cache"),
+    } | changes))
+    return path
+
+
+@pytest.mark.slow
+def test_vbench_run_samples_once_scores_and_compares(tmp_path, student, call, monkeypatch):
+    """A stand-in answers for the package: 0.5 and 0.1 more for every second seed."""
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"""#!{sys.executable}
+import json, pathlib, sys
+request = json.loads(pathlib.Path(sys.argv[2]).read_text())
+videos = [path for entry in request["entries"] for path in entry["video_list"]]
+scores = [0.5 + 0.1 * path.endswith("-1.mp4") + 0.05 * ("/student/" in path) for path in videos]
+result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": score}} for path, score in zip(videos, scores)]]
+(pathlib.Path(request["out"]) / "scores_eval_results.json").write_text(json.dumps({{"temporal_flickering": result}}))
+""")
+    python.chmod(0o755)
+    config = settings(tmp_path, student, dimensions=["temporal_flickering"], environment=str(tmp_path / "env"), video={"frames": 9, "height": 32, "width": 32})
+    words = ("vbench_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    text = call(*words)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["differences"]["temporal_flickering"] == pytest.approx({"value": 0.05, "low": 0.05, "high": 0.05})
+    assert "| temporal_flickering | 60.00 [60.00, 60.00] | 55.00" in text and "Partial: 1 of 16" in text
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.mp4")}
+    assert len(made) == 2 * 3 * 2
+    next(iter(made)).unlink()
+    call(*words)
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.mp4")}
+    assert sum(again[path] != made[path] for path in made) == 1  # the missing one alone was sampled again
+
+
+@pytest.mark.slow
+def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(tmp_path, student, call, monkeypatch):
+    monkeypatch.setattr("tdmvid.scoring.images.legibility", lambda file, text: 0.25 + 0.5 * ("student" in file.parts) if text == "red" else None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    config = settings(tmp_path, student, metrics=["text", "hps"], cache=str(tmp_path / "none"), video={"frames": 1, "height": 32, "width": 32})
+    call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["differences"] == {"text": {"value": 0.5, "low": 0.5, "high": 0.5}}  # one prompt asks for text
+    assert found["notes"] == ["Left out: hps."]
+    assert len(list((tmp_path / "out" / "teacher").glob("*.png"))) == 6
+
+
+def test_a_preflight_needs_no_student_and_names_the_files(tmp_path, student, call):
+    config = settings(tmp_path, student, cache=str(tmp_path / "none"), video={"frames": 1, "height": 32, "width": 32}, metrics=["hps", "fid"])
+    text = call("image_run", "--config", config, "--preflight")
+    assert "hps/HPS_v2.1_compressed.pt" in text and "weights-inception" in text and str(tmp_path / "none") in text
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"seeds": 1, "metrics": ["diversity"]}, "seeds=1: diversity compares at least 2 images"),
+    ({"metrics": ["fvd"]}, "metrics: 'fvd' is not known"),
+    ({"video": {"frames": 9, "height": 32, "width": 32}}, "video.frames=9: these are measures of images"),
+    ({"promts": "x"}, "unknown setting 'promts': did you mean 'prompts'"),
+])
+def test_a_wrong_setting_ends_with_one_line(tmp_path, student, call, change, message):
+    with pytest.raises(SystemExit, match=message):
+        call("image_run", "--config", settings(tmp_path, student, **change), "--lora", student)
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_sampled_into_its_scorer_s_folders(tmp_path, student, call):
+    rows = [{"tag": "single_object", "prompt": "a red circle"}, {"tag": "two_object", "prompt": "a blue square"}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = json.loads((student.parent / "config.json").read_text())["model"]["path"]
+    call(
+        "benchmark_sample", "--benchmark", "geneval", "--prompts", tmp_path / "m.jsonl", "--seeds", 2, "--lora", student, "--model", model,
+        "--size", "1x32x32", "--dtype", "float32", "--out", tmp_path / "out", "--cache", student.parent.parent / "cache",
+    )
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("0*.png")) == [
+        f"0000{prompt}/samples/0000{seed}.png" for prompt in range(2) for seed in range(2)
+    ]
+    assert json.loads((tmp_path / "out/00001/metadata.jsonl").read_text()) == rows[1]

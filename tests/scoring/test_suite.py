@@ -1,0 +1,110 @@
+"""Which videos a run needs, and what is wrong with those that are there."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tdmvid.backbones.base import ClipSize
+from tdmvid.data.video import write_video
+from tdmvid.scoring.suite import VBenchConfig, check_videos, files_of, load_suite, shots_of
+
+SIZE = ClipSize(9, 32, 32, 8)
+ROWS = [
+    {"prompt_en": "a still lake", "dimension": ["temporal_flickering"]},
+    {"prompt_en": "a cat", "dimension": ["subject_consistency", "dynamic_degree"]},
+    {"prompt_en": "a red cat", "dimension": ["color"], "auxiliary_info": {"color": {"color": "red"}}},
+    {"prompt_en": "a dog", "dimension": ["subject_consistency", "dynamic_degree"]},
+    {"prompt_en": "a cat", "dimension": ["overall_consistency"]},
+]
+
+
+@pytest.fixture
+def full_info(tmp_path):
+    (tmp_path / "info.json").write_text(json.dumps(ROWS))
+    return tmp_path / "info.json"
+
+
+def test_a_prompt_that_counts_twice_is_sampled_once(full_info):
+    entries = load_suite(VBenchConfig(seeds=2, static_filter=False), full_info)
+    files = [shot.file for shot in shots_of(entries, 49)]
+    assert len(entries) == 5 and len(files) == len(set(files)) == 8 and files[:2] == ["a still lake-0.mp4", "a still lake-1.mp4"]
+
+
+def test_the_filter_of_flickering_gets_its_many_videos_and_the_others_do_not(full_info):
+    entries = load_suite(VBenchConfig(), full_info)
+    assert [len(files_of(entry, 49)) for entry in entries] == [25, 5, 5, 5, 5]
+    assert len(shots_of(entries, 49)) == 25 + 3 * 5
+
+
+def test_augmented_prompts_are_sampled_and_the_original_names_the_file(full_info, tmp_path):
+    (tmp_path / "long.txt").write_text("\n".join(f"{row['prompt_en']}, in great detail" for row in ROWS))
+    config = VBenchConfig(seeds=1, static_filter=False, augmented=str(tmp_path / "long.txt"))
+    shots = shots_of(load_suite(config, full_info), 49)
+    assert {shot.file: shot.prompt for shot in shots}["a cat-0.mp4"] == "a cat, in great detail"
+    (tmp_path / "long.txt").write_text("one")
+    with pytest.raises(ValueError, match="has 1 prompts, the suite 5"):
+        load_suite(config, full_info)
+
+
+def test_a_limit_takes_as_many_prompts_of_every_group(full_info):
+    entries = load_suite(VBenchConfig(limit=1, dimensions=("dynamic_degree", "color")), full_info)
+    assert [(entry.prompt, entry.dimensions) for entry in entries] == [("a cat", ("dynamic_degree",)), ("a red cat", ("color",))]
+    assert entries[1].auxiliary == {"color": {"color": "red"}}
+
+
+def test_without_the_environment_its_prompts_are_missing():
+    with pytest.raises(ValueError, match="run eval/setup_vbench.sh"):
+        load_suite(VBenchConfig(), None)
+
+
+@pytest.mark.parametrize("frames, fps, long", [(49, 8, True), (33, 8, False), (81, 16, True), (79, 16, False)])
+def test_five_seconds_make_a_long_video(frames, fps, long):
+    assert VBenchConfig(video=ClipSize(frames, 480, 720, fps)).long == long
+
+
+def test_an_underscore_in_a_long_video_s_prompt_is_refused(tmp_path):
+    (tmp_path / "p.txt").write_text("a_cat")
+    with pytest.raises(ValueError, match="underscore"):
+        load_suite(VBenchConfig(prompts=str(tmp_path / "p.txt")))
+
+
+@pytest.fixture
+def videos(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a-0", "a-1"):
+        write_video(tmp_path / f"{name}.mp4", torch.rand(3, 9, 32, 32, generator=generator), fps=8)
+    return tmp_path
+
+
+def test_whole_videos_pass_and_are_told_apart(videos):
+    digests = check_videos(videos, ["a-0.mp4", "a-1.mp4"], SIZE)
+    assert len(set(digests.values())) == 2
+
+
+def test_a_missing_video_is_an_error(videos):
+    with pytest.raises(ValueError, match="1 of 3 videos are missing, 'b-0.mp4' first"):
+        check_videos(videos, ["a-0.mp4", "a-1.mp4", "b-0.mp4"], SIZE)
+
+
+def test_the_same_video_under_two_seeds_is_an_error(videos):
+    shutil.copy(videos / "a-0.mp4", videos / "a-1.mp4")
+    with pytest.raises(ValueError, match="'a-1.mp4' is the same video as 'a-0.mp4'"):
+        check_videos(videos, ["a-0.mp4", "a-1.mp4"], SIZE)
+
+
+@pytest.mark.parametrize("size, message", [
+    (ClipSize(9, 32, 32, 16), "at 8 fps, the run is 9 frames of 32 x 32 at 16 fps"),
+    (ClipSize(17, 32, 32, 8), "9 frames of 32 x 32 at 8 fps, the run is 17 frames"),
+    (ClipSize(9, 32, 48, 8), "the run is 9 frames of 32 x 48"),
+])
+def test_another_rate_length_or_size_is_an_error(videos, size, message):
+    with pytest.raises(ValueError, match=message):
+        check_videos(videos, ["a-0.mp4"], size)
+
+
+def test_a_cut_file_is_an_error(videos):
+    (videos / "a-0.mp4").write_bytes((videos / "a-0.mp4").read_bytes()[:200])
+    with pytest.raises(ValueError, match="a-0.mp4: not a readable video"):
+        check_videos(videos, ["a-0.mp4"], SIZE)
