@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tdmvid.data.files import write_text  # noqa: E402
+from tdmvid.options import add_sampler, base_of  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.sampling import Sampler, load_for_sampling, sample_videos  # noqa: E402
 from tdmvid.scoring.layouts import LAYOUTS, layout  # noqa: E402
@@ -28,17 +29,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--benchmark", choices=LAYOUTS, required=True)
     parser.add_argument("--prompts", type=Path, required=True, help="the benchmark's own file or folder")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lora", type=Path, help="a run's lora/ or student/ folder, or an exported one; without it the teacher samples")
-    parser.add_argument("--model", help="a diffusers folder or hub id (default: the base that the student names)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--size", metavar="FxHxW", help="frames x height x width (default: what the student was trained on)")
-    parser.add_argument("--steps", type=int, help="default: the student's, or the stock pipeline's")
-    parser.add_argument("--cfg", type=float, help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)")
     parser.add_argument("--seeds", type=int, default=1, help="images of every prompt; GenEval's own protocol has 4")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many files; 0 makes all")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--cache", type=Path, default=Path("cache/embeddings"), help="where text embeddings are kept")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    add_sampler(parser)
     return parser.parse_args()
 
 
@@ -48,7 +41,7 @@ def main() -> None:
         wanted = layout(args.benchmark, args.prompts, seeds=args.seeds)
         shots = wanted.shots[: args.limit or None]
         world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last file
-        backbone = load_for_sampling(world, student=args.lora, model=args.model, dtype=args.dtype, size=args.size)
+        backbone = load_for_sampling(world, **base_of(args))
         videos = args.benchmark == "t2v-compbench"
         if videos != (backbone.size.frames > 1):
             raise ValueError(f"{args.benchmark} scores {'videos' if videos else 'images'}, these are of {backbone.size.frames} frames: give another --size")

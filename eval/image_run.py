@@ -27,6 +27,7 @@ from tdmvid.backbones.base import ClipSize, ModelConfig  # noqa: E402
 from tdmvid.config import from_dict, read_settings, to_dict  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.data.prompts import read_prompts  # noqa: E402
+from tdmvid.options import add_evaluation, place  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.sampling import Shot, plan_shots  # noqa: E402
 from tdmvid.scoring import images  # noqa: E402
@@ -189,12 +190,7 @@ def _pairs(out: Path, shots: list[Shot], student: Scores, teacher: Scores) -> li
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="e.g. eval/configs/images.json")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
-    parser.add_argument("--lora", type=Path, help="a run's lora/ or student/ folder, or an exported one")
-    parser.add_argument("--out", type=Path, help="default: images/ beside the LoRA")
-    parser.add_argument("--preflight", action="store_true", help="say what can be measured with what is here, and stop")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    add_evaluation(parser, example="eval/configs/images.json", folder="images")
     return parser.parse_args()
 
 
@@ -206,9 +202,7 @@ def main() -> None:
         if args.preflight:
             print(checked.describe())
             return
-        if args.lora is None:
-            raise ValueError("--lora is not given: the lora/ or student/ folder of a finished run")
-        out, shots = args.out or args.lora.parent / "images", shots_of(config)
+        out, shots = place(args, "images"), shots_of(config)
         world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last image
         sample_sides(out, shots, config, args.lora, world)
         launch.finish()

@@ -23,6 +23,7 @@ import torch  # noqa: E402
 
 from tdmvid.config import from_dict, read_settings, to_dict  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
+from tdmvid.options import add_evaluation, place  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.scoring.package import Environment, ready, score_folder  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
@@ -109,13 +110,8 @@ def _pairs(out: Path, prompts: dict[str, str], student: Scores, teacher: Scores)
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="e.g. eval/configs/vbench_cogvideox2b.json")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
-    parser.add_argument("--lora", type=Path, help="a run's lora/ or student/ folder, or an exported one")
-    parser.add_argument("--out", type=Path, help="default: vbench/ beside the LoRA")
+    add_evaluation(parser, example="eval/configs/vbench_cogvideox2b.json", folder="vbench")
     parser.add_argument("--stage", choices=["all", "sample", "score"], default="all", help="sample alone, or score what was sampled")
-    parser.add_argument("--preflight", action="store_true", help="say what can be scored with the weights that are here, and stop")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser.parse_args()
 
 
@@ -128,9 +124,7 @@ def main() -> None:
         if args.preflight:
             print(checked.describe())
             return
-        if args.lora is None:
-            raise ValueError("--lora is not given: the lora/ or student/ folder of a finished run")
-        out = args.out or args.lora.parent / "vbench"
+        out = place(args, "vbench")
         if args.stage != "score":
             world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last video
             sample_sides(out, shots_of(entries, config.video.frames), config, args.lora, world)

@@ -16,26 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tdmvid.options import add_sampler, base_of  # noqa: E402
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True, help=".txt (one a line), .jsonl, .csv or .parquet")
     parser.add_argument("--column", default="prompt", help="of a .jsonl, .csv or .parquet file")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lora", type=Path, help="a run's lora/ or student/ folder, or an exported one; without it the teacher samples")
-    parser.add_argument("--model", help="a diffusers folder or hub id (default: the base that the student names)")
-    parser.add_argument("--revision", help="of a hub id")
-    parser.add_argument("--variant", help="of the base's weight files, e.g. fp16")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the student's, or bfloat16 on a GPU and float32 on a CPU")
-    parser.add_argument("--size", metavar="FxHxW", help="frames x height x width, e.g. 49x480x720 (default: what the student was trained on)")
-    parser.add_argument("--fps", type=int, help="frames per second of the files (default: the student's, or 8)")
-    parser.add_argument("--steps", type=int, help="default: the student's, or the stock pipeline's")
-    parser.add_argument("--cfg", type=float, help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)")
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
-    parser.add_argument("--batch", type=int, default=1, help="videos at a time on each rank")
     parser.add_argument("--names", choices=["index", "prompt"], default="index", help="00012_a-red-ring-0.mp4, or {prompt}-{seed}.mp4 as VBench reads")
-    parser.add_argument("--cache", type=Path, default=Path("cache/embeddings"), help="where text embeddings are kept")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    add_sampler(parser)
     return parser.parse_args()
 
 
@@ -48,9 +39,7 @@ def main() -> None:
 
         prompts, seeds = read_prompts(args.prompts, column=args.column), read_seeds(args.seeds)
         world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last video
-        backbone = load_for_sampling(
-            world, student=args.lora, model=args.model, revision=args.revision, variant=args.variant, dtype=args.dtype, size=args.size, fps=args.fps,
-        )
+        backbone = load_for_sampling(world, **base_of(args))
         shots = plan_shots(prompts, seeds, frames=backbone.size.frames, naming=args.names)
         sampler = Sampler(args.lora, args.steps, args.cfg)
         sample_videos(args.out, shots, backbone=backbone, sampler=sampler, world=world, batch=args.batch, cache=args.cache)

@@ -1,5 +1,9 @@
 """Shared fixtures: few threads, forward processes, tiny CogVideoX pipeline folders."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import cogvideox_scheduler, tiny_pipeline
@@ -7,6 +11,20 @@ from tiny import cogvideox_scheduler, tiny_pipeline
 from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def load_program():
+    """`load_program("launch/train.py")`: one of the programs as a module."""
+
+    def load(path):
+        name = path.removesuffix(".py").replace("/", "_")
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(params=["vp", "flow"])

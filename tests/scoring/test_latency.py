@@ -1,25 +1,18 @@
 """Time and memory of stages, and what a speed-up is made of."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 
 from tdmvid.scoring.latency import Stage, measure
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def program():
-    """eval/latency.py as a module."""
-    spec = importlib.util.spec_from_file_location("latency", ROOT / "eval" / "latency.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_program):
+    return load_program("eval/latency.py")
 
 
 def test_the_first_call_is_not_timed_and_the_median_is_given(monkeypatch):

@@ -1,6 +1,5 @@
 """The worker: the real package where its environment is, and what is caught where it breaks."""
 
-import importlib.util
 import json
 import os
 import stat
@@ -140,12 +139,8 @@ def test_an_environment_that_is_not_there_is_named(tmp_path, suite):
 
 
 @pytest.fixture(scope="module")
-def program():
-    """eval/vbench_run.py as a module."""
-    spec = importlib.util.spec_from_file_location("vbench_run", ROOT / "eval" / "vbench_run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_program):
+    return load_program("eval/vbench_run.py")
 
 
 def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program):

@@ -1,6 +1,5 @@
 """The programs of eval/ on a tiny student and its teacher, with a stand-in for the weights that metrics would need."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -11,7 +10,6 @@ import pytest
 from tdmvid.config import load_config
 from tdmvid.train.trainer import train
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ['a "red" circle', "a blue square", "a red square"]
 
 
@@ -30,14 +28,11 @@ def student(tiny_cogvideox, tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(load_program, monkeypatch, capsys, tmp_path):
     """`call("vbench_run", "--config", ...)` runs a program in this process; its output, and its module."""
 
     def call(name, *words):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "eval" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
+        module = load_program(f"eval/{name}.py")
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
         monkeypatch.chdir(tmp_path)
         module.main()

@@ -1,6 +1,5 @@
 """What a user gets wrong ends the program with one line that says what and how to mend it."""
 
-import importlib.util
 import json
 import os
 import re
@@ -15,12 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def program():
-    """launch/train.py as a module."""
-    spec = importlib.util.spec_from_file_location("launch_train", ROOT / "launch" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_program):
+    return load_program("launch/train.py")
 
 
 @pytest.fixture
