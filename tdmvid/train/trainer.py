@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import RunConfig, to_dict
 from ..data.files import write_json
-from ..distill.iteration import iterate, pick_grid
+from ..distill.iteration import Outcome, iterate, pick_grid
 from ..parallel import launch
 from .checkpoint import Checkpoints, flat
 from .finish import finish
@@ -69,15 +69,7 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
     config, log, bad = run.config, run.config.log, 0
     for step in range(start, config.steps):
         watch.beat(step)
-        began, before = time.perf_counter(), run.evaluated()
-        grid = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
-        outcome = iterate(
-            step, _micro_batches(run, step), (config.batch.micro, *run.backbone.latent_shape()),
-            objective=config.objective, roles=run.roles, engines=run.engines, grid=grid,
-            streams=run.streams, first_stream=run.world.data_rank * config.batch.accumulation,
-        )
-        calls = (run.evaluated() - before) / (config.batch.micro * config.batch.accumulation)
-        scalars = launch.mean(outcome.scalars) | {"calls": calls, "seconds": time.perf_counter() - began}
+        outcome, scalars = _iteration(run, step)
         monitor.log(step, scalars)
         bad = bad + 1 if outcome.failed else 0
         if outcome.failed:
@@ -100,6 +92,19 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
             raise Interrupted(f"asked to stop after step {step}; the state is {path}: continue with --resume auto")
         if last or log.sample_every and done % log.sample_every == 0:
             write_samples(run, done)
+
+
+def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
+    """One iteration, and its scalars averaged over the ranks; calls: of all networks, per sample."""
+    batch, began, before = run.config.batch, time.perf_counter(), run.evaluated()
+    outcome = iterate(
+        step, _micro_batches(run, step), (batch.micro, *run.backbone.latent_shape()),
+        objective=run.config.objective, roles=run.roles, engines=run.engines,
+        grid=pick_grid(run.grids, run.streams.generator(step, "K", device="cpu")),
+        streams=run.streams, first_stream=run.world.data_rank * batch.accumulation,
+    )
+    calls = (run.evaluated() - before) / (batch.micro * batch.accumulation)
+    return outcome, launch.mean(outcome.scalars) | {"calls": calls, "seconds": time.perf_counter() - began}
 
 
 def _micro_batches(run: Run, step: int) -> list:
