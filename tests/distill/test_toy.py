@@ -67,7 +67,7 @@ class StaleFake(TDM):
 def test_a_wrong_sign_segment_or_fake_is_clearly_worse():
     process = toy.stable_diffusion()
     found = {
-        kind.__name__: toy.score(toy.distil(process, toy.Recipe(objective=kind(**vars(toy.OBJECTIVE)), iterations=400)), 4)
+        kind.__name__: toy.score(toy.distil(process, toy.Recipe(objective=kind(rollout="full"), iterations=400)), 4)
         for kind in (TDM, WrongSign, WrongSegment, StaleFake)
     }
     assert all(found[name] > 1.25 * found["TDM"] for name in ("WrongSign", "WrongSegment", "StaleFake")), found
