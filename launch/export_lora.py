@@ -19,6 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+FOREIGN = {
+    "run": ("model", "revision", "base_dtype", "size", "fps", "timesteps", "steps", "scale"),
+    "published": ("rank", "checkpoint", "weights"),
+    "network": ("scale", "fuse", "checkpoint", "weights"),
+}
+"""Options that belong to other sources."""
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,7 +33,7 @@ def arguments() -> argparse.Namespace:
     source.add_argument("--run", type=Path, help="a run folder")
     source.add_argument("--published", type=Path, help="a LoRA file from elsewhere: .safetensors, .pt or .bin")
     source.add_argument("--network", type=Path, help="a fine-tuned network: a diffusers model folder")
-    parser.add_argument("--out", type=Path, help="default: RUN/export")
+    parser.add_argument("--out", type=Path, help="default: in the run's folder, export, export_fused, export_rank64, export_raw, export_step_000500")
     parser.add_argument("--checkpoint", type=Path, help="of the run; default: the newest whole one")
     parser.add_argument("--weights", choices=["ema", "raw"], default="", help="default: ema if the run keeps an average")
     parser.add_argument("--format", default="diffusers", help="diffusers (always written), comfyui, kohya; with commas between")
@@ -44,7 +51,19 @@ def arguments() -> argparse.Namespace:
     base.add_argument("--timesteps", help="the network timesteps of its steps, e.g. 999,856,665,399")
     base.add_argument("--steps", type=int, help="instead of timesteps: so many even steps")
     base.add_argument("--scale", type=float, default=1.0, help="at which a published LoRA is to be loaded; it becomes part of the export")
-    return parser.parse_args()
+    args = parser.parse_args()
+    source = "run" if args.run else "published" if args.published else "network"
+    for name in FOREIGN[source]:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect with --{source}: leave it out")
+    args.out = args.out or args.run and args.run / default_name(args)
+    return args
+
+
+def default_name(args: argparse.Namespace) -> str:
+    """One folder for each kind of export of a run, so that none replaces another."""
+    kinds = ["fused" * args.fuse, f"rank{args.rank}" * bool(args.rank), args.weights, args.checkpoint.name if args.checkpoint else ""]
+    return "_".join(["export", *filter(None, kinds)])
 
 
 def export(args: argparse.Namespace) -> dict:
@@ -55,7 +74,7 @@ def export(args: argparse.Namespace) -> dict:
 
     options = Options(tuple(args.format.split(",")), args.dtype, args.fuse, args.rank, tuple(args.prompt), args.seed)
     if args.run:
-        return export_run(args.out or args.run / "export", args.run, options, checkpoint=args.checkpoint, weights=args.weights)
+        return export_run(args.out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
     if not args.out:
         raise ValueError("out is not given: name the folder to write")
     if bool(args.timesteps) == bool(args.steps):
@@ -78,7 +97,7 @@ def main() -> None:
         facts = export(args)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))
-    print(f"{args.out or args.run / 'export'}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e} in a stock pipeline")
+    print(f"{args.out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e} in a stock pipeline")
     for consumer, error in facts.get("errors", {}).items():
         print(f"{facts['formats'][consumer]}: {error:.1e}")
     if "extraction" in facts:

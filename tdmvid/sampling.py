@@ -133,7 +133,7 @@ def _settings(backbone: Backbone, sampler: Sampler, steps: int, cfg: float) -> d
     folder = sampler.student
     found = {"model": asdict(backbone.config), "video": asdict(backbone.size), "steps": steps, "cfg": cfg, "weights": None}
     if folder is not None:  # by its content: another run may have written another student to the same place
-        found["weights"] = file_fingerprint([*folder.glob("*.safetensors"), *folder.glob("scheduler_config.json")])
+        found["weights"] = file_fingerprint([path for name in ("*.safetensors", "scheduler_config.json", "adapter_config.json") for path in folder.glob(name)])
     return found | {"student": folder and str(folder)}
 
 

@@ -63,7 +63,7 @@ def export_lora(
         facts["formats"], facts["errors"] = {}, {}
         for consumer in formats:
             if consumer != "diffusers":
-                facts["formats"][consumer] = path = f"{consumer}/{Path(folder).resolve().parent.name}_{grid.steps}steps.safetensors"
+                facts["formats"][consumer] = path = f"{consumer}/{story.config.get('name') or Path(folder).resolve().name}_{grid.steps}steps.safetensors"
                 _write_format(aside / path, backbone, layers, settings.alpha, consumer)
                 facts["errors"][consumer] = check.format(aside, aside / path, backbone, layers, consumer)
         if "comfyui" in formats and backbone.comfyui_latent:
@@ -217,8 +217,16 @@ def stock_latents(folder: Path, backbone: Backbone, z: Tensor, cond: Cond, grid:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write, which takes the place of `folder` when the block ends without an error, and else is gone."""
+    """A folder to write, which takes the place of `folder` when the block ends without an error, and else is gone.
+
+    ValueError if `folder` holds anything but an export: it is replaced whole.
+    """
+    folder = Path(folder).resolve()
     aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # a kill between the two renames below
+        old.rename(folder)
+    if folder.exists() and not (folder / FACTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no export (it has no {FACTS}): an export replaces the whole folder, give another --out")
     for left in (aside, old):
         shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)

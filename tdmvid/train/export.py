@@ -63,8 +63,9 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     config = load_config(run / "config.json")
     tensors, step = _student(run, checkpoint, weights, config)
     backbone = load_backbone(config.model, config.video, device=_device())
-    scores = json.loads((run / "scores.json").read_text()) if (run / "scores.json").is_file() else {}
-    story = Story(_plain_config(run), scores, prompts=options.prompts or _prompts(config))
+    story = Story(_plain_config(run), prompts=options.prompts or _prompts(config))
+    if step == config.steps and weights != ("raw" if config.ema else "ema"):  # what the run itself exported, and was scored with
+        story = replace(story, scores=_scores(run))
     own = config.grid.build(backbone.process)
     student = _Student(backbone, own, replace(story, origin=f"{story.origin} Iteration {step}."), options)
     if config.training != "lora":
@@ -75,7 +76,9 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
     if config.objective.told_steps:
         condition_on_steps(module, seed=config.seed)
+    own_story = student.story
     for student.grid in config.grid.family(backbone.process, config.objective.step_set):
+        student.story = own_story if student.grid == own else replace(own_story, scores={})
         student.write_lora(_of_steps(out, student.grid, own), module, tensors, config.lora)
     return read_facts(out)
 
@@ -182,6 +185,11 @@ def _prompts(config: RunConfig) -> tuple[str, ...]:
     if config.log.sample_prompts:
         return tuple(config.log.sample_prompts)
     return tuple(read_prompts(path, column=config.prompts.column)[: config.log.sample_count])
+
+
+def _scores(run: Path) -> dict:
+    path = run / "scores.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _plain_config(run: Path) -> dict:

@@ -115,16 +115,17 @@ def test_an_export_that_differs_from_the_student_is_not_written(student, tmp_pat
 @pytest.mark.parametrize("spoil", [lambda x: x + 1, lambda x: x * float("nan")], ids=["too far", "not a number"])
 def test_a_failed_export_leaves_an_older_one_as_it_was(student, tmp_path, spoil):
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / LORA_FILE).write_bytes(b"an older one")
+    (tmp_path / "lora" / "export.json").write_bytes(b"an older one")
     with pytest.raises(RuntimeError, match="differs from the student"):
         student.export(tmp_path / "lora", spoil(student.expected))
-    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["lora", f"lora/{LORA_FILE}"]
-    assert (tmp_path / "lora" / LORA_FILE).read_bytes() == b"an older one"
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["lora", "lora/export.json"]
+    assert (tmp_path / "lora" / "export.json").read_bytes() == b"an older one"
 
 
 def test_an_export_replaces_an_older_one(student, bundle, tmp_path):
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / "old").touch()
+    for name in ("old", "export.json"):
+        (tmp_path / "lora" / name).touch()
     student.export(tmp_path / "lora")
     assert {p.name for p in (tmp_path / "lora").iterdir()} == {p.name for p in bundle.iterdir()}
     assert [p.name for p in tmp_path.iterdir()] == ["lora"]

@@ -1,9 +1,11 @@
 """Any checkpoint of any run becomes a checked bundle, in one process; or nothing is written."""
 
+import argparse
 import json
 import re
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,7 +75,7 @@ def test_a_bundle_has_every_format_in_its_dtype_and_says_so(run, base, tmp_path,
     facts = export_run(tmp_path / "out", run, Options(("comfyui", "diffusers"), dtype, prompts=PROMPTS))
     assert facts["dtype"] == dtype and 0 < facts["error"] < error and 0 < facts["errors"]["comfyui"] < error
     path = facts["formats"]["comfyui"]
-    assert path == f"comfyui/{tmp_path.name}_4steps.safetensors" and path in facts["files"]
+    assert path == "comfyui/tiny_4steps.safetensors" and path in facts["files"]
     for file in (LORA_FILE, path):
         tensors = load_file(tmp_path / "out" / file)
         assert {t.dtype for key, t in tensors.items() if "lora_" in key} == {getattr(torch, dtype)}
@@ -210,6 +212,39 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch, settings
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"out exists and is no export \(it has no export.json\).*give another --out"):
+        export_run(out, run, Options(prompts=PROMPTS))
+    assert (out / "thesis.txt").read_text() == "years of work" and len(list(tmp_path.iterdir())) == 1
+    (out / "thesis.txt").unlink()
+    export_run(out, run, Options(prompts=PROMPTS))
+    first = (out / "export.json").read_bytes()
+    out.rename(tmp_path / ".out.old")  # where a kill between the two renames leaves it
+    with pytest.raises(ValueError, match="prompts is empty|gguf"):
+        export_run(out, run, Options(("gguf",), prompts=PROMPTS))
+    with pytest.raises(RuntimeError, match="differs from the student"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tdmvid.adapters.export.TOLERANCE", {"float32": 0.0})
+            export_run(out, run, Options(prompts=PROMPTS))
+    assert (out / "export.json").read_bytes() == first and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_card_has_the_scores_of_the_student_that_was_scored(run, tmp_path):
+    scores = {"columns": [{"key": "all", "label": "right", "unit": "%"}], "samplers": [{"name": "student", "nfe": 4, "metrics": {"all": {"value": 0.5, "low": 0.4, "high": 0.6}}}]}
+    (run / "scores.json").write_text(json.dumps(scores))
+    try:
+        first = sorted((run / "checkpoints").glob("step_*"))[0]
+        for name, choice in (("scored", {}), ("earlier", {"checkpoint": first}), ("raw", {"weights": "raw"})):
+            export_run(tmp_path / name, run, Options(prompts=PROMPTS), **choice)
+        has = {name: "## Scores" in (tmp_path / name / "README.md").read_text() for name in ("scored", "earlier", "raw")}
+        assert has == {"scored": True, "earlier": False, "raw": False}
+    finally:
+        (run / "scores.json").unlink()
+
+
 def test_damaged_checkpoints_and_missing_averages_are_refused(tuned, tmp_path):
     with pytest.raises(ValueError, match="holds no average, the run had ema=0: export the raw weights"):
         export_run(tmp_path / "out", tuned, Options(prompts=PROMPTS), weights="ema")
@@ -243,6 +278,16 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
     ):
         with pytest.raises(SystemExit, match=message):
             program("--published", tmp_path / "a" / LORA_FILE, *wrong, *common)
+    with pytest.raises(SystemExit):
+        program("--run", run, "--scale", "0.5")
+    assert "--scale has no effect with --run: leave it out" in capsys.readouterr().err
+
+
+def test_each_kind_of_export_has_a_folder_of_its_own(load_program):
+    name = lambda **given: load_program("launch/export_lora.py").default_name(argparse.Namespace(**{"fuse": False, "rank": 0, "weights": "", "checkpoint": None} | given))  # noqa: E731
+    assert [name(), name(fuse=True), name(rank=64), name(weights="raw", checkpoint=Path("c/step_000500"))] == [
+        "export", "export_fused", "export_rank64", "export_raw_step_000500",
+    ]
 
 
 def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, monkeypatch):
