@@ -81,7 +81,7 @@ def export_network(
 
     weights: all parameters by name; expected, z, cond and RuntimeError as in `export_lora`.
     """
-    network = copy.deepcopy(backbone.network).float()  # for its buffers
+    network = backbone.fresh_network().float()  # the backbone's own may be sharded
     network.load_state_dict(weights, strict=False)
     return _export_whole(folder, backbone, network, grid, dtype or backbone.config.dtype, story, (expected, z, cond))
 

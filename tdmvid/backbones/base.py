@@ -167,6 +167,10 @@ class Backbone(ABC):
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent sample, without the batch."""
 
+    @abstractmethod
+    def fresh_network(self) -> nn.Module:
+        """The network as it lies in the folder, whole on every rank, whatever became of `network`."""
+
     @staticmethod
     def share_tokens(network: nn.Module, sharing: TokenSharing) -> None:
         """Spread the tokens of every later call of `network` over ranks; ValueError where the family cannot."""

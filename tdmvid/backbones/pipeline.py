@@ -39,7 +39,7 @@ class PipelineBackbone(Backbone):
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
         self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)
         self.process = self.read_process(folder)
-        self.network = self._part(self.network_class, self.network_folder).requires_grad_(False)
+        self.network = self.fresh_network()
         self._text = self._vae = None
 
     @abstractmethod
@@ -59,6 +59,9 @@ class PipelineBackbone(Backbone):
         with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
             out = network(**self.inputs(x_t.to(dtype), t, self._cast(cond)), return_dict=False)[0]
         return self.clean(x_t, out.float(), t)
+
+    def fresh_network(self) -> nn.Module:
+        return self._part(self.network_class, self.network_folder).requires_grad_(False)
 
     def _cast(self, cond: Cond) -> Cond:
         return Cond({name: x.to(self.config.torch_dtype) if x.is_floating_point() else x for name, x in cond.items()})

@@ -22,7 +22,7 @@ It is dearer than TDM's gradient: backward passes through fake and teacher, to t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Fisher(TDM):
     """TDM's draw and fake, the student along the gradient of the Fisher divergence."""
 
     kind: Literal["fisher"] = "fisher"
+    through_scores: ClassVar[bool] = True
     fake_target: Literal["x0_hat", "exact"] = "exact"
     """The identity holds for the score of the trajectory itself, which the exact target has as its optimum."""
 

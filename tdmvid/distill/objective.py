@@ -62,6 +62,7 @@ class Objective(Protocol):
     cfg: float
     solver: Solver
     step_set: tuple[int, ...]
+    through_scores: bool
     roles: tuple[str, ...]
     """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
 

@@ -8,7 +8,7 @@ serves all K segments because they do not overlap (Eq. 9).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -81,6 +81,9 @@ class TDM:
             raise ValueError("objective.segments='everywhere': tau must lie above a noisy x_s; use match='clean', or segments='separate'")
         if any(k < 1 for k in self.step_set) or len(set(self.step_set)) < len(self.step_set):
             raise ValueError(f"objective.step_set={self.step_set}: numbers of steps, each once and at least 1")
+
+    through_scores: ClassVar[bool] = False
+    """Whether the student's gradient is taken through fake and teacher."""
 
     @property
     def roles(self) -> tuple[str, ...]:

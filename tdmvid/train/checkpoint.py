@@ -20,6 +20,8 @@ from ..parallel import launch
 
 _NAME = re.compile(r"step_(\d{6,})")
 META = "checkpoint.json"
+PATIENCE = 300.0
+"""Seconds until files that another machine has written must be visible."""
 
 
 class Checkpoints:
@@ -59,7 +61,11 @@ class Checkpoints:
         writing.own_part.wait()
         if not launch.all_agree(writing.error is None):
             writing.give_up.set()
-        writing.thread.join()
+        writing.thread.join(timeout=PATIENCE)
+        if writing.thread.is_alive():  # all have written, and rank 0 does not see it
+            writing.give_up.set()
+            writing.thread.join()
+            writing.error = OSError("files of other ranks do not appear here: the run's folder must be one that all machines share")
         if launch.all_agree(writing.error is None):
             return
         reason = str(writing.error or "see the other ranks").splitlines()[0]

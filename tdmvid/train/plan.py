@@ -18,6 +18,7 @@ from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
 from ..parallel.sequence import PlannedGroup
+from .setup import check_objective
 from .trace import Trace, trace
 
 LIVE_VALUES = 1e9  # gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)
@@ -51,6 +52,9 @@ class Plan:
     @property
     def graphs(self) -> int:
         """Graphs alive at once: the student's kept call beside the fake's; with accumulation calls are made twice instead."""
+        objective = self.config.objective
+        if objective.through_scores:  # the student's, the fake's and the teacher's
+            return 2 + _teacher_calls(self.config)
         return 2 if self.config.batch.accumulation == 1 else 1
 
     def memory(self) -> dict[str, float]:
@@ -103,7 +107,8 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     """Plan a run on `ranks` ranks; ValueError for whatever the run itself would refuse."""
     check_sequence(config.parallel.sequence, ranks)
     folder, family = find_family(config.model, weights=False)
-    config.grid.build(family.read_process(folder))
+    check_objective(config, distributed=ranks > 1)
+    config.grid.family(family.read_process(folder), config.objective.step_set)
     if not config.prompts.path:
         raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
     prompts = len(read_prompts(Path(config.prompts.path), column=config.prompts.column))
@@ -132,14 +137,16 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     """Mean forwards and the backwards of one iteration, in whole-batch network calls per micro-batch.
 
     Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
-    twice, fake once, 1B); with accumulation the graded call is made twice.
+    twice, fake once, 1B); with accumulation the graded call is made twice. A gradient that is taken
+    through the scores adds their backwards.
     """
     objective = config.objective
     steps = sum(objective.step_set) / len(objective.step_set) if objective.step_set else _student_steps(config)
     rollout = steps - 1 if objective.rollout == "full" else (steps - 1) / 2
     graded = 1 if config.batch.accumulation == 1 else 2
-    teacher = 1 if objective.cfg == 1 else 2
-    return rollout + graded + objective.fake_updates + teacher + 1, objective.fake_updates + 1
+    teacher = _teacher_calls(config)
+    scores = 1 + teacher if objective.through_scores else 0
+    return rollout + graded + objective.fake_updates + teacher + 1, objective.fake_updates + 1 + scores
 
 
 def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
@@ -192,6 +199,10 @@ def check_fit(plan: Plan, device_memory: float) -> None:
                 f" {' and '.join(tried)} needs {_gib(better.total())}"
             )
     raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames or pixels")
+
+
+def _teacher_calls(config: RunConfig) -> int:
+    return 1 if config.objective.cfg == 1 else 2
 
 
 def _student_steps(config: RunConfig) -> int:

@@ -69,6 +69,7 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     """Load the teacher, embed the prompts, attach the roles; ValueError for what a user can mend."""
     device = world.device
     check_attention(config.model.attention, device)
+    check_objective(config, distributed=world.distributed)
     backbone = load_backbone(config.model, config.video, device=device)
     grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
@@ -116,18 +117,35 @@ def _digest(prompts: list[str]) -> str:
     return f"{len(prompts)} prompts, sha256 {hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}"
 
 
+def check_objective(config: RunConfig, *, distributed: bool) -> None:
+    """ValueError for an objective that cannot run with the rest of the config."""
+    objective = config.objective
+    missing = set(objective.roles) - {"student", "fake"}
+    if missing:
+        raise ValueError(
+            f"objective.kind={objective.kind!r} trains a {missing.pop()}, which no model family has yet: it runs in benchmarks/toy.py;"
+            " choose another kind here"
+        )
+    if objective.told_steps and config.training != "lora":
+        raise ValueError("objective.step_set with training='full': the condition on K lives beside an adapter; use training='lora', or k_condition=false")
+    if objective.through_scores and distributed:
+        raise ValueError(
+            f"objective.kind={objective.kind!r} differentiates through fake and teacher, which DeepSpeed takes for a training step: start one process"
+            " without a launcher, or choose kind 'tdm'"
+        )
+    if objective.through_scores and config.parallel.gradient_checkpointing and config.training == "lora":
+        raise ValueError(
+            f"objective.kind={objective.kind!r} with gradient_checkpointing: the teacher's blocks would be computed again with the student's adapter;"
+            " set parallel.gradient_checkpointing=false, or choose kind 'tdm'"
+        )
+
+
 def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) -> tuple[dict, object]:
     """Engines of student and fake, and the unguided teacher.
 
     Under ZeRO-3 an engine leaves a rank only its share of a network, so three whole networks are
     made one after the other.
     """
-    missing = set(config.objective.roles) - {"student", "fake"}
-    if missing:
-        raise ValueError(
-            f"objective.kind={config.objective.kind!r} trains a {missing.pop()}, which no model family has yet: it runs in benchmarks/toy.py;"
-            " choose another kind here"
-        )
     if config.training == "lora":
         fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
         start = backbone.read_lora(Path(config.init)) if config.init else None
@@ -140,8 +158,6 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
             condition_on_steps(fake_net, seed=config.seed + 1)
         student, fake = (_engine(net, config, role, world, backbone) for role, net in (("student", student_net), ("fake", fake_net)))
         network = Base(student, student_net)
-    elif config.objective.told_steps:
-        raise ValueError("objective.step_set with training='full': the condition on K lives beside an adapter; use training='lora', or k_condition=false")
     else:
         student, fake = (
             _engine(copy.deepcopy(backbone.network).float().requires_grad_(True), config, role, world, backbone) for role in ("student", "fake")

@@ -58,7 +58,7 @@ def _resume(run: Run, checkpoints: Checkpoints, resume: str) -> int:
     path = checkpoints.latest() if resume == "auto" else Path(resume) if resume else None
     if path is None:
         return 0
-    start = Checkpoints.load(path, run.engines, run.fingerprint, to_dict(RunConfig()))
+    start = Checkpoints.load(path, run.engines, run.fingerprint, to_dict(RunConfig()) | {"init": None})
     if start > run.config.steps:
         raise ValueError(f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or resume an earlier checkpoint")
     checkpoints.forget_after(start)

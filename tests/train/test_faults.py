@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from launched import ROOT, ranks
 
 from tdmvid.train.trainer import train
 
-ROOT = Path(__file__).resolve().parents[2]
 DIE_IN_THE_SECOND_SAVE = """
 import os, runpy, signal, sys
 sys.argv = sys.argv[1:]
@@ -46,22 +46,6 @@ def hang_here(step, *args, **options):
 trainer.iterate = hang_here
 runpy.run_path("launch/train.py", run_name="__main__")
 """
-
-
-def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
-    """`torchrun launch/train.py`, or a script around it; its exit status and all it said, in less than three minutes."""
-    program = "launch/train.py"
-    if script:
-        program = str(folder / "program.py")
-        Path(program).write_text(script)
-    options = [part for change in ("parallel.timeout_minutes=1", *changes) for part in ("--set", change)]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), program, *(["x"] if script else []),
-        "--config", str(tiny_json), "--out", str(out), "--resume", "auto", *options,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
-    return done.returncode, done.stdout + done.stderr
 
 
 def losses(out: Path) -> list[tuple[float, float]]:

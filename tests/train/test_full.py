@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from launched import ranks
 from safetensors.torch import load_file
 
 from tdmvid.train.trainer import train
@@ -25,3 +27,13 @@ def test_a_fully_trained_student_comes_out_as_a_stock_transformer(tiny_run, tiny
     assert (tmp_path / "report.html").exists() and not (tmp_path / "lora").exists() and not (tmp_path / ".student.part").exists()
     assert "student, reloaded in a stock pipeline: relative difference" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_three_whole_networks_end_in_a_checked_one(tiny_json, tmp_path):
+    """By then every network is sharded, the teacher's too."""
+    out = tmp_path / "run"
+    status, said = ranks(tiny_json, out, "training=full", "steps=2", "ema=0.5")
+    assert status == 0 and "reloaded in a stock pipeline" in said, said
+    facts = json.loads((out / "student" / "export.json").read_text())
+    assert facts["error"] < 1e-4 and (out / "report.html").stat().st_size > 10_000

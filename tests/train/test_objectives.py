@@ -12,6 +12,7 @@ from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.objective import objectives
 from tdmvid.distill.tdm import TDM
 from tdmvid.train.checkpoint import META
+from tdmvid.train.plan import make_plan
 from tdmvid.train.trainer import train
 
 UNIFY = ("objective.step_set=[1,2,4]", "objective.rollout=full")
@@ -69,6 +70,7 @@ def test_a_checkpoint_older_than_a_setting_had_its_default(tiny_run, tmp_path, l
     written = json.loads(meta.read_text())
     for name in ("kind", "solver", "match", "step_set", "k_condition"):
         del written["fingerprint"]["objective"][name]
+    del written["fingerprint"]["init"]
     meta.write_text(json.dumps(written))
     train(tiny_run(tmp_path, "steps=3"), resume="auto")
     meta.write_text(json.dumps(written))
@@ -77,12 +79,22 @@ def test_a_checkpoint_older_than_a_setting_had_its_default(tiny_run, tmp_path, l
 
 
 @pytest.mark.parametrize("changes, message", [
+    (["objective.kind=fisher", "parallel.gradient_checkpointing=true"], "objective.kind='fisher' with gradient_checkpointing: .* parallel.gradient_checkpointing=false"),
     (["objective.kind=gan"], "objective.kind='gan' trains a discriminator, which no model family has yet"),
     (["training=full", *UNIFY], "objective.step_set with training='full': .* use training='lora', or k_condition=false"),
 ])
 def test_what_cannot_be_trained_yet_is_refused_at_the_start(tiny_run, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_run(tmp_path, *changes))
+    with pytest.raises(ValueError, match=message):
+        make_plan(tiny_run(tmp_path, *changes))
+
+
+def test_a_gradient_through_the_scores_is_for_one_process_and_is_planned(tiny_run, tmp_path):
+    config = tiny_run(tmp_path, "objective.kind=fisher", "objective.cfg=2")
+    with pytest.raises(ValueError, match="objective.kind='fisher' differentiates through fake and teacher, .* start one process without a launcher"):
+        make_plan(config, ranks=2)
+    assert make_plan(config).backwards == 5 and make_plan(config).graphs == 4  # fake, student; through the fake, twice through the teacher
 
 
 def test_a_unify_run_ends_in_one_checked_lora_per_k(tiny_run, tmp_path):
