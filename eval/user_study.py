@@ -1,6 +1,6 @@
 """A blind A/B study of two sample folders: the page that people vote on, and the count of their votes.
 
-    python eval/user_study.py make --a runs/X/samples --b teacher_samples --out study.html
+    python eval/user_study.py make --a ours --b theirs --out study.html     # two folders of launch/sample.py
     python eval/user_study.py tally --key study.key.json votes-*.json
 
 The page is one file that opens without a server, by keyboard or touch. People send back the JSON

@@ -92,6 +92,8 @@ def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
         out.append("Prompts of our own: not comparable with published VBench figures.")
     if config.limit:
         out.append(f"Only the first {config.limit} prompts of each group of dimensions.")
+    if not config.custom and (config.seeds < 5 or config.static_seeds < 25):
+        out.append(f"{config.seeds} videos a prompt, {config.static_seeds} for the static filter: VBench's protocol has 5 and 25.")
     if not config.custom and not config.static_filter and "temporal_flickering" in checked.ready:
         out.append("temporal_flickering is of unfiltered videos, unlike VBench's protocol.")
     return (*out, "So there is no total.") if out else ()

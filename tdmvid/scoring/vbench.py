@@ -35,6 +35,8 @@ class Dimension:
     """Whether any prompt can be scored; the others need what only VBench's own prompts come with."""
     clip_seconds: int = 2
     """Into clips of how many seconds VBench-Long cuts a video for it."""
+    skips: bool = False
+    """Whether the package leaves out videos that do not show the prompt's object, and averages over the rest."""
     scale: float = 1.0
     """What a single video's score is divided by: the package averages imaging quality in per cent."""
 
@@ -54,7 +56,7 @@ DIMENSIONS = {
     "object_class": Dimension("semantic", custom=False),
     "multiple_objects": Dimension("semantic", custom=False),
     "human_action": Dimension("semantic", clip_seconds=10),
-    "color": Dimension("semantic", custom=False),
+    "color": Dimension("semantic", custom=False, skips=True),
     "spatial_relationship": Dimension("semantic", custom=False),
     "scene": Dimension("semantic", 0.0, 0.8222, custom=False),
     "appearance_style": Dimension("semantic", 0.0009, 0.2855, custom=False),
@@ -101,6 +103,8 @@ def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
         for entry in results[name][1]:
             clips.setdefault(_video(entry["video_path"]), []).append(float(entry["video_results"]) / DIMENSIONS[name].scale)
         scores = {file: sum(values) / len(values) for file, values in clips.items()}
+        if DIMENSIONS[name].skips:
+            files = [file for file in files if file in scores] or files
         missing = sorted(set(files) - scores.keys())
         if missing:
             raise ValueError(f"{path}: {name} left out {len(missing)} of {len(files)} videos, {missing[0]!r} first: see the log beside it")
@@ -159,12 +163,12 @@ class Bootstrap:
     def measures(self, scores: Scores) -> dict[str, Measure]:
         """Dimensions and totals with their intervals."""
         values, resampled = self.means(scores)
-        return {name: percentiles(value, resampled[name]) for name, value in values.items()}
+        return {name: percentiles(value, resampled[name][resampled[name].isfinite()]) for name, value in values.items()}
 
     def differences(self, ours: Scores, theirs: Scores) -> dict[str, Measure]:
         """Ours minus theirs, prompt by prompt: the interval is of the difference, not of the two.
 
-        Of temporal_flickering only prompts count of which both have static videos.
+        Of temporal_flickering only prompts count of which both have static videos, of color those of which both show the object.
         """
         ours, theirs = self._shared(ours, theirs), self._shared(theirs, ours)
         (a, many_a), (b, many_b) = self.means(ours), self.means(theirs)
@@ -181,7 +185,7 @@ class Bootstrap:
         out = {}
         for name, videos in scores.items():
             mine, common = ({self.files[file] for file in side} for side in (videos, others[name]))
-            if mine != common and name != "temporal_flickering":
+            if mine != common and name != "temporal_flickering" and not DIMENSIONS[name].skips:
                 raise ValueError(f"{name}: the two sides were not scored on the same prompts: score both with the same configuration")
             out[name] = {file: score for file, score in videos.items() if self.files[file] in common}
         return out

@@ -165,6 +165,7 @@ def test_all_dimensions_of_a_limited_run_make_no_total_either(program, tmp_path,
     assert program.notes(VBenchConfig(), whole) == ()
     assert program.notes(VBenchConfig(limit=3), whole)[0].startswith("Only the first 3 prompts")
     assert "unfiltered" in program.notes(VBenchConfig(static_filter=False), whole)[0]
+    assert program.notes(VBenchConfig(seeds=1), whole)[0].startswith("1 videos a prompt, 25 for the static filter: VBench's protocol has 5 and 25")
 
 
 def test_of_filtered_videos_only_those_that_were_kept_count_and_none_is_an_error(tmp_path):

@@ -48,6 +48,16 @@ def results(tmp_path, dimension="temporal_flickering", stated=0.8, **videos):
     return path
 
 
+def test_color_is_averaged_over_the_videos_that_show_the_object_and_paired_over_prompts_of_both(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"color": [0.75, [{"video_path": "v/a.mp4", "video_results": 0.5}, {"video_path": "v/b.mp4", "video_results": 1.0}]]}))
+    ours = read_scores(path, {"color": ["a.mp4", "b.mp4", "c.mp4"]})
+    assert ours == {"color": {"a.mp4": 0.5, "b.mp4": 1.0}}
+    prompts, color = {f"{name}.mp4": name for name in "abc"}, frozenset({"color"})
+    bootstrap = Bootstrap(prompts, {name: color for name in "abc"})
+    assert bootstrap.differences(ours, {"color": {"b.mp4": 0.25, "c.mp4": 0.0}})["color"].value == 0.75
+
+
 def test_scores_are_read_by_video(tmp_path):
     path = results(tmp_path, a=0.7, b=0.9)
     assert read_scores(path, {"temporal_flickering": ["a.mp4", "b.mp4"]}) == {"temporal_flickering": {"a.mp4": 0.7, "b.mp4": 0.9}}
@@ -121,8 +131,8 @@ def test_a_coverage_of_95_per_cent():
 def test_two_sides_of_other_prompts_are_not_compared():
     boot, teacher, student = two_dimensions()
     for seed in range(3):
-        del student["color"][f"p1-{seed}.mp4"]
-    with pytest.raises(ValueError, match="color: the two sides were not scored on the same prompts"):
+        del student["scene"][f"p0-{seed}.mp4"]
+    with pytest.raises(ValueError, match="scene: the two sides were not scored on the same prompts"):
         boot.differences(student, teacher)
 
 
