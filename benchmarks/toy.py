@@ -93,11 +93,9 @@ def distil(
     if "discriminator" in objective.roles:
         networks["discriminator"] = Critic(width=recipe.width, seed=recipe.seed)
     rates = {"student": recipe.lr_student, "fake": recipe.lr_fake, "discriminator": recipe.lr_fake}
+    optim, ema = {role: OptimConfig(lr=rate, schedule="linear", clip=0) for role, rate in rates.items()}, {"student": recipe.ema}
     engines = {
-        role: TorchEngine(
-            network, OptimConfig(lr=rates[role], schedule="linear", clip=0),
-            total_steps=total * objective.roles.count(role), ema=recipe.ema if role == "student" else 0.0,
-        )
+        role: TorchEngine(network, optim[role], total_steps=total * objective.roles.count(role), ema=ema.get(role, 0.0))
         for role, network in networks.items()
     }
     counted = {role: Counted(network) for role, network in (networks | {"teacher": ExactDenoiser(Mixture.circle(), process)}).items()}

@@ -159,8 +159,6 @@ def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Prefligh
     sides = {name: score(out / name, config, shots, checked.ready) for name in NAMES}
     sets = score_sets(out, config, shots, checked.ready)
     student, teacher = (sides[name] for name in NAMES)
-    if not student and not sets:
-        raise ValueError(f"nothing can be measured:\n{checked.describe()}")
     notes = (f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()
     figures = tuple(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}" for what, found in sets.items())
     size = config.video
@@ -202,13 +200,16 @@ def main() -> None:
         if args.preflight:
             print(checked.describe())
             return
+        if not checked.ready:
+            raise ValueError(f"nothing can be measured:\n{checked.describe()}")
         out, shots = place(args, "images"), shots_of(config)
         world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last image
+        if world.primary:
+            print(checked.describe(), flush=True)
         sample_sides(out, shots, config, args.lora, world)
         launch.finish()
         torch.cuda.empty_cache()
         if world.primary:
-            print(checked.describe())
             write_json(out / "config.json", to_dict(config))
             print(f"results: {compare(out, config, shots, checked)}")
     except (ValueError, OSError, RuntimeError, json.JSONDecodeError) as error:

@@ -27,7 +27,7 @@ from tdmvid.options import add_evaluation, place  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.scoring.package import Environment, ready, score_folder  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
-from tdmvid.scoring.sides import NAMES, sample_sides  # noqa: E402
+from tdmvid.scoring.sides import NAMES, check_sides, sample_sides  # noqa: E402
 from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of  # noqa: E402
 from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, Scores  # noqa: E402
 from tdmvid.scoring.weights import Preflight  # noqa: E402
@@ -54,8 +54,6 @@ def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Pref
         dimensions[entry.prompt] = dimensions.get(entry.prompt, frozenset()) | set(entry.dimensions)
     bootstrap = Bootstrap(prompts, dimensions)
     student, teacher = (scores[name] for name in NAMES)
-    if not student:
-        raise ValueError(f"no dimension can be scored:\n{checked.describe()}")
     warnings = notes(config, checked)
     measures = (bootstrap.measures(student), bootstrap.measures(teacher), bootstrap.differences(student, teacher))
     if warnings:  # the totals of part of the suite look like those of the whole
@@ -63,7 +61,10 @@ def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Pref
     result = Result(
         title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}", protocol=protocol(config, entries), notes=warnings,
         names=NAMES, scores=measures[:2], differences=measures[2],
-        facts={"config": to_dict(config), "left_out": {name: [need.path for need in needs] for name, needs in checked.missing.items()}},
+        facts={
+            "config": to_dict(config), "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},
+            "left_out": {name: [need.path for need in needs] for name, needs in checked.missing.items()},
+        },
     )
     page = write_result(out, result, _pairs(out, prompts, student, teacher), shown=config.pairs)
     print((out / "results.md").read_text())
@@ -126,16 +127,20 @@ def main() -> None:
         if args.preflight:
             print(checked.describe())
             return
+        if not checked.ready and args.stage != "sample":
+            raise ValueError(f"no dimension can be scored:\n{checked.describe()}")
         out = place(args, "vbench")
         if args.stage != "score":
             world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last video
+            if world.primary:
+                print(checked.describe(), flush=True)
             sample_sides(out, shots_of(entries, config.video.frames), config, args.lora, world)
             launch.finish()
             torch.cuda.empty_cache()
             if not world.primary:
                 return
         if args.stage != "sample":
-            print(checked.describe())
+            check_sides(out, config, args.lora)
             write_json(out / "config.json", to_dict(config))
             print(f"results: {compare(out, config, entries, checked, score(out, config, entries, checked))}")
     except (ValueError, OSError, RuntimeError, json.JSONDecodeError) as error:

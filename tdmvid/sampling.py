@@ -131,10 +131,13 @@ def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
 
 def _settings(backbone: Backbone, sampler: Sampler, steps: int, cfg: float) -> dict:
     folder = sampler.student
-    found = {"model": asdict(backbone.config), "video": asdict(backbone.size), "steps": steps, "cfg": cfg, "weights": None}
-    if folder is not None:  # by its content: another run may have written another student to the same place
-        found["weights"] = file_fingerprint([path for name in ("*.safetensors", "scheduler_config.json", "adapter_config.json") for path in folder.glob(name)])
-    return found | {"student": folder and str(folder)}
+    found = {"model": asdict(backbone.config), "video": asdict(backbone.size), "steps": steps, "cfg": cfg}
+    return found | {"weights": folder and weights_of(folder), "student": folder and str(folder)}
+
+
+def weights_of(folder: Path) -> str:
+    """Identifies a student by its content: another run may have written another one to the same place."""
+    return file_fingerprint([path for name in ("*.safetensors", "scheduler_config.json", "adapter_config.json") for path in folder.glob(name)])
 
 
 def _claim(out: Path, settings: dict, shots: list[Shot]) -> None:

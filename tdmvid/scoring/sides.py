@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone, ClipSize, ModelConfig, load_backbone
 from ..parallel import launch
-from ..sampling import Sampler, Shot, load_for_sampling, sample_videos
+from ..sampling import SETTINGS, Sampler, Shot, load_for_sampling, sample_videos, weights_of
 
 NAMES = ("student", "teacher")
 
@@ -36,7 +39,24 @@ def sample_sides(out: Path, shots: list[Shot], config: SidesConfig, student: Pat
         sample_videos(out / name, shots, backbone=backbone, sampler=sampler, world=world, batch=config.batch, cache=Path(config.embeddings))
 
 
+def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
+    """ValueError if the videos in `out` are of another student, teacher or size than these."""
+    teacher = {"steps": config.teacher.steps, "cfg": config.teacher.cfg, "weights": None}
+    for name, wanted in zip(NAMES, ({"weights": weights_of(student)}, teacher)):
+        path = out / name / SETTINGS
+        if not path.is_file():
+            raise ValueError(f"{path.parent} has no {SETTINGS}: sample first (--stage sample), or give another --out")
+        there = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in (wanted | {"video": asdict(config.video)}).items():
+            if there.get(key) != value:
+                raise ValueError(f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the same, or another --out")
+
+
 def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbone:
+    trained = read_facts(student)
+    for what, own, asked in (("base", trained.get("model", {}).get("path"), config.model.path), ("size", trained.get("video"), asdict(config.video))):
+        if world.primary and own and asked and own != asked:
+            print(f"the student's own {what} is {own}, it is scored with the config's: {asked}")
     if config.model.path:
         return load_backbone(config.model, config.video, device=world.device)
     size = config.video

@@ -168,7 +168,8 @@ class Bootstrap:
     def differences(self, ours: Scores, theirs: Scores) -> dict[str, Measure]:
         """Ours minus theirs, prompt by prompt: the interval is of the difference, not of the two.
 
-        Of temporal_flickering only prompts count of which both have static videos, of color those of which both show the object.
+        Of temporal_flickering only prompts count of which both have static videos, of color those of which both show the object;
+        a dimension without such a prompt has no difference.
         """
         ours, theirs = self._shared(ours, theirs), self._shared(theirs, ours)
         (a, many_a), (b, many_b) = self.means(ours), self.means(theirs)
@@ -184,8 +185,9 @@ class Bootstrap:
             raise ValueError("the two sides were not scored on the same dimensions: score both with the same configuration")
         out = {}
         for name, videos in scores.items():
-            mine, common = ({self.files[file] for file in side} for side in (videos, others[name]))
-            if mine != common and name != "temporal_flickering" and not DIMENSIONS[name].skips:
+            mine, theirs = ({self.files[file] for file in side} for side in (videos, others[name]))
+            common = mine & theirs
+            if mine != theirs and name != "temporal_flickering" and not DIMENSIONS[name].skips:
                 raise ValueError(f"{name}: the two sides were not scored on the same prompts: score both with the same configuration")
             out[name] = {file: score for file, score in videos.items() if self.files[file] in common}
-        return out
+        return {name: videos for name, videos in out.items() if videos}

@@ -77,6 +77,20 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
     call(*words)
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.mp4")}
     assert sum(again[path] != made[path] for path in made) == 1  # the missing one alone was sampled again
+    call(*words, "--stage", "score")
+    with pytest.raises(SystemExit, match="teacher holds videos of steps=2, these have 3: use the same, or another --out"):
+        call(*words, "--stage", "score", "--set", "teacher.steps=3")
+    other = shutil.copytree(student, tmp_path / "other")
+    (other / "scheduler_config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="student holds videos of weights="):
+        call("vbench_run", "--config", config, "--lora", other, "--out", tmp_path / "out", "--stage", "score")
+
+
+def test_nothing_is_sampled_when_nothing_can_be_measured(tmp_path, student, call):
+    config = settings(tmp_path, student, cache=str(tmp_path / "none"), video={"frames": 1, "height": 32, "width": 32}, metrics=["hps"])
+    with pytest.raises(SystemExit, match="(?s)nothing can be measured.*HPS_v2.1_compressed.pt"):
+        call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -136,6 +136,12 @@ def test_two_sides_of_other_prompts_are_not_compared():
         boot.differences(student, teacher)
 
 
+def test_a_dimension_without_a_shared_prompt_has_no_difference():
+    files, names = {f"{p}.mp4": p for p in "ab"}, dict.fromkeys("ab", frozenset({"temporal_flickering", "scene"}))
+    sides = [{"temporal_flickering": {f"{static}.mp4": 0.9}, "scene": {"a.mp4": score, "b.mp4": score}} for static, score in (("a", 0.5), ("b", 0.25))]
+    assert {name: measure.value for name, measure in Bootstrap(files, names).differences(*sides).items()} == {"scene": 0.25}
+
+
 def test_flickering_is_compared_on_prompts_of_which_both_have_static_videos():
     files, names = {f"{p}-0.mp4": p for p in "abc"}, dict.fromkeys("abc", frozenset({"temporal_flickering"}))
     ours, theirs = {"a-0.mp4": 0.9, "b-0.mp4": 0.8}, {"b-0.mp4": 0.7, "c-0.mp4": 0.1}
