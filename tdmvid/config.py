@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from .adapters.lora import LoraSettings
 from .backbones.base import ClipSize, ModelConfig
+from .data.latents import RealConfig
 from .diffusion.grid import TimeGrid, explicit, shifted, uniform
 from .diffusion.process import Process
 from .distill.objective import objectives
@@ -169,6 +170,10 @@ class RunConfig:
     """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from the base in any case."""
     student: OptimConfig = OptimConfig()
     fake: OptimConfig = OptimConfig(lr=5e-4)
+    discriminator: OptimConfig = OptimConfig(lr=5e-4)
+    """Of the kind `gan`, whose heads it trains."""
+    real: RealConfig = RealConfig()
+    """What the kind `gan` compares with."""
     ema: float = 0.0
     """Decay of the student's averaged weights, which are what is sampled and exported; 0 is off."""
     batch: BatchConfig = BatchConfig()

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from safetensors import safe_open
@@ -71,6 +71,15 @@ class Tokens:
     blocks: int
     note: str = ""
     """What these numbers do not say."""
+
+
+class Tap(NamedTuple):
+    """A block whose output is a feature of the sample: [B, tokens, width] or [B, width, H, W]."""
+
+    block: nn.Module
+    width: int
+    index: int = 0
+    """Which of its outputs, where it has several."""
 
 
 def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
@@ -190,8 +199,25 @@ class Backbone(ABC):
         """Let go of the text encoder's memory."""
 
     @abstractmethod
+    def release_vae(self) -> None:
+        """Let go of the autoencoder's memory; it is loaded again when it is needed."""
+
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to videos [B, 3, F, H, W] in [-1, 1]; loads the autoencoder on first use."""
+
+    @abstractmethod
+    def encode(self, videos: Tensor) -> Tensor:
+        """Videos [B, 3, F, H, W] in [-1, 1] to the latents that `decode` takes, in the network's dtype; the mean of the autoencoder's law."""
+
+    @abstractmethod
+    def video_fingerprint(self) -> str:
+        """Identifies the autoencoder and the size of a clip: the key of cached latents."""
+
+    @staticmethod
+    @abstractmethod
+    def halve(network: nn.Module) -> list[Tap]:
+        """Drop the second half of a network's blocks, and say where features of what stays can be read: for a discriminator."""
 
     @abstractmethod
     def text_fingerprint(self) -> str:
@@ -316,6 +342,13 @@ def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LOR
         if not layer or layer == [0] or not fits:
             there = f"the layer there is {layer}" if layer != [0] else f"{type(network).__name__} has no such layer"
             raise ValueError(f"{path}: {key} is {shape}, {there}: a LoRA fits only the model it was trained on, see the card beside it")
+
+
+def half_of(blocks: nn.ModuleList, width: int, *, index: int = 0) -> tuple[nn.ModuleList, list[Tap]]:
+    """The first half of a transformer's blocks, and taps behind half of those and behind all."""
+    kept = blocks[: -(-len(blocks) // 2)]
+    ends = sorted({-(-len(kept) // 2), len(kept)})
+    return kept, [Tap(kept[end - 1], width, index) for end in ends]
 
 
 def file_fingerprint(paths: list[Path], *extra: str) -> str:

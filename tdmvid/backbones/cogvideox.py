@@ -16,7 +16,7 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
+from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
 from .cogvideox_parallel import share_tokens, use_xformers
 from .consumers import comfyui_cogvideox
 from .pipeline import VPBackbone
@@ -75,6 +75,19 @@ class CogVideoX(VPBackbone):
     def decode(self, latents: Tensor) -> Tensor:
         latents = latents[:, self._clip.extra_frames :].transpose(1, 2).to(self.vae.dtype) / self.vae.config.scaling_factor
         return torch.cat([self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(4)])
+
+    @torch.no_grad()
+    def encode(self, videos: Tensor) -> Tensor:
+        mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.to(self.device, self.vae.dtype).split(1)])
+        latents = mean.transpose(1, 2) * self.vae.config.scaling_factor
+        first = latents[:, :1].expand(-1, self._clip.extra_frames, -1, -1, -1)  # as in the library's training of 1.5
+        return torch.cat([first, latents], 1).to(self.config.torch_dtype)
+
+    @staticmethod
+    def halve(network: CogVideoXTransformer3DModel) -> list[Tap]:
+        width = network.config.num_attention_heads * network.config.attention_head_dim
+        network.transformer_blocks, taps = half_of(network.transformer_blocks, width)
+        return taps
 
     def stock_pipeline(self) -> CogVideoXPipeline:
         pipeline = super().stock_pipeline()

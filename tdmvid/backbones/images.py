@@ -34,6 +34,12 @@ class Images:
         latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(self.vae.dtype)
         return torch.cat([self.vae.decode(some).sample.float().clamp(-1, 1) for some in latents.split(4)])[:, :, None]
 
+    @torch.no_grad()
+    def encode(self, videos: Tensor) -> Tensor:
+        config, images = self.vae.config, videos[:, :, 0].to(self.device, self.vae.dtype)
+        mean = torch.cat([self.vae.encode(some).latent_dist.mode() for some in images.split(4)])
+        return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(self.config.torch_dtype)
+
     def stock_pipeline(self) -> DiffusionPipeline:
         pipeline = super().stock_pipeline()
         pipeline.vae_scale_factor = self.size.height // self._shape[1]  # which it reads from the autoencoder, where it has one

@@ -55,10 +55,13 @@ class PipelineBackbone(Backbone):
         """The arguments of a stock call beyond prompt, steps and guidance."""
 
     def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.clean(x_t, self.call(network, x_t, t, cond), t)
+
+    def call(self, network, x_t: Tensor, t: Tensor, cond: Cond, **more) -> Tensor:
+        """The first output of a network, or of what is called like it, float32; `more` are further keyword arguments."""
         dtype = self.config.torch_dtype
         with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
-            out = network(**self.inputs(x_t.to(dtype), t, self._cast(cond)), return_dict=False)[0]
-        return self.clean(x_t, out.float(), t)
+            return network(**self.inputs(x_t.to(dtype), t, self._cast(cond)), **more, return_dict=False)[0].float()
 
     def fresh_network(self) -> nn.Module:
         return self._part(self.network_class, self.network_folder).requires_grad_(False)
@@ -101,6 +104,9 @@ class PipelineBackbone(Backbone):
     def release_text(self) -> None:
         self._text = None
 
+    def release_vae(self) -> None:
+        self._vae = None
+
     def text_settings(self) -> tuple[str, ...]:
         """Settings that change what prompts are encoded to."""
         return ()
@@ -109,6 +115,10 @@ class PipelineBackbone(Backbone):
         folders = [self.folder / part for part in self.text_parts if (self.folder / part).is_dir()]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         return file_fingerprint(files, self.config.dtype, *self.text_settings())
+
+    def video_fingerprint(self) -> str:
+        files = [path for path in (self.folder / "vae").iterdir() if path.is_file()]
+        return file_fingerprint(files, self.config.dtype, str(self.size))
 
     def stock_pipeline(self) -> DiffusionPipeline:
         return self._pipeline(*self.text_parts, "vae")

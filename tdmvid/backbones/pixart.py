@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, Tokens, register
+from .base import ClipSize, Tap, Tokens, half_of, register
 from .consumers import comfyui_transformer
 from .images import Images, image_latents
 from .pipeline import VPBackbone
@@ -75,6 +75,12 @@ class PixArt(Images, VPBackbone):
         net, (_, height, width) = network.config, image_latents(network, folder, size)
         count = (height // net.patch_size) * (width // net.patch_size)
         return Tokens(count, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+
+    @staticmethod
+    def halve(network: PixArtTransformer2DModel) -> list[Tap]:
+        width = network.config.num_attention_heads * network.config.attention_head_dim
+        network.transformer_blocks, taps = half_of(network.transformer_blocks, width)
+        return taps
 
     @staticmethod
     def blocks(network: PixArtTransformer2DModel) -> list[nn.Module]:

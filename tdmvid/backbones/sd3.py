@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, SD3Transformer2DModel
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tokens, register
+from .base import ClipSize, ModelConfig, Tap, Tokens, half_of, register
 from .consumers import comfyui_transformer
 from .flow import FlowBackbone
 from .images import Images, image_latents
@@ -69,6 +69,12 @@ class StableDiffusion3(Images, FlowBackbone):
         net, (_, height, width) = network.config, image_latents(network, folder, size)
         count = text_tokens(folder) + (height // net.patch_size) * (width // net.patch_size)
         return Tokens(count, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+
+    @staticmethod
+    def halve(network: SD3Transformer2DModel) -> list[Tap]:
+        width = network.config.num_attention_heads * network.config.attention_head_dim
+        network.transformer_blocks, taps = half_of(network.transformer_blocks, width, index=1)
+        return taps
 
     @staticmethod
     def blocks(network: SD3Transformer2DModel) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tokens, register
+from .base import ClipSize, ModelConfig, Tap, Tokens, register
 from .consumers import kohya_unet
 from .images import Images, image_latents
 from .pipeline import VPBackbone
@@ -60,6 +60,13 @@ class StableDiffusion(Images, VPBackbone):
     def blocks(network: UNet2DConditionModel) -> list[nn.Module]:
         first = network.mid_block.resnets[0] if network.mid_block is not None else None  # the one that diffusers leaves out
         return [m for m in network.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock)) and m is not first]
+
+    @staticmethod
+    def halve(network: UNet2DConditionModel) -> list[Tap]:
+        """What stays is the encoder and the middle: their output leaves the network as it is."""
+        network.up_blocks, network.conv_norm_out, network.conv_out = nn.ModuleList(), None, nn.Identity()
+        inside = [*network.down_blocks, *([network.mid_block] if network.mid_block is not None else [])]
+        return [Tap(block, block.resnets[-1].out_channels) for block in inside]
 
     @staticmethod
     def example(network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:

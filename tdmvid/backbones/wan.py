@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
-from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
+from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
 from .consumers import comfyui_wan
 from .flow import FlowBackbone
 from .wan_parallel import share_tokens
@@ -70,6 +70,13 @@ class Wan(FlowBackbone):
         mean, std = (torch.tensor(x, device=latents.device).view(-1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
         return torch.cat([self.vae.decode(one).sample.clamp(-1, 1) for one in (latents.float() * std + mean).split(1)])
 
+    @torch.no_grad()
+    def encode(self, videos: Tensor) -> Tensor:
+        config = self.vae.config
+        mean, std = (torch.tensor(x, device=self.device).view(-1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
+        latents = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.to(self.device, self.vae.dtype).split(1)])
+        return ((latents - mean) / std).to(self.config.torch_dtype)
+
     def stock_pipeline(self) -> DiffusionPipeline:
         pipeline = super().stock_pipeline()
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
@@ -97,6 +104,12 @@ class Wan(FlowBackbone):
         net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
         count = math.prod(length // patch for length, patch in zip(latent, net.patch_size))
         return Tokens(count, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+
+    @staticmethod
+    def halve(network: WanTransformer3DModel) -> list[Tap]:
+        width = network.config.num_attention_heads * network.config.attention_head_dim
+        network.blocks, taps = half_of(network.blocks, width)
+        return taps
 
     @staticmethod
     def blocks(network: WanTransformer3DModel) -> list[nn.Module]:

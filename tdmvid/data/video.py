@@ -5,21 +5,25 @@ Shapes: F frames, H height, W width, N videos; pixels are RGB in [-1, 1].
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from .files import atomic_path
 
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
+IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
 
-def read_video(path: Path, *, frames: int | None = None) -> Tensor:
-    """The first `frames` frames of a video (all by default), [3, F, H, W] float32 in [-1, 1].
+
+def read_video(path: Path, *, frames: int | None = None, fps: float | None = None) -> Tensor:
+    """The first `frames` frames of a video (all by default), [3, F, H, W] float32 in [-1, 1]; with `fps`, at that rate.
 
     Decoded by decord, by PyAV where decord is missing or cannot. Raises FileNotFoundError, or
     ValueError for what is no video and for one of fewer frames.
@@ -29,20 +33,62 @@ def read_video(path: Path, *, frames: int | None = None) -> Tensor:
         raise FileNotFoundError(f"{path}: no such video file")
     if frames is not None and frames < 1:
         raise ValueError(f"frames={frames}: read at least one, or None for all")
+    if fps is not None and (fps <= 0 or frames is None):
+        raise ValueError(f"fps={fps}, frames={frames}: a rate is positive and takes a number of frames")
     try:
-        pixels = _decode_decord(path, frames)
+        pixels = _decode_decord(path, frames, fps)
     except Exception:  # not installed, or it cannot (width 48, say); what is wrong, PyAV says better
-        pixels = _decode_av(path, frames)
+        pixels = _decode_av(path, frames, fps)
     if frames is not None and len(pixels) < frames:
-        raise ValueError(f"{path}: has {len(pixels)} frames, {frames} are needed: use a longer video or fewer frames")
+        rate = f" at {fps:g} frames a second" if fps else ""
+        raise ValueError(f"{path}: has {len(pixels)} frames{rate}, {frames} are needed: use a longer video or fewer frames")
     return torch.from_numpy(pixels).permute(3, 0, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
-def write_video(path: Path, video: Tensor, *, fps: float) -> None:
+def read_clip(path: Path, *, frames: int, height: int, width: int, fps: float) -> Tensor:
+    """The beginning of a video, or an image where `frames` is 1, scaled to cover height x width and cut to its middle.
+
+    [3, F, H, W] in [-1, 1]. Raises FileNotFoundError, or ValueError for what cannot be read and for a video that is too short.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in IMAGES:
+        clip = read_video(path, frames=frames, fps=fps if frames > 1 else None)
+    elif frames == 1:
+        clip = read_image(path)[:, None]
+    else:
+        raise ValueError(f"{path} is an image, {frames} frames are needed: give videos")
+    scale = max(height / clip.shape[2], width / clip.shape[3])
+    size = max(height, round(clip.shape[2] * scale)), max(width, round(clip.shape[3] * scale))
+    clip = functional.interpolate(clip.transpose(0, 1), size, mode="bilinear", antialias=True).transpose(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return clip[:, :, top : top + height, left : left + width].clamp(-1, 1).contiguous()
+
+
+def read_image(path: Path) -> Tensor:
+    """[3, H, W] float32 in [-1, 1]; ValueError for what is no image."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def media_files(folder: Path) -> list[Path]:
+    """Every video and image in a folder and the folders below it, in order of their names; ValueError if there is none."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder: give one with {', '.join(sorted(VIDEOS))} or {', '.join(sorted(IMAGES))} files")
+    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEOS | IMAGES)
+    if not found:
+        raise ValueError(f"{str(folder)!r} holds no {', '.join(sorted(VIDEOS))} or {', '.join(sorted(IMAGES))} file")
+    return found
+
+
+def write_video(path: Path, video: Tensor, *, fps: float, lossless: bool = False) -> None:
     """Writes [3, F, H, W] in [-1, 1] as H.264 in an mp4 file that browsers play, atomically.
 
     H.264 with 4:2:0 colours has even sizes only: an odd side gains a copy of its last row or
-    column. Raises ValueError for another shape, values that are not finite, and fps <= 0.
+    column. lossless: to a rounding of the colours, in 4:4:4, which not every browser plays. Raises ValueError for another shape, values that are not finite, and fps <= 0.
     """
     import av  # loads a second ffmpeg beside decord's; only who needs it
 
@@ -56,8 +102,8 @@ def write_video(path: Path, video: Tensor, *, fps: float) -> None:
         with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = images.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "12"}
+            stream.pix_fmt = "yuv444p" if lossless else "yuv420p"
+            stream.options = {"crf": "0" if lossless else "12"}
             _tag_bt601(stream.codec_context)
             for image in images:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
@@ -85,25 +131,33 @@ def write_strip(path: Path, videos: Tensor, *, scale: int = 1) -> None:
     write_image(path, strip.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
 
 
-def _decode_decord(path: Path, frames: int | None) -> np.ndarray:
+def _decode_decord(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
     """[F, H, W, 3] uint8, fewer than `frames` where the file has fewer; raises anything."""
     import decord  # has no wheels for some platforms
 
     reader = decord.VideoReader(str(path), num_threads=1)
-    count = len(reader) if frames is None else min(frames, len(reader))
-    return reader.get_batch(range(count)).asnumpy()
+    wanted = range(len(reader)) if frames is None else _wanted(frames, reader.get_avg_fps(), fps)
+    return reader.get_batch([index for index in wanted if index < len(reader)]).asnumpy()
 
 
-def _decode_av(path: Path, frames: int | None) -> np.ndarray:
+def _decode_av(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
     """[F, H, W, 3] uint8; raises ValueError for what is no video."""
     import av
 
     try:
         with av.open(str(path)) as container:
-            images = [frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), frames)]
+            wanted = None if frames is None else Counter(_wanted(frames, float(container.streams.video[0].average_rate), fps))
+            last = None if wanted is None else max(wanted) + 1
+            decoded = enumerate(islice(container.decode(video=0), last))
+            images = [frame.to_ndarray(format="rgb24") for index, frame in decoded for _ in range(1 if wanted is None else wanted[index])]
         return np.stack(images)
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise ValueError(f"{path}: not a readable video ({error}): it may be cut short; write it again") from error
+
+
+def _wanted(frames: int, rate: float, fps: float | None) -> list[int]:
+    """Which frames of a video of `rate` frames a second are the nearest to those at `fps`."""
+    return [round(index * rate / fps) if fps else index for index in range(frames)]
 
 
 def _tag_bt601(codec) -> None:

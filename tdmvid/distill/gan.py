@@ -72,12 +72,13 @@ class GAN(TDM):
         terms = super().loss(role, roles, draw, cond)
         if role == "fake":
             return terms
-        adversarial = self._generator(roles, draw, cond)
-        return terms | {"loss": terms["loss"] + self.weight * adversarial, "adversarial": adversarial}
+        value, surrogate = self._generator(roles, draw, cond)
+        return terms | {"loss": terms["loss"] + self.weight * (value + surrogate - surrogate.detach()), "adversarial": value}
 
     def _discriminator(self, roles: Roles, draw: RealDraw, cond: Cond) -> dict[str, Tensor]:
         real = roles.fake.process.noise(roles.real(draw.pick), draw.real_eps, draw.tau)
-        of_real, of_fake = roles.discriminator(real, draw.tau, cond), roles.discriminator(draw.x_tau, draw.tau, cond)
+        both = torch.cat([real, draw.x_tau]), draw.tau.repeat(2), Cond.cat([cond, cond])
+        of_real, of_fake = roles.discriminator(*both).chunk(2)  # in one call, which an engine may take for a training step
         if self.adversarial == "hinge":
             loss = relu(1 - of_real).mean() + relu(1 + of_fake).mean()
         else:
@@ -85,11 +86,11 @@ class GAN(TDM):
         right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
         return {"loss": loss, "right": right}
 
-    def _generator(self, roles: Roles, draw: Draw, cond: Cond) -> Tensor:
-        """L_G as a surrogate in x0_hat; its value is not L_G's, its gradient is."""
+    def _generator(self, roles: Roles, draw: Draw, cond: Cond) -> tuple[Tensor, Tensor]:
+        """L_G, without a graph, and what has its gradient in x0_hat."""
         with torch.enable_grad():
             x = draw.x_tau.detach().requires_grad_()
             logit = roles.discriminator(x, draw.tau, cond)
             value = -logit if self.adversarial == "hinge" else softplus(-logit)
             along = torch.autograd.grad(value.sum(), x)[0]
-        return (broadcast(draw.slope, x) * along * draw.x0_hat).flatten(1).sum(1).mean()
+        return value.detach().mean(), (broadcast(draw.slope, x) * along * draw.x0_hat).flatten(1).sum(1).mean()

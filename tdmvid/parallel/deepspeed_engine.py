@@ -104,6 +104,10 @@ class DeepSpeedEngine:
             self.engine.optimizer.override_loss_scale(scale.value)
 
     def __call__(self, *args, **kwargs):
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
+            # A gradient in the inputs, which the library would take for a training step, and which needs whole weights.
+            assert self.stage < 3, "ZeRO-3 has no gradient in a call's inputs"
+            return self.module(*args, **kwargs)
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +16,12 @@ from torch import nn
 from ..adapters.lora import Base, attach, shared_copy, start_from
 from ..adapters.step_condition import condition_on_steps, told
 from ..backbones.base import Backbone, check_attention, load_backbone
+from ..backbones.discriminator import Discriminator, NetworkDiscriminator
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
+from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder, read_prompts
+from ..data.video import read_clip
 from ..diffusion.denoiser import Cond, Guided
 from ..diffusion.grid import TimeGrid, shifted
 from ..diffusion.process import Process
@@ -48,17 +52,21 @@ class Run:
     null: Cond
     gallery_prompts: list[str]
     gallery: Cond
-    evaluated: Callable[[], int]
-    """Samples that went through any of the networks so far; a guided one counts twice."""
+    real_digest: str
+    """Of the real clips; empty if there are none."""
+    evaluated: Callable[[], float]
+    """Samples that went through any of the networks so far; a guided one counts twice, one through the discriminator half."""
 
     @property
     def fingerprint(self) -> dict:
         """What a checkpoint must agree on to be resumed by this run."""
         settings = to_dict(self.config)
         keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema")
-        falls = any(optim.schedule != "constant" for optim in (self.config.student, self.config.fake))
+        optims = {role: getattr(self.config, role) for role in self.engines}
+        falls = any(optim.schedule != "constant" for optim in optims.values())
+        adversarial = {"discriminator": settings["discriminator"], "real": self.real_digest} if self.real_digest else {}
         batch = self.config.batch
-        return {key: settings[key] for key in keys} | {
+        return {key: settings[key] for key in keys} | adversarial | {
             "batch": {"micro": batch.micro, "micro_batches": batch.accumulation * self.world.data_size},  # of all ranks together
             "prompts": self.prompts_digest, "init": self.config.init or None, "backend": type(self.engines["student"]).__name__,
             "steps": self.config.steps if falls else None,  # a rate that falls to 0 at the last step depends on it
@@ -76,16 +84,19 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     cache, prompts = embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
+    real = real_latents(config, backbone, world) if "discriminator" in config.objective.roles else None
     engines, teacher = build_engines(config, world, backbone)
-    networks = {role: backbone.denoiser(engine) for role, engine in engines.items()}
-    denoisers = {role: told(network, engines[role].module) for role, network in networks.items()}
-    roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, null, config.objective.cfg))
+    student, fake = (backbone.denoiser(engines[role]) for role in ("student", "fake"))
+    critic = NetworkDiscriminator(backbone, engines["discriminator"], null) if real else None
+    guided = Guided(teacher, null, config.objective.cfg)
+    roles = Roles(told(student, engines["student"].module), told(fake, engines["fake"].module), guided, critic, real)
     return Run(
         config, world, backbone, grid, grids, roles, engines, Streams(config.seed, device),
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
-        order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest(prompts), null=null,
+        order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest("prompts", prompts), null=null,
         gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
-        evaluated=lambda: sum(network.evaluated for network in (*networks.values(), teacher)),
+        real_digest=_digest("clips", real.names) if real else "",
+        evaluated=lambda: sum(network.evaluated for network in (student, fake, teacher)) + (critic.evaluated / 2 if critic else 0),
     )
 
 
@@ -113,72 +124,88 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
     return EmbeddingCache(root, key), prompts
 
 
-def _digest(prompts: list[str]) -> str:
-    return f"{len(prompts)} prompts, sha256 {hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}"
+def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> RealLatents:
+    """The real clips, encoded; every rank has encoded its share of what the cache lacked."""
+    size, real = config.video, RealLatents(config.real, backbone.video_fingerprint())
+    clip = partial(read_clip, frames=size.frames, height=size.height, width=size.width, fps=size.fps)
+    real.encode(clip, backbone.encode, share=world.rank, shares=world.size, progress=world.primary)
+    launch.barrier()
+    backbone.release_vae()
+    return real
+
+
+def _digest(what: str, names: list[str]) -> str:
+    return f"{len(names)} {what}, sha256 {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}"
 
 
 def check_objective(config: RunConfig, *, distributed: bool) -> None:
     """ValueError for an objective that cannot run with the rest of the config."""
     objective = config.objective
-    missing = set(objective.roles) - {"student", "fake"}
-    if missing:
-        raise ValueError(
-            f"objective.kind={objective.kind!r} trains a {missing.pop()}, which no model family has yet: it runs in benchmarks/toy.py;"
-            " choose another kind here"
-        )
+    adversarial = "discriminator" in objective.roles
+    if adversarial and not config.real.path:
+        raise ValueError(f"objective.kind={objective.kind!r} compares with real clips: name a folder of videos or images in real.path, or choose kind 'tdm'")
     if objective.told_steps and config.training != "lora":
         raise ValueError("objective.step_set with training='full': the condition on K lives beside an adapter; use training='lora', or k_condition=false")
-    if objective.through_scores and distributed:
-        raise ValueError(
-            f"objective.kind={objective.kind!r} differentiates through fake and teacher, which DeepSpeed takes for a training step: start one process"
-            " without a launcher, or choose kind 'tdm'"
-        )
-    if objective.through_scores and config.parallel.gradient_checkpointing and config.training == "lora":
-        raise ValueError(
-            f"objective.kind={objective.kind!r} with gradient_checkpointing: the teacher's blocks would be computed again with the student's adapter;"
-            " set parallel.gradient_checkpointing=false, or choose kind 'tdm'"
-        )
+    if not (objective.through_scores or adversarial):
+        return
+    through = f"objective.kind={objective.kind!r} takes a gradient in a network's input"
+    if distributed and config.parallel.zero_stage == 3:
+        raise ValueError(f"{through}, which DeepSpeed cannot with sharded weights: set parallel.zero_stage to 2, or choose kind 'tdm'")
+    if config.parallel.sequence > 1:
+        raise ValueError(f"{through}, which ranks that share a video cannot yet: set parallel.sequence to 1, or choose kind 'tdm'")
 
 
 def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) -> tuple[dict, object]:
-    """Engines of student and fake, and the unguided teacher.
+    """Engines of the trained roles, and the unguided teacher.
 
     Under ZeRO-3 an engine leaves a rank only its share of a network, so three whole networks are
     made one after the other.
     """
+    objective, base = config.objective, backbone.network
+    prepared = partial(_prepared, config=config, world=world, backbone=backbone)
+    engine = lambda role, network: _engine(network, config, role, world)  # noqa: E731
+    halved = shared_copy(base) if "discriminator" in objective.roles else None  # before an adapter is attached
+    # Where the teacher's graph is kept, its blocks are computed again when the student's adapter has been switched on again.
+    apart = shared_copy(base) if objective.through_scores and config.training == "lora" else None
     if config.training == "lora":
-        fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
-        start = backbone.read_lora(Path(config.init)) if config.init else None
-        student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
-        if start:
-            start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
-        attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
-        if config.objective.told_steps:
-            condition_on_steps(student_net, seed=config.seed)
-            condition_on_steps(fake_net, seed=config.seed + 1)
-        student, fake = (_engine(net, config, role, world, backbone) for role, net in (("student", student_net), ("fake", fake_net)))
-        network = Base(student, student_net)
+        engines = {role: engine(role, prepared(network)) for role, network in zip(("student", "fake"), _adapted(config, backbone))}
+        teacher = Base(engines["student"], engines["student"].module) if apart is None else prepared(apart)
     else:
-        student, fake = (
-            _engine(copy.deepcopy(backbone.network).float().requires_grad_(True), config, role, world, backbone) for role in ("student", "fake")
-        )
-        network = _frozen(backbone.network, config, world, backbone)
-    return {"student": student, "fake": fake}, backbone.denoiser(network)
+        engines = {role: engine(role, prepared(copy.deepcopy(base).float().requires_grad_(True))) for role in ("student", "fake")}
+        teacher = _frozen(prepared(base), config, world)
+    if halved is not None:
+        taps = backbone.halve(halved)
+        engines["discriminator"] = engine("discriminator", Discriminator(prepared(halved), taps, seed=config.seed + 2))
+    return engines, backbone.denoiser(teacher)
 
 
-def _prepare(network: nn.Module, config: RunConfig, world: launch.World, backbone: Backbone) -> None:
-    """How the network computes, whatever its role."""
+def _adapted(config: RunConfig, backbone: Backbone) -> tuple[nn.Module, nn.Module]:
+    """Student and fake: two adapters, on one base or on one each."""
+    fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
+    start = backbone.read_lora(Path(config.init)) if config.init else None
+    student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
+    if start:
+        start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
+    attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
+    if config.objective.told_steps:
+        condition_on_steps(student_net, seed=config.seed)
+        condition_on_steps(fake_net, seed=config.seed + 1)
+    return student_net, fake_net
+
+
+def _prepared(network: nn.Module, *, config: RunConfig, world: launch.World, backbone: Backbone) -> nn.Module:
+    """The network, told how it computes, whatever its role."""
     if world.sequence:
         backbone.share_tokens(network, world.sequence)
     if config.model.attention == "xformers":
         backbone.use_xformers(network)
     if config.parallel.gradient_checkpointing:
         network.enable_gradient_checkpointing()
+    return network
 
 
-def _frozen(network: nn.Module, config: RunConfig, world: launch.World, backbone: Backbone):
+def _frozen(network: nn.Module, config: RunConfig, world: launch.World):
     """The teacher of a full fine-tune: sharded where the trained networks are."""
-    _prepare(network, config, world, backbone)
     if not world.distributed or config.parallel.zero_stage < 3:
         return network
     from ..parallel.deepspeed_engine import shard_frozen
@@ -186,9 +213,8 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World, backbone
     return shard_frozen(network, micro_batch=config.batch.micro, dtype=config.model.torch_dtype)
 
 
-def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World, backbone: Backbone):
-    _prepare(network, config, world, backbone)
-    settings = {"student": config.student, "fake": config.fake}[role]
+def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World):
+    settings = getattr(config, role)
     updates = config.objective.roles.count(role)
     common = {
         "total_steps": config.steps * updates, "accumulation": config.batch.accumulation,

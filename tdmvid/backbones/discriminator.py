@@ -1,0 +1,89 @@
+"""A discriminator for any family: the first half of its own network, frozen, and small trained heads on its features.
+
+It is told tau, and K where K is drawn from a set, and never the prompt: the network is called
+with the null condition, so real clips need no captions.
+
+Shapes: B batch, N tokens or positions, W features of a tap. Logits are [B].
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ..diffusion.denoiser import STEPS, Cond, step_level
+from .base import Tap
+from .pipeline import PipelineBackbone
+
+WIDTH = 256
+FREQUENCIES = 4
+
+
+class Head(nn.Module):
+    """Features of one tap to a logit: two layers on every token, modulated by tau and K, and the mean."""
+
+    def __init__(self, features: int, width: int = WIDTH):
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(features), nn.Linear(features, width)
+        self.told, self.outer = nn.Linear(4 * FREQUENCIES, 2 * width), nn.Linear(width, 1)
+
+    def forward(self, features: Tensor, levels: Tensor) -> Tensor:
+        """[B, N, W] and [B, 4 * FREQUENCIES] -> [B]."""
+        scale, shift = self.told(levels)[:, None].chunk(2, -1)
+        return self.outer(silu(self.inner(self.norm(features)) * (1 + scale) + shift)).mean((1, 2))
+
+
+class Discriminator(nn.Module):
+    """A halved network and a head on each of its taps; called like the network, with tau and K besides."""
+
+    def __init__(self, network: nn.Module, taps: list[Tap], *, seed: int):
+        super().__init__()
+        self.network = network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads = nn.ModuleList(Head(tap.width) for tap in taps)
+        self.heads = heads.to(next(network.parameters()).device)
+        self._features: dict[int, Tensor] | None = None  # of the call in progress
+        for number, tap in enumerate(taps):
+            tap.block.register_forward_hook(partial(self._keep, number, tap.index))
+
+    def forward(self, *, tau: Tensor, steps: Tensor | None, return_dict: bool = False, **inputs) -> tuple[Tensor]:
+        """tau and K, [B], and the network's own keyword arguments -> (logits [B],)."""
+        self._features = {}
+        self.network(**inputs, return_dict=False)
+        features, self._features = self._features, None
+        level = torch.zeros_like(tau) if steps is None else step_level(steps)
+        levels = torch.cat([_waves(tau), _waves(level)], 1)
+        with torch.autocast(tau.device.type, enabled=False):
+            logits = [head(_tokens(features[number]).float(), levels) for number, head in enumerate(self.heads)]
+        return (torch.stack(logits).mean(0),)
+
+    def _keep(self, number: int, index: int, module: nn.Module, args: tuple, out) -> None:
+        if self._features is not None:  # a block that is computed again for the backward pass has nobody waiting
+            self._features[number] = out[index] if isinstance(out, tuple) else out
+
+
+class NetworkDiscriminator:
+    """A Discriminator, or an engine around it, as objectives call it: (x_tau, tau, cond) -> logits [B]."""
+
+    def __init__(self, backbone: PipelineBackbone, network, null: Cond):
+        self.backbone, self.network, self.null = backbone, network, null
+        self.evaluated = 0
+        """Samples that went through it so far."""
+
+    def __call__(self, x_tau: Tensor, tau: Tensor, cond: Cond) -> Tensor:
+        self.evaluated += len(x_tau)
+        return self.backbone.call(self.network, x_tau, tau, self.null.expand(len(x_tau)), tau=tau, steps=cond.get(STEPS))
+
+
+def _tokens(features: Tensor) -> Tensor:
+    return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+
+def _waves(level: Tensor) -> Tensor:
+    phase = level[:, None] * (math.pi / 2) * 2.0 ** torch.arange(FREQUENCIES, device=level.device)
+    return torch.cat([phase.sin(), phase.cos()], 1)
