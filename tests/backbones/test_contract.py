@@ -12,10 +12,12 @@ import pytest
 import torch
 from families import BUILDERS
 
-from tdmvid.adapters.lora import LoraSettings, attach, start_from
+from tdmvid.adapters.lora import LoraSettings, attach, shared_copy, start_from
 from tdmvid.backbones.base import ModelConfig, families, load_backbone
+from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
 from tdmvid.config import load_config
-from tdmvid.diffusion.denoiser import Guided
+from tdmvid.data.video import write_image, write_video
+from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import shifted, uniform
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
@@ -203,6 +205,57 @@ def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
     assert len(called) == len(set(called)) == len(expected) > 0 and set(called) == set(expected)
 
 
+def test_what_is_decoded_is_what_was_encoded(case, backbone, monkeypatch):
+    """Scales and shifts of `encode` undo those of `decode`, whatever the autoencoder makes of a video."""
+    size, taken, given = case.size, [], []
+    encode, decode = backbone.vae.encode, backbone.vae.decode
+
+    def spy(x):
+        found = encode(x)
+        taken.append(found.latent_dist.mode())
+        return found
+
+    monkeypatch.setattr(backbone.vae, "encode", spy)
+    monkeypatch.setattr(backbone.vae, "decode", lambda latents: given.append(latents) or decode(latents))
+    videos = torch.rand(2, 3, size.frames, size.height, size.width, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    latents = backbone.encode(videos)
+    assert latents.shape[1:] == backbone.latent_shape() and backbone.decode(latents).shape == videos.shape
+    torch.testing.assert_close(torch.cat(given), torch.cat(taken), atol=1e-5, rtol=1e-5)
+    assert (torch.cat(taken)[0] - torch.cat(taken)[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_its_input(case, checkpointing):
+    backbone = case.backbone()
+    halved = shared_copy(backbone.network)
+    taps = backbone.halve(halved)
+    if checkpointing:
+        halved.enable_gradient_checkpointing()
+    whole, names = backbone.network, {id(module): name for name, module in halved.named_modules()}
+    places, features, halves = [names[id(tap.block)] for tap in taps], {}, {}
+    for place in places:
+        for network, into in ((whole, features), (halved, halves)):
+            network.get_submodule(place).register_forward_hook(lambda _, __, out, place=place, into=into: into.update({place: out}))
+    critic = NetworkDiscriminator(backbone, Discriminator(halved, taps, seed=0), backbone.encode_prompts([""]))
+    x, tau, direction = noise(backbone), torch.tensor([0.4, 0.7]), torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(9))
+    four = Cond({}).told(4, 2, "cpu")
+    with torch.no_grad():
+        backbone.predict_x0(whole, x, tau, backbone.encode_prompts([""] * 2))
+        at = critic(x, tau, four)
+        assert (critic(x, tau, Cond({}).told(1, 2, "cpu")) - at).abs().min() > 1e-5 and (critic(x, 1 - tau, four) - at).abs().min() > 1e-5
+        critic(x, tau, four)
+        for place, tap in zip(places, taps):
+            ours, theirs = ((out[tap.index] if isinstance(out, tuple) else out) for out in (halves[place], features[place]))
+            torch.testing.assert_close(ours, theirs)
+            assert tap.width == ours.shape[1 if ours.dim() == 4 else 2]
+        h = 1e-2
+        slope = (critic(x + h * direction, tau, four) - critic(x - h * direction, tau, four)) / (2 * h)
+    x.requires_grad_()
+    along = torch.autograd.grad(critic(x, tau, four).sum(), x)[0]
+    torch.testing.assert_close((along * direction).flatten(1).sum(1), slope, rtol=0.02, atol=0.02 * slope.abs().max().item())
+    assert {name.split(".")[0] for name, p in critic.network.named_parameters() if p.requires_grad} == {"heads"}
+
+
 @pytest.mark.parametrize("change", [{"height": 33}, {"width": 33}, {"frames": 6}])
 def test_an_impossible_size_is_refused_with_the_rule(case, change):
     with pytest.raises(ValueError, match=f"video.{next(iter(change))}={next(iter(change.values()))}"):
@@ -264,6 +317,26 @@ def test_a_set_of_step_counts_gives_a_checked_lora_for_each(run_json, tmp_path):
     train(load_config(run_json, ["steps=2", "objective.step_set=[2,4]", f"out={tmp_path}"]))
     facts = [json.loads((tmp_path / name / "export.json").read_text()) for name in ("lora_2steps", "lora")]
     assert [one["steps"] for one in facts] == [2, 4] and all(one["error"] <= one["tolerance"] for one in facts)
+
+
+def test_three_steps_with_an_adversarial_term_move_the_discriminator_s_heads_alone(case, run_json, tmp_path):
+    for number in range(3):
+        clip = torch.rand(3, case.size.frames, 40, 50, generator=torch.Generator().manual_seed(number)) * 2 - 1
+        if case.size.frames == 1:
+            write_image(tmp_path / "real" / f"{number}.png", clip[:, 0])
+        else:
+            write_video(tmp_path / "real" / f"{number}.mp4", clip, fps=8)
+    changes = ["objective.kind=gan", f"real.path={tmp_path / 'real'}", f"real.cache={tmp_path / 'latents'}", f"out={tmp_path / 'out'}", "discriminator.lr=0.001"]
+    trained = {}
+    train(load_config(run_json, changes), at_end=lambda run: trained.update(vars(run)))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all(row["grad_norm/discriminator"] > 0 and row["adversarial/student"] for row in rows)
+    critic, other = trained["engines"]["discriminator"].module, case.backbone()
+    fresh = Discriminator(other.network, other.halve(other.network), seed=2)
+    kept, moved = ([torch.equal(a, b) for a, b in zip(part(critic), part(fresh), strict=True)] for part in (
+        lambda made: made.network.parameters(), lambda made: (p for p in made.heads.parameters() if p.dim() == 2),
+    ))
+    assert all(kept) and not any(moved)
 
 
 def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(run_json, tmp_path, case, capsys):
