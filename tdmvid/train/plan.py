@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..adapters.lora import attach
-from ..backbones.base import Tokens, find_family
+from ..backbones.base import Backbone, Tokens, find_family
+from ..backbones.discriminator import Discriminator
 from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
@@ -44,6 +45,10 @@ class Plan:
     call: Trace
     exchanged: int
     """Bytes that a rank sends inside one forward to those that share its video."""
+    critic: Trace | None = None
+    """A call of the discriminator, with a gradient in its input."""
+    heads: int = 0
+    """Trainable parameters of the discriminator."""
 
     @property
     def checkpointing(self) -> bool:
@@ -64,7 +69,11 @@ class Plan:
         shard = lambda least: self.ranks if stage >= least else 1  # noqa: E731
         size = _size(self.config.model.torch_dtype)
         frozen = self.base * size / shard(3) * (1 if parallel.share_base or not lora else 2)
-        adapters = 2 * self.trainable * 4
+        adapters = (2 * self.trainable + self.heads) * 4
+        saved = lambda call: call.saved_checkpointed if self.checkpointing else call.saved  # noqa: E731
+        activations = self.graphs * saved(self.call)
+        if self.critic:  # whose graph stands beside the student's
+            activations = max(activations, saved(self.call) + saved(self.critic))
         parts = {
             "frozen weights": 0.0 if parallel.offload == "all" else frozen,
             "gathered weights": min(self.base, LIVE_VALUES) * size if stage == 3 else 0.0,
@@ -72,7 +81,7 @@ class Plan:
             "gradients": adapters / shard(2),
             "optimiser": 0.0 if parallel.offload != "none" else 2 * adapters / shard(1),
             "average": self.trainable * 4 / shard(3) if self.config.ema else 0.0,
-            "activations": float(self.graphs * (self.call.saved_checkpointed if self.checkpointing else self.call.saved)),
+            "activations": float(activations),
         }
         if not lora:
             parts["frozen weights"] = frozen  # the teacher's
@@ -86,6 +95,8 @@ class Plan:
         """Of one iteration on one rank; recomputed forwards are counted."""
         again = self.backwards if self.checkpointing else 0
         per_micro = (self.forwards + again) * self.call.forward_flops + self.backwards * self.call.backward_flops
+        if self.critic:  # its own turn compares two batches, without a gradient but in its heads; the student's goes through it
+            per_micro += (3 + self.checkpointing) * self.critic.forward_flops + self.critic.backward_flops
         return per_micro * self.config.batch.accumulation
 
     def traffic(self) -> dict[str, float]:
@@ -98,7 +109,7 @@ class Plan:
         again = 2 if self.checkpointing else 1
         return {
             "weights": passes * micros * self.base * size * away if self.config.parallel.zero_stage == 3 else 0.0,
-            "gradients": 2 * self.trainable * 4 * away,
+            "gradients": (2 * self.trainable + self.heads) * 4 * away,
             "tokens": micros * self.exchanged * (self.forwards + again * self.backwards),
         }
 
@@ -127,10 +138,27 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     example = lambda: family.example(network, folder, config.video, config.batch.micro, config.model.torch_dtype)  # noqa: E731
     call = trace(network, family.blocks(network), example, dtype=config.model.torch_dtype)
     forwards, backwards = calls_per_iteration(config)
+    critic, heads = _discriminator(config, folder, family) if "discriminator" in config.objective.roles else (None, 0)
     return Plan(
         config, ranks, family.pipeline_class, min(prompts, config.prompts.limit or prompts), base, trainable, tokens,
-        forwards, backwards, call, group.sent,
+        forwards, backwards, call, group.sent, critic, heads,
     )
+
+
+def _discriminator(config: RunConfig, folder: Path, family: type[Backbone]) -> tuple[Trace, int]:
+    """A call of the discriminator, and how many parameters it trains."""
+    dtype, batch = config.model.torch_dtype, config.batch.micro
+    with torch.device("meta"):
+        network = nn.Module.to(family.empty_network(folder), dtype).requires_grad_(False)
+        critic = Discriminator(network, family.halve(network), seed=0)
+
+    def example() -> dict:
+        inputs = family.example(network, folder, config.video, batch, dtype)
+        sample = next(iter(inputs))  # the noisy latents come first
+        return inputs | {sample: inputs[sample].requires_grad_(), "tau": torch.rand(batch), "steps": None}
+
+    heads = sum(p.numel() for p in critic.heads.parameters())
+    return trace(critic, family.blocks(network), example, dtype=dtype), heads
 
 
 def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
@@ -159,6 +187,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
     rows = [
         ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
         ("training", f"{config.training}: student and fake, {plan.trainable:,} trainable parameters each"),
+        *([("discriminator", f"half of the network, frozen; {plan.heads:,} trainable parameters")] if plan.critic else []),
         ("weights held", f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
         *start,
         ("student", f"{_student_steps(config)} steps, {config.grid.kind} grid"),

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tdmvid.config import RunConfig, from_dict, to_dict
+from tdmvid.data.video import write_video
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.objective import objectives
@@ -51,16 +52,30 @@ def test_a_grid_that_is_not_of_the_set_is_refused(process, grid, message):
         config.grid.family(process, config.objective.step_set)
 
 
-RUNS = {"dmd2": ("objective.kind=dmd2",), "fisher": ("objective.kind=fisher",), "dpm": ("objective.solver=dpm++",), "unify": UNIFY}
+RUNS = {
+    "dmd2": ("objective.kind=dmd2",), "fisher": ("objective.kind=fisher",), "dpm": ("objective.solver=dpm++",), "unify": UNIFY,
+    "gan": ("objective.kind=gan", *UNIFY),
+}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The settings of a folder of five videos."""
+    folder = tmp_path_factory.mktemp("real")
+    for number in range(5):
+        clip = torch.rand(3, 9, 32, 32, generator=torch.Generator().manual_seed(number)) * 2 - 1
+        write_video(folder / "videos" / f"{number}.mp4", clip, fps=8)
+    return f"real.path={folder / 'videos'}", f"real.cache={folder / 'cache'}"
 
 
 @pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_run, tmp_path, loop_only, changes):
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_run, tmp_path, loop_only, real, changes):
+    changes = (*changes, *real)
     whole = train(tiny_run(tmp_path / "whole", "steps=4", *changes))
     train(tiny_run(tmp_path / "parts", "steps=2", *changes))
     parts = train(tiny_run(tmp_path / "parts", "steps=4", *changes), resume="auto")
-    for role in ("student", "fake"):
-        a, b = (load_file(folder / "checkpoints" / "step_000004" / role / "weights.safetensors") for folder in (whole, parts))
+    for trained in (whole / "checkpoints" / "step_000004").glob("*/weights.safetensors"):
+        a, b = load_file(trained), load_file(parts / trained.relative_to(whole))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -79,22 +94,43 @@ def test_a_checkpoint_older_than_a_setting_had_its_default(tiny_run, tmp_path, l
 
 
 @pytest.mark.parametrize("changes, message", [
-    (["objective.kind=fisher", "parallel.gradient_checkpointing=true"], "objective.kind='fisher' with gradient_checkpointing: .* parallel.gradient_checkpointing=false"),
-    (["objective.kind=gan"], "objective.kind='gan' trains a discriminator, which no model family has yet"),
+    (["objective.kind=gan"], "objective.kind='gan' compares with real clips: name a folder of videos or images in real.path"),
     (["training=full", *UNIFY], "objective.step_set with training='full': .* use training='lora', or k_condition=false"),
 ])
-def test_what_cannot_be_trained_yet_is_refused_at_the_start(tiny_run, tmp_path, changes, message):
+def test_what_cannot_be_trained_is_refused_at_the_start(tiny_run, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_run(tmp_path, *changes))
     with pytest.raises(ValueError, match=message):
         make_plan(tiny_run(tmp_path, *changes))
 
 
-def test_a_gradient_through_the_scores_is_for_one_process_and_is_planned(tiny_run, tmp_path):
-    config = tiny_run(tmp_path, "objective.kind=fisher", "objective.cfg=2")
-    with pytest.raises(ValueError, match="objective.kind='fisher' differentiates through fake and teacher, .* start one process without a launcher"):
-        make_plan(config, ranks=2)
-    assert make_plan(config).backwards == 5 and make_plan(config).graphs == 4  # fake, student; through the fake, twice through the teacher
+@pytest.mark.parametrize("changes", [["objective.kind=fisher"], ["objective.kind=gan", "real.path=x"]], ids=["fisher", "gan"])
+def test_a_gradient_in_a_network_s_input_needs_whole_weights(tiny_run, tmp_path, changes):
+    with pytest.raises(ValueError, match="which DeepSpeed cannot with sharded weights: set parallel.zero_stage to 2"):
+        make_plan(tiny_run(tmp_path, *changes), ranks=2)
+    with pytest.raises(ValueError, match="which ranks that share a video cannot yet: set parallel.sequence to 1"):
+        make_plan(tiny_run(tmp_path, *changes, "parallel.zero_stage=2", "parallel.sequence=2"), ranks=2)
+    assert make_plan(tiny_run(tmp_path, *changes, "parallel.zero_stage=2"), ranks=2).ranks == 2
+
+
+def test_what_other_kinds_cost_beside_tdm_is_planned(tiny_run, tmp_path):
+    of = lambda *changes: make_plan(tiny_run(tmp_path, "objective.cfg=2", *changes))  # noqa: E731
+    plain, fisher, gan = of(), of("objective.kind=fisher"), of("objective.kind=gan", "real.path=x")
+    assert (fisher.backwards, fisher.graphs) == (5, 4)  # fake, student; through the fake, twice through the teacher
+    half = gan.critic
+    assert 0.4 < half.forward_flops / gan.call.forward_flops < 0.9  # one of two blocks, and all around them
+    assert gan.flops() == pytest.approx(plain.flops() + 3 * half.forward_flops + half.backward_flops)
+    assert gan.memory()["optimiser"] == plain.memory()["optimiser"] + 8 * gan.heads and gan.heads > 1000
+    assert gan.memory()["activations"] == max(2 * plain.call.saved, plain.call.saved + half.saved)
+
+
+def test_another_folder_of_clips_or_another_rate_is_another_run(tiny_run, tmp_path, loop_only, real):
+    train(tiny_run(tmp_path, "steps=1", *RUNS["gan"], *real))
+    for change in ("real.limit=3", "discriminator.lr=0.5"):
+        with pytest.raises(ValueError, match="was written with (real=|discriminator.lr=)"):
+            train(tiny_run(tmp_path, "steps=2", *RUNS["gan"], *real, change), resume="auto")
+    train(tiny_run(tmp_path, "steps=2", *RUNS["gan"], *real), resume="auto")
+
 
 
 def test_a_unify_run_ends_in_one_checked_lora_per_k(tiny_run, tmp_path):
