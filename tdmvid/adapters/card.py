@@ -121,8 +121,8 @@ def _cell(metric: dict | None, unit: str) -> str:
 def _recipe(config: dict) -> list[str]:
     if not config:
         return []
-    prompts = {"prompts": {key: value for key, value in config.get("prompts", {}).items() if key not in ("path", "cache")}}  # paths of one machine
-    shown = {key: value for key, value in config.items() if key not in ("out", "log", "prompts")} | prompts
+    data = {part: {key: value for key, value in config.get(part, {}).items() if key not in ("path", "cache")} for part in ("prompts", "real")}
+    shown = {key: value for key, value in config.items() if key not in ("out", "log")} | data  # without the paths of one machine
     return ["## Training", f"The run's whole config:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"]
 
 

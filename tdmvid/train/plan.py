@@ -70,10 +70,6 @@ class Plan:
         size = _size(self.config.model.torch_dtype)
         frozen = self.base * size / shard(3) * (1 if parallel.share_base or not lora else 2)
         adapters = (2 * self.trainable + self.heads) * 4
-        saved = lambda call: call.saved_checkpointed if self.checkpointing else call.saved  # noqa: E731
-        activations = self.graphs * saved(self.call)
-        if self.critic:  # whose graph stands beside the student's
-            activations = max(activations, saved(self.call) + saved(self.critic))
         parts = {
             "frozen weights": 0.0 if parallel.offload == "all" else frozen,
             "gathered weights": min(self.base, LIVE_VALUES) * size if stage == 3 else 0.0,
@@ -81,11 +77,17 @@ class Plan:
             "gradients": adapters / shard(2),
             "optimiser": 0.0 if parallel.offload != "none" else 2 * adapters / shard(1),
             "average": self.trainable * 4 / shard(3) if self.config.ema else 0.0,
-            "activations": float(activations),
+            "activations": float(self.activations(checkpointed=self.checkpointing)),
         }
         if not lora:
             parts["frozen weights"] = frozen  # the teacher's
         return {name: value for name, value in parts.items() if value}
+
+    def activations(self, *, checkpointed: bool) -> int:
+        """Bytes kept for the backward passes, at most."""
+        saved = lambda call: call.saved_checkpointed if checkpointed else call.saved  # noqa: E731
+        beside = saved(self.call) + saved(self.critic) if self.critic else 0  # the discriminator's graph stands beside the student's
+        return max(self.graphs * saved(self.call), beside)
 
     def total(self) -> float:
         """Estimated peak bytes on one rank's device, without the library's workspace."""
@@ -201,7 +203,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
         ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
-        ("checkpointing", f"activations {_gib(plan.graphs * plan.call.saved)} without, {_gib(plan.graphs * plan.call.saved_checkpointed)} with"),
+        ("checkpointing", f"activations {_gib(plan.activations(checkpointed=False))} without, {_gib(plan.activations(checkpointed=True))} with"),
         ("writes", str(config.folder)),
     ]
     pad = max(len(name) for name, _ in rows)
