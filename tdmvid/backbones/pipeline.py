@@ -118,7 +118,7 @@ class PipelineBackbone(Backbone):
 
     def video_fingerprint(self) -> str:
         files = [path for path in (self.folder / "vae").iterdir() if path.is_file()]
-        return file_fingerprint(files, self.config.dtype, str(self.size))
+        return file_fingerprint(files, type(self).__name__, self.config.dtype, str(self.size), str(self.latent_shape()))
 
     def stock_pipeline(self) -> DiffusionPipeline:
         return self._pipeline(*self.text_parts, "vae")

@@ -101,8 +101,6 @@ def embed_prompts(
     encode: Callable[[list[str]], Cond],
     *,
     batch: int = 16,
-    per_shard: int = PROMPTS_PER_SHARD,
-    unit: str = "prompt",
     progress: bool = True,
 ) -> int:
     """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were.
@@ -110,9 +108,9 @@ def embed_prompts(
     Each shard is on disk before the next is begun: a killed run loses the work of one.
     """
     missing = cache.missing(prompts)
-    with tqdm(total=len(missing), desc=f"encoding {unit}s", unit=unit, disable=not progress) as bar:
-        for first in range(0, len(missing), per_shard):
-            shard = missing[first : first + per_shard]
+    with tqdm(total=len(missing), desc="embedding prompts", unit="prompt", disable=not progress) as bar:
+        for first in range(0, len(missing), PROMPTS_PER_SHARD):
+            shard = missing[first : first + PROMPTS_PER_SHARD]
             conds = []
             for start in range(0, len(shard), batch):
                 some = shard[start : start + batch]

@@ -1,7 +1,7 @@
 """Real data for adversarial objectives: a folder of videos or images, encoded once.
 
 Latents wait on disk as text embeddings do, in shards of the same cache; a file is known by its
-path, size and date, so a changed one is encoded again.
+folder, name, size and date, so a changed one is encoded again.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..diffusion.denoiser import Cond
-from .embeddings import EmbeddingCache, embed_prompts
-from .video import media_files
+from .embeddings import EmbeddingCache
+from .video import IMAGES, VIDEOS, media_files
 
 NAME = "latents"
 PER_SHARD = 64
@@ -38,23 +39,48 @@ class RealConfig:
 
 
 class RealLatents:
-    """The clips of a folder as latents, picked by uniform numbers."""
+    """The clips of a folder as latents, picked by uniform numbers; of images too where a clip is one frame."""
 
-    def __init__(self, config: RealConfig, fingerprint: str):
-        files = media_files(Path(config.path))
+    def __init__(self, config: RealConfig, fingerprint: str, *, frames: int = 1):
+        folder = Path(config.path)
+        files = media_files(folder, VIDEOS | IMAGES if frames == 1 else VIDEOS)
         self.files = files[: config.limit] if config.limit else files
-        self.names = [f"{path.relative_to(config.path)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in self.files]
+        self.known = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in self.files]
+        """What a resumed run must find again."""
+        self._keys = [f"{folder.resolve()} {known} {path.stat().st_mtime_ns}" for known, path in zip(self.known, self.files)]
         self.cache = EmbeddingCache(Path(config.cache), fingerprint)
 
-    def encode(self, clip: Callable[[Path], Tensor], encoder: Callable[[Tensor], Tensor], *, share: int = 0, shares: int = 1, progress: bool = True) -> None:
-        """Encode this rank's share of what the cache lacks; clip: file -> [3, F, H, W], encoder: [B, 3, F, H, W] -> [B, ...]."""
-        paths = dict(zip(self.names, self.files))
+    def encode(
+        self, clip: Callable[[Path], Tensor], encoder: Callable[[Tensor], Tensor], *,
+        share: int = 0, shares: int = 1, meet: Callable[[], None] = lambda: None, progress: bool = True,
+    ) -> dict[Path, Exception]:
+        """Encode one of `shares` shares of the clips, as far as the cache lacks them; returns the files that cannot be read, and why.
 
-        def latents(names: list[str]) -> Cond:
-            return Cond({NAME: encoder(torch.stack([clip(paths[name]) for name in names]))})
+        clip: file -> [3, F, H, W]; encoder: [B, 3, F, H, W] -> [B, ...]; meet: called as often by every share, after each shard.
+        """
+        failed: dict[Path, Exception] = {}
+        with tqdm(total=len(self.files[share::shares]), desc="encoding clips", unit="clip", disable=not progress) as bar:
+            for first in range(0, len(self.files), PER_SHARD * shares):
+                numbers = range(first + share, min(first + PER_SHARD * shares, len(self.files)), shares)
+                lacking = set(self.cache.missing(self._keys[number] for number in numbers))
+                made = {}
+                for number in numbers:
+                    if self._keys[number] in lacking:
+                        try:
+                            made[self._keys[number]] = encoder(clip(self.files[number])[None])
+                        except (ValueError, OSError) as error:
+                            failed[self.files[number]] = error
+                    bar.update()
+                if made:
+                    self.cache.add(list(made), Cond({NAME: torch.cat(list(made.values()))}))
+                meet()
+        return failed
 
-        embed_prompts(self.cache, self.names[share::shares], latents, batch=4, per_shard=PER_SHARD, unit="clip", progress=progress)
+    def missing(self) -> int:
+        """How many clips the cache lacks, as this process sees it."""
+        return len(self.cache.missing(self._keys))
 
     def __call__(self, pick: Tensor) -> Tensor:
         """[B] numbers in [0, 1) -> [B, ...], float32, on their device."""
-        return self.cache.get([self.names[int(index)] for index in pick * len(self.names)])[NAME].to(pick.device).float()
+        keys = [self._keys[index] for index in (pick * len(self._keys)).long().tolist()]
+        return self.cache.get(keys)[NAME].to(pick.device).float()

@@ -6,13 +6,14 @@ Shapes: F frames, H height, W width, N videos; pixels are RGB in [-1, 1].
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,52 +36,55 @@ def read_video(path: Path, *, frames: int | None = None, fps: float | None = Non
         raise ValueError(f"frames={frames}: read at least one, or None for all")
     if fps is not None and (fps <= 0 or frames is None):
         raise ValueError(f"fps={fps}, frames={frames}: a rate is positive and takes a number of frames")
-    try:
-        pixels = _decode_decord(path, frames, fps)
-    except Exception:  # not installed, or it cannot (width 48, say); what is wrong, PyAV says better
-        pixels = _decode_av(path, frames, fps)
-    if frames is not None and len(pixels) < frames:
-        rate = f" at {fps:g} frames a second" if fps else ""
-        raise ValueError(f"{path}: has {len(pixels)} frames{rate}, {frames} are needed: use a longer video or fewer frames")
-    return torch.from_numpy(pixels).permute(3, 0, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    return _unit(_decode(path, frames, fps)).permute(1, 0, 2, 3).contiguous()
 
 
 def read_clip(path: Path, *, frames: int, height: int, width: int, fps: float) -> Tensor:
     """The beginning of a video, or an image where `frames` is 1, scaled to cover height x width and cut to its middle.
 
-    [3, F, H, W] in [-1, 1]. Raises FileNotFoundError, or ValueError for what cannot be read and for a video that is too short.
+    [3, F, H, W] in [-1, 1]. Raises FileNotFoundError, or ValueError for what cannot be read and for a video that is
+    too short, or slower than `fps`.
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGES:
-        clip = read_video(path, frames=frames, fps=fps if frames > 1 else None)
+        pixels = _decode(path, frames, fps if frames > 1 else None)
     elif frames == 1:
-        clip = read_image(path)[:, None]
+        pixels = read_image(path)[None]
     else:
         raise ValueError(f"{path} is an image, {frames} frames are needed: give videos")
-    scale = max(height / clip.shape[2], width / clip.shape[3])
-    size = max(height, round(clip.shape[2] * scale)), max(width, round(clip.shape[3] * scale))
-    clip = functional.interpolate(clip.transpose(0, 1), size, mode="bilinear", antialias=True).transpose(0, 1)
+    scale = max(height / pixels.shape[1], width / pixels.shape[2])
+    size = max(height, round(pixels.shape[1] * scale)), max(width, round(pixels.shape[2] * scale))
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return clip[:, :, top : top + height, left : left + width].clamp(-1, 1).contiguous()
+    cut = []
+    for some in np.array_split(pixels, -(-len(pixels) // 8)):  # a whole large video in float32 would be gigabytes
+        scaled = functional.interpolate(_unit(some), size, mode="bilinear", antialias=True)
+        cut.append(scaled[:, :, top : top + height, left : left + width].clamp(-1, 1))
+    return torch.cat(cut).transpose(0, 1).contiguous()
 
 
-def read_image(path: Path) -> Tensor:
-    """[3, H, W] float32 in [-1, 1]; ValueError for what is no image."""
+def read_image(path: Path) -> np.ndarray:
+    """[H, W, 3] uint8, upright, transparent parts on white; ValueError for what is no image of 8 bits a colour."""
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"{path}: an image of mode {image.mode}: convert it to 8 bits a colour")
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(127.5).sub_(1)
 
 
-def media_files(folder: Path) -> list[Path]:
-    """Every video and image in a folder and the folders below it, in order of their names; ValueError if there is none."""
+def media_files(folder: Path, kinds: set[str]) -> list[Path]:
+    """Every file of these endings in a folder and the folders below it, hidden ones aside, by name; ValueError if there is none."""
+    kinds_named = ", ".join(sorted(kinds))
     if not Path(folder).is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder: give one with {', '.join(sorted(VIDEOS))} or {', '.join(sorted(IMAGES))} files")
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEOS | IMAGES)
+        raise ValueError(f"{str(folder)!r} is no folder: give one with {kinds_named} files")
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in kinds and p.is_file() and not p.name.startswith("."))
     if not found:
-        raise ValueError(f"{str(folder)!r} holds no {', '.join(sorted(VIDEOS))} or {', '.join(sorted(IMAGES))} file")
+        raise ValueError(f"{str(folder)!r} holds no {kinds_named} file")
     return found
 
 
@@ -131,33 +135,69 @@ def write_strip(path: Path, videos: Tensor, *, scale: int = 1) -> None:
     write_image(path, strip.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
 
 
-def _decode_decord(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
-    """[F, H, W, 3] uint8, fewer than `frames` where the file has fewer; raises anything."""
+def _decode(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
+    """[F, H, W, 3] uint8; raises ValueError for what is no video and for one that is too short or too slow."""
+    try:
+        found = _decode_decord(path, frames, fps)
+    except Exception:  # not installed, or it cannot (width 48, say); what is wrong, PyAV says better
+        found = _decode_av(path, frames, fps)
+    pixels, wanted = found
+    rate = f" at {fps:g} frames a second" if fps else ""
+    if frames is not None and len(wanted) < frames:
+        raise ValueError(f"{path}: has {len(wanted)} frames{rate}, {frames} are needed: use a longer video or fewer frames")
+    if fps and len(set(wanted)) < 0.9 * frames:
+        raise ValueError(f"{path}: shows {len(set(wanted))} different frames where {frames} are needed{rate}: use a faster video or a lower rate")
+    return pixels
+
+
+def _decode_decord(path: Path, frames: int | None, fps: float | None) -> tuple[np.ndarray, list[int]]:
+    """[F, H, W, 3] uint8 and which frames they are, fewer than `frames` where the file has fewer; raises anything."""
     import decord  # has no wheels for some platforms
 
     reader = decord.VideoReader(str(path), num_threads=1)
-    wanted = range(len(reader)) if frames is None else _wanted(frames, reader.get_avg_fps(), fps)
-    return reader.get_batch([index for index in wanted if index < len(reader)]).asnumpy()
+    count = len(reader)
+    wanted = list(range(count)) if frames is None else list(range(min(frames, count)))
+    if fps:
+        wanted = _on_screen(reader.get_frame_timestamp(range(count))[:, 0], frames, fps)
+    return reader.get_batch(wanted).asnumpy(), wanted
 
 
-def _decode_av(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
-    """[F, H, W, 3] uint8; raises ValueError for what is no video."""
+def _decode_av(path: Path, frames: int | None, fps: float | None) -> tuple[np.ndarray, list[int]]:
+    """The same; raises ValueError for what is no video."""
     import av
 
     try:
         with av.open(str(path)) as container:
-            wanted = None if frames is None else Counter(_wanted(frames, float(container.streams.video[0].average_rate), fps))
-            last = None if wanted is None else max(wanted) + 1
-            decoded = enumerate(islice(container.decode(video=0), last))
-            images = [frame.to_ndarray(format="rgb24") for index, frame in decoded for _ in range(1 if wanted is None else wanted[index])]
-        return np.stack(images)
+            if not container.streams.video:
+                raise ValueError("it has no pictures")
+            wanted = _on_screen(_times(container), frames, fps) if fps else None
+            container.seek(0)
+            decoded = islice(container.decode(video=0), wanted[-1] + 1 if wanted else frames)
+            copies = Counter(wanted or ())
+            images = [frame.to_ndarray(format="rgb24") for n, frame in enumerate(decoded) for _ in range(copies[n] if wanted else 1)]
+        return np.stack(images), wanted or list(range(len(images)))
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise ValueError(f"{path}: not a readable video ({error}): it may be cut short; write it again") from error
 
 
-def _wanted(frames: int, rate: float, fps: float | None) -> list[int]:
-    """Which frames of a video of `rate` frames a second are the nearest to those at `fps`."""
-    return [round(index * rate / fps) if fps else index for index in range(frames)]
+def _times(container) -> list[float]:
+    """When each frame is shown, in seconds, from the packets alone."""
+    stream = container.streams.video[0]
+    return sorted(float(packet.pts * stream.time_base) for packet in container.demux(stream) if packet.pts is not None)
+
+
+def _on_screen(times: Sequence[float], frames: int, fps: float) -> list[int]:
+    """Which frames are on the screen every 1 / fps seconds, for `frames` such moments or as long as the video lasts."""
+    times = np.asarray(times, dtype=float) - times[0]
+    end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0)
+    moments = np.arange(frames) / fps
+    moments = moments[(moments < end - 1e-3) | (moments == 0)]
+    return (np.searchsorted(times, moments + 1e-3, side="right") - 1).tolist()  # times are rounded to a millisecond
+
+
+def _unit(pixels: np.ndarray) -> Tensor:
+    """[F, H, W, 3] uint8 -> [F, 3, H, W] float32 in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def _tag_bt601(codec) -> None:

@@ -28,6 +28,9 @@ from .losses import per_sample_mean
 from .objective import Draw, Roles, register
 from .tdm import TDM
 
+SCALE = 2.0**15
+"""Of the gradient inside the discriminator: an element's share of a logit is too small for float16."""
+
 
 @dataclass(frozen=True)
 class RealDraw(Draw):
@@ -92,5 +95,5 @@ class GAN(TDM):
             x = draw.x_tau.detach().requires_grad_()
             logit = roles.discriminator(x, draw.tau, cond)
             value = -logit if self.adversarial == "hinge" else softplus(-logit)
-            along = torch.autograd.grad(value.sum(), x)[0]
+            along = torch.autograd.grad(SCALE * value.sum(), x)[0] / SCALE
         return value.detach().mean(), (broadcast(draw.slope, x) * along * draw.x0_hat).flatten(1).sum(1).mean()

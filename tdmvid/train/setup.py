@@ -95,7 +95,7 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
         order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest("prompts", prompts), null=null,
         gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
-        real_digest=_digest("clips", real.names) if real else "",
+        real_digest=_digest("clips", real.known) if real else "",
         evaluated=lambda: sum(network.evaluated for network in (student, fake, teacher)) + (critic.evaluated / 2 if critic else 0),
     )
 
@@ -126,11 +126,16 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
 
 def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> RealLatents:
     """The real clips, encoded; every rank has encoded its share of what the cache lacked."""
-    size, real = config.video, RealLatents(config.real, backbone.video_fingerprint())
+    size = config.video
+    real = RealLatents(config.real, backbone.video_fingerprint(), frames=size.frames)
     clip = partial(read_clip, frames=size.frames, height=size.height, width=size.width, fps=size.fps)
-    real.encode(clip, backbone.encode, share=world.rank, shares=world.size, progress=world.primary)
-    launch.barrier()
+    failed = real.encode(clip, backbone.encode, share=world.rank, shares=world.size, meet=launch.barrier, progress=world.primary)
     backbone.release_vae()
+    if not launch.all_agree(not failed):
+        some = "; ".join(str(error) for error in list(failed.values())[:3]) or "see the other ranks"
+        raise ValueError(f"real.path={config.real.path!r}: {len(failed)} clips cannot be used ({some}): take them out of the folder; the others are encoded")
+    if missing := real.missing():
+        raise ValueError(f"real.cache={config.real.cache!r} lacks {missing} clips that other ranks encoded: real.path and real.cache must be folders that all machines share")
     return real
 
 

@@ -46,9 +46,10 @@ def test_a_prompt_is_encoded_once_for_good(tmp_path):
     assert EmbeddingCache(tmp_path, "clip").missing(PROMPTS) == PROMPTS
 
 
-def test_a_killed_run_leaves_whole_shards_and_is_resumed(tmp_path):
+def test_a_killed_run_leaves_whole_shards_and_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "PROMPTS_PER_SHARD", 4)
     with pytest.raises(KeyboardInterrupt):
-        embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, Encoder(fail_after=6), batch=2, per_shard=4, progress=False)
+        embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, Encoder(fail_after=6), batch=2, progress=False)
     (tmp_path / "t5" / ".0123.part.safetensors").write_bytes(b"half a sha")
     cache = EmbeddingCache(tmp_path, "t5")
     assert cache.missing(PROMPTS) == PROMPTS[4:]

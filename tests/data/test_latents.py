@@ -1,13 +1,16 @@
 """Real clips: what is read of a file, and that a folder is encoded once."""
 
 import os
+import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tdmvid.data.latents import RealConfig, RealLatents
-from tdmvid.data.video import media_files, read_clip, read_video, write_image, write_video
+from tdmvid.data.video import VIDEOS, _on_screen, media_files, read_clip, read_video, write_image, write_video
 
 RED, GREEN = torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, 1, -1])
 
@@ -17,7 +20,7 @@ def brightness(number, frames):
     return (torch.arange(frames) * 0.05 + number * 0.1 - 0.8)[None, :, None, None].expand(3, frames, 32, 32)
 
 
-@pytest.mark.parametrize("rate, fps, expected", [(24, 8, [0, 3, 6, 9]), (8, 8, [0, 1, 2, 3]), (12, 8, [0, 2, 3, 4]), (6, 8, [0, 1, 2, 2])])
+@pytest.mark.parametrize("rate, fps, expected", [(24, 8, [0, 3, 6, 9]), (8, 8, [0, 1, 2, 3]), (12, 8, [0, 1, 3, 4]), (23.976, 8, [0, 3, 6, 9])])
 @pytest.mark.parametrize("decoder", ["_decode_decord", "_decode_av"])
 def test_frames_are_those_of_the_wanted_rate(tmp_path, monkeypatch, decoder, rate, fps, expected):
     if decoder == "_decode_decord":
@@ -29,6 +32,15 @@ def test_frames_are_those_of_the_wanted_rate(tmp_path, monkeypatch, decoder, rat
     torch.testing.assert_close(found, video[:, expected], atol=0.02, rtol=0)
     with pytest.raises(ValueError, match=r"a.mp4: has \d+ frames at 8 frames a second, 90 are needed"):
         read_video(tmp_path / "a.mp4", frames=90, fps=8)
+    with pytest.raises(ValueError, match="different frames where 4 are needed at 100 frames a second: use a faster video"):
+        read_video(tmp_path / "a.mp4", frames=4, fps=100)
+
+
+def test_frames_of_uneven_length_are_taken_by_their_time():
+    """Twenty frames of 100 ms, then forty of 17 ms: every quarter of a second."""
+    times = [0.1 * n for n in range(20)] + [2 + 0.017 * n for n in range(40)]
+    assert _on_screen(times, 9, 4) == [0, 2, 5, 7, 10, 12, 15, 17, 20]
+    assert len(_on_screen(times, 20, 4)) == 11  # it lasts 2.68 seconds
 
 
 @pytest.mark.parametrize("height, width", [(40, 90), (90, 40), (64, 64)])
@@ -56,17 +68,36 @@ def test_an_image_is_no_video_and_a_video_can_give_an_image(tmp_path):
 
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ValueError, match="no-such' is no folder"):
-        media_files(tmp_path / "no-such")
+        media_files(tmp_path / "no-such", VIDEOS)
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "._a.mp4").write_bytes(b"of another system")
     with pytest.raises(ValueError, match="holds no .*.mp4"):
-        media_files(tmp_path)
+        media_files(tmp_path, VIDEOS)
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="a.png: not a readable image"):
         read_clip(tmp_path / "a.png", frames=1, height=32, width=32, fps=8)
 
 
-def test_colours_with_transparency_or_a_palette_become_rgb(tmp_path):
-    Image.new("RGBA", (32, 32), (255, 0, 0, 255)).save(tmp_path / "a.png")
-    torch.testing.assert_close(read_clip(tmp_path / "a.png", frames=1, height=32, width=32, fps=8)[:, 0, 0, 0], RED)
+@pytest.mark.parametrize("mode, colour, expected", [("RGBA", (255, 0, 0, 255), RED), ("RGBA", (255, 0, 0, 0), torch.ones(3)), ("L", 255, torch.ones(3))])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, expected):
+    Image.new(mode, (32, 32), colour).save(tmp_path / "a.png")
+    torch.testing.assert_close(clip(tmp_path / "a.png")[:, 0, 0, 0], expected)
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    picture = Image.new("RGB", (64, 32), (255, 0, 0))
+    picture.paste((0, 255, 0), (32, 0, 64, 32))  # green on the right, and below once it is turned by 90 degrees
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=turned)
+    found = read_clip(tmp_path / "a.png", frames=1, height=64, width=32, fps=8)[:, 0]
+    torch.testing.assert_close(torch.stack([found[:, 8, 16], found[:, 56, 16]]), torch.stack([RED, GREEN]))
+
+
+def test_an_image_of_more_than_8_bits_is_refused(tmp_path):
+    Image.fromarray(np.full((32, 32), 30000, dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png: an image of mode I;16: convert it to 8 bits"):
+        clip(tmp_path / "a.png")
 
 
 class Encoder:
@@ -107,10 +138,34 @@ def test_a_folder_is_encoded_once_and_its_changed_files_again(folder, tmp_path):
     assert encoder.clips == 21
 
 
+def test_files_that_cannot_be_read_are_all_named_and_the_others_are_encoded(folder, tmp_path):
+    for name in ("3", "5"):
+        (folder / "1" / f"{name}.png").write_bytes(b"cut short")
+    real, encoder = RealLatents(RealConfig(path=str(folder), cache=str(tmp_path / "cache")), "vae"), Encoder()
+    failed = real.encode(clip, encoder, progress=False)
+    assert sorted(path.name for path in failed) == ["3.png", "5.png"] and encoder.clips == 8 and real.missing() == 2
+
+
+def test_another_folder_with_the_same_names_is_encoded_for_itself(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other", copy_function=shutil.copy2)
+    config = RealConfig(path=str(folder), cache=str(tmp_path / "cache"))
+    one, other = RealLatents(config, "vae"), RealLatents(replace(config, path=str(tmp_path / "other")), "vae")
+    one.encode(clip, Encoder(), progress=False)
+    assert (one.missing(), other.missing()) == (0, 10) and one.known == other.known
+
+
+def test_videos_alone_are_taken_where_clips_have_frames(folder, tmp_path):
+    write_video(folder / "a.mp4", brightness(2, 5), fps=8)
+    assert [path.name for path in RealLatents(RealConfig(path=str(folder)), "vae", frames=5).files] == ["a.mp4"]
+
+
 def test_ranks_encode_a_share_each_and_any_of_them_reads_all(folder, tmp_path):
     config, encoders = RealConfig(path=str(folder), cache=str(tmp_path / "cache")), [Encoder(), Encoder(), Encoder()]
+    meetings = []
     for share, encoder in enumerate(encoders):
-        RealLatents(config, "vae").encode(clip, encoder, share=share, shares=3, progress=False)
+        meet = lambda share=share: meetings.append(share)  # noqa: E731
+        RealLatents(config, "vae").encode(clip, encoder, share=share, shares=3, meet=meet, progress=False)
+    assert meetings == [0, 1, 2]
     assert [encoder.clips for encoder in encoders] == [4, 3, 3]
     levels = RealLatents(config, "vae")(torch.arange(10) / 10 + 0.05)[:, 0]
     torch.testing.assert_close(levels.sort().values, torch.arange(10) * 0.1 - 0.8, atol=0.01, rtol=0)

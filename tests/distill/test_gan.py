@@ -93,6 +93,18 @@ def test_without_weight_the_student_s_gradient_is_tdm_s(process):
     assert gradient(GAN(weight=0.0, **OPTIONS)) == gradient(TDM(**OPTIONS)) != gradient(GAN(weight=1.0, **OPTIONS))
 
 
+def test_a_gradient_too_small_for_float16_is_not_lost_inside_the_discriminator(process):
+    """D is the mean of 2^18 elements, each counting 1e-3, in float16: an element's share, 4e-9, is less than it can hold."""
+    objective, size = GAN(weight=1.0, **OPTIONS), 2**18
+    times = uniform(4, process).tensor()
+    k = torch.full((1,), 3)
+    x0_hat = torch.zeros(1, size, requires_grad=True)
+    draw = objective.draw(Trajectory(torch.randn(1, size), k, times[k - 1], times[k], NULL), x0_hat, torch.Generator().manual_seed(5), process)
+    roles = Roles(None, Nothing(process), Nothing(process), lambda x, t, c: (x.half() * 1e-3).mean(1).float(), None)
+    objective.loss("student", roles, draw, NULL)["loss"].backward()
+    torch.testing.assert_close(x0_hat.grad, (-draw.slope[:, None] * 1e-3 / size).expand(1, size), rtol=2e-3, atol=0)
+
+
 def test_the_critic_hears_k():
     critic, x, t = Critic(width=8), torch.ones(2, 2), torch.full((2,), 0.5)
     one, four = (critic(x, t, NULL.told(k, 2, "cpu")) for k in (1, 4))
