@@ -124,6 +124,8 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     group = PlannedGroup(config.parallel.sequence)
     if group.size > 1:
         family.share_tokens(network, group)
+    if config.model.attention == "float32":
+        family.use_float32_attention(network)
     example = lambda: family.example(network, folder, config.video, config.batch.micro, config.model.torch_dtype)  # noqa: E731
     call = trace(network, family.blocks(network), example, dtype=config.model.torch_dtype)
     forwards, backwards = calls_per_iteration(config)

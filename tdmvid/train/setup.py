@@ -172,6 +172,8 @@ def _prepare(network: nn.Module, config: RunConfig, world: launch.World, backbon
         backbone.share_tokens(network, world.sequence)
     if config.model.attention == "xformers":
         backbone.use_xformers(network)
+    if config.model.attention == "float32":
+        backbone.use_float32_attention(network)
     if config.parallel.gradient_checkpointing:
         network.enable_gradient_checkpointing()
 
