@@ -113,7 +113,7 @@ class DeepSpeedEngine:
         self.engine.set_gradient_accumulation_boundary(self._backwards == self.accumulation)
         self.engine.backward(loss if self.stage else loss * self.scale.value)
 
-    def step(self, *, skip: bool = False) -> StepResult:
+    def step(self, *, skip: bool | Tensor = False) -> StepResult:
         """Clip, step and average; if one rank says `skip`, or the gradient is not finite, all only forget the gradient.
 
         The gradient norm is infinite when nothing was applied.
@@ -123,7 +123,7 @@ class DeepSpeedEngine:
         rate = self.config.rate(self.updates, self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        agreed = all_agree(not skip)
+        agreed = all_agree(not bool(skip))
         norm, applied = self._step_unsharded(agreed) if self.stage == 0 else self._step_sharded(agreed)
         if applied:
             self.updates += 1
