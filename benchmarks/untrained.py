@@ -30,7 +30,9 @@ SMALL = {
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "layers_per_block": 1, "cross_attention_dim": 128,
     },
     "PixArtAlphaPipeline": {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32, "cross_attention_dim": 128, "caption_channels": 128},
-    "CogVideoXPipeline": {"num_layers": 4, "num_attention_heads": 8, "attention_head_dim": 32, "text_embed_dim": 128, "time_embed_dim": 128},
+    "CogVideoXPipeline": {
+        "num_layers": 4, "num_attention_heads": 8, "attention_head_dim": 32, "text_embed_dim": 128, "time_embed_dim": 128, "max_text_seq_length": 16,
+    },
 }
 """What makes a family's network small enough for a CPU, and still wide enough to be bound by arithmetic."""
 
