@@ -30,7 +30,7 @@ class TwoCalls:
 
 
 def published(step: int, conds: list[Cond], noise_shape: tuple[int, ...], *, objective, roles: Roles, engines, grid, streams, first_stream=0) -> Outcome:
-    """One iteration; called like `tdmvid.distill.iteration.iterate`, of a single micro-batch."""
+    """One iteration; called like `tdmvid.distill.iteration.iterate`, of a single micro-batch, and with its random draws."""
     (cond,) = conds
     generator = lambda name: streams.generator(step, name, first_stream)  # noqa: E731
     k = torch.randint(1, grid.steps + 1, noise_shape[:1], generator=generator("k"), device=streams.device)
@@ -38,8 +38,8 @@ def published(step: int, conds: list[Cond], noise_shape: tuple[int, ...], *, obj
     path = rollout(roles.student, z, cond, grid, k, calls=grid.steps, solver=objective.solver, generator=generator("renoise"))
     guided = isinstance(roles.teacher, Guided) and roles.teacher.cfg != 1
     scalars = {}
-    for role in ("fake", "student"):
-        terms = _phase(role, path, generator(role), objective, roles, teacher=TwoCalls(roles.teacher) if guided else roles.teacher)
+    for turn, role in enumerate(("fake", "student")):
+        terms = _phase(role, path, generator(f"{role}/{turn}"), objective, roles, teacher=TwoCalls(roles.teacher) if guided else roles.teacher)
         engines[role].backward(terms["loss"])
         finite = bool(terms["loss"].isfinite())
         result = engines[role].step(skip=not finite)
