@@ -51,21 +51,28 @@ POINTS = [
     ("checkpointing", ["parallel.gradient_checkpointing=true"]),
     ("bfloat16", ["model.dtype=bfloat16"]),
 ]
-HEAD = ["run", "tokens", "calls", "work", "activations", "peak", "tokens sent", "gradients sent", "seconds", "seconds per work"]
+HEAD = ["run", "tokens", "calls", "work", "activations", "peak", "tokens sent", "gradients and updates sent", "seconds", "seconds per work"]
 
 
 class Sent(TorchDispatchMode):
     """Bytes that this rank sends to others, by purpose, while it is entered."""
 
+    TIMES = {  # a collective's purpose, which of its arguments is this rank's, and how often a ring sends that on
+        "alltoall": ("tokens", 1, lambda ranks: (ranks - 1) / ranks),
+        "allreduce": ("trained", 0, lambda ranks: 2 * (ranks - 1) / ranks),
+        "allgather": ("trained", 1, lambda ranks: ranks - 1),
+    }
+
     def __init__(self, ranks: int):
         super().__init__()
-        self.away, self.bytes = (ranks - 1) / ranks, Counter()
+        self.ranks, self.bytes = ranks, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            size = sum(x.numel() * x.element_size() for x in _tensors(args[1] if "alltoall_base" in func.__name__ else args[0]))
-            # A ring's all-reduce sends every part twice.
-            self.bytes["tokens" if "alltoall" in func.__name__ else "gradients"] += size * self.away * (2 if "allreduce" in func.__name__ else 1)
+        kind = func.__name__.strip("_").partition("_")[0]
+        if func.namespace == "c10d" and kind in self.TIMES:
+            purpose, first, times = self.TIMES[kind]
+            size = sum(x.numel() * x.element_size() for x in _tensors(args[first]))
+            self.bytes[purpose] += times(self.ranks) * size
         return func(*args, **(kwargs or {}))
 
 
@@ -95,7 +102,7 @@ def measure(config: RunConfig, world: launch.World, repeats: int) -> dict[str, f
     clock = alternate({"": both}, repeats=repeats, device=world.device)[""]
     return {
         "flops": counter.get_total_flops() / 2, "kept": kept.peak, "peak": peak_bytes(both, world.device), "seconds": clock.seconds / 2,
-        "tokens": sent.bytes["tokens"] / 2, "gradients": sent.bytes["gradients"] / 2,
+        "tokens": sent.bytes["tokens"] / 2, "trained": sent.bytes["trained"] / 2,
     }
 
 
@@ -106,7 +113,7 @@ def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> l
     return [
         name, plan.tokens.count, f"{plan.forwards:g}F {plan.backwards}B", over("flops", plan.flops()),
         "-" if plan.checkpointing else over("kept", memory["activations"]), over("peak", memory["activations"] + memory["gradients"]),
-        over("tokens", traffic.get("tokens")), over("gradients", traffic.get("gradients")), measured["seconds"],
+        over("tokens", traffic.get("tokens")), over("trained", sum(traffic.get(key, 0.0) for key in ("gradients", "updated weights"))), measured["seconds"],
         measured["seconds"] / plan.flops() / per_work,
     ]
 

@@ -91,6 +91,8 @@ class ParallelConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the network's blocks by torch.compile: a minute or more at the start, then quicker calls. One process only, so far."""
     share_base: bool = True
     """One frozen base for student and fake; false gives the fake a copy, to compare with."""
     timeout_minutes: float = 30.0

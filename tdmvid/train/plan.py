@@ -57,6 +57,10 @@ class Plan:
             return 2 + _teacher_calls(self.config)
         return 2 if self.config.batch.accumulation == 1 else 1
 
+    def activations(self, checkpointing: bool) -> int:
+        """Bytes of all graphs alive at once; with checkpointing one of them computes a block again."""
+        return self.graphs * self.call.saved_inputs + self.call.saved_block if checkpointing else self.graphs * self.call.saved
+
     def memory(self) -> dict[str, float]:
         """Estimated bytes on one rank's device, by purpose."""
         parallel, lora = self.config.parallel, self.config.training == "lora"
@@ -72,7 +76,7 @@ class Plan:
             "gradients": adapters / shard(2),
             "optimiser": 0.0 if parallel.offload != "none" else 2 * adapters / shard(1),
             "average": self.trainable * 4 / shard(3) if self.config.ema else 0.0,
-            "activations": float(self.graphs * (self.call.saved_checkpointed if self.checkpointing else self.call.saved)),
+            "activations": float(self.activations(self.checkpointing)),
         }
         if not lora:
             parts["frozen weights"] = frozen  # the teacher's
@@ -89,16 +93,22 @@ class Plan:
         return per_micro * self.config.batch.accumulation
 
     def traffic(self) -> dict[str, float]:
-        """Bytes that one rank sends in one iteration, by purpose."""
+        """Bytes that one rank sends in one iteration, by purpose.
+
+        In a ring, adding up costs every byte once and spreading the sum once more. ZeRO-3 adds up only; 1 and 2 do both, and
+        then spread what their shares of the optimiser made of the weights.
+        """
         if self.ranks == 1:
             return {}
         away, micros = (self.ranks - 1) / self.ranks, self.config.batch.accumulation
         passes = self.forwards + self.backwards * (2 if self.checkpointing else 1)
         size = _size(self.config.model.torch_dtype)
-        again = 2 if self.checkpointing else 1
+        again, stage = 2 if self.checkpointing else 1, self.config.parallel.zero_stage
+        trained = 2 * self.trainable * 4 * away
         return {
-            "weights": passes * micros * self.base * size * away if self.config.parallel.zero_stage == 3 else 0.0,
-            "gradients": 2 * self.trainable * 4 * away,
+            "weights": passes * micros * self.base * size * away if stage == 3 else 0.0,
+            "gradients": trained if stage == 3 else 2 * trained,
+            "updated weights": trained if stage in (1, 2) else 0.0,
             "tokens": micros * self.exchanged * (self.forwards + again * self.backwards),
         }
 
@@ -174,7 +184,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
         ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
-        ("checkpointing", f"activations {_gib(plan.graphs * plan.call.saved)} without, {_gib(plan.graphs * plan.call.saved_checkpointed)} with"),
+        ("checkpointing", f"activations {_gib(plan.activations(False))} without, {_gib(plan.activations(True))} with"),
         ("writes", str(config.folder)),
     ]
     pad = max(len(name) for name, _ in rows)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +73,8 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     device = world.device
     check_attention(config.model.attention, device)
     check_objective(config, distributed=world.distributed)
+    if config.parallel.compile:
+        check_compile(world)
     backbone = load_backbone(config.model, config.video, device=device)
     grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
@@ -176,6 +181,25 @@ def _prepare(network: nn.Module, config: RunConfig, world: launch.World, backbon
         backbone.use_float32_attention(network)
     if config.parallel.gradient_checkpointing:
         network.enable_gradient_checkpointing()
+    if config.parallel.compile:
+        compile_blocks(backbone.blocks(network))
+
+
+def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
+    """Compile every block in place, so that parameters keep their names; equal blocks share their graphs."""
+    for block in blocks:
+        block.compile(backend=backend, dynamic=False)
+
+
+def check_compile(world: launch.World) -> None:
+    """ValueError where blocks cannot be compiled."""
+    if world.distributed:
+        raise ValueError("parallel.compile=true under a launcher: DeepSpeed's hooks would break every block's graph; start one process without a launcher, or set it to false")
+    if world.device.type == "cuda" and not importlib.util.find_spec("triton"):
+        raise ValueError("parallel.compile=true needs triton on a GPU: pip install triton, or set it to false")
+    compilers = [os.environ.get("CXX") or "g++", "clang++"]
+    if world.device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise ValueError(f"parallel.compile=true needs a C++ compiler on a CPU, and there is none of {', '.join(compilers)}: install one, or set it to false")
 
 
 def _frozen(network: nn.Module, config: RunConfig, world: launch.World, backbone: Backbone):

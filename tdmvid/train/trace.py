@@ -29,8 +29,15 @@ class Trace:
     """Without recomputation."""
     saved: int
     """Bytes of activations kept for the backward pass."""
-    saved_checkpointed: int
-    """The same when every block keeps only its inputs: plus what the largest block keeps while it is recomputed."""
+    saved_inputs: int
+    """The same when every block keeps only its inputs."""
+    saved_block: int
+    """What the largest block keeps inside, once more while it is recomputed."""
+
+    @property
+    def saved_checkpointed(self) -> int:
+        """Bytes that one call keeps when every block keeps only its inputs, at most."""
+        return self.saved_inputs + self.saved_block
 
 
 class _Saved:
@@ -79,7 +86,7 @@ def trace(network: nn.Module, blocks: list[nn.Module], example, *, dtype: torch.
     inside = sum(saved.inside)
     return Trace(
         forward.get_total_flops(), backward.get_total_flops(), inside + saved.outside,
-        saved.outside + saved.inputs + max(saved.inside, default=0),
+        saved.outside + saved.inputs, max(saved.inside, default=0),
     )
 
 
