@@ -91,6 +91,8 @@ class ParallelConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
+    keep_attention: bool = False
+    """With gradient_checkpointing: keep each attention's output too, which on a long sequence is little to hold and most of what is computed again."""
     compile: bool = False
     """Compile the network's blocks by torch.compile: a minute or more at the start, then quicker calls. One process only, so far."""
     share_base: bool = True
@@ -103,6 +105,8 @@ class ParallelConfig:
             raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
+        if self.keep_attention and (not self.gradient_checkpointing or self.compile):
+            raise ValueError("parallel.keep_attention=true is a kind of gradient_checkpointing, without compile: set gradient_checkpointing=true and compile=false")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(f"parallel.offload='all' needs zero_stage 3, which shards the weights; this is {self.zero_stage}")
         if self.sequence < 1:

@@ -59,7 +59,10 @@ class Plan:
 
     def activations(self, checkpointing: bool) -> int:
         """Bytes of all graphs alive at once; with checkpointing one of them computes a block again."""
-        return self.graphs * self.call.saved_inputs + self.call.saved_block if checkpointing else self.graphs * self.call.saved
+        if not checkpointing:
+            return self.graphs * self.call.saved
+        kept = self.call.attention_bytes if self.config.parallel.keep_attention else 0
+        return self.graphs * (self.call.saved_inputs + kept) + self.call.saved_block
 
     def memory(self) -> dict[str, float]:
         """Estimated bytes on one rank's device, by purpose."""
@@ -88,8 +91,10 @@ class Plan:
 
     def flops(self) -> float:
         """Of one iteration on one rank; recomputed forwards are counted."""
-        again = self.backwards if self.checkpointing else 0
-        per_micro = (self.forwards + again) * self.call.forward_flops + self.backwards * self.call.backward_flops
+        again = self.call.forward_flops if self.checkpointing else 0.0
+        if self.config.parallel.keep_attention:
+            again -= self.call.attention_flops
+        per_micro = self.forwards * self.call.forward_flops + self.backwards * (self.call.backward_flops + again)
         return per_micro * self.config.batch.accumulation
 
     def traffic(self) -> dict[str, float]:

@@ -28,6 +28,7 @@ from ..distill.objective import Roles
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
 from ..parallel.rng import Streams
+from .recompute import keep_attention
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _prepare(network: nn.Module, config: RunConfig, world: launch.World, backbon
     if config.model.attention == "float32":
         backbone.use_float32_attention(network)
     if config.parallel.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing(keep_attention if config.parallel.keep_attention else None)
     if config.parallel.compile:
         compile_blocks(backbone.blocks(network))
 
