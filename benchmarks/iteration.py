@@ -6,8 +6,9 @@
     python benchmarks/iteration.py --race shapes --seconds 120
 
 Both patterns run on the same networks, batch, grid and loss mathematics, in turn, and move the weights alike;
-"library defaults" also leaves adapters and attention as peft and diffusers have them. A row's time is the mean of an iteration with the cheapest and one with the dearest k, which is the mean over k. Memory
-is that of tensors alive at once, over what was there before: networks, optimiser and prompts.
+"library defaults" also leaves adapters and attention as peft and diffusers have them. A row's time is the
+mean of an iteration with the cheapest and one with the dearest k, which is the mean over k. Memory is that of
+tensors alive at once, over what was there before: networks, optimiser and prompts.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ POINTS = [
     ("K = 2", ["grid.steps=2"]),
     ("K = 8", ["grid.steps=8"]),
     ("checkpointing", ["parallel.gradient_checkpointing=true"]),
+    ("checkpointing, attention kept", ["parallel.gradient_checkpointing=true", "parallel.keep_attention=true"]),
     ("bfloat16", ["model.dtype=bfloat16"]),
 ]
 HEAD = ["run", "tokens", "calls", "work", "activations", "peak", "tokens sent", "gradients and updates sent", "seconds", "seconds per work"]
