@@ -58,7 +58,8 @@ def prepare(name: str, work: Path, overrides: list[str]) -> RunConfig:
 
 def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
     """Two steps: one that draws k = K and stops at once, one that draws k = 1 and rolls out to the end."""
-    drawn = lambda step: int(pick_k(stage.config.objective, stage.grid, 1, stage.streams.generator(step, "k", device="cpu"), own=None)[0])  # noqa: E731
+    objective = replace(stage.config.objective, rollout="stop")
+    drawn = lambda step: int(pick_k(objective, stage.grid, 1, stage.streams.generator(step, "k", device="cpu"), own=None)[0])  # noqa: E731
     return tuple(next(step for step in itertools.count() if drawn(step) == k) for k in (stage.grid.steps, 1))
 
 
