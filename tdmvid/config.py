@@ -189,6 +189,8 @@ class RunConfig:
             raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
         if self.init and self.training != "lora":
             raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
+        if self.parallel.keep_attention and self.model.attention == "xformers":
+            raise ValueError("parallel.keep_attention=true knows PyTorch's attention only, not model.attention='xformers': use 'sdpa', or set it to false")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 

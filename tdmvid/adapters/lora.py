@@ -55,7 +55,7 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
         if "lora_" in name:
             parameter.data = parameter.data.float()
     for layer in tuner_layers(model):
-        layer.cast_input_dtype_enabled = False  # autocast decides: peft's copy in float32 would be cast straight back, and kept for the backward
+        layer.cast_input_dtype_enabled = False  # autocast casts: peft's copy in float32 would be cast straight back, and kept
     return model
 
 

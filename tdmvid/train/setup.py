@@ -195,7 +195,10 @@ def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
 def check_compile(world: launch.World) -> None:
     """ValueError where blocks cannot be compiled."""
     if world.distributed:
-        raise ValueError("parallel.compile=true under a launcher: DeepSpeed's hooks would break every block's graph; start one process without a launcher, or set it to false")
+        raise ValueError(
+            "parallel.compile=true under a launcher: DeepSpeed's hooks would break every block's graph; start one process without"
+            " a launcher, or set it to false"
+        )
     if world.device.type == "cuda" and not importlib.util.find_spec("triton"):
         raise ValueError("parallel.compile=true needs triton on a GPU: pip install triton, or set it to false")
     compilers = [os.environ.get("CXX") or "g++", "clang++"]

@@ -60,3 +60,8 @@ def test_keeping_attention_without_checkpointing_is_refused():
     for wrong in ({}, {"gradient_checkpointing": True, "compile": True}):
         with pytest.raises(ValueError, match="keep_attention=true is a kind of gradient_checkpointing, without compile"):
             ParallelConfig(keep_attention=True, **wrong)
+
+
+def test_a_kernel_that_is_not_pytorch_s_cannot_be_kept(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="keep_attention=true knows PyTorch's attention only"):
+        tiny_run(tmp_path, CHECKPOINTED, KEPT, "model.attention=xformers")
