@@ -58,11 +58,15 @@ class Plan:
         return 2 if self.config.batch.accumulation == 1 else 1
 
     def activations(self, checkpointing: bool) -> int:
-        """Bytes of all graphs alive at once; with checkpointing one of them computes a block again."""
+        """Bytes of all graphs alive at once.
+
+        With checkpointing one of them computes a block again, whose gradients in flight take half as much once more (measured,
+        benchmarks/scaling.py); without, they are little beside the rest.
+        """
         if not checkpointing:
             return self.graphs * self.call.saved
         kept = self.call.attention_bytes if self.config.parallel.keep_attention else 0
-        return self.graphs * (self.call.saved_inputs + kept) + self.call.saved_block
+        return self.graphs * (self.call.saved_inputs + kept) + self.call.saved_block * 3 // 2
 
     def memory(self) -> dict[str, float]:
         """Estimated bytes on one rank's device, by purpose."""

@@ -167,7 +167,7 @@ def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tm
 def test_only_one_graph_computes_a_block_again_at_a_time(tiny_run, tmp_path):
     made = make_plan(tiny_run(tmp_path, "parallel.gradient_checkpointing=true"))
     call = made.call
-    assert made.graphs == 2 and made.memory()["activations"] == 2 * call.saved_inputs + call.saved_block < 2 * call.saved_checkpointed
+    assert made.graphs == 2 and made.memory()["activations"] == 2 * call.saved_inputs + call.saved_block * 3 // 2 < 2 * call.saved_checkpointed
 
 
 @pytest.mark.parametrize("stage, trained", [(0, 2), (1, 3), (2, 3), (3, 1)])
