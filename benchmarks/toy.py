@@ -22,7 +22,7 @@ from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
 from tdmvid.diffusion.sampler import Solver, sample
-from tdmvid.distill.iteration import iterate, pick_grid
+from tdmvid.distill.iteration import Outcome, iterate, pick_grid
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel.engine import TorchEngine
@@ -80,11 +80,11 @@ def pretrained(process: Process, recipe: Recipe) -> VelocityNetwork:
 
 def distil(
     process: Process, recipe: Recipe, *, start: VelocityNetwork | None = None, student: VelocityNetwork | None = None,
-    on_step: Callable[[int, Callable[[], VelocityNetwork], int, dict], None] | None = None,
+    on_step: Callable[[int, Callable[[], VelocityNetwork], int, dict], None] | None = None, iteration: Callable[..., Outcome] = iterate,
 ) -> VelocityNetwork:
     """The student after `recipe.iterations`, with its averaged weights.
 
-    start: the pretrained network, made if not given; student: another start for the student alone.
+    start: the pretrained network, made if not given; student: another start for the student alone; iteration: another call pattern.
     `on_step(done, averaged, calls, scalars)` may take the averaged student; calls: of all networks, in batches.
     """
     objective, total, streams = recipe.objective, recipe.iterations, Streams(recipe.seed)
@@ -109,7 +109,7 @@ def distil(
         return made
 
     for step in range(total):
-        outcome = iterate(
+        outcome = iteration(
             step, [NULL], (recipe.batch, 2), objective=objective, roles=roles, engines=engines,
             grid=pick_grid(grids, streams.generator(step, "K")), streams=streams,
         )

@@ -92,6 +92,10 @@ class ParallelConfig:
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
+    keep_attention: bool = False
+    """With gradient_checkpointing: keep each attention's output too, which on a long sequence is little to hold and most of what is computed again."""
+    compile: bool = False
+    """Compile the network's blocks by torch.compile: a minute or more at the start, then quicker calls. One process only, so far."""
     share_base: bool = True
     """One frozen base for student and fake; false gives the fake a copy, to compare with."""
     timeout_minutes: float = 30.0
@@ -102,6 +106,8 @@ class ParallelConfig:
             raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
+        if self.keep_attention and (not self.gradient_checkpointing or self.compile):
+            raise ValueError("parallel.keep_attention=true is a kind of gradient_checkpointing, without compile: set gradient_checkpointing=true and compile=false")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(f"parallel.offload='all' needs zero_stage 3, which shards the weights; this is {self.zero_stage}")
         if self.sequence < 1:
@@ -188,6 +194,8 @@ class RunConfig:
             raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
         if self.init and self.training != "lora":
             raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
+        if self.parallel.keep_attention and self.model.attention == "xformers":
+            raise ValueError("parallel.keep_attention=true knows PyTorch's attention only, not model.attention='xformers': use 'sdpa', or set it to false")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 

@@ -54,7 +54,14 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
+    for layer in tuner_layers(model):
+        layer.cast_input_dtype_enabled = False  # autocast casts: peft's copy in float32 would be cast straight back, and kept
     return model
+
+
+def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """The adapted layers."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 @torch.no_grad()
@@ -91,7 +98,7 @@ def merge(model: nn.Module) -> nn.Module:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its frozen base: the teacher."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = tuner_layers(model)
     for layer in layers:
         layer.enable_adapters(False)
     try:

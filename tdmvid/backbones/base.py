@@ -35,8 +35,8 @@ class ModelConfig:
     variant: str | None = None
     dtype: str = "float32"
     """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
-    attention: Literal["sdpa", "xformers"] = "sdpa"
-    """The kernel: PyTorch's scaled_dot_product_attention, or xformers' on a GPU."""
+    attention: Literal["sdpa", "float32", "xformers"] = "sdpa"
+    """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (quicker on a CPU, see benchmarks/NOTES.md), or xformers' on a GPU."""
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -189,6 +189,11 @@ class Backbone(ABC):
     def use_xformers(network: nn.Module) -> None:
         """Make `network` attend by xformers' kernel; called behind `share_tokens`."""
         network.enable_xformers_memory_efficient_attention()
+
+    @staticmethod
+    def use_float32_attention(network: nn.Module) -> None:
+        """Make `network` attend in float32, whatever its dtype; ValueError where the family cannot. Called behind `share_tokens`."""
+        raise ValueError(f"model.attention='float32': {type(network).__name__} attends in its own dtype only, use 'sdpa'")
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
-from .cogvideox_parallel import share_tokens, use_xformers
+from .cogvideox_parallel import share_tokens, use_float32, use_xformers
 from .consumers import comfyui_cogvideox
 from .pipeline import VPBackbone
 
@@ -61,6 +61,10 @@ class CogVideoX(VPBackbone):
     @staticmethod
     def use_xformers(network: CogVideoXTransformer3DModel) -> None:
         use_xformers(network)
+
+    @staticmethod
+    def use_float32_attention(network: CogVideoXTransformer3DModel) -> None:
+        use_float32(network)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         length = self.network.config.max_text_seq_length

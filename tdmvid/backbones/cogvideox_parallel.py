@@ -34,7 +34,7 @@ class JointAttention:
     """Replaces the library's attention processor: exact attention of text and video, over tokens that may lie on several ranks."""
 
     def __init__(self, sharing: TokenSharing | None = None):
-        self.sharing, self.layout, self.kernel = sharing, Layout(), AttentionBackendName.NATIVE
+        self.sharing, self.layout, self.kernel, self.float32 = sharing, Layout(), AttentionBackendName.NATIVE, False
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None,
@@ -52,7 +52,10 @@ class JointAttention:
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
             if image_rotary_emb is not None:
                 q, k = (self._rotate(x, image_rotary_emb) for x in (q, k))
-            return dispatch_attention_fn(q, k, v, backend=self.kernel)
+            if not self.float32:
+                return dispatch_attention_fn(q, k, v, backend=self.kernel)
+            with torch.autocast(q.device.type, enabled=False):  # which would cast straight back
+                return dispatch_attention_fn(q.float(), k.float(), v.float(), backend=self.kernel).to(v.dtype)
 
         shared = self.sharing is not None
         out = self.sharing.attend(query, key, value, self.layout.length, whole) if shared else whole(query, key, value)
@@ -92,7 +95,18 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
 
 def use_xformers(network: CogVideoXTransformer3DModel) -> None:
     """Attention by xformers' kernel, also over shared tokens (the library's own switch would lose the rotary embedding)."""
+    for processor in _joint(network):
+        processor.kernel = AttentionBackendName.XFORMERS
+
+
+def use_float32(network: CogVideoXTransformer3DModel) -> None:
+    """Attention in float32: on a CPU the backward pass of the bfloat16 kernel is several times slower on short sequences."""
+    for processor in _joint(network):
+        processor.float32 = True
+
+
+def _joint(network: CogVideoXTransformer3DModel) -> list[JointAttention]:
+    """The network's processors, which are JointAttention afterwards."""
     if not any(isinstance(processor, JointAttention) for processor in network.attn_processors.values()):
         network.set_attn_processor(JointAttention())
-    for processor in network.attn_processors.values():
-        processor.kernel = AttentionBackendName.XFORMERS
+    return list(network.attn_processors.values())

@@ -19,7 +19,7 @@ class Engine(Protocol):
     """What an iteration needs of a trainable role."""
 
     def backward(self, loss: Tensor) -> None: ...
-    def step(self, *, skip: bool = False): ...
+    def step(self, *, skip: bool | Tensor = False): ...
 
 
 @dataclass
@@ -77,15 +77,16 @@ def iterate(
     graded = []
     for micro, cond in enumerate(conds):
         own = lambda name: streams.generator(step, name, first_stream + micro, device="cpu")  # noqa: B023, E731
-        k = pick_k(objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k")).to(device)
+        k = pick_k(objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k"))
         z = torch.randn(noise_shape, generator=streams.generator(step, "z", first_stream + micro), device=device)
         cond = cond.told(grid.steps, len(z), device) if objective.told_steps else cond
         calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
         fresh = streams.generator(step, "renoise", first_stream + micro)
-        path = rollout(roles.student, z, cond, grid, k, calls=calls, solver=objective.solver, generator=fresh)
+        path = rollout(roles.student, z, cond, grid, k.to(device), calls=calls, solver=objective.solver, generator=fresh)
         graded.append(GradedPath(path, roles.student, keep=len(conds) == 1))
 
-    scalars: dict[str, list[Tensor]] = {}
+    scalars: dict[str, list[Tensor]] = {}  # on the device: they are fetched once, at the end
+    norms: dict[str, float] = {}
     for turn, role in enumerate(objective.roles):
         for micro, call in enumerate(graded):
             generator = streams.generator(step, f"{role}/{turn}", first_stream + micro)
@@ -95,12 +96,12 @@ def iterate(
             for name, value in terms.items():
                 scalars.setdefault(f"{name}/{role}", []).append(value.detach())
         losses = torch.stack(scalars[f"loss/{role}"])
-        result = engines[role].step(skip=not bool(losses.isfinite().all()))
-        scalars[f"grad_norm/{role}"] = [torch.tensor(result.grad_norm)]
+        result = engines[role].step(skip=~losses.isfinite().all())
+        norms[f"grad_norm/{role}"] = result.grad_norm
         if not result.applied and not result.rescaled:
-            return Outcome(_means(scalars), failed=role)
-    return Outcome(_means(scalars))
+            return Outcome(_means(scalars) | norms, failed=role)
+    return Outcome(_means(scalars) | norms)
 
 
 def _means(scalars: dict[str, list[Tensor]]) -> dict[str, float]:
-    return {name: torch.stack([v.float().cpu() for v in values]).mean().item() for name, values in scalars.items()}
+    return dict(zip(scalars, torch.stack([torch.stack(values).float().mean() for values in scalars.values()]).tolist()))

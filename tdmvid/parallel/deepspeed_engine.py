@@ -117,7 +117,7 @@ class DeepSpeedEngine:
         self.engine.set_gradient_accumulation_boundary(self._backwards == self.accumulation)
         self.engine.backward(loss if self.stage else loss * self.scale.value)
 
-    def step(self, *, skip: bool = False) -> StepResult:
+    def step(self, *, skip: bool | Tensor = False) -> StepResult:
         """Clip, step and average; if one rank says `skip`, or the gradient is not finite, all only forget the gradient.
 
         The gradient norm is infinite when nothing was applied.
@@ -127,7 +127,7 @@ class DeepSpeedEngine:
         rate = self.config.rate(self.updates, self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        agreed = all_agree(not skip)
+        agreed = all_agree(not bool(skip))
         norm, applied = self._step_unsharded(agreed) if self.stage == 0 else self._step_sharded(agreed)
         if applied:
             self.updates += 1
@@ -173,8 +173,16 @@ class DeepSpeedEngine:
 
     def weights(self, *, averaged: bool) -> dict[str, Tensor]:
         """Whole trainable tensors on the CPU by parameter name, on every rank; the average if there is one and it is asked for."""
-        source = self.average if averaged and self.average else {n: _own_part(p) for n, p in self.trainable.items()}
-        return {name: _whole(source[name], p) for name, p in self.trainable.items()}
+        return {name: _whole(part, self.trainable[name]) for name, part in self._parts(averaged).items()}
+
+    def _parts(self, averaged: bool) -> dict[str, Tensor]:
+        """What this rank keeps of every trainable tensor."""
+        return self.average if averaged and self.average else {name: _own_part(p) for name, p in self.trainable.items()}
+
+    def _on_first_rank(self, *, averaged: bool) -> dict[str, Tensor]:
+        """As `weights`, on rank 0; elsewhere empty, and nothing is sent there."""
+        whole = {name: _gathered(part, self.trainable[name]) for name, part in self._parts(averaged).items()}
+        return {name: tensor for name, tensor in whole.items() if tensor is not None}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -205,7 +213,7 @@ class DeepSpeedEngine:
         from .deepspeed_checkpoint import in_memory
 
         files = in_memory(self.engine, TAG)
-        weights, average = self.weights(averaged=False), self.weights(averaged=True)
+        weights, average = self._on_first_rank(averaged=False), self._on_first_rank(averaged=True) if self.average else {}
         if dist.get_rank() == 0:
             files["weights.safetensors"] = save(weights)
             if self.average:
@@ -286,6 +294,16 @@ def _whole(part: Tensor, parameter: nn.Parameter) -> Tensor:
     flat = part.new_empty(part.numel() * dist.get_world_size())
     dist.all_gather_into_tensor(flat, part.contiguous())
     return flat[: parameter.ds_numel].view(parameter.ds_shape).clone().cpu()
+
+
+def _gathered(part: Tensor, parameter: nn.Parameter) -> Tensor | None:
+    """The ranks' parts put together on rank 0's CPU; None elsewhere."""
+    first = dist.get_rank() == 0
+    if not hasattr(parameter, "ds_tensor"):
+        return part.clone().cpu() if first else None
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())] if first else None
+    dist.gather(part.contiguous(), parts)
+    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape).cpu() if first else None
 
 
 def _assign_own_part(part: Tensor, whole: Tensor, parameter: nn.Parameter) -> None:

@@ -50,7 +50,7 @@ class TorchEngine:
         self.total_steps, self.accumulation, self.decay = total_steps, accumulation, ema
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert self.trainable, "a role without trainable parameters"
-        self.optimizer = config.build(list(self.trainable.values()))
+        self.optimizer = config.build(list(self.trainable.values()), fused=True)
         self.average = {name: p.detach().clone() for name, p in self.trainable.items()} if ema else {}
         self.scale = LossScale.of(dtype)
         self.updates = 0
@@ -62,15 +62,19 @@ class TorchEngine:
         """Accumulate the gradient of the mean over micro-batches."""
         (loss / self.accumulation * self.scale.value).backward()
 
-    def step(self, *, skip: bool = False) -> StepResult:
-        """Clip, step and average; with `skip`, or a gradient that is not finite, only forget the gradient."""
+    def step(self, *, skip: bool | Tensor = False) -> StepResult:
+        """Clip, step and average; with `skip`, or a gradient that is not finite, only forget the gradient.
+
+        The host waits for the device once, for whether to step.
+        """
         parameters = list(self.trainable.values())
         if self.scale.value != 1:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.scale.value)
         limit = self.config.clip if self.config.clip > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm, skipped = torch.stack([norm, torch.as_tensor(skip, dtype=norm.dtype, device=norm.device)]).tolist()
         rate = self.config.rate(self.updates, self.total_steps)
-        applied = not skip and norm < float("inf")
+        applied = not skipped and norm < float("inf")
         if applied:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -78,7 +82,7 @@ class TorchEngine:
             self.updates += 1
             self._update_average()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(applied, norm, rate, rescaled=not skip and self.scale.update(applied))
+        return StepResult(applied, norm, rate, rescaled=not skipped and self.scale.update(applied))
 
     @torch.no_grad()
     def _update_average(self) -> None:

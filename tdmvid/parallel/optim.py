@@ -38,11 +38,11 @@ class OptimConfig:
         decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         return self.lr * warm * decay[self.schedule]
 
-    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimiser over `parameters`."""
+    def build(self, parameters: list[torch.nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
+        """The torch optimiser over `parameters`; `fused` in one kernel for all of them."""
         if self.algorithm == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr)
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
 
 
 @dataclass

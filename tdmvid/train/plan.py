@@ -62,6 +62,19 @@ class Plan:
             return 2 + _teacher_calls(self.config)
         return 2 if self.config.batch.accumulation == 1 else 1
 
+    def activations(self, checkpointing: bool) -> int:
+        """Bytes of all graphs alive at once.
+
+        With checkpointing one of them computes a block again, whose gradients in flight take half as much once more (measured,
+        benchmarks/scaling.py); without, they are little beside the rest.
+        """
+        critic = self.critic or Trace(0, 0, 0, 0, 0)  # whose graph stands beside the student's alone
+        if not checkpointing:
+            return max(self.graphs * self.call.saved, self.call.saved + critic.saved)
+        kept = self.call.saved_inputs + (self.call.attention_bytes if self.config.parallel.keep_attention else 0)
+        graphs = max(self.graphs * kept, kept + critic.saved_inputs)
+        return graphs + max(self.call.saved_block, critic.saved_block) * 3 // 2
+
     def memory(self) -> dict[str, float]:
         """Estimated bytes on one rank's device, by purpose."""
         parallel, lora = self.config.parallel, self.config.training == "lora"
@@ -77,17 +90,11 @@ class Plan:
             "gradients": adapters / shard(2),
             "optimiser": 0.0 if parallel.offload != "none" else 2 * adapters / shard(1),
             "average": self.trainable * 4 / shard(3) if self.config.ema else 0.0,
-            "activations": float(self.activations(checkpointed=self.checkpointing)),
+            "activations": float(self.activations(self.checkpointing)),
         }
         if not lora:
             parts["frozen weights"] = frozen  # the teacher's
         return {name: value for name, value in parts.items() if value}
-
-    def activations(self, *, checkpointed: bool) -> int:
-        """Bytes kept for the backward passes, at most."""
-        saved = lambda call: call.saved_checkpointed if checkpointed else call.saved  # noqa: E731
-        beside = saved(self.call) + saved(self.critic) if self.critic else 0  # the discriminator's graph stands beside the student's
-        return max(self.graphs * saved(self.call), beside)
 
     def total(self) -> float:
         """Estimated peak bytes on one rank's device, without the library's workspace."""
@@ -95,23 +102,31 @@ class Plan:
 
     def flops(self) -> float:
         """Of one iteration on one rank; recomputed forwards are counted."""
-        again = self.backwards if self.checkpointing else 0
-        per_micro = (self.forwards + again) * self.call.forward_flops + self.backwards * self.call.backward_flops
+        again = self.call.forward_flops if self.checkpointing else 0.0
+        if self.config.parallel.keep_attention:
+            again -= self.call.attention_flops
+        per_micro = self.forwards * self.call.forward_flops + self.backwards * (self.call.backward_flops + again)
         if self.critic:  # its own turn compares two batches, without a gradient but in its heads; the student's goes through it
             per_micro += (3 + self.checkpointing) * self.critic.forward_flops + self.critic.backward_flops
         return per_micro * self.config.batch.accumulation
 
     def traffic(self) -> dict[str, float]:
-        """Bytes that one rank sends in one iteration, by purpose."""
+        """Bytes that one rank sends in one iteration, by purpose.
+
+        In a ring, adding up costs every byte once and spreading the sum once more. ZeRO-3 adds up only; 1 and 2 do both, and
+        then spread what their shares of the optimiser made of the weights.
+        """
         if self.ranks == 1:
             return {}
         away, micros = (self.ranks - 1) / self.ranks, self.config.batch.accumulation
         passes = self.forwards + self.backwards * (2 if self.checkpointing else 1)
         size = _size(self.config.model.torch_dtype)
-        again = 2 if self.checkpointing else 1
+        again, stage = 2 if self.checkpointing else 1, self.config.parallel.zero_stage
+        trained = (2 * self.trainable + self.heads) * 4 * away
         return {
-            "weights": passes * micros * self.base * size * away if self.config.parallel.zero_stage == 3 else 0.0,
-            "gradients": (2 * self.trainable + self.heads) * 4 * away,
+            "weights": passes * micros * self.base * size * away if stage == 3 else 0.0,
+            "gradients": trained if stage == 3 else 2 * trained,
+            "updated weights": trained if stage in (1, 2) else 0.0,
             "tokens": micros * self.exchanged * (self.forwards + again * self.backwards),
         }
 
@@ -137,6 +152,8 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     group = PlannedGroup(config.parallel.sequence)
     if group.size > 1:
         family.share_tokens(network, group)
+    if config.model.attention == "float32":
+        family.use_float32_attention(network)
     example = lambda: family.example(network, folder, config.video, config.batch.micro, config.model.torch_dtype)  # noqa: E731
     call = trace(network, family.blocks(network), example, dtype=config.model.torch_dtype)
     forwards, backwards = calls_per_iteration(config)
@@ -203,7 +220,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
         ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
-        ("checkpointing", f"activations {_gib(plan.activations(checkpointed=False))} without, {_gib(plan.activations(checkpointed=True))} with"),
+        ("checkpointing", f"activations {_gib(plan.activations(False))} without, {_gib(plan.activations(True))} with"),
         ("writes", str(config.folder)),
     ]
     pad = max(len(name) for name, _ in rows)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import json
+import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from ..distill.objective import Roles
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
 from ..parallel.rng import Streams
+from .recompute import keep_attention
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     device = world.device
     check_attention(config.model.attention, device)
     check_objective(config, distributed=world.distributed)
+    if config.parallel.compile:
+        check_compile(world)
     backbone = load_backbone(config.model, config.video, device=device)
     grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
@@ -179,8 +185,8 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
         engines = {role: engine(role, prepared(copy.deepcopy(base).float().requires_grad_(True))) for role in ("student", "fake")}
         teacher = _frozen(prepared(base), config, world)
     if halved is not None:
-        taps = backbone.halve(halved)
-        engines["discriminator"] = engine("discriminator", Discriminator(prepared(halved), taps, seed=config.seed + 2))
+        taps, eager = backbone.halve(halved), replace(config, parallel=replace(config.parallel, compile=False))  # features are read block by block
+        engines["discriminator"] = engine("discriminator", Discriminator(prepared(halved, config=eager), taps, seed=config.seed + 2))
     return engines, backbone.denoiser(teacher)
 
 
@@ -204,9 +210,33 @@ def _prepared(network: nn.Module, *, config: RunConfig, world: launch.World, bac
         backbone.share_tokens(network, world.sequence)
     if config.model.attention == "xformers":
         backbone.use_xformers(network)
+    if config.model.attention == "float32":
+        backbone.use_float32_attention(network)
     if config.parallel.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing(keep_attention if config.parallel.keep_attention else None)
+    if config.parallel.compile:
+        compile_blocks(backbone.blocks(network))
     return network
+
+
+def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
+    """Compile every block in place, so that parameters keep their names; equal blocks share their graphs."""
+    for block in blocks:
+        block.compile(backend=backend, dynamic=False)
+
+
+def check_compile(world: launch.World) -> None:
+    """ValueError where blocks cannot be compiled."""
+    if world.distributed:
+        raise ValueError(
+            "parallel.compile=true under a launcher: DeepSpeed's hooks would break every block's graph; start one process without"
+            " a launcher, or set it to false"
+        )
+    if world.device.type == "cuda" and not importlib.util.find_spec("triton"):
+        raise ValueError("parallel.compile=true needs triton on a GPU: pip install triton, or set it to false")
+    compilers = [os.environ.get("CXX") or "g++", "clang++"]
+    if world.device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise ValueError(f"parallel.compile=true needs a C++ compiler on a CPU, and there is none of {', '.join(compilers)}: install one, or set it to false")
 
 
 def _frozen(network: nn.Module, config: RunConfig, world: launch.World):

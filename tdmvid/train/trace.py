@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from .recompute import is_attention
 
 aten = torch.ops.aten
 ATTENTION_ON_A_CPU = {  # which the library's counter leaves out
@@ -29,8 +32,32 @@ class Trace:
     """Without recomputation."""
     saved: int
     """Bytes of activations kept for the backward pass."""
-    saved_checkpointed: int
-    """The same when every block keeps only its inputs: plus what the largest block keeps while it is recomputed."""
+    saved_inputs: int
+    """The same when every block keeps only its inputs."""
+    saved_block: int
+    """What the largest block keeps inside, once more while it is recomputed."""
+    attention_flops: float
+    attention_bytes: int
+    """The forward's attention, and its outputs: what need not be computed again if they are kept."""
+
+    @property
+    def saved_checkpointed(self) -> int:
+        """Bytes that one call keeps when every block keeps only its inputs, at most."""
+        return self.saved_inputs + self.saved_block
+
+
+class _Attention(TorchDispatchMode):
+    """Bytes of the outputs of attention kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if is_attention(func):
+            self.bytes += sum(x.numel() * x.element_size() for x in out if isinstance(x, Tensor))
+        return out
 
 
 class _Saved:
@@ -70,16 +97,17 @@ def trace(network: nn.Module, blocks: list[nn.Module], example, *, dtype: torch.
     with FakeTensorMode():
         _materialise(network)
         saved = _Saved(network, blocks)
-        forward, backward = _counter(), _counter()
+        forward, backward, attention = _counter(), _counter(), _Attention()
         autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-        with forward, torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor), autocast:
+        with forward, attention, torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor), autocast:
             out = network(**example(), return_dict=False)[0]
         with backward:
             out.sum().backward()
     inside = sum(saved.inside)
     return Trace(
         forward.get_total_flops(), backward.get_total_flops(), inside + saved.outside,
-        saved.outside + saved.inputs + max(saved.inside, default=0),
+        saved.outside + saved.inputs, max(saved.inside, default=0),
+        sum(flops for name, flops in forward.get_flop_counts()["Global"].items() if is_attention(name)), attention.bytes,
     )
 
 

@@ -1,10 +1,12 @@
 """What is particular about CogVideoX: its sizes, and what loading a folder refuses; the rest is in test_contract.py."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import CogVideoXPipeline
 
-from tdmvid.backbones.base import ClipSize, ModelConfig, check_attention, load_backbone
+from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, check_attention, load_backbone
 from tdmvid.backbones.cogvideox_parallel import JointAttention
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
@@ -71,6 +73,31 @@ def test_our_attention_is_the_library_s_with_any_kernel(load, variant):
             processor.kernel = "_native_math"
         ours = backbone.predict_x0(backbone.network, x, t, cond)
     torch.testing.assert_close(ours, library, atol=1e-5, rtol=1e-5)
+
+
+def input_gradient(backbone, dtype, *, float32):
+    """Of a call on the same weights and inputs: d |x0|^2 / d x."""
+    network = copy.deepcopy(backbone.network).to(dtype)
+    if float32:
+        backbone.use_float32_attention(network)
+    x, t = noise(backbone).requires_grad_(), torch.full((2,), 0.5)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        out = network(**backbone.inputs(x.to(dtype), t, backbone.encode_prompts(PROMPTS).to(dtype)), return_dict=False)[0]
+    return torch.autograd.grad(out.float().square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("variant", ["sincos", "rotary", "temporal"])
+def test_attention_in_float32_has_the_gradient_of_the_plain_one(load, variant):
+    backbone = load(variant)
+    exact = input_gradient(backbone, torch.float32, float32=False)
+    torch.testing.assert_close(input_gradient(backbone, torch.float32, float32=True), exact, atol=1e-5, rtol=1e-4)
+    error = {kind: (input_gradient(backbone, torch.bfloat16, float32=kind) - exact).norm() / exact.norm() for kind in (True, False)}
+    assert 0 < error[True] < 1.2 * error[False] < 0.1
+
+
+def test_a_family_without_float32_attention_says_so():
+    with pytest.raises(ValueError, match="model.attention='float32': Linear attends in its own dtype only, use 'sdpa'"):
+        Backbone.use_float32_attention(torch.nn.Linear(1, 1))
 
 
 def test_xformers_without_a_gpu_is_refused_before_anything_is_loaded():

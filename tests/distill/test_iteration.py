@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
 from tdmvid.diffusion.denoiser import Cond, Guided
@@ -161,6 +162,32 @@ def test_the_kept_graph_gives_the_gradient_of_a_recomputed_call(monkeypatch):
         moves[keep] = world.weights("student") - before
         assert world.forwards() == (8 if keep else 9)
     assert moves[True].norm() > 0 and torch.equal(moves[True], moves[False])
+
+
+class Waits(TorchFunctionMode):
+    """Names of the calls that bring a value to the host, for which the host would wait on a GPU."""
+
+    FETCH = {"item", "tolist", "cpu", "numpy", "nonzero", "is_nonzero", "__bool__", "__int__", "__float__", "__index__"}
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in self.FETCH:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fake_updates", [1, 3])
+def test_the_host_waits_once_for_every_turn_and_once_for_the_scalars(fake_updates):
+    world = World(TDM(rollout="stop", fake_updates=fake_updates))
+    world.iterate(0)
+    with Waits() as waits:
+        world.iterate(1)
+    assert waits.names.count("tolist") == fake_updates + 2
+    assert [name for name in waits.names if name != "tolist"] == ["__int__"]  # k, which is drawn on the host
 
 
 def test_an_iteration_is_a_function_of_seed_and_step():

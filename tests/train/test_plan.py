@@ -164,6 +164,19 @@ def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tm
     assert two.traffic()["tokens"] > 0 and one.traffic() == {}
 
 
+def test_only_one_graph_computes_a_block_again_at_a_time(tiny_run, tmp_path):
+    made = make_plan(tiny_run(tmp_path, "parallel.gradient_checkpointing=true"))
+    call = made.call
+    assert made.graphs == 2 and made.memory()["activations"] == 2 * call.saved_inputs + call.saved_block * 3 // 2 < 2 * call.saved_checkpointed
+
+
+@pytest.mark.parametrize("stage, trained", [(0, 2), (1, 3), (2, 3), (3, 1)])
+def test_a_ring_adds_gradients_up_and_spreads_what_is_not_sharded(tiny_run, tmp_path, stage, trained):
+    made = make_plan(tiny_run(tmp_path, f"parallel.zero_stage={stage}"), ranks=4)
+    traffic = made.traffic()
+    assert traffic["gradients"] + traffic["updated weights"] == trained * 2 * made.trainable * 4 * 3 / 4
+
+
 def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path):
     one, four = (make_plan(tiny_run(tmp_path, "ema=0.9"), ranks=ranks).memory() for ranks in (1, 4))
     for name in ("frozen weights", "trained weights, float32", "gradients", "optimiser", "average"):

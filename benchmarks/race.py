@@ -1,0 +1,100 @@
+"""The same seconds for the published call pattern and for this project's: whose student is closer to the teacher?
+
+How many iterations fit into the time is measured first, the two patterns in turn; each student is then
+trained for its own number of them, its learning rate falling to the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import toy as mixture
+from benchmarks.published import published
+from benchmarks.stopwatch import alternate
+from examples.shapes import score, world
+from examples.shapes.judge import features, load_judge
+from examples.shapes.metrics import frechet_distance
+from tdmvid.config import RunConfig, load_config
+from tdmvid.diffusion.grid import shifted
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.distill.iteration import iterate
+from tdmvid.parallel import launch
+from tdmvid.train.samples import sample_student
+from tdmvid.train.setup import Run, build_run
+from tdmvid.train.trainer import _micro_batches
+
+ROOT = Path(__file__).resolve().parent.parent
+Table = tuple[str, list[str], list[list[object]]]
+PATTERNS = {"published pattern": (published, "full"), "tdmvid, full rollout": (iterate, "full"), "tdmvid": (iterate, "stop")}
+"""The iteration, and how far the student is rolled out."""
+
+
+def fitting(loops: dict[str, Callable[[int], object]], seconds: float, device: torch.device, *, each: int) -> dict[str, int]:
+    """How many iterations of every pattern fit into that time; a loop makes `each` of them."""
+    return {name: max(1, round(each * seconds / clock.seconds)) for name, clock in alternate(loops, repeats=5, device=device).items()}
+
+
+def toy(seconds: float, seeds: int) -> Table:
+    """The mixture of Gaussians, whose teacher is exact: distance to its law."""
+    process, each = mixture.stable_diffusion(), 40
+    recipe = lambda rollout, iterations, seed=0: mixture.Recipe(replace(mixture.OBJECTIVE, rollout=rollout), iterations=iterations, seed=seed)  # noqa: E731
+    start = mixture.pretrained(process, recipe("full", 0))
+    loops = {
+        name: lambda turn, iteration=iteration, rollout=rollout: mixture.distil(process, recipe(rollout, each), start=start, iteration=iteration)
+        for name, (iteration, rollout) in PATTERNS.items()
+    }
+    rows = []
+    for name, count in fitting(loops, seconds, torch.device("cpu"), each=each).items():
+        iteration, rollout = PATTERNS[name]
+        students = [mixture.distil(process, recipe(rollout, count, seed), start=start, iteration=iteration) for seed in range(seeds)]
+        rows.append([name, count, ", ".join(f"{mixture.score(student, 4):.3f}" for student in students)])
+    return f"mixture of Gaussians, {seconds:g} s for each student", ["iteration", "iterations", "sliced W2 to the teacher's law"], rows
+
+
+def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int = 4) -> Table:
+    """The embedded teacher: Fréchet distance of the judge's features to the teacher's own long samples, from the same noise."""
+    place = [f"model.path={ROOT / 'examples/shapes/teacher'}", f"prompts.path={ROOT / 'examples/shapes/prompts.txt'}"]
+    config = load_config(ROOT / "configs/shapes_4nfe.json", place)
+    run, judge = build_run(config, launch.start("none")), load_judge()
+    loops = {name: lambda turn, name=name: _iterations(_with_rollout(run, name), name, range(turn, turn + 4)) for name in PATTERNS}
+    counts = fitting(loops, seconds, run.world.device, each=4)
+    things = score.evaluation_set(captions, each_caption, 0)
+    prompts = [world.caption(thing) for thing in things]
+    cond = run.backbone.encode_prompts(prompts).to(run.world.device)
+    z = torch.randn((len(prompts), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(0)).to(run.world.device)
+    seen = lambda latents: features(judge, run.backbone.decode(latents).cpu())  # noqa: E731
+    long = shifted(config.log.teacher_steps, config.log.teacher_shift, run.backbone.process)
+    teacher = seen(ddim(run.roles.teacher, z, cond, long))
+    rows = []
+    for name, count in counts.items():
+        found = []
+        for seed in range(seeds):
+            trained = _trained(replace(config, steps=count, seed=seed), name)
+            found.append(frechet_distance(seen(sample_student(trained, z, cond)), teacher))
+        rows.append([name, count, ", ".join(f"{value:.3f}" for value in found)])
+    title = f"shapes, {seconds:g} s for each student; {len(prompts)} videos of held-out captions"
+    return title, ["iteration", "iterations", "Fréchet distance to the teacher's samples"], rows
+
+
+def _with_rollout(run: Run, name: str) -> Run:
+    objective = replace(run.config.objective, rollout=PATTERNS[name][1])
+    return replace(run, config=replace(run.config, objective=objective))
+
+
+def _trained(config: RunConfig, name: str) -> Run:
+    run = _with_rollout(build_run(config, launch.start("none")), name)
+    _iterations(run, name, range(config.steps))
+    return run
+
+
+def _iterations(run: Run, name: str, steps: range) -> None:
+    for step in steps:
+        outcome = PATTERNS[name][0](
+            step, _micro_batches(run, step), (run.config.batch.micro, *run.backbone.latent_shape()), objective=run.config.objective,
+            roles=run.roles, engines=run.engines, grid=run.grid, streams=run.streams,
+        )
+        assert outcome.failed is None, outcome

@@ -1,0 +1,168 @@
+"""How an iteration grows with tokens, LoRA rank, K and ranks that share a sequence, beside what `--plan` says.
+
+    python benchmarks/scaling.py                        # a small CogVideoX with random weights, a few minutes on one core
+    python benchmarks/scaling.py --sequence 1           # without the two processes (gloo) at the end
+    python benchmarks/scaling.py --json scaling.json
+
+Work, activations and bytes sent are measured over planned: 1 is a formula that holds. Peak is of all tensors alive
+at once beyond those that stay (networks, optimiser), over the planned activations and gradients. Seconds are
+compared by their ratio to planned work, as a share of the first row's: above 1, a FLOP costs more there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from benchmarks.iteration import steps_of_extreme_k  # noqa: E402
+from benchmarks.stopwatch import Kept, alternate, peak_bytes, report  # noqa: E402
+from benchmarks.untrained import SMALL, Stage, build_stage, untrained  # noqa: E402
+from tdmvid.config import RunConfig, load_config  # noqa: E402
+from tdmvid.parallel import launch  # noqa: E402
+from tdmvid.train.plan import Plan, make_plan  # noqa: E402
+from tdmvid.train.trace import ATTENTION_ON_A_CPU  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = [
+    "grid.kind=uniform", "grid.steps=4", "video.frames=17", "video.height=128", "video.width=128", "lora.rank=16", "lora.alpha=16",
+    "batch.micro=1", "model.dtype=float32", "parallel.gradient_checkpointing=false", "parallel.zero_stage=2",
+]
+POINTS = [
+    ("17 x 128 x 128, rank 16, K = 4", []),
+    ("9 x 64 x 64", ["video.frames=9", "video.height=64", "video.width=64"]),
+    ("9 x 128 x 128", ["video.frames=9"]),
+    ("17 x 192 x 192", ["video.height=192", "video.width=192"]),
+    ("rank 4", ["lora.rank=4"]),
+    ("rank 64", ["lora.rank=64"]),
+    ("K = 2", ["grid.steps=2"]),
+    ("K = 8", ["grid.steps=8"]),
+    ("checkpointing", ["parallel.gradient_checkpointing=true"]),
+    ("checkpointing, attention kept", ["parallel.gradient_checkpointing=true", "parallel.keep_attention=true"]),
+    ("bfloat16", ["model.dtype=bfloat16"]),
+]
+HEAD = ["run", "tokens", "calls", "work", "activations", "peak", "tokens sent", "gradients and updates sent", "seconds", "seconds per work"]
+
+
+class Sent(TorchDispatchMode):
+    """Bytes that this rank sends to others, by purpose, while it is entered."""
+
+    TIMES = {  # a collective's purpose, which of its arguments is this rank's, and how often a ring sends that on
+        "alltoall": ("tokens", 1, lambda ranks: (ranks - 1) / ranks),
+        "allreduce": ("trained", 0, lambda ranks: 2 * (ranks - 1) / ranks),
+        "allgather": ("trained", 1, lambda ranks: ranks - 1),
+    }
+
+    def __init__(self, ranks: int):
+        super().__init__()
+        self.ranks, self.bytes = ranks, Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kind = func.__name__.strip("_").partition("_")[0]
+        if func.namespace == "c10d" and kind in self.TIMES:
+            purpose, first, times = self.TIMES[kind]
+            size = sum(x.numel() * x.element_size() for x in _tensors(args[first]))
+            self.bytes[purpose] += times(self.ranks) * size
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(argument) -> list[torch.Tensor]:
+    return [argument] if isinstance(argument, torch.Tensor) else list(argument)
+
+
+def prepare(overrides: list[str], work: Path, *, primary: bool = True) -> RunConfig:
+    """A run of the small CogVideoX."""
+    config = load_config(ROOT / "configs/cogvideox2b_4nfe.json", [*BASE, *overrides])
+    config = replace(config, prompts=replace(config.prompts, path=str(ROOT / config.prompts.path)))
+    return untrained(config, work, primary=primary, **SMALL["CogVideoXPipeline"] | {"num_layers": 2})
+
+
+def measure(config: RunConfig, world: launch.World, repeats: int) -> dict[str, float]:
+    """What one iteration takes, the mean over k: FLOP, bytes, seconds."""
+    stage = build_stage(config, world)
+    both = lambda turn=0: [stage.iterate(step) for step in steps_of_extreme_k(stage)]  # noqa: E731
+    modules = [engine.module for engine in stage.engines.values()]
+    both()  # the optimiser's state is there afterwards
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
+        both()
+    with Kept(modules) as kept:
+        both()
+    with Sent(world.size) as sent:
+        both()
+    clock = alternate({"": both}, repeats=repeats, device=world.device)[""]
+    return {
+        "flops": counter.get_total_flops() / 2, "kept": kept.peak, "peak": peak_bytes(both, world.device), "seconds": clock.seconds / 2,
+        "tokens": sent.bytes["tokens"] / 2, "trained": sent.bytes["trained"] / 2,
+    }
+
+
+def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> list[object]:
+    """per_work: seconds per planned FLOP of the first row."""
+    memory, traffic = plan.memory(), plan.traffic()
+    over = lambda key, planned: measured[key] / planned if planned else "-"  # noqa: E731
+    return [
+        name, plan.tokens.count, f"{plan.forwards:g}F {plan.backwards}B", over("flops", plan.flops()),
+        "-" if plan.checkpointing else over("kept", memory["activations"]), over("peak", memory["activations"] + memory["gradients"]),
+        over("tokens", traffic.get("tokens")), over("trained", sum(traffic.get(key, 0.0) for key in ("gradients", "updated weights"))), measured["seconds"],
+        measured["seconds"] / plan.flops() / per_work,
+    ]
+
+
+def shared(ranks: int, args: argparse.Namespace) -> dict[str, float]:
+    """`measure` in processes that share a sequence: the first rank's figures."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), __file__, "--one", "--sequence", str(ranks),
+        "--repeats", str(args.repeats), "--work", str(args.work),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sequence", type=int, default=2, help="ranks that share a sequence in the last row; 1 leaves it out")
+    parser.add_argument("--work", type=Path, default=Path("cache/untrained"), help="where random weights are written once")
+    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    together = [f"parallel.sequence={args.sequence}"]
+    if args.one:
+        world = launch.start("auto", sequence=args.sequence)
+        measured = measure(prepare(together, args.work, primary=world.primary), world, args.repeats)
+        if world.primary:
+            print(json.dumps(measured))
+        return launch.finish()
+    world, rows, per_work = launch.start("none"), [], 0.0
+    for name, overrides in POINTS:
+        config = prepare(overrides, args.work)
+        plan, measured = make_plan(config), measure(config, world, args.repeats)
+        per_work = per_work or measured["seconds"] / plan.flops()
+        rows.append(row(name, plan, measured, per_work))
+        print(f"{name}: {measured['seconds']:.3g} s", file=sys.stderr, flush=True)
+    if args.sequence > 1:
+        plan = make_plan(prepare(together, args.work), ranks=args.sequence)
+        rows.append(row(f"{args.sequence} ranks share the tokens", plan, shared(args.sequence, args), per_work))
+    report("scaling of an iteration, a small CogVideoX: measured over planned", HEAD, rows, device=world.device, path=args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Real architectures with random weights: what the benchmarks run when no weights are at hand.
+
+A teacher's folder is written once, from the configs that are shipped; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tdmvid.backbones.base import Backbone, find_family, load_backbone
+from tdmvid.config import RunConfig
+from tdmvid.diffusion.denoiser import Cond, Guided
+from tdmvid.diffusion.grid import TimeGrid
+from tdmvid.distill.iteration import Outcome, iterate
+from tdmvid.distill.objective import Roles
+from tdmvid.parallel import launch
+from tdmvid.parallel.rng import Streams
+from tdmvid.train.setup import build_engines
+
+SMALL = {
+    "StableDiffusionPipeline": {
+        "block_out_channels": [64, 128], "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "layers_per_block": 1, "cross_attention_dim": 128,
+    },
+    "PixArtAlphaPipeline": {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32, "cross_attention_dim": 128, "caption_channels": 128},
+    "CogVideoXPipeline": {
+        "num_layers": 4, "num_attention_heads": 8, "attention_head_dim": 32, "text_embed_dim": 128, "time_embed_dim": 128, "max_text_seq_length": 16,
+    },
+}
+"""What makes a family's network small enough for a CPU, and still wide enough to be bound by arithmetic."""
+
+
+def write_untrained(config: RunConfig, work: Path, **changes) -> Path:
+    """A teacher's folder with the architecture of `config.model` and random weights; `changes` are of the network's config."""
+    folder, family = find_family(config.model, weights=False)
+    mark = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8] if changes else "all"
+    out = work / f"{config.model.path.replace('/', '--')}-{mark}-{config.model.dtype}"
+    if (out / "done").exists():
+        return out
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(folder, out)
+    path = out / family.network_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    torch.manual_seed(0)
+    network = nn.Module.to(family.empty_network(out), config.model.torch_dtype)
+    network.save_pretrained(out / family.network_folder)
+    (out / "done").touch()
+    return out
+
+
+def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes) -> RunConfig:
+    """The run on its own architecture with random weights, which the primary rank writes."""
+    if primary:
+        write_untrained(config, work, **changes)
+    launch.barrier()
+    return replace(config, model=replace(config.model, path=str(write_untrained(config, work, **changes))))
+
+
+def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
+    """Random embeddings of the teacher's own shape, for every token."""
+    example = type(backbone).example(backbone.network, backbone.folder, backbone.size, batch, backbone.config.torch_dtype)
+    shape = example["encoder_hidden_states"].shape
+    tensors = {"prompt_embeds": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
+    if "encoder_attention_mask" in example:
+        tensors["prompt_attention_mask"] = torch.ones(shape[:2], dtype=torch.long)
+    return Cond(tensors).to(backbone.device)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What an iteration needs, without prompts and files."""
+
+    config: RunConfig
+    backbone: Backbone
+    roles: Roles
+    engines: dict
+    grid: TimeGrid
+    conds: list[Cond]
+    streams: Streams
+    first_stream: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one micro-batch's latents."""
+        return self.config.batch.micro, *self.backbone.latent_shape()
+
+    def iterate(self, step: int, iteration=iterate, roles: Roles | None = None) -> Outcome:
+        """One iteration, by default the product's; AssertionError if it was not applied."""
+        outcome = iteration(
+            step, self.conds, self.shape, objective=self.config.objective, roles=roles or self.roles, engines=self.engines,
+            grid=self.grid, streams=self.streams, first_stream=self.first_stream,
+        )
+        assert outcome.failed is None, outcome
+        return outcome
+
+    def call(self, role: str) -> Tensor:
+        """One call of a role at a middle time; with a graph, where gradients are on."""
+        x = torch.randn(self.shape, generator=self.streams.generator(0, "x"), device=self.streams.device)
+        return getattr(self.roles, role)(x, torch.full((len(x),), self.grid.times[-2], device=x.device), self.conds[0])
+
+
+def build_stage(config: RunConfig, world: launch.World) -> Stage:
+    """The networks and engines of a run, with random text."""
+    backbone = load_backbone(config.model, config.video, device=world.device)
+    engines, teacher = build_engines(config, world, backbone)
+    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
+    roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, text_like(backbone, 1, 0), config.objective.cfg))
+    conds = [text_like(backbone, config.batch.micro, 1 + world.data_rank) for _ in range(config.batch.accumulation)]
+    first = world.data_rank * config.batch.accumulation
+    return Stage(config, backbone, roles, engines, config.grid.build(backbone.process), conds, Streams(config.seed, world.device), first)

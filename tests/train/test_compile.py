@@ -1,0 +1,70 @@
+"""Compiled blocks: the same gradients, whole graphs, nothing compiled twice; refused where they cannot work."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tdmvid.parallel import launch
+from tdmvid.train.setup import build_run, check_compile, compile_blocks
+
+CPU = torch.device("cpu")
+
+
+def gradients(run, role, *, rolled_out=True):
+    """Of one call of an adapter that is not zero, after the calls without gradient that an iteration makes."""
+    engine, network = run.engines[role], getattr(run.roles, role)
+    for index, parameter in enumerate(engine.trainable.values()):
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    x, t = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0)), torch.full((1,), 0.5)
+    with torch.no_grad():
+        for denoiser in (network, run.roles.teacher) if rolled_out else ():
+            denoiser(x, t, run.null)
+    return torch.autograd.grad(network(x, t, run.null).square().sum(), list(engine.trainable.values()))
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()))
+        assert b.abs().sum() > 0
+
+
+@pytest.fixture
+def plain(tiny_run, tmp_path):
+    torch._dynamo.reset()
+    counters.clear()
+    return build_run(tiny_run(tmp_path, "objective.cfg=3"), launch.start("none"))
+
+
+def test_blocks_are_whole_graphs_that_are_compiled_once(plain):
+    roles = ("student", "fake")
+    expected = {role: gradients(plain, role) for role in roles}
+    for role in roles:
+        compile_blocks(plain.backbone.blocks(plain.engines[role].module), backend="aot_eager")
+        assert_same(gradients(plain, role), expected[role])
+    graphs = counters["stats"]["unique_graphs"]
+    for role in roles:
+        assert_same(gradients(plain, role), expected[role])
+    assert 0 < graphs == counters["stats"]["unique_graphs"] and not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_gradients_of_a_plain_one(plain, tiny_run, tmp_path):
+    compiled = build_run(tiny_run(tmp_path, "objective.cfg=3", "parallel.compile=true"), launch.start("none"))
+    assert compiled.engines["student"].trainable.keys() == plain.engines["student"].trainable.keys()
+    assert_same(gradients(compiled, "student", rolled_out=False), gradients(plain, "student", rolled_out=False))
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("world, message", [
+    (SimpleNamespace(distributed=True, device=CPU), "under a launcher.*start one process"),
+    (SimpleNamespace(distributed=False, device=CPU), r"needs a C\+\+ compiler on a CPU.*none of no-such-compiler, clang\+\+"),
+    (SimpleNamespace(distributed=False, device=torch.device("cuda")), "needs triton on a GPU: pip install triton"),
+])
+def test_what_cannot_compile_is_refused(world, message, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=f"parallel.compile=true {message}"):
+        check_compile(world)
