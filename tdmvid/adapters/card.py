@@ -88,8 +88,10 @@ def _python(backbone: Backbone, facts: dict) -> str:
 
 
 def _other_files(facts: dict) -> list[str]:
+    lack = facts.get("comfyui_lack")
+    flow = f"without a workflow, as ComfyUI itself cannot sample this base: {lack}" if lack else "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
     where = {
-        "comfyui": "ComfyUI (into `models/loras`; `comfyui/workflow.json` is a workflow in API format with the trained sigmas)",
+        "comfyui": f"ComfyUI (into `models/loras`; {flow})",
         "kohya": "sd-scripts, WebUI and others that read kohya's names",
     }
     rows = [f"* `{path}`: for {where[consumer]}" for consumer, path in facts.get("formats", {}).items()]

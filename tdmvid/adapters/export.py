@@ -66,8 +66,10 @@ def export_lora(
                 facts["formats"][consumer] = path = f"{consumer}/{story.config.get('name') or Path(folder).resolve().name}_{grid.steps}steps.safetensors"
                 _write_format(aside / path, backbone, layers, settings.alpha, consumer)
                 facts["errors"][consumer] = check.format(aside, aside / path, backbone, layers, consumer)
-        if "comfyui" in formats and backbone.comfyui_latent:
-            write_json(aside / "comfyui" / "workflow.json", workflow(backbone, grid, Path(facts["formats"]["comfyui"]).name, (*story.prompts, "a prompt")[0]))
+        if "comfyui" in formats:
+            facts["comfyui_lack"] = backbone.comfyui_lack()
+            if not facts["comfyui_lack"]:
+                write_json(aside / "comfyui" / "workflow.json", workflow(backbone, grid, Path(facts["formats"]["comfyui"]).name, (*story.prompts, "a prompt")[0]))
         _finish(aside, backbone, facts, story, expected)
     return facts
 

@@ -96,13 +96,14 @@ def test_diffusers_itself_reads_the_other_programs_file(student, bundle):
     torch.testing.assert_close(found, student.expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_workflow_s_nodes_are_linked_and_end_at_zero(bundle):
-    nodes = json.loads((bundle / "comfyui" / "workflow.json").read_text())
-    links = [(name, value) for name, node in nodes.items() for value in node["inputs"].values() if isinstance(value, list)]
-    assert len(links) > 8 and all(value[0] in nodes for _, value in links)
-    sigmas = [float(part) for part in nodes["sigmas"]["inputs"]["sigmas"].split(",")]
-    assert len(sigmas) == 3 and sigmas == sorted(sigmas, reverse=True) and sigmas[-1] == 0 and "e" not in nodes["sigmas"]["inputs"]["sigmas"]
-    assert len(load_file(next((bundle / "comfyui").glob("*.safetensors")))) > 5
+def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bundle):
+    path, lack = bundle / "comfyui" / "workflow.json", student.backbone.comfyui_lack()
+    assert len(load_file(next((bundle / "comfyui").glob("*.safetensors")))) > 5 and path.is_file() == (not lack)
+    if lack:
+        assert f"without a workflow, as ComfyUI itself cannot sample this base: {lack}" in (bundle / "README.md").read_text()
+        return
+    sigmas = [float(part) for part in json.loads(path.read_text())["sigmas"]["inputs"]["sigmas"].split(",")]
+    assert len(sigmas) == 3 and sigmas == sorted(sigmas, reverse=True) and sigmas[-1] == 0
 
 
 def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
