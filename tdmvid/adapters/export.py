@@ -52,7 +52,9 @@ def export_lora(
     of the files. RuntimeError if a reloaded file differs by more than the tolerance.
     """
     check_formats(formats, backbone)
-    with _replacing(folder) as aside:
+    with replacing(folder) as written:
+        aside = written / Path(folder).name
+        aside.mkdir()
         layers = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
         layers, config = baked(layers, module.peft_config[ADAPTER], module, weights, grid.steps)
         layers = {key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()}
@@ -106,7 +108,8 @@ def _export_whole(
 ) -> float:
     check = _Check(backbone, grid, dtype, *samples)
     _cast(network, backbone, getattr(torch, dtype))
-    with _replacing(folder) as aside:
+    with replacing(folder) as written:
+        aside = written / Path(folder).name
         network.save_pretrained(aside)
         backbone.student_scheduler(grid).save_pretrained(aside)
         error = check.network(aside)
@@ -218,29 +221,41 @@ def stock_latents(folder: Path, backbone: Backbone, z: Tensor, cond: Cond, grid:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write, which takes the place of `folder` when the block ends without an error, and else is gone.
+def replacing(*folders: Path) -> Iterator[Path]:
+    """A folder to write exports in, by the names of `folders`: all take their places when the block ends without an error, else none does.
 
-    ValueError if `folder` holds anything but an export: it is replaced whole.
+    ValueError if one of `folders` holds anything but an export: it is replaced whole.
     """
-    folder = Path(folder).resolve()
-    aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # a kill between the two renames below
-        old.rename(folder)
-    if folder.exists() and not (folder / FACTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no export (it has no {FACTS}): an export replaces the whole folder, give another --out")
-    for left in (aside, old):
-        shutil.rmtree(left, ignore_errors=True)
+    folders = [Path(folder).resolve() for folder in folders]
+    aside, old = (folders[0].with_name(f".{folders[0].name}.{state}") for state in ("part", "old"))
+    _put_back(folders, aside, old)
+    for folder in folders:
+        if folder.exists() and not (folder / FACTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} exists and is no export (it has no {FACTS}): an export replaces the whole folder, give another --out")
     aside.mkdir(parents=True)
     try:
         yield aside
+        old.mkdir()
+        for folder in filter(Path.exists, folders):
+            folder.rename(old / folder.name)
+        for folder in folders:
+            (aside / folder.name).rename(folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        _put_back(folders, aside, old)
         raise
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    for left in (aside, old):  # in this order: without the first, the second is no more than rubbish
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_back(folders: list[Path], aside: Path, old: Path) -> None:
+    """Undo a replacement that an error or a kill left halfway, and clean up."""
+    for folder in folders if aside.exists() and old.exists() else ():
+        if not (aside / folder.name).exists() or (old / folder.name).exists():  # replaced, or about to be
+            shutil.rmtree(folder, ignore_errors=True)
+        if (old / folder.name).exists():
+            (old / folder.name).rename(folder)
+    for left in (aside, old):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..adapters.bundle import read_facts
 from ..adapters.card import Story
-from ..adapters.export import check_formats, export_fused, export_lora, export_network
+from ..adapters.export import check_formats, export_fused, export_lora, export_network, replacing
 from ..adapters.extract import adapt, extract, read_published
 from ..adapters.lora import LoraSettings, attach
 from ..adapters.step_condition import NAME, condition_on_steps, told
@@ -76,10 +76,12 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
     if config.objective.told_steps:
         condition_on_steps(module, seed=config.seed)
-    own_story = student.story
-    for student.grid in config.grid.family(backbone.process, config.objective.step_set):
-        student.story = own_story if student.grid == own else replace(own_story, scores={})
-        student.write_lora(_of_steps(out, student.grid, own), module, tensors, config.lora)
+    own_story, grids = student.story, config.grid.family(backbone.process, config.objective.step_set)
+    folders = [_of_steps(out, grid, own) for grid in grids]
+    with replacing(*folders) as together:  # the bundles of one checkpoint, or the older ones
+        for student.grid, folder in zip(grids, folders):
+            student.story = own_story if student.grid == own else replace(own_story, scores={})
+            student.write_lora(together / folder.name, module, tensors, config.lora)
     return read_facts(out)
 
 

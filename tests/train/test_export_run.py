@@ -209,7 +209,9 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     (out / "thesis.txt").unlink()
     export_run(out, run, Options(prompts=PROMPTS))
     first = (out / "export.json").read_bytes()
-    out.rename(tmp_path / ".out.old")  # where a kill between the two renames leaves it
+    (tmp_path / ".out.old").mkdir()
+    out.rename(tmp_path / ".out.old" / "out")  # where a kill between the two renames leaves it
+    (tmp_path / ".out.part" / "out").mkdir(parents=True)
     with pytest.raises(ValueError, match="prompts is empty|gguf"):
         export_run(out, run, Options(("gguf",), prompts=PROMPTS))
     with pytest.raises(RuntimeError, match="differs from the student"):
@@ -288,5 +290,18 @@ def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, mon
         assert facts["steps"] == len(facts["timesteps"]) == steps and max(facts["error"], facts["errors"]["comfyui"]) < 1e-4
         shifts.append(load_file(tmp_path / name / facts["formats"]["comfyui"])["diffusion_model.time_embedding_linear_2.diff_b"])
     assert (shifts[0] - shifts[1]).abs().max() > 1e-6  # each K has its own constant
+    before = {path: path.read_bytes() for path in sorted(tmp_path.glob("out*/**/*")) if path.is_file()}
+    write, calls = exporting._Check.lora, []
+
+    def second_fails(check, folder):
+        calls.append(folder)
+        return write(check, folder) if len(calls) == 1 else check._difference(check.expected + 1)
+
+    monkeypatch.setattr(exporting._Check, "lora", second_fails)
+    with pytest.raises(RuntimeError, match="differs from the student"):
+        export_run(tmp_path / "out", unify, Options(dtype="float16", prompts=PROMPTS))
+    assert len(calls) == 2 and {path: path.read_bytes() for path in sorted(tmp_path.glob("out*/**/*")) if path.is_file()} == before  # of neither K
+    assert not list(tmp_path.glob(".out*"))
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="fuse: this student is told its number of steps"):
         export_run(tmp_path / "fused", unify, Options(fuse=True, prompts=PROMPTS))
