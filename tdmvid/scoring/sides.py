@@ -52,6 +52,11 @@ def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
                 raise ValueError(f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the same, or another --out")
 
 
+def scored_weights(out: Path) -> str:
+    """Identifies the student whose samples lie in `out`: `sampling.weights_of` its folder."""
+    return json.loads((out / NAMES[0] / SETTINGS).read_text(encoding="utf-8"))["weights"]
+
+
 def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbone:
     trained = read_facts(student)
     for what, own, asked in (("base", trained.get("model", {}).get("path"), config.model.path), ("size", trained.get("video"), asdict(config.video))):

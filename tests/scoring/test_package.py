@@ -147,10 +147,11 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     for name in program.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123"}))
     scores = {name: {"temporal_flickering": {f"{prompt}-{seed}.mp4": 0.9 + shift for prompt in PROMPTS for seed in range(2)}} for name, shift in (("student", 0.01), ("teacher", 0))}
     page = program.compare(tmp_path, config, entries, checked, scores)
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01)
+    assert found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01) and found["weights"] == "0123"
     assert found["notes"][0].startswith("Partial: 1 of 16 dimensions") and "no total" in found["notes"][-1]
     assert "total" not in found["differences"] and "| total" not in (tmp_path / "results.md").read_text()
     assert page.read_text().count("<video") == 4  # the best and the worst of two prompts, both sides

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tdmvid.adapters.bundle import load_pipeline, use_student
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.diffusion.grid import uniform
-from tdmvid.sampling import noise
+from tdmvid.sampling import noise, weights_of
 from tdmvid.train.export import Options, export_published, export_run, export_tuned
 from tdmvid.train.trainer import train
 
@@ -84,23 +85,37 @@ def test_a_bundle_has_every_format_in_its_dtype_and_says_so(run, base, tmp_path,
         assert json.loads(file.metadata()["lora_adapter_metadata"])["transformer.lora_alpha"] == 6
 
 
-def test_the_card_tells_what_a_user_and_a_hub_need(run, base, tmp_path):
-    (run / "scores.json").write_text(json.dumps({
+@pytest.fixture
+def scored(run):
+    """The folder of a run that has exported its student, and scored it by a program of its own and by VBench."""
+    export_run(run / "lora", run, Options(prompts=PROMPTS))
+    own = {"weights": weights_of(run / "lora")}
+    (run / "scores.json").write_text(json.dumps(own | {
         "protocol": "8 prompts", "columns": [{"key": "all", "label": "all right", "unit": "%"}],
         "samplers": [{"name": "student", "nfe": 4, "metrics": {"all": {"value": 0.957}}}],
     }))
+    (run / "vbench").mkdir()
+    (run / "vbench" / "results.json").write_text(json.dumps(own))
+    (run / "vbench" / "results.md").write_text("# VBench: mine\n\n| temporal_flickering | 97.50 [97.20, 97.70] |\n")
+    yield run
+    (run / "scores.json").unlink()
+    shutil.rmtree(run / "vbench")
+    shutil.rmtree(run / "lora")
+
+
+def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
     licence = base.folder / "README.md"
     licence.write_text("---\nlicense: other\nlicense_name: cogvideox\nlicense_link: https://example.org/LICENSE\n---\n# base\n")
     try:
-        export_run(tmp_path / "out", run, Options(("comfyui",), prompts=PROMPTS))
+        export_run(tmp_path / "out", scored, Options(("comfyui",), prompts=PROMPTS))
     finally:
         licence.unlink()
-        (run / "scores.json").unlink()
     card = (tmp_path / "out" / "README.md").read_text()
     head = re.match(r"---\n(.*?)\n---\n", card, re.S)[1].splitlines()
     assert {"license: other", "license_name: cogvideox", "library_name: diffusers", "pipeline_tag: text-to-video", "- lora"} <= set(head)
     for text in (
         "[999, 749, 499, 249]", "| guidance scale | 1.0 (off) |", "rank 2, alpha 6", "9 x 32 x 32, 8 fps", "| student | 4 | 95.7 % |", "8 prompts",
+        "### VBench: mine", "| temporal_flickering | 97.50 [97.20, 97.70] |",
         "applies: cogvideox (https://example.org/LICENSE)", '"lr": 0.05', f"[{PROMPTS[1]}](samples/1.mp4)", "Iteration 4.", "comfyui/tiny_4steps.safetensors",
     ):
         assert text in card
@@ -221,17 +236,18 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     assert (out / "export.json").read_bytes() == first and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_card_has_the_scores_of_the_student_that_was_scored(run, tmp_path):
-    scores = {"columns": [{"key": "all", "label": "right", "unit": "%"}], "samplers": [{"name": "student", "nfe": 4, "metrics": {"all": {"value": 0.5, "low": 0.4, "high": 0.6}}}]}
-    (run / "scores.json").write_text(json.dumps(scores))
-    try:
-        first = sorted((run / "checkpoints").glob("step_*"))[0]
-        for name, choice in (("scored", {}), ("earlier", {"checkpoint": first}), ("raw", {"weights": "raw"})):
-            export_run(tmp_path / name, run, Options(prompts=PROMPTS), **choice)
-        has = {name: "## Scores" in (tmp_path / name / "README.md").read_text() for name in ("scored", "earlier", "raw")}
-        assert has == {"scored": True, "earlier": False, "raw": False}
-    finally:
-        (run / "scores.json").unlink()
+def test_a_card_has_the_scores_of_these_very_weights_alone(scored, tmp_path):
+    def cards(**choices):
+        out = {}
+        for name, choice in choices.items():
+            export_run(tmp_path / name, scored, Options(prompts=PROMPTS), **choice)
+            out[name] = [part in (tmp_path / name / "README.md").read_text() for part in ("95.7 %", "97.50")]
+        return out
+
+    first = sorted((scored / "checkpoints").glob("step_*"))[0]
+    assert cards(scored={}, earlier={"checkpoint": first}, raw={"weights": "raw"}) == {"scored": [True, True], "earlier": [False, False], "raw": [False, False]}
+    (scored / "vbench" / "results.json").write_text(json.dumps({"weights": "of a LoRA that lay there before"}))
+    assert cards(other={}) == {"other": [True, False]}
 
 
 def test_damaged_checkpoints_and_missing_averages_are_refused(tuned, tmp_path):
