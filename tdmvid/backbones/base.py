@@ -208,6 +208,10 @@ class Backbone(ABC):
         """The stock diffusers pipeline of this teacher, without text encoder and autoencoder."""
 
     @abstractmethod
+    def whole_pipeline(self):
+        """The stock pipeline with all its parts, around `network`."""
+
+    @abstractmethod
     def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
         """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
 
@@ -222,6 +226,10 @@ class Backbone(ABC):
     @abstractmethod
     def stock_latents(self, pipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None) -> Tensor:
         """Final latents of the stock pipeline from noise z: [B, ...]; cfg = 1 is no guidance."""
+
+    @abstractmethod
+    def stock_videos(self, pipeline, prompts: list[str], *, steps: int, cfg: float):
+        """What a user gets from one call of a whole pipeline: its own kind of videos or images, one a prompt."""
 
     @abstractmethod
     def stock_call(self) -> str:
