@@ -88,7 +88,7 @@ def table(found: dict, batch: int) -> str:
     lines += [f"| faster by | {' | '.join(faster)} | {found['fewer_calls']:.1f} x fewer | stage / whole call |"]
     for name, row in found["samplers"].items():
         if abs(row["unexplained"]) > AGREE:
-            lines.append(f"\nThe {name}'s whole call takes {100 * row['unexplained']:+.0f} % beside what its stages add up to: quote the whole call.")
+            lines.append(f"\nThe {name}'s whole call takes {100 * abs(row['unexplained']):.0f} % {'more' if row['unexplained'] > 0 else 'less'} than its stages together: quote the whole call.")
     return "\n".join(lines)
 
 

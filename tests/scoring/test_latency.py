@@ -60,7 +60,7 @@ def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster(program):
     assert found["samplers"]["student"]["stages"]["autoencoder"]["share"] == 0.4 and found["samplers"]["teacher"]["peak"] == 9
     table = program.table(found, 1)
     assert "| faster by | 1.0 x | 48.5 x | 1.0 x | 20.0 x | 16.5 x | 25.0 x fewer |" in table
-    assert "The student's whole call takes +20 % beside what its stages add up to" in table and "The teacher's" not in table
+    assert "The student's whole call takes 20 % more than its stages together" in table and "The teacher's" not in table
 
 
 def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(program, tiny_cogvideox):
