@@ -61,7 +61,7 @@ def test_average_and_raw_weights_of_any_checkpoint_come_out(run, tmp_path):
     for name, settings in {
         "newest": {}, "ema": {"weights": "ema"}, "raw": {"weights": "raw"}, "early": {"checkpoint": run / "checkpoints" / "step_000002"},
     }.items():
-        assert export_run(tmp_path / name, run, Options(prompts=PROMPTS), **settings)["error"] < 1e-4
+        assert export_run(tmp_path / name, run, Options(prompts=PROMPTS), **settings)["error"] < 1e-5
         found[name] = load_file(tmp_path / name / LORA_FILE)
     for name, step, file in (("ema", 4, "average"), ("raw", 4, "weights"), ("early", 2, "average")):
         trained = load_file(run / "checkpoints" / f"step_{step:06d}" / "student" / f"{file}.safetensors")
@@ -71,7 +71,7 @@ def test_average_and_raw_weights_of_any_checkpoint_come_out(run, tmp_path):
     assert any(not torch.equal(found["raw"][key], value) for key, value in found["ema"].items())
 
 
-@pytest.mark.parametrize("dtype, error", [("float16", 1e-2), ("bfloat16", 5e-2)])
+@pytest.mark.parametrize("dtype, error", [("float16", 1e-3), ("bfloat16", 1e-2)])
 def test_a_bundle_has_every_format_in_its_dtype_and_says_so(run, base, tmp_path, dtype, error):
     facts = export_run(tmp_path / "out", run, Options(("comfyui", "diffusers"), dtype, prompts=PROMPTS))
     assert facts["dtype"] == dtype and 0 < facts["error"] < error and 0 < facts["errors"]["comfyui"] < error
@@ -142,7 +142,7 @@ def test_a_fused_network_is_base_and_lora(run, base, tmp_path):
     export_run(tmp_path / "lora", run, Options(prompts=PROMPTS))
     facts = export_run(tmp_path / "fused", run, Options(fuse=True, prompts=PROMPTS))
     fused = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "fused")
-    assert not any("lora" in name for name in fused.state_dict()) and facts["error"] < 1e-4
+    assert not any("lora" in name for name in fused.state_dict()) and facts["error"] < 1e-5
     torch.testing.assert_close(latents(base, tmp_path / "fused"), latents(base, tmp_path / "lora"), atol=1e-4, rtol=0)
     assert (latents(base, tmp_path / "fused") - latents(base, None)).abs().mean() > 1e-3
     assert load_pipeline(tmp_path / "fused").scheduler.config.timestep_spacing == "trailing"
@@ -161,7 +161,7 @@ def test_a_full_fine_tune_comes_out_whole_or_as_a_lora_with_its_error(tuned, bas
     errors = {}
     for rank in (2, 32):
         facts = export_run(tmp_path / f"rank{rank}", tuned, Options(("comfyui",), rank=rank, prompts=PROMPTS))
-        assert facts["rank"] == facts["alpha"] == rank and facts["errors"]["comfyui"] < 1e-4
+        assert facts["rank"] == facts["alpha"] == rank and facts["errors"]["comfyui"] < 1e-5
         errors[rank] = facts["extraction"]
         difference = latents(base, tmp_path / f"rank{rank}") - latents(base, tmp_path / "whole")
         errors[rank]["seen"] = (difference.norm() / latents(base, tmp_path / "whole").norm()).item()
@@ -273,7 +273,7 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
 
     program("--run", run, "--format", "diffusers,comfyui", "--out", tmp_path / "a", "--prompt", PROMPTS[0])
     said = capsys.readouterr().out
-    assert re.search(r"relative difference \d\.\de-0[5-9] of at most 1e-04 in a stock pipeline\n.*comfyui/.*: \d", said)
+    assert re.search(r"relative difference \d\.\de-0[6-9] of at most 1e-05 in a stock pipeline\n.*comfyui/.*: \d", said)
     common = ["--model", tiny_cogvideox("sincos"), "--size", "9x32x32", "--prompt", PROMPTS[0], "--out", tmp_path / "b"]
     program("--published", tmp_path / "a" / LORA_FILE, "--timesteps", "999,856,665,399", *common)
     assert json.loads((tmp_path / "b" / "export.json").read_text())["scheduler"]["name"] == "TrajectoryScheduler"
@@ -303,7 +303,7 @@ def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, mon
     shifts = []
     for name, steps in (("out", 2), ("out_1steps", 1)):
         facts = json.loads((tmp_path / name / "export.json").read_text())
-        assert facts["steps"] == len(facts["timesteps"]) == steps and max(facts["error"], facts["errors"]["comfyui"]) < 1e-4
+        assert facts["steps"] == len(facts["timesteps"]) == steps and max(facts["error"], facts["errors"]["comfyui"]) < 1e-5
         shifts.append(load_file(tmp_path / name / facts["formats"]["comfyui"])["diffusion_model.time_embedding_linear_2.diff_b"])
     assert (shifts[0] - shifts[1]).abs().max() > 1e-6  # each K has its own constant
     before = {path: path.read_bytes() for path in sorted(tmp_path.glob("out*/**/*")) if path.is_file()}
