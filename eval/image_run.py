@@ -33,7 +33,7 @@ from tdmvid.sampling import Shot, plan_shots  # noqa: E402
 from tdmvid.scoring import images  # noqa: E402
 from tdmvid.scoring.intervals import Measure, mean_over_groups, paired_difference  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
-from tdmvid.scoring.sides import NAMES, sample_sides, scored_weights  # noqa: E402
+from tdmvid.scoring.sides import NAMES, foreign, sample_sides, scored_weights  # noqa: E402
 from tdmvid.scoring.suite import TeacherSampling, check_videos  # noqa: E402
 from tdmvid.scoring.weights import Preflight, preflight  # noqa: E402
 
@@ -152,14 +152,14 @@ def differences(student: Scores, teacher: Scores) -> dict[str, Measure]:
     return {name: paired_difference(*(torch.tensor([side[name][prompt] for prompt in student[name]]) for side in (student, teacher))) for name in student}
 
 
-def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Preflight) -> Path:
-    """Score both sides and write results.json, .md and .html."""
+def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Preflight, *, said: tuple[str, ...]) -> Path:
+    """Score both sides and write results.json, .md and .html; said: what a reader must know."""
     for name in NAMES:
         check_videos(out / name, [shot.file for shot in shots], config.video)
     sides = {name: score(out / name, config, shots, checked.ready) for name in NAMES}
     sets = score_sets(out, config, shots, checked.ready)
     student, teacher = (sides[name] for name in NAMES)
-    notes = (f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()
+    notes = (*((f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()), *said)
     figures = tuple(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}" for what, found in sets.items())
     size = config.video
     protocol = (
@@ -211,7 +211,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         if world.primary:
             write_json(out / "config.json", to_dict(config))
-            print(f"results: {compare(out, config, shots, checked)}")
+            print(f"results: {compare(out, config, shots, checked, said=foreign(config, args.lora))}")
     except (ValueError, OSError, RuntimeError, json.JSONDecodeError) as error:
         sys.exit(f"error: {error}")
 

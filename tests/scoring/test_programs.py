@@ -80,6 +80,8 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
     call(*words, "--stage", "score")
     with pytest.raises(SystemExit, match="teacher holds videos of steps=2, these have 3: use the same, or another --out"):
         call(*words, "--stage", "score", "--set", "teacher.steps=3")
+    with pytest.raises(SystemExit, match="student holds videos of model=.*, these have 'a/base': use the same, or another --out"):
+        call(*words, "--stage", "score", "--set", "model.path=a/base")
     other = shutil.copytree(student, tmp_path / "other")
     (other / "scheduler_config.json").write_text("{}")
     with pytest.raises(SystemExit, match="student holds videos of weights="):
@@ -101,7 +103,7 @@ def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(tmp_path
     call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["differences"] == {"text": {"value": 0.5, "low": 0.5, "high": 0.5}}  # one prompt asks for text
-    assert found["notes"] == ["Left out: hps."]
+    assert found["notes"] == ["Left out: hps.", "The student was trained on size 9 x 32 x 32 at 8 fps, and is scored on 1 x 32 x 32."]
     assert len(list((tmp_path / "out" / "teacher").glob("*.png"))) == 6
 
 
