@@ -91,6 +91,22 @@ def shots_of(config: ImageConfig) -> list[Shot]:
     return plan_shots(prompts[: config.limit or None], range(config.seeds), frames=1)
 
 
+def check_shots(config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> None:
+    """ValueError, before anything is sampled, for what the measures could not be taken of."""
+    if "text" in metrics and not any(images.wanted_text(shot.prompt) for shot in shots):
+        raise ValueError(f'metrics: text reads what prompts ask to be written, and none of {config.prompts} has words in "quotation marks"')
+    if set(images.SET_METRICS) & set(metrics):
+        sets = {"images": len(shots)} | ({f"pictures in {config.reference!r}": len(_pictures(config))} if config.reference else {})
+        for what, count in sets.items():
+            if count < images.SMALLEST_SET:
+                raise ValueError(f"metrics: fid and precision_recall compare sets of at least {images.SMALLEST_SET}, these are {count} {what}")
+
+
+def _pictures(config: ImageConfig) -> list[Path]:
+    """The real images."""
+    return sorted(path for path in Path(config.reference).rglob("*") if path.suffix.lower() in PICTURES)
+
+
 def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> Scores:
     """The measures of single images, averaged over each prompt's seeds."""
     cache, device = Path(config.cache).resolve(), "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,8 +123,6 @@ def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[s
             single["aesthetic"] = images.aesthetic(features, cache / images.NEEDS["aesthetic"][0].path).tolist()
     if "text" in metrics:
         wanted = [images.wanted_text(prompt) for prompt in prompts]
-        if not any(wanted):
-            raise ValueError(f'metrics: text reads what prompts ask to be written, and none of {config.prompts} has words in "quotation marks"')
         single["text"] = [images.legibility(file, text) if text else None for file, text in zip(files, wanted)]
     out = {name: _by_prompt(prompts, values) for name, values in single.items()}
     if "diversity" in metrics:
@@ -135,8 +149,7 @@ def score_sets(out: Path, config: ImageConfig, shots: list[Shot], metrics: tuple
     sides = {name: [out / name / shot.file for shot in shots] for name in NAMES}
     against = [("student to teacher", sides["student"], sides["teacher"])]
     if config.reference:
-        real = sorted(path for path in Path(config.reference).rglob("*") if path.suffix.lower() in PICTURES)
-        against += [(f"{name} to {config.reference}", files, real) for name, files in sides.items()]
+        against += [(f"{name} to {config.reference}", files, _pictures(config)) for name, files in sides.items()]
     weights = Path(config.cache).resolve() / images.NEEDS["fid"][0].path
     side, cuda = min(config.video.height, config.video.width), torch.cuda.is_available()
     return {what: images.set_metrics(ours, theirs, wanted, weights, side=side, cuda=cuda) for what, ours, theirs in against}
@@ -203,6 +216,7 @@ def main() -> None:
         if not checked.ready:
             raise ValueError(f"nothing can be measured:\n{checked.describe()}")
         out, shots = place(args, "images"), shots_of(config)
+        check_shots(config, shots, checked.ready)
         world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last image
         if world.primary:
             print(checked.describe(), flush=True)

@@ -43,6 +43,8 @@ NEEDS = {
 }
 """Measures of single images first, then those of whole sets."""
 SET_METRICS = ("fid", "precision_recall")
+SMALLEST_SET = 4
+"""Every point needs three neighbours besides itself; FID's covariance needs more than one image."""
 
 
 class Clip:
@@ -121,9 +123,8 @@ def set_metrics(ours: Sequence[Path], theirs: Sequence[Path], metrics: Sequence[
     """"fid", "precision" and "recall" of a set of images against another, by torch-fidelity on Inception features."""
     import torch_fidelity
 
-    # Every point needs three neighbours besides itself; FID's covariance needs more than one image.
-    if min(len(ours), len(theirs)) < 4:
-        raise ValueError(f"{len(ours)} and {len(theirs)} images: compare sets of at least 4, and of thousands for figures to publish")
+    if min(len(ours), len(theirs)) < SMALLEST_SET:
+        raise ValueError(f"{len(ours)} and {len(theirs)} images: compare sets of at least {SMALLEST_SET}, and of thousands for figures to publish")
     found = torch_fidelity.calculate_metrics(
         input1=Pictures(ours, side), input2=Pictures(theirs, side), fid="fid" in metrics, prc="precision_recall" in metrics, cuda=cuda, verbose=False,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights), batch_size=32, save_cpu_ram=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdmvid.config import load_config
+from tdmvid.scoring.weights import Preflight
 from tdmvid.train.trainer import train
 
 PROMPTS = ['a "red" circle', "a blue square", "a red square"]
@@ -86,6 +87,20 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
     (other / "scheduler_config.json").write_text("{}")
     with pytest.raises(SystemExit, match="student holds videos of weights="):
         call("vbench_run", "--config", config, "--lora", other, "--out", tmp_path / "out", "--stage", "score")
+
+
+@pytest.mark.parametrize("metric, change, message", [
+    ("text", {}, 'none of .*plain.txt has words in "quotation marks"'),
+    ("fid", {"seeds": 1}, "compare sets of at least 4, these are 2 images"),
+    ("precision_recall", {"reference": "nowhere"}, "at least 4, these are 0 pictures in 'nowhere'"),
+])
+def test_what_could_not_be_measured_is_refused_before_it_is_sampled(tmp_path, student, call, monkeypatch, metric, change, message):
+    (tmp_path / "plain.txt").write_text("a red circle\na blue square\n")
+    monkeypatch.setattr("tdmvid.scoring.weights.preflight", lambda metrics, *_, **__: Preflight(tuple(metrics), {}, tmp_path))  # as if its files were there
+    config = settings(tmp_path, student, video={"frames": 1, "height": 32, "width": 32}, prompts=str(tmp_path / "plain.txt"), metrics=[metric], **change)
+    with pytest.raises(SystemExit, match=message):
+        call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_sampled_when_nothing_can_be_measured(tmp_path, student, call):
