@@ -10,6 +10,7 @@ Shapes: N images, D feature channels.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import subprocess
@@ -53,8 +54,11 @@ class Clip:
     def __init__(self, name: str, weights: Path | None, *, device: torch.device | str = "cpu", batch: int = 32):
         import open_clip
 
-        # Weights are loaded below: open_clip would unpickle what is no state of a model, too.
+        # Weights are loaded below: open_clip would unpickle what is no state of a model, too. It would also warn that there are none.
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
         self.model, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=None, device=device)
+        logging.disable(disabled)
         if weights is not None:
             self.model.load_state_dict(_state(weights))
         self.model.eval()
