@@ -94,7 +94,7 @@ def _other_files(facts: dict) -> list[str]:
     flow = f"without a workflow, as ComfyUI itself cannot sample this base: {lack}" if lack else "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
     where = {
         "comfyui": f"ComfyUI (into `models/loras`; {flow})",
-        "kohya": "sd-scripts, WebUI and others that read kohya's names",
+        "kohya": "programs that want kohya's names (`lora_unet_...`)",
     }
     rows = [f"* `{path}`: for {where[consumer]}" for consumer, path in facts.get("formats", {}).items()]
     return ["## For other programs", "\n".join(rows) + "\n\nUse strength 1.0, guidance (CFG) 1.0, and the steps of the table."] if rows else []

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tokens, TokenSharing, register
 from .cogvideox_parallel import share_tokens, use_xformers
-from .consumers import comfyui_cogvideox
+from .consumers import comfyui_cogvideox, kohya_cogvideox
 from .pipeline import VPBackbone
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
@@ -31,7 +31,7 @@ class CogVideoX(VPBackbone):
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     network_class, vae_class, ddim_class = CogVideoXTransformer3DModel, AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
-    lora_names = {"comfyui": comfyui_cogvideox}
+    lora_names = {"comfyui": comfyui_cogvideox, "kohya": kohya_cogvideox}
     comfyui_text, comfyui_latent = "cogvideox", "EmptyHunyuanLatentVideo"  # of 16 channels and the same compression
     comfyui_sampler = ("VOIDSampler", {})  # its CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
 

@@ -96,6 +96,13 @@ def test_diffusers_itself_reads_the_other_programs_file(student, bundle):
     torch.testing.assert_close(found, student.expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("student", ["StableDiffusion3Pipeline"], indirect=True, scope="module")
+def test_a_format_that_no_program_knows_for_the_family_is_refused(student, tmp_path):
+    with pytest.raises(ValueError, match="format 'kohya': no program that reads it knows StableDiffusion3Pipeline: choose from diffusers, comfyui"):
+        export_lora(tmp_path / "lora", settings=SETTINGS, formats=("kohya",), **student.common)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bundle):
     path, lack = bundle / "comfyui" / "workflow.json", student.backbone.comfyui_lack()
     assert len(load_file(next((bundle / "comfyui").glob("*.safetensors")))) > 5 and path.is_file() == (not lack)

@@ -202,7 +202,6 @@ def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoil
 
 @pytest.mark.parametrize("settings, options, message", [
     ({"checkpoint": "none"}, {}, "none is no checkpoint: give a folder step_"),
-    ({}, {"formats": ("kohya",)}, "format 'kohya': no program that reads it knows CogVideoXPipeline: choose from diffusers, comfyui"),
     ({}, {"formats": ("gguf",)}, "format 'gguf': choose from diffusers, comfyui, kohya"),
     ({}, {"rank": 4}, "rank is for a full fine-tune; this run trained a LoRA"),
 ])
@@ -279,7 +278,7 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
     assert json.loads((tmp_path / "b" / "export.json").read_text())["scheduler"]["name"] == "TrajectoryScheduler"
     for wrong, message in (
         (["--timesteps", "x"], "error: timesteps='x': numbers with commas"), ([], "error: timesteps or steps: give one of the two"),
-        (["--steps", "4", "--format", "kohya"], "error: format 'kohya'"),
+        (["--steps", "4", "--format", "gguf"], "error: format 'gguf'"),
     ):
         with pytest.raises(SystemExit, match=message):
             program("--published", tmp_path / "a" / LORA_FILE, *wrong, *common)
