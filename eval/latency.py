@@ -81,14 +81,16 @@ def table(found: dict, batch: int) -> str:
     ]
     for name, row in found["samplers"].items():
         cells = [f"{part['seconds'] / batch:.3g} ({100 * part['share']:.0f} %)" for part in row["stages"].values()]
+        cells += [f"{seconds / batch:.3g}" for seconds in (row["seconds"], row["end_to_end"]["seconds"])]
         peaks = [peak for peak in (row["peak"], row["end_to_end"]["peak"]) if peak is not None]
         peak = " / ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GiB" if peaks else "unknown"
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['seconds'] / batch:.3g} | {row['end_to_end']['seconds'] / batch:.3g} | {row['network_calls']} | {peak} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['network_calls']} | {peak} |")
     faster = [f"{found['faster'][key]:.1f} x" for key in (*STAGES, "all", "end_to_end")]
     lines += [f"| faster by | {' | '.join(faster)} | {found['fewer_calls']:.1f} x fewer | stage / whole call |"]
     for name, row in found["samplers"].items():
         if abs(row["unexplained"]) > AGREE:
-            lines.append(f"\nThe {name}'s whole call takes {100 * abs(row['unexplained']):.0f} % {'more' if row['unexplained'] > 0 else 'less'} than its stages together: quote the whole call.")
+            more = f"{100 * abs(row['unexplained']):.0f} % {'more' if row['unexplained'] > 0 else 'less'}"
+            lines.append(f"\nThe {name}'s whole call takes {more} than its stages together: quote the whole call.")
     return "\n".join(lines)
 
 

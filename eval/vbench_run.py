@@ -108,7 +108,7 @@ def gaps(student: Scores, teacher: Scores, compared: Collection[str]) -> tuple[s
     for name in student:
         empty = [side for side, scores in zip(NAMES, (student, teacher)) if not scores[name]]
         if empty:
-            out.append(f"{name}: no video of the {' or the '.join(empty)} is static, as its filter wants: no score, no difference, no total.")
+            out.append(f"{name}: no video of the {' or the '.join(empty)} is static, as its filter wants: no score of it, no difference, no total.")
         elif name not in compared:
             out.append(f"{name}: of no prompt could videos of both be scored: no difference, and none of totals.")
     return tuple(out)

@@ -91,7 +91,9 @@ def _python(backbone: Backbone, facts: dict) -> str:
 
 def _other_files(facts: dict) -> list[str]:
     lack = facts.get("comfyui_lack")
-    flow = f"without a workflow, as ComfyUI itself cannot sample this base: {lack}" if lack else "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
+    flow = "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
+    if lack:
+        flow = f"without a workflow, as ComfyUI itself cannot sample this base: {lack}"
     where = {
         "comfyui": f"ComfyUI (into `models/loras`; {flow})",
         "kohya": "programs that want kohya's names (`lora_unet_...`)",

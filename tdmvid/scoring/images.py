@@ -57,8 +57,10 @@ class Clip:
         # Weights are loaded below: open_clip would unpickle what is no state of a model, too. It would also warn that there are none.
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
-        self.model, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=None, device=device)
-        logging.disable(disabled)
+        try:
+            self.model, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=None, device=device)
+        finally:
+            logging.disable(disabled)
         if weights is not None:
             self.model.load_state_dict(_state(weights))
         self.model.eval()
