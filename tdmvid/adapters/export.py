@@ -57,7 +57,7 @@ def export_lora(
     """
     check_formats(formats, backbone)
     with replacing(folder) as written:
-        aside = written / Path(folder).name
+        aside = written / Path(folder).resolve().name
         aside.mkdir()
         layers = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
         layers, config = baked(layers, module.peft_config[ADAPTER], module, weights, grid.steps)
@@ -113,7 +113,7 @@ def _export_whole(
     check = _Check(backbone, grid, dtype, TOLERANCE[dtype], *samples)
     _cast(network, backbone, getattr(torch, dtype))
     with replacing(folder) as written:
-        aside = written / Path(folder).name
+        aside = written / Path(folder).resolve().name
         network.save_pretrained(aside)
         backbone.student_scheduler(grid).save_pretrained(aside)
         error = check.network(aside)
