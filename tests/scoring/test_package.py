@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import read_video, write_video
 from tdmvid.scoring.package import Environment, _static, ready, score_folder
-from tdmvid.scoring.suite import VBenchConfig, check_videos, load_suite, shots_of
+from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, load_suite, shots_of
 from tdmvid.scoring.vbench import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +80,35 @@ def test_vbench_s_own_suite_is_whole_and_its_names_fit_a_file_system():
     assert len(entries) == 946 and len({entry.prompt for entry in entries}) == 944
     assert len(shots_of(entries, 49)) == 944 * 5 + 75 * 20
     assert sum("temporal_flickering" in entry.dimensions for entry in entries) == 75
+
+
+RAFT = """
+import argparse, sys, torch
+from vbench.third_party.RAFT.core.raft import RAFT
+
+torch.manual_seed(0)
+state = torch.nn.DataParallel(RAFT(argparse.Namespace(small=False, mixed_precision=False, alternate_corr=False))).state_dict()
+state["module.update_block.flow_head.conv2.bias"].fill_(0.3)
+torch.save(state, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@needs_vbench
+def test_the_package_s_filter_may_keep_no_video(tmp_path):
+    """Random weights of its own RAFT, pushed to see motion everywhere."""
+    weights, videos = tmp_path / "cache" / "raft_model" / "models" / "raft-things.pth", tmp_path / "videos"
+    weights.parent.mkdir(parents=True)
+    subprocess.run([ENVIRONMENT / "bin" / "python", "-W", "ignore", "-c", RAFT, weights], check=True)
+    config = VBenchConfig(
+        dimensions=("temporal_flickering",), seeds=1, static_seeds=1, video=ClipSize(9, 128, 128, 8), environment=str(ENVIRONMENT), cache=str(tmp_path / "cache")
+    )
+    entries = [Entry("a red ring", ("temporal_flickering",), "a red ring", 1)]
+    files = [shot.file for shot in shots_of(entries, 9)]
+    for file in files:  # of 64 pixels RAFT makes nothing at all
+        write_video(videos / file, torch.rand(3, 9, 128, 128) * 2 - 1, fps=8)
+    checked = ready(config, entries)
+    assert checked.whole and score(tmp_path, (config, entries, checked, check_videos(videos, files, config.video))) == {"temporal_flickering": {}}
 
 
 def stand_in(folder: Path, body: str) -> Path:
