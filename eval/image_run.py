@@ -33,7 +33,7 @@ from tdmvid.sampling import Shot, plan_shots  # noqa: E402
 from tdmvid.scoring import images  # noqa: E402
 from tdmvid.scoring.intervals import Measure, mean_over_groups, paired_difference  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
-from tdmvid.scoring.sides import NAMES, sample_sides  # noqa: E402
+from tdmvid.scoring.sides import NAMES, foreign, sample_sides, scored_weights  # noqa: E402
 from tdmvid.scoring.suite import TeacherSampling, check_videos  # noqa: E402
 from tdmvid.scoring.weights import Preflight, preflight  # noqa: E402
 
@@ -91,6 +91,22 @@ def shots_of(config: ImageConfig) -> list[Shot]:
     return plan_shots(prompts[: config.limit or None], range(config.seeds), frames=1)
 
 
+def check_shots(config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> None:
+    """ValueError, before anything is sampled, for what the measures could not be taken of."""
+    if "text" in metrics and not any(images.wanted_text(shot.prompt) for shot in shots):
+        raise ValueError(f'metrics: text reads what prompts ask to be written, and none of {config.prompts} has words in "quotation marks"')
+    if set(images.SET_METRICS) & set(metrics):
+        sets = {"images": len(shots)} | ({f"pictures in {config.reference!r}": len(_pictures(config))} if config.reference else {})
+        for what, count in sets.items():
+            if count < images.SMALLEST_SET:
+                raise ValueError(f"metrics: fid and precision_recall compare sets of at least {images.SMALLEST_SET}, these are {count} {what}")
+
+
+def _pictures(config: ImageConfig) -> list[Path]:
+    """The real images."""
+    return sorted(path for path in Path(config.reference).rglob("*") if path.suffix.lower() in PICTURES)
+
+
 def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> Scores:
     """The measures of single images, averaged over each prompt's seeds."""
     cache, device = Path(config.cache).resolve(), "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,8 +123,6 @@ def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[s
             single["aesthetic"] = images.aesthetic(features, cache / images.NEEDS["aesthetic"][0].path).tolist()
     if "text" in metrics:
         wanted = [images.wanted_text(prompt) for prompt in prompts]
-        if not any(wanted):
-            raise ValueError(f'metrics: text reads what prompts ask to be written, and none of {config.prompts} has words in "quotation marks"')
         single["text"] = [images.legibility(file, text) if text else None for file, text in zip(files, wanted)]
     out = {name: _by_prompt(prompts, values) for name, values in single.items()}
     if "diversity" in metrics:
@@ -135,8 +149,7 @@ def score_sets(out: Path, config: ImageConfig, shots: list[Shot], metrics: tuple
     sides = {name: [out / name / shot.file for shot in shots] for name in NAMES}
     against = [("student to teacher", sides["student"], sides["teacher"])]
     if config.reference:
-        real = sorted(path for path in Path(config.reference).rglob("*") if path.suffix.lower() in PICTURES)
-        against += [(f"{name} to {config.reference}", files, real) for name, files in sides.items()]
+        against += [(f"{name} to {config.reference}", files, _pictures(config)) for name, files in sides.items()]
     weights = Path(config.cache).resolve() / images.NEEDS["fid"][0].path
     side, cuda = min(config.video.height, config.video.width), torch.cuda.is_available()
     return {what: images.set_metrics(ours, theirs, wanted, weights, side=side, cuda=cuda) for what, ours, theirs in against}
@@ -152,14 +165,14 @@ def differences(student: Scores, teacher: Scores) -> dict[str, Measure]:
     return {name: paired_difference(*(torch.tensor([side[name][prompt] for prompt in student[name]]) for side in (student, teacher))) for name in student}
 
 
-def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Preflight) -> Path:
-    """Score both sides and write results.json, .md and .html."""
+def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Preflight, *, said: tuple[str, ...]) -> Path:
+    """Score both sides and write results.json, .md and .html; said: what a reader must know."""
     for name in NAMES:
         check_videos(out / name, [shot.file for shot in shots], config.video)
     sides = {name: score(out / name, config, shots, checked.ready) for name in NAMES}
     sets = score_sets(out, config, shots, checked.ready)
     student, teacher = (sides[name] for name in NAMES)
-    notes = (f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()
+    notes = (*((f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()), *said)
     figures = tuple(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}" for what, found in sets.items())
     size = config.video
     protocol = (
@@ -168,7 +181,7 @@ def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Prefligh
     )
     result = Result(
         title=f"Images: {out.resolve().parent.name}", protocol=protocol, notes=notes, names=NAMES, scores=(measures(student), measures(teacher)),
-        differences=differences(student, teacher), figures=figures, percent=False, facts={"config": to_dict(config), "sets": sets},
+        differences=differences(student, teacher), figures=figures, percent=False, facts={"weights": scored_weights(out), "config": to_dict(config), "sets": sets},
     )
     page = write_result(out, result, _pairs(out, shots, student, teacher), shown=config.pairs)
     print((out / "results.md").read_text())
@@ -203,6 +216,7 @@ def main() -> None:
         if not checked.ready:
             raise ValueError(f"nothing can be measured:\n{checked.describe()}")
         out, shots = place(args, "images"), shots_of(config)
+        check_shots(config, shots, checked.ready)
         world = launch.start("auto", timeout_minutes=24 * 60)  # ranks wait for the slowest one's last image
         if world.primary:
             print(checked.describe(), flush=True)
@@ -211,7 +225,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         if world.primary:
             write_json(out / "config.json", to_dict(config))
-            print(f"results: {compare(out, config, shots, checked)}")
+            print(f"results: {compare(out, config, shots, checked, said=foreign(config, args.lora))}")
     except (ValueError, OSError, RuntimeError, json.JSONDecodeError) as error:
         sys.exit(f"error: {error}")
 

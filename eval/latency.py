@@ -1,10 +1,11 @@
-"""Seconds and peak memory of a student beside its teacher: text encoder, denoiser, autoencoder, and all together.
+"""Seconds and peak memory of a student beside its teacher: text encoder, denoiser, autoencoder, and one whole call.
 
     python eval/latency.py --lora runs/X/lora --steps 50 --cfg 6
     python eval/latency.py --lora runs/X/lora --model THUDM/CogVideoX-2b --size 49x480x720 --batch 1 --repeats 5
 
 With few steps the autoencoder can take most of the time: the speed-up of the whole is then far
-below the ratio of network calls, which is why both are printed.
+below the ratio of network calls, which is why both are printed. "All" is the sum of the stages, "end to
+end" one stock call from a prompt to pictures, everything on the device; where they disagree, it is said.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tdmvid.sampling import load_for_sampling, noise  # noqa: E402
 from tdmvid.scoring.latency import Stage, measure  # noqa: E402
 
 STAGES = ("text", "denoiser", "autoencoder")
+AGREE = 0.1
+"""Share by which a whole call may differ from the sum of its stages without being mentioned."""
 
 
 def stages(backbone: Backbone, student: Path | None, prompts: list[str], *, steps: int, cfg: float, repeats: int) -> dict[str, Stage]:
@@ -48,29 +51,47 @@ def stages(backbone: Backbone, student: Path | None, prompts: list[str], *, step
     return timed
 
 
-def compare(timed: dict[str, dict[str, Stage]], calls: dict[str, int]) -> dict:
-    """Both samplers' stages with sums and shares, and how many times faster the student is."""
+def end_to_end(backbone: Backbone, student: Path | None, prompts: list[str], *, steps: int, cfg: float, repeats: int) -> Stage:
+    """The stock pipeline's call as a user makes it, from prompts to pictures."""
+    pipeline = use_student(backbone, student, whole=True)
+    return measure(lambda: backbone.stock_videos(pipeline, prompts, steps=steps, cfg=cfg), backbone.device, repeats=repeats)
+
+
+def compare(timed: dict[str, dict[str, Stage]], calls: dict[str, int], whole: dict[str, Stage]) -> dict:
+    """Both samplers' stages with sums and shares, their whole calls, and how many times faster the student is."""
     rows = {}
     for name, parts in timed.items():
         total = sum(stage.seconds for stage in parts.values())
         rows[name] = {
             "network_calls": calls[name], "seconds": total, "peak": max((stage.peak for stage in parts.values() if stage.peak), default=None),
             "stages": {key: asdict(stage) | {"share": stage.seconds / total} for key, stage in parts.items()},
+            "end_to_end": asdict(whole[name]), "unexplained": whole[name].seconds / total - 1,
         }
     teacher, student = timed["teacher"], timed["student"]
-    faster = {key: teacher[key].seconds / student[key].seconds for key in STAGES} | {"all": rows["teacher"]["seconds"] / rows["student"]["seconds"]}
+    faster = {key: teacher[key].seconds / student[key].seconds for key in STAGES} | {
+        "all": rows["teacher"]["seconds"] / rows["student"]["seconds"], "end_to_end": whole["teacher"].seconds / whole["student"].seconds,
+    }
     return {"samplers": rows, "faster": faster, "fewer_calls": calls["teacher"] / calls["student"]}
 
 
 def table(found: dict, batch: int) -> str:
-    """Markdown: seconds per video, share and peak memory of every stage."""
-    lines = ["| seconds per video | text | denoiser | autoencoder | all | network calls | peak memory |", "|---|---|---|---|---|---|---|"]
+    """Markdown: seconds per video, share and peak memory of every stage, and what a whole call says of their sum."""
+    lines = [
+        "| seconds per video | text | denoiser | autoencoder | all | end to end | network calls | peak memory |", "|---|---|---|---|---|---|---|---|",
+    ]
     for name, row in found["samplers"].items():
         cells = [f"{part['seconds'] / batch:.3g} ({100 * part['share']:.0f} %)" for part in row["stages"].values()]
-        peak = "unknown" if row["peak"] is None else f"{row['peak'] / 2**30:.2f} GiB"
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['seconds'] / batch:.3g} | {row['network_calls']} | {peak} |")
-    faster = [f"{found['faster'][key]:.1f} x" for key in (*STAGES, "all")]
-    return "\n".join([*lines, f"| faster by | {' | '.join(faster)} | {found['fewer_calls']:.1f} x fewer | |"])
+        cells += [f"{seconds / batch:.3g}" for seconds in (row["seconds"], row["end_to_end"]["seconds"])]
+        peaks = [peak for peak in (row["peak"], row["end_to_end"]["peak"]) if peak is not None]
+        peak = " / ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GiB" if peaks else "unknown"
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['network_calls']} | {peak} |")
+    faster = [f"{found['faster'][key]:.1f} x" for key in (*STAGES, "all", "end_to_end")]
+    lines += [f"| faster by | {' | '.join(faster)} | {found['fewer_calls']:.1f} x fewer | stage / whole call |"]
+    for name, row in found["samplers"].items():
+        if abs(row["unexplained"]) > AGREE:
+            more = f"{100 * abs(row['unexplained']):.0f} % {'more' if row['unexplained'] > 0 else 'less'}"
+            lines.append(f"\nThe {name}'s whole call takes {more} than its stages together: quote the whole call.")
+    return "\n".join(lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -99,13 +120,14 @@ def main() -> None:
         if args.batch < 1:
             raise ValueError(f"--batch {args.batch}: at least 1")
         prompts = [args.prompt] * args.batch
-        timed = {
-            "teacher": stages(backbone, None, prompts, steps=args.steps, cfg=args.cfg, repeats=args.repeats),
-            "student": stages(backbone, args.lora, prompts, steps=steps, cfg=1.0, repeats=args.repeats),
-        }
+        samplers = {"teacher": (None, args.steps, args.cfg), "student": (args.lora, steps, 1.0)}
+        timed, whole = (
+            {name: time(backbone, student, prompts, steps=k, cfg=cfg, repeats=args.repeats) for name, (student, k, cfg) in samplers.items()}
+            for time in (stages, end_to_end)
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    found = compare(timed, {"teacher": args.steps * (1 if args.cfg == 1 else 2), "student": steps})
+    found = compare(timed, {"teacher": args.steps * (1 if args.cfg == 1 else 2), "student": steps}, whole)
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     machine = f"{device}; torch {torch.__version__}, {platform.platform()}"
     found |= {"machine": machine, "model": asdict(backbone.config), "video": asdict(backbone.size), "batch": args.batch}

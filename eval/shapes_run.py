@@ -29,6 +29,7 @@ from tqdm import tqdm  # noqa: E402
 from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, load_backbone  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.diffusion.denoiser import Cond  # noqa: E402
+from tdmvid.sampling import weights_of  # noqa: E402
 from tdmvid.train.report import write_report  # noqa: E402
 
 COLUMNS = [
@@ -164,7 +165,7 @@ def main() -> None:
     if args.json:
         write_json(args.json, scores)
     if args.run:
-        scores["checks"] = checks(scores["samplers"])
+        scores |= {"checks": checks(scores["samplers"]), "weights": weights_of(args.run / "lora")}
         write_json(args.run / "scores.json", scores)
         for check in scores["checks"]:
             print(f"{'kept  ' if check['passed'] else 'MISSED'}  {check['claim']}: {check['value']}")

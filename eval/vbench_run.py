@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,7 +28,7 @@ from tdmvid.options import add_evaluation, place  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.scoring.package import Environment, ready, score_folder  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
-from tdmvid.scoring.sides import NAMES, check_sides, sample_sides  # noqa: E402
+from tdmvid.scoring.sides import NAMES, check_sides, foreign, sample_sides, scored_weights  # noqa: E402
 from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of  # noqa: E402
 from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, Scores  # noqa: E402
 from tdmvid.scoring.weights import Preflight  # noqa: E402
@@ -46,8 +47,8 @@ def score(out: Path, config: VBenchConfig, entries: list[Entry], checked: Prefli
     return scores
 
 
-def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight, scores: dict[str, Scores]) -> Path:
-    """results.json, .md and .html."""
+def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight, scores: dict[str, Scores], *, said: tuple[str, ...] = ()) -> Path:
+    """results.json, .md and .html; said: what else a reader must know."""
     prompts = {file: entry.prompt for entry in entries for file in files_of(entry, config.video.frames)}
     dimensions: dict[str, frozenset[str]] = {}
     for entry in entries:
@@ -59,10 +60,11 @@ def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Pref
     if warnings:  # the totals of part of the suite look like those of the whole
         measures = tuple({name: side[name] for name in side if name in DIMENSIONS} for side in measures)
     result = Result(
-        title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}", protocol=protocol(config, entries), notes=warnings,
+        title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}", protocol=protocol(config, entries),
+        notes=(*warnings, *gaps(student, teacher, measures[2]), *said),
         names=NAMES, scores=measures[:2], differences=measures[2],
         facts={
-            "config": to_dict(config), "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},
+            "weights": scored_weights(out), "config": to_dict(config), "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},
             "left_out": {name: [need.path for need in needs] for name, needs in checked.missing.items()},
         },
     )
@@ -98,6 +100,18 @@ def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
     if not config.custom and not config.static_filter and "temporal_flickering" in checked.ready:
         out.append("temporal_flickering is of unfiltered videos, unlike VBench's protocol.")
     return (*out, "So there is no total.") if out else ()
+
+
+def gaps(student: Scores, teacher: Scores, compared: Collection[str]) -> tuple[str, ...]:
+    """Why a dimension that was scored has no figure or no difference: the package leaves out videos that move, or lack the object."""
+    out = []
+    for name in student:
+        empty = [side for side, scores in zip(NAMES, (student, teacher)) if not scores[name]]
+        if empty:
+            out.append(f"{name}: no video of the {' or the '.join(empty)} is static, as its filter wants: no score of it, no difference, no total.")
+        elif name not in compared:
+            out.append(f"{name}: of no prompt could videos of both be scored: no difference, and none of totals.")
+    return tuple(out)
 
 
 def _pairs(out: Path, prompts: dict[str, str], student: Scores, teacher: Scores) -> list[Pair]:
@@ -142,7 +156,7 @@ def main() -> None:
         if args.stage != "sample":
             check_sides(out, config, args.lora)
             write_json(out / "config.json", to_dict(config))
-            print(f"results: {compare(out, config, entries, checked, score(out, config, entries, checked))}")
+            print(f"results: {compare(out, config, entries, checked, score(out, config, entries, checked), said=foreign(config, args.lora))}")
     except (ValueError, OSError, RuntimeError, json.JSONDecodeError) as error:
         sys.exit(f"error: {error}")
 

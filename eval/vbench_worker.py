@@ -19,6 +19,10 @@ NAME = "scores"
 STATIC_VIDEOS = 5  # of each prompt, that temporal_flickering is measured on
 
 
+class NoVideo(Exception):
+    """The filter keeps no video at all: the package would divide by their number."""
+
+
 def prepare(request: dict, out: Path) -> None:
     """Environment of the package's own loaders, before it is imported."""
     cache = Path(request["cache"])
@@ -133,14 +137,19 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
                 listed = static_only(listed, Path(request["cache"]), device)
             path = out / f"{NAME}_full_info.json"
             path.write_text(json.dumps(listed))
+            if not any(entry["video_list"] for entry in listed):
+                raise NoVideo
             return str(path)
 
     (out / "entries.json").write_text(json.dumps(entries))  # where VBench-Long looks up how to cut a video
     scorer = Listed(device, str(out / "entries.json"), str(out))
     mode = "long_vbench_standard" if request["long"] else "vbench_standard"
-    scorer.evaluate(
-        str(folder), NAME, dimension_list=request["dimensions"], local=True, mode=mode, imaging_quality_preprocessing_mode="longer", **settings
-    )
+    try:
+        scorer.evaluate(
+            str(folder), NAME, dimension_list=request["dimensions"], local=True, mode=mode, imaging_quality_preprocessing_mode="longer", **settings
+        )
+    except NoVideo:
+        (out / f"{NAME}_eval_results.json").write_text(json.dumps(dict.fromkeys(request["dimensions"], [None, []])))
 
 
 def main() -> None:

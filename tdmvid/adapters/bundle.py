@@ -31,12 +31,12 @@ def stock_defaults(backbone: Backbone) -> tuple[int, float]:
     return call["num_inference_steps"].default, float(call["guidance_scale"].default)
 
 
-def use_student(backbone: Backbone, folder: Path | None):
+def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False):
     """The stock pipeline with the LoRA or network of `folder` and the scheduler beside it; the teacher for None.
 
-    It shares the backbone's weights, and leaves them as they are.
+    It shares the backbone's weights, and leaves them as they are. whole: with text encoder and autoencoder.
     """
-    pipeline = backbone.stock_pipeline()
+    pipeline = backbone.whole_pipeline() if whole else backbone.stock_pipeline()
     pipeline.register_modules(**{backbone.network_folder: shared_copy(backbone.network)})
     if folder is None:
         return pipeline

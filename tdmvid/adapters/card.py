@@ -18,7 +18,9 @@ class Story:
     config: dict = field(default_factory=dict)
     """The run's resolved config."""
     scores: dict = field(default_factory=dict)
-    """The run's scores.json."""
+    """The run's scores.json, if it is of these weights."""
+    results: tuple[str, ...] = ()
+    """The results.md of evaluations of these weights."""
     origin: str = "Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674)."
     prompts: tuple[str, ...] = ()
     """Of the check's samples: with them, their videos are part of the bundle."""
@@ -37,7 +39,7 @@ def write_card(folder: Path, backbone: Backbone, facts: dict, story: Story, samp
     parts = [
         _front_matter(backbone, facts), f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {backbone.config.path}", story.origin,
         _settings(backbone, facts), "## In diffusers", _python(backbone, facts),
-        *_other_files(facts), *_samples(samples, story.prompts), *_scores(story.scores), *_recipe(story.config), "## Licence", _licence(backbone),
+        *_other_files(facts), *_samples(samples, story.prompts), *_scores(story), *_recipe(story.config), "## Licence", _licence(backbone),
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
@@ -88,9 +90,13 @@ def _python(backbone: Backbone, facts: dict) -> str:
 
 
 def _other_files(facts: dict) -> list[str]:
+    lack = facts.get("comfyui_lack")
+    flow = "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
+    if lack:
+        flow = f"without a workflow, as ComfyUI itself cannot sample this base: {lack}"
     where = {
-        "comfyui": "ComfyUI (into `models/loras`; `comfyui/workflow.json` is a workflow in API format with the trained sigmas)",
-        "kohya": "sd-scripts, WebUI and others that read kohya's names",
+        "comfyui": f"ComfyUI (into `models/loras`; {flow})",
+        "kohya": "programs that want kohya's names (`lora_unet_...`)",
     }
     rows = [f"* `{path}`: for {where[consumer]}" for consumer, path in facts.get("formats", {}).items()]
     return ["## For other programs", "\n".join(rows) + "\n\nUse strength 1.0, guidance (CFG) 1.0, and the steps of the table."] if rows else []
@@ -100,15 +106,19 @@ def _samples(samples: list[str], prompts: tuple[str, ...]) -> list[str]:
     return ["## Samples", "\n".join(f"* [{prompt}]({name})" for prompt, name in zip(prompts, samples))] if samples else []
 
 
-def _scores(scores: dict) -> list[str]:
-    columns, rows = scores.get("columns", []), scores.get("samplers", [])
-    if not columns or not rows:
-        return []
-    table = ["| sampler | NFE | " + " | ".join(column["label"] for column in columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for row in rows:
+def _scores(story: Story) -> list[str]:
+    tables = [_table(story.scores)] if story.scores.get("samplers") else []
+    tables += [re.sub(r"^# ", "### ", text, flags=re.M).strip() for text in story.results]
+    return ["## Scores", *tables] if tables else []
+
+
+def _table(scores: dict) -> str:
+    columns = scores["columns"]
+    rows = ["| sampler | NFE | " + " | ".join(column["label"] for column in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for row in scores["samplers"]:
         cells = [_cell(row["metrics"].get(column["key"]), column.get("unit", "")) for column in columns]
-        table.append(f"| {row['name']} | {row.get('nfe', '')} | " + " | ".join(cells) + " |")
-    return ["## Scores", "\n".join(table) + f"\n\n{scores.get('protocol', '')}"]
+        rows.append(f"| {row['name']} | {row.get('nfe', '')} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + f"\n\n{scores.get('protocol', '')}"
 
 
 def _cell(metric: dict | None, unit: str) -> str:

@@ -162,6 +162,8 @@ class Backbone(ABC):
     comfyui_text: ClassVar[str] = ""
     comfyui_latent: ClassVar[str] = ""
     """Type of ComfyUI's CLIPLoader (empty: the base is one checkpoint file) and its node for empty latents (empty: no workflow is written)."""
+    comfyui_sampler: ClassVar[tuple[str, dict]] = ("KSamplerSelect", {"sampler_name": "euler"})
+    """ComfyUI's node for a deterministic step over explicit sigmas: of most models, Euler's is that of DDIM."""
     process: Process
     network: nn.Module
 
@@ -237,6 +239,10 @@ class Backbone(ABC):
         """The stock diffusers pipeline of this teacher, without text encoder and autoencoder."""
 
     @abstractmethod
+    def whole_pipeline(self):
+        """The stock pipeline with all its parts, around `network`."""
+
+    @abstractmethod
     def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
         """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
 
@@ -253,8 +259,24 @@ class Backbone(ABC):
         """Final latents of the stock pipeline from noise z: [B, ...]; cfg = 1 is no guidance."""
 
     @abstractmethod
+    def stock_videos(self, pipeline, prompts: list[str], *, steps: int, cfg: float):
+        """What a user gets from one call of a whole pipeline: its own kind of videos or images, one a prompt."""
+
+    @abstractmethod
     def stock_call(self) -> str:
         """The arguments of a stock call beyond prompt, steps and guidance, as Python source."""
+
+    def comfyui_lack(self) -> str:
+        """Why ComfyUI cannot sample this base as it was trained, so that no workflow is written; empty if it can."""
+        return "" if self.comfyui_latent else f"no workflow of {self.pipeline_class} is known"
+
+    def comfyui_patch(self) -> tuple[str, dict] | None:
+        """ComfyUI's node that tells it what it cannot see in the file of this base."""
+        return None
+
+    def comfyui_frames(self) -> tuple[int, int]:
+        """Frames to ask ComfyUI's empty latents for, and how many latent frames in front are cut before decoding."""
+        return self.size.frames, 0
 
     # What follows needs configs only: it is what a plan is made of.
 

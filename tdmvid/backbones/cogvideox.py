@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
 from .cogvideox_parallel import share_tokens, use_float32, use_xformers
-from .consumers import comfyui_cogvideox
+from .consumers import comfyui_cogvideox, kohya_cogvideox
 from .pipeline import VPBackbone
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
@@ -31,8 +31,9 @@ class CogVideoX(VPBackbone):
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     network_class, vae_class, ddim_class = CogVideoXTransformer3DModel, AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
-    lora_names = {"comfyui": comfyui_cogvideox}
+    lora_names = {"comfyui": comfyui_cogvideox, "kohya": kohya_cogvideox}
     comfyui_text, comfyui_latent = "cogvideox", "EmptyHunyuanLatentVideo"  # of 16 channels and the same compression
+    comfyui_sampler = ("VOIDSampler", {})  # its CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
         super().__init__(folder, config, size, device)
@@ -53,6 +54,18 @@ class CogVideoX(VPBackbone):
         if self._rotary is None:
             self._rotary = rotary_embedding(self.network, self._clip, x_t.device)
         return self._rotary
+
+    def comfyui_lack(self) -> str:
+        shift, wrapper = self.read_scheduler(self.folder).config.snr_shift_scale, "; ComfyUI-CogVideoXWrapper, with the diffusers file, can"
+        if shift != 1:
+            return f"its noise levels of every CogVideoX are those without snr_shift_scale, this base has {shift:g}{wrapper}"
+        if self.network.config.patch_size_t is None:
+            return f"its positions of every CogVideoX but 1.5 are stretched{wrapper}"
+        return ""
+
+    def comfyui_frames(self) -> tuple[int, int]:
+        extra = self._clip.extra_frames
+        return self.size.frames + extra * self._clip.temporal, extra
 
     @staticmethod
     def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:

@@ -3,7 +3,8 @@
 A family names its consumers in `Backbone.lora_names`: consumer -> function from a diffusers
 module name ("transformer_blocks.0.attn1.to_q") to that stem. Read from the consumers' own
 loaders: ComfyUI's comfy/lora.py (`model_lora_keys_unet`), the model files in its comfy/ldm, and
-networks/lora.py of kohya-ss/sd-scripts.
+networks/lora.py of kohya-ss/sd-scripts. A family has kohya's names where a program reads them: those of
+CogVideoX and Wan are read by ComfyUI, and Wan's are those of musubi-tuner.
 """
 
 from __future__ import annotations
@@ -47,3 +48,17 @@ def comfyui_wan(name: str) -> str:
         return f"diffusion_model.{match[1]}.{'self_attn' if match[2] == '1' else 'cross_attn'}.{_WAN.get(match[3], match[3])}"
     name = name.replace("ffn.net.0.proj", "ffn.0").replace("ffn.net.2", "ffn.2")
     return f"diffusion_model.{_WAN_OUTSIDE.get(name, name)}"
+
+
+def kohya_cogvideox(name: str) -> str:
+    """CogVideoX: lora_unet_ and ComfyUI's name with underscores."""
+    return _underscored(comfyui_cogvideox(name))
+
+
+def kohya_wan(name: str) -> str:
+    """Wan: lora_unet_ and the original repository's name with underscores."""
+    return _underscored(comfyui_wan(name))
+
+
+def _underscored(stem: str) -> str:
+    return "lora_unet_" + stem.removeprefix("diffusion_model.").replace(".", "_")

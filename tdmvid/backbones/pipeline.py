@@ -123,6 +123,16 @@ class PipelineBackbone(Backbone):
     def stock_pipeline(self) -> DiffusionPipeline:
         return self._pipeline(*self.text_parts, "vae")
 
+    def absent_parts(self) -> list[str]:
+        """Components that the folder leaves out, though its pipeline has a place for them."""
+        return []
+
+    def whole_pipeline(self) -> DiffusionPipeline:
+        return self._pipeline(*self.absent_parts(), **{self.network_folder: self.network, "vae": self.vae})
+
+    def stock_videos(self, pipeline: DiffusionPipeline, prompts: list[str], *, steps: int, cfg: float):
+        return pipeline(prompts, guidance_scale=cfg, num_inference_steps=steps, return_dict=False, **self.stock_arguments())[0]
+
     def stock_latents(
         self, pipeline: DiffusionPipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None
     ) -> Tensor:

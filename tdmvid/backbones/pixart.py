@@ -38,6 +38,11 @@ class PixArt(Images, VPBackbone):
     lora_names = {"comfyui": comfyui_transformer}
     comfyui_text, comfyui_latent = "pixart", "EmptyLatentImage"
 
+    def comfyui_lack(self) -> str:
+        if self.network.use_additional_conditions:
+            return ""
+        return "it takes a PixArt-alpha without conditions on its size for a PixArt-Sigma, whose latents have another scale"
+
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {
             "hidden_states": x_t, "timestep": self.process.timestep(t), "encoder_hidden_states": cond["prompt_embeds"],

@@ -47,8 +47,11 @@ class StableDiffusion3(Images, FlowBackbone):
     def text(self) -> DiffusionPipeline:
         """The pipeline's text encoders, with the network, whose config has the width of an encoder that is left out."""
         if self._text is None:
-            self._text = self._pipeline("vae", *absent_parts(self.folder), transformer=self.network)
+            self._text = self._pipeline("vae", *self.absent_parts(), transformer=self.network)
         return self._text
+
+    def absent_parts(self) -> list[str]:
+        return absent_parts(self.folder)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():

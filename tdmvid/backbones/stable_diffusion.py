@@ -41,6 +41,11 @@ class StableDiffusion(Images, VPBackbone):
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {"sample": x_t, "timestep": self.process.timestep(t), "encoder_hidden_states": cond["prompt_embeds"]}
 
+    def comfyui_patch(self) -> tuple[str, dict] | None:
+        if self.prediction_type == "epsilon":
+            return None
+        return "ModelSamplingDiscrete", {"sampling": self.prediction_type, "zsnr": bool(self.read_scheduler(self.folder).config.rescale_betas_zero_snr)}
+
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
             embeds, _ = self.text.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
 from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
-from .consumers import comfyui_wan
+from .consumers import comfyui_wan, kohya_wan
 from .flow import FlowBackbone
 from .wan_parallel import share_tokens
 
@@ -32,7 +32,7 @@ class Wan(FlowBackbone):
     pipeline_class = "WanPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
-    lora_names = {"comfyui": comfyui_wan}
+    lora_names = {"comfyui": comfyui_wan, "kohya": kohya_wan}
     comfyui_text, comfyui_latent = "wan", "EmptyHunyuanLatentVideo"
 
     def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):

@@ -10,6 +10,7 @@ Shapes: N images, D feature channels.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import subprocess
@@ -43,6 +44,8 @@ NEEDS = {
 }
 """Measures of single images first, then those of whole sets."""
 SET_METRICS = ("fid", "precision_recall")
+SMALLEST_SET = 4
+"""Every point needs three neighbours besides itself; FID's covariance needs more than one image."""
 
 
 class Clip:
@@ -51,8 +54,13 @@ class Clip:
     def __init__(self, name: str, weights: Path | None, *, device: torch.device | str = "cpu", batch: int = 32):
         import open_clip
 
-        # Weights are loaded below: open_clip would unpickle what is no state of a model, too.
-        self.model, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=None, device=device)
+        # Weights are loaded below: open_clip would unpickle what is no state of a model, too. It would also warn that there are none.
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            self.model, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=None, device=device)
+        finally:
+            logging.disable(disabled)
         if weights is not None:
             self.model.load_state_dict(_state(weights))
         self.model.eval()
@@ -121,9 +129,8 @@ def set_metrics(ours: Sequence[Path], theirs: Sequence[Path], metrics: Sequence[
     """"fid", "precision" and "recall" of a set of images against another, by torch-fidelity on Inception features."""
     import torch_fidelity
 
-    # Every point needs three neighbours besides itself; FID's covariance needs more than one image.
-    if min(len(ours), len(theirs)) < 4:
-        raise ValueError(f"{len(ours)} and {len(theirs)} images: compare sets of at least 4, and of thousands for figures to publish")
+    if min(len(ours), len(theirs)) < SMALLEST_SET:
+        raise ValueError(f"{len(ours)} and {len(theirs)} images: compare sets of at least {SMALLEST_SET}, and of thousands for figures to publish")
     found = torch_fidelity.calculate_metrics(
         input1=Pictures(ours, side), input2=Pictures(theirs, side), fid="fid" in metrics, prc="precision_recall" in metrics, cuda=cuda, verbose=False,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights), batch_size=32, save_cpu_ram=True,

@@ -67,6 +67,7 @@ def score_folder(
 ) -> Scores:
     """Scores of the videos in a folder on all dimensions that are ready; RuntimeError names those whose worker crashed.
 
+    temporal_flickering has none where the filter finds no static video.
     digests: what `check_videos` returned. devices: "cpu", or CUDA device numbers, one worker each.
     """
     python, free = Environment(Path(config.environment)).python, queue.SimpleQueue()
@@ -132,9 +133,7 @@ def _work(name: str, python: Path, device: str, request: Path) -> None:
 
 
 def _static(out: Path, files: Mapping[str, str]) -> list[str]:
-    """The videos that the filter kept; ValueError if it kept none."""
+    """The videos that the filter kept; possibly none."""
     kept = {Path(path) for entry in json.loads((out / "scores_full_info.json").read_text()) for path in entry["video_list"]}
     names = {path.parent.name + ".mp4" if "split_clip" in path.parts else path.name for path in kept}
-    if not names:
-        raise ValueError("temporal_flickering: none of the videos is static, so there is nothing to measure it on: score with static_filter=false")
     return [file for file in files if file in names]

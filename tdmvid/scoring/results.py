@@ -73,11 +73,9 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
         value, low, high = (format(scale * x, f"{sign}.{unit}f") for x in (measure.value, measure.low, measure.high))
         return f"{value} [{low}, {high}]"
 
-    ours, theirs = result.scores
-    return [
-        (name, text(ours[name]), text(theirs[name]) if name in theirs else "–", text(result.differences[name], "+") if name in result.differences else "–")
-        for name in ours
-    ]
+    columns = (*((side, "") for side in result.scores), (result.differences, "+"))
+    names = dict.fromkeys(name for side in result.scores for name in side)
+    return [(name, *(text(side[name], sign) if name in side else "–" for side, sign in columns)) for name in names]
 
 
 def markdown(result: Result) -> str:

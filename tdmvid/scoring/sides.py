@@ -42,21 +42,37 @@ def sample_sides(out: Path, shots: list[Shot], config: SidesConfig, student: Pat
 def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
     """ValueError if the videos in `out` are of another student, teacher or size than these."""
     teacher = {"steps": config.teacher.steps, "cfg": config.teacher.cfg, "weights": None}
+    base = {"model": config.model.path} if config.model.path else {}
     for name, wanted in zip(NAMES, ({"weights": weights_of(student)}, teacher)):
         path = out / name / SETTINGS
         if not path.is_file():
             raise ValueError(f"{path.parent} has no {SETTINGS}: sample first (--stage sample), or give another --out")
         there = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in (wanted | {"video": asdict(config.video)}).items():
+        there["model"] = there["model"]["path"]
+        for key, value in (wanted | base | {"video": asdict(config.video)}).items():
             if there.get(key) != value:
                 raise ValueError(f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the same, or another --out")
 
 
+def scored_weights(out: Path) -> str:
+    """Identifies the student whose samples lie in `out`: `sampling.weights_of` its folder."""
+    return json.loads((out / NAMES[0] / SETTINGS).read_text(encoding="utf-8"))["weights"]
+
+
+def foreign(config: SidesConfig, student: Path) -> tuple[str, ...]:
+    """What the config has otherwise than the student's training: to be said beside every figure."""
+    trained, size = read_facts(student), asdict(config.video)
+    pairs = (("base", trained.get("model", {}).get("path"), config.model.path), ("size", _words(trained.get("video")), _words(size)))
+    return tuple(f"The student was trained on {what} {own}, and is scored on {asked}." for what, own, asked in pairs if own and asked and own != asked)
+
+
+def _words(size: dict | None) -> str:
+    return "" if not size else "{frames} x {height} x {width}".format(**size) + (f" at {size['fps']} fps" if size["frames"] > 1 else "")
+
+
 def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbone:
-    trained = read_facts(student)
-    for what, own, asked in (("base", trained.get("model", {}).get("path"), config.model.path), ("size", trained.get("video"), asdict(config.video))):
-        if world.primary and own and asked and own != asked:
-            print(f"the student's own {what} is {own}, it is scored with the config's: {asked}")
+    for line in foreign(config, student) if world.primary else ():
+        print(line, flush=True)
     if config.model.path:
         return load_backbone(config.model, config.video, device=world.device)
     size = config.video

@@ -112,7 +112,8 @@ def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
         if bad:
             raise ValueError(f"{path}: {name} of {bad[0]!r} is {scores[bad[0]]}: look at that video")
         out[name] = {file: scores[file] for file in files}
-        _check_mean(path, name, float(results[name][0]), list(out[name].values()), [v for values in clips.values() for v in values])
+        if files:  # the filter of temporal_flickering may keep none
+            _check_mean(path, name, float(results[name][0]), list(out[name].values()), [v for values in clips.values() for v in values])
     return out
 
 
@@ -149,9 +150,9 @@ class Bootstrap:
             self.weight.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
 
     def means(self, scores: Scores) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Dimensions and totals: their values, and what each is in every resample [R]."""
+        """Dimensions that have videos, and totals: their values, and what each is in every resample [R]."""
         values, resampled = {}, {}
-        for name, videos in scores.items():
+        for name, videos in ((name, videos) for name, videos in scores.items() if videos):
             sums, counts = torch.zeros(2, len(self.index), dtype=torch.float64)
             for file, score in videos.items():
                 sums[self.index[self.files[file]]] += score
@@ -190,4 +191,4 @@ class Bootstrap:
             if mine != theirs and name != "temporal_flickering" and not DIMENSIONS[name].skips:
                 raise ValueError(f"{name}: the two sides were not scored on the same prompts: score both with the same configuration")
             out[name] = {file: score for file, score in videos.items() if self.files[file] in common}
-        return {name: videos for name, videos in out.items() if videos}
+        return out

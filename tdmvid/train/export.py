@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..adapters.bundle import read_facts
 from ..adapters.card import Story
-from ..adapters.export import check_formats, export_fused, export_lora, export_network
+from ..adapters.export import check_formats, export_fused, export_lora, export_network, replacing
 from ..adapters.extract import adapt, extract, read_published
 from ..adapters.lora import LoraSettings, attach
 from ..adapters.step_condition import NAME, condition_on_steps, told
@@ -26,7 +26,7 @@ from ..config import RunConfig, load_config
 from ..data.prompts import read_prompts
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
-from ..sampling import noise
+from ..sampling import noise, weights_of
 from .checkpoint import Checkpoints, whole
 
 
@@ -64,8 +64,8 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     tensors, step = _student(run, checkpoint, weights, config)
     backbone = load_backbone(config.model, config.video, device=_device())
     story = Story(_plain_config(run), prompts=options.prompts or _prompts(config))
-    if step == config.steps and weights != ("raw" if config.ema else "ema"):  # what the run itself exported, and was scored with
-        story = replace(story, scores=_scores(run))
+    if step == config.steps and weights != ("raw" if config.ema else "ema") and not options.rank:  # what the run itself exported
+        story = replace(story, **_measured(run, config))
     own = config.grid.build(backbone.process)
     student = _Student(backbone, own, replace(story, origin=f"{story.origin} Iteration {step}."), options)
     if config.training != "lora":
@@ -76,10 +76,12 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
     if config.objective.told_steps:
         condition_on_steps(module, seed=config.seed)
-    own_story = student.story
-    for student.grid in config.grid.family(backbone.process, config.objective.step_set):
-        student.story = own_story if student.grid == own else replace(own_story, scores={})
-        student.write_lora(_of_steps(out, student.grid, own), module, tensors, config.lora)
+    own_story, grids = student.story, config.grid.family(backbone.process, config.objective.step_set)
+    folders = [_of_steps(out, grid, own) for grid in grids]
+    with replacing(*folders) as together:  # the bundles of one checkpoint, or the older ones
+        for student.grid, folder in zip(grids, folders):
+            student.story = own_story if student.grid == own else replace(own_story, scores={}, results=())
+            student.write_lora(together / folder.name, module, tensors, config.lora)
     return read_facts(out)
 
 
@@ -187,9 +189,17 @@ def _prompts(config: RunConfig) -> tuple[str, ...]:
     return tuple(read_prompts(path, column=config.prompts.column)[: config.log.sample_count])
 
 
-def _scores(run: Path) -> dict:
-    path = run / "scores.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _measured(run: Path, config: RunConfig) -> dict:
+    """scores and results of a Story: what programs of eval/ left in the run's folder, of the very student that lies in it."""
+    folder = run / ("lora" if config.training == "lora" else "student")
+    own = weights_of(folder) if folder.is_dir() else ""
+
+    def found(path: Path) -> dict:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content if own and content.get("weights") == own else {}
+
+    results = [run / name / "results.md" for name in ("vbench", "images") if found(run / name / "results.json")]
+    return {"scores": found(run / "scores.json"), "results": tuple(path.read_text(encoding="utf-8") for path in results)}
 
 
 def _plain_config(run: Path) -> dict:

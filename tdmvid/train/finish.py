@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..adapters.card import Story
-from ..adapters.export import export_lora, export_network
+from ..adapters.export import export_lora, export_network, replacing
 from ..config import to_dict
 from ..data.files import write_json
 from ..data.video import write_image, write_strip
@@ -37,10 +37,11 @@ def finish(run: Run) -> None:
     }
     if run.config.training == "lora":
         module, settings = run.engines["student"].module, run.config.lora
-        for grid, latents in deployed.items():
-            name = "lora" if grid == run.grid else f"lora_{grid.steps}steps"
-            facts = export_lora(run.config.folder / name, module=module, settings=settings, grid=grid, expected=latents, **common)
-            print(f"lora: {run.config.folder / name}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
+        folders = {grid: run.config.folder / ("lora" if grid == run.grid else f"lora_{grid.steps}steps") for grid in deployed}
+        with replacing(*folders.values()) as together:
+            for grid, latents in deployed.items():
+                facts = export_lora(together / folders[grid].name, module=module, settings=settings, grid=grid, expected=latents, **common)
+                print(f"lora: {folders[grid]}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
     else:
         error = export_network(run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common)
         print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")

@@ -68,12 +68,11 @@ class Plan:
         With checkpointing one of them computes a block again, whose gradients in flight take half as much once more (measured,
         benchmarks/scaling.py); without, they are little beside the rest.
         """
-        critic = self.critic or Trace(0, 0, 0, 0, 0)  # whose graph stands beside the student's alone
-        if not checkpointing:
-            return max(self.graphs * self.call.saved, self.call.saved + critic.saved)
-        kept = self.call.saved_inputs + (self.call.attention_bytes if self.config.parallel.keep_attention else 0)
-        graphs = max(self.graphs * kept, kept + critic.saved_inputs)
-        return graphs + max(self.call.saved_block, critic.saved_block) * 3 // 2
+        keep = self.call.attention_bytes if checkpointing and self.config.parallel.keep_attention else 0
+        size = lambda call: call.saved_inputs + keep if checkpointing else call.saved  # noqa: E731
+        beside = max((self.graphs - 1) * size(self.call), size(self.critic) if self.critic else 0)  # the fake's, or the discriminator's
+        block = self.call.saved_block * 3 // 2 if checkpointing else 0
+        return size(self.call) + beside + block
 
     def memory(self) -> dict[str, float]:
         """Estimated bytes on one rank's device, by purpose."""

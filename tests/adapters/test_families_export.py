@@ -68,7 +68,7 @@ def test_every_format_gives_the_student(student, bundle):
     facts = json.loads((bundle / "export.json").read_text())
     assert (student.expected - student.plain).norm() > 100 * facts["tolerance"] * student.expected.norm()  # the LoRA matters
     assert "comfyui" in facts["formats"] and facts["errors"].keys() == facts["formats"].keys() == student.backbone.lora_names.keys()
-    assert max(facts["error"], *facts["errors"].values()) < facts["tolerance"] == 1e-4
+    assert max(facts["error"], *facts["errors"].values()) < facts["tolerance"] == 1e-5
     again = load_backbone(student.backbone.config, student.backbone.size)
     torch.testing.assert_close(again.stock_latents(use_student(again, bundle), student.z, student.cond, steps=2), student.expected, atol=1e-3, rtol=1e-3)
 
@@ -96,13 +96,21 @@ def test_diffusers_itself_reads_the_other_programs_file(student, bundle):
     torch.testing.assert_close(found, student.expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_workflow_s_nodes_are_linked_and_end_at_zero(bundle):
-    nodes = json.loads((bundle / "comfyui" / "workflow.json").read_text())
-    links = [(name, value) for name, node in nodes.items() for value in node["inputs"].values() if isinstance(value, list)]
-    assert len(links) > 8 and all(value[0] in nodes for _, value in links)
-    sigmas = [float(part) for part in nodes["sigmas"]["inputs"]["sigmas"].split(",")]
-    assert len(sigmas) == 3 and sigmas == sorted(sigmas, reverse=True) and sigmas[-1] == 0 and "e" not in nodes["sigmas"]["inputs"]["sigmas"]
-    assert len(load_file(next((bundle / "comfyui").glob("*.safetensors")))) > 5
+@pytest.mark.parametrize("student", ["StableDiffusion3Pipeline"], indirect=True, scope="module")
+def test_a_format_that_no_program_knows_for_the_family_is_refused(student, tmp_path):
+    with pytest.raises(ValueError, match="format 'kohya': no program that reads it knows StableDiffusion3Pipeline: choose from diffusers, comfyui"):
+        export_lora(tmp_path / "lora", settings=SETTINGS, formats=("kohya",), **student.common)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bundle):
+    path, lack = bundle / "comfyui" / "workflow.json", student.backbone.comfyui_lack()
+    assert len(load_file(next((bundle / "comfyui").glob("*.safetensors")))) > 5 and path.is_file() == (not lack)
+    if lack:
+        assert f"without a workflow, as ComfyUI itself cannot sample this base: {lack}" in (bundle / "README.md").read_text()
+        return
+    sigmas = [float(part) for part in json.loads(path.read_text())["sigmas"]["inputs"]["sigmas"].split(",")]
+    assert len(sigmas) == 3 and sigmas == sorted(sigmas, reverse=True) and sigmas[-1] == 0
 
 
 def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
@@ -120,7 +128,7 @@ def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
 
 def test_base_and_lora_become_one_network(student, tmp_path):
     error = export_fused(tmp_path / "fused", **student.common)
-    assert error < 1e-4
+    assert error < 1e-5
     again = load_backbone(student.backbone.config, student.backbone.size)
     torch.testing.assert_close(again.stock_latents(use_student(again, tmp_path / "fused"), student.z, student.cond, steps=2), student.expected, atol=1e-3, rtol=1e-3)
     assert not any("lora_" in key for key in load_file(tmp_path / "fused" / "diffusion_pytorch_model.safetensors"))

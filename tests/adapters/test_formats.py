@@ -2,10 +2,14 @@
 
 import pytest
 import torch
-from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers, _convert_non_diffusers_wan_lora_to_diffusers
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_musubi_wan_lora_to_diffusers,
+    _convert_non_diffusers_lora_to_diffusers,
+    _convert_non_diffusers_wan_lora_to_diffusers,
+)
 
 from tdmvid.adapters.formats import convert, modules, restore
-from tdmvid.backbones.consumers import comfyui_cogvideox, comfyui_transformer, comfyui_wan, kohya_unet
+from tdmvid.backbones.consumers import comfyui_cogvideox, comfyui_transformer, comfyui_wan, kohya_cogvideox, kohya_unet, kohya_wan
 
 RANK, ALPHA = 4, 6.0
 COGVIDEOX = [f"transformer_blocks.{i}.{name}" for i in (0, 11) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj")]
@@ -33,7 +37,7 @@ def change(state, name, alpha):
 
 @pytest.mark.parametrize("consumer, stem, names", [
     ("comfyui", comfyui_cogvideox, COGVIDEOX), ("comfyui", comfyui_wan, WAN), ("comfyui", comfyui_transformer, COGVIDEOX),
-    ("kohya", kohya_unet, UNET), ("comfyui", kohya_unet, UNET),
+    ("kohya", kohya_unet, UNET), ("comfyui", kohya_unet, UNET), ("kohya", kohya_cogvideox, COGVIDEOX), ("kohya", kohya_wan, WAN),
 ])
 def test_a_round_trip_adds_the_same_to_every_weight(consumer, stem, names):
     state = lora(names)
@@ -50,6 +54,17 @@ def test_comfyui_finds_cogvideox_in_its_own_names():
     assert keys["diffusion_model.blocks.0.q.lora_A.weight"].shape == (RANK, 8) and keys["diffusion_model.blocks.0.q.lora_B.weight"].shape == (16, RANK)
     assert comfyui_cogvideox("time_embedding.linear_2") == "diffusion_model.time_embedding_linear_2"
     assert comfyui_cogvideox("patch_embed.text_proj") == "diffusion_model.patch_embed.text_proj"
+
+
+def test_diffusers_own_converter_reads_a_wan_file_of_kohya_s_names_as_the_same_lora():
+    """It wants every linear layer of a block, and nothing outside of them."""
+    blocks = [name for name in WAN if name.startswith("blocks.")]
+    state = lora(blocks)
+    found = _convert_musubi_wan_lora_to_diffusers(convert(state, ALPHA, "kohya", kohya_wan))
+    found = {key.removeprefix("transformer."): value for key, value in found.items()}
+    assert set(found) == set(state)
+    for name in blocks:
+        torch.testing.assert_close(change(found, name, RANK), change(state, name, ALPHA))
 
 
 def test_diffusers_own_converter_reads_our_wan_file_as_the_same_lora():

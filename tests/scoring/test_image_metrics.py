@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from tdmvid.data.video import write_image
-from tdmvid.scoring.images import Clip, Pictures, aesthetic, diversity, edit_distance, legibility, set_metrics, wanted_text
+from tdmvid.scoring.images import NEEDS, Clip, Pictures, aesthetic, diversity, edit_distance, legibility, lpips_distance, set_metrics, wanted_text
 
 needs_tesseract = pytest.mark.skipif(shutil.which("tesseract") is None, reason="text was not read: no tesseract here (apt-get install tesseract-ocr)")
 
@@ -104,6 +104,53 @@ def inception(tmp_path):
 def test_a_set_against_itself_has_no_distance_and_whole_precision_and_recall(pictures, inception):
     found = set_metrics(pictures, pictures, ["fid", "precision_recall"], inception, side=32)
     assert found["fid"] == pytest.approx(0, abs=1e-2) and found["precision"] == found["recall"] == 1
+
+
+@pytest.mark.slow
+def test_fid_precision_and_recall_are_their_papers_formulas_of_the_extractor_s_features(tmp_path, pictures, inception):
+    """arXiv 1706.08500 and 1904.06991, written out here, on features of the library's own network."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(1)
+    others = [tmp_path / f"other_{index}.png" for index in range(5)]
+    for file in others:
+        write_image(file, torch.rand(3, 40, 48) * torch.rand(3, 1, 1) * 2 - 1)
+    extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(inception)).eval()
+    with torch.no_grad():
+        a, b = (extractor(torch.stack([Pictures([file], 32)[0] for file in files]))[0].double() for files in (pictures, others))
+    a0, b0 = a - a.mean(0), b - b.mean(0)
+    # tr sqrt(Ca Cb) is the nuclear norm of A0 B0' / sqrt((n - 1) (m - 1)): no root of a 2048 x 2048 matrix.
+    shared = torch.linalg.matrix_norm(a0 @ b0.T, "nuc") / ((len(a) - 1) * (len(b) - 1)) ** 0.5
+    fid = (a.mean(0) - b.mean(0)).square().sum() + a0.square().sum() / (len(a) - 1) + b0.square().sum() / (len(b) - 1) - 2 * shared
+    inside = lambda x, y: (torch.cdist(x, y) <= torch.cdist(y, y).kthvalue(4, 1).values).any(1).double().mean().item()  # noqa: E731  3 neighbours and itself
+    found = set_metrics(pictures, others, ["fid", "precision_recall"], inception, side=32)
+    assert found["fid"] == pytest.approx(fid.item(), rel=1e-3) and fid > 0
+    assert (found["precision"], found["recall"]) == pytest.approx((inside(a, b), inside(b, a)), abs=1e-6)
+
+
+def test_lpips_is_the_library_s_distance_on_the_weights_of_the_cache(tmp_path, pictures):
+    """Random weights in the place where torchvision looks for AlexNet's; nothing is fetched."""
+    library("lpips")
+    import lpips
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    made = alexnet(weights=None)
+    path = tmp_path / NEEDS["diversity"][0].path
+    path.parent.mkdir(parents=True)
+    torch.save(made.state_dict(), path)
+    distance = lpips_distance(tmp_path)
+    a, b = (Pictures([file], 64)[0].float().div(127.5).sub(1) for file in pictures[:2])
+    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    network.net.load_state_dict(alexnet_slices(network, made))
+    with torch.no_grad():
+        assert distance(a, b) == pytest.approx(network(a[None], b[None]).item(), rel=1e-4)
+    assert distance(a, a) == 0 and distance(a, b) == pytest.approx(distance(b, a)) and distance(a, b) > 0
+
+
+def alexnet_slices(network, alexnet):
+    """AlexNet's convolutions by the names that LPIPS has for them: five slices, layers numbered as in AlexNet."""
+    return {key: alexnet.features.state_dict()[key.split(".", 1)[1]] for key in network.net.state_dict()}
 
 
 def test_too_few_images_are_refused(pictures, tmp_path):

@@ -3,7 +3,9 @@
 import json
 import os
 import stat
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import read_video, write_video
 from tdmvid.scoring.package import Environment, _static, ready, score_folder
-from tdmvid.scoring.suite import VBenchConfig, check_videos, load_suite, shots_of
+from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, load_suite, shots_of
+from tdmvid.scoring.vbench import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TDMVID_VBENCH", ROOT / ".venv-vbench"))
@@ -77,6 +80,35 @@ def test_vbench_s_own_suite_is_whole_and_its_names_fit_a_file_system():
     assert len(entries) == 946 and len({entry.prompt for entry in entries}) == 944
     assert len(shots_of(entries, 49)) == 944 * 5 + 75 * 20
     assert sum("temporal_flickering" in entry.dimensions for entry in entries) == 75
+
+
+RAFT = """
+import argparse, sys, torch
+from vbench.third_party.RAFT.core.raft import RAFT
+
+torch.manual_seed(0)
+state = torch.nn.DataParallel(RAFT(argparse.Namespace(small=False, mixed_precision=False, alternate_corr=False))).state_dict()
+state["module.update_block.flow_head.conv2.bias"].fill_(0.3)
+torch.save(state, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@needs_vbench
+def test_the_package_s_filter_may_keep_no_video(tmp_path):
+    """Random weights of its own RAFT, pushed to see motion everywhere."""
+    weights, videos = tmp_path / "cache" / "raft_model" / "models" / "raft-things.pth", tmp_path / "videos"
+    weights.parent.mkdir(parents=True)
+    subprocess.run([ENVIRONMENT / "bin" / "python", "-W", "ignore", "-c", RAFT, weights], check=True)
+    config = VBenchConfig(
+        dimensions=("temporal_flickering",), seeds=1, static_seeds=1, video=ClipSize(9, 128, 128, 8), environment=str(ENVIRONMENT), cache=str(tmp_path / "cache")
+    )
+    entries = [Entry("a red ring", ("temporal_flickering",), "a red ring", 1)]
+    files = [shot.file for shot in shots_of(entries, 9)]
+    for file in files:  # of 64 pixels RAFT makes nothing at all
+        write_video(videos / file, torch.rand(3, 9, 128, 128) * 2 - 1, fps=8)
+    checked = ready(config, entries)
+    assert checked.whole and score(tmp_path, (config, entries, checked, check_videos(videos, files, config.video))) == {"temporal_flickering": {}}
 
 
 def stand_in(folder: Path, body: str) -> Path:
@@ -147,10 +179,11 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     for name in program.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123"}))
     scores = {name: {"temporal_flickering": {f"{prompt}-{seed}.mp4": 0.9 + shift for prompt in PROMPTS for seed in range(2)}} for name, shift in (("student", 0.01), ("teacher", 0))}
     page = program.compare(tmp_path, config, entries, checked, scores)
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01)
+    assert found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01) and found["weights"] == "0123"
     assert found["notes"][0].startswith("Partial: 1 of 16 dimensions") and "no total" in found["notes"][-1]
     assert "total" not in found["differences"] and "| total" not in (tmp_path / "results.md").read_text()
     assert page.read_text().count("<video") == 4  # the best and the worst of two prompts, both sides
@@ -168,11 +201,37 @@ def test_all_dimensions_of_a_limited_run_make_no_total_either(program, tmp_path,
     assert program.notes(VBenchConfig(seeds=1), whole)[0].startswith("1 videos a prompt, 25 for the static filter: VBench's protocol has 5 and 25")
 
 
-def test_of_filtered_videos_only_those_that_were_kept_count_and_none_is_an_error(tmp_path):
+def test_of_filtered_videos_only_those_that_were_kept_count(tmp_path):
     files = {"a-0.mp4": "x", "a-1.mp4": "y", "b-0.mp4": "z"}
     listed = tmp_path / "scores_full_info.json"
     listed.write_text(json.dumps([{"video_list": ["/v/a-1.mp4"]}, {"video_list": ["/v/split_clip/b-0/b-0_001.mp4"]}]))
     assert _static(tmp_path, files) == ["a-1.mp4", "b-0.mp4"]
     listed.write_text(json.dumps([{"video_list": []}]))
-    with pytest.raises(ValueError, match="none of the videos is static"):
-        _static(tmp_path, files)
+    assert _static(tmp_path, files) == []
+
+
+@pytest.mark.parametrize("static, told", [
+    ({"student": [], "teacher": ["a red ring-0.mp4"]}, "no video of the student is static"),
+    ({"student": [], "teacher": []}, "no video of the student or the teacher is static"),
+    ({"student": ["a red ring-0.mp4"], "teacher": ["a blue square-1.mp4"]}, "of no prompt could videos of both be scored"),
+])
+def test_a_dimension_that_cannot_be_compared_is_named_and_the_others_go_on(tmp_path, suite, program, static, told):
+    config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
+    for name in program.NAMES:
+        (tmp_path / name).symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123"}))
+    all_files = [f"{prompt}-{seed}.mp4" for prompt in PROMPTS for seed in range(2)]
+    scores = {name: {"temporal_flickering": dict.fromkeys(static[name], 0.9), "motion_smoothness": dict.fromkeys(all_files, 0.8)} for name in program.NAMES}
+    entries = [replace(entry, dimensions=("temporal_flickering", "motion_smoothness")) for entry in entries]
+    program.compare(tmp_path, config, entries, checked, scores, said=("The student was trained on size x.",))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["differences"].keys() == {"motion_smoothness"} and any(told in note for note in found["notes"])
+    assert found["notes"][-1] == "The student was trained on size x."
+    assert ["temporal_flickering" in side["scores"] for side in found["samplers"]] == [bool(static[name]) for name in program.NAMES]
+    assert ("| temporal_flickering |" in (tmp_path / "results.md").read_text()) == any(static.values())
+
+
+def test_a_filter_that_keeps_no_video_gives_no_score_and_no_error(tmp_path, suite):
+    path = tmp_path / "scores_eval_results.json"
+    path.write_text(json.dumps({"temporal_flickering": [None, []]}))
+    assert read_scores(path, {"temporal_flickering": []}) == {"temporal_flickering": {}}

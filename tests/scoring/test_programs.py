@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdmvid.config import load_config
+from tdmvid.scoring.weights import Preflight
 from tdmvid.train.trainer import train
 
 PROMPTS = ['a "red" circle', "a blue square", "a red square"]
@@ -80,10 +81,26 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
     call(*words, "--stage", "score")
     with pytest.raises(SystemExit, match="teacher holds videos of steps=2, these have 3: use the same, or another --out"):
         call(*words, "--stage", "score", "--set", "teacher.steps=3")
+    with pytest.raises(SystemExit, match="student holds videos of model=.*, these have 'a/base': use the same, or another --out"):
+        call(*words, "--stage", "score", "--set", "model.path=a/base")
     other = shutil.copytree(student, tmp_path / "other")
     (other / "scheduler_config.json").write_text("{}")
     with pytest.raises(SystemExit, match="student holds videos of weights="):
         call("vbench_run", "--config", config, "--lora", other, "--out", tmp_path / "out", "--stage", "score")
+
+
+@pytest.mark.parametrize("metric, change, message", [
+    ("text", {}, 'none of .*plain.txt has words in "quotation marks"'),
+    ("fid", {"seeds": 1}, "compare sets of at least 4, these are 2 images"),
+    ("precision_recall", {"reference": "nowhere"}, "at least 4, these are 0 pictures in 'nowhere'"),
+])
+def test_what_could_not_be_measured_is_refused_before_it_is_sampled(tmp_path, student, call, monkeypatch, metric, change, message):
+    (tmp_path / "plain.txt").write_text("a red circle\na blue square\n")
+    monkeypatch.setattr("tdmvid.scoring.weights.preflight", lambda metrics, *_, **__: Preflight(tuple(metrics), {}, tmp_path))  # as if its files were there
+    config = settings(tmp_path, student, video={"frames": 1, "height": 32, "width": 32}, prompts=str(tmp_path / "plain.txt"), metrics=[metric], **change)
+    with pytest.raises(SystemExit, match=message):
+        call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_sampled_when_nothing_can_be_measured(tmp_path, student, call):
@@ -101,7 +118,7 @@ def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(tmp_path
     call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["differences"] == {"text": {"value": 0.5, "low": 0.5, "high": 0.5}}  # one prompt asks for text
-    assert found["notes"] == ["Left out: hps."]
+    assert found["notes"] == ["Left out: hps.", "The student was trained on size 9 x 32 x 32 at 8 fps, and is scored on 1 x 32 x 32."]
     assert len(list((tmp_path / "out" / "teacher").glob("*.png"))) == 6
 
 

@@ -1,0 +1,33 @@
+"""Runs in the Python of kohya-ss/sd-scripts: its loader on kohya files of ours.
+
+    python sd_scripts_worker.py CHECKOUT FOLDER
+
+FOLDER has sd15.safetensors and sdxl.safetensors; FOLDER/answer.json says what of them was not taken, and by
+what factor it is added. Its UNets are made on the meta device.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+CHECKOUT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
+sys.path.insert(0, str(CHECKOUT))
+
+import torch  # noqa: E402
+from library.original_unet import UNet2DConditionModel  # noqa: E402
+from library.sdxl_original_unet import SdxlUNet2DConditionModel  # noqa: E402
+from networks.lora import create_network_from_weights  # noqa: E402
+
+answer = {}
+for name, make in (("sd15", lambda: UNet2DConditionModel(64, 8, 768)), ("sdxl", SdxlUNet2DConditionModel)):
+    with torch.device("meta"):
+        unet = make()
+    network, weights = create_network_from_weights(1.0, str(FOLDER / f"{name}.safetensors"), None, [], unet, for_inference=True)
+    network.apply_to([], unet, False, True)
+    info = network.load_state_dict(weights, False)
+    layers = network.unet_loras
+    answer[name] = {
+        "layers": len(layers), "left": [*info.unexpected_keys, *info.missing_keys], "scales": sorted({float(layer.scale) for layer in layers}),
+        "wrong": [layer.lora_name for layer in layers if list(layer.org_module_ref[0].weight.shape) != [len(layer.lora_up.weight), layer.lora_down.weight.shape[1]]],
+    }
+(FOLDER / "answer.json").write_text(json.dumps(answer))
