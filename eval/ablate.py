@@ -1,6 +1,8 @@
 """The ablations of the paper (arXiv 2503.06674) in miniature: one table, one plot.
 
-    python eval/ablate.py --suite toy                        # the mixture of Gaussians, exact teacher
+    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5 6 7     # the mixture of Gaussians, exact teacher
+    python eval/ablate.py --suite rates --seeds 100 101      # which learning rates the former shows
+    python eval/ablate.py --suite importance --seeds 0 1 2 3 # where importance weights matter
     python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours without a GPU
 
 Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
@@ -49,7 +51,7 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=["toy", "shapes"], required=True)
+    parser.add_argument("--suite", choices=["toy", "rates", "importance", "shapes"], required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept")

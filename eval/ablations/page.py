@@ -13,7 +13,7 @@ from tdmvid.data.files import write_text
 Results = dict[str, list[dict]]
 RULE = (
     "A claim stands, or is contradicted, where the 95 % interval of the paired difference over the seeds (Student's t) leaves out zero;",
-    "the claims are tested one by one, without a correction for their number. No setting was tuned for any row but those under `distance`.",
+    "the claims are tested one by one, without a correction for their number.",
 )
 
 
@@ -28,10 +28,11 @@ class Claim:
     higher: bool = False
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+def spread(values: list[float], digits: int | None = None) -> str:
+    """Mean and standard deviation over the seeds; three digits, none where the mean is above 100."""
+    mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    digits = (0 if mean > 100 else 3) if digits is None else digits
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def verdict(claim: Claim, results: Results) -> str:
@@ -58,32 +59,27 @@ def claims_table(claims: list[Claim], results: Results) -> list[str]:
     return lines
 
 
-def calls_to_reach(results: Results, row: str, target_row: str) -> list[tuple[float, float]]:
-    """Per seed: calls until `row`'s curve is at or below the final distance of `target_row`, and that row's calls."""
-    found = []
-    for mine, other in zip(results.get(row, []), results.get(target_row, [])):
-        goal = other["curve"][-1]
-        reached = [calls for calls, value in mine["curve"] if value <= goal[1]]
-        found.append((reached[0] if reached else float("nan"), goal[0]))
-    return found
+def calls_to_reach(mine: list[list[tuple[float, float]]], other: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """Per seed, of curves of (calls, distance): calls until `mine` is at or below the end of `other`, NaN if never; and until `other` is within 5 % of it."""
+    first = lambda curve, goal: next((calls for calls, value in curve if value <= goal), float("nan"))  # noqa: E731
+    return [(first(a, b[-1][1]), first(b, 1.05 * b[-1][1])) for a, b in zip(mine, other)]
 
 
 def write_page(path: Path, suite, results: Results) -> None:
     """The page and, where there are curves, the plot beside it."""
     settings = ", ".join(f"{key} {value}" for key, value in suite.settings().items())
-    lines = [
-        f"# {suite.title}", "", f"Written by `python eval/ablate.py --suite {suite.settings()['suite']}`. {settings}.", "", suite.note, "",
-        "## The paper's claims", "", *RULE, "",
-        *claims_table(suite.claims(), results), "",
-    ]
-    reach = calls_to_reach(results, "TDM", "DMD2, 5 fake updates")
-    if reach:
-        parts = ", ".join(f"{a:.0f} of {b:.0f}" if a == a else f"not within its run (DMD2 took {b:.0f})" for a, b in reach)
-        lines += [f"Network calls until TDM is as near to the data as DMD2 is at its end, by seed: {parts}. Both at the learning rates above.", ""]
-    lines += ["## All rows", "", *rows_table(suite, results), ""]
-    drawn = plot(path.with_suffix(".png"), results)
-    if drawn:
+    seeds = max((len(found) for found in results.values()), default=0)
+    lines = [f"# {suite.title}", ""]
+    if suite.claims():
+        lines += ["## The paper's claims", "", *claims_table(suite.claims(), results), "", *RULE, ""]
+    lines += [*suite.sections(results)]
+    if plot(path.with_suffix(".png"), suite.curves(results)):
         lines += [f"![distance to the data over network calls]({path.with_suffix('.png').name})", ""]
+    lines += [
+        "## All rows", "", *rows_table(suite, results), "",
+        f"Mean and standard deviation over {seeds} seeds. Written by `python eval/ablate.py --suite {suite.settings()['suite']}`: {settings}.",
+        "", suite.note, "",
+    ]
     write_text(path, "\n".join(lines))
 
 
@@ -99,23 +95,23 @@ def rows_table(suite, results: Results) -> list[str]:
     return lines
 
 
-def plot(path: Path, results: Results) -> bool:
-    """Distance over network calls, a line a seed; False without matplotlib or without curves."""
-    curves = {row: [seed["curve"] for seed in seeds if "curve" in seed] for row, seeds in results.items()}
-    curves = {row: lines for row, lines in curves.items() if lines}
+def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool:
+    """Distance over network calls, a thin line a seed and their mean; False without matplotlib or without curves."""
+    if not curves:
+        return False
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("no plot: pip install 'tdmvid[plot]'")
         return False
-    if not curves:
-        return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (row, lines) in enumerate(curves.items()):
-        for number, line in enumerate(lines):
-            axes.plot(*zip(*line), f"C{colour}", marker=".", label=row if number == 0 else None, alpha=0.8)
-    axes.set(xlabel="network calls of all roles, in batches", ylabel="sliced W2 to the data, 4 steps", yscale="log")
+    for colour, (name, seeds) in enumerate(curves.items()):
+        for line in seeds:
+            axes.plot(*zip(*line), f"C{colour}", linewidth=0.6, alpha=0.4)
+        means = [[statistics.mean(axis) for axis in zip(*points)] for points in zip(*seeds)]
+        axes.plot(*zip(*means), f"C{colour}", marker="o", label=name)
+    axes.set(xlabel="network calls of a whole run, all roles, in batches", ylabel="sliced W2 to the data, 4 steps", xscale="log", yscale="log")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part.png")
