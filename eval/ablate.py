@@ -34,14 +34,14 @@ def run(suite, seeds: list[int], kept: Path) -> None:
                 check(json.loads(path.read_text()), row, suite, path)
                 continue
             figures = suite.measure(row, seed)
-            write_json(path, {"row": row.name, "seed": seed, "settings": suite.settings(), "figures": figures})
+            write_json(path, {"row": repr(row), "seed": seed, "settings": suite.settings(), "figures": figures})
             print(f"{row.name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float)), flush=True)
 
 
 def check(result: dict, row, suite, path: Path) -> None:
     """Results of other settings are not mixed with these."""
-    if (result["row"], result["settings"]) != (row.name, suite.settings()):
-        raise SystemExit(f"{path} is {result['row']} under {result['settings']}, this is {row.name} under {suite.settings()}: give another --out")
+    if (result["row"], result["settings"]) != (repr(row), suite.settings()):
+        raise SystemExit(f"{path} is {result['row']} under {result['settings']}, this is {row} under {suite.settings()}: give another --out")
 
 
 def results(suite, kept: Path) -> dict[str, list[dict]]:

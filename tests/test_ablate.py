@@ -57,6 +57,14 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
         ablate.run(Small(value=2), [0], tmp_path)
 
 
+def test_results_of_a_row_that_has_changed_are_not_taken_for_its_own(tmp_path):
+    ablate.run(Small(), [0], tmp_path)
+    changed = Small()
+    changed.rows = lambda: [Row("one", "first", None), Row("two", "second", None, steps=(8,))]
+    with pytest.raises(SystemExit, match="give another --out"):
+        ablate.run(changed, [0], tmp_path)
+
+
 def test_the_page_holds_claims_and_rows(tmp_path):
     suite = Small()
     ablate.run(suite, [0, 1, 2], tmp_path / "kept")
@@ -98,7 +106,7 @@ def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
 
 
 @pytest.mark.parametrize("kind, measured, figures", [
-    (ToySuite, "TDM-unify", {"1/ddim", "8/ddim", "mass", "recall", "spikes", "calls"}), (RatesSuite, "dmd2, l2, lr 0.0001", {"4/renoise"}),
+    (ToySuite, "TDM-unify", {"1/ddim", "8/ddim", "mass", "recall", "spikes", "calls"}), (RatesSuite, "dmd2, l2, lr 0.001", {"4/renoise"}),
     (ImportanceSuite, "25 modes, 4 steps: sum", {"4/ddim", "state", "missing"}),
 ])
 def test_the_claims_of_a_suite_speak_of_its_rows_and_these_can_be_measured(kind, measured, figures):

@@ -28,11 +28,13 @@ class Claim:
     higher: bool = False
 
 
-def spread(values: list[float], digits: int | None = None) -> str:
-    """Mean and standard deviation over the seeds; three digits, none where the mean is above 100."""
-    mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    digits = (0 if mean > 100 else 3) if digits is None else digits
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds, if there are several; a whole number that all share is shown as one."""
+    mean = statistics.mean(values)
+    if values[0].is_integer() and len(set(values)) == 1:
+        return f"{mean:.0f}"
+    digits = 0 if mean > 100 else 3
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def verdict(claim: Claim, results: Results) -> str:
@@ -77,7 +79,7 @@ def write_page(path: Path, suite, results: Results) -> None:
         lines += [f"![distance to the data over network calls]({path.with_suffix('.png').name})", ""]
     lines += [
         "## All rows", "", *rows_table(suite, results), "",
-        f"Mean and standard deviation over {seeds} seeds. Written by `python eval/ablate.py --suite {suite.settings()['suite']}`: {settings}.",
+        f"{f'Mean and standard deviation over {seeds} seeds' if seeds > 1 else 'One seed'}. Written by `python eval/ablate.py --suite {suite.settings()['suite']}`: {settings}.",
         "", suite.note, "",
     ]
     write_text(path, "\n".join(lines))

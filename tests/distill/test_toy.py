@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def load_toy():
 
 
 toy = load_toy()
-TARGET = 0.06
+TARGET = 0.05
 
 
 def teacher_distance(process):
@@ -84,8 +85,9 @@ class StaleFake(TDM):
 @pytest.mark.slow
 def test_a_wrong_sign_segment_or_fake_is_clearly_worse():
     process = toy.stable_diffusion()
-    found = {
-        kind.__name__: toy.score(toy.distil(process, toy.Recipe(objective=kind(rollout="full"), iterations=400)), 4)
-        for kind in (TDM, WrongSign, WrongSegment, StaleFake)
-    }
+    small = toy.Recipe(iterations=400, width=64, batch=256, lr_student=3e-4, ema=0.98)
+    found = {}
+    for kind in (TDM, WrongSign, WrongSegment, StaleFake):  # x0_hat as target: the exact one has no tau below s
+        objective = kind(rollout="full", distance="l2", snr_ceiling=50.0)
+        found[kind.__name__] = toy.score(toy.distil(process, replace(small, objective=objective)), 4)
     assert all(found[name] > 1.25 * found["TDM"] for name in ("WrongSign", "WrongSegment", "StaleFake")), found
