@@ -67,11 +67,11 @@ data's (chance alone: 0.003 for 8 modes), `missing` how many modes have under a 
         }
 
     def claims(self) -> list[Claim]:
-        """In each regime: do weights keep the modes' shares, and does the exact target?"""
-        pairs = [("weights keep shares", "mean"), ("the exact target keeps shares", "exact")]
+        """In each regime: do weights keep the modes' shares and mend the states, and does the exact target keep the shares?"""
+        pairs = [("weights keep shares", "mean", "mass"), ("weights mend states", "mean", "state"), ("the exact target keeps shares", "exact", "mass")]
         return [
-            Claim(f"{text}: {regime}", (f"{regime}: {target}", "mass"), (f"{regime}: none", "mass"))
-            for regime in self.regimes() for text, target in pairs
+            Claim(f"{regime}: {text}", (f"{regime}: {target}", figure), (f"{regime}: none", figure))
+            for regime in self.regimes() for text, target, figure in pairs
         ]
 
     def curves(self, results: dict) -> dict:

@@ -52,7 +52,7 @@ def verdict(claim: Claim, results: Results) -> str:
 
 def claims_table(claims: list[Claim], results: Results) -> list[str]:
     """One line per claim, those whose rows have results."""
-    lines = ["| the paper | measured: first against second | verdict |", "|---|---|---|"]
+    lines = ["| claim | measured: first against second | verdict |", "|---|---|---|"]
     for claim in claims:
         (a, a_key), (b, b_key) = claim.better, claim.worse
         if results.get(a) and results.get(b):
@@ -73,14 +73,14 @@ def write_page(path: Path, suite, results: Results) -> None:
     seeds = max((len(found) for found in results.values()), default=0)
     lines = [f"# {suite.title}", ""]
     if suite.claims():
-        lines += ["## The paper's claims", "", *claims_table(suite.claims(), results), "", *RULE, ""]
+        lines += ["## Verdicts", "", *claims_table(suite.claims(), results), "", *RULE, ""]
     lines += [*suite.sections(results)]
     if plot(path.with_suffix(".png"), suite.curves(results)):
         lines += [f"![distance to the data over network calls]({path.with_suffix('.png').name})", ""]
     lines += [
-        "## All rows", "", *rows_table(suite, results), "",
+        "## All rows", "", suite.note, "", *rows_table(suite, results), "",
         f"{f'Mean and standard deviation over {seeds} seeds' if seeds > 1 else 'One seed'}. Written by `python eval/ablate.py --suite {suite.settings()['suite']}`: {settings}.",
-        "", suite.note, "",
+        "",
     ]
     write_text(path, "\n".join(lines))
 
