@@ -45,8 +45,13 @@ def check(result: dict, row, suite, path: Path) -> None:
 
 
 def results(suite, kept: Path) -> dict[str, list[dict]]:
-    """The figures of every row, a dict a seed."""
-    return {row.name: [json.loads(p.read_text())["figures"] for p in sorted(kept.glob(f"{n:02d}_*.json"))] for n, row in enumerate(suite.rows())}
+    """The figures of every row, a dict a seed: the seeds that no row with results lacks, so that rows compare seed by seed."""
+    found = {
+        row.name: {int(path.stem.split("_")[1]): json.loads(path.read_text())["figures"] for path in kept.glob(f"{number:02d}_*.json")}
+        for number, row in enumerate(suite.rows())
+    }
+    common = set.intersection(*(set(seeds) for seeds in found.values() if seeds))
+    return {name: [seeds[seed] for seed in sorted(common)] if seeds else [] for name, seeds in found.items()}
 
 
 def main() -> None:

@@ -51,6 +51,13 @@ def test_a_second_start_measures_only_what_is_missing(tmp_path):
     assert ablate.results(suite, tmp_path)["second"] == [{"a": 10.0}, {"a": 11.0}, {"a": 12.0}]
 
 
+def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
+    suite = Small()
+    ablate.run(suite, [0, 1, 2], tmp_path)
+    (tmp_path / "00_1.json").unlink()
+    assert ablate.results(suite, tmp_path) == {"first": [{"a": 0.0}, {"a": 2.0}], "second": [{"a": 10.0}, {"a": 12.0}]}
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path):
     ablate.run(Small(), [0], tmp_path)
     with pytest.raises(SystemExit, match="give another --out"):
@@ -88,9 +95,8 @@ def test_a_verdict_needs_its_interval_off_zero(a, b, strict, expected):
 
 
 def test_calls_to_reach_is_the_first_run_at_or_below_the_goal():
-    tdm, dmd2 = [[(10, 3.0), (20, 1.0), (30, 0.5)], [(10, 3.0)]], [[(50, 2.0), (80, 1.04), (100, 1.0)], [(50, 1.0), (100, 1.0)]]
-    (reached, settled), (never, soon) = calls_to_reach(tdm, dmd2)
-    assert (reached, settled, soon) == (20, 80, 50) and never != never
+    reached, never = calls_to_reach([[(10, 3.0), (20, 1.0), (30, 0.5)], [(10, 3.0)]], [[(50, 2.0), (100, 1.0)]] * 2)
+    assert reached == 20 and never != never
 
 
 def test_a_line_of_the_plot_joins_whole_runs_of_one_seed():

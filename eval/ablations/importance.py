@@ -29,7 +29,7 @@ class ImportanceSuite(ToySuite):
 
     page, title, suite = "ablations_importance.md", "Where importance weights matter", "importance"
     note = """A fake that regresses on x0_hat is shown x_tau, and x_tau carries x_s, which holds what is left of the noise that x0_hat was
-predicted from. What the fake learns is the mean of x0_hat given x_tau *on the trajectory*. Predicted before anything was measured:
+predicted from. What the fake learns is the mean of x0_hat given x_tau *on the trajectory*. Predicted before this suite was run:
 
 - The last step has s = 0: its x_tau carries fresh noise alone, every weight is 1, and no target differs from another. Only the states
   before it can be wrong, and the last step mends what it can.

@@ -57,14 +57,14 @@ def claims_table(claims: list[Claim], results: Results) -> list[str]:
         (a, a_key), (b, b_key) = claim.better, claim.worse
         if results.get(a) and results.get(b):
             shown = [spread([seed[key] for seed in results[row]]) for row, key in (claim.better, claim.worse)]
+            a, b = (row.removeprefix(claim.text.partition(": ")[0] + ": ") for row in (a, b))
             lines.append(f"| {claim.text} | {a} {shown[0]}; {b} {shown[1]} | {verdict(claim, results)} |")
     return lines
 
 
-def calls_to_reach(mine: list[list[tuple[float, float]]], other: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Per seed, of curves of (calls, distance): calls until `mine` is at or below the end of `other`, NaN if never; and until `other` is within 5 % of it."""
-    first = lambda curve, goal: next((calls for calls, value in curve if value <= goal), float("nan"))  # noqa: E731
-    return [(first(a, b[-1][1]), first(b, 1.05 * b[-1][1])) for a, b in zip(mine, other)]
+def calls_to_reach(mine: list[list[tuple[float, float]]], other: list[list[tuple[float, float]]]) -> list[float]:
+    """Per seed, of curves of (calls, distance): the calls of the first point of `mine` at or below the end of `other`; NaN if there is none."""
+    return [next((calls for calls, value in a if value <= b[-1][1]), float("nan")) for a, b in zip(mine, other)]
 
 
 def write_page(path: Path, suite, results: Results) -> None:
@@ -77,11 +77,9 @@ def write_page(path: Path, suite, results: Results) -> None:
     lines += [*suite.sections(results)]
     if plot(path.with_suffix(".png"), suite.curves(results)):
         lines += [f"![distance to the data over network calls]({path.with_suffix('.png').name})", ""]
-    lines += [
-        "## All rows", "", suite.note, "", *rows_table(suite, results), "",
-        f"{f'Mean and standard deviation over {seeds} seeds' if seeds > 1 else 'One seed'}. Written by `python eval/ablate.py --suite {suite.settings()['suite']}`: {settings}.",
-        "",
-    ]
+    shown = f"Mean and standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
+    command = f"python eval/ablate.py --suite {suite.settings()['suite']}"
+    lines += ["## All rows", "", suite.note, "", *rows_table(suite, results), "", f"{shown}. Written by `{command}`: {settings}.", ""]
     write_text(path, "\n".join(lines))
 
 
@@ -93,7 +91,7 @@ def rows_table(suite, results: Results) -> list[str]:
     for row in suite.rows():
         seeds = results.get(row.name) or []
         cells = [spread([seed[key] for seed in seeds]) if seeds and key in seeds[0] else "" for key in keys]
-        lines.append(f"| {row.group} | {row.name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.group} | {row.name.removeprefix(f'{row.group}: ')} | " + " | ".join(cells) + " |")
     return lines
 
 
