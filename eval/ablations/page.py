@@ -50,14 +50,15 @@ def verdict(claim: Claim, results: Results) -> str:
     return "agrees" if mean > 0 else "**contradicts**"
 
 
-def claims_table(claims: list[Claim], results: Results) -> list[str]:
+def claims_table(claims: list[Claim], results: Results, columns: dict[str, str]) -> list[str]:
     """One line per claim, those whose rows have results."""
     lines = ["| claim | measured: first against second | verdict |", "|---|---|---|"]
     for claim in claims:
         (a, a_key), (b, b_key) = claim.better, claim.worse
         if results.get(a) and results.get(b):
             shown = [spread([seed[key] for seed in results[row]]) for row, key in (claim.better, claim.worse)]
-            a, b = (row.removeprefix(claim.text.partition(": ")[0] + ": ") for row in (a, b))
+            regime = claim.text.partition(": ")[0] + ": "
+            a, b = (f"{columns[a_key]}:", f"{columns[b_key]}:") if a == b else (a.removeprefix(regime), b.removeprefix(regime))
             lines.append(f"| {claim.text} | {a} {shown[0]}; {b} {shown[1]} | {verdict(claim, results)} |")
     return lines
 
@@ -73,7 +74,7 @@ def write_page(path: Path, suite, results: Results) -> None:
     seeds = max((len(found) for found in results.values()), default=0)
     lines = [f"# {suite.title}", ""]
     if suite.claims():
-        lines += ["## Verdicts", "", *claims_table(suite.claims(), results), "", *RULE, ""]
+        lines += ["## Verdicts", "", *claims_table(suite.claims(), results, suite.columns), "", *RULE, ""]
     lines += [*suite.sections(results)]
     if plot(path.with_suffix(".png"), suite.curves(results)):
         lines += [f"![distance to the data over network calls]({path.with_suffix('.png').name})", ""]

@@ -167,7 +167,7 @@ class ToySuite:
         shown = "; ".join(f"{spread([d for _, d in length])} after {length[0][0]:.0f} calls" for length in lengths)
         found = f", and takes {spread(reached)} calls" if reached else ""
         return [
-            "## Network calls to DMD2's final distance", "",
+            "## Network calls to DMD2's best distance", "",
             f"Whole runs, each with learning rates that fall to zero at its own end. DMD2: {shown}. A TDM run of at most"
             f" {curves['TDM'][0][-1][0]:.0f} calls is as near as DMD2 at its best length on {len(reached)} of {len(calls)} seeds{found}.", "",
         ]
