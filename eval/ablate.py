@@ -1,7 +1,7 @@
 """The ablations of the paper (arXiv 2503.06674) in miniature: one table, one plot.
 
-    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5 6 7     # the mixture of Gaussians, exact teacher
-    python eval/ablate.py --suite rates --seeds 100 101      # which learning rates the former shows
+    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5   # the mixture of Gaussians, exact teacher
+    python eval/ablate.py --suite rates --seeds 100         # which learning rates the former shows
     python eval/ablate.py --suite importance --seeds 0 1 2 3 # where importance weights matter
     python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours without a GPU
 

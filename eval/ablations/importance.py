@@ -62,7 +62,7 @@ data's (chance alone: 0.003 for 8 modes), `missing` how many modes have under a 
             "2 steps": replace(base, steps=2),
             "4 steps, modes parted before the last": late,
             "8 steps, modes parted before the last": replace(late, steps=8, shift=2 * LATE),
-            "the same 4, little fresh noise": replace(late, objective=replace(late.objective, **near)),
+            "4 steps, modes parted, little fresh noise": replace(late, objective=replace(late.objective, **near)),
             "25 modes, 4 steps": replace(base, mixture="grid"),
         }
 
