@@ -35,7 +35,7 @@ predicted from. What the fake learns is the mean of x0_hat given x_tau *on the t
   before it can be wrong, and the last step mends what it can.
 - The smaller the share of fresh noise in x_tau, the better the fake recognises x0_hat. In the limit it returns x0_hat itself, the
   student's gradient is teacher - x0_hat, nothing spreads its states, and steps before the last become the teacher's own, means of modes.
-- So weights should be idle where the last step starts at much noise and remakes the sample (the uniform grid, K = 2), and matter where the
+- So weights should be idle where the last step starts at much noise and remakes the sample (the plain grids of 4 and 2 steps), and matter where the
   modes are parted before it (a small shift of the grid), with more steps, narrower segments and little fresh noise.
 - Weighted by the exact ratio (`sum`), the law of (x0_hat, x_tau) is that of clean predictions with independent noise: the fake is then the
   score of noised predictions, as in `match: "clean"`, not of the trajectory. Only the `exact` target has the trajectory's own.
