@@ -68,7 +68,9 @@ data's (chance alone: 0.003 for 8 modes), `missing` how many modes have under a 
 
     def claims(self) -> list[Claim]:
         """In each regime: do weights keep the modes' shares and mend the states, and does the exact target keep the shares?"""
-        pairs = [("weights keep shares", "mean", "mass"), ("weights mend states", "mean", "state"), ("the exact target keeps shares", "exact", "mass")]
+        pairs = [
+            ("weights keep shares", "mean", "mass"), ("weights mend states", "mean", "state"), ("the exact target keeps shares", "exact", "mass"),
+        ]
         return [
             Claim(f"{regime}: {text}", (f"{regime}: {target}", figure), (f"{regime}: none", figure))
             for regime in self.regimes() for text, target, figure in pairs

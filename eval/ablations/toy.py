@@ -80,7 +80,8 @@ class ToySuite:
     def settings(self) -> dict:
         """What all rows share; results of other settings are not mixed with these."""
         recipe = asdict(self.base)
-        return {"suite": self.suite, "samples": self.count, "process": "vp"} | {k: recipe[k] for k in ("shift", "iterations", "batch", "width", "lr_fake", "ema")}
+        shared = {k: recipe[k] for k in ("shift", "iterations", "batch", "width", "lr_fake", "ema")}
+        return {"suite": self.suite, "samples": self.count, "process": "vp"} | shared
 
     def rows(self) -> list[Row]:
         """In the order of the table."""
@@ -223,8 +224,8 @@ class RatesSuite(ToySuite):
 
     page, title, suite = "ablations_rates.md", "Learning rates of the ablations", "rates"
     note = (
-        "Distances are sliced W2 to the data. The ablations, whose seeds are others, take each method's lowest rate within 0.01 of its best: runs differ by"
-        " that much, and at a high rate the modes' shares drift."
+        "Distances are sliced W2 to the data. The ablations, whose seeds are others, take each method's lowest rate within 0.01 of its"
+        " best: runs differ by that much, and at a high rate the modes' shares drift."
     )
 
     def rows(self) -> list[Row]:
@@ -243,7 +244,8 @@ class RatesSuite(ToySuite):
         plain, huber = self._method(DMD2, distance="l2"), self._method(DMD2, distance="huber")
         return {
             **{distance: self._of(distance=distance) for distance in ("l2", "huber", "huber_vector")}, "fisher": self._method(Fisher),
-            "dmd2, l2": plain, "dmd2, huber": huber, "dmd2, l2, uniform grid": replace(plain, shift=1.0), "dmd2, huber, uniform grid": replace(huber, shift=1.0),
+            "dmd2, l2": plain, "dmd2, huber": huber,
+            "dmd2, l2, uniform grid": replace(plain, shift=1.0), "dmd2, huber, uniform grid": replace(huber, shift=1.0),
         }
 
     def claims(self) -> list[Claim]:
