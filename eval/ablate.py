@@ -1,6 +1,8 @@
 """The ablations of the paper (arXiv 2503.06674) in miniature: one table, one plot.
 
-    python eval/ablate.py --suite toy                        # the mixture of Gaussians, exact teacher
+    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5   # the mixture of Gaussians, exact teacher
+    python eval/ablate.py --suite rates --seeds 100         # which learning rates the former shows
+    python eval/ablate.py --suite importance --seeds 0 1 2 3 # where importance weights matter
     python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours without a GPU
 
 Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
@@ -32,24 +34,29 @@ def run(suite, seeds: list[int], kept: Path) -> None:
                 check(json.loads(path.read_text()), row, suite, path)
                 continue
             figures = suite.measure(row, seed)
-            write_json(path, {"row": row.name, "seed": seed, "settings": suite.settings(), "figures": figures})
+            write_json(path, {"row": repr(row), "seed": seed, "settings": suite.settings(), "figures": figures})
             print(f"{row.name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float)), flush=True)
 
 
 def check(result: dict, row, suite, path: Path) -> None:
     """Results of other settings are not mixed with these."""
-    if (result["row"], result["settings"]) != (row.name, suite.settings()):
-        raise SystemExit(f"{path} is {result['row']} under {result['settings']}, this is {row.name} under {suite.settings()}: give another --out")
+    if (result["row"], result["settings"]) != (repr(row), suite.settings()):
+        raise SystemExit(f"{path} is {result['row']} under {result['settings']}, this is {row} under {suite.settings()}: give another --out")
 
 
 def results(suite, kept: Path) -> dict[str, list[dict]]:
-    """The figures of every row, a dict a seed."""
-    return {row.name: [json.loads(p.read_text())["figures"] for p in sorted(kept.glob(f"{n:02d}_*.json"))] for n, row in enumerate(suite.rows())}
+    """The figures of every row, a dict a seed: the seeds that no row with results lacks, so that rows compare seed by seed."""
+    found = {
+        row.name: {int(path.stem.split("_")[1]): json.loads(path.read_text())["figures"] for path in kept.glob(f"{number:02d}_*.json")}
+        for number, row in enumerate(suite.rows())
+    }
+    common = set.intersection(*(set(seeds) for seeds in found.values() if seeds))
+    return {name: [seeds[seed] for seed in sorted(common)] if seeds else [] for name, seeds in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=["toy", "shapes"], required=True)
+    parser.add_argument("--suite", choices=["toy", "rates", "importance", "shapes"], required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept")

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "eval"))
 
 import ablate  # noqa: E402
 from ablations.page import Claim, calls_to_reach, verdict, write_page  # noqa: E402
-from ablations.toy import Row, ToySuite, recall, toy  # noqa: E402
+from ablations.importance import ImportanceSuite  # noqa: E402
+from ablations.toy import RatesSuite, Row, ToySuite, recall, toy  # noqa: E402
 
 
 @dataclass
@@ -30,6 +32,12 @@ class Small:
     def claims(self):
         return [Claim("first is lower", ("first", "a"), ("second", "a"))]
 
+    def curves(self, results):
+        return {}
+
+    def sections(self, results):
+        return ["A section."]
+
     def measure(self, row, seed):
         self.measured += 1
         return {"a": float(seed + 10 * (row.name == "second"))}
@@ -43,10 +51,25 @@ def test_a_second_start_measures_only_what_is_missing(tmp_path):
     assert ablate.results(suite, tmp_path)["second"] == [{"a": 10.0}, {"a": 11.0}, {"a": 12.0}]
 
 
+def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
+    suite = Small()
+    ablate.run(suite, [0, 1, 2], tmp_path)
+    (tmp_path / "00_1.json").unlink()
+    assert ablate.results(suite, tmp_path) == {"first": [{"a": 0.0}, {"a": 2.0}], "second": [{"a": 10.0}, {"a": 12.0}]}
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path):
     ablate.run(Small(), [0], tmp_path)
     with pytest.raises(SystemExit, match="give another --out"):
         ablate.run(Small(value=2), [0], tmp_path)
+
+
+def test_results_of_a_row_that_has_changed_are_not_taken_for_its_own(tmp_path):
+    ablate.run(Small(), [0], tmp_path)
+    changed = Small()
+    changed.rows = lambda: [Row("one", "first", None), Row("two", "second", None, steps=(8,))]
+    with pytest.raises(SystemExit, match="give another --out"):
+        ablate.run(changed, [0], tmp_path)
 
 
 def test_the_page_holds_claims_and_rows(tmp_path):
@@ -71,24 +94,49 @@ def test_a_verdict_needs_its_interval_off_zero(a, b, strict, expected):
     assert verdict(Claim("", ("a", "x"), ("b", "x"), strict), results) == expected
 
 
-def test_calls_to_reach_is_the_first_mark_at_or_below_the_goal():
-    results = {"a": [{"curve": [[10, 3.0], [20, 1.0], [30, 0.5]]}], "b": [{"curve": [[50, 2.0], [100, 1.0]]}]}
-    assert calls_to_reach(results, "a", "b") == [(20, 100)]
+def test_calls_to_reach_is_the_first_run_at_or_below_the_goal():
+    reached, never = calls_to_reach([[(10, 3.0), (20, 1.0), (30, 0.5)], [(10, 3.0)]], [[(50, 2.0), (100, 1.0)]] * 2)
+    assert reached == 20 and never != never
+
+
+def test_a_line_of_the_plot_joins_whole_runs_of_one_seed():
+    suite = ToySuite()
+    results = {"TDM": [{"calls": 7000.0, "4/ddim": 0.1}, {"calls": 7000.0, "4/ddim": 0.2}], "TDM, 60 iterations": [{"calls": 420.0, "4/ddim": 0.5}] * 2}
+    assert suite.curves(results) == {"TDM": [[(420.0, 0.5), (7000.0, 0.1)], [(420.0, 0.5), (7000.0, 0.2)]]}
 
 
 def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
-    import torch
-
     data = toy.Mixture.circle().sample(1000, torch.Generator().manual_seed(0))
     right = data[data[:, 0] > 0]
     assert recall(data, data) == 1.0 and recall(right, data) < 0.7
 
 
-def test_every_row_of_the_toy_suite_can_be_measured():
-    suite = ToySuite(3)
+@pytest.mark.parametrize("kind, measured, figures", [
+    (ToySuite, "TDM-unify", {"1/ddim", "8/ddim", "mass", "recall", "spikes", "calls"}), (RatesSuite, "dmd2, l2, lr 0.001", {"4/renoise"}),
+    (ImportanceSuite, "25 modes, 4 steps: sum", {"4/ddim", "state", "missing"}),
+])
+def test_the_claims_of_a_suite_speak_of_its_rows_and_these_can_be_measured(kind, measured, figures):
+    suite = kind(3)
+    suite.count = suite.shares = 2000
     names = [row.name for row in suite.rows()]
-    assert len(names) == len(set(names)) >= 19
-    row = next(row for row in suite.rows() if row.name == "TDM-unify")
-    figures = suite.measure(row, 0)
-    assert {"1/ddim", "8/ddim", "mass", "recall", "spikes", "calls"} <= figures.keys()
+    assert len(names) == len(set(names)) >= 15
     assert {row for claim in suite.claims() for row, _ in (claim.better, claim.worse)} <= set(names)
+    row = next(row for row in suite.rows() if row.name == measured)
+    assert figures <= suite.measure(row, 0).keys()
+
+
+def test_a_missing_mode_is_counted_and_its_mass_too():
+    suite = ToySuite(3)
+    recipe, mixture = suite.base, toy.Mixture.circle()
+
+    class Right:
+        """Samples of the modes on the right."""
+
+        process = suite.process
+
+        def __call__(self, x_t, t, cond):
+            data = mixture.sample(6 * len(x_t), torch.Generator().manual_seed(0))
+            return data[data[:, 0] > 0.5][: len(x_t)]
+
+    figures = suite._modes(Right(), recipe, "ddim")
+    assert figures["missing"] == 5 and figures["mass"] == pytest.approx(0.8, abs=0.01)

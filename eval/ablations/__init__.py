@@ -7,10 +7,14 @@ __all__ = ["suite", "write_page"]
 
 def suite(name: str, steps: int):
     """A suite by name; `steps` > 0 replaces its own number of iterations."""
-    if name == "toy":
-        from .toy import ToySuite
+    if name in ("toy", "rates"):
+        from .toy import RatesSuite, ToySuite
 
-        return ToySuite(steps)
+        return (ToySuite if name == "toy" else RatesSuite)(steps)
+    if name == "importance":
+        from .importance import ImportanceSuite
+
+        return ImportanceSuite(steps)
     from .shapes import ShapesSuite
 
     return ShapesSuite(steps)

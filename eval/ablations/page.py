@@ -13,7 +13,7 @@ from tdmvid.data.files import write_text
 Results = dict[str, list[dict]]
 RULE = (
     "A claim stands, or is contradicted, where the 95 % interval of the paired difference over the seeds (Student's t) leaves out zero;",
-    "the claims are tested one by one, without a correction for their number. No setting was tuned for any row but those under `distance`.",
+    "the claims are tested one by one, without a correction for their number.",
 )
 
 
@@ -29,9 +29,12 @@ class Claim:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+    """Mean and standard deviation over the seeds, if there are several; a whole number that all share is shown as one."""
+    mean = statistics.mean(values)
+    if values[0].is_integer() and len(set(values)) == 1:
+        return f"{mean:.0f}"
+    digits = 0 if mean > 100 else 3
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def verdict(claim: Claim, results: Results) -> str:
@@ -47,43 +50,37 @@ def verdict(claim: Claim, results: Results) -> str:
     return "agrees" if mean > 0 else "**contradicts**"
 
 
-def claims_table(claims: list[Claim], results: Results) -> list[str]:
+def claims_table(claims: list[Claim], results: Results, columns: dict[str, str]) -> list[str]:
     """One line per claim, those whose rows have results."""
-    lines = ["| the paper | measured: first against second | verdict |", "|---|---|---|"]
+    lines = ["| claim | measured: first against second | verdict |", "|---|---|---|"]
     for claim in claims:
         (a, a_key), (b, b_key) = claim.better, claim.worse
         if results.get(a) and results.get(b):
             shown = [spread([seed[key] for seed in results[row]]) for row, key in (claim.better, claim.worse)]
+            regime = claim.text.partition(": ")[0] + ": "
+            a, b = (f"{columns[a_key]}:", f"{columns[b_key]}:") if a == b else (a.removeprefix(regime), b.removeprefix(regime))
             lines.append(f"| {claim.text} | {a} {shown[0]}; {b} {shown[1]} | {verdict(claim, results)} |")
     return lines
 
 
-def calls_to_reach(results: Results, row: str, target_row: str) -> list[tuple[float, float]]:
-    """Per seed: calls until `row`'s curve is at or below the final distance of `target_row`, and that row's calls."""
-    found = []
-    for mine, other in zip(results.get(row, []), results.get(target_row, [])):
-        goal = other["curve"][-1]
-        reached = [calls for calls, value in mine["curve"] if value <= goal[1]]
-        found.append((reached[0] if reached else float("nan"), goal[0]))
-    return found
+def calls_to_reach(mine: list[list[tuple[float, float]]], other: list[list[tuple[float, float]]]) -> list[float]:
+    """Per seed, of curves of (calls, distance): the calls of the first point of `mine` at or below the end of `other`; NaN if there is none."""
+    return [next((calls for calls, value in a if value <= b[-1][1]), float("nan")) for a, b in zip(mine, other)]
 
 
 def write_page(path: Path, suite, results: Results) -> None:
     """The page and, where there are curves, the plot beside it."""
     settings = ", ".join(f"{key} {value}" for key, value in suite.settings().items())
-    lines = [
-        f"# {suite.title}", "", f"Written by `python eval/ablate.py --suite {suite.settings()['suite']}`. {settings}.", "", suite.note, "",
-        "## The paper's claims", "", *RULE, "",
-        *claims_table(suite.claims(), results), "",
-    ]
-    reach = calls_to_reach(results, "TDM", "DMD2, 5 fake updates")
-    if reach:
-        parts = ", ".join(f"{a:.0f} of {b:.0f}" if a == a else f"not within its run (DMD2 took {b:.0f})" for a, b in reach)
-        lines += [f"Network calls until TDM is as near to the data as DMD2 is at its end, by seed: {parts}. Both at the learning rates above.", ""]
-    lines += ["## All rows", "", *rows_table(suite, results), ""]
-    drawn = plot(path.with_suffix(".png"), results)
-    if drawn:
+    seeds = max((len(found) for found in results.values()), default=0)
+    lines = [f"# {suite.title}", ""]
+    if suite.claims():
+        lines += ["## Verdicts", "", *claims_table(suite.claims(), results, suite.columns), "", *RULE, ""]
+    lines += [*suite.sections(results)]
+    if plot(path.with_suffix(".png"), suite.curves(results)):
         lines += [f"![distance to the data over network calls]({path.with_suffix('.png').name})", ""]
+    shown = f"Mean and standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
+    command = f"python eval/ablate.py --suite {suite.settings()['suite']}"
+    lines += ["## All rows", "", suite.note, "", *rows_table(suite, results), "", f"{shown}. Written by `{command}`: {settings}.", ""]
     write_text(path, "\n".join(lines))
 
 
@@ -95,27 +92,27 @@ def rows_table(suite, results: Results) -> list[str]:
     for row in suite.rows():
         seeds = results.get(row.name) or []
         cells = [spread([seed[key] for seed in seeds]) if seeds and key in seeds[0] else "" for key in keys]
-        lines.append(f"| {row.group} | {row.name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.group} | {row.name.removeprefix(f'{row.group}: ')} | " + " | ".join(cells) + " |")
     return lines
 
 
-def plot(path: Path, results: Results) -> bool:
-    """Distance over network calls, a line a seed; False without matplotlib or without curves."""
-    curves = {row: [seed["curve"] for seed in seeds if "curve" in seed] for row, seeds in results.items()}
-    curves = {row: lines for row, lines in curves.items() if lines}
+def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool:
+    """Distance over network calls, a thin line a seed and their mean; False without matplotlib or without curves."""
+    if not curves:
+        return False
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("no plot: pip install 'tdmvid[plot]'")
         return False
-    if not curves:
-        return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (row, lines) in enumerate(curves.items()):
-        for number, line in enumerate(lines):
-            axes.plot(*zip(*line), f"C{colour}", marker=".", label=row if number == 0 else None, alpha=0.8)
-    axes.set(xlabel="network calls of all roles, in batches", ylabel="sliced W2 to the data, 4 steps", yscale="log")
+    for colour, (name, seeds) in enumerate(curves.items()):
+        for line in seeds:
+            axes.plot(*zip(*line), f"C{colour}", linewidth=0.6, alpha=0.4)
+        means = [[statistics.mean(axis) for axis in zip(*points)] for points in zip(*seeds)]
+        axes.plot(*zip(*means), f"C{colour}", marker="o", label=name)
+    axes.set(xlabel="network calls of a whole run, all roles, in batches", ylabel="sliced W2 to the data, 4 steps", xscale="log", yscale="log")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part.png")

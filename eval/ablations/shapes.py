@@ -87,6 +87,14 @@ class ShapesSuite:
             Claim("testing with DPM-Solver++ is at least equal (Table 7)", ("trained with DDIM", "frechet/4/dpm++"), ("trained with DDIM", ddim), strict=False),
         ]
 
+    def curves(self, results: dict) -> dict:
+        """No plot."""
+        return {}
+
+    def sections(self, results: dict) -> list[str]:
+        """Nothing beside the table."""
+        return []
+
     def measure(self, row: Row, seed: int) -> dict:
         """Train as a user would, without pictures; sample the student by every solver; score."""
         folder = ROOT / "runs" / "ablations" / "shapes_runs" / f"{row.name.replace(' ', '_').replace(',', '')}_{seed}"

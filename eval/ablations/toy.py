@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdmvid.backbones.gaussian import ExactDenoiser, Mixture
+from tdmvid.backbones.gaussian import ExactDenoiser
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.sampler import ddim_step
 from tdmvid.distill.dmd2 import DMD2
@@ -19,14 +19,16 @@ from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.gan import GAN
 from tdmvid.distill.tdm import TDM
 
-from .page import Claim
+from .page import Claim, calls_to_reach, spread
 
 _SPEC = importlib.util.spec_from_file_location("toy", Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py")
 toy = sys.modules["toy"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(toy)
 
-COUNT, SETS = 10_000, 2
 SET = (1, 2, 4, 8)
+RATES = {"l2": 3e-4, "huber": 3e-4, "huber_vector": 3e-4, "fisher": 3e-4, "dmd2": 3e-3, "dmd2, long": 3e-4}
+"""The student's, each method's own by `--suite rates`, on a seed that is not reported: the lowest within 0.01 of its best."""
+TDM_LENGTHS, DMD2_LENGTHS = (60, 125, 250, 500), (500, 1000, 4000)
 
 
 @dataclass(frozen=True)
@@ -38,134 +40,221 @@ class Row:
     recipe: object
     solvers: tuple[str, ...] = ("ddim",)
     steps: tuple[int, ...] = (4,)
-    curve: bool = False
+    curve: str = ""
+    """The line of the plot that it is a point of."""
     repair: bool = False
 
 
+def of_length(recipe, iterations: int):
+    """The same recipe over `iterations`, whose learning rates fall to zero at its end; averaged over about its last fifth."""
+    return replace(recipe, iterations=iterations, ema=1 - 5 / iterations)
+
+
 class ToySuite:
-    """Width 64, batch 256: small enough for three seeds of all rows on one core."""
+    """Width 64, batch 256: small enough for many seeds of all rows on one core."""
 
     page, title = "ablations.md", "Ablations on the mixture of Gaussians"
     note = (
-        "Distances are sliced W2 to the data. `mass` is the total variation between the modes' shares and the data's, `precision` the"
-        " share of samples within three deviations of a mode, `recall` by three nearest neighbours; `calls` are forward passes of all"
-        " networks, in batches; `spikes` is the largest over the median gradient norm of the student, second half of training."
-        " `fresh_noise` is 0.1 throughout and without effect on this process, whose first draw has more noise than that."
-        " The network is small and the seeds spread widely (the teacher's own 4 steps: 0.21), so only large effects can show here. In the"
-        " plot TDM's distance stops falling long before its end and then rises for some seeds, while DMD2's still falls at its own end: the"
-        " figures at the end are no limits of either, and the calls until TDM is as near depend on where DMD2 was stopped."
+        "Distances are sliced W2 to the data, of 20,000 samples. `mass` is the total variation between the modes' shares and the data's (chance"
+        " alone: 0.003), `missing` how many modes have under a fifth of their share, `precision` the share of samples within three deviations"
+        " of a mode, `recall` by three nearest neighbours; `calls` are forward passes of all networks, in batches; `spikes` is the largest"
+        " over the median gradient norm of the student, second half of training. A row changes what its name says and nothing else; the"
+        " student's learning rate is each objective's and distance's own, and DMD2's grid (uniform) its own too, chosen on another seed"
+        " ([rates](ablations_rates.md))."
     )
     columns = {
         "before": "before", "1/ddim": "1 step", "2/ddim": "2 steps", "4/ddim": "4 steps", "8/ddim": "8 steps", "4/dpm++": "4 steps, DPM++",
-        "4/renoise": "4 steps, renoised", "mass": "mass", "precision": "precision", "recall": "recall", "calls": "calls", "spikes": "spikes",
+        "4/renoise": "4 steps, renoised", "state": "state", "mass": "mass", "missing": "missing", "precision": "precision", "recall": "recall",
+        "calls": "calls", "spikes": "spikes",
     }
+    suite = "toy"
+    count, sets, shares = 20_000, 2, 100_000
+    """Samples of a distance, sets of data it is averaged over, samples that the modes' shares are counted on."""
 
     def __init__(self, iterations: int = 0):
-        base = toy.Recipe(width=64, batch=256)
-        self.base = replace(base, iterations=iterations or 500, lr_student=5e-4)
+        base = toy.Recipe(width=64, batch=256, shift=toy.SHIFTS["vp"], lr_student=RATES["l2"])
+        self.base = of_length(base, iterations or 1000)
         self.process = toy.stable_diffusion()
         self._starts: dict = {}
 
     def settings(self) -> dict:
         """What all rows share; results of other settings are not mixed with these."""
         recipe = asdict(self.base)
-        return {"suite": "toy", "samples": COUNT, "process": "vp"} | {k: recipe[k] for k in ("iterations", "batch", "width", "lr_student", "lr_fake", "ema")}
+        shared = {k: recipe[k] for k in ("shift", "iterations", "batch", "width", "lr_fake", "ema")}
+        return {"suite": self.suite, "samples": self.count, "process": "vp"} | shared
 
     def rows(self) -> list[Row]:
         """In the order of the table."""
-        base = self.base
-        of = lambda **changes: replace(base, objective=replace(base.objective, **changes))  # noqa: E731
-        biased = {"fake_target": "x0_hat"}
-        unify = {"step_set": SET}
-        full = {"rollout": "full", "fresh_noise": base.objective.fresh_noise}
+        base, biased = self.base, {"fake_target": "x0_hat"}
         rows = [
-            Row("match", "TDM", base, curve=True),
-            Row("match", "match clean", of(match="clean")),
-            Row("fake's target", "x0_hat, importance mean", of(**biased, importance="mean")),
-            Row("fake's target", "x0_hat, importance sum", of(**biased, importance="sum")),
-            Row("fake's target", "x0_hat, no importance", of(**biased, importance="none")),
-            Row("fake's target", "the released code's defaults", replace(base, objective=TDM(rollout="full"))),
-            Row("divergence", "Fisher", replace(base, objective=Fisher(**full))),
-            Row("baseline", "DMD2, 5 fake updates", replace(base, objective=DMD2(rollout="full")), solvers=("renoise",), curve=True),
-            Row("baseline", "TDM + GAN", replace(base, objective=GAN(**full, fake_target="exact", distance="l2", adversarial="logistic"))),
-            Row("unify", "TDM-unify", of(**unify), steps=SET),
-            Row("unify", "TDM-unify without K", of(**unify, k_condition=False), steps=SET),
-            Row("solver", "trained with DDIM", base, solvers=("ddim", "dpm++")),
-            Row("solver", "trained with DPM-Solver++", of(solver="dpm++"), solvers=("ddim", "dpm++")),
-            Row("repair", "consistency start, 100 iterations", replace(base, iterations=100), repair=True),
+            Row("match", "TDM", base, ("ddim", "dpm++"), curve="TDM"),
+            Row("match", "match clean", self._of(match="clean")),
+            Row("fake's target", "x0_hat, importance mean", self._of(**biased, importance="mean")),
+            Row("fake's target", "x0_hat, importance sum", self._of(**biased, importance="sum")),
+            Row("fake's target", "x0_hat, no importance", self._of(**biased, importance="none")),
+            Row("divergence", "Fisher", self._method(Fisher)),
+            Row("baseline", "DMD2", self._dmd2(base.iterations), solvers=("renoise",), curve="DMD2"),
+            Row("baseline", "TDM + GAN", self._method(GAN, distance="l2", adversarial="logistic")),
+            Row("unify", "TDM-unify", self._of(step_set=SET), steps=SET),
+            Row("unify", "TDM-unify without K", self._of(step_set=SET, k_condition=False), steps=SET),
+            Row("solver", "trained with DPM-Solver++", self._of(solver="dpm++"), solvers=("ddim", "dpm++")),
+            Row("repair", "consistency start, 100 iterations", of_length(base, 100), repair=True),
+            *(Row("distance", distance, self._of(distance=distance)) for distance in ("huber", "huber_vector")),
+            *(Row("length", f"TDM, {n} iterations", of_length(base, n), curve="TDM") for n in self._lengths(TDM_LENGTHS)),
+            *(Row("length", f"DMD2, {n} iterations", self._dmd2(n), ("renoise",), curve="DMD2") for n in self._lengths(DMD2_LENGTHS)),
         ]
-        for distance in ("huber", "huber_vector", "l2"):
-            for rate in (2e-4, 1e-3):
-                changed = of(distance=distance)
-                rows.append(Row("distance", f"{distance}, lr {rate:g}", replace(changed, lr_student=rate)))
         return rows
+
+    def _lengths(self, lengths: tuple[int, ...]) -> list[int]:
+        return [n for n in lengths if n != self.base.iterations]
+
+    def _of(self, **changes):
+        distance = changes.get("distance", "l2")
+        return replace(self.base, objective=replace(self.base.objective, **changes), lr_student=RATES[distance])
+
+    def _method(self, kind: type, **changes):
+        """Another objective under the settings that TDM has here."""
+        ours = self.base.objective
+        shared = {"rollout": "full", "fake_target": "exact", "fresh_noise": ours.fresh_noise, "snr_ceiling": ours.snr_ceiling}
+        return replace(self.base, objective=kind(**shared | changes), lr_student=RATES.get(kind.__name__.lower(), RATES["l2"]))
+
+    def _dmd2(self, iterations: int):
+        """On the grid and with the distance that are its best: the uniform grid, l2."""
+        recipe = of_length(replace(self._method(DMD2, distance="l2"), shift=1.0), iterations)
+        return replace(recipe, lr_student=RATES["dmd2" if iterations < DMD2_LENGTHS[-1] else "dmd2, long"])
 
     def claims(self) -> list[Claim]:
         """The paper's tables, as far as a mixture of Gaussians can speak to them."""
-        ours, dmd2 = "TDM", "DMD2, 5 fake updates"
+        ours, dmd2 = "TDM", f"DMD2, {DMD2_LENGTHS[-1]} iterations"
         mean, none = "x0_hat, importance mean", "x0_hat, no importance"
+        trained = {"DDIM": ours, "DPM": "trained with DPM-Solver++"}
         return [
             Claim("noisy matching beats clean (Table 8)", (ours, "4/ddim"), ("match clean", "4/ddim")),
             Claim("importance weights help (Table 5)", (mean, "4/ddim"), (none, "4/ddim")),
             Claim("importance weights keep modes (Fig. 9)", (mean, "mass"), (none, "mass")),
             Claim("Fisher is at least equal to KL (Table 9)", ("Fisher", "4/ddim"), (ours, "4/ddim"), strict=False),
-            Claim("TDM ends nearer than DMD2", (ours, "4/ddim"), (dmd2, "4/renoise")),
+            Claim("TDM ends nearer than DMD2 of as many iterations", (ours, "4/ddim"), ("DMD2", "4/renoise")),
+            Claim("TDM ends nearer than DMD2 of four times as many", (ours, "4/ddim"), (dmd2, "4/renoise")),
             Claim("TDM's recall is above DMD2's (Table 6)", (ours, "recall"), (dmd2, "recall"), higher=True),
             Claim("unify: K helps at 1 step", ("TDM-unify", "1/ddim"), ("TDM-unify without K", "1/ddim")),
-            Claim("testing with DPM-Solver++ is at least equal, DDIM-trained (Table 7)", ("trained with DDIM", "4/dpm++"), ("trained with DDIM", "4/ddim"), strict=False),
-            Claim(
-                "the same, DPM-trained (Table 7)", ("trained with DPM-Solver++", "4/dpm++"), ("trained with DPM-Solver++", "4/ddim"), strict=False
+            *(
+                Claim(f"testing with DPM-Solver++ is at least equal, {kind}-trained (Table 7)", (row, "4/dpm++"), (row, "4/ddim"), strict=False)
+                for kind, row in trained.items()
             ),
             Claim("100 iterations repair a consistency start", ("consistency start, 100 iterations", "4/ddim"), ("consistency start, 100 iterations", "before")),
+            Claim("huber_vector, its surrogate, is at least equal to l2", ("huber_vector", "4/ddim"), (ours, "4/ddim"), strict=False),
+            Claim("huber_vector has fewer spikes of the gradient than l2", ("huber_vector", "spikes"), (ours, "spikes")),
+            Claim("(not the paper's) the exact target beats x0_hat with the released weights", (ours, "4/ddim"), (mean, "4/ddim")),
+        ]
+
+    def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
+        """Distance over network calls of whole runs, each with its own schedule: for every line of the plot, a list a seed."""
+        points: dict[str, list] = {}
+        for row in self.rows():
+            if row.curve and results.get(row.name):
+                points.setdefault(row.curve, []).append([(f["calls"], f[f"4/{row.solvers[0]}"]) for f in results[row.name]])
+        return {line: [sorted(seed) for seed in zip(*rows)] for line, rows in points.items()}
+
+    def sections(self, results: dict) -> list[str]:
+        """How many network calls TDM needs for the best that DMD2 reaches at any length."""
+        curves = self.curves(results)
+        if not {"TDM", "DMD2"} <= curves.keys():
+            return []
+        lengths = list(zip(*curves["DMD2"]))
+        means = [sum(distance for _, distance in length) / len(length) for length in lengths]
+        best = means.index(min(means))
+        calls = calls_to_reach(curves["TDM"], [seed[: best + 1] for seed in curves["DMD2"]])
+        reached = [count for count in calls if count == count]
+        shown = "; ".join(f"{spread([d for _, d in length])} after {length[0][0]:.0f} calls" for length in lengths)
+        found = f", and takes {spread(reached)} calls" if reached else ""
+        return [
+            "## Network calls to DMD2's best distance", "",
+            f"Whole runs, each with learning rates that fall to zero at its own end. DMD2: {shown}. A TDM run of at most"
+            f" {curves['TDM'][0][-1][0]:.0f} calls is as near as DMD2 at its best length on {len(reached)} of {len(calls)} seeds{found}.", "",
         ]
 
     def measure(self, row: Row, seed: int) -> dict:
         """Distil, sample, compare with the data."""
-        recipe, norms, curve = replace(row.recipe, seed=seed), [], []
+        recipe, norms, calls = replace(row.recipe, seed=seed), [], 0
         start = self._start(recipe)
         student = None
         figures: dict = {}
         if row.repair:
-            student = consistent(start, ExactDenoiser(Mixture.circle(), self.process))
-            figures["before"] = self._score(student, 4, "ddim")
-        marks = {int(recipe.iterations * share) for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)} if row.curve else set()
-        calls = 0
+            student = consistent(start, ExactDenoiser(recipe.data(), self.process))
+            figures["before"] = self._score(student, recipe, 4, "ddim")
 
         def on_step(done, averaged, made, scalars):
             nonlocal calls
             calls = made
             norms.append(scalars["grad_norm/student"])
-            if done in marks:
-                curve.append([made, self._score(averaged(), 4, row.solvers[0])])
 
         student = toy.distil(self.process, recipe, start=start, student=student, on_step=on_step)
         for steps in row.steps:
             for solver in row.solvers:
-                figures[f"{steps}/{solver}"] = self._score(student, steps, solver)
+                figures[f"{steps}/{solver}"] = self._score(student, recipe, steps, solver)
         tail = torch.tensor(norms[len(norms) // 2 :])
-        figures |= {"calls": float(calls), "spikes": (tail.max() / tail.median()).item()} | ({"curve": curve} if curve else {})
-        return figures | self._modes(student, row.solvers[0])
+        figures |= {"calls": float(calls), "spikes": (tail.max() / tail.median()).item()}
+        return figures | self._modes(student, recipe, row.solvers[0])
 
     def _start(self, recipe):
-        key = recipe.seed, recipe.objective.told_steps
+        key = recipe.seed, recipe.objective.told_steps, recipe.mixture
         if key not in self._starts:
             self._starts[key] = toy.pretrained(self.process, recipe)
         return self._starts[key]
 
-    def _score(self, student, steps: int, solver: str) -> float:
-        return toy.score(student, steps, sets=SETS, count=COUNT, solver=solver)
+    def _score(self, student, recipe, steps: int, solver: str) -> float:
+        return toy.score(student, steps, shift=recipe.shift, sets=self.sets, count=self.count, solver=solver, mixture=recipe.data())
 
-    def _modes(self, student, solver: str) -> dict:
-        """mass: total variation of the modes' shares; precision: within 3 deviations of a mode; recall: by 3 nearest neighbours."""
-        generator, mixture = torch.Generator().manual_seed(7), Mixture.circle()
-        found = toy.samples(student, 4, generator, count=COUNT, solver=solver)
+    def _modes(self, student, recipe, solver: str) -> dict:
+        """What the note says of mass, missing, precision and recall, in `recipe.steps` steps."""
+        generator, mixture = torch.Generator().manual_seed(7), recipe.data()
+        found = toy.samples(student, recipe.steps, generator, shift=recipe.shift, count=self.shares, solver=solver)
         distance = torch.cdist(found, mixture.means)
-        share = torch.bincount(distance.argmin(1), minlength=len(mixture.means)) / COUNT
+        share = torch.bincount(distance.argmin(1), minlength=len(mixture.means)) / self.shares
         return {
             "mass": ((share - mixture.weights).abs().sum() / 2).item(),
+            "missing": float((share < mixture.weights / 5).sum()),
             "precision": (distance.min(1).values < 3 * mixture.std).float().mean().item(),
             "recall": recall(found[:2000], mixture.sample(2000, generator)),
         }
+
+
+class RatesSuite(ToySuite):
+    """Which learning rate of the student each method is shown at; on seeds of its own."""
+
+    page, title, suite = "ablations_rates.md", "Learning rates of the ablations", "rates"
+    note = (
+        "Distances are sliced W2 to the data. The ablations, whose seeds are others, take each method's lowest rate within 0.01 of its"
+        " best: runs differ by that much, and at a high rate the modes' shares drift."
+    )
+
+    def rows(self) -> list[Row]:
+        """Methods by four rates; the baseline by its distance and grid too."""
+        rows = []
+        for name, recipe in self._methods().items():
+            baseline = name.startswith("dmd2")
+            rates, solver = ((3e-4, 1e-3, 3e-3, 1e-2), "renoise") if baseline else ((1e-4, 3e-4, 1e-3, 3e-3), "ddim")
+            rows += [Row(name, f"{name}, lr {rate:g}", replace(recipe, lr_student=rate), (solver,)) for rate in rates]
+        long = self._dmd2(DMD2_LENGTHS[-1])
+        name = f"dmd2, l2, uniform grid, {long.iterations} iterations"
+        rows += [Row(name, f"{name}, lr {rate:g}", replace(long, lr_student=rate), ("renoise",)) for rate in (3e-4, 1e-3, 3e-3)]
+        return rows
+
+    def _methods(self) -> dict:
+        plain, huber = self._method(DMD2, distance="l2"), self._method(DMD2, distance="huber")
+        return {
+            **{distance: self._of(distance=distance) for distance in ("l2", "huber", "huber_vector")}, "fisher": self._method(Fisher),
+            "dmd2, l2": plain, "dmd2, huber": huber,
+            "dmd2, l2, uniform grid": replace(plain, shift=1.0), "dmd2, huber, uniform grid": replace(huber, shift=1.0),
+        }
+
+    def claims(self) -> list[Claim]:
+        """None: this page decides nothing but rates."""
+        return []
+
+    def sections(self, results: dict) -> list[str]:
+        """Nothing beside the table."""
+        return []
 
 
 def recall(found: Tensor, data: Tensor, neighbours: int = 3) -> float:
