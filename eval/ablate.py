@@ -4,6 +4,7 @@
     python eval/ablate.py --suite rates --seeds 100         # which learning rates the former shows
     python eval/ablate.py --suite importance --seeds 0 1 2 3 # where importance weights matter
     python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours without a GPU
+    python eval/ablate.py --suite shapes --steps 200 --rows "TDM" "match clean"     # only some of its rows
 
 Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
 first stopped, and seeds may run side by side; the page and the plot are written from what is there.
@@ -25,10 +26,15 @@ import torch  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 
 
-def run(suite, seeds: list[int], kept: Path) -> None:
-    """Every row that has no result yet, a whole table of one seed first; a file each in `kept`."""
+def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> None:
+    """Every row (of these names) that has no result yet, a whole table of one seed first; a file each in `kept`."""
+    known = [row.name for row in suite.rows()]
+    if unknown := set(names or ()) - set(known):
+        raise SystemExit(f"--rows {sorted(unknown)[0]!r} is no row of this suite: choose from {', '.join(map(repr, known))}")
     for seed in seeds:
         for number, row in enumerate(suite.rows()):
+            if names and row.name not in names:
+                continue
             path = kept / f"{number:02d}_{seed}.json"
             if path.is_file():
                 check(json.loads(path.read_text()), row, suite, path)
@@ -58,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=["toy", "rates", "importance", "shapes"], required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)")
     parser.add_argument("--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept")
     parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="where the page and the plot are written")
@@ -65,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     suite = ablations.suite(args.suite, args.steps)
     kept = args.out / args.suite
-    run(suite, args.seeds, kept)
+    run(suite, args.seeds, kept, args.rows)
     ablations.write_page(args.pages / suite.page, suite, results(suite, kept))
 
 

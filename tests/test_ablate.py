@@ -12,7 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "eval"))
 import ablate  # noqa: E402
 from ablations.page import Claim, calls_to_reach, verdict, write_page  # noqa: E402
 from ablations.importance import ImportanceSuite  # noqa: E402
+from ablations.shapes import ROWS as SHAPES  # noqa: E402
 from ablations.toy import RatesSuite, Row, ToySuite, recall, toy  # noqa: E402
+
+from tdmvid.config import load_config  # noqa: E402
+from tdmvid.train.plan import make_plan  # noqa: E402
 
 
 @dataclass
@@ -56,6 +60,22 @@ def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
     ablate.run(suite, [0, 1, 2], tmp_path)
     (tmp_path / "00_1.json").unlink()
     assert ablate.results(suite, tmp_path) == {"first": [{"a": 0.0}, {"a": 2.0}], "second": [{"a": 10.0}, {"a": 12.0}]}
+
+
+def test_some_rows_make_a_page_of_those(tmp_path):
+    suite = Small()
+    ablate.run(suite, [0, 1], tmp_path / "kept", ["second"])
+    write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"))
+    text = (tmp_path / "small.md").read_text()
+    assert suite.measured == 2 and "| two | second |" in text and "| one | first |" not in text
+    with pytest.raises(SystemExit, match="--rows 'third' is no row of this suite: choose from 'first', 'second'"):
+        ablate.run(suite, [0], tmp_path / "kept", ["third"])
+
+
+@pytest.mark.parametrize("row", SHAPES, ids=lambda row: row.name)
+def test_every_row_of_the_shapes_suite_is_a_run_that_can_be_planned(row):
+    config = load_config(Path("configs/shapes_4nfe.json"), list(row.changes))
+    assert make_plan(config).forwards > 0
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):

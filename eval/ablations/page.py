@@ -85,13 +85,14 @@ def write_page(path: Path, suite, results: Results) -> None:
 
 
 def rows_table(suite, results: Results) -> list[str]:
-    """Mean and spread of every figure that any row has; what a row lacks stays empty."""
+    """Mean and spread of every figure that any row has; what a row lacks stays empty, and rows without results are left out."""
     found = {key for seeds in results.values() for seed in seeds for key, value in seed.items() if isinstance(value, float)}
     keys = [key for key in suite.columns if key in found]
     lines = ["| | row | " + " | ".join(suite.columns[key] for key in keys) + " |", "|---" * (len(keys) + 2) + "|"]
     for row in suite.rows():
-        seeds = results.get(row.name) or []
-        cells = [spread([seed[key] for seed in seeds]) if seeds and key in seeds[0] else "" for key in keys]
+        if not (seeds := results.get(row.name)):
+            continue
+        cells = [spread([seed[key] for seed in seeds]) if key in seeds[0] else "" for key in keys]
         lines.append(f"| {row.group} | {row.name.removeprefix(f'{row.group}: ')} | " + " | ".join(cells) + " |")
     return lines
 
