@@ -291,9 +291,15 @@ def _whole(part: Tensor, parameter: nn.Parameter) -> Tensor:
     """The ranks' parts put together, on the CPU."""
     if not hasattr(parameter, "ds_tensor"):
         return part.clone().cpu()
+    part = _where_ranks_meet(part)
     flat = part.new_empty(part.numel() * dist.get_world_size())
-    dist.all_gather_into_tensor(flat, part.contiguous())
+    dist.all_gather_into_tensor(flat, part)
     return flat[: parameter.ds_numel].view(parameter.ds_shape).clone().cpu()
+
+
+def _where_ranks_meet(part: Tensor) -> Tensor:
+    """On the device of the ranks' backend: NCCL does not read what waits in host memory."""
+    return part.contiguous().to("cuda" if dist.get_backend() == "nccl" else part.device)
 
 
 def _gathered(part: Tensor, parameter: nn.Parameter) -> Tensor | None:
@@ -301,8 +307,9 @@ def _gathered(part: Tensor, parameter: nn.Parameter) -> Tensor | None:
     first = dist.get_rank() == 0
     if not hasattr(parameter, "ds_tensor"):
         return part.clone().cpu() if first else None
+    part = _where_ranks_meet(part)
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())] if first else None
-    dist.gather(part.contiguous(), parts)
+    dist.gather(part, parts)
     return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape).cpu() if first else None
 
 
