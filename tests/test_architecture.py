@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tdmvid"
@@ -35,6 +36,17 @@ def layer(path: Path) -> str:
     """The folder below the package, or "" for a file at its top."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else ""
+
+
+def test_what_is_installed_is_every_folder_of_the_package_with_its_data():
+    """Without an __init__.py at its top setuptools finds no package at all, and installs nothing without a word."""
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES}
+    assert folders == set(find_packages(str(ROOT), include=["tdmvid", "tdmvid.*"])) >= {"tdmvid", "tdmvid.distill"}
+    for suffix in ("*.j2", "*.json"):
+        for path in PACKAGE.rglob(suffix):
+            owner = path.relative_to(PACKAGE).parts[0]
+            patterns = [line for line in (ROOT / "setup.py").read_text().splitlines() if "package_data" in line]
+            assert f'"tdmvid.{owner}"' in patterns[0] and suffix in patterns[0], path
 
 
 def test_the_walk_sees_the_package():

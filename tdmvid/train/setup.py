@@ -138,8 +138,9 @@ def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> 
     failed = real.encode(clip, backbone.encode, share=world.rank, shares=world.size, meet=launch.barrier, progress=world.primary)
     backbone.release_vae()
     if not launch.all_agree(not failed):
-        some = "; ".join(str(error) for error in list(failed.values())[:3]) or "see the other ranks"
-        raise ValueError(f"real.path={config.real.path!r}: {len(failed)} clips cannot be used ({some}): take them out of the folder; the others are encoded")
+        some = f"{len(failed)} clips cannot be used ({'; '.join(str(error) for error in list(failed.values())[:3])})"
+        some = some if failed else "another rank found clips that cannot be used and names them"
+        raise ValueError(f"real.path={config.real.path!r}: {some}: take them out of the folder; the others are encoded")
     if missing := real.missing():
         raise ValueError(f"real.cache={config.real.cache!r} lacks {missing} clips that other ranks encoded: real.path and real.cache must be folders that all machines share")
     return real

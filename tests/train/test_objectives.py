@@ -124,6 +124,21 @@ def test_what_other_kinds_cost_beside_tdm_is_planned(tiny_run, tmp_path):
     assert gan.memory()["activations"] == max(2 * plain.call.saved, plain.call.saved + half.saved)
 
 
+def test_clips_that_cannot_be_used_are_named_before_the_first_step_and_the_others_stay_encoded(tiny_run, tmp_path, loop_only):
+    for number in range(3):
+        write_video(tmp_path / "real" / f"{number}.mp4", torch.rand(3, 9, 32, 32) * 2 - 1, fps=8)
+    write_video(tmp_path / "real" / "short.mp4", torch.rand(3, 4, 32, 32) * 2 - 1, fps=8)
+    (tmp_path / "real" / "broken.mp4").write_bytes(b"no video")
+    config = tiny_run(tmp_path / "run", "steps=1", "objective.kind=gan", f"real.path={tmp_path / 'real'}", f"real.cache={tmp_path / 'cache'}")
+    with pytest.raises(ValueError, match=r"2 clips cannot be used \(.*broken.mp4.*short.mp4: has 4 frames .*take them out of the folder"):
+        train(config)
+    for name in ("short", "broken"):
+        (tmp_path / "real" / f"{name}.mp4").unlink()
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    train(config)
+    assert made and made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+
+
 def test_another_folder_of_clips_or_another_rate_is_another_run(tiny_run, tmp_path, loop_only, real):
     train(tiny_run(tmp_path, "steps=1", *RUNS["gan"], *real))
     for change in ("real.limit=3", "discriminator.lr=0.5"):
