@@ -77,8 +77,11 @@ class Run:
         }
 
 
-def build_run(config: RunConfig, world: launch.World) -> Run:
-    """Load the teacher, embed the prompts, attach the roles; ValueError for what a user can mend."""
+def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) -> Run:
+    """Load the teacher, embed the prompts, attach the roles; ValueError for what a user can mend.
+
+    resumed: a checkpoint is about to be loaded into it, so the LoRA of `init` is not read.
+    """
     device = world.device
     check_attention(config.model.attention, device)
     check_objective(config, distributed=world.distributed)
@@ -91,7 +94,7 @@ def build_run(config: RunConfig, world: launch.World) -> Run:
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
     real = real_latents(config, backbone, world) if "discriminator" in config.objective.roles else None
-    engines, teacher = build_engines(config, world, backbone)
+    engines, teacher = build_engines(replace(config, init="") if resumed else config, world, backbone)
     student, fake = (backbone.denoiser(engines[role]) for role in ("student", "fake"))
     critic = NetworkDiscriminator(backbone, engines["discriminator"], null) if real else None
     guided = Guided(teacher, null, config.objective.cfg)

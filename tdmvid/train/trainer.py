@@ -37,8 +37,9 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, rank=world.rank, ranks=world.size)
     if not resume and checkpoints.steps():
         raise ValueError(f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose another --out")
-    run = build_run(config, world)
-    start = _resume(run, checkpoints, resume)
+    path = checkpoints.latest() if resume == "auto" else Path(resume) if resume else None
+    run = build_run(config, world, resumed=path is not None)
+    start = _resume(run, checkpoints, path) if path else 0
     if world.primary:
         write_json(folder / "config.json", to_dict(config))
         write_json(folder / "commands.json", {"commands": [{"what": w, "command": c} for w, c in (commands or {}).items()]})
@@ -54,10 +55,7 @@ def train(
     return folder
 
 
-def _resume(run: Run, checkpoints: Checkpoints, resume: str) -> int:
-    path = checkpoints.latest() if resume == "auto" else Path(resume) if resume else None
-    if path is None:
-        return 0
+def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
     start = Checkpoints.load(path, run.engines, run.fingerprint, to_dict(RunConfig()) | {"init": None})
     if start > run.config.steps:
         raise ValueError(f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or resume an earlier checkpoint")

@@ -1,6 +1,7 @@
 """A run that starts from a LoRA: the student where that one ended, the fake where the base is."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,17 @@ def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_pat
     other = replace(run, config=replace(run.config, init=""))
     with pytest.raises(ValueError, match="was written with init='.*lora', this run has None"):
         Checkpoints.load(path, other.engines, other.fingerprint)
+
+
+def test_a_checkpoint_goes_on_without_the_lora_it_started_from(tiny_run, stage, tmp_path):
+    start = shutil.copytree(stage / "lora", tmp_path / "start")
+    config = lambda name: tiny_run(tmp_path / name, f"init={start}", "steps=2", "log.checkpoint_every=1")  # noqa: E731
+    whole = train(config("whole"))
+    shutil.copytree(whole, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step_000002")
+    shutil.rmtree(start)
+    again = train(config("cut"), resume="auto")
+    assert (again / "lora" / LORA_FILE).read_bytes() == (whole / "lora" / LORA_FILE).read_bytes()
 
 
 def test_a_plan_names_the_start_before_it_is_there(tiny_run, tmp_path):
