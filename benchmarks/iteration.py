@@ -2,6 +2,9 @@
 
     python benchmarks/iteration.py                                  # shapes, small SD1.5 and PixArt; CogVideoX-2B too with a GPU
     python benchmarks/iteration.py --networks shapes --repeats 9 --json iteration.json
+    python benchmarks/iteration.py --networks sd15 --whole --set batch.micro=2      # in its own size
+    python benchmarks/iteration.py --networks cogvideox2b --layers 2 \
+        --set video.frames=9 --set video.height=256 --set video.width=256           # its layers' own width
     python benchmarks/iteration.py --race toy                       # after equal seconds, which student is closer to the teacher?
     python benchmarks/iteration.py --race shapes --seconds 120
 
@@ -47,13 +50,13 @@ NETWORKS = {
 """Config, changes, and whose small network stands in ("": the whole one with random weights, None: the trained one)."""
 
 
-def prepare(name: str, work: Path, overrides: list[str]) -> RunConfig:
-    """The run of a network of the table, its teacher on disk."""
+def prepare(name: str, work: Path, overrides: list[str], *, whole: bool = False, layers: int = 0) -> RunConfig:
+    """The run of a network of the table, its teacher on disk; whole, layers: in its own size, of so many blocks, where its weights are random."""
     file, changes, family = NETWORKS[name]
     config = load_config(ROOT / "configs" / f"{file}.json", [*changes, *overrides])
     if family is None:
         return replace(config, model=replace(config.model, path=str(ROOT / config.model.path)))
-    return untrained(config, work, **SMALL.get(family, {}))
+    return untrained(config, work, **({"num_layers": layers} if layers else {} if whole else SMALL.get(family, {})))
 
 
 def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
@@ -141,6 +144,8 @@ HEAD = ["iteration", "calls", "seconds", "ratio", "ratio, wall clock", "peak mem
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], help="default: shapes sd15 pixart, with a GPU cogvideox2b too")
+    parser.add_argument("--whole", action="store_true", help="SD1.5 and PixArt in their own size")
+    parser.add_argument("--layers", type=int, default=0, help="transformers of their own width and so many blocks, with random weights")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change the config of every network")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--race", choices=["toy", "shapes"], help="train both patterns for equal seconds and compare the students")
@@ -161,8 +166,9 @@ def main() -> None:
         return report(title, head, rows, device=world.device, path=args.json)
     names = args.networks or [name for name in NETWORKS if name != "cogvideox2b" or world.device.type == "cuda"]
     for name in names:
-        config = prepare(name, args.work, args.set)
-        title = f"{name}: {config.model.dtype}, batch {config.batch.micro}, LoRA rank {config.lora.rank}, K = {config.grid.steps}"
+        config = prepare(name, args.work, args.set, whole=args.whole, layers=args.layers)
+        size = f", {args.layers} blocks" if args.layers else ", whole" if args.whole else ""
+        title = f"{name}{size}: {config.model.dtype}, batch {config.batch.micro}, LoRA rank {config.lora.rank}, K = {config.grid.steps}"
         report(title, HEAD, compare(config, world, args.repeats), device=world.device, path=args.json)
 
 

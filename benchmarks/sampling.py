@@ -2,10 +2,14 @@
 
     python benchmarks/sampling.py                                   # shapes, one video and eight at a time
     python benchmarks/sampling.py --batch 1 16 --set model.dtype=float32 --json sampling.json
+    python benchmarks/sampling.py --network cogvideox2b --batch 1           # on a GPU: whole, with random weights
+    python benchmarks/sampling.py --network cogvideox2b --layers 2 --batch 1 --steps 10 \
+        --set video.frames=9 --set video.height=256 --set video.width=256   # its layers' real width on a CPU
 
 The samplers are stock pipelines, in turn, in one process, unlike `eval/latency.py`, which takes a finished run and
 times each stage alone. The student's weights are random, exported as a LoRA and as a fused network: time does not
-depend on their values. "Of linear" is the speed-up of the denoiser over the ratio of network evaluations.
+depend on their values. "Of linear" is the speed-up of the denoiser over the ratio of network evaluations; "all",
+text encoder and autoencoder too, is known of the embedded teacher alone.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.iteration import prepare  # noqa: E402
+from benchmarks.iteration import NETWORKS, prepare  # noqa: E402
 from benchmarks.stopwatch import alternate, report  # noqa: E402
 from benchmarks.untrained import Stage, build_stage, text_like  # noqa: E402
 from tdmvid.adapters.bundle import use_student  # noqa: E402
@@ -51,8 +55,8 @@ def export_students(stage: Stage, folder: Path) -> dict[str, Path]:
     return {"student, LoRA": folder / "lora", "student, fused": folder / "fused"}
 
 
-def compare(config: RunConfig, world: launch.World, batches: list[int], *, steps: int, repeats: int) -> list[list[object]]:
-    """One row a batch and sampler."""
+def compare(config: RunConfig, world: launch.World, batches: list[int], *, steps: int, repeats: int, random: bool) -> list[list[object]]:
+    """One row a batch and sampler; random: the teacher has no weights of its own, so text encoder and autoencoder are left out."""
     cfg, few = config.objective.cfg, config.grid.build(load_backbone(config.model, config.video).process).steps
     evaluations = {"teacher": steps * (1 if cfg == 1 else 2), "student, LoRA": few, "student, fused": few}
     with TemporaryDirectory() as folder:
@@ -61,15 +65,15 @@ def compare(config: RunConfig, world: launch.World, batches: list[int], *, steps
         pipelines = {name: use_student(backbone, path) for name, path in folders.items()}
         rows = []
         for batch in batches:
-            conds = {"cond": backbone.encode_prompts([PROMPT] * batch).to(world.device), "null": backbone.encode_prompts([""]).to(world.device)}
+            cond, null = text_like(backbone, batch, 1), text_like(backbone, 1, 0)
             z = torch.randn(batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)).to(world.device)
 
             def sampler(name: str) -> Callable[[int], Tensor]:
-                options = {"steps": steps, "cfg": cfg, "null": conds["null"]} if name == "teacher" else {"steps": few}  # noqa: B023
-                return lambda turn: backbone.stock_latents(pipelines[name], z, conds["cond"], **options)  # noqa: B023
+                options = {"steps": steps, "cfg": cfg, "null": null} if name == "teacher" else {"steps": few}  # noqa: B023
+                return lambda turn: backbone.stock_latents(pipelines[name], z, cond, **options)  # noqa: B023
 
             calls = {name: sampler(name) for name in pipelines}
-            ends = {
+            ends = {} if random else {
                 "text": lambda turn: backbone.encode_prompts([PROMPT] * batch),  # noqa: B023
                 "texts": lambda turn: backbone.encode_prompts([PROMPT] * batch + [""]),  # noqa: B023
                 "autoencoder": lambda turn: backbone.decode(z),  # noqa: B023
@@ -81,20 +85,24 @@ def compare(config: RunConfig, world: launch.World, batches: list[int], *, steps
 
 def _row(name: str, batch: int, evaluations: dict[str, int], seconds: dict[str, float]) -> list[object]:
     """seconds: of every sampler's denoiser and of the stages around it."""
+    known = "autoencoder" in seconds
     whole = lambda one: seconds[one] + seconds["texts" if one == "teacher" else "text"] + seconds["autoencoder"]  # noqa: E731
     faster, linear = seconds["teacher"] / seconds[name], evaluations["teacher"] / evaluations[name]
     return [
         batch, name, evaluations[name], seconds[name] / batch, 1000 * seconds[name] / batch / evaluations[name],
-        faster, f"{100 * faster / linear:.0f} %", whole("teacher") / whole(name),
+        faster, f"{100 * faster / linear:.0f} %", whole("teacher") / whole(name) if known else "-",
     ]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=[*NETWORKS], default="shapes")
+    parser.add_argument("--layers", type=int, default=0, help="a transformer of so many blocks; 0: all of its own")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change the config of the run")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="videos at a time")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path("cache/untrained"), help="where random weights are written once")
     parser.add_argument("--json", type=Path, help="add the figures to this file")
     return parser.parse_args()
 
@@ -103,9 +111,10 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
     world = launch.start("none")
-    config = prepare("shapes", Path(), args.set)
-    rows = compare(config, world, args.batch, steps=args.steps, repeats=args.repeats)
-    title = f"shapes: {config.model.dtype}, {config.grid.steps} steps against {args.steps} with guidance {config.objective.cfg:g}"
+    config = prepare(args.network, args.work, args.set, whole=True, layers=args.layers)
+    rows = compare(config, world, args.batch, steps=args.steps, repeats=args.repeats, random=args.network != "shapes")
+    size = f", {args.layers} blocks" if args.layers else ""
+    title = f"{args.network}{size}: {config.model.dtype}, {config.grid.steps} steps against {args.steps} with guidance {config.objective.cfg:g}"
     report(title, HEAD, rows, device=world.device, path=args.json)
 
 
