@@ -8,10 +8,11 @@
     python benchmarks/iteration.py --race toy                       # after equal seconds, which student is closer to the teacher?
     python benchmarks/iteration.py --race shapes --seconds 120
 
-Both patterns run on the same networks, batch, grid and loss mathematics, in turn, and move the weights alike;
-"library defaults" also leaves adapters and attention as peft and diffusers have them. A row's time is the
-mean of an iteration with the cheapest and one with the dearest k, which is the mean over k. Memory is that of
-tensors alive at once, over what was there before: networks, optimiser and prompts.
+Both patterns run on the same networks, batch, grid and loss mathematics, in turn, and move the weights alike, but for the
+shared draw: there the student is compared with the fake of before its update. "library defaults" also leaves adapters
+and attention as peft and diffusers have them. A row's time is the mean of an iteration with the cheapest and one with
+the dearest k, which is the mean over k. Memory is that of tensors alive at once, over what was there before: networks,
+optimiser and prompts.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _set(things: list, name: str, value: bool) -> None:
 def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
     """By name, a call that makes the two iterations."""
     steps = steps_of_extreme_k(stage)
-    full = replace(stage, config=replace(stage.config, objective=replace(stage.config.objective, rollout="full")))
+    changed = lambda **change: replace(stage, config=replace(stage.config, objective=replace(stage.config.objective, **change)))  # noqa: E731
 
     def run(which: Stage, iteration, _turn: int) -> None:
         for step in steps:
@@ -102,8 +103,9 @@ def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
     return {
         "published pattern, library defaults": plain,
         "published pattern": partial(run, stage, published),
-        "tdmvid, full rollout": partial(run, full, iterate),
+        "tdmvid, full rollout": partial(run, changed(rollout="full"), iterate),
         "tdmvid": partial(run, stage, iterate),
+        "tdmvid, shared draw": partial(run, changed(draws="shared"), iterate),
     }
 
 

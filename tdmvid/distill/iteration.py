@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..diffusion.denoiser import Cond, Denoiser
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import Trajectory, rollout
-from .objective import Objective, Roles
+from .objective import Draw, Objective, Roles
 
 
 class Engine(Protocol):
@@ -20,6 +20,20 @@ class Engine(Protocol):
 
     def backward(self, loss: Tensor) -> None: ...
     def step(self, *, skip: bool | Tensor = False): ...
+
+
+class AskedOnce:
+    """A fake whose answer in its own turn serves the student's turn too, without its graph."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser, self.process, self._x, self._x0 = denoiser, denoiser.process, None, None
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        if x_t is self._x:
+            return self._x0
+        x0 = self.denoiser(x_t, t, cond)
+        self._x, self._x0 = x_t, x0.detach()
+        return x0
 
 
 @dataclass
@@ -31,16 +45,24 @@ class GradedPath:
     """
 
     path: Trajectory
-    student: Denoiser
+    roles: Roles
     keep: bool
     _x0: Tensor | None = field(default=None, repr=False)
+    _draw: Draw | None = field(default=None, repr=False)
 
     def x0_hat(self, *, graded: bool) -> Tensor:
         """The clean prediction at s_k: with its graph for the student's turn, detached otherwise."""
         if self._x0 is None or (graded and not self._x0.requires_grad):
             with torch.set_grad_enabled(graded or self.keep):
-                self._x0 = self.student(self.path.x, self.path.upper, self.path.cond)
+                self._x0 = self.roles.student(self.path.x, self.path.upper, self.path.cond)
         return self._x0 if graded else self._x0.detach()
+
+    def draw(self, objective: Objective, generator: torch.Generator, *, graded: bool) -> Draw:
+        """A new draw on this trajectory, or its first again if the objective's turns share one."""
+        x0_hat = self.x0_hat(graded=graded)
+        if self._draw is None or objective.draws == "own":
+            self._draw = objective.draw(self.path, x0_hat, generator, self.roles.student.process)
+        return replace(self._draw, x0_hat=x0_hat)
 
 
 @dataclass(frozen=True)
@@ -73,8 +95,7 @@ def iterate(
     loss or gradient is not finite changes nothing and ends the iteration; one whose gradient
     overflowed for its loss scale alone changes nothing but that.
     """
-    process, device = roles.student.process, streams.device
-    graded = []
+    device, graded = streams.device, []
     for micro, cond in enumerate(conds):
         own = lambda name: streams.generator(step, name, first_stream + micro, device="cpu")  # noqa: B023, E731
         k = pick_k(objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k"))
@@ -83,15 +104,16 @@ def iterate(
         calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
         fresh = streams.generator(step, "renoise", first_stream + micro)
         path = rollout(roles.student, z, cond, grid, k.to(device), calls=calls, solver=objective.solver, generator=fresh)
-        graded.append(GradedPath(path, roles.student, keep=len(conds) == 1))
+        asked = roles if objective.draws == "own" else replace(roles, fake=AskedOnce(roles.fake))
+        graded.append(GradedPath(path, asked, keep=len(conds) == 1))
 
     scalars: dict[str, list[Tensor]] = {}  # on the device: they are fetched once, at the end
     norms: dict[str, float] = {}
     for turn, role in enumerate(objective.roles):
         for micro, call in enumerate(graded):
             generator = streams.generator(step, f"{role}/{turn}", first_stream + micro)
-            draw = objective.draw(call.path, call.x0_hat(graded=role == "student"), generator, process)
-            terms = objective.loss(role, roles, draw, call.path.cond)
+            draw = call.draw(objective, generator, graded=role == "student")
+            terms = objective.loss(role, call.roles, draw, call.path.cond)
             engines[role].backward(terms["loss"])
             for name, value in terms.items():
                 scalars.setdefault(f"{name}/{role}", []).append(value.detach())

@@ -63,6 +63,8 @@ class Objective(Protocol):
     solver: Solver
     step_set: tuple[int, ...]
     through_scores: bool
+    draws: str
+    """"own": a draw for every turn; "shared": one for all turns of an iteration."""
     roles: tuple[str, ...]
     """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
 

@@ -63,6 +63,8 @@ class TDM:
     snr_ceiling: float = 5.0
     fake_updates: int = 1
     """Fake updates per student update, each with a draw of its own."""
+    draws: Literal["own", "shared"] = "own"
+    """own: each turn has its own tau and noise, and the student sees the updated fake; shared: one draw and one call of the fake serve both."""
     rollout: Literal["stop", "full"] = "stop"
     """stop: one k for the whole iteration, the rollout ends there; full: a k per sample, K - 1 calls."""
 
@@ -71,6 +73,11 @@ class TDM:
             raise ValueError(f"objective.margin_low={self.margin_low}, margin_high={self.margin_high}: margins are not negative")
         if self.fake_updates < 1:
             raise ValueError(f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1 update per iteration")
+        if self.draws == "shared" and (self.fake_updates > 1 or self.through_scores):
+            raise ValueError(
+                f"objective.draws='shared', fake_updates={self.fake_updates}, kind={self.kind!r}: one call of the fake serves one update of it and a"
+                " gradient that does not pass through it; use draws='own', or fake_updates=1 and another kind than 'fisher'"
+            )
         if not 0 <= self.fresh_noise < 1:
             raise ValueError(f"objective.fresh_noise={self.fresh_noise}: a noise level in [0, 1); 0 leaves the margins alone")
         if self.cfg < 0 or self.snr_ceiling <= 0:

@@ -183,8 +183,8 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     """Mean forwards and the backwards of one iteration, in whole-batch network calls per micro-batch.
 
     Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
-    twice, fake once, 1B); with accumulation the graded call is made twice. A gradient that is taken
-    through the scores adds their backwards.
+    twice, fake once unless the draw is shared, 1B); with accumulation the graded call is made twice.
+    A gradient that is taken through the scores adds their backwards.
     """
     objective = config.objective
     steps = sum(objective.step_set) / len(objective.step_set) if objective.step_set else _student_steps(config)
@@ -192,7 +192,8 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     graded = 1 if config.batch.accumulation == 1 else 2
     teacher = _teacher_calls(config)
     scores = 1 + teacher if objective.through_scores else 0
-    return rollout + graded + objective.fake_updates + teacher + 1, objective.fake_updates + 1 + scores
+    fake = objective.fake_updates + (objective.draws == "own")
+    return rollout + graded + fake + teacher, objective.fake_updates + 1 + scores
 
 
 def describe(plan: Plan, *, device_memory: float = 0.0) -> str:

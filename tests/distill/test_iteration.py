@@ -8,6 +8,7 @@ from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.iteration import GradedPath, iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
@@ -91,15 +92,56 @@ def test_each_further_fake_update_costs_one_forward_and_one_backward(updates):
     assert world.engines["fake"].updates == updates and world.engines["student"].updates == 1
 
 
+def test_a_shared_draw_saves_one_forward():
+    world = World(TDM(rollout="full", draws="shared"))
+    assert world.iterate().failed is None
+    assert world.forwards() == 7 and world.backwards() == 2
+
+
+def test_one_call_of_the_fake_gives_both_turns_the_gradients_of_a_call_each(monkeypatch):
+    """Of two calls before the fake's step: so its weights are held still, where the call is made twice."""
+    moves = {}
+    for once in (True, False):
+        world = World(TDM(rollout="full", draws="shared"))
+        before = {role: world.weights(role) for role in world.engines}
+        if not once:
+            monkeypatch.setattr("tdmvid.distill.iteration.AskedOnce", lambda denoiser: denoiser)
+            world.engines["fake"].config = OptimConfig(lr=1e-30, clip=0, algorithm="sgd")
+        world.iterate()
+        assert world.forwards() == (7 if once else 8)
+        moves[once] = {role: world.weights(role) - weights for role, weights in before.items()}
+    assert moves[True]["student"].norm() > 0 and torch.equal(moves[True]["student"], moves[False]["student"])
+    assert moves[True]["fake"].norm() > 0
+
+
+def test_the_fake_moves_alike_with_a_draw_of_its_own_and_with_a_shared_one():
+    moves = {}
+    for draws in ("own", "shared"):
+        world = World(TDM(rollout="full", draws=draws))
+        before = {role: world.weights(role) for role in world.engines}
+        world.iterate()
+        moves[draws] = {role: world.weights(role) - weights for role, weights in before.items()}
+    assert torch.equal(moves["own"]["fake"], moves["shared"]["fake"])
+    assert not torch.allclose(moves["own"]["student"], moves["shared"]["student"])
+
+
+@pytest.mark.parametrize("settings", [{"fake_updates": 2}, {"kind": "fisher"}])
+def test_a_draw_that_cannot_serve_both_turns_is_refused(settings):
+    kind = {"fisher": Fisher}.get(settings.pop("kind", "tdm"), TDM)
+    with pytest.raises(ValueError, match="objective.draws='shared', fake_updates=.*; use draws='own'"):
+        kind(draws="shared", **settings)
+
+
 def test_no_guidance_saves_one_forward():
     world = World(TDM(rollout="full"), cfg=1.0)
     world.iterate()
     assert world.forwards() == 7
 
 
-def test_two_micro_batches_average_the_moves_of_two_iterations():
+@pytest.mark.parametrize("draws", ["own", "shared"])
+def test_two_micro_batches_average_the_moves_of_two_iterations(draws):
     """With the fake held still, so that the student's turn compares against the same fake in all three."""
-    objective = TDM(rollout="full")
+    objective = TDM(rollout="full", draws=draws)
     moves = {}
     for name, micros, accumulation, first in (("both", 2, 2, 0), ("first", 1, 1, 0), ("second", 1, 1, 1)):
         world = World(objective, accumulation=accumulation)
@@ -156,7 +198,7 @@ def test_the_kept_graph_gives_the_gradient_of_a_recomputed_call(monkeypatch):
         world = World(TDM(rollout="full"))
         original = GradedPath.__init__
         with monkeypatch.context() as patch:
-            patch.setattr(GradedPath, "__init__", lambda self, path, student, keep, _x0=None, k=keep: original(self, path, student, k))
+            patch.setattr(GradedPath, "__init__", lambda self, path, roles, keep, k=keep: original(self, path, roles, k))
             before = world.weights("student")
             world.iterate()
         moves[keep] = world.weights("student") - before

@@ -63,11 +63,11 @@ class Counted:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("fake_updates", [1, 2])
+@pytest.mark.parametrize("fake_updates, draws", [(1, "own"), (2, "own"), (1, "shared")])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("rollout", ["stop", "full"])
-def test_the_planned_calls_are_those_of_the_loop(run, rollout, cfg, fake_updates, accumulation):
-    objective = replace(run.config.objective, rollout=rollout, cfg=cfg, fake_updates=fake_updates)
+def test_the_planned_calls_are_those_of_the_loop(run, rollout, cfg, fake_updates, draws, accumulation):
+    objective = replace(run.config.objective, rollout=rollout, cfg=cfg, fake_updates=fake_updates, draws=draws)
     config = replace(run.config, objective=objective, batch=replace(run.config.batch, accumulation=accumulation))
     run = replace(run, config=config, roles=replace(run.roles, teacher=Guided(run.roles.teacher.denoiser, run.null, cfg)))
     forwards, backwards = calls_per_iteration(config)
@@ -89,6 +89,7 @@ def test_the_planned_calls_are_those_of_the_loop(run, rollout, cfg, fake_updates
 def test_with_guidance_four_steps_cost_six_and_a_half_forwards(tiny_run, tmp_path):
     assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3")) == (6.5, 2)
     assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.rollout=full")) == (8, 2)
+    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.draws=shared")) == (5.5, 2)
 
 
 def test_a_run_records_the_calls_that_were_planned(tiny_run, tmp_path, loop_only):
