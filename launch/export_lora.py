@@ -72,7 +72,7 @@ def export(args: argparse.Namespace) -> dict:
     from tdmvid.sampling import load_for_sampling
     from tdmvid.train.export import Options, export_published, export_run, export_tuned
 
-    options = Options(tuple(args.format.split(",")), args.dtype, args.fuse, args.rank, tuple(args.prompt), args.seed)
+    options = Options(tuple(name.strip() for name in args.format.split(",")), args.dtype, args.fuse, args.rank, tuple(args.prompt), args.seed)
     if args.run:
         return export_run(args.out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
     if not args.out:

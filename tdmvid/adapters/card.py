@@ -132,7 +132,9 @@ def _recipe(config: dict) -> list[str]:
     if not config:
         return []
     data = {part: {key: value for key, value in config.get(part, {}).items() if key not in ("path", "cache")} for part in ("prompts", "real")}
-    shown = {key: value for key, value in config.items() if key not in ("out", "log")} | data  # without the paths of one machine
+    shown = {key: value for key, value in config.items() if key not in ("out", "log", "evaluate")} | data  # without the paths of one machine
+    if shown.get("init"):
+        shown["init"] = "/".join(Path(shown["init"]).parts[-2:])
     return ["## Training", f"The run's whole config:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"]
 
 

@@ -27,7 +27,7 @@ from ..data.video import write_image, write_video
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from . import formats as layouts
-from .bundle import FACTS
+from .bundle import FACTS, read_facts
 from .card import Story, write_card
 from .lora import ADAPTER, LoraSettings, merge
 from .step_condition import NAME, baked
@@ -215,7 +215,7 @@ def _finish(folder: Path, backbone: Backbone, facts: dict, story: Story, latents
     if grid.get("kind") == "shifted":
         facts["shift"] = grid["shift"]
     write_card(folder, backbone, facts, story, samples)
-    facts["files"] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    facts["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     write_json(folder / FACTS, facts)
 
 
@@ -237,8 +237,7 @@ def replacing(*folders: Path) -> Iterator[Path]:
     aside, old = (folders[0].with_name(f".{folders[0].name}.{state}") for state in ("part", "old"))
     _put_back(folders, aside, old)
     for folder in folders:
-        if folder.exists() and not (folder / FACTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists and is no export (it has no {FACTS}): an export replaces the whole folder, give another --out")
+        _check_replaceable(folder)
     aside.mkdir(parents=True)
     try:
         yield aside
@@ -252,6 +251,21 @@ def replacing(*folders: Path) -> Iterator[Path]:
         raise
     for left in (aside, old):  # in this order: without the first, the second is no more than rubbish
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """ValueError if the folder holds what no export wrote."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not (folder / FACTS).is_file():
+        raise ValueError(f"{folder} exists and is no export (it has no {FACTS}): an export replaces the whole folder, give another --out")
+    written = {FACTS, *read_facts(folder).get("files", [])}
+    foreign = sorted(name for path in folder.rglob("*") if path.is_file() and (name := path.relative_to(folder).as_posix()) not in written)
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {len(foreign)} files that no export wrote, {foreign[0]!r} among them, and an export replaces the whole folder:"
+            " take them out, or give another --out"
+        )
 
 
 def _put_back(folders: list[Path], aside: Path, old: Path) -> None:

@@ -118,20 +118,29 @@ def test_an_export_that_differs_from_the_student_is_not_written(student, tmp_pat
 @pytest.mark.parametrize("spoil", [lambda x: x + 1, lambda x: x * float("nan")], ids=["too far", "not a number"])
 def test_a_failed_export_leaves_an_older_one_as_it_was(student, tmp_path, spoil):
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / "export.json").write_bytes(b"an older one")
+    (tmp_path / "lora" / "export.json").write_text('{"is": "an older one"}')
     with pytest.raises(RuntimeError, match="differs from the student"):
         student.export(tmp_path / "lora", spoil(student.expected))
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["lora", "lora/export.json"]
-    assert (tmp_path / "lora" / "export.json").read_bytes() == b"an older one"
+    assert (tmp_path / "lora" / "export.json").read_text() == '{"is": "an older one"}'
 
 
 def test_an_export_replaces_an_older_one(student, bundle, tmp_path):
     (tmp_path / "lora").mkdir()
-    for name in ("old", "export.json"):
-        (tmp_path / "lora" / name).touch()
+    (tmp_path / "lora/old").touch()
+    (tmp_path / "lora/export.json").write_text('{"files": ["old"]}')
     student.export(tmp_path / "lora")
     assert {p.name for p in (tmp_path / "lora").iterdir()} == {p.name for p in bundle.iterdir()}
     assert [p.name for p in tmp_path.iterdir()] == ["lora"]
+
+
+def test_what_no_export_wrote_is_not_replaced(student, tmp_path):
+    student.export(tmp_path / "lora")
+    (tmp_path / "lora/.git").mkdir()
+    (tmp_path / "lora/.git/HEAD").write_text("ref: refs/heads/main")
+    with pytest.raises(ValueError, match=r"lora holds 1 files that no export wrote, '.git/HEAD' among them.*: take them out, or give another --out"):
+        student.export(tmp_path / "lora")
+    assert (tmp_path / "lora/.git/HEAD").read_text() == "ref: refs/heads/main" and (tmp_path / "lora/export.json").is_file()
 
 
 @pytest.fixture
@@ -143,16 +152,16 @@ def two(tmp_path):
         with replacing(*folders) as aside:
             for folder in folders:
                 (aside / folder.name).mkdir()
-                (aside / folder.name / "export.json").write_text(content)
+                (aside / folder.name / "export.json").write_text(json.dumps({"is": content}))
                 if folder.name == fail:
                     raise KeyboardInterrupt
-        return [(folder / "export.json").read_text() for folder in folders]
+        return [json.loads((folder / "export.json").read_text())["is"] for folder in folders]
 
     return write
 
 
 def read(tmp_path):
-    return {str(path.relative_to(tmp_path)): path.read_text() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(tmp_path)): json.loads(path.read_text())["is"] for path in sorted(tmp_path.rglob("*")) if path.is_file()}
 
 
 def test_a_set_is_replaced_as_one_or_not_at_all(tmp_path, two):

@@ -14,6 +14,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tdmvid.adapters.card import _recipe
 from tdmvid.adapters import export as exporting
 from tdmvid.adapters.bundle import load_pipeline, use_student
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
@@ -120,6 +121,13 @@ def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
     ):
         assert text in card
     assert "cache" not in card and (tmp_path / "out" / "samples" / "1.mp4").stat().st_size > 0
+
+
+def test_a_card_s_recipe_names_no_folder_of_the_machine():
+    text = "".join(_recipe({
+        "out": "/home/ann/run", "init": "/home/ann/first/lora", "evaluate": {"config": "/home/ann/eval.json"}, "prompts": {"path": "/home/ann/p.txt", "limit": 3},
+    }))
+    assert '"first/lora"' in text and '"limit": 3' in text and "ann" not in text
 
 
 def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
@@ -270,7 +278,7 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
         monkeypatch.setattr(sys, "argv", ["export_lora.py", *map(str, arguments)])
         runpy.run_path("launch/export_lora.py", run_name="__main__")
 
-    program("--run", run, "--format", "diffusers,comfyui", "--out", tmp_path / "a", "--prompt", PROMPTS[0])
+    program("--run", run, "--format", "diffusers, comfyui", "--out", tmp_path / "a", "--prompt", PROMPTS[0])
     said = capsys.readouterr().out
     assert re.search(r"relative difference \d\.\de-0[6-9] of at most 1e-05 in a stock pipeline\n.*comfyui/.*: \d", said)
     common = ["--model", tiny_cogvideox("sincos"), "--size", "9x32x32", "--prompt", PROMPTS[0], "--out", tmp_path / "b"]
