@@ -232,15 +232,19 @@ def check_fit(plan: Plan, device_memory: float) -> None:
     if plan.total() <= device_memory * GIB:
         return
     parallel, tried = plan.config.parallel, []
-    remedies = [("parallel.gradient_checkpointing=true", {"gradient_checkpointing": True}, plan.ranks)]
-    remedies += [("parallel.zero_stage=3", {"zero_stage": 3}, plan.ranks), ("parallel.offload=all", {"offload": "all"}, plan.ranks)]
+    remedies = [("parallel.keep_attention=false", {"keep_attention": False}, plan.ranks)]
+    remedies += [("parallel.gradient_checkpointing=true", {"gradient_checkpointing": True}, plan.ranks)]
+    remedies += [("parallel.zero_stage=3", {"zero_stage": 3}, plan.ranks), ("parallel.offload=all (under deepspeed)", {"offload": "all"}, plan.ranks)]
     remedies += [(f"parallel.sequence={n} on {max(n, plan.ranks)} ranks", {"sequence": n}, max(n, plan.ranks)) for n in (2, 4, 8, 16)]
     changes: dict = {}
     for name, change, ranks in remedies:
         if all(getattr(parallel, key) == value for key, value in change.items()):
             continue
+        try:
+            better = make_plan(replace(plan.config, parallel=replace(parallel, **changes | change)), ranks=ranks)
+        except ValueError:  # this run cannot have it
+            continue
         changes, tried = changes | change, [t for t in tried if "sequence" not in t or "sequence" not in name] + [name]
-        better = make_plan(replace(plan.config, parallel=replace(parallel, **changes)), ranks=ranks)
         if better.total() <= device_memory * GIB:
             raise ValueError(
                 f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB:"

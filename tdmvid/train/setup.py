@@ -87,6 +87,11 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     check_objective(config, distributed=world.distributed)
     if config.parallel.compile:
         check_compile(world)
+    if config.parallel.offload != "none" and not world.distributed:
+        raise ValueError(
+            f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that moves weights to host memory;"
+            " start with `deepspeed launch/train.py ...`, or set it to 'none'"
+        )
     backbone = load_backbone(config.model, config.video, device=device)
     grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start

@@ -54,6 +54,7 @@ def refusal(call, *changes, **others):
     ("grid.steps=0", "error: grid.steps=0: a student needs at least one step"),
     ("grid.kind=explicit", r"error: grid.timesteps=\[\]: list network timesteps in falling order"),
     ("log.teacher_steps=1001", "error: log.teacher_steps=1001: too many for the teacher"),
+    ("parallel.offload=optimizer", "error: parallel.offload='optimizer' without a launcher: .* start with `deepspeed launch/train.py"),
     ("parallel.backend=deepspeed", "error: parallel.backend='deepspeed' but no launcher"),
 ])
 def test_a_wrong_setting_ends_with_one_line(call, change, message):

@@ -197,6 +197,20 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path
         check_fit(made, 1e-9)
 
 
+def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path):
+    made = make_plan(tiny_run(tmp_path, "objective.kind=fisher", "objective.distance=huber", "parallel.zero_stage=2"), ranks=8)
+    with pytest.raises(ValueError, match="fewer frames"):  # it has neither ZeRO-3 nor shared tokens
+        check_fit(made, 1e-9)
+
+
+def test_kept_attention_is_given_up_first(tiny_run, tmp_path):
+    settings = ("batch.micro=64", "parallel.gradient_checkpointing=true")
+    plain, kept = make_plan(tiny_run(tmp_path, *settings)), make_plan(tiny_run(tmp_path, *settings, "parallel.keep_attention=true"))
+    assert plain.total() < kept.total()
+    with pytest.raises(ValueError, match="GiB: parallel.keep_attention=false needs"):
+        check_fit(kept, (plain.total() + kept.total()) / 2 / GIB)
+
+
 def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path):
     for change, message in (
         ("parallel.sequence=2", "parallel.sequence=2 does not divide 1 ranks"), ("video.height=33", "video.height=33 does not divide by"),
