@@ -26,6 +26,7 @@ from shapes.judge import load_judge  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from tdmvid.adapters.bundle import use_student  # noqa: E402
 from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, load_backbone  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.diffusion.denoiser import Cond  # noqa: E402
@@ -45,12 +46,12 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Sampler:
-    """A stock pipeline call; `lora` is a folder with a LoRA and its scheduler."""
+    """A stock pipeline call; `student` is a folder with a LoRA or a whole network and its scheduler."""
 
     name: str
     steps: int
     cfg: float
-    lora: Path | None = None
+    student: Path | None = None
 
     @property
     def nfe(self) -> int:
@@ -60,9 +61,7 @@ class Sampler:
 
 def sample(backbone: Backbone, sampler: Sampler, z: Tensor, cond: Cond, null: Cond, batch: int) -> tuple[Tensor, float]:
     """Latents [N, ...] from noise z, and seconds per video in the denoiser."""
-    pipeline = backbone.stock_pipeline()
-    if sampler.lora is not None:
-        backbone.load_lora(pipeline, sampler.lora)
+    pipeline = use_student(backbone, sampler.student)
     parts, began = [], time.perf_counter()
     for start in tqdm(range(0, len(z), batch), desc=sampler.name):
         rows = slice(start, start + batch)
@@ -72,16 +71,22 @@ def sample(backbone: Backbone, sampler: Sampler, z: Tensor, cond: Cond, null: Co
 
 def run_samplers(run: Path, config: dict) -> list[Sampler]:
     """The student of a run beside its teacher: long, and in as few steps with and without guidance."""
-    cfg, long, few = config["objective"]["cfg"], config["log"]["teacher_steps"], config["grid"]["steps"]
-    lora = run / "lora"
-    if not lora.is_dir():
-        raise ValueError(f"{run} has no lora/: train it to the end first (python launch/train.py --config ... --resume auto)")
+    cfg, long, grid = config["objective"]["cfg"], config["log"]["teacher_steps"], config["grid"]
+    few = len(grid["timesteps"]) if grid["kind"] == "explicit" else grid["steps"]
+    student = student_of(run, config)
+    if not student.is_dir():
+        raise ValueError(f"{run} has no {student.name}/: train it to the end first (python launch/train.py --config ... --resume auto)")
     return [
         Sampler(f"teacher, {long} steps, cfg {cfg:g}", long, cfg),
         Sampler(f"teacher, {few} steps, cfg {cfg:g}", few, cfg),
         Sampler(f"teacher, {few} steps, no guidance", few, 1.0),
-        Sampler(f"student, {few} steps", few, 1.0, lora),
+        Sampler(f"student, {few} steps", few, 1.0, student),
     ]
+
+
+def student_of(run: Path, config: dict) -> Path:
+    """Where a run exports its student: a LoRA or a whole network."""
+    return run / ("lora" if config["training"] == "lora" else "student")
 
 
 def evaluate(backbone: Backbone, samplers: list[Sampler], args: argparse.Namespace) -> dict:
@@ -165,7 +170,7 @@ def main() -> None:
     if args.json:
         write_json(args.json, scores)
     if args.run:
-        scores |= {"checks": checks(scores["samplers"]), "weights": weights_of(args.run / "lora")}
+        scores |= {"checks": checks(scores["samplers"]), "weights": weights_of(student_of(args.run, config))}
         write_json(args.run / "scores.json", scores)
         for check in scores["checks"]:
             print(f"{'kept  ' if check['passed'] else 'MISSED'}  {check['claim']}: {check['value']}")

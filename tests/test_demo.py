@@ -29,6 +29,18 @@ def run(tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("training, student", [("lora", "lora"), ("full", "student")])
+def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(load_program, tmp_path, training, student):
+    score = load_program("eval/shapes_run.py")
+    config = {
+        "objective": {"cfg": 2.0}, "log": {"teacher_steps": 50}, "training": training, "grid": {"kind": "explicit", "timesteps": [999, 600, 300], "steps": 4},
+    }
+    with pytest.raises(ValueError, match=f"has no {student}/: train it to the end first"):
+        score.run_samplers(tmp_path, config)
+    (tmp_path / student).mkdir()
+    assert [(sampler.steps, sampler.student) for sampler in score.run_samplers(tmp_path, config)] == [(50, None), (3, None), (3, None), (3, tmp_path / student)]
+
+
 @pytest.mark.slow
 def test_a_run_of_two_steps_still_leaves_all_that_a_user_takes_away(run):
     for name in ("config.json", "metrics.jsonl", "report.html", "lora/pytorch_lora_weights.safetensors", "lora/scheduler_config.json", "samples/step_000002.png"):
