@@ -29,8 +29,13 @@ from tdmvid.train.trainer import _micro_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = tuple[str, list[str], list[list[object]]]
-PATTERNS = {"published pattern": (published, "full"), "tdmvid, full rollout": (iterate, "full"), "tdmvid": (iterate, "stop")}
-"""The iteration, and how far the student is rolled out."""
+PATTERNS = {
+    "published pattern": (published, {"rollout": "full"}),
+    "tdmvid, full rollout": (iterate, {"rollout": "full"}),
+    "tdmvid": (iterate, {"rollout": "stop"}),
+    "tdmvid, shared draw": (iterate, {"rollout": "stop", "draws": "shared"}),
+}
+"""The iteration, and the objective's options."""
 
 
 def fitting(loops: dict[str, Callable[[int], object]], seconds: float, device: torch.device, *, each: int) -> dict[str, int]:
@@ -40,18 +45,18 @@ def fitting(loops: dict[str, Callable[[int], object]], seconds: float, device: t
 
 def toy(seconds: float, seeds: int) -> Table:
     """The mixture of Gaussians, whose teacher is exact: distance to its law."""
-    process, each = mixture.stable_diffusion(), 40
-    recipe = lambda rollout, iterations, seed=0: mixture.Recipe(replace(mixture.OBJECTIVE, rollout=rollout), iterations=iterations, seed=seed)  # noqa: E731
-    start = mixture.pretrained(process, recipe("full", 0))
+    process, shift, each = mixture.stable_diffusion(), mixture.SHIFTS["vp"], 40
+    recipe = lambda options, iterations, seed=0: mixture.Recipe(replace(mixture.OBJECTIVE, **options), iterations=iterations, shift=shift, seed=seed)  # noqa: E731
+    start = mixture.pretrained(process, recipe({}, 0))
     loops = {
-        name: lambda turn, iteration=iteration, rollout=rollout: mixture.distil(process, recipe(rollout, each), start=start, iteration=iteration)
-        for name, (iteration, rollout) in PATTERNS.items()
+        name: lambda turn, iteration=iteration, options=options: mixture.distil(process, recipe(options, each), start=start, iteration=iteration)
+        for name, (iteration, options) in PATTERNS.items()
     }
     rows = []
     for name, count in fitting(loops, seconds, torch.device("cpu"), each=each).items():
-        iteration, rollout = PATTERNS[name]
-        students = [mixture.distil(process, recipe(rollout, count, seed), start=start, iteration=iteration) for seed in range(seeds)]
-        rows.append([name, count, ", ".join(f"{mixture.score(student, 4):.3f}" for student in students)])
+        iteration, options = PATTERNS[name]
+        students = [mixture.distil(process, recipe(options, count, seed), start=start, iteration=iteration) for seed in range(seeds)]
+        rows.append([name, count, ", ".join(f"{mixture.score(student, 4, shift=shift):.3f}" for student in students)])
     return f"mixture of Gaussians, {seconds:g} s for each student", ["iteration", "iterations", "sliced W2 to the teacher's law"], rows
 
 
@@ -60,7 +65,7 @@ def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int 
     place = [f"model.path={ROOT / 'examples/shapes/teacher'}", f"prompts.path={ROOT / 'examples/shapes/prompts.txt'}"]
     config = load_config(ROOT / "configs/shapes_4nfe.json", place)
     run, judge = build_run(config, launch.start("none")), load_judge()
-    loops = {name: lambda turn, name=name: _iterations(_with_rollout(run, name), name, range(turn, turn + 4)) for name in PATTERNS}
+    loops = {name: lambda turn, name=name: _iterations(_with_options(run, name), name, range(turn, turn + 4)) for name in PATTERNS}
     counts = fitting(loops, seconds, run.world.device, each=4)
     things = score.evaluation_set(captions, each_caption, 0)
     prompts = [world.caption(thing) for thing in things]
@@ -80,13 +85,13 @@ def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int 
     return title, ["iteration", "iterations", "Fréchet distance to the teacher's samples"], rows
 
 
-def _with_rollout(run: Run, name: str) -> Run:
-    objective = replace(run.config.objective, rollout=PATTERNS[name][1])
+def _with_options(run: Run, name: str) -> Run:
+    objective = replace(run.config.objective, **PATTERNS[name][1])
     return replace(run, config=replace(run.config, objective=objective))
 
 
 def _trained(config: RunConfig, name: str) -> Run:
-    run = _with_rollout(build_run(config, launch.start("none")), name)
+    run = _with_options(build_run(config, launch.start("none")), name)
     _iterations(run, name, range(config.steps))
     return run
 
