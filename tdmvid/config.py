@@ -196,6 +196,10 @@ class RunConfig:
             raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
         if self.parallel.keep_attention and self.model.attention == "xformers":
             raise ValueError("parallel.keep_attention=true knows PyTorch's attention only, not model.attention='xformers': use 'sdpa', or set it to false")
+        if self.model.quantize != "none" and self.training != "lora":
+            raise ValueError(f"model.quantize={self.model.quantize!r} is of a frozen base, training={self.training!r} has weights to train: use 'none' or training='lora'")
+        if self.model.quantize != "none" and self.parallel.compile:
+            raise ValueError(f"model.quantize={self.model.quantize!r} with parallel.compile=true: its layers break every block's graph; set one of them back")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 
