@@ -199,7 +199,9 @@ class RunConfig:
         if self.model.quantize != "none" and self.training != "lora":
             raise ValueError(f"model.quantize={self.model.quantize!r} is of a frozen base, training={self.training!r} has weights to train: use 'none' or training='lora'")
         if self.model.quantize != "none" and self.parallel.compile:
-            raise ValueError(f"model.quantize={self.model.quantize!r} with parallel.compile=true: its layers break every block's graph; set one of them back")
+            raise ValueError(f"model.quantize={self.model.quantize!r} with parallel.compile=true: compiled blocks keep every whole weight until the backward pass, so that nothing is saved; set one of them back")
+        if self.model.quantize != "none" and self.parallel.offload != "none":
+            raise ValueError(f"model.quantize={self.model.quantize!r} with parallel.offload={self.parallel.offload!r}: offloading is DeepSpeed's, which a quantised base cannot use; set one of them to 'none'")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
 

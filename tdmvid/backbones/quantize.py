@@ -93,10 +93,11 @@ def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: Kind) -> in
 
 def held_bytes(network: nn.Module) -> int:
     """What a network's parameters take, quantised or not."""
-    return sum(part.numel() * part.element_size() for p in network.parameters() for part in _parts(p))
+    return sum(part.numel() * part.element_size() for p in network.parameters() for part in parts(p))
 
 
-def _parts(parameter: nn.Parameter) -> list[Tensor]:
+def parts(parameter: Tensor) -> list[Tensor]:
+    """The plain tensors that hold a parameter: itself, or what torchao made of it."""
     if not hasattr(parameter, "__tensor_flatten__"):
         return [parameter]
     return [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]

@@ -241,22 +241,34 @@ def check_fit(plan: Plan, device_memory: float) -> None:
     """ValueError, with the first remedy that helps, if a rank needs more than `device_memory` GiB."""
     if plan.total() <= device_memory * GIB:
         return
-    parallel, tried = plan.config.parallel, []
+    config, tried, changes = plan.config, [], {}
+    now, quantized = vars(config.parallel) | {"quantize": config.model.quantize}, config.model.quantize != "none"
     remedies = [("parallel.gradient_checkpointing=true", {"gradient_checkpointing": True}, plan.ranks)]
-    remedies += [("parallel.zero_stage=3", {"zero_stage": 3}, plan.ranks), ("parallel.offload=all", {"offload": "all"}, plan.ranks)]
-    remedies += [(f"parallel.sequence={n} on {max(n, plan.ranks)} ranks", {"sequence": n}, max(n, plan.ranks)) for n in (2, 4, 8, 16)]
-    changes: dict = {}
-    for name, change, ranks in remedies:
-        if all(getattr(parallel, key) == value for key, value in change.items()):
+    if plan.ranks == 1 and config.training == "lora" and not (quantized or config.parallel.compile or config.parallel.offload != "none"):
+        remedies += [("model.quantize=int8", {"quantize": "int8"}, 1)]
+    launched = [("parallel.zero_stage=3", {"zero_stage": 3}, plan.ranks), ("parallel.offload=all", {"offload": "all"}, plan.ranks)]
+    launched += [(f"parallel.sequence={n} on {max(n, plan.ranks)} ranks", {"sequence": n}, max(n, plan.ranks)) for n in (2, 4, 8, 16)]
+    for name, change, ranks in remedies + launched:
+        if all(now[key] == value for key, value in change.items()):
             continue
-        changes, tried = changes | change, [t for t in tried if "sequence" not in t or "sequence" not in name] + [name]
-        better = make_plan(replace(plan.config, parallel=replace(parallel, **changes)), ranks=ranks)
+        whole = {} if "quantize" in name or "checkpointing" in name else {"quantize": "none"}  # DeepSpeed's base is
+        gone = [word for word in ("sequence", "quantize") if word in change | whole]
+        changes, tried = changes | change | whole, [t for t in tried if not any(word in t for word in gone)] + [name]
+        better = make_plan(_changed(config, changes), ranks=ranks)
         if better.total() <= device_memory * GIB:
+            tried = ["model.quantize=none"] * (quantized and "quantize" in changes) + tried
             raise ValueError(
                 f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB:"
                 f" {' and '.join(tried)} needs {_gib(better.total())}"
             )
     raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames or pixels")
+
+
+def _changed(config: RunConfig, changes: dict) -> RunConfig:
+    """A run with other settings of `parallel`, and of the model's `quantize`."""
+    parallel = {key: value for key, value in changes.items() if key != "quantize"}
+    model = replace(config.model, quantize=changes.get("quantize", config.model.quantize))
+    return replace(config, model=model, parallel=replace(config.parallel, **parallel))
 
 
 def _teacher_calls(config: RunConfig) -> int:

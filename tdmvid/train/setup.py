@@ -192,8 +192,8 @@ def check_quantize(config: RunConfig, *, distributed: bool) -> None:
     """ValueError where a quantised base cannot be."""
     if config.model.quantize != "none" and distributed:
         raise ValueError(
-            f"model.quantize={config.model.quantize!r} under a launcher: DeepSpeed cannot send torchao's tensors to its ranks; start one process"
-            " without a launcher, or set it to 'none'"
+            f"model.quantize={config.model.quantize!r} under a launcher: DeepSpeed moves every parameter, which torchao's tensors do not allow"
+            " where two networks share them; start one process without a launcher, or set it to 'none'"
         )
 
 

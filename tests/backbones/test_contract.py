@@ -4,6 +4,7 @@ The families come from the registry and their tiny pipelines from tests/families
 backbone is tested by adding a builder there, and fails here without one.
 """
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from families import BUILDERS
 from tdmvid.adapters.lora import LoraSettings, attach, shared_copy, start_from
 from tdmvid.backbones.base import ModelConfig, families, load_backbone
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
+from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes, quantize
 from tdmvid.config import load_config
 from tdmvid.data.video import write_image, write_video
 from tdmvid.diffusion.denoiser import Cond, Guided
@@ -254,6 +256,30 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
     along = torch.autograd.grad(critic(x, tau, four).sum(), x)[0]
     torch.testing.assert_close((along * direction).flatten(1).sum(1), slope, rtol=0.02, atol=0.02 * slope.abs().max().item())
     assert {name.split(".")[0] for name, p in critic.network.named_parameters() if p.requires_grad} == {"heads"}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed: pip install 'tdmvid[quantize]'")
+@pytest.mark.parametrize("kind", ["int8", "float8"])
+def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_reads_as_well(case, kind, monkeypatch):
+    backbone = case.backbone(dtype="bfloat16")
+    planned = planned_bytes(backbone.network, backbone.blocks(backbone.network), kind)
+    quantize(backbone.network, backbone.blocks(backbone.network), kind)
+    assert held_bytes(backbone.network) == planned
+    halved = shared_copy(backbone.network)
+    critic = NetworkDiscriminator(backbone, Discriminator(halved, backbone.halve(halved), seed=0), backbone.encode_prompts([""]))
+    network = attach(backbone.network, LoraSettings(rank=2, alpha=2), backbone.lora_targets, seed=0)
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    for index, parameter in enumerate(trainable):
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    x, t, four = noise(backbone).requires_grad_(), torch.tensor([0.4, 0.7]), Cond({}).told(4, 2, "cpu")
+
+    def gradients():
+        out = backbone.predict_x0(network, x, t, backbone.encode_prompts(PROMPTS))
+        return [*torch.autograd.grad(out.square().sum(), [x, *trainable]), *torch.autograd.grad(critic(x, t, four).sum(), x)]
+
+    found, rounded = gradients(), lambda layer, y: torch.nn.functional.linear(y, layer.weight.dequantize(), layer.bias)
+    monkeypatch.setattr(QuantizedLinear, "forward", rounded)
+    assert all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(found, gradients())) and found[0].any() and found[-1].any()
 
 
 @pytest.mark.parametrize("change", [{"height": 33}, {"width": 33}, {"frames": 6}])
