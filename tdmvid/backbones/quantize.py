@@ -32,8 +32,6 @@ class QuantizedLinear(nn.Linear):
         return made.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
         return _Linear.apply(x, self.weight, self.bias)
 
 
@@ -43,7 +41,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight.dequantize().to(x.dtype), bias)
+        return F.linear(x, weight.dequantize(), bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -70,7 +70,7 @@ def test_a_base_that_does_not_fit_is_quantised_and_one_that_is_spread_over_ranks
 
 
 @needs_torchao
-def test_the_run_says_what_rounding_changed(whole, tiny_run, tmp_path, capsys):
+def test_the_run_says_what_rounding_changed(whole, tiny_run, tmp_path):
     facts = json.loads((whole / "quantized.json").read_text())
     run = build_run(tiny_run(tmp_path, INT8, "objective.cfg=3"), launch.start("none"))
     assert facts == json.loads(json.dumps(vars(run.rounding))) | {"student": facts["student"]}
@@ -106,12 +106,13 @@ RUNS = {
 
 @needs_torchao
 @pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_run, tmp_path, loop_only, real, changes):
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_run, tmp_path, loop_only, real, capsys, changes):
     changes = (INT8, *changes, *real)
     whole = train(tiny_run(tmp_path / "whole", "steps=4", *changes))
     train(tiny_run(tmp_path / "parts", "steps=4", *changes))
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_000004")
     parts = train(tiny_run(tmp_path / "parts", "steps=4", *changes), resume="auto")
+    assert capsys.readouterr().out.count("the teacher's clean prediction is off by") == 3
     trained = sorted((whole / "checkpoints" / "step_000004").glob("*/*.safetensors"))
     assert len(trained) >= 2
     for path in trained:
