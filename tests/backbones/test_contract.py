@@ -4,7 +4,6 @@ The families come from the registry and their tiny pipelines from tests/families
 backbone is tested by adding a builder there, and fails here without one.
 """
 
-import importlib.util
 import json
 from dataclasses import replace
 
@@ -258,27 +257,24 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
     assert {name.split(".")[0] for name, p in critic.network.named_parameters() if p.requires_grad} == {"heads"}
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed: pip install 'tdmvid[quantize]'")
 @pytest.mark.parametrize("kind", ["int8", "float8"])
 def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_reads_as_well(case, kind, monkeypatch):
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'tdmvid[quantize]'")
     backbone = case.backbone(dtype="bfloat16")
-    planned = planned_bytes(backbone.network, backbone.blocks(backbone.network), kind)
-    quantize(backbone.network, backbone.blocks(backbone.network), kind)
-    assert held_bytes(backbone.network) == planned
-    halved = shared_copy(backbone.network)
+    network, blocks = backbone.network, backbone.blocks(backbone.network)
+    planned = planned_bytes(network, blocks, kind)
+    quantize(network, blocks, kind)
+    assert held_bytes(network) == planned
+    halved = shared_copy(network)
     critic = NetworkDiscriminator(backbone, Discriminator(halved, backbone.halve(halved), seed=0), backbone.encode_prompts([""]))
-    network = attach(backbone.network, LoraSettings(rank=2, alpha=2), backbone.lora_targets, seed=0)
-    trainable = [p for p in network.parameters() if p.requires_grad]
+    trainable = [p for p in attach(network, LoraSettings(rank=2, alpha=2), backbone.lora_targets, seed=0).parameters() if p.requires_grad]
     for index, parameter in enumerate(trainable):
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-    x, t, four = noise(backbone).requires_grad_(), torch.tensor([0.4, 0.7]), Cond({}).told(4, 2, "cpu")
-
-    def gradients():
-        out = backbone.predict_x0(network, x, t, backbone.encode_prompts(PROMPTS))
-        return [*torch.autograd.grad(out.square().sum(), [x, *trainable]), *torch.autograd.grad(critic(x, t, four).sum(), x)]
-
-    found, rounded = gradients(), lambda layer, y: torch.nn.functional.linear(y, layer.weight.dequantize(), layer.bias)
-    monkeypatch.setattr(QuantizedLinear, "forward", rounded)
+    x, t, four, cond = noise(backbone).requires_grad_(), torch.tensor([0.4, 0.7]), Cond({}).told(4, 2, "cpu"), backbone.encode_prompts(PROMPTS)
+    student = lambda: torch.autograd.grad(backbone.predict_x0(network, x, t, cond).square().sum(), [x, *trainable])  # noqa: E731
+    gradients = lambda: [*student(), *torch.autograd.grad(critic(x, t, four).sum(), x)]  # noqa: E731
+    found = gradients()
+    monkeypatch.setattr(QuantizedLinear, "forward", lambda layer, y: torch.nn.functional.linear(y, layer.weight.dequantize(), layer.bias))
     assert all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(found, gradients())) and found[0].any() and found[-1].any()
 
 

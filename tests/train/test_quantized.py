@@ -172,7 +172,7 @@ def test_an_export_of_its_checkpoint_is_of_the_whole_base(whole, tmp_path, fuse)
 @pytest.mark.parametrize("settings, message", [
     ({"training": "full"}, r"model\.quantize='int8' is of a frozen base, training='full'.*use 'none' or training='lora'"),
     ({"parallel": {"compile": True}}, r"model\.quantize='int8' with parallel\.compile=true.*set one of them back"),
-    ({"parallel": {"offload": "all"}}, r"model\.quantize='int8' with parallel\.offload='all': .*set one of them to 'none'"),
+    ({"parallel": {"offload": "all"}}, r"model\.quantize='int8' with parallel\.offload='all', .*set one of them to 'none'"),
     ({"model": {"quantize": "int4"}}, r"model\.quantize='int4': choose one of 'none', 'int8', 'float8'"),
 ])
 def test_what_a_quantised_base_cannot_do_is_refused(settings, message):
