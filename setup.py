@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+QUANTIZE = ["torchao>=0.18,<0.19"]
+
 setup(
     name="tdmvid",
     version="0.1.0",
@@ -34,8 +36,9 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "test": ["pytest>=8,<10"],
+        "test": ["pytest>=8,<10", *QUANTIZE],
         "plot": ["matplotlib>=3.10,<4"],
+        "quantize": QUANTIZE,
         "xformers": ["xformers>=0.0.35,<0.1"],
         "image-metrics": ["torch-fidelity>=0.4,<0.5", "open-clip-torch>=3.3,<4", "lpips>=0.1.4,<0.2"],
         # Pins an old stack: it has an environment of its own, which eval/setup_vbench.sh makes.

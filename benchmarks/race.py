@@ -64,25 +64,36 @@ def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int 
     """The embedded teacher: Fréchet distance of the judge's features to the teacher's own long samples, from the same noise."""
     place = [f"model.path={ROOT / 'examples/shapes/teacher'}", f"prompts.path={ROOT / 'examples/shapes/prompts.txt'}"]
     config = load_config(ROOT / "configs/shapes_4nfe.json", place)
-    run, judge = build_run(config, launch.start("none")), load_judge()
+    run = build_run(config, launch.start("none"))
     loops = {name: lambda turn, name=name: _iterations(_with_options(run, name), name, range(turn, turn + 4)) for name in PATTERNS}
     counts = fitting(loops, seconds, run.world.device, each=4)
-    things = score.evaluation_set(captions, each_caption, 0)
-    prompts = [world.caption(thing) for thing in things]
-    cond = run.backbone.encode_prompts(prompts).to(run.world.device)
-    z = torch.randn((len(prompts), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(0)).to(run.world.device)
-    seen = lambda latents: features(judge, run.backbone.decode(latents).cpu())  # noqa: E731
-    long = shifted(config.log.teacher_steps, config.log.teacher_shift, run.backbone.process)
-    teacher = seen(ddim(run.roles.teacher, z, cond, long))
-    rows = []
+    distance, rows = Distance(run, captions, each_caption), []
     for name, count in counts.items():
         found = []
         for seed in range(seeds):
             trained = _trained(replace(config, steps=count, seed=seed), name)
-            found.append(frechet_distance(seen(sample_student(trained, z, cond)), teacher))
+            found.append(distance(trained))
         rows.append([name, count, ", ".join(f"{value:.3f}" for value in found)])
-    title = f"shapes, {seconds:g} s for each student; {len(prompts)} videos of held-out captions"
+    title = f"shapes, {seconds:g} s for each student; {len(distance.z)} videos of held-out captions"
     return title, ["iteration", "iterations", "Fréchet distance to the teacher's samples"], rows
+
+
+class Distance:
+    """Fréchet distance of a student's videos to the long samples of a run's teacher: held-out captions, the same noise, the judge's features."""
+
+    def __init__(self, run: Run, captions: int, each_caption: int):
+        self.backbone, self.judge = run.backbone, load_judge()
+        prompts = [world.caption(thing) for thing in score.evaluation_set(captions, each_caption, 0)]
+        self.cond = run.backbone.encode_prompts(prompts).to(run.world.device)
+        self.z = torch.randn((len(prompts), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(0)).to(run.world.device)
+        long = shifted(run.config.log.teacher_steps, run.config.log.teacher_shift, run.backbone.process)
+        self.teacher = self._features(ddim(run.roles.teacher, self.z, self.cond, long))
+
+    def __call__(self, run: Run) -> float:
+        return frechet_distance(self._features(sample_student(run, self.z, self.cond)), self.teacher)
+
+    def _features(self, latents: torch.Tensor) -> torch.Tensor:
+        return features(self.judge, self.backbone.decode(latents).cpu())
 
 
 def _with_options(run: Run, name: str) -> Run:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from tdmvid.backbones.quantize import parts
 from tdmvid.data.files import write_json
 
 MIB = 2**20
@@ -90,7 +91,8 @@ class Kept:
     """Bytes that autograd keeps at once while it is entered: the measure of activations where no allocator counts."""
 
     def __init__(self, networks: list[nn.Module]):
-        self.known = {p.untyped_storage().data_ptr() for network in networks for p in (*network.parameters(), *network.buffers())}
+        tensors = [part for network in networks for p in (*network.parameters(), *network.buffers()) for part in parts(p)]
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         self.alive, self.now, self.peak = {}, 0, 0
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda held: held.tensor if isinstance(held, _Held) else held)
 

@@ -196,8 +196,19 @@ class RunConfig:
             raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
         if self.parallel.keep_attention and self.model.attention == "xformers":
             raise ValueError("parallel.keep_attention=true knows PyTorch's attention only, not model.attention='xformers': use 'sdpa', or set it to false")
+        if self.model.quantize != "none":
+            self._check_quantize()
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay is in [0, 1); 0 turns averaging off")
+
+    def _check_quantize(self) -> None:
+        parallel, chosen = self.parallel, f"model.quantize={self.model.quantize!r}"
+        if self.training != "lora":
+            raise ValueError(f"{chosen} is of a frozen base, training={self.training!r} has weights to train: use 'none' or training='lora'")
+        if parallel.compile:
+            raise ValueError(f"{chosen} with parallel.compile=true: compiled blocks keep every whole weight, so nothing is saved; set one of them back")
+        if parallel.offload != "none":
+            raise ValueError(f"{chosen} with parallel.offload={parallel.offload!r}, which is DeepSpeed's and not for such a base: set one of them to 'none'")
 
     @property
     def folder(self) -> Path:

@@ -7,6 +7,7 @@ adapters on one tree would let gradient checkpointing recompute with the wrong o
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in names):
             raise ValueError(f"lora.targets: {target!r} names no module of {type(model).__name__}")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        warnings.filterwarnings("ignore", ".*get_apply_tensor_subclass")  # of merging into a quantised base, which nobody does
         # peft's own function: not every model of diffusers has an add_adapter.
         inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)), model, ADAPTER)
     for name, parameter in model.named_parameters():

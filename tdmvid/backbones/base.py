@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
+from .quantize import Kind
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ModelConfig:
     """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
     attention: Literal["sdpa", "float32", "xformers"] = "sdpa"
     """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (quicker on a CPU, see benchmarks/NOTES.md), or xformers' on a GPU."""
+    quantize: Kind = "none"
+    """Of the frozen weights in training, see quantize.py: a run's base in eight bits a weight. Exports and evaluations load the whole one."""
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):

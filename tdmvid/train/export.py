@@ -28,6 +28,7 @@ from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..sampling import noise, weights_of
 from .checkpoint import Checkpoints, whole
+from .quantized import story as base_story
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     config = load_config(run / "config.json")
     tensors, step = _student(run, checkpoint, weights, config)
     backbone = load_backbone(config.model, config.video, device=_device())
-    story = Story(_plain_config(run), prompts=options.prompts or _prompts(config))
+    story = Story(_plain_config(run), origin=Story.origin + base_story(run), prompts=options.prompts or _prompts(config))
     if step == config.steps and weights != ("raw" if config.ema else "ema") and not options.rank:  # what the run itself exported
         story = replace(story, **_measured(run, config))
     own = config.grid.build(backbone.process)

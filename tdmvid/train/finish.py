@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -13,9 +15,10 @@ from ..data.files import write_json
 from ..data.video import write_image, write_strip
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
+from .quantized import difference, story
 from .report import write_report
 from .samples import fixed_noise, sample_student, write_clips
-from .setup import Run, reference_grid
+from .setup import Run, on_whole_base, reference_grid
 
 
 def finish(run: Run) -> None:
@@ -23,9 +26,8 @@ def finish(run: Run) -> None:
     z = fixed_noise(run, run.gallery.batch)
     student_steps: dict[int, Tensor] = {}
     expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
-    # What users get runs by DDIM, whatever solver it was trained with: that is what an export is checked against.
-    deployed = {grid: sample_student(run, z, run.gallery, grid=grid, solver="ddim") for grid in run.grids}
     weights = run.engines["student"].weights(averaged=True)
+    deployed = _deployed(run, z, weights)
     gallery = _Gallery(run, z)
     gallery.student(expected, student_steps)
     gallery.teacher()
@@ -33,7 +35,7 @@ def finish(run: Run) -> None:
         return
     common = {
         "backbone": run.backbone, "weights": weights, "z": z, "cond": run.gallery,
-        "story": Story(to_dict(run.config), prompts=tuple(run.gallery_prompts)),
+        "story": Story(to_dict(run.config), origin=Story.origin + story(run.config.folder), prompts=tuple(run.gallery_prompts)),
     }
     if run.config.training == "lora":
         module, settings = run.engines["student"].module, run.config.lora
@@ -47,6 +49,19 @@ def finish(run: Run) -> None:
         print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
     gallery.write()
     print(f"report: {write_report(run.config.folder)}")
+
+
+def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid, Tensor]:
+    """What users get from each grid, and what an export is checked against: by DDIM, whatever the solver of training, on the whole base."""
+    samples = lambda run: {grid: sample_student(run, z, run.gallery, grid=grid, solver="ddim") for grid in run.grids}  # noqa: E731
+    trained = samples(run)
+    if run.rounding is None:
+        return trained
+    deployed = samples(on_whole_base(run, weights))
+    moved = difference(trained[run.grid], deployed[run.grid])
+    replace(run.rounding, student=moved).save(run.config.folder)
+    print(f"student: on the whole base its latents are {moved:.2%} from those on the base in {run.rounding.kind}")
+    return deployed
 
 
 class _Gallery:

@@ -6,6 +6,7 @@ Needs the teacher's config files only: no weights, no GPU, no other rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from torch import nn
 from ..adapters.lora import attach
 from ..backbones.base import Backbone, Tokens, find_family
 from ..backbones.discriminator import Discriminator
+from ..backbones.quantize import planned_bytes
 from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
 from ..parallel.sequence import PlannedGroup
-from .setup import check_objective
+from .setup import check_objective, check_quantize
 from .trace import Trace, trace
 
 LIVE_VALUES = 1e9  # gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)
@@ -36,6 +38,8 @@ class Plan:
     prompts: int
     base: int
     """Parameters of one network."""
+    base_bytes: int
+    """What it is held in, frozen."""
     trainable: int
     """Trainable parameters of each role."""
     tokens: Tokens
@@ -80,7 +84,7 @@ class Plan:
         stage = parallel.zero_stage if self.ranks > 1 else 0
         shard = lambda least: self.ranks if stage >= least else 1  # noqa: E731
         size = _size(self.config.model.torch_dtype)
-        frozen = self.base * size / shard(3) * (1 if parallel.share_base or not lora else 2)
+        frozen = self.base_bytes / shard(3) * (1 if parallel.share_base or not lora else 2)
         adapters = (2 * self.trainable + self.heads) * 4
         parts = {
             "frozen weights": 0.0 if parallel.offload == "all" else frozen,
@@ -95,9 +99,14 @@ class Plan:
             parts["frozen weights"] = frozen  # the teacher's
         return {name: value for name, value in parts.items() if value}
 
+    @property
+    def loading(self) -> float:
+        """Bytes of a base that is whole before it is quantised; 0 if it is not."""
+        return 0.0 if self.config.model.quantize == "none" else float(self.base * _size(self.config.model.torch_dtype))
+
     def total(self) -> float:
         """Estimated peak bytes on one rank's device, without the library's workspace."""
-        return math.fsum(self.memory().values())
+        return max(math.fsum(self.memory().values()), self.loading)
 
     def flops(self) -> float:
         """Of one iteration on one rank; recomputed forwards are counted."""
@@ -135,6 +144,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     check_sequence(config.parallel.sequence, ranks)
     folder, family = find_family(config.model, weights=False)
     check_objective(config, distributed=ranks > 1)
+    check_quantize(config, distributed=ranks > 1)
     config.grid.family(family.read_process(folder), config.objective.step_set)
     if not config.prompts.path:
         raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
@@ -142,7 +152,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     with torch.device("meta"):
         network = nn.Module.to(family.empty_network(folder), config.model.torch_dtype).requires_grad_(False)
     tokens = family.tokens(network, folder, config.video)
-    base = _count(network)
+    base, base_bytes = _count(network), planned_bytes(network, family.blocks(network), config.model.quantize)
     if config.training == "lora":
         attach(network, config.lora, family.lora_targets, seed=0)
     else:
@@ -158,7 +168,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     forwards, backwards = calls_per_iteration(config)
     critic, heads = _discriminator(config, folder, family) if "discriminator" in config.objective.roles else (None, 0)
     return Plan(
-        config, ranks, family.pipeline_class, min(prompts, config.prompts.limit or prompts), base, trainable, tokens,
+        config, ranks, family.pipeline_class, min(prompts, config.prompts.limit or prompts), base, base_bytes, trainable, tokens,
         forwards, backwards, call, group.sent, critic, heads,
     )
 
@@ -205,6 +215,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
     shared = f", {-(-tokens.count // config.parallel.sequence):,} tokens and {-(-tokens.heads // config.parallel.sequence)} heads a rank"
     rows = [
         ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
+        *([("frozen base", f"linear layers of the blocks in {config.model.quantize}: {_gib(plan.base_bytes)} for {_gib(plan.loading)}")] if plan.loading else []),
         ("training", f"{config.training}: student and fake, {plan.trainable:,} trainable parameters each"),
         *([("discriminator", f"half of the network, frozen; {plan.heads:,} trainable parameters")] if plan.critic else []),
         ("weights held", f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
@@ -220,6 +231,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
         ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
+        *([("memory: at the start", f"{_gib(plan.loading)}, the base before it is quantised")] if plan.loading else []),
         ("checkpointing", f"activations {_gib(plan.activations(False))} without, {_gib(plan.activations(True))} with"),
         ("writes", str(config.folder)),
     ]
@@ -231,26 +243,37 @@ def check_fit(plan: Plan, device_memory: float) -> None:
     """ValueError, with the first remedy that helps, if a rank needs more than `device_memory` GiB."""
     if plan.total() <= device_memory * GIB:
         return
-    parallel, tried = plan.config.parallel, []
-    remedies = [("parallel.keep_attention=false", {"keep_attention": False}, plan.ranks)]
-    remedies += [("parallel.gradient_checkpointing=true", {"gradient_checkpointing": True}, plan.ranks)]
-    remedies += [("parallel.zero_stage=3", {"zero_stage": 3}, plan.ranks), ("parallel.offload=all (under deepspeed)", {"offload": "all"}, plan.ranks)]
-    remedies += [(f"parallel.sequence={n} on {max(n, plan.ranks)} ranks", {"sequence": n}, max(n, plan.ranks)) for n in (2, 4, 8, 16)]
-    changes: dict = {}
-    for name, change, ranks in remedies:
-        if all(getattr(parallel, key) == value for key, value in change.items()):
-            continue
+    for remedy, better in _remedies(plan):
+        if better.total() <= device_memory * GIB:
+            raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: {remedy} needs {_gib(better.total())}")
+    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames or pixels")
+
+
+def _remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """What to change so that a rank needs less, each after those before it, and the plan of the run so changed."""
+    config, ranks, whole = plan.config, plan.ranks, {"quantize": "none"}  # DeepSpeed's base is
+    now, changes = vars(config.parallel) | {"quantize": config.model.quantize}, {}
+    attempts = [({"keep_attention": False}, ranks), ({"gradient_checkpointing": True}, ranks)]
+    attempts += [({"quantize": "int8"}, 1)] if ranks == 1 and config.model.quantize == "none" else []
+    attempts += [({"zero_stage": 3, **whole}, ranks), ({"offload": "all", **whole}, ranks)]
+    attempts += [({"sequence": n, **whole}, max(n, ranks)) for n in (2, 4, 8, 16)]
+    for change, ranks in attempts:
+        wanted = {key: value for key, value in (changes | change).items() if now[key] != value}
         try:
-            better = make_plan(replace(plan.config, parallel=replace(parallel, **changes | change)), ranks=ranks)
+            better = make_plan(_changed(config, wanted), ranks=ranks)
         except ValueError:  # this run cannot have it
             continue
-        changes, tried = changes | change, [t for t in tried if "sequence" not in t or "sequence" not in name] + [name]
-        if better.total() <= device_memory * GIB:
-            raise ValueError(
-                f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB:"
-                f" {' and '.join(tried)} needs {_gib(better.total())}"
-            )
-    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames or pixels")
+        changes = wanted
+        notes = {"sequence": f" on {ranks} ranks", "offload": " (under deepspeed)"}
+        names = [f"{'model' if key == 'quantize' else 'parallel'}.{key}={str(value).lower()}{notes.get(key, '')}" for key, value in changes.items()]
+        yield " and ".join(names), better
+
+
+def _changed(config: RunConfig, changes: dict) -> RunConfig:
+    """A run with other settings of `parallel`, and of the model's `quantize`."""
+    parallel = {key: value for key, value in changes.items() if key != "quantize"}
+    model = replace(config.model, quantize=changes.get("quantize", config.model.quantize))
+    return replace(config, model=model, parallel=replace(config.parallel, **parallel))
 
 
 def _teacher_calls(config: RunConfig) -> int:

@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapters.lora import Base, attach, shared_copy, start_from
 from ..adapters.step_condition import condition_on_steps, told
 from ..backbones.base import Backbone, check_attention, load_backbone
 from ..backbones.discriminator import Discriminator, NetworkDiscriminator
+from ..backbones.quantize import check_torchao
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.latents import RealLatents
@@ -32,6 +33,7 @@ from ..distill.objective import Roles
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
 from ..parallel.rng import Streams
+from .quantized import Rounding, quantize_base
 from .recompute import keep_attention
 
 
@@ -60,6 +62,8 @@ class Run:
     """Of the real clips; empty if there are none."""
     evaluated: Callable[[], float]
     """Samples that went through any of the networks so far; a guided one counts twice, one through the discriminator half."""
+    rounding: Rounding | None = None
+    """Of the base, if it is quantised."""
 
     @property
     def fingerprint(self) -> dict:
@@ -92,6 +96,9 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
             f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that moves weights to host memory;"
             " start with `deepspeed launch/train.py ...`, or set it to 'none'"
         )
+    check_quantize(config, distributed=world.distributed)
+    if config.model.quantize != "none":
+        check_torchao()
     backbone = load_backbone(config.model, config.video, device=device)
     grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
@@ -99,6 +106,8 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
     real = real_latents(config, backbone, world) if "discriminator" in config.objective.roles else None
+    gallery = cache.get(gallery_prompts).to(device)
+    rounding = quantize_base(config, backbone, grid, gallery, null) if config.model.quantize != "none" else None
     engines, teacher = build_engines(replace(config, init="") if resumed else config, world, backbone)
     student, fake = (backbone.denoiser(engines[role]) for role in ("student", "fake"))
     critic = NetworkDiscriminator(backbone, engines["discriminator"], null) if real else None
@@ -108,10 +117,22 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         config, world, backbone, grid, grids, roles, engines, Streams(config.seed, device),
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
         order=PromptOrder(len(prompts), config.seed), prompts_digest=_digest("prompts", prompts), null=null,
-        gallery_prompts=gallery_prompts, gallery=cache.get(gallery_prompts).to(device),
+        gallery_prompts=gallery_prompts, gallery=gallery,
         real_digest=_digest("clips", real.known) if real else "",
         evaluated=lambda: sum(network.evaluated for network in (student, fake, teacher)) + (critic.evaluated / 2 if critic else 0),
+        rounding=rounding,
     )
+
+
+@torch.no_grad()
+def on_whole_base(run: Run, weights: dict[str, Tensor]) -> Run:
+    """The run with its student on the base as users have it; weights: the trained ones by parameter name."""
+    config, backbone = run.config, run.backbone
+    network = _prepared(_adapted(backbone.fresh_network(), config, backbone, seed=config.seed), config=config, world=run.world, backbone=backbone)
+    own = dict(network.named_parameters())
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
+    return replace(run, roles=replace(run.roles, student=told(backbone.denoiser(network), network)))
 
 
 def reference_grid(config: RunConfig, process: Process) -> TimeGrid:
@@ -175,6 +196,15 @@ def check_objective(config: RunConfig, *, distributed: bool) -> None:
         raise ValueError(f"{through}, which ranks that share a video cannot yet: set parallel.sequence to 1, or choose kind 'tdm'")
 
 
+def check_quantize(config: RunConfig, *, distributed: bool) -> None:
+    """ValueError where a quantised base cannot be."""
+    if config.model.quantize != "none" and distributed:
+        raise ValueError(
+            f"model.quantize={config.model.quantize!r} under a launcher: DeepSpeed moves every parameter, which torchao's tensors do not allow"
+            " where two networks share them; start one process without a launcher, or set it to 'none'"
+        )
+
+
 def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) -> tuple[dict, object]:
     """Engines of the trained roles, and the unguided teacher.
 
@@ -188,7 +218,7 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
     # Where the teacher's graph is kept, its blocks are computed again when the student's adapter has been switched on again.
     apart = shared_copy(base) if objective.through_scores and config.training == "lora" else None
     if config.training == "lora":
-        engines = {role: engine(role, prepared(network)) for role, network in zip(("student", "fake"), _adapted(config, backbone))}
+        engines = {role: engine(role, prepared(network)) for role, network in zip(("student", "fake"), _two_adapted(config, backbone))}
         teacher = Base(engines["student"], engines["student"].module) if apart is None else prepared(apart)
     else:
         engines = {role: engine(role, prepared(copy.deepcopy(base).float().requires_grad_(True))) for role in ("student", "fake")}
@@ -199,18 +229,21 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
     return engines, backbone.denoiser(teacher)
 
 
-def _adapted(config: RunConfig, backbone: Backbone) -> tuple[nn.Module, nn.Module]:
+def _two_adapted(config: RunConfig, backbone: Backbone) -> tuple[nn.Module, nn.Module]:
     """Student and fake: two adapters, on one base or on one each."""
     fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
     start = backbone.read_lora(Path(config.init)) if config.init else None
-    student_net = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
+    student_net = _adapted(backbone.network, config, backbone, seed=config.seed)
     if start:
         start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
-    attach(fake_net, config.lora, backbone.lora_targets, seed=config.seed + 1)
+    return student_net, _adapted(fake_net, config, backbone, seed=config.seed + 1)
+
+
+def _adapted(network: nn.Module, config: RunConfig, backbone: Backbone, *, seed: int) -> nn.Module:
+    attach(network, config.lora, backbone.lora_targets, seed=seed)
     if config.objective.told_steps:
-        condition_on_steps(student_net, seed=config.seed)
-        condition_on_steps(fake_net, seed=config.seed + 1)
-    return student_net, fake_net
+        condition_on_steps(network, seed=seed)
+    return network
 
 
 def _prepared(network: nn.Module, *, config: RunConfig, world: launch.World, backbone: Backbone) -> nn.Module:

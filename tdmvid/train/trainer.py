@@ -43,6 +43,9 @@ def train(
     if world.primary:
         write_json(folder / "config.json", to_dict(config))
         write_json(folder / "commands.json", {"commands": [{"what": w, "command": c} for w, c in (commands or {}).items()]})
+        if run.rounding:
+            run.rounding.save(folder)
+            print(run.rounding, flush=True)
     monitor = Monitor(folder, total=config.steps, start=start, primary=world.primary)
     try:
         with Watch(folder, world, config.parallel.timeout_minutes) as watch:

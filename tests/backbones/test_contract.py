@@ -15,6 +15,7 @@ from families import BUILDERS
 from tdmvid.adapters.lora import LoraSettings, attach, shared_copy, start_from
 from tdmvid.backbones.base import ModelConfig, families, load_backbone
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
+from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes, quantize
 from tdmvid.config import load_config
 from tdmvid.data.video import write_image, write_video
 from tdmvid.diffusion.denoiser import Cond, Guided
@@ -254,6 +255,27 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
     along = torch.autograd.grad(critic(x, tau, four).sum(), x)[0]
     torch.testing.assert_close((along * direction).flatten(1).sum(1), slope, rtol=0.02, atol=0.02 * slope.abs().max().item())
     assert {name.split(".")[0] for name, p in critic.network.named_parameters() if p.requires_grad} == {"heads"}
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8"])
+def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_reads_as_well(case, kind, monkeypatch):
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'tdmvid[quantize]'")
+    backbone = case.backbone(dtype="bfloat16")
+    network, blocks = backbone.network, backbone.blocks(backbone.network)
+    planned = planned_bytes(network, blocks, kind)
+    quantize(network, blocks, kind)
+    assert held_bytes(network) == planned
+    halved = shared_copy(network)
+    critic = NetworkDiscriminator(backbone, Discriminator(halved, backbone.halve(halved), seed=0), backbone.encode_prompts([""]))
+    trainable = [p for p in attach(network, LoraSettings(rank=2, alpha=2), backbone.lora_targets, seed=0).parameters() if p.requires_grad]
+    for index, parameter in enumerate(trainable):
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    x, t, four, cond = noise(backbone).requires_grad_(), torch.tensor([0.4, 0.7]), Cond({}).told(4, 2, "cpu"), backbone.encode_prompts(PROMPTS)
+    student = lambda: torch.autograd.grad(backbone.predict_x0(network, x, t, cond).square().sum(), [x, *trainable])  # noqa: E731
+    gradients = lambda: [*student(), *torch.autograd.grad(critic(x, t, four).sum(), x)]  # noqa: E731
+    found = gradients()
+    monkeypatch.setattr(QuantizedLinear, "forward", lambda layer, y: torch.nn.functional.linear(y, layer.weight.dequantize(), layer.bias))
+    assert all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(found, gradients())) and found[0].any() and found[-1].any()
 
 
 @pytest.mark.parametrize("change", [{"height": 33}, {"width": 33}, {"frames": 6}])

@@ -107,7 +107,8 @@ def test_a_checkpoint_goes_on_without_the_lora_it_started_from(tiny_run, stage, 
     shutil.rmtree(tmp_path / "cut/checkpoints/step_000002")
     shutil.rmtree(start)
     again = train(config("cut"), resume="auto")
-    assert (again / "lora" / LORA_FILE).read_bytes() == (whole / "lora" / LORA_FILE).read_bytes()
+    expected, found = (load_file(folder / "lora" / LORA_FILE) for folder in (whole, again))
+    assert expected.keys() == found.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_plan_names_the_start_before_it_is_there(tiny_run, tmp_path):
