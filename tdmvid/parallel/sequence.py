@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as nnf
 from torch import Tensor
-from torch.distributed.nn.functional import all_to_all_single
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 
 
 class SequenceGroup:
@@ -72,8 +71,7 @@ class SequenceGroup:
 
     def _exchange(self, x: Tensor) -> Tensor:
         """Part p of x [P, ...] goes to rank p; part p of the result came from rank p."""
-        x = x.contiguous()
-        return all_to_all_single(torch.empty_like(x), x, group=self.group)
+        return all_to_all_single_autograd(x.contiguous(), None, None, self.group)  # which torch.compile takes into a block's graph
 
 
 def _pad(x: Tensor, dim: int, length: int) -> Tensor:
