@@ -67,7 +67,7 @@ def reference(settings):
     return of
 
 
-def assert_compiled_is_plain(file, expected, *changes, backend="aot_eager", seconds=120):
+def assert_compiled_is_plain(file, expected, *changes, backend="aot_eager", seconds=300):
     for found in run_ranks(2, run, file, backend, "parallel.compile=true", "batch.accumulation=1", *changes, seconds=seconds):
         first, *later = found["graphs"]
         assert first > 0 and later == [first, first], "compiled again"
