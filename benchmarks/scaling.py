@@ -1,11 +1,12 @@
 """How an iteration grows with tokens, LoRA rank, K and ranks that share a sequence, beside what `--plan` says.
 
     python benchmarks/scaling.py                        # a small CogVideoX with random weights, a few minutes on one core
-    python benchmarks/scaling.py --sequence 1           # without the two processes (gloo) at the end
+    python benchmarks/scaling.py --sequence 1           # without the two processes (gloo) of the last rows
     python benchmarks/scaling.py --json scaling.json
 
 Work, activations and bytes sent are measured over planned: 1 is a formula that holds. Peak is of all tensors alive
-at once beyond those that stay (networks, optimiser), over the planned activations and gradients. Seconds are
+at once beyond those that stay (networks, optimiser), over the planned activations and gradients; of sharded weights it
+is not compared, since the small network's limit on them is not the plan's. Seconds are
 compared by their ratio to planned work, as a share of the first row's: above 1, a FLOP costs more there.
 """
 
@@ -52,16 +53,20 @@ POINTS = [
     ("checkpointing, attention kept", ["parallel.gradient_checkpointing=true", "parallel.keep_attention=true"]),
     ("bfloat16", ["model.dtype=bfloat16"]),
 ]
-HEAD = ["run", "tokens", "calls", "work", "activations", "peak", "tokens sent", "gradients and updates sent", "seconds", "seconds per work"]
+SHARDED = ["parallel.zero_stage=3", "parallel.gradient_checkpointing=true"]
+HEAD = [
+    "run", "tokens", "calls", "work", "activations", "peak", "tokens sent", "weights sent", "gradients and updates sent", "seconds", "seconds per work",
+]
 
 
 class Sent(TorchDispatchMode):
-    """Bytes that this rank sends to others, by purpose, while it is entered."""
+    """Bytes that this rank sends to others, by collective, while it is entered."""
 
-    TIMES = {  # a collective's purpose, which of its arguments is this rank's, and how often a ring sends that on
-        "alltoall": ("tokens", 1, lambda ranks: (ranks - 1) / ranks),
-        "allreduce": ("trained", 0, lambda ranks: 2 * (ranks - 1) / ranks),
-        "allgather": ("trained", 1, lambda ranks: ranks - 1),
+    TIMES = {  # which of a collective's arguments is this rank's, and how often a ring sends that on
+        "alltoall": (1, lambda ranks: (ranks - 1) / ranks),
+        "allreduce": (0, lambda ranks: 2 * (ranks - 1) / ranks),
+        "allgather": (1, lambda ranks: ranks - 1),
+        "reducescatter": (1, lambda ranks: (ranks - 1) / ranks),
     }
 
     def __init__(self, ranks: int):
@@ -69,11 +74,10 @@ class Sent(TorchDispatchMode):
         self.ranks, self.bytes = ranks, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kind = func.__name__.strip("_").partition("_")[0]
-        if func.namespace == "c10d" and kind in self.TIMES:
-            purpose, first, times = self.TIMES[kind]
-            size = sum(x.numel() * x.element_size() for x in _tensors(args[first]))
-            self.bytes[purpose] += times(self.ranks) * size
+        name = func.__name__.replace("_", "")
+        for kind, (own, times) in self.TIMES.items() if func.namespace == "c10d" else ():
+            if name.startswith(kind):
+                self.bytes[kind] += times(self.ranks) * sum(x.numel() * x.element_size() for x in _tensors(args[own]))
         return func(*args, **(kwargs or {}))
 
 
@@ -86,6 +90,20 @@ def prepare(overrides: list[str], work: Path, *, primary: bool = True) -> RunCon
     config = load_config(ROOT / "configs/cogvideox2b_4nfe.json", [*BASE, *overrides])
     config = replace(config, prompts=replace(config.prompts, path=str(ROOT / config.prompts.path)))
     return untrained(config, work, primary=primary, **SMALL["CogVideoXPipeline"] | {"num_layers": 2})
+
+
+def gather_little(values: int) -> None:
+    """Make a network of so many parameters as large to ZeRO-3 as one of some billions: nothing stays whole, and a quarter of it is gathered at a time."""
+    from tdmvid.parallel import deepspeed_engine
+
+    whole = deepspeed_engine.deepspeed_config
+
+    def settings(*args, **kwargs) -> dict:
+        made, live = whole(*args, **kwargs | {"persistence_threshold": 0}), values // 4
+        made["zero_optimization"] |= {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": live, "stage3_prefetch_bucket_size": live // 20}
+        return made
+
+    deepspeed_engine.deepspeed_config = settings
 
 
 def measure(config: RunConfig, world: launch.World, repeats: int) -> dict[str, float]:
@@ -101,9 +119,14 @@ def measure(config: RunConfig, world: launch.World, repeats: int) -> dict[str, f
     with Sent(world.size) as sent:
         both()
     clock = alternate({"": both}, repeats=repeats, device=world.device)[""]
+    gathered = "weights" if config.parallel.zero_stage == 3 else "trained"
+    purposes = {"alltoall": "tokens", "allgather": gathered, "allreduce": "trained", "reducescatter": "trained"}
+    traffic = Counter()
+    for kind, size in sent.bytes.items():
+        traffic[purposes[kind]] += size / 2
     return {
         "flops": counter.get_total_flops() / 2, "kept": kept.peak, "peak": peak_bytes(both, world.device), "seconds": clock.seconds / 2,
-        "tokens": sent.bytes["tokens"] / 2, "trained": sent.bytes["trained"] / 2,
+        **{purpose: traffic[purpose] for purpose in ("tokens", "weights", "trained")},
     }
 
 
@@ -113,17 +136,19 @@ def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> l
     over = lambda key, planned: measured[key] / planned if planned else "-"  # noqa: E731
     return [
         name, plan.tokens.count, f"{plan.forwards:g}F {plan.backwards}B", over("flops", plan.flops()),
-        "-" if plan.checkpointing else over("kept", memory["activations"]), over("peak", memory["activations"] + memory["gradients"]),
-        over("tokens", traffic.get("tokens")), over("trained", sum(traffic.get(key, 0.0) for key in ("gradients", "updated weights"))), measured["seconds"],
-        measured["seconds"] / plan.flops() / per_work,
+        "-" if plan.checkpointing else over("kept", memory["activations"]),
+        "-" if "gathered weights" in memory else over("peak", memory["activations"] + memory["gradients"]),
+        over("tokens", traffic.get("tokens")), over("weights", traffic.get("weights")),
+        over("trained", sum(traffic.get(key, 0.0) for key in ("gradients", "updated weights"))),
+        measured["seconds"], measured["seconds"] / plan.flops() / per_work,
     ]
 
 
-def shared(ranks: int, args: argparse.Namespace) -> dict[str, float]:
-    """`measure` in processes that share a sequence: the first rank's figures."""
+def launched(ranks: int, overrides: list[str], args: argparse.Namespace) -> dict[str, float]:
+    """`measure` of a changed run in several processes: the first rank's figures."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), __file__, "--one", "--sequence", str(ranks),
-        "--repeats", str(args.repeats), "--work", str(args.work),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), __file__, "--repeats", str(args.repeats), "--work", str(args.work),
+        "--one", *overrides,
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
@@ -134,23 +159,31 @@ def shared(ranks: int, args: argparse.Namespace) -> dict[str, float]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sequence", type=int, default=2, help="ranks that share a sequence in the last row; 1 leaves it out")
+    parser.add_argument("--sequence", type=int, default=2, help="ranks of the last rows, which share a sequence or the weights; 1 leaves them out")
     parser.add_argument("--work", type=Path, default=Path("cache/untrained"), help="where random weights are written once")
     parser.add_argument("--json", type=Path, help="add the figures to this file")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def one(args: argparse.Namespace) -> None:
+    """One of several processes: the first prints what it measured."""
+    sequence = next((int(text.split("=")[1]) for text in args.one if text.startswith("parallel.sequence=")), 1)
+    world = launch.start("auto", sequence=sequence)
+    config = prepare(args.one, args.work, primary=world.primary)
+    if config.parallel.zero_stage == 3:
+        gather_little(make_plan(config, ranks=world.size).base)
+    measured = measure(config, world, args.repeats)
+    if world.primary:
+        print(json.dumps(measured))
+    launch.finish()
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
-    together = [f"parallel.sequence={args.sequence}"]
     if args.one:
-        world = launch.start("auto", sequence=args.sequence)
-        measured = measure(prepare(together, args.work, primary=world.primary), world, args.repeats)
-        if world.primary:
-            print(json.dumps(measured))
-        return launch.finish()
+        return one(args)
     world, rows, per_work = launch.start("none"), [], 0.0
     for name, overrides in POINTS:
         config = prepare(overrides, args.work)
@@ -158,9 +191,10 @@ def main() -> None:
         per_work = per_work or measured["seconds"] / plan.flops()
         rows.append(row(name, plan, measured, per_work))
         print(f"{name}: {measured['seconds']:.3g} s", file=sys.stderr, flush=True)
-    if args.sequence > 1:
-        plan = make_plan(prepare(together, args.work), ranks=args.sequence)
-        rows.append(row(f"{args.sequence} ranks share the tokens", plan, shared(args.sequence, args), per_work))
+    together = [f"parallel.sequence={args.sequence}"]
+    for name, overrides in [("share the tokens", together), ("share the weights, checkpointing", SHARDED)] if args.sequence > 1 else ():
+        plan = make_plan(prepare(overrides, args.work), ranks=args.sequence)
+        rows.append(row(f"{args.sequence} ranks {name}", plan, launched(args.sequence, overrides, args), per_work))
     report("scaling of an iteration, a small CogVideoX: measured over planned", HEAD, rows, device=world.device, path=args.json)
 
 

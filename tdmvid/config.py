@@ -95,7 +95,7 @@ class ParallelConfig:
     keep_attention: bool = False
     """With gradient_checkpointing: keep each attention's output too, which on a long sequence is little to hold and most of what is computed again."""
     compile: bool = False
-    """Compile the network's blocks by torch.compile: a minute or more at the start, then quicker calls. One process only, so far."""
+    """Compile the network's blocks by torch.compile: a minute or more at the start, then quicker calls. With ZeRO up to stage 2."""
     share_base: bool = True
     """One frozen base for student and fake; false gives the fake a copy, to compare with."""
     timeout_minutes: float = 30.0

@@ -91,6 +91,7 @@ class DeepSpeedEngine:
         )
         if dtype == torch.float16:
             _autocast_inside(module, dtype)
+        _share_fetches(module)
         self.engine = deepspeed.initialize(
             model=module, model_parameters=parameters, optimizer=config.build(parameters), config=settings
         )[0]
@@ -256,6 +257,19 @@ class DeepSpeedEngine:
 def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:
     """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler that clips scaled gradients."""
     module.forward = torch.autocast(next(module.parameters()).device.type, dtype)(module.forward)
+
+
+def _share_fetches(module: nn.Module) -> None:
+    """Tell the engines over one base of the weights that any of them has begun to fetch (ZeRO-3).
+
+    The library keeps these by module tree; another engine could neither wait for such a weight nor fetch it again.
+    """
+    from deepspeed.runtime.zero.partitioned_param_coordinator import InflightParamRegistry
+
+    first = next(module.parameters())
+    if not hasattr(first, "in_flight"):
+        first.in_flight = InflightParamRegistry()
+    module.ds_inflight_param_registry = first.in_flight
 
 
 def shard_frozen(module: nn.Module, *, micro_batch: int, dtype: torch.dtype, persistence_threshold: int = 100_000):

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as nnf
 from torch import Tensor
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.nn.functional import all_to_all_single
 
 
@@ -73,6 +74,8 @@ class SequenceGroup:
     def _exchange(self, x: Tensor) -> Tensor:
         """Part p of x [P, ...] goes to rank p; part p of the result came from rank p."""
         x = x.contiguous()
+        if torch.compiler.is_compiling():
+            return all_to_all_single_autograd(x, None, None, self.group)  # the form that is part of a graph
         return all_to_all_single(torch.empty_like(x), x, group=self.group)
 
 

@@ -122,17 +122,18 @@ class Plan:
         """Bytes that one rank sends in one iteration, by purpose.
 
         In a ring, adding up costs every byte once and spreading the sum once more. ZeRO-3 adds up only; 1 and 2 do both, and
-        then spread what their shares of the optimiser made of the weights.
+        then spread what their shares of the optimiser made of the weights. ZeRO-3 gathers the base once a call, of any batch, and once
+        a backward: what a block is computed again with stays for its backward.
         """
         if self.ranks == 1:
             return {}
         away, micros = (self.ranks - 1) / self.ranks, self.config.batch.accumulation
-        passes = self.forwards + self.backwards * (2 if self.checkpointing else 1)
+        gathers = self.forwards - (_teacher_calls(self.config) - 1) + self.backwards
         size = _size(self.config.model.torch_dtype)
         again, stage = 2 if self.checkpointing else 1, self.config.parallel.zero_stage
         trained = (2 * self.trainable + self.heads) * 4 * away
         return {
-            "weights": passes * micros * self.base * size * away if stage == 3 else 0.0,
+            "weights": gathers * micros * self.base * size * away if stage == 3 else 0.0,
             "gradients": trained if stage == 3 else 2 * trained,
             "updated weights": trained if stage in (1, 2) else 0.0,
             "tokens": micros * self.exchanged * (self.forwards + again * self.backwards),

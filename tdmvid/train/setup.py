@@ -90,7 +90,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     check_attention(config.model.attention, device)
     check_objective(config, distributed=world.distributed)
     if config.parallel.compile:
-        check_compile(world)
+        check_compile(world, config.parallel.zero_stage)
     if config.parallel.offload != "none" and not world.distributed:
         raise ValueError(
             f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that moves weights to host memory;"
@@ -263,16 +263,18 @@ def _prepared(network: nn.Module, *, config: RunConfig, world: launch.World, bac
 
 def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
     """Compile every block in place, so that parameters keep their names; equal blocks share their graphs."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))  # of all blocks together: what comes later is run uncompiled, without a word
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
 
 
-def check_compile(world: launch.World) -> None:
+def check_compile(world: launch.World, zero_stage: int) -> None:
     """ValueError where blocks cannot be compiled."""
-    if world.distributed:
+    if world.distributed and zero_stage == 3:
         raise ValueError(
-            "parallel.compile=true under a launcher: DeepSpeed's hooks would break every block's graph; start one process without"
-            " a launcher, or set it to false"
+            "parallel.compile=true with parallel.zero_stage=3: DeepSpeed's hooks gather the weights of every layer apart, and break the blocks'"
+            " graphs there; set zero_stage to 2, or compile to false"
         )
     if world.device.type == "cuda" and not importlib.util.find_spec("triton"):
         raise ValueError("parallel.compile=true needs triton on a GPU: pip install triton, or set it to false")

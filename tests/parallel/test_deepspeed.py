@@ -25,7 +25,7 @@ from tdmvid.diffusion.grid import uniform
 from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
-from tdmvid.parallel import launch
+from tdmvid.parallel import deepspeed_engine, launch
 from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, shard_frozen
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.optim import LossScale, OptimConfig
@@ -57,6 +57,7 @@ class Case:
     offload: str = "none"
     full: bool = False  # three whole networks
     scale: float = 0.0  # the loss scale to start with
+    live: int = 0  # weights that may be gathered at a time; 0 is the library's default
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,16 @@ def build(case: Case, world: launch.World):
     return backbone, engines, teacher if case.backend == "torch" else shard_frozen(teacher, micro_batch=BATCH, dtype=torch.float32, persistence_threshold=0)
 
 
+def gather_little(live: int) -> None:
+    """Make a small network as large as a real one to DeepSpeed: it does not fit into what may be gathered at a time."""
+    def config(*args, **kwargs):
+        settings = deepspeed_config(*args, **kwargs)
+        settings["zero_optimization"] |= {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": live, "stage3_prefetch_bucket_size": live // 4}
+        return settings
+
+    deepspeed_engine.deepspeed_config = config
+
+
 class Skipping:
     """An engine whose steps are all asked to be skipped."""
 
@@ -139,6 +150,8 @@ def run(case: Case) -> dict:
     """Train; scalars of every iteration as averaged over ranks, and the final weights and averages as arrays."""
     torch.set_num_threads(1)
     world = launch.start("none" if case.backend == "torch" else "auto", timeout_minutes=0.5, sequence=case.sequence)
+    if case.live:
+        gather_little(case.live)
     backbone, engines, teacher = build(case, world)
     if case.load:
         for role, engine in engines.items():
@@ -251,6 +264,15 @@ def test_three_whole_networks_are_sharded_too(model, reference, sequence):
     assert max(np.abs(value - whole["weights"][0][name]).max() for name, value in whole["weights"][-1].items()) > 1e-4
     for result in run_ranks(2, run, Case(model, full=True, optim=optim, sequence=sequence)):
         assert_same_run(result, whole)
+
+
+@pytest.mark.parametrize("live", [2_000, 10_000])
+def test_a_base_larger_than_what_is_gathered_at_a_time_trains_as_in_one_process(tmp_path, live):
+    """What one engine has begun to fetch ahead, another may need first."""
+    case = Case(write_model(tmp_path, layers=4), optim=ADAMW, live=live)
+    reference = run_ranks(1, run, replace(case, backend="torch"))[0]
+    for result in run_ranks(2, run, case):
+        assert_same_run(result, reference)
 
 
 @pytest.mark.parametrize("offload", ["optimizer", "all"])

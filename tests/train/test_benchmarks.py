@@ -4,6 +4,7 @@ import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,15 @@ def test_the_work_of_an_iteration_is_the_planned_one(tiny, checkpointing):
     assert measured["flops"] == pytest.approx(plan.flops(), rel=0.02)
     if not checkpointing:
         assert measured["kept"] == pytest.approx(plan.memory()["activations"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_ranks_send_what_is_planned_of_sharded_weights(tmp_path):
+    args = SimpleNamespace(repeats=1, work=tmp_path)
+    planned = make_plan(scaling.prepare(scaling.SHARDED, tmp_path), ranks=2).traffic()
+    measured = scaling.launched(2, scaling.SHARDED, args)
+    assert measured["weights"] == pytest.approx(planned["weights"], rel=0.15)
+    assert measured["trained"] == pytest.approx(planned["gradients"], rel=0.01)
 
 
 def test_the_peak_is_that_of_tensors_alive_at_once():

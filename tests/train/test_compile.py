@@ -49,6 +49,29 @@ def test_blocks_are_whole_graphs_that_are_compiled_once(plain):
     assert 0 < graphs == counters["stats"]["unique_graphs"] and not counters["graph_break"]
 
 
+class Block(torch.nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.inner(x).relu()
+
+
+def test_blocks_of_many_shapes_are_all_compiled(monkeypatch):
+    """A UNet's blocks share one cache, which has a limit."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    blocks = [Block(width) for width in range(1, 12)]
+    compile_blocks(blocks, backend="aot_eager")
+    for block in blocks:
+        for call in (torch.no_grad, torch.enable_grad):
+            with call():
+                block(torch.ones(1, block.inner.in_features))
+    assert counters["stats"]["unique_graphs"] == 2 * len(blocks)
+
+
 @pytest.mark.slow
 def test_a_compiled_run_has_the_gradients_of_a_plain_one(plain, tiny_run, tmp_path):
     compiled = build_run(tiny_run(tmp_path, "objective.cfg=3", "parallel.compile=true"), launch.start("none"))
@@ -58,7 +81,7 @@ def test_a_compiled_run_has_the_gradients_of_a_plain_one(plain, tiny_run, tmp_pa
 
 
 @pytest.mark.parametrize("world, message", [
-    (SimpleNamespace(distributed=True, device=CPU), "under a launcher.*start one process"),
+    (SimpleNamespace(distributed=True, device=CPU), "with parallel.zero_stage=3.*set zero_stage to 2"),
     (SimpleNamespace(distributed=False, device=CPU), r"needs a C\+\+ compiler on a CPU.*none of no-such-compiler, clang\+\+"),
     (SimpleNamespace(distributed=False, device=torch.device("cuda")), "needs triton on a GPU: pip install triton"),
 ])
@@ -67,4 +90,4 @@ def test_what_cannot_compile_is_refused(world, message, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"parallel.compile=true {message}"):
-        check_compile(world)
+        check_compile(world, zero_stage=3)
