@@ -57,6 +57,7 @@ class Case:
     offload: str = "none"
     full: bool = False  # three whole networks
     scale: float = 0.0  # the loss scale to start with
+    draws: str = "own"  # or one for both turns
     live: int = 0  # weights that may be gathered at a time; 0 is the library's default
 
 
@@ -171,7 +172,7 @@ def run(case: Case) -> dict:
         if case.skip and case.skip[0] == step and case.skip[1] in mine:
             asked["student"] = Skipping(student)
         outcome = iterate(
-            step, [Cond({"prompt_embeds": text}) for text in texts], (BATCH, *backbone.latent_shape()), objective=TDM(),
+            step, [Cond({"prompt_embeds": text}) for text in texts], (BATCH, *backbone.latent_shape()), objective=TDM(draws=case.draws),
             roles=roles, engines=asked, grid=grid, streams=streams, first_stream=first,
         )
         log.append(launch.mean(outcome.scalars))
@@ -243,6 +244,13 @@ def test_the_reference_moves_far_more_than_the_tolerance(reference, optim):
 def test_zero_3_on_any_ranks_is_one_process_with_the_same_micro_batches(model, reference, ranks, optim):
     for result in run_ranks(ranks, run, Case(model, optim=optim)):
         assert_same_run(result, reference(optim=optim))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(model, reference, stage):
+    expected = reference(draws="shared")
+    for result in run_ranks(2, run, Case(model, draws="shared", zero_stage=stage)):
+        assert_same_run(result, expected)
 
 
 @OPTIMS
