@@ -197,6 +197,8 @@ def main() -> None:
     parser.add_argument("--shift", type=float, help="flow shift of the grid (default: 0.5 for vp, 0.75 for flow)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of TDM")
     args = parser.parse_args()
+    if args.seeds < 1:
+        raise SystemExit(f"--seeds {args.seeds}: a number of seeds, at least 1")
     torch.set_num_threads(1)
     objective = replace(OBJECTIVE, **_options(args.set))
     print(f"| sampler | sliced W2 |\n|---|---|\n| data against itself | {floor():.3f} |")

@@ -2,6 +2,8 @@
 
     python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5   # the mixture of Gaussians, exact teacher
     python eval/ablate.py --suite rates --seeds 100         # which learning rates the former shows
+    python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5  # TDM beside DMD2, whole runs of several lengths
+    python eval/ablate.py --suite dmd2_rates --seeds 100 101 102 # which learning rates DMD2 is shown at
     python eval/ablate.py --suite importance --seeds 0 1 2 3 # where importance weights matter
     python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours without a GPU
     python eval/ablate.py --suite shapes --steps 200 --rows "TDM" "match clean"     # only some of its rows
@@ -62,7 +64,7 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=["toy", "rates", "importance", "shapes"], required=True)
+    parser.add_argument("--suite", choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "shapes"], required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)")
     parser.add_argument("--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number")

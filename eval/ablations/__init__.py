@@ -11,6 +11,10 @@ def suite(name: str, steps: int):
         from .toy import RatesSuite, ToySuite
 
         return (ToySuite if name == "toy" else RatesSuite)(steps)
+    if name in ("dmd2", "dmd2_rates"):
+        from .baseline import DMD2RatesSuite, DMD2Suite
+
+        return (DMD2Suite if name == "dmd2" else DMD2RatesSuite)(steps)
     if name == "importance":
         from .importance import ImportanceSuite
 

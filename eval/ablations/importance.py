@@ -76,14 +76,6 @@ data's (chance alone: 0.003 for 8 modes), `missing` how many modes have under a 
             for regime in self.regimes() for text, target, figure in pairs
         ]
 
-    def curves(self, results: dict) -> dict:
-        """No plot."""
-        return {}
-
-    def sections(self, results: dict) -> list[str]:
-        """Nothing beside the table."""
-        return []
-
     def _modes(self, student, recipe, solver: str) -> dict:
         """Also the distance of the states before the last step."""
         generator, grid = torch.Generator().manual_seed(8), shifted(recipe.steps, recipe.shift, self.process)

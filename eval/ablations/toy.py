@@ -19,16 +19,17 @@ from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.gan import GAN
 from tdmvid.distill.tdm import TDM
 
-from .page import Claim, calls_to_reach, spread
+from .page import Claim
 
 _SPEC = importlib.util.spec_from_file_location("toy", Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py")
 toy = sys.modules["toy"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(toy)
 
 SET = (1, 2, 4, 8)
-RATES = {"l2": 3e-4, "huber": 3e-4, "huber_vector": 3e-4, "fisher": 3e-4, "dmd2": 3e-3, "dmd2, long": 3e-4}
-"""The student's, each method's own by `--suite rates`, on a seed that is not reported: the lowest within 0.01 of its best."""
-TDM_LENGTHS, DMD2_LENGTHS = (60, 125, 250, 500), (500, 1000, 4000)
+RATES = {"l2": 3e-4, "huber": 3e-4, "huber_vector": 3e-4, "fisher": 3e-4, "dmd2": 1e-3, "dmd2, long": 3e-4}
+"""The student's, on seeds that are not reported: the lowest within 0.01 of its best by `--suite rates`; DMD2's of the lowest mean by `dmd2_rates`."""
+LONG = 4000
+"""Iterations of the baseline's longest run."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ToySuite:
         " of a mode, `recall` by three nearest neighbours; `calls` are forward passes of all networks, in batches; `spikes` is the largest"
         " over the median gradient norm of the student, second half of training. A row changes what its name says and nothing else; the"
         " student's learning rate is each objective's and distance's own, and DMD2's grid (uniform) its own too, chosen on another seed"
-        " ([rates](ablations_rates.md))."
+        " ([rates](ablations_rates.md)). DMD2 of as many iterations as TDM, and of fewer, is on [a page of later runs](ablations_dmd2.md)."
     )
     columns = {
         "before": "before", "1/ddim": "1 step", "2/ddim": "2 steps", "4/ddim": "4 steps", "8/ddim": "8 steps", "4/dpm++": "4 steps, DPM++",
@@ -87,26 +88,21 @@ class ToySuite:
         """In the order of the table."""
         base, biased = self.base, {"fake_target": "x0_hat"}
         rows = [
-            Row("match", "TDM", base, ("ddim", "dpm++"), curve="TDM"),
+            Row("match", "TDM", base, ("ddim", "dpm++")),
             Row("match", "match clean", self._of(match="clean")),
             Row("fake's target", "x0_hat, importance mean", self._of(**biased, importance="mean")),
             Row("fake's target", "x0_hat, importance sum", self._of(**biased, importance="sum")),
             Row("fake's target", "x0_hat, no importance", self._of(**biased, importance="none")),
             Row("divergence", "Fisher", self._method(Fisher)),
-            Row("baseline", "DMD2", self._dmd2(base.iterations), solvers=("renoise",), curve="DMD2"),
             Row("baseline", "TDM + GAN", self._method(GAN, distance="l2", adversarial="logistic")),
             Row("unify", "TDM-unify", self._of(step_set=SET), steps=SET),
             Row("unify", "TDM-unify without K", self._of(step_set=SET, k_condition=False), steps=SET),
             Row("solver", "trained with DPM-Solver++", self._of(solver="dpm++"), solvers=("ddim", "dpm++")),
             Row("repair", "consistency start, 100 iterations", of_length(base, 100), repair=True),
             *(Row("distance", distance, self._of(distance=distance)) for distance in ("huber", "huber_vector")),
-            *(Row("length", f"TDM, {n} iterations", of_length(base, n), curve="TDM") for n in self._lengths(TDM_LENGTHS)),
-            *(Row("length", f"DMD2, {n} iterations", self._dmd2(n), ("renoise",), curve="DMD2") for n in self._lengths(DMD2_LENGTHS)),
+            Row("length", f"DMD2, {LONG} iterations", self._dmd2(LONG), ("renoise",)),
         ]
         return rows
-
-    def _lengths(self, lengths: tuple[int, ...]) -> list[int]:
-        return [n for n in lengths if n != self.base.iterations]
 
     def _of(self, **changes):
         distance = changes.get("distance", "l2")
@@ -121,11 +117,11 @@ class ToySuite:
     def _dmd2(self, iterations: int):
         """On the grid and with the distance that are its best: the uniform grid, l2."""
         recipe = of_length(replace(self._method(DMD2, distance="l2"), shift=1.0), iterations)
-        return replace(recipe, lr_student=RATES["dmd2" if iterations < DMD2_LENGTHS[-1] else "dmd2, long"])
+        return replace(recipe, lr_student=RATES["dmd2" if iterations < LONG else "dmd2, long"])
 
     def claims(self) -> list[Claim]:
         """The paper's tables, as far as a mixture of Gaussians can speak to them."""
-        ours, dmd2 = "TDM", f"DMD2, {DMD2_LENGTHS[-1]} iterations"
+        ours, dmd2 = "TDM", f"DMD2, {LONG} iterations"
         mean, none = "x0_hat, importance mean", "x0_hat, no importance"
         trained = {"DDIM": ours, "DPM": "trained with DPM-Solver++"}
         return [
@@ -133,7 +129,6 @@ class ToySuite:
             Claim("importance weights help (Table 5)", (mean, "4/ddim"), (none, "4/ddim")),
             Claim("importance weights keep modes (Fig. 9)", (mean, "mass"), (none, "mass")),
             Claim("Fisher is at least equal to KL (Table 9)", ("Fisher", "4/ddim"), (ours, "4/ddim"), strict=False),
-            Claim("TDM ends nearer than DMD2 of as many iterations", (ours, "4/ddim"), ("DMD2", "4/renoise")),
             Claim("TDM ends nearer than DMD2 of four times as many", (ours, "4/ddim"), (dmd2, "4/renoise")),
             Claim("TDM's recall is above DMD2's (Table 6)", (ours, "recall"), (dmd2, "recall"), higher=True),
             Claim("unify: K helps at 1 step", ("TDM-unify", "1/ddim"), ("TDM-unify without K", "1/ddim")),
@@ -148,30 +143,12 @@ class ToySuite:
         ]
 
     def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
-        """Distance over network calls of whole runs, each with its own schedule: for every line of the plot, a list a seed."""
-        points: dict[str, list] = {}
-        for row in self.rows():
-            if row.curve and results.get(row.name):
-                points.setdefault(row.curve, []).append([(f["calls"], f[f"4/{row.solvers[0]}"]) for f in results[row.name]])
-        return {line: [sorted(seed) for seed in zip(*rows)] for line, rows in points.items()}
+        """The plot's lines: none here."""
+        return {}
 
     def sections(self, results: dict) -> list[str]:
-        """How many network calls TDM needs for the best that DMD2 reaches at any length."""
-        curves = self.curves(results)
-        if not {"TDM", "DMD2"} <= curves.keys():
-            return []
-        lengths = list(zip(*curves["DMD2"]))
-        means = [sum(distance for _, distance in length) / len(length) for length in lengths]
-        best = means.index(min(means))
-        calls = calls_to_reach(curves["TDM"], [seed[: best + 1] for seed in curves["DMD2"]])
-        reached = [count for count in calls if count == count]
-        shown = "; ".join(f"{spread([d for _, d in length])} after {length[0][0]:.0f} calls" for length in lengths)
-        found = f", and takes {spread(reached)} calls" if reached else ""
-        return [
-            "## Network calls to DMD2's best distance", "",
-            f"Whole runs, each with learning rates that fall to zero at its own end. DMD2: {shown}. A TDM run of at most"
-            f" {curves['TDM'][0][-1][0]:.0f} calls is as near as DMD2 at its best length on {len(reached)} of {len(calls)} seeds{found}.", "",
-        ]
+        """Nothing beside the table."""
+        return []
 
     def measure(self, row: Row, seed: int) -> dict:
         """Distil, sample, compare with the data."""
@@ -225,7 +202,8 @@ class RatesSuite(ToySuite):
     page, title, suite = "ablations_rates.md", "Learning rates of the ablations", "rates"
     note = (
         "Distances are sliced W2 to the data. The ablations, whose seeds are others, take each method's lowest rate within 0.01 of its"
-        " best: runs differ by that much, and at a high rate the modes' shares drift."
+        " best: runs differ by that much, and at a high rate the modes' shares drift. DMD2's runs differ by more: here only its distance and"
+        " grid are chosen, and its rate by the mean over three seeds ([its rates](ablations_dmd2_rates.md))."
     )
 
     def rows(self) -> list[Row]:
@@ -235,7 +213,7 @@ class RatesSuite(ToySuite):
             baseline = name.startswith("dmd2")
             rates, solver = ((3e-4, 1e-3, 3e-3, 1e-2), "renoise") if baseline else ((1e-4, 3e-4, 1e-3, 3e-3), "ddim")
             rows += [Row(name, f"{name}, lr {rate:g}", replace(recipe, lr_student=rate), (solver,)) for rate in rates]
-        long = self._dmd2(DMD2_LENGTHS[-1])
+        long = self._dmd2(LONG)
         name = f"dmd2, l2, uniform grid, {long.iterations} iterations"
         rows += [Row(name, f"{name}, lr {rate:g}", replace(long, lr_student=rate), ("renoise",)) for rate in (3e-4, 1e-3, 3e-3)]
         return rows
@@ -250,10 +228,6 @@ class RatesSuite(ToySuite):
 
     def claims(self) -> list[Claim]:
         """None: this page decides nothing but rates."""
-        return []
-
-    def sections(self, results: dict) -> list[str]:
-        """Nothing beside the table."""
         return []
 
 

@@ -40,6 +40,13 @@ def test_every_row_and_column_of_the_grid_has_every_weight():
         assert sorted(line.tolist()) == pytest.approx([1, 2, 4, 8, 16])
 
 
+def test_a_benchmark_of_no_seeds_is_refused_before_it_works(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["toy.py", "--seeds", "0"])
+    monkeypatch.setattr(toy, "floor", lambda: pytest.fail("it works"))
+    with pytest.raises(SystemExit, match="--seeds 0: a number of seeds, at least 1"):
+        toy.main()
+
+
 @pytest.mark.slow
 def test_student_and_fake_start_from_a_score_that_parts_narrow_modes():
     process, generator = toy.stable_diffusion(), torch.Generator().manual_seed(0)
