@@ -61,7 +61,7 @@ class ToySuite:
         " of a mode, `recall` by three nearest neighbours; `calls` are forward passes of all networks, in batches; `spikes` is the largest"
         " over the median gradient norm of the student, second half of training. A row changes what its name says and nothing else; the"
         " student's learning rate is each objective's and distance's own, and DMD2's grid (uniform) its own too, chosen on another seed"
-        " ([rates](ablations_rates.md)). DMD2 of as many iterations as TDM, and of fewer, is on [a page of later runs](ablations_dmd2.md)."
+        " ([rates](ablations_rates.md)), DMD2's rate on three ([its rates](ablations_dmd2_rates.md)). DMD2 of as many iterations as TDM, and of fewer, is on [a page of later runs](ablations_dmd2.md)."
     )
     columns = {
         "before": "before", "1/ddim": "1 step", "2/ddim": "2 steps", "4/ddim": "4 steps", "8/ddim": "8 steps", "4/dpm++": "4 steps, DPM++",
