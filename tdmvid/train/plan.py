@@ -247,7 +247,8 @@ def check_fit(plan: Plan, device_memory: float) -> None:
     for remedy, better in _remedies(plan):
         if better.total() <= device_memory * GIB:
             raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: {remedy} needs {_gib(better.total())}")
-    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use fewer frames or pixels")
+    smaller = "fewer frames or pixels" + (", or a smaller batch.micro" if plan.config.batch.micro > 1 else "")
+    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use {smaller}")
 
 
 def _remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
