@@ -58,11 +58,11 @@ class Block(torch.nn.Module):
         return self.inner(x).relu()
 
 
-def test_blocks_of_many_shapes_are_all_compiled(monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_blocks_of_many_shapes_are_all_compiled():
     """A UNet's blocks share one cache, which has a limit."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     blocks = [Block(width) for width in range(1, 12)]
     compile_blocks(blocks, backend="aot_eager")
     for block in blocks:
