@@ -104,6 +104,12 @@ class Plan:
         """Bytes of a base that is whole before it is quantised; 0 if it is not."""
         return 0.0 if self.config.model.quantize == "none" else float(self.base * _size(self.config.model.torch_dtype))
 
+    @property
+    def ending(self) -> float:
+        """Bytes on the first rank while an export is checked: what stays, and the base once more, whole as users have it."""
+        gone = ("activations", "gradients", "gathered weights")
+        return math.fsum(size for name, size in self.memory().items() if name not in gone) + self.base * _size(self.config.model.torch_dtype)
+
     def total(self) -> float:
         """Estimated peak bytes on one rank's device, without the library's workspace."""
         return max(math.fsum(self.memory().values()), self.loading)
@@ -233,6 +239,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
         ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
         *([("memory: at the start", f"{_gib(plan.loading)}, the base before it is quantised")] if plan.loading else []),
+        ("memory: at the end", f"{_gib(plan.ending)} on the first rank, where the export is checked on a base of its own"),
         ("checkpointing", f"activations {_gib(plan.activations(False))} without, {_gib(plan.activations(True))} with"),
         ("writes", str(config.folder)),
     ]
@@ -261,6 +268,8 @@ def _remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
     attempts += [({"sequence": n, **whole}, max(n, ranks)) for n in (2, 4, 8, 16)]
     for change, ranks in attempts:
         wanted = {key: value for key, value in (changes | change).items() if now[key] != value}
+        if wanted == changes:
+            continue
         try:
             better = make_plan(_changed(config, wanted), ranks=ranks)
         except ValueError:  # this run cannot have it

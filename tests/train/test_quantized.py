@@ -55,6 +55,8 @@ def test_the_plan_names_the_quantised_base_and_needs_no_torchao(tiny_run, tmp_pa
     assert "linear layers of the blocks in int8: " in describe(plan) and "the base before it is quantised" in describe(plan)
     assert "quantised" not in describe(make_plan(tiny_run(tmp_path)))
     assert replace(plan, base_bytes=0, trainable=0, call=replace(plan.call, saved=0)).total() == plan.loading == plan.base * 4
+    held = sum(plan.memory()[name] for name in ("frozen weights", "trained weights, float32", "optimiser"))
+    assert plan.ending == held + plan.base * 4 and "memory: at the end" in describe(plan)
 
 
 def test_a_base_that_does_not_fit_is_quantised_and_one_that_is_spread_over_ranks_is_whole(tiny_run, tmp_path):
