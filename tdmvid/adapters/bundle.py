@@ -67,6 +67,8 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None):
         config = json.loads((folder / "config.json").read_text())
         settings[part] = getattr(diffusers, config["_class_name"]).from_pretrained(folder, dtype=settings["dtype"])
     pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(model["path"], **settings)
+    if model.get("tiling"):
+        pipeline.vae.enable_tiling()
     if "rank" in facts:
         families()[facts["pipeline"]].add_lora(pipeline, folder)
     if kind["module"] != "diffusers" and not kind["module"].startswith(f"{__package__.split('.')[0]}."):

@@ -81,6 +81,7 @@ def _python(backbone: Backbone, facts: dict) -> str:
     load = [f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'] if whole else []
     load += [f"pipe = {pipeline}.from_pretrained({base}, {f'{part}={part}, ' if whole else ''}{dtype})"]
     load += [] if whole else [backbone.load_code]
+    load += ["pipe.vae.enable_tiling()"] if config.tiling else []
     code = "\n".join([
         "import torch", f"from diffusers import {', '.join(names)}", *ours, "", *load, f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
         f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]}, guidance_scale=1.0, {backbone.stock_call()}).{backbone.output}[0]',

@@ -40,6 +40,8 @@ class ModelConfig:
     """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (quicker on a CPU, see benchmarks/NOTES.md), or xformers' on a GPU."""
     quantize: Kind = "none"
     """Of the frozen weights in training, see quantize.py: a run's base in eight bits a weight. Exports and evaluations load the whole one."""
+    tiling: bool = False
+    """The autoencoder works tile by tile, blended where they overlap: less memory for large pictures, at the price of time."""
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -111,10 +113,8 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     except Exception as error:  # the hub's client raises many kinds, each a network or a name problem
         if not weights and known.is_dir():
             return known
-        raise ValueError(
-            f"model.path={config.path!r} could not be fetched from the hub ({type(error).__name__}): check the name and"
-            " the network, or download it and give the folder"
-        ) from error
+        fault = f"model.path={config.path!r} could not be fetched from the hub ({type(error).__name__})"
+        raise ValueError(f"{fault}: check the name and the network, or download it and give the folder") from error
 
 
 class TokenSharing(Protocol):
@@ -287,6 +287,11 @@ class Backbone(ABC):
     @abstractmethod
     def empty_network(folder: Path) -> nn.Module:
         """The network, from its config alone: for counting, on the meta device."""
+
+    @staticmethod
+    @abstractmethod
+    def empty_vae(network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize) -> tuple[nn.Module, tuple[int, ...]]:
+        """The autoencoder in its dtype, from its config alone, and the shape of what it decodes at once: one sample's latents, or a tile."""
 
     @staticmethod
     @abstractmethod

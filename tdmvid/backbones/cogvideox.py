@@ -19,7 +19,7 @@ from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
 from .cogvideox_parallel import share_tokens, use_float32, use_xformers
 from .consumers import comfyui_cogvideox, kohya_cogvideox
-from .pipeline import VPBackbone
+from .pipeline import VPBackbone, check_tiles
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
 
@@ -91,7 +91,7 @@ class CogVideoX(VPBackbone):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         latents = latents[:, self._clip.extra_frames :].transpose(1, 2).to(self.vae.dtype) / self.vae.config.scaling_factor
-        return torch.cat([self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(4)])
+        return torch.cat([self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)])
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
@@ -110,6 +110,19 @@ class CogVideoX(VPBackbone):
         pipeline = super().stock_pipeline()
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
         return pipeline
+
+    @staticmethod
+    def vae_latents(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> tuple[int, int, int, int]:
+        clip = Clip.of(network, folder, size)
+        frames, channels, height, width = clip.latent_shape
+        return channels, frames - clip.extra_frames, height, width
+
+    @staticmethod
+    def vae_tile(vae: AutoencoderKLCogVideoX) -> tuple[int, int]:
+        return check_tiles(
+            (vae.tile_latent_min_height, vae.tile_sample_min_height, vae.tile_overlap_factor_height),
+            (vae.tile_latent_min_width, vae.tile_sample_min_width, vae.tile_overlap_factor_width),
+        )
 
     def stock_arguments(self) -> dict:
         size, length = self.size, self.network.config.max_text_seq_length

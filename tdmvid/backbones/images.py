@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from .base import ClipSize, ModelConfig
+from .pipeline import check_tiles
 
 
 class Images:
@@ -32,18 +33,27 @@ class Images:
     def decode(self, latents: Tensor) -> Tensor:
         config = self.vae.config
         latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(self.vae.dtype)
-        return torch.cat([self.vae.decode(some).sample.float().clamp(-1, 1) for some in latents.split(4)])[:, :, None]
+        return torch.cat([self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)])[:, :, None]
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         config, images = self.vae.config, videos[:, :, 0].to(self.device, self.vae.dtype)
-        mean = torch.cat([self.vae.encode(some).latent_dist.mode() for some in images.split(4)])
+        mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in images.split(1)])
         return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(self.config.torch_dtype)
 
     def stock_pipeline(self) -> DiffusionPipeline:
         pipeline = super().stock_pipeline()
         pipeline.vae_scale_factor = self.size.height // self._shape[1]  # which it reads from the autoencoder, where it has one
         return pipeline
+
+    @staticmethod
+    def vae_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[int, int, int]:
+        return image_latents(network, folder, size)
+
+    @staticmethod
+    def vae_tile(vae: AutoencoderKL) -> tuple[int, int]:
+        side = vae.tile_latent_min_size, vae.tile_sample_min_size, vae.tile_overlap_factor
+        return check_tiles(side, side)
 
     def stock_arguments(self) -> dict:
         return {"height": self.size.height, "width": self.size.width}

@@ -41,6 +41,9 @@ class PipelineBackbone(Backbone):
         self.process = self.read_process(folder)
         self.network = self.fresh_network()
         self._text = self._vae = None
+        if config.tiling:  # what a picture would need is refused before there is one
+            with torch.device("meta"):
+                self.empty_vae(self.network, folder, config, size)
 
     @abstractmethod
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
@@ -49,6 +52,16 @@ class PipelineBackbone(Backbone):
     @abstractmethod
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
         """x0 of what the network predicted, both float32."""
+
+    @staticmethod
+    @abstractmethod
+    def vae_latents(network: nn.Module, folder: Path, size: ClipSize) -> tuple[int, ...]:
+        """The shape of one sample in the autoencoder's own layout, [C, H, W] or [C, F, H, W]."""
+
+    @staticmethod
+    @abstractmethod
+    def vae_tile(vae: nn.Module) -> tuple[int, int]:
+        """Height and width of a tile of latents."""
 
     @abstractmethod
     def stock_arguments(self) -> dict:
@@ -96,10 +109,16 @@ class PipelineBackbone(Backbone):
     def vae(self) -> nn.Module:
         """The autoencoder, loaded on first use."""
         if self._vae is None:
-            upcast = self.vae_class.load_config(self.folder, subfolder="vae").get("force_upcast")
-            whole = upcast and self.config.torch_dtype == torch.float16  # it overflows there
-            self._vae = self._part(self.vae_class, "vae", torch.float32 if whole else None)
+            self._vae = self._part(self.vae_class, "vae", self.vae_dtype(self.folder, self.config))
+            if self.config.tiling:
+                self._vae.enable_tiling()
         return self._vae
+
+    @classmethod
+    def vae_dtype(cls, folder: Path, config: ModelConfig) -> torch.dtype:
+        """Of the autoencoder: the network's, or float32 if it overflows in float16."""
+        upcast = cls.vae_class.load_config(folder, subfolder="vae").get("force_upcast")
+        return torch.float32 if upcast and config.torch_dtype == torch.float16 else config.torch_dtype
 
     def release_text(self) -> None:
         self._text = None
@@ -118,7 +137,8 @@ class PipelineBackbone(Backbone):
 
     def video_fingerprint(self) -> str:
         files = [path for path in (self.folder / "vae").iterdir() if path.is_file()]
-        return file_fingerprint(files, type(self).__name__, self.config.dtype, str(self.size), str(self.latent_shape()))
+        tiled = ["tiled"] if self.config.tiling else []
+        return file_fingerprint(files, type(self).__name__, self.config.dtype, str(self.size), str(self.latent_shape()), *tiled)
 
     def stock_pipeline(self) -> DiffusionPipeline:
         return self._pipeline(*self.text_parts, "vae")
@@ -181,6 +201,25 @@ class PipelineBackbone(Backbone):
     @classmethod
     def empty_network(cls, folder: Path) -> nn.Module:
         return cls.network_class.from_config(cls.network_class.load_config(folder, subfolder=cls.network_folder))
+
+    @classmethod
+    def empty_vae(cls, network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize) -> tuple[nn.Module, tuple[int, ...]]:
+        vae = nn.Module.to(cls.vae_class.from_config(cls.vae_class.load_config(folder, subfolder="vae")), cls.vae_dtype(folder, config)).eval()
+        *outer, height, width = cls.vae_latents(network, folder, size)
+        if config.tiling:
+            height, width = map(min, (height, width), cls.vae_tile(vae))
+        return vae, (1, *outer, height, width)
+
+
+def check_tiles(height: tuple[int, int, float], width: tuple[int, int, float]) -> tuple[int, int]:
+    """Sides of a tile in latents; of each are given its latents, its pixels, and the share of both that overlaps the next tile.
+
+    ValueError where the library would cut the decoded tiles elsewhere than it cut the latents, which gives pictures of another size.
+    """
+    for name, (latents, pixels, overlap) in (("height", height), ("width", width)):
+        if int(latents * (1 - overlap)) * pixels != (pixels - int(pixels * overlap)) * latents:
+            raise ValueError(f"model.tiling=true: this autoencoder's tiles, {latents} latents or {pixels} pixels in {name}, do not fit together: set it to false")
+    return height[0], width[0]
 
 
 class VPBackbone(PipelineBackbone):

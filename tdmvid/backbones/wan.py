@@ -57,12 +57,10 @@ class Wan(FlowBackbone):
     def text_settings(self) -> tuple[str, ...]:
         return (str(TEXT_LENGTH),)
 
-    @property
-    def vae(self) -> AutoencoderKLWan:
-        """The autoencoder in float32, as the pipeline's examples have it, loaded on first use."""
-        if self._vae is None:
-            self._vae = self._part(self.vae_class, "vae", torch.float32)
-        return self._vae
+    @classmethod
+    def vae_dtype(cls, folder: Path, config: ModelConfig) -> torch.dtype:
+        """float32, as the pipeline's examples have it."""
+        return torch.float32
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -81,6 +79,14 @@ class Wan(FlowBackbone):
         pipeline = super().stock_pipeline()
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
         return pipeline
+
+    @staticmethod
+    def vae_latents(network: WanTransformer3DModel, folder: Path, size: ClipSize) -> tuple[int, int, int, int]:
+        return WanClip.of(network, folder, size).latent_shape
+
+    @staticmethod
+    def vae_tile(vae: AutoencoderKLWan) -> tuple[int, int]:
+        return vae.tile_sample_min_height // vae.spatial_compression_ratio, vae.tile_sample_min_width // vae.spatial_compression_ratio
 
     def stock_arguments(self) -> dict:
         size = self.size

@@ -69,6 +69,7 @@ class Run:
     def fingerprint(self) -> dict:
         """What a checkpoint must agree on to be resumed by this run."""
         settings = to_dict(self.config)
+        settings["model"].pop("tiling")  # of pictures only
         keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema")
         optims = {role: getattr(self.config, role) for role in self.engines}
         falls = any(optim.schedule != "constant" for optim in optims.values())

@@ -1,0 +1,87 @@
+"""Decoding keeps to the memory that a plan counts: one sample at a time, or one tile of it."""
+
+import pytest
+import torch
+from test_contract import CASES, Case, noise
+
+from tdmvid.backbones.base import families
+from tdmvid.train.trace import decoding_bytes
+
+FIRST = [(name, variant) for index, (name, variant) in enumerate(CASES) if not index or CASES[index - 1][0] != name]
+
+
+@pytest.fixture(scope="module", params=FIRST, ids=lambda case: case[0])
+def case(request, tmp_path_factory):
+    return Case(*request.param, tmp_path_factory.mktemp(request.param[0]))
+
+
+@pytest.fixture
+def small_tiles(case, monkeypatch):
+    """Tiles of 16 pixels that overlap by half, whatever the autoencoder's class calls them."""
+    kind = families()[case.name].vae_class
+    load = kind.from_config.__func__
+
+    def made(cls, *args, **kwargs):
+        vae = load(cls, *args, **kwargs)
+        latents = 16 >> (len(vae.config.block_out_channels) - 1) if "block_out_channels" in vae.config else 0
+        for name in [name for name in vars(vae) if name.startswith("tile_")]:
+            setattr(vae, name, 0.5 if "overlap" in name else latents if "latent" in name else 8 if "stride" in name else 16)
+        return vae
+
+    monkeypatch.setattr(kind, "from_config", classmethod(made))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("tiling", [False, True], ids=["whole", "tiles"])
+def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_planned_tile(case, tiling):
+    backbone, family = case.backbone(tiling=tiling), families()[case.name]
+    planned, shape = family.empty_vae(backbone.network, case.folder, backbone.config, case.size)
+    vae, seen = backbone.vae, []
+    vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    videos = backbone.decode(noise(backbone, 3))
+    assert videos.shape == (3, 3, case.size.frames, case.size.height, case.size.width)
+    assert all(part[0] == shape[0] == 1 for part in seen)
+    assert (max(part[-2] for part in seen), max(part[-1] for part in seen)) == shape[-2:]
+    whole = backbone.latent_shape()[-2:]
+    assert all((part < side) if tiling else (part == side) for part, side in zip(shape[-2:], whole))
+    assert [p.dtype for p in planned.parameters()] == [p.dtype for p in vae.parameters()]
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_are_those_of_the_library(case):
+    """The pictures of `pipe.vae.enable_tiling()`; the latents of clips depend on it, embeddings of prompts do not."""
+    plain, tiled, z = case.backbone(), case.backbone(tiling=True), noise(case.backbone(), 1)
+    whole = plain.decode(z)
+    plain.vae.enable_tiling()
+    torch.testing.assert_close(tiled.decode(z), plain.decode(z))
+    assert tiled.decode(z).shape == whole.shape and (tiled.decode(z) - whole).abs().max() > 1e-3
+    assert tiled.video_fingerprint() != plain.video_fingerprint() and tiled.text_fingerprint() == plain.text_fingerprint()
+
+
+class Known(torch.nn.Module):
+    """Decodes n values to 4n by way of 12n at once: two of 4n, and the n after next while the first is still there."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def decode(self, latents):
+        first = latents.repeat(4)
+        second = first * self.weight
+        third = first + second
+        del first, second
+        return third.view(2, -1) - 1
+
+
+def test_the_counted_peak_is_of_what_is_there_at_once():
+    """Views count nothing, what is let go of no longer, and the latents were there before."""
+    with torch.device("meta"):
+        vae = Known()
+    assert decoding_bytes(vae, (100,)) == 12 * 100 * 4
+
+
+def test_tiles_that_the_library_would_join_wrongly_are_refused_at_the_start(tmp_path):
+    """Its CogVideoX makes 50 x 47 pixels of 32 x 32 with tiles of two latents, a sixth of which is no latent."""
+    case = Case("CogVideoXPipeline", CASES[0][1], tmp_path)
+    with pytest.raises(ValueError, match="tiles, 2 latents or 16 pixels in height, do not fit together: set it to false"):
+        case.backbone(tiling=True)
