@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -10,6 +12,7 @@ from tqdm import tqdm
 
 from ..adapters.card import Story
 from ..adapters.export import export_lora, export_network, replacing
+from ..backbones.quantize import parts
 from ..config import to_dict
 from ..data.files import write_json
 from ..data.video import write_image, write_strip
@@ -40,12 +43,13 @@ def finish(run: Run) -> None:
     if run.config.training == "lora":
         module, settings = run.engines["student"].module, run.config.lora
         folders = {grid: run.config.folder / ("lora" if grid == run.grid else f"lora_{grid.steps}steps") for grid in deployed}
-        with replacing(*folders.values()) as together:
+        with base_waiting(run), replacing(*folders.values()) as together:
             for grid, latents in deployed.items():
                 facts = export_lora(together / folders[grid].name, module=module, settings=settings, grid=grid, expected=latents, **common)
                 print(f"lora: {folders[grid]}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
     else:
-        error = export_network(run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common)
+        with base_waiting(run):
+            error = export_network(run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common)
         print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
     gallery.write()
     print(f"report: {write_report(run.config.folder)}")
@@ -57,11 +61,27 @@ def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid,
     trained = samples(run)
     if run.rounding is None:
         return trained
-    deployed = samples(on_whole_base(run, weights))
+    with base_waiting(run):
+        deployed = samples(on_whole_base(run, weights))
     moved = difference(trained[run.grid], deployed[run.grid])
     replace(run.rounding, student=moved).save(run.config.folder)
     print(f"student: on the whole base its latents are {moved:.2%} from those on the base in {run.rounding.kind}")
     return deployed
+
+
+@contextmanager
+def base_waiting(run: Run) -> Iterator[None]:
+    """The run's frozen weights are in host memory while another base is on the device; nobody may call its networks meanwhile."""
+    networks = [run.backbone.network, *(engine.module for engine in run.engines.values())]
+    frozen = {id(p): p for network in networks for p in network.parameters() if not p.requires_grad}
+    held = [(part, part.device, part.data.to("cpu")) for p in frozen.values() for part in parts(p)]
+    for part, _, _ in held:
+        part.data = part.data.new_empty(0)
+    try:
+        yield
+    finally:
+        for part, device, data in held:
+            part.data = data.to(device)
 
 
 class _Gallery:

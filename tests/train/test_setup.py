@@ -1,8 +1,13 @@
 """The networks that a run builds: how many weights they hold, and what that changes."""
 
 import json
+from dataclasses import replace
+
+import pytest
+import torch
 
 from tdmvid.parallel import launch
+from tdmvid.train.finish import base_waiting
 from tdmvid.train.plan import make_plan
 from tdmvid.train.setup import build_run
 from tdmvid.train.trainer import train
@@ -25,3 +30,23 @@ def test_a_base_of_its_own_for_the_fake_holds_the_weights_twice_and_changes_no_n
     assert frozen_bytes(own) == 2 * frozen_bytes(shared)
     assert [make_plan(config).memory()["frozen weights"] for config in (shared, own)] == [frozen_bytes(shared), frozen_bytes(own)]
     assert losses(train(own)) == losses(train(shared))
+
+
+@pytest.mark.parametrize("changes", [[], ["parallel.share_base=false"], ["training=full"]], ids=["shared", "two", "full"])
+def test_the_base_leaves_its_device_while_an_export_is_checked_and_comes_back(tiny_run, tmp_path, changes):
+    run = build_run(tiny_run(tmp_path, *changes), launch.start("none"))
+    networks = [run.backbone.network, *(engine.module for engine in run.engines.values())]
+    parameters = {id(p): p for network in networks for p in network.parameters()}.values()
+    before = [p.detach().clone() for p in parameters]
+    with pytest.raises(KeyError), base_waiting(run):
+        assert all(bool(p.numel()) == p.requires_grad for p in parameters) and any(p.numel() for p in parameters)
+        raise KeyError("an export that fails")
+    assert all(torch.equal(p, old) for p, old in zip(parameters, before))
+
+
+def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
+    """They are of pictures only: who runs out of memory at the first ones goes on with them."""
+    run = build_run(tiny_run(tmp_path), launch.start("none"))
+    tiled = replace(run, config=replace(run.config, model=replace(run.config.model, tiling=True)))
+    other = replace(run, config=replace(run.config, model=replace(run.config.model, dtype="bfloat16")))
+    assert tiled.fingerprint == run.fingerprint != other.fingerprint
