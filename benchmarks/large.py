@@ -71,7 +71,7 @@ def main() -> None:
     result = {
         "config": args.config.name, "layers": args.layers, "ranks": world.size, "device": str(world.device), "seconds": times,
         "matrix_tflops": rate / 1e12, "share_executed": plan.flops() / mean / rate, "share_useful": useful / mean / rate,
-        "peak_gib": allocated / GIB, "planned_gib": plan.total() / GIB,
+        "peak_gib": allocated / GIB, "planned_gib": plan.moments()["training"] / GIB,
         "activations_gib": kept / GIB, "planned_activations_gib": plan.memory()["activations"] / GIB,
     }
     if world.primary:

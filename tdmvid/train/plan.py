@@ -22,10 +22,11 @@ from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
 from ..parallel.sequence import PlannedGroup
 from .setup import check_objective, check_quantize
-from .trace import Trace, trace
+from .trace import Trace, decoding_bytes, trace
 
 LIVE_VALUES = 1e9  # gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)
 GIB = 2**30
+OF_MODEL = ("quantize", "tiling")  # remedies that are settings of `model`, the others of `parallel`
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Plan:
     call: Trace
     exchanged: int
     """Bytes that a rank sends inside one forward to those that share its video."""
+    vae_bytes: int
+    """Weights of the autoencoder."""
+    decoding: int
+    """Peak bytes of tensors while it decodes one sample."""
     critic: Trace | None = None
     """A call of the discriminator, with a gradient in its input."""
     heads: int = 0
@@ -79,7 +84,7 @@ class Plan:
         return size(self.call) + beside + block
 
     def memory(self) -> dict[str, float]:
-        """Estimated bytes on one rank's device, by purpose."""
+        """Estimated bytes on one rank's device in an iteration, by purpose."""
         parallel, lora = self.config.parallel, self.config.training == "lora"
         stage = parallel.zero_stage if self.ranks > 1 else 0
         shard = lambda least: self.ranks if stage >= least else 1  # noqa: E731
@@ -93,6 +98,7 @@ class Plan:
             "gradients": adapters / shard(2),
             "optimiser": 0.0 if parallel.offload != "none" else 2 * adapters / shard(1),
             "average": self.trainable * 4 / shard(3) if self.config.ema else 0.0,
+            "autoencoder": float(self.vae_bytes),
             "activations": float(self.activations(self.checkpointing)),
         }
         if not lora:
@@ -100,19 +106,41 @@ class Plan:
         return {name: value for name, value in parts.items() if value}
 
     @property
-    def loading(self) -> float:
-        """Bytes of a base that is whole before it is quantised; 0 if it is not."""
-        return 0.0 if self.config.model.quantize == "none" else float(self.base * _size(self.config.model.torch_dtype))
+    def whole(self) -> int:
+        """Bytes of a base as users have it."""
+        return self.base * _size(self.config.model.torch_dtype)
 
     @property
-    def ending(self) -> float:
-        """Bytes on the first rank while an export is checked: what stays, and the base once more, whole as users have it."""
-        gone = ("activations", "gradients", "gathered weights")
-        return math.fsum(size for name, size in self.memory().items() if name not in gone) + self.base * _size(self.config.model.torch_dtype)
+    def pictures(self) -> float:
+        """Bytes while samples are made: the guided teacher's call of all of them, or one of them decoded, whichever is more."""
+        samples = len(self.config.log.sample_prompts) or min(self.config.log.sample_count, self.prompts)
+        calls = _teacher_calls(self.config) * samples / self.config.batch.micro
+        return max(self.decoding, calls * self.call.saved_block)
+
+    def moments(self) -> dict[str, float]:
+        """Estimated bytes on the first rank's device, which needs most, without the library's workspace: at its peaks, in the order of a run."""
+        memory, full = self.memory(), self.config.training == "full"
+        passing = math.fsum(memory.get(name, 0.0) for name in ("activations", "gradients"))
+        training = math.fsum(memory.values())
+        resting = training - passing - memory.get("gathered weights", 0.0)
+        sharded = self.ranks > 1 and self.config.parallel.zero_stage == 3
+        parked = 0.0 if sharded else memory.get("frozen weights", 0.0)  # in host memory
+        copies = self.base * 4 if full else 0  # in float32: of each role as it is made, of the student as it is written
+        return {
+            "loading the base": float(self.whole + copies),
+            "training": training,
+            "making samples": training - passing + self.pictures,
+            "checking the export": resting - parked + self.whole + copies + self.pictures,
+        }
 
     def total(self) -> float:
-        """Estimated peak bytes on one rank's device, without the library's workspace."""
-        return max(math.fsum(self.memory().values()), self.loading)
+        """Estimated peak bytes on the first rank's device."""
+        return max(self.moments().values())
+
+    @property
+    def narrowest(self) -> str:
+        """The moment of the peak."""
+        return max(self.moments().items(), key=lambda moment: moment[1])[0]
 
     def flops(self) -> float:
         """Of one iteration on one rank; recomputed forwards are counted."""
@@ -173,11 +201,22 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     example = lambda: family.example(network, folder, config.video, config.batch.micro, config.model.torch_dtype)  # noqa: E731
     call = trace(network, family.blocks(network), example, dtype=config.model.torch_dtype)
     forwards, backwards = calls_per_iteration(config)
+    vae_bytes, decoding = _autoencoder(config, folder, family, network)
     critic, heads = _discriminator(config, folder, family) if "discriminator" in config.objective.roles else (None, 0)
     return Plan(
         config, ranks, family.pipeline_class, min(prompts, config.prompts.limit or prompts), base, base_bytes, trainable, tokens,
-        forwards, backwards, call, group.sent, critic, heads,
+        forwards, backwards, call, group.sent, vae_bytes, decoding, critic, heads,
     )
+
+
+def _autoencoder(config: RunConfig, folder: Path, family: type[Backbone], network: nn.Module) -> tuple[int, int]:
+    """Bytes of its weights, and of what it makes while it decodes one sample; tiles stay until they are joined, then there are two such pictures."""
+    with torch.device("meta"):
+        vae, shape = family.empty_vae(network, folder, config.model, config.video)
+    size, dtype = config.video, next(vae.parameters()).dtype
+    weights = _count(vae) * _size(dtype)
+    joined = 3 * 3 * size.frames * size.height * size.width * _size(dtype) if config.model.tiling else 0
+    return weights, decoding_bytes(vae, shape) + joined
 
 
 def _discriminator(config: RunConfig, folder: Path, family: type[Backbone]) -> tuple[Trace, int]:
@@ -219,10 +258,11 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
     kind = "images" if config.video.frames == 1 else "videos"
     start = [("student starts from", config.init + ("" if Path(config.init).is_dir() else " (not there yet)"))] if config.init else []
     videos = config.batch.micro * config.batch.accumulation * plan.ranks // config.parallel.sequence
+    rounded = config.model.quantize != "none"
     shared = f", {-(-tokens.count // config.parallel.sequence):,} tokens and {-(-tokens.heads // config.parallel.sequence)} heads a rank"
     rows = [
         ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
-        *([("frozen base", f"linear layers of the blocks in {config.model.quantize}: {_gib(plan.base_bytes)} for {_gib(plan.loading)}")] if plan.loading else []),
+        *([("frozen base", f"linear layers of the blocks in {config.model.quantize}: {_gib(plan.base_bytes)} for {_gib(plan.whole)}")] if rounded else []),
         ("training", f"{config.training}: student and fake, {plan.trainable:,} trainable parameters each"),
         *([("discriminator", f"half of the network, frozen; {plan.heads:,} trainable parameters")] if plan.critic else []),
         ("weights held", f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters" if config.training == "lora" else "3 whole networks"),
@@ -237,9 +277,8 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         ("steps", f"{config.steps:,} of {videos:,} {kind}"),
         *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
-        ("memory: in all", f"{_gib(plan.total())} a rank" + (f" of {device_memory:g} GiB" if device_memory else "")),
-        *([("memory: at the start", f"{_gib(plan.loading)}, the base before it is quantised")] if plan.loading else []),
-        ("memory: at the end", f"{_gib(plan.ending)} on the first rank, where the export is checked on a base of its own"),
+        *[(f"while {moment}", _gib(size)) for moment, size in plan.moments().items()],
+        ("at its peak", f"{_gib(plan.total())} on the first rank, {plan.narrowest}" + (f", of {device_memory:g} GiB" if device_memory else "")),
         ("checkpointing", f"activations {_gib(plan.activations(False))} without, {_gib(plan.activations(True))} with"),
         ("writes", str(config.folder)),
     ]
@@ -248,21 +287,31 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
 
 
 def check_fit(plan: Plan, device_memory: float) -> None:
-    """ValueError, with the first remedy that helps, if a rank needs more than `device_memory` GiB."""
-    if plan.total() <= device_memory * GIB:
+    """ValueError, with the first remedy that helps, if the first rank needs more than `device_memory` GiB."""
+    fits = lambda plan: plan.total() <= device_memory * GIB  # noqa: E731
+    if fits(plan):
         return
-    for remedy, better in _remedies(plan):
-        if better.total() <= device_memory * GIB:
-            raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: {remedy} needs {_gib(better.total())}")
+    needs = f"this run needs {_gib(plan.total())} on the first rank, {plan.narrowest}, more than {device_memory:g} GiB"
+    for changes, ranks, better in _remedies(plan):
+        if fits(better):
+            for key in [key for key in changes if len(changes) > 1]:  # what came on the way and is not needed
+                rest = {name: value for name, value in changes.items() if name != key}
+                try:
+                    fewer = make_plan(_changed(plan.config, rest), ranks=ranks)
+                except ValueError:
+                    continue
+                if fits(fewer):
+                    changes, better = rest, fewer
+            raise ValueError(f"{needs}: {_named(changes, ranks)} needs {_gib(better.total())}")
     smaller = "fewer frames or pixels" + (", or a smaller batch.micro" if plan.config.batch.micro > 1 else "")
-    raise ValueError(f"this run needs {_gib(plan.total())} a rank, more than {device_memory:g} GiB: use {smaller}")
+    raise ValueError(f"{needs}: use {smaller}")
 
 
-def _remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """What to change so that a rank needs less, each after those before it, and the plan of the run so changed."""
+def _remedies(plan: Plan) -> Iterator[tuple[dict, int, Plan]]:
+    """What to change so that a rank needs less, each after those before it, on how many ranks, and the plan of the run so changed."""
     config, ranks, whole = plan.config, plan.ranks, {"quantize": "none"}  # DeepSpeed's base is
-    now, changes = vars(config.parallel) | {"quantize": config.model.quantize}, {}
-    attempts = [({"keep_attention": False}, ranks), ({"gradient_checkpointing": True}, ranks)]
+    now, changes = vars(config.parallel) | vars(config.model), {}
+    attempts = [({"tiling": True}, ranks), ({"keep_attention": False}, ranks), ({"gradient_checkpointing": True}, ranks)]
     attempts += [({"quantize": "int8"}, 1)] if ranks == 1 and config.model.quantize == "none" else []
     attempts += [({"zero_stage": 3, **whole}, ranks), ({"offload": "all", **whole}, ranks)]
     attempts += [({"sequence": n, **whole}, max(n, ranks)) for n in (2, 4, 8, 16)]
@@ -275,16 +324,20 @@ def _remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
         except ValueError:  # this run cannot have it
             continue
         changes = wanted
-        notes = {"sequence": f" on {ranks} ranks", "offload": " (under deepspeed)"}
-        names = [f"{'model' if key == 'quantize' else 'parallel'}.{key}={str(value).lower()}{notes.get(key, '')}" for key, value in changes.items()]
-        yield " and ".join(names), better
+        yield changes, ranks, better
+
+
+def _named(changes: dict, ranks: int) -> str:
+    notes = {"sequence": f" on {ranks} ranks", "offload": " (under deepspeed)"}
+    part = lambda key: "model" if key in OF_MODEL else "parallel"  # noqa: E731
+    return " and ".join(f"{part(key)}.{key}={str(value).lower()}{notes.get(key, '')}" for key, value in changes.items())
 
 
 def _changed(config: RunConfig, changes: dict) -> RunConfig:
-    """A run with other settings of `parallel`, and of the model's `quantize`."""
-    parallel = {key: value for key, value in changes.items() if key != "quantize"}
-    model = replace(config.model, quantize=changes.get("quantize", config.model.quantize))
-    return replace(config, model=model, parallel=replace(config.parallel, **parallel))
+    """A run with other settings of `parallel` and `model`."""
+    model = {key: value for key, value in changes.items() if key in OF_MODEL}
+    parallel = {key: value for key, value in changes.items() if key not in OF_MODEL}
+    return replace(config, model=replace(config.model, **model), parallel=replace(config.parallel, **parallel))
 
 
 def _teacher_calls(config: RunConfig) -> int:

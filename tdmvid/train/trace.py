@@ -6,12 +6,14 @@ family's blocks do is counted as it is, LoRA included.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .recompute import is_attention
@@ -109,6 +111,39 @@ def trace(network: nn.Module, blocks: list[nn.Module], example, *, dtype: torch.
         saved.outside + saved.inputs, max(saved.inside, default=0),
         sum(flops for name, flops in forward.get_flop_counts()["Global"].items() if is_attention(name)), attention.bytes,
     )
+
+
+def decoding_bytes(vae: nn.Module, shape: tuple[int, ...]) -> int:
+    """Peak bytes of tensors while `vae` (on the meta device; it is changed) decodes latents of `shape`, without its weights."""
+    with FakeTensorMode():
+        _materialise(vae)
+        latents = torch.empty(shape, dtype=next(vae.parameters()).dtype)
+        with torch.no_grad(), _Live() as live:
+            vae.decode(latents)
+    return live.peak
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of the storages that operations made and nobody has let go of yet, and the most of them at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.now, self.peak = set(), 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and _storage(x) not in self.seen:
+                storage = x.untyped_storage()
+                self.seen.add(_storage(x))
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, _storage(x), storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
 
 
 def _counter() -> FlopCounterMode:
