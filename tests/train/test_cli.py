@@ -47,7 +47,7 @@ def refusal(call, *changes, **others):
     ("prompts.path=", "error: prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file"),
     ("prompts.path=nowhere.txt", "error: nowhere.txt: no such prompt file; paths are relative to"),
     ("prompts.path=prompts.docx", "error: prompts.docx: unknown kind of prompt file '.docx': use .txt"),
-    ("model.path=nowhere/at/all", "error: model.path='nowhere/at/all' is no folder here and no hub id"),
+    ("model.path=nowhere/at/all", r"error: model.path='nowhere/at/all' is no folder here and no hub id \(owner/name\); paths are relative to /"),
     ("video.height=40", "error: video.height=40 does not divide by 16"),
     ("video.width=31", "error: video.width=31 does not divide by 16"),
     ("video.frames=6", r"error: video.frames=6: this autoencoder decodes 1 or 8n \+ 1 frames"),
@@ -74,6 +74,11 @@ def test_a_missing_config_ends_with_one_line(call):
 def test_a_wrong_prompt_file_ends_with_its_name_and_line(call, tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     assert re.match(f"error: .*{message}", refusal(call, f"prompts.path={tmp_path / name}"))
+
+
+def test_what_looks_like_a_hub_id_may_be_a_folder_seen_from_elsewhere(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: open("/nowhere/at/all"))
+    assert re.match(f"error: model.path='my/teacher' is no folder in {tmp_path} and could not be fetched from the hub", refusal(call, "model.path=my/teacher"))
 
 
 @pytest.mark.parametrize("args", [[], ["--plan"]], ids=["train", "plan"])
