@@ -5,6 +5,7 @@
 No caption that eval/shapes_run.py scores (the held-out ones) is among them.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from shapes import world  # noqa: E402
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     captions = [world.caption(things) for things in world.draw_captions(2000, torch.Generator().manual_seed(0))]
     path = Path(__file__).with_name("prompts.txt")
     path.write_text("\n".join(captions) + "\n", encoding="utf-8")

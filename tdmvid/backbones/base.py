@@ -101,7 +101,7 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
             raise ValueError(f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline folder")
         return folder
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
-        raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name)")
+        raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name); paths are relative to {Path.cwd()}")
     from huggingface_hub import snapshot_download
 
     # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not asked for, are passed over.
@@ -113,7 +113,7 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     except Exception as error:  # the hub's client raises many kinds, each a network or a name problem
         if not weights and known.is_dir():
             return known
-        fault = f"model.path={config.path!r} could not be fetched from the hub ({type(error).__name__})"
+        fault = f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from the hub ({type(error).__name__})"
         raise ValueError(f"{fault}: check the name and the network, or download it and give the folder") from error
 
 

@@ -259,6 +259,9 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
     start = [("student starts from", config.init + ("" if Path(config.init).is_dir() else " (not there yet)"))] if config.init else []
     videos = config.batch.micro * config.batch.accumulation * plan.ranks // config.parallel.sequence
     rounded = config.model.quantize != "none"
+    ranks, share = plan.ranks // config.parallel.sequence, config.parallel.sequence
+    spread = f"{plan.ranks}: {ranks} data parallel" + (f" x {share} that share a video" if share > 1 else "") + f", ZeRO-{config.parallel.zero_stage}"
+    count = lambda number: f"{number:,} {kind if number != 1 else kind[:-1]}"  # noqa: E731
     shared = f", {-(-tokens.count // config.parallel.sequence):,} tokens and {-(-tokens.heads // config.parallel.sequence)} heads a rank"
     rows = [
         ("teacher", f"{config.model.path} ({plan.pipeline_class}), {plan.base:,} parameters in {config.model.dtype}"),
@@ -269,12 +272,12 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         *start,
         ("student", f"{_student_steps(config)} steps, {config.grid.kind} grid"),
         ("prompts", f"{plan.prompts:,}"),
-        ("ranks", f"{plan.ranks}: {plan.ranks // config.parallel.sequence} data parallel x {config.parallel.sequence} a video, ZeRO-{config.parallel.zero_stage}"),
-        ("one iteration", f"{plan.forwards:g} forwards and {plan.backwards} backwards of {config.batch.micro} {kind} x {config.batch.accumulation} micro-batches"),
-        ("work", f"{plan.flops() / 1e12:,.3g} TFLOP a rank and iteration"),
+        ("ranks", spread if plan.ranks > 1 else "1, without DeepSpeed"),
+        ("one iteration", f"{plan.forwards:g} forwards and {plan.backwards} backwards of {count(config.batch.micro)} x {config.batch.accumulation} micro-batches"),
+        ("work", f"{_number(plan.flops() / 1e12)} TFLOP a rank and iteration"),
         ("tokens", f"{tokens.count:,} per {kind[:-1]}, {tokens.blocks} blocks of {tokens.heads} heads and width {tokens.width}{shared if config.parallel.sequence > 1 else ''}"),
         *([("", tokens.note)] if tokens.note else []),
-        ("steps", f"{config.steps:,} of {videos:,} {kind}"),
+        ("steps", f"{config.steps:,} of {count(videos)}"),
         *[(f"sent: {name}", _gib(size) + " a rank and iteration") for name, size in plan.traffic().items() if size],
         *[(f"memory: {name}", _gib(size)) for name, size in plan.memory().items()],
         *[(f"while {moment}", _gib(size)) for moment, size in plan.moments().items()],
@@ -354,6 +357,10 @@ def _count(network: nn.Module) -> int:
 
 def _size(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits // 8
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _gib(size: float) -> str:

@@ -271,3 +271,20 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
     }
     assert (made.base, made.tokens.count) == published.get(path.stem, (made.base, made.tokens.count))
     assert made.total() < 80 * GIB and re.search("at its peak .* of 80 GiB", describe(made, device_memory=80))
+
+
+@pytest.mark.parametrize("ranks, sequence, row", [
+    (1, 1, "ranks +1, without DeepSpeed"), (8, 1, "ranks +8: 8 data parallel, ZeRO-3"), (8, 4, "ranks +8: 2 data parallel x 4 that share a video, ZeRO-3"),
+])
+def test_the_plan_says_how_ranks_share_the_work(tiny_run, tmp_path, ranks, sequence, row):
+    text = plan(tiny_run(tmp_path, f"parallel.sequence={sequence}"), ranks=ranks)
+    assert re.search(f"^{row}$", text, re.M)
+
+
+def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path):
+    """One of a thing is no plural, and no power of ten stands where thousands would do."""
+    made = make_plan(tiny_run(tmp_path, "batch.micro=1"))
+    call = replace(made.call, forward_flops=4e14)
+    text = describe(replace(made, call=call))
+    assert re.search(r"^steps +[\d,]+ of 1 video$", text, re.M) and "backwards of 1 video x 1" in text
+    assert re.search(r"^work +\d,\d{3} TFLOP", text, re.M) and "e+" not in text
