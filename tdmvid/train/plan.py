@@ -21,7 +21,7 @@ from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
 from ..parallel.sequence import PlannedGroup
-from .setup import check_objective, check_quantize
+from .setup import check_compile, check_objective, check_quantize
 from .trace import Trace, trace
 
 LIVE_VALUES = 1e9  # gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)
@@ -150,8 +150,9 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     """Plan a run on `ranks` ranks; ValueError for whatever the run itself would refuse."""
     check_sequence(config.parallel.sequence, ranks)
     folder, family = find_family(config.model, weights=False)
-    check_objective(config, distributed=ranks > 1)
-    check_quantize(config, distributed=ranks > 1)
+    launched = ranks > 1 or config.parallel.offload != "none"
+    for check in (check_objective, check_compile, check_quantize):
+        check(config, distributed=launched)
     config.grid.family(family.read_process(folder), config.objective.step_set)
     if not config.prompts.path:
         raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
@@ -260,7 +261,7 @@ def check_fit(plan: Plan, device_memory: float) -> None:
 
 def _remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
     """What to change so that a rank needs less, each after those before it, and the plan of the run so changed."""
-    config, ranks, whole = plan.config, plan.ranks, {"quantize": "none"}  # DeepSpeed's base is
+    config, ranks, whole = plan.config, plan.ranks, {"quantize": "none", "compile": False}  # as ZeRO-3's base is
     now, changes = vars(config.parallel) | {"quantize": config.model.quantize}, {}
     attempts = [({"keep_attention": False}, ranks), ({"gradient_checkpointing": True}, ranks)]
     attempts += [({"quantize": "int8"}, 1)] if ranks == 1 and config.model.quantize == "none" else []
