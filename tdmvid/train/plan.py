@@ -72,8 +72,8 @@ class Plan:
         With checkpointing one of them computes a block again, whose gradients in flight take half as much once more (measured,
         benchmarks/scaling.py); without, they are little beside the rest.
         """
-        keep = self.call.attention_bytes if checkpointing and self.config.parallel.keep_attention else 0
-        size = lambda call: call.saved_inputs + keep if checkpointing else call.saved  # noqa: E731
+        keep = checkpointing and self.config.parallel.keep_attention
+        size = lambda call: call.saved_inputs + keep * call.attention_bytes if checkpointing else call.saved  # noqa: E731
         beside = max((self.graphs - 1) * size(self.call), size(self.critic) if self.critic else 0)  # the fake's, or the discriminator's
         block = self.call.saved_block * 3 // 2 if checkpointing else 0
         return size(self.call) + beside + block
@@ -116,12 +116,11 @@ class Plan:
 
     def flops(self) -> float:
         """Of one iteration on one rank; recomputed forwards are counted."""
-        again = self.call.forward_flops if self.checkpointing else 0.0
-        if self.config.parallel.keep_attention:
-            again -= self.call.attention_flops
-        per_micro = self.forwards * self.call.forward_flops + self.backwards * (self.call.backward_flops + again)
+        kept = self.config.parallel.keep_attention
+        again = lambda call: call.forward_flops - kept * call.attention_flops if self.checkpointing else 0.0  # noqa: E731
+        per_micro = self.forwards * self.call.forward_flops + self.backwards * (self.call.backward_flops + again(self.call))
         if self.critic:  # its own turn compares two batches, without a gradient but in its heads; the student's goes through it
-            per_micro += (3 + self.checkpointing) * self.critic.forward_flops + self.critic.backward_flops
+            per_micro += 3 * self.critic.forward_flops + self.critic.backward_flops + again(self.critic)
         return per_micro * self.config.batch.accumulation
 
     def traffic(self) -> dict[str, float]:

@@ -82,6 +82,16 @@ def test_the_plan_counts_what_is_kept_and_what_is_not_computed_again(tiny_run, t
     assert kept.memory()["activations"] - again.memory()["activations"] == 2 * call.attention_bytes
 
 
+def test_the_plan_counts_what_is_kept_of_a_discriminator(tiny_run, tmp_path):
+    """A call of it beside two of the network; of several micro-batches one graph of the network is there at a time, and the discriminator's."""
+    gan = ("objective.kind=gan", "real.path=x", "batch.accumulation=2")
+    again, kept = (make_plan(tiny_run(tmp_path, *gan, *some)) for some in ([CHECKPOINTED], [CHECKPOINTED, KEPT]))
+    call, critic = kept.call, kept.critic
+    assert 0 < critic.attention_flops < call.attention_flops and 0 < critic.attention_bytes < call.attention_bytes
+    assert again.flops() - kept.flops() == pytest.approx(2 * (2 * call.attention_flops + critic.attention_flops))
+    assert kept.activations(True) - again.activations(True) == call.attention_bytes + critic.attention_bytes
+
+
 def test_keeping_attention_without_checkpointing_is_refused():
     for wrong in ({}, {"gradient_checkpointing": True, "compile": True}):
         with pytest.raises(ValueError, match="keep_attention=true is a kind of gradient_checkpointing, without compile"):
