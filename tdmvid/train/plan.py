@@ -21,7 +21,7 @@ from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
 from ..parallel.sequence import PlannedGroup
-from .setup import check_objective, check_quantize
+from .setup import check_compile, check_objective, check_quantize
 from .trace import Trace, decoding_bytes, trace
 
 LIVE_VALUES = 1e9  # gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)
@@ -77,8 +77,8 @@ class Plan:
         With checkpointing one of them computes a block again, whose gradients in flight take half as much once more (measured,
         benchmarks/scaling.py); without, they are little beside the rest.
         """
-        keep = self.call.attention_bytes if checkpointing and self.config.parallel.keep_attention else 0
-        size = lambda call: call.saved_inputs + keep if checkpointing else call.saved  # noqa: E731
+        keep = checkpointing and self.config.parallel.keep_attention
+        size = lambda call: call.saved_inputs + keep * call.attention_bytes if checkpointing else call.saved  # noqa: E731
         beside = max((self.graphs - 1) * size(self.call), size(self.critic) if self.critic else 0)  # the fake's, or the discriminator's
         block = self.call.saved_block * 3 // 2 if checkpointing else 0
         return size(self.call) + beside + block
@@ -144,12 +144,11 @@ class Plan:
 
     def flops(self) -> float:
         """Of one iteration on one rank; recomputed forwards are counted."""
-        again = self.call.forward_flops if self.checkpointing else 0.0
-        if self.config.parallel.keep_attention:
-            again -= self.call.attention_flops
-        per_micro = self.forwards * self.call.forward_flops + self.backwards * (self.call.backward_flops + again)
+        kept = self.config.parallel.keep_attention
+        again = lambda call: call.forward_flops - kept * call.attention_flops if self.checkpointing else 0.0  # noqa: E731
+        per_micro = self.forwards * self.call.forward_flops + self.backwards * (self.call.backward_flops + again(self.call))
         if self.critic:  # its own turn compares two batches, without a gradient but in its heads; the student's goes through it
-            per_micro += (3 + self.checkpointing) * self.critic.forward_flops + self.critic.backward_flops
+            per_micro += 3 * self.critic.forward_flops + self.critic.backward_flops + again(self.critic)
         return per_micro * self.config.batch.accumulation
 
     def traffic(self) -> dict[str, float]:
@@ -178,8 +177,9 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     """Plan a run on `ranks` ranks; ValueError for whatever the run itself would refuse."""
     check_sequence(config.parallel.sequence, ranks)
     folder, family = find_family(config.model, weights=False)
-    check_objective(config, distributed=ranks > 1)
-    check_quantize(config, distributed=ranks > 1)
+    launched = ranks > 1 or config.parallel.offload != "none"
+    for check in (check_objective, check_compile, check_quantize):
+        check(config, distributed=launched)
     config.grid.family(family.read_process(folder), config.objective.step_set)
     if not config.prompts.path:
         raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
@@ -312,7 +312,7 @@ def check_fit(plan: Plan, device_memory: float) -> None:
 
 def _remedies(plan: Plan) -> Iterator[tuple[dict, int, Plan]]:
     """What to change so that a rank needs less, each after those before it, on how many ranks, and the plan of the run so changed."""
-    config, ranks, whole = plan.config, plan.ranks, {"quantize": "none"}  # DeepSpeed's base is
+    config, ranks, whole = plan.config, plan.ranks, {"quantize": "none", "compile": False}  # as ZeRO-3's base is
     now, changes = vars(config.parallel) | vars(config.model), {}
     attempts = [({"tiling": True}, ranks), ({"keep_attention": False}, ranks), ({"gradient_checkpointing": True}, ranks)]
     attempts += [({"quantize": "int8"}, 1)] if ranks == 1 and config.model.quantize == "none" else []

@@ -6,10 +6,9 @@ large as the block's input.
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 
 def is_attention(operation) -> bool:
@@ -17,11 +16,48 @@ def is_attention(operation) -> bool:
     return "scaled_dot_product" in str(operation) and "backward" not in str(operation)
 
 
-def _policy(_context, operation, *args, **kwargs) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if is_attention(operation) else CheckpointPolicy.PREFER_RECOMPUTE
+class _Keep(TorchDispatchMode):
+    """Inside, what attention gives is kept: a list of tuples."""
+
+    def __init__(self, kept: list):
+        super().__init__()
+        self.kept = kept
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if is_attention(func):
+            self.kept.append(tuple(x.detach() if isinstance(x, Tensor) else x for x in out))  # without the graph that it gets above
+        return out
+
+
+class _Reuse(TorchDispatchMode):
+    """Inside, attention gives in turn what was kept, and lets go of it.
+
+    All else is computed, in whatever number: DeepSpeed gathers weights here that it still had in the forward pass, which
+    PyTorch's own contexts (`create_selective_checkpoint_contexts`) take for an error.
+    """
+
+    def __init__(self, kept: list):
+        super().__init__()
+        self.kept, self.next = kept, 0
+
+    def __enter__(self):
+        self.next = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not is_attention(func):
+            return func(*args, **(kwargs or {}))
+        out, self.kept[self.next] = self.kept[self.next], None
+        self.next += 1
+        return func(*args, **(kwargs or {})) if out is None else out
+
+
+def _contexts() -> tuple[_Keep, _Reuse]:
+    kept = []
+    return _Keep(kept), _Reuse(kept)
 
 
 def keep_attention(block: nn.Module, *args) -> Tensor | tuple[Tensor, ...]:
     """Call a block so that its backward pass has its inputs and its attention's outputs; for diffusers' `enable_gradient_checkpointing`."""
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
+    return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=_contexts)

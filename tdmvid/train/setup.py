@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,8 +91,9 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     device = world.device
     check_attention(config.model.attention, device)
     check_objective(config, distributed=world.distributed)
+    check_compile(config, distributed=world.distributed)
     if config.parallel.compile:
-        check_compile(world, config.parallel.zero_stage)
+        check_compiler(device)
     if config.parallel.offload != "none" and not world.distributed:
         raise ValueError(
             f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that moves weights to host memory;"
@@ -270,18 +272,22 @@ def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
         block.compile(backend=backend, dynamic=False)
 
 
-def check_compile(world: launch.World, zero_stage: int) -> None:
+def check_compile(config: RunConfig, *, distributed: bool) -> None:
     """ValueError where blocks cannot be compiled."""
-    if world.distributed and zero_stage == 3:
+    if config.parallel.compile and distributed and config.parallel.zero_stage == 3:
         raise ValueError(
             "parallel.compile=true with parallel.zero_stage=3: DeepSpeed's hooks gather the weights of every layer apart, and break the blocks'"
             " graphs there; set zero_stage to 2, or compile to false"
         )
-    if world.device.type == "cuda" and not importlib.util.find_spec("triton"):
+
+
+def check_compiler(device: torch.device) -> None:
+    """ValueError if this machine has not what torch.compile needs."""
+    if device.type == "cuda" and not importlib.util.find_spec("triton"):
         raise ValueError("parallel.compile=true needs triton on a GPU: pip install triton, or set it to false")
-    compilers = [os.environ.get("CXX") or "g++", "clang++"]
-    if world.device.type == "cpu" and not any(shutil.which(name) for name in compilers):
-        raise ValueError(f"parallel.compile=true needs a C++ compiler on a CPU, and there is none of {', '.join(compilers)}: install one, or set it to false")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the one that torch.compile looks for
+    if device.type == "cpu" and not shutil.which(compiler):
+        raise ValueError(f"parallel.compile=true needs a C++ compiler on a CPU, and there is no {compiler!r}: install it, name yours in CXX, or set it to false")
 
 
 def _frozen(network: nn.Module, config: RunConfig, world: launch.World):

@@ -46,6 +46,8 @@ def train(
         if run.rounding:
             run.rounding.save(folder)
             print(run.rounding, flush=True)
+        else:
+            (folder / "quantized.json").unlink(missing_ok=True)  # of a run that ended here before its first checkpoint
     monitor = Monitor(folder, total=config.steps, start=start, primary=world.primary)
     try:
         with Watch(folder, world, config.parallel.timeout_minutes) as watch:

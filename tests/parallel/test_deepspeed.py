@@ -30,6 +30,7 @@ from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, 
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.optim import LossScale, OptimConfig
 from tdmvid.parallel.rng import Streams
+from tdmvid.train.recompute import keep_attention
 
 BATCH, GLOBAL = 2, 2  # samples of a micro-batch, micro-batches of an iteration
 SGD = OptimConfig(lr=0.2, algorithm="sgd", clip=0.0)
@@ -59,6 +60,7 @@ class Case:
     scale: float = 0.0  # the loss scale to start with
     draws: str = "own"  # or one for both turns
     live: int = 0  # weights that may be gathered at a time; 0 is the library's default
+    kept: bool = False  # attention is not computed again
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def build(case: Case, world: launch.World):
             randomise(tree, seed)
         if world.sequence:
             backbone.share_tokens(tree, world.sequence)
-        tree.enable_gradient_checkpointing()
+        tree.enable_gradient_checkpointing(keep_attention if case.kept else None)
         common = dict(total_steps=8, ema=0.9)
         optim = replace(case.optim, lr=200.0) if (role, case.optim) == ("fake", SGD) else case.optim  # its gradient is as small
         if case.backend == "torch":
@@ -272,6 +274,13 @@ def test_three_whole_networks_are_sharded_too(model, reference, sequence):
     assert max(np.abs(value - whole["weights"][0][name]).max() for name, value in whole["weights"][-1].items()) > 1e-4
     for result in run_ranks(2, run, Case(model, full=True, optim=optim, sequence=sequence)):
         assert_same_run(result, whole)
+
+
+@pytest.mark.parametrize("sequence", [1, 2])
+def test_attention_is_kept_while_weights_are_gathered_again(model, reference, sequence):
+    """Not as many of them as in the forward pass."""
+    for result in run_ranks(2, run, Case(model, kept=True, sequence=sequence)):
+        assert_same_run(result, reference())
 
 
 @pytest.mark.parametrize("live", [2_000, 10_000])

@@ -1,13 +1,15 @@
 """Compiled blocks: the same gradients, whole graphs, nothing compiled twice; refused where they cannot work."""
 
-from types import SimpleNamespace
+import re
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.utils import counters
 
 from tdmvid.parallel import launch
-from tdmvid.train.setup import build_run, check_compile, compile_blocks
+from tdmvid.train.plan import make_plan
+from tdmvid.train.setup import build_run, check_compile, check_compiler, compile_blocks
 
 CPU = torch.device("cpu")
 
@@ -80,14 +82,35 @@ def test_a_compiled_run_has_the_gradients_of_a_plain_one(plain, tiny_run, tmp_pa
     assert counters["stats"]["unique_graphs"] > 0
 
 
-@pytest.mark.parametrize("world, message", [
-    (SimpleNamespace(distributed=True, device=CPU), "with parallel.zero_stage=3.*set zero_stage to 2"),
-    (SimpleNamespace(distributed=False, device=CPU), r"needs a C\+\+ compiler on a CPU.*none of no-such-compiler, clang\+\+"),
-    (SimpleNamespace(distributed=False, device=torch.device("cuda")), "needs triton on a GPU: pip install triton"),
+@pytest.mark.parametrize("device, message", [
+    (CPU, r"needs a C\+\+ compiler on a CPU, and there is no 'no-such-compiler': install it, name yours in CXX"),
+    (torch.device("cuda"), "needs triton on a GPU: pip install triton"),
 ])
-def test_what_cannot_compile_is_refused(world, message, monkeypatch):
-    monkeypatch.setenv("PATH", "")
+def test_a_machine_that_cannot_compile_is_refused(device, message, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"parallel.compile=true {message}"):
-        check_compile(world, zero_stage=3)
+        check_compiler(device)
+
+
+def test_the_compiler_that_is_looked_for_is_the_one_that_is_used(tmp_path, monkeypatch):
+    """Another one of the machine does not help."""
+    for name in ("clang++", "g++"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    used = torch._inductor.config.cpp.cxx[-1]
+    check_compiler(CPU)
+    (tmp_path / used).unlink()
+    with pytest.raises(ValueError, match=rf"there is no '{re.escape(used)}'"):
+        check_compiler(CPU)
+
+
+def test_sharded_weights_are_not_compiled_nor_planned_so(tiny_run, tmp_path):
+    config, message = tiny_run(tmp_path, "parallel.compile=true"), "parallel.compile=true with parallel.zero_stage=3.*set zero_stage to 2"
+    with pytest.raises(ValueError, match=message):
+        check_compile(config, distributed=True)
+    with pytest.raises(ValueError, match=message):
+        make_plan(config, ranks=2)
+    make_plan(config)
+    make_plan(tiny_run(tmp_path, "parallel.compile=true", "parallel.zero_stage=2"), ranks=2)

@@ -204,6 +204,17 @@ def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path):
         check_fit(made, 1e-9)
 
 
+def test_what_needs_a_launcher_is_refused_as_it_would_be_there(tiny_run, tmp_path):
+    offload = "parallel.offload=all"
+    for change in ("parallel.compile=true", "objective.kind=fisher"):
+        with pytest.raises(ValueError, match="set (parallel.)?zero_stage to 2"):
+            make_plan(tiny_run(tmp_path, offload, change))
+    checkpointed = "parallel.gradient_checkpointing=true"
+    made, fits = make_plan(tiny_run(tmp_path, checkpointed, "parallel.compile=true")), make_plan(tiny_run(tmp_path, checkpointed, offload))
+    with pytest.raises(ValueError, match="GiB: parallel.compile=false and parallel.offload=all"):
+        check_fit(made, fits.total() / GIB)
+
+
 def test_kept_attention_is_given_up_first(tiny_run, tmp_path):
     settings = ("batch.micro=64", "parallel.gradient_checkpointing=true")
     plain, kept = make_plan(tiny_run(tmp_path, *settings)), make_plan(tiny_run(tmp_path, *settings, "parallel.keep_attention=true"))

@@ -17,6 +17,7 @@ from tdmvid.data.video import write_video
 from tdmvid.parallel import launch
 from tdmvid.train.export import Options, export_run
 from tdmvid.train.plan import GIB, check_fit, describe, make_plan
+from tdmvid.train.quantized import story
 from tdmvid.train.setup import build_run, check_quantize
 from tdmvid.train.trainer import train
 
@@ -85,6 +86,16 @@ def test_the_run_says_what_rounding_changed(whole, tiny_run, tmp_path):
         x_t, t = run.backbone.process.noise(first, z, torch.full((1,), 0.25)), torch.full((1,), 0.25)
         last, rounded = (one.roles.teacher(x_t, t, one.gallery) for one in (plain, run))
         assert difference(rounded, last) == pytest.approx(facts["errors"][-1], rel=1e-3)
+
+
+@needs_torchao
+def test_a_run_on_the_whole_base_is_told_apart_from_one_that_ended_in_its_folder(tiny_run, tmp_path, loop_only, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("tdmvid.train.trainer._loop", lambda *_: None)  # it ends before its first checkpoint
+        train(tiny_run(tmp_path, "steps=1", INT8))
+    assert "rounded to int8" in story(tmp_path)
+    train(tiny_run(tmp_path, "steps=1"))
+    assert story(tmp_path) == ""
 
 
 @pytest.fixture(scope="module")
