@@ -29,7 +29,7 @@ def main() -> None:
 
         config = load_config(args.config, args.set)
         world = launch.start("none", config.parallel.timeout_minutes)
-        _, prompts = embeddings(config, load_backbone(config.model, config.video), world)
+        _, prompts = embeddings(config, load_backbone(config.model, config.video, device=world.device), world)
         print(f"{len(prompts)} prompts are embedded in {config.prompts.cache}")
     except (ValueError, OSError) as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
@@ -295,6 +294,11 @@ class Backbone(ABC):
 
     @staticmethod
     @abstractmethod
+    def text_bytes(folder: Path, config: ModelConfig) -> int:
+        """What the text encoders take whose configs the folder has."""
+
+    @staticmethod
+    @abstractmethod
     def read_process(folder: Path) -> Process:
         """The process of the teacher's scheduler."""
 
@@ -361,22 +365,6 @@ def check_attention(kernel: str, device: torch.device) -> None:
             f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the package: pip install 'tdmvid[xformers]',"
             " or choose 'sdpa'"
         )
-
-
-def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LORA_FILE) -> None:
-    """ValueError if the LoRA in `folder` does not fit `network`; of layers it does not know, diffusers only warns."""
-    path, layers = folder / file, dict(network.named_modules())
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {file}: give the lora/ folder of a finished run")
-    with safe_open(path, framework="pt") as tensors:
-        shapes = {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
-    for key, shape in shapes.items():
-        name, _, factor = key.removeprefix(f"{prefix}.").partition(".lora_")
-        layer = list(getattr(layers.get(name), "weight", torch.empty(0)).shape)
-        fits = shape[1:] == layer[1:] if factor.startswith("A") else shape[:1] == layer[:1]
-        if not layer or layer == [0] or not fits:
-            there = f"the layer there is {layer}" if layer != [0] else f"{type(network).__name__} has no such layer"
-            raise ValueError(f"{path}: {key} is {shape}, {there}: a LoRA fits only the model it was trained on, see the card beside it")
 
 
 def half_of(blocks: nn.ModuleList, width: int, *, index: int = 0) -> tuple[nn.ModuleList, list[Tap]]:

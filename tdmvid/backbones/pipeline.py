@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import diffusers
 import torch
+import transformers
 from diffusers import ConfigMixin, DDIMScheduler, DiffusionPipeline, ModelMixin
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import TabulatedVP
-from .base import Backbone, ClipSize, ModelConfig, check_lora, file_fingerprint
+from .base import LORA_FILE, Backbone, ClipSize, ModelConfig, file_fingerprint
 from .scheduler import clean_sample, load_scheduler, scheduler_for
 
 
@@ -203,12 +204,39 @@ class PipelineBackbone(Backbone):
         return cls.network_class.from_config(cls.network_class.load_config(folder, subfolder=cls.network_folder))
 
     @classmethod
+    def text_bytes(cls, folder: Path, config: ModelConfig) -> int:
+        index, found = json.loads((folder / "model_index.json").read_text()), 0
+        for part in cls.text_parts:
+            if index.get(part) and (folder / part / "config.json").is_file() and hasattr(transformers, kind := index[part][1]):
+                encoder = getattr(transformers, kind)
+                if issubclass(encoder, transformers.PreTrainedModel):
+                    with torch.device("meta"):
+                        found += sum(p.numel() for p in encoder(encoder.config_class.from_pretrained(folder / part)).parameters())
+        return found * config.torch_dtype.itemsize
+
+    @classmethod
     def empty_vae(cls, network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize) -> tuple[nn.Module, tuple[int, ...]]:
         vae = nn.Module.to(cls.vae_class.from_config(cls.vae_class.load_config(folder, subfolder="vae")), cls.vae_dtype(folder, config)).eval()
         *outer, height, width = cls.vae_latents(network, folder, size)
         if config.tiling:
             height, width = map(min, (height, width), cls.vae_tile(vae))
         return vae, (1, *outer, height, width)
+
+
+def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LORA_FILE) -> None:
+    """ValueError if the LoRA in `folder` does not fit `network`; of layers it does not know, diffusers only warns."""
+    path, layers = folder / file, dict(network.named_modules())
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {file}: give the lora/ folder of a finished run")
+    with safe_open(path, framework="pt") as tensors:
+        shapes = {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+    for key, shape in shapes.items():
+        name, _, factor = key.removeprefix(f"{prefix}.").partition(".lora_")
+        layer = list(getattr(layers.get(name), "weight", torch.empty(0)).shape)
+        fits = shape[1:] == layer[1:] if factor.startswith("A") else shape[:1] == layer[:1]
+        if not layer or layer == [0] or not fits:
+            there = f"the layer there is {layer}" if layer != [0] else f"{type(network).__name__} has no such layer"
+            raise ValueError(f"{path}: {key} is {shape}, {there}: a LoRA fits only the model it was trained on, see the card beside it")
 
 
 def check_tiles(height: tuple[int, int, float], width: tuple[int, int, float]) -> tuple[int, int]:

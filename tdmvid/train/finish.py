@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,6 @@ from tqdm import tqdm
 
 from ..adapters.card import Story
 from ..adapters.export import export_lora, export_network, replacing
-from ..backbones.quantize import parts
 from ..config import to_dict
 from ..data.files import write_json
 from ..data.video import write_image, write_strip
@@ -21,7 +19,7 @@ from ..diffusion.sampler import ddim
 from .quantized import difference, story
 from .report import write_report
 from .samples import fixed_noise, sample_student, write_clips
-from .setup import Run, on_whole_base, reference_grid
+from .setup import Run, in_host_memory, on_whole_base, reference_grid
 
 
 def finish(run: Run) -> None:
@@ -69,19 +67,9 @@ def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid,
     return deployed
 
 
-@contextmanager
-def base_waiting(run: Run) -> Iterator[None]:
+def base_waiting(run: Run) -> AbstractContextManager:
     """The run's frozen weights are in host memory while another base is on the device; nobody may call its networks meanwhile."""
-    networks = [run.backbone.network, *(engine.module for engine in run.engines.values())]
-    frozen = {id(p): p for network in networks for p in network.parameters() if not p.requires_grad}
-    held = [(part, part.device, part.data.to("cpu")) for p in frozen.values() for part in parts(p)]
-    for part, _, _ in held:
-        part.data = part.data.new_empty(0)
-    try:
-        yield
-    finally:
-        for part, device, data in held:
-            part.data = data.to(device)
+    return in_host_memory([run.backbone.network, *(engine.module for engine in run.engines.values())])
 
 
 class _Gallery:

@@ -50,6 +50,8 @@ class Plan:
     call: Trace
     exchanged: int
     """Bytes that a rank sends inside one forward to those that share its video."""
+    text_bytes: int
+    """Weights of the text encoders, as far as their configs are known."""
     vae_bytes: int
     """Weights of the autoencoder."""
     decoding: int
@@ -128,6 +130,7 @@ class Plan:
         copies = self.base * 4 if full else 0  # in float32: of each role as it is made, of the student as it is written
         return {
             "loading the base": float(self.whole + copies),
+            "embedding the prompts": float(self.text_bytes),  # the base is in host memory
             "training": training,
             "making samples": training - passing + self.pictures,
             "checking the export": resting - parked + self.whole + copies + self.pictures,
@@ -205,7 +208,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     critic, heads = _discriminator(config, folder, family) if "discriminator" in config.objective.roles else (None, 0)
     return Plan(
         config, ranks, family.pipeline_class, min(prompts, config.prompts.limit or prompts), base, base_bytes, trainable, tokens,
-        forwards, backwards, call, group.sent, vae_bytes, decoding, critic, heads,
+        forwards, backwards, call, group.sent, family.text_bytes(folder, config.model), vae_bytes, decoding, critic, heads,
     )
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..adapters.lora import Base, attach, shared_copy, start_from
 from ..adapters.step_condition import condition_on_steps, told
 from ..backbones.base import Backbone, check_attention, load_backbone
 from ..backbones.discriminator import Discriminator, NetworkDiscriminator
-from ..backbones.quantize import check_torchao
+from ..backbones.quantize import check_torchao, parts
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.latents import RealLatents
@@ -156,10 +157,25 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
     prompts = prompts[: config.prompts.limit] if config.prompts.limit else prompts
     root, key = Path(config.prompts.cache), backbone.text_fingerprint()
     if world.primary:
-        embed_prompts(EmbeddingCache(root, key), ["", *prompts, *config.log.sample_prompts], backbone.encode_prompts)
+        with in_host_memory([backbone.network]):  # so that base and text encoder are not on the device together
+            embed_prompts(EmbeddingCache(root, key), ["", *prompts, *config.log.sample_prompts], backbone.encode_prompts)
     launch.barrier()
     backbone.release_text()
     return EmbeddingCache(root, key), prompts
+
+
+@contextmanager
+def in_host_memory(networks: list[nn.Module]) -> Iterator[None]:
+    """The frozen weights of `networks` are in host memory, and their device has room for something else; nobody may call them meanwhile."""
+    frozen = {id(p): p for network in networks for p in network.parameters() if not p.requires_grad}
+    held = [(part, part.device, part.data.to("cpu")) for p in frozen.values() for part in parts(p)]
+    for part, _, _ in held:
+        part.data = part.data.new_empty(0)
+    try:
+        yield
+    finally:
+        for part, device, data in held:
+            part.data = data.to(device)
 
 
 def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> RealLatents:

@@ -231,6 +231,7 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path):
     assert moments["training"] == math.fsum(memory.values()) and moments["making samples"] == moments["training"] - passing + made.pictures
     rest = memory["trained weights, float32"] + memory["optimiser"] + memory["average"] + memory["autoencoder"]
     assert moments["checking the export"] == rest + made.whole + made.pictures  # the run's own base is in host memory
+    assert moments["embedding the prompts"] == made.text_bytes > 0
     four = make_plan(tiny_run(tmp_path, "ema=0.9"), ranks=4).moments()
     assert four["loading the base"] == moments["loading the base"] == made.whole == memory["frozen weights"]
     assert four["checking the export"] == rest - 3 / 4 * (rest - memory["autoencoder"]) + made.whole / 4 + made.whole + made.pictures
@@ -281,6 +282,8 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "pixart512_4nfe": (610_856_096, 1_024), "pixart1024_4nfe": (611_349_152, 4_096),
     }
     assert (made.base, made.tokens.count) == published.get(path.stem, (made.base, made.tokens.count))
+    text = {"cogvideox": 4_762_310_656, "wan": 5_680_910_336, "sd3": 5_580_620_800, "sdxl": 817_720_320, "sd15": 123_060_480, "pixart": 4_762_310_656}
+    assert made.text_bytes == 2 * next((count for name, count in text.items() if path.stem.startswith(name)), made.text_bytes / 2)
     assert made.total() < 80 * GIB and re.search("at its peak .* of 80 GiB", describe(made, device_memory=80))
 
 

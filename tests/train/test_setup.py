@@ -44,6 +44,15 @@ def test_the_base_leaves_its_device_while_an_export_is_checked_and_comes_back(ti
     assert all(torch.equal(p, old) for p, old in zip(parameters, before))
 
 
+def test_the_text_encoder_has_the_device_to_itself(tiny_run, tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr("tdmvid.train.setup.embed_prompts", lambda cache, prompts, encode: held.append(sum(p.numel() for p in encode.__self__.network.parameters())))
+    monkeypatch.setattr("tdmvid.train.setup.EmbeddingCache.get", lambda cache, prompts: (_ for _ in ()).throw(KeyError("no embeddings")))
+    with pytest.raises(KeyError):
+        build_run(tiny_run(tmp_path), launch.start("none"))
+    assert held == [0]
+
+
 def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
     """They are of pictures only: who runs out of memory at the first ones goes on with them."""
     run = build_run(tiny_run(tmp_path), launch.start("none"))

@@ -1,10 +1,10 @@
-"""Decoding keeps to the memory that a plan counts: one sample at a time, or one tile of it."""
+"""What a plan counts beside the network: text encoders, and an autoencoder that decodes one sample, or a tile of it, at a time."""
 
 import pytest
 import torch
 from test_contract import CASES, Case, noise
 
-from tdmvid.backbones.base import families
+from tdmvid.backbones.base import ModelConfig, families
 from tdmvid.train.trace import decoding_bytes
 
 FIRST = [(name, variant) for index, (name, variant) in enumerate(CASES) if not index or CASES[index - 1][0] != name]
@@ -13,6 +13,14 @@ FIRST = [(name, variant) for index, (name, variant) in enumerate(CASES) if not i
 @pytest.fixture(scope="module", params=FIRST, ids=lambda case: case[0])
 def case(request, tmp_path_factory):
     return Case(*request.param, tmp_path_factory.mktemp(request.param[0]))
+
+
+def test_the_counted_text_encoders_are_those_of_the_pipeline(case):
+    """In the dtype that they are loaded in; what the folder leaves out counts nothing."""
+    parts = [part for name, part in case.built.components.items() if name.startswith("text_encoder") and part is not None]
+    held = sum(p.numel() for part in parts for p in part.parameters())
+    counted = [families()[case.name].text_bytes(case.folder, ModelConfig(dtype=dtype)) for dtype in ("float32", "bfloat16")]
+    assert counted == [4 * held, 2 * held] and held > 0
 
 
 @pytest.fixture
