@@ -115,7 +115,7 @@ def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(tiny_json, tiny
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(tiny_json, tiny_run, whole, tmp_path, number):
     process, metrics = start(tiny_json, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 1):
