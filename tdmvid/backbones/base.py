@@ -113,7 +113,7 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
             return known
         raise ValueError(
             f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from the hub ({type(error).__name__}):"
-            " check the name and the network, or download it and give the folder"
+            " check the name and the network, or give the folder that `hf download NAME --local-dir FOLDER` made elsewhere"
         ) from error
 
 
