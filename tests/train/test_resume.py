@@ -160,6 +160,11 @@ def test_another_run_s_checkpoint_is_refused_with_both_values(tiny_run, finished
     assert (finished / "config.json").read_bytes() == before and len(record(finished)) == 8
 
 
+def test_who_wants_a_longer_run_is_told_how(tiny_run, finished):
+    with pytest.raises(ValueError, match=r"or another --out \(a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this student\)$"):
+        train(tiny_run(finished, *EVERYTHING, "steps=9"), resume="auto")
+
+
 def test_what_does_not_touch_the_numbers_may_change(tiny_run, finished):
     train(tiny_run(finished, *EVERYTHING, "log.teacher_steps=3", "log.checkpoint_every=1"), resume="auto")
     assert json.loads((finished / "config.json").read_text())["log"]["teacher_steps"] == 3
