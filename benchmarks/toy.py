@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 
 from tdmvid.backbones.gaussian import Critic, ExactDenoiser, Mixture, VelocityNetwork, fit_to_teacher, sliced_wasserstein
+from tdmvid.config import from_dict, to_dict
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
@@ -174,21 +176,25 @@ def floor(*, sets: int = 4, count: int = 20_000) -> float:
     return distance_to_data(lambda generator: mixture.sample(count, generator), mixture, sets=sets, count=count)
 
 
-def _options(pairs: list[str]) -> dict:
-    """`name=value` pairs as TDM options, by the type of their default."""
-    default = {field.name: getattr(TDM(), field.name) for field in fields(TDM)}
-    parsed = {}
+def _objective(pairs: list[str]) -> TDM:
+    """OBJECTIVE with `name=value` pairs, read as a config's are."""
+    data = to_dict(OBJECTIVE)
     for pair in pairs:
-        name, _, value = pair.partition("=")
-        if name not in default:
-            raise SystemExit(f"--set {pair}: choose from {', '.join(default)}")
-        kind = type(default[name])
-        parsed[name] = value == "true" if kind is bool else float(value) if default[name] is None else kind(value)
-    return parsed
+        name, equals, value = pair.partition("=")
+        if name not in data or name == "kind" or not equals:
+            raise SystemExit(f"error: --set {pair}: write NAME=VALUE, NAME one of {', '.join(key for key in data if key != 'kind')}")
+        try:
+            data[name] = json.loads(value)
+        except json.JSONDecodeError:
+            data[name] = value
+    try:
+        return from_dict(TDM, data, "objective")
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--process", choices=[*PROCESSES, "both"], default="both")
     parser.add_argument("--steps", type=int, default=4, help="K")
     parser.add_argument("--iterations", type=int, default=Recipe.iterations)
@@ -200,7 +206,7 @@ def main() -> None:
     if args.seeds < 1:
         raise SystemExit(f"--seeds {args.seeds}: a number of seeds, at least 1")
     torch.set_num_threads(1)
-    objective = replace(OBJECTIVE, **_options(args.set))
+    objective = _objective(args.set)
     print(f"| sampler | sliced W2 |\n|---|---|\n| data against itself | {floor():.3f} |")
     for name in PROCESSES if args.process == "both" else [args.process]:
         process = PROCESSES[name]()

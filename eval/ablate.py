@@ -9,7 +9,8 @@
     python eval/ablate.py --suite shapes --steps 200 --rows "TDM" "match clean"     # only some of its rows
 
 Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
-first stopped, and seeds may run side by side; the page and the plot are written from what is there.
+first stopped, and seeds may run side by side; the page and the plot, written from what is there, lie
+beside that folder. --pages docs renews those of docs/.
 """
 
 from __future__ import annotations
@@ -63,19 +64,21 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "shapes"], required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)")
     parser.add_argument("--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept")
-    parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="where the page and the plot are written")
+    parser.add_argument("--pages", type=Path, help="where the page and the plot are written (default: as --out)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     suite = ablations.suite(args.suite, args.steps)
     kept = args.out / args.suite
     run(suite, args.seeds, kept, args.rows)
-    ablations.write_page(args.pages / suite.page, suite, results(suite, kept))
+    page = (args.pages or args.out) / suite.page
+    ablations.write_page(page, suite, results(suite, kept))
+    print(f"page: {page}")
 
 
 if __name__ == "__main__":

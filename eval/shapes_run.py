@@ -156,6 +156,8 @@ def main() -> None:
     args = arguments()
     size = ClipSize(world.FRAMES, world.SIZE, world.SIZE, 8)
     try:
+        if args.captions < 1 or args.seeds < 2:
+            raise ValueError(f"--captions {args.captions}, --seeds {args.seeds}: at least one caption and two videos of each, which diversity compares")
         if args.run:
             path = args.run / "config.json"
             if not path.is_file():

@@ -136,10 +136,14 @@ def main() -> None:
     args = arguments()
     try:
         config = from_dict(VBenchConfig, read_settings(args.config, args.set))
-        entries = load_suite(config, Environment(Path(config.environment)).full_info)
+        environment = Environment(Path(config.environment))
+        entries = load_suite(config, environment.full_info)
         checked = ready(config, entries)
         if args.preflight:
             print(checked.describe())
+        if args.stage != "sample":
+            environment.python  # what scores is asked for before anything is sampled
+        if args.preflight:
             return
         if not checked.ready and args.stage != "sample":
             raise ValueError(f"no dimension can be scored:\n{checked.describe()}")

@@ -103,6 +103,9 @@ def main() -> None:
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(leave(STOPPED))
+    except KeyboardInterrupt:
+        print("interrupted: a run that has checkpoints goes on with --resume auto", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))
 

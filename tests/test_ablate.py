@@ -56,6 +56,16 @@ def test_a_second_start_measures_only_what_is_missing(tmp_path):
     assert ablate.results(suite, tmp_path)["second"] == [{"a": 10.0}, {"a": 11.0}, {"a": 12.0}]
 
 
+@pytest.mark.parametrize("pages, page", [([], "out/small.md"), (["--pages", "elsewhere"], "elsewhere/small.md")])
+def test_a_trial_does_not_replace_the_pages_of_docs(tmp_path, monkeypatch, pages, page):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablate.ablations, "suite", lambda name, steps: Small())
+    monkeypatch.setattr(ablate.ablations, "write_page", lambda path, suite, results: path.parent.mkdir(exist_ok=True) or path.touch())
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--suite", "toy", "--seeds", "0", "--out", "out", *pages])
+    ablate.main()
+    assert [str(found) for found in Path().rglob("*.md")] == [page]
+
+
 def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
     suite = Small()
     ablate.run(suite, [0, 1, 2], tmp_path)

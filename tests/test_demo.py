@@ -41,6 +41,15 @@ def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(load_progr
     assert [(sampler.steps, sampler.student) for sampler in score.run_samplers(tmp_path, config)] == [(50, None), (3, None), (3, None), (3, tmp_path / student)]
 
 
+@pytest.mark.parametrize("option", [["--seeds", "1"], ["--captions", "0"]])
+def test_too_few_videos_are_refused_before_any_is_made(load_program, tmp_path, monkeypatch, option):
+    score = load_program("eval/shapes_run.py")
+    monkeypatch.setattr(score, "evaluate", lambda *_: pytest.fail("it works"))
+    monkeypatch.setattr(sys, "argv", ["shapes_run.py", *option])
+    with pytest.raises(SystemExit, match="^error: --captions .*, --seeds .*: at least one caption and two videos of each"):
+        score.main()
+
+
 @pytest.mark.slow
 def test_a_run_of_two_steps_still_leaves_all_that_a_user_takes_away(run):
     for name in ("config.json", "metrics.jsonl", "report.html", "lora/pytorch_lora_weights.safetensors", "lora/scheduler_config.json", "samples/step_000002.png"):

@@ -202,6 +202,14 @@ def test_what_is_missing_is_named(given, message):
         load_for_sampling(ONE, **given)
 
 
+@pytest.mark.parametrize("name", ["lora", "student"])
+def test_a_run_s_folder_is_told_from_its_student_s(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "export.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{tmp_path} is a run's folder: give its student, {tmp_path / name}$"):
+        load_for_sampling(ONE, student=tmp_path)
+
+
 def test_seeds_are_whole_numbers():
     assert read_seeds("0,1,12") == [0, 1, 12]
     with pytest.raises(ValueError, match="seeds='0;1': whole numbers with commas"):

@@ -22,6 +22,10 @@ def read_facts(folder: Path) -> dict:
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder: give the lora/ or student/ folder of a finished run, or an exported one")
     path = Path(folder) / FACTS
+    if not path.is_file():
+        for name in ("lora", "student"):
+            if (Path(folder) / name / FACTS).is_file():
+                raise ValueError(f"{folder} is a run's folder: give its student, {Path(folder) / name}")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

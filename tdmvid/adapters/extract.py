@@ -119,6 +119,8 @@ def read_published(path: Path, backbone: Backbone, *, scale: float = 1.0) -> tup
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the LoRA file in it ({', '.join(found.name for found in sorted(path.glob('*.safetensors')))})")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such LoRA file")
     if path.suffix == ".safetensors":

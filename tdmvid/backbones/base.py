@@ -112,8 +112,10 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     except Exception as error:  # the hub's client raises many kinds, each a network or a name problem
         if not weights and known.is_dir():
             return known
-        fault = f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from the hub ({type(error).__name__})"
-        raise ValueError(f"{fault}: check the name and the network, or download it and give the folder") from error
+        raise ValueError(
+            f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from the hub ({type(error).__name__}):"
+            " check the name and the network, or give the folder that `hf download NAME --local-dir FOLDER` made elsewhere"
+        ) from error
 
 
 class TokenSharing(Protocol):

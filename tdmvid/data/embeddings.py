@@ -108,7 +108,7 @@ def embed_prompts(
     Each shard is on disk before the next is begun: a killed run loses the work of one.
     """
     missing = cache.missing(prompts)
-    with tqdm(total=len(missing), desc="embedding prompts", unit="prompt", disable=not progress) as bar:
+    with tqdm(total=len(missing), desc="embedding prompts", unit="prompt", disable=not (progress and missing)) as bar:
         for first in range(0, len(missing), PROMPTS_PER_SHARD):
             shard = missing[first : first + PROMPTS_PER_SHARD]
             conds = []

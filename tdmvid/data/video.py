@@ -122,16 +122,17 @@ def write_image(path: Path, image: Tensor) -> None:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(part, format="PNG")
 
 
-def write_strip(path: Path, videos: Tensor, *, scale: int = 1) -> None:
-    """Writes [N, 3, F, H, W] in [-1, 1] as one PNG: a row a video, its frames side by side.
+def write_strip(path: Path, videos: Tensor, *, scale: int = 1, group: int = 0) -> None:
+    """Writes [N, 3, F, H, W] in [-1, 1] as one PNG: a row a video, its frames side by side, white lines between.
 
-    scale: side in pixels of each pixel.
+    scale: side in pixels of each pixel. group: so many rows belong together, and a wider line follows them.
     """
     if scale < 1:
         raise ValueError(f"scale={scale}: must be a whole number of at least 1")
     videos = _pixels(videos, "N3FHW")
-    count, _, frames, height, width = videos.shape
-    strip = videos.permute(1, 0, 3, 2, 4).reshape(3, count * height, frames * width)
+    rows = [torch.cat([functional.pad(frame, (0, 1), value=1.0) for frame in video.unbind(1)], 2)[..., :-1] for video in videos]
+    lines = [4 if group and (row + 1) % group == 0 else 1 for row in range(len(rows) - 1)] + [0]
+    strip = torch.cat([functional.pad(row, (0, 0, 0, line), value=1.0) for row, line in zip(rows, lines)], 1)
     write_image(path, strip.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
 
 

@@ -140,7 +140,8 @@ class Checkpoints:
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
-                raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out")
+                longer = " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this student)" if key == "steps" else ""
+                raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out{longer}")
         for role, engine in engines.items():
             engine.load(path / role)
         return meta["step"]

@@ -19,7 +19,7 @@ BOOKKEEPING = {"step", "epoch", "time", "wall", "samples", "k", "K"}
 TITLES = {  # what a reader of the page may not know by its short name
     "grad_norm": "gradient norm", "ess": "effective share of the weighted samples",
     "gap": "distance of teacher and fake", "right": "right answers of the discriminator",
-    "adversarial": "adversarial loss", "lr": "learning rate", "seconds": "seconds a step",
+    "calls": "network calls a sample", "adversarial": "adversarial loss", "lr": "learning rate", "seconds": "seconds a step",
 }
 _BINS = 220  # points of a drawn line; more would be finer than the screen
 _LOG_SPREAD = 20.0  # a panel whose values spread by more is drawn on a log scale

@@ -61,6 +61,8 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     weights: the averaged or the raw ones; empty takes the average if the run keeps one. ValueError
     for a damaged checkpoint and for what the run does not have; RuntimeError if the export differs.
     """
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.json; give the folder that launch/train.py wrote, e.g. runs/shapes_4nfe")
     config = load_config(run / "config.json")
     tensors, step = _student(run, checkpoint, weights, config)
     backbone = load_backbone(config.model, config.video, device=_device())

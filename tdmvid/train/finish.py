@@ -120,7 +120,7 @@ class _Gallery:
             videos = run.backbone.decode(latents).cpu()
             decoded.append(videos)
             columns.append({"name": name, "nfe": nfe, "videos": write_clips(folder / str(index), videos, run.config.video.fps)})
-        write_strip(folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), scale=2)  # prompt by prompt
+        write_strip(folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), scale=2, group=len(decoded))  # prompt by prompt
         rows = []
         for index, (name, labels, latents) in enumerate(self.paths):
             middle = [run.backbone.decode(x0).cpu()[0] for x0 in latents]

@@ -215,5 +215,5 @@ def _lora(export: dict | None) -> dict | None:
     return {
         "error": curves.short(export["error"]), "tolerance": curves.short(export["tolerance"]),
         "passed": export["error"] <= export["tolerance"],
-        "files": [PurePath(str(name)).name for name in export.get("files", [])],
+        "files": [str(name) for name in export.get("files", [])],
     }

@@ -92,7 +92,7 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
         if last or stop:
             checkpoints.wait()
         if stop:
-            raise Interrupted(f"asked to stop after step {step}; the state is {path}: continue with --resume auto")
+            raise Interrupted(f"stopped as asked, {done:,} of {config.steps:,} iterations done; the state is {path}: continue with --resume auto")
         if last or log.sample_every and done % log.sample_every == 0:
             write_samples(run, done)
 

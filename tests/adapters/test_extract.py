@@ -152,7 +152,7 @@ def test_missing_cut_and_foreign_files_are_refused(backbone, tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     for name, error, message in (
         ("none.pt", FileNotFoundError, "no such LoRA file"), ("cut.safetensors", ValueError, "no whole safetensors file"),
-        ("list.pt", ValueError, "no flat dictionary of tensors"),
+        ("list.pt", ValueError, "no flat dictionary of tensors"), ("", ValueError, r"is a folder: give the LoRA file in it \(cut.safetensors\)"),
     ):
         with pytest.raises(error, match=message):
             read_published(tmp_path / name, backbone)

@@ -117,9 +117,18 @@ def test_an_image_is_kept_to_half_a_level_and_clamped(tmp_path):
     assert back[:, 0, 0].tolist()[:2] == [0, 255]
 
 
-def test_a_strip_has_a_row_a_video_and_its_frames_side_by_side(tmp_path):
-    levels = torch.tensor([[-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])  # two videos of three frames
+def test_a_strip_has_a_row_a_video_and_its_frames_side_by_side_between_white_lines(tmp_path):
+    levels = torch.tensor([[-1.0, 0.0, -1.0], [0.0, -1.0, 0.0]])  # two videos of three frames
     write_strip(tmp_path / "a.png", levels[:, None, :, None, None].expand(2, 3, 3, 4, 5), scale=2)
-    expected = torch.tensor([[0, 128, 255], [255, 0, 128]], dtype=torch.uint8)
-    expected = expected.repeat_interleave(8, dim=0).repeat_interleave(10, dim=1)
-    assert torch.equal(image_file(tmp_path / "a.png"), expected.expand(3, 16, 30))
+    expected = torch.full((9, 17), 255, dtype=torch.uint8)
+    for row in range(2):
+        for frame in range(3):
+            expected[5 * row : 5 * row + 4, 6 * frame : 6 * frame + 5] = 128 * (row + frame == 1 or row + frame == 3)
+    expected = expected.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
+    assert torch.equal(image_file(tmp_path / "a.png"), expected.expand(3, 18, 34))
+
+
+def test_rows_of_a_strip_that_belong_together_stand_apart_from_the_next(tmp_path):
+    write_strip(tmp_path / "a.png", -torch.ones(4, 3, 1, 2, 2), group=2)
+    dark = (image_file(tmp_path / "a.png")[0] == 0).any(1)
+    assert dark.tolist() == [True, True, False, True, True, False, False, False, False, True, True, False, True, True]

@@ -47,6 +47,23 @@ def test_a_benchmark_of_no_seeds_is_refused_before_it_works(monkeypatch):
         toy.main()
 
 
+@pytest.mark.parametrize("pair, message", [
+    ("distance=foo", "error: objective.distance='foo': choose one of 'huber', 'huber_vector', 'l2'"),
+    ("snr_ceiling=abc", "error: objective.snr_ceiling='abc' must be of type float"),
+    ("snr=5", "error: --set snr=5: write NAME=VALUE, NAME one of cfg, match"),
+    ("kind=fisher", "error: --set kind=fisher: write NAME=VALUE"),
+])
+def test_an_option_that_tdm_does_not_have_is_refused_before_the_benchmark_works(monkeypatch, pair, message):
+    monkeypatch.setattr(sys, "argv", ["toy.py", "--set", pair])
+    monkeypatch.setattr(toy, "floor", lambda: pytest.fail("it works"))
+    with pytest.raises(SystemExit, match=f"^{message}"):
+        toy.main()
+
+
+def test_the_benchmark_s_options_are_read_as_a_config_s():
+    assert toy._objective(["draws=shared", "huber_c=0.5", "randmid=true"]) == replace(toy.OBJECTIVE, draws="shared", huber_c=0.5, randmid=True)
+
+
 @pytest.mark.slow
 def test_student_and_fake_start_from_a_score_that_parts_narrow_modes():
     process, generator = toy.stable_diffusion(), torch.Generator().manual_seed(0)

@@ -110,6 +110,14 @@ def test_nothing_is_sampled_when_nothing_can_be_measured(tmp_path, student, call
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("words", [["--preflight"], []], ids=["preflight", "run"])
+def test_nothing_is_sampled_without_the_environment_that_scores(tmp_path, student, call, monkeypatch, words):
+    monkeypatch.setattr("tdmvid.parallel.launch.start", lambda *_, **__: pytest.fail("it works"))
+    config = settings(tmp_path, student, dimensions=["temporal_flickering"], environment=str(tmp_path / "env"), video={"frames": 9, "height": 32, "width": 32})
+    with pytest.raises(SystemExit, match="^error: environment='.*env' has no bin/python: make it by eval/setup_vbench.sh"):
+        call("vbench_run", "--config", config, "--lora", student, "--out", tmp_path / "out", *words)
+
+
 @pytest.mark.slow
 def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(tmp_path, student, call, monkeypatch):
     monkeypatch.setattr("tdmvid.scoring.images.legibility", lambda file, text: 0.25 + 0.5 * ("student" in file.parts) if text == "red" else None)

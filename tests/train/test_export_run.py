@@ -221,6 +221,11 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch, settings
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_no_run_is_called_so(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is no run folder: it has no config.json; give the folder that"):
+        export_run(tmp_path / "out", tmp_path)
+
+
 def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -162,7 +162,7 @@ def test_the_best_sampler_of_each_column_is_marked_and_the_data_is_out_of_compet
 def test_checks_and_the_exported_lora_say_pass_or_fail(page):
     assert re.findall(r'class="mark (\w+)"', page) == ["pass", "fail", "pass"]
     text = Page(page).text
-    assert "relative difference 2e-6 , allowed 1e-4 ." in text and "a.safetensors" in text
+    assert "relative difference 2e-6 , allowed 1e-4 ." in text and "lora/a.safetensors" in text
 
 
 def test_an_export_beyond_its_tolerance_fails(tmp_path):

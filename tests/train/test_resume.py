@@ -115,7 +115,7 @@ def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(tiny_json, tiny
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(tiny_json, tiny_run, whole, tmp_path, number):
     process, metrics = start(tiny_json, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 1):
@@ -158,6 +158,11 @@ def test_another_run_s_checkpoint_is_refused_with_both_values(tiny_run, finished
     with pytest.raises(ValueError, match=rf"step_000008 was written with {message}: use the same, or another --out"):
         train(tiny_run(finished, *EVERYTHING, change), resume="auto")
     assert (finished / "config.json").read_bytes() == before and len(record(finished)) == 8
+
+
+def test_who_wants_a_longer_run_is_told_how(tiny_run, finished):
+    with pytest.raises(ValueError, match=r"or another --out \(a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this student\)$"):
+        train(tiny_run(finished, *EVERYTHING, "steps=9"), resume="auto")
 
 
 def test_what_does_not_touch_the_numbers_may_change(tiny_run, finished):

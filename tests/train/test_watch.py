@@ -1,6 +1,9 @@
-"""A rank that hangs says where; one that does not leaves nothing behind."""
+"""A rank that hangs says where, and one that does not leaves nothing behind; what Ctrl-C does."""
 
+import signal
 import time
+
+import pytest
 
 from tdmvid.parallel import launch
 from tdmvid.train.watch import Watch
@@ -27,3 +30,25 @@ def test_a_run_that_moves_on_leaves_no_file(tmp_path):
         for step in range(3):
             watch.beat(step)
     assert list((tmp_path / "stuck").iterdir()) == []
+
+
+def test_a_second_interrupt_stops_at_once_and_a_launcher_s_echo_does_not(tmp_path, monkeypatch, capfd):
+    now = iter([0.0, 0.5, 1.5])
+    monkeypatch.setattr("tdmvid.train.watch.time.monotonic", lambda: next(now))
+    with pytest.raises(KeyboardInterrupt), Watch(tmp_path, launch.start("none"), 1.0) as watch:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert watch.told_to_stop() and capfd.readouterr().err.count("stopping after this iteration") == 1
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_a_shell_has_turned_off_stays_off(tmp_path):
+    """As for what a script starts in the background."""
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Watch(tmp_path, launch.start("none"), 1.0) as watch:
+            signal.raise_signal(signal.SIGINT)
+            assert not watch.told_to_stop()
+    finally:
+        signal.signal(signal.SIGINT, old)
