@@ -122,17 +122,32 @@ def write_image(path: Path, image: Tensor) -> None:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(part, format="PNG")
 
 
-def write_strip(path: Path, videos: Tensor, *, scale: int = 1, group: int = 0) -> None:
-    """Writes [N, 3, F, H, W] in [-1, 1] as one PNG: a row a video, its frames side by side, white lines between.
+def few_frames(videos: Tensor, count: int = 9) -> Tensor:
+    """[..., F, H, W]: at most so many of the frames, evenly spaced, the first and the last among them."""
+    frames = videos.shape[-3]
+    return videos[..., torch.linspace(0, frames - 1, min(frames, count)).round().long(), :, :]
 
-    scale: side in pixels of each pixel. group: so many rows belong together, and a wider line follows them.
+
+def write_strip(path: Path, videos: Tensor, *, width: int = 1200, group: int = 0) -> None:
+    """Writes [N, 3, F, H, W] in [-1, 1] as one PNG: a row a video, nine of its frames side by side, white lines between.
+
+    Images (F = 1) stand side by side themselves. The frames are as large as `width` pixels in all allow, small ones repeated a
+    whole number of times. group: so many videos belong together: a wider line follows them, and a new row of images.
     """
-    if scale < 1:
-        raise ValueError(f"scale={scale}: must be a whole number of at least 1")
-    videos = _pixels(videos, "N3FHW")
+    videos = few_frames(_pixels(videos, "N3FHW"))
+    if videos.shape[2] == 1:
+        columns = group or len(videos)
+        videos, group = videos.squeeze(2).unflatten(0, (-1, columns)).transpose(1, 2), 0
+    columns, (height, side) = videos.shape[2], videos.shape[3:]
+    room = (width - columns + 1) // columns
+    if side > room:
+        size = max(1, round(height * room / side)), max(1, room)
+        frames = functional.interpolate(videos.transpose(1, 2).flatten(0, 1), size, mode="bilinear", antialias=True)
+        videos = frames.unflatten(0, (-1, columns)).transpose(1, 2)
     rows = [torch.cat([functional.pad(frame, (0, 1), value=1.0) for frame in video.unbind(1)], 2)[..., :-1] for video in videos]
     lines = [4 if group and (row + 1) % group == 0 else 1 for row in range(len(rows) - 1)] + [0]
     strip = torch.cat([functional.pad(row, (0, 0, 0, line), value=1.0) for row, line in zip(rows, lines)], 1)
+    scale = max(1, width // strip.shape[2])
     write_image(path, strip.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
 
 

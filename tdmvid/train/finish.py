@@ -13,7 +13,7 @@ from ..adapters.card import Story
 from ..adapters.export import export_lora, export_network, replacing
 from ..config import to_dict
 from ..data.files import write_json
-from ..data.video import write_image, write_strip
+from ..data.video import few_frames, write_image, write_strip
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from .quantized import difference, story
@@ -118,14 +118,14 @@ class _Gallery:
         columns, decoded = [], []
         for index, (name, nfe, latents) in enumerate(self.columns):
             videos = run.backbone.decode(latents).cpu()
-            decoded.append(videos)
+            decoded.append(few_frames(videos))
             columns.append({"name": name, "nfe": nfe, "videos": write_clips(folder / str(index), videos, run.config.video.fps)})
-        write_strip(folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), scale=2, group=len(decoded))  # prompt by prompt
+        write_strip(folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), group=len(decoded))  # prompt by prompt
         rows = []
         for index, (name, labels, latents) in enumerate(self.paths):
-            middle = [run.backbone.decode(x0).cpu()[0] for x0 in latents]
-            images = [f"path/{index}_{i}.png" for i in range(len(middle))]
-            for image, video in zip(images, middle):
+            images = [f"path/{index}_{i}.png" for i in range(len(latents))]
+            for image, x0 in zip(images, latents):
+                video = run.backbone.decode(x0)[0]
                 write_image(folder / image, video[:, video.shape[1] // 2])
             rows.append({"name": name, "labels": labels, "images": images})
         write_json(folder / "gallery.json", {"prompts": run.gallery_prompts, "columns": columns})

@@ -119,7 +119,7 @@ def test_an_image_is_kept_to_half_a_level_and_clamped(tmp_path):
 
 def test_a_strip_has_a_row_a_video_and_its_frames_side_by_side_between_white_lines(tmp_path):
     levels = torch.tensor([[-1.0, 0.0, -1.0], [0.0, -1.0, 0.0]])  # two videos of three frames
-    write_strip(tmp_path / "a.png", levels[:, None, :, None, None].expand(2, 3, 3, 4, 5), scale=2)
+    write_strip(tmp_path / "a.png", levels[:, None, :, None, None].expand(2, 3, 3, 4, 5), width=40)
     expected = torch.full((9, 17), 255, dtype=torch.uint8)
     for row in range(2):
         for frame in range(3):
@@ -129,6 +129,24 @@ def test_a_strip_has_a_row_a_video_and_its_frames_side_by_side_between_white_lin
 
 
 def test_rows_of_a_strip_that_belong_together_stand_apart_from_the_next(tmp_path):
-    write_strip(tmp_path / "a.png", -torch.ones(4, 3, 1, 2, 2), group=2)
+    write_strip(tmp_path / "a.png", -torch.ones(4, 3, 2, 2, 2), width=5, group=2)
     dark = (image_file(tmp_path / "a.png")[0] == 0).any(1)
     assert dark.tolist() == [True, True, False, True, True, False, False, False, False, True, True, False, True, True]
+
+
+def test_a_strip_of_a_long_large_video_is_a_picture_that_can_be_looked_at(tmp_path):
+    """Nine frames, the first and the last among them, no wider than asked, in their proportions."""
+    levels = torch.linspace(-1, 1, 49)
+    write_strip(tmp_path / "a.png", levels[None, None, :, None, None].expand(2, 3, 49, 48, 72), width=300)
+    picture = image_file(tmp_path / "a.png")
+    assert picture.shape == (3, 2 * 21 + 1, 9 * 32 + 8)
+    shown = picture[0, 10, 16::33].float() / 127.5 - 1
+    torch.testing.assert_close(shown, levels[::6], atol=0.01, rtol=0)
+
+
+def test_images_stand_side_by_side_in_rows_of_those_that_belong_together(tmp_path):
+    images = torch.linspace(-1, 1, 6)[:, None, None, None, None].expand(6, 3, 1, 4, 4)
+    write_strip(tmp_path / "a.png", images, width=14, group=3)
+    assert image_file(tmp_path / "a.png")[0, ::5, ::5].tolist() == [[0, 51, 102], [153, 204, 255]]
+    write_strip(tmp_path / "a.png", images, width=29)
+    assert image_file(tmp_path / "a.png").shape == (3, 4, 29)
