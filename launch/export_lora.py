@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=0, help="of a fine-tuned network, write a LoRA of this rank (SVD) and its error")
     parser.add_argument("--prompt", action="append", default=[], help="of the check and the sample videos; may be given again (default: the run's)")
     parser.add_argument("--seed", type=int, default=1234, help="of their noise")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="relative difference that the check allows (default: by the dtypes, see docs/export.md)")
     base = parser.add_argument_group("with --published and --network")
     base.add_argument("--model", help="the base: a diffusers folder or hub id")
     base.add_argument("--revision")
@@ -72,7 +73,7 @@ def export(args: argparse.Namespace) -> dict:
     from tdmvid.sampling import load_for_sampling
     from tdmvid.train.export import Options, export_published, export_run, export_tuned
 
-    options = Options(tuple(name.strip() for name in args.format.split(",")), args.dtype, args.fuse, args.rank, tuple(args.prompt), args.seed)
+    options = Options(tuple(name.strip() for name in args.format.split(",")), args.dtype, args.fuse, args.rank, tuple(args.prompt), args.seed, args.tolerance)
     if args.run:
         return export_run(args.out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
     if not args.out:

@@ -45,8 +45,12 @@ class Options:
     prompts: tuple[str, ...] = ()
     """Of the check and the sample videos; empty takes the run's."""
     seed: int = 1234
+    tolerance: float = 0.0
+    """Of the check's relative difference; 0 is that of the dtypes."""
 
     def __post_init__(self):
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance={self.tolerance:g}: a relative difference below 1, or 0 for that of the dtypes")
         if self.dtype not in ("", "float32", "float16", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r}: choose float32, float16 or bfloat16")
         if self.fuse and (self.rank or self.formats != ("diffusers",)):
@@ -157,7 +161,7 @@ class _Student:
         return self.write_lora(out, module, adapter, settings, {"extraction": errors})
 
     def _common(self, expected: Tensor) -> dict:
-        return {"backbone": self.backbone, "grid": self.grid, "expected": expected, "z": self.z, "cond": self.cond, "story": self.story}
+        return {"backbone": self.backbone, "grid": self.grid, "expected": expected, "z": self.z, "cond": self.cond, "story": self.story, "tolerance": self.options.tolerance}
 
     def _sample(self, network: nn.Module) -> Tensor:
         denoiser, told_steps = told(self.backbone.denoiser(network), network), NAME in dict(network.named_children())

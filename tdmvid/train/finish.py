@@ -34,23 +34,29 @@ def finish(run: Run) -> None:
     gallery.teacher()
     if not run.world.primary:
         return
+    try:
+        _export(run, weights, deployed, z)
+    finally:  # an export that fails its check leaves all else to look at
+        gallery.write()
+        print(f"report: {write_report(run.config.folder)}")
+
+
+def _export(run: Run, weights: dict[str, Tensor], deployed: dict[TimeGrid, Tensor], z: Tensor) -> None:
     common = {
         "backbone": run.backbone, "weights": weights, "z": z, "cond": run.gallery,
         "story": Story(to_dict(run.config), origin=Story.origin + story(run.config.folder), prompts=tuple(run.gallery_prompts)),
     }
-    if run.config.training == "lora":
-        module, settings = run.engines["student"].module, run.config.lora
-        folders = {grid: run.config.folder / ("lora" if grid == run.grid else f"lora_{grid.steps}steps") for grid in deployed}
-        with base_waiting(run), replacing(*folders.values()) as together:
-            for grid, latents in deployed.items():
-                facts = export_lora(together / folders[grid].name, module=module, settings=settings, grid=grid, expected=latents, **common)
-                print(f"lora: {folders[grid]}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
-    else:
+    if run.config.training != "lora":
         with base_waiting(run):
             error = export_network(run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common)
         print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
-    gallery.write()
-    print(f"report: {write_report(run.config.folder)}")
+        return
+    module, settings = run.engines["student"].module, run.config.lora
+    folders = {grid: run.config.folder / ("lora" if grid == run.grid else f"lora_{grid.steps}steps") for grid in deployed}
+    with base_waiting(run), replacing(*folders.values()) as together:
+        for grid, latents in deployed.items():
+            facts = export_lora(together / folders[grid].name, module=module, settings=settings, grid=grid, expected=latents, **common)
+            print(f"lora: {folders[grid]}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
 
 
 def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid, Tensor]:

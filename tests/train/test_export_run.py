@@ -194,6 +194,20 @@ def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
     assert facts["extraction"]["error"] == pytest.approx(same["extraction"]["error"], rel=1e-3)
 
 
+def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_tolerance_writes_it(tiny_run, tmp_path, monkeypatch):
+    save = CogVideoX.save_lora
+    monkeypatch.setattr(CogVideoX, "save_lora", lambda backbone, folder, layers, config: save(
+        backbone, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config))
+    with pytest.raises(RuntimeError, match=r"differs from the student .* checkpoints are kept: .* launch/export_lora.py --tolerance allows it"):
+        train(tiny_run(tmp_path / "run", "steps=1", "student.lr=0.05"))
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000 and (tmp_path / "run" / "gallery" / "comparison.png").is_file()
+    assert not (tmp_path / "run" / "lora").exists()
+    facts = export_run(tmp_path / "out", tmp_path / "run", Options(prompts=PROMPTS, tolerance=0.5))
+    assert facts["tolerance"] == 0.5 > facts["error"] > 1e-5 and (tmp_path / "out" / LORA_FILE).is_file()
+    with pytest.raises(ValueError, match="tolerance=-1: a relative difference below 1, or 0"):
+        Options(tolerance=-1)
+
+
 @pytest.mark.parametrize("spoiled", ["diffusers", "comfyui"])
 def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoiled):
     if spoiled == "diffusers":
