@@ -167,6 +167,13 @@ def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):
     assert re.findall(r'<b style="left: ([\d.]+)%', write_report(tmp_path).read_text()) == ["50.0", "50.0"]
 
 
+def test_ticks_that_lie_close_together_have_texts_of_their_own():
+    panel, = curves.panels({"step": list(range(50)), "ess": [0.9996 + 0.000008 * step for step in range(50)]})
+    texts = [text for _, text in panel.y_ticks]
+    assert len(texts) >= 3 and len(set(texts)) == len(texts) and "0.9997" in texts
+    assert curves.labelled([0.0, 0.5, 1.0]) == [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
+
+
 def test_checks_and_the_exported_lora_say_pass_or_fail(page):
     assert re.findall(r'class="mark (\w+)"', page) == ["pass", "fail", "pass"]
     text = Page(page).text
