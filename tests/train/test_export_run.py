@@ -194,6 +194,11 @@ def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
     assert facts["extraction"]["error"] == pytest.approx(same["extraction"]["error"], rel=1e-3)
 
 
+def test_a_folder_without_a_network_is_called_so(base, tmp_path):
+    with pytest.raises(ValueError, match=f"^network='{tmp_path}' is no diffusers model folder: it has no config.json"):
+        export_tuned(tmp_path / "out", tmp_path, base, uniform(4, base.process), Options(prompts=PROMPTS))
+
+
 @pytest.mark.parametrize("spoiled", ["diffusers", "comfyui"])
 def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoiled):
     if spoiled == "diffusers":
