@@ -109,7 +109,7 @@ def evaluate(backbone: Backbone, samplers: list[Sampler], args: argparse.Namespa
         print(f"{sampler.name}: {summary(metrics)}")
     protocol = (
         f"{args.captions} held-out captions x {args.seeds} seeds, the same noise for every sampler (seed {args.seed}); Fréchet distance to"
-        f" {args.reference} fresh ground-truth videos of the same captions; 95 % bootstrap intervals; python eval/shapes_run.py"
+        f" {args.reference} fresh ground-truth videos of the same captions; 95 % bootstrap intervals; seconds of the denoiser alone; python eval/shapes_run.py"
     )
     return {"protocol": protocol, "columns": COLUMNS, "samplers": rows}
 

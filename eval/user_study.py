@@ -40,9 +40,22 @@ def make(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(questions)} pairs, {size:.1f} MiB; keep {args.out.with_suffix('.key.json')} to yourself")
 
 
+def read(path: Path, *needed: str) -> dict:
+    """The JSON object of a file that has these entries; ValueError names the file."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict) or not all(name in found for name in needed):
+        raise ValueError(f"{path} is no JSON with {', '.join(needed)}: give the files that `make` and the page saved")
+    return found
+
+
 def count(args: argparse.Namespace) -> None:
-    key = json.loads(args.key.read_text())
-    votes = tally(key, [(str(path), json.loads(path.read_text())) for path in args.votes])
+    key = read(args.key, "study", "pairs", "A", "B")
+    votes = tally(key, [(str(path), read(path, "study", "votes")) for path in args.votes])
     print(describe(key, votes))
     if args.json:
         write_json(args.json, asdict(votes))

@@ -104,7 +104,7 @@ def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no plot: pip install 'tdmvid[plot]'")
+        print("no plot: pip install -e '.[plot]' in the clone")
         return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

@@ -364,7 +364,7 @@ def check_attention(kernel: str, device: torch.device) -> None:
     """ValueError if this machine has not what the attention kernel needs."""
     if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
         raise ValueError(
-            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the package: pip install 'tdmvid[xformers]',"
+            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the package: pip install -e '.[xformers]' in the clone,"
             " or choose 'sdpa'"
         )
 

@@ -51,7 +51,7 @@ class _Linear(torch.autograd.Function):
 def check_torchao() -> None:
     """ValueError if torchao is not installed."""
     if not importlib.util.find_spec("torchao"):
-        raise ValueError("model.quantize needs torchao: pip install 'tdmvid[quantize]', or choose 'none'")
+        raise ValueError("model.quantize needs torchao: pip install -e '.[quantize]' in the clone, or choose 'none'")
 
 
 def quantize(network: nn.Module, blocks: list[nn.Module], kind: Kind) -> None:

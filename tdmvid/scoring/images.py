@@ -28,15 +28,15 @@ _INCEPTION = Needed(
     "inception/weights-inception-2015-12-05-6726825d.pth",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
 )
-_FIDELITY = Needed("torch_fidelity", "pip install tdmvid[image-metrics]", package=True)
-_OPEN_CLIP = Needed("open_clip", "pip install tdmvid[image-metrics]", package=True)
+_FIDELITY = Needed("torch_fidelity", "pip install -e '.[image-metrics]' in the clone", package=True)
+_OPEN_CLIP = Needed("open_clip", "pip install -e '.[image-metrics]' in the clone", package=True)
 NEEDS = {
     "hps": (Needed("hps/HPS_v2.1_compressed.pt", "https://huggingface.co/xswu/HPSv2, HPS_v2.1_compressed.pt"), _OPEN_CLIP),
     "clip": (_CLIP, _OPEN_CLIP),
     "aesthetic": (Needed("aesthetic/sa_0_4_vit_l_14_linear.pth", "https://github.com/LAION-AI/aesthetic-predictor, sa_0_4_vit_l_14_linear.pth"), _CLIP, _OPEN_CLIP),
     "diversity": (
         Needed("torch/hub/checkpoints/alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
-        Needed("lpips", "pip install tdmvid[image-metrics]", package=True),
+        Needed("lpips", "pip install -e '.[image-metrics]' in the clone", package=True),
     ),
     "text": (Needed("tesseract", "apt-get install tesseract-ocr", package=True),),
     "fid": (_INCEPTION, _FIDELITY),

@@ -93,6 +93,16 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
+def labelled(values: list[float]) -> list[tuple[float, str]]:
+    """Each tick with its text, of as many digits as tell it from the others: 0.9996 and 0.9998 are not both 1."""
+    texts = [short(value) for value in values]
+    for digits in range(4, 10):
+        if len(set(texts)) == len(texts):
+            break
+        texts = [f"{value:.{digits}g}" for value in values]
+    return list(zip(values, texts))
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten within [low, high]; with 2 and 5 between them where there are few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -129,7 +139,7 @@ def _panel(title: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel
     return Panel(
         title=title, log=log, lines=lines,
         x_ticks=[(float(x_of(t)), short(t)) for t in ticks(steps[0], max(steps[-1], steps[0] + 1), 5) if t == int(t)],
-        y_ticks=[(float(y_of(t)), short(t)) for t in (log_ticks(low, high) if log else ticks(low, high, 5))],
+        y_ticks=[(float(y_of(t)), label) for t, label in labelled(log_ticks(low, high) if log else ticks(low, high, 5))],
         hover=json.dumps({"x": x_of(where).round(1).tolist(), "step": [short(s) for s in where], "lines": hover}),
     )
 

@@ -103,6 +103,8 @@ def export_published(out: Path, path: Path, backbone: Backbone, grid: TimeGrid, 
 
 def export_tuned(out: Path, folder: Path, backbone: Backbone, grid: TimeGrid, options: Options) -> dict:
     """A full fine-tune in a diffusers model folder as a LoRA of `options.rank`, or as a checked copy with its scheduler."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"network={str(folder)!r} is no diffusers model folder: it has no config.json; of a run's full fine-tune it is runs/X/student")
     network = type(backbone.network).from_pretrained(folder)
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
     story = Story(origin=f"From the fine-tuned network `{folder.name}`.", prompts=options.prompts)

@@ -181,7 +181,9 @@ def _column(column: dict, scores: list[dict | None], rivals: list[bool]) -> list
     ends = [score[end] for score in scores if score for end in ("low", "value", "high") if end in score]
     if not ends:
         return [Cell("–")] * len(scores)
-    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+    low, span = min(ends), max(ends) - min(ends)
+    if not span:  # all are the same: in the middle
+        low, span = low - 0.5, 1.0
     pick = {"high": max, "low": min}.get(column.get("better"), lambda values, default: default)
     best = pick((score["value"] for score, rival in zip(scores, rivals) if score and rival), default=None)
     text = _percent if column.get("unit") == "%" else _digits

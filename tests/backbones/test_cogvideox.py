@@ -101,7 +101,7 @@ def test_a_family_without_float32_attention_says_so():
 
 
 def test_xformers_without_a_gpu_is_refused_before_anything_is_loaded():
-    with pytest.raises(ValueError, match=r"model.attention='xformers' needs a CUDA device \(this is cpu\).*pip install 'tdmvid\[xformers\]', or choose 'sdpa'"):
+    with pytest.raises(ValueError, match=r"model.attention='xformers' needs a CUDA device \(this is cpu\).*pip install -e '.\[xformers\]' in the clone, or choose 'sdpa'"):
         check_attention("xformers", torch.device("cpu"))
     check_attention("sdpa", torch.device("cpu"))
 

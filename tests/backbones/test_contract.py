@@ -259,7 +259,7 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
 
 @pytest.mark.parametrize("kind", ["int8", "float8"])
 def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_reads_as_well(case, kind, monkeypatch):
-    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'tdmvid[quantize]'")
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install -e '.[quantize]'")
     backbone = case.backbone(dtype="bfloat16")
     network, blocks = backbone.network, backbone.blocks(backbone.network)
     planned = planned_bytes(network, blocks, kind)

@@ -10,7 +10,7 @@ from tdmvid.adapters.lora import LoraSettings, attach, shared_copy
 from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 from tdmvid.backbones.quantize import QuantizedLinear, check_torchao, held_bytes, linear_layers, parts, planned_bytes, quantize
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed: pip install 'tdmvid[quantize]'")
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed: pip install -e '.[quantize]'")
 KINDS = ("int8", "float8")
 LEVEL = {"int8": 0.5 / 127, "float8": 2**-4}
 """How far a weight moves at most: of the largest of its row; of itself, where it is no smaller than float8's normal numbers."""
@@ -113,5 +113,5 @@ def test_two_adapters_on_one_quantised_base_have_the_gradients_of_two_on_the_rou
 
 def test_without_torchao_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"model.quantize needs torchao: pip install 'tdmvid\[quantize\]'"):
+    with pytest.raises(ValueError, match=r"model.quantize needs torchao: pip install -e '.\[quantize\]' in the clone"):
         check_torchao()

@@ -81,6 +81,17 @@ def test_ballots_that_do_not_count_are_refused(study, change, message):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="the study page was not opened: no Chromium here (apt-get install chromium)")
+@pytest.mark.parametrize("text", [None, "a prompt", "[1]", '{"study": "x"}', '{"votes": {}}'], ids=["missing", "text", "list", "no votes", "no study"])
+def test_a_file_that_holds_no_votes_is_named(load_program, tmp_path, monkeypatch, text):
+    (tmp_path / "key.json").write_text('{"study": "x", "pairs": [], "A": "ours", "B": "theirs"}')
+    if text is not None:
+        (tmp_path / "votes.json").write_text(text)
+    program = load_program("eval/user_study.py")
+    monkeypatch.setattr("sys.argv", ["user_study.py", "tally", "--key", str(tmp_path / "key.json"), str(tmp_path / "votes.json")])
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path / 'votes.json'} {'does not exist' if text is None else 'is no JSON with study, votes'}"):
+        program.main()
+
+
 @pytest.mark.slow
 def test_a_person_votes_in_a_real_browser(study, tmp_path):
     """By key, by touch and by 'no difference'; back again changes a vote, a reload loses none, the file says it all."""

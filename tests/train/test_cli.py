@@ -101,6 +101,11 @@ def test_a_refused_run_writes_nothing(call, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_is_no_run_folder(call, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert refusal(call, args=["--out", "notes.txt"]) == "error: out='notes.txt' is a file: choose another --out"
+
+
 def test_a_run_folder_may_be_called_like_a_number(call, capsys):
     call(args=["--out", "2024", "--plan"])
     assert re.search(r"^writes +2024$", capsys.readouterr().out, re.M)

@@ -208,6 +208,11 @@ def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_toleranc
         Options(tolerance=-1)
 
 
+def test_a_folder_without_a_network_is_called_so(base, tmp_path):
+    with pytest.raises(ValueError, match=f"^network='{tmp_path}' is no diffusers model folder: it has no config.json"):
+        export_tuned(tmp_path / "out", tmp_path, base, uniform(4, base.process), Options(prompts=PROMPTS))
+
+
 @pytest.mark.parametrize("spoiled", ["diffusers", "comfyui"])
 def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoiled):
     if spoiled == "diffusers":

@@ -21,7 +21,7 @@ from tdmvid.train.quantized import story
 from tdmvid.train.setup import build_run, check_quantize
 from tdmvid.train.trainer import train
 
-needs_torchao = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed: pip install 'tdmvid[quantize]'")
+needs_torchao = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed: pip install -e '.[quantize]'")
 INT8 = "model.quantize=int8"
 PROMPTS = ("a red circle", "a blue square moves left")
 

@@ -159,6 +159,21 @@ def test_the_best_sampler_of_each_column_is_marked_and_the_data_is_out_of_compet
     assert "93.0 to 97.0" in page and "97.0" in page
 
 
+def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):
+    """At its lower end they would say that all are bad."""
+    score = {"value": 1.0, "low": 1.0, "high": 1.0}
+    samplers = [{"name": name, "nfe": 4, "metrics": {"right": score}} for name in ("teacher", "student")]
+    write(tmp_path / "scores.json", {"columns": [{"key": "right", "label": "right", "unit": "%", "better": "high"}], "samplers": samplers})
+    assert re.findall(r'<b style="left: ([\d.]+)%', write_report(tmp_path).read_text()) == ["50.0", "50.0"]
+
+
+def test_ticks_that_lie_close_together_have_texts_of_their_own():
+    panel, = curves.panels({"step": list(range(50)), "ess": [0.9996 + 0.000008 * step for step in range(50)]})
+    texts = [text for _, text in panel.y_ticks]
+    assert len(texts) >= 3 and len(set(texts)) == len(texts) and "0.9997" in texts
+    assert curves.labelled([0.0, 0.5, 1.0]) == [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
+
+
 def test_checks_and_the_exported_lora_say_pass_or_fail(page):
     assert re.findall(r'class="mark (\w+)"', page) == ["pass", "fail", "pass"]
     text = Page(page).text
