@@ -248,8 +248,13 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
 
 
 def check_fit(plan: Plan, device_memory: float) -> None:
-    """ValueError, with the first remedy that helps, if a rank needs more than `device_memory` GiB."""
+    """ValueError, with the first remedy that helps, if a rank needs more than `device_memory` GiB while it trains or at the end."""
     if plan.total() <= device_memory * GIB:
+        if plan.ending > device_memory * GIB:
+            raise ValueError(
+                f"this run fits until its end, which needs {_gib(plan.ending)} on the first rank, more than {device_memory:g} GiB: it will stop there and leave"
+                " its last checkpoint, which launch/export_lora.py exports on a larger device, or with CUDA_VISIBLE_DEVICES='' on the CPU"
+            )
         return
     for remedy, better in _remedies(plan):
         if better.total() <= device_memory * GIB:

@@ -197,6 +197,15 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path
         check_fit(made, 1e-9)
 
 
+def test_a_run_that_only_its_end_has_no_room_for_is_refused(tiny_run, tmp_path):
+    made = make_plan(tiny_run(tmp_path))
+    small = replace(made, call=replace(made.call, saved=0))
+    assert small.total() < small.ending
+    with pytest.raises(ValueError, match=f"fits until its end, which needs {small.ending / GIB:,.2f} GiB on the first rank.*export_lora.py"):
+        check_fit(small, small.total() / GIB)
+    check_fit(small, small.ending / GIB)
+
+
 def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path):
     made = make_plan(tiny_run(tmp_path, "objective.kind=fisher", "objective.distance=huber", "parallel.zero_stage=2"), ranks=8)
     with pytest.raises(ValueError, match="fewer frames"):  # it has neither ZeRO-3 nor shared tokens
