@@ -310,7 +310,8 @@ def check_fit(plan: Plan, device_memory: float) -> None:
                     changes, better = rest, fewer
             raise ValueError(f"{needs}: {_named(changes, ranks)} needs {_gib(better.total())}")
     smaller = "fewer frames or pixels" + (", or a smaller batch.micro" if plan.config.batch.micro > 1 else "")
-    raise ValueError(f"{needs}: use {smaller}")
+    later = "; it would leave its last checkpoint, which launch/export_lora.py exports on a larger device, or with CUDA_VISIBLE_DEVICES='' on the CPU"
+    raise ValueError(f"{needs}: use {smaller}" + (later if plan.moments()["training"] <= device_memory * GIB else ""))
 
 
 def _remedies(plan: Plan) -> Iterator[tuple[dict, int, Plan]]:

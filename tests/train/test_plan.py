@@ -198,6 +198,16 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path
         check_fit(made, 1e-9)
 
 
+def test_a_run_that_trains_but_has_no_room_for_the_rest_is_told_where_to_export(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tdmvid.train.plan._autoencoder", lambda *_: (0, GIB))
+    made = make_plan(tiny_run(tmp_path))
+    assert made.narrowest != "training"
+    with pytest.raises(ValueError, match="it would leave its last checkpoint, which launch/export_lora.py exports on a larger device"):
+        check_fit(made, 0.5)
+    with pytest.raises(ValueError, match="fewer frames or pixels$"):
+        check_fit(made, 1e-9)
+
+
 def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path):
     made = make_plan(tiny_run(tmp_path, "objective.kind=fisher", "objective.distance=huber", "parallel.zero_stage=2"), ranks=8)
     with pytest.raises(ValueError, match="fewer frames"):  # it has neither ZeRO-3 nor shared tokens
