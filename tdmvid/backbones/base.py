@@ -249,9 +249,10 @@ class Backbone(ABC):
     def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
         """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
 
+    @classmethod
     @abstractmethod
-    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], float | None]:
-        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError if it is of another model."""
+    def read_lora(cls, folder: Path, network: nn.Module) -> tuple[dict[str, Tensor], float | None]:
+        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError if it is not of a network like this one."""
 
     @abstractmethod
     def load_lora(self, pipeline, folder: Path) -> None:

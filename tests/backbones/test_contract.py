@@ -374,7 +374,7 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     grid, z, cond = shifted(4, 2.0, other.process), noise(other), other.encode_prompts(PROMPTS)
     plain = ddim(other.denoiser(other.network), z, cond, grid)
     theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
-    settings, found = LoraSettings(rank=2, alpha=3), other.read_lora(trained / "lora")
+    settings, found = LoraSettings(rank=2, alpha=3), other.read_lora(trained / "lora", other.network)
     student = attach(other.network, settings, other.lora_targets, seed=0)
     start_from(student, settings, *found, where="the LoRA")
     ours = ddim(other.denoiser(student), z, cond, grid)

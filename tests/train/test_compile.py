@@ -1,13 +1,12 @@
 """Compiled blocks: the same gradients, whole graphs, nothing compiled twice; refused where they cannot work."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from tdmvid.parallel import launch
-from tdmvid.train.setup import build_run, check_compile, compile_blocks
+from tdmvid.train.plan import make_plan
+from tdmvid.train.setup import build_run, check_compile, check_compiler, compile_blocks
 
 CPU = torch.device("cpu")
 
@@ -80,14 +79,20 @@ def test_a_compiled_run_has_the_gradients_of_a_plain_one(plain, tiny_run, tmp_pa
     assert counters["stats"]["unique_graphs"] > 0
 
 
-@pytest.mark.parametrize("world, message", [
-    (SimpleNamespace(distributed=True, device=CPU), "with parallel.zero_stage=3.*set zero_stage to 2"),
-    (SimpleNamespace(distributed=False, device=CPU), r"needs a C\+\+ compiler on a CPU.*none of no-such-compiler, clang\+\+"),
-    (SimpleNamespace(distributed=False, device=torch.device("cuda")), "needs triton on a GPU: pip install triton"),
+@pytest.mark.parametrize("device, message", [
+    (CPU, r"needs a C\+\+ compiler on a CPU.*none of no-such-compiler, clang\+\+"), (torch.device("cuda"), "needs triton on a GPU: pip install triton"),
 ])
-def test_what_cannot_compile_is_refused(world, message, monkeypatch):
+def test_a_machine_without_a_compiler_is_refused(device, message, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"parallel.compile=true {message}"):
-        check_compile(world, zero_stage=3)
+        check_compiler(device)
+
+
+def test_sharded_weights_cannot_compile_in_the_run_and_in_its_plan(tiny_run, tmp_path):
+    config = tiny_run(tmp_path, "parallel.compile=true")
+    for refuse in (lambda: check_compile(config, distributed=True), lambda: make_plan(config, ranks=2)):
+        with pytest.raises(ValueError, match="parallel.compile=true with parallel.zero_stage=3.*set zero_stage to 2"):
+            refuse()
+    assert make_plan(config).ranks == 1 and make_plan(tiny_run(tmp_path, "parallel.compile=true", "parallel.zero_stage=2"), ranks=2).ranks == 2
