@@ -324,7 +324,7 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     assert len(pictures) == 6 and {path.suffix for path in pictures} == {".png" if case.size.frames == 1 else ".mp4"}
     assert all(path.stat().st_size > 100 for path in pictures)
     facts, z = json.loads((trained / "lora" / "export.json").read_text()), noise(backbone)
-    assert facts["error"] <= facts["tolerance"] == 1e-5
+    assert facts["error"] <= facts["tolerance"] and 1e-5 <= facts["tolerance"] < 1e-4
     theirs = case.sample(user_s_pipeline(case, trained / "lora"), backbone, z)
     lean = backbone.stock_pipeline()
     lean.scheduler = backbone.student_scheduler(shifted(4, 2.0, backbone.process))
