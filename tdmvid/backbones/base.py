@@ -97,6 +97,10 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     if folder.is_dir():
         if not (folder / "model_index.json").exists():
             raise ValueError(f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline folder")
+        if config.revision:
+            raise ValueError(f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is a folder here: leave one of them out")
+        if weights and config.variant and not any(folder.glob(f"*/*.{config.variant}*")):
+            raise ValueError(f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name: leave it out, or give another folder")
         return folder
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
         raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name)")
