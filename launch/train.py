@@ -84,6 +84,7 @@ def main() -> None:
     overrides = args.set + ([f"out={json.dumps(args.out)}"] if args.out else [])
     try:
         config = load_config(args.config, overrides)
+        evaluation(config, ranks=1)  # what the end of the run needs is refused at its start
         if args.plan:
             from tdmvid.train.plan import check_fit, describe, make_plan
 
@@ -95,7 +96,6 @@ def main() -> None:
         from tdmvid.train.trainer import train
         from tdmvid.train.watch import STOPPED, Interrupted
 
-        evaluation(config, ranks=1)  # what the end of the run needs is refused at its start
         command = shlex.join(["python", "launch/train.py", *sys.argv[1:]])
         try:
             train(config, resume=args.resume, commands={"train": command})

@@ -37,6 +37,14 @@ class GridConfig:
     shift: float = 1.0
     timesteps: tuple[float, ...] = ()
 
+    def __post_init__(self):
+        if self.kind == "uniform" and self.shift != 1:
+            raise ValueError(f"grid.shift={self.shift} does nothing to grid.kind='uniform': use kind 'shifted', or leave it out")
+        if self.kind != "explicit" and self.timesteps:
+            raise ValueError(f"grid.timesteps={list(self.timesteps)} are of grid.kind='explicit', this is {self.kind!r}: use that, or leave them out")
+        if self.kind == "explicit" and (self.shift != 1 or self.start != 1):
+            raise ValueError(f"grid.shift={self.shift}, start={self.start} do nothing to listed timesteps: leave them out, or use kind 'shifted'")
+
     def build(self, process: Process) -> TimeGrid:
         """The grid for a process; ValueError names what does not fit."""
         if self.kind == "explicit":
@@ -102,8 +110,8 @@ class ParallelConfig:
     """A rank that waits longer for another one ends the run; shortly before, every rank writes where it stands."""
 
     def __post_init__(self):
-        if self.timeout_minutes <= 0:
-            raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0")
+        if not 0 < self.timeout_minutes <= 525_600:
+            raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0, of a year (525600) at most")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
         if self.keep_attention and (not self.gradient_checkpointing or self.compile):
@@ -137,6 +145,7 @@ class LogConfig:
             raise ValueError(f"log.keep_checkpoints={self.keep_checkpoints}: keep at least 1, or a run cannot resume")
         if self.sample_count < 1 or self.teacher_steps < 1:
             raise ValueError(f"log.sample_count={self.sample_count}, teacher_steps={self.teacher_steps}: both are at least 1")
+        check_seed("log.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,8 @@ class EvaluateConfig:
     def __post_init__(self):
         if self.program in ("vbench", "image") and not self.config:
             raise ValueError(f"evaluate.config={self.config!r}: {self.program} needs a config file, the ready ones are in eval/configs/")
+        if self.config and self.program not in ("vbench", "image"):
+            raise ValueError(f"evaluate.config={self.config!r} with evaluate.program={self.program!r}, which reads none: name the program, vbench or image, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -188,12 +199,15 @@ class RunConfig:
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
+        check_seed("seed", self.seed)
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: a run has at least 1 step")
         if self.max_bad_steps < 1:
             raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
         if self.init and self.training != "lora":
             raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
+        if self.training == "full" and not self.parallel.share_base:
+            raise ValueError("parallel.share_base=false with training='full', where no network shares its weights: leave it out, or use training='lora'")
         if self.parallel.keep_attention and self.model.attention == "xformers":
             raise ValueError("parallel.keep_attention=true knows PyTorch's attention only, not model.attention='xformers': use 'sdpa', or set it to false")
         if self.model.quantize != "none":
@@ -214,6 +228,12 @@ class RunConfig:
     def folder(self) -> Path:
         """Where the run writes."""
         return Path(self.out or f"runs/{self.name}")
+
+
+def check_seed(name: str, seed: int) -> None:
+    """ValueError for a number that no generator takes; those next to it are used as well."""
+    if abs(seed) >= 2**62:
+        raise ValueError(f"{name}={seed}: a seed lies between -2^62 and 2^62")
 
 
 def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
@@ -268,7 +288,7 @@ def _variant(cls: type, data: dict, where: str) -> type:
     if cls is not TDM:
         return cls
     kind, known = data.get("kind", "tdm"), objectives()
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ValueError(f"{where}.kind={kind!r}: choose one of {', '.join(map(repr, sorted(known)))}")
     return known[kind]
 
@@ -298,7 +318,7 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
         item = options[0]
         return tuple(_convert(item, one, f"{dotted}[{i}]") for i, one in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 10**308 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{dotted}={value!r} must be of type {kind.__name__}")
     if kind is float and not math.isfinite(value):

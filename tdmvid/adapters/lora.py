@@ -18,6 +18,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 ADAPTER = "default"
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WIDEST = 2**15
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class LoraSettings:
     """Module names; empty takes the family's own (attention projections)."""
 
     def __post_init__(self):
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"lora.rank={self.rank}, alpha={self.alpha}: the rank is at least 1 and alpha positive")
+        if not 1 <= self.rank <= WIDEST or self.alpha <= 0:
+            raise ValueError(f"lora.rank={self.rank}, alpha={self.alpha}: the rank is at least 1 (and at most {WIDEST}, wider than any layer), and alpha positive")
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -43,10 +45,12 @@ def shared_copy(model: nn.Module) -> nn.Module:
 def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *, seed: int) -> nn.Module:
     """Add a zero-initialised adapter, float32 and alone trainable; the same on every rank."""
     targets = settings.targets or targets
-    names = [name for name, _ in model.named_modules()]
     for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
+        named = [module for name, module in model.named_modules() if target and f".{name}".endswith(f".{target}")]
+        if not named:
             raise ValueError(f"lora.targets: {target!r} names no module of {type(model).__name__}")
+        if other := [type(module).__name__ for module in named if not isinstance(module, ADAPTABLE)]:
+            raise ValueError(f"lora.targets: {target!r} is of class {other[0]}: a LoRA adapts linear layers and convolutions, name those inside")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.filterwarnings("ignore", ".*get_apply_tensor_subclass")  # of merging into a quantised base, which nobody does

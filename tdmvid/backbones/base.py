@@ -98,6 +98,10 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     if folder.is_dir():
         if not (folder / "model_index.json").exists():
             raise ValueError(f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline folder")
+        if config.revision:
+            raise ValueError(f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is a folder here: leave one of them out")
+        if weights and config.variant and not any(folder.glob(f"*/*.{config.variant}*")):
+            raise ValueError(f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name: leave it out, or give another folder")
         return folder
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
         raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name); paths are relative to {Path.cwd()}")
@@ -250,9 +254,10 @@ class Backbone(ABC):
     def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
         """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
 
+    @classmethod
     @abstractmethod
-    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], float | None]:
-        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError if it is of another model."""
+    def read_lora(cls, folder: Path, network: nn.Module) -> tuple[dict[str, Tensor], float | None]:
+        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError if it is not of a network like this one."""
 
     @abstractmethod
     def load_lora(self, pipeline, folder: Path) -> None:

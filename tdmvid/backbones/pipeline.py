@@ -176,15 +176,17 @@ class PipelineBackbone(Backbone):
             folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata}
         )
 
-    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], float | None]:
-        check_lora(folder, self.network, self.lora_prefix, file=self.lora_file)
-        with safe_open(folder / self.lora_file, framework="pt") as file:
-            layers = {key.removeprefix(f"{self.lora_prefix}."): file.get_tensor(key) for key in file.keys()}
-            return layers, self.read_alpha(folder, file.metadata() or {})
+    @classmethod
+    def read_lora(cls, folder: Path, network: nn.Module) -> tuple[dict[str, Tensor], float | None]:
+        check_lora(folder, network, cls.lora_prefix, file=cls.lora_file)
+        with safe_open(folder / cls.lora_file, framework="pt") as file:
+            layers = {key.removeprefix(f"{cls.lora_prefix}."): file.get_tensor(key) for key in file.keys()}
+            return layers, cls.read_alpha(folder, file.metadata() or {})
 
-    def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
+    @classmethod
+    def read_alpha(cls, folder: Path, metadata: dict[str, str]) -> float | None:
         """What a LoRA file says of its alpha, or None."""
-        return json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).get(f"{self.lora_prefix}.lora_alpha")
+        return json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).get(f"{cls.lora_prefix}.lora_alpha")
 
     def load_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
         check_lora(folder, getattr(pipeline, self.network_folder), self.lora_prefix, file=self.lora_file)

@@ -68,7 +68,8 @@ class PixArt(Images, VPBackbone):
         save_file({f"{self.lora_prefix}.{name}": tensor for name, tensor in layers.items()}, folder / self.lora_file, metadata={"format": "pt"})
         config.save_pretrained(folder)
 
-    def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
+    @classmethod
+    def read_alpha(cls, folder: Path, metadata: dict[str, str]) -> float | None:
         return LoraConfig.from_pretrained(folder).lora_alpha
 
     @staticmethod

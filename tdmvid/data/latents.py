@@ -38,13 +38,21 @@ class RealConfig:
             raise ValueError(f"real.limit={self.limit}: a number of files; 0 uses all")
 
 
+def real_files(config: RealConfig, *, frames: int) -> list[Path]:
+    """The videos, and where a clip is one frame the images, that are used; ValueError if there are none."""
+    try:
+        files = media_files(Path(config.path), VIDEOS | IMAGES if frames == 1 else VIDEOS)
+    except ValueError as error:
+        raise ValueError(f"real.path={error}") from None
+    return files[: config.limit] if config.limit else files
+
+
 class RealLatents:
     """The clips of a folder as latents, picked by uniform numbers; of images too where a clip is one frame."""
 
     def __init__(self, config: RealConfig, fingerprint: str, *, frames: int = 1):
         folder = Path(config.path)
-        files = media_files(folder, VIDEOS | IMAGES if frames == 1 else VIDEOS)
-        self.files = files[: config.limit] if config.limit else files
+        self.files = real_files(config, frames=frames)
         self.known = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in self.files]
         """What a resumed run must find again."""
         self._keys = [f"{folder.resolve()} {known} {path.stat().st_mtime_ns}" for known, path in zip(self.known, self.files)]

@@ -69,8 +69,10 @@ class TDM:
     """stop: one k for the whole iteration, the rollout ends there; full: a k per sample, K - 1 calls."""
 
     def __post_init__(self):
-        if self.margin_low < 0 or self.margin_high < 0:
-            raise ValueError(f"objective.margin_low={self.margin_low}, margin_high={self.margin_high}: margins are not negative")
+        if not (0 <= self.margin_low < 1 and 0 <= self.margin_high < 1):
+            raise ValueError(f"objective.margin_low={self.margin_low}, margin_high={self.margin_high}: margins are not negative, and less than 1")
+        if self.huber_c is not None and (self.huber_c <= 0 or self.distance == "l2"):
+            raise ValueError(f"objective.huber_c={self.huber_c}, distance={self.distance!r}: it is above 0, and of the distances huber and huber_vector alone")
         if self.fake_updates < 1:
             raise ValueError(f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1 update per iteration")
         if self.draws == "shared" and (self.fake_updates > 1 or self.through_scores):
@@ -80,10 +82,14 @@ class TDM:
             )
         if not 0 <= self.fresh_noise < 1:
             raise ValueError(f"objective.fresh_noise={self.fresh_noise}: a noise level in [0, 1); 0 leaves the margins alone")
-        if self.cfg < 0 or self.snr_ceiling <= 0:
-            raise ValueError(f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 and the ceiling > 0")
+        if not 0 <= self.cfg <= 1000 or self.snr_ceiling <= 0:
+            raise ValueError(f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 (and at most 1000) and the ceiling > 0")
         if self.fake_weight == "velocity" and self.fake_target == "exact":
             raise ValueError("objective.fake_weight='velocity': the exact target's variance is infinite at zero SNR; use fake_target='x0_hat', or 'snr'")
+        if self.importance == "sum" and (self.fake_target == "exact" or self.from_clean):
+            raise ValueError("objective.importance='sum': the exact target has no weights, and from a clean prediction all are 1; use x0_hat, noisy and ddim, or leave it out")
+        if self.segments == "everywhere" and self.randmid:
+            raise ValueError("objective.randmid=true with segments='everywhere', where tau does not depend on s: set it to false, or segments to 'separate'")
         if self.segments == "everywhere" and self.match == "noisy":
             raise ValueError("objective.segments='everywhere': tau must lie above a noisy x_s; use match='clean', or segments='separate'")
         if any(k < 1 for k in self.step_set) or len(set(self.step_set)) < len(self.step_set):
@@ -102,13 +108,18 @@ class TDM:
         """Whether the networks get K as a condition."""
         return bool(self.step_set) and self.k_condition
 
+    @property
+    def from_clean(self) -> bool:
+        """Whether the clean prediction is noised to tau; with `renoise` the next state is one with fresh noise, so that is no other draw."""
+        return self.match == "clean" or self.solver == "renoise"
+
     def draw(self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process) -> Draw:
         """s, tau and noise; x_tau ~ q(x_tau | x_s) with x_s on the trajectory, one solver step from `path.x`."""
         clean = x0_hat.detach()
         u = torch.rand(2, len(clean), generator=generator, device=clean.device)
         eps = torch.randn(clean.shape, generator=generator, device=clean.device)
         s, tau = self._times(path, u, process)
-        if self.match == "clean" or self.solver == "renoise":  # whose next state is the clean prediction with fresh noise
+        if self.from_clean:
             s = torch.zeros_like(s)
         ahead = clean if self.solver != "dpm++" else extrapolated(process, clean, path.upper, s, path.before)
         scale, beta = process.bridge(s, tau)
@@ -131,7 +142,7 @@ class TDM:
         upper = path.upper if self.segments == "separate" else torch.ones_like(s)
         low = gap + (torch.zeros_like(s) if self.segments == "everywhere" else s)
         if self.fresh_noise > 0:
-            low = torch.maximum(low, _time_of_noise(process, s if self.match == "noisy" else torch.zeros_like(s), upper, self.fresh_noise))
+            low = torch.maximum(low, _time_of_noise(process, torch.zeros_like(s) if self.from_clean else s, upper, self.fresh_noise))
         low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
         high = torch.maximum(upper - self.margin_high, low)
         return s, process.snap(low + u[0] * (high - low))

@@ -28,6 +28,10 @@ class OptimConfig:
             raise ValueError(f"lr={self.lr}: a learning rate is positive")
         if self.clip < 0 or self.warmup < 0:
             raise ValueError(f"clip={self.clip}, warmup={self.warmup}: neither may be negative; 0 turns them off")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay}: not negative; 0 is none")
+        if self.algorithm == "sgd" and self.weight_decay:
+            raise ValueError(f"weight_decay={self.weight_decay} with algorithm='sgd', which has none: use 'adamw', or leave it out")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: two numbers in [0, 1)")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..adapters.lora import attach
 from ..backbones.base import Backbone, Tokens, find_family
 from ..backbones.discriminator import Discriminator
 from ..backbones.quantize import planned_bytes
@@ -21,7 +20,7 @@ from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
 from ..parallel.sequence import PlannedGroup
-from .setup import check_compile, check_objective, check_quantize
+from .setup import check_settings, fit, outline, reference_grid
 from .trace import Trace, decoding_bytes, trace
 
 LIVE_VALUES = 1e9  # gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)
@@ -180,27 +179,19 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     """Plan a run on `ranks` ranks; ValueError for whatever the run itself would refuse."""
     check_sequence(config.parallel.sequence, ranks)
     folder, family = find_family(config.model, weights=False)
-    launched = ranks > 1 or config.parallel.offload != "none"
-    for check in (check_objective, check_compile, check_quantize):
-        check(config, distributed=launched)
-    config.grid.family(family.read_process(folder), config.objective.step_set)
+    check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
+    process = family.read_process(folder)
+    config.grid.family(process, config.objective.step_set)
+    reference_grid(config, process)
     if not config.prompts.path:
         raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
     prompts = len(read_prompts(Path(config.prompts.path), column=config.prompts.column))
-    with torch.device("meta"):
-        network = nn.Module.to(family.empty_network(folder), config.model.torch_dtype).requires_grad_(False)
+    network = outline(config, folder, family)
     tokens = family.tokens(network, folder, config.video)
     base, base_bytes = _count(network), planned_bytes(network, family.blocks(network), config.model.quantize)
-    if config.training == "lora":
-        attach(network, config.lora, family.lora_targets, seed=0)
-    else:
-        network.requires_grad_(True)
+    group, there = PlannedGroup(config.parallel.sequence), Path(config.init).is_dir()  # a stage that is not finished yet can be planned on
+    fit(network, config if there else replace(config, init=""), family, group)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    group = PlannedGroup(config.parallel.sequence)
-    if group.size > 1:
-        family.share_tokens(network, group)
-    if config.model.attention == "float32":
-        family.use_float32_attention(network)
     example = lambda: family.example(network, folder, config.video, config.batch.micro, config.model.torch_dtype)  # noqa: E731
     call = trace(network, family.blocks(network), example, dtype=config.model.torch_dtype)
     forwards, backwards = calls_per_iteration(config)
@@ -224,9 +215,8 @@ def _autoencoder(config: RunConfig, folder: Path, family: type[Backbone], networ
 
 def _discriminator(config: RunConfig, folder: Path, family: type[Backbone]) -> tuple[Trace, int]:
     """A call of the discriminator, and how many parameters it trains."""
-    dtype, batch = config.model.torch_dtype, config.batch.micro
+    dtype, batch, network = config.model.torch_dtype, config.batch.micro, outline(config, folder, family)
     with torch.device("meta"):
-        network = nn.Module.to(family.empty_network(folder), dtype).requires_grad_(False)
         critic = Discriminator(network, family.halve(network), seed=0)
 
     def example() -> dict:
@@ -286,6 +276,7 @@ def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
         *[(f"while {moment}", _gib(size)) for moment, size in plan.moments().items()],
         ("at its peak", f"{_gib(plan.total())} on the first rank, {plan.narrowest}" + (f", of {device_memory:g} GiB" if device_memory else "")),
         ("checkpointing", f"activations {_gib(plan.activations(False))} without, {_gib(plan.activations(True))} with"),
+        *([("start with", f"a launcher: deepspeed launch/train.py ..., for {launched}")] if (launched := _launched(config)) and plan.ranks == 1 else []),
         ("writes", str(config.folder)),
     ]
     pad = max(len(name) for name, _ in rows)
@@ -349,6 +340,12 @@ def _changed(config: RunConfig, changes: dict) -> RunConfig:
 
 def _teacher_calls(config: RunConfig) -> int:
     return 1 if config.objective.cfg == 1 else 2
+
+
+def _launched(config: RunConfig) -> str:
+    """The setting that only a launcher's processes have; empty if there is none."""
+    parallel = config.parallel
+    return f"parallel.offload={parallel.offload!r}" if parallel.offload != "none" else "parallel.backend='deepspeed'" if parallel.backend == "deepspeed" else ""
 
 
 def _student_steps(config: RunConfig) -> int:

@@ -25,7 +25,7 @@ from ..backbones.discriminator import Discriminator, NetworkDiscriminator
 from ..backbones.quantize import check_torchao, parts
 from ..config import RunConfig, to_dict
 from ..data.embeddings import EmbeddingCache, embed_prompts
-from ..data.latents import RealLatents
+from ..data.latents import RealLatents, real_files
 from ..data.prompts import PromptOrder, read_prompts
 from ..data.video import read_clip
 from ..diffusion.denoiser import Cond, Guided
@@ -35,6 +35,7 @@ from ..distill.objective import Roles
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
 from ..parallel.rng import Streams
+from ..parallel.sequence import PlannedGroup
 from .quantized import Rounding, quantize_base
 from .recompute import keep_attention
 
@@ -90,29 +91,20 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     resumed: a checkpoint is about to be loaded into it, so the LoRA of `init` is not read.
     """
     device = world.device
-    check_attention(config.model.attention, device)
-    check_objective(config, distributed=world.distributed)
-    check_compile(config, distributed=world.distributed)
-    if config.parallel.compile:
-        check_compiler(device)
-    if config.parallel.offload != "none" and not world.distributed:
-        raise ValueError(
-            f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that moves weights to host memory;"
-            " start with `deepspeed launch/train.py ...`, or set it to 'none'"
-        )
-    check_quantize(config, distributed=world.distributed)
-    if config.model.quantize != "none":
-        check_torchao()
+    check_settings(config, distributed=world.distributed)
+    check_machine(config, world)
     backbone = load_backbone(config.model, config.video, device=device)
     grid, grids = config.grid.build(backbone.process), config.grid.family(backbone.process, config.objective.step_set)
     reference_grid(config, backbone.process)  # what the end of the run needs is refused at its start
+    started = replace(config, init="") if resumed else config
+    fit(outline(config, backbone.folder, type(backbone)), started, type(backbone), PlannedGroup(config.parallel.sequence))  # before anything is encoded
     cache, prompts = embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     null = cache.get([""]).to(device)
     real = real_latents(config, backbone, world) if "discriminator" in config.objective.roles else None
     gallery = cache.get(gallery_prompts).to(device)
     rounding = quantize_base(config, backbone, grid, gallery, null) if config.model.quantize != "none" else None
-    engines, teacher = build_engines(replace(config, init="") if resumed else config, world, backbone)
+    engines, teacher = build_engines(started, world, backbone)
     student, fake = (backbone.denoiser(engines[role]) for role in ("student", "fake"))
     critic = NetworkDiscriminator(backbone, engines["discriminator"], null) if real else None
     guided = Guided(teacher, null, config.objective.cfg)
@@ -132,7 +124,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
 def on_whole_base(run: Run, weights: dict[str, Tensor]) -> Run:
     """The run with its student on the base as users have it; weights: the trained ones by parameter name."""
     config, backbone = run.config, run.backbone
-    network = _prepared(_adapted(backbone.fresh_network(), config, backbone, seed=config.seed), config=config, world=run.world, backbone=backbone)
+    network = _prepared(adapted(backbone.fresh_network(), config, backbone.lora_targets, seed=config.seed), config=config, world=run.world, backbone=backbone)
     own = dict(network.named_parameters())
     for name, tensor in weights.items():
         own[name].copy_(tensor)
@@ -198,12 +190,44 @@ def _digest(what: str, names: list[str]) -> str:
     return f"{len(names)} {what}, sha256 {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}"
 
 
+def check_settings(config: RunConfig, *, distributed: bool) -> None:
+    """ValueError for settings that cannot be together, or that name what is not there: of a run and of its plan."""
+    check_objective(config, distributed=distributed)
+    check_quantize(config, distributed=distributed)
+    check_compile(config, distributed=distributed)
+    check_folders(config)
+
+
+def check_folders(config: RunConfig) -> None:
+    """ValueError if a file is where a run writes its folders."""
+    for name, path in (("out", config.folder), ("prompts.cache", Path(config.prompts.cache)), ("real.cache", Path(config.real.cache))):
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise ValueError(f"{name}={str(path)!r}: {there} is a file, and a folder is to be there: give another")
+
+
+def check_machine(config: RunConfig, world: launch.World) -> None:
+    """ValueError where this machine, or the way the run was started, lacks what it needs."""
+    check_attention(config.model.attention, world.device)
+    if config.parallel.compile:
+        check_compiler(world.device)
+    if config.parallel.offload != "none" and not world.distributed:
+        raise ValueError(
+            f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that moves weights to host memory;"
+            " start with `deepspeed launch/train.py ...`, or set it to 'none'"
+        )
+    if config.model.quantize != "none":
+        check_torchao()
+
+
 def check_objective(config: RunConfig, *, distributed: bool) -> None:
     """ValueError for an objective that cannot run with the rest of the config."""
     objective = config.objective
     adversarial = "discriminator" in objective.roles
     if adversarial and not config.real.path:
         raise ValueError(f"objective.kind={objective.kind!r} compares with real clips: name a folder of videos or images in real.path, or choose kind 'tdm'")
+    if adversarial:
+        real_files(config.real, frames=config.video.frames)
     if objective.told_steps and config.training != "lora":
         raise ValueError("objective.step_set with training='full': the condition on K lives beside an adapter; use training='lora', or k_condition=false")
     if not (objective.through_scores or adversarial):
@@ -248,18 +272,41 @@ def build_engines(config: RunConfig, world: launch.World, backbone: Backbone) ->
     return engines, backbone.denoiser(teacher)
 
 
+def outline(config: RunConfig, folder: Path, family: type[Backbone]) -> nn.Module:
+    """The base, frozen, from its config alone: on the meta device."""
+    with torch.device("meta"):
+        return nn.Module.to(family.empty_network(folder), config.model.torch_dtype).requires_grad_(False)
+
+
+def fit(network: nn.Module, config: RunConfig, family: type[Backbone], group: PlannedGroup) -> nn.Module:
+    """Make of an outline what a role trains, called as it will be; ValueError for what this family, or the LoRA of `init`, cannot."""
+    start = family.read_lora(Path(config.init), network) if config.init else None
+    if config.training == "lora":
+        adapted(network, config, family.lora_targets, seed=0)
+    else:
+        network.requires_grad_(True)
+    if start:
+        start_from(network, config.lora, *start, where=f"init={config.init!r}")
+    if group.size > 1:
+        family.share_tokens(network, group)
+    if config.model.attention == "float32":
+        family.use_float32_attention(network)
+    return network
+
+
 def _two_adapted(config: RunConfig, backbone: Backbone) -> tuple[nn.Module, nn.Module]:
     """Student and fake: two adapters, on one base or on one each."""
     fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
-    start = backbone.read_lora(Path(config.init)) if config.init else None
-    student_net = _adapted(backbone.network, config, backbone, seed=config.seed)
+    start = backbone.read_lora(Path(config.init), backbone.network) if config.init else None
+    student_net = adapted(backbone.network, config, backbone.lora_targets, seed=config.seed)
     if start:
         start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
-    return student_net, _adapted(fake_net, config, backbone, seed=config.seed + 1)
+    return student_net, adapted(fake_net, config, backbone.lora_targets, seed=config.seed + 1)
 
 
-def _adapted(network: nn.Module, config: RunConfig, backbone: Backbone, *, seed: int) -> nn.Module:
-    attach(network, config.lora, backbone.lora_targets, seed=seed)
+def adapted(network: nn.Module, config: RunConfig, targets: tuple[str, ...], *, seed: int) -> nn.Module:
+    """The network with all that a role trains beside a frozen base; targets: the family's own."""
+    attach(network, config.lora, targets, seed=seed)
     if config.objective.told_steps:
         condition_on_steps(network, seed=seed)
     return network

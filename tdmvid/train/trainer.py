@@ -15,7 +15,7 @@ from .checkpoint import Checkpoints, flat
 from .finish import finish
 from .monitor import Monitor
 from .samples import write_samples
-from .setup import Run, build_run
+from .setup import Run, build_run, check_folders
 from .watch import Interrupted, Watch
 
 
@@ -34,8 +34,7 @@ def train(
     world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
     launch.check_same("config", flat(to_dict(config)))
     folder = config.folder
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out={str(folder)!r} is a file: choose another --out")
+    check_folders(config)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, rank=world.rank, ranks=world.size)
     if not resume and checkpoints.steps():
         raise ValueError(f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose another --out")

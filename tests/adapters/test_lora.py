@@ -1,5 +1,7 @@
 """Student and fake are adapters on one frozen base: each alone trainable, the teacher untouched by both."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -131,6 +133,15 @@ def test_one_seed_gives_one_adapter_and_the_global_generator_is_left_alone(tiny_
     torch.set_rng_state(state)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
     assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])
+
+
+@pytest.mark.parametrize("target, message", [
+    ("transformer_blocks", "'transformer_blocks' is of class ModuleList"), ("norm_final", "'norm_final' is of class LayerNorm"), ("attn1", "'attn1' is of class Attention"), ("", "'' names no module"),
+])
+def test_a_target_that_no_lora_can_adapt_is_named_with_what_it_is(tiny_cogvideox, target, message):
+    network = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32)).network
+    with pytest.raises(ValueError, match=f"lora.targets: {message}"):
+        attach(network, replace(SETTINGS, targets=(target,)), (), seed=0)
 
 
 def test_targets_can_be_chosen_and_one_that_names_nothing_is_refused(tiny_cogvideox):

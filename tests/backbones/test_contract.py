@@ -324,7 +324,7 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     assert len(pictures) == 6 and {path.suffix for path in pictures} == {".png" if case.size.frames == 1 else ".mp4"}
     assert all(path.stat().st_size > 100 for path in pictures)
     facts, z = json.loads((trained / "lora" / "export.json").read_text()), noise(backbone)
-    assert facts["error"] <= facts["tolerance"] == 1e-5
+    assert facts["error"] <= facts["tolerance"] and 1e-5 <= facts["tolerance"] < 1e-4
     theirs = case.sample(user_s_pipeline(case, trained / "lora"), backbone, z)
     lean = backbone.stock_pipeline()
     lean.scheduler = backbone.student_scheduler(shifted(4, 2.0, backbone.process))
@@ -374,7 +374,7 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     grid, z, cond = shifted(4, 2.0, other.process), noise(other), other.encode_prompts(PROMPTS)
     plain = ddim(other.denoiser(other.network), z, cond, grid)
     theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
-    settings, found = LoraSettings(rank=2, alpha=3), other.read_lora(trained / "lora")
+    settings, found = LoraSettings(rank=2, alpha=3), other.read_lora(trained / "lora", other.network)
     student = attach(other.network, settings, other.lora_targets, seed=0)
     start_from(student, settings, *found, where="the LoRA")
     ours = ddim(other.denoiser(student), z, cond, grid)

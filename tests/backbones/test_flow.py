@@ -8,6 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from families import BUILDERS, sd3, wan
 
+from tdmvid.adapters.export import TOLERANCE, _Check
 from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 from tdmvid.backbones.flow import flow_scheduler_for
 from tdmvid.backbones.scheduler import TrajectoryScheduler, load_scheduler
@@ -76,6 +77,17 @@ def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(b
     torch.testing.assert_close(backbone.stock_latents(lean, z, cond, steps=grid.steps), ours, atol=1e-4 * ours.abs().max().item(), rtol=0)
     with pytest.raises(ValueError, match=f"num_inference_steps=5: this student was trained on {grid.steps} timesteps"):
         backbone.stock_latents(lean, z, cond, steps=5)
+
+
+@pytest.mark.parametrize("timesteps, met", [([1000, 700, 200], True), ([1000, 700.5, 200], False)], ids=str)
+def test_an_export_may_differ_by_what_the_stock_scheduler_rounds_a_time_by(backbone, timesteps, met):
+    grid = explicit(timesteps, FLOW)
+    stock = backbone.student_scheduler(grid)
+    assert type(stock) is FlowMatchEulerDiscreteScheduler
+    stock.set_timesteps(grid.steps)
+    off = (stock.timesteps - torch.tensor(timesteps)).abs().max().item()
+    check = _Check(backbone, grid, "float32", 0.0, torch.zeros(1), torch.zeros(1), None)
+    assert check.tolerance == TOLERANCE["float32"] + off < 2e-4 and (off == 0) == met
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

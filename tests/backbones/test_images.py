@@ -158,3 +158,11 @@ def test_of_a_hub_s_many_weights_only_those_of_the_pipeline_are_fetched(folders,
     resolve(ModelConfig(path="owner/name", variant=variant), weights=weights)
     assert {name for name in fetched if name.endswith("safetensors")} == wanted
     assert {"model_index.json", "unet/config.json"} <= set(fetched) and ("tokenizer/merges.txt" in fetched) == weights
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"variant": "fp16"}, "model.variant='fp16': no file of .* has it in its name"), ({"revision": "main"}, "model.revision='main' is of a hub id, .* is a folder here"),
+])
+def test_what_a_folder_does_not_have_is_refused(folders, change, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(ModelConfig(path=str(folders(stable_diffusion, "epsilon")), **change))

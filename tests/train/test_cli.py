@@ -103,7 +103,7 @@ def test_a_refused_run_writes_nothing(call, tmp_path):
 
 def test_a_file_is_no_run_folder(call, tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert refusal(call, args=["--out", "notes.txt"]) == "error: out='notes.txt' is a file: choose another --out"
+    assert refusal(call, args=["--out", "notes.txt"]) == "error: out='notes.txt': notes.txt is a file, and a folder is to be there: give another"
 
 
 def test_a_run_folder_may_be_called_like_a_number(call, capsys):

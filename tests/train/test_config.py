@@ -70,7 +70,7 @@ def test_there_are_ready_configs():
     ("steps=2", ("steps",), 2),
     ("student.lr=1e-5", ("student", "lr"), 1e-5),
     ("student.lr=1", ("student", "lr"), 1.0),
-    ("objective.distance=l2", ("objective", "distance"), "l2"),
+    ("objective.distance=huber_vector", ("objective", "distance"), "huber_vector"),
     ("objective.huber_c=null", ("objective", "huber_c"), None),
     ("objective.randmid=false", ("objective", "randmid"), False),
     ("log.sample_prompts=[\"a=b\", \"c\"]", ("log", "sample_prompts"), ("a=b", "c")),
@@ -120,10 +120,36 @@ def test_the_last_override_wins(load):
     ({"log": {"keep_checkpoints": 0}}, r"log\.keep_checkpoints=0: keep at least 1"),
     ({"log": {"sample_every": -1}}, r"log\..*sample_every=-1: .* 0 turns it off"),
     ({"log": {"teacher_steps": 0}}, r"log\..*teacher_steps=0: .* at least 1"),
+    ({"seed": 2**64}, "seed=18446744073709551616: a seed lies between"),
+    ({"log": {"seed": -(2**62)}}, r"log\.seed=-4611686018427387904: a seed lies between"),
+    ({"student": {"weight_decay": -0.1}}, r"student\.weight_decay=-0.1: not negative"),
+    ({"student": {"lr": 10**400}}, r"student\.lr=inf must be a finite number"),
+    ({"objective": {"kind": ["tdm"]}}, r"objective\.kind=\['tdm'\]: choose one of 'dmd2'"),
+    ({"objective": {"huber_c": 0}}, r"objective\.huber_c=0.0.* above 0"),
+    ({"objective": {"margin_low": 1}}, r"objective\.margin_low=1.0.* less than 1"),
+    ({"objective": {"cfg": 1e30}}, r"objective\.cfg=1e\+30.* at most 1000"),
+    ({"parallel": {"timeout_minutes": 1e9}}, r"parallel\.timeout_minutes=1000000000.0: .* of a year"),
     ([1], r"some.json must hold a JSON object, not \[1\]"),
     ('{"steps": 1,\n "seed": }', "some.json, line 2: not JSON"),
 ], ids=str)
 def test_what_is_wrong_is_named_with_its_value_and_the_rule(load, data, message):
+    with pytest.raises(ValueError, match=message):
+        load(data)
+
+
+@pytest.mark.parametrize("data, message", [
+    ({"grid": {"shift": 3}}, r"grid\.shift=3.0 does nothing to grid.kind='uniform': use kind 'shifted', or leave it out"),
+    ({"grid": {"timesteps": [999]}}, r"grid\.timesteps=\[999.0\] are of grid.kind='explicit', this is 'uniform'"),
+    ({"grid": {"kind": "explicit", "timesteps": [999], "start": 0.5}}, r"grid\.shift=1.0, start=0.5 do nothing to listed timesteps"),
+    ({"objective": {"distance": "l2", "huber_c": 0.1}}, r"objective\.huber_c=0.1, distance='l2'"),
+    *(({"objective": {"importance": "sum", **beside}}, r"objective\.importance='sum': the exact target has no weights, and from a clean prediction all are 1")
+      for beside in ({"fake_target": "exact"}, {"kind": "fisher"}, {"kind": "dmd2"}, {"match": "clean"}, {"solver": "renoise"})),
+    ({"objective": {"kind": "dmd2", "randmid": True}}, r"objective\.randmid=true with segments='everywhere'"),
+    ({"student": {"algorithm": "sgd", "weight_decay": 0.1}}, r"student\.weight_decay=0.1 with algorithm='sgd', which has none"),
+    ({"training": "full", "parallel": {"share_base": False}}, "parallel.share_base=false with training='full'"),
+    ({"evaluate": {"config": "eval/configs/shapes.json"}}, r"evaluate\.config='eval/configs/shapes.json' with evaluate.program='', which reads none"),
+], ids=str)
+def test_a_setting_that_would_do_nothing_beside_another_is_refused(load, data, message):
     with pytest.raises(ValueError, match=message):
         load(data)
 

@@ -74,6 +74,14 @@ def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, message):
         second(change)
 
 
+@pytest.mark.parametrize("change", ["lora.rank=3", 'lora.targets=["to_q"]'])
+def test_a_plan_refuses_a_lora_that_is_there_and_does_not_fit(tiny_run, stage, tmp_path, change):
+    start = f"init={stage / 'lora'}"
+    assert make_plan(tiny_run(tmp_path, start)).trainable > 0
+    with pytest.raises(ValueError, match="init='.*lora' (is of rank 2|adapts)"):
+        make_plan(tiny_run(tmp_path, start, change))
+
+
 def test_a_lora_with_biases_is_refused(second, stage, tmp_path):
     layers = load_file(stage / "lora" / LORA_FILE)
     name, outer = next((key, tensor) for key, tensor in layers.items() if key.endswith("lora_B.weight"))

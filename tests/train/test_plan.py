@@ -128,6 +128,41 @@ def test_whole_networks_are_planned_as_such(tiny_run, tmp_path):
     assert numbers(text, r"([\d,]+) parameters in") == numbers(text, r"([\d,]+) trainable") and "3 whole networks" in text
 
 
+@pytest.mark.parametrize("changes", [(), ("objective.step_set=[2,4]",), ("training=full",)], ids=["lora", "told K", "full"])
+def test_the_planned_trainable_parameters_are_those_of_each_role(tiny_run, tmp_path, changes):
+    config = tiny_run(tmp_path, *changes)
+    planned, run = make_plan(config).trainable, build_run(config, launch.start("none"))
+    assert [sum(p.numel() for p in run.engines[role].trainable.values()) for role in ("student", "fake")] == [planned, planned]
+
+
+REFUSED = (
+    'lora.targets=["no_layer"]', 'lora.targets=["transformer_blocks"]', 'lora.targets=[""]', "lora.rank=100000", "init={folder}", "objective.kind=gan real.path={folder}",
+    "objective.kind=gan real.path=nowhere", "log.teacher_steps=1001", "log.teacher_shift=0", "grid.steps=1001", "objective.step_set=[1,2]", "prompts.path={folder}",
+    "prompts.cache={file}", "real.cache={file}/cache", "out={file}", "video.height=40", "parallel.sequence=2", "training=full objective.step_set=[4]",
+    "model.revision=main",
+)
+
+
+@pytest.mark.parametrize("changes", REFUSED)
+def test_a_run_refuses_what_its_plan_does_in_the_same_words_and_before_any_work(tiny_run, tmp_path, changes):
+    folder, file, run = tmp_path / "folder", tmp_path / "file", tmp_path / "run"
+    folder.mkdir()
+    file.touch()
+    changes = changes.format(folder=folder, file=file).split()
+    said = []
+    for refuse in (make_plan, train):
+        with pytest.raises(ValueError) as found:
+            refuse(tiny_run(run, f"prompts.cache={tmp_path / 'embeddings'}", f"real.cache={tmp_path / 'latents'}", *changes))
+        said.append(str(found.value))
+    assert said[0] == said[1] and any(word in said[0] for word in changes[-1].split("="))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("change", ["parallel.offload=optimizer", "parallel.backend=deepspeed"])
+def test_a_plan_says_what_needs_a_launcher(tiny_run, tmp_path, change):
+    assert "start with" not in plan(tiny_run(tmp_path)) and re.search(r"start with +a launcher: .*for parallel", plan(tiny_run(tmp_path, change)))
+
+
 def test_a_plan_writes_nothing(tiny_run, tmp_path):
     plan(tiny_run(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
