@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.files import write_json
+from ..data.files import usual_mode, write_json
 from ..data.video import write_image, write_video
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
@@ -246,6 +246,8 @@ def replacing(*folders: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
+        for path in filter(Path.is_file, aside.rglob("*")):
+            usual_mode(path)
         old.mkdir()
         for folder in filter(Path.exists, folders):
             folder.rename(old / folder.name)

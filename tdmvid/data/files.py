@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PART = ".part"
+_UMASK = os.umask(0o077)  # there is no reading it without setting it
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -27,12 +29,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     part = path.parent / f".{uuid.uuid4().hex[:8]}{PART}{path.suffix}"
     try:
         yield part
+        usual_mode(part)
         _fsync(part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     _fsync(path.parent)  # the rename itself is on disk only after this
+
+
+def usual_mode(path: Path) -> None:
+    """Whoever may read what `open` writes may read this file too: safetensors makes its files for their owner alone."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def write_text(path: Path, text: str) -> None:

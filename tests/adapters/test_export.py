@@ -143,6 +143,11 @@ def test_what_no_export_wrote_is_not_replaced(student, tmp_path):
     assert (tmp_path / "lora/.git/HEAD").read_text() == "ref: refs/heads/main" and (tmp_path / "lora/export.json").is_file()
 
 
+def test_an_export_may_be_read_by_whoever_may_read_a_new_file(bundle, tmp_path):
+    (tmp_path / "usual").touch()
+    assert {path.stat().st_mode for path in bundle.rglob("*") if path.is_file()} == {(tmp_path / "usual").stat().st_mode}
+
+
 @pytest.fixture
 def two(tmp_path):
     """`two("a")` writes an export of that content into both of two folders; the folders."""

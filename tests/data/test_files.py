@@ -40,3 +40,10 @@ def test_json_comes_back_equal_and_a_bad_object_leaves_the_old_one(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"steps": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == run
+
+
+def test_a_file_of_a_private_writer_may_be_read_as_others_may(tmp_path):
+    (tmp_path / "usual").touch()
+    with atomic_path(tmp_path / "a.bin") as part:
+        part.touch(mode=0o600)
+    assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "usual").stat().st_mode
