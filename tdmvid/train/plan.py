@@ -111,12 +111,10 @@ class Plan:
         """Bytes of a base as users have it."""
         return self.base * _size(self.config.model.torch_dtype)
 
-    @property
-    def pictures(self) -> float:
-        """Bytes while samples are made: the guided teacher's call of all of them, or one of them decoded, whichever is more."""
+    def pictures(self, calls: int) -> float:
+        """Bytes while all samples are made, in so many calls' room, or one of them is decoded, whichever is more; a call keeps nothing but a block."""
         samples = len(self.config.log.sample_prompts) or min(self.config.log.sample_count, self.prompts)
-        calls = _teacher_calls(self.config) * samples / self.config.batch.micro
-        return max(self.decoding, calls * self.call.saved_block)
+        return max(self.decoding, calls * self.call.saved_block * samples / self.config.batch.micro)
 
     def moments(self) -> dict[str, float]:
         """Estimated bytes on the first rank's device, which needs most, without the library's workspace: at its peaks, in the order of a run."""
@@ -131,8 +129,8 @@ class Plan:
             "loading the base": float(self.whole + copies),
             "embedding the prompts": float(self.text_bytes),  # the base is in host memory
             "training": training,
-            "making samples": training - passing + self.pictures,
-            "checking the export": resting - parked + self.whole + copies + self.pictures,
+            "making samples": training - passing + self.pictures(_teacher_calls(self.config)),
+            "checking the export": resting - parked + self.whole + copies + self.pictures(self.config.parallel.sequence),  # one rank alone
         }
 
     def total(self) -> float:

@@ -273,14 +273,25 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path):
     made = make_plan(tiny_run(tmp_path, "ema=0.9"))
     moments, memory = made.moments(), made.memory()
     passing = memory["activations"] + memory["gradients"]
-    assert moments["training"] == math.fsum(memory.values()) and moments["making samples"] == moments["training"] - passing + made.pictures
+    assert moments["training"] == math.fsum(memory.values()) and moments["making samples"] == moments["training"] - passing + made.pictures(1)
     rest = memory["trained weights, float32"] + memory["optimiser"] + memory["average"] + memory["autoencoder"]
-    assert moments["checking the export"] == rest + made.whole + made.pictures  # the run's own base is in host memory
+    assert moments["checking the export"] == rest + made.whole + made.pictures(1)  # the run's own base is in host memory
     assert moments["embedding the prompts"] == made.text_bytes > 0
     four = make_plan(tiny_run(tmp_path, "ema=0.9"), ranks=4).moments()
     assert four["loading the base"] == moments["loading the base"] == made.whole == memory["frozen weights"]
-    assert four["checking the export"] == rest - 3 / 4 * (rest - memory["autoencoder"]) + made.whole / 4 + made.whole + made.pictures
+    assert four["checking the export"] == rest - 3 / 4 * (rest - memory["autoencoder"]) + made.whole / 4 + made.whole + made.pictures(1)
     assert made.total() == max(moments.values()) == moments[made.narrowest] and f"while {made.narrowest}" in describe(made)
+
+
+def test_samples_take_the_guided_teacher_s_calls_and_the_check_all_tokens_on_one_rank(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tdmvid.train.plan._autoencoder", lambda *_: (0, 0))
+    prompts = 'log.sample_prompts=["one","two","three"]'
+    alone, guided = (make_plan(tiny_run(tmp_path, f"objective.cfg={cfg}", prompts)) for cfg in (1, 3))
+    assert guided.pictures(1) == 3 * guided.call.saved_block
+    assert guided.moments()["making samples"] - alone.moments()["making samples"] == 3 * guided.call.saved_block
+    assert guided.moments()["checking the export"] == alone.moments()["checking the export"]
+    shared = make_plan(tiny_run(tmp_path, "parallel.sequence=2", prompts), ranks=2)
+    assert shared.pictures(2) == 2 * shared.pictures(1) < 1.5 * alone.pictures(1)
 
 
 def test_full_training_holds_a_copy_in_float32_at_both_ends(tiny_run, tmp_path):
