@@ -113,8 +113,8 @@ def test_the_program_itself_prints_the_line_and_no_traceback(tiny_json):
     ("evaluate.program=vbench", "error: evaluate.config='': vbench needs a config file, the ready ones are in eval/configs/"),
     ('evaluate={"program": "image", "config": "none.json"}', "error: evaluate.config='none.json' does not exist: the ready ones are in eval/configs/"),
 ])
-def test_an_evaluation_that_cannot_start_is_refused_before_training(call, change, message):
-    assert re.match(message, refusal(call, change))
+def test_an_evaluation_that_cannot_start_is_refused_before_training_and_by_the_plan(call, change, message):
+    assert re.match(message, refusal(call, change)) and re.match(message, refusal(call, change, args=["--plan"]))
 
 
 def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp_path, monkeypatch):
