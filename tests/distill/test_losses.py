@@ -41,3 +41,8 @@ def test_the_three_distances_by_hand():
     for kind, expected in by_hand.items():
         assert distance(x, target, norm, kind=kind, huber_c=None).item() == pytest.approx(expected, rel=1e-5)
     assert distance(x[:1], target[:1], norm, kind="huber_vector", huber_c=12.0).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("weight, share", [([2.0, 2.0, 2.0], 1.0), ([1.0, 0.0, 0.0, 0.0], 0.25), ([3e-25, 1e-25], 0.8), ([0.0, 0.0], 0.0)], ids=str)
+def test_the_effective_share_is_a_number_however_small_the_weights_are(weight, share):
+    assert effective_sample_share(torch.tensor(weight)).item() == pytest.approx(share)

@@ -135,8 +135,8 @@ def test_libraries_are_silent_about_what_is_not_used_and_nothing_else(name, mess
     ("evaluate.program=vbench", "error: evaluate.config='': vbench needs a config file, the ready ones are in eval/configs/"),
     ('evaluate={"program": "image", "config": "none.json"}', "error: evaluate.config='none.json' does not exist: the ready ones are in eval/configs/"),
 ])
-def test_an_evaluation_that_cannot_start_is_refused_before_training(call, change, message):
-    assert re.match(message, refusal(call, change))
+def test_an_evaluation_that_cannot_start_is_refused_before_training_and_by_the_plan(call, change, message):
+    assert re.match(message, refusal(call, change)) and re.match(message, refusal(call, change, args=["--plan"]))
 
 
 def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp_path, monkeypatch):
