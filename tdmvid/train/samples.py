@@ -23,13 +23,19 @@ def fixed_noise(run: Run, count: int) -> Tensor:
 def sample_student(run: Run, z: Tensor, cond: Cond, on_step=None, *, grid: TimeGrid | None = None, solver: Solver | None = None) -> Tensor:
     """K steps of the student, with its averaged weights if it keeps any, from z: latents [B, ...].
 
-    By the run's own grid and the solver it was trained with, unless others are given.
+    By the run's own grid and the solver it was trained with, unless others are given. RuntimeError if they are not finite.
     """
     objective, grid = run.config.objective, grid or run.grid
     cond = cond.told(grid.steps, len(z), z.device) if objective.told_steps else cond
     fresh = torch.Generator(z.device).manual_seed(run.config.log.seed + 1)
     with run.engines["student"].averaged():
-        return sample(run.roles.student, z, cond, grid, solver=solver or objective.solver, generator=fresh, on_step=on_step)
+        latents = sample(run.roles.student, z, cond, grid, solver=solver or objective.solver, generator=fresh, on_step=on_step)
+    if not latents.isfinite().all():
+        raise RuntimeError(
+            f"the student's samples are not finite: it has diverged, see metrics.jsonl; lower student.lr={run.config.student.lr:g}"
+            f" or fake.lr={run.config.fake.lr:g}, and start again or --resume from an earlier checkpoint"
+        )
+    return latents
 
 
 def write_samples(run: Run, step: int) -> None:

@@ -59,3 +59,9 @@ def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
     tiled = replace(run, config=replace(run.config, model=replace(run.config.model, tiling=True)))
     other = replace(run, config=replace(run.config, model=replace(run.config.model, dtype="bfloat16")))
     assert tiled.fingerprint == run.fingerprint != other.fingerprint
+
+
+def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_path):
+    """Before three bad iterations in a row could be counted."""
+    with pytest.raises(RuntimeError, match=r"samples are not finite: it has diverged, see metrics.jsonl; lower student.lr=1e\+30 or fake.lr=0.01"):
+        train(tiny_run(tmp_path, "steps=1", "student.lr=1e30"))
