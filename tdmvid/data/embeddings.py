@@ -102,8 +102,9 @@ def embed_prompts(
     *,
     batch: int = 16,
     progress: bool = True,
+    each: Callable[[], object] = lambda: None,
 ) -> int:
-    """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were.
+    """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were. `each` is called after each shard.
 
     Each shard is on disk before the next is begun: a killed run loses the work of one.
     """
@@ -118,6 +119,7 @@ def embed_prompts(
                     conds.append(encode(some).to("cpu"))
                 bar.update(len(some))
             cache.add(shard, Cond.cat(conds))
+            each()
     return len(missing)
 
 

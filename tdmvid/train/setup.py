@@ -150,8 +150,11 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
     root, key = Path(config.prompts.cache), backbone.text_fingerprint()
     if world.primary:
         with in_host_memory([backbone.network]):  # so that base and text encoder are not on the device together
-            embed_prompts(EmbeddingCache(root, key), ["", *prompts, *config.log.sample_prompts], backbone.encode_prompts)
-    launch.barrier()
+            embed_prompts(
+                EmbeddingCache(root, key), ["", *prompts, *config.log.sample_prompts], backbone.encode_prompts, each=lambda: launch.all_agree(False)
+            )
+    while not launch.all_agree(True):  # the others answer after each shard: a wait for all of them would outlast the timeout
+        pass
     backbone.release_text()
     return EmbeddingCache(root, key), prompts
 

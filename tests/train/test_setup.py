@@ -46,7 +46,7 @@ def test_the_base_leaves_its_device_while_an_export_is_checked_and_comes_back(ti
 
 def test_the_text_encoder_has_the_device_to_itself(tiny_run, tmp_path, monkeypatch):
     held = []
-    monkeypatch.setattr("tdmvid.train.setup.embed_prompts", lambda cache, prompts, encode: held.append(sum(p.numel() for p in encode.__self__.network.parameters())))
+    monkeypatch.setattr("tdmvid.train.setup.embed_prompts", lambda cache, prompts, encode, each: held.append(sum(p.numel() for p in encode.__self__.network.parameters())))
     monkeypatch.setattr("tdmvid.train.setup.EmbeddingCache.get", lambda cache, prompts: (_ for _ in ()).throw(KeyError("no embeddings")))
     with pytest.raises(KeyError):
         build_run(tiny_run(tmp_path), launch.start("none"))
