@@ -200,6 +200,8 @@ class RunConfig:
 
     def __post_init__(self):
         check_seed("seed", self.seed)
+        if self.name in ("", ".", "..") or any(character in self.name for character in "/\\\0"):
+            raise ValueError(f"name={self.name!r} names the run folder and files: a name without slashes, and not empty")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: a run has at least 1 step")
         if self.max_bad_steps < 1:

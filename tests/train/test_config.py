@@ -52,6 +52,12 @@ def test_the_resolved_config_holds_every_setting():
     assert leaves(to_dict(RunConfig())) == fields(RunConfig()) > 40
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b"])
+def test_a_name_is_one_of_a_folder(load, name):
+    with pytest.raises(ValueError, match="name=.* names the run folder and files: a name without slashes, and not empty"):
+        load({"name": name})
+
+
 def test_the_name_is_the_file_s_unless_given(load):
     assert load({}).name == "some" and load({"name": "other"}).folder == Path("runs/other") and load({}, "out=here").folder == Path("here")
 
