@@ -61,7 +61,7 @@ def test_an_option_that_tdm_does_not_have_is_refused_before_the_benchmark_works(
 
 
 def test_the_benchmark_s_options_are_read_as_a_config_s():
-    assert toy._objective(["draws=shared", "huber_c=0.5", "randmid=true"]) == replace(toy.OBJECTIVE, draws="shared", huber_c=0.5, randmid=True)
+    assert toy._objective(["draws=shared", "fresh_noise=0.5", "randmid=true"]) == replace(toy.OBJECTIVE, draws="shared", fresh_noise=0.5, randmid=True)
 
 
 @pytest.mark.slow
