@@ -37,7 +37,7 @@ from tdmvid.train.trace import ATTENTION_ON_A_CPU  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = [
-    "grid.kind=uniform", "grid.steps=4", "video.frames=17", "video.height=128", "video.width=128", "lora.rank=16", "lora.alpha=16",
+    "grid.kind=uniform", "grid.steps=4", "grid.timesteps=[]", "video.frames=17", "video.height=128", "video.width=128", "lora.rank=16", "lora.alpha=16",
     "batch.micro=1", "model.dtype=float32", "parallel.gradient_checkpointing=false", "parallel.zero_stage=2",
 ]
 POINTS = [

@@ -146,6 +146,7 @@ def test_what_is_wrong_is_named_with_its_value_and_the_rule(load, data, message)
 @pytest.mark.parametrize("data, message", [
     ({"grid": {"shift": 3}}, r"grid\.shift=3.0 does nothing to grid.kind='uniform': use kind 'shifted', or leave it out"),
     ({"grid": {"timesteps": [999]}}, r"grid\.timesteps=\[999.0\] are of grid.kind='explicit', this is 'uniform'"),
+    ({"grid": {"kind": "explicit", "timesteps": [999, 499], "steps": 8}}, r"grid\.steps=8 does nothing to the 2 listed timesteps: list as many"),
     ({"grid": {"kind": "explicit", "timesteps": [999], "start": 0.5}}, r"grid\.shift=1.0, start=0.5 do nothing to listed timesteps"),
     ({"objective": {"distance": "l2", "huber_c": 0.1}}, r"objective\.huber_c=0.1, distance='l2'"),
     *(({"objective": {"importance": "sum", **beside}}, r"objective\.importance='sum': the exact target has no weights, and from a clean prediction all are 1")
