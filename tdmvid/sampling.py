@@ -161,7 +161,7 @@ def read_manifest(out: Path) -> list[dict]:
     """What was made so far: prompt, seed, file and settings of each video; the last line of a killed rank may be cut."""
     entries = {}
     for path in [out / MANIFEST, *sorted(out.glob(f".*.{MANIFEST}"))]:
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():  # splitlines() would cut at a U+2028 in a prompt
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:

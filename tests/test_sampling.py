@@ -120,6 +120,15 @@ def test_a_killed_run_goes_on_where_it_was(make, written, backbone, tmp_path, mo
     assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 6 and not list((tmp_path / "out").glob(".*"))
 
 
+def test_a_prompt_may_hold_any_character(make, written):
+    """Unicode has ends of lines that end none of a file; captions from the web hold them."""
+    odd = ["a red\u2028circle", "a blue\x85square"]
+    assert [entry["prompt"] for entry in make("out", odd, (0,))] == odd
+    written.clear()
+    make("out", odd, (0,))
+    assert not written
+
+
 @pytest.mark.parametrize("change, message", [
     ({"sampler": Sampler(steps=3, cfg=1.0)}, "holds videos of steps=2, these have 3: use the same, or another --out"),
     ({"sampler": Sampler(steps=2, cfg=2.0)}, "holds videos of cfg=1.0, these have 2.0"),

@@ -64,7 +64,7 @@ def _coco(path: Path, _: int) -> Layout:
 
 def _geneval(path: Path, seeds: int) -> Layout:
     shots, texts = [], {}
-    for index, line in enumerate(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()):
+    for index, line in enumerate(line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()):
         row = json.loads(line)
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or "tag" not in row:
             raise ValueError(f"{path}, prompt {index}: {line[:80]!r} has no prompt and tag: give GenEval's evaluation_metadata.jsonl")

@@ -47,7 +47,7 @@ def _manifest(folder: Path) -> list[dict]:
     path = folder / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder} has no manifest.jsonl: give folders that launch/sample.py wrote")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def write_study(out: Path, questions: list[Question], *, title: str, question: str, names: tuple[str, str]) -> str:
