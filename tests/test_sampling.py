@@ -129,6 +129,25 @@ def test_a_prompt_may_hold_any_character(make, written):
     assert not written
 
 
+def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_path, monkeypatch):
+    """Jobs of other seeds may share a folder; each gathers when it starts and when it ends."""
+    write = sampling._write
+
+    def robbed(out, shots, *rest):
+        write(out, shots, *rest)
+        (out / ".0.manifest.jsonl").unlink()  # gathered a moment before the line came
+
+    monkeypatch.setattr(sampling, "_write", robbed)
+    manifest = make("out", PROMPTS[:2], (0,))
+    assert read_manifest(tmp_path / "out") == manifest and len(manifest) == 2
+
+
+def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
+    monkeypatch.setattr(type(backbone), "decode", lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan))
+    with pytest.raises(ValueError, match="00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite"):
+        make("out")
+
+
 @pytest.mark.parametrize("change, message", [
     ({"sampler": Sampler(steps=3, cfg=1.0)}, "holds videos of steps=2, these have 3: use the same, or another --out"),
     ({"sampler": Sampler(steps=2, cfg=2.0)}, "holds videos of cfg=1.0, these have 2.0"),
