@@ -157,6 +157,8 @@ def main() -> None:
             torch.cuda.empty_cache()
             if not world.primary:
                 return
+        elif int(os.environ.get("RANK", "0")):
+            return  # the first process scores, on every GPU
         if args.stage != "sample":
             check_sides(out, config, args.lora)
             write_json(out / "config.json", to_dict(config))
