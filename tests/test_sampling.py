@@ -142,6 +142,13 @@ def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_pat
     assert read_manifest(tmp_path / "out") == manifest and len(manifest) == 2
 
 
+def test_the_network_is_not_loaded_again(make, student, backbone, monkeypatch):
+    """On each of eight ranks it would be in the host's memory whole, and twice on the device."""
+    monkeypatch.setattr(type(backbone.network), "from_pretrained", lambda *_, **__: pytest.fail("loaded again"))
+    for sampler in (Sampler(student), Sampler(steps=2)):
+        assert make(f"of {sampler.student}", PROMPTS[:1], (0,), sampler=sampler)
+
+
 def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
     monkeypatch.setattr(type(backbone), "decode", lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan))
     with pytest.raises(ValueError, match="00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite"):

@@ -167,9 +167,9 @@ class _Check:
             return self.lora(again)
 
     def network(self, folder: Path) -> float:
-        backbone, pipeline = self.backbone, self.backbone.stock_pipeline()
+        backbone = self.backbone
         reloaded = type(backbone.network).from_pretrained(folder, dtype=backbone.config.torch_dtype).to(self.z.device)
-        pipeline.register_modules(**{backbone.network_folder: reloaded})
+        pipeline = backbone.stock_pipeline(reloaded)
         pipeline.scheduler = backbone.student_scheduler(self.grid)
         return self._difference(backbone.stock_latents(pipeline, self.z, self.cond, steps=self.grid.steps))
 
