@@ -149,6 +149,15 @@ def test_the_network_is_not_loaded_again(make, student, backbone, monkeypatch):
         assert make(f"of {sampler.student}", PROMPTS[:1], (0,), sampler=sampler)
 
 
+def test_a_teacher_s_videos_serve_another_student(make, written, tmp_path):
+    """Linked into the next evaluation's folder, as the pages tell: they took days."""
+    make("first/teacher")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "teacher").symlink_to(tmp_path / "first" / "teacher")
+    written.clear()
+    assert len(make("second/teacher")) == 6 and not written
+
+
 def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
     monkeypatch.setattr(type(backbone), "decode", lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan))
     with pytest.raises(ValueError, match="00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite"):
