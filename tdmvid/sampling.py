@@ -6,6 +6,7 @@ it. Sampling is the STOCK diffusers pipeline with the scheduler that lies beside
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
@@ -102,6 +103,8 @@ def sample_videos(
                 latents = backbone.stock_latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
                 _write(out, some, backbone.decode(latents).cpu(), backbone.size.fps, settings, world.rank)
                 bar.update(len(some))
+        pipeline = None
+        gc.collect()  # its copy of the network is in a cycle, which would keep the weights on the device while another samples or scores there
     launch.barrier()
     made = [asdict(shot) | {"settings": settings} for shot in shots]
     if world.primary:

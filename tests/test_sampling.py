@@ -1,9 +1,11 @@
 """Each video of a list is made once, and is a function of its prompt, its seed and the student alone."""
 
+import gc
 import json
 import runpy
 import shutil
 import sys
+import weakref
 
 import pytest
 import torch
@@ -156,6 +158,20 @@ def test_a_teacher_s_videos_serve_another_student(make, written, tmp_path):
     (tmp_path / "second" / "teacher").symlink_to(tmp_path / "first" / "teacher")
     written.clear()
     assert len(make("second/teacher")) == 6 and not written
+
+
+def test_no_weights_are_kept_once_all_is_sampled(student, tmp_path):
+    """The device is needed by what scores, for hours in which this process makes nothing that would have it collect garbage."""
+    gc.disable()
+    try:
+        backbone = load_for_sampling(ONE, student=student)
+        shots = plan_shots(PROMPTS[:1], (0,), frames=9)
+        sample_videos(tmp_path / "out", shots, backbone=backbone, sampler=Sampler(student), world=ONE, cache=tmp_path / "cache")
+        weights = [weakref.ref(p) for p in backbone.network.parameters()]
+        del backbone
+        assert len(weights) > 10 and not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
