@@ -74,7 +74,8 @@ def _check_size(questions: list[Question]) -> None:
     for count, question in enumerate(questions):
         total += sum(4 * -(-path.stat().st_size // 3) for path in question.sides)
         if total > LARGEST:
-            raise ValueError(f"{len(questions)} pairs are more than one page can hold ({LARGEST / 2**20:.0f} MiB, with which browsers still open it): use --pairs {count}")
+            limit = f"{LARGEST / 2**20:.0f} MiB, with which browsers still open it"
+            raise ValueError(f"{len(questions)} pairs are more than one page can hold ({limit}): use --pairs {count}")
 
 
 def _source(path: Path) -> dict:

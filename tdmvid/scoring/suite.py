@@ -123,7 +123,8 @@ def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
     first: dict[str, str] = {}
     for prompt, text in {entry.prompt: entry.shown for entry in reversed(entries)}.items():
         if first.setdefault(text, prompt) != prompt:
-            raise ValueError(f"{config.augmented}: {text!r} stands for {first[text]!r} and for {prompt!r}, whose videos would be the same: write one of them otherwise")
+            both = f"{text!r} stands for {first[text]!r} and for {prompt!r}"
+            raise ValueError(f"{config.augmented}: {both}, whose videos would be the same: write one of them otherwise")
 
 
 def shots_of(entries: list[Entry], frames: int) -> list[Shot]:

@@ -167,6 +167,15 @@ def test_what_was_scored_is_not_scored_again_unless_a_video_changed(tmp_path, su
     assert runs() == 2
 
 
+def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(program, tmp_path, suite):
+    config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "student").symlink_to(tmp_path / "videos")
+    with pytest.raises(ValueError, match="teacher: 4 of 4 videos are missing"):
+        program.score(tmp_path / "out", config, entries, checked)
+    assert not (tmp_path / "out" / "scoring").exists()
+
+
 def test_an_interrupt_begins_no_further_dimension(tmp_path, suite, monkeypatch):
     """Ctrl-C reaches the worker that runs as well; each of the others may take hours."""
     config, entries, checked, digests = suite(stand_in(tmp_path / "env", ANSWER))
