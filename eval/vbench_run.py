@@ -39,10 +39,9 @@ def score(out: Path, config: VBenchConfig, entries: list[Entry], checked: Prefli
     files = [shot.file for shot in shots_of(entries, config.video.frames)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # the numbers of a share of a machine's GPUs, where this process has a share
     devices = [visible[index] if index < len(visible) and visible[index] else str(index) for index in range(torch.cuda.device_count())] or ["cpu"]
-    scores = {}
+    digests, scores = {name: check_videos(out / name, files, config.video) for name in NAMES}, {}
     for name in NAMES:
-        digests = check_videos(out / name, files, config.video)
-        scores[name] = score_folder(out / name, out / "scoring" / name, config, entries, checked, digests, devices)
+        scores[name] = score_folder(out / name, out / "scoring" / name, config, entries, checked, digests[name], devices)
         print(f"{name}: {', '.join(checked.ready)} scored on {len(files)} videos")
     return scores
 
@@ -157,6 +156,8 @@ def main() -> None:
             torch.cuda.empty_cache()
             if not world.primary:
                 return
+        elif int(os.environ.get("RANK", "0")):
+            return  # the first process scores, on every GPU
         if args.stage != "sample":
             check_sides(out, config, args.lora)
             write_json(out / "config.json", to_dict(config))

@@ -6,6 +6,7 @@ it. Sampling is the STOCK diffusers pipeline with the scheduler that lies beside
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
@@ -86,12 +87,9 @@ def sample_videos(
         raise ValueError(f"batch={batch}: at least 1 video at a time")
     steps, cfg = _steps_and_cfg(backbone, sampler)
     settings = _settings(backbone, sampler, steps, cfg)
-    if world.primary:
-        _claim(out, settings, shots)
-    launch.barrier()
-    done = {entry["file"] for entry in read_manifest(out) if (out / entry["file"]).is_file()}
+    done = _claim(out, settings, shots) if world.primary else None
+    done = launch.of_first(done)  # what machines see of a shared folder may differ for a while, and each would share out another list
     todo = [shot for shot in shots if shot.file not in done]
-    launch.barrier()  # or a fast rank's first videos would change a slow rank's list
     if todo:
         conds = _embed(todo, backbone, world, cache)
         pipeline = use_student(backbone, sampler.student)
@@ -105,12 +103,14 @@ def sample_videos(
                 latents = backbone.stock_latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
                 _write(out, some, backbone.decode(latents).cpu(), backbone.size.fps, settings, world.rank)
                 bar.update(len(some))
+        pipeline = None
+        gc.collect()  # its copy of the network is in a cycle, which would keep the weights on the device while another samples or scores there
     launch.barrier()
+    made = [asdict(shot) | {"settings": settings} for shot in shots]
     if world.primary:
-        _gather_manifest(out)
+        _gather_manifest(out, made)
     launch.barrier()
-    by_file = {entry["file"]: entry for entry in read_manifest(out)}
-    return [by_file[shot.file] for shot in shots]
+    return made
 
 
 def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
@@ -140,8 +140,8 @@ def weights_of(folder: Path) -> str:
     return file_fingerprint([path for name in ("*.safetensors", "scheduler_config.json", "adapter_config.json") for path in folder.glob(name)])
 
 
-def _claim(out: Path, settings: dict, shots: list[Shot]) -> None:
-    """Take the folder for these settings; ValueError if it has others, or one of the files for another prompt."""
+def _claim(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
+    """Take the folder for these settings; the files that it has. ValueError if it has other settings, or one of the files for another prompt."""
     path = out / SETTINGS
     if path.is_file():
         there = json.loads(path.read_text())
@@ -155,13 +155,14 @@ def _claim(out: Path, settings: dict, shots: list[Shot]) -> None:
             raise ValueError(f"{out / shot.file} shows {entry['prompt']!r}, not {shot.prompt!r}: use the same prompts, or another --out")
     write_json(path, settings)
     _gather_manifest(out)
+    return {entry["file"] for entry in read_manifest(out) if (out / entry["file"]).is_file()}
 
 
 def read_manifest(out: Path) -> list[dict]:
     """What was made so far: prompt, seed, file and settings of each video; the last line of a killed rank may be cut."""
     entries = {}
     for path in [out / MANIFEST, *sorted(out.glob(f".*.{MANIFEST}"))]:
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():  # splitlines() would cut at a U+2028 in a prompt
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
@@ -170,8 +171,10 @@ def read_manifest(out: Path) -> list[dict]:
     return [entries[file] for file in sorted(entries)]
 
 
-def _gather_manifest(out: Path) -> None:
-    entries = read_manifest(out)
+def _gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
+    """One manifest of the ranks' own. made: entries that belong there; their lines may be lost where two jobs gather in one folder."""
+    found = {entry["file"]: entry for entry in made} | {entry["file"]: entry for entry in read_manifest(out)}
+    entries = [found[file] for file in sorted(found)]
     if entries:
         write_text(out / MANIFEST, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
     for part in out.glob(f".*.{MANIFEST}"):
@@ -191,10 +194,13 @@ def _embed(shots: list[Shot], backbone: Backbone, world: launch.World, root: Pat
 def _write(out: Path, shots: list[Shot], videos: Tensor, fps: int, settings: dict, rank: int) -> None:
     """Each video [3, F, H, W] to its file, then its line to the rank's own manifest: ranks on several machines share no file."""
     for shot, video in zip(shots, videos):
-        if video.shape[1] == 1:
-            write_image(out / shot.file, video[:, 0])
-        else:
-            write_video(out / shot.file, video, fps=fps)
+        try:
+            if video.shape[1] == 1:
+                write_image(out / shot.file, video[:, 0])
+            else:
+                write_video(out / shot.file, video, fps=fps)
+        except ValueError as error:  # pixels that are not finite: of thousands of prompts, say which
+            raise ValueError(f"{shot.file}, seed {shot.seed} of {shot.prompt!r}: {error}; try model.dtype float32 or bfloat16, or leave the prompt out") from error
         with (out / f".{rank}.{MANIFEST}").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(shot) | {"settings": settings}, ensure_ascii=False) + "\n")
 

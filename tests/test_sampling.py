@@ -1,9 +1,11 @@
 """Each video of a list is made once, and is a function of its prompt, its seed and the student alone."""
 
+import gc
 import json
 import runpy
 import shutil
 import sys
+import weakref
 
 import pytest
 import torch
@@ -118,6 +120,64 @@ def test_a_killed_run_goes_on_where_it_was(make, written, backbone, tmp_path, mo
     make("out", batch=2)
     same(videos(tmp_path / "whole"), videos(tmp_path / "out"))
     assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 6 and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_prompt_may_hold_any_character(make, written):
+    """Unicode has ends of lines that end none of a file; captions from the web hold them."""
+    odd = ["a red\u2028circle", "a blue\x85square"]
+    assert [entry["prompt"] for entry in make("out", odd, (0,))] == odd
+    written.clear()
+    make("out", odd, (0,))
+    assert not written
+
+
+def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_path, monkeypatch):
+    """Jobs of other seeds may share a folder; each gathers when it starts and when it ends."""
+    write = sampling._write
+
+    def robbed(out, shots, *rest):
+        write(out, shots, *rest)
+        (out / ".0.manifest.jsonl").unlink()  # gathered a moment before the line came
+
+    monkeypatch.setattr(sampling, "_write", robbed)
+    manifest = make("out", PROMPTS[:2], (0,))
+    assert read_manifest(tmp_path / "out") == manifest and len(manifest) == 2
+
+
+def test_the_network_is_not_loaded_again(make, student, backbone, monkeypatch):
+    """On each of eight ranks it would be in the host's memory whole, and twice on the device."""
+    monkeypatch.setattr(type(backbone.network), "from_pretrained", lambda *_, **__: pytest.fail("loaded again"))
+    for sampler in (Sampler(student), Sampler(steps=2)):
+        assert make(f"of {sampler.student}", PROMPTS[:1], (0,), sampler=sampler)
+
+
+def test_a_teacher_s_videos_serve_another_student(make, written, tmp_path):
+    """Linked into the next evaluation's folder, as the pages tell: they took days."""
+    make("first/teacher")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "teacher").symlink_to(tmp_path / "first" / "teacher")
+    written.clear()
+    assert len(make("second/teacher")) == 6 and not written
+
+
+def test_no_weights_are_kept_once_all_is_sampled(student, tmp_path):
+    """The device is needed by what scores, for hours in which this process makes nothing that would have it collect garbage."""
+    gc.disable()
+    try:
+        backbone = load_for_sampling(ONE, student=student)
+        shots = plan_shots(PROMPTS[:1], (0,), frames=9)
+        sample_videos(tmp_path / "out", shots, backbone=backbone, sampler=Sampler(student), world=ONE, cache=tmp_path / "cache")
+        weights = [weakref.ref(p) for p in backbone.network.parameters()]
+        del backbone
+        assert len(weights) > 10 and not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
+
+
+def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
+    monkeypatch.setattr(type(backbone), "decode", lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan))
+    with pytest.raises(ValueError, match="00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite"):
+        make("out")
 
 
 @pytest.mark.parametrize("change, message", [

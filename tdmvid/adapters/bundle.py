@@ -40,8 +40,9 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
 
     It shares the backbone's weights, and leaves them as they are. whole: with text encoder and autoencoder.
     """
-    pipeline = backbone.whole_pipeline() if whole else backbone.stock_pipeline()
-    pipeline.register_modules(**{backbone.network_folder: shared_copy(backbone.network)})
+    network = shared_copy(backbone.network)
+    pipeline = backbone.whole_pipeline() if whole else backbone.stock_pipeline(network)
+    pipeline.register_modules(**{backbone.network_folder: network})
     if folder is None:
         return pipeline
     if (folder / backbone.lora_file).is_file() or not (folder / "config.json").is_file():

@@ -6,7 +6,6 @@ own noise; above tolerance nothing is left behind (see diffusers' loaders/lora_p
 
 from __future__ import annotations
 
-import copy
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from ..diffusion.grid import TimeGrid
 from . import formats as layouts
 from .bundle import FACTS, read_facts
 from .card import Story, write_card
-from .lora import ADAPTER, LoraSettings, merge
+from .lora import ADAPTER, LoraSettings, host_copy, merge
 from .step_condition import NAME, baked
 from .workflow import workflow
 
@@ -89,7 +88,7 @@ def export_network(
 
     weights: all parameters by name; expected, z, cond and RuntimeError as in `export_lora`.
     """
-    network = backbone.fresh_network().float()  # the backbone's own may be sharded
+    network = backbone.fresh_network().cpu().float()  # the backbone's own may be sharded
     network.load_state_dict(weights, strict=False)
     return _export_whole(folder, backbone, network, grid, dtype or backbone.config.dtype, story, (expected, z, cond), tolerance)
 
@@ -102,7 +101,7 @@ def export_fused(
     """Write base and LoRA in one diffusers model folder with its scheduler; arguments as in `export_lora`, merged in float32."""
     if any(key.startswith(f"{NAME}.") for key in weights):
         raise ValueError("fuse: this student is told its number of steps, which a plain network has no place for: export its LoRA of each K")
-    network = copy.deepcopy(module).float()
+    network = host_copy(module).float()
     network.load_state_dict(weights, strict=False)
     return _export_whole(folder, backbone, merge(network), grid, dtype or backbone.config.dtype, story, (expected, z, cond), tolerance)
 
@@ -167,9 +166,9 @@ class _Check:
             return self.lora(again)
 
     def network(self, folder: Path) -> float:
-        backbone, pipeline = self.backbone, self.backbone.stock_pipeline()
+        backbone = self.backbone
         reloaded = type(backbone.network).from_pretrained(folder, dtype=backbone.config.torch_dtype).to(self.z.device)
-        pipeline.register_modules(**{backbone.network_folder: reloaded})
+        pipeline = backbone.stock_pipeline(reloaded)
         pipeline.scheduler = backbone.student_scheduler(self.grid)
         return self._difference(backbone.stock_latents(pipeline, self.z, self.cond, steps=self.grid.steps))
 

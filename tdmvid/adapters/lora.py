@@ -42,6 +42,12 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def host_copy(model: nn.Module) -> nn.Module:
+    """A copy with all its weights in host memory; none of them is on the device twice meanwhile."""
+    memo = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo | {id(x): x.detach().to("cpu", copy=True) for x in model.buffers()})
+
+
 def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *, seed: int) -> nn.Module:
     """Add a zero-initialised adapter, float32 and alone trainable; the same on every rank."""
     targets = settings.targets or targets

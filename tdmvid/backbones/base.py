@@ -243,8 +243,8 @@ class Backbone(ABC):
         """A diffusers scheduler that makes the stock pipeline step over exactly this grid."""
 
     @abstractmethod
-    def stock_pipeline(self):
-        """The stock diffusers pipeline of this teacher, without text encoder and autoencoder."""
+    def stock_pipeline(self, network: nn.Module | None = None):
+        """The stock diffusers pipeline of this teacher, without text encoder and autoencoder; around `network`, or one more that it loads."""
 
     @abstractmethod
     def whole_pipeline(self):

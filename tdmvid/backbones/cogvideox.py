@@ -106,8 +106,8 @@ class CogVideoX(VPBackbone):
         network.transformer_blocks, taps = half_of(network.transformer_blocks, width)
         return taps
 
-    def stock_pipeline(self) -> CogVideoXPipeline:
-        pipeline = super().stock_pipeline()
+    def stock_pipeline(self, network: nn.Module | None = None) -> CogVideoXPipeline:
+        pipeline = super().stock_pipeline(network)
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
         return pipeline
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import ClipSize, ModelConfig
 from .pipeline import check_tiles
@@ -41,8 +41,8 @@ class Images:
         mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in images.split(1)])
         return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(self.config.torch_dtype)
 
-    def stock_pipeline(self) -> DiffusionPipeline:
-        pipeline = super().stock_pipeline()
+    def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
+        pipeline = super().stock_pipeline(network)
         pipeline.vae_scale_factor = self.size.height // self._shape[1]  # which it reads from the autoencoder, where it has one
         return pipeline
 

@@ -141,8 +141,8 @@ class PipelineBackbone(Backbone):
         tiled = ["tiled"] if self.config.tiling else []
         return file_fingerprint(files, type(self).__name__, self.config.dtype, str(self.size), str(self.latent_shape()), *tiled)
 
-    def stock_pipeline(self) -> DiffusionPipeline:
-        return self._pipeline(*self.text_parts, "vae")
+    def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
+        return self._pipeline(*self.text_parts, "vae", **({} if network is None else {self.network_folder: network}))
 
     def absent_parts(self) -> list[str]:
         """Components that the folder leaves out, though its pipeline has a place for them."""

@@ -75,8 +75,8 @@ class Wan(FlowBackbone):
         latents = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.to(self.device, self.vae.dtype).split(1)])
         return ((latents - mean) / std).to(self.config.torch_dtype)
 
-    def stock_pipeline(self) -> DiffusionPipeline:
-        pipeline = super().stock_pipeline()
+    def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
+        pipeline = super().stock_pipeline(network)
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
         return pipeline
 

@@ -140,6 +140,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def of_first(value):
+    """Rank 0's value (anything that pickles), on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
 def all_agree(flag: bool) -> bool:
     """Whether `flag` holds on every rank."""
     if not dist.is_initialized():

@@ -69,13 +69,13 @@ class Clip:
     @torch.no_grad()
     def images(self, files: Sequence[Path]) -> Tensor:
         """Features of image files: [N, D], float32 on the CPU, of length one."""
-        parts = [torch.stack([self.transform(_rgb(file)) for file in some]) for some in _batches(files, self.batch)]
+        parts = (torch.stack([self.transform(_rgb(file)) for file in some]) for some in _batches(files, self.batch))  # one at a time: 600 kB an image
         return torch.cat([self.model.encode_image(part.to(self.device), normalize=True).float().cpu() for part in parts])
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Features of prompts: as `images`."""
-        parts = [self.tokenize(list(some)).to(self.device) for some in _batches(prompts, self.batch)]
+        parts = (self.tokenize(list(some)).to(self.device) for some in _batches(prompts, self.batch))
         return torch.cat([self.model.encode_text(part, normalize=True).float().cpu() for part in parts])
 
     def similarity(self, files: Sequence[Path], prompts: Sequence[str]) -> Tensor:

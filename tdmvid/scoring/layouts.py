@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.prompts import read_prompts
@@ -37,7 +38,18 @@ def layout(benchmark: str, path: Path, *, seeds: int = 1) -> Layout:
         raise ValueError(f"seeds={seeds}: the scorer of {benchmark} reads " + ("at least one image" if benchmark == "geneval" else "one file") + " for every prompt")
     if not path.exists():
         raise ValueError(f"{path} does not exist: give the benchmark's own prompts")
-    return LAYOUTS[benchmark](path, seeds)
+    found = LAYOUTS[benchmark](path, seeds)
+    return Layout(_own_noise(found.shots, seeds), found.texts)
+
+
+def _own_noise(shots: list[Shot], seeds: int) -> list[Shot]:
+    """A prompt that comes again takes its next seeds, or its picture would be the same: COCO's images share captions."""
+    times: Counter[tuple[str, int]] = Counter()
+    out = []
+    for shot in shots:
+        out.append(replace(shot, seed=shot.seed + seeds * times[shot.prompt, shot.seed]))
+        times[shot.prompt, shot.seed] += 1
+    return out
 
 
 def _hpdv2(folder: Path, _: int) -> Layout:
@@ -64,7 +76,7 @@ def _coco(path: Path, _: int) -> Layout:
 
 def _geneval(path: Path, seeds: int) -> Layout:
     shots, texts = [], {}
-    for index, line in enumerate(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()):
+    for index, line in enumerate(line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()):
         row = json.loads(line)
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or "tag" not in row:
             raise ValueError(f"{path}, prompt {index}: {line[:80]!r} has no prompt and tag: give GenEval's evaluation_metadata.jsonl")

@@ -84,11 +84,15 @@ def score_folder(
     scores, failures = {}, []
     with ThreadPoolExecutor(len(devices)) as pool:
         jobs = {name: pool.submit(job, name) for name in checked.ready}
-        for name, future in jobs.items():
-            try:
-                scores[name] = future.result()
-            except (RuntimeError, ValueError) as error:
-                failures.append(str(error))
+        try:
+            for name, future in jobs.items():
+                try:
+                    scores[name] = future.result()
+                except (RuntimeError, ValueError) as error:
+                    failures.append(str(error))
+        except BaseException:  # Ctrl-C ends the workers that run: those that wait must not be begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if failures:
         raise RuntimeError("; ".join(failures))
     return scores

@@ -20,6 +20,8 @@ from .intervals import Measure, binomial
 from .results import media
 
 CHOICES = ("A", "B", "same")
+LARGEST = 500 * 2**20
+"""Bytes of a page's files in base64: no string of a browser's JavaScript is longer than 512 Mi letters, and a page with a longer script stays empty."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,16 @@ def _manifest(folder: Path) -> list[dict]:
     path = folder / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder} has no manifest.jsonl: give folders that launch/sample.py wrote")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def write_study(out: Path, questions: list[Question], *, title: str, question: str, names: tuple[str, str]) -> str:
     """`out` (an HTML file that works without a server) and its key beside it, `out`.key.json; returns the study's name.
 
-    The page holds the videos themselves, so that it can be mailed; nothing in it says which sampler is which.
+    The page holds the videos themselves, so that it can be mailed; nothing in it says which sampler is which. ValueError for
+    more of them than a browser opens.
     """
+    _check_size(questions)
     items = [{"id": index, "prompt": q.prompt, "sides": [_source(path) for path in q.sides]} for index, q in enumerate(questions)]
     study = hashlib.sha256(json.dumps([title, items]).encode()).hexdigest()[:12]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -63,6 +67,15 @@ def write_study(out: Path, questions: list[Question], *, title: str, question: s
     key = {"study": study, "A": names[0], "B": names[1], "pairs": [{"prompt": q.prompt, "file": q.file} for q in questions]}
     write_json(out.with_suffix(".key.json"), key)
     return study
+
+
+def _check_size(questions: list[Question]) -> None:
+    total = 0
+    for count, question in enumerate(questions):
+        total += sum(4 * -(-path.stat().st_size // 3) for path in question.sides)
+        if total > LARGEST:
+            limit = f"{LARGEST / 2**20:.0f} MiB, with which browsers still open it"
+            raise ValueError(f"{len(questions)} pairs are more than one page can hold ({limit}): use --pairs {count}")
 
 
 def _source(path: Path) -> dict:

@@ -114,7 +114,17 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
         if wanted and not (config.limit and taken[wanted] > config.limit):
             seeds = config.static_seeds if config.filtered and "temporal_flickering" in wanted else config.seeds
             entries.append(Entry(row["prompt_en"], wanted, text, seeds, row.get("auxiliary_info") or {}))
+    _check_shown(config, entries)
     return entries
+
+
+def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
+    """ValueError if two prompts are shown as the same text: their videos would be the same, too."""
+    first: dict[str, str] = {}
+    for prompt, text in {entry.prompt: entry.shown for entry in reversed(entries)}.items():
+        if first.setdefault(text, prompt) != prompt:
+            both = f"{text!r} stands for {first[text]!r} and for {prompt!r}"
+            raise ValueError(f"{config.augmented}: {both}, whose videos would be the same: write one of them otherwise")
 
 
 def shots_of(entries: list[Entry], frames: int) -> list[Shot]:

@@ -29,6 +29,7 @@ from ..diffusion.sampler import ddim
 from ..sampling import noise, weights_of
 from .checkpoint import Checkpoints, whole
 from .quantized import story as base_story
+from .setup import in_host_memory
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class _Student:
         common = self._common(self._sample(module))
         if self.options.fuse:
             export_fused(out, module=module, weights=tensors, dtype=self.options.dtype or None, **common)
-        else:
+            return read_facts(out)
+        with in_host_memory([module]):  # the check loads another base
             export_lora(
                 out, module=module, weights=tensors, settings=settings, formats=self.options.formats, dtype=self.options.dtype or "float32",
                 extra=extra, **common,
@@ -153,7 +155,8 @@ class _Student:
         if not self.options.rank:
             if self.options.formats != ("diffusers",):
                 raise ValueError(f"format {','.join(self.options.formats)}: a whole network has no LoRA formats, give a rank to extract a LoRA")
-            export_network(out, weights=tensors, dtype=self.options.dtype or None, **self._common(expected))
+            with in_host_memory([self.backbone.network]):
+                export_network(out, weights=tensors, dtype=self.options.dtype or None, **self._common(expected))
             return read_facts(out)
         check_formats(self.options.formats, self.backbone)
         state, errors = extract(self.backbone.network, tensors, self.options.rank)

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tdmvid.adapters.lora import Base, LoraSettings, adapters_off, attach, shared_copy
+from tdmvid.adapters.lora import Base, LoraSettings, adapters_off, attach, host_copy, shared_copy
 from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 
 SETTINGS = LoraSettings(rank=2, alpha=4)
@@ -150,3 +152,21 @@ def test_targets_can_be_chosen_and_one_that_names_nothing_is_refused(tiny_cogvid
         attach(backbone.network, LoraSettings(targets=("to_q", "to_x")), backbone.lora_targets, seed=0)
     student = attach(backbone.network, LoraSettings(rank=2, targets=("to_q",)), backbone.lora_targets, seed=0)
     assert {name.split(".lora_")[0].split(".")[-1] for name in adapters(student)} == {"to_q"}
+
+
+def test_a_copy_in_host_memory_leaves_nothing_on_the_device():
+    """On a GPU that is only imagined: merging there in float32 would take thrice the base."""
+    with FakeTensorMode():
+        layer = nn.Module()
+        layer.weight, layer.inner = nn.Parameter(torch.empty(4, 4, device="cuda"), requires_grad=False), nn.Module()
+        layer.inner.register_buffer("table", torch.empty(2, device="cuda"))
+        found = host_copy(layer)
+        assert {x.device.type for x in (*found.parameters(), *found.buffers())} == {"cpu"} != {layer.weight.device.type}
+        assert isinstance(found.weight, nn.Parameter) and not found.weight.requires_grad
+
+
+def test_a_copy_in_host_memory_is_of_its_own():
+    layer = nn.Linear(3, 3)
+    found = host_copy(layer)
+    found.weight.data.zero_()
+    assert layer.weight.any() and torch.equal(found.bias, layer.bias)

@@ -11,9 +11,15 @@ from tdmvid.parallel import launch
 PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 
 
-def sample(model, out, cache):
-    """What launch/sample.py does in each rank: the files that this one wrote, and those of the manifest."""
+def sample(model, out, cache, hidden=""):
+    """What launch/sample.py does in each rank: the files that this one wrote, and those of the manifest.
+
+    hidden: a file that only the first rank sees, as on a network file system that is behind.
+    """
     world = launch.start("auto")
+    if hidden and not world.primary:
+        read = sampling.read_manifest
+        sampling.read_manifest = lambda out: [entry for entry in read(out) if entry["file"] != hidden]
     backbone = sampling.load_for_sampling(world, model=model, size="9x32x32")
     wrote, write = [], sampling._write
     sampling._write = lambda out, shots, *rest: (wrote.extend(shot.file for shot in shots), write(out, shots, *rest))
@@ -34,3 +40,12 @@ def test_two_ranks_share_the_list_and_make_the_videos_of_one(tiny_cogvideox, tmp
     for name in manifest:
         one, two = (read_video(tmp_path / folder / name) for folder in ("one", "two"))
         assert (one - two).abs().mean() < 0.01 < one.std()
+
+
+def test_ranks_that_see_another_folder_share_one_list(tiny_cogvideox, tmp_path):
+    words = str(tiny_cogvideox("sincos")), str(tmp_path / "out"), str(tmp_path / "cache")
+    ((_, manifest),) = run_ranks(1, sample, *words)
+    for file in manifest[1:4]:
+        (tmp_path / "out" / file).unlink()
+    (first, there), (second, _) = run_ranks(2, sample, *words, manifest[0])
+    assert sorted(first + second) == manifest[1:4] and there == manifest

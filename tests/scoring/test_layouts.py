@@ -29,6 +29,14 @@ def test_coco_takes_one_caption_of_every_image(tmp_path):
     assert files(layout("coco", tmp_path / "captions.json")) == {"000000000007.png": "a bus", "000000000042.png": "a dog"}
 
 
+def test_images_of_one_caption_have_noise_of_their_own(tmp_path):
+    rows = [{"image_id": i, "id": i, "caption": caption} for i, caption in enumerate(["a dog", "a bus", "a dog ", "a dog"])]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": rows}))
+    assert [shot.seed for shot in layout("coco", tmp_path / "captions.json").shots] == [0, 0, 1, 2]
+    (tmp_path / "m.jsonl").write_text(json.dumps({"tag": "counting", "prompt": "three cups"}) + "\n" + json.dumps({"tag": "color", "prompt": "three cups"}))
+    assert [shot.seed for shot in layout("geneval", tmp_path / "m.jsonl", seeds=2).shots] == [0, 1, 2, 3]
+
+
 def test_geneval_has_its_metadata_beside_the_samples(tmp_path):
     rows = [{"tag": "single_object", "prompt": "a photo of a bench", "include": [{"class": "bench", "count": 1}]}, {"tag": "counting", "prompt": "three cups"}]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import torch
 
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import read_video, write_video
+from tdmvid.scoring import package
 from tdmvid.scoring.package import Environment, _static, ready, score_folder
 from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, load_suite, shots_of
-from tdmvid.scoring.vbench import read_scores
+from tdmvid.scoring.vbench import DIMENSIONS, read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TDMVID_VBENCH", ROOT / ".venv-vbench"))
@@ -163,6 +165,31 @@ def test_what_was_scored_is_not_scored_again_unless_a_video_changed(tmp_path, su
     assert runs() == 1
     score(tmp_path, (config, entries, checked, digests | {"a red ring-1.mp4": "another"}))
     assert runs() == 2
+
+
+def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(program, tmp_path, suite):
+    config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "student").symlink_to(tmp_path / "videos")
+    with pytest.raises(ValueError, match="teacher: 4 of 4 videos are missing"):
+        program.score(tmp_path / "out", config, entries, checked)
+    assert not (tmp_path / "out" / "scoring").exists()
+
+
+def test_an_interrupt_begins_no_further_dimension(tmp_path, suite, monkeypatch):
+    """Ctrl-C reaches the worker that runs as well; each of the others may take hours."""
+    config, entries, checked, digests = suite(stand_in(tmp_path / "env", ANSWER))
+    begun = []
+
+    def interrupted(name, *_):
+        begun.append(name)
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package, "_score_dimension", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(tmp_path, (config, entries, replace(checked, ready=tuple(DIMENSIONS)), digests))
+    assert len(begun) <= 2
 
 
 def test_an_environment_that_is_not_there_is_named(tmp_path, suite):

@@ -79,6 +79,9 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.mp4")}
     assert sum(again[path] != made[path] for path in made) == 1  # the missing one alone was sampled again
     call(*words, "--stage", "score")
+    monkeypatch.setenv("RANK", "1")
+    assert not call(*words, "--stage", "score")  # of the processes of a launcher only the first scores
+    monkeypatch.delenv("RANK")
     with pytest.raises(SystemExit, match="teacher holds videos of steps=2, these have 3: use the same, or another --out"):
         call(*words, "--stage", "score", "--set", "teacher.steps=3")
     with pytest.raises(SystemExit, match="student holds videos of model=.*, these have 'a/base': use the same, or another --out"):

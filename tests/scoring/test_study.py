@@ -7,9 +7,9 @@ import torch
 from browser import CHROMIUM, Browser
 
 from tdmvid.data.video import write_image, write_video
-from tdmvid.scoring.study import pair_samples, tally, write_study
+from tdmvid.scoring.study import Question, pair_samples, tally, write_study
 
-PROMPTS = ["a red <b>ring</b>", "a blue square", "a still lake"]
+PROMPTS = ["a red <b>ring</b>", "a blue\u2028square", "a still lake"]
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folders(tmp_path):
             video = torch.full((3, 9, 32, 32), level)
             file = f"{index}-0.png" if index < 2 else f"{index}-0.mp4"
             write_image(folder / file, video[:, 0]) if index < 2 else write_video(folder / file, video, fps=8)
-            lines.append(json.dumps({"prompt": prompt, "seed": 0, "file": file}))
+            lines.append(json.dumps({"prompt": prompt, "seed": 0, "file": file}, ensure_ascii=False))
         (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
         out.append(folder)
     return out
@@ -40,7 +40,7 @@ def ballot(key, person, **votes):
 
 
 def test_only_pairs_of_one_prompt_and_seed_are_asked(folders):
-    lines = (folders[1] / "manifest.jsonl").read_text().splitlines()
+    lines = (folders[1] / "manifest.jsonl").read_text().split("\n")
     (folders[1] / "manifest.jsonl").write_text("\n".join([lines[0].replace("ring", "cross"), lines[2]]))
     assert [question.prompt for question in pair_samples(*folders)] == ["a still lake"]
     (folders[1] / "manifest.jsonl").write_text("")
@@ -54,6 +54,17 @@ def test_the_page_does_not_say_who_is_who(study):
     page, key = study
     text = page.read_text()
     assert (key["A"], key["B"]) == ("ours", "theirs") and "ours" not in text and "theirs" not in text
+
+
+def test_a_page_that_no_browser_would_open_is_not_written(tmp_path):
+    video, small = tmp_path / "v.mp4", tmp_path / "w.mp4"
+    for path, size in ((video, 100 * 2**20), (small, 1)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    questions = [Question(f"prompt {index}", f"{index}.mp4", (video, small)) for index in range(1000)]
+    with pytest.raises(ValueError, match=r"1000 pairs are more than one page can hold .*: use --pairs 3$"):
+        write_study(tmp_path / "page.html", questions, title="", question="", names=("a", "b"))
+    assert not list(tmp_path.glob("page*"))
 
 
 def test_votes_are_counted_with_their_interval(study):

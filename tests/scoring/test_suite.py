@@ -46,6 +46,9 @@ def test_augmented_prompts_are_sampled_and_the_original_names_the_file(full_info
     (tmp_path / "long.txt").write_text("one")
     with pytest.raises(ValueError, match="has 1 prompts, the suite 5"):
         load_suite(config, full_info)
+    (tmp_path / "long.txt").write_text("\n".join(["the same"] * len(ROWS)))
+    with pytest.raises(ValueError, match="'the same' stands for '.*' and for '.*', whose videos would be the same"):
+        load_suite(config, full_info)
 
 
 def test_a_limit_takes_as_many_prompts_of_every_group(full_info):

@@ -57,6 +57,20 @@ def latents(base, folder, steps=4):
     return base.stock_latents(use_student(base, folder), z, base.encode_prompts(list(PROMPTS)), steps=steps)
 
 
+@pytest.mark.parametrize("kind", ["run", "tuned"])
+def test_the_base_waits_in_host_memory_while_another_is_checked(kind, request, tmp_path, monkeypatch):
+    held, call = [], exporting._Check._difference
+    monkeypatch.setattr("tdmvid.train.export.load_backbone", lambda *args, **named: held.append(load_backbone(*args, **named)) or held[0])
+
+    def size():
+        return sum(p.numel() for p in held[0].network.parameters() if not p.requires_grad)
+
+    sizes = []
+    monkeypatch.setattr(exporting._Check, "_difference", lambda self, found: sizes.append(size()) or call(self, found))
+    export_run(tmp_path / "out", request.getfixturevalue(kind), Options(prompts=PROMPTS))
+    assert sizes == [0] and size() > 1000
+
+
 def test_average_and_raw_weights_of_any_checkpoint_come_out(run, tmp_path):
     found = {}
     for name, settings in {
