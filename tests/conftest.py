@@ -1,6 +1,7 @@
 """Shared fixtures: few threads, forward processes, tiny CogVideoX pipeline folders."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tiny import cogvideox_scheduler, tiny_pipeline
 from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell turns it off for what it starts in the background, and programs under test inherit that
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,8 @@ def test_the_plan_counts_what_is_kept_and_what_is_not_computed_again(tiny_run, t
 
 def test_the_plan_counts_what_is_kept_of_a_discriminator(tiny_run, tmp_path):
     """A call of it beside two of the network; of several micro-batches one graph of the network is there at a time, and the discriminator's."""
-    gan = ("objective.kind=gan", "real.path=x", "batch.accumulation=2")
+    (tmp_path / "clip.mp4").touch()
+    gan = ("objective.kind=gan", f"real.path={tmp_path}", "batch.accumulation=2")
     again, kept = (make_plan(tiny_run(tmp_path, *gan, *some)) for some in ([CHECKPOINTED], [CHECKPOINTED, KEPT]))
     call, critic = kept.call, kept.critic
     assert 0 < critic.attention_flops < call.attention_flops and 0 < critic.attention_bytes < call.attention_bytes
