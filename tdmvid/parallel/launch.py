@@ -84,9 +84,10 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     device = _own_device(local_rank)
-    _join(device, timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    _join(device, timeout)
     check_sequence(sequence, dist.get_world_size())
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, _sequence_group(sequence))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, _sequence_group(sequence, timeout))
 
 
 def check_sequence(sequence: int, size: int) -> None:
@@ -96,12 +97,12 @@ def check_sequence(sequence: int, size: int) -> None:
         raise ValueError(f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start another number of ranks")
 
 
-def _sequence_group(sequence: int) -> SequenceGroup | None:
-    """This rank's group; every rank makes every group, as torch.distributed wants it."""
+def _sequence_group(sequence: int, timeout: timedelta) -> SequenceGroup | None:
+    """This rank's group; every rank makes every group, as torch.distributed wants it, and a group takes no timeout over from the run."""
     if sequence == 1:
         return None
     size, rank = dist.get_world_size(), dist.get_rank()
-    groups = [dist.new_group(list(range(first, first + sequence))) for first in range(0, size, sequence)]
+    groups = [dist.new_group(list(range(first, first + sequence)), timeout=timeout) for first in range(0, size, sequence)]
     return SequenceGroup(groups[rank // sequence])
 
 
