@@ -150,6 +150,15 @@ def all_agree(flag: bool) -> bool:
     return bool(lowest.item())
 
 
+def of_first(value):
+    """Rank 0's value on every rank; what the others pass is forgotten."""
+    if not dist.is_initialized():
+        return value
+    one = [value]
+    dist.broadcast_object_list(one, 0)
+    return one[0]
+
+
 def check_same(what: str, settings: dict[str, object]) -> None:
     """ValueError on every rank, naming rank, key and values, if some rank was given other settings than rank 0."""
     if not dist.is_initialized():
