@@ -104,7 +104,7 @@ class TorchEngine:
         for name, tensor in weights.items():
             self.trainable[name].copy_(tensor)
 
-    def weights(self, *, averaged: bool) -> dict[str, Tensor]:
+    def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
         """Copies of the trainable tensors by parameter name, the average if there is one and it is asked for."""
         source = self.average if averaged and self.average else self.trainable
         return {name: tensor.detach().clone() for name, tensor in source.items()}

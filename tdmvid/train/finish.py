@@ -27,7 +27,7 @@ def finish(run: Run) -> None:
     z = fixed_noise(run, run.gallery.batch)
     student_steps: dict[int, Tensor] = {}
     expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
-    weights = run.engines["student"].weights(averaged=True)
+    weights = run.engines["student"].weights(averaged=True, everywhere=False)
     deployed = _deployed(run, z, weights)
     gallery = _Gallery(run, z)
     gallery.student(expected, student_steps)
