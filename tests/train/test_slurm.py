@@ -59,6 +59,24 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
 
 
+@pytest.mark.parametrize("status, queued", [(0, ""), (75, "requeue 12"), (1, "")])
+def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(tmp_path, status, queued):
+    """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is left when the first node ends."""
+    for name, script in {
+        "srun": f'echo "$@" > {tmp_path}/srun.said; exit {status}',
+        "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" > {tmp_path}/queued',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "64",
+    }
+    assert subprocess.run(["launch/slurm/job.sh", "a.json"], cwd=ROOT, env=environment).returncode == status
+    said = (tmp_path / "srun.said").read_text()
+    assert "--cpus-per-task=64" in said and "--wait=0" in said and said.strip().endswith("launch/slurm/node.sh --config a.json --resume auto")
+    assert ((tmp_path / "queued").read_text().strip() if (tmp_path / "queued").exists() else "") == queued
+
+
 @pytest.mark.slow
 def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_been(tiny_json, tmp_path):
     assert wait(start_nodes(tiny_json, tmp_path / "whole")) == [0, 0]
