@@ -7,6 +7,9 @@ touched: every function here then answers for itself.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -139,6 +142,36 @@ def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def first_alone(*, every: float = 5.0) -> Iterator[None]:
+    """Rank 0 works inside for as long as it takes; the others, with nothing to do there, wait behind it.
+
+    They hear of it `every` so many seconds: one wait for all of it would outlast the timeout.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    done, device = threading.Event(), torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def answer() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)  # a thread begins on the first one
+        while not all_agree(dist.get_rank() > 0 or done.wait(every)):
+            pass
+
+    if dist.get_rank() > 0:
+        yield
+        answer()
+        return
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def all_agree(flag: bool) -> bool:

@@ -16,6 +16,7 @@ from ..data.files import write_json
 from ..data.video import few_frames, write_image, write_strip
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
+from ..parallel import launch
 from .quantized import difference, story
 from .report import write_report
 from .samples import fixed_noise, sample_student, write_clips
@@ -32,13 +33,13 @@ def finish(run: Run) -> None:
     gallery = _Gallery(run, z)
     gallery.student(expected, student_steps)
     gallery.teacher()
-    if not run.world.primary:
-        return
-    try:
-        _export(run, weights, deployed, z)
-    finally:  # an export that fails its check leaves all else to look at
-        gallery.write()
-        print(f"report: {write_report(run.config.folder)}")
+    with launch.first_alone():  # ranks leave NCCL together: one that leaves early may wait there for the others, and be ended for it
+        if run.world.primary:
+            try:
+                _export(run, weights, deployed, z)
+            finally:  # an export that fails its check leaves all else to look at
+                gallery.write()
+                print(f"report: {write_report(run.config.folder)}")
 
 
 def _export(run: Run, weights: dict[str, Tensor], deployed: dict[TimeGrid, Tensor], z: Tensor) -> None:
