@@ -258,7 +258,7 @@ class DeepSpeedEngine:
 
 def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:
     """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler that clips scaled gradients."""
-    module.forward = torch.autocast(next(module.parameters()).device.type, dtype)(module.forward)
+    module.forward = torch.autocast(next(module.parameters()).device.type, dtype, cache_enabled=False)(module.forward)
 
 
 def _share_fetches(module: nn.Module) -> None:
