@@ -21,7 +21,7 @@ while kill -0 $launcher 2>/dev/null; do  # a signal ends `wait` early
     wait $launcher
     status=$?
 done
-if [ -e "$TDMVID_STOPPED" ] || [ $told -eq 1 ] && [ $status -ne 0 ]; then  # before the first iteration and behind the last a signal ends the ranks
+if [ -e "$TDMVID_STOPPED" ] || { [ $told -eq 1 ] && [ $status -ne 0 ]; }; then  # before the first iteration and behind the last a signal ends the ranks
     rm -f "$TDMVID_STOPPED"
     exit 75
 fi
