@@ -6,7 +6,8 @@ shift
 export HEAD NODES=$SLURM_NNODES GPUS=${SLURM_GPUS_ON_NODE:-8} JOB=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} PORT=$((20000 + SLURM_JOB_ID % 20000))
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-srun --kill-on-bad-exit=0 launch/slurm/node.sh --config "$config" --resume auto "$@"
+# srun takes the job's CPUs for a task from no option of the job (Slurm 22.05), and WaitTime of some clusters would kill the node that exports last.
+srun --kill-on-bad-exit=0 --wait=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} launch/slurm/node.sh --config "$config" --resume auto "$@"
 status=$?
 if [ $status -eq 75 ]; then
     scontrol requeue "$SLURM_JOB_ID"

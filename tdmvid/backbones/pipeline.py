@@ -74,7 +74,7 @@ class PipelineBackbone(Backbone):
     def call(self, network, x_t: Tensor, t: Tensor, cond: Cond, **more) -> Tensor:
         """The first output of a network, or of what is called like it, float32; `more` are further keyword arguments."""
         dtype = self.config.torch_dtype
-        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):  # a cache would hold all weights that are cast
             return network(**self.inputs(x_t.to(dtype), t, self._cast(cond)), **more, return_dict=False)[0].float()
 
     def fresh_network(self) -> nn.Module:

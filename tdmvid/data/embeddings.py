@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ..diffusion.denoiser import Cond
 from .files import PART, atomic_path
 
 PROMPTS_PER_SHARD = 512
+PATIENCE = 120.0
+"""Seconds until a shard that another machine has written must be visible: a shared file system may show a folder as it was a minute ago."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,15 @@ class EmbeddingCache:
         self._shards: dict[str, safe_open] = {}
         self._entries: dict[str, _Entry] = {}
 
-    def missing(self, prompts: Iterable[str]) -> list[str]:
-        """The prompts that no shard has, each once, in order."""
-        self._scan()
-        return [prompt for prompt in dict.fromkeys(prompts) if _key(prompt) not in self._entries]
+    def missing(self, prompts: Iterable[str], *, patience: float = 0.0) -> list[str]:
+        """The prompts that no shard has, each once, in order; asked again for `patience` seconds before it says that there are any."""
+        missing, end = list(dict.fromkeys(prompts)), time.monotonic() + patience
+        while True:
+            self._scan()
+            missing = [prompt for prompt in missing if _key(prompt) not in self._entries]
+            if not missing or time.monotonic() >= end:
+                return missing
+            time.sleep(min(1.0, patience))
 
     def add(self, prompts: list[str], cond: Cond) -> None:
         """Writes one new shard with the embeddings of `prompts`, in the dtype they have."""

@@ -84,9 +84,9 @@ class RealLatents:
                 meet()
         return failed
 
-    def missing(self) -> int:
-        """How many clips the cache lacks, as this process sees it."""
-        return len(self.cache.missing(self._keys))
+    def missing(self, *, patience: float = 0.0) -> int:
+        """How many clips the cache lacks, as this process sees it after at most `patience` seconds."""
+        return len(self.cache.missing(self._keys, patience=patience))
 
     def __call__(self, pick: Tensor) -> Tensor:
         """[B] numbers in [0, 1) -> [B, ...], float32, on their device."""

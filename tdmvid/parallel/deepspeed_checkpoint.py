@@ -18,7 +18,7 @@ from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from .engine import Files
-from .launch import barrier
+from .launch import first_alone
 
 
 class _HostMemory(TorchCheckpointEngine):
@@ -51,13 +51,13 @@ def in_memory(engine, tag: str) -> Files:
 def make_universal(shards: Path, universal: Path) -> None:
     """Convert the shards of ZeRO to a checkpoint that any number of ranks can load; rank 0 works, all wait."""
     done = universal / "done"
-    if dist.get_rank() == 0 and not done.exists():
-        shutil.rmtree(universal, ignore_errors=True)
-        options = Namespace(
-            input_folder=str(shards), output_folder=str(universal), num_extract_workers=1, num_merge_workers=1,
-            keep_temp_folder=False, strict=True, inject_missing_state=True,
-        )
-        with redirect_stdout(io.StringIO()):
-            ds_to_universal.main(options)
-        done.touch()
-    barrier()
+    with first_alone():  # whole networks take long
+        if dist.get_rank() == 0 and not done.exists():
+            shutil.rmtree(universal, ignore_errors=True)
+            options = Namespace(
+                input_folder=str(shards), output_folder=str(universal), num_extract_workers=1, num_merge_workers=1,
+                keep_temp_folder=False, strict=True, inject_missing_state=True,
+            )
+            with redirect_stdout(io.StringIO()):
+                ds_to_universal.main(options)
+            done.touch()

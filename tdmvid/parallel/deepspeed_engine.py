@@ -172,18 +172,18 @@ class DeepSpeedEngine:
             own = [_own_part(p) for p in self.trainable.values()]
             torch._foreach_lerp_(list(self.average.values()), own, 1 - self.decay)
 
-    def weights(self, *, averaged: bool) -> dict[str, Tensor]:
-        """Whole trainable tensors on the CPU by parameter name, on every rank; the average if there is one and it is asked for."""
-        return {name: _whole(part, self.trainable[name]) for name, part in self._parts(averaged).items()}
+    def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
+        """Whole trainable tensors on the CPU by parameter name; the average if there is one and it is asked for.
+
+        On every rank, or on rank 0; then empty elsewhere, and nothing is sent there.
+        """
+        put_together = _whole if everywhere else _gathered
+        whole = {name: put_together(part, self.trainable[name]) for name, part in self._parts(averaged).items()}
+        return {name: tensor for name, tensor in whole.items() if tensor is not None}
 
     def _parts(self, averaged: bool) -> dict[str, Tensor]:
         """What this rank keeps of every trainable tensor."""
         return self.average if averaged and self.average else {name: _own_part(p) for name, p in self.trainable.items()}
-
-    def _on_first_rank(self, *, averaged: bool) -> dict[str, Tensor]:
-        """As `weights`, on rank 0; elsewhere empty, and nothing is sent there."""
-        whole = {name: _gathered(part, self.trainable[name]) for name, part in self._parts(averaged).items()}
-        return {name: tensor for name, tensor in whole.items() if tensor is not None}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -191,30 +191,32 @@ class DeepSpeedEngine:
         if not self.average:
             yield
             return
-        own = self.weights(averaged=False)
+        own = {name: part.to("cpu", copy=True) for name, part in self._parts(False).items()}
         try:
-            self._assign(self.weights(averaged=True))
+            self._assign(self.average)
             yield
         finally:
             self._assign(own)
 
     @torch.no_grad()
-    def _assign(self, weights: dict[str, Tensor]) -> None:
+    def _assign(self, parts: dict[str, Tensor]) -> None:
+        """What the ranks keep of every tensor, put in one by one: a sharded network is never whole on a rank."""
         import deepspeed
 
-        parameters = list(self.trainable.values())
-        sharded = hasattr(parameters[0], "ds_tensor")
-        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=sharded):
-            if not sharded or dist.get_rank() == 0:
-                for name, parameter in self.trainable.items():
-                    parameter.copy_(weights[name])
+        for name, parameter in self.trainable.items():
+            sharded = hasattr(parameter, "ds_tensor")
+            whole = _gathered(parts[name], parameter) if sharded else parts[name]
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
+                if whole is not None:
+                    parameter.copy_(whole)
 
     def snapshot(self) -> Files:
         """This rank's files of a checkpoint as the state is now: the library's shards, and on rank 0 weights and average too."""
         from .deepspeed_checkpoint import in_memory
 
         files = in_memory(self.engine, TAG)
-        weights, average = self._on_first_rank(averaged=False), self._on_first_rank(averaged=True) if self.average else {}
+        weights = self.weights(averaged=False, everywhere=False)
+        average = self.weights(averaged=True, everywhere=False) if self.average else {}
         if dist.get_rank() == 0:
             files["weights.safetensors"] = save(weights)
             if self.average:
@@ -256,7 +258,7 @@ class DeepSpeedEngine:
 
 def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:
     """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler that clips scaled gradients."""
-    module.forward = torch.autocast(next(module.parameters()).device.type, dtype)(module.forward)
+    module.forward = torch.autocast(next(module.parameters()).device.type, dtype, cache_enabled=False)(module.forward)
 
 
 def _share_fetches(module: nn.Module) -> None:

@@ -104,8 +104,8 @@ class TorchEngine:
         for name, tensor in weights.items():
             self.trainable[name].copy_(tensor)
 
-    def weights(self, *, averaged: bool) -> dict[str, Tensor]:
-        """Copies of the trainable tensors by parameter name, the average if there is one and it is asked for."""
+    def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
+        """Copies of the trainable tensors by parameter name, the average if there is one and it is asked for; `everywhere` is for engines of several ranks."""
         source = self.average if averaged and self.average else self.trainable
         return {name: tensor.detach().clone() for name, tensor in source.items()}
 

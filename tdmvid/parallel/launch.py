@@ -7,6 +7,9 @@ touched: every function here then answers for itself.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -84,9 +87,10 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     device = _own_device(local_rank)
-    _join(device, timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    _join(device, timeout)
     check_sequence(sequence, dist.get_world_size())
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, _sequence_group(sequence))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, _sequence_group(sequence, timeout))
 
 
 def check_sequence(sequence: int, size: int) -> None:
@@ -96,12 +100,12 @@ def check_sequence(sequence: int, size: int) -> None:
         raise ValueError(f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start another number of ranks")
 
 
-def _sequence_group(sequence: int) -> SequenceGroup | None:
-    """This rank's group; every rank makes every group, as torch.distributed wants it."""
+def _sequence_group(sequence: int, timeout: timedelta) -> SequenceGroup | None:
+    """This rank's group; every rank makes every group, as torch.distributed wants it, and a group takes no timeout over from the run."""
     if sequence == 1:
         return None
     size, rank = dist.get_world_size(), dist.get_rank()
-    groups = [dist.new_group(list(range(first, first + sequence))) for first in range(0, size, sequence)]
+    groups = [dist.new_group(list(range(first, first + sequence)), timeout=timeout) for first in range(0, size, sequence)]
     return SequenceGroup(groups[rank // sequence])
 
 
@@ -149,6 +153,36 @@ def of_first(value):
     return box[0]
 
 
+@contextmanager
+def first_alone(*, every: float = 5.0) -> Iterator[None]:
+    """Rank 0 works inside for as long as it takes; the others, with nothing to do there, wait behind it.
+
+    They hear of it `every` so many seconds: one wait for all of it would outlast the timeout.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    done, device = threading.Event(), torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def answer() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)  # a thread begins on the first one
+        while not all_agree(dist.get_rank() > 0 or done.wait(every)):
+            pass
+
+    if dist.get_rank() > 0:
+        yield
+        answer()
+        return
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def all_agree(flag: bool) -> bool:
     """Whether `flag` holds on every rank."""
     if not dist.is_initialized():
@@ -156,6 +190,15 @@ def all_agree(flag: bool) -> bool:
     lowest = _tensor([float(flag)])
     dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
     return bool(lowest.item())
+
+
+def of_first(value):
+    """Rank 0's value on every rank; what the others pass is forgotten."""
+    if not dist.is_initialized():
+        return value
+    one = [value]
+    dist.broadcast_object_list(one, 0)
+    return one[0]
 
 
 def check_same(what: str, settings: dict[str, object]) -> None:

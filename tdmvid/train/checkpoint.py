@@ -62,10 +62,11 @@ class Checkpoints:
         if not launch.all_agree(writing.error is None):
             writing.give_up.set()
         writing.thread.join(timeout=PATIENCE)
-        if writing.thread.is_alive():  # all have written, and rank 0 does not see it
+        if writing.thread.is_alive():  # all have written, and rank 0 does not see it, or is slow to make it whole
             writing.give_up.set()
             writing.thread.join()
-            writing.error = OSError("files of other ranks do not appear here: the run's folder must be one that all machines share")
+            if not writing.whole:
+                writing.error = writing.error or OSError("files of other ranks do not appear here: the run's folder must be one that all machines share")
         if launch.all_agree(writing.error is None):
             return
         reason = str(writing.error or "see the other ranks").splitlines()[0]
@@ -80,11 +81,11 @@ class Checkpoints:
             self._writing.give_up.set()
             self._writing.thread.join()
 
-    def _complete(self, final: Path, aside: Path, meta: dict, give_up: threading.Event) -> None:
+    def _complete(self, final: Path, aside: Path, meta: dict, give_up: threading.Event) -> bool:
         markers = [aside / f"written_{rank}" for rank in range(self.ranks)]
         while not all(marker.exists() for marker in markers):
             if give_up.wait(0.05):
-                return
+                return False
         for marker in markers:
             marker.unlink()
         write_json(aside / META, meta | {"files": _sizes(aside)})
@@ -94,6 +95,7 @@ class Checkpoints:
         _sync(self.folder)
         for old in self.steps()[: -self.keep]:
             self._remove(self._path(old))
+        return True
 
     def forget_after(self, step: int) -> None:
         """Drop the checkpoints of later steps: the run goes on from `step`, and its record with it."""
@@ -161,11 +163,11 @@ class _Writing:
     """One checkpoint on its way to the disk.
 
     final: the folder it will be; files: this rank's; marker: tells rank 0 that they are written;
-    complete: on rank 0, makes the folder whole when all markers are there, or returns at `give_up`.
+    complete: on rank 0, makes the folder whole when all markers are there, or returns False at `give_up`.
     """
 
-    def __init__(self, final: Path, files: dict[Path, bytes], marker: Path, complete: Callable[[threading.Event], None] | None):
-        self.final, self.error = final, None
+    def __init__(self, final: Path, files: dict[Path, bytes], marker: Path, complete: Callable[[threading.Event], bool] | None):
+        self.final, self.error, self.whole = final, None, False
         self.own_part, self.give_up = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, args=(files, marker, complete), daemon=True)
         self.thread.start()
@@ -176,7 +178,7 @@ class _Writing:
             marker.touch()
             self.own_part.set()
             if complete:
-                complete(self.give_up)
+                self.whole = complete(self.give_up)
         except Exception as error:  # told to all ranks by `wait`
             self.error = error
         finally:

@@ -16,6 +16,7 @@ from ..data.files import write_json
 from ..data.video import few_frames, write_image, write_strip
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
+from ..parallel import launch
 from .quantized import difference, story
 from .report import write_report
 from .samples import fixed_noise, sample_student, write_clips
@@ -27,18 +28,18 @@ def finish(run: Run) -> None:
     z = fixed_noise(run, run.gallery.batch)
     student_steps: dict[int, Tensor] = {}
     expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
-    weights = run.engines["student"].weights(averaged=True)
+    weights = run.engines["student"].weights(averaged=True, everywhere=False)
     deployed = _deployed(run, z, weights)
     gallery = _Gallery(run, z)
     gallery.student(expected, student_steps)
     gallery.teacher()
-    if not run.world.primary:
-        return
-    try:
-        _export(run, weights, deployed, z)
-    finally:  # an export that fails its check leaves all else to look at
-        gallery.write()
-        print(f"report: {write_report(run.config.folder)}")
+    with launch.first_alone():  # ranks leave NCCL together: one that leaves early may wait there for the others, and be ended for it
+        if run.world.primary:
+            try:
+                _export(run, weights, deployed, z)
+            finally:  # an export that fails its check leaves all else to look at
+                gallery.write()
+                print(f"report: {write_report(run.config.folder)}")
 
 
 def _export(run: Run, weights: dict[str, Tensor], deployed: dict[TimeGrid, Tensor], z: Tensor) -> None:

@@ -24,7 +24,7 @@ from ..backbones.base import Backbone, check_attention, load_backbone
 from ..backbones.discriminator import Discriminator, NetworkDiscriminator
 from ..backbones.quantize import check_torchao, parts
 from ..config import RunConfig, to_dict
-from ..data.embeddings import EmbeddingCache, embed_prompts
+from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.latents import RealLatents, real_files
 from ..data.prompts import PromptOrder, read_prompts
 from ..data.video import read_clip
@@ -156,7 +156,10 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
     while not launch.all_agree(True):  # the others answer after each shard: a wait for all of them would outlast the timeout
         pass
     backbone.release_text()
-    return EmbeddingCache(root, key), prompts
+    cache = EmbeddingCache(root, key)
+    if missing := cache.missing(["", *prompts, *config.log.sample_prompts], patience=PATIENCE):
+        raise ValueError(f"prompts.cache={config.prompts.cache!r} lacks {len(missing)} prompts that another rank embedded: it must be a folder that all machines share")
+    return cache, prompts
 
 
 @contextmanager
@@ -184,7 +187,7 @@ def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> 
         some = f"{len(failed)} clips cannot be used ({'; '.join(str(error) for error in list(failed.values())[:3])})"
         some = some if failed else "another rank found clips that cannot be used and names them"
         raise ValueError(f"real.path={config.real.path!r}: {some}: take them out of the folder; the others are encoded")
-    if missing := real.missing():
+    if missing := real.missing(patience=PATIENCE):
         raise ValueError(f"real.cache={config.real.cache!r} lacks {missing} clips that other ranks encoded: real.path and real.cache must be folders that all machines share")
     return real
 

@@ -32,13 +32,14 @@ def train(
     at_end: what is done with the trained run instead of exporting and reporting.
     """
     world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
-    launch.check_same("config", flat(to_dict(config)))
+    launch.check_same("config", flat(to_dict(config)) | {"--resume": resume})
     folder = config.folder
     check_folders(config)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, rank=world.rank, ranks=world.size)
     if not resume and checkpoints.steps():
         raise ValueError(f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose another --out")
-    path = checkpoints.latest() if resume == "auto" else Path(resume) if resume else None
+    # One rank looks: a shared file system may show another machine the folder as it was.
+    path = launch.of_first(checkpoints.latest() if world.primary else None) if resume == "auto" else Path(resume) if resume else None
     run = build_run(config, world, resumed=path is not None)
     start = _resume(run, checkpoints, path) if path else 0
     if world.primary:

@@ -1,8 +1,12 @@
 """What a plan counts beside the network: text encoders, and an autoencoder that decodes one sample, or a tile of it, at a time."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 from test_contract import CASES, Case, noise
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdmvid.backbones.base import ModelConfig, families
 from tdmvid.train.trace import decoding_bytes
@@ -93,3 +97,27 @@ def test_tiles_that_the_library_would_join_wrongly_are_refused_at_the_start(tmp_
     case = Case("CogVideoXPipeline", CASES[0][1], tmp_path)
     with pytest.raises(ValueError, match="tiles, 2 latents or 16 pixels in height, do not fit together: set it to false"):
         case.backbone(tiling=True)
+
+
+class Casts(TorchDispatchMode):
+    """Inside, counts casts of `weights`: all of them, and the most that are held at a time."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights, self.made, self.most = {id(weight) for weight in weights}, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and id(args[0]) in self.weights:
+            self.made.append(weakref.ref(out))
+            self.most = max(self.most, sum(cast() is not None for cast in self.made))
+        return out
+
+
+def test_no_second_copy_of_a_whole_network_is_made_for_a_call(case):
+    """Of float32 weights that are trained; sharded over ranks, such a copy would be whole on each."""
+    backbone = case.backbone(dtype="bfloat16")
+    network = copy.deepcopy(backbone.network).float().requires_grad_(True)
+    with torch.no_grad(), Casts(network.parameters()) as casts:
+        backbone.predict_x0(network, noise(backbone, 1), backbone.process.snap(torch.full((1,), 0.5)), backbone.encode_prompts(["a"]))
+    assert len(casts.made) > 8 and casts.most <= 4

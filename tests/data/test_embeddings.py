@@ -1,3 +1,6 @@
+import threading
+import time
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -63,6 +66,17 @@ def test_a_reader_sees_what_another_writer_adds(tmp_path):
         reader.get(PROMPTS[:2])
     writer.add(PROMPTS[:2], Encoder()(PROMPTS[:2]))
     assert_equal(reader.get(PROMPTS[:2]), Encoder()(PROMPTS[:2]))
+
+
+def test_what_another_machine_wrote_may_appear_a_little_later(tmp_path):
+    """A shared file system shows a folder as it was for up to a minute."""
+    reader, writer = EmbeddingCache(tmp_path, "t5"), EmbeddingCache(tmp_path, "t5")
+    later = threading.Timer(0.5, writer.add, (PROMPTS[:2], Encoder()(PROMPTS[:2])))
+    later.start()
+    assert reader.missing(PROMPTS[:2], patience=30) == []
+    later.join()
+    began = time.monotonic()
+    assert reader.missing(PROMPTS[:3], patience=0.2) == PROMPTS[2:3] and time.monotonic() - began < 5
 
 
 def test_rows_that_share_memory_are_kept(tmp_path):

@@ -69,3 +69,15 @@ def copied() -> bool:
 def test_a_copied_network_talks_to_the_same_ranks():
     """The export of a fully trained student copies its network; a process group cannot be copied."""
     assert run_ranks(2, copied) == [True, True]
+
+
+def waits() -> float:
+    group = launch.start("deepspeed", timeout_minutes=90, sequence=2).sequence.group
+    seconds = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    launch.finish()
+    return seconds
+
+
+def test_a_sequence_group_waits_as_long_as_the_run():
+    """One rank of a group decodes samples while the others wait for it in the group; NCCL's own limit is ten minutes."""
+    assert run_ranks(2, waits) == [90 * 60.0] * 2

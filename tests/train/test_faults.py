@@ -33,6 +33,15 @@ import os, runpy, sys
 sys.argv = sys.argv[1:] + (["--set", "student.lr=0.5"] if os.environ["RANK"] == "1" else [])
 runpy.run_path("launch/train.py", run_name="__main__")
 """
+SEES_NO_CHECKPOINT = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+from tdmvid.train.checkpoint import Checkpoints
+latest = Checkpoints.latest
+Checkpoints.latest = lambda self: None if os.environ["RANK"] == "1" else latest(self)
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
 HANG = """
 import os, runpy, sys, time
 sys.argv = sys.argv[1:]
@@ -89,6 +98,15 @@ def test_a_rank_with_another_config_is_named(tiny_json, tmp_path):
     status, said = ranks(tiny_json, tmp_path / "run", script=OTHER_CONFIG, folder=tmp_path)
     assert status != 0 and "rank 1 was given another config than rank 0: student.lr=0.5, not 0.01" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_shown_an_older_folder_resumes_with_the_others(tiny_json, tmp_path, whole):
+    """A shared file system may show one machine a folder as it was a minute ago."""
+    out = tmp_path / "run"
+    ranks(tiny_json, out, "steps=4")
+    status, said = ranks(tiny_json, out, script=SEES_NO_CHECKPOINT, folder=tmp_path)
+    assert status == 0 and losses(out) == whole, said
 
 
 @pytest.mark.slow

@@ -281,3 +281,17 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_and_is_heard_of(t
     with pytest.raises(OSError, match="step_000002 could not be written .*No space left.*: the previous checkpoint stands"):
         checkpoints.save(3, {"student": Engine(3)}, {})
     assert checkpoints.steps() == [1]
+
+
+def test_a_slow_disk_is_waited_for_and_files_that_never_come_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
+    sync = checkpoint._sync
+    monkeypatch.setattr(checkpoint, "_sync", lambda folder: time.sleep(0.5) or sync(folder))
+    alone, first = Checkpoints(tmp_path / "alone", keep=1), Checkpoints(tmp_path / "two", keep=1, rank=0, ranks=2)
+    alone.save(1, {"student": Engine(1)}, {})
+    alone.wait()
+    assert alone.steps() == [1]
+    first.save(1, {"student": Engine(1)}, {})
+    with pytest.raises(OSError, match="files of other ranks do not appear here"):
+        first.wait()
+    assert first.steps() == []

@@ -59,6 +59,49 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
 
 
+@pytest.mark.parametrize("status, queued", [(0, ""), (75, "requeue 12"), (1, "")])
+def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(tmp_path, status, queued):
+    """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is left when the first node ends."""
+    for name, script in {
+        "srun": f'echo "$@" > {tmp_path}/srun.said; exit {status}',
+        "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" > {tmp_path}/queued',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "64",
+    }
+    assert subprocess.run(["launch/slurm/job.sh", "a.json"], cwd=ROOT, env=environment).returncode == status
+    said = (tmp_path / "srun.said").read_text()
+    assert "--cpus-per-task=64" in said and "--wait=0" in said and said.strip().endswith("launch/slurm/node.sh --config a.json --resume auto")
+    assert ((tmp_path / "queued").read_text().strip() if (tmp_path / "queued").exists() else "") == queued
+
+
+def node(tmp_path, script: str, **environment: str) -> subprocess.Popen:
+    """launch/slurm/node.sh with a shell script in the place of Python."""
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "python").chmod(0o755)
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return subprocess.Popen(["launch/slurm/node.sh"], cwd=ROOT, env=inherited | {"PYTHON": str(tmp_path / "python"), "GPUS": "4"} | environment)
+
+
+@pytest.mark.parametrize("told, status", [(True, 75), (False, 3)])
+def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too(tmp_path, told, status):
+    """While prompts are embedded, or the student is exported, nobody waits for signals; a failure is still one."""
+    run = node(tmp_path, f"sleep {30 if told else 0} & touch {tmp_path}/begun; wait $!; exit 3")
+    while told and not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    if told:
+        run.send_signal(signal.SIGUSR1)
+    assert run.wait(20) == status
+
+
+@pytest.mark.parametrize("cpus, chosen, threads", [("64", {}, 16), ("2", {}, 1), ("", {}, 1), ("64", {"OMP_NUM_THREADS": "5"}, 5)])
+def test_the_ranks_of_a_node_share_its_cpus(tmp_path, cpus, chosen, threads):
+    given = {"SLURM_CPUS_PER_TASK": cpus} if cpus else {}
+    assert node(tmp_path, f"[ $OMP_NUM_THREADS -eq {threads} ]", **given, **chosen).wait(20) == 0
+
+
 @pytest.mark.slow
 def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_been(tiny_json, tmp_path):
     assert wait(start_nodes(tiny_json, tmp_path / "whole")) == [0, 0]

@@ -1,7 +1,8 @@
-"""Embedding prompts beside ranks that wait."""
+"""One rank works beside others that wait."""
 
 import time
 
+import pytest
 from ranks import run_ranks
 
 SECONDS, SHARDS = 1.6, 4
@@ -49,3 +50,25 @@ def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
     timeout = 6.0
     for seconds, found in run_ranks(2, embed, tmp_path / "prompts.txt", tmp_path / "cache", timeout):
         assert seconds > SECONDS * (SHARDS + 1) > timeout and found == [1, 2, 3, 4]
+
+
+def work(fails: bool) -> tuple[float, str]:
+    from tdmvid.parallel import launch
+
+    world, start, said = launch.start("deepspeed", 4 / 60), time.monotonic(), ""
+    try:
+        with launch.first_alone(every=1.0):
+            if world.primary:
+                time.sleep(8)
+                assert not fails, "the first rank failed"
+    except AssertionError as error:
+        said = str(error)
+    launch.barrier()
+    launch.finish()
+    return time.monotonic() - start, said.splitlines()[0] if said else ""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_first_rank_may_work_alone_for_longer_than_one_wait_may_take(fails):
+    (first, said), (other, nothing) = run_ranks(2, work, fails)
+    assert first >= 8 and other >= 7 and nothing == "" and said == ("the first rank failed" if fails else "")

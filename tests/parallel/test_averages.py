@@ -1,0 +1,62 @@
+"""A sharded student computes with its average without being whole on any rank."""
+
+import copy
+
+import pytest
+import torch
+from ranks import run_ranks
+
+WIDTH, LAYERS = 8, 4
+
+
+def sampled(stage: int, threshold: int) -> dict:
+    """Outputs with the own weights, the average and the own again, beside what they should be, and the most values that a rank had whole."""
+    import deepspeed
+
+    from tdmvid.parallel import deepspeed_engine, launch
+    from tdmvid.parallel.optim import OptimConfig
+
+    launch.start("deepspeed", timeout_minutes=0.5)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+    plain = copy.deepcopy(network)
+    engine = deepspeed_engine.DeepSpeedEngine(
+        network, OptimConfig(lr=0.1), total_steps=1, micro_batch=2, ema=0.5, zero_stage=stage, persistence_threshold=threshold
+    )
+    x = torch.randn(2, WIDTH)
+    engine.backward(engine(x).square().mean())
+    assert engine.step().applied
+    expected = {}
+    for averaged in (False, True):
+        plain.load_state_dict(engine.weights(averaged=averaged))
+        expected[averaged] = plain(x).detach()
+
+    whole, gathered = [], deepspeed.zero.GatheredParameters
+
+    def counted(parameters, *args, **options):
+        parameters = list(parameters)
+        whole.append(sum(p.ds_numel for p in parameters if hasattr(p, "ds_numel")))
+        return gathered(parameters, *args, **options)
+
+    def refuse(*_):
+        raise AssertionError("whole on every rank")
+
+    deepspeed.zero.GatheredParameters, deepspeed_engine._whole = counted, refuse
+    with torch.no_grad():
+        before = engine(x)
+        with engine.averaged():
+            inside = engine(x)
+        after = engine(x)
+    first = sorted(engine.weights(averaged=True, everywhere=False))
+    launch.finish()
+    same = torch.equal(before, after), (before - expected[False]).abs().max().item(), (inside - expected[True]).abs().max().item()
+    return {"same": same, "moved": (expected[True] - expected[False]).abs().max().item(), "whole": max(whole), "weights": len(first)}
+
+
+@pytest.mark.parametrize("stage, threshold", [(3, 0), (3, 10), (3, 100_000), (2, 0)])
+def test_the_average_is_put_in_one_tensor_at_a_time(stage, threshold):
+    for rank, found in enumerate(run_ranks(2, sampled, stage, threshold)):
+        unmoved, own, average = found["same"]
+        assert unmoved and own < 1e-6 and average < 1e-6 and found["moved"] > 1e-3
+        assert found["whole"] <= WIDTH * WIDTH
+        assert found["weights"] == (0 if rank else 2 * LAYERS)
