@@ -153,9 +153,9 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
             embed_prompts(
                 EmbeddingCache(root, key), ["", *prompts, *config.log.sample_prompts], backbone.encode_prompts, each=lambda: launch.all_agree(False)
             )
+            backbone.release_text()
     while not launch.all_agree(True):  # the others answer after each shard: a wait for all of them would outlast the timeout
         pass
-    backbone.release_text()
     cache = EmbeddingCache(root, key)
     if missing := cache.missing(["", *prompts, *config.log.sample_prompts], patience=PATIENCE):
         raise ValueError(f"prompts.cache={config.prompts.cache!r} lacks {len(missing)} prompts that another rank embedded: it must be a folder that all machines share")
