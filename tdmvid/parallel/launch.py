@@ -144,15 +144,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def of_first(value):
-    """Rank 0's value (anything that pickles), on every rank."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
 @contextmanager
 def first_alone(*, every: float = 5.0) -> Iterator[None]:
     """Rank 0 works inside for as long as it takes; the others, with nothing to do there, wait behind it.
@@ -193,7 +184,7 @@ def all_agree(flag: bool) -> bool:
 
 
 def of_first(value):
-    """Rank 0's value on every rank; what the others pass is forgotten."""
+    """Rank 0's value (anything that pickles) on every rank; what the others pass is forgotten."""
     if not dist.is_initialized():
         return value
     one = [value]

@@ -39,7 +39,8 @@ def children(process: int) -> list[int]:
     return sorted(int(child) for task in Path(f"/proc/{process}/task").iterdir() for child in (task / "children").read_text().split())
 
 
-def wait(nodes: list[subprocess.Popen], seconds: float = 180) -> list[int]:
+def wait(nodes: list[subprocess.Popen], seconds: float = 400) -> list[int]:
+    """Exit statuses; torchrun's agents may wait 300 seconds for one another as they leave."""
     try:
         said = [node.communicate(timeout=seconds)[0] for node in nodes]
     finally:
