@@ -6,8 +6,10 @@ touched: every function here then answers for itself.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ import torch.distributed as dist
 from .sequence import SequenceGroup
 
 Backend = Literal["auto", "none", "deepspeed"]
+
+SETTLE = 0.5
+"""Seconds a rank waits as it ends, for gloo's threads to let go of their last tensors."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ def _join(device: torch.device, timeout: timedelta) -> None:
 
     if on_cpu:  # or joining compiles it, which takes a minute and a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # A thread of gloo needs the interpreter to let a tensor go, some time after the collective is done, and finds it gone in a
+        # process that has ended meanwhile: SIGABRT (pytorch/pytorch#179291). DeepSpeed keeps the group, so leaving it ends no thread.
+        atexit.register(time.sleep, SETTLE)
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout)
 
 
