@@ -85,6 +85,7 @@ def sample_videos(
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: at least 1 video at a time")
+    launch.check_same("list of prompts", {"videos": hashlib.sha256(repr(shots).encode()).hexdigest()[:16]})
     steps, cfg = _steps_and_cfg(backbone, sampler)
     settings = _settings(backbone, sampler, steps, cfg)
     done = _claim(out, settings, shots) if world.primary else None

@@ -147,6 +147,7 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
         raise ValueError("prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts")
     prompts = read_prompts(Path(config.prompts.path), column=config.prompts.column)
     prompts = prompts[: config.prompts.limit] if config.prompts.limit else prompts
+    launch.check_same("file of prompts", {"prompts.path": _digest("prompts", prompts)})
     root, key = Path(config.prompts.cache), backbone.text_fingerprint()
     if world.primary:
         with in_host_memory([backbone.network]):  # so that base and text encoder are not on the device together

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from ranks import run_ranks
 
 from tdmvid import sampling
@@ -11,10 +12,10 @@ from tdmvid.parallel import launch
 PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 
 
-def sample(model, out, cache, hidden=""):
+def sample(model, out, cache, hidden="", other=()):
     """What launch/sample.py does in each rank: the files that this one wrote, and those of the manifest.
 
-    hidden: a file that only the first rank sees, as on a network file system that is behind.
+    hidden: a file that only the first rank sees, as on a network file system that is behind; other: prompts of the second alone.
     """
     world = launch.start("auto")
     if hidden and not world.primary:
@@ -23,7 +24,7 @@ def sample(model, out, cache, hidden=""):
     backbone = sampling.load_for_sampling(world, model=model, size="9x32x32")
     wrote, write = [], sampling._write
     sampling._write = lambda out, shots, *rest: (wrote.extend(shot.file for shot in shots), write(out, shots, *rest))
-    shots = sampling.plan_shots(PROMPTS, (0, 1), frames=9)
+    shots = sampling.plan_shots([*PROMPTS, *(() if world.primary else other)], (0, 1), frames=9)
     manifest = sampling.sample_videos(
         Path(out), shots, backbone=backbone, sampler=sampling.Sampler(steps=2, cfg=1.0), world=world, batch=2, cache=Path(cache),
     )
@@ -49,3 +50,11 @@ def test_ranks_that_see_another_folder_share_one_list(tiny_cogvideox, tmp_path):
         (tmp_path / "out" / file).unlink()
     (first, there), (second, _) = run_ranks(2, sample, *words, manifest[0])
     assert sorted(first + second) == manifest[1:4] and there == manifest
+
+
+def test_ranks_with_other_prompts_are_refused_before_anything_is_made(tiny_cogvideox, tmp_path):
+    """Each would take its share of another list, and some videos would be missing."""
+    out = tmp_path / "out"
+    with pytest.raises(AssertionError, match="rank 1 was given another list of prompts than rank 0"):
+        run_ranks(2, sample, str(tiny_cogvideox("sincos")), str(out), str(tmp_path / "cache"), "", ["a cat"])
+    assert not out.exists()

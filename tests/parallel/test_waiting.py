@@ -68,6 +68,27 @@ def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
         assert seconds > SECONDS * (SHARDS + 1) > timeout and found == [1, 2, 3, 4]
 
 
+def other_prompts(folder):
+    from tdmvid.config import RunConfig, from_dict
+    from tdmvid.parallel import launch
+    from tdmvid.train.setup import embeddings
+
+    world = launch.start("deepspeed", 1)
+    config = from_dict(RunConfig, {"prompts": {"path": str(folder / f"{world.rank}.txt"), "cache": str(folder / "cache")}})
+    with pytest.raises(ValueError) as error:
+        embeddings(config, Slow(), world)
+    return str(error.value)
+
+
+def test_a_machine_with_another_file_of_prompts_is_named_before_anything_is_embedded(tmp_path):
+    """The order of prompts is drawn by their number: ranks would train on other prompts than the run was told."""
+    for rank, prompts in enumerate(("one\ntwo", "one\nthree")):
+        (tmp_path / f"{rank}.txt").write_text(prompts)
+    for said in run_ranks(2, other_prompts, tmp_path):
+        assert "rank 1 was given another file of prompts than rank 0: prompts.path='2 prompts, sha256" in said
+    assert not (tmp_path / "cache").exists()
+
+
 def work(fails: bool) -> tuple[float, str]:
     from tdmvid.parallel import launch
 
