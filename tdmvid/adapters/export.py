@@ -6,6 +6,7 @@ own noise; above tolerance nothing is left behind (see diffusers' loaders/lora_p
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from ..diffusion.grid import TimeGrid
 from . import formats as layouts
 from .bundle import FACTS, read_facts
 from .card import Story, write_card
-from .lora import ADAPTER, LoraSettings, host_copy, merge
+from .lora import ADAPTER, LoraSettings, host_copy, in_host_memory, merge
 from .step_condition import NAME, baked
 from .workflow import workflow
 
@@ -103,7 +104,8 @@ def export_fused(
         raise ValueError("fuse: this student is told its number of steps, which a plain network has no place for: export its LoRA of each K")
     network = host_copy(module).float()
     network.load_state_dict(weights, strict=False)
-    return _export_whole(folder, backbone, merge(network), grid, dtype or backbone.config.dtype, story, (expected, z, cond), tolerance)
+    with in_host_memory([module]):
+        return _export_whole(folder, backbone, merge(network), grid, dtype or backbone.config.dtype, story, (expected, z, cond), tolerance)
 
 
 def _export_whole(
@@ -170,7 +172,10 @@ class _Check:
         reloaded = type(backbone.network).from_pretrained(folder, dtype=backbone.config.torch_dtype).to(self.z.device)
         pipeline = backbone.stock_pipeline(reloaded)
         pipeline.scheduler = backbone.student_scheduler(self.grid)
-        return self._difference(backbone.stock_latents(pipeline, self.z, self.cond, steps=self.grid.steps))
+        found = backbone.stock_latents(pipeline, self.z, self.cond, steps=self.grid.steps)
+        del pipeline, reloaded
+        gc.collect()  # as in stock_latents
+        return self._difference(found)
 
     def _difference(self, found: Tensor) -> float:
         error = ((found - self.expected).norm() / self.expected.norm()).item()
@@ -228,7 +233,10 @@ def stock_latents(folder: Path, backbone: Backbone, z: Tensor, cond: Cond, grid:
     """The final latents of the stock pipeline with the LoRA and scheduler of `folder`: as `z`."""
     pipeline = backbone.stock_pipeline()
     backbone.load_lora(pipeline, folder)
-    return backbone.stock_latents(pipeline, z, cond, steps=grid.steps)
+    latents = backbone.stock_latents(pipeline, z, cond, steps=grid.steps)
+    del pipeline
+    gc.collect()  # it is in a cycle, which would keep its base on the device beside the next one, and beside the run's own
+    return latents
 
 
 @contextmanager

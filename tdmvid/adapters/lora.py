@@ -17,6 +17,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..backbones.quantize import parts
+
 ADAPTER = "default"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDEST = 2**15
@@ -46,6 +48,20 @@ def host_copy(model: nn.Module) -> nn.Module:
     """A copy with all its weights in host memory; none of them is on the device twice meanwhile."""
     memo = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo | {id(x): x.detach().to("cpu", copy=True) for x in model.buffers()})
+
+
+@contextmanager
+def in_host_memory(networks: list[nn.Module]) -> Iterator[None]:
+    """The frozen weights of `networks` are in host memory, and their device has room for something else; nobody may call them meanwhile."""
+    frozen = {id(p): p for network in networks for p in network.parameters() if not p.requires_grad}
+    held = [(part, part.device, part.data.to("cpu")) for p in frozen.values() for part in parts(p)]
+    for part, _, _ in held:
+        part.data = part.data.new_empty(0)
+    try:
+        yield
+    finally:
+        for part, device, data in held:
+            part.data = data.to(device)
 
 
 def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *, seed: int) -> nn.Module:

@@ -19,7 +19,7 @@ from ..adapters.bundle import read_facts
 from ..adapters.card import Story
 from ..adapters.export import check_formats, export_fused, export_lora, export_network, replacing
 from ..adapters.extract import adapt, extract, read_published
-from ..adapters.lora import LoraSettings, attach
+from ..adapters.lora import LoraSettings, attach, in_host_memory
 from ..adapters.step_condition import NAME, condition_on_steps, told
 from ..backbones.base import Backbone, load_backbone
 from ..config import RunConfig, load_config
@@ -29,7 +29,6 @@ from ..diffusion.sampler import ddim
 from ..sampling import noise, weights_of
 from .checkpoint import Checkpoints, whole
 from .quantized import story as base_story
-from .setup import in_host_memory
 
 
 @dataclass(frozen=True)

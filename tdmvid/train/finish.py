@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..adapters.card import Story
 from ..adapters.export import export_lora, export_network, replacing
+from ..adapters.lora import in_host_memory
 from ..config import to_dict
 from ..data.files import write_json
 from ..data.video import few_frames, write_image, write_strip
@@ -20,7 +21,7 @@ from ..parallel import launch
 from .quantized import difference, story
 from .report import write_report
 from .samples import fixed_noise, sample_student, write_clips
-from .setup import Run, in_host_memory, on_whole_base, reference_grid
+from .setup import Run, on_whole_base, reference_grid
 
 
 def finish(run: Run) -> None:

@@ -9,8 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..adapters.lora import Base, attach, shared_copy, start_from
+from ..adapters.lora import Base, attach, in_host_memory, shared_copy, start_from
 from ..adapters.step_condition import condition_on_steps, told
 from ..backbones.base import Backbone, check_attention, load_backbone
 from ..backbones.discriminator import Discriminator, NetworkDiscriminator
-from ..backbones.quantize import check_torchao, parts
+from ..backbones.quantize import check_torchao
 from ..config import RunConfig, to_dict
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.latents import RealLatents, real_files
@@ -72,7 +71,8 @@ class Run:
     def fingerprint(self) -> dict:
         """What a checkpoint must agree on to be resumed by this run."""
         settings = to_dict(self.config)
-        settings["model"].pop("tiling")  # of pictures only
+        if not self.real_digest:
+            settings["model"].pop("tiling")  # it changes pictures only, and what real clips are encoded to
         keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema")
         optims = {role: getattr(self.config, role) for role in self.engines}
         falls = any(optim.schedule != "constant" for optim in optims.values())
@@ -161,20 +161,6 @@ def embeddings(config: RunConfig, backbone: Backbone, world: launch.World) -> tu
     if missing := cache.missing(["", *prompts, *config.log.sample_prompts], patience=PATIENCE):
         raise ValueError(f"prompts.cache={config.prompts.cache!r} lacks {len(missing)} prompts that another rank embedded: it must be a folder that all machines share")
     return cache, prompts
-
-
-@contextmanager
-def in_host_memory(networks: list[nn.Module]) -> Iterator[None]:
-    """The frozen weights of `networks` are in host memory, and their device has room for something else; nobody may call them meanwhile."""
-    frozen = {id(p): p for network in networks for p in network.parameters() if not p.requires_grad}
-    held = [(part, part.device, part.data.to("cpu")) for p in frozen.values() for part in parts(p)]
-    for part, _, _ in held:
-        part.data = part.data.new_empty(0)
-    try:
-        yield
-    finally:
-        for part, device, data in held:
-            part.data = data.to(device)
 
 
 def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> RealLatents:

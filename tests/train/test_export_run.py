@@ -1,11 +1,13 @@
 """Any checkpoint of any run becomes a checked bundle, in one process; or nothing is written."""
 
 import argparse
+import gc
 import json
 import re
 import runpy
 import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,14 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tdmvid.adapters.card import _recipe
 from tdmvid.adapters import export as exporting
 from tdmvid.adapters.bundle import load_pipeline, use_student
+from tdmvid.adapters.card import _recipe
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.diffusion.grid import uniform
 from tdmvid.sampling import noise, weights_of
+from tdmvid.train import finish as finishing
 from tdmvid.train.export import Options, export_published, export_run, export_tuned
 from tdmvid.train.trainer import train
 
@@ -57,8 +60,8 @@ def latents(base, folder, steps=4):
     return base.stock_latents(use_student(base, folder), z, base.encode_prompts(list(PROMPTS)), steps=steps)
 
 
-@pytest.mark.parametrize("kind", ["run", "tuned"])
-def test_the_base_waits_in_host_memory_while_another_is_checked(kind, request, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind, fuse", [("run", False), ("run", True), ("tuned", False)])
+def test_the_base_waits_in_host_memory_while_another_is_checked(kind, fuse, request, tmp_path, monkeypatch):
     held, call = [], exporting._Check._difference
     monkeypatch.setattr("tdmvid.train.export.load_backbone", lambda *args, **named: held.append(load_backbone(*args, **named)) or held[0])
 
@@ -67,8 +70,35 @@ def test_the_base_waits_in_host_memory_while_another_is_checked(kind, request, t
 
     sizes = []
     monkeypatch.setattr(exporting._Check, "_difference", lambda self, found: sizes.append(size()) or call(self, found))
-    export_run(tmp_path / "out", request.getfixturevalue(kind), Options(prompts=PROMPTS))
+    export_run(tmp_path / "out", request.getfixturevalue(kind), Options(prompts=PROMPTS, fuse=fuse))
     assert sizes == [0] and size() > 1000
+
+
+@pytest.mark.parametrize("words, most", [(("objective.step_set=[1,2,4]",), 1), (("training=full",), 2)])
+def test_a_base_that_was_checked_is_gone_before_the_next_comes_and_the_run_s_own_returns(tiny_run, tmp_path, monkeypatch, words, most):
+    """A pipeline is in a cycle: without a collection, three of them and the run's own would be on the device. Of a whole network one is the copy that is written."""
+    networks, counts, kind = [], [], CogVideoXTransformer3DModel
+    alive = lambda: sum(network() is not None for network in networks)  # noqa: E731
+    load, write = kind.from_pretrained.__func__, finishing._Gallery.write
+
+    def counted(cls, *args, **named):
+        network = load(cls, *args, **named)
+        networks.append(weakref.ref(network))
+        counts.append(alive())
+        return network
+
+    def finish(run):
+        monkeypatch.setattr(kind, "from_pretrained", classmethod(counted))
+        finishing.finish(run)
+
+    monkeypatch.setattr("tdmvid.train.trainer.finish", finish)
+    monkeypatch.setattr(finishing._Gallery, "write", lambda gallery: counts.append(alive()) or write(gallery))
+    gc.disable()
+    try:
+        train(tiny_run(tmp_path / "run", "steps=1", *words))
+    finally:
+        gc.enable()
+    assert len(counts) >= 3 and max(counts) == most and counts[-1] == 0
 
 
 def test_average_and_raw_weights_of_any_checkpoint_come_out(run, tmp_path):
