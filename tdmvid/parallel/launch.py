@@ -102,7 +102,7 @@ def check_sequence(sequence: int, size: int) -> None:
     """ValueError unless groups of `sequence` ranks make up `size` ranks."""
     if size % sequence:
         fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-        raise ValueError(f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start another number of ranks")
+        raise ValueError(f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start another number of ranks (--plan: --ranks {sequence})")
 
 
 def _sequence_group(sequence: int, timeout: timedelta) -> SequenceGroup | None:

@@ -289,7 +289,7 @@ def check_fit(plan: Plan, device_memory: float) -> None:
     needs = f"this run needs {_gib(plan.total())} on the first rank, {plan.narrowest}, more than {device_memory:g} GiB"
     for changes, ranks, better in _remedies(plan):
         if fits(better):
-            for key in [key for key in changes if len(changes) > 1]:  # what came on the way and is not needed
+            for key in [key for key in changes if len(changes) > 1 and key != "sequence"]:  # what came on the way and is not needed; more ranks are
                 rest = {name: value for name, value in changes.items() if name != key}
                 try:
                     fewer = make_plan(_changed(plan.config, rest), ranks=ranks)

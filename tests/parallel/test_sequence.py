@@ -56,7 +56,7 @@ def refuse() -> str:
 
 
 def test_a_sequence_group_must_divide_the_ranks():
-    assert run_ranks(2, refuse) == ["parallel.sequence=3 does not divide 2 ranks: use 1, 2, or start another number of ranks"] * 2
+    assert run_ranks(2, refuse) == ["parallel.sequence=3 does not divide 2 ranks: use 1, 2, or start another number of ranks (--plan: --ranks 3)"] * 2
 
 
 def copied() -> bool:

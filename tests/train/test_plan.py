@@ -243,6 +243,17 @@ def test_a_run_that_trains_but_has_no_room_for_the_rest_is_told_where_to_export(
         check_fit(made, 1e-9)
 
 
+def test_a_remedy_that_takes_more_ranks_says_so(tiny_run, tmp_path, monkeypatch):
+    """Whatever else is left out of it because it is not needed: sharding over the new ranks is part of what helps."""
+    monkeypatch.setattr("tdmvid.train.plan._autoencoder", lambda *_: (0, 1000))
+    settings = ("training=full", "log.sample_count=1", "parallel.gradient_checkpointing=true")
+    alone = make_plan(tiny_run(tmp_path, *settings, "parallel.offload=all"))
+    shared = make_plan(tiny_run(tmp_path, *settings, "parallel.offload=all", "parallel.sequence=2"), ranks=2)
+    assert shared.total() < alone.total()
+    with pytest.raises(ValueError, match="parallel.sequence=2 on 2 ranks needs"):
+        check_fit(make_plan(tiny_run(tmp_path, *settings)), (shared.total() + alone.total()) / 2 / GIB)
+
+
 def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path):
     made = make_plan(tiny_run(tmp_path, "objective.kind=fisher", "objective.distance=huber", "parallel.zero_stage=2"), ranks=8)
     with pytest.raises(ValueError, match="fewer frames"):  # it has neither ZeRO-3 nor shared tokens
