@@ -60,6 +60,8 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
         for number, row in enumerate(suite.rows())
     }
     common = set.intersection(*(set(seeds) for seeds in found.values() if seeds))
+    if not common:
+        raise SystemExit(f"no page: the rows in {kept} were run on different seeds, and rows are compared seed by seed: run them on the same --seeds")
     return {name: [seeds[seed] for seed in sorted(common)] if seeds else [] for name, seeds in found.items()}
 
 

@@ -33,7 +33,7 @@ from tdmvid.sampling import Shot, plan_shots  # noqa: E402
 from tdmvid.scoring import images  # noqa: E402
 from tdmvid.scoring.intervals import Measure, mean_over_groups, paired_difference  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
-from tdmvid.scoring.sides import NAMES, foreign, sample_sides, scored_weights  # noqa: E402
+from tdmvid.scoring.sides import NAMES, foreign, sample_sides, sampled  # noqa: E402
 from tdmvid.scoring.suite import TeacherSampling, check_videos  # noqa: E402
 from tdmvid.scoring.weights import Preflight, preflight  # noqa: E402
 
@@ -181,7 +181,7 @@ def compare(out: Path, config: ImageConfig, shots: list[Shot], checked: Prefligh
     )
     result = Result(
         title=f"Images: {out.resolve().parent.name}", protocol=protocol, notes=notes, names=NAMES, scores=(measures(student), measures(teacher)),
-        differences=differences(student, teacher), figures=figures, percent=False, facts={"weights": scored_weights(out), "config": to_dict(config), "sets": sets},
+        differences=differences(student, teacher), figures=figures, percent=False, facts=sampled(out) | {"config": to_dict(config), "sets": sets},
     )
     page = write_result(out, result, _pairs(out, shots, student, teacher), shown=config.pairs)
     print((out / "results.md").read_text())

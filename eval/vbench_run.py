@@ -28,7 +28,7 @@ from tdmvid.options import add_evaluation, place  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.scoring.package import Environment, ready, score_folder  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
-from tdmvid.scoring.sides import NAMES, check_sides, foreign, sample_sides, scored_weights  # noqa: E402
+from tdmvid.scoring.sides import NAMES, check_sides, foreign, sample_sides, sampled  # noqa: E402
 from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of  # noqa: E402
 from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, Scores  # noqa: E402
 from tdmvid.scoring.weights import Preflight  # noqa: E402
@@ -62,8 +62,8 @@ def compare(out: Path, config: VBenchConfig, entries: list[Entry], checked: Pref
         title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}", protocol=protocol(config, entries),
         notes=(*warnings, *gaps(student, teacher, measures[2]), *said),
         names=NAMES, scores=measures[:2], differences=measures[2],
-        facts={
-            "weights": scored_weights(out), "config": to_dict(config), "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},
+        facts=sampled(out) | {
+            "config": to_dict(config), "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},
             "left_out": {name: [need.path for need in needs] for name, needs in checked.missing.items()},
         },
     )

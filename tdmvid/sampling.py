@@ -153,7 +153,8 @@ def _claim(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
     for entry in read_manifest(out):
         shot = wanted.get(entry["file"])
         if shot and (shot.prompt, shot.seed) != (entry["prompt"], entry["seed"]):
-            raise ValueError(f"{out / shot.file} shows {entry['prompt']!r}, not {shot.prompt!r}: use the same prompts, or another --out")
+            there, asked = (f"{prompt!r} of seed {seed}" for prompt, seed in ((entry["prompt"], entry["seed"]), (shot.prompt, shot.seed)))
+            raise ValueError(f"{out / shot.file} shows {there}, not {asked}: use the same prompts and seeds, or another --out")
     write_json(path, settings)
     _gather_manifest(out)
     return {entry["file"] for entry in read_manifest(out) if (out / entry["file"]).is_file()}
@@ -163,7 +164,11 @@ def read_manifest(out: Path) -> list[dict]:
     """What was made so far: prompt, seed, file and settings of each video; the last line of a killed rank may be cut."""
     entries = {}
     for path in [out / MANIFEST, *sorted(out.glob(f".*.{MANIFEST}"))]:
-        for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():  # splitlines() would cut at a U+2028 in a prompt
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at a U+2028 in a prompt
+        except FileNotFoundError:  # not there yet, or another job has just gathered it
+            continue
+        for line in lines:
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
@@ -179,7 +184,7 @@ def _gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
     if entries:
         write_text(out / MANIFEST, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
     for part in out.glob(f".*.{MANIFEST}"):
-        part.unlink()
+        part.unlink(missing_ok=True)
 
 
 def _embed(shots: list[Shot], backbone: Backbone, world: launch.World, root: Path) -> EmbeddingCache:
@@ -201,7 +206,8 @@ def _write(out: Path, shots: list[Shot], videos: Tensor, fps: int, settings: dic
             else:
                 write_video(out / shot.file, video, fps=fps)
         except ValueError as error:  # pixels that are not finite: of thousands of prompts, say which
-            raise ValueError(f"{shot.file}, seed {shot.seed} of {shot.prompt!r}: {error}; try model.dtype float32 or bfloat16, or leave the prompt out") from error
+            other = "" if settings["model"]["dtype"] == "float32" else "compute in float32 (--dtype, or model.dtype of a config) with another --out, or "
+            raise ValueError(f"{shot.file}, seed {shot.seed} of {shot.prompt!r}: {error}; {other}leave the prompt out") from error
         with (out / f".{rank}.{MANIFEST}").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(shot) | {"settings": settings}, ensure_ascii=False) + "\n")
 

@@ -71,6 +71,10 @@ def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
     ablate.run(suite, [0, 1, 2], tmp_path)
     (tmp_path / "00_1.json").unlink()
     assert ablate.results(suite, tmp_path) == {"first": [{"a": 0.0}, {"a": 2.0}], "second": [{"a": 10.0}, {"a": 12.0}]}
+    for path in (*tmp_path.glob("00_2*"), *tmp_path.glob("01_0*")):
+        path.unlink()
+    with pytest.raises(SystemExit, match="were run on different seeds, and rows are compared seed by seed: run them on the same --seeds"):
+        ablate.results(suite, tmp_path)
 
 
 def test_some_rows_make_a_page_of_those(tmp_path):

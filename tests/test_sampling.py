@@ -144,6 +144,22 @@ def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_pat
     assert read_manifest(tmp_path / "out") == manifest and len(manifest) == 2
 
 
+def test_two_jobs_may_gather_one_folder_at_once(tmp_path, monkeypatch):
+    """Each reads and removes the parts that both saw."""
+    (tmp_path / ".0.manifest.jsonl").write_text('{"file": "a.mp4"}\n')
+    write = sampling.write_text
+
+    def with_another(path, text):
+        write(path, text)
+        (tmp_path / ".0.manifest.jsonl").unlink(missing_ok=True)  # the other job was a moment quicker
+
+    monkeypatch.setattr(sampling, "write_text", with_another)
+    monkeypatch.setattr(type(tmp_path), "glob", lambda folder, pattern: iter([tmp_path / ".0.manifest.jsonl"]))  # as seen before
+    sampling._gather_manifest(tmp_path)
+    sampling._gather_manifest(tmp_path, [{"file": "b.mp4"}])
+    assert [entry["file"] for entry in read_manifest(tmp_path)] == ["a.mp4", "b.mp4"]
+
+
 def test_the_network_is_not_loaded_again(make, student, backbone, monkeypatch):
     """On each of eight ranks it would be in the host's memory whole, and twice on the device."""
     monkeypatch.setattr(type(backbone.network), "from_pretrained", lambda *_, **__: pytest.fail("loaded again"))
@@ -176,8 +192,8 @@ def test_no_weights_are_kept_once_all_is_sampled(student, tmp_path):
 
 def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
     monkeypatch.setattr(type(backbone), "decode", lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan))
-    with pytest.raises(ValueError, match="00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite"):
-        make("out")
+    with pytest.raises(ValueError, match="00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite.*; leave the prompt out$"):
+        make("out")  # in float32 already
 
 
 @pytest.mark.parametrize("change, message", [
@@ -204,7 +220,7 @@ def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
 def test_another_prompt_under_the_same_name_is_refused(make):
     long = "a red circle moves left " * 4
     make("out", [long + "a"], (0,))
-    with pytest.raises(ValueError, match=f"shows '{long}a', not '{long}b': use the same prompts, or another --out"):
+    with pytest.raises(ValueError, match=f"shows '{long}a' of seed 0, not '{long}b' of seed 0: use the same prompts and seeds, or another --out"):
         make("out", [long + "b"], (0,))
 
 

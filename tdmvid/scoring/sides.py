@@ -54,9 +54,10 @@ def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
                 raise ValueError(f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the same, or another --out")
 
 
-def scored_weights(out: Path) -> str:
-    """Identifies the student whose samples lie in `out`: `sampling.weights_of` its folder."""
-    return json.loads((out / NAMES[0] / SETTINGS).read_text(encoding="utf-8"))["weights"]
+def sampled(out: Path) -> dict:
+    """Whose samples lie in `out`: the student's `weights` (`sampling.weights_of` its folder), and the `model` that both sides were computed with."""
+    settings = json.loads((out / NAMES[0] / SETTINGS).read_text(encoding="utf-8"))
+    return {key: settings[key] for key in ("weights", "model")}
 
 
 def foreign(config: SidesConfig, student: Path) -> tuple[str, ...]:
@@ -75,5 +76,7 @@ def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbo
         print(line, flush=True)
     if config.model.path:
         return load_backbone(config.model, config.video, device=world.device)
+    if config.model != ModelConfig():
+        raise ValueError("model.path is empty, so the student names its base, and other settings of `model` would do nothing: give the path too, or leave them out")
     size = config.video
     return load_for_sampling(world, student=student, size=f"{size.frames}x{size.height}x{size.width}", fps=size.fps)

@@ -75,7 +75,8 @@ def _check_size(questions: list[Question]) -> None:
         total += sum(4 * -(-path.stat().st_size // 3) for path in question.sides)
         if total > LARGEST:
             limit = f"{LARGEST / 2**20:.0f} MiB, with which browsers still open it"
-            raise ValueError(f"{len(questions)} pairs are more than one page can hold ({limit}): use --pairs {count}")
+            remedy = f"use --pairs {count}" if count else f"sample shorter or smaller videos than {question.file}"
+            raise ValueError(f"{len(questions)} pairs are more than one page can hold ({limit}): {remedy}")
 
 
 def _source(path: Path) -> dict:

@@ -206,7 +206,7 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     for name in program.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
-    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123"}))
+    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123", "model": {"path": "x"}}))
     scores = {name: {"temporal_flickering": {f"{prompt}-{seed}.mp4": 0.9 + shift for prompt in PROMPTS for seed in range(2)}} for name, shift in (("student", 0.01), ("teacher", 0))}
     page = program.compare(tmp_path, config, entries, checked, scores)
     found = json.loads((tmp_path / "results.json").read_text())
@@ -246,7 +246,7 @@ def test_a_dimension_that_cannot_be_compared_is_named_and_the_others_go_on(tmp_p
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     for name in program.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
-    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123"}))
+    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123", "model": {"path": "x"}}))
     all_files = [f"{prompt}-{seed}.mp4" for prompt in PROMPTS for seed in range(2)]
     scores = {name: {"temporal_flickering": dict.fromkeys(static[name], 0.9), "motion_smoothness": dict.fromkeys(all_files, 0.8)} for name in program.NAMES}
     entries = [replace(entry, dimensions=("temporal_flickering", "motion_smoothness")) for entry in entries]

@@ -128,6 +128,7 @@ def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(tmp_path
     config = settings(tmp_path, student, metrics=["text", "hps"], cache=str(tmp_path / "none"), video={"frames": 1, "height": 32, "width": 32})
     call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["model"]["path"] == json.loads(config.read_text())["model"]["path"] and found["model"]["dtype"] == "float32"  # what computed them
     assert found["differences"] == {"text": {"value": 0.5, "low": 0.5, "high": 0.5}}  # one prompt asks for text
     assert found["notes"] == ["Left out: hps.", "The student was trained on size 9 x 32 x 32 at 8 fps, and is scored on 1 x 32 x 32."]
     assert len(list((tmp_path / "out" / "teacher").glob("*.png"))) == 6
@@ -148,6 +149,15 @@ def test_a_preflight_needs_no_student_and_names_the_files(tmp_path, student, cal
 def test_a_wrong_setting_ends_with_one_line(tmp_path, student, call, change, message):
     with pytest.raises(SystemExit, match=message):
         call("image_run", "--config", settings(tmp_path, student, **change), "--lora", student)
+
+
+def test_settings_of_a_base_that_is_not_named_are_refused(tmp_path, student, call, monkeypatch):
+    """Else the student's own base would be loaded, in its own dtype, and the results would say the other."""
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    config = settings(tmp_path, student, metrics=["text"], model={"dtype": "bfloat16"}, video={"frames": 1, "height": 32, "width": 32})
+    with pytest.raises(SystemExit, match="^error: model.path is empty, so the student names its base"):
+        call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "student").exists()
 
 
 @pytest.mark.slow

@@ -64,6 +64,10 @@ def test_a_page_that_no_browser_would_open_is_not_written(tmp_path):
     questions = [Question(f"prompt {index}", f"{index}.mp4", (video, small)) for index in range(1000)]
     with pytest.raises(ValueError, match=r"1000 pairs are more than one page can hold .*: use --pairs 3$"):
         write_study(tmp_path / "page.html", questions, title="", question="", names=("a", "b"))
+    with video.open("r+b") as file:
+        file.truncate(400 * 2**20)
+    with pytest.raises(ValueError, match=r"one page can hold .*: sample shorter or smaller videos than 0.mp4$"):  # --pairs 0 would be all of them
+        write_study(tmp_path / "page.html", questions, title="", question="", names=("a", "b"))
     assert not list(tmp_path.glob("page*"))
 
 
@@ -91,7 +95,6 @@ def test_ballots_that_do_not_count_are_refused(study, change, message):
         tally(key, [(name, good), ("second.json", good | {"person": "q"} | change)])
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="the study page was not opened: no Chromium here (apt-get install chromium)")
 @pytest.mark.parametrize("text", [None, "a prompt", "[1]", '{"study": "x"}', '{"votes": {}}'], ids=["missing", "text", "list", "no votes", "no study"])
 def test_a_file_that_holds_no_votes_is_named(load_program, tmp_path, monkeypatch, text):
     (tmp_path / "key.json").write_text('{"study": "x", "pairs": [], "A": "ours", "B": "theirs"}')
@@ -103,6 +106,7 @@ def test_a_file_that_holds_no_votes_is_named(load_program, tmp_path, monkeypatch
         program.main()
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="the study page was not opened: no Chromium here (apt-get install chromium)")
 @pytest.mark.slow
 def test_a_person_votes_in_a_real_browser(study, tmp_path):
     """By key, by touch and by 'no difference'; back again changes a vote, a reload loses none, the file says it all."""
