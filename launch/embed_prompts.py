@@ -29,9 +29,11 @@ def main() -> None:
 
         config = load_config(args.config, args.set)
         world = launch.start("none", config.parallel.timeout_minutes)
-        _, prompts = embeddings(config, load_backbone(config.model, config.video, device=world.device), world)
+        backbone = load_backbone(config.model, config.video)
+        backbone.device = world.device  # of the text encoder; the base stays in host memory
+        _, prompts = embeddings(config, backbone, world)
         print(f"{len(prompts)} prompts are embedded in {config.prompts.cache}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))
 
 

@@ -39,13 +39,13 @@ class GridConfig:
 
     def __post_init__(self):
         if self.kind == "uniform" and self.shift != 1:
-            raise ValueError(f"grid.shift={self.shift} does nothing to grid.kind='uniform': use kind 'shifted', or leave it out")
+            raise ValueError(f"grid.shift={self.shift} does nothing to grid.kind='uniform': use kind 'shifted', or leave it out (--set grid.shift=1)")
         if self.kind != "explicit" and self.timesteps:
             raise ValueError(f"grid.timesteps={list(self.timesteps)} are of grid.kind='explicit', this is {self.kind!r}: use that, or leave them out (--set grid.timesteps=[])")
         if self.kind == "explicit" and self.timesteps and self.steps not in (len(self.timesteps), GridConfig.steps):
             raise ValueError(f"grid.steps={self.steps} does nothing to the {len(self.timesteps)} listed timesteps: list as many, or use kind 'uniform' or 'shifted'")
         if self.kind == "explicit" and (self.shift != 1 or self.start != 1):
-            raise ValueError(f"grid.shift={self.shift}, start={self.start} do nothing to listed timesteps: leave them out, or use kind 'shifted'")
+            raise ValueError(f"grid.shift={self.shift}, start={self.start} do nothing to listed timesteps: leave them out (--set grid.shift=1, grid.start=1), or use kind 'shifted'")
 
     def build(self, process: Process) -> TimeGrid:
         """The grid for a process; ValueError names what does not fit."""

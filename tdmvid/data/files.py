@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def usual_mode(path: Path) -> None:
     """Whoever may read what `open` writes may read this file too: safetensors makes its files for their owner alone."""
-    path.chmod(0o666 & ~_UMASK)
+    with suppress(OSError):  # some file systems have no modes
+        path.chmod(0o666 & ~_UMASK)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tdmvid.backbones.cogvideox import CogVideoX
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -128,6 +130,17 @@ def test_the_program_itself_prints_the_line_and_no_traceback(tiny_json):
 def test_libraries_are_silent_about_what_is_not_used_and_nothing_else(name, message, kept):
     logger = logging.getLogger(name)
     assert bool(logger.filter(logger.makeRecord(name, logging.WARNING, "", 0, message, (), None))) is kept
+
+
+def test_prompts_are_embedded_ahead_once(load_program, tiny_json, tmp_path, monkeypatch, capsys):
+    program, encoded = load_program("launch/embed_prompts.py"), []
+    encode = CogVideoX.encode_prompts
+    monkeypatch.setattr(CogVideoX, "encode_prompts", lambda self, prompts: encoded.extend(prompts) or encode(self, prompts))
+    monkeypatch.setattr(sys, "argv", ["embed_prompts.py", "--config", str(tiny_json), "--set", f"prompts.cache={tmp_path / 'cache'}"])
+    for _ in range(2):
+        program.main()
+        assert capsys.readouterr().out == f"8 prompts are embedded in {tmp_path / 'cache'}\n"
+        assert len(encoded) == 10  # no prompt, and the gallery's, too
 
 
 @pytest.mark.parametrize("change, message", [
