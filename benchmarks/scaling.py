@@ -5,8 +5,8 @@
     python benchmarks/scaling.py --json scaling.json
 
 Work, activations and bytes sent are measured over planned: 1 is a formula that holds. Peak is of all tensors alive
-at once beyond those that stay (networks, optimiser), over the planned activations and gradients; of sharded weights it
-is not compared, since the small network's limit on them is not the plan's. Seconds are
+at once beyond those that stay (networks, optimiser), over the planned activations and gradients; of several ranks it is
+not compared, since the profiler does not see what gloo's threads free. Seconds are
 compared by their ratio to planned work, as a share of the first row's: above 1, a FLOP costs more there.
 """
 
