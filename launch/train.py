@@ -63,6 +63,22 @@ def evaluation(config: RunConfig, ranks: int) -> list[str]:
     return [sys.executable, *start, program, "--config", wanted.config, "--lora", str(student)]
 
 
+def alone() -> dict[str, str]:
+    """The environment without what a launcher put there."""
+    return {key: value for key, value in os.environ.items() if key not in LAUNCHER and not key.startswith(("TORCHELASTIC", "ROLE_"))}
+
+
+def preflight(config: RunConfig) -> None:
+    """ValueError, before days of training, if the evaluation at the end would refuse its config or lacks its environment."""
+    if config.evaluate.program not in ("vbench", "image") or os.environ.get("RANK", "0") != "0":
+        return
+    command = [*evaluation(config, ranks=1)[:-2], "--preflight"]
+    done = subprocess.run(command, env=alone(), capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().split("\n")[-1].removeprefix("error: ")
+        raise ValueError(f"evaluate.config={config.evaluate.config!r}, which the end of the run needs: {said}")
+
+
 def evaluate(config: RunConfig) -> None:
     """Score the finished run from its first rank, in processes of their own: the others have ended, their GPUs are free."""
     command = evaluation(config, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
@@ -72,9 +88,8 @@ def evaluate(config: RunConfig) -> None:
 
     gc.collect()
     torch.cuda.empty_cache()  # what the run held on this rank's GPU
-    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER and not key.startswith(("TORCHELASTIC", "ROLE_"))}
     print(f"evaluation: {shlex.join(command)}", flush=True)
-    done = subprocess.run(command, env=environment)
+    done = subprocess.run(command, env=alone())
     if done.returncode:
         raise RuntimeError(f"the run is finished, but its evaluation ended with {done.returncode}; once that is mended: {shlex.join(command)}")
 
@@ -93,6 +108,7 @@ def main() -> None:
             if args.device_memory:
                 check_fit(plan, args.device_memory)
             return
+        preflight(config)
         from tdmvid.train.trainer import train
         from tdmvid.train.watch import STOPPED, Interrupted
 

@@ -152,6 +152,18 @@ def test_an_evaluation_that_cannot_start_is_refused_before_training_and_by_the_p
     assert re.match(message, refusal(call, change)) and re.match(message, refusal(call, change, args=["--plan"]))
 
 
+@pytest.mark.parametrize("settings, message", [
+    ({"promts": "x"}, "unknown setting 'promts': did you mean 'prompts'"),
+    ({"environment": "nowhere"}, "VBench's prompts come with its environment, and nowhere has none: run eval/setup_vbench.sh"),
+])
+def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(call, tmp_path, settings, message):
+    """By the evaluating program itself, which days later would end with the same line."""
+    path = tmp_path / "vbench.json"
+    path.write_text(json.dumps({"model": {"path": "x/y"}, "video": {"frames": 9, "height": 32, "width": 32}, "dimensions": ["motion_smoothness"]} | settings))
+    said = refusal(call, "evaluate.program=vbench", f"evaluate.config={path}", args=["--out", "run"])
+    assert said.startswith(f"error: evaluate.config='{path}', which the end of the run needs: {message}") and not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp_path, monkeypatch):
     """By the first rank alone, on as many ranks as the machine had, and with nothing of the launcher's in the environment."""
     (tmp_path / "v.json").write_text("{}")
