@@ -69,10 +69,10 @@ def alone() -> dict[str, str]:
 
 
 def preflight(config: RunConfig) -> None:
-    """ValueError, before days of training, if the evaluation at the end would refuse its config or lacks its environment."""
+    """ValueError, before days of training, if the evaluation at the end lacks its environment or cannot read its config."""
     if config.evaluate.program not in ("vbench", "image") or os.environ.get("RANK", "0") != "0":
         return
-    command = [*evaluation(config, ranks=1)[:-2], "--preflight"]
+    command = [*evaluation(config, ranks=1), "--preflight"]
     done = subprocess.run(command, env=alone(), capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().split("\n")[-1].removeprefix("error: ")

@@ -45,7 +45,7 @@ class GridConfig:
         if self.kind == "explicit" and self.timesteps and self.steps not in (len(self.timesteps), GridConfig.steps):
             raise ValueError(f"grid.steps={self.steps} does nothing to the {len(self.timesteps)} listed timesteps: list as many, or use kind 'uniform' or 'shifted'")
         if self.kind == "explicit" and (self.shift != 1 or self.start != 1):
-            raise ValueError(f"grid.shift={self.shift}, start={self.start} do nothing to listed timesteps: leave them out (--set grid.shift=1, grid.start=1), or use kind 'shifted'")
+            raise ValueError(f"grid.shift={self.shift}, start={self.start} do nothing to listed timesteps: leave them out (--set grid.shift=1 --set grid.start=1), or use kind 'shifted'")
 
     def build(self, process: Process) -> TimeGrid:
         """The grid for a process; ValueError names what does not fit."""

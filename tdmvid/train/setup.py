@@ -71,8 +71,8 @@ class Run:
     def fingerprint(self) -> dict:
         """What a checkpoint must agree on to be resumed by this run."""
         settings = to_dict(self.config)
-        if not self.real_digest:
-            settings["model"].pop("tiling")  # it changes pictures only, and what real clips are encoded to
+        if not self.real_digest:  # real clips are encoded in tiles too; without them only pictures are
+            settings["model"].pop("tiling")
         keys = ("seed", "model", "video", "grid", "objective", "training", "lora", "student", "fake", "ema")
         optims = {role: getattr(self.config, role) for role in self.engines}
         falls = any(optim.schedule != "constant" for optim in optims.values())

@@ -66,6 +66,7 @@ def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
     tiled = replace(run, config=replace(run.config, model=replace(run.config.model, tiling=True)))
     other = replace(run, config=replace(run.config, model=replace(run.config.model, dtype="bfloat16")))
     assert tiled.fingerprint == run.fingerprint != other.fingerprint
+    assert replace(tiled, real_digest="clips").fingerprint != replace(run, real_digest="clips").fingerprint  # which are encoded in tiles
 
 
 def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_path):
