@@ -14,7 +14,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["tdmvid", "tdmvid.*"]),
-    package_data={"tdmvid.train": ["*.j2"], "tdmvid.scoring": ["*.j2"], "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"]},
+    package_data={
+        "tdmvid.train": ["*.j2"],
+        "tdmvid.scoring": ["*.j2"],
+        "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"],
+    },
     install_requires=[
         "torch>=2.10,<2.16",
         "diffusers>=0.42,<0.43",
@@ -40,7 +44,11 @@ setup(
         "plot": ["matplotlib>=3.10,<4"],
         "quantize": QUANTIZE,
         "xformers": ["xformers>=0.0.35,<0.1"],
-        "image-metrics": ["torch-fidelity>=0.4,<0.5", "open-clip-torch>=3.3,<4", "lpips>=0.1.4,<0.2"],
+        "image-metrics": [
+            "torch-fidelity>=0.4,<0.5",
+            "open-clip-torch>=3.3,<4",
+            "lpips>=0.1.4,<0.2",
+        ],
         # Pins an old stack: it has an environment of its own, which eval/setup_vbench.sh makes.
         "vbench": ["vbench==0.1.5"],
     },

@@ -1,17 +1,23 @@
-"""One TDM iteration beside the published loop's call pattern: network calls, seconds, peak memory, as ratios.
+"""One TDM iteration beside the published loop's call pattern: network calls, seconds, peak memory,
+as ratios.
 
-    python benchmarks/iteration.py                                  # shapes, small SD1.5 and PixArt; CogVideoX-2B too with a GPU
+    python benchmarks/iteration.py                                  # shapes, small SD1.5 and
+    PixArt; CogVideoX-2B too with a GPU
     python benchmarks/iteration.py --networks shapes --repeats 9 --json iteration.json
-    python benchmarks/iteration.py --networks sd15 --whole --set batch.micro=2      # in its own size
+    python benchmarks/iteration.py --networks sd15 --whole --set batch.micro=2      # in its own
+    size
     python benchmarks/iteration.py --networks cogvideox2b --layers 2 \
-        --set video.frames=9 --set video.height=256 --set video.width=256           # its layers' own width
-    python benchmarks/iteration.py --race toy                       # after equal seconds, which student is closer to the teacher?
+        --set video.frames=9 --set video.height=256 --set video.width=256           # its layers'
+        own width
+    python benchmarks/iteration.py --race toy                       # after equal seconds, which
+    student is closer to the teacher?
     python benchmarks/iteration.py --race shapes --seconds 120
 
-Both patterns run on the same networks, batch, grid and loss mathematics, in turn, and move the weights alike, but for the
-shared draw: there the student is compared with the fake of before its update. "library defaults" also leaves adapters
-and attention as peft and diffusers have them. A row's time is the mean of an iteration with the cheapest and one with
-the dearest k, which is the mean over k. Memory is that of tensors alive at once, over what was there before: networks,
+Both patterns run on the same networks, batch, grid and loss mathematics, in turn, and move the
+weights alike, but for the shared draw: there the student is compared with the fake of before its
+update. "library defaults" also leaves adapters and attention as peft and diffusers have them. A
+row's time is the mean of an iteration with the cheapest and one with the dearest k, which is the
+mean over k. Memory is that of tensors alive at once, over what was there before: networks,
 optimiser and prompts.
 """
 
@@ -41,30 +47,55 @@ from tdmvid.distill.iteration import iterate, pick_k  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGE = ["video.height=128", "video.width=128", "batch.micro=8", "lora.rank=8", "lora.alpha=8", "parallel.gradient_checkpointing=false"]
+IMAGE = [
+    "video.height=128",
+    "video.width=128",
+    "batch.micro=8",
+    "lora.rank=8",
+    "lora.alpha=8",
+    "parallel.gradient_checkpointing=false",
+]
 NETWORKS = {
     "shapes": ("shapes_4nfe", ["model.attention=float32"], None),
     "sd15": ("sd15_4nfe", IMAGE, "StableDiffusionPipeline"),
     "pixart": ("pixart512_4nfe", IMAGE, "PixArtAlphaPipeline"),
     "cogvideox2b": ("cogvideox2b_4nfe", [], ""),
 }
-"""Config, changes, and whose small network stands in ("": the whole one with random weights, None: the trained one)."""
+"""Config, changes, and whose small network stands in ("": the whole one with random weights, None:
+the trained one).
+"""
 
 
-def prepare(name: str, work: Path, overrides: list[str], *, whole: bool = False, layers: int = 0) -> RunConfig:
-    """The run of a network of the table, its teacher on disk; whole, layers: in its own size, of so many blocks, where its weights are random."""
+def prepare(
+    name: str, work: Path, overrides: list[str], *, whole: bool = False, layers: int = 0
+) -> RunConfig:
+    """The run of a network of the table, its teacher on disk; whole, layers: in its own size, of so
+    many blocks, where its weights are random.
+    """
     file, changes, family = NETWORKS[name]
     config = load_config(ROOT / "configs" / f"{file}.json", [*changes, *overrides])
     if family is None:
         return replace(config, model=replace(config.model, path=str(ROOT / config.model.path)))
-    return untrained(config, work, **({"num_layers": layers} if layers else {} if whole else SMALL.get(family, {})))
+    return untrained(
+        config,
+        work,
+        **({"num_layers": layers} if layers else {} if whole else SMALL.get(family, {})),
+    )
 
 
 def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
-    """Two steps: one that draws k = K and stops at once, one that draws k = 1 and rolls out to the end."""
+    """Two steps: one that draws k = K and stops at once, one that draws k = 1 and rolls out to the
+    end.
+    """
     objective = replace(stage.config.objective, rollout="stop")
-    drawn = lambda step: int(pick_k(objective, stage.grid, 1, stage.streams.generator(step, "k", device="cpu"), own=None)[0])  # noqa: E731
-    return tuple(next(step for step in itertools.count() if drawn(step) == k) for k in (stage.grid.steps, 1))
+    drawn = lambda step: int(
+        pick_k(
+            objective, stage.grid, 1, stage.streams.generator(step, "k", device="cpu"), own=None
+        )[0]
+    )  # noqa: E731
+    return tuple(
+        next(step for step in itertools.count() if drawn(step) == k) for k in (stage.grid.steps, 1)
+    )
 
 
 @contextmanager
@@ -72,7 +103,12 @@ def library_defaults(stage: Stage) -> Iterator[None]:
     """Inside, adapters and attention compute as peft and diffusers have them by default."""
     modules = [engine.module for engine in stage.engines.values()]
     layers = [layer for module in modules for layer in tuner_layers(module)]
-    processors = [p for module in modules for p in getattr(module, "attn_processors", {}).values() if isinstance(p, JointAttention) and p.float32]
+    processors = [
+        p
+        for module in modules
+        for p in getattr(module, "attn_processors", {}).values()
+        if isinstance(p, JointAttention) and p.float32
+    ]
     try:
         _set(layers, "cast_input_dtype_enabled", True)
         _set(processors, "float32", False)
@@ -90,7 +126,9 @@ def _set(things: list, name: str, value: bool) -> None:
 def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
     """By name, a call that makes the two iterations."""
     steps = steps_of_extreme_k(stage)
-    changed = lambda **change: replace(stage, config=replace(stage.config, objective=replace(stage.config.objective, **change)))  # noqa: E731
+    changed = lambda **change: replace(
+        stage, config=replace(stage.config, objective=replace(stage.config.objective, **change))
+    )  # noqa: E731
 
     def run(which: Stage, iteration, _turn: int) -> None:
         for step in steps:
@@ -119,7 +157,9 @@ def calls_of(stage: Stage, call: Callable[[int], None]) -> str:
     call(0)
     for hook in hooks:
         hook.remove()
-    forwards = (sum(network.evaluated for network in networks) - before) / stage.config.batch.micro / 2
+    forwards = (
+        (sum(network.evaluated for network in networks) - before) / stage.config.batch.micro / 2
+    )
     return f"{forwards:g}F {len(graded) / 2:g}B"
 
 
@@ -133,27 +173,73 @@ def compare(config: RunConfig, world: launch.World, repeats: int) -> list[list[o
     base = "published pattern"
     return [
         [
-            name, counted[name], times[name].seconds / 2, times[name].seconds / times[base].seconds, times[name].wall / times[base].wall,
-            f"{memory[name] / MIB:.0f} MiB", memory[name] / memory[base], times[name].spread,
+            name,
+            counted[name],
+            times[name].seconds / 2,
+            times[name].seconds / times[base].seconds,
+            times[name].wall / times[base].wall,
+            f"{memory[name] / MIB:.0f} MiB",
+            memory[name] / memory[base],
+            times[name].spread,
         ]
         for name in calls
     ]
 
 
-HEAD = ["iteration", "calls", "seconds", "ratio", "ratio, wall clock", "peak memory", "ratio", "spread"]
+HEAD = [
+    "iteration",
+    "calls",
+    "seconds",
+    "ratio",
+    "ratio, wall clock",
+    "peak memory",
+    "ratio",
+    "spread",
+]
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], help="default: shapes sd15 pixart, with a GPU cogvideox2b too")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=[*NETWORKS],
+        help="default: shapes sd15 pixart, with a GPU cogvideox2b too",
+    )
     parser.add_argument("--whole", action="store_true", help="SD1.5 and PixArt in their own size")
-    parser.add_argument("--layers", type=int, default=0, help="transformers of their own width and so many blocks, with random weights")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change the config of every network")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=0,
+        help="transformers of their own width and so many blocks, with random weights",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="change the config of every network",
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--race", choices=["toy", "shapes"], help="train both patterns for equal seconds and compare the students")
-    parser.add_argument("--seconds", type=float, help="of the race, for each student (default: 20 for toy, 120 for shapes)")
+    parser.add_argument(
+        "--race",
+        choices=["toy", "shapes"],
+        help="train both patterns for equal seconds and compare the students",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="of the race, for each student (default: 20 for toy, 120 for shapes)",
+    )
     parser.add_argument("--seeds", type=int, default=2, help="of the race")
-    parser.add_argument("--work", type=Path, default=Path("cache/untrained"), help="where random weights are written once")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("cache/untrained"),
+        help="where random weights are written once",
+    )
     parser.add_argument("--json", type=Path, help="add the figures to this file")
     return parser.parse_args()
 
@@ -164,14 +250,23 @@ def main() -> None:
     world = launch.start("none")
     if args.race:
         runner = {"toy": race.toy, "shapes": race.shapes}[args.race]
-        title, head, rows = runner(args.seconds or {"toy": 20.0, "shapes": 120.0}[args.race], args.seeds)
+        title, head, rows = runner(
+            args.seconds or {"toy": 20.0, "shapes": 120.0}[args.race], args.seeds
+        )
         return report(title, head, rows, device=world.device, path=args.json)
-    names = args.networks or [name for name in NETWORKS if name != "cogvideox2b" or world.device.type == "cuda"]
+    names = args.networks or [
+        name for name in NETWORKS if name != "cogvideox2b" or world.device.type == "cuda"
+    ]
     for name in names:
         config = prepare(name, args.work, args.set, whole=args.whole, layers=args.layers)
         size = f", {args.layers} blocks" if args.layers else ", whole" if args.whole else ""
-        title = f"{name}{size}: {config.model.dtype}, batch {config.batch.micro}, LoRA rank {config.lora.rank}, K = {config.grid.steps}"
-        report(title, HEAD, compare(config, world, args.repeats), device=world.device, path=args.json)
+        title = (
+            f"{name}{size}: {config.model.dtype}, batch {config.batch.micro}, LoRA rank"
+            f" {config.lora.rank}, K = {config.grid.steps}"
+        )
+        report(
+            title, HEAD, compare(config, world, args.repeats), device=world.device, path=args.json
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""One TDM iteration of a large model with random weights: seconds, memory, share of the matrix rate.
+"""One TDM iteration of a large model with random weights: seconds, memory, share of the matrix
+rate.
 
     python benchmarks/large.py --config configs/cogvideox2b_4nfe.json
-    python benchmarks/large.py --config configs/cogvideox2b_4nfe.json --layers 2 --set video.frames=9 \
-        --set video.height=64 --set video.width=64 --set model.dtype=float32 --set parallel.gradient_checkpointing=false  # on a CPU
+    python benchmarks/large.py --config configs/cogvideox2b_4nfe.json --layers 2 --set
+    video.frames=9 \
+        --set video.height=64 --set video.width=64 --set model.dtype=float32 --set
+        parallel.gradient_checkpointing=false  # on a CPU
     torchrun --nproc_per_node 8 benchmarks/large.py --config configs/cogvideox1.5_5b_4nfe.json
 
 The architecture is the real one, from the configs that are shipped; nothing is downloaded.
@@ -38,18 +41,31 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
-    parser.add_argument("--layers", type=int, default=0, help="a model of so many blocks; 0: all of its own")
+    parser.add_argument(
+        "--layers", type=int, default=0, help="a model of so many blocks; 0: all of its own"
+    )
     parser.add_argument("--iterations", type=int, default=5, help="measured, after one that is not")
-    parser.add_argument("--work", type=Path, default=Path("cache/untrained"), help="where random weights are written once")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("cache/untrained"),
+        help="where random weights are written once",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def measure(config: RunConfig, world: launch.World, iterations: int) -> tuple[list[float], int, int]:
-    """Seconds of each iteration, peak bytes of the allocator (0 on a CPU), peak bytes that autograd keeps."""
+def measure(
+    config: RunConfig, world: launch.World, iterations: int
+) -> tuple[list[float], int, int]:
+    """Seconds of each iteration, peak bytes of the allocator (0 on a CPU), peak bytes that autograd
+    keeps.
+    """
     device, stage = world.device, build_stage(config, world)
     with Kept([engine.module for engine in stage.engines.values()]) as kept:
         stage.iterate(0)  # not timed: counting costs time
@@ -62,23 +78,49 @@ def measure(config: RunConfig, world: launch.World, iterations: int) -> tuple[li
 def main() -> None:
     args = arguments()
     config = load_config(args.config, args.set)
-    world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
-    config = untrained(config, args.work, primary=world.primary, **({"num_layers": args.layers} if args.layers else {}))
-    plan, rate = make_plan(config, ranks=world.size), matrix_rate(world.device, config.model.torch_dtype)
+    world = launch.start(
+        config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence
+    )
+    config = untrained(
+        config,
+        args.work,
+        primary=world.primary,
+        **({"num_layers": args.layers} if args.layers else {}),
+    )
+    plan, rate = (
+        make_plan(config, ranks=world.size),
+        matrix_rate(world.device, config.model.torch_dtype),
+    )
     times, allocated, kept = measure(config, world, args.iterations)
     mean = statistics.mean(times)  # k differs between iterations, the plan has its mean
-    useful = config.batch.accumulation * (plan.forwards * plan.call.forward_flops + plan.backwards * plan.call.backward_flops)
+    useful = config.batch.accumulation * (
+        plan.forwards * plan.call.forward_flops + plan.backwards * plan.call.backward_flops
+    )
     result = {
-        "config": args.config.name, "layers": args.layers, "ranks": world.size, "device": str(world.device), "seconds": times,
-        "matrix_tflops": rate / 1e12, "share_executed": plan.flops() / mean / rate, "share_useful": useful / mean / rate,
-        "peak_gib": allocated / GIB, "planned_gib": plan.moments()["training"] / GIB,
-        "activations_gib": kept / GIB, "planned_activations_gib": plan.memory()["activations"] / GIB,
+        "config": args.config.name,
+        "layers": args.layers,
+        "ranks": world.size,
+        "device": str(world.device),
+        "seconds": times,
+        "matrix_tflops": rate / 1e12,
+        "share_executed": plan.flops() / mean / rate,
+        "share_useful": useful / mean / rate,
+        "peak_gib": allocated / GIB,
+        "planned_gib": plan.moments()["training"] / GIB,
+        "activations_gib": kept / GIB,
+        "planned_activations_gib": plan.memory()["activations"] / GIB,
     }
     if world.primary:
         print(describe(plan))
         print(f"seconds per iteration: mean {mean:.3f}, {', '.join(f'{s:.3f}' for s in times)}")
-        print(f"matrix rate {rate / 1e12:.2f} TFLOP/s; executed {result['share_executed']:.0%} of it, {result['share_useful']:.0%} without recomputation")
-        print(f"activations kept {result['activations_gib']:.3f} GiB, planned {result['planned_activations_gib']:.3f} GiB")
+        print(
+            f"matrix rate {rate / 1e12:.2f} TFLOP/s; executed {result['share_executed']:.0%} of it,"
+            f" {result['share_useful']:.0%} without recomputation"
+        )
+        print(
+            f"activations kept {result['activations_gib']:.3f} GiB, planned"
+            f" {result['planned_activations_gib']:.3f} GiB"
+        )
         if allocated:
             print(f"peak {result['peak_gib']:.2f} GiB, planned {result['planned_gib']:.2f} GiB")
         print(json.dumps(result))

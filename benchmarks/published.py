@@ -1,8 +1,10 @@
-"""The call pattern of TDM's published training loop, on this project's networks and with its loss mathematics.
+"""The call pattern of TDM's published training loop, on this project's networks and with its loss
+mathematics.
 
-Written from its description: at K = 4 with guidance 11 forwards and 2 backwards. The student is rolled
-out over the whole grid, with a k for every sample; each phase calls it again at s_k; the fake's
-phase calls the teacher and does not use the answer; the teacher's two branches are two calls.
+Written from its description: at K = 4 with guidance 11 forwards and 2 backwards. The student is
+rolled out over the whole grid, with a k for every sample; each phase calls it again at s_k; the
+fake's phase calls the teacher and does not use the answer; the teacher's two branches are two
+calls.
 """
 
 from __future__ import annotations
@@ -29,17 +31,48 @@ class TwoCalls:
         return without + self.guided.cfg * (self.guided.denoiser(x_t, t, cond) - without)
 
 
-def published(step: int, conds: list[Cond], noise_shape: tuple[int, ...], *, objective, roles: Roles, engines, grid, streams, first_stream=0) -> Outcome:
-    """One iteration; called like `tdmvid.distill.iteration.iterate`, of a single micro-batch, and with its random draws."""
+def published(
+    step: int,
+    conds: list[Cond],
+    noise_shape: tuple[int, ...],
+    *,
+    objective,
+    roles: Roles,
+    engines,
+    grid,
+    streams,
+    first_stream=0,
+) -> Outcome:
+    """One iteration; called like `tdmvid.distill.iteration.iterate`, of a single micro-batch, and
+    with its random draws.
+    """
     (cond,) = conds
     generator = lambda name: streams.generator(step, name, first_stream)  # noqa: E731
-    k = torch.randint(1, grid.steps + 1, noise_shape[:1], generator=generator("k"), device=streams.device)
+    k = torch.randint(
+        1, grid.steps + 1, noise_shape[:1], generator=generator("k"), device=streams.device
+    )
     z = torch.randn(noise_shape, generator=generator("z"), device=streams.device)
-    path = rollout(roles.student, z, cond, grid, k, calls=grid.steps, solver=objective.solver, generator=generator("renoise"))
+    path = rollout(
+        roles.student,
+        z,
+        cond,
+        grid,
+        k,
+        calls=grid.steps,
+        solver=objective.solver,
+        generator=generator("renoise"),
+    )
     guided = isinstance(roles.teacher, Guided) and roles.teacher.cfg != 1
     scalars = {}
     for turn, role in enumerate(("fake", "student")):
-        terms = _phase(role, path, generator(f"{role}/{turn}"), objective, roles, teacher=TwoCalls(roles.teacher) if guided else roles.teacher)
+        terms = _phase(
+            role,
+            path,
+            generator(f"{role}/{turn}"),
+            objective,
+            roles,
+            teacher=TwoCalls(roles.teacher) if guided else roles.teacher,
+        )
         engines[role].backward(terms["loss"])
         finite = bool(terms["loss"].isfinite())
         result = engines[role].step(skip=not finite)
@@ -49,12 +82,16 @@ def published(step: int, conds: list[Cond], noise_shape: tuple[int, ...], *, obj
     return Outcome(scalars)
 
 
-def _phase(role: str, path: Trajectory, generator: torch.Generator, objective, roles: Roles, *, teacher) -> dict[str, Tensor]:
+def _phase(
+    role: str, path: Trajectory, generator: torch.Generator, objective, roles: Roles, *, teacher
+) -> dict[str, Tensor]:
     """The student's call, with a graph in its own phase only, a draw, and the role's loss."""
     with torch.set_grad_enabled(role == "student"):
         x0_hat = roles.student(path.x, path.upper, path.cond)
     draw = objective.draw(path, x0_hat, generator, roles.student.process)
     if role == "fake":
         with torch.no_grad():
-            (teacher.guided.denoiser if isinstance(teacher, TwoCalls) else teacher)(draw.x_tau, draw.tau, path.cond)
+            (teacher.guided.denoiser if isinstance(teacher, TwoCalls) else teacher)(
+                draw.x_tau, draw.tau, path.cond
+            )
     return objective.loss(role, replace(roles, teacher=teacher), draw, path.cond)

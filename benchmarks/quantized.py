@@ -1,11 +1,14 @@
-"""A frozen base in int8 and float8 beside the whole one, on the embedded teacher: bytes, error, seconds, and what the students are worth.
+"""A frozen base in int8 and float8 beside the whole one, on the embedded teacher: bytes, error,
+seconds, and what the students are worth.
 
     python benchmarks/quantized.py                              # bytes, error, seconds
     python benchmarks/quantized.py --iterations 200 --seeds 2   # and distil with each
-    python benchmarks/quantized.py --set model.dtype=float32    # the error without bfloat16's own rounding
+    python benchmarks/quantized.py --set model.dtype=float32    # the error without bfloat16's own
+    rounding
 
-Seconds are of guided calls of the teacher and of whole iterations, in turn. A student's distance is that of `iteration.py --race shapes`,
-on the base it was trained on and on the whole one, which is what users have.
+Seconds are of guided calls of the teacher and of whole iterations, in turn. A student's distance is
+that of `iteration.py --race shapes`, on the base it was trained on and on the whole one, which is
+what users have.
 """
 
 from __future__ import annotations
@@ -31,12 +34,24 @@ KINDS = ("none", "int8", "float8")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override one setting; may be given again",
+    )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--iterations", type=int, default=0, help="distil each for so many, and score the students")
+    parser.add_argument(
+        "--iterations", type=int, default=0, help="distil each for so many, and score the students"
+    )
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--captions", type=int, default=32, help="held-out captions to score with, four videos each")
+    parser.add_argument(
+        "--captions", type=int, default=32, help="held-out captions to score with, four videos each"
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -48,7 +63,9 @@ def of_kind(config: RunConfig, kind: str) -> RunConfig:
 def frozen_bytes(run: Run) -> int:
     """What the student's frozen parameters take."""
     student = run.engines["student"]
-    return held_bytes(student.module) - sum(p.numel() * p.element_size() for p in student.trainable.values())
+    return held_bytes(student.module) - sum(
+        p.numel() * p.element_size() for p in student.trainable.values()
+    )
 
 
 def kept_bytes(run: Run) -> int:
@@ -62,50 +79,86 @@ def kept_bytes(run: Run) -> int:
 
 def costs(runs: dict[str, Run], repeats: int) -> list[list[object]]:
     """Bytes, error and seconds of each."""
-    z = torch.randn((16, *runs["none"].backbone.latent_shape()), generator=torch.Generator().manual_seed(0)).to(runs["none"].world.device)
+    z = torch.randn(
+        (16, *runs["none"].backbone.latent_shape()), generator=torch.Generator().manual_seed(0)
+    ).to(runs["none"].world.device)
     cond, t = runs["none"].conds(list(range(len(z)))), z.new_full((len(z),), 0.5)
     call = torch.no_grad()(lambda run: run.roles.teacher(z, t, cond))
-    calls = alternate({kind: lambda turn, run=run: call(run) for kind, run in runs.items()}, repeats=repeats, device=z.device)
-    loops = {kind: lambda turn, run=run: race._iterations(run, "tdmvid", range(2 * turn, 2 * turn + 2)) for kind, run in runs.items()}
+    calls = alternate(
+        {kind: lambda turn, run=run: call(run) for kind, run in runs.items()},
+        repeats=repeats,
+        device=z.device,
+    )
+    loops = {
+        kind: lambda turn, run=run: race._iterations(run, "tdmvid", range(2 * turn, 2 * turn + 2))
+        for kind, run in runs.items()
+    }
     iterations = alternate(loops, repeats=repeats, device=z.device)
     rows = []
     for kind, run in runs.items():
         errors = ", ".join(f"{error:.2%}" for error in run.rounding.errors) if run.rounding else ""
-        rows.append([
-            kind, f"{frozen_bytes(run) / MIB:.2f} ({make_plan(run.config).base_bytes / MIB:.2f})", errors, kept_bytes(run) / MIB,
-            1e3 * calls[kind].seconds, iterations[kind].seconds / 2,
-        ])
+        rows.append(
+            [
+                kind,
+                f"{frozen_bytes(run) / MIB:.2f} ({make_plan(run.config).base_bytes / MIB:.2f})",
+                errors,
+                kept_bytes(run) / MIB,
+                1e3 * calls[kind].seconds,
+                iterations[kind].seconds / 2,
+            ]
+        )
     return rows
 
 
 def students(config: RunConfig, captions: int, seeds: int) -> list[list[object]]:
     """Distances of the students of each seed, on their own base and on the whole one."""
-    distance, rows = race.Distance(build_run(of_kind(config, "none"), launch.start("none")), captions, 4), []
+    distance, rows = (
+        race.Distance(build_run(of_kind(config, "none"), launch.start("none")), captions, 4),
+        [],
+    )
     for kind in KINDS:
         found = []
         for seed in range(seeds):
             run = build_run(replace(of_kind(config, kind), seed=seed), launch.start("none"))
             race._iterations(run, "tdmvid", range(config.steps))
-            whole = on_whole_base(run, run.engines["student"].weights(averaged=True)) if run.rounding else run
+            whole = (
+                on_whole_base(run, run.engines["student"].weights(averaged=True))
+                if run.rounding
+                else run
+            )
             found.append((distance(run), distance(whole)))
             print(f"{kind}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
-        rows.append([kind, *(", ".join(f"{value:.3f}" for value in column) for column in zip(*found))])
+        rows.append(
+            [kind, *(", ".join(f"{value:.3f}" for value in column) for column in zip(*found))]
+        )
     return rows
 
 
 def main() -> None:
     args = arguments()
-    place = [f"model.path={race.ROOT / 'examples/shapes/teacher'}", f"prompts.path={race.ROOT / 'examples/shapes/prompts.txt'}"]
+    place = [
+        f"model.path={race.ROOT / 'examples/shapes/teacher'}",
+        f"prompts.path={race.ROOT / 'examples/shapes/prompts.txt'}",
+    ]
     config = load_config(race.ROOT / "configs/shapes_4nfe.json", [*place, *args.set])
     runs = {kind: build_run(of_kind(config, kind), launch.start("none")) for kind in KINDS}
     device = runs["none"].world.device
     times = ", ".join(f"{t:g}" for t in runs["none"].grid.descending())
-    head = ["base", "MiB held (planned)", f"teacher's clean prediction is off, t = {times}", "MiB kept of a graded call", "ms of a teacher's call", "s of an iteration"]
+    head = [
+        "base",
+        "MiB held (planned)",
+        f"teacher's clean prediction is off, t = {times}",
+        "MiB kept of a graded call",
+        "ms of a teacher's call",
+        "s of an iteration",
+    ]
     report("a quantised base", head, costs(runs, args.repeats), device=device, path=args.json)
     if args.iterations:
         rows = students(replace(config, steps=args.iterations), args.captions, args.seeds)
         head = ["base", "Fréchet distance to the teacher's samples", "on the whole base"]
-        report(f"students of {args.iterations} iterations", head, rows, device=device, path=args.json)
+        report(
+            f"students of {args.iterations} iterations", head, rows, device=device, path=args.json
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The same seconds for the published call pattern and for this project's: whose student is closer to the teacher?
+"""The same seconds for the published call pattern and for this project's: whose student is closer
+to the teacher?
 
-How many iterations fit into the time is measured first, the two patterns in turn; each student is then
-trained for its own number of them, its learning rate falling to the end.
+How many iterations fit into the time is measured first, the two patterns in turn; each student is
+then trained for its own number of them, its learning rate falling to the end.
 """
 
 from __future__ import annotations
@@ -38,34 +39,66 @@ PATTERNS = {
 """The iteration, and the objective's options."""
 
 
-def fitting(loops: dict[str, Callable[[int], object]], seconds: float, device: torch.device, *, each: int) -> dict[str, int]:
+def fitting(
+    loops: dict[str, Callable[[int], object]], seconds: float, device: torch.device, *, each: int
+) -> dict[str, int]:
     """How many iterations of every pattern fit into that time; a loop makes `each` of them."""
-    return {name: max(1, round(each * seconds / clock.seconds)) for name, clock in alternate(loops, repeats=5, device=device).items()}
+    return {
+        name: max(1, round(each * seconds / clock.seconds))
+        for name, clock in alternate(loops, repeats=5, device=device).items()
+    }
 
 
 def toy(seconds: float, seeds: int) -> Table:
     """The mixture of Gaussians, whose teacher is exact: distance to its law."""
     process, shift, each = mixture.stable_diffusion(), mixture.SHIFTS["vp"], 40
-    recipe = lambda options, iterations, seed=0: mixture.Recipe(replace(mixture.OBJECTIVE, **options), iterations=iterations, shift=shift, seed=seed)  # noqa: E731
+    recipe = lambda options, iterations, seed=0: mixture.Recipe(
+        replace(mixture.OBJECTIVE, **options), iterations=iterations, shift=shift, seed=seed
+    )  # noqa: E731
     start = mixture.pretrained(process, recipe({}, 0))
     loops = {
-        name: lambda turn, iteration=iteration, options=options: mixture.distil(process, recipe(options, each), start=start, iteration=iteration)
+        name: lambda turn, iteration=iteration, options=options: mixture.distil(
+            process, recipe(options, each), start=start, iteration=iteration
+        )
         for name, (iteration, options) in PATTERNS.items()
     }
     rows = []
     for name, count in fitting(loops, seconds, torch.device("cpu"), each=each).items():
         iteration, options = PATTERNS[name]
-        students = [mixture.distil(process, recipe(options, count, seed), start=start, iteration=iteration) for seed in range(seeds)]
-        rows.append([name, count, ", ".join(f"{mixture.score(student, 4, shift=shift):.3f}" for student in students)])
-    return f"mixture of Gaussians, {seconds:g} s for each student", ["iteration", "iterations", "sliced W2 to the teacher's law"], rows
+        students = [
+            mixture.distil(process, recipe(options, count, seed), start=start, iteration=iteration)
+            for seed in range(seeds)
+        ]
+        rows.append(
+            [
+                name,
+                count,
+                ", ".join(f"{mixture.score(student, 4, shift=shift):.3f}" for student in students),
+            ]
+        )
+    return (
+        f"mixture of Gaussians, {seconds:g} s for each student",
+        ["iteration", "iterations", "sliced W2 to the teacher's law"],
+        rows,
+    )
 
 
 def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int = 4) -> Table:
-    """The embedded teacher: Fréchet distance of the judge's features to the teacher's own long samples, from the same noise."""
-    place = [f"model.path={ROOT / 'examples/shapes/teacher'}", f"prompts.path={ROOT / 'examples/shapes/prompts.txt'}"]
+    """The embedded teacher: Fréchet distance of the judge's features to the teacher's own long
+    samples, from the same noise.
+    """
+    place = [
+        f"model.path={ROOT / 'examples/shapes/teacher'}",
+        f"prompts.path={ROOT / 'examples/shapes/prompts.txt'}",
+    ]
     config = load_config(ROOT / "configs/shapes_4nfe.json", place)
     run = build_run(config, launch.start("none"))
-    loops = {name: lambda turn, name=name: _iterations(_with_options(run, name), name, range(turn, turn + 4)) for name in PATTERNS}
+    loops = {
+        name: lambda turn, name=name: _iterations(
+            _with_options(run, name), name, range(turn, turn + 4)
+        )
+        for name in PATTERNS
+    }
     counts = fitting(loops, seconds, run.world.device, each=4)
     distance, rows = Distance(run, captions, each_caption), []
     for name, count in counts.items():
@@ -79,18 +112,28 @@ def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int 
 
 
 class Distance:
-    """Fréchet distance of a student's videos to the long samples of a run's teacher: held-out captions, the same noise, the judge's features."""
+    """Fréchet distance of a student's videos to the long samples of a run's teacher: held-out
+    captions, the same noise, the judge's features.
+    """
 
     def __init__(self, run: Run, captions: int, each_caption: int):
         self.backbone, self.judge = run.backbone, load_judge()
-        prompts = [world.caption(thing) for thing in score.evaluation_set(captions, each_caption, 0)]
+        prompts = [
+            world.caption(thing) for thing in score.evaluation_set(captions, each_caption, 0)
+        ]
         self.cond = run.backbone.encode_prompts(prompts).to(run.world.device)
-        self.z = torch.randn((len(prompts), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(0)).to(run.world.device)
-        long = shifted(run.config.log.teacher_steps, run.config.log.teacher_shift, run.backbone.process)
+        self.z = torch.randn(
+            (len(prompts), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(0)
+        ).to(run.world.device)
+        long = shifted(
+            run.config.log.teacher_steps, run.config.log.teacher_shift, run.backbone.process
+        )
         self.teacher = self._features(ddim(run.roles.teacher, self.z, self.cond, long))
 
     def __call__(self, run: Run) -> float:
-        return frechet_distance(self._features(sample_student(run, self.z, self.cond)), self.teacher)
+        return frechet_distance(
+            self._features(sample_student(run, self.z, self.cond)), self.teacher
+        )
 
     def _features(self, latents: torch.Tensor) -> torch.Tensor:
         return features(self.judge, self.backbone.decode(latents).cpu())
@@ -110,7 +153,13 @@ def _trained(config: RunConfig, name: str) -> Run:
 def _iterations(run: Run, name: str, steps: range) -> None:
     for step in steps:
         outcome = PATTERNS[name][0](
-            step, _micro_batches(run, step), (run.config.batch.micro, *run.backbone.latent_shape()), objective=run.config.objective,
-            roles=run.roles, engines=run.engines, grid=run.grid, streams=run.streams,
+            step,
+            _micro_batches(run, step),
+            (run.config.batch.micro, *run.backbone.latent_shape()),
+            objective=run.config.objective,
+            roles=run.roles,
+            engines=run.engines,
+            grid=run.grid,
+            streams=run.streams,
         )
         assert outcome.failed is None, outcome

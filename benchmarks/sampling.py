@@ -1,15 +1,20 @@
-"""The student in K calls beside its teacher in 50 guided steps: the denoiser's speed-up a call against linear, and end to end.
+"""The student in K calls beside its teacher in 50 guided steps: the denoiser's speed-up a call
+against linear, and end to end.
 
-    python benchmarks/sampling.py                                   # shapes, one video and eight at a time
+    python benchmarks/sampling.py                                   # shapes, one video and eight at
+    a time
     python benchmarks/sampling.py --batch 1 16 --set model.dtype=float32 --json sampling.json
-    python benchmarks/sampling.py --network cogvideox2b --batch 1           # on a GPU: whole, with random weights
+    python benchmarks/sampling.py --network cogvideox2b --batch 1           # on a GPU: whole, with
+    random weights
     python benchmarks/sampling.py --network cogvideox2b --layers 2 --batch 1 --steps 10 \
-        --set video.frames=9 --set video.height=256 --set video.width=256   # its layers' real width on a CPU
+        --set video.frames=9 --set video.height=256 --set video.width=256   # its layers' real width
+        on a CPU
 
-The samplers are stock pipelines, in turn, in one process, unlike `eval/latency.py`, which takes a finished run and
-times each stage alone. The student's weights are random, exported as a LoRA and as a fused network: time does not
-depend on their values. "Of linear" is the speed-up of the denoiser over the ratio of network evaluations; "all",
-text encoder and autoencoder too, is known of the embedded teacher alone.
+The samplers are stock pipelines, in turn, in one process, unlike `eval/latency.py`, which takes a
+finished run and times each stage alone. The student's weights are random, exported as a LoRA and as
+a fused network: time does not depend on their values. "Of linear" is the speed-up of the denoiser
+over the ratio of network evaluations; "all", text encoder and autoencoder too, is known of the
+embedded teacher alone.
 """
 
 from __future__ import annotations
@@ -36,29 +41,64 @@ from tdmvid.diffusion.sampler import ddim  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 
 PROMPT = "a red ring moving left and a blue square moving up"
-HEAD = ["videos at a time", "sampler", "evaluations", "denoiser, s a video", "ms an evaluation", "denoiser faster by", "of linear", "all faster by"]
+HEAD = [
+    "videos at a time",
+    "sampler",
+    "evaluations",
+    "denoiser, s a video",
+    "ms an evaluation",
+    "denoiser faster by",
+    "of linear",
+    "all faster by",
+]
 
 
 def export_students(stage: Stage, folder: Path) -> dict[str, Path]:
     """A student with a random adapter as users get it: a LoRA, and a whole network."""
     engine = stage.engines["student"]
     for index, tensor in enumerate(engine.trainable.values()):
-        tensor.data = 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(index)).to(tensor.device)
-    z = torch.randn(1, *stage.shape[1:], generator=torch.Generator().manual_seed(0)).to(stage.backbone.device)
+        tensor.data = 0.02 * torch.randn(
+            tensor.shape, generator=torch.Generator().manual_seed(index)
+        ).to(tensor.device)
+    z = torch.randn(1, *stage.shape[1:], generator=torch.Generator().manual_seed(0)).to(
+        stage.backbone.device
+    )
     cond = text_like(stage.backbone, 1, 0)
     common = {
-        "backbone": stage.backbone, "module": engine.module, "weights": engine.weights(averaged=False), "grid": stage.grid,
-        "z": z, "cond": cond, "expected": ddim(stage.roles.student, z, cond, stage.grid),
+        "backbone": stage.backbone,
+        "module": engine.module,
+        "weights": engine.weights(averaged=False),
+        "grid": stage.grid,
+        "z": z,
+        "cond": cond,
+        "expected": ddim(stage.roles.student, z, cond, stage.grid),
     }
     export_lora(folder / "lora", settings=stage.config.lora, **common)
     export_fused(folder / "fused", **common)
     return {"student, LoRA": folder / "lora", "student, fused": folder / "fused"}
 
 
-def compare(config: RunConfig, world: launch.World, batches: list[int], *, steps: int, repeats: int, random: bool) -> list[list[object]]:
-    """One row a batch and sampler; random: the teacher has no weights of its own, so text encoder and autoencoder are left out."""
-    cfg, few = config.objective.cfg, config.grid.build(load_backbone(config.model, config.video).process).steps
-    evaluations = {"teacher": steps * (1 if cfg == 1 else 2), "student, LoRA": few, "student, fused": few}
+def compare(
+    config: RunConfig,
+    world: launch.World,
+    batches: list[int],
+    *,
+    steps: int,
+    repeats: int,
+    random: bool,
+) -> list[list[object]]:
+    """One row a batch and sampler; random: the teacher has no weights of its own, so text encoder
+    and autoencoder are left out.
+    """
+    cfg, few = (
+        config.objective.cfg,
+        config.grid.build(load_backbone(config.model, config.video).process).steps,
+    )
+    evaluations = {
+        "teacher": steps * (1 if cfg == 1 else 2),
+        "student, LoRA": few,
+        "student, fused": few,
+    }
     with TemporaryDirectory() as folder:
         folders = {"teacher": None, **export_students(build_stage(config, world), Path(folder))}
         backbone = load_backbone(config.model, config.video, device=world.device)
@@ -66,43 +106,83 @@ def compare(config: RunConfig, world: launch.World, batches: list[int], *, steps
         rows = []
         for batch in batches:
             cond, null = text_like(backbone, batch, 1), text_like(backbone, 1, 0)
-            z = torch.randn(batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)).to(world.device)
+            z = torch.randn(
+                batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)
+            ).to(world.device)
 
             def sampler(name: str) -> Callable[[int], Tensor]:
-                options = {"steps": steps, "cfg": cfg, "null": null} if name == "teacher" else {"steps": few}  # noqa: B023
+                options = (
+                    {"steps": steps, "cfg": cfg, "null": null}
+                    if name == "teacher"
+                    else {"steps": few}
+                )  # noqa: B023
                 return lambda turn: backbone.stock_latents(pipelines[name], z, cond, **options)  # noqa: B023
 
             calls = {name: sampler(name) for name in pipelines}
-            ends = {} if random else {
-                "text": lambda turn: backbone.encode_prompts([PROMPT] * batch),  # noqa: B023
-                "texts": lambda turn: backbone.encode_prompts([PROMPT] * batch + [""]),  # noqa: B023
-                "autoencoder": lambda turn: backbone.decode(z),  # noqa: B023
+            ends = (
+                {}
+                if random
+                else {
+                    "text": lambda turn: backbone.encode_prompts([PROMPT] * batch),  # noqa: B023
+                    "texts": lambda turn: backbone.encode_prompts([PROMPT] * batch + [""]),  # noqa: B023
+                    "autoencoder": lambda turn: backbone.decode(z),  # noqa: B023
+                }
+            )
+            seconds = {
+                name: clock.seconds
+                for name, clock in alternate(
+                    calls | ends, repeats=repeats, device=world.device
+                ).items()
             }
-            seconds = {name: clock.seconds for name, clock in alternate(calls | ends, repeats=repeats, device=world.device).items()}
             rows += [_row(name, batch, evaluations, seconds) for name in calls]
     return rows
 
 
-def _row(name: str, batch: int, evaluations: dict[str, int], seconds: dict[str, float]) -> list[object]:
+def _row(
+    name: str, batch: int, evaluations: dict[str, int], seconds: dict[str, float]
+) -> list[object]:
     """seconds: of every sampler's denoiser and of the stages around it."""
     known = "autoencoder" in seconds
-    whole = lambda one: seconds[one] + seconds["texts" if one == "teacher" else "text"] + seconds["autoencoder"]  # noqa: E731
+    whole = lambda one: (
+        seconds[one] + seconds["texts" if one == "teacher" else "text"] + seconds["autoencoder"]
+    )  # noqa: E731
     faster, linear = seconds["teacher"] / seconds[name], evaluations["teacher"] / evaluations[name]
     return [
-        batch, name, evaluations[name], seconds[name] / batch, 1000 * seconds[name] / batch / evaluations[name],
-        faster, f"{100 * faster / linear:.0f} %", whole("teacher") / whole(name) if known else "-",
+        batch,
+        name,
+        evaluations[name],
+        seconds[name] / batch,
+        1000 * seconds[name] / batch / evaluations[name],
+        faster,
+        f"{100 * faster / linear:.0f} %",
+        whole("teacher") / whole(name) if known else "-",
     ]
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", choices=[*NETWORKS], default="shapes")
-    parser.add_argument("--layers", type=int, default=0, help="a transformer of so many blocks; 0: all of its own")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change the config of the run")
+    parser.add_argument(
+        "--layers", type=int, default=0, help="a transformer of so many blocks; 0: all of its own"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="change the config of the run",
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="videos at a time")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--work", type=Path, default=Path("cache/untrained"), help="where random weights are written once")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("cache/untrained"),
+        help="where random weights are written once",
+    )
     parser.add_argument("--json", type=Path, help="add the figures to this file")
     return parser.parse_args()
 
@@ -112,9 +192,19 @@ def main() -> None:
     torch.set_num_threads(1)
     world = launch.start("none")
     config = prepare(args.network, args.work, args.set, whole=True, layers=args.layers)
-    rows = compare(config, world, args.batch, steps=args.steps, repeats=args.repeats, random=args.network != "shapes")
+    rows = compare(
+        config,
+        world,
+        args.batch,
+        steps=args.steps,
+        repeats=args.repeats,
+        random=args.network != "shapes",
+    )
     size = f", {args.layers} blocks" if args.layers else ""
-    title = f"{args.network}{size}: {config.model.dtype}, {config.grid.steps} steps against {args.steps} with guidance {config.objective.cfg:g}"
+    title = (
+        f"{args.network}{size}: {config.model.dtype}, {config.grid.steps} steps against"
+        f" {args.steps} with guidance {config.objective.cfg:g}"
+    )
     report(title, HEAD, rows, device=world.device, path=args.json)
 
 

@@ -36,8 +36,12 @@ class Clock:
     """Largest over smallest of the compared times."""
 
 
-def alternate(calls: dict[str, Callable[[int], object]], *, repeats: int, device: torch.device) -> dict[str, Clock]:
-    """Each call in turn, `repeats` times round, after one round that is not timed; a call is given its round."""
+def alternate(
+    calls: dict[str, Callable[[int], object]], *, repeats: int, device: torch.device
+) -> dict[str, Clock]:
+    """Each call in turn, `repeats` times round, after one round that is not timed; a call is given
+    its round.
+    """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least 1")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
@@ -47,7 +51,9 @@ def alternate(calls: dict[str, Callable[[int], object]], *, repeats: int, device
             if turn:
                 taken[name].append((wall if device.type == "cuda" else processor, wall))
     return {
-        name: Clock(*(statistics.median(column) for column in zip(*times)), max(times)[0] / min(times)[0])
+        name: Clock(
+            *(statistics.median(column) for column in zip(*times)), max(times)[0] / min(times)[0]
+        )
         for name, times in taken.items()
     }
 
@@ -88,13 +94,22 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 class Kept:
-    """Bytes that autograd keeps at once while it is entered: the measure of activations where no allocator counts."""
+    """Bytes that autograd keeps at once while it is entered: the measure of activations where no
+    allocator counts.
+    """
 
     def __init__(self, networks: list[nn.Module]):
-        tensors = [part for network in networks for p in (*network.parameters(), *network.buffers()) for part in parts(p)]
+        tensors = [
+            part
+            for network in networks
+            for p in (*network.parameters(), *network.buffers())
+            for part in parts(p)
+        ]
         self.known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         self.alive, self.now, self.peak = {}, 0, 0
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda held: held.tensor if isinstance(held, _Held) else held)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(
+            self.pack, lambda held: held.tensor if isinstance(held, _Held) else held
+        )
 
     def __enter__(self) -> Kept:
         self.hooks.__enter__()
@@ -134,7 +149,11 @@ class _Held:
 
 def machine(device: torch.device) -> str:
     """What was measured on, in one line."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     return f"{name}; torch {torch.__version__}, {platform.platform()}"
 
 
@@ -145,9 +164,20 @@ def table(head: list[str], rows: list[list[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def report(title: str, head: list[str], rows: list[list[object]], *, device: torch.device, path: Path | None) -> None:
+def report(
+    title: str,
+    head: list[str],
+    rows: list[list[object]],
+    *,
+    device: torch.device,
+    path: Path | None,
+) -> None:
     """Print the table, and add it to the JSON file `path`, if one is wanted."""
     print(f"\n{title}\n{machine(device)}\n\n{table(head, rows)}", flush=True)
     if path:
         known = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, known | {title: {"machine": machine(device), "rows": [dict(zip(head, row)) for row in rows]}})
+        write_json(
+            path,
+            known
+            | {title: {"machine": machine(device), "rows": [dict(zip(head, row)) for row in rows]}},
+        )

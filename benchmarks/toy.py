@@ -1,10 +1,12 @@
 """The toy that separates right from wrong: TDM on a 2-D mixture of eight Gaussians, exact teacher.
 
-    python benchmarks/toy.py                       # the table of both processes, a few minutes on one core
+    python benchmarks/toy.py                       # the table of both processes, a few minutes on
+    one core
     python benchmarks/toy.py --process vp --set rollout=stop --iterations 500
 
 Every row is the sliced 2-Wasserstein distance of 20,000 samples to the data, the mean over
-several independent sets of data (the distance of data to itself, the floor, varies from set to set).
+several independent sets of data (the distance of data to itself, the floor, varies from set to
+set).
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from dataclasses import dataclass
 
 import torch
 
-from tdmvid.backbones.gaussian import Critic, ExactDenoiser, Mixture, VelocityNetwork, fit_to_teacher, sliced_wasserstein
+from tdmvid.backbones.gaussian import (
+    Critic,
+    ExactDenoiser,
+    Mixture,
+    VelocityNetwork,
+    fit_to_teacher,
+    sliced_wasserstein,
+)
 from tdmvid.config import from_dict, to_dict
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
@@ -42,20 +51,28 @@ def stable_diffusion() -> TabulatedVP:
 
 PROCESSES: dict[str, Callable[[], Process]] = {"vp": stable_diffusion, "flow": RectifiedFlow}
 SHIFTS = {"vp": 0.5, "flow": 0.75}
-"""Of the student's grid. On the uniform one the last step starts at noise of 0.57 (the flow's: 0.25) where a mode is 0.12 wide,
-and must part overlapping modes by a steep map; a shift below 1 leaves it less to do."""
+"""Of the student's grid. On the uniform one the last step starts at noise of 0.57 (the flow's:
+0.25) where a mode is 0.12 wide, and must part overlapping modes by a steep map; a shift below 1
+leaves it less to do.
+"""
 
 
 MIXTURES: dict[str, Callable[[], Mixture]] = {"circle": Mixture.circle, "grid": Mixture.grid}
 
-OBJECTIVE = TDM(rollout="full", fake_target="exact", distance="l2", fresh_noise=0.1, snr_ceiling=50.0)
-"""What the table is made with; TDM's own defaults are the released code's. See docs/objectives.md for what was measured.
+OBJECTIVE = TDM(
+    rollout="full", fake_target="exact", distance="l2", fresh_noise=0.1, snr_ceiling=50.0
+)
+"""What the table is made with; TDM's own defaults are the released code's. See docs/objectives.md
+for what was measured.
 
-- a fake that regresses on x0_hat recognises it in the noise of x_s, so no state of the trajectory has the right law;
-- huber is nearly the sign of teacher - fake, whose zero is a median where the KL gradient is a mean;
+- a fake that regresses on x0_hat recognises it in the noise of x_s, so no state of the trajectory
+  has the right law;
+- huber is nearly the sign of teacher - fake, whose zero is a median where the KL gradient is a
+  mean;
 - nearly clean draws carry no sign of how much mass a mode has; the flow's last segment is full of
   them (sigma 0.02 at its lower end, where the table's is 0.13);
-- a ceiling of 5 on the fake's weight leaves it inexact where modes are narrow, which is where the last step needs it.
+- a ceiling of 5 on the fake's weight leaves it inexact where modes are narrow, which is where the
+  last step needs it.
 """
 
 
@@ -83,19 +100,27 @@ class Recipe:
 
 def pretrained(process: Process, recipe: Recipe) -> VelocityNetwork:
     """A network that has learnt the exact teacher: what student and fake start from."""
-    network = VelocityNetwork(process, width=recipe.width, seed=recipe.seed, told_steps=recipe.objective.told_steps)
+    network = VelocityNetwork(
+        process, width=recipe.width, seed=recipe.seed, told_steps=recipe.objective.told_steps
+    )
     fit_to_teacher(network, ExactDenoiser(recipe.data(), process))
     return network
 
 
 def distil(
-    process: Process, recipe: Recipe, *, start: VelocityNetwork | None = None, student: VelocityNetwork | None = None,
-    on_step: Callable[[int, Callable[[], VelocityNetwork], int, dict], None] | None = None, iteration: Callable[..., Outcome] = iterate,
+    process: Process,
+    recipe: Recipe,
+    *,
+    start: VelocityNetwork | None = None,
+    student: VelocityNetwork | None = None,
+    on_step: Callable[[int, Callable[[], VelocityNetwork], int, dict], None] | None = None,
+    iteration: Callable[..., Outcome] = iterate,
 ) -> VelocityNetwork:
     """The student after `recipe.iterations`, with its averaged weights.
 
-    start: the pretrained network, made if not given; student: another start for the student alone; iteration: another call pattern.
-    `on_step(done, averaged, calls, scalars)` may take the averaged student; calls: of all networks, in batches.
+    start: the pretrained network, made if not given; student: another start for the student alone;
+    iteration: another call pattern. `on_step(done, averaged, calls, scalars)` may take the averaged
+    student; calls: of all networks, in batches.
     """
     objective, total, streams = recipe.objective, recipe.iterations, Streams(recipe.seed)
     start = start or pretrained(process, recipe)
@@ -103,12 +128,23 @@ def distil(
     if "discriminator" in objective.roles:
         networks["discriminator"] = Critic(width=recipe.width, seed=recipe.seed)
     rates = {"student": recipe.lr_student, "fake": recipe.lr_fake, "discriminator": recipe.lr_fake}
-    optim, ema = {role: OptimConfig(lr=rate, schedule="linear", clip=0) for role, rate in rates.items()}, {"student": recipe.ema}
+    optim, ema = (
+        {role: OptimConfig(lr=rate, schedule="linear", clip=0) for role, rate in rates.items()},
+        {"student": recipe.ema},
+    )
     engines = {
-        role: TorchEngine(network, optim[role], total_steps=total * objective.roles.count(role), ema=ema.get(role, 0.0))
+        role: TorchEngine(
+            network,
+            optim[role],
+            total_steps=total * objective.roles.count(role),
+            ema=ema.get(role, 0.0),
+        )
         for role, network in networks.items()
     }
-    counted = {role: Counted(network) for role, network in (networks | {"teacher": ExactDenoiser(recipe.data(), process)}).items()}
+    counted = {
+        role: Counted(network)
+        for role, network in (networks | {"teacher": ExactDenoiser(recipe.data(), process)}).items()
+    }
     data = recipe.data().sample(20_000, torch.Generator().manual_seed(recipe.seed))
     roles = Roles(**counted, real=lambda pick: data[(pick * len(data)).long()])
     grids = [shifted(k, recipe.shift, process) for k in objective.step_set or (recipe.steps,)]
@@ -120,13 +156,26 @@ def distil(
 
     for step in range(total):
         outcome = iteration(
-            step, [NULL], (recipe.batch, 2), objective=objective, roles=roles, engines=engines,
-            grid=pick_grid(grids, streams.generator(step, "K")), streams=streams,
+            step,
+            [NULL],
+            (recipe.batch, 2),
+            objective=objective,
+            roles=roles,
+            engines=engines,
+            grid=pick_grid(grids, streams.generator(step, "K")),
+            streams=streams,
         )
         if outcome.failed:
-            raise RuntimeError(f"iteration {step}: the {outcome.failed}'s loss or gradient is not finite")
+            raise RuntimeError(
+                f"iteration {step}: the {outcome.failed}'s loss or gradient is not finite"
+            )
         if on_step is not None:
-            on_step(step + 1, averaged, sum(network.calls for network in counted.values()), outcome.scalars)
+            on_step(
+                step + 1,
+                averaged,
+                sum(network.calls for network in counted.values()),
+                outcome.scalars,
+            )
     return averaged()
 
 
@@ -142,7 +191,11 @@ class Counted:
 
 
 def distance_to_data(
-    sample: Callable[[torch.Generator], torch.Tensor], mixture: Mixture, *, sets: int = 4, count: int = 20_000
+    sample: Callable[[torch.Generator], torch.Tensor],
+    mixture: Mixture,
+    *,
+    sets: int = 4,
+    count: int = 20_000,
 ) -> float:
     """Mean sliced W2 of `sample(generator)` ([count, 2]) to `sets` independent sets of data."""
     found = []
@@ -154,26 +207,51 @@ def distance_to_data(
 
 
 def score(
-    denoiser: Denoiser, steps: int, *, shift: float = 1.0, sets: int = 4, count: int = 20_000, solver: Solver = "ddim",
+    denoiser: Denoiser,
+    steps: int,
+    *,
+    shift: float = 1.0,
+    sets: int = 4,
+    count: int = 20_000,
+    solver: Solver = "ddim",
     mixture: Mixture | None = None,
 ) -> float:
-    """Sliced W2 of `steps` steps to the data (default: the circle); a student that listens is told how many they are."""
-    drawn = lambda generator: samples(denoiser, steps, generator, shift=shift, count=count, solver=solver)  # noqa: E731
+    """Sliced W2 of `steps` steps to the data (default: the circle); a student that listens is told
+    how many they are.
+    """
+    drawn = lambda generator: samples(
+        denoiser, steps, generator, shift=shift, count=count, solver=solver
+    )  # noqa: E731
     return distance_to_data(drawn, mixture or Mixture.circle(), sets=sets, count=count)
 
 
 def samples(
-    denoiser: Denoiser, steps: int, generator: torch.Generator, *, shift: float = 1.0, count: int = 20_000, solver: Solver = "ddim"
+    denoiser: Denoiser,
+    steps: int,
+    generator: torch.Generator,
+    *,
+    shift: float = 1.0,
+    count: int = 20_000,
+    solver: Solver = "ddim",
 ) -> torch.Tensor:
     """[count, 2] in `steps` steps."""
     z = torch.randn(count, 2, generator=generator)
-    return sample(denoiser, z, NULL.told(steps, count, "cpu"), shifted(steps, shift, denoiser.process), solver=solver, generator=generator)
+    return sample(
+        denoiser,
+        z,
+        NULL.told(steps, count, "cpu"),
+        shifted(steps, shift, denoiser.process),
+        solver=solver,
+        generator=generator,
+    )
 
 
 def floor(*, sets: int = 4, count: int = 20_000) -> float:
     """Sliced W2 of the data to other draws of itself."""
     mixture = Mixture.circle()
-    return distance_to_data(lambda generator: mixture.sample(count, generator), mixture, sets=sets, count=count)
+    return distance_to_data(
+        lambda generator: mixture.sample(count, generator), mixture, sets=sets, count=count
+    )
 
 
 def _objective(pairs: list[str]) -> TDM:
@@ -182,7 +260,10 @@ def _objective(pairs: list[str]) -> TDM:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if name not in data or name == "kind" or not equals:
-            raise SystemExit(f"error: --set {pair}: write NAME=VALUE, NAME one of {', '.join(key for key in data if key != 'kind')}")
+            raise SystemExit(
+                f"error: --set {pair}: write NAME=VALUE, NAME one of"
+                f" {', '.join(key for key in data if key != 'kind')}"
+            )
         try:
             data[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -194,13 +275,17 @@ def _objective(pairs: list[str]) -> TDM:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--process", choices=[*PROCESSES, "both"], default="both")
     parser.add_argument("--steps", type=int, default=4, help="K")
     parser.add_argument("--iterations", type=int, default=Recipe.iterations)
     parser.add_argument("--width", type=int, default=Recipe.width)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--shift", type=float, help="flow shift of the grid (default: 0.5 for vp, 0.75 for flow)")
+    parser.add_argument(
+        "--shift", type=float, help="flow shift of the grid (default: 0.5 for vp, 0.75 for flow)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of TDM")
     args = parser.parse_args()
     if args.seeds < 1:
@@ -216,10 +301,16 @@ def main() -> None:
         print(f"| {name}, shift {shift:g}: teacher, 50 / 8 / 4 / 2 / 1 steps | {row} |", flush=True)
         start, found = time.perf_counter(), []
         for seed in range(args.seeds):
-            recipe = Recipe(objective, args.steps, args.iterations, width=args.width, shift=shift, seed=seed)
+            recipe = Recipe(
+                objective, args.steps, args.iterations, width=args.width, shift=shift, seed=seed
+            )
             found.append(f"{score(distil(process, recipe), args.steps, shift=shift):.3f}")
         seconds = (time.perf_counter() - start) / args.seeds
-        print(f"| {name}: TDM, {args.steps} steps, {args.iterations} iterations ({seconds:.0f} s) | {', '.join(found)} |", flush=True)
+        print(
+            f"| {name}: TDM, {args.steps} steps, {args.iterations} iterations ({seconds:.0f} s) |"
+            f" {', '.join(found)} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

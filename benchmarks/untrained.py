@@ -26,21 +26,43 @@ from tdmvid.train.setup import build_engines
 
 SMALL = {
     "StableDiffusionPipeline": {
-        "block_out_channels": [64, 128], "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "layers_per_block": 1, "cross_attention_dim": 128,
+        "block_out_channels": [64, 128],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "layers_per_block": 1,
+        "cross_attention_dim": 128,
     },
-    "PixArtAlphaPipeline": {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32, "cross_attention_dim": 128, "caption_channels": 128},
+    "PixArtAlphaPipeline": {
+        "num_layers": 4,
+        "num_attention_heads": 4,
+        "attention_head_dim": 32,
+        "cross_attention_dim": 128,
+        "caption_channels": 128,
+    },
     "CogVideoXPipeline": {
-        "num_layers": 4, "num_attention_heads": 8, "attention_head_dim": 32, "text_embed_dim": 128, "time_embed_dim": 128, "max_text_seq_length": 16,
+        "num_layers": 4,
+        "num_attention_heads": 8,
+        "attention_head_dim": 32,
+        "text_embed_dim": 128,
+        "time_embed_dim": 128,
+        "max_text_seq_length": 16,
     },
 }
-"""What makes a family's network small enough for a CPU, and still wide enough to be bound by arithmetic."""
+"""What makes a family's network small enough for a CPU, and still wide enough to be bound by
+arithmetic.
+"""
 
 
 def write_untrained(config: RunConfig, work: Path, **changes) -> Path:
-    """A teacher's folder with the architecture of `config.model` and random weights; `changes` are of the network's config."""
+    """A teacher's folder with the architecture of `config.model` and random weights; `changes` are
+    of the network's config.
+    """
     folder, family = find_family(config.model, weights=False)
-    mark = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8] if changes else "all"
+    mark = (
+        hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
+        if changes
+        else "all"
+    )
     out = work / f"{config.model.path.replace('/', '--')}-{mark}-{config.model.dtype}"
     if (out / "done").exists():
         return out
@@ -60,12 +82,16 @@ def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes)
     if primary:
         write_untrained(config, work, **changes)
     launch.barrier()
-    return replace(config, model=replace(config.model, path=str(write_untrained(config, work, **changes))))
+    return replace(
+        config, model=replace(config.model, path=str(write_untrained(config, work, **changes)))
+    )
 
 
 def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
     """Random embeddings of the teacher's own shape, for every token."""
-    example = type(backbone).example(backbone.network, backbone.folder, backbone.size, batch, backbone.config.torch_dtype)
+    example = type(backbone).example(
+        backbone.network, backbone.folder, backbone.size, batch, backbone.config.torch_dtype
+    )
     shape = example["encoder_hidden_states"].shape
     tensors = {"prompt_embeds": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
     if "encoder_attention_mask" in example:
@@ -94,16 +120,27 @@ class Stage:
     def iterate(self, step: int, iteration=iterate, roles: Roles | None = None) -> Outcome:
         """One iteration, by default the product's; AssertionError if it was not applied."""
         outcome = iteration(
-            step, self.conds, self.shape, objective=self.config.objective, roles=roles or self.roles, engines=self.engines,
-            grid=self.grid, streams=self.streams, first_stream=self.first_stream,
+            step,
+            self.conds,
+            self.shape,
+            objective=self.config.objective,
+            roles=roles or self.roles,
+            engines=self.engines,
+            grid=self.grid,
+            streams=self.streams,
+            first_stream=self.first_stream,
         )
         assert outcome.failed is None, outcome
         return outcome
 
     def call(self, role: str) -> Tensor:
         """One call of a role at a middle time; with a graph, where gradients are on."""
-        x = torch.randn(self.shape, generator=self.streams.generator(0, "x"), device=self.streams.device)
-        return getattr(self.roles, role)(x, torch.full((len(x),), self.grid.times[-2], device=x.device), self.conds[0])
+        x = torch.randn(
+            self.shape, generator=self.streams.generator(0, "x"), device=self.streams.device
+        )
+        return getattr(self.roles, role)(
+            x, torch.full((len(x),), self.grid.times[-2], device=x.device), self.conds[0]
+        )
 
 
 def build_stage(config: RunConfig, world: launch.World) -> Stage:
@@ -111,7 +148,23 @@ def build_stage(config: RunConfig, world: launch.World) -> Stage:
     backbone = load_backbone(config.model, config.video, device=world.device)
     engines, teacher = build_engines(config, world, backbone)
     denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
-    roles = Roles(denoisers["student"], denoisers["fake"], Guided(teacher, text_like(backbone, 1, 0), config.objective.cfg))
-    conds = [text_like(backbone, config.batch.micro, 1 + world.data_rank) for _ in range(config.batch.accumulation)]
+    roles = Roles(
+        denoisers["student"],
+        denoisers["fake"],
+        Guided(teacher, text_like(backbone, 1, 0), config.objective.cfg),
+    )
+    conds = [
+        text_like(backbone, config.batch.micro, 1 + world.data_rank)
+        for _ in range(config.batch.accumulation)
+    ]
     first = world.data_rank * config.batch.accumulation
-    return Stage(config, backbone, roles, engines, config.grid.build(backbone.process), conds, Streams(config.seed, world.device), first)
+    return Stage(
+        config,
+        backbone,
+        roles,
+        engines,
+        config.grid.build(backbone.process),
+        conds,
+        Streams(config.seed, world.device),
+        first,
+    )

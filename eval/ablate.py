@@ -1,16 +1,21 @@
 """The ablations of the paper (arXiv 2503.06674) in miniature: one table, one plot.
 
-    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5   # the mixture of Gaussians, exact teacher
+    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5   # the mixture of Gaussians, exact
+    teacher
     python eval/ablate.py --suite rates --seeds 100         # which learning rates the former shows
-    python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5  # TDM beside DMD2, whole runs of several lengths
-    python eval/ablate.py --suite dmd2_rates --seeds 100 101 102 # which learning rates DMD2 is shown at
+    python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5  # TDM beside DMD2, whole runs of several
+    lengths
+    python eval/ablate.py --suite dmd2_rates --seeds 100 101 102 # which learning rates DMD2 is
+    shown at
     python eval/ablate.py --suite importance --seeds 0 1 2 3 # where importance weights matter
-    python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours without a GPU
-    python eval/ablate.py --suite shapes --steps 200 --rows "TDM" "match clean"     # only some of its rows
+    python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours
+    without a GPU
+    python eval/ablate.py --suite shapes --steps 200 --rows "TDM" "match clean"     # only some of
+    its rows
 
 Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
-first stopped, and seeds may run side by side; the page and the plot, written from what is there, lie
-beside that folder. --pages docs renews those of docs/.
+first stopped, and seeds may run side by side; the page and the plot, written from what is there,
+lie beside that folder. --pages docs renews those of docs/.
 """
 
 from __future__ import annotations
@@ -30,10 +35,15 @@ from tdmvid.data.files import write_json  # noqa: E402
 
 
 def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> None:
-    """Every row (of these names) that has no result yet, a whole table of one seed first; a file each in `kept`."""
+    """Every row (of these names) that has no result yet, a whole table of one seed first; a file
+    each in `kept`.
+    """
     known = [row.name for row in suite.rows()]
     if unknown := set(names or ()) - set(known):
-        raise SystemExit(f"--rows {sorted(unknown)[0]!r} is no row of this suite: choose from {', '.join(map(repr, known))}")
+        raise SystemExit(
+            f"--rows {sorted(unknown)[0]!r} is no row of this suite: choose from"
+            f" {', '.join(map(repr, known))}"
+        )
     for seed in seeds:
         for number, row in enumerate(suite.rows()):
             if names and row.name not in names:
@@ -43,36 +53,71 @@ def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> 
                 check(json.loads(path.read_text()), row, suite, path)
                 continue
             figures = suite.measure(row, seed)
-            write_json(path, {"row": repr(row), "seed": seed, "settings": suite.settings(), "figures": figures})
-            print(f"{row.name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float)), flush=True)
+            write_json(
+                path,
+                {"row": repr(row), "seed": seed, "settings": suite.settings(), "figures": figures},
+            )
+            print(
+                f"{row.name}, seed {seed}: "
+                + ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float)),
+                flush=True,
+            )
 
 
 def check(result: dict, row, suite, path: Path) -> None:
     """Results of other settings are not mixed with these."""
     if (result["row"], result["settings"]) != (repr(row), suite.settings()):
-        raise SystemExit(f"{path} is {result['row']} under {result['settings']}, this is {row} under {suite.settings()}: give another --out")
+        raise SystemExit(
+            f"{path} is {result['row']} under {result['settings']}, this is {row} under"
+            f" {suite.settings()}: give another --out"
+        )
 
 
 def results(suite, kept: Path) -> dict[str, list[dict]]:
-    """The figures of every row, a dict a seed: the seeds that no row with results lacks, so that rows compare seed by seed."""
+    """The figures of every row, a dict a seed: the seeds that no row with results lacks, so that
+    rows compare seed by seed.
+    """
     found = {
-        row.name: {int(path.stem.split("_")[1]): json.loads(path.read_text())["figures"] for path in kept.glob(f"{number:02d}_*.json")}
+        row.name: {
+            int(path.stem.split("_")[1]): json.loads(path.read_text())["figures"]
+            for path in kept.glob(f"{number:02d}_*.json")
+        }
         for number, row in enumerate(suite.rows())
     }
     common = set.intersection(*(set(seeds) for seeds in found.values() if seeds))
     if not common:
-        raise SystemExit(f"no page: the rows in {kept} were run on different seeds, and rows are compared seed by seed: run them on the same --seeds")
-    return {name: [seeds[seed] for seed in sorted(common)] if seeds else [] for name, seeds in found.items()}
+        raise SystemExit(
+            f"no page: the rows in {kept} were run on different seeds, and rows are compared seed"
+            " by seed: run them on the same --seeds"
+        )
+    return {
+        name: [seeds[seed] for seed in sorted(common)] if seeds else []
+        for name, seeds in found.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "shapes"], required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--suite",
+        choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "shapes"],
+        required=True,
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)")
-    parser.add_argument("--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept")
-    parser.add_argument("--pages", type=Path, help="where the page and the plot are written (default: as --out)")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept"
+    )
+    parser.add_argument(
+        "--pages", type=Path, help="where the page and the plot are written (default: as --out)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     suite = ablations.suite(args.suite, args.steps)

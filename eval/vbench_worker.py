@@ -1,9 +1,11 @@
-"""Scores videos with the VBench package; runs in that package's own environment (see setup_vbench.sh).
+"""Scores videos with the VBench package; runs in that package's own environment (see
+setup_vbench.sh).
 
     .venv-vbench/bin/python eval/vbench_worker.py request.json
 
 The request says which videos show which prompt, and for which dimensions they count; the scores
-appear as <out>/<NAME>_eval_results.json, in the package's own layout. Nothing of tdmvid is imported.
+appear as <out>/<NAME>_eval_results.json, in the package's own layout. Nothing of tdmvid is
+imported.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def prepare(request: dict, out: Path) -> None:
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
     os.environ["HF_HOME"] = str(cache / "huggingface")
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # AMT's checkpoint is a pickle; torch 2.6 and later refuse it
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = (
+        "1"  # AMT's checkpoint is a pickle; torch 2.6 and later refuse it
+    )
     weights = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
     if weights.is_file():  # DINO's own code looks for them in torch's folder, not in VBench's
         link = out / "torch" / "hub" / "checkpoints" / weights.name
@@ -40,7 +44,8 @@ def prepare(request: dict, out: Path) -> None:
 
 
 def stage(request: dict, out: Path) -> list[dict]:
-    """Links to exactly the videos of the request, in a fresh folder; the entries, with the links for paths.
+    """Links to exactly the videos of the request, in a fresh folder; the entries, with the links
+    for paths.
 
     The package lists its folder and takes the first name's suffix for all, and reuses clips that an
     earlier, broken run cut: so the folder holds the videos and nothing else.
@@ -61,25 +66,37 @@ def stage(request: dict, out: Path) -> list[dict]:
 
 
 def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
-    """Of each prompt of temporal_flickering the first videos without motion, by the package's own filter; others as they are."""
+    """Of each prompt of temporal_flickering the first videos without motion, by the package's own
+    filter; others as they are.
+    """
     import cv2
     import torch
     from vbench.cli.static_filter import StaticFilter
 
     class Filter(StaticFilter):
         def get_frames(self, video_path: str) -> list:
-            """Frames [1, 3, H, W] on this filter's device; the package's own are on CUDA wherever it runs."""
+            """Frames [1, 3, H, W] on this filter's device; the package's own are on CUDA wherever
+            it runs.
+            """
             video, frames = cv2.VideoCapture(video_path), []
             while True:
                 success, frame = video.read()
                 if not success:
                     break
-                frames.append(torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).float()[None].to(self.device))
+                frames.append(
+                    torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+                    .permute(2, 0, 1)
+                    .float()[None]
+                    .to(self.device)
+                )
             video.release()
             return frames
 
     raft = argparse.Namespace(
-        model=str(cache / "raft_model" / "models" / "raft-things.pth"), small=False, mixed_precision=False, alternate_corr=False
+        model=str(cache / "raft_model" / "models" / "raft-things.pth"),
+        small=False,
+        mixed_precision=False,
+        alternate_corr=False,
     )
     judge, out = Filter(raft, device), []
     for entry in entries:
@@ -88,7 +105,11 @@ def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
             for path in entry["video_list"]:
                 if len(static) < STATIC_VIDEOS and judge.infer(path):
                     static.append(path)
-            print(f"{len(static)} of {len(entry['video_list'])} videos of {entry['prompt_en']!r} are static", flush=True)
+            print(
+                f"{len(static)} of {len(entry['video_list'])} videos of {entry['prompt_en']!r} are"
+                " static",
+                flush=True,
+            )
             entry = entry | {"video_list": static}
         out.append(entry)
     return out
@@ -97,23 +118,44 @@ def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
 def clips_of(entries: list[dict], folder: Path) -> list[dict]:
     """The entries with the clips that VBench-Long has cut from their videos."""
     return [
-        entry | {"video_list": [str(clip) for video in entry["video_list"] for clip in sorted((folder / "split_clip" / Path(video).stem).iterdir())]}
+        entry
+        | {
+            "video_list": [
+                str(clip)
+                for video in entry["video_list"]
+                for clip in sorted((folder / "split_clip" / Path(video).stem).iterdir())
+            ]
+        }
         for entry in entries
     ]
 
 
 def long_settings(request: dict, out: Path) -> dict:
-    """VBench-Long's settings as its program has them by default: the wheel comes without their files.
+    """VBench-Long's settings as its program has them by default: the wheel comes without their
+    files.
 
     The weight of what is compared between clips is 0, so the tables that would map it are not used.
     """
-    for name, content in (("clip_length", request["clip_seconds"]), ("slow_fast", {}), ("mapping", {0.0: 0.0})):
-        (out / f"{name}.yaml").write_text("".join(f"{key}: {value}\n" for key, value in content.items()) or "{}\n")
+    for name, content in (
+        ("clip_length", request["clip_seconds"]),
+        ("slow_fast", {}),
+        ("mapping", {0.0: 0.0}),
+    ):
+        (out / f"{name}.yaml").write_text(
+            "".join(f"{key}: {value}\n" for key, value in content.items()) or "{}\n"
+        )
     return {
-        "clip_length_config": str(out.resolve() / "clip_length.yaml"), "slow_fast_eval_config": str(out / "slow_fast.yaml"),
-        "sb_mapping_file_path": str(out / "mapping.yaml"), "bg_mapping_file_path": str(out / "mapping.yaml"),
-        "use_semantic_splitting": False, "sb_clip2clip_feat_extractor": "dino", "bg_clip2clip_feat_extractor": "clip",
-        "w_inclip": 1.0, "w_clip2clip": 0.0, "dev_flag": False, "static_filter_flag": False,
+        "clip_length_config": str(out.resolve() / "clip_length.yaml"),
+        "slow_fast_eval_config": str(out / "slow_fast.yaml"),
+        "sb_mapping_file_path": str(out / "mapping.yaml"),
+        "bg_mapping_file_path": str(out / "mapping.yaml"),
+        "use_semantic_splitting": False,
+        "sb_clip2clip_feat_extractor": "dino",
+        "bg_clip2clip_feat_extractor": "clip",
+        "w_inclip": 1.0,
+        "w_clip2clip": 0.0,
+        "dev_flag": False,
+        "static_filter_flag": False,
     }
 
 
@@ -131,7 +173,9 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
 
     class Listed(base):
         def build_full_info_json(self, *args, **kwargs) -> str:
-            """The request's own list: the package's silently leaves out videos that it does not find."""
+            """The request's own list: the package's silently leaves out videos that it does not
+            find.
+            """
             listed = clips_of(entries, folder) if request["long"] else entries
             if request["static_filter"]:
                 listed = static_only(listed, Path(request["cache"]), device)
@@ -141,15 +185,25 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
                 raise NoVideo
             return str(path)
 
-    (out / "entries.json").write_text(json.dumps(entries))  # where VBench-Long looks up how to cut a video
+    (out / "entries.json").write_text(
+        json.dumps(entries)
+    )  # where VBench-Long looks up how to cut a video
     scorer = Listed(device, str(out / "entries.json"), str(out))
     mode = "long_vbench_standard" if request["long"] else "vbench_standard"
     try:
         scorer.evaluate(
-            str(folder), NAME, dimension_list=request["dimensions"], local=True, mode=mode, imaging_quality_preprocessing_mode="longer", **settings
+            str(folder),
+            NAME,
+            dimension_list=request["dimensions"],
+            local=True,
+            mode=mode,
+            imaging_quality_preprocessing_mode="longer",
+            **settings,
         )
     except NoVideo:
-        (out / f"{NAME}_eval_results.json").write_text(json.dumps(dict.fromkeys(request["dimensions"], [None, []])))
+        (out / f"{NAME}_eval_results.json").write_text(
+            json.dumps(dict.fromkeys(request["dimensions"], [None, []]))
+        )
 
 
 def main() -> None:

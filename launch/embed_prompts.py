@@ -18,9 +18,19 @@ from tdmvid.config import load_config  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="a JSON run, e.g. configs/shapes_4nfe.json")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="a JSON run, e.g. configs/shapes_4nfe.json"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override one setting; may be given again",
+    )
     args = parser.parse_args()
     try:
         from tdmvid.backbones.base import load_backbone

@@ -1,11 +1,14 @@
 """Write what users take away: a checked bundle, ready for a hub.
 
     python launch/export_lora.py --run runs/X --format diffusers,comfyui --dtype bfloat16
-    python launch/export_lora.py --run runs/X --checkpoint runs/X/checkpoints/step_000500 --weights raw --out exports/raw
+    python launch/export_lora.py --run runs/X --checkpoint runs/X/checkpoints/step_000500 --weights
+    raw --out exports/raw
     python launch/export_lora.py --run runs/X --fuse
     python launch/export_lora.py --run runs/full --rank 64
-    python launch/export_lora.py --network finetuned/transformer --model BASE --size 49x480x720 --steps 4 --rank 64 --prompt "..." --out exports/svd
-    python launch/export_lora.py --published tdm.pt --model BASE --size 49x480x720 --timesteps 999,856,665,399 --prompt "..." --out exports/tdm
+    python launch/export_lora.py --network finetuned/transformer --model BASE --size 49x480x720
+    --steps 4 --rank 64 --prompt "..." --out exports/svd
+    python launch/export_lora.py --published tdm.pt --model BASE --size 49x480x720 --timesteps
+    999,856,665,399 --prompt "..." --out exports/tdm
 
 One process, without a launcher, whatever the run was trained on. Every file is loaded again,
 sampled and compared; above tolerance nothing is written.
@@ -28,30 +31,82 @@ FOREIGN = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="a run folder")
-    source.add_argument("--published", type=Path, help="a LoRA file from elsewhere: .safetensors, .pt or .bin")
-    source.add_argument("--network", type=Path, help="a fine-tuned network: a diffusers model folder")
-    parser.add_argument("--out", type=Path, help="default: in the run's folder, export, export_fused, export_rank64, export_raw, export_step_000500")
+    source.add_argument(
+        "--published", type=Path, help="a LoRA file from elsewhere: .safetensors, .pt or .bin"
+    )
+    source.add_argument(
+        "--network", type=Path, help="a fine-tuned network: a diffusers model folder"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=(
+            "default: in the run's folder, export, export_fused, export_rank64, export_raw,"
+            " export_step_000500"
+        ),
+    )
     parser.add_argument("--checkpoint", type=Path, help="of the run; default: the newest whole one")
-    parser.add_argument("--weights", choices=["ema", "raw"], default="", help="default: ema if the run keeps an average")
-    parser.add_argument("--format", default="diffusers", help="diffusers (always written), comfyui, kohya; with commas between")
-    parser.add_argument("--dtype", default="", help="of the files: float32, float16 or bfloat16 (default: float32; a network's: its base's)")
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        default="",
+        help="default: ema if the run keeps an average",
+    )
+    parser.add_argument(
+        "--format",
+        default="diffusers",
+        help="diffusers (always written), comfyui, kohya; with commas between",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="",
+        help=(
+            "of the files: float32, float16 or bfloat16 (default: float32; a network's: its base's)"
+        ),
+    )
     parser.add_argument("--fuse", action="store_true", help="write base and LoRA as one network")
-    parser.add_argument("--rank", type=int, default=0, help="of a fine-tuned network, write a LoRA of this rank (SVD) and its error")
-    parser.add_argument("--prompt", action="append", default=[], help="of the check and the sample videos; may be given again (default: the run's)")
+    parser.add_argument(
+        "--rank",
+        type=int,
+        default=0,
+        help="of a fine-tuned network, write a LoRA of this rank (SVD) and its error",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="of the check and the sample videos; may be given again (default: the run's)",
+    )
     parser.add_argument("--seed", type=int, default=1234, help="of their noise")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="relative difference that the check allows (default: by the dtypes, see docs/export.md)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        help=(
+            "relative difference that the check allows (default: by the dtypes, see docs/export.md)"
+        ),
+    )
     base = parser.add_argument_group("with --published and --network")
     base.add_argument("--model", help="the base: a diffusers folder or hub id")
     base.add_argument("--revision")
     base.add_argument("--base-dtype", choices=["float32", "bfloat16", "float16"])
     base.add_argument("--size", metavar="FxHxW", help="frames x height x width")
     base.add_argument("--fps", type=int)
-    base.add_argument("--timesteps", help="the network timesteps of its steps, e.g. 999,856,665,399")
+    base.add_argument(
+        "--timesteps", help="the network timesteps of its steps, e.g. 999,856,665,399"
+    )
     base.add_argument("--steps", type=int, help="instead of timesteps: so many even steps")
-    base.add_argument("--scale", type=float, default=1.0, help="at which a published LoRA is to be loaded; it becomes part of the export")
+    base.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="at which a published LoRA is to be loaded; it becomes part of the export",
+    )
     args = parser.parse_args()
     source = "run" if args.run else "published" if args.published else "network"
     for name in FOREIGN[source]:
@@ -63,7 +118,12 @@ def arguments() -> argparse.Namespace:
 
 def default_name(args: argparse.Namespace) -> str:
     """One folder for each kind of export of a run, so that none replaces another."""
-    kinds = ["fused" * args.fuse, f"rank{args.rank}" * bool(args.rank), args.weights, args.checkpoint.name if args.checkpoint else ""]
+    kinds = [
+        "fused" * args.fuse,
+        f"rank{args.rank}" * bool(args.rank),
+        args.weights,
+        args.checkpoint.name if args.checkpoint else "",
+    ]
     return "_".join(["export", *filter(None, kinds)])
 
 
@@ -73,20 +133,43 @@ def export(args: argparse.Namespace) -> dict:
     from tdmvid.sampling import load_for_sampling
     from tdmvid.train.export import Options, export_published, export_run, export_tuned
 
-    options = Options(tuple(name.strip() for name in args.format.split(",")), args.dtype, args.fuse, args.rank, tuple(args.prompt), args.seed, args.tolerance)
+    options = Options(
+        tuple(name.strip() for name in args.format.split(",")),
+        args.dtype,
+        args.fuse,
+        args.rank,
+        tuple(args.prompt),
+        args.seed,
+        args.tolerance,
+    )
     if args.run:
-        return export_run(args.out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
+        return export_run(
+            args.out, args.run, options, checkpoint=args.checkpoint, weights=args.weights
+        )
     if not args.out:
         raise ValueError("out is not given: name the folder to write")
     if bool(args.timesteps) == bool(args.steps):
-        raise ValueError("timesteps or steps: give one of the two, the times that the student was trained on")
+        raise ValueError(
+            "timesteps or steps: give one of the two, the times that the student was trained on"
+        )
     world = launch.start("none")
-    backbone = load_for_sampling(world, model=args.model, revision=args.revision, dtype=args.base_dtype, size=args.size, fps=args.fps)
+    backbone = load_for_sampling(
+        world,
+        model=args.model,
+        revision=args.revision,
+        dtype=args.base_dtype,
+        size=args.size,
+        fps=args.fps,
+    )
     try:
         listed = tuple(float(step) for step in args.timesteps.split(",")) if args.timesteps else ()
     except ValueError:
-        raise ValueError(f"timesteps={args.timesteps!r}: numbers with commas between, e.g. 999,856,665,399") from None
-    grid = (GridConfig("explicit", timesteps=listed) if listed else GridConfig(steps=args.steps)).build(backbone.process)
+        raise ValueError(
+            f"timesteps={args.timesteps!r}: numbers with commas between, e.g. 999,856,665,399"
+        ) from None
+    grid = (
+        GridConfig("explicit", timesteps=listed) if listed else GridConfig(steps=args.steps)
+    ).build(backbone.process)
     if args.published:
         return export_published(args.out, args.published, backbone, grid, options, scale=args.scale)
     return export_tuned(args.out, args.network, backbone, grid, options)
@@ -98,12 +181,18 @@ def main() -> None:
         facts = export(args)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))
-    print(f"{args.out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e} in a stock pipeline")
+    print(
+        f"{args.out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e}"
+        " in a stock pipeline"
+    )
     for consumer, error in facts.get("errors", {}).items():
         print(f"{facts['formats'][consumer]}: {error:.1e}")
     if "extraction" in facts:
         extraction = facts["extraction"]
-        print(f"rank {extraction['rank']} lacks {extraction['error']:.1%} of the change of the weights; latents differ by {extraction['latents_error']:.1%}")
+        print(
+            f"rank {extraction['rank']} lacks {extraction['error']:.1%} of the change of the"
+            f" weights; latents differ by {extraction['latents_error']:.1%}"
+        )
 
 
 if __name__ == "__main__":

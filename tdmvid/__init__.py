@@ -1,14 +1,22 @@
-"""Few-step students of video and image diffusion models by Trajectory Distribution Matching (arXiv 2503.06674)."""
+"""Few-step students of video and image diffusion models by Trajectory Distribution Matching (arXiv
+2503.06674).
+"""
 
 import logging
 
 _SAID_ON_IMPORT = {
     "torchao": "Failed to load ",  # kernels for GPUs that are not here
     "torch.utils._pytree": " is an Enum subclass ",
-    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",  # of checkpoints in torchao's formats
-    "transformers.utils.import_utils": " requires torchvision ",  # image processors, of which no text encoder has use
+    "diffusers.quantizers.torchao.torchao_quantizer": (
+        "Unable to import `torchao` Tensor objects"
+    ),  # of checkpoints in torchao's formats
+    "transformers.utils.import_utils": (
+        " requires torchvision "
+    ),  # image processors, of which no text encoder has use
 }
-"""What libraries say of parts of theirs that are not used here, by logger: ten lines before the first of a program's own."""
+"""What libraries say of parts of theirs that are not used here, by logger: ten lines before the
+first of a program's own.
+"""
 
 for _logger, _words in _SAID_ON_IMPORT.items():
     logging.getLogger(_logger).addFilter(lambda record, words=_words: words not in str(record.msg))

@@ -39,13 +39,29 @@ class GridConfig:
 
     def __post_init__(self):
         if self.kind == "uniform" and self.shift != 1:
-            raise ValueError(f"grid.shift={self.shift} does nothing to grid.kind='uniform': use kind 'shifted', or leave it out (--set grid.shift=1)")
+            raise ValueError(
+                f"grid.shift={self.shift} does nothing to grid.kind='uniform': use kind 'shifted',"
+                " or leave it out (--set grid.shift=1)"
+            )
         if self.kind != "explicit" and self.timesteps:
-            raise ValueError(f"grid.timesteps={list(self.timesteps)} are of grid.kind='explicit', this is {self.kind!r}: use that, or leave them out (--set grid.timesteps=[])")
-        if self.kind == "explicit" and self.timesteps and self.steps not in (len(self.timesteps), GridConfig.steps):
-            raise ValueError(f"grid.steps={self.steps} does nothing to the {len(self.timesteps)} listed timesteps: list as many, or use kind 'uniform' or 'shifted'")
+            raise ValueError(
+                f"grid.timesteps={list(self.timesteps)} are of grid.kind='explicit', this is"
+                f" {self.kind!r}: use that, or leave them out (--set grid.timesteps=[])"
+            )
+        if (
+            self.kind == "explicit"
+            and self.timesteps
+            and self.steps not in (len(self.timesteps), GridConfig.steps)
+        ):
+            raise ValueError(
+                f"grid.steps={self.steps} does nothing to the {len(self.timesteps)} listed"
+                " timesteps: list as many, or use kind 'uniform' or 'shifted'"
+            )
         if self.kind == "explicit" and (self.shift != 1 or self.start != 1):
-            raise ValueError(f"grid.shift={self.shift}, start={self.start} do nothing to listed timesteps: leave them out (--set grid.shift=1 --set grid.start=1), or use kind 'shifted'")
+            raise ValueError(
+                f"grid.shift={self.shift}, start={self.start} do nothing to listed timesteps: leave"
+                " them out (--set grid.shift=1 --set grid.start=1), or use kind 'shifted'"
+            )
 
     def build(self, process: Process) -> TimeGrid:
         """The grid for a process; ValueError names what does not fit."""
@@ -58,10 +74,18 @@ class GridConfig:
     def family(self, process: Process, step_set: tuple[int, ...]) -> tuple[TimeGrid, ...]:
         """The grids that are trained: this one, or one for each K of the set."""
         if step_set and self.kind == "explicit":
-            raise ValueError(f"objective.step_set={step_set}: listed timesteps are one grid; use grid.kind='uniform' or 'shifted'")
+            raise ValueError(
+                f"objective.step_set={step_set}: listed timesteps are one grid; use"
+                " grid.kind='uniform' or 'shifted'"
+            )
         if step_set and self.steps not in step_set:
-            raise ValueError(f"grid.steps={self.steps} is not in objective.step_set={step_set}: it is what samples show, choose one of the set")
-        return tuple(dataclasses.replace(self, steps=k).build(process) for k in step_set) or (self.build(process),)
+            raise ValueError(
+                f"grid.steps={self.steps} is not in objective.step_set={step_set}: it is what"
+                " samples show, choose one of the set"
+            )
+        return tuple(dataclasses.replace(self, steps=k).build(process) for k in step_set) or (
+            self.build(process),
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +112,9 @@ class BatchConfig:
 
     def __post_init__(self):
         if self.micro < 1 or self.accumulation < 1:
-            raise ValueError(f"batch.micro={self.micro}, accumulation={self.accumulation}: both are at least 1")
+            raise ValueError(
+                f"batch.micro={self.micro}, accumulation={self.accumulation}: both are at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -98,28 +124,47 @@ class ParallelConfig:
     backend: Literal["auto", "none", "deepspeed"] = "auto"
     zero_stage: int = 3
     sequence: int = 1
-    """Neighbouring ranks that share the tokens of one video (Ulysses); the rest are data parallel."""
+    """Neighbouring ranks that share the tokens of one video (Ulysses); the rest are data parallel.
+    """
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: the optimiser's state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
     keep_attention: bool = False
-    """With gradient_checkpointing: keep each attention's output too, which on a long sequence is little to hold and most of what is computed again."""
+    """With gradient_checkpointing: keep each attention's output too, which on a long sequence is
+    little to hold and most of what is computed again.
+    """
     compile: bool = False
-    """Compile the network's blocks by torch.compile: a minute or more at the start, then quicker calls. With ZeRO up to stage 2."""
+    """Compile the network's blocks by torch.compile: a minute or more at the start, then quicker
+    calls. With ZeRO up to stage 2.
+    """
     share_base: bool = True
     """One frozen base for student and fake; false gives the fake a copy, to compare with."""
     timeout_minutes: float = 30.0
-    """A rank that waits longer for another one ends the run; shortly before, every rank writes where it stands."""
+    """A rank that waits longer for another one ends the run; shortly before, every rank writes
+    where it stands.
+    """
 
     def __post_init__(self):
         if not 0 < self.timeout_minutes <= 525_600:
-            raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0, of a year (525600) at most")
+            raise ValueError(
+                f"parallel.timeout_minutes={self.timeout_minutes}: a time above 0, of a year"
+                " (525600) at most"
+            )
         if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser sharded), 2 (gradients too) or 3 (weights too)")
+            raise ValueError(
+                f"parallel.zero_stage={self.zero_stage}: choose 0 (nothing sharded), 1 (optimiser"
+                " sharded), 2 (gradients too) or 3 (weights too)"
+            )
         if self.keep_attention and (not self.gradient_checkpointing or self.compile):
-            raise ValueError("parallel.keep_attention=true is a kind of gradient_checkpointing, without compile: set gradient_checkpointing=true and compile=false")
+            raise ValueError(
+                "parallel.keep_attention=true is a kind of gradient_checkpointing, without compile:"
+                " set gradient_checkpointing=true and compile=false"
+            )
         if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(f"parallel.offload='all' needs zero_stage 3, which shards the weights; this is {self.zero_stage}")
+            raise ValueError(
+                "parallel.offload='all' needs zero_stage 3, which shards the weights; this is"
+                f" {self.zero_stage}"
+            )
         if self.sequence < 1:
             raise ValueError(f"parallel.sequence={self.sequence}: at least 1 rank holds a sequence")
 
@@ -132,7 +177,8 @@ class LogConfig:
     keep_checkpoints: int = 2
     sample_every: int = 100
     sample_prompts: tuple[str, ...] = ()
-    """Prompts of the samples and of the report's gallery; empty takes the first training prompts."""
+    """Prompts of the samples and of the report's gallery; empty takes the first training prompts.
+    """
     sample_count: int = 4
     seed: int = 1234
     """Of the noise of samples and gallery."""
@@ -142,11 +188,20 @@ class LogConfig:
 
     def __post_init__(self):
         if min(self.checkpoint_every, self.sample_every) < 0:
-            raise ValueError(f"log.checkpoint_every={self.checkpoint_every}, sample_every={self.sample_every}: steps between two; 0 turns it off")
+            raise ValueError(
+                f"log.checkpoint_every={self.checkpoint_every}, sample_every={self.sample_every}:"
+                " steps between two; 0 turns it off"
+            )
         if self.keep_checkpoints < 1:
-            raise ValueError(f"log.keep_checkpoints={self.keep_checkpoints}: keep at least 1, or a run cannot resume")
+            raise ValueError(
+                f"log.keep_checkpoints={self.keep_checkpoints}: keep at least 1, or a run cannot"
+                " resume"
+            )
         if self.sample_count < 1 or self.teacher_steps < 1:
-            raise ValueError(f"log.sample_count={self.sample_count}, teacher_steps={self.teacher_steps}: both are at least 1")
+            raise ValueError(
+                f"log.sample_count={self.sample_count}, teacher_steps={self.teacher_steps}: both"
+                " are at least 1"
+            )
         check_seed("log.seed", self.seed)
 
 
@@ -160,9 +215,15 @@ class EvaluateConfig:
 
     def __post_init__(self):
         if self.program in ("vbench", "image") and not self.config:
-            raise ValueError(f"evaluate.config={self.config!r}: {self.program} needs a config file, the ready ones are in eval/configs/")
+            raise ValueError(
+                f"evaluate.config={self.config!r}: {self.program} needs a config file, the ready"
+                " ones are in eval/configs/"
+            )
         if self.config and self.program not in ("vbench", "image"):
-            raise ValueError(f"evaluate.config={self.config!r} with evaluate.program={self.program!r}, which reads none: name the program, vbench or image, or leave it out")
+            raise ValueError(
+                f"evaluate.config={self.config!r} with evaluate.program={self.program!r}, which"
+                " reads none: name the program, vbench or image, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -186,7 +247,9 @@ class RunConfig:
     """lora: student and fake are adapters on one frozen base; full: three whole networks."""
     lora: LoraSettings = LoraSettings()
     init: str = ""
-    """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from the base in any case."""
+    """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from
+    the base in any case.
+    """
     student: OptimConfig = OptimConfig()
     fake: OptimConfig = OptimConfig(lr=5e-4)
     discriminator: OptimConfig = OptimConfig(lr=5e-4)
@@ -203,17 +266,31 @@ class RunConfig:
     def __post_init__(self):
         check_seed("seed", self.seed)
         if self.name in ("", ".", "..") or any(character in self.name for character in "/\\\0"):
-            raise ValueError(f"name={self.name!r} names the run folder and files: a name without slashes, and not empty")
+            raise ValueError(
+                f"name={self.name!r} names the run folder and files: a name without slashes, and"
+                " not empty"
+            )
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: a run has at least 1 step")
         if self.max_bad_steps < 1:
-            raise ValueError(f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step")
+            raise ValueError(
+                f"max_bad_steps={self.max_bad_steps}: stopping takes at least 1 bad step"
+            )
         if self.init and self.training != "lora":
-            raise ValueError(f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of them out")
+            raise ValueError(
+                f"init={self.init!r} is a LoRA, training={self.training!r} has none: leave one of"
+                " them out"
+            )
         if self.training == "full" and not self.parallel.share_base:
-            raise ValueError("parallel.share_base=false with training='full', where no network shares its weights: leave it out, or use training='lora'")
+            raise ValueError(
+                "parallel.share_base=false with training='full', where no network shares its"
+                " weights: leave it out, or use training='lora'"
+            )
         if self.parallel.keep_attention and self.model.attention == "xformers":
-            raise ValueError("parallel.keep_attention=true knows PyTorch's attention only, not model.attention='xformers': use 'sdpa', or set it to false")
+            raise ValueError(
+                "parallel.keep_attention=true knows PyTorch's attention only, not"
+                " model.attention='xformers': use 'sdpa', or set it to false"
+            )
         if self.model.quantize != "none":
             self._check_quantize()
         if not 0 <= self.ema < 1:
@@ -222,11 +299,20 @@ class RunConfig:
     def _check_quantize(self) -> None:
         parallel, chosen = self.parallel, f"model.quantize={self.model.quantize!r}"
         if self.training != "lora":
-            raise ValueError(f"{chosen} is of a frozen base, training={self.training!r} has weights to train: use 'none' or training='lora'")
+            raise ValueError(
+                f"{chosen} is of a frozen base, training={self.training!r} has weights to train:"
+                " use 'none' or training='lora'"
+            )
         if parallel.compile:
-            raise ValueError(f"{chosen} with parallel.compile=true: compiled blocks keep every whole weight, so nothing is saved; set one of them back")
+            raise ValueError(
+                f"{chosen} with parallel.compile=true: compiled blocks keep every whole weight, so"
+                " nothing is saved; set one of them back"
+            )
         if parallel.offload != "none":
-            raise ValueError(f"{chosen} with parallel.offload={parallel.offload!r}, which is DeepSpeed's and not for such a base: set one of them to 'none'")
+            raise ValueError(
+                f"{chosen} with parallel.offload={parallel.offload!r}, which is DeepSpeed's and not"
+                " for such a base: set one of them to 'none'"
+            )
 
     @property
     def folder(self) -> Path:
@@ -284,7 +370,9 @@ def from_dict(cls: type, data: Any, where: str = "") -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(where) else f"{where}.{error}") from None
+        raise ValueError(
+            str(error) if str(error).startswith(where) else f"{where}.{error}"
+        ) from None
 
 
 def _variant(cls: type, data: dict, where: str) -> type:
@@ -293,13 +381,19 @@ def _variant(cls: type, data: dict, where: str) -> type:
         return cls
     kind, known = data.get("kind", "tdm"), objectives()
     if not isinstance(kind, str) or kind not in known:
-        raise ValueError(f"{where}.kind={kind!r}: choose one of {', '.join(map(repr, sorted(known)))}")
+        raise ValueError(
+            f"{where}.kind={kind!r}: choose one of {', '.join(map(repr, sorted(known)))}"
+        )
     return known[kind]
 
 
 def _advice(cls: type, key: str, hints: dict) -> str:
     """What the writer of an unknown setting may have meant."""
-    owners = [kind for kind, method in objectives().items() if key in method.__dataclass_fields__] if issubclass(cls, TDM) else []
+    owners = (
+        [kind for kind, method in objectives().items() if key in method.__dataclass_fields__]
+        if issubclass(cls, TDM)
+        else []
+    )
     if owners:
         return f"it belongs to kind {' or '.join(map(repr, owners))}, this is {cls().kind!r}"
     near = difflib.get_close_matches(key, hints, 1)
@@ -315,7 +409,11 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
             raise ValueError(f"{dotted}={value!r}: choose one of {', '.join(map(repr, options))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(next(o for o in options if o is not type(None)), value, dotted)
+        return (
+            None
+            if value is None
+            else _convert(next(o for o in options if o is not type(None)), value, dotted)
+        )
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{dotted}={value!r} must be a list")

@@ -11,16 +11,37 @@ STUDENT = "a run's lora/ or student/ folder, or an exported one"
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """What is sampled, and how: see tdmvid/sampling.py."""
     parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it the teacher samples")
-    parser.add_argument("--model", help="a diffusers folder or hub id (default: the base that the student names)")
+    parser.add_argument(
+        "--model", help="a diffusers folder or hub id (default: the base that the student names)"
+    )
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--variant", help="of the base's weight files, e.g. fp16")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the student's, or bfloat16 on a GPU and float32 on a CPU")
-    parser.add_argument("--size", metavar="FxHxW", help="frames x height x width, e.g. 49x480x720 (default: what the student was trained on)")
-    parser.add_argument("--fps", type=int, help="frames per second of the files (default: the student's, or 8)")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="default: the student's, or bfloat16 on a GPU and float32 on a CPU",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="FxHxW",
+        help="frames x height x width, e.g. 49x480x720 (default: what the student was trained on)",
+    )
+    parser.add_argument(
+        "--fps", type=int, help="frames per second of the files (default: the student's, or 8)"
+    )
     parser.add_argument("--steps", type=int, help="default: the student's, or the stock pipeline's")
-    parser.add_argument("--cfg", type=float, help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)")
+    parser.add_argument(
+        "--cfg",
+        type=float,
+        help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)",
+    )
     parser.add_argument("--batch", type=int, default=1, help="samples at a time on each rank")
-    parser.add_argument("--cache", type=Path, default=Path("cache/embeddings"), help="where text embeddings are kept")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("cache/embeddings"),
+        help="where text embeddings are kept",
+    )
     add_launched(parser)
 
 
@@ -31,12 +52,24 @@ def base_of(args: argparse.Namespace) -> dict:
 
 
 def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str) -> None:
-    """A program of eval/ that scores a student beside its teacher by a config of its own; `folder`: where it writes by default."""
+    """A program of eval/ that scores a student beside its teacher by a config of its own; `folder`:
+    where it writes by default.
+    """
     parser.add_argument("--config", type=Path, required=True, help=f"e.g. {example}")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting; may be given again")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override one setting; may be given again",
+    )
     parser.add_argument("--lora", type=Path, help=STUDENT)
     parser.add_argument("--out", type=Path, help=f"default: {folder}/ beside the LoRA")
-    parser.add_argument("--preflight", action="store_true", help="say what can be scored with what is here, and stop")
+    parser.add_argument(
+        "--preflight",
+        action="store_true",
+        help="say what can be scored with what is here, and stop",
+    )
     add_launched(parser)
 
 

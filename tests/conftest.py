@@ -12,7 +12,9 @@ from tiny import cogvideox_scheduler, tiny_pipeline
 from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP
 
 torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell turns it off for what it starts in the background, and programs under test inherit that
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell turns it off for what it starts in the background, and programs under test inherit that
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +34,11 @@ def load_program():
 @pytest.fixture(params=["vp", "flow"])
 def process(request):
     """CogVideoX's table, whose last alpha is 0, and the rectified flow."""
-    return TabulatedVP(cogvideox_scheduler().alphas_cumprod) if request.param == "vp" else RectifiedFlow()
+    return (
+        TabulatedVP(cogvideox_scheduler().alphas_cumprod)
+        if request.param == "vp"
+        else RectifiedFlow()
+    )
 
 
 @pytest.fixture
@@ -42,7 +48,9 @@ def vp():
 
 @pytest.fixture(scope="session")
 def tiny_cogvideox(tmp_path_factory):
-    """`tiny_cogvideox(variant)`: the saved folder of a tiny random pipeline, one of VARIANTS, made once a session."""
+    """`tiny_cogvideox(variant)`: the saved folder of a tiny random pipeline, one of VARIANTS, made
+    once a session.
+    """
     made = {}
 
     def folder(variant: str):

@@ -56,12 +56,20 @@ def test_a_second_start_measures_only_what_is_missing(tmp_path):
     assert ablate.results(suite, tmp_path)["second"] == [{"a": 10.0}, {"a": 11.0}, {"a": 12.0}]
 
 
-@pytest.mark.parametrize("pages, page", [([], "out/small.md"), (["--pages", "elsewhere"], "elsewhere/small.md")])
+@pytest.mark.parametrize(
+    "pages, page", [([], "out/small.md"), (["--pages", "elsewhere"], "elsewhere/small.md")]
+)
 def test_a_trial_does_not_replace_the_pages_of_docs(tmp_path, monkeypatch, pages, page):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ablate.ablations, "suite", lambda name, steps: Small())
-    monkeypatch.setattr(ablate.ablations, "write_page", lambda path, suite, results: path.parent.mkdir(exist_ok=True) or path.touch())
-    monkeypatch.setattr(sys, "argv", ["ablate.py", "--suite", "toy", "--seeds", "0", "--out", "out", *pages])
+    monkeypatch.setattr(
+        ablate.ablations,
+        "write_page",
+        lambda path, suite, results: path.parent.mkdir(exist_ok=True) or path.touch(),
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["ablate.py", "--suite", "toy", "--seeds", "0", "--out", "out", *pages]
+    )
     ablate.main()
     assert [str(found) for found in Path().rglob("*.md")] == [page]
 
@@ -70,10 +78,19 @@ def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
     suite = Small()
     ablate.run(suite, [0, 1, 2], tmp_path)
     (tmp_path / "00_1.json").unlink()
-    assert ablate.results(suite, tmp_path) == {"first": [{"a": 0.0}, {"a": 2.0}], "second": [{"a": 10.0}, {"a": 12.0}]}
+    assert ablate.results(suite, tmp_path) == {
+        "first": [{"a": 0.0}, {"a": 2.0}],
+        "second": [{"a": 10.0}, {"a": 12.0}],
+    }
     for path in (*tmp_path.glob("00_2*"), *tmp_path.glob("01_0*")):
         path.unlink()
-    with pytest.raises(SystemExit, match="were run on different seeds, and rows are compared seed by seed: run them on the same --seeds"):
+    with pytest.raises(
+        SystemExit,
+        match=(
+            "were run on different seeds, and rows are compared seed by seed: run them on the same"
+            " --seeds"
+        ),
+    ):
         ablate.results(suite, tmp_path)
 
 
@@ -83,7 +100,9 @@ def test_some_rows_make_a_page_of_those(tmp_path):
     write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"))
     text = (tmp_path / "small.md").read_text()
     assert suite.measured == 2 and "| two | second |" in text and "| one | first |" not in text
-    with pytest.raises(SystemExit, match="--rows 'third' is no row of this suite: choose from 'first', 'second'"):
+    with pytest.raises(
+        SystemExit, match="--rows 'third' is no row of this suite: choose from 'first', 'second'"
+    ):
         ablate.run(suite, [0], tmp_path / "kept", ["third"])
 
 
@@ -116,40 +135,65 @@ def test_the_page_holds_claims_and_rows(tmp_path):
     assert "| one | first | 1.000 ± 1.000 |" in text
 
 
-@pytest.mark.parametrize("a, b, strict, expected", [
-    ([1.0, 1.1, 0.9], [2.0, 2.0, 2.1], True, "agrees"),
-    ([2.0, 2.0, 2.1], [1.0, 1.1, 0.9], True, "**contradicts**"),
-    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], True, "no clear difference"),
-    ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], False, "no clear difference, so not contradicted"),
-    ([1.0, 1.0, 1.0], [1.1, 1.2, 1.6], True, "no clear difference"),  # two standard errors, and three seeds
-    ([1.0], [2.0], True, "one seed only"),
-])
+@pytest.mark.parametrize(
+    "a, b, strict, expected",
+    [
+        ([1.0, 1.1, 0.9], [2.0, 2.0, 2.1], True, "agrees"),
+        ([2.0, 2.0, 2.1], [1.0, 1.1, 0.9], True, "**contradicts**"),
+        ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], True, "no clear difference"),
+        ([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], False, "no clear difference, so not contradicted"),
+        (
+            [1.0, 1.0, 1.0],
+            [1.1, 1.2, 1.6],
+            True,
+            "no clear difference",
+        ),  # two standard errors, and three seeds
+        ([1.0], [2.0], True, "one seed only"),
+    ],
+)
 def test_a_verdict_needs_its_interval_off_zero(a, b, strict, expected):
     results = {"a": [{"x": v} for v in a], "b": [{"x": v} for v in b]}
     assert verdict(Claim("", ("a", "x"), ("b", "x"), strict), results) == expected
 
 
 def test_calls_to_reach_is_the_first_run_at_or_below_the_goal():
-    reached, never = calls_to_reach([[(10, 3.0), (20, 1.0), (30, 0.5)], [(10, 3.0)]], [[(50, 2.0), (100, 1.0)]] * 2)
+    reached, never = calls_to_reach(
+        [[(10, 3.0), (20, 1.0), (30, 0.5)], [(10, 3.0)]], [[(50, 2.0), (100, 1.0)]] * 2
+    )
     assert reached == 20 and never != never
 
 
 def test_a_line_of_the_plot_joins_whole_runs_of_one_seed():
     suite = DMD2Suite()
-    results = {"TDM": [{"calls": 7000.0, "4/ddim": 0.1}, {"calls": 7000.0, "4/ddim": 0.2}], "TDM, 60 iterations": [{"calls": 420.0, "4/ddim": 0.5}] * 2}
-    assert suite.curves(results) == {"TDM": [[(420.0, 0.5), (7000.0, 0.1)], [(420.0, 0.5), (7000.0, 0.2)]]}
+    results = {
+        "TDM": [{"calls": 7000.0, "4/ddim": 0.1}, {"calls": 7000.0, "4/ddim": 0.2}],
+        "TDM, 60 iterations": [{"calls": 420.0, "4/ddim": 0.5}] * 2,
+    }
+    assert suite.curves(results) == {
+        "TDM": [[(420.0, 0.5), (7000.0, 0.1)], [(420.0, 0.5), (7000.0, 0.2)]]
+    }
 
 
 def test_the_rate_chosen_is_that_of_the_lowest_mean():
     suite = DMD2RatesSuite()
     rows = {rate: f"dmd2, l2, uniform grid, lr {rate}" for rate in ("0.001", "0.003")}
-    results = {rows["0.001"]: [{"4/renoise": d} for d in (0.10, 0.14, 0.12)], rows["0.003"]: [{"4/renoise": d} for d in (0.09, 0.13, 0.20)]}
-    assert "| dmd2, l2, uniform grid | 0.001: 0.120, 0.003: 0.140 | 0.001 |" in suite.sections(results)
+    results = {
+        rows["0.001"]: [{"4/renoise": d} for d in (0.10, 0.14, 0.12)],
+        rows["0.003"]: [{"4/renoise": d} for d in (0.09, 0.13, 0.20)],
+    }
+    assert "| dmd2, l2, uniform grid | 0.001: 0.120, 0.003: 0.140 | 0.001 |" in suite.sections(
+        results
+    )
 
 
 def test_dmd2_is_shown_at_the_rates_that_its_page_says_are_chosen():
-    page, names = Path("docs/ablations_dmd2_rates.md").read_text().partition("## All rows")[0], DMD2RatesSuite().methods()
-    recipes = {row.recipe.iterations: row.recipe for row in DMD2Suite().rows() if row.curve == "DMD2"}
+    page, names = (
+        Path("docs/ablations_dmd2_rates.md").read_text().partition("## All rows")[0],
+        DMD2RatesSuite().methods(),
+    )
+    recipes = {
+        row.recipe.iterations: row.recipe for row in DMD2Suite().rows() if row.curve == "DMD2"
+    }
     for iterations, name in names.items():
         line = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
         assert line.endswith(f" | {recipes[iterations].lr_student:g} |")
@@ -161,11 +205,16 @@ def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
     assert recall(data, data) == 1.0 and recall(right, data) < 0.7
 
 
-@pytest.mark.parametrize("kind, measured, figures", [
-    (ToySuite, "TDM-unify", {"1/ddim", "8/ddim", "mass", "recall", "spikes", "calls"}), (RatesSuite, "dmd2, l2, lr 0.001", {"4/renoise"}),
-    (DMD2Suite, "DMD2", {"4/renoise", "recall"}), (DMD2RatesSuite, "dmd2, l2, uniform grid, 4000 iterations, lr 0.001", {"4/renoise"}),
-    (ImportanceSuite, "25 modes, 4 steps: sum", {"4/ddim", "state", "missing"}),
-])
+@pytest.mark.parametrize(
+    "kind, measured, figures",
+    [
+        (ToySuite, "TDM-unify", {"1/ddim", "8/ddim", "mass", "recall", "spikes", "calls"}),
+        (RatesSuite, "dmd2, l2, lr 0.001", {"4/renoise"}),
+        (DMD2Suite, "DMD2", {"4/renoise", "recall"}),
+        (DMD2RatesSuite, "dmd2, l2, uniform grid, 4000 iterations, lr 0.001", {"4/renoise"}),
+        (ImportanceSuite, "25 modes, 4 steps: sum", {"4/ddim", "state", "missing"}),
+    ],
+)
 def test_the_claims_of_a_suite_speak_of_its_rows_and_these_can_be_measured(kind, measured, figures):
     suite = kind(3)
     suite.count = suite.shares = 2000

@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def program(*words: str, cwd: Path = ROOT) -> str:
     """Output of a program of the project; the test fails with its words if it does."""
-    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -23,22 +25,42 @@ def run(tmp_path_factory):
     """A run of two steps on the shapes teacher, with a short gallery."""
     out = tmp_path_factory.mktemp("demo") / "run"
     program(
-        "launch/train.py", "--config", "configs/shapes_4nfe.json", "--out", str(out), "--set", "steps=2",
-        "--set", "batch.micro=4", "--set", "log.teacher_steps=6", "--set", f"prompts.cache={out.parent / 'cache'}", "--set", "prompts.limit=20",
+        "launch/train.py",
+        "--config",
+        "configs/shapes_4nfe.json",
+        "--out",
+        str(out),
+        "--set",
+        "steps=2",
+        "--set",
+        "batch.micro=4",
+        "--set",
+        "log.teacher_steps=6",
+        "--set",
+        f"prompts.cache={out.parent / 'cache'}",
+        "--set",
+        "prompts.limit=20",
     )
     return out
 
 
 @pytest.mark.parametrize("training, student", [("lora", "lora"), ("full", "student")])
-def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(load_program, tmp_path, training, student):
+def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(
+    load_program, tmp_path, training, student
+):
     score = load_program("eval/shapes_run.py")
     config = {
-        "objective": {"cfg": 2.0}, "log": {"teacher_steps": 50}, "training": training, "grid": {"kind": "explicit", "timesteps": [999, 600, 300], "steps": 4},
+        "objective": {"cfg": 2.0},
+        "log": {"teacher_steps": 50},
+        "training": training,
+        "grid": {"kind": "explicit", "timesteps": [999, 600, 300], "steps": 4},
     }
     with pytest.raises(ValueError, match=f"has no {student}/: train it to the end first"):
         score.run_samplers(tmp_path, config)
     (tmp_path / student).mkdir()
-    assert [(sampler.steps, sampler.student) for sampler in score.run_samplers(tmp_path, config)] == [(50, None), (3, None), (3, None), (3, tmp_path / student)]
+    assert [
+        (sampler.steps, sampler.student) for sampler in score.run_samplers(tmp_path, config)
+    ] == [(50, None), (3, None), (3, None), (3, tmp_path / student)]
 
 
 @pytest.mark.parametrize("option", [["--seeds", "1"], ["--captions", "0"]])
@@ -46,16 +68,31 @@ def test_too_few_videos_are_refused_before_any_is_made(load_program, tmp_path, m
     score = load_program("eval/shapes_run.py")
     monkeypatch.setattr(score, "evaluate", lambda *_: pytest.fail("it works"))
     monkeypatch.setattr(sys, "argv", ["shapes_run.py", *option])
-    with pytest.raises(SystemExit, match="^error: --captions .*, --seeds .*: at least one caption and two videos of each"):
+    with pytest.raises(
+        SystemExit,
+        match="^error: --captions .*, --seeds .*: at least one caption and two videos of each",
+    ):
         score.main()
 
 
 @pytest.mark.slow
 def test_a_run_of_two_steps_still_leaves_all_that_a_user_takes_away(run):
-    for name in ("config.json", "metrics.jsonl", "report.html", "lora/pytorch_lora_weights.safetensors", "lora/scheduler_config.json", "samples/step_000002.png"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "lora/pytorch_lora_weights.safetensors",
+        "lora/scheduler_config.json",
+        "samples/step_000002.png",
+    ):
         assert (run / name).stat().st_size > 0
     facts = json.loads((run / "lora" / "export.json").read_text())
-    assert facts["error"] < facts["tolerance"] == 5e-2 and facts["timesteps"] == [999, 749, 499, 249]
+    assert facts["error"] < facts["tolerance"] == 5e-2 and facts["timesteps"] == [
+        999,
+        749,
+        499,
+        249,
+    ]
 
 
 @pytest.mark.slow
@@ -68,8 +105,15 @@ def test_its_lora_needs_diffusers_alone_and_is_not_a_no_op(run):
 
     def latents():
         return pipe(
-            "a red ring moving left", num_inference_steps=4, guidance_scale=1.0, max_sequence_length=16, num_frames=9,
-            height=64, width=64, output_type="latent", generator=torch.Generator().manual_seed(0),
+            "a red ring moving left",
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            max_sequence_length=16,
+            num_frames=9,
+            height=64,
+            width=64,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
         ).frames
 
     base = latents()
@@ -80,10 +124,29 @@ def test_its_lora_needs_diffusers_alone_and_is_not_a_no_op(run):
 
 @pytest.mark.slow
 def test_the_scores_stand_in_the_report_with_the_truth_ahead_of_every_sampler(run):
-    program("eval/shapes_run.py", "--run", str(run), "--captions", "4", "--seeds", "2", "--reference", "512")
+    program(
+        "eval/shapes_run.py",
+        "--run",
+        str(run),
+        "--captions",
+        "4",
+        "--seeds",
+        "2",
+        "--reference",
+        "512",
+    )
     scores = json.loads((run / "scores.json").read_text())
-    assert [row["name"].split(",")[0] for row in scores["samplers"]] == ["ground truth", "teacher", "teacher", "teacher", "student"]
+    assert [row["name"].split(",")[0] for row in scores["samplers"]] == [
+        "ground truth",
+        "teacher",
+        "teacher",
+        "teacher",
+        "student",
+    ]
     assert [row.get("nfe") for row in scores["samplers"]] == [None, 12, 8, 4, 4]
     truth, *others = (row["metrics"] for row in scores["samplers"])
     assert truth["all"]["value"] >= max(other["all"]["value"] for other in others)
-    assert len(scores["checks"]) == 4 and scores["checks"][0]["claim"][:30] in (run / "report.html").read_text()
+    assert (
+        len(scores["checks"]) == 4
+        and scores["checks"][0]["claim"][:30] in (run / "report.html").read_text()
+    )

@@ -1,7 +1,12 @@
 """Tiny random CogVideoX pipelines of the real diffusers and transformers classes."""
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -9,16 +14,28 @@ WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "right")
 VARIANTS = {
     "sincos": {},
     "rotary": {"use_rotary_positional_embeddings": True},
-    "temporal": {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False, "ofs_embed_dim": None},
+    "temporal": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "ofs_embed_dim": None,
+    },
 }
 
 
 def cogvideox_scheduler(**changes) -> CogVideoXDDIMScheduler:
     """The scheduler of CogVideoX-2B: v-prediction, zero terminal SNR, SNR shift 3, trailing."""
-    return CogVideoXDDIMScheduler(**{
-        "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": 3.0,
-        "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True,
-    } | changes)
+    return CogVideoXDDIMScheduler(
+        **{
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "snr_shift_scale": 3.0,
+            "timestep_spacing": "trailing",
+            "clip_sample": False,
+            "set_alpha_to_one": True,
+        }
+        | changes
+    )
 
 
 def tiny_tokenizer():
@@ -29,28 +46,57 @@ def tiny_tokenizer():
     vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def tiny_pipeline(variant: str):
-    """A random CogVideoX of a few thousand weights: 9 frames of 32 x 32 give latents of 8 channels, 4 x 4."""
+    """A random CogVideoX of a few thousand weights: 9 frames of 32 x 32 give latents of 8 channels,
+    4 x 4.
+    """
     from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
-    transformer = CogVideoXTransformer3DModel(**{
-        "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 8, "out_channels": 8, "time_embed_dim": 8,
-        "text_embed_dim": 16, "num_layers": 2, "sample_width": 4, "sample_height": 4, "sample_frames": 9,
-        "patch_size": 2, "max_text_seq_length": 12,
-    } | VARIANTS[variant])
+    transformer = CogVideoXTransformer3DModel(
+        **{
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "in_channels": 8,
+            "out_channels": 8,
+            "time_embed_dim": 8,
+            "text_embed_dim": 16,
+            "num_layers": 2,
+            "sample_width": 4,
+            "sample_height": 4,
+            "sample_frames": 9,
+            "patch_size": 2,
+            "max_text_seq_length": 12,
+        }
+        | VARIANTS[variant]
+    )
     with torch.no_grad():  # as initialised, the modulated blocks hardly see time and text
         for parameter in transformer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     vae = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), latent_channels=8, layers_per_block=1, norm_num_groups=2,
-        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
-        temporal_compression_ratio=4, scaling_factor=0.7, sample_height=32, sample_width=32,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=8,
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        temporal_compression_ratio=4,
+        scaling_factor=0.7,
+        sample_height=32,
+        sample_width=32,
     )
-    encoder = T5EncoderModel(T5Config(vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
-    return CogVideoXPipeline(tiny_tokenizer(), encoder.eval(), vae.eval(), transformer.eval(), cogvideox_scheduler())
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+    return CogVideoXPipeline(
+        tiny_tokenizer(), encoder.eval(), vae.eval(), transformer.eval(), cogvideox_scheduler()
+    )

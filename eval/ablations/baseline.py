@@ -1,4 +1,6 @@
-"""TDM beside DMD2 on the mixture of Gaussians: whole runs of several lengths, and the learning rates that DMD2 is shown at."""
+"""TDM beside DMD2 on the mixture of Gaussians: whole runs of several lengths, and the learning
+rates that DMD2 is shown at.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ class DMD2Suite(ToySuite):
 
     page, title, suite = "ablations_dmd2.md", "TDM beside DMD2 on the mixture of Gaussians", "dmd2"
     note = (
-        "The columns are those of [the ablations](ablations.md). DMD2 has l2 and the uniform grid, and the learning rate of the lowest mean over"
-        " three seeds that are not reported ([rates](ablations_dmd2_rates.md)); at 500 iterations that of 1,000."
-        " TDM's is that of the ablations, which one seed chose; its rows were run again, so that all rows here are of one program."
+        "The columns are those of [the ablations](ablations.md). DMD2 has l2 and the uniform grid,"
+        " and the learning rate of the lowest mean over three seeds that are not reported"
+        " ([rates](ablations_dmd2_rates.md)); at 500 iterations that of 1,000. TDM's is that of the"
+        " ablations, which one seed chose; its rows were run again, so that all rows here are of"
+        " one program."
     )
 
     def rows(self) -> list[Row]:
@@ -30,25 +34,48 @@ class DMD2Suite(ToySuite):
         dmd2 = {own: "DMD2"} | {n: f"DMD2, {n} iterations" for n in DMD2_LENGTHS if n != own}
         return [
             *(Row("TDM", name, of_length(base, n), curve="TDM") for n, name in tdm.items()),
-            *(Row("DMD2", name, self._dmd2(n), ("renoise",), curve="DMD2") for n, name in dmd2.items()),
+            *(
+                Row("DMD2", name, self._dmd2(n), ("renoise",), curve="DMD2")
+                for n, name in dmd2.items()
+            ),
         ]
 
     def claims(self) -> list[Claim]:
         """Nearer, and with more recall (arXiv 2503.06674, Table 6)."""
         long = f"DMD2, {LONG} iterations"
         return [
-            Claim("TDM ends nearer than DMD2 of as many iterations", ("TDM", "4/ddim"), ("DMD2", FIGURE)),
-            Claim("TDM ends nearer than DMD2 of four times as many", ("TDM", "4/ddim"), (long, FIGURE)),
-            Claim("TDM's recall is above DMD2's of four times as many (Table 6)", ("TDM", "recall"), (long, "recall"), higher=True),
-            Claim("TDM's recall is above DMD2's of as many iterations", ("TDM", "recall"), ("DMD2", "recall"), higher=True),
+            Claim(
+                "TDM ends nearer than DMD2 of as many iterations",
+                ("TDM", "4/ddim"),
+                ("DMD2", FIGURE),
+            ),
+            Claim(
+                "TDM ends nearer than DMD2 of four times as many", ("TDM", "4/ddim"), (long, FIGURE)
+            ),
+            Claim(
+                "TDM's recall is above DMD2's of four times as many (Table 6)",
+                ("TDM", "recall"),
+                (long, "recall"),
+                higher=True,
+            ),
+            Claim(
+                "TDM's recall is above DMD2's of as many iterations",
+                ("TDM", "recall"),
+                ("DMD2", "recall"),
+                higher=True,
+            ),
         ]
 
     def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
-        """Distance over network calls of whole runs, each with its own schedule: for every line of the plot, a list a seed."""
+        """Distance over network calls of whole runs, each with its own schedule: for every line of
+        the plot, a list a seed.
+        """
         points: dict[str, list] = {}
         for row in self.rows():
             if results.get(row.name):
-                points.setdefault(row.curve, []).append([(f["calls"], f[f"4/{row.solvers[0]}"]) for f in results[row.name]])
+                points.setdefault(row.curve, []).append(
+                    [(f["calls"], f[f"4/{row.solvers[0]}"]) for f in results[row.name]]
+                )
         return {line: [sorted(seed) for seed in zip(*rows)] for line, rows in points.items()}
 
     def sections(self, results: dict) -> list[str]:
@@ -61,30 +88,43 @@ class DMD2Suite(ToySuite):
         best = means.index(min(means))
         calls = calls_to_reach(curves["TDM"], [seed[: best + 1] for seed in curves["DMD2"]])
         reached = [count for count in calls if count == count]
-        shown = "; ".join(f"{spread([d for _, d in length])} after {length[0][0]:.0f} calls" for length in lengths)
+        shown = "; ".join(
+            f"{spread([d for _, d in length])} after {length[0][0]:.0f} calls" for length in lengths
+        )
         found = f", and takes {spread(reached)} calls" if reached else ""
         return [
-            "## Network calls to DMD2's best distance", "",
-            f"Whole runs, each with learning rates that fall to zero at its own end. DMD2: {shown}. A TDM run of at most"
-            f" {curves['TDM'][0][-1][0]:.0f} calls is as near as DMD2 at its best length on {len(reached)} of {len(calls)} seeds{found}.", "",
+            "## Network calls to DMD2's best distance",
+            "",
+            (
+                "Whole runs, each with learning rates that fall to zero at its own end. DMD2:"
+                f" {shown}. A TDM run of at most {curves['TDM'][0][-1][0]:.0f} calls is as near as"
+                f" DMD2 at its best length on {len(reached)} of {len(calls)} seeds{found}."
+            ),
+            "",
         ]
 
 
 class DMD2RatesSuite(ToySuite):
     """The baseline's rates, on the grid and with the distance that the ablations show it with."""
 
-    page, title, suite = "ablations_dmd2_rates.md", "Learning rates of DMD2 in the ablations", "dmd2_rates"
+    page, title, suite = (
+        "ablations_dmd2_rates.md",
+        "Learning rates of DMD2 in the ablations",
+        "dmd2_rates",
+    )
     note = (
-        "Distances are sliced W2 to the data. [TDM beside DMD2](ablations_dmd2.md), whose seeds are others, takes the rate of the lowest mean:"
-        " runs of one rate differ by as much as rates do, so one seed does not choose. Rows that were not run are left out: at 4,000 iterations 3e-3,"
-        " which was the farthest of three on one seed ([rates](ablations_rates.md))."
+        "Distances are sliced W2 to the data. [TDM beside DMD2](ablations_dmd2.md), whose seeds are"
+        " others, takes the rate of the lowest mean: runs of one rate differ by as much as rates"
+        " do, so one seed does not choose. Rows that were not run are left out: at 4,000 iterations"
+        " 3e-3, which was the farthest of three on one seed ([rates](ablations_rates.md))."
     )
 
     def rows(self) -> list[Row]:
         """Rates by lengths."""
         return [
             Row(name, f"{name}, lr {rate:g}", replace(self._dmd2(n), lr_student=rate), ("renoise",))
-            for n, name in self.methods().items() for rate in (3e-4, 1e-3, 3e-3)
+            for n, name in self.methods().items()
+            for rate in (3e-4, 1e-3, 3e-3)
         ]
 
     def methods(self) -> dict[int, str]:
@@ -102,9 +142,21 @@ class DMD2RatesSuite(ToySuite):
         for group in self.methods().values():
             means = {
                 row.recipe.lr_student: statistics.mean(seed[FIGURE] for seed in results[row.name])
-                for row in self.rows() if row.group == group and results.get(row.name)
+                for row in self.rows()
+                if row.group == group and results.get(row.name)
             }
             if len(means) > 1:
                 shown = ", ".join(f"{rate:g}: {mean:.3f}" for rate, mean in means.items())
                 lines.append(f"| {group} | {shown} | {min(means, key=means.get):g} |")
-        return ["## Chosen", "", "| method | mean distance by rate | lowest |", "|---|---|---|", *lines, ""] if lines else []
+        return (
+            [
+                "## Chosen",
+                "",
+                "| method | mean distance by rate | lowest |",
+                "|---|---|---|",
+                *lines,
+                "",
+            ]
+            if lines
+            else []
+        )

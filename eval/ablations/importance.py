@@ -1,4 +1,6 @@
-"""Where importance weights can matter (arXiv 2503.06674, Table 5 and Fig. 9): regimes by what the fake regresses on."""
+"""Where importance weights can matter (arXiv 2503.06674, Table 5 and Fig. 9): regimes by what the
+fake regresses on.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,15 @@ TARGETS = {
     "exact": {"fake_target": "exact"},
 }
 LATE = 0.1
-"""A grid's shift at which the last step starts at a noise of 0.17, where the circle's modes are parted already."""
+"""A grid's shift at which the last step starts at a noise of 0.17, where the circle's modes are
+parted already.
+"""
 
 
 class ImportanceSuite(ToySuite):
-    """Every regime with no weights, the released mean, the exact sum, and the exact target that needs none."""
+    """Every regime with no weights, the released mean, the exact sum, and the exact target that
+    needs none.
+    """
 
     page, title, suite = "ablations_importance.md", "Where importance weights matter", "importance"
     note = """A fake that regresses on x0_hat is shown x_tau, and x_tau carries x_s, which holds what is left of the noise that x0_hat was
@@ -62,25 +68,40 @@ data's (chance alone: 0.003 for 8 modes), `missing` how many modes have under a 
             "2 steps": replace(base, steps=2),
             "4 steps, modes parted before the last": late,
             "8 steps, modes parted before the last": replace(late, steps=8, shift=2 * LATE),
-            "4 steps, modes parted, little fresh noise": replace(late, objective=replace(late.objective, **near)),
+            "4 steps, modes parted, little fresh noise": replace(
+                late, objective=replace(late.objective, **near)
+            ),
             "25 modes, 4 steps": replace(base, mixture="grid"),
         }
 
     def claims(self) -> list[Claim]:
-        """In each regime: do weights keep the modes' shares and mend the states, and does the exact target keep the shares?"""
+        """In each regime: do weights keep the modes' shares and mend the states, and does the exact
+        target keep the shares?
+        """
         pairs = [
-            ("weights keep shares", "mean", "mass"), ("weights mend states", "mean", "state"), ("the exact target keeps shares", "exact", "mass"),
+            ("weights keep shares", "mean", "mass"),
+            ("weights mend states", "mean", "state"),
+            ("the exact target keeps shares", "exact", "mass"),
         ]
         return [
             Claim(f"{regime}: {text}", (f"{regime}: {target}", figure), (f"{regime}: none", figure))
-            for regime in self.regimes() for text, target, figure in pairs
+            for regime in self.regimes()
+            for text, target, figure in pairs
         ]
 
     def _modes(self, student, recipe, solver: str) -> dict:
         """Also the distance of the states before the last step."""
-        generator, grid = torch.Generator().manual_seed(8), shifted(recipe.steps, recipe.shift, self.process)
-        z, first = torch.randn(self.count, 2, generator=generator), torch.ones(self.count, dtype=torch.long)
+        generator, grid = (
+            torch.Generator().manual_seed(8),
+            shifted(recipe.steps, recipe.shift, self.process),
+        )
+        z, first = (
+            torch.randn(self.count, 2, generator=generator),
+            torch.ones(self.count, dtype=torch.long),
+        )
         state = rollout(student, z, Cond({}), grid, first, calls=grid.steps - 1)
         data = recipe.data().sample(self.count, generator)
         noised = self.process.noise(data, torch.randn(data.shape, generator=generator), state.upper)
-        return super()._modes(student, recipe, solver) | {"state": sliced_wasserstein(state.x, noised)}
+        return super()._modes(student, recipe, solver) | {
+            "state": sliced_wasserstein(state.x, noised)
+        }

@@ -12,14 +12,19 @@ from tdmvid.data.files import write_text
 
 Results = dict[str, list[dict]]
 RULE = (
-    "A claim stands, or is contradicted, where the 95 % interval of the paired difference over the seeds (Student's t) leaves out zero;",
+    (
+        "A claim stands, or is contradicted, where the 95 % interval of the paired difference over"
+        " the seeds (Student's t) leaves out zero;"
+    ),
     "the claims are tested one by one, without a correction for their number.",
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Of two figures, which the paper finds lower: `better` and `worse` are (row, figure); `strict` false allows a tie."""
+    """Of two figures, which the paper finds lower: `better` and `worse` are (row, figure); `strict`
+    false allows a tie.
+    """
 
     text: str
     better: tuple[str, str]
@@ -29,16 +34,22 @@ class Claim:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds, if there are several; a whole number that all share is shown as one."""
+    """Mean and standard deviation over the seeds, if there are several; a whole number that all
+    share is shown as one.
+    """
     mean = statistics.mean(values)
     if values[0].is_integer() and len(set(values)) == 1:
         return f"{mean:.0f}"
     digits = 0 if mean > 100 else 3
-    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+    return f"{mean:.{digits}f}" + (
+        f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    )
 
 
 def verdict(claim: Claim, results: Results) -> str:
-    """Measured against measured, seed by seed: a difference counts where its 95 % interval (Student's t) leaves out zero."""
+    """Measured against measured, seed by seed: a difference counts where its 95 % interval
+    (Student's t) leaves out zero.
+    """
     a, b = ([seed[key] for seed in results[row]] for row, key in (claim.better, claim.worse))
     gains = [(x - y) if claim.higher else (y - x) for x, y in zip(a, b)]
     if len(gains) < 2:
@@ -56,16 +67,32 @@ def claims_table(claims: list[Claim], results: Results, columns: dict[str, str])
     for claim in claims:
         (a, a_key), (b, b_key) = claim.better, claim.worse
         if results.get(a) and results.get(b):
-            shown = [spread([seed[key] for seed in results[row]]) for row, key in (claim.better, claim.worse)]
+            shown = [
+                spread([seed[key] for seed in results[row]])
+                for row, key in (claim.better, claim.worse)
+            ]
             regime = claim.text.partition(": ")[0] + ": "
-            a, b = (f"{columns[a_key]}:", f"{columns[b_key]}:") if a == b else (a.removeprefix(regime), b.removeprefix(regime))
-            lines.append(f"| {claim.text} | {a} {shown[0]}; {b} {shown[1]} | {verdict(claim, results)} |")
+            a, b = (
+                (f"{columns[a_key]}:", f"{columns[b_key]}:")
+                if a == b
+                else (a.removeprefix(regime), b.removeprefix(regime))
+            )
+            lines.append(
+                f"| {claim.text} | {a} {shown[0]}; {b} {shown[1]} | {verdict(claim, results)} |"
+            )
     return lines
 
 
-def calls_to_reach(mine: list[list[tuple[float, float]]], other: list[list[tuple[float, float]]]) -> list[float]:
-    """Per seed, of curves of (calls, distance): the calls of the first point of `mine` at or below the end of `other`; NaN if there is none."""
-    return [next((calls for calls, value in a if value <= b[-1][1]), float("nan")) for a, b in zip(mine, other)]
+def calls_to_reach(
+    mine: list[list[tuple[float, float]]], other: list[list[tuple[float, float]]]
+) -> list[float]:
+    """Per seed, of curves of (calls, distance): the calls of the first point of `mine` at or below
+    the end of `other`; NaN if there is none.
+    """
+    return [
+        next((calls for calls, value in a if value <= b[-1][1]), float("nan"))
+        for a, b in zip(mine, other)
+    ]
 
 
 def write_page(path: Path, suite, results: Results) -> None:
@@ -74,31 +101,67 @@ def write_page(path: Path, suite, results: Results) -> None:
     seeds = max((len(found) for found in results.values()), default=0)
     lines = [f"# {suite.title}", ""]
     if suite.claims():
-        lines += ["## Verdicts", "", *claims_table(suite.claims(), results, suite.columns), "", *RULE, ""]
+        lines += [
+            "## Verdicts",
+            "",
+            *claims_table(suite.claims(), results, suite.columns),
+            "",
+            *RULE,
+            "",
+        ]
     lines += [*suite.sections(results)]
     if plot(path.with_suffix(".png"), suite.curves(results)):
-        lines += [f"![distance to the data over network calls]({path.with_suffix('.png').name})", ""]
+        lines += [
+            f"![distance to the data over network calls]({path.with_suffix('.png').name})",
+            "",
+        ]
     shown = f"Mean and standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
     command = f"python eval/ablate.py --suite {suite.settings()['suite']}"
-    lines += ["## All rows", "", suite.note, "", *rows_table(suite, results), "", f"{shown}. Written by `{command}`: {settings}.", ""]
+    lines += [
+        "## All rows",
+        "",
+        suite.note,
+        "",
+        *rows_table(suite, results),
+        "",
+        f"{shown}. Written by `{command}`: {settings}.",
+        "",
+    ]
     write_text(path, "\n".join(lines))
 
 
 def rows_table(suite, results: Results) -> list[str]:
-    """Mean and spread of every figure that any row has; what a row lacks stays empty, and rows without results are left out."""
-    found = {key for seeds in results.values() for seed in seeds for key, value in seed.items() if isinstance(value, float)}
+    """Mean and spread of every figure that any row has; what a row lacks stays empty, and rows
+    without results are left out.
+    """
+    found = {
+        key
+        for seeds in results.values()
+        for seed in seeds
+        for key, value in seed.items()
+        if isinstance(value, float)
+    }
     keys = [key for key in suite.columns if key in found]
-    lines = ["| | row | " + " | ".join(suite.columns[key] for key in keys) + " |", "|---" * (len(keys) + 2) + "|"]
+    lines = [
+        "| | row | " + " | ".join(suite.columns[key] for key in keys) + " |",
+        "|---" * (len(keys) + 2) + "|",
+    ]
     for row in suite.rows():
         if not (seeds := results.get(row.name)):
             continue
         cells = [spread([seed[key] for seed in seeds]) if key in seeds[0] else "" for key in keys]
-        lines.append(f"| {row.group} | {row.name.removeprefix(f'{row.group}: ')} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {row.group} | {row.name.removeprefix(f'{row.group}: ')} | "
+            + " | ".join(cells)
+            + " |"
+        )
     return lines
 
 
 def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool:
-    """Distance over network calls, a thin line a seed and their mean; False without matplotlib or without curves."""
+    """Distance over network calls, a thin line a seed and their mean; False without matplotlib or
+    without curves.
+    """
     if not curves:
         return False
     try:
@@ -113,7 +176,12 @@ def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool
             axes.plot(*zip(*line), f"C{colour}", linewidth=0.6, alpha=0.4)
         means = [[statistics.mean(axis) for axis in zip(*points)] for points in zip(*seeds)]
         axes.plot(*zip(*means), f"C{colour}", marker="o", label=name)
-    axes.set(xlabel="network calls of a whole run, all roles, in batches", ylabel="sliced W2 to the data, 4 steps", xscale="log", yscale="log")
+    axes.set(
+        xlabel="network calls of a whole run, all roles, in batches",
+        ylabel="sliced W2 to the data, 4 steps",
+        xscale="log",
+        yscale="log",
+    )
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part.png")

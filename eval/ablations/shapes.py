@@ -1,4 +1,6 @@
-"""The shapes suite: the same ablations on the CogVideoX in miniature, trained by the real trainer, scored by the judge."""
+"""The shapes suite: the same ablations on the CogVideoX in miniature, trained by the real trainer,
+scored by the judge.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from .page import Claim  # noqa: E402
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: overrides of configs/shapes_4nfe.json, and the solvers it is sampled with."""
+    """One line of the table: overrides of configs/shapes_4nfe.json, and the solvers it is sampled
+    with.
+    """
 
     group: str
     name: str
@@ -42,7 +46,12 @@ ROWS = [
     Row("divergence", "Fisher", ("objective.kind=fisher", SNR)),
     Row("baseline", "DMD2, 5 fake updates", ("objective.kind=dmd2",), ("renoise",)),
     Row("unify", "TDM-unify", ("objective.step_set=[1,2,4,8]",), steps=(1, 2, 4, 8)),
-    Row("unify", "TDM-unify without K", ("objective.step_set=[1,2,4,8]", "objective.k_condition=false"), steps=(1, 2, 4, 8)),
+    Row(
+        "unify",
+        "TDM-unify without K",
+        ("objective.step_set=[1,2,4,8]", "objective.k_condition=false"),
+        steps=(1, 2, 4, 8),
+    ),
     Row("solver", "trained with DDIM", (), ("ddim", "dpm++")),
     Row("solver", "trained with DPM-Solver++", ("objective.solver=dpm++",), ("ddim", "dpm++")),
     Row("distance", "l2", ("objective.distance=l2",)),
@@ -54,20 +63,36 @@ class ShapesSuite:
     """Figures by solver and steps: share of videos right, Fréchet distance, diversity."""
 
     page, title = "ablations_shapes.md", "Ablations on the CogVideoX in miniature"
-    note = "`right` is the share of videos with every attribute of their caption; the distance is Fréchet's to the ground truth."
+    note = (
+        "`right` is the share of videos with every attribute of their caption; the distance is"
+        " Fréchet's to the ground truth."
+    )
 
     def __init__(self, steps: int = 0, *, captions: int = 64, reference: int = 4096):
         self.steps, self.captions, self.reference = steps, captions, reference
         self.columns = {
-            f"{figure}/{steps}/{solver}": f"{label}, {steps} {'step' if steps == 1 else 'steps'}" + ("" if solver == "ddim" else f", {solver}")
-            for steps in (1, 2, 4, 8) for solver in ("ddim", "dpm++", "renoise")
-            for figure, label in (("all", "right"), ("frechet", "distance"), ("diversity", "diversity"))
+            f"{figure}/{steps}/{solver}": (
+                f"{label}, {steps} {'step' if steps == 1 else 'steps'}"
+                + ("" if solver == "ddim" else f", {solver}")
+            )
+            for steps in (1, 2, 4, 8)
+            for solver in ("ddim", "dpm++", "renoise")
+            for figure, label in (
+                ("all", "right"),
+                ("frechet", "distance"),
+                ("diversity", "diversity"),
+            )
         }
 
     def settings(self) -> dict:
         """What all rows share."""
         steps = self.steps or json.loads((ROOT / "configs/shapes_4nfe.json").read_text())["steps"]
-        return {"suite": "shapes", "steps": steps, "captions": self.captions, "reference": self.reference}
+        return {
+            "suite": "shapes",
+            "steps": steps,
+            "captions": self.captions,
+            "reference": self.reference,
+        }
 
     def rows(self) -> list[Row]:
         """In the order of the table."""
@@ -80,11 +105,30 @@ class ShapesSuite:
         return [
             Claim("noisy matching beats clean (Table 8)", (ours, ddim), ("match clean", ddim)),
             Claim("importance weights help (Table 5)", (ours, ddim), ("no importance", ddim)),
-            Claim("Fisher is at least equal to KL (Table 9)", ("Fisher", ddim), (ours, ddim), strict=False),
+            Claim(
+                "Fisher is at least equal to KL (Table 9)",
+                ("Fisher", ddim),
+                (ours, ddim),
+                strict=False,
+            ),
             Claim("TDM ends nearer than DMD2", (ours, ddim), (dmd2, "frechet/4/renoise")),
-            Claim("TDM is more diverse than DMD2 (Table 6)", (ours, "diversity/4/ddim"), (dmd2, "diversity/4/renoise"), higher=True),
-            Claim("unify: K helps at 1 step", ("TDM-unify", "frechet/1/ddim"), ("TDM-unify without K", "frechet/1/ddim")),
-            Claim("testing with DPM-Solver++ is at least equal (Table 7)", ("trained with DDIM", "frechet/4/dpm++"), ("trained with DDIM", ddim), strict=False),
+            Claim(
+                "TDM is more diverse than DMD2 (Table 6)",
+                (ours, "diversity/4/ddim"),
+                (dmd2, "diversity/4/renoise"),
+                higher=True,
+            ),
+            Claim(
+                "unify: K helps at 1 step",
+                ("TDM-unify", "frechet/1/ddim"),
+                ("TDM-unify without K", "frechet/1/ddim"),
+            ),
+            Claim(
+                "testing with DPM-Solver++ is at least equal (Table 7)",
+                ("trained with DDIM", "frechet/4/dpm++"),
+                ("trained with DDIM", ddim),
+                strict=False,
+            ),
         ]
 
     def curves(self, results: dict) -> dict:
@@ -97,11 +141,26 @@ class ShapesSuite:
 
     def measure(self, row: Row, seed: int) -> dict:
         """Train as a user would, without pictures; sample the student by every solver; score."""
-        folder = ROOT / "runs" / "ablations" / "shapes_runs" / f"{row.name.replace(' ', '_').replace(',', '')}_{seed}"
-        changes = [f"out={folder}", f"seed={seed}", "log.sample_every=0", "log.keep_checkpoints=1", f"steps={self.settings()['steps']}", *row.changes]
+        folder = (
+            ROOT
+            / "runs"
+            / "ablations"
+            / "shapes_runs"
+            / f"{row.name.replace(' ', '_').replace(',', '')}_{seed}"
+        )
+        changes = [
+            f"out={folder}",
+            f"seed={seed}",
+            "log.sample_every=0",
+            "log.keep_checkpoints=1",
+            f"steps={self.settings()['steps']}",
+            *row.changes,
+        ]
         config = load_config(ROOT / "configs" / "shapes_4nfe.json", changes)
         held = {}
-        trainer.train(config, resume="auto", at_end=lambda run: held.update(self._figures(run, row)))
+        trainer.train(
+            config, resume="auto", at_end=lambda run: held.update(self._figures(run, row))
+        )
         shutil.rmtree(folder)
         return held
 
@@ -111,13 +170,25 @@ class ShapesSuite:
         reference = score.reference_features(judge, things, self.reference, 1)
         cond = run.backbone.encode_prompts([world.caption(thing) for thing in things])
         run.backbone.release_text()
-        z = torch.randn((len(things), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(2))
+        z = torch.randn(
+            (len(things), *run.backbone.latent_shape()), generator=torch.Generator().manual_seed(2)
+        )
         figures = {}
         for steps in row.steps:
             grid = next((grid for grid in run.grids if grid.steps == steps), run.grid)
             for solver in row.solvers:
-                parts = [sample_student(run, z[i : i + 64], cond.rows(slice(i, i + 64)), grid=grid, solver=solver) for i in range(0, len(z), 64)]
-                videos = torch.cat([run.backbone.decode(part) for part in torch.cat(parts).split(32)])
+                parts = [
+                    sample_student(
+                        run, z[i : i + 64], cond.rows(slice(i, i + 64)), grid=grid, solver=solver
+                    )
+                    for i in range(0, len(z), 64)
+                ]
+                videos = torch.cat(
+                    [run.backbone.decode(part) for part in torch.cat(parts).split(32)]
+                )
                 found = score.score_videos(judge, videos, things, reference)
-                figures |= {f"{key}/{steps}/{solver}": float(found[key]["value"]) for key in ("all", "frechet", "diversity")}
+                figures |= {
+                    f"{key}/{steps}/{solver}": float(found[key]["value"])
+                    for key in ("all", "frechet", "diversity")
+                }
         return figures

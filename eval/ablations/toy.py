@@ -1,4 +1,6 @@
-"""The toy suite: every row distils the mixture of eight Gaussians from the exact teacher, a few seconds each."""
+"""The toy suite: every row distils the mixture of eight Gaussians from the exact teacher, a few
+seconds each.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,24 @@ from tdmvid.distill.tdm import TDM
 
 from .page import Claim
 
-_SPEC = importlib.util.spec_from_file_location("toy", Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py")
+_SPEC = importlib.util.spec_from_file_location(
+    "toy", Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
+)
 toy = sys.modules["toy"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(toy)
 
 SET = (1, 2, 4, 8)
-RATES = {"l2": 3e-4, "huber": 3e-4, "huber_vector": 3e-4, "fisher": 3e-4, "dmd2": 1e-3, "dmd2, long": 3e-4}
-"""The student's, on seeds that are not reported: the lowest within 0.01 of its best by `--suite rates`; DMD2's of the lowest mean by `dmd2_rates`."""
+RATES = {
+    "l2": 3e-4,
+    "huber": 3e-4,
+    "huber_vector": 3e-4,
+    "fisher": 3e-4,
+    "dmd2": 1e-3,
+    "dmd2, long": 3e-4,
+}
+"""The student's, on seeds that are not reported: the lowest within 0.01 of its best by `--suite
+rates`; DMD2's of the lowest mean by `dmd2_rates`.
+"""
 LONG = 4000
 """Iterations of the baseline's longest run."""
 
@@ -47,7 +60,9 @@ class Row:
 
 
 def of_length(recipe, iterations: int):
-    """The same recipe over `iterations`, whose learning rates fall to zero at its end; averaged over about its last fifth."""
+    """The same recipe over `iterations`, whose learning rates fall to zero at its end; averaged
+    over about its last fifth.
+    """
     return replace(recipe, iterations=iterations, ema=1 - 5 / iterations)
 
 
@@ -56,21 +71,37 @@ class ToySuite:
 
     page, title = "ablations.md", "Ablations on the mixture of Gaussians"
     note = (
-        "Distances are sliced W2 to the data, of 20,000 samples. `mass` is the total variation between the modes' shares and the data's (chance"
-        " alone: 0.003), `missing` how many modes have under a fifth of their share, `precision` the share of samples within three deviations"
-        " of a mode, `recall` by three nearest neighbours; `calls` are forward passes of all networks, in batches; `spikes` is the largest"
-        " over the median gradient norm of the student, second half of training. A row changes what its name says and nothing else; the"
-        " student's learning rate is each objective's and distance's own, chosen on another seed ([rates](ablations_rates.md)). TDM beside DMD2"
-        " is on [a page of later runs](ablations_dmd2.md)."
+        "Distances are sliced W2 to the data, of 20,000 samples. `mass` is the total variation"
+        " between the modes' shares and the data's (chance alone: 0.003), `missing` how many modes"
+        " have under a fifth of their share, `precision` the share of samples within three"
+        " deviations of a mode, `recall` by three nearest neighbours; `calls` are forward passes of"
+        " all networks, in batches; `spikes` is the largest over the median gradient norm of the"
+        " student, second half of training. A row changes what its name says and nothing else; the"
+        " student's learning rate is each objective's and distance's own, chosen on another seed"
+        " ([rates](ablations_rates.md)). TDM beside DMD2 is on [a page of later"
+        " runs](ablations_dmd2.md)."
     )
     columns = {
-        "before": "before", "1/ddim": "1 step", "2/ddim": "2 steps", "4/ddim": "4 steps", "8/ddim": "8 steps", "4/dpm++": "4 steps, DPM++",
-        "4/renoise": "4 steps, renoised", "state": "state", "mass": "mass", "missing": "missing", "precision": "precision", "recall": "recall",
-        "calls": "calls", "spikes": "spikes",
+        "before": "before",
+        "1/ddim": "1 step",
+        "2/ddim": "2 steps",
+        "4/ddim": "4 steps",
+        "8/ddim": "8 steps",
+        "4/dpm++": "4 steps, DPM++",
+        "4/renoise": "4 steps, renoised",
+        "state": "state",
+        "mass": "mass",
+        "missing": "missing",
+        "precision": "precision",
+        "recall": "recall",
+        "calls": "calls",
+        "spikes": "spikes",
     }
     suite = "toy"
     count, sets, shares = 20_000, 2, 100_000
-    """Samples of a distance, sets of data it is averaged over, samples that the modes' shares are counted on."""
+    """Samples of a distance, sets of data it is averaged over, samples that the modes' shares are
+    counted on.
+    """
 
     def __init__(self, iterations: int = 0):
         base = toy.Recipe(width=64, batch=256, shift=toy.SHIFTS["vp"], lr_student=RATES["l2"])
@@ -96,22 +127,43 @@ class ToySuite:
             Row("divergence", "Fisher", self._method(Fisher)),
             Row("baseline", "TDM + GAN", self._method(GAN, distance="l2", adversarial="logistic")),
             Row("unify", "TDM-unify", self._of(step_set=SET), steps=SET),
-            Row("unify", "TDM-unify without K", self._of(step_set=SET, k_condition=False), steps=SET),
-            Row("solver", "trained with DPM-Solver++", self._of(solver="dpm++"), solvers=("ddim", "dpm++")),
+            Row(
+                "unify", "TDM-unify without K", self._of(step_set=SET, k_condition=False), steps=SET
+            ),
+            Row(
+                "solver",
+                "trained with DPM-Solver++",
+                self._of(solver="dpm++"),
+                solvers=("ddim", "dpm++"),
+            ),
             Row("repair", "consistency start, 100 iterations", of_length(base, 100), repair=True),
-            *(Row("distance", distance, self._of(distance=distance)) for distance in ("huber", "huber_vector")),
+            *(
+                Row("distance", distance, self._of(distance=distance))
+                for distance in ("huber", "huber_vector")
+            ),
         ]
         return rows
 
     def _of(self, **changes):
         distance = changes.get("distance", "l2")
-        return replace(self.base, objective=replace(self.base.objective, **changes), lr_student=RATES[distance])
+        return replace(
+            self.base, objective=replace(self.base.objective, **changes), lr_student=RATES[distance]
+        )
 
     def _method(self, kind: type, **changes):
         """Another objective under the settings that TDM has here."""
         ours = self.base.objective
-        shared = {"rollout": "full", "fake_target": "exact", "fresh_noise": ours.fresh_noise, "snr_ceiling": ours.snr_ceiling}
-        return replace(self.base, objective=kind(**shared | changes), lr_student=RATES.get(kind.__name__.lower(), RATES["l2"]))
+        shared = {
+            "rollout": "full",
+            "fake_target": "exact",
+            "fresh_noise": ours.fresh_noise,
+            "snr_ceiling": ours.snr_ceiling,
+        }
+        return replace(
+            self.base,
+            objective=kind(**shared | changes),
+            lr_student=RATES.get(kind.__name__.lower(), RATES["l2"]),
+        )
 
     def _dmd2(self, iterations: int):
         """On the grid and with the distance that are its best: the uniform grid, l2."""
@@ -124,19 +176,52 @@ class ToySuite:
         mean, none = "x0_hat, importance mean", "x0_hat, no importance"
         trained = {"DDIM": ours, "DPM": "trained with DPM-Solver++"}
         return [
-            Claim("noisy matching beats clean (Table 8)", (ours, "4/ddim"), ("match clean", "4/ddim")),
+            Claim(
+                "noisy matching beats clean (Table 8)", (ours, "4/ddim"), ("match clean", "4/ddim")
+            ),
             Claim("importance weights help (Table 5)", (mean, "4/ddim"), (none, "4/ddim")),
             Claim("importance weights keep modes (Fig. 9)", (mean, "mass"), (none, "mass")),
-            Claim("Fisher is at least equal to KL (Table 9)", ("Fisher", "4/ddim"), (ours, "4/ddim"), strict=False),
-            Claim("unify: K helps at 1 step", ("TDM-unify", "1/ddim"), ("TDM-unify without K", "1/ddim")),
+            Claim(
+                "Fisher is at least equal to KL (Table 9)",
+                ("Fisher", "4/ddim"),
+                (ours, "4/ddim"),
+                strict=False,
+            ),
+            Claim(
+                "unify: K helps at 1 step",
+                ("TDM-unify", "1/ddim"),
+                ("TDM-unify without K", "1/ddim"),
+            ),
             *(
-                Claim(f"testing with DPM-Solver++ is at least equal, {kind}-trained (Table 7)", (row, "4/dpm++"), (row, "4/ddim"), strict=False)
+                Claim(
+                    f"testing with DPM-Solver++ is at least equal, {kind}-trained (Table 7)",
+                    (row, "4/dpm++"),
+                    (row, "4/ddim"),
+                    strict=False,
+                )
                 for kind, row in trained.items()
             ),
-            Claim("100 iterations repair a consistency start", ("consistency start, 100 iterations", "4/ddim"), ("consistency start, 100 iterations", "before")),
-            Claim("huber_vector, its surrogate, is at least equal to l2", ("huber_vector", "4/ddim"), (ours, "4/ddim"), strict=False),
-            Claim("huber_vector has fewer spikes of the gradient than l2", ("huber_vector", "spikes"), (ours, "spikes")),
-            Claim("(not the paper's) the exact target beats x0_hat with the released weights", (ours, "4/ddim"), (mean, "4/ddim")),
+            Claim(
+                "100 iterations repair a consistency start",
+                ("consistency start, 100 iterations", "4/ddim"),
+                ("consistency start, 100 iterations", "before"),
+            ),
+            Claim(
+                "huber_vector, its surrogate, is at least equal to l2",
+                ("huber_vector", "4/ddim"),
+                (ours, "4/ddim"),
+                strict=False,
+            ),
+            Claim(
+                "huber_vector has fewer spikes of the gradient than l2",
+                ("huber_vector", "spikes"),
+                (ours, "spikes"),
+            ),
+            Claim(
+                "(not the paper's) the exact target beats x0_hat with the released weights",
+                (ours, "4/ddim"),
+                (mean, "4/ddim"),
+            ),
         ]
 
     def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
@@ -177,12 +262,22 @@ class ToySuite:
         return self._starts[key]
 
     def _score(self, student, recipe, steps: int, solver: str) -> float:
-        return toy.score(student, steps, shift=recipe.shift, sets=self.sets, count=self.count, solver=solver, mixture=recipe.data())
+        return toy.score(
+            student,
+            steps,
+            shift=recipe.shift,
+            sets=self.sets,
+            count=self.count,
+            solver=solver,
+            mixture=recipe.data(),
+        )
 
     def _modes(self, student, recipe, solver: str) -> dict:
         """What the note says of mass, missing, precision and recall, in `recipe.steps` steps."""
         generator, mixture = torch.Generator().manual_seed(7), recipe.data()
-        found = toy.samples(student, recipe.steps, generator, shift=recipe.shift, count=self.shares, solver=solver)
+        found = toy.samples(
+            student, recipe.steps, generator, shift=recipe.shift, count=self.shares, solver=solver
+        )
         distance = torch.cdist(found, mixture.means)
         share = torch.bincount(distance.argmin(1), minlength=len(mixture.means)) / self.shares
         return {
@@ -198,9 +293,11 @@ class RatesSuite(ToySuite):
 
     page, title, suite = "ablations_rates.md", "Learning rates of the ablations", "rates"
     note = (
-        "Distances are sliced W2 to the data. The ablations, whose seeds are others, take each method's lowest rate within 0.01 of its"
-        " best: runs differ by that much, and at a high rate the modes' shares drift. DMD2's runs differ by more: here only its distance and"
-        " grid are chosen, and its rate by the mean over three seeds ([its rates](ablations_dmd2_rates.md))."
+        "Distances are sliced W2 to the data. The ablations, whose seeds are others, take each"
+        " method's lowest rate within 0.01 of its best: runs differ by that much, and at a high"
+        " rate the modes' shares drift. DMD2's runs differ by more: here only its distance and grid"
+        " are chosen, and its rate by the mean over three seeds ([its"
+        " rates](ablations_dmd2_rates.md))."
     )
 
     def rows(self) -> list[Row]:
@@ -208,19 +305,35 @@ class RatesSuite(ToySuite):
         rows = []
         for name, recipe in self._methods().items():
             baseline = name.startswith("dmd2")
-            rates, solver = ((3e-4, 1e-3, 3e-3, 1e-2), "renoise") if baseline else ((1e-4, 3e-4, 1e-3, 3e-3), "ddim")
-            rows += [Row(name, f"{name}, lr {rate:g}", replace(recipe, lr_student=rate), (solver,)) for rate in rates]
+            rates, solver = (
+                ((3e-4, 1e-3, 3e-3, 1e-2), "renoise")
+                if baseline
+                else ((1e-4, 3e-4, 1e-3, 3e-3), "ddim")
+            )
+            rows += [
+                Row(name, f"{name}, lr {rate:g}", replace(recipe, lr_student=rate), (solver,))
+                for rate in rates
+            ]
         long = self._dmd2(LONG)
         name = f"dmd2, l2, uniform grid, {long.iterations} iterations"
-        rows += [Row(name, f"{name}, lr {rate:g}", replace(long, lr_student=rate), ("renoise",)) for rate in (3e-4, 1e-3, 3e-3)]
+        rows += [
+            Row(name, f"{name}, lr {rate:g}", replace(long, lr_student=rate), ("renoise",))
+            for rate in (3e-4, 1e-3, 3e-3)
+        ]
         return rows
 
     def _methods(self) -> dict:
         plain, huber = self._method(DMD2, distance="l2"), self._method(DMD2, distance="huber")
         return {
-            **{distance: self._of(distance=distance) for distance in ("l2", "huber", "huber_vector")}, "fisher": self._method(Fisher),
-            "dmd2, l2": plain, "dmd2, huber": huber,
-            "dmd2, l2, uniform grid": replace(plain, shift=1.0), "dmd2, huber, uniform grid": replace(huber, shift=1.0),
+            **{
+                distance: self._of(distance=distance)
+                for distance in ("l2", "huber", "huber_vector")
+            },
+            "fisher": self._method(Fisher),
+            "dmd2, l2": plain,
+            "dmd2, huber": huber,
+            "dmd2, l2, uniform grid": replace(plain, shift=1.0),
+            "dmd2, huber, uniform grid": replace(huber, shift=1.0),
         }
 
     def claims(self) -> list[Claim]:
@@ -229,17 +342,25 @@ class RatesSuite(ToySuite):
 
 
 def recall(found: Tensor, data: Tensor, neighbours: int = 3) -> float:
-    """Share of the data within the manifold of the samples: nearer to one than its own k-th neighbour (arXiv 1904.06991)."""
+    """Share of the data within the manifold of the samples: nearer to one than its own k-th
+    neighbour (arXiv 1904.06991).
+    """
     radius = torch.cdist(found, found).kthvalue(neighbours + 1, 1).values
     return (torch.cdist(data, found) <= radius).any(1).float().mean().item()
 
 
 def consistent(start, teacher, iterations: int = 800):
-    """A student like one of consistency distillation: from each state it jumps to the end of the teacher's path of 16 steps.
+    """A student like one of consistency distillation: from each state it jumps to the end of the
+    teacher's path of 16 steps.
 
-    Trained by regression on those ends, with a learning rate that does not fall: a rough start, and meant to be.
+    Trained by regression on those ends, with a learning rate that does not fall: a rough start, and
+    meant to be.
     """
-    student, generator, process = copy.deepcopy(start), torch.Generator().manual_seed(3), teacher.process
+    student, generator, process = (
+        copy.deepcopy(start),
+        torch.Generator().manual_seed(3),
+        teacher.process,
+    )
     optimizer = torch.optim.Adam(student.parameters(), lr=5e-4)
     grid = toy.shifted(16, 1.0, process)
     for _ in range(iterations):

@@ -12,7 +12,9 @@ def save(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, s
     """Write aside, then rename, so that a killed run leaves the last whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, aside)
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, aside
+    )
     os.replace(aside, path)
 
 

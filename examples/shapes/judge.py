@@ -28,14 +28,24 @@ from .vae import schedule
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 OBJECT_FEATURES, BACKGROUND_FEATURES = 10, 4
-MASK_WIDTH = 0.36  # how far, in units of [-1, 1], a pixel may be from a colour and still look like it
+MASK_WIDTH = (
+    0.36  # how far, in units of [-1, 1], a pixel may be from a colour and still look like it
+)
 BATCH, LR, WARMUP, EMPTY_SHARE, POOL = 32, 2e-3, 50, 0.05, 1600
 _COLOURS, _SHAPES, _DIRECTIONS = len(world.COLOURS), len(world.SHAPES), len(world.DIRECTIONS)
-_FIELDS = {"present": 1, "shape": _SHAPES, "direction": _DIRECTIONS, "position": 2, "radius": 1, "speed": 1}
+_FIELDS = {
+    "present": 1,
+    "shape": _SHAPES,
+    "direction": _DIRECTIONS,
+    "position": 2,
+    "radius": 1,
+    "speed": 1,
+}
 
 
 class Judge(nn.Module):
-    """Per-colour masks -> one shared network -> 10 features a colour; 4 more see the background; 0.3M parameters.
+    """Per-colour masks -> one shared network -> 10 features a colour; 4 more see the background;
+    0.3M parameters.
 
     The features of a video are the sum of its objects' and those of its background: 14 numbers,
     so that a few hundred videos tell their distribution.
@@ -49,44 +59,71 @@ class Judge(nn.Module):
         for a, b, kernel, stride in ((world.FRAMES, 48, 6, 4), (48, 96, 3, 2), (96, 96, 3, 2)):
             layers += [nn.Conv2d(a, b, kernel, stride, 1, bias=False), nn.BatchNorm2d(b), nn.SiLU()]
         self.trunk = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(96 * 4 * 4, 128), nn.SiLU(), nn.Linear(128, OBJECT_FEATURES),
-            nn.BatchNorm1d(OBJECT_FEATURES, affine=False),  # unit variance: Fréchet distances have a scale
+            *layers,
+            nn.Flatten(),
+            nn.Linear(96 * 4 * 4, 128),
+            nn.SiLU(),
+            nn.Linear(128, OBJECT_FEATURES),
+            nn.BatchNorm1d(
+                OBJECT_FEATURES, affine=False
+            ),  # unit variance: Fréchet distances have a scale
         )
         self.backdrop = nn.Sequential(
-            nn.Linear(3 * 8 * 8, 64), nn.SiLU(), nn.Linear(64, BACKGROUND_FEATURES),
+            nn.Linear(3 * 8 * 8, 64),
+            nn.SiLU(),
+            nn.Linear(64, BACKGROUND_FEATURES),
             nn.BatchNorm1d(BACKGROUND_FEATURES, affine=False),
         )
         self.object_head = nn.Linear(OBJECT_FEATURES, sum(_FIELDS.values()))
         self.shade_head = nn.Linear(BACKGROUND_FEATURES, 1)
-        self.register_buffer("palette", torch.tensor(list(world.COLOURS.values())) * 2 - 1, persistent=False)
+        self.register_buffer(
+            "palette", torch.tensor(list(world.COLOURS.values())) * 2 - 1, persistent=False
+        )
 
     def forward(self, videos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Features [B, 14] and head outputs, each [B, 6, ...], with "shade" [B]."""
         near = torch.einsum("kc,bcfhw->bkfhw", self.palette, videos)
-        square = self.palette.square().sum(1).view(1, -1, 1, 1, 1) + videos.square().sum(1, keepdim=True)
+        square = self.palette.square().sum(1).view(1, -1, 1, 1, 1) + videos.square().sum(
+            1, keepdim=True
+        )
         masks = torch.exp((near - square / 2) / MASK_WIDTH**2)  # [B, 6, F, H, W]
         objects = self.trunk(masks.flatten(0, 1))
         scenery = self.backdrop(nnf.adaptive_avg_pool2d(videos.mean(2), 8).flatten(1))
-        parts = self.object_head(objects).view(len(videos), _COLOURS, -1).split(tuple(_FIELDS.values()), -1)
+        parts = (
+            self.object_head(objects)
+            .view(len(videos), _COLOURS, -1)
+            .split(tuple(_FIELDS.values()), -1)
+        )
         heads = dict(zip(_FIELDS, parts, strict=True))
         heads["present"] = heads["present"][..., 0]
-        together = objects.view(len(videos), _COLOURS, -1).sum(1) / 2  # of two objects at most, about unit variance
+        together = (
+            objects.view(len(videos), _COLOURS, -1).sum(1) / 2
+        )  # of two objects at most, about unit variance
         hidden = torch.cat([together, scenery], 1)
         return hidden, heads | {"shade": self.shade_head(scenery)[:, 0]}
 
 
 def targets(scene: world.Scene) -> dict[str, Tensor]:
-    """What the heads should say about a scene: per colour [B, 6] or [B, 6, n], lengths scaled to about unit size."""
+    """What the heads should say about a scene: per colour [B, 6] or [B, 6, n], lengths scaled to
+    about unit size.
+    """
     rows = torch.arange(len(scene.shade))
     middle = scene.centres()[:, :, world.FRAMES // 2] / (world.SIZE / 2) - 1
     per_slot = {
-        "present": scene.present.float(), "shape": scene.shape, "direction": scene.direction, "position": middle,
-        "radius": (scene.radius[..., None] - 11) / 2, "speed": scene.speed[..., None] - 2.6,
+        "present": scene.present.float(),
+        "shape": scene.shape,
+        "direction": scene.direction,
+        "position": middle,
+        "radius": (scene.radius[..., None] - 11) / 2,
+        "speed": scene.speed[..., None] - 2.6,
     }
     out = {}
     for name, value in per_slot.items():
         table = value.new_zeros(len(rows), _COLOURS, *value.shape[2:])
-        for slot in (1, 0):  # an empty second slot repeats the first one's colour, so the first is written last
+        for slot in (
+            1,
+            0,
+        ):  # an empty second slot repeats the first one's colour, so the first is written last
             table[rows, scene.colour[:, slot]] = value[:, slot]
         out[name] = table
     return out | {"shade": (scene.shade - 0.29) / 0.12}
@@ -113,7 +150,10 @@ def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
     flat = videos.flatten(1, 2)
     flat = flat.reshape(1, -1, *flat.shape[-2:])  # one depthwise group per video and channel
     weight = taps.repeat_interleave(flat.shape[1] // count, 0)[:, None]
-    for kernel, pad in ((weight[:, :, None, :], (3, 3, 0, 0)), (weight[:, :, :, None], (0, 0, 3, 3))):
+    for kernel, pad in (
+        (weight[:, :, None, :], (3, 3, 0, 0)),
+        (weight[:, :, :, None], (0, 0, 3, 3)),
+    ):
         flat = nnf.conv2d(nnf.pad(flat, pad, mode="replicate"), kernel, groups=flat.shape[1])
     noise = torch.randn(videos.shape, generator=generator)
     return flat.view_as(videos) * (0.9 + 0.2 * u[1]) + 0.2 * (u[2] - 0.5) + 0.06 * u[3] * noise
@@ -121,14 +161,22 @@ def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
 
 def _truth(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     scene = world.sample_scene(world.draw_captions(count, generator), generator)
-    empty = torch.rand(count, 1, generator=generator) < EMPTY_SHARE  # samples may lack an object altogether
-    scene = dataclasses.replace(scene, present=scene.present & ~(empty & torch.tensor([[True, False]])))
+    empty = (
+        torch.rand(count, 1, generator=generator) < EMPTY_SHARE
+    )  # samples may lack an object altogether
+    scene = dataclasses.replace(
+        scene, present=scene.present & ~(empty & torch.tensor([[True, False]]))
+    )
     return world.render(scene), targets(scene)
 
 
 @torch.no_grad()
-def _reconstructions(work: Path, vae: AutoencoderKLCogVideoX, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """`POOL` ground-truth videos as the autoencoder gives them back, uint8, and their targets; cached in `work`."""
+def _reconstructions(
+    work: Path, vae: AutoencoderKLCogVideoX, seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`POOL` ground-truth videos as the autoencoder gives them back, uint8, and their targets;
+    cached in `work`.
+    """
     path = work / "judge_pool.safetensors"
     if not path.exists():
         generator, device = torch.Generator().manual_seed(seed), next(vae.parameters()).device
@@ -136,7 +184,9 @@ def _reconstructions(work: Path, vae: AutoencoderKLCogVideoX, seed: int) -> tupl
         parts = []
         for x in tqdm(videos.split(8), desc="reconstructions"):
             with torch.autocast(device.type, torch.bfloat16):
-                parts.append(vae.decode(vae.encode(x.to(device)).latent_dist.mode()).sample.float().cpu())
+                parts.append(
+                    vae.decode(vae.encode(x.to(device)).latent_dist.mode()).sample.float().cpu()
+                )
         pixels = (torch.cat(parts).clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
         save_file({"videos": pixels, **wanted}, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
@@ -144,23 +194,36 @@ def _reconstructions(work: Path, vae: AutoencoderKLCogVideoX, seed: int) -> tupl
     return pool.pop("videos"), pool
 
 
-def _batch(step: int, pool: tuple[Tensor, dict[str, Tensor]], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Softened videos of one step and what the heads should say: half fresh truth, half reconstructions."""
+def _batch(
+    step: int, pool: tuple[Tensor, dict[str, Tensor]], seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Softened videos of one step and what the heads should say: half fresh truth, half
+    reconstructions.
+    """
     generator = torch.Generator().manual_seed(seed * 3_000_017 + step)
     videos, wanted = _truth(BATCH // 2, generator)
     pick = torch.randint(POOL, (BATCH // 2,), generator=generator)
     videos = torch.cat([videos, pool[0][pick] / 127.5 - 1])
-    return _soften(videos, generator), {name: torch.cat([wanted[name], pool[1][name][pick]]) for name in wanted}
+    return _soften(videos, generator), {
+        name: torch.cat([wanted[name], pool[1][name][pick]]) for name in wanted
+    }
 
 
-def train_judge(work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, device: str, seed: int = 5) -> Judge:
-    """Train for `steps` steps (resuming from `work`), write the weights in float16 to `WEIGHTS` and return it."""
+def train_judge(
+    work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, device: str, seed: int = 5
+) -> Judge:
+    """Train for `steps` steps (resuming from `work`), write the weights in float16 to `WEIGHTS` and
+    return it.
+    """
     torch.manual_seed(seed)
     judge = Judge().to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=1e-2)
     pool = _reconstructions(work, vae.to(device), seed)
     start = load(work / "judge.pt", judge, optimizer)
-    bar, saved = tqdm(range(start, steps), initial=start, total=steps, desc="judge", mininterval=2), time.time()
+    bar, saved = (
+        tqdm(range(start, steps), initial=start, total=steps, desc="judge", mininterval=2),
+        time.time(),
+    )
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = LR * schedule(step, steps, WARMUP)
@@ -203,8 +266,11 @@ def features(judge: Judge, videos: Tensor) -> Tensor:
     return _apply(judge, videos)[0]
 
 
-def attributes(judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]]) -> dict[str, Tensor]:
-    """Whether each video shows what its caption names: bool [B] under "colour", "shape", "direction", "all".
+def attributes(
+    judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]]
+) -> dict[str, Tensor]:
+    """Whether each video shows what its caption names: bool [B] under "colour", "shape",
+    "direction", "all".
 
     Colour: exactly the named colours are there. Shape, direction: every named thing is
     there and the judge gives its shape, its direction, a probability above one half.
@@ -214,11 +280,15 @@ def attributes(judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...
     named = torch.zeros_like(there)
     right = {"shape": torch.ones_like(there), "direction": torch.ones_like(there)}
     likely = {name: heads[name].softmax(-1) > 0.5 for name in right}
-    index = [(row, o.colour, o.shape, o.direction) for row, objects in enumerate(things) for o in objects]
+    index = [
+        (row, o.colour, o.shape, o.direction) for row, objects in enumerate(things) for o in objects
+    ]
     row, colour, shape, direction = torch.tensor(index).T
     named[row, colour] = True
     right["shape"][row, colour] = there[row, colour] & likely["shape"][row, colour, shape]
-    right["direction"][row, colour] = there[row, colour] & likely["direction"][row, colour, direction]
+    right["direction"][row, colour] = (
+        there[row, colour] & likely["direction"][row, colour, direction]
+    )
     out = {"colour": (there == named).all(1)} | {name: ok.all(1) for name, ok in right.items()}
     return out | {"all": out["colour"] & out["shape"] & out["direction"]}
 
@@ -227,4 +297,6 @@ def accuracy(judge: Judge, *, count: int, seed: int = 99) -> float:
     """Share of held-out ground-truth videos that the judge finds wholly right."""
     generator = torch.Generator().manual_seed(seed)
     things = world.draw_captions(count, generator, test=True)
-    return attributes(judge, world.draw_videos(things, generator), things)["all"].float().mean().item()
+    return (
+        attributes(judge, world.draw_videos(things, generator), things)["all"].float().mean().item()
+    )

@@ -17,8 +17,13 @@ from shapes import world  # noqa: E402
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    captions = [world.caption(things) for things in world.draw_captions(2000, torch.Generator().manual_seed(0))]
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    captions = [
+        world.caption(things)
+        for things in world.draw_captions(2000, torch.Generator().manual_seed(0))
+    ]
     path = Path(__file__).with_name("prompts.txt")
     path.write_text("\n".join(captions) + "\n", encoding="utf-8")
     print(f"{len(captions)} captions, {len(set(captions))} different: {path}")

@@ -26,7 +26,9 @@ VAE_STEPS, JUDGE_STEPS, DECODER_STEPS = 7000, 1200, 1200
 
 
 def load_vae(work: Path, *, refined: bool = False) -> AutoencoderKLCogVideoX:
-    """The trained autoencoder, with its refined decoder if asked for and there; ValueError if it is not trained yet."""
+    """The trained autoencoder, with its refined decoder if asked for and there; ValueError if it is
+    not trained yet.
+    """
     if not (work / "vae" / "config.json").exists():
         raise ValueError(f"{work / 'vae'} does not exist: run --stage vae to its end first")
     name = "vae_refined" if refined and (work / "vae_refined" / "config.json").exists() else "vae"
@@ -55,8 +57,11 @@ def assemble(work: Path, out: Path) -> None:
     """Write the last checkpoint as a CogVideoXPipeline folder in float16, whole or not at all."""
     teacher, step = train_transformer.trained(work)
     pipe = CogVideoXPipeline(
-        tokenizer=text.build_tokenizer(), text_encoder=teacher.encoder, vae=load_vae(work, refined=True),
-        transformer=teacher.transformer, scheduler=train_transformer.build_scheduler(),
+        tokenizer=text.build_tokenizer(),
+        text_encoder=teacher.encoder,
+        vae=load_vae(work, refined=True),
+        transformer=teacher.transformer,
+        scheduler=train_transformer.build_scheduler(),
     ).to(torch.float16)
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -74,19 +79,27 @@ def assemble(work: Path, out: Path) -> None:
 
 def main() -> None:
     """Run one stage, or all in order."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--work", type=Path, default=Path("build/shapes"), help="checkpoints and cached latents")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/shapes"), help="checkpoints and cached latents"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "teacher")
-    parser.add_argument("--steps", type=int, default=train_transformer.Recipe.steps, help="of the transformer")
+    parser.add_argument(
+        "--steps", type=int, default=train_transformer.Recipe.steps, help="of the transformer"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     actions = {
         "vae": lambda: make_vae(args.work, args.device),
-        "judge": lambda: judge.train_judge(args.work, load_vae(args.work), steps=JUDGE_STEPS, device=args.device),
+        "judge": lambda: judge.train_judge(
+            args.work, load_vae(args.work), steps=JUDGE_STEPS, device=args.device
+        ),
         "teacher": lambda: make_transformer(args.work, args.device, args.steps),
         "decoder": lambda: make_decoder(args.work, args.device),
         "assemble": lambda: assemble(args.work, args.out),

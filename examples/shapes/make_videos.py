@@ -1,8 +1,10 @@
-"""Draw real videos of the shapes world, for objectives that compare with such: see docs/objectives.md.
+"""Draw real videos of the shapes world, for objectives that compare with such: see
+docs/objectives.md.
 
     python examples/shapes/make_videos.py --count 2000 --out runs/shapes_videos
 
-Their captions are the training ones, in their shares; no caption that eval/shapes_run.py scores is among them.
+Their captions are the training ones, in their shares; no caption that eval/shapes_run.py scores is
+among them.
 """
 
 import argparse
@@ -20,7 +22,9 @@ from tdmvid.data.video import write_video  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -28,7 +32,12 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed)
     things = world.draw_captions(args.count, generator)
     for number, one in enumerate(tqdm(things, unit="video")):
-        write_video(args.out / f"{number:05d}.mp4", world.draw_videos([one], generator)[0], fps=8, lossless=True)
+        write_video(
+            args.out / f"{number:05d}.mp4",
+            world.draw_videos([one], generator)[0],
+            fps=8,
+            lossless=True,
+        )
 
 
 if __name__ == "__main__":

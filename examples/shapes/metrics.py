@@ -12,7 +12,9 @@ from torch import Tensor
 from tdmvid.scoring.intervals import SEED, Measure, mean_over_groups
 
 FRECHET_RESAMPLES = 100
-BACKGROUND_RANGE = 0.25  # a background pixel never leaves the background's shade by more, in units of [-1, 1]
+BACKGROUND_RANGE = (
+    0.25  # a background pixel never leaves the background's shade by more, in units of [-1, 1]
+)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,13 +29,16 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to features [N, D] and [M, D], in float64 (arXiv 1706.08500, Eq. 6).
+    """Fréchet distance of the Gaussians fitted to features [N, D] and [M, D], in float64 (arXiv
+    1706.08500, Eq. 6).
 
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the trace of the root taken from
     the symmetric C_a^(1/2) C_b C_a^(1/2). ValueError if a set has fewer than two videos.
     """
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"Fréchet distance of {len(a)} and {len(b)} videos: give at least 2 of each")
+        raise ValueError(
+            f"Fréchet distance of {len(a)} and {len(b)} videos: give at least 2 of each"
+        )
     (mean_a, cov_a), (mean_b, cov_b) = _moments(a.double()), _moments(b.double())
     root = _root(cov_a)
     mixed = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
@@ -42,14 +47,17 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def frechet(a: Tensor, reference: Tensor) -> Measure:
-    """Fréchet distance of `a` from `reference`, value +- 1.96 bootstrap standard deviations over the videos of `a`.
+    """Fréchet distance of `a` from `reference`, value +- 1.96 bootstrap standard deviations over
+    the videos of `a`.
 
     Not the percentiles: resampling with repetition biases every resample upwards.
     """
     generator = torch.Generator().manual_seed(SEED)
     value = frechet_distance(a, reference)
     picks = torch.randint(len(a), (FRECHET_RESAMPLES, len(a)), generator=generator)
-    spread = 1.96 * torch.tensor([frechet_distance(a[pick], reference) for pick in picks]).std().item()
+    spread = (
+        1.96 * torch.tensor([frechet_distance(a[pick], reference) for pick in picks]).std().item()
+    )
     return Measure(value, max(value - spread, 0.0), value + spread)
 
 
@@ -70,7 +78,8 @@ def flicker(videos: Tensor) -> Tensor:
 
 
 def diversity(features: Tensor, group: Tensor) -> Measure:
-    """Mean Euclidean distance between features [N, D] of the videos of one caption, averaged over captions.
+    """Mean Euclidean distance between features [N, D] of the videos of one caption, averaged over
+    captions.
 
     group [N] numbers captions from 0; a caption with a single video has no pair and does
     not count. ValueError if none has two.
@@ -78,10 +87,14 @@ def diversity(features: Tensor, group: Tensor) -> Measure:
     same = (group[:, None] == group[None, :]).triu(1)
     first, second = same.nonzero(as_tuple=True)
     if not len(first):
-        raise ValueError("diversity needs at least two videos of one caption: use seeds_per_caption >= 2")
+        raise ValueError(
+            "diversity needs at least two videos of one caption: use seeds_per_caption >= 2"
+        )
     distance = (features[first] - features[second]).norm(dim=1)
     pairs = group[first]
     count = torch.bincount(pairs).clamp(min=1)
-    per_caption = torch.zeros(len(count), dtype=torch.float64).index_add_(0, pairs, distance.double()) / count
+    per_caption = (
+        torch.zeros(len(count), dtype=torch.float64).index_add_(0, pairs, distance.double()) / count
+    )
     per_caption = per_caption[pairs.unique()]
     return mean_over_groups(per_caption, torch.arange(len(per_caption)))

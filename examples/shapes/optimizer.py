@@ -16,15 +16,26 @@ class MuonAndAdamW:
     """Two optimisers that step together; `set_lr` scales the peak rate of each by one factor."""
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], *,
-        muon_lr: float, lr: float, weight_decay: float,
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        *,
+        muon_lr: float,
+        lr: float,
+        weight_decay: float,
     ) -> None:
         self.peaks = {"muon": muon_lr, "adamw": lr}
         self.parts: dict[str, torch.optim.Optimizer] = {
             "muon": torch.optim.Muon(
-                matrices, lr=muon_lr, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                matrices,
+                lr=muon_lr,
+                momentum=0.95,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             ),
-            "adamw": torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True),
+            "adamw": torch.optim.AdamW(
+                others, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+            ),
         }
 
     def set_lr(self, factor: float) -> None:
@@ -53,8 +64,12 @@ class MuonAndAdamW:
             part.load_state_dict(state[name])
 
 
-def for_transformer(model: nn.Module, *, muon_lr: float, lr: float, weight_decay: float) -> MuonAndAdamW:
-    """Muon on the attention and feed-forward matrices of `transformer_blocks`, AdamW on the rest of the model."""
+def for_transformer(
+    model: nn.Module, *, muon_lr: float, lr: float, weight_decay: float
+) -> MuonAndAdamW:
+    """Muon on the attention and feed-forward matrices of `transformer_blocks`, AdamW on the rest of
+    the model.
+    """
     matrices, others = [], []
     for name, p in model.named_parameters():
         inner = "transformer_blocks" in name and (".attn1.to_" in name or ".ff." in name)

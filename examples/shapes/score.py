@@ -21,13 +21,18 @@ from .judge import Judge, attributes, features
 
 _SINGLES = sum(
     world.held_out(world.caption((world.Thing(*index),)))
-    for index in itertools.product(range(len(world.COLOURS)), range(len(world.SHAPES)), range(len(world.DIRECTIONS)))
+    for index in itertools.product(
+        range(len(world.COLOURS)), range(len(world.SHAPES)), range(len(world.DIRECTIONS))
+    )
 )  # how many single captions the world holds out
 ATTRIBUTES = ("all", "colour", "shape", "direction")
 
 
-def evaluation_set(captions: int, seeds_per_caption: int, seed: int) -> list[tuple[world.Thing, ...]]:
-    """Held-out captions in the world's shares of singles and pairs, each `seeds_per_caption` times in a row.
+def evaluation_set(
+    captions: int, seeds_per_caption: int, seed: int
+) -> list[tuple[world.Thing, ...]]:
+    """Held-out captions in the world's shares of singles and pairs, each `seeds_per_caption` times
+    in a row.
 
     Shuffled, so that the head of the set is a sample of it. Pairs are distinct; the few
     single captions that the world holds out come round again in captions > 16. So give
@@ -54,8 +59,12 @@ def _numbered(things: list[tuple[world.Thing, ...]]) -> Tensor:
     return torch.tensor([numbers.setdefault(t, len(numbers)) for t in things])
 
 
-def reference_features(judge: Judge, things: list[tuple[world.Thing, ...]], count: int, seed: int) -> Tensor:
-    """Features [count, 14] of fresh ground-truth videos of the captions `things`, over and over in turn."""
+def reference_features(
+    judge: Judge, things: list[tuple[world.Thing, ...]], count: int, seed: int
+) -> Tensor:
+    """Features [count, 14] of fresh ground-truth videos of the captions `things`, over and over in
+    turn.
+    """
     generator = torch.Generator().manual_seed(seed)
     wanted = [things[index % len(things)] for index in range(count)]
     parts = []
@@ -67,13 +76,16 @@ def reference_features(judge: Judge, things: list[tuple[world.Thing, ...]], coun
 def score_videos(
     judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]], reference_features: Tensor
 ) -> dict[str, dict[str, float]]:
-    """Accuracy ("all", "colour", "shape", "direction": shares), "frechet", "flicker" and "diversity".
+    """Accuracy ("all", "colour", "shape", "direction": shares), "frechet", "flicker" and
+    "diversity".
 
     Each is {"value", "low", "high"} with a 95 % confidence interval. `things[i]` is what
     video i was asked to show; the videos of one caption form one group of the bootstrap.
     """
     if len(videos) != len(things):
-        raise ValueError(f"{len(videos)} videos but {len(things)} captions: give one caption a video")
+        raise ValueError(
+            f"{len(videos)} videos but {len(things)} captions: give one caption a video"
+        )
     videos, group = videos.float().clamp(-1, 1), _numbered(things)
     right, seen = attributes(judge, videos, things), features(judge, videos)
     out = {name: metrics.mean_over_groups(right[name], group) for name in ATTRIBUTES}

@@ -28,16 +28,31 @@ def build_tokenizer() -> T5Tokenizer:
     words = [*_WORDS, *world.COLOURS, *world.SHAPES, *world.DIRECTIONS]
     vocab = [(PAD, 0.0), (EOS, 0.0), (UNKNOWN, 0.0), *((f"\u2581{word}", -1.0) for word in words)]
     return T5Tokenizer(
-        vocab=vocab, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, extra_ids=0, model_max_length=MAX_LENGTH
+        vocab=vocab,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        extra_ids=0,
+        model_max_length=MAX_LENGTH,
     )
 
 
 def build_encoder(vocabulary: int) -> T5EncoderModel:
     """A T5 encoder of 0.4M parameters with relative positions, without dropout."""
     config = T5Config(
-        vocab_size=vocabulary, d_model=WIDTH, d_kv=32, num_heads=4, d_ff=256, num_layers=2, dropout_rate=0.0,
-        relative_attention_num_buckets=32, relative_attention_max_distance=32, feed_forward_proj="gated-gelu",
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        vocab_size=vocabulary,
+        d_model=WIDTH,
+        d_kv=32,
+        num_heads=4,
+        d_ff=256,
+        num_layers=2,
+        dropout_rate=0.0,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=32,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
     )
     return T5EncoderModel(config)
 
@@ -45,19 +60,26 @@ def build_encoder(vocabulary: int) -> T5EncoderModel:
 def token_ids(tokenizer: T5Tokenizer, captions: list[str]) -> Tensor:
     """Token ids [B, 16], padded to full length as CogVideoXPipeline pads them."""
     batch = tokenizer(
-        captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, add_special_tokens=True,
+        captions,
+        padding="max_length",
+        max_length=MAX_LENGTH,
+        truncation=True,
+        add_special_tokens=True,
         return_tensors="pt",
     )
     return batch.input_ids
 
 
 def encode(encoder: T5EncoderModel, ids: Tensor) -> Tensor:
-    """Embeddings [B, 16, 128] of token ids, without attention mask: CogVideoXPipeline passes none either."""
+    """Embeddings [B, 16, 128] of token ids, without attention mask: CogVideoXPipeline passes none
+    either.
+    """
     return encoder(ids)[0]
 
 
 class Binding(nn.Module):
-    """Reads from every word of an object all of that object's attributes: what a pretrained encoder would know.
+    """Reads from every word of an object all of that object's attributes: what a pretrained encoder
+    would know.
 
     Denoising alone teaches the encoder far too slowly which colour goes with which shape.
     """
@@ -69,22 +91,39 @@ class Binding(nn.Module):
         self.read = nn.Linear(WIDTH, sum(self.sizes))
 
     def forward(self, embeddings: Tensor, ids: Tensor) -> Tensor:
-        """Mean cross-entropy of colour, shape and direction over the words [B, 16] that belong to an object."""
-        words = torch.stack([ids[:, 0:5], ids[:, 6:11]], 1)  # [B, 2, 5]: a COLOUR SHAPE moving DIRECTION
+        """Mean cross-entropy of colour, shape and direction over the words [B, 16] that belong to
+        an object.
+        """
+        words = torch.stack(
+            [ids[:, 0:5], ids[:, 6:11]], 1
+        )  # [B, 2, 5]: a COLOUR SHAPE moving DIRECTION
         there = words[..., 2] >= _FIRST_ATTRIBUTE
-        guesses = self.read(torch.stack([embeddings[:, 0:5], embeddings[:, 6:11]], 1)[there].float())
+        guesses = self.read(
+            torch.stack([embeddings[:, 0:5], embeddings[:, 6:11]], 1)[there].float()
+        )
         total, first = embeddings.new_zeros((), dtype=torch.float32), _FIRST_ATTRIBUTE
-        for guess, word, size in zip(guesses.split(self.sizes, -1), (1, 2, 4), self.sizes, strict=True):
+        for guess, word, size in zip(
+            guesses.split(self.sizes, -1), (1, 2, 4), self.sizes, strict=True
+        ):
             label = (words[there][:, word] - first)[:, None].expand(-1, 5)
-            total, first = total + nnf.cross_entropy(guess.flatten(0, 1), label.flatten()), first + size
+            total, first = (
+                total + nnf.cross_entropy(guess.flatten(0, 1), label.flatten()),
+                first + size,
+            )
         return total
 
 
 def pretrain(encoder: T5EncoderModel, binding: Binding, *, steps: int, seed: int) -> None:
-    """Teach encoder and `binding` on captions alone, in place, half a minute on a CPU: real T5 comes pretrained, too."""
+    """Teach encoder and `binding` on captions alone, in place, half a minute on a CPU: real T5
+    comes pretrained, too.
+    """
     tokenizer, generator = build_tokenizer(), torch.Generator().manual_seed(seed)
-    ids = token_ids(tokenizer, [world.caption(things) for things in world.draw_captions(4000, generator)])
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *binding.parameters()], lr=1e-3, betas=(0.9, 0.99))
+    ids = token_ids(
+        tokenizer, [world.caption(things) for things in world.draw_captions(4000, generator)]
+    )
+    optimizer = torch.optim.AdamW(
+        [*encoder.parameters(), *binding.parameters()], lr=1e-3, betas=(0.9, 0.99)
+    )
     for step in tqdm(range(steps), desc="text encoder", leave=False):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, 2 * (1 - step / steps))
@@ -97,9 +136,16 @@ def pretrain(encoder: T5EncoderModel, binding: Binding, *, steps: int, seed: int
 
 def check_round_trip(tokenizer: T5Tokenizer) -> None:
     """ValueError if some word of the world is not one known token followed by the end."""
-    for text in [world.caption((world.Thing(i % 6, i % 4, i % 4), world.Thing((i + 1) % 6, 0, 0))) for i in range(12)]:
+    for text in [
+        world.caption((world.Thing(i % 6, i % 4, i % 4), world.Thing((i + 1) % 6, 0, 0)))
+        for i in range(12)
+    ]:
         ids = token_ids(tokenizer, [text])[0]
         count = len(text.split())
-        expected = torch.cat([ids[:count], torch.tensor([1]), torch.zeros(MAX_LENGTH - count - 1, dtype=torch.long)])
+        expected = torch.cat(
+            [ids[:count], torch.tensor([1]), torch.zeros(MAX_LENGTH - count - 1, dtype=torch.long)]
+        )
         if not torch.equal(ids, expected) or (ids[:count] < 3).any():
-            raise ValueError(f"{text!r} became tokens {ids.tolist()}: every word must be one known token")
+            raise ValueError(
+                f"{text!r} became tokens {ids.tolist()}: every word must be one known token"
+            )

@@ -53,22 +53,51 @@ class Recipe:
 def build_scheduler() -> CogVideoXDDIMScheduler:
     """The scheduler of THUDM/CogVideoX-2b, field by field."""
     return CogVideoXDDIMScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=True, steps_offset=0, prediction_type="v_prediction", sample_max_value=1.0,
-        timestep_spacing="trailing", rescale_betas_zero_snr=True, snr_shift_scale=3.0,
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=0,
+        prediction_type="v_prediction",
+        sample_max_value=1.0,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=3.0,
     )
 
 
 def build_transformer() -> CogVideoXTransformer3DModel:
-    """A CogVideoX transformer of 7.3M parameters: 6 blocks of width 256 on 16 text and 48 video tokens."""
+    """A CogVideoX transformer of 7.3M parameters: 6 blocks of width 256 on 16 text and 48 video
+    tokens.
+    """
     transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=8, attention_head_dim=32, in_channels=16, out_channels=16, time_embed_dim=128,
-        text_embed_dim=text.WIDTH, num_layers=6, sample_width=8, sample_height=8, sample_frames=world.FRAMES,
-        patch_size=2, temporal_compression_ratio=4, max_text_seq_length=text.MAX_LENGTH,
+        num_attention_heads=8,
+        attention_head_dim=32,
+        in_channels=16,
+        out_channels=16,
+        time_embed_dim=128,
+        text_embed_dim=text.WIDTH,
+        num_layers=6,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=world.FRAMES,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        max_text_seq_length=text.MAX_LENGTH,
         use_rotary_positional_embeddings=False,
     )
-    modulations = [m for block in transformer.transformer_blocks for m in (block.norm1.linear, block.norm2.linear)]
-    for layer in (*modulations, transformer.norm_out.linear, transformer.proj_out):  # adaLN-Zero, arXiv 2212.09748
+    modulations = [
+        m
+        for block in transformer.transformer_blocks
+        for m in (block.norm1.linear, block.norm2.linear)
+    ]
+    for layer in (
+        *modulations,
+        transformer.norm_out.linear,
+        transformer.proj_out,
+    ):  # adaLN-Zero, arXiv 2212.09748
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     return transformer
@@ -84,16 +113,26 @@ class Teacher(nn.Module):
         self.binding = text.Binding()
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """v [B, F, C, H, W] from noised latents, timesteps [B] and token ids [B, 16]; and the loss of binding."""
+        """v [B, F, C, H, W] from noised latents, timesteps [B] and token ids [B, 16]; and the loss
+        of binding.
+        """
         embeddings = text.encode(self.encoder, ids)
         return self.transformer(x_t, embeddings, t).sample, self.binding(embeddings, ids)
 
 
 @torch.no_grad()
 def encode_videos(
-    work: Path, vae: AutoencoderKLCogVideoX, count: int, *, pair_share: float, device: str, seed: int
+    work: Path,
+    vae: AutoencoderKLCogVideoX,
+    count: int,
+    *,
+    pair_share: float,
+    device: str,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Latents [N, 3, 16, 8, 8] in float16 and token ids [N, 16] of training videos, cached shard by shard in `work`."""
+    """Latents [N, 3, 16, 8, 8] in float16 and token ids [N, 16] of training videos, cached shard by
+    shard in `work`.
+    """
     tokenizer, shards = text.build_tokenizer(), []
     (work / "latents").mkdir(parents=True, exist_ok=True)
     vae = vae.to(device).eval()
@@ -102,13 +141,18 @@ def encode_videos(
         if not path.exists():
             generator = torch.Generator().manual_seed(seed * 5_000_011 + index)
             things = world.draw_captions(SHARD, generator, pair_share=pair_share)
-            parts = [_encode(vae, world.draw_videos(chunk, generator).to(device)) for chunk in _chunks(things, 8)]
+            parts = [
+                _encode(vae, world.draw_videos(chunk, generator).to(device))
+                for chunk in _chunks(things, 8)
+            ]
             ids = text.token_ids(tokenizer, [world.caption(t) for t in things])
             aside = path.with_suffix(".part")
             save_file({"latents": torch.cat(parts), "ids": ids}, aside)
             aside.replace(path)
         shards.append(load_file(path))
-    return tuple(torch.cat([s[name] for s in shards])[:count].to(device) for name in ("latents", "ids"))
+    return tuple(
+        torch.cat([s[name] for s in shards])[:count].to(device) for name in ("latents", "ids")
+    )
 
 
 def _encode(vae: AutoencoderKLCogVideoX, videos: Tensor) -> Tensor:
@@ -128,12 +172,18 @@ def _follow(average: nn.Module, live: nn.Module, step: int, decay: float) -> Non
 
 
 def _loss(
-    model: nn.Module, scheduler: CogVideoXDDIMScheduler, data: tuple[Tensor, Tensor], step: int, recipe: Recipe
+    model: nn.Module,
+    scheduler: CogVideoXDDIMScheduler,
+    data: tuple[Tensor, Tensor],
+    step: int,
+    recipe: Recipe,
 ) -> Tensor:
     """Squared error of v on the batch of one step, plus the text encoder's loss of binding."""
     generator = torch.Generator().manual_seed(recipe.seed * 9_000_011 + step)
     pick = torch.randint(len(data[0]), (recipe.batch,), generator=generator)
-    stratum = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
+    stratum = (
+        torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)
+    ) / recipe.batch
     reach = torch.where(torch.arange(recipe.batch) % 2 == 0, 1000, recipe.detail)
     t = (reach * stratum).long().clamp(max=999)  # one per stratum: less noise in the gradient
     empty = torch.rand(recipe.batch, 1, generator=generator) < recipe.drop_caption
@@ -146,17 +196,23 @@ def _loss(
     ids = torch.where(empty, nothing, ids)
     with torch.autocast(device.type, torch.bfloat16):
         v, binding = model(scheduler.add_noise(x0, eps, t), t, ids)
-    return (v.float() - scheduler.get_velocity(x0, eps, t)).square().mean() + recipe.binding * binding
+    return (
+        v.float() - scheduler.get_velocity(x0, eps, t)
+    ).square().mean() + recipe.binding * binding
 
 
-def build_states(vocabulary: int, recipe: Recipe, device: str) -> tuple[nn.ModuleDict, MuonAndAdamW]:
+def build_states(
+    vocabulary: int, recipe: Recipe, device: str
+) -> tuple[nn.ModuleDict, MuonAndAdamW]:
     """The live weights, their moving average, and the optimiser of the live ones."""
     torch.manual_seed(recipe.seed)
     live, average = Teacher(vocabulary), Teacher(vocabulary)
     text.pretrain(live.encoder, live.binding, steps=recipe.text_steps, seed=recipe.seed)
     average.load_state_dict(live.state_dict())
     states = nn.ModuleDict({"live": live, "average": average.requires_grad_(False)}).to(device)
-    optimizer = for_transformer(live, muon_lr=recipe.muon_lr, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = for_transformer(
+        live, muon_lr=recipe.muon_lr, lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
     return states, optimizer
 
 
@@ -168,7 +224,9 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
     scheduler = build_scheduler()
     states, optimizer = build_states(len(text.build_tokenizer()), recipe, device)
     start = load(work / "teacher.pt", states, optimizer)
-    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="teacher", mininterval=5)
+    bar = tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc="teacher", mininterval=5
+    )
     saved, recent = time.time(), None
     for step in bar:
         optimizer.set_lr(schedule(step, recipe.steps, recipe.warmup))
@@ -177,7 +235,9 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(states["live"].parameters(), recipe.clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"teacher: gradient norm {norm.item()} at step {step}: lower lr ({recipe.lr})")
+            raise FloatingPointError(
+                f"teacher: gradient norm {norm.item()} at step {step}: lower lr ({recipe.lr})"
+            )
         optimizer.step()
         _follow(states["average"], states["live"], step, recipe.ema)
         recent = loss.detach() if recent is None else recent.lerp(loss.detach(), 0.02)
@@ -197,5 +257,7 @@ def trained(work: Path) -> tuple[Teacher, int]:
     state = torch.load(path, weights_only=True, map_location="cpu")
     teacher = Teacher(len(text.build_tokenizer()))
     prefix = "average."
-    teacher.load_state_dict({k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)})
+    teacher.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
+    )
     return teacher.eval(), state["step"]

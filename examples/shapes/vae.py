@@ -25,9 +25,15 @@ BATCH, LR, DECODER_LR, WARMUP, KL_WEIGHT = 4, 1e-3, 5e-4, 300, 1e-4
 def build_vae() -> AutoencoderKLCogVideoX:
     """The autoencoder: 9 x 64 x 64 pixels <-> 3 x 8 x 8 latents of 16 channels, 1.4M parameters."""
     return AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
-        block_out_channels=(16, 32, 32, 48), layers_per_block=1, latent_channels=16, norm_num_groups=8,
-        sample_height=world.SIZE, sample_width=world.SIZE, temporal_compression_ratio=4,
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(16, 32, 32, 48),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_height=world.SIZE,
+        sample_width=world.SIZE,
+        temporal_compression_ratio=4,
     )
 
 
@@ -59,7 +65,9 @@ def psnr(vae: AutoencoderKLCogVideoX, count: int = 64, seed: int = 77) -> float:
 
 
 def train_vae(work: Path, *, steps: int, device: str, seed: int = 1) -> AutoencoderKLCogVideoX:
-    """Train for `steps` steps (resuming from `work`), with the latent scale measured into the config."""
+    """Train for `steps` steps (resuming from `work`), with the latent scale measured into the
+    config.
+    """
     torch.manual_seed(seed)
     vae = build_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.0)
@@ -79,7 +87,9 @@ def train_vae(work: Path, *, steps: int, device: str, seed: int = 1) -> Autoenco
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"vae: gradient norm {norm.item()} at step {step}: lower LR ({LR})")
+            raise FloatingPointError(
+                f"vae: gradient norm {norm.item()} at step {step}: lower LR ({LR})"
+            )
         optimizer.step()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", kl=f"{kl.item():.2f}")
@@ -93,14 +103,23 @@ def train_vae(work: Path, *, steps: int, device: str, seed: int = 1) -> Autoenco
     return vae.eval().requires_grad_(False)
 
 
-def refine_decoder(work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, device: str, seed: int = 3) -> None:
-    """Train the decoder alone for `steps` more steps, in place (resuming from `work`): latents stay what they were."""
+def refine_decoder(
+    work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, device: str, seed: int = 3
+) -> None:
+    """Train the decoder alone for `steps` more steps, in place (resuming from `work`): latents stay
+    what they were.
+    """
     vae = vae.to(device)
     vae.encoder.requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=DECODER_LR, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        vae.decoder.parameters(), lr=DECODER_LR, betas=(0.9, 0.99), weight_decay=0.0
+    )
     start = load(work / "decoder.pt", vae.decoder, optimizer)
-    bar, saved = tqdm(range(start, steps), initial=start, total=steps, desc="decoder", mininterval=5), time.time()
+    bar, saved = (
+        tqdm(range(start, steps), initial=start, total=steps, desc="decoder", mininterval=5),
+        time.time(),
+    )
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = DECODER_LR * schedule(step, steps, WARMUP)

@@ -44,7 +44,10 @@ class Thing:
     direction: int
 
     def __str__(self) -> str:
-        return f"a {_COLOUR_NAMES[self.colour]} {SHAPES[self.shape]} moving {_DIRECTION_NAMES[self.direction]}"
+        return (
+            f"a {_COLOUR_NAMES[self.colour]} {SHAPES[self.shape]} moving"
+            f" {_DIRECTION_NAMES[self.direction]}"
+        )
 
 
 def caption(things: tuple[Thing, ...]) -> str:
@@ -61,9 +64,17 @@ def parse(text: str) -> tuple[Thing, ...]:
             article, colour, shape, moving, direction = words
             if (article, moving) != ("a", "moving"):
                 raise ValueError
-            things.append(Thing(_COLOUR_NAMES.index(colour), SHAPES.index(shape), _DIRECTION_NAMES.index(direction)))
+            things.append(
+                Thing(
+                    _COLOUR_NAMES.index(colour),
+                    SHAPES.index(shape),
+                    _DIRECTION_NAMES.index(direction),
+                )
+            )
         except ValueError:
-            raise ValueError(f"{text!r} is not a caption of the shapes world: write 'a red ring moving left'") from None
+            raise ValueError(
+                f"{text!r} is not a caption of the shapes world: write 'a red ring moving left'"
+            ) from None
     return tuple(things)
 
 
@@ -75,33 +86,45 @@ def held_out(text: str) -> bool:
 def draw_captions(
     count: int, generator: torch.Generator, *, test: bool = False, pair_share: float = PAIR_SHARE
 ) -> list[tuple[Thing, ...]]:
-    """`count` captions of the training set, or of the held-out set if `test`; `pair_share` of them name two objects."""
+    """`count` captions of the training set, or of the held-out set if `test`; `pair_share` of them
+    name two objects.
+    """
     out: list[tuple[Thing, ...]] = []
     while len(out) < count:
         pick = torch.rand(7, generator=generator).tolist()
         colours = int(pick[0] * 6), int(pick[1] * 5)
         second = (colours[0] + 1 + colours[1]) % 6  # two objects never share a colour
         first = Thing(colours[0], int(pick[2] * 4), int(pick[3] * 4))
-        things = (first, Thing(second, int(pick[4] * 4), int(pick[5] * 4))) if pick[6] < pair_share else (first,)
+        things = (
+            (first, Thing(second, int(pick[4] * 4), int(pick[5] * 4)))
+            if pick[6] < pair_share
+            else (first,)
+        )
         if held_out(caption(things)) == test:
             out.append(things)
     return out
 
 
 def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance in pixels (negative inside) to each object's outline; all arguments broadcast."""
+    """Signed distance in pixels (negative inside) to each object's outline; all arguments
+    broadcast.
+    """
     ring = (torch.hypot(x, y) - 0.72 * radius).abs() - 0.28 * radius
     square = torch.maximum(x.abs(), y.abs()) - 0.86 * radius
     slant = 0.5 * y.neg() + (math.sqrt(3) / 2) * x.abs()
     triangle = torch.maximum(slant, y) - 0.68 * radius
     bar = lambda a, b: torch.maximum(a.abs() - 1.12 * radius, b.abs() - 0.36 * radius)  # noqa: E731
     cross = torch.minimum(bar(x, y), bar(y, x))
-    return torch.where(shape == 0, ring, torch.where(shape == 1, square, torch.where(shape == 2, triangle, cross)))
+    return torch.where(
+        shape == 0, ring, torch.where(shape == 1, square, torch.where(shape == 2, triangle, cross))
+    )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a batch of videos is made of; `present`, ... are [B, 2], `start` is [B, 2, 2], `shade` is [B]."""
+    """All that a batch of videos is made of; `present`, ... are [B, 2], `start` is [B, 2, 2],
+    `shade` is [B].
+    """
 
     present: Tensor
     colour: Tensor
@@ -134,14 +157,22 @@ def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
     high = SIZE - radius[..., None] - unit.clamp(min=0) * travel[..., None]
     return Scene(
         present=torch.tensor([[True, len(t) == 2] for t in things]),
-        colour=field("colour"), shape=field("shape"), direction=direction, radius=radius,
-        start=low + (high - low) * u[..., 2:4], speed=speed, angle=0.2 * (2 * u[..., 4] - 1),
-        spin=0.025 * (2 * u[..., 5] - 1), shade=0.08 + 0.42 * torch.rand(count, generator=generator),
+        colour=field("colour"),
+        shape=field("shape"),
+        direction=direction,
+        radius=radius,
+        start=low + (high - low) * u[..., 2:4],
+        speed=speed,
+        angle=0.2 * (2 * u[..., 4] - 1),
+        spin=0.025 * (2 * u[..., 5] - 1),
+        shade=0.08 + 0.42 * torch.rand(count, generator=generator),
     )
 
 
 def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Scene:
-    """One random scene per caption; two objects may touch but never hide each other by more than a corner."""
+    """One random scene per caption; two objects may touch but never hide each other by more than a
+    corner.
+    """
     scene = _sample_free(things, generator)
     for _ in range(50):
         gap = (scene.centres()[:, 0] - scene.centres()[:, 1]).norm(dim=-1).amin(-1)
@@ -150,7 +181,12 @@ def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
             break
         again = _sample_free(things, generator)
         pick = lambda a, b: torch.where(bad.view(-1, *[1] * (a.dim() - 1)), b, a)  # noqa: E731
-        scene = Scene(**{name: pick(getattr(scene, name), getattr(again, name)) for name in Scene.__dataclass_fields__})
+        scene = Scene(
+            **{
+                name: pick(getattr(scene, name), getattr(again, name))
+                for name in Scene.__dataclass_fields__
+            }
+        )
     return scene
 
 
@@ -160,9 +196,14 @@ def render(scene: Scene) -> Tensor:
     centre = scene.centres()[..., None, None]
     turn = scene.angle[..., None] + scene.spin[..., None] * torch.arange(FRAMES)
     cos, sin = turn.cos()[..., None, None], turn.sin()[..., None, None]
-    dx, dy = grid.view(1, -1) - centre[:, :, :, 0], grid.view(-1, 1) - centre[:, :, :, 1]  # [B, 2, F, H, W]
+    dx, dy = (
+        grid.view(1, -1) - centre[:, :, :, 0],
+        grid.view(-1, 1) - centre[:, :, :, 1],
+    )  # [B, 2, F, H, W]
     wide = lambda a: a[..., None, None, None]  # noqa: E731
-    inside = _signed_distance(wide(scene.shape), cos * dx + sin * dy, cos * dy - sin * dx, wide(scene.radius))
+    inside = _signed_distance(
+        wide(scene.shape), cos * dx + sin * dy, cos * dy - sin * dx, wide(scene.radius)
+    )
     cover = (0.5 - inside / EDGE).clamp(0, 1) * wide(scene.present)
     paint = torch.tensor(list(COLOURS.values()))[scene.colour]  # [B, 2, 3]
     video = scene.shade.view(-1, 1, 1, 1, 1).expand(-1, 3, FRAMES, SIZE, SIZE)

@@ -29,17 +29,38 @@ class Story:
 def base_licence(folder: Path) -> dict[str, str]:
     """licence, its name and link as the base's own card states them; {} if it has none."""
     card = folder / "README.md"
-    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S) if card.is_file() else None
-    return dict(re.findall(r"^(license(?:_name|_link)?): *['\"]?([^'\"\n]+?)['\"]? *$", head[1], re.M)) if head else {}
+    head = (
+        re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S)
+        if card.is_file()
+        else None
+    )
+    return (
+        dict(re.findall(r"^(license(?:_name|_link)?): *['\"]?([^'\"\n]+?)['\"]? *$", head[1], re.M))
+        if head
+        else {}
+    )
 
 
-def write_card(folder: Path, backbone: Backbone, facts: dict, story: Story, samples: list[str]) -> None:
-    """Write README.md for the files that lie in `folder`; samples: names of its videos, one a prompt."""
+def write_card(
+    folder: Path, backbone: Backbone, facts: dict, story: Story, samples: list[str]
+) -> None:
+    """Write README.md for the files that lie in `folder`; samples: names of its videos, one a
+    prompt.
+    """
     lora = "rank" in facts
     parts = [
-        _front_matter(backbone, facts), f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {backbone.config.path}", story.origin,
-        _settings(backbone, facts), "## In diffusers", _python(backbone, facts),
-        *_other_files(facts), *_samples(samples, story.prompts), *_scores(story), *_recipe(story.config), "## Licence", _licence(backbone),
+        _front_matter(backbone, facts),
+        f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {backbone.config.path}",
+        story.origin,
+        _settings(backbone, facts),
+        "## In diffusers",
+        _python(backbone, facts),
+        *_other_files(facts),
+        *_samples(samples, story.prompts),
+        *_scores(story),
+        *_recipe(story.config),
+        "## Licence",
+        _licence(backbone),
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
@@ -48,10 +69,24 @@ def _front_matter(backbone: Backbone, facts: dict) -> str:
     path, video = backbone.config.path, backbone.output == "frames"
     hub = path.count("/") == 1 and not Path(path).is_dir()
     lines = [
-        "---", *([f"base_model: {path}", "base_model_relation: " + ("adapter" if "rank" in facts else "finetune")] if hub else []),
+        "---",
+        *(
+            [
+                f"base_model: {path}",
+                "base_model_relation: " + ("adapter" if "rank" in facts else "finetune"),
+            ]
+            if hub
+            else []
+        ),
         *(f"{key}: {value}" for key, value in base_licence(backbone.folder).items()),
-        "library_name: diffusers", f"pipeline_tag: {'text-to-video' if video else 'text-to-image'}",
-        "tags:", *(f"- {tag}" for tag in (["lora"] if "rank" in facts else []) + ["distillation", "few-step", "tdm"]), "---",
+        "library_name: diffusers",
+        f"pipeline_tag: {'text-to-video' if video else 'text-to-image'}",
+        "tags:",
+        *(
+            f"- {tag}"
+            for tag in (["lora"] if "rank" in facts else []) + ["distillation", "few-step", "tdm"]
+        ),
+        "---",
     ]
     return "\n".join(lines)
 
@@ -61,33 +96,78 @@ def _settings(backbone: Backbone, facts: dict) -> str:
     shift = f" (flow shift {facts['shift']:g})" if facts.get("shift") else ""
     rows = {
         "base": f"`{config.path}`, revision `{config.revision or 'as found'}`",
-        "timesteps": f"{facts['timesteps']}{shift}", "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)", "guidance scale": "1.0 (off)",
-        **({"LoRA scale": f"1.0 (rank {facts['rank']}, alpha {facts['alpha']:g}, stated in the file)"} if "rank" in facts else {}),
-        "frames x height x width": f"{size.frames} x {size.height} x {size.width}" + (f", {size.fps} fps" if size.frames > 1 else ""),
+        "timesteps": f"{facts['timesteps']}{shift}",
+        "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)",
+        "guidance scale": "1.0 (off)",
+        **(
+            {
+                "LoRA scale": (
+                    f"1.0 (rank {facts['rank']}, alpha {facts['alpha']:g}, stated in the file)"
+                )
+            }
+            if "rank" in facts
+            else {}
+        ),
+        "frames x height x width": (
+            f"{size.frames} x {size.height} x {size.width}"
+            + (f", {size.fps} fps" if size.frames > 1 else "")
+        ),
         "weights": facts["dtype"],
     }
-    return "\n".join(["| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+    return "\n".join(
+        [
+            "| setting | value |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in rows.items()),
+        ]
+    )
 
 
 def _python(backbone: Backbone, facts: dict) -> str:
     module, scheduler = facts["scheduler"]["module"], facts["scheduler"]["name"]
     config, pipeline, whole = backbone.config, backbone.pipeline_class, "rank" not in facts
-    base = f'"{config.path}"' + "".join(f', {key}="{value}"' for key, value in (("revision", config.revision), ("variant", config.variant)) if value)
-    part, network, dtype = backbone.network_folder, type(backbone.network).__name__, f"dtype=torch.{config.dtype}"
+    base = f'"{config.path}"' + "".join(
+        f', {key}="{value}"'
+        for key, value in (("revision", config.revision), ("variant", config.variant))
+        if value
+    )
+    part, network, dtype = (
+        backbone.network_folder,
+        type(backbone.network).__name__,
+        f"dtype=torch.{config.dtype}",
+    )
     ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
     names = sorted({pipeline, *([network] if whole else []), *([] if ours else [scheduler])})
     made = "video" if backbone.output == "frames" else "image"
     ours = [*(() if whole else backbone.load_imports), *ours]
     load = [f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'] if whole else []
-    load += [f"pipe = {pipeline}.from_pretrained({base}, {f'{part}={part}, ' if whole else ''}{dtype})"]
+    load += [
+        f"pipe = {pipeline}.from_pretrained({base}, {f'{part}={part}, ' if whole else ''}{dtype})"
+    ]
     load += [] if whole else [backbone.load_code]
     load += ["pipe.vae.enable_tiling()"] if config.tiling else []
-    code = "\n".join([
-        "import torch", f"from diffusers import {', '.join(names)}", *ours, "", *load, f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
-        f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]}, guidance_scale=1.0, {backbone.stock_call()}).{backbone.output}[0]',
-    ])
-    short = 'from tdmvid.adapters.bundle import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
-    return f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and scheduler:\n\n```python\n{short}\n```"
+    code = "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {', '.join(names)}",
+            *ours,
+            "",
+            *load,
+            f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
+            (
+                f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]},'
+                f" guidance_scale=1.0, {backbone.stock_call()}).{backbone.output}[0]"
+            ),
+        ]
+    )
+    short = (
+        "from tdmvid.adapters.bundle import load_pipeline; pipe ="
+        ' load_pipeline("path/to/this/folder")'
+    )
+    return (
+        f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and"
+        f" scheduler:\n\n```python\n{short}\n```"
+    )
 
 
 def _other_files(facts: dict) -> list[str]:
@@ -99,12 +179,26 @@ def _other_files(facts: dict) -> list[str]:
         "comfyui": f"ComfyUI (into `models/loras`; {flow})",
         "kohya": "programs that want kohya's names (`lora_unet_...`)",
     }
-    rows = [f"* `{path}`: for {where[consumer]}" for consumer, path in facts.get("formats", {}).items()]
-    return ["## For other programs", "\n".join(rows) + "\n\nUse strength 1.0, guidance (CFG) 1.0, and the steps of the table."] if rows else []
+    rows = [
+        f"* `{path}`: for {where[consumer]}" for consumer, path in facts.get("formats", {}).items()
+    ]
+    return (
+        [
+            "## For other programs",
+            "\n".join(rows)
+            + "\n\nUse strength 1.0, guidance (CFG) 1.0, and the steps of the table.",
+        ]
+        if rows
+        else []
+    )
 
 
 def _samples(samples: list[str], prompts: tuple[str, ...]) -> list[str]:
-    return ["## Samples", "\n".join(f"* [{prompt}]({name})" for prompt, name in zip(prompts, samples))] if samples else []
+    return (
+        ["## Samples", "\n".join(f"* [{prompt}]({name})" for prompt, name in zip(prompts, samples))]
+        if samples
+        else []
+    )
 
 
 def _scores(story: Story) -> list[str]:
@@ -115,9 +209,14 @@ def _scores(story: Story) -> list[str]:
 
 def _table(scores: dict) -> str:
     columns = scores["columns"]
-    rows = ["| sampler | NFE | " + " | ".join(column["label"] for column in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    rows = [
+        "| sampler | NFE | " + " | ".join(column["label"] for column in columns) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
     for row in scores["samplers"]:
-        cells = [_cell(row["metrics"].get(column["key"]), column.get("unit", "")) for column in columns]
+        cells = [
+            _cell(row["metrics"].get(column["key"]), column.get("unit", "")) for column in columns
+        ]
         rows.append(f"| {row['name']} | {row.get('nfe', '')} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + f"\n\n{scores.get('protocol', '')}"
 
@@ -132,17 +231,35 @@ def _cell(metric: dict | None, unit: str) -> str:
 def _recipe(config: dict) -> list[str]:
     if not config:
         return []
-    data = {part: {key: value for key, value in config.get(part, {}).items() if key not in ("path", "cache")} for part in ("prompts", "real")}
-    shown = {key: value for key, value in config.items() if key not in ("out", "log", "evaluate")} | data  # without the paths of one machine
+    data = {
+        part: {
+            key: value
+            for key, value in config.get(part, {}).items()
+            if key not in ("path", "cache")
+        }
+        for part in ("prompts", "real")
+    }
+    shown = {
+        key: value for key, value in config.items() if key not in ("out", "log", "evaluate")
+    } | data  # without the paths of one machine
     if shown.get("init"):
         shown["init"] = "/".join(Path(shown["init"]).parts[-2:])
-    return ["## Training", f"The run's whole config:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"]
+    return [
+        "## Training",
+        (
+            "The run's whole"
+            f" config:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"
+        ),
+    ]
 
 
 def _licence(backbone: Backbone) -> str:
     stated = base_licence(backbone.folder)
     if not stated:
-        return f"The licence of the base model, `{backbone.config.path}`, applies; its folder does not state which."
+        return (
+            f"The licence of the base model, `{backbone.config.path}`, applies; its folder does not"
+            " state which."
+        )
     name = stated.get("license_name", stated.get("license", ""))
     link = f" ({stated['license_link']})" if "license_link" in stated else ""
     return f"The licence of the base model applies: {name}{link}."

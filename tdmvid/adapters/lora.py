@@ -35,7 +35,10 @@ class LoraSettings:
 
     def __post_init__(self):
         if not 1 <= self.rank <= WIDEST or self.alpha <= 0:
-            raise ValueError(f"lora.rank={self.rank}, alpha={self.alpha}: the rank is at least 1 (and at most {WIDEST}, wider than any layer), and alpha positive")
+            raise ValueError(
+                f"lora.rank={self.rank}, alpha={self.alpha}: the rank is at least 1 (and at most"
+                f" {WIDEST}, wider than any layer), and alpha positive"
+            )
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -46,13 +49,20 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 def host_copy(model: nn.Module) -> nn.Module:
     """A copy with all its weights in host memory; none of them is on the device twice meanwhile."""
-    memo = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo | {id(x): x.detach().to("cpu", copy=True) for x in model.buffers()})
+    memo = {
+        id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(
+        model, memo | {id(x): x.detach().to("cpu", copy=True) for x in model.buffers()}
+    )
 
 
 @contextmanager
 def in_host_memory(networks: list[nn.Module]) -> Iterator[None]:
-    """The frozen weights of `networks` are in host memory, and their device has room for something else; nobody may call them meanwhile."""
+    """The frozen weights of `networks` are in host memory, and their device has room for something
+    else; nobody may call them meanwhile.
+    """
     frozen = {id(p): p for network in networks for p in network.parameters() if not p.requires_grad}
     held = [(part, part.device, part.data.to("cpu")) for p in frozen.values() for part in parts(p)]
     for part, _, _ in held:
@@ -64,26 +74,45 @@ def in_host_memory(networks: list[nn.Module]) -> Iterator[None]:
             part.data = data.to(device)
 
 
-def attach(model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *, seed: int) -> nn.Module:
+def attach(
+    model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *, seed: int
+) -> nn.Module:
     """Add a zero-initialised adapter, float32 and alone trainable; the same on every rank."""
     targets = settings.targets or targets
     for target in targets:
-        named = [module for name, module in model.named_modules() if target and f".{name}".endswith(f".{target}")]
+        named = [
+            module
+            for name, module in model.named_modules()
+            if target and f".{name}".endswith(f".{target}")
+        ]
         if not named:
             raise ValueError(f"lora.targets: {target!r} names no module of {type(model).__name__}")
-        if other := [type(module).__name__ for module in named if not isinstance(module, ADAPTABLE)]:
-            raise ValueError(f"lora.targets: {target!r} is of class {other[0]}: a LoRA adapts linear layers and convolutions, name those inside")
+        if other := [
+            type(module).__name__ for module in named if not isinstance(module, ADAPTABLE)
+        ]:
+            raise ValueError(
+                f"lora.targets: {target!r} is of class {other[0]}: a LoRA adapts linear layers and"
+                " convolutions, name those inside"
+            )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
-        warnings.filterwarnings("ignore", ".*get_apply_tensor_subclass")  # of merging into a quantised base, which nobody does
+        warnings.filterwarnings(
+            "ignore", ".*get_apply_tensor_subclass"
+        )  # of merging into a quantised base, which nobody does
         # peft's own function: not every model of diffusers has an add_adapter.
-        inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)), model, ADAPTER)
+        inject_adapter_in_model(
+            LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)),
+            model,
+            ADAPTER,
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
     for layer in tuner_layers(model):
-        layer.cast_input_dtype_enabled = False  # autocast casts: peft's copy in float32 would be cast straight back, and kept
+        layer.cast_input_dtype_enabled = (
+            False  # autocast casts: peft's copy in float32 would be cast straight back, and kept
+        )
     return model
 
 
@@ -93,28 +122,55 @@ def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 
 @torch.no_grad()
-def start_from(model: nn.Module, settings: LoraSettings, layers: dict[str, Tensor], alpha: float | None, *, where: str) -> None:
-    """Fill a new adapter with a LoRA of the same rank: layers by peft's names, and their alpha (None: the rank).
+def start_from(
+    model: nn.Module,
+    settings: LoraSettings,
+    layers: dict[str, Tensor],
+    alpha: float | None,
+    *,
+    where: str,
+) -> None:
+    """Fill a new adapter with a LoRA of the same rank: layers by peft's names, and their alpha
+    (None: the rank).
 
-    Layers that it does not have stay zero. ValueError, naming `where` it is from, if the adapter has no place for it.
+    Layers that it does not have stay zero. ValueError, naming `where` it is from, if the adapter
+    has no place for it.
     """
-    own = {name.replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+    own = {
+        name.replace(f".{ADAPTER}.", "."): p
+        for name, p in model.named_parameters()
+        if "lora_" in name
+    }
     for name, tensor in layers.items():
         if name.endswith(".bias"):
-            raise ValueError(f"{where} holds biases, {name} among them, as the export of a set of step counts does: start from the LoRA of a run with one")
+            raise ValueError(
+                f"{where} holds biases, {name} among them, as the export of a set of step counts"
+                " does: start from the LoRA of a run with one"
+            )
         if name not in own:
-            raise ValueError(f"{where} adapts {name.split('.lora_')[0]}, this run does not: name its modules in lora.targets")
+            raise ValueError(
+                f"{where} adapts {name.split('.lora_')[0]}, this run does not: name its modules in"
+                " lora.targets"
+            )
         if own[name].shape != tensor.shape:
             rank = tensor.shape[".lora_B." in name]
-            raise ValueError(f"{where} is of rank {rank}, this run has lora.rank={settings.rank}: use the same")
-        scale = (alpha / settings.rank if alpha else 1.0) * settings.rank / settings.alpha if ".lora_B." in name else 1.0
+            raise ValueError(
+                f"{where} is of rank {rank}, this run has lora.rank={settings.rank}: use the same"
+            )
+        scale = (
+            (alpha / settings.rank if alpha else 1.0) * settings.rank / settings.alpha
+            if ".lora_B." in name
+            else 1.0
+        )
         own[name].copy_(tensor.float() * scale)
 
 
 @torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
     """Add an attached adapter to its base for good: the plain network again, changed in place."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)
+    }
     for name, layer in layers.items():
         layer.merge()
         parent, _, own = name.rpartition(".")
@@ -137,7 +193,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 class Base:
-    """Calls a role's network or engine with its adapter switched off: the teacher, without weights of its own."""
+    """Calls a role's network or engine with its adapter switched off: the teacher, without weights
+    of its own.
+    """
 
     def __init__(self, network, module: nn.Module):
         self.network, self.module = network, module

@@ -1,4 +1,5 @@
-"""The condition on K of TDM-unify: one small trained vector function, added to a network's time embedding.
+"""The condition on K of TDM-unify: one small trained vector function, added to a network's time
+embedding.
 
 K enters on the scale of a time, through a sinusoidal embedding as wide as the model's own and two
 layers whose last starts at zero, so that iteration 0 is exactly the base. For a fixed K it is a
@@ -35,7 +36,9 @@ class StepCondition(nn.Module):
 
     def forward(self, steps: Tensor) -> Tensor:
         half = self.features // 2
-        exponent = torch.arange(half, device=steps.device, dtype=torch.float32) * (-math.log(10_000) / half)
+        exponent = torch.arange(half, device=steps.device, dtype=torch.float32) * (
+            -math.log(10_000) / half
+        )
         phase = TIMESTEPS * step_level(steps.float())[:, None] * exponent.exp()
         waves = nn.functional.pad(torch.cat([phase.cos(), phase.sin()], 1), (0, self.features % 2))
         with torch.autocast(steps.device.type, enabled=False):
@@ -43,15 +46,22 @@ class StepCondition(nn.Module):
 
 
 def time_embedding(network: nn.Module) -> tuple[str, TimestepEmbedding]:
-    """Name and module of the layers that embed the timestep: the first such of the network; ValueError if it has none."""
+    """Name and module of the layers that embed the timestep: the first such of the network;
+    ValueError if it has none.
+    """
     for name, module in network.named_modules():
         if isinstance(module, TimestepEmbedding) and module.post_act is None:
             return name, module
-    raise ValueError(f"objective.step_set: {type(network).__name__} has no time embedding of diffusers' kind; use k_condition=false")
+    raise ValueError(
+        f"objective.step_set: {type(network).__name__} has no time embedding of diffusers' kind;"
+        " use k_condition=false"
+    )
 
 
 def condition_on_steps(network: nn.Module, *, seed: int) -> StepCondition:
-    """Give an adapted network the condition, trainable beside its adapter and the same on every rank."""
+    """Give an adapted network the condition, trainable beside its adapter and the same on every
+    rank.
+    """
     _, embedding = time_embedding(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,18 +100,29 @@ def told(denoiser: Denoiser, module: nn.Module) -> Denoiser:
 
 @torch.no_grad()
 def constant(network: nn.Module, weights: dict[str, Tensor], steps: int) -> tuple[str, Tensor]:
-    """Name of the layer that a fixed K shifts, and its constant shift [D]; `weights` by parameter name."""
+    """Name of the layer that a fixed K shifts, and its constant shift [D]; `weights` by parameter
+    name.
+    """
     name, embedding = time_embedding(network)
     condition = StepCondition(embedding.linear_1.in_features, embedding.linear_2.out_features)
-    own = {key.removeprefix(f"{NAME}."): value.float().cpu() for key, value in weights.items() if key.startswith(f"{NAME}.")}
+    own = {
+        key.removeprefix(f"{NAME}."): value.float().cpu()
+        for key, value in weights.items()
+        if key.startswith(f"{NAME}.")
+    }
     condition.load_state_dict(own)
     return f"{name}.linear_2", condition(torch.tensor([float(steps)]))[0]
 
 
 def baked(
-    layers: dict[str, Tensor], config: LoraConfig, network: nn.Module, weights: dict[str, Tensor], steps: int
+    layers: dict[str, Tensor],
+    config: LoraConfig,
+    network: nn.Module,
+    weights: dict[str, Tensor],
+    steps: int,
 ) -> tuple[dict[str, Tensor], LoraConfig]:
-    """A plain LoRA for one K: layers (peft's names) and config, with the constant shift as a `lora_B.bias`.
+    """A plain LoRA for one K: layers (peft's names) and config, with the constant shift as a
+    `lora_B.bias`.
 
     peft puts a bias on every adapted layer or on none, so the others carry zeros. A LoRA without
     the condition comes back as it was.
@@ -113,8 +134,12 @@ def baked(
     config.lora_bias, config.target_modules = True, sorted({*config.target_modules, name})
     dtype, inner = next(iter(layers.values())).dtype, getattr(layer, "base_layer", layer)
     layers = dict(layers)
-    layers.setdefault(f"{name}.lora_A.weight", torch.zeros(config.r, inner.in_features, dtype=dtype))
-    layers.setdefault(f"{name}.lora_B.weight", torch.zeros(inner.out_features, config.r, dtype=dtype))
+    layers.setdefault(
+        f"{name}.lora_A.weight", torch.zeros(config.r, inner.in_features, dtype=dtype)
+    )
+    layers.setdefault(
+        f"{name}.lora_B.weight", torch.zeros(inner.out_features, config.r, dtype=dtype)
+    )
     for key in [key for key in layers if key.endswith(".lora_B.weight")]:
         layers[key.replace("weight", "bias")] = torch.zeros(len(layers[key]), dtype=dtype)
     layers[f"{name}.lora_B.bias"] = (shift * config.r / config.lora_alpha).to(dtype)

@@ -36,11 +36,17 @@ class ModelConfig:
     dtype: str = "float32"
     """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
     attention: Literal["sdpa", "float32", "xformers"] = "sdpa"
-    """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (quicker on a CPU, see benchmarks/NOTES.md), or xformers' on a GPU."""
+    """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (quicker on a CPU,
+    see benchmarks/NOTES.md), or xformers' on a GPU.
+    """
     quantize: Kind = "none"
-    """Of the frozen weights in training, see quantize.py: a run's base in eight bits a weight. Exports and evaluations load the whole one."""
+    """Of the frozen weights in training, see quantize.py: a run's base in eight bits a weight.
+    Exports and evaluations load the whole one.
+    """
     tiling: bool = False
-    """The autoencoder works tile by tile, blended where they overlap: less memory for large pictures, at the price of time."""
+    """The autoencoder works tile by tile, blended where they overlap: less memory for large
+    pictures, at the price of time.
+    """
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -53,7 +59,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ClipSize:
-    """What is generated: frames (1 for an image) of height x width pixels, at fps frames per second."""
+    """What is generated: frames (1 for an image) of height x width pixels, at fps frames per
+    second.
+    """
 
     frames: int = 1
     height: int = 512
@@ -67,7 +75,9 @@ class ClipSize:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The sequence of one sample (with its text, where they share one), and the blocks it runs through."""
+    """The sequence of one sample (with its text, where they share one), and the blocks it runs
+    through.
+    """
 
     count: int
     heads: int
@@ -93,37 +103,68 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     them stands in where the hub cannot be reached.
     """
     if not config.path:
-        raise ValueError("model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b")
+        raise ValueError(
+            "model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b"
+        )
     folder = Path(config.path)
     if folder.is_dir():
         if not (folder / "model_index.json").exists():
-            raise ValueError(f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline folder")
+            raise ValueError(
+                f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline"
+                " folder"
+            )
         if config.revision:
-            raise ValueError(f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is a folder here: leave one of them out")
+            raise ValueError(
+                f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is"
+                " a folder here: leave one of them out"
+            )
         if weights and config.variant and not any(folder.glob(f"*/*.{config.variant}*")):
-            raise ValueError(f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name: leave it out, or give another folder")
+            raise ValueError(
+                f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name:"
+                " leave it out, or give another folder"
+            )
         return folder
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
-        raise ValueError(f"model.path={config.path!r} is no folder here and no hub id (owner/name); paths are relative to {Path.cwd()}")
+        raise ValueError(
+            f"model.path={config.path!r} is no folder here and no hub id (owner/name); paths are"
+            f" relative to {Path.cwd()}"
+        )
     from huggingface_hub import snapshot_download
 
-    # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not asked for, are passed over.
-    patterns = ["*.json", "*/*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*"] if weights else ["*.json"]
+    # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not
+    # asked for, are passed over.
+    patterns = (
+        ["*.json", "*/*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*"]
+        if weights
+        else ["*.json"]
+    )
     ignored = None if config.variant else ["*/*.*.safetensors"]
     known = Path(__file__).parent / "architectures" / config.path.replace("/", "--")
     try:
-        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns, ignore_patterns=ignored))
-    except Exception as error:  # the hub's client raises many kinds, each a network or a name problem
+        return Path(
+            snapshot_download(
+                config.path,
+                revision=config.revision,
+                allow_patterns=patterns,
+                ignore_patterns=ignored,
+            )
+        )
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds, each a network or a name problem
         if not weights and known.is_dir():
             return known
         raise ValueError(
-            f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from the hub ({type(error).__name__}):"
-            " check the name and the network, or give the folder that `hf download NAME --local-dir FOLDER` made elsewhere"
+            f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
+            f" the hub ({type(error).__name__}): check the name and the network, or give the folder"
+            " that `hf download NAME --local-dir FOLDER` made elsewhere"
         ) from error
 
 
 class TokenSharing(Protocol):
-    """How the tokens of one sample lie on several ranks: `parallel.sequence.SequenceGroup`, seen from a model."""
+    """How the tokens of one sample lie on several ranks: `parallel.sequence.SequenceGroup`, seen
+    from a model.
+    """
 
     size: int
     rank: int
@@ -132,12 +173,19 @@ class TokenSharing(Protocol):
     def shard(self, x: Tensor) -> Tensor: ...
     def gather(self, x: Tensor, length: int) -> Tensor: ...
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, length: int, inner: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        length: int,
+        inner: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor: ...
 
 
 class NetworkDenoiser:
-    """A network of a family behind the Denoiser contract; `network` is anything called like the module."""
+    """A network of a family behind the Denoiser contract; `network` is anything called like the
+    module.
+    """
 
     def __init__(self, backbone: Backbone, network):
         self.backbone, self.network, self.process = backbone, network, backbone.process
@@ -166,17 +214,25 @@ class Backbone(ABC):
     output: ClassVar[str] = "frames"
     """The field of a stock pipeline's result."""
     lora_names: ClassVar[dict[str, Callable[[str], str]]] = {}
-    """Other programs that load a LoRA of this family ("comfyui", "kohya"), and what they call its modules: see consumers.py."""
+    """Other programs that load a LoRA of this family ("comfyui", "kohya"), and what they call its
+    modules: see consumers.py.
+    """
     comfyui_text: ClassVar[str] = ""
     comfyui_latent: ClassVar[str] = ""
-    """Type of ComfyUI's CLIPLoader (empty: the base is one checkpoint file) and its node for empty latents (empty: no workflow is written)."""
+    """Type of ComfyUI's CLIPLoader (empty: the base is one checkpoint file) and its node for empty
+    latents (empty: no workflow is written).
+    """
     comfyui_sampler: ClassVar[tuple[str, dict]] = ("KSamplerSelect", {"sampler_name": "euler"})
-    """ComfyUI's node for a deterministic step over explicit sigmas: of most models, Euler's is that of DDIM."""
+    """ComfyUI's node for a deterministic step over explicit sigmas: of most models, Euler's is that
+    of DDIM.
+    """
     process: Process
     network: nn.Module
 
     @abstractmethod
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str): ...
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ): ...
 
     @abstractmethod
     def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -192,8 +248,13 @@ class Backbone(ABC):
 
     @staticmethod
     def share_tokens(network: nn.Module, sharing: TokenSharing) -> None:
-        """Spread the tokens of every later call of `network` over ranks; ValueError where the family cannot."""
-        raise ValueError(f"parallel.sequence={sharing.size}: {type(network).__name__} cannot share its tokens yet, use 1")
+        """Spread the tokens of every later call of `network` over ranks; ValueError where the
+        family cannot.
+        """
+        raise ValueError(
+            f"parallel.sequence={sharing.size}: {type(network).__name__} cannot share its tokens"
+            " yet, use 1"
+        )
 
     @staticmethod
     def use_xformers(network: nn.Module) -> None:
@@ -202,8 +263,13 @@ class Backbone(ABC):
 
     @staticmethod
     def use_float32_attention(network: nn.Module) -> None:
-        """Make `network` attend in float32, whatever its dtype; ValueError where the family cannot. Called behind `share_tokens`."""
-        raise ValueError(f"model.attention='float32': {type(network).__name__} attends in its own dtype only, use 'sdpa'")
+        """Make `network` attend in float32, whatever its dtype; ValueError where the family cannot.
+        Called behind `share_tokens`.
+        """
+        raise ValueError(
+            f"model.attention='float32': {type(network).__name__} attends in its own dtype only,"
+            " use 'sdpa'"
+        )
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
@@ -223,7 +289,9 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode(self, videos: Tensor) -> Tensor:
-        """Videos [B, 3, F, H, W] in [-1, 1] to the latents that `decode` takes, in the network's dtype; the mean of the autoencoder's law."""
+        """Videos [B, 3, F, H, W] in [-1, 1] to the latents that `decode` takes, in the network's
+        dtype; the mean of the autoencoder's law.
+        """
 
     @abstractmethod
     def video_fingerprint(self) -> str:
@@ -232,7 +300,9 @@ class Backbone(ABC):
     @staticmethod
     @abstractmethod
     def halve(network: nn.Module) -> list[Tap]:
-        """Drop the second half of a network's blocks, and say where features of what stays can be read: for a discriminator."""
+        """Drop the second half of a network's blocks, and say where features of what stays can be
+        read: for a discriminator.
+        """
 
     @abstractmethod
     def text_fingerprint(self) -> str:
@@ -244,7 +314,9 @@ class Backbone(ABC):
 
     @abstractmethod
     def stock_pipeline(self, network: nn.Module | None = None):
-        """The stock diffusers pipeline of this teacher, without text encoder and autoencoder; around `network`, or one more that it loads."""
+        """The stock diffusers pipeline of this teacher, without text encoder and autoencoder;
+        around `network`, or one more that it loads.
+        """
 
     @abstractmethod
     def whole_pipeline(self):
@@ -252,31 +324,50 @@ class Backbone(ABC):
 
     @abstractmethod
     def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
-        """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know its scale."""
+        """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know
+        its scale.
+        """
 
     @classmethod
     @abstractmethod
     def read_lora(cls, folder: Path, network: nn.Module) -> tuple[dict[str, Tensor], float | None]:
-        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError if it is not of a network like this one."""
+        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError
+        if it is not of a network like this one.
+        """
 
     @abstractmethod
     def load_lora(self, pipeline, folder: Path) -> None:
-        """Give the stock pipeline a LoRA and the scheduler beside it; ValueError if it is of another model."""
+        """Give the stock pipeline a LoRA and the scheduler beside it; ValueError if it is of
+        another model.
+        """
 
     @abstractmethod
-    def stock_latents(self, pipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None) -> Tensor:
+    def stock_latents(
+        self,
+        pipeline,
+        z: Tensor,
+        cond: Cond,
+        *,
+        steps: int,
+        cfg: float = 1.0,
+        null: Cond | None = None,
+    ) -> Tensor:
         """Final latents of the stock pipeline from noise z: [B, ...]; cfg = 1 is no guidance."""
 
     @abstractmethod
     def stock_videos(self, pipeline, prompts: list[str], *, steps: int, cfg: float):
-        """What a user gets from one call of a whole pipeline: its own kind of videos or images, one a prompt."""
+        """What a user gets from one call of a whole pipeline: its own kind of videos or images, one
+        a prompt.
+        """
 
     @abstractmethod
     def stock_call(self) -> str:
         """The arguments of a stock call beyond prompt, steps and guidance, as Python source."""
 
     def comfyui_lack(self) -> str:
-        """Why ComfyUI cannot sample this base as it was trained, so that no workflow is written; empty if it can."""
+        """Why ComfyUI cannot sample this base as it was trained, so that no workflow is written;
+        empty if it can.
+        """
         return "" if self.comfyui_latent else f"no workflow of {self.pipeline_class} is known"
 
     def comfyui_patch(self) -> tuple[str, dict] | None:
@@ -284,7 +375,9 @@ class Backbone(ABC):
         return None
 
     def comfyui_frames(self) -> tuple[int, int]:
-        """Frames to ask ComfyUI's empty latents for, and how many latent frames in front are cut before decoding."""
+        """Frames to ask ComfyUI's empty latents for, and how many latent frames in front are cut
+        before decoding.
+        """
         return self.size.frames, 0
 
     # What follows needs configs only: it is what a plan is made of.
@@ -296,8 +389,12 @@ class Backbone(ABC):
 
     @staticmethod
     @abstractmethod
-    def empty_vae(network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize) -> tuple[nn.Module, tuple[int, ...]]:
-        """The autoencoder in its dtype, from its config alone, and the shape of what it decodes at once: one sample's latents, or a tile."""
+    def empty_vae(
+        network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize
+    ) -> tuple[nn.Module, tuple[int, ...]]:
+        """The autoencoder in its dtype, from its config alone, and the shape of what it decodes at
+        once: one sample's latents, or a tile.
+        """
 
     @staticmethod
     @abstractmethod
@@ -321,7 +418,9 @@ class Backbone(ABC):
 
     @staticmethod
     @abstractmethod
-    def example(network: nn.Module, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+    def example(
+        network: nn.Module, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
+    ) -> dict:
         """Keyword arguments of one call, with empty tensors."""
 
     def denoiser(self, network) -> NetworkDenoiser:
@@ -346,22 +445,31 @@ def register(cls: type[Backbone]) -> type[Backbone]:
     return cls
 
 
-def load_backbone(config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu") -> Backbone:
+def load_backbone(
+    config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu"
+) -> Backbone:
     """The backbone for a teacher's folder or hub id, by the class in its model_index.json."""
     folder, family = find_family(config)
     try:
         return family(folder, config, size, device)
     except OSError as error:  # what diffusers raises for a file that is not there
-        raise ValueError(f"model.path={config.path!r} is not whole ({error}): copy or download the folder again") from error
+        raise ValueError(
+            f"model.path={config.path!r} is not whole ({error}): copy or download the folder again"
+        ) from error
 
 
 def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, type[Backbone]]:
-    """A teacher's local folder (see `resolve`), and the family of the class in its model_index.json."""
+    """A teacher's local folder (see `resolve`), and the family of the class in its
+    model_index.json.
+    """
     folder = resolve(config, weights=weights)
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     known = families()
     if name not in known:
-        raise ValueError(f"model.path={config.path!r} is a {name}: known pipeline classes are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"model.path={config.path!r} is a {name}: known pipeline classes are"
+            f" {', '.join(sorted(known))}"
+        )
     return folder, known[name]
 
 
@@ -369,12 +477,14 @@ def check_attention(kernel: str, device: torch.device) -> None:
     """ValueError if this machine has not what the attention kernel needs."""
     if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
         raise ValueError(
-            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the package: pip install -e '.[xformers]' in the clone,"
-            " or choose 'sdpa'"
+            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the"
+            " package: pip install -e '.[xformers]' in the clone, or choose 'sdpa'"
         )
 
 
-def half_of(blocks: nn.ModuleList, width: int, *, index: int = 0) -> tuple[nn.ModuleList, list[Tap]]:
+def half_of(
+    blocks: nn.ModuleList, width: int, *, index: int = 0
+) -> tuple[nn.ModuleList, list[Tap]]:
     """The first half of a transformer's blocks, and taps behind half of those and behind all."""
     kept = blocks[: -(-len(blocks) // 2)]
     ends = sorted({-(-len(kept) // 2), len(kept)})

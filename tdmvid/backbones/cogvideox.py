@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
@@ -30,12 +35,24 @@ class CogVideoX(VPBackbone):
 
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    network_class, vae_class, ddim_class = CogVideoXTransformer3DModel, AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+    network_class, vae_class, ddim_class = (
+        CogVideoXTransformer3DModel,
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+    )
     lora_names = {"comfyui": comfyui_cogvideox, "kohya": kohya_cogvideox}
-    comfyui_text, comfyui_latent = "cogvideox", "EmptyHunyuanLatentVideo"  # of 16 channels and the same compression
-    comfyui_sampler = ("VOIDSampler", {})  # its CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
+    comfyui_text, comfyui_latent = (
+        "cogvideox",
+        "EmptyHunyuanLatentVideo",
+    )  # of 16 channels and the same compression
+    comfyui_sampler = (
+        "VOIDSampler",
+        {},
+    )  # its CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
         super().__init__(folder, config, size, device)
         self._clip = Clip.of(self.network, folder, size)
         self._rotary = None
@@ -45,9 +62,15 @@ class CogVideoX(VPBackbone):
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {
-            "hidden_states": x_t, "encoder_hidden_states": cond["prompt_embeds"], "timestep": self.process.timestep(t),
+            "hidden_states": x_t,
+            "encoder_hidden_states": cond["prompt_embeds"],
+            "timestep": self.process.timestep(t),
             "image_rotary_emb": self._rotary_embedding(x_t),
-            "ofs": torch.full((1,), OFS, device=x_t.device) if self.network.config.ofs_embed_dim else None,
+            "ofs": (
+                torch.full((1,), OFS, device=x_t.device)
+                if self.network.config.ofs_embed_dim
+                else None
+            ),
         }
 
     def _rotary_embedding(self, x_t: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -56,9 +79,15 @@ class CogVideoX(VPBackbone):
         return self._rotary
 
     def comfyui_lack(self) -> str:
-        shift, wrapper = self.read_scheduler(self.folder).config.snr_shift_scale, "; ComfyUI-CogVideoXWrapper, with the diffusers file, can"
+        shift, wrapper = (
+            self.read_scheduler(self.folder).config.snr_shift_scale,
+            "; ComfyUI-CogVideoXWrapper, with the diffusers file, can",
+        )
         if shift != 1:
-            return f"its noise levels of every CogVideoX are those without snr_shift_scale, this base has {shift:g}{wrapper}"
+            return (
+                "its noise levels of every CogVideoX are those without snr_shift_scale, this base"
+                f" has {shift:g}{wrapper}"
+            )
         if self.network.config.patch_size_t is None:
             return f"its positions of every CogVideoX but 1.5 are stretched{wrapper}"
         return ""
@@ -82,7 +111,9 @@ class CogVideoX(VPBackbone):
     def encode_prompts(self, prompts: list[str]) -> Cond:
         length = self.network.config.max_text_seq_length
         with torch.no_grad():
-            embeds, _ = self.text.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
+            embeds, _ = self.text.encode_prompt(
+                prompts, do_classifier_free_guidance=False, max_sequence_length=length
+            )
         return Cond({"prompt_embeds": embeds})
 
     def text_settings(self) -> tuple[str, ...]:
@@ -90,14 +121,26 @@ class CogVideoX(VPBackbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        latents = latents[:, self._clip.extra_frames :].transpose(1, 2).to(self.vae.dtype) / self.vae.config.scaling_factor
-        return torch.cat([self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)])
+        latents = (
+            latents[:, self._clip.extra_frames :].transpose(1, 2).to(self.vae.dtype)
+            / self.vae.config.scaling_factor
+        )
+        return torch.cat(
+            [self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)]
+        )
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
-        mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.to(self.device, self.vae.dtype).split(1)])
+        mean = torch.cat(
+            [
+                self.vae.encode(one).latent_dist.mode()
+                for one in videos.to(self.device, self.vae.dtype).split(1)
+            ]
+        )
         latents = mean.transpose(1, 2) * self.vae.config.scaling_factor
-        first = latents[:, :1].expand(-1, self._clip.extra_frames, -1, -1, -1)  # as in the library's training of 1.5
+        first = latents[:, :1].expand(
+            -1, self._clip.extra_frames, -1, -1, -1
+        )  # as in the library's training of 1.5
         return torch.cat([first, latents], 1).to(self.config.torch_dtype)
 
     @staticmethod
@@ -108,11 +151,16 @@ class CogVideoX(VPBackbone):
 
     def stock_pipeline(self, network: nn.Module | None = None) -> CogVideoXPipeline:
         pipeline = super().stock_pipeline(network)
-        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
+        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = (
+            self._clip.spatial,
+            self._clip.temporal,
+        )
         return pipeline
 
     @staticmethod
-    def vae_latents(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> tuple[int, int, int, int]:
+    def vae_latents(
+        network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize
+    ) -> tuple[int, int, int, int]:
         clip = Clip.of(network, folder, size)
         frames, channels, height, width = clip.latent_shape
         return channels, frames - clip.extra_frames, height, width
@@ -120,31 +168,62 @@ class CogVideoX(VPBackbone):
     @staticmethod
     def vae_tile(vae: AutoencoderKLCogVideoX) -> tuple[int, int]:
         return check_tiles(
-            (vae.tile_latent_min_height, vae.tile_sample_min_height, vae.tile_overlap_factor_height),
+            (
+                vae.tile_latent_min_height,
+                vae.tile_sample_min_height,
+                vae.tile_overlap_factor_height,
+            ),
             (vae.tile_latent_min_width, vae.tile_sample_min_width, vae.tile_overlap_factor_width),
         )
 
     def stock_arguments(self) -> dict:
         size, length = self.size, self.network.config.max_text_seq_length
-        return {"num_frames": size.frames, "height": size.height, "width": size.width, "max_sequence_length": length}
+        return {
+            "num_frames": size.frames,
+            "height": size.height,
+            "width": size.width,
+            "max_sequence_length": length,
+        }
 
     @staticmethod
     def tokens(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
-        net, (frames, _, height, width) = network.config, Clip.of(network, folder, size).latent_shape
-        video = frames // (net.patch_size_t or 1) * (height // net.patch_size) * (width // net.patch_size)
-        return Tokens(net.max_text_seq_length + video, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+        net, (frames, _, height, width) = (
+            network.config,
+            Clip.of(network, folder, size).latent_shape,
+        )
+        video = (
+            frames
+            // (net.patch_size_t or 1)
+            * (height // net.patch_size)
+            * (width // net.patch_size)
+        )
+        return Tokens(
+            net.max_text_seq_length + video,
+            net.num_attention_heads,
+            net.num_attention_heads * net.attention_head_dim,
+            net.num_layers,
+        )
 
     @staticmethod
     def blocks(network: CogVideoXTransformer3DModel) -> list[nn.Module]:
         return list(network.transformer_blocks)
 
     @staticmethod
-    def example(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+    def example(
+        network: CogVideoXTransformer3DModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
         net, clip = network.config, Clip.of(network, folder, size)
         return {
             "hidden_states": torch.empty(batch, *clip.latent_shape, dtype=dtype),
-            "encoder_hidden_states": torch.empty(batch, net.max_text_seq_length, net.text_embed_dim, dtype=dtype),
-            "timestep": torch.empty(batch, dtype=torch.long), "image_rotary_emb": rotary_embedding(network, clip, "cpu"),
+            "encoder_hidden_states": torch.empty(
+                batch, net.max_text_seq_length, net.text_embed_dim, dtype=dtype
+            ),
+            "timestep": torch.empty(batch, dtype=torch.long),
+            "image_rotary_emb": rotary_embedding(network, clip, "cpu"),
             "ofs": torch.empty(1) if net.ofs_embed_dim else None,
         }
 
@@ -155,7 +234,9 @@ class Clip:
 
     latent_shape: tuple[int, int, int, int]
     extra_frames: int
-    """Latent frames added in front so that temporal patches divide; the pipeline drops them after decoding."""
+    """Latent frames added in front so that temporal patches divide; the pipeline drops them after
+    decoding.
+    """
     spatial: int
     temporal: int
 
@@ -163,23 +244,48 @@ class Clip:
     def of(cls, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Clip:
         """ValueError names the rule that `size` breaks."""
         vae, net = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae"), network.config
-        spatial, temporal = 2 ** (len(vae["block_out_channels"]) - 1), int(vae["temporal_compression_ratio"])
+        spatial, temporal = (
+            2 ** (len(vae["block_out_channels"]) - 1),
+            int(vae["temporal_compression_ratio"]),
+        )
         patch = net.patch_size
         for name in ("height", "width"):
             if getattr(size, name) % (spatial * patch):
-                raise ValueError(f"video.{name}={getattr(size, name)} does not divide by {spatial * patch} (latent compression x patch)")
-        if size.frames != 1 and (size.frames - 1) % (2 * temporal):  # diffusers decodes latents in twos, the first alone
+                raise ValueError(
+                    f"video.{name}={getattr(size, name)} does not divide by {spatial * patch}"
+                    " (latent compression x patch)"
+                )
+        if size.frames != 1 and (size.frames - 1) % (
+            2 * temporal
+        ):  # diffusers decodes latents in twos, the first alone
             near = max(1, round((size.frames - 1) / (2 * temporal))) * 2 * temporal + 1
-            raise ValueError(f"video.frames={size.frames}: this autoencoder decodes 1 or {2 * temporal}n + 1 frames, e.g. {near}")
-        frames, height, width = (size.frames - 1) // temporal + 1, size.height // spatial, size.width // spatial
-        if net.use_learned_positional_embeddings and (height, width) != (net.sample_height, net.sample_width):
-            raise ValueError(f"video={size}: learned positions allow only latents of {(net.sample_height, net.sample_width)}, not {(height, width)}")
+            raise ValueError(
+                f"video.frames={size.frames}: this autoencoder decodes 1 or {2 * temporal}n + 1"
+                f" frames, e.g. {near}"
+            )
+        frames, height, width = (
+            (size.frames - 1) // temporal + 1,
+            size.height // spatial,
+            size.width // spatial,
+        )
+        if net.use_learned_positional_embeddings and (height, width) != (
+            net.sample_height,
+            net.sample_width,
+        ):
+            raise ValueError(
+                f"video={size}: learned positions allow only latents of"
+                f" {(net.sample_height, net.sample_width)}, not {(height, width)}"
+            )
         extra = -frames % (net.patch_size_t or 1)
         return cls((frames + extra, net.in_channels, height, width), extra, spatial, temporal)
 
 
-def rotary_embedding(network: CogVideoXTransformer3DModel, clip: Clip, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines [V, D] of the video tokens, as the stock pipelines make them; None where positions are added instead."""
+def rotary_embedding(
+    network: CogVideoXTransformer3DModel, clip: Clip, device: torch.device | str
+) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines [V, D] of the video tokens, as the stock pipelines make them; None where
+    positions are added instead.
+    """
     net, (frames, _, height, width) = network.config, clip.latent_shape
     if not net.use_rotary_positional_embeddings:
         return None
@@ -189,5 +295,12 @@ def rotary_embedding(network: CogVideoXTransformer3DModel, clip: Clip, device: t
         region = get_resize_crop_region_for_grid(grid, base[1], base[0])
         extra = {"crops_coords": region, "temporal_size": frames}
     else:
-        extra = {"crops_coords": None, "temporal_size": frames // net.patch_size_t, "grid_type": "slice", "max_size": base}
-    return get_3d_rotary_pos_embed(embed_dim=net.attention_head_dim, grid_size=grid, device=device, **extra)
+        extra = {
+            "crops_coords": None,
+            "temporal_size": frames // net.patch_size_t,
+            "grid_type": "slice",
+            "max_size": base,
+        }
+    return get_3d_rotary_pos_embed(
+        embed_dim=net.attention_head_dim, grid_size=grid, device=device, **extra
+    )

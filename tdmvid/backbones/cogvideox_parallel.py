@@ -24,28 +24,47 @@ from .base import TokenSharing
 
 @dataclass
 class Layout:
-    """Lengths of the sequence in flight: `text` of `length` tokens. Set at the first block of every call."""
+    """Lengths of the sequence in flight: `text` of `length` tokens. Set at the first block of every
+    call.
+    """
 
     text: int = 0
     length: int = 0
 
 
 class JointAttention:
-    """Replaces the library's attention processor: exact attention of text and video, over tokens that may lie on several ranks."""
+    """Replaces the library's attention processor: exact attention of text and video, over tokens
+    that may lie on several ranks.
+    """
 
     def __init__(self, sharing: TokenSharing | None = None):
-        self.sharing, self.layout, self.kernel, self.float32 = sharing, Layout(), AttentionBackendName.NATIVE, False
+        self.sharing, self.layout, self.kernel, self.float32 = (
+            sharing,
+            Layout(),
+            AttentionBackendName.NATIVE,
+            False,
+        )
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None,
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """This rank's (video, text) tokens after attention to all tokens of all ranks."""
         assert attention_mask is None, "CogVideoX attends to every token"
         if self.sharing is None:
             self.layout.text = encoder_hidden_states.shape[1]
-        text, tokens = encoder_hidden_states.shape[1], torch.cat([encoder_hidden_states, hidden_states], 1)
-        query, key, value = (project(tokens).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        text, tokens = (
+            encoder_hidden_states.shape[1],
+            torch.cat([encoder_hidden_states, hidden_states], 1),
+        )
+        query, key, value = (
+            project(tokens).unflatten(2, (attn.heads, -1))
+            for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
 
@@ -55,10 +74,16 @@ class JointAttention:
             if not self.float32:
                 return dispatch_attention_fn(q, k, v, backend=self.kernel)
             with torch.autocast(q.device.type, enabled=False):  # which would cast straight back
-                return dispatch_attention_fn(q.float(), k.float(), v.float(), backend=self.kernel).to(v.dtype)
+                return dispatch_attention_fn(
+                    q.float(), k.float(), v.float(), backend=self.kernel
+                ).to(v.dtype)
 
         shared = self.sharing is not None
-        out = self.sharing.attend(query, key, value, self.layout.length, whole) if shared else whole(query, key, value)
+        out = (
+            self.sharing.attend(query, key, value, self.layout.length, whole)
+            if shared
+            else whole(query, key, value)
+        )
         out = out.flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
@@ -70,17 +95,36 @@ class JointAttention:
 
 
 def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
-    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay whole, and equal on all ranks."""
+    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay
+    whole, and equal on all ranks.
+    """
     attention = JointAttention(sharing)
     layout = attention.layout
 
     def cut(block, args, kwargs):
-        kwargs = dict(zip(("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "attention_kwargs"), args)) | kwargs
+        kwargs = (
+            dict(
+                zip(
+                    (
+                        "hidden_states",
+                        "encoder_hidden_states",
+                        "temb",
+                        "image_rotary_emb",
+                        "attention_kwargs",
+                    ),
+                    args,
+                )
+            )
+            | kwargs
+        )
         video, text = kwargs["hidden_states"], kwargs["encoder_hidden_states"]
         layout.text, layout.length = text.shape[1], text.shape[1] + video.shape[1]
         mine = sharing.shard(torch.cat([text, video], 1))
         own_text = min(max(layout.text - sharing.rank * mine.shape[1], 0), mine.shape[1])
-        return (), kwargs | {"hidden_states": mine[:, own_text:], "encoder_hidden_states": mine[:, :own_text]}
+        return (), kwargs | {
+            "hidden_states": mine[:, own_text:],
+            "encoder_hidden_states": mine[:, :own_text],
+        }
 
     def join(projection, args, video):
         share = sharing.share(layout.length)
@@ -94,19 +138,25 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
 
 
 def use_xformers(network: CogVideoXTransformer3DModel) -> None:
-    """Attention by xformers' kernel, also over shared tokens (the library's own switch would lose the rotary embedding)."""
+    """Attention by xformers' kernel, also over shared tokens (the library's own switch would lose
+    the rotary embedding).
+    """
     for processor in _joint(network):
         processor.kernel = AttentionBackendName.XFORMERS
 
 
 def use_float32(network: CogVideoXTransformer3DModel) -> None:
-    """Attention in float32: on a CPU the backward pass of the bfloat16 kernel is several times slower on short sequences."""
+    """Attention in float32: on a CPU the backward pass of the bfloat16 kernel is several times
+    slower on short sequences.
+    """
     for processor in _joint(network):
         processor.float32 = True
 
 
 def _joint(network: CogVideoXTransformer3DModel) -> list[JointAttention]:
     """The network's processors, which are JointAttention afterwards."""
-    if not any(isinstance(processor, JointAttention) for processor in network.attn_processors.values()):
+    if not any(
+        isinstance(processor, JointAttention) for processor in network.attn_processors.values()
+    ):
         network.set_attn_processor(JointAttention())
     return list(network.attn_processors.values())

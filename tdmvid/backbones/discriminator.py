@@ -1,4 +1,5 @@
-"""A discriminator for any family: the first half of its own network, frozen, and small trained heads on its features.
+"""A discriminator for any family: the first half of its own network, frozen, and small trained
+heads on its features.
 
 It is told tau, and K where K is drawn from a set, and never the prompt: the network is called
 with the null condition, so real clips need no captions.
@@ -24,7 +25,9 @@ FREQUENCIES = 4
 
 
 class Head(nn.Module):
-    """Features of one tap to a logit: two layers on every token, modulated by tau and K, and the mean."""
+    """Features of one tap to a logit: two layers on every token, modulated by tau and K, and the
+    mean.
+    """
 
     def __init__(self, features: int, width: int = WIDTH):
         super().__init__()
@@ -38,7 +41,9 @@ class Head(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A halved network and a head on each of its taps; called like the network, with tau and K besides."""
+    """A halved network and a head on each of its taps; called like the network, with tau and K
+    besides.
+    """
 
     def __init__(self, network: nn.Module, taps: list[Tap], *, seed: int):
         super().__init__()
@@ -51,7 +56,9 @@ class Discriminator(nn.Module):
         for number, tap in enumerate(taps):
             tap.block.register_forward_hook(partial(self._keep, number, tap.index))
 
-    def forward(self, *, tau: Tensor, steps: Tensor | None, return_dict: bool = False, **inputs) -> tuple[Tensor]:
+    def forward(
+        self, *, tau: Tensor, steps: Tensor | None, return_dict: bool = False, **inputs
+    ) -> tuple[Tensor]:
         """tau and K, [B], and the network's own keyword arguments -> (logits [B],)."""
         self._features = {}
         self.network(**inputs, return_dict=False)
@@ -59,16 +66,23 @@ class Discriminator(nn.Module):
         level = torch.zeros_like(tau) if steps is None else step_level(steps)
         levels = torch.cat([_waves(tau), _waves(level)], 1)
         with torch.autocast(tau.device.type, enabled=False):
-            logits = [head(_tokens(features[number]).float(), levels) for number, head in enumerate(self.heads)]
+            logits = [
+                head(_tokens(features[number]).float(), levels)
+                for number, head in enumerate(self.heads)
+            ]
         return (torch.stack(logits).mean(0),)
 
     def _keep(self, number: int, index: int, module: nn.Module, args: tuple, out) -> None:
-        if self._features is not None:  # a block that is computed again for the backward pass has nobody waiting
+        if (
+            self._features is not None
+        ):  # a block that is computed again for the backward pass has nobody waiting
             self._features[number] = out[index] if isinstance(out, tuple) else out
 
 
 class NetworkDiscriminator:
-    """A Discriminator, or an engine around it, as objectives call it: (x_tau, tau, cond) -> logits [B]."""
+    """A Discriminator, or an engine around it, as objectives call it: (x_tau, tau, cond) -> logits
+    [B].
+    """
 
     def __init__(self, backbone: PipelineBackbone, network, null: Cond):
         self.backbone, self.network, self.null = backbone, network, null
@@ -77,7 +91,9 @@ class NetworkDiscriminator:
 
     def __call__(self, x_tau: Tensor, tau: Tensor, cond: Cond) -> Tensor:
         self.evaluated += len(x_tau)
-        return self.backbone.call(self.network, x_tau, tau, self.null.expand(len(x_tau)), tau=tau, steps=cond.get(STEPS))
+        return self.backbone.call(
+            self.network, x_tau, tau, self.null.expand(len(x_tau)), tau=tau, steps=cond.get(STEPS)
+        )
 
 
 def _tokens(features: Tensor) -> Tensor:

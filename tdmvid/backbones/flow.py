@@ -18,7 +18,8 @@ from .pipeline import PipelineBackbone
 from .scheduler import TrajectoryScheduler
 
 EXACT = 2e-6
-"""Largest difference between a scheduler's sigma and the grid's time: a few roundings of float32."""
+"""Largest difference between a scheduler's sigma and the grid's time: a few roundings of float32.
+"""
 
 
 class FlowBackbone(PipelineBackbone):
@@ -29,7 +30,10 @@ class FlowBackbone(PipelineBackbone):
         config = FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
         name, predicted = config["_class_name"], config.get("prediction_type")
         if not name.startswith("FlowMatch") and predicted != "flow_prediction":
-            raise ValueError(f"{folder}: {name} is for networks that predict {predicted!r}: this family needs a scheduler of a flow")
+            raise ValueError(
+                f"{folder}: {name} is for networks that predict {predicted!r}: this family needs a"
+                " scheduler of a flow"
+            )
         return RectifiedFlow(float(config.get("num_train_timesteps", 1000)))
 
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
@@ -40,10 +44,11 @@ class FlowBackbone(PipelineBackbone):
 
 
 def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin:
-    """diffusers' Euler scheduler if a pair of its settings gives exactly this grid in K steps, else a TrajectoryScheduler.
+    """diffusers' Euler scheduler if a pair of its settings gives exactly this grid in K steps, else
+    a TrajectoryScheduler.
 
-    As teachers ship it, its K sigmas go from 1 down to nearly 0 (0.009 for K = 4 and shift 3), so that
-    the last of few steps does nothing: a student's grid needs settings of its own.
+    As teachers ship it, its K sigmas go from 1 down to nearly 0 (0.009 for K = 4 and shift 3), so
+    that the last of few steps does nothing: a student's grid needs settings of its own.
     """
     count, wanted = int(process.scale), torch.tensor([*grid.descending(), 0.0])
     settings = euler_settings(grid, count)
@@ -56,13 +61,14 @@ def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin
 
 
 def euler_settings(grid: TimeGrid, count: int) -> dict[str, float] | None:
-    """`shift` and `shift_terminal` that put the first, second and last of K sigmas on the grid; None if there are none.
+    """`shift` and `shift_terminal` that put the first, second and last of K sigmas on the grid;
+    None if there are none.
 
-    The scheduler spaces K values l_j = 1 - h j evenly, the last being its smallest sigma, shifts each to
-    a l / (1 + (a - 1) l), and stretches the distances from 1 so that the last becomes shift_terminal:
-    1 - sigma_j = c h j / (a - (a - 1) h j) with any c. A shifted grid is of this form too, with other a and h,
-    so three of its points fix it: with w = 1 - 1 / a and F = (1 - sigma_{K-1}) / (1 - sigma_1),
-    h w = (F / (K - 1) - 1) / (F - 1).
+    The scheduler spaces K values l_j = 1 - h j evenly, the last being its smallest sigma, shifts
+    each to a l / (1 + (a - 1) l), and stretches the distances from 1 so that the last becomes
+    shift_terminal: 1 - sigma_j = c h j / (a - (a - 1) h j) with any c. A shifted grid is of this
+    form too, with other a and h, so three of its points fix it: with w = 1 - 1 / a and F = (1 -
+    sigma_{K-1}) / (1 - sigma_1), h w = (F / (K - 1) - 1) / (F - 1).
     """
     times, last = grid.descending(), grid.steps - 1
     if times[0] != 1:
@@ -70,7 +76,8 @@ def euler_settings(grid: TimeGrid, count: int) -> dict[str, float] | None:
     if last < 2:
         return {"shift": 1.0} | ({"shift_terminal": times[-1]} if last else {})
     ratio = (1 - times[-1]) / (1 - times[1])
-    # h = (1 - least) / ((K - 1) (1 + (a - 1) least)), as the smallest sigma is shifted as well: a solves a quadratic.
+    # h = (1 - least) / ((K - 1) (1 + (a - 1) least)), as the smallest sigma is shifted as well: a
+    # solves a quadratic.
     least, slope = 1 / count, (last - ratio) / (1 - ratio)
     middle = 1 - slope
     square = middle**2 - 4 * slope * least / (1 - least)

@@ -24,11 +24,17 @@ class Mixture:
     def circle(cls) -> Mixture:
         """Eight unequal modes (1 2 3 4 4 3 2 1) on a circle of radius 1.5, standard deviation 0.12."""
         angle = torch.arange(8) * (2 * math.pi / 8)
-        return cls(1.5 * torch.stack([angle.cos(), angle.sin()], 1), torch.tensor([1.0, 2, 3, 4, 4, 3, 2, 1]), 0.12)
+        return cls(
+            1.5 * torch.stack([angle.cos(), angle.sin()], 1),
+            torch.tensor([1.0, 2, 3, 4, 4, 3, 2, 1]),
+            0.12,
+        )
 
     @classmethod
     def grid(cls) -> Mixture:
-        """Twenty-five modes on a square of side 3, weights 1 to 16 in every row and column, standard deviation 0.08."""
+        """Twenty-five modes on a square of side 3, weights 1 to 16 in every row and column,
+        standard deviation 0.08.
+        """
         row, column = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
         means = 0.75 * torch.stack([column, row], -1).flatten(0, 1).float() - 1.5
         return cls(means, 2.0 ** ((row + 2 * column) % 5).flatten(), 0.08)
@@ -36,7 +42,9 @@ class Mixture:
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """[count, D]."""
         mode = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        return self.means[mode] + self.std * torch.randn(count, self.means.shape[1], generator=generator)
+        return self.means[mode] + self.std * torch.randn(
+            count, self.means.shape[1], generator=generator
+        )
 
 
 class ExactDenoiser:
@@ -58,23 +66,42 @@ class ExactDenoiser:
 class VelocityNetwork(nn.Module):
     """A multilayer perceptron that predicts v; x0 = alpha x_t - sigma v for either process.
 
-    It sees sines and cosines of x_t too: modes ten times narrower than the data ask for a steep function,
-    and without them its score has several times the error. With `told_steps` it has a condition on K, at
-    zero until it is trained.
+    It sees sines and cosines of x_t too: modes ten times narrower than the data ask for a steep
+    function, and without them its score has several times the error. With `told_steps` it has a
+    condition on K, at zero until it is trained.
     """
 
-    def __init__(self, process: Process, *, dim: int = 2, width: int = 128, seed: int = 0, told_steps: bool = False):
+    def __init__(
+        self,
+        process: Process,
+        *,
+        dim: int = 2,
+        width: int = 128,
+        seed: int = 0,
+        told_steps: bool = False,
+    ):
         super().__init__()
         self.process = process
         self.register_buffer("ripples", torch.tensor([0.5, 1.0]) * math.pi, persistent=False)
-        self.register_buffer("frequencies", torch.tensor([0.5, 1.0, 2.0, 4.0]) * (math.pi / 2), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.tensor([0.5, 1.0, 2.0, 4.0]) * (math.pi / 2), persistent=False
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(
-                nn.Linear(5 * dim + 8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim),
+                nn.Linear(5 * dim + 8, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Linear(width, dim),
             )
-            self.steps = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width)) if told_steps else None
+            self.steps = (
+                nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width))
+                if told_steps
+                else None
+            )
         if told_steps:
             nn.init.zeros_(self.steps[-1].weight)
             nn.init.zeros_(self.steps[-1].bias)
@@ -93,14 +120,20 @@ class VelocityNetwork(nn.Module):
 
 
 class Critic(nn.Module):
-    """A multilayer perceptron that tells laws of x_t apart, told t and, if the conditioning has it, K: logits [B]."""
+    """A multilayer perceptron that tells laws of x_t apart, told t and, if the conditioning has it,
+    K: logits [B].
+    """
 
     def __init__(self, *, dim: int = 2, width: int = 128, seed: int = 0):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(
-                nn.Linear(dim + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1),
+                nn.Linear(dim + 2, width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+                nn.SiLU(),
+                nn.Linear(width, 1),
             )
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -108,8 +141,17 @@ class Critic(nn.Module):
         return self.layers(torch.cat([x_t, t[:, None], level[:, None]], 1))[:, 0]
 
 
-def fit_to_teacher(network: VelocityNetwork, teacher: ExactDenoiser, *, steps: int = 1500, batch: int = 512, lr: float = 5e-3) -> None:
-    """Regress the network's v on the exact denoiser's, so that it starts as a pretrained model does."""
+def fit_to_teacher(
+    network: VelocityNetwork,
+    teacher: ExactDenoiser,
+    *,
+    steps: int = 1500,
+    batch: int = 512,
+    lr: float = 5e-3,
+) -> None:
+    """Regress the network's v on the exact denoiser's, so that it starts as a pretrained model
+    does.
+    """
     generator, process = torch.Generator().manual_seed(1), teacher.process
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     for step in range(steps):
@@ -126,7 +168,9 @@ def fit_to_teacher(network: VelocityNetwork, teacher: ExactDenoiser, *, steps: i
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance of two sample sets [N, D] of equal size, over random directions."""
+    """Sliced 2-Wasserstein distance of two sample sets [N, D] of equal size, over random
+    directions.
+    """
     axis = torch.randn(a.shape[1], directions, generator=torch.Generator().manual_seed(seed))
     axis = axis / axis.norm(dim=0)
     return ((a @ axis).sort(0).values - (b @ axis).sort(0).values).square().mean().sqrt().item()

@@ -22,7 +22,9 @@ class Images:
     vae_class = AutoencoderKL
     output = "images"
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
         super().__init__(folder, config, size, device)
         self._shape = image_latents(self.network, folder, size)
 
@@ -32,18 +34,26 @@ class Images:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         config = self.vae.config
-        latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(self.vae.dtype)
-        return torch.cat([self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)])[:, :, None]
+        latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(
+            self.vae.dtype
+        )
+        return torch.cat(
+            [self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)]
+        )[:, :, None]
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         config, images = self.vae.config, videos[:, :, 0].to(self.device, self.vae.dtype)
         mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in images.split(1)])
-        return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(self.config.torch_dtype)
+        return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(
+            self.config.torch_dtype
+        )
 
     def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
         pipeline = super().stock_pipeline(network)
-        pipeline.vae_scale_factor = self.size.height // self._shape[1]  # which it reads from the autoencoder, where it has one
+        pipeline.vae_scale_factor = (
+            self.size.height // self._shape[1]
+        )  # which it reads from the autoencoder, where it has one
         return pipeline
 
     @staticmethod
@@ -62,10 +72,15 @@ class Images:
 def image_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[int, int, int]:
     """[C, H, W] of one sample; ValueError names the rule that `size` breaks."""
     if size.frames != 1:
-        raise ValueError(f"video.frames={size.frames}: {type(network).__name__} generates images, use 1")
+        raise ValueError(
+            f"video.frames={size.frames}: {type(network).__name__} generates images, use 1"
+        )
     scale = 2 ** (len(AutoencoderKL.load_config(folder, subfolder="vae")["block_out_channels"]) - 1)
     unit = scale * network.config.get("patch_size", 1)
     for name in ("height", "width"):
         if getattr(size, name) % unit:
-            raise ValueError(f"video.{name}={getattr(size, name)} does not divide by {unit} (latent compression x patch)")
+            raise ValueError(
+                f"video.{name}={getattr(size, name)} does not divide by {unit} (latent compression"
+                " x patch)"
+            )
     return network.config.in_channels, size.height // scale, size.width // scale

@@ -37,8 +37,15 @@ class PipelineBackbone(Backbone):
     pipeline_options: ClassVar[dict] = {}
     """Of every loading of the pipeline; None for a component that is never needed."""
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
-        self.folder, self.config, self.size, self.device = folder, config, size, torch.device(device)
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
+        self.folder, self.config, self.size, self.device = (
+            folder,
+            config,
+            size,
+            torch.device(device),
+        )
         self.process = self.read_process(folder)
         self.network = self.fresh_network()
         self._text = self._vae = None
@@ -72,29 +79,53 @@ class PipelineBackbone(Backbone):
         return self.clean(x_t, self.call(network, x_t, t, cond), t)
 
     def call(self, network, x_t: Tensor, t: Tensor, cond: Cond, **more) -> Tensor:
-        """The first output of a network, or of what is called like it, float32; `more` are further keyword arguments."""
+        """The first output of a network, or of what is called like it, float32; `more` are further
+        keyword arguments.
+        """
         dtype = self.config.torch_dtype
-        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):  # a cache would hold all weights that are cast
-            return network(**self.inputs(x_t.to(dtype), t, self._cast(cond)), **more, return_dict=False)[0].float()
+        with torch.autocast(
+            x_t.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
+        ):  # a cache would hold all weights that are cast
+            return network(
+                **self.inputs(x_t.to(dtype), t, self._cast(cond)), **more, return_dict=False
+            )[0].float()
 
     def fresh_network(self) -> nn.Module:
         return self._part(self.network_class, self.network_folder).requires_grad_(False)
 
     def _cast(self, cond: Cond) -> Cond:
-        return Cond({name: x.to(self.config.torch_dtype) if x.is_floating_point() else x for name, x in cond.items()})
+        return Cond(
+            {
+                name: x.to(self.config.torch_dtype) if x.is_floating_point() else x
+                for name, x in cond.items()
+            }
+        )
 
-    def _part(self, kind: type[ModelMixin], name: str, dtype: torch.dtype | None = None) -> nn.Module:
-        # Often only some parts of a model have the variant; for whole pipelines the library looks itself.
+    def _part(
+        self, kind: type[ModelMixin], name: str, dtype: torch.dtype | None = None
+    ) -> nn.Module:
+        # Often only some parts of a model have the variant; for whole pipelines the library looks
+        # itself.
         variant = self.config.variant
         if variant and not any((self.folder / name).glob(f"*.{variant}*")):
             variant = None
-        return kind.from_pretrained(  # straight to the device: on the host is never more than one file of the weights
-            self.folder, subfolder=name, dtype=dtype or self.config.torch_dtype, variant=variant, device_map=self.device
+        # straight to the device: on the host is never more than one file of the weights
+        return kind.from_pretrained(
+            self.folder,
+            subfolder=name,
+            dtype=dtype or self.config.torch_dtype,
+            variant=variant,
+            device_map=self.device,
         ).eval()
 
     def _pipeline(self, *without: str, **given: nn.Module) -> DiffusionPipeline:
         pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
-            self.folder, **dict.fromkeys(without), **given, **self.pipeline_options, dtype=self.config.torch_dtype, variant=self.config.variant
+            self.folder,
+            **dict.fromkeys(without),
+            **given,
+            **self.pipeline_options,
+            dtype=self.config.torch_dtype,
+            variant=self.config.variant,
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self.device)
@@ -119,7 +150,9 @@ class PipelineBackbone(Backbone):
     def vae_dtype(cls, folder: Path, config: ModelConfig) -> torch.dtype:
         """Of the autoencoder: the network's, or float32 if it overflows in float16."""
         upcast = cls.vae_class.load_config(folder, subfolder="vae").get("force_upcast")
-        return torch.float32 if upcast and config.torch_dtype == torch.float16 else config.torch_dtype
+        return (
+            torch.float32 if upcast and config.torch_dtype == torch.float16 else config.torch_dtype
+        )
 
     def release_text(self) -> None:
         self._text = None
@@ -139,38 +172,77 @@ class PipelineBackbone(Backbone):
     def video_fingerprint(self) -> str:
         files = [path for path in (self.folder / "vae").iterdir() if path.is_file()]
         tiled = ["tiled"] if self.config.tiling else []
-        return file_fingerprint(files, type(self).__name__, self.config.dtype, str(self.size), str(self.latent_shape()), *tiled)
+        return file_fingerprint(
+            files,
+            type(self).__name__,
+            self.config.dtype,
+            str(self.size),
+            str(self.latent_shape()),
+            *tiled,
+        )
 
     def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
-        return self._pipeline(*self.text_parts, "vae", **({} if network is None else {self.network_folder: network}))
+        return self._pipeline(
+            *self.text_parts, "vae", **({} if network is None else {self.network_folder: network})
+        )
 
     def absent_parts(self) -> list[str]:
         """Components that the folder leaves out, though its pipeline has a place for them."""
         return []
 
     def whole_pipeline(self) -> DiffusionPipeline:
-        return self._pipeline(*self.absent_parts(), **{self.network_folder: self.network, "vae": self.vae})
+        return self._pipeline(
+            *self.absent_parts(), **{self.network_folder: self.network, "vae": self.vae}
+        )
 
-    def stock_videos(self, pipeline: DiffusionPipeline, prompts: list[str], *, steps: int, cfg: float):
-        return pipeline(prompts, guidance_scale=cfg, num_inference_steps=steps, return_dict=False, **self.stock_arguments())[0]
+    def stock_videos(
+        self, pipeline: DiffusionPipeline, prompts: list[str], *, steps: int, cfg: float
+    ):
+        return pipeline(
+            prompts,
+            guidance_scale=cfg,
+            num_inference_steps=steps,
+            return_dict=False,
+            **self.stock_arguments(),
+        )[0]
 
     def stock_latents(
-        self, pipeline: DiffusionPipeline, z: Tensor, cond: Cond, *, steps: int, cfg: float = 1.0, null: Cond | None = None
+        self,
+        pipeline: DiffusionPipeline,
+        z: Tensor,
+        cond: Cond,
+        *,
+        steps: int,
+        cfg: float = 1.0,
+        null: Cond | None = None,
     ) -> Tensor:
         conds = dict(self._cast(cond))
         if cfg != 1.0:
-            conds |= {f"negative_{name}": x.expand(len(z), *x.shape[1:]) for name, x in self._cast(null).items()}
-            conds["negative_prompt"] = None  # one pipeline's default is "", which excludes embeddings
+            conds |= {
+                f"negative_{name}": x.expand(len(z), *x.shape[1:])
+                for name, x in self._cast(null).items()
+            }
+            conds["negative_prompt"] = (
+                None  # one pipeline's default is "", which excludes embeddings
+            )
         return pipeline(
-            **conds, latents=z.to(self.config.torch_dtype), guidance_scale=cfg, num_inference_steps=steps,
-            output_type="latent", return_dict=False, **self.stock_arguments(),
+            **conds,
+            latents=z.to(self.config.torch_dtype),
+            guidance_scale=cfg,
+            num_inference_steps=steps,
+            output_type="latent",
+            return_dict=False,
+            **self.stock_arguments(),
         )[0].float()
 
     def stock_call(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.stock_arguments().items())
 
     def save_lora(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
-        metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        metadata = {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in config.to_dict().items()
+        }
         part = self.network_folder
         getattr(diffusers, self.pipeline_class).save_lora_weights(
             folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata}
@@ -180,20 +252,28 @@ class PipelineBackbone(Backbone):
     def read_lora(cls, folder: Path, network: nn.Module) -> tuple[dict[str, Tensor], float | None]:
         check_lora(folder, network, cls.lora_prefix, file=cls.lora_file)
         with safe_open(folder / cls.lora_file, framework="pt") as file:
-            layers = {key.removeprefix(f"{cls.lora_prefix}."): file.get_tensor(key) for key in file.keys()}
+            layers = {
+                key.removeprefix(f"{cls.lora_prefix}."): file.get_tensor(key) for key in file.keys()
+            }
             return layers, cls.read_alpha(folder, file.metadata() or {})
 
     @classmethod
     def read_alpha(cls, folder: Path, metadata: dict[str, str]) -> float | None:
         """What a LoRA file says of its alpha, or None."""
-        return json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).get(f"{cls.lora_prefix}.lora_alpha")
+        return json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")).get(
+            f"{cls.lora_prefix}.lora_alpha"
+        )
 
     def load_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
-        check_lora(folder, getattr(pipeline, self.network_folder), self.lora_prefix, file=self.lora_file)
+        check_lora(
+            folder, getattr(pipeline, self.network_folder), self.lora_prefix, file=self.lora_file
+        )
         try:
             self.add_lora(pipeline, folder)
         except (RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"{folder}: no LoRA of {self.config.path} ({str(error).splitlines()[0]})") from error
+            raise ValueError(
+                f"{folder}: no LoRA of {self.config.path} ({str(error).splitlines()[0]})"
+            ) from error
         pipeline.scheduler = load_scheduler(folder)
 
     @staticmethod
@@ -203,22 +283,38 @@ class PipelineBackbone(Backbone):
 
     @classmethod
     def empty_network(cls, folder: Path) -> nn.Module:
-        return cls.network_class.from_config(cls.network_class.load_config(folder, subfolder=cls.network_folder))
+        return cls.network_class.from_config(
+            cls.network_class.load_config(folder, subfolder=cls.network_folder)
+        )
 
     @classmethod
     def text_bytes(cls, folder: Path, config: ModelConfig) -> int:
         index, found = json.loads((folder / "model_index.json").read_text()), 0
         for part in cls.text_parts:
-            if index.get(part) and (folder / part / "config.json").is_file() and hasattr(transformers, kind := index[part][1]):
+            if (
+                index.get(part)
+                and (folder / part / "config.json").is_file()
+                and hasattr(transformers, kind := index[part][1])
+            ):
                 encoder = getattr(transformers, kind)
                 if issubclass(encoder, transformers.PreTrainedModel):
                     with torch.device("meta"):
-                        found += sum(p.numel() for p in encoder(encoder.config_class.from_pretrained(folder / part)).parameters())
+                        found += sum(
+                            p.numel()
+                            for p in encoder(
+                                encoder.config_class.from_pretrained(folder / part)
+                            ).parameters()
+                        )
         return found * config.torch_dtype.itemsize
 
     @classmethod
-    def empty_vae(cls, network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize) -> tuple[nn.Module, tuple[int, ...]]:
-        vae = nn.Module.to(cls.vae_class.from_config(cls.vae_class.load_config(folder, subfolder="vae")), cls.vae_dtype(folder, config)).eval()
+    def empty_vae(
+        cls, network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize
+    ) -> tuple[nn.Module, tuple[int, ...]]:
+        vae = nn.Module.to(
+            cls.vae_class.from_config(cls.vae_class.load_config(folder, subfolder="vae")),
+            cls.vae_dtype(folder, config),
+        ).eval()
         *outer, height, width = cls.vae_latents(network, folder, size)
         if config.tiling:
             height, width = map(min, (height, width), cls.vae_tile(vae))
@@ -226,7 +322,9 @@ class PipelineBackbone(Backbone):
 
 
 def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LORA_FILE) -> None:
-    """ValueError if the LoRA in `folder` does not fit `network`; of layers it does not know, diffusers only warns."""
+    """ValueError if the LoRA in `folder` does not fit `network`; of layers it does not know,
+    diffusers only warns.
+    """
     path, layers = folder / file, dict(network.named_modules())
     if not path.is_file():
         raise ValueError(f"{folder} has no {file}: give the lora/ folder of a finished run")
@@ -237,18 +335,30 @@ def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LOR
         layer = list(getattr(layers.get(name), "weight", torch.empty(0)).shape)
         fits = shape[1:] == layer[1:] if factor.startswith("A") else shape[:1] == layer[:1]
         if not layer or layer == [0] or not fits:
-            there = f"the layer there is {layer}" if layer != [0] else f"{type(network).__name__} has no such layer"
-            raise ValueError(f"{path}: {key} is {shape}, {there}: a LoRA fits only the model it was trained on, see the card beside it")
+            there = (
+                f"the layer there is {layer}"
+                if layer != [0]
+                else f"{type(network).__name__} has no such layer"
+            )
+            raise ValueError(
+                f"{path}: {key} is {shape}, {there}: a LoRA fits only the model it was trained on,"
+                " see the card beside it"
+            )
 
 
 def check_tiles(height: tuple[int, int, float], width: tuple[int, int, float]) -> tuple[int, int]:
-    """Sides of a tile in latents; of each are given its latents, its pixels, and the share of both that overlaps the next tile.
+    """Sides of a tile in latents; of each are given its latents, its pixels, and the share of both
+    that overlaps the next tile.
 
-    ValueError where the library would cut the decoded tiles elsewhere than it cut the latents, which gives pictures of another size.
+    ValueError where the library would cut the decoded tiles elsewhere than it cut the latents,
+    which gives pictures of another size.
     """
     for name, (latents, pixels, overlap) in (("height", height), ("width", width)):
         if int(latents * (1 - overlap)) * pixels != (pixels - int(pixels * overlap)) * latents:
-            raise ValueError(f"model.tiling=true: this autoencoder's tiles, {latents} latents or {pixels} pixels in {name}, do not fit together: set it to false")
+            raise ValueError(
+                f"model.tiling=true: this autoencoder's tiles, {latents} latents or {pixels} pixels"
+                f" in {name}, do not fit together: set it to false"
+            )
     return height[0], width[0]
 
 
@@ -257,23 +367,35 @@ class VPBackbone(PipelineBackbone):
 
     ddim_class: ClassVar[type[ConfigMixin]] = DDIMScheduler
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
         super().__init__(folder, config, size, device)
         self.prediction_type = self.read_scheduler(folder).config.prediction_type
 
     @classmethod
     def read_scheduler(cls, folder: Path):
-        """Deterministic DDIM with the betas and the prediction type of the teacher's scheduler, and trailing spacing.
+        """Deterministic DDIM with the betas and the prediction type of the teacher's scheduler, and
+        trailing spacing.
 
         ValueError if it has no betas, or says that an epsilon network starts from pure noise.
         """
         config = cls.ddim_class.load_config(folder, subfolder="scheduler")
         if "beta_schedule" not in config:
-            raise ValueError(f"{folder}: {config.get('_class_name')} has no beta_schedule: {cls.__name__} needs a scheduler of a variance-preserving process")
-        # The trajectory ends in the clean prediction itself, not in the first entry of the table, and is never clipped.
-        scheduler = cls.ddim_class.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+            raise ValueError(
+                f"{folder}: {config.get('_class_name')} has no beta_schedule: {cls.__name__} needs"
+                " a scheduler of a variance-preserving process"
+            )
+        # The trajectory ends in the clean prediction itself, not in the first entry of the table,
+        # and is never clipped.
+        scheduler = cls.ddim_class.from_config(
+            config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+        )
         if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] <= 0:
-            raise ValueError(f"{folder}: prediction_type='epsilon' has no clean prediction at zero terminal SNR: set rescale_betas_zero_snr to false")
+            raise ValueError(
+                f"{folder}: prediction_type='epsilon' has no clean prediction at zero terminal SNR:"
+                " set rescale_betas_zero_snr to false"
+            )
         return scheduler
 
     @classmethod

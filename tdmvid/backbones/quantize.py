@@ -1,8 +1,8 @@
 """A frozen base in eight bits a weight: the linear layers of its blocks, by torchao, weights only.
 
-A layer makes its weight whole again, in the base's dtype, whenever it computes: memory is saved, not work, and
-results and gradients are those of a plain network whose weights are the rounded ones. What lies outside the
-blocks (embeddings, last projection), norms and convolutions stay as they are.
+A layer makes its weight whole again, in the base's dtype, whenever it computes: memory is saved,
+not work, and results and gradients are those of a plain network whose weights are the rounded ones.
+What lies outside the blocks (embeddings, last projection), norms and convolutions stay as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Kind = Literal["none", "int8", "float8"]
-"""int8: 255 even levels between an output channel's -max and max; float8: e4m3 (3 bits of mantissa), scaled to it."""
+"""int8: 255 even levels between an output channel's -max and max; float8: e4m3 (3 bits of
+mantissa), scaled to it.
+"""
 ROW_BYTES = {"int8": 5, "float8": 4}
 """Beside an output channel's weights: its scale in float32, and of int8 a zero point."""
 
@@ -36,7 +38,9 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Linear(torch.autograd.Function):
-    """x W^T + b. Autograd on the operations of torchao would keep every whole weight until the backward pass; this makes it again."""
+    """x W^T + b. Autograd on the operations of torchao would keep every whole weight until the
+    backward pass; this makes it again.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -51,11 +55,16 @@ class _Linear(torch.autograd.Function):
 def check_torchao() -> None:
     """ValueError if torchao is not installed."""
     if not importlib.util.find_spec("torchao"):
-        raise ValueError("model.quantize needs torchao: pip install -e '.[quantize]' in the clone, or choose 'none'")
+        raise ValueError(
+            "model.quantize needs torchao: pip install -e '.[quantize]' in the clone, or choose"
+            " 'none'"
+        )
 
 
 def quantize(network: nn.Module, blocks: list[nn.Module], kind: Kind) -> None:
-    """Round the weights of all linear layers of `blocks` in place, one after the other; before adapters are attached."""
+    """Round the weights of all linear layers of `blocks` in place, one after the other; before
+    adapters are attached.
+    """
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     chosen = {id(layer) for layer in linear_layers(blocks)}
@@ -64,20 +73,29 @@ def quantize(network: nn.Module, blocks: list[nn.Module], kind: Kind) -> None:
             if id(child) in chosen:
                 setattr(parent, name, QuantizedLinear.of(child))
     # Its own settings of the compiler would also turn float32 products on a GPU into TF32.
-    settings = {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}[kind](set_inductor_config=False)
+    settings = {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}[kind](
+        set_inductor_config=False
+    )
     quantize_(network, settings, filter_fn=lambda module, name: isinstance(module, QuantizedLinear))
     for layer in linear_layers(blocks):
         _keep_zeros(layer.weight)
 
 
 def _keep_zeros(weight: Tensor) -> None:
-    """torchao's float8 makes NaN of a row of zeros, 0 / 0; such rows stay zero. A last block's text has them, whose output nobody reads."""
+    """torchao's float8 makes NaN of a row of zeros, 0 / 0; such rows stay zero. A last block's text
+    has them, whose output nobody reads.
+    """
     weight.qdata.view(torch.uint8)[weight.scale.flatten() == 0] = 0
 
 
 def linear_layers(blocks: list[nn.Module]) -> list[nn.Linear]:
     """What is quantised, each layer once."""
-    found = {id(module): module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)}
+    found = {
+        id(module): module
+        for block in blocks
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
+    }
     return list(found.values())
 
 
@@ -86,12 +104,18 @@ def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: Kind) -> in
     whole = sum(p.numel() * p.element_size() for p in network.parameters())
     if kind == "none":
         return whole
-    return whole - sum(layer.weight.numel() * (layer.weight.element_size() - 1) - layer.out_features * ROW_BYTES[kind] for layer in linear_layers(blocks))
+    return whole - sum(
+        layer.weight.numel() * (layer.weight.element_size() - 1)
+        - layer.out_features * ROW_BYTES[kind]
+        for layer in linear_layers(blocks)
+    )
 
 
 def held_bytes(network: nn.Module) -> int:
     """What a network's parameters take, quantised or not."""
-    return sum(part.numel() * part.element_size() for p in network.parameters() for part in parts(p))
+    return sum(
+        part.numel() * part.element_size() for p in network.parameters() for part in parts(p)
+    )
 
 
 def parts(parameter: Tensor) -> list[Tensor]:

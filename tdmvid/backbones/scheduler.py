@@ -1,4 +1,5 @@
-"""The student's time grid as a diffusers scheduler, so that a stock pipeline steps exactly as trained.
+"""The student's time grid as a diffusers scheduler, so that a stock pipeline steps exactly as
+trained.
 
 A uniform grid of a table needs nothing of ours: diffusers' DDIM schedulers with trailing
 spacing have it. Most schedulers take no `timesteps=`, so any other grid ships as a
@@ -32,9 +33,10 @@ class TrajectoryOutput(BaseOutput):
 class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
     """Deterministic steps over a fixed list of timesteps, e.g. [999, 856, 665, 399].
 
-    alphas, sigmas: x_t = alpha x0 + sigma eps at each of them; prediction_type: epsilon, v_prediction,
-    sample or flow_prediction (eps - x0). `pipe.scheduler = TrajectoryScheduler.from_pretrained(folder)`;
-    sampling with another number of steps than the list has is refused.
+    alphas, sigmas: x_t = alpha x0 + sigma eps at each of them; prediction_type: epsilon,
+    v_prediction, sample or flow_prediction (eps - x0). `pipe.scheduler =
+    TrajectoryScheduler.from_pretrained(folder)`; sampling with another number of steps than the
+    list has is refused.
     """
 
     order = 1
@@ -42,52 +44,84 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, trajectory: list[float] = (), alphas: list[float] = (), sigmas: list[float] = (),
-        prediction_type: str = "epsilon", num_train_timesteps: int = 1000,
+        self,
+        trajectory: list[float] = (),
+        alphas: list[float] = (),
+        sigmas: list[float] = (),
+        prediction_type: str = "epsilon",
+        num_train_timesteps: int = 1000,
     ):
         if not len(trajectory) == len(alphas) == len(sigmas):
-            raise ValueError(f"{len(trajectory)} timesteps, {len(alphas)} alphas and {len(sigmas)} sigmas: each timestep has one of both")
+            raise ValueError(
+                f"{len(trajectory)} timesteps, {len(alphas)} alphas and {len(sigmas)} sigmas: each"
+                " timestep has one of both"
+            )
         self.timesteps = torch.tensor(list(trajectory))
         self.num_inference_steps = None
 
     @classmethod
-    def of(cls, grid: TimeGrid, process: Process, prediction_type: str, num_train_timesteps: int) -> TrajectoryScheduler:
+    def of(
+        cls, grid: TimeGrid, process: Process, prediction_type: str, num_train_timesteps: int
+    ) -> TrajectoryScheduler:
         """The grid of a process, for networks that predict `prediction_type`."""
         t = torch.tensor(grid.descending())
         alpha, sigma = process.alpha_sigma(t)
-        return cls(process.timestep(t).tolist(), alpha.tolist(), sigma.tolist(), prediction_type, num_train_timesteps)
+        return cls(
+            process.timestep(t).tolist(),
+            alpha.tolist(),
+            sigma.tolist(),
+            prediction_type,
+            num_train_timesteps,
+        )
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None
+    ) -> None:
         """The fixed list; ValueError for another number of steps."""
         steps = list(self.config.trajectory)
         if num_inference_steps != len(steps):
-            raise ValueError(f"num_inference_steps={num_inference_steps}: this student was trained on {len(steps)} timesteps, {steps}")
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}: this student was trained on"
+                f" {len(steps)} timesteps, {steps}"
+            )
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor(steps, device=device)
         self.sigmas = torch.tensor([*self.config.sigmas, 0.0])  # some pipelines look at it
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Some pipelines say that they begin at the first step, which this scheduler always does."""
-        assert begin_index == 0, f"begin_index={begin_index}: a student's trajectory is not entered halfway"
+        assert begin_index == 0, (
+            f"begin_index={begin_index}: a student's trajectory is not entered halfway"
+        )
 
     def scale_model_input(self, sample: Tensor, timestep: float | None = None) -> Tensor:
         """The sample itself."""
         return sample
 
-    def step(self, model_output: Tensor, timestep: float, sample: Tensor, return_dict: bool = True, **_):
-        """One deterministic step to the next timestep of the list, or to the clean sample after the last."""
+    def step(
+        self, model_output: Tensor, timestep: float, sample: Tensor, return_dict: bool = True, **_
+    ):
+        """One deterministic step to the next timestep of the list, or to the clean sample after the
+        last.
+        """
         position = self.timesteps.tolist().index(float(timestep))
         alpha, sigma = self.config.alphas[position], self.config.sigmas[position]
         x, out = sample.float(), model_output.float()
         x0 = clean_sample(self.config.prediction_type, x, out, alpha, sigma)
         last = position + 1 == len(self.timesteps)
-        next_alpha, next_sigma = (1.0, 0.0) if last else (self.config.alphas[position + 1], self.config.sigmas[position + 1])
+        next_alpha, next_sigma = (
+            (1.0, 0.0)
+            if last
+            else (self.config.alphas[position + 1], self.config.sigmas[position + 1])
+        )
         previous = next_alpha * x0 + next_sigma * (x - alpha * x0) / sigma
         previous, x0 = previous.to(sample.dtype), x0.to(sample.dtype)
         return TrajectoryOutput(previous, x0) if return_dict else (previous, x0)
 
 
-def clean_sample(prediction_type: str, x_t: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+def clean_sample(
+    prediction_type: str, x_t: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor
+) -> Tensor:
     """x0 of what a network predicts at x_t = alpha x0 + sigma eps; epsilon alone needs alpha > 0."""
     if prediction_type == "epsilon":
         return (x_t - sigma * out) / alpha
@@ -97,16 +131,28 @@ def clean_sample(prediction_type: str, x_t: Tensor, out: Tensor, alpha: float | 
         return x_t - sigma * out
     if prediction_type == "sample":
         return out
-    raise ValueError(f"prediction_type={prediction_type!r}: known are epsilon, v_prediction, sample and flow_prediction")
+    raise ValueError(
+        f"prediction_type={prediction_type!r}: known are epsilon, v_prediction, sample and"
+        " flow_prediction"
+    )
 
 
 def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> SchedulerMixin:
-    """`stock`, a DDIM scheduler with trailing spacing, if it steps over exactly this grid, else a TrajectoryScheduler."""
-    wanted, count = process.timestep(torch.tensor(grid.descending())).tolist(), stock.config.num_train_timesteps
+    """`stock`, a DDIM scheduler with trailing spacing, if it steps over exactly this grid, else a
+    TrajectoryScheduler.
+    """
+    wanted, count = (
+        process.timestep(torch.tensor(grid.descending())).tolist(),
+        stock.config.num_train_timesteps,
+    )
     stock.set_timesteps(grid.steps)
     # The stock step reaches back by whole multiples of N // K, so both lists must agree.
     stride = count // grid.steps
-    if stock.timesteps.tolist() == wanted and all(a - b == stride for a, b in zip(wanted, wanted[1:])) and wanted[-1] < stride:
+    if (
+        stock.timesteps.tolist() == wanted
+        and all(a - b == stride for a, b in zip(wanted, wanted[1:]))
+        and wanted[-1] < stride
+    ):
         return stock
     return TrajectoryScheduler.of(grid, process, stock.config.prediction_type, count)
 
@@ -114,4 +160,6 @@ def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> Sc
 def load_scheduler(folder: Path) -> SchedulerMixin:
     """The scheduler that lies beside a LoRA, ours or one of diffusers."""
     name = TrajectoryScheduler.load_config(folder)["_class_name"]
-    return (TrajectoryScheduler if name == TrajectoryScheduler.__name__ else getattr(diffusers, name)).from_pretrained(folder)
+    return (
+        TrajectoryScheduler if name == TrajectoryScheduler.__name__ else getattr(diffusers, name)
+    ).from_pretrained(folder)

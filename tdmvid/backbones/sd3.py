@@ -1,4 +1,5 @@
-"""Stable Diffusion 3 and 3.5, by what their configs say: three text encoders, of which the third may be left out.
+"""Stable Diffusion 3 and 3.5, by what their configs say: three text encoders, of which the third
+may be left out.
 
 Shapes: B batch, C channels, H W latent size, T text tokens of the two short encoders and of the
 long one. A latent sample is [C, H, W].
@@ -27,25 +28,47 @@ class StableDiffusion3(Images, FlowBackbone):
     """A Stable Diffusion 3 pipeline folder as a backbone."""
 
     pipeline_class = "StableDiffusion3Pipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    lora_targets = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     network_class = SD3Transformer2DModel
     lora_names = {"comfyui": comfyui_transformer}
     comfyui_latent = "EmptySD3LatentImage"
-    text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+    text_parts = (
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "text_encoder_3",
+        "tokenizer_3",
+    )
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
         super().__init__(folder, config, size, device)
         check_positions(self.network, folder, size)
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {
-            "hidden_states": x_t, "timestep": self.process.timestep(t),
-            "encoder_hidden_states": cond["prompt_embeds"], "pooled_projections": cond["pooled_prompt_embeds"],
+            "hidden_states": x_t,
+            "timestep": self.process.timestep(t),
+            "encoder_hidden_states": cond["prompt_embeds"],
+            "pooled_projections": cond["pooled_prompt_embeds"],
         }
 
     @property
     def text(self) -> DiffusionPipeline:
-        """The pipeline's text encoders, with the network, whose config has the width of an encoder that is left out."""
+        """The pipeline's text encoders, with the network, whose config has the width of an encoder
+        that is left out.
+        """
         if self._text is None:
             self._text = self._pipeline("vae", *self.absent_parts(), transformer=self.network)
         return self._text
@@ -56,7 +79,11 @@ class StableDiffusion3(Images, FlowBackbone):
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
             embeds, _, pooled, _ = self.text.encode_prompt(
-                prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=LONG_TEXT
+                prompts,
+                None,
+                None,
+                do_classifier_free_guidance=False,
+                max_sequence_length=LONG_TEXT,
             )
         return Cond({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
@@ -71,7 +98,12 @@ class StableDiffusion3(Images, FlowBackbone):
         check_positions(network, folder, size)
         net, (_, height, width) = network.config, image_latents(network, folder, size)
         count = text_tokens(folder) + (height // net.patch_size) * (width // net.patch_size)
-        return Tokens(count, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+        return Tokens(
+            count,
+            net.num_attention_heads,
+            net.num_attention_heads * net.attention_head_dim,
+            net.num_layers,
+        )
 
     @staticmethod
     def halve(network: SD3Transformer2DModel) -> list[Tap]:
@@ -84,19 +116,30 @@ class StableDiffusion3(Images, FlowBackbone):
         return list(network.transformer_blocks)
 
     @staticmethod
-    def example(network: SD3Transformer2DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+    def example(
+        network: SD3Transformer2DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
+    ) -> dict:
         net = network.config
         return {
-            "hidden_states": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype), "timestep": torch.empty(batch),
-            "encoder_hidden_states": torch.empty(batch, text_tokens(folder), net.joint_attention_dim, dtype=dtype),
+            "hidden_states": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
+            "timestep": torch.empty(batch),
+            "encoder_hidden_states": torch.empty(
+                batch, text_tokens(folder), net.joint_attention_dim, dtype=dtype
+            ),
             "pooled_projections": torch.empty(batch, net.pooled_projection_dim, dtype=dtype),
         }
 
 
 def absent_parts(folder: Path) -> list[str]:
-    """Parts of the long text encoder that a folder leaves out; the pipeline puts zeros in the place of its embeddings."""
+    """Parts of the long text encoder that a folder leaves out; the pipeline puts zeros in the place
+    of its embeddings.
+    """
     index = json.loads((folder / "model_index.json").read_text())
-    return [part for part in ("text_encoder_3", "tokenizer_3") if not index.get(part, [None])[0] or not (folder / part).is_dir()]
+    return [
+        part
+        for part in ("text_encoder_3", "tokenizer_3")
+        if not index.get(part, [None])[0] or not (folder / part).is_dir()
+    ]
 
 
 def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize) -> None:
@@ -104,9 +147,14 @@ def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize
     net, (_, height, _) = network.config, image_latents(network, folder, size)
     largest = net.pos_embed_max_size * net.patch_size * (size.height // height)
     if max(size.height, size.width) > largest:
-        raise ValueError(f"video={size}: this model has positions for {largest} pixels a side at most")
+        raise ValueError(
+            f"video={size}: this model has positions for {largest} pixels a side at most"
+        )
 
 
 def text_tokens(folder: Path) -> int:
     """T: what the short encoders' tokenizer pads to, and what is read of the long one."""
-    return json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())["model_max_length"] + LONG_TEXT
+    return (
+        json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())["model_max_length"]
+        + LONG_TEXT
+    )

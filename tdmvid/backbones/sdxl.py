@@ -1,4 +1,5 @@
-"""Stable Diffusion XL and its fine-tunes: a UNet conditioned on two text encoders and on image sizes.
+"""Stable Diffusion XL and its fine-tunes: a UNet conditioned on two text encoders and on image
+sizes.
 
 Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
 """
@@ -18,36 +19,59 @@ from .stable_diffusion import StableDiffusion
 
 @register
 class StableDiffusionXL(StableDiffusion):
-    """A Stable Diffusion XL pipeline folder as a backbone: images are never cropped, and of the size asked for."""
+    """A Stable Diffusion XL pipeline folder as a backbone: images are never cropped, and of the
+    size asked for.
+    """
 
     pipeline_class = "StableDiffusionXLPipeline"
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     pipeline_options = {"feature_extractor": None, "image_encoder": None}
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
         super().__init__(folder, config, size, device)
-        self.zero_null = StableDiffusionXLPipeline.load_config(folder).get("force_zeros_for_empty_prompt", True)
+        self.zero_null = StableDiffusionXLPipeline.load_config(folder).get(
+            "force_zeros_for_empty_prompt", True
+        )
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         height, width = self.size.height, self.size.width
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x_t.dtype, device=x_t.device)  # original, crop, target
-        added = {"text_embeds": cond["pooled_prompt_embeds"], "time_ids": sizes.expand(len(x_t), -1)}
+        sizes = torch.tensor(
+            [height, width, 0, 0, height, width], dtype=x_t.dtype, device=x_t.device
+        )  # original, crop, target
+        added = {
+            "text_embeds": cond["pooled_prompt_embeds"],
+            "time_ids": sizes.expand(len(x_t), -1),
+        }
         return super().inputs(x_t, t, cond) | {"added_cond_kwargs": added}
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
-            embeds, _, pooled, _ = self.text.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+            embeds, _, pooled, _ = self.text.encode_prompt(
+                prompts, device=self.device, do_classifier_free_guidance=False
+            )
         if self.zero_null:  # what the pipeline means by no prompt
             empty = torch.tensor([not prompt for prompt in prompts], device=embeds.device)
-            embeds, pooled = embeds.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
+            embeds, pooled = (
+                embeds.masked_fill(empty[:, None, None], 0),
+                pooled.masked_fill(empty[:, None], 0),
+            )
         return Cond({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
     def text_settings(self) -> tuple[str, ...]:
         return (f"zero null {self.zero_null}",)
 
     @staticmethod
-    def example(network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+    def example(
+        network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
+    ) -> dict:
         net = network.config
         pooled = net.projection_class_embeddings_input_dim - 6 * net.addition_time_embed_dim
-        added = {"text_embeds": torch.empty(batch, pooled, dtype=dtype), "time_ids": torch.empty(batch, 6, dtype=dtype)}
-        return StableDiffusion.example(network, folder, size, batch, dtype) | {"added_cond_kwargs": added}
+        added = {
+            "text_embeds": torch.empty(batch, pooled, dtype=dtype),
+            "time_ids": torch.empty(batch, 6, dtype=dtype),
+        }
+        return StableDiffusion.example(network, folder, size, batch, dtype) | {
+            "added_cond_kwargs": added
+        }

@@ -31,53 +31,104 @@ class StableDiffusion(Images, VPBackbone):
     network_class = UNet2DConditionModel
     lora_names = {"comfyui": kohya_unet, "kohya": kohya_unet}
     comfyui_latent = "EmptyLatentImage"
-    pipeline_options = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+    pipeline_options = {
+        "safety_checker": None,
+        "requires_safety_checker": False,
+        "feature_extractor": None,
+        "image_encoder": None,
+    }
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
         super().__init__(folder, config, size, device)
         if self.network.config.time_cond_proj_dim is not None:
-            raise ValueError(f"{folder}: this UNet takes its guidance as an input (time_cond_proj_dim): it is a student already; give its teacher")
+            raise ValueError(
+                f"{folder}: this UNet takes its guidance as an input (time_cond_proj_dim): it is a"
+                " student already; give its teacher"
+            )
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
-        return {"sample": x_t, "timestep": self.process.timestep(t), "encoder_hidden_states": cond["prompt_embeds"]}
+        return {
+            "sample": x_t,
+            "timestep": self.process.timestep(t),
+            "encoder_hidden_states": cond["prompt_embeds"],
+        }
 
     def comfyui_patch(self) -> tuple[str, dict] | None:
         if self.prediction_type == "epsilon":
             return None
-        return "ModelSamplingDiscrete", {"sampling": self.prediction_type, "zsnr": bool(self.read_scheduler(self.folder).config.rescale_betas_zero_snr)}
+        return "ModelSamplingDiscrete", {
+            "sampling": self.prediction_type,
+            "zsnr": bool(self.read_scheduler(self.folder).config.rescale_betas_zero_snr),
+        }
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
-            embeds, _ = self.text.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
+            embeds, _ = self.text.encode_prompt(
+                prompts, self.device, 1, do_classifier_free_guidance=False
+            )
         return Cond({"prompt_embeds": embeds})
 
     @staticmethod
     def tokens(network: UNet2DConditionModel, folder: Path, size: ClipSize) -> Tokens:
         _, height, width = image_latents(network, folder, size)
-        levels = [level for level, block in enumerate(network.down_blocks) if getattr(block, "has_cross_attention", False)]
-        finest, transformers = levels[0], [module for module in network.modules() if isinstance(module, BasicTransformerBlock)]
+        levels = [
+            level
+            for level, block in enumerate(network.down_blocks)
+            if getattr(block, "has_cross_attention", False)
+        ]
+        finest, transformers = (
+            levels[0],
+            [module for module in network.modules() if isinstance(module, BasicTransformerBlock)],
+        )
         return Tokens(
-            (height >> finest) * (width >> finest), transformers[0].attn1.heads, transformers[0].attn1.inner_dim, len(transformers),
-            note="in the finest of its levels; coarser ones are shorter and wider; workspace of convolutions is not counted",
+            (height >> finest) * (width >> finest),
+            transformers[0].attn1.heads,
+            transformers[0].attn1.inner_dim,
+            len(transformers),
+            note=(
+                "in the finest of its levels; coarser ones are shorter and wider; workspace of"
+                " convolutions is not counted"
+            ),
         )
 
     @staticmethod
     def blocks(network: UNet2DConditionModel) -> list[nn.Module]:
-        first = network.mid_block.resnets[0] if network.mid_block is not None else None  # the one that diffusers leaves out
-        return [m for m in network.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock)) and m is not first]
+        first = (
+            network.mid_block.resnets[0] if network.mid_block is not None else None
+        )  # the one that diffusers leaves out
+        return [
+            m
+            for m in network.modules()
+            if isinstance(m, (ResnetBlock2D, BasicTransformerBlock)) and m is not first
+        ]
 
     @staticmethod
     def halve(network: UNet2DConditionModel) -> list[Tap]:
         """What stays is the encoder and the middle: their output leaves the network as it is."""
-        network.up_blocks, network.conv_norm_out, network.conv_out = nn.ModuleList(), None, nn.Identity()
-        inside = [*network.down_blocks, *([network.mid_block] if network.mid_block is not None else [])]
+        network.up_blocks, network.conv_norm_out, network.conv_out = (
+            nn.ModuleList(),
+            None,
+            nn.Identity(),
+        )
+        inside = [
+            *network.down_blocks,
+            *([network.mid_block] if network.mid_block is not None else []),
+        ]
         return [Tap(block, block.resnets[-1].out_channels) for block in inside]
 
     @staticmethod
-    def example(network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
-        text = json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
+    def example(
+        network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
+    ) -> dict:
+        text = json.loads((folder / "text_encoder" / "config.json").read_text())[
+            "max_position_embeddings"
+        ]
         return {
             "sample": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
             "timestep": torch.empty(batch, dtype=torch.long),
-            "encoder_hidden_states": torch.empty(batch, text, network.config.cross_attention_dim, dtype=dtype),
+            "encoder_hidden_states": torch.empty(
+                batch, text, network.config.cross_attention_dim, dtype=dtype
+            ),
         }

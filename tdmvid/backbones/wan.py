@@ -35,7 +35,9 @@ class Wan(FlowBackbone):
     lora_names = {"comfyui": comfyui_wan, "kohya": kohya_wan}
     comfyui_text, comfyui_latent = "wan", "EmptyHunyuanLatentVideo"
 
-    def __init__(self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str):
+    def __init__(
+        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
+    ):
         super().__init__(folder, config, size, device)
         self._clip = WanClip.of(self.network, folder, size)
 
@@ -43,7 +45,11 @@ class Wan(FlowBackbone):
         return self._clip.latent_shape
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
-        return {"hidden_states": x_t, "timestep": self.process.timestep(t), "encoder_hidden_states": cond["prompt_embeds"]}
+        return {
+            "hidden_states": x_t,
+            "timestep": self.process.timestep(t),
+            "encoder_hidden_states": cond["prompt_embeds"],
+        }
 
     @staticmethod
     def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
@@ -51,7 +57,9 @@ class Wan(FlowBackbone):
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
-            embeds, _ = self.text.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH)
+            embeds, _ = self.text.encode_prompt(
+                prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
+            )
         return Cond({"prompt_embeds": embeds})
 
     def text_settings(self) -> tuple[str, ...]:
@@ -65,32 +73,61 @@ class Wan(FlowBackbone):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         config = self.vae.config
-        mean, std = (torch.tensor(x, device=latents.device).view(-1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
-        return torch.cat([self.vae.decode(one).sample.clamp(-1, 1) for one in (latents.float() * std + mean).split(1)])
+        mean, std = (
+            torch.tensor(x, device=latents.device).view(-1, 1, 1, 1)
+            for x in (config.latents_mean, config.latents_std)
+        )
+        return torch.cat(
+            [
+                self.vae.decode(one).sample.clamp(-1, 1)
+                for one in (latents.float() * std + mean).split(1)
+            ]
+        )
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         config = self.vae.config
-        mean, std = (torch.tensor(x, device=self.device).view(-1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
-        latents = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.to(self.device, self.vae.dtype).split(1)])
+        mean, std = (
+            torch.tensor(x, device=self.device).view(-1, 1, 1, 1)
+            for x in (config.latents_mean, config.latents_std)
+        )
+        latents = torch.cat(
+            [
+                self.vae.encode(one).latent_dist.mode()
+                for one in videos.to(self.device, self.vae.dtype).split(1)
+            ]
+        )
         return ((latents - mean) / std).to(self.config.torch_dtype)
 
     def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
         pipeline = super().stock_pipeline(network)
-        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = self._clip.spatial, self._clip.temporal
+        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = (
+            self._clip.spatial,
+            self._clip.temporal,
+        )
         return pipeline
 
     @staticmethod
-    def vae_latents(network: WanTransformer3DModel, folder: Path, size: ClipSize) -> tuple[int, int, int, int]:
+    def vae_latents(
+        network: WanTransformer3DModel, folder: Path, size: ClipSize
+    ) -> tuple[int, int, int, int]:
         return WanClip.of(network, folder, size).latent_shape
 
     @staticmethod
     def vae_tile(vae: AutoencoderKLWan) -> tuple[int, int]:
-        return vae.tile_sample_min_height // vae.spatial_compression_ratio, vae.tile_sample_min_width // vae.spatial_compression_ratio
+        return (
+            vae.tile_sample_min_height // vae.spatial_compression_ratio,
+            vae.tile_sample_min_width // vae.spatial_compression_ratio,
+        )
 
     def stock_arguments(self) -> dict:
         size = self.size
-        return {"num_frames": size.frames, "height": size.height, "width": size.width, "max_sequence_length": TEXT_LENGTH}
+        return {
+            "num_frames": size.frames,
+            "height": size.height,
+            "width": size.width,
+            "max_sequence_length": TEXT_LENGTH,
+        }
 
     @staticmethod
     def use_xformers(network: WanTransformer3DModel) -> None:
@@ -102,14 +139,22 @@ class Wan(FlowBackbone):
         index = json.loads((folder / "model_index.json").read_text())
         for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
             if index.get(name) not in (None, False, [None, None]):
-                raise ValueError(f"{folder}: model_index.json has {name}={index[name]}, which is Wan 2.2: give a Wan 2.1, one transformer with one time")
+                raise ValueError(
+                    f"{folder}: model_index.json has {name}={index[name]}, which is Wan 2.2: give a"
+                    " Wan 2.1, one transformer with one time"
+                )
         return FlowBackbone.read_process(folder)
 
     @staticmethod
     def tokens(network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
         net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
         count = math.prod(length // patch for length, patch in zip(latent, net.patch_size))
-        return Tokens(count, net.num_attention_heads, net.num_attention_heads * net.attention_head_dim, net.num_layers)
+        return Tokens(
+            count,
+            net.num_attention_heads,
+            net.num_attention_heads * net.attention_head_dim,
+            net.num_layers,
+        )
 
     @staticmethod
     def halve(network: WanTransformer3DModel) -> list[Tap]:
@@ -122,10 +167,17 @@ class Wan(FlowBackbone):
         return list(network.blocks)
 
     @staticmethod
-    def example(network: WanTransformer3DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype) -> dict:
+    def example(
+        network: WanTransformer3DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
+    ) -> dict:
         return {
-            "hidden_states": torch.empty(batch, *WanClip.of(network, folder, size).latent_shape, dtype=dtype),
-            "timestep": torch.empty(batch), "encoder_hidden_states": torch.empty(batch, TEXT_LENGTH, network.config.text_dim, dtype=dtype),
+            "hidden_states": torch.empty(
+                batch, *WanClip.of(network, folder, size).latent_shape, dtype=dtype
+            ),
+            "timestep": torch.empty(batch),
+            "encoder_hidden_states": torch.empty(
+                batch, TEXT_LENGTH, network.config.text_dim, dtype=dtype
+            ),
         }
 
 
@@ -141,14 +193,27 @@ class WanClip:
     def of(cls, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> WanClip:
         """ValueError names the rule that `size` breaks."""
         # The first Wan folders leave these two to the class.
-        vae = {"scale_factor_spatial": 8, "scale_factor_temporal": 4} | AutoencoderKLWan.load_config(folder, subfolder="vae")
+        vae = {
+            "scale_factor_spatial": 8,
+            "scale_factor_temporal": 4,
+        } | AutoencoderKLWan.load_config(folder, subfolder="vae")
         spatial, temporal = vae["scale_factor_spatial"], vae["scale_factor_temporal"]
         for name, patch in zip(("height", "width"), network.config.patch_size[1:]):
             unit = math.lcm(16, spatial * patch)  # 16 is the pipeline's own rule
             if getattr(size, name) % unit:
-                raise ValueError(f"video.{name}={getattr(size, name)} does not divide by {unit} (latent compression x patch)")
+                raise ValueError(
+                    f"video.{name}={getattr(size, name)} does not divide by {unit} (latent"
+                    " compression x patch)"
+                )
         if (size.frames - 1) % temporal:
             near = round((size.frames - 1) / temporal) * temporal + 1
-            raise ValueError(f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, e.g. {near}")
+            raise ValueError(
+                f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, e.g."
+                f" {near}"
+            )
         frames = (size.frames - 1) // temporal + 1
-        return cls((network.config.in_channels, frames, size.height // spatial, size.width // spatial), spatial, temporal)
+        return cls(
+            (network.config.in_channels, frames, size.height // spatial, size.width // spatial),
+            spatial,
+            temporal,
+        )

@@ -18,9 +18,13 @@ from .base import TokenSharing
 
 
 class SharedTokens:
-    """The tokens in flight; as the library's attention processor, exact self-attention over all of them."""
+    """The tokens in flight; as the library's attention processor, exact self-attention over all of
+    them.
+    """
 
-    _attention_backend = None  # the kernel: the library's `set_attention_backend` writes it into its processors
+    _attention_backend = (
+        None  # the kernel: the library's `set_attention_backend` writes it into its processors
+    )
 
     def __init__(self, sharing: TokenSharing):
         self.sharing, self.length = sharing, 0
@@ -36,13 +40,21 @@ class SharedTokens:
         return self.sharing.gather(out, self.length)
 
     def __call__(
-        self, attn: WanAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, rotary_emb: tuple[Tensor, Tensor] | None = None,
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """This rank's tokens [B, n, H D] after attention to all tokens of all ranks."""
-        assert encoder_hidden_states is None and attention_mask is None, "self-attention to every token"
+        assert encoder_hidden_states is None and attention_mask is None, (
+            "self-attention to every token"
+        )
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
+        query, key, value = (
+            x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states))
+        )
         turns = tuple(x[0, :, 0] for x in rotary_emb)  # [1, L, 1, D], of the whole video
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
@@ -54,7 +66,9 @@ class SharedTokens:
 
 
 def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
-    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay whole, and equal on all ranks."""
+    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay
+    whole, and equal on all ranks.
+    """
     tokens = SharedTokens(sharing)
     network.blocks[0].register_forward_pre_hook(tokens.cut)
     network.proj_out.register_forward_hook(tokens.join)

@@ -26,7 +26,9 @@ from .files import PART, atomic_path
 
 PROMPTS_PER_SHARD = 512
 PATIENCE = 120.0
-"""Seconds until a shard that another machine has written must be visible: a shared file system may show a folder as it was a minute ago."""
+"""Seconds until a shard that another machine has written must be visible: a shared file system may
+show a folder as it was a minute ago.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,17 @@ class EmbeddingCache:
 
     def __init__(self, root: Path, fingerprint: str):
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", fingerprint):
-            raise ValueError(f"fingerprint={fingerprint!r} names a folder: use letters, digits, '_', '-' and '.'")
+            raise ValueError(
+                f"fingerprint={fingerprint!r} names a folder: use letters, digits, '_', '-' and '.'"
+            )
         self.folder, self.fingerprint = Path(root) / fingerprint, fingerprint
         self._shards: dict[str, safe_open] = {}
         self._entries: dict[str, _Entry] = {}
 
     def missing(self, prompts: Iterable[str], *, patience: float = 0.0) -> list[str]:
-        """The prompts that no shard has, each once, in order; asked again for `patience` seconds before it says that there are any."""
+        """The prompts that no shard has, each once, in order; asked again for `patience` seconds
+        before it says that there are any.
+        """
         missing, end = list(dict.fromkeys(prompts)), time.monotonic() + patience
         while True:
             self._scan()
@@ -66,12 +72,18 @@ class EmbeddingCache:
         assert len(prompts) == cond.batch > 0, f"{len(prompts)} prompts, batch of {cond.batch}"
         # Contiguous first: safetensors refuses rows that overlap, as those of an expanded batch do.
         batches = {name: tensor.detach().cpu().contiguous() for name, tensor in cond.items()}
-        tensors = {f"{_key(p)}.{name}": batch[i] for name, batch in batches.items() for i, p in enumerate(prompts)}
+        tensors = {
+            f"{_key(p)}.{name}": batch[i]
+            for name, batch in batches.items()
+            for i, p in enumerate(prompts)
+        }
         with atomic_path(self.folder / f"{uuid.uuid4().hex}.safetensors") as part:
             save_file(tensors, part, metadata={"fingerprint": self.fingerprint})
 
     def get(self, prompts: list[str]) -> Cond:
-        """The embeddings of `prompts`, one row each, on the CPU; raises ValueError if one is missing."""
+        """The embeddings of `prompts`, one row each, on the CPU; raises ValueError if one is
+        missing.
+        """
         if any(_key(prompt) not in self._entries for prompt in prompts):
             if missing := self.missing(prompts):
                 raise ValueError(
@@ -86,7 +98,9 @@ class EmbeddingCache:
                     f"{self.folder}: {prompt!r} has {layout}, {prompts[0]!r} has {layouts[0]}: "
                     "the shards are of different encoders; delete the folder and embed again"
                 )
-        return Cond({name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {})
+        return Cond(
+            {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+        )
 
     def _row(self, prompt: str) -> dict[str, torch.Tensor]:
         key = _key(prompt)
@@ -112,12 +126,18 @@ def embed_prompts(
     progress: bool = True,
     each: Callable[[], object] = lambda: None,
 ) -> int:
-    """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were. `each` is called after each shard.
+    """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were.
+    `each` is called after each shard.
 
     Each shard is on disk before the next is begun: a killed run loses the work of one.
     """
     missing = cache.missing(prompts)
-    with tqdm(total=len(missing), desc="embedding prompts", unit="prompt", disable=not (progress and missing)) as bar:
+    with tqdm(
+        total=len(missing),
+        desc="embedding prompts",
+        unit="prompt",
+        disable=not (progress and missing),
+    ) as bar:
         for first in range(0, len(missing), PROMPTS_PER_SHARD):
             shard = missing[first : first + PROMPTS_PER_SHARD]
             conds = []
@@ -143,7 +163,9 @@ def _open(path: Path, fingerprint: str) -> tuple[safe_open, dict[str, _Entry]]:
         raise ValueError(f"{path}: broken shard ({error}): delete it and embed again") from error
     found = (shard.metadata() or {}).get("fingerprint")
     if found != fingerprint:
-        raise ValueError(f"{path}: shard of encoder {found!r}, not {fingerprint!r}: delete it and embed again")
+        raise ValueError(
+            f"{path}: shard of encoder {found!r}, not {fingerprint!r}: delete it and embed again"
+        )
     names: dict[str, list[str]] = {}
     for tensor in shard.keys():
         key, name = tensor.split(".", 1)

@@ -39,7 +39,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def usual_mode(path: Path) -> None:
-    """Whoever may read what `open` writes may read this file too: safetensors makes its files for their owner alone."""
+    """Whoever may read what `open` writes may read this file too: safetensors makes its files for
+    their owner alone.
+    """
     with suppress(OSError):  # some file systems have no modes
         path.chmod(0o666 & ~_UMASK)
 
@@ -56,7 +58,9 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Writes new files one by one, each down to the disk, and their folders; what makes the set of them whole is the caller's."""
+    """Writes new files one by one, each down to the disk, and their folders; what makes the set of
+    them whole is the caller's.
+    """
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -39,7 +39,9 @@ class RealConfig:
 
 
 def real_files(config: RealConfig, *, frames: int) -> list[Path]:
-    """The videos, and where a clip is one frame the images, that are used; ValueError if there are none."""
+    """The videos, and where a clip is one frame the images, that are used; ValueError if there are
+    none.
+    """
     try:
         files = media_files(Path(config.path), VIDEOS | IMAGES if frames == 1 else VIDEOS)
     except ValueError as error:
@@ -48,28 +50,48 @@ def real_files(config: RealConfig, *, frames: int) -> list[Path]:
 
 
 class RealLatents:
-    """The clips of a folder as latents, picked by uniform numbers; of images too where a clip is one frame."""
+    """The clips of a folder as latents, picked by uniform numbers; of images too where a clip is
+    one frame.
+    """
 
     def __init__(self, config: RealConfig, fingerprint: str, *, frames: int = 1):
         folder = Path(config.path)
         self.files = real_files(config, frames=frames)
         self.known = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in self.files]
         """What a resumed run must find again."""
-        self._keys = [f"{folder.resolve()} {known} {path.stat().st_mtime_ns}" for known, path in zip(self.known, self.files)]
+        self._keys = [
+            f"{folder.resolve()} {known} {path.stat().st_mtime_ns}"
+            for known, path in zip(self.known, self.files)
+        ]
         self.cache = EmbeddingCache(Path(config.cache), fingerprint)
 
     def encode(
-        self, clip: Callable[[Path], Tensor], encoder: Callable[[Tensor], Tensor], *,
-        share: int = 0, shares: int = 1, meet: Callable[[], None] = lambda: None, progress: bool = True,
+        self,
+        clip: Callable[[Path], Tensor],
+        encoder: Callable[[Tensor], Tensor],
+        *,
+        share: int = 0,
+        shares: int = 1,
+        meet: Callable[[], None] = lambda: None,
+        progress: bool = True,
     ) -> dict[Path, Exception]:
-        """Encode one of `shares` shares of the clips, as far as the cache lacks them; returns the files that cannot be read, and why.
+        """Encode one of `shares` shares of the clips, as far as the cache lacks them; returns the
+        files that cannot be read, and why.
 
-        clip: file -> [3, F, H, W]; encoder: [B, 3, F, H, W] -> [B, ...]; meet: called as often by every share, after each shard.
+        clip: file -> [3, F, H, W]; encoder: [B, 3, F, H, W] -> [B, ...]; meet: called as often by
+        every share, after each shard.
         """
         failed: dict[Path, Exception] = {}
-        with tqdm(total=len(self.files[share::shares]), desc="encoding clips", unit="clip", disable=not progress) as bar:
+        with tqdm(
+            total=len(self.files[share::shares]),
+            desc="encoding clips",
+            unit="clip",
+            disable=not progress,
+        ) as bar:
             for first in range(0, len(self.files), PER_SHARD * shares):
-                numbers = range(first + share, min(first + PER_SHARD * shares, len(self.files)), shares)
+                numbers = range(
+                    first + share, min(first + PER_SHARD * shares, len(self.files)), shares
+                )
                 lacking = set(self.cache.missing(self._keys[number] for number in numbers))
                 made = {}
                 for number in numbers:

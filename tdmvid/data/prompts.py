@@ -27,7 +27,9 @@ def read_prompts(path: Path, *, column: str = "prompt") -> list[str]:
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: unknown kind of prompt file {path.suffix!r}: use {', '.join(_READERS)}")
+        raise ValueError(
+            f"{path}: unknown kind of prompt file {path.suffix!r}: use {', '.join(_READERS)}"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such prompt file; paths are relative to {Path.cwd()}")
     prompts = [_checked(value, where) for where, value in reader(path, column)]
@@ -119,7 +121,9 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             else:
                 yield where, row[header.index(column)]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {line}: not CSV ({error}): write a quote inside quotes twice") from None
+        raise ValueError(
+            f"{path}, line {line}: not CSV ({error}): write a quote inside quotes twice"
+        ) from None
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
@@ -129,12 +133,20 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     with tempfile.TemporaryDirectory() as cache:
         try:
             table = datasets.load_dataset(
-                "parquet", data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache
+                "parquet",
+                data_files=glob.escape(str(path)),
+                split="train",
+                streaming=True,
+                cache_dir=cache,
             )
             columns = list(table.column_names)
-            values = [row[column] for row in table.select_columns([column])] if column in columns else []
+            values = (
+                [row[column] for row in table.select_columns([column])] if column in columns else []
+            )
         except Exception as error:  # a broken file raises whatever pyarrow and datasets please
-            raise ValueError(f"{path}: not a Parquet file with rows ({error}): write it again") from error
+            raise ValueError(
+                f"{path}: not a Parquet file with rows ({error}): write it again"
+            ) from error
     _require_column(column, columns, str(path))
     for number, value in enumerate(values, start=1):
         yield f"{path}, row {number}", value
@@ -150,7 +162,8 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8"
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as"
+            " UTF-8"
         ) from None
 
 
@@ -164,7 +177,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _require_column(column: str, columns: list[str], where: str) -> None:
     if column not in columns:
         there = ", ".join(repr(name) for name in columns) or "none"
-        raise ValueError(f"{where}: no column {column!r}; the columns are {there}: name one of them or rename it")
+        raise ValueError(
+            f"{where}: no column {column!r}; the columns are {there}: name one of them or rename it"
+        )
 
 
 def _checked(value: Any, where: str) -> str:
@@ -173,7 +188,9 @@ def _checked(value: Any, where: str) -> str:
     if not value.strip():
         raise ValueError(f"{where}: prompt {value!r} is empty: write one or remove it")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{where}: prompt {_shown(value)} has half a surrogate pair: write the whole character")
+        raise ValueError(
+            f"{where}: prompt {_shown(value)} has half a surrogate pair: write the whole character"
+        )
     return value.strip()
 
 

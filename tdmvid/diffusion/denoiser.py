@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .process import Process
 
-
 STEPS = "steps"
-"""Name of the condition that tells student and fake in how many steps they are to sample: K, [B]."""
+"""Name of the condition that tells student and fake in how many steps they are to sample: K, [B].
+"""
 
 
 class Cond(Mapping[str, Tensor]):
@@ -58,7 +58,9 @@ class Cond(Mapping[str, Tensor]):
 
     def expand(self, batch: int) -> Cond:
         """One sample's conditioning for a batch of `batch`, without copying."""
-        return Cond({name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in self.items()})
+        return Cond(
+            {name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in self.items()}
+        )
 
     @staticmethod
     def cat(conds: list[Cond]) -> Cond:
@@ -67,7 +69,9 @@ class Cond(Mapping[str, Tensor]):
 
 
 def step_level(steps: Tensor, shift: float = 3.0) -> Tensor:
-    """K on the scale of a time: shift / (K + shift - 1), so 1, 2, 4, 8 steps are 1, 0.75, 0.5, 0.3: [B] -> [B]."""
+    """K on the scale of a time: shift / (K + shift - 1), so 1, 2, 4, 8 steps are 1, 0.75, 0.5, 0.3:
+    [B] -> [B].
+    """
     return shift / (steps + shift - 1)
 
 

@@ -19,7 +19,9 @@ class TimeGrid:
     def __post_init__(self):
         ascending = all(a < b for a, b in zip(self.times, self.times[1:]))
         if len(self.times) < 2 or self.times[0] != 0 or self.times[-1] > 1 or not ascending:
-            raise ValueError(f"a time grid rises from 0 to at most 1 in at least one step, not {self.times}")
+            raise ValueError(
+                f"a time grid rises from 0 to at most 1 in at least one step, not {self.times}"
+            )
 
     @property
     def steps(self) -> int:
@@ -36,12 +38,15 @@ class TimeGrid:
 
 
 def uniform(steps: int, process: Process, *, start: float = 1.0) -> TimeGrid:
-    """s_k = start k / K (arXiv 2503.06674: t_i = T i / K); timesteps 999, 749, 499, 249 for K = 4 of 1000."""
+    """s_k = start k / K (arXiv 2503.06674: t_i = T i / K); timesteps 999, 749, 499, 249 for K = 4
+    of 1000.
+    """
     return shifted(steps, 1.0, process, start=start)
 
 
 def shifted(steps: int, shift: float, process: Process, *, start: float = 1.0) -> TimeGrid:
-    """Flow shift, s' = shift s / (1 + (shift - 1) s), on the uniform grid; a table's entries are rounded down.
+    """Flow shift, s' = shift s / (1 + (shift - 1) s), on the uniform grid; a table's entries are
+    rounded down.
 
     shift 2 and K = 4 give the timesteps of the released CogVideoX-2B LoRA, 999, 856, 665, 399.
     """
@@ -57,8 +62,8 @@ def shifted(steps: int, shift: float, process: Process, *, start: float = 1.0) -
         times = [int(t * process.count + 1e-6) / process.count for t in times]
         if len(set(times)) < len(times):
             raise ValueError(
-                f"grid.steps={steps}, grid.shift={shift}, grid.start={start}: two steps fall on one of the table's"
-                f" {process.count} entries; take fewer steps or a shift nearer to 1"
+                f"grid.steps={steps}, grid.shift={shift}, grid.start={start}: two steps fall on one"
+                f" of the table's {process.count} entries; take fewer steps or a shift nearer to 1"
             )
     return TimeGrid(tuple(times))
 
@@ -69,11 +74,23 @@ def explicit(timesteps: list[float], process: Process) -> TimeGrid:
     A table's index i is the time (i + 1) / N; a flow's timestep is t times its scale.
     """
     if isinstance(process, TabulatedVP):
-        times, rule = [(step + 1) / process.count for step in timesteps], f"whole numbers within 0..{process.count - 1}"
+        times, rule = (
+            [(step + 1) / process.count for step in timesteps],
+            f"whole numbers within 0..{process.count - 1}",
+        )
         whole = all(step == int(step) for step in timesteps)
     else:
         scale = process.timestep(torch.ones(1)).item()
         times, rule, whole = [step / scale for step in timesteps], f"above 0, up to {scale:g}", True
-    if not times or sorted(set(times), reverse=True) != times or not whole or times[0] > 1 or times[-1] <= 0:
-        raise ValueError(f"grid.timesteps={timesteps}: list network timesteps in falling order, each once, {rule}")
+    if (
+        not times
+        or sorted(set(times), reverse=True) != times
+        or not whole
+        or times[0] > 1
+        or times[-1] <= 0
+    ):
+        raise ValueError(
+            f"grid.timesteps={timesteps}: list network timesteps in falling order, each once,"
+            f" {rule}"
+        )
     return TimeGrid((0.0, *reversed(times)))

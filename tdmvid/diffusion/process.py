@@ -56,7 +56,8 @@ class Process(ABC):
         return (x_t - sigma * eps) / alpha
 
     def bridge(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and noise level of q(x_t | x_s) = N(scale x_s, beta^2), s <= t, alpha(s) > 0: two [B].
+        """Scale and noise level of q(x_t | x_s) = N(scale x_s, beta^2), s <= t, alpha(s) > 0: two
+        [B].
 
         beta^2 = sigma_t^2 - (alpha_t sigma_s / alpha_s)^2 (arXiv 2503.06674, the forward process).
         """
@@ -78,8 +79,13 @@ class TabulatedVP(Process):
     """
 
     def __init__(self, alphas_cumprod: Tensor):
-        table = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.detach().cpu().double()])
-        self._alpha, self._sigma = table.clamp(min=0).sqrt().float(), (1 - table).clamp(min=0).sqrt().float()
+        table = torch.cat(
+            [torch.ones(1, dtype=torch.float64), alphas_cumprod.detach().cpu().double()]
+        )
+        self._alpha, self._sigma = (
+            table.clamp(min=0).sqrt().float(),
+            (1 - table).clamp(min=0).sqrt().float(),
+        )
         self.count = len(alphas_cumprod)
         self.resolution = 1.0 / self.count
 

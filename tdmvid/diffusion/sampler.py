@@ -23,7 +23,9 @@ def times_like(x: Tensor, t: float) -> Tensor:
 
 
 def ddim_step(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s = alpha_s x0 + sigma_s eps with eps = (x_t - alpha_t x0) / sigma_t (arXiv 2010.02502, Eq. 12, eta = 0)."""
+    """x_s = alpha_s x0 + sigma_s eps with eps = (x_t - alpha_t x0) / sigma_t (arXiv 2010.02502, Eq.
+    12, eta = 0).
+    """
     return process.noise(x0, process.eps_from_x0(x_t, x0, t), s)
 
 
@@ -31,14 +33,17 @@ Solver = Literal["ddim", "dpm++", "renoise"]
 """How a trajectory goes on from a clean prediction; each costs one call of the network a step.
 
 ddim     deterministic, first order
-dpm++    DPM-Solver++ 2M (arXiv 2211.01095, Algorithm 2): deterministic, second order, from two clean predictions
-renoise  the clean prediction with fresh noise: the stochastic sampler of consistency models and DMD2
+dpm++    DPM-Solver++ 2M (arXiv 2211.01095, Algorithm 2): deterministic, second order, from two
+clean predictions renoise  the clean prediction with fresh noise: the stochastic sampler of
+consistency models and DMD2
 """
 
 
 @dataclass(frozen=True)
 class Before:
-    """The previous clean prediction [B, ...] of a multistep solver and its time [B]; a time of t itself means none."""
+    """The previous clean prediction [B, ...] of a multistep solver and its time [B]; a time of t
+    itself means none.
+    """
 
     x0: Tensor
     t: Tensor
@@ -53,7 +58,8 @@ def log_snr(process: Process, t: Tensor) -> Tensor:
 def extrapolated(process: Process, x0: Tensor, t: Tensor, s: Tensor, before: Before) -> Tensor:
     """The clean sample that DPM-Solver++ 2M steps with: D = x0 + h / (2 h_before) (x0 - x0_before).
 
-    x0 itself at the first step, at the last (to s = 0, where h is infinite) and after one from pure noise.
+    x0 itself at the first step, at the last (to s = 0, where h is infinite) and after one from pure
+    noise.
     """
     lambda_t, lambda_s = log_snr(process, t), log_snr(process, s)
     ratio = (lambda_s - lambda_t) / (lambda_t - log_snr(process, before.t))
@@ -62,13 +68,22 @@ def extrapolated(process: Process, x0: Tensor, t: Tensor, s: Tensor, before: Bef
 
 
 def advance(
-    process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, before: Before, *,
-    solver: Solver = "ddim", eps: Tensor | None = None,
+    process: Process,
+    x_t: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    s: Tensor,
+    before: Before,
+    *,
+    solver: Solver = "ddim",
+    eps: Tensor | None = None,
 ) -> Tensor:
     """x_s from x_t and its clean prediction; `eps` is the fresh noise of `renoise`."""
     if solver == "renoise":
         return process.noise(x0, eps, s)
-    return ddim_step(process, x_t, extrapolated(process, x0, t, s, before) if solver == "dpm++" else x0, t, s)
+    return ddim_step(
+        process, x_t, extrapolated(process, x0, t, s, before) if solver == "dpm++" else x0, t, s
+    )
 
 
 def fresh_noise(x: Tensor, solver: Solver, generator: torch.Generator | None) -> Tensor | None:
@@ -76,14 +91,22 @@ def fresh_noise(x: Tensor, solver: Solver, generator: torch.Generator | None) ->
     if solver != "renoise":
         return None
     if generator is None:
-        raise ValueError("solver='renoise' draws fresh noise at every step: pass a generator, or use 'ddim'")
+        raise ValueError(
+            "solver='renoise' draws fresh noise at every step: pass a generator, or use 'ddim'"
+        )
     return torch.randn(x.shape, generator=generator, device=x.device)
 
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, *, solver: Solver = "ddim",
-    generator: torch.Generator | None = None, on_step: Callable[[int, Tensor], None] | None = None,
+    denoiser: Denoiser,
+    z: Tensor,
+    cond: Cond,
+    grid: TimeGrid,
+    *,
+    solver: Solver = "ddim",
+    generator: torch.Generator | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Sample by K steps from z at s_K: the final clean prediction [B, ...].
 
@@ -95,13 +118,26 @@ def sample(
         x0 = denoiser(x, t, cond)
         if on_step is not None:
             on_step(k, x0)
-        x = advance(denoiser.process, x, x0, t, s, before, solver=solver, eps=fresh_noise(x, solver, generator))
+        x = advance(
+            denoiser.process,
+            x,
+            x0,
+            t,
+            s,
+            before,
+            solver=solver,
+            eps=fresh_noise(x, solver, generator),
+        )
         before = Before(x0, t)
     return x0
 
 
 def ddim(
-    denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, *,
+    denoiser: Denoiser,
+    z: Tensor,
+    cond: Cond,
+    grid: TimeGrid,
+    *,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """`sample` by deterministic first-order steps."""
@@ -112,7 +148,8 @@ def ddim(
 class Trajectory:
     """Where a batch stands on the student's trajectory: at s_k, before the call of step k.
 
-    x: [B, ...] the state at `upper`; upper = s_k and lower = s_{k-1}: [B]; before: what a multistep solver remembers.
+    x: [B, ...] the state at `upper`; upper = s_k and lower = s_{k-1}: [B]; before: what a multistep
+    solver remembers.
     """
 
     x: Tensor
@@ -125,8 +162,15 @@ class Trajectory:
 
 @torch.no_grad()
 def rollout(
-    denoiser: Denoiser, z: Tensor, cond: Cond, grid: TimeGrid, k: Tensor, *, calls: int,
-    solver: Solver = "ddim", generator: torch.Generator | None = None,
+    denoiser: Denoiser,
+    z: Tensor,
+    cond: Cond,
+    grid: TimeGrid,
+    k: Tensor,
+    *,
+    calls: int,
+    solver: Solver = "ddim",
+    generator: torch.Generator | None = None,
 ) -> Trajectory:
     """Run the student from z at s_K down to s_k without gradient, k per sample ([B], in 1..K).
 
@@ -139,8 +183,21 @@ def rollout(
         x = states[-1]
         t, s = times_like(x, grid.times[step]), times_like(x, grid.times[step - 1])
         x0 = denoiser(x, t, cond)
-        states.append(advance(denoiser.process, x, x0, t, s, memory[-1], solver=solver, eps=fresh_noise(x, solver, generator)))
+        states.append(
+            advance(
+                denoiser.process,
+                x,
+                x0,
+                t,
+                s,
+                memory[-1],
+                solver=solver,
+                eps=fresh_noise(x, solver, generator),
+            )
+        )
         memory.append(Before(x0, t))
     here = grid.steps - k, torch.arange(len(z), device=z.device)
-    before = Before(torch.stack([m.x0 for m in memory])[here], torch.stack([m.t for m in memory])[here])
+    before = Before(
+        torch.stack([m.x0 for m in memory])[here], torch.stack([m.t for m in memory])[here]
+    )
     return Trajectory(torch.stack(states)[here], k, times[k - 1], times[k], cond, before)

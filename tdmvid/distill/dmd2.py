@@ -1,4 +1,5 @@
-"""DMD2 (arXiv 2405.14867), the baseline: distributions of clean predictions are matched, at any noise level.
+"""DMD2 (arXiv 2405.14867), the baseline: distributions of clean predictions are matched, at any
+noise level.
 
 The student re-noises its prediction between steps ("backward simulation"), so each step's
 prediction has one law whatever came before, and tau ranges over all times for every step.

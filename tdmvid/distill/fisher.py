@@ -1,4 +1,5 @@
-"""Fisher divergence instead of the reverse KL for the student (arXiv 2503.06674, its Fisher variant).
+"""Fisher divergence instead of the reverse KL for the student (arXiv 2503.06674, its Fisher
+variant).
 
 At a time tau let q be the law of x_tau on the student's trajectory, p the teacher's, psi the
 fake's score, and c = grad log q(x_tau | x_s) = -eps / beta the conditional score. Minimised is
@@ -12,7 +13,8 @@ on the right only x_tau moves. With u = 2 (psi - s_p),
     dF = d E[ |psi - s_p|^2 - 2 (psi - s_p) . (psi - c) ],   both networks' weights held still,
 
 the loss of SiD (arXiv 2404.04057) at its alpha = 1/2. In clean predictions, by
-s = (alpha D - x) / sigma^2, with gap = D_fake - D_teacher and r = alpha D_fake - x + sigma^2 eps / beta:
+s = (alpha D - x) / sigma^2, with gap = D_fake - D_teacher and r = alpha D_fake - x + sigma^2 eps /
+beta:
 
     dF = alpha / sigma^4 d E[ alpha |gap|^2 - 2 gap . r ].
 
@@ -42,26 +44,35 @@ class Fisher(TDM):
     kind: Literal["fisher"] = "fisher"
     through_scores: ClassVar[bool] = True
     fake_target: Literal["x0_hat", "exact"] = "exact"
-    """The identity holds for the score of the trajectory itself, which the exact target has as its optimum."""
+    """The identity holds for the score of the trajectory itself, which the exact target has as its
+    optimum.
+    """
 
     def __post_init__(self):
         super().__post_init__()
         if self.distance != "huber" or self.huber_c is not None:
-            raise ValueError(f"objective.distance={self.distance!r}, huber_c={self.huber_c}: kind 'fisher' has no distance; leave both out, or use kind 'tdm'")
+            raise ValueError(
+                f"objective.distance={self.distance!r}, huber_c={self.huber_c}: kind 'fisher' has"
+                " no distance; leave both out, or use kind 'tdm'"
+            )
 
     def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """A surrogate loss with the gradient sigma^4 / (alpha norm^2) dF in x0_hat, norm DMD's of the kind `tdm`.
+        """A surrogate loss with the gradient sigma^4 / (alpha norm^2) dF in x0_hat, norm DMD's of
+        the kind `tdm`.
 
         `draw.slope` is the derivative of x_tau in x0_hat.
         """
         along, clean = direction(roles, draw, cond)
         norm = per_sample_mean((draw.x0_hat.detach() - clean).abs()).clamp(min=1e-8)
-        loss = per_sample_mean(broadcast(draw.slope / norm.square(), along) * along * draw.x0_hat).mean()
+        loss = per_sample_mean(
+            broadcast(draw.slope / norm.square(), along) * along * draw.x0_hat
+        ).mean()
         return {"loss": loss, "pull": along.abs().mean() / norm.mean()}
 
 
 def direction(roles: Roles, draw: Draw, cond: Cond) -> tuple[Tensor, Tensor]:
-    """d (alpha |gap|^2 - 2 gap . r) / d x_tau per sample, and the teacher's clean prediction: two [B, ...].
+    """d (alpha |gap|^2 - 2 gap . r) / d x_tau per sample, and the teacher's clean prediction: two
+    [B, ...].
 
     The gradient is taken at x_tau alone: no parameter of fake or teacher sees any of it.
     """
@@ -69,6 +80,9 @@ def direction(roles: Roles, draw: Draw, cond: Cond) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = draw.x_tau.detach().requires_grad_()
         fake, teacher = roles.fake(x, draw.tau, cond), roles.teacher(x, draw.tau, cond)
-        gap, r = fake - teacher, alpha * fake - x + sigma.square() / broadcast(draw.beta, x) * draw.eps
+        gap, r = (
+            fake - teacher,
+            alpha * fake - x + sigma.square() / broadcast(draw.beta, x) * draw.eps,
+        )
         along = torch.autograd.grad((alpha * gap.square() - 2 * gap * r).sum(), x)[0]
     return along, teacher.detach()

@@ -29,7 +29,8 @@ from .objective import Draw, Roles, register
 from .tdm import TDM
 
 SCALE = 2.0**15
-"""Of the gradient inside the discriminator: an element's share of a logit is too small for float16."""
+"""Of the gradient inside the discriminator: an element's share of a logit is too small for float16.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,19 @@ class GAN(TDM):
     def __post_init__(self):
         super().__post_init__()
         if self.weight < 0:
-            raise ValueError(f"objective.weight={self.weight}: the adversarial term's weight is not negative; 0 trains the discriminator only")
+            raise ValueError(
+                f"objective.weight={self.weight}: the adversarial term's weight is not negative; 0"
+                " trains the discriminator only"
+            )
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Fake and discriminator first: the student sees both updated."""
         return ("fake",) * self.fake_updates + ("discriminator", "student")
 
-    def draw(self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process) -> RealDraw:
+    def draw(
+        self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process
+    ) -> RealDraw:
         """TDM's draw, and a random choice of real latents and noise for them."""
         draw = super().draw(path, x0_hat, generator, process)
         pick = torch.rand(len(x0_hat), generator=generator, device=x0_hat.device)
@@ -76,12 +82,17 @@ class GAN(TDM):
         if role == "fake":
             return terms
         value, surrogate = self._generator(roles, draw, cond)
-        return terms | {"loss": terms["loss"] + self.weight * (value + surrogate - surrogate.detach()), "adversarial": value}
+        return terms | {
+            "loss": terms["loss"] + self.weight * (value + surrogate - surrogate.detach()),
+            "adversarial": value,
+        }
 
     def _discriminator(self, roles: Roles, draw: RealDraw, cond: Cond) -> dict[str, Tensor]:
         real = roles.fake.process.noise(roles.real(draw.pick), draw.real_eps, draw.tau)
         both = torch.cat([real, draw.x_tau]), draw.tau.repeat(2), Cond.cat([cond, cond])
-        of_real, of_fake = roles.discriminator(*both).chunk(2)  # in one call, which an engine may take for a training step
+        of_real, of_fake = roles.discriminator(*both).chunk(
+            2
+        )  # in one call, which an engine may take for a training step
         if self.adversarial == "hinge":
             loss = relu(1 - of_real).mean() + relu(1 + of_fake).mean()
         else:
@@ -96,4 +107,7 @@ class GAN(TDM):
             logit = roles.discriminator(x, draw.tau, cond)
             value = -logit if self.adversarial == "hinge" else softplus(-logit)
             along = torch.autograd.grad(SCALE * value.sum(), x)[0] / SCALE
-        return value.detach().mean(), (broadcast(draw.slope, x) * along * draw.x0_hat).flatten(1).sum(1).mean()
+        return (
+            value.detach().mean(),
+            (broadcast(draw.slope, x) * along * draw.x0_hat).flatten(1).sum(1).mean(),
+        )

@@ -73,8 +73,12 @@ class Outcome:
     failed: str | None = None
 
 
-def pick_k(objective: Objective, grid: TimeGrid, batch: int, shared: torch.Generator, own: torch.Generator) -> Tensor:
-    """The step of each sample, [B] in 1..K: one for all ranks if the rollout stops there, else per sample."""
+def pick_k(
+    objective: Objective, grid: TimeGrid, batch: int, shared: torch.Generator, own: torch.Generator
+) -> Tensor:
+    """The step of each sample, [B] in 1..K: one for all ranks if the rollout stops there, else per
+    sample.
+    """
     if objective.rollout == "stop":
         return torch.randint(1, grid.steps + 1, (1,), generator=shared).expand(batch)
     return torch.randint(1, grid.steps + 1, (batch,), generator=own)
@@ -86,8 +90,16 @@ def pick_grid(grids: Sequence[TimeGrid], shared: torch.Generator) -> TimeGrid:
 
 
 def iterate(
-    step: int, conds: list[Cond], noise_shape: tuple[int, ...], *,
-    objective: Objective, roles: Roles, engines: dict[str, Engine], grid: TimeGrid, streams, first_stream: int = 0,
+    step: int,
+    conds: list[Cond],
+    noise_shape: tuple[int, ...],
+    *,
+    objective: Objective,
+    roles: Roles,
+    engines: dict[str, Engine],
+    grid: TimeGrid,
+    streams,
+    first_stream: int = 0,
 ) -> Outcome:
     """Roll out, then let each role of the objective take its turn on the same trajectories.
 
@@ -98,12 +110,25 @@ def iterate(
     device, graded = streams.device, []
     for micro, cond in enumerate(conds):
         own = lambda name: streams.generator(step, name, first_stream + micro, device="cpu")  # noqa: B023, E731
-        k = pick_k(objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k"))
-        z = torch.randn(noise_shape, generator=streams.generator(step, "z", first_stream + micro), device=device)
+        k = pick_k(
+            objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k")
+        )
+        z = torch.randn(
+            noise_shape, generator=streams.generator(step, "z", first_stream + micro), device=device
+        )
         cond = cond.told(grid.steps, len(z), device) if objective.told_steps else cond
         calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
         fresh = streams.generator(step, "renoise", first_stream + micro)
-        path = rollout(roles.student, z, cond, grid, k.to(device), calls=calls, solver=objective.solver, generator=fresh)
+        path = rollout(
+            roles.student,
+            z,
+            cond,
+            grid,
+            k.to(device),
+            calls=calls,
+            solver=objective.solver,
+            generator=fresh,
+        )
         asked = roles if objective.draws == "own" else replace(roles, fake=AskedOnce(roles.fake))
         graded.append(GradedPath(path, asked, keep=len(conds) == 1))
 
@@ -126,4 +151,11 @@ def iterate(
 
 
 def _means(scalars: dict[str, list[Tensor]]) -> dict[str, float]:
-    return dict(zip(scalars, torch.stack([torch.stack(values).float().mean() for values in scalars.values()]).tolist()))
+    return dict(
+        zip(
+            scalars,
+            torch.stack(
+                [torch.stack(values).float().mean() for values in scalars.values()]
+            ).tolist(),
+        )
+    )

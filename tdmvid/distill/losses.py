@@ -20,7 +20,9 @@ def snr_weight(alpha: Tensor, sigma: Tensor, ceiling: float) -> Tensor:
 
 
 def velocity_weight(sigma: Tensor, ceiling: float) -> Tensor:
-    """min(1 / sigma^2, ceiling): an error of x0 counts as that of the velocity which the network predicts: [B] -> [B]."""
+    """min(1 / sigma^2, ceiling): an error of x0 counts as that of the velocity which the network
+    predicts: [B] -> [B].
+    """
     return sigma.square().reciprocal().clamp(max=ceiling)
 
 
@@ -43,7 +45,9 @@ def effective_sample_share(weight: Tensor) -> Tensor:
     return share.sum().square() / (len(share) * share.square().sum()).clamp(min=1e-30)
 
 
-def distance(x: Tensor, target: Tensor, norm: Tensor, *, kind: str, huber_c: float | None) -> Tensor:
+def distance(
+    x: Tensor, target: Tensor, norm: Tensor, *, kind: str, huber_c: float | None
+) -> Tensor:
     """The generator's distance to its detached target, one scalar.
 
     norm: [B], DMD's normaliser (arXiv 2311.18828, Eq. 8).

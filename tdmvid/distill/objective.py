@@ -52,7 +52,9 @@ class Draw:
     eps_mix: Tensor
     beta: Tensor
     slope: Tensor | None = None
-    """d x_tau / d x0_hat along the trajectory, [B]; for methods whose gradient passes through x_tau."""
+    """d x_tau / d x0_hat along the trajectory, [B]; for methods whose gradient passes through
+    x_tau.
+    """
 
 
 class Objective(Protocol):

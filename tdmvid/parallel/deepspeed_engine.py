@@ -1,9 +1,9 @@
 """One trainable role over many processes: `TorchEngine`'s contract on DeepSpeed's ZeRO.
 
-ZeRO stage 0 shards nothing, 1 shards the optimiser, 2 the gradients too, 3 the weights too. Two engines may
-share their frozen Parameter objects (one base for student and fake): the first shards them,
-the second finds them sharded. Every method is collective: all ranks make the same calls in the
-same order.
+ZeRO stage 0 shards nothing, 1 shards the optimiser, 2 the gradients too, 3 the weights too. Two
+engines may share their frozen Parameter objects (one base for student and fake): the first shards
+them, the second finds them sharded. Every method is collective: all ranks make the same calls in
+the same order.
 """
 
 from __future__ import annotations
@@ -28,11 +28,21 @@ TAG, UNIVERSAL = "zero", "universal"
 
 
 def deepspeed_config(
-    optim: OptimConfig, *,
-    zero_stage: int, micro_batch: int, accumulation: int, dtype: torch.dtype, trainable: int, persistence_threshold: int, offload: str = "none",
+    optim: OptimConfig,
+    *,
+    zero_stage: int,
+    micro_batch: int,
+    accumulation: int,
+    dtype: torch.dtype,
+    trainable: int,
+    persistence_threshold: int,
+    offload: str = "none",
 ) -> dict:
     """DeepSpeed's configuration of one role; `trainable` is its number of trainable values."""
-    zero = {"stage": zero_stage, "reduce_bucket_size": min(trainable, 500_000_000)}  # its buffer is allocated in full
+    zero = {
+        "stage": zero_stage,
+        "reduce_bucket_size": min(trainable, 500_000_000),
+    }  # its buffer is allocated in full
     place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if offload != "none":
         zero["offload_optimizer"] = place
@@ -46,15 +56,23 @@ def deepspeed_config(
         "gradient_clipping": optim.clip,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,  # torch's optimisers: DeepSpeed's own are compiled on first use
+        "zero_allow_untested_optimizer": (
+            True
+        ),  # torch's optimisers: DeepSpeed's own are compiled on first use
         "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},  # or the host waits for the device in every forward
+        "timers": {
+            "throughput": {"enabled": False}
+        },  # or the host waits for the device in every forward
     }
     if dtype == torch.bfloat16:
         # The engine switches the caller's autocast off unless it has its own. No module is
         # listed: a listed one has its parameters communicated in the lower precision.
         name = str(dtype).removeprefix("torch.")
-        config["torch_autocast"] = {"enabled": True, "dtype": name, "lower_precision_safe_modules": []}
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": name,
+            "lower_precision_safe_modules": [],
+        }
     return config
 
 
@@ -68,34 +86,63 @@ class DeepSpeedEngine:
     """
 
     def __init__(
-        self, module: nn.Module, config: OptimConfig, *,
-        total_steps: int, micro_batch: int, accumulation: int = 1, ema: float = 0.0,
-        zero_stage: int = 3, dtype: torch.dtype = torch.float32, persistence_threshold: int = 100_000,
+        self,
+        module: nn.Module,
+        config: OptimConfig,
+        *,
+        total_steps: int,
+        micro_batch: int,
+        accumulation: int = 1,
+        ema: float = 0.0,
+        zero_stage: int = 3,
+        dtype: torch.dtype = torch.float32,
+        persistence_threshold: int = 100_000,
         offload: Literal["none", "optimizer", "all"] = "none",
     ):
         if zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={zero_stage}: choose 0, 1, 2 or 3")
-        import deepspeed  # not before launch.start, which chooses the accelerator that deepspeed finds on import
+        # not before launch.start, which chooses the accelerator that deepspeed finds on import
+        import deepspeed
 
         self.module, self.config = module, config
-        self.total_steps, self.accumulation, self.decay, self.stage = total_steps, accumulation, ema, zero_stage
+        self.total_steps, self.accumulation, self.decay, self.stage = (
+            total_steps,
+            accumulation,
+            ema,
+            zero_stage,
+        )
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert self.trainable, "a role without trainable parameters"
-        assert all(p.dtype == torch.float32 for p in self.trainable.values()), "trainable parameters are float32"
+        assert all(p.dtype == torch.float32 for p in self.trainable.values()), (
+            "trainable parameters are float32"
+        )
         parameters = list(self.trainable.values())
-        for parameter in parameters:  # DeepSpeed leaves this out when it finds the base already sharded
+        for (
+            parameter
+        ) in parameters:  # DeepSpeed leaves this out when it finds the base already sharded
             dist.broadcast(parameter.data, 0)
         settings = deepspeed_config(
-            config, zero_stage=zero_stage, micro_batch=micro_batch, accumulation=accumulation, dtype=dtype,
-            trainable=sum(p.numel() for p in parameters), persistence_threshold=persistence_threshold, offload=offload,
+            config,
+            zero_stage=zero_stage,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            dtype=dtype,
+            trainable=sum(p.numel() for p in parameters),
+            persistence_threshold=persistence_threshold,
+            offload=offload,
         )
         if dtype == torch.float16:
             _autocast_inside(module, dtype)
         _share_fetches(module)
         self.engine = deepspeed.initialize(
-            model=module, model_parameters=parameters, optimizer=config.build(parameters), config=settings
+            model=module,
+            model_parameters=parameters,
+            optimizer=config.build(parameters),
+            config=settings,
         )[0]
-        self.average = {name: _own_part(p).clone() for name, p in self.trainable.items()} if ema else {}
+        self.average = (
+            {name: _own_part(p).clone() for name, p in self.trainable.items()} if ema else {}
+        )
         self.updates = self._backwards = 0
         self._set_scale(LossScale.of(dtype))
 
@@ -105,8 +152,11 @@ class DeepSpeedEngine:
             self.engine.optimizer.override_loss_scale(scale.value)
 
     def __call__(self, *args, **kwargs):
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
-            # A gradient in the inputs, which the library would take for a training step, and which needs whole weights.
+        if torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
+        ):
+            # A gradient in the inputs, which the library would take for a training step, and which
+            # needs whole weights.
             assert self.stage < 3, "ZeRO-3 has no gradient in a call's inputs"
             return self.module(*args, **kwargs)
         return self.engine(*args, **kwargs)
@@ -114,22 +164,29 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of the mean over micro-batches and ranks."""
         self._backwards += 1
-        assert self._backwards <= self.accumulation, "more backward passes than `accumulation` before a step"
+        assert self._backwards <= self.accumulation, (
+            "more backward passes than `accumulation` before a step"
+        )
         self.engine.set_gradient_accumulation_boundary(self._backwards == self.accumulation)
         self.engine.backward(loss if self.stage else loss * self.scale.value)
 
     def step(self, *, skip: bool | Tensor = False) -> StepResult:
-        """Clip, step and average; if one rank says `skip`, or the gradient is not finite, all only forget the gradient.
+        """Clip, step and average; if one rank says `skip`, or the gradient is not finite, all only
+        forget the gradient.
 
         The gradient norm is infinite when nothing was applied.
         """
-        assert self._backwards == self.accumulation, f"{self._backwards} backward passes, not {self.accumulation}, before a step"
+        assert self._backwards == self.accumulation, (
+            f"{self._backwards} backward passes, not {self.accumulation}, before a step"
+        )
         self._backwards = 0
         rate = self.config.rate(self.updates, self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         agreed = all_agree(not bool(skip))
-        norm, applied = self._step_unsharded(agreed) if self.stage == 0 else self._step_sharded(agreed)
+        norm, applied = (
+            self._step_unsharded(agreed) if self.stage == 0 else self._step_sharded(agreed)
+        )
         if applied:
             self.updates += 1
             self._update_average()
@@ -144,7 +201,9 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm()), self.engine.was_step_applied()
 
     def _step_unsharded(self, agreed: bool) -> tuple[float, bool]:
-        """Without sharding the library steps whatever the gradient is: here it is checked and, if need be, taken away."""
+        """Without sharding the library steps whatever the gradient is: here it is checked and, if
+        need be, taken away.
+        """
         parameters = list(self.trainable.values())
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.scale.value)
@@ -162,7 +221,9 @@ class DeepSpeedEngine:
         for gradients in optimizer.averaged_gradients.values():
             for gradient in gradients or ():
                 gradient.fill_(nothing)
-        offloaded = getattr(optimizer, "norm_for_param_grads", {})  # all that is looked at when gradients wait in host memory
+        offloaded = getattr(
+            optimizer, "norm_for_param_grads", {}
+        )  # all that is looked at when gradients wait in host memory
         for key, norm in offloaded.items():
             offloaded[key] = norm * nothing
 
@@ -173,21 +234,31 @@ class DeepSpeedEngine:
             torch._foreach_lerp_(list(self.average.values()), own, 1 - self.decay)
 
     def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
-        """Whole trainable tensors on the CPU by parameter name; the average if there is one and it is asked for.
+        """Whole trainable tensors on the CPU by parameter name; the average if there is one and it
+        is asked for.
 
         On every rank, or on rank 0; then empty elsewhere, and nothing is sent there.
         """
         put_together = _whole if everywhere else _gathered
-        whole = {name: put_together(part, self.trainable[name]) for name, part in self._parts(averaged).items()}
+        whole = {
+            name: put_together(part, self.trainable[name])
+            for name, part in self._parts(averaged).items()
+        }
         return {name: tensor for name, tensor in whole.items() if tensor is not None}
 
     def _parts(self, averaged: bool) -> dict[str, Tensor]:
         """What this rank keeps of every trainable tensor."""
-        return self.average if averaged and self.average else {name: _own_part(p) for name, p in self.trainable.items()}
+        return (
+            self.average
+            if averaged and self.average
+            else {name: _own_part(p) for name, p in self.trainable.items()}
+        )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the module computes with the averaged weights, if there are any; the optimiser's own stay as they are."""
+        """Inside, the module computes with the averaged weights, if there are any; the optimiser's
+        own stay as they are.
+        """
         if not self.average:
             yield
             return
@@ -200,7 +271,9 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _assign(self, parts: dict[str, Tensor]) -> None:
-        """What the ranks keep of every tensor, put in one by one: a sharded network is never whole on a rank."""
+        """What the ranks keep of every tensor, put in one by one: a sharded network is never whole
+        on a rank.
+        """
         import deepspeed
 
         for name, parameter in self.trainable.items():
@@ -211,7 +284,9 @@ class DeepSpeedEngine:
                     parameter.copy_(whole)
 
     def snapshot(self) -> Files:
-        """This rank's files of a checkpoint as the state is now: the library's shards, and on rank 0 weights and average too."""
+        """This rank's files of a checkpoint as the state is now: the library's shards, and on rank
+        0 weights and average too.
+        """
         from .deepspeed_checkpoint import in_memory
 
         files = in_memory(self.engine, TAG)
@@ -221,27 +296,38 @@ class DeepSpeedEngine:
             files["weights.safetensors"] = save(weights)
             if self.average:
                 files["average.safetensors"] = save(average)
-            state = {"updates": self.updates, "ranks": dist.get_world_size(), "scale": asdict(self.scale)}
+            state = {
+                "updates": self.updates,
+                "ranks": dist.get_world_size(),
+                "scale": asdict(self.scale),
+            }
             files["engine.json"] = json.dumps(state).encode()
         return files
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore the files of all ranks' `snapshot`s into a new engine: bit for bit on as many ranks, else converted once, beside it.
+        """Restore the files of all ranks' `snapshot`s into a new engine: bit for bit on as many
+        ranks, else converted once, beside it.
 
         ValueError if it belongs to another model.
         """
         state = json.loads((folder / "engine.json").read_text())
         if self.average and not (folder / "average.safetensors").exists():
-            raise ValueError(f"{folder} holds no average: resume with the ema it was written with, 0")
+            raise ValueError(
+                f"{folder} holds no average: resume with the ema it was written with, 0"
+            )
         self._check_shapes(folder / "weights.safetensors")
         universal = state["ranks"] != dist.get_world_size()
         if universal:
             from .deepspeed_checkpoint import make_universal
 
             make_universal(folder / TAG, folder / UNIVERSAL)
-        self.engine._config.load_universal_checkpoint = universal  # the library reads it from its configuration only
-        self.engine.load_checkpoint(str(folder), tag=UNIVERSAL if universal else TAG, load_module_strict=False)
+        self.engine._config.load_universal_checkpoint = (
+            universal  # the library reads it from its configuration only
+        )
+        self.engine.load_checkpoint(
+            str(folder), tag=UNIVERSAL if universal else TAG, load_module_strict=False
+        )
         if self.average:
             for name, tensor in load_file(folder / "average.safetensors").items():
                 _assign_own_part(self.average[name], tensor, self.trainable[name])
@@ -253,18 +339,26 @@ class DeepSpeedEngine:
         mine = {name: _shape(p) for name, p in self.trainable.items()}
         if saved != mine:
             name, shape = sorted(set(saved.items()) ^ set(mine.items()))[0]
-            raise ValueError(f"{path}: {name} {shape} does not fit this model; resume with the config that wrote it")
+            raise ValueError(
+                f"{path}: {name} {shape} does not fit this model; resume with the config that"
+                " wrote it"
+            )
 
 
 def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:
-    """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler that clips scaled gradients."""
-    module.forward = torch.autocast(next(module.parameters()).device.type, dtype, cache_enabled=False)(module.forward)
+    """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler
+    that clips scaled gradients.
+    """
+    module.forward = torch.autocast(
+        next(module.parameters()).device.type, dtype, cache_enabled=False
+    )(module.forward)
 
 
 def _share_fetches(module: nn.Module) -> None:
     """Tell the engines over one base of the weights that any of them has begun to fetch (ZeRO-3).
 
-    The library keeps these by module tree; another engine could neither wait for such a weight nor fetch it again.
+    The library keeps these by module tree; another engine could neither wait for such a weight nor
+    fetch it again.
     """
     from deepspeed.runtime.zero.partitioned_param_coordinator import InflightParamRegistry
 
@@ -274,19 +368,29 @@ def _share_fetches(module: nn.Module) -> None:
     module.ds_inflight_param_registry = first.in_flight
 
 
-def shard_frozen(module: nn.Module, *, micro_batch: int, dtype: torch.dtype, persistence_threshold: int = 100_000):
-    """A network that is never trained, its weights spread over the ranks (ZeRO-3): called like the module, without gradients."""
+def shard_frozen(
+    module: nn.Module, *, micro_batch: int, dtype: torch.dtype, persistence_threshold: int = 100_000
+):
+    """A network that is never trained, its weights spread over the ranks (ZeRO-3): called like the
+    module, without gradients.
+    """
     import deepspeed
 
     zero = {"stage": 3, "stage3_param_persistence_threshold": persistence_threshold}
     settings = {
-        "train_micro_batch_size_per_gpu": micro_batch, "zero_optimization": zero, "steps_per_print": None,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "zero_optimization": zero,
+        "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},
     }
     if dtype == torch.float16:
         _autocast_inside(module, dtype)
     if dtype == torch.bfloat16:
-        settings["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch."), "lower_precision_safe_modules": []}
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": str(dtype).removeprefix("torch."),
+            "lower_precision_safe_modules": [],
+        }
     return deepspeed.initialize(model=module, config=settings)[0]
 
 

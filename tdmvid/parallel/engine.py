@@ -43,15 +43,23 @@ class TorchEngine:
     """
 
     def __init__(
-        self, module: nn.Module, config: OptimConfig, *,
-        total_steps: int, accumulation: int = 1, ema: float = 0.0, dtype: torch.dtype = torch.float32,
+        self,
+        module: nn.Module,
+        config: OptimConfig,
+        *,
+        total_steps: int,
+        accumulation: int = 1,
+        ema: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ):
         self.module, self.config = module, config
         self.total_steps, self.accumulation, self.decay = total_steps, accumulation, ema
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert self.trainable, "a role without trainable parameters"
         self.optimizer = config.build(list(self.trainable.values()), fused=True)
-        self.average = {name: p.detach().clone() for name, p in self.trainable.items()} if ema else {}
+        self.average = (
+            {name: p.detach().clone() for name, p in self.trainable.items()} if ema else {}
+        )
         self.scale = LossScale.of(dtype)
         self.updates = 0
 
@@ -63,16 +71,21 @@ class TorchEngine:
         (loss / self.accumulation * self.scale.value).backward()
 
     def step(self, *, skip: bool | Tensor = False) -> StepResult:
-        """Clip, step and average; with `skip`, or a gradient that is not finite, only forget the gradient.
+        """Clip, step and average; with `skip`, or a gradient that is not finite, only forget the
+        gradient.
 
         The host waits for the device once, for whether to step.
         """
         parameters = list(self.trainable.values())
         if self.scale.value != 1:
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.scale.value)
+            torch._foreach_div_(
+                [p.grad for p in parameters if p.grad is not None], self.scale.value
+            )
         limit = self.config.clip if self.config.clip > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        norm, skipped = torch.stack([norm, torch.as_tensor(skip, dtype=norm.dtype, device=norm.device)]).tolist()
+        norm, skipped = torch.stack(
+            [norm, torch.as_tensor(skip, dtype=norm.dtype, device=norm.device)]
+        ).tolist()
         rate = self.config.rate(self.updates, self.total_steps)
         applied = not skipped and norm < float("inf")
         if applied:
@@ -87,7 +100,9 @@ class TorchEngine:
     @torch.no_grad()
     def _update_average(self) -> None:
         if self.average:
-            torch._foreach_lerp_(list(self.average.values()), list(self.trainable.values()), 1 - self.decay)
+            torch._foreach_lerp_(
+                list(self.average.values()), list(self.trainable.values()), 1 - self.decay
+            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -105,7 +120,9 @@ class TorchEngine:
             self.trainable[name].copy_(tensor)
 
     def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
-        """Copies of the trainable tensors by parameter name, the average if there is one and it is asked for; `everywhere` is for engines of several ranks."""
+        """Copies of the trainable tensors by parameter name, the average if there is one and it is
+        asked for; `everywhere` is for engines of several ranks.
+        """
         source = self.average if averaged and self.average else self.trainable
         return {name: tensor.detach().clone() for name, tensor in source.items()}
 
@@ -115,16 +132,24 @@ class TorchEngine:
         files: Files = {"weights.safetensors": save(contiguous(self.trainable))}
         if self.average:
             files["average.safetensors"] = save(contiguous(self.average))
-        state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "scale": asdict(self.scale)}
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "scale": asdict(self.scale),
+        }
         optimizer = io.BytesIO()
         torch.save(state, optimizer)
         return files | {"optimizer.pt": optimizer.getbuffer()}
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore the files of a `snapshot`, bit for bit; ValueError if it belongs to another model."""
+        """Restore the files of a `snapshot`, bit for bit; ValueError if it belongs to another
+        model.
+        """
         if self.average and not (folder / "average.safetensors").exists():
-            raise ValueError(f"{folder} holds no average: resume with the ema it was written with, 0")
+            raise ValueError(
+                f"{folder} holds no average: resume with the ema it was written with, 0"
+            )
         self._copy(load_file(folder / "weights.safetensors"), self.trainable, folder)
         if self.average:
             self._copy(load_file(folder / "average.safetensors"), self.average, folder)
@@ -137,6 +162,9 @@ class TorchEngine:
         shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}  # noqa: E731
         if shapes(saved) != shapes(into):
             differing = sorted(set(shapes(saved).items()) ^ set(shapes(into).items()))[0]
-            raise ValueError(f"{folder}: {differing[0]} {differing[1]} does not fit this model; resume with the config that wrote it")
+            raise ValueError(
+                f"{folder}: {differing[0]} {differing[1]} does not fit this model; resume with the"
+                " config that wrote it"
+            )
         for name, tensor in saved.items():
             into[name].copy_(tensor)

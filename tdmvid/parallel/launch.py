@@ -68,7 +68,8 @@ class World:
 
 
 def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence: int = 1) -> World:
-    """Join the other ranks of the run; "auto" is deepspeed if a launcher (deepspeed, torchrun) set RANK and WORLD_SIZE.
+    """Join the other ranks of the run; "auto" is deepspeed if a launcher (deepspeed, torchrun) set
+    RANK and WORLD_SIZE.
 
     sequence: ranks that share one sequence; the number of ranks must be a multiple of it.
     A rank that waits longer than `timeout_minutes` for another one fails instead of hanging.
@@ -79,13 +80,14 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if backend == "deepspeed" and not launched:
         raise ValueError(
-            "parallel.backend='deepspeed' but no launcher set RANK and WORLD_SIZE: start with `deepspeed` or"
-            " `torchrun --nproc_per_node N`, or choose parallel.backend='none'"
+            "parallel.backend='deepspeed' but no launcher set RANK and WORLD_SIZE: start with"
+            " `deepspeed` or `torchrun --nproc_per_node N`, or choose parallel.backend='none'"
         )
     if backend == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"parallel.backend='none' in WORLD_SIZE={os.environ['WORLD_SIZE']} processes, each of which would train alone:"
-            " choose 'auto' or 'deepspeed', or start one process without a launcher"
+            f"parallel.backend='none' in WORLD_SIZE={os.environ['WORLD_SIZE']} processes, each of"
+            " which would train alone: choose 'auto' or 'deepspeed', or start one process without"
+            " a launcher"
         )
     if backend == "none" or not launched:
         check_sequence(sequence, 1)
@@ -95,22 +97,36 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
     timeout = timedelta(minutes=timeout_minutes)
     _join(device, timeout)
     check_sequence(sequence, dist.get_world_size())
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, _sequence_group(sequence, timeout))
+    return World(
+        dist.get_rank(),
+        dist.get_world_size(),
+        local_rank,
+        device,
+        _sequence_group(sequence, timeout),
+    )
 
 
 def check_sequence(sequence: int, size: int) -> None:
     """ValueError unless groups of `sequence` ranks make up `size` ranks."""
     if size % sequence:
         fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-        raise ValueError(f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start another number of ranks (--plan: --ranks {sequence})")
+        raise ValueError(
+            f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start"
+            f" another number of ranks (--plan: --ranks {sequence})"
+        )
 
 
 def _sequence_group(sequence: int, timeout: timedelta) -> SequenceGroup | None:
-    """This rank's group; every rank makes every group, as torch.distributed wants it, and a group takes no timeout over from the run."""
+    """This rank's group; every rank makes every group, as torch.distributed wants it, and a group
+    takes no timeout over from the run.
+    """
     if sequence == 1:
         return None
     size, rank = dist.get_world_size(), dist.get_rank()
-    groups = [dist.new_group(list(range(first, first + sequence)), timeout=timeout) for first in range(0, size, sequence)]
+    groups = [
+        dist.new_group(list(range(first, first + sequence)), timeout=timeout)
+        for first in range(0, size, sequence)
+    ]
     return SequenceGroup(groups[rank // sequence])
 
 
@@ -119,7 +135,8 @@ def _own_device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"LOCAL_RANK={local_rank} but this machine shows {torch.cuda.device_count()} GPUs: start one process per GPU"
+            f"LOCAL_RANK={local_rank} but this machine shows {torch.cuda.device_count()} GPUs:"
+            " start one process per GPU"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -134,10 +151,13 @@ def _join(device: torch.device, timeout: timedelta) -> None:
 
     if on_cpu:  # or joining compiles it, which takes a minute and a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        # A thread of gloo needs the interpreter to let a tensor go, some time after the collective is done, and finds it gone in a
-        # process that has ended meanwhile: SIGABRT (pytorch/pytorch#179291). DeepSpeed keeps the group, so leaving it ends no thread.
+        # A thread of gloo needs the interpreter to let a tensor go, some time after the collective
+        # is done, and finds it gone in a process that has ended meanwhile: SIGABRT
+        # (pytorch/pytorch#179291). DeepSpeed keeps the group, so leaving it ends no thread.
         atexit.register(time.sleep, SETTLE)
-    deepspeed.init_distributed("gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    deepspeed.init_distributed(
+        "gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout
+    )
 
 
 def finish() -> None:
@@ -154,14 +174,18 @@ def barrier() -> None:
 
 @contextmanager
 def first_alone(*, every: float = 5.0) -> Iterator[None]:
-    """Rank 0 works inside for as long as it takes; the others, with nothing to do there, wait behind it.
+    """Rank 0 works inside for as long as it takes; the others, with nothing to do there, wait
+    behind it.
 
     They hear of it `every` so many seconds: one wait for all of it would outlast the timeout.
     """
     if not dist.is_initialized():
         yield
         return
-    done, device = threading.Event(), torch.cuda.current_device() if torch.cuda.is_available() else None
+    done, device = (
+        threading.Event(),
+        (torch.cuda.current_device() if torch.cuda.is_available() else None),
+    )
 
     def answer() -> None:
         if device is not None:
@@ -201,7 +225,9 @@ def of_first(value):
 
 
 def check_same(what: str, settings: dict[str, object]) -> None:
-    """ValueError on every rank, naming rank, key and values, if some rank was given other settings than rank 0."""
+    """ValueError on every rank, naming rank, key and values, if some rank was given other settings
+    than rank 0.
+    """
     if not dist.is_initialized():
         return
     everyone: list = [None] * dist.get_world_size()
@@ -211,13 +237,16 @@ def check_same(what: str, settings: dict[str, object]) -> None:
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 raise ValueError(
-                    f"rank {rank} was given another {what} than rank 0: {key}={other.get(key)!r}, not {first.get(key)!r}:"
-                    " start all ranks with the same command and the same files"
+                    f"rank {rank} was given another {what} than rank 0: {key}={other.get(key)!r},"
+                    f" not {first.get(key)!r}: start all ranks with the same command and the same"
+                    " files"
                 )
 
 
 def mean(scalars: dict[str, float]) -> dict[str, float]:
-    """Each scalar averaged over the ranks, which all pass the same names; a NaN on one is a NaN for all."""
+    """Each scalar averaged over the ranks, which all pass the same names; a NaN on one is a NaN for
+    all.
+    """
     if not dist.is_initialized():
         return dict(scalars)
     names = sorted(scalars)
@@ -229,4 +258,6 @@ def mean(scalars: dict[str, float]) -> dict[str, float]:
 
 def _tensor(values: list[float]) -> torch.Tensor:
     """Where the backend can reduce it: [len(values)], float64."""
-    return torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    return torch.tensor(
+        values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
+    )

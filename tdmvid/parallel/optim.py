@@ -27,11 +27,16 @@ class OptimConfig:
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr}: a learning rate is positive")
         if self.clip < 0 or self.warmup < 0:
-            raise ValueError(f"clip={self.clip}, warmup={self.warmup}: neither may be negative; 0 turns them off")
+            raise ValueError(
+                f"clip={self.clip}, warmup={self.warmup}: neither may be negative; 0 turns them off"
+            )
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay={self.weight_decay}: not negative; 0 is none")
         if self.algorithm == "sgd" and self.weight_decay:
-            raise ValueError(f"weight_decay={self.weight_decay} with algorithm='sgd', which has none: use 'adamw', or leave it out")
+            raise ValueError(
+                f"weight_decay={self.weight_decay} with algorithm='sgd', which has none: use"
+                " 'adamw', or leave it out"
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: two numbers in [0, 1)")
 
@@ -39,19 +44,28 @@ class OptimConfig:
         """Learning rate of 0-based `step` of `total`: linear warm-up, then the schedule down to 0."""
         warm = min(1.0, (step + 1) / (self.warmup + 1))
         progress = min(step / max(total, 1), 1.0)
-        decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        decay = {
+            "constant": 1.0,
+            "linear": 1 - progress,
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        }
         return self.lr * warm * decay[self.schedule]
 
-    def build(self, parameters: list[torch.nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
+    def build(
+        self, parameters: list[torch.nn.Parameter], *, fused: bool = False
+    ) -> torch.optim.Optimizer:
         """The torch optimiser over `parameters`; `fused` in one kernel for all of them."""
         if self.algorithm == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr)
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
+        )
 
 
 @dataclass
 class LossScale:
-    """Dynamic loss scaling for float16 arithmetic, whose small gradients vanish and large ones overflow.
+    """Dynamic loss scaling for float16 arithmetic, whose small gradients vanish and large ones
+    overflow.
 
     Halved when a gradient overflows, doubled after `patience` good steps in a row; 1 and
     constant in every other arithmetic.

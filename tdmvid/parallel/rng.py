@@ -20,7 +20,9 @@ class Streams:
     seed: int
     device: torch.device | str = "cpu"
 
-    def generator(self, step: int, name: str, stream: int = 0, *, device: torch.device | str | None = None) -> torch.Generator:
+    def generator(
+        self, step: int, name: str, stream: int = 0, *, device: torch.device | str | None = None
+    ) -> torch.Generator:
         """A fresh generator; leave `stream` at 0 for what all ranks must agree on."""
         text = f"{self.seed}/{step}/{name}/{stream}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1

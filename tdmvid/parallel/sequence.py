@@ -39,22 +39,32 @@ class SequenceGroup:
         return -(-length // self.size)
 
     def shard(self, x: Tensor) -> Tensor:
-        """This rank's tokens: [B, L, ...] -> [B, n, ...]; the last rank's may end in zeros. No communication."""
+        """This rank's tokens: [B, L, ...] -> [B, n, ...]; the last rank's may end in zeros. No
+        communication.
+        """
         share = self.share(x.shape[1])
         mine = x[:, self.rank * share : (self.rank + 1) * share]
         return _pad(mine, 1, share)
 
     def gather(self, x: Tensor, length: int) -> Tensor:
-        """All tokens on every rank: [B, n, ...] -> [B, length, ...]; the backward sums over the group."""
+        """All tokens on every rank: [B, n, ...] -> [B, length, ...]; the backward sums over the
+        group.
+        """
         everyone = self._exchange(x.expand(self.size, *x.shape))
         return everyone.transpose(0, 1).flatten(1, 2)[:, :length]
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, length: int, inner: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        length: int,
+        inner: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Attention over the whole sequence, from and to tokens of this rank: [B, n, H, D].
 
-        inner(q, k, v), each [B, length, ceil(H / P), D], is any local attention; it returns that shape.
+        inner(q, k, v), each [B, length, ceil(H / P), D], is any local attention; it returns that
+        shape.
         """
         heads = query.shape[2]
         out = inner(*(self._to_heads(x)[:, :length] for x in (query, key, value)))
@@ -75,7 +85,9 @@ class SequenceGroup:
         """Part p of x [P, ...] goes to rank p; part p of the result came from rank p."""
         x = x.contiguous()
         if torch.compiler.is_compiling():
-            return all_to_all_single_autograd(x, None, None, self.group)  # the form that is part of a graph
+            return all_to_all_single_autograd(
+                x, None, None, self.group
+            )  # the form that is part of a graph
         return all_to_all_single(torch.empty_like(x), x, group=self.group)
 
 
@@ -86,7 +98,9 @@ def _pad(x: Tensor, dim: int, length: int) -> Tensor:
 
 
 class PlannedGroup(SequenceGroup):
-    """A group of `size` ranks that is only planned: talks to nobody, and counts the bytes that a rank would send."""
+    """A group of `size` ranks that is only planned: talks to nobody, and counts the bytes that a
+    rank would send.
+    """
 
     def __init__(self, size: int):
         self.size, self.rank, self.sent = size, 0, 0

@@ -23,7 +23,10 @@ from torch import Tensor
 
 from .weights import Needed
 
-_CLIP = Needed("clip/open_clip_model.safetensors", "https://huggingface.co/timm/vit_large_patch14_clip_224.openai")
+_CLIP = Needed(
+    "clip/open_clip_model.safetensors",
+    "https://huggingface.co/timm/vit_large_patch14_clip_224.openai",
+)
 _INCEPTION = Needed(
     "inception/weights-inception-2015-12-05-6726825d.pth",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
@@ -31,11 +34,27 @@ _INCEPTION = Needed(
 _FIDELITY = Needed("torch_fidelity", "pip install -e '.[image-metrics]' in the clone", package=True)
 _OPEN_CLIP = Needed("open_clip", "pip install -e '.[image-metrics]' in the clone", package=True)
 NEEDS = {
-    "hps": (Needed("hps/HPS_v2.1_compressed.pt", "https://huggingface.co/xswu/HPSv2, HPS_v2.1_compressed.pt"), _OPEN_CLIP),
+    "hps": (
+        Needed(
+            "hps/HPS_v2.1_compressed.pt",
+            "https://huggingface.co/xswu/HPSv2, HPS_v2.1_compressed.pt",
+        ),
+        _OPEN_CLIP,
+    ),
     "clip": (_CLIP, _OPEN_CLIP),
-    "aesthetic": (Needed("aesthetic/sa_0_4_vit_l_14_linear.pth", "https://github.com/LAION-AI/aesthetic-predictor, sa_0_4_vit_l_14_linear.pth"), _CLIP, _OPEN_CLIP),
+    "aesthetic": (
+        Needed(
+            "aesthetic/sa_0_4_vit_l_14_linear.pth",
+            "https://github.com/LAION-AI/aesthetic-predictor, sa_0_4_vit_l_14_linear.pth",
+        ),
+        _CLIP,
+        _OPEN_CLIP,
+    ),
     "diversity": (
-        Needed("torch/hub/checkpoints/alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
+        Needed(
+            "torch/hub/checkpoints/alexnet-owt-7be5be79.pth",
+            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        ),
         Needed("lpips", "pip install -e '.[image-metrics]' in the clone", package=True),
     ),
     "text": (Needed("tesseract", "apt-get install tesseract-ocr", package=True),),
@@ -51,14 +70,24 @@ SMALLEST_SET = 4
 class Clip:
     """An open_clip model: unit features of images and of texts."""
 
-    def __init__(self, name: str, weights: Path | None, *, device: torch.device | str = "cpu", batch: int = 32):
+    def __init__(
+        self,
+        name: str,
+        weights: Path | None,
+        *,
+        device: torch.device | str = "cpu",
+        batch: int = 32,
+    ):
         import open_clip
 
-        # Weights are loaded below: open_clip would unpickle what is no state of a model, too. It would also warn that there are none.
+        # Weights are loaded below: open_clip would unpickle what is no state of a model, too. It
+        # would also warn that there are none.
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
-            self.model, _, self.transform = open_clip.create_model_and_transforms(name, pretrained=None, device=device)
+            self.model, _, self.transform = open_clip.create_model_and_transforms(
+                name, pretrained=None, device=device
+            )
         finally:
             logging.disable(disabled)
         if weights is not None:
@@ -69,17 +98,31 @@ class Clip:
     @torch.no_grad()
     def images(self, files: Sequence[Path]) -> Tensor:
         """Features of image files: [N, D], float32 on the CPU, of length one."""
-        parts = (torch.stack([self.transform(_rgb(file)) for file in some]) for some in _batches(files, self.batch))  # one at a time: 600 kB an image
-        return torch.cat([self.model.encode_image(part.to(self.device), normalize=True).float().cpu() for part in parts])
+        parts = (
+            torch.stack([self.transform(_rgb(file)) for file in some])
+            for some in _batches(files, self.batch)
+        )  # one at a time: 600 kB an image
+        return torch.cat(
+            [
+                self.model.encode_image(part.to(self.device), normalize=True).float().cpu()
+                for part in parts
+            ]
+        )
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Features of prompts: as `images`."""
-        parts = (self.tokenize(list(some)).to(self.device) for some in _batches(prompts, self.batch))
-        return torch.cat([self.model.encode_text(part, normalize=True).float().cpu() for part in parts])
+        parts = (
+            self.tokenize(list(some)).to(self.device) for some in _batches(prompts, self.batch)
+        )
+        return torch.cat(
+            [self.model.encode_text(part, normalize=True).float().cpu() for part in parts]
+        )
 
     def similarity(self, files: Sequence[Path], prompts: Sequence[str]) -> Tensor:
-        """100 x the cosine between image i and prompt i: [N]; with HPS v2.1's weights this is its score."""
+        """100 x the cosine between image i and prompt i: [N]; with HPS v2.1's weights this is its
+        score.
+        """
         return 100 * (self.images(files) * self.texts(prompts)).sum(1)
 
 
@@ -109,7 +152,9 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Image files as [3, side, side] uint8, their middle square resized: sets of different sizes become comparable."""
+    """Image files as [3, side, side] uint8, their middle square resized: sets of different sizes
+    become comparable.
+    """
 
     def __init__(self, files: Sequence[Path], side: int):
         self.files, self.side = list(files), side
@@ -121,25 +166,55 @@ class Pictures(torch.utils.data.Dataset):
         image = _rgb(self.files[index])
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        image = image.crop((left, top, left + edge, top + edge)).resize((self.side, self.side), Image.Resampling.BICUBIC)
-        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(self.side, self.side, 3).permute(2, 0, 1).contiguous()
+        image = image.crop((left, top, left + edge, top + edge)).resize(
+            (self.side, self.side), Image.Resampling.BICUBIC
+        )
+        return (
+            torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+            .view(self.side, self.side, 3)
+            .permute(2, 0, 1)
+            .contiguous()
+        )
 
 
-def set_metrics(ours: Sequence[Path], theirs: Sequence[Path], metrics: Sequence[str], weights: Path, *, side: int, cuda: bool = False) -> dict[str, float]:
-    """"fid", "precision" and "recall" of a set of images against another, by torch-fidelity on Inception features."""
+def set_metrics(
+    ours: Sequence[Path],
+    theirs: Sequence[Path],
+    metrics: Sequence[str],
+    weights: Path,
+    *,
+    side: int,
+    cuda: bool = False,
+) -> dict[str, float]:
+    """ "fid", "precision" and "recall" of a set of images against another, by torch-fidelity on
+    Inception features.
+    """
     import torch_fidelity
 
     if min(len(ours), len(theirs)) < SMALLEST_SET:
-        raise ValueError(f"{len(ours)} and {len(theirs)} images: compare sets of at least {SMALLEST_SET}, and of thousands for figures to publish")
+        raise ValueError(
+            f"{len(ours)} and {len(theirs)} images: compare sets of at least {SMALLEST_SET}, and of"
+            " thousands for figures to publish"
+        )
     found = torch_fidelity.calculate_metrics(
-        input1=Pictures(ours, side), input2=Pictures(theirs, side), fid="fid" in metrics, prc="precision_recall" in metrics, cuda=cuda, verbose=False,
-        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights), batch_size=32, save_cpu_ram=True,
+        input1=Pictures(ours, side),
+        input2=Pictures(theirs, side),
+        fid="fid" in metrics,
+        prc="precision_recall" in metrics,
+        cuda=cuda,
+        verbose=False,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        batch_size=32,
+        save_cpu_ram=True,
     )
     names = {"frechet_inception_distance": "fid", "precision": "precision", "recall": "recall"}
     return {short: float(found[name]) for name, short in names.items() if name in found}
 
 
-def lpips_distance(cache: Path, device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], float]:
+def lpips_distance(
+    cache: Path, device: torch.device | str = "cpu"
+) -> Callable[[Tensor, Tensor], float]:
     """LPIPS (AlexNet) between two images [3, H, W] in [-1, 1]."""
     import lpips
 
@@ -153,8 +228,12 @@ def lpips_distance(cache: Path, device: torch.device | str = "cpu") -> Callable[
     return distance
 
 
-def diversity(groups: dict[str, list[Path]], distance: Callable[[Tensor, Tensor], float], *, side: int) -> dict[str, float]:
-    """Mean distance between the images of one prompt, over all pairs of its seeds, by prompt; prompts of one image have none."""
+def diversity(
+    groups: dict[str, list[Path]], distance: Callable[[Tensor, Tensor], float], *, side: int
+) -> dict[str, float]:
+    """Mean distance between the images of one prompt, over all pairs of its seeds, by prompt;
+    prompts of one image have none.
+    """
     out = {}
     for prompt, files in groups.items():
         images = [image.float().div(127.5).sub(1) for image in Pictures(files, side)]
@@ -168,15 +247,29 @@ def diversity(groups: dict[str, list[Path]], distance: Callable[[Tensor, Tensor]
 
 def wanted_text(prompt: str) -> str:
     """What a prompt asks to be written: its parts in quotation marks, joined; empty without any."""
-    return " ".join(part for match in re.findall(r'"([^"]+)"|“([^”]+)”|\'([^\']+)\'(?!\w)', prompt) for part in match if part)
+    return " ".join(
+        part
+        for match in re.findall(r'"([^"]+)"|“([^”]+)”|\'([^\']+)\'(?!\w)', prompt)
+        for part in match
+        if part
+    )
 
 
 def legibility(file: Path, text: str) -> float:
-    """How much of `text` Tesseract reads in an image: 1 - edit distance / length, letters and digits alone, 0 at worst."""
+    """How much of `text` Tesseract reads in an image: 1 - edit distance / length, letters and
+    digits alone, 0 at worst.
+    """
     # Its own threads make it slower on pictures of this size.
-    done = subprocess.run(["tesseract", str(file), "-", "--psm", "11"], capture_output=True, text=True, env=os.environ | {"OMP_THREAD_LIMIT": "1"})
+    done = subprocess.run(
+        ["tesseract", str(file), "-", "--psm", "11"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_THREAD_LIMIT": "1"},
+    )
     if done.returncode:
-        raise ValueError(f"{file}: tesseract failed ({done.stderr.strip().splitlines()[-1:]}): is it an image?")
+        raise ValueError(
+            f"{file}: tesseract failed ({done.stderr.strip().splitlines()[-1:]}): is it an image?"
+        )
     plain = lambda words: re.sub(r"[\W_]+", "", words).lower()  # noqa: E731
     want, read = plain(text), plain(done.stdout)
     if not want:

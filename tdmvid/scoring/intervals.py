@@ -24,28 +24,41 @@ class Measure:
 
 def percentiles(value: float, resampled: Tensor) -> Measure:
     """`value` with the 2.5th and 97.5th percentile of what the resamples [R] gave."""
-    low, high = torch.quantile(resampled.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(
+        resampled.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)
+    ).tolist()
     return Measure(value, low, high)
 
 
 def resamples(count: int) -> Tensor:
-    """[R, count] indices with repetition, the same in every call: what is compared is resampled together."""
+    """[R, count] indices with repetition, the same in every call: what is compared is resampled
+    together.
+    """
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(SEED))
 
 
 def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
-    """Mean of values [N], with percentiles of a bootstrap over the G groups that group [N] numbers from 0."""
+    """Mean of values [N], with percentiles of a bootstrap over the G groups that group [N] numbers
+    from 0.
+    """
     count = int(group.max()) + 1
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, values.double())
-    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
+    sizes = torch.zeros(count, dtype=torch.float64).index_add_(
+        0, group, torch.ones(len(group), dtype=torch.float64)
+    )
     picks = resamples(count)
     return percentiles((sums.sum() / sizes.sum()).item(), sums[picks].sum(1) / sizes[picks].sum(1))
 
 
 def paired_difference(ours: Tensor, theirs: Tensor) -> Measure:
-    """Mean of ours - theirs [G], one value a prompt each, with percentiles of a bootstrap over the prompts."""
+    """Mean of ours - theirs [G], one value a prompt each, with percentiles of a bootstrap over the
+    prompts.
+    """
     if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
-        raise ValueError(f"{list(ours.shape)} and {list(theirs.shape)} values: a paired difference takes one of each side for every prompt")
+        raise ValueError(
+            f"{list(ours.shape)} and {list(theirs.shape)} values: a paired difference takes one of"
+            " each side for every prompt"
+        )
     return mean_over_groups(ours.double() - theirs.double(), torch.arange(len(ours)))
 
 

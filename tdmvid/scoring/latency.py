@@ -15,9 +15,11 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Stage:
-    """Median, fastest and slowest of some calls in seconds, and the peak of memory in bytes over all of them.
+    """Median, fastest and slowest of some calls in seconds, and the peak of memory in bytes over
+    all of them.
 
-    On a GPU the memory is the device's, on a CPU the process's; None where the system does not tell.
+    On a GPU the memory is the device's, on a CPU the process's; None where the system does not
+    tell.
     """
 
     seconds: float
@@ -27,7 +29,9 @@ class Stage:
 
 
 def measure(call: Callable[[], object], device: torch.device, *, repeats: int) -> Stage:
-    """Time `call` that often after one call that is not timed, in which weights are loaded and kernels chosen."""
+    """Time `call` that often after one call that is not timed, in which weights are loaded and
+    kernels chosen.
+    """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least 1")
     call()
@@ -38,7 +42,9 @@ def measure(call: Callable[[], object], device: torch.device, *, repeats: int) -
         call()
         _wait(device)
         seconds.append(time.perf_counter() - began)
-    return Stage(statistics.median(seconds), min(seconds), max(seconds), _peak(device) if known else None)
+    return Stage(
+        statistics.median(seconds), min(seconds), max(seconds), _peak(device) if known else None
+    )
 
 
 def _wait(device: torch.device) -> None:

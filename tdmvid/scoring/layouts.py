@@ -1,4 +1,5 @@
-"""Prompts of public benchmarks as they are distributed, and the folders that the benchmarks' own scorers read.
+"""Prompts of public benchmarks as they are distributed, and the folders that the benchmarks' own
+scorers read.
 
 | benchmark | prompts | files |
 |---|---|---|
@@ -31,11 +32,17 @@ class Layout:
 
 
 def layout(benchmark: str, path: Path, *, seeds: int = 1) -> Layout:
-    """The shots of a benchmark; ValueError for files that are not in its layout, or for more seeds than its scorer takes."""
+    """The shots of a benchmark; ValueError for files that are not in its layout, or for more seeds
+    than its scorer takes.
+    """
     if benchmark not in LAYOUTS:
         raise ValueError(f"benchmark {benchmark!r}: choose one of {', '.join(LAYOUTS)}")
     if seeds < 1 or seeds > 1 and benchmark != "geneval":
-        raise ValueError(f"seeds={seeds}: the scorer of {benchmark} reads " + ("at least one image" if benchmark == "geneval" else "one file") + " for every prompt")
+        raise ValueError(
+            f"seeds={seeds}: the scorer of {benchmark} reads "
+            + ("at least one image" if benchmark == "geneval" else "one file")
+            + " for every prompt"
+        )
     if not path.exists():
         raise ValueError(f"{path} does not exist: give the benchmark's own prompts")
     found = LAYOUTS[benchmark](path, seeds)
@@ -43,7 +50,9 @@ def layout(benchmark: str, path: Path, *, seeds: int = 1) -> Layout:
 
 
 def _own_noise(shots: list[Shot], seeds: int) -> list[Shot]:
-    """A prompt that comes again takes its next seeds, or its picture would be the same: COCO's images share captions."""
+    """A prompt that comes again takes its next seeds, or its picture would be the same: COCO's
+    images share captions.
+    """
     times: Counter[tuple[str, int]] = Counter()
     out = []
     for shot in shots:
@@ -55,7 +64,13 @@ def _own_noise(shots: list[Shot], seeds: int) -> list[Shot]:
 def _hpdv2(folder: Path, _: int) -> Layout:
     files = _sorted(folder, "*.json", "HPD v2 has a .json for every style")
     # The scorer asks for .jpg by name; the samples are lossless PNG inside, which it reads as well.
-    return Layout([Shot(prompt, 0, f"{file.stem}/{i:05d}.jpg") for file in files for i, prompt in enumerate(_list(file))])
+    return Layout(
+        [
+            Shot(prompt, 0, f"{file.stem}/{i:05d}.jpg")
+            for file in files
+            for i, prompt in enumerate(_list(file))
+        ]
+    )
 
 
 def _drawbench(path: Path, _: int) -> Layout:
@@ -68,31 +83,57 @@ def _coco(path: Path, _: int) -> Layout:
     captions: dict[int, tuple[int, str]] = {}
     try:
         for row in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
-            captions[row["image_id"]] = min(captions.get(row["image_id"], (row["id"], row["caption"])), (row["id"], row["caption"]))
+            captions[row["image_id"]] = min(
+                captions.get(row["image_id"], (row["id"], row["caption"])),
+                (row["id"], row["caption"]),
+            )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not COCO's captions ({error!r}): each of its annotations has image_id, id and caption") from None
-    return Layout([Shot(captions[image][1].strip(), 0, f"{image:012d}.png") for image in sorted(captions)])
+        raise ValueError(
+            f"{path}: not COCO's captions ({error!r}): each of its annotations has image_id, id and"
+            " caption"
+        ) from None
+    return Layout(
+        [Shot(captions[image][1].strip(), 0, f"{image:012d}.png") for image in sorted(captions)]
+    )
 
 
 def _geneval(path: Path, seeds: int) -> Layout:
     shots, texts = [], {}
-    for index, line in enumerate(line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()):
+    for index, line in enumerate(
+        line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
+    ):
         row = json.loads(line)
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or "tag" not in row:
-            raise ValueError(f"{path}, prompt {index}: {line[:80]!r} has no prompt and tag: give GenEval's evaluation_metadata.jsonl")
+            raise ValueError(
+                f"{path}, prompt {index}: {line[:80]!r} has no prompt and tag: give GenEval's"
+                " evaluation_metadata.jsonl"
+            )
         texts[f"{index:05d}/metadata.jsonl"] = line.strip() + "\n"
-        shots += [Shot(row["prompt"], seed, f"{index:05d}/samples/{seed:05d}.png") for seed in range(seeds)]
+        shots += [
+            Shot(row["prompt"], seed, f"{index:05d}/samples/{seed:05d}.png")
+            for seed in range(seeds)
+        ]
     return Layout(shots, texts)
 
 
 def _compbench(folder: Path, _: int) -> Layout:
     files = _sorted(folder, "*.txt", "T2V-CompBench has a .txt for every category")
     names = {file: re.sub(r"^\d+_", "", file.stem) for file in files}
-    return Layout([Shot(prompt, 0, f"{name}/{i:04d}.mp4") for file, name in names.items() for i, prompt in enumerate(read_prompts(file), 1)])
+    return Layout(
+        [
+            Shot(prompt, 0, f"{name}/{i:04d}.mp4")
+            for file, name in names.items()
+            for i, prompt in enumerate(read_prompts(file), 1)
+        ]
+    )
 
 
 LAYOUTS: dict[str, Callable[[Path, int], Layout]] = {
-    "hpdv2": _hpdv2, "drawbench": _drawbench, "coco": _coco, "geneval": _geneval, "t2v-compbench": _compbench,
+    "hpdv2": _hpdv2,
+    "drawbench": _drawbench,
+    "coco": _coco,
+    "geneval": _geneval,
+    "t2v-compbench": _compbench,
 }
 
 
@@ -105,6 +146,8 @@ def _sorted(folder: Path, pattern: str, rule: str) -> list[Path]:
 
 def _list(path: Path) -> list[str]:
     prompts = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+    if not isinstance(prompts, list) or not all(
+        isinstance(prompt, str) and prompt.strip() for prompt in prompts
+    ):
         raise ValueError(f"{path}: must be a JSON list of prompts")
     return prompts

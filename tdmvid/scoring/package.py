@@ -37,7 +37,10 @@ class Environment:
         """Its interpreter; ValueError if there is none."""
         path = self.folder.resolve() / "bin" / "python"
         if not path.exists():
-            raise ValueError(f"environment={str(self.folder)!r} has no bin/python: make it by eval/setup_vbench.sh {self.folder}")
+            raise ValueError(
+                f"environment={str(self.folder)!r} has no bin/python: make it by"
+                f" eval/setup_vbench.sh {self.folder}"
+            )
         return path
 
     def _package(self, name: str) -> Path | None:
@@ -59,13 +62,25 @@ def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
     """Which of the run's dimensions can be scored with the files that are there."""
     names = [name for name in DIMENSIONS if any(name in entry.dimensions for entry in entries)]
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
-    return preflight(names, needs_of(static_filter=config.filtered), cache.resolve(), packages=Environment(Path(config.environment)).packages)
+    return preflight(
+        names,
+        needs_of(static_filter=config.filtered),
+        cache.resolve(),
+        packages=Environment(Path(config.environment)).packages,
+    )
 
 
 def score_folder(
-    videos: Path, out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight, digests: Mapping[str, str], devices: list[str],
+    videos: Path,
+    out: Path,
+    config: VBenchConfig,
+    entries: list[Entry],
+    checked: Preflight,
+    digests: Mapping[str, str],
+    devices: list[str],
 ) -> Scores:
-    """Scores of the videos in a folder on all dimensions that are ready; RuntimeError names those whose worker crashed.
+    """Scores of the videos in a folder on all dimensions that are ready; RuntimeError names those
+    whose worker crashed.
 
     temporal_flickering has none where the filter finds no static video.
     digests: what `check_videos` returned. devices: "cpu", or CUDA device numbers, one worker each.
@@ -77,7 +92,9 @@ def score_folder(
     def job(name: str) -> dict[str, float]:
         device = free.get()
         try:
-            return _score_dimension(name, python, device, videos, out / name, config, entries, checked.cache, digests)
+            return _score_dimension(
+                name, python, device, videos, out / name, config, entries, checked.cache, digests
+            )
         finally:
             free.put(device)
 
@@ -99,24 +116,48 @@ def score_folder(
 
 
 def _score_dimension(
-    name: str, python: Path, device: str, videos: Path, out: Path, config: VBenchConfig, entries: list[Entry], cache: Path, digests: Mapping[str, str],
+    name: str,
+    python: Path,
+    device: str,
+    videos: Path,
+    out: Path,
+    config: VBenchConfig,
+    entries: list[Entry],
+    cache: Path,
+    digests: Mapping[str, str],
 ) -> dict[str, float]:
     mine = [entry for entry in entries if name in entry.dimensions]
     files = {file: digests[file] for entry in mine for file in files_of(entry, config.video.frames)}
     filtered = config.filtered and name == "temporal_flickering"
     request = {
-        "out": str(out.resolve()), "dimensions": [name], "long": config.long, "static_filter": filtered, "cache": str(cache),
+        "out": str(out.resolve()),
+        "dimensions": [name],
+        "long": config.long,
+        "static_filter": filtered,
+        "cache": str(cache),
         "clip_seconds": {key: dimension.clip_seconds for key, dimension in DIMENSIONS.items()},
         "entries": [
-            {"prompt_en": entry.prompt, "dimension": [name], "auxiliary_info": entry.auxiliary,
-             "video_list": [str((videos / file).resolve()) for file in files_of(entry, config.video.frames)]}
+            {
+                "prompt_en": entry.prompt,
+                "dimension": [name],
+                "auxiliary_info": entry.auxiliary,
+                "video_list": [
+                    str((videos / file).resolve()) for file in files_of(entry, config.video.frames)
+                ],
+            }
             for entry in mine
         ],
     }
-    digest = hashlib.sha256(json.dumps([request, files, WORKER.read_text()], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps([request, files, WORKER.read_text()], sort_keys=True).encode()
+    ).hexdigest()
     request |= {"device": "cpu" if device == "cpu" else "cuda", "digest": digest}
     path = out / "request.json"
-    done = path.is_file() and (out / RESULT).is_file() and json.loads(path.read_text()).get("digest") == digest
+    done = (
+        path.is_file()
+        and (out / RESULT).is_file()
+        and json.loads(path.read_text()).get("digest") == digest
+    )
     if not done:
         (out / RESULT).unlink(missing_ok=True)
         write_json(path, request)
@@ -125,19 +166,39 @@ def _score_dimension(
 
 
 def _work(name: str, python: Path, device: str, request: Path) -> None:
-    """Run the worker; the package has crashed and still returned 0, so what counts is whether its result is there."""
+    """Run the worker; the package has crashed and still returned 0, so what counts is whether its
+    result is there.
+    """
     log = request.parent / LOG
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     environment["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else device
     with log.open("w") as file:
-        done = subprocess.run([str(python), str(WORKER), str(request)], stdout=file, stderr=subprocess.STDOUT, env=environment)
+        done = subprocess.run(
+            [str(python), str(WORKER), str(request)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
     if done.returncode or not (request.parent / RESULT).is_file():
         last = (log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
-        raise RuntimeError(f"{name}: VBench's worker ended with {done.returncode} and no result ({last}): see {log}")
+        raise RuntimeError(
+            f"{name}: VBench's worker ended with {done.returncode} and no result ({last}): see"
+            f" {log}"
+        )
 
 
 def _static(out: Path, files: Mapping[str, str]) -> list[str]:
     """The videos that the filter kept; possibly none."""
-    kept = {Path(path) for entry in json.loads((out / "scores_full_info.json").read_text()) for path in entry["video_list"]}
-    names = {path.parent.name + ".mp4" if "split_clip" in path.parts else path.name for path in kept}
+    kept = {
+        Path(path)
+        for entry in json.loads((out / "scores_full_info.json").read_text())
+        for path in entry["video_list"]
+    }
+    names = {
+        path.parent.name + ".mp4" if "split_clip" in path.parts else path.name for path in kept
+    }
     return [file for file in files if file in names]

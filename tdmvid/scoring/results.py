@@ -1,4 +1,6 @@
-"""What a run of scores is read from: JSON for programs, a Markdown table, and a page with the pairs side by side."""
+"""What a run of scores is read from: JSON for programs, a Markdown table, and a page with the pairs
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import jinja2
 from ..data.files import write_json, write_text
 from .intervals import Measure
 
-MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+MEDIA_TYPES = {
+    ".mp4": "video/mp4",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+}
 
 
 @dataclass(frozen=True)
@@ -45,21 +53,39 @@ class Result:
 
 def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) -> Path:
     """Write results.json, results.md and results.html to `out`; the page's path."""
-    sides = [{"name": name, "scores": {k: asdict(m) for k, m in scores.items()}} for name, scores in zip(result.names, result.scores)]
-    write_json(out / "results.json", {
-        "title": result.title, "protocol": result.protocol, "notes": list(result.notes), "samplers": sides,
-        "differences": {k: asdict(m) for k, m in result.differences.items()}, **(result.facts or {}),
-    })
+    sides = [
+        {"name": name, "scores": {k: asdict(m) for k, m in scores.items()}}
+        for name, scores in zip(result.names, result.scores)
+    ]
+    write_json(
+        out / "results.json",
+        {
+            "title": result.title,
+            "protocol": result.protocol,
+            "notes": list(result.notes),
+            "samplers": sides,
+            "differences": {k: asdict(m) for k, m in result.differences.items()},
+            **(result.facts or {}),
+        },
+    )
     write_text(out / "results.md", markdown(result))
     best, worst = best_and_worst(pairs, shown)
     groups = [("Where the student falls furthest behind", worst), ("Where it gains most", best)]
-    rows = [(title, [(pair, [_embedded(file) for file in pair.files]) for pair in group]) for title, group in groups if group]
-    write_text(out / "results.html", _template().render(result=result, table=table(result), groups=rows))
+    rows = [
+        (title, [(pair, [_embedded(file) for file in pair.files]) for pair in group])
+        for title, group in groups
+        if group
+    ]
+    write_text(
+        out / "results.html", _template().render(result=result, table=table(result), groups=rows)
+    )
     return out / "results.html"
 
 
 def best_and_worst(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
-    """The `count` pairs of the largest gain and of the smallest, the extreme ones first; no pair is in both."""
+    """The `count` pairs of the largest gain and of the smallest, the extreme ones first; no pair is
+    in both.
+    """
     ranked = sorted(pairs, key=lambda pair: (-pair.gain, pair.prompt))
     count = min(count, len(ranked) // 2)
     return ranked[:count], ranked[::-1][:count]
@@ -70,12 +96,17 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
     scale, unit = (100.0, 2) if result.percent else (1.0, 4)
 
     def text(measure: Measure, sign: str = "") -> str:
-        value, low, high = (format(scale * x, f"{sign}.{unit}f") for x in (measure.value, measure.low, measure.high))
+        value, low, high = (
+            format(scale * x, f"{sign}.{unit}f") for x in (measure.value, measure.low, measure.high)
+        )
         return f"{value} [{low}, {high}]"
 
     columns = (*((side, "") for side in result.scores), (result.differences, "+"))
     names = dict.fromkeys(name for side in result.scores for name in side)
-    return [(name, *(text(side[name], sign) if name in side else "–" for side, sign in columns)) for name in names]
+    return [
+        (name, *(text(side[name], sign) if name in side else "–" for side, sign in columns))
+        for name in names
+    ]
 
 
 def markdown(result: Result) -> str:
@@ -103,4 +134,10 @@ def _embedded(path: Path) -> tuple[str, str]:
 
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template("results.html.j2")
+    return jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("results.html.j2")

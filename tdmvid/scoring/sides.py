@@ -1,4 +1,6 @@
-"""The two sides of every comparison: a student and its teacher, sampled from the same prompts and the same noise."""
+"""The two sides of every comparison: a student and its teacher, sampled from the same prompts and
+the same noise.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,25 @@ class SidesConfig(Protocol):
     embeddings: str
 
 
-def sample_sides(out: Path, shots: list[Shot], config: SidesConfig, student: Path, world: launch.World) -> None:
-    """out/student and out/teacher, each file made once, however often and on however many ranks this runs."""
+def sample_sides(
+    out: Path, shots: list[Shot], config: SidesConfig, student: Path, world: launch.World
+) -> None:
+    """out/student and out/teacher, each file made once, however often and on however many ranks
+    this runs.
+    """
     backbone = _backbone(config, student, world)
-    for name, sampler in zip(NAMES, (Sampler(student), Sampler(None, config.teacher.steps, config.teacher.cfg))):
-        sample_videos(out / name, shots, backbone=backbone, sampler=sampler, world=world, batch=config.batch, cache=Path(config.embeddings))
+    for name, sampler in zip(
+        NAMES, (Sampler(student), Sampler(None, config.teacher.steps, config.teacher.cfg))
+    ):
+        sample_videos(
+            out / name,
+            shots,
+            backbone=backbone,
+            sampler=sampler,
+            world=world,
+            batch=config.batch,
+            cache=Path(config.embeddings),
+        )
 
 
 def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
@@ -46,16 +62,24 @@ def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
     for name, wanted in zip(NAMES, ({"weights": weights_of(student)}, teacher)):
         path = out / name / SETTINGS
         if not path.is_file():
-            raise ValueError(f"{path.parent} has no {SETTINGS}: sample first (--stage sample), or give another --out")
+            raise ValueError(
+                f"{path.parent} has no {SETTINGS}: sample first (--stage sample), or give another"
+                " --out"
+            )
         there = json.loads(path.read_text(encoding="utf-8"))
         there["model"] = there["model"]["path"]
         for key, value in (wanted | base | {"video": asdict(config.video)}).items():
             if there.get(key) != value:
-                raise ValueError(f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the same, or another --out")
+                raise ValueError(
+                    f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}:"
+                    " use the same, or another --out"
+                )
 
 
 def sampled(out: Path) -> dict:
-    """Whose samples lie in `out`: the student's `weights` (`sampling.weights_of` its folder), and the `model` that both sides were computed with."""
+    """Whose samples lie in `out`: the student's `weights` (`sampling.weights_of` its folder), and
+    the `model` that both sides were computed with.
+    """
     settings = json.loads((out / NAMES[0] / SETTINGS).read_text(encoding="utf-8"))
     return {key: settings[key] for key in ("weights", "model")}
 
@@ -63,12 +87,24 @@ def sampled(out: Path) -> dict:
 def foreign(config: SidesConfig, student: Path) -> tuple[str, ...]:
     """What the config has otherwise than the student's training: to be said beside every figure."""
     trained, size = read_facts(student), asdict(config.video)
-    pairs = (("base", trained.get("model", {}).get("path"), config.model.path), ("size", _words(trained.get("video")), _words(size)))
-    return tuple(f"The student was trained on {what} {own}, and is scored on {asked}." for what, own, asked in pairs if own and asked and own != asked)
+    pairs = (
+        ("base", trained.get("model", {}).get("path"), config.model.path),
+        ("size", _words(trained.get("video")), _words(size)),
+    )
+    return tuple(
+        f"The student was trained on {what} {own}, and is scored on {asked}."
+        for what, own, asked in pairs
+        if own and asked and own != asked
+    )
 
 
 def _words(size: dict | None) -> str:
-    return "" if not size else "{frames} x {height} x {width}".format(**size) + (f" at {size['fps']} fps" if size["frames"] > 1 else "")
+    return (
+        ""
+        if not size
+        else "{frames} x {height} x {width}".format(**size)
+        + (f" at {size['fps']} fps" if size["frames"] > 1 else "")
+    )
 
 
 def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbone:
@@ -77,6 +113,11 @@ def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbo
     if config.model.path:
         return load_backbone(config.model, config.video, device=world.device)
     if config.model != ModelConfig():
-        raise ValueError("model.path is empty, so the student names its base, and other settings of `model` would do nothing: give the path too, or leave them out")
+        raise ValueError(
+            "model.path is empty, so the student names its base, and other settings of `model`"
+            " would do nothing: give the path too, or leave them out"
+        )
     size = config.video
-    return load_for_sampling(world, student=student, size=f"{size.frames}x{size.height}x{size.width}", fps=size.fps)
+    return load_for_sampling(
+        world, student=student, size=f"{size.frames}x{size.height}x{size.width}", fps=size.fps
+    )

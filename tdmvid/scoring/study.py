@@ -1,4 +1,5 @@
-"""A blind comparison by people: pairs of the same prompt from two sample folders, and what their votes say.
+"""A blind comparison by people: pairs of the same prompt from two sample folders, and what their
+votes say.
 
 Which sampler is on which side is drawn per pair and person in the browser; the page knows the two
 only as A and B, and the key that names them stays with whoever made it.
@@ -21,7 +22,9 @@ from .results import media
 
 CHOICES = ("A", "B", "same")
 LARGEST = 500 * 2**20
-"""Bytes of a page's files in base64: no string of a browser's JavaScript is longer than 512 Mi letters, and a page with a longer script stays empty."""
+"""Bytes of a page's files in base64: no string of a browser's JavaScript is longer than 512 Mi
+letters, and a page with a longer script stays empty.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,37 +37,64 @@ class Question:
 
 
 def pair_samples(a: Path, b: Path) -> list[Question]:
-    """Pairs of the manifests of two sample folders (launch/sample.py), in A's order; ValueError without any."""
+    """Pairs of the manifests of two sample folders (launch/sample.py), in A's order; ValueError
+    without any.
+    """
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} is given twice: a study compares two samplers")
     prompts = {entry["file"]: entry["prompt"] for entry in _manifest(a)}
     there = {entry["file"]: entry["prompt"] for entry in _manifest(b)}
     common = [file for file in prompts if there.get(file) == prompts[file]]
     if not common:
-        raise ValueError(f"{a} and {b} have no prompt and seed in common: sample both from the same prompts and seeds")
+        raise ValueError(
+            f"{a} and {b} have no prompt and seed in common: sample both from the same prompts and"
+            " seeds"
+        )
     return [Question(prompts[file], file, (a / file, b / file)) for file in common]
 
 
 def _manifest(folder: Path) -> list[dict]:
     path = folder / "manifest.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder} has no manifest.jsonl: give folders that launch/sample.py wrote")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        raise ValueError(
+            f"{folder} has no manifest.jsonl: give folders that launch/sample.py wrote"
+        )
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
+    ]
 
 
-def write_study(out: Path, questions: list[Question], *, title: str, question: str, names: tuple[str, str]) -> str:
-    """`out` (an HTML file that works without a server) and its key beside it, `out`.key.json; returns the study's name.
+def write_study(
+    out: Path, questions: list[Question], *, title: str, question: str, names: tuple[str, str]
+) -> str:
+    """`out` (an HTML file that works without a server) and its key beside it, `out`.key.json;
+    returns the study's name.
 
-    The page holds the videos themselves, so that it can be mailed; nothing in it says which sampler is which. ValueError for
-    more of them than a browser opens.
+    The page holds the videos themselves, so that it can be mailed; nothing in it says which sampler
+    is which. ValueError for more of them than a browser opens.
     """
     _check_size(questions)
-    items = [{"id": index, "prompt": q.prompt, "sides": [_source(path) for path in q.sides]} for index, q in enumerate(questions)]
+    items = [
+        {"id": index, "prompt": q.prompt, "sides": [_source(path) for path in q.sides]}
+        for index, q in enumerate(questions)
+    ]
     study = hashlib.sha256(json.dumps([title, items]).encode()).hexdigest()[:12]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    write_text(out, environment.get_template("study.html.j2").render(study=study, title=title, question=question, items=items))
-    key = {"study": study, "A": names[0], "B": names[1], "pairs": [{"prompt": q.prompt, "file": q.file} for q in questions]}
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    write_text(
+        out,
+        environment.get_template("study.html.j2").render(
+            study=study, title=title, question=question, items=items
+        ),
+    )
+    key = {
+        "study": study,
+        "A": names[0],
+        "B": names[1],
+        "pairs": [{"prompt": q.prompt, "file": q.file} for q in questions],
+    }
     write_json(out.with_suffix(".key.json"), key)
     return study
 
@@ -75,13 +105,22 @@ def _check_size(questions: list[Question]) -> None:
         total += sum(4 * -(-path.stat().st_size // 3) for path in question.sides)
         if total > LARGEST:
             limit = f"{LARGEST / 2**20:.0f} MiB, with which browsers still open it"
-            remedy = f"use --pairs {count}" if count else f"sample shorter or smaller videos than {question.file}"
-            raise ValueError(f"{len(questions)} pairs are more than one page can hold ({limit}): {remedy}")
+            remedy = (
+                f"use --pairs {count}"
+                if count
+                else f"sample shorter or smaller videos than {question.file}"
+            )
+            raise ValueError(
+                f"{len(questions)} pairs are more than one page can hold ({limit}): {remedy}"
+            )
 
 
 def _source(path: Path) -> dict:
     tag, kind = media(path)
-    return {"tag": tag, "source": f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"}
+    return {
+        "tag": tag,
+        "source": f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}",
+    }
 
 
 @dataclass(frozen=True)
@@ -103,25 +142,37 @@ class Tally:
 
 
 def tally(key: dict, ballots: Iterable[tuple[str, dict]]) -> Tally:
-    """Count ballots, each (where it is from, its JSON); ValueError for one of another study, a person's second one, or a vote for nothing there is.
+    """Count ballots, each (where it is from, its JSON); ValueError for one of another study, a
+    person's second one, or a vote for nothing there is.
 
-    Votes of one person on several pairs are counted as independent; with few people the interval is too narrow.
+    Votes of one person on several pairs are counted as independent; with few people the interval is
+    too narrow.
     """
     per_pair = {index: [0, 0, 0] for index in range(len(key["pairs"]))}
     people: dict[str, str] = {}
     for where, ballot in ballots:
         if ballot.get("study") != key["study"]:
-            raise ValueError(f"{where} is of study {ballot.get('study')!r}, the key of {key['study']!r}: sort the files by study")
+            raise ValueError(
+                f"{where} is of study {ballot.get('study')!r}, the key of {key['study']!r}: sort"
+                " the files by study"
+            )
         person = ballot.get("person")
         if not isinstance(person, str) or not person:
             raise ValueError(f"{where} names no person: use the file that the page saved")
         if person in people:
-            raise ValueError(f"{where} is by the same person as {people[person]}: keep the newer of the two")
+            raise ValueError(
+                f"{where} is by the same person as {people[person]}: keep the newer of the two"
+            )
         people[person] = where
         for pair, choice in ballot["votes"].items():
             if choice not in CHOICES or not pair.isdecimal() or int(pair) not in per_pair:
-                raise ValueError(f"{where}: vote {choice!r} on pair {pair!r} is none of {', '.join(CHOICES)} on pairs 0 to {len(per_pair) - 1}")
+                raise ValueError(
+                    f"{where}: vote {choice!r} on pair {pair!r} is none of {', '.join(CHOICES)} on"
+                    f" pairs 0 to {len(per_pair) - 1}"
+                )
             per_pair[int(pair)][CHOICES.index(choice)] += 1
     a, b, same = (sum(votes[i] for votes in per_pair.values()) for i in range(3))
     preferred = binomial(a, a + b) if a + b else None
-    return Tally(a, b, same, len(people), preferred, {pair: tuple(votes) for pair, votes in per_pair.items()})
+    return Tally(
+        a, b, same, len(people), preferred, {pair: tuple(votes) for pair, votes in per_pair.items()}
+    )

@@ -19,7 +19,9 @@ from ..sampling import Shot, plan_shots
 from .vbench import DIMENSIONS, check_dimensions
 
 LONG_SECONDS = 5.0
-"""From this length on VBench's maintainers ask for VBench-Long: plain VBench scores long videos too low."""
+"""From this length on VBench's maintainers ask for VBench-Long: plain VBench scores long videos too
+low.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class VBenchConfig:
     """Empty takes all that the prompts can be scored on."""
     seeds: int = 5
     static_filter: bool = True
-    """VBench's own protocol for temporal_flickering: many videos, of which the first five without motion count."""
+    """VBench's own protocol for temporal_flickering: many videos, of which the first five without
+    motion count.
+    """
     static_seeds: int = 25
     limit: int = 0
     """Only the first so many prompts of each group of dimensions; 0 takes all."""
@@ -61,9 +65,15 @@ class VBenchConfig:
 
     def __post_init__(self):
         if self.seeds < 1 or self.limit < 0 or self.batch < 1 or self.pairs < 0:
-            raise ValueError(f"seeds={self.seeds}, limit={self.limit}, batch={self.batch}, pairs={self.pairs}: at least 1, 0, 1 and 0")
+            raise ValueError(
+                f"seeds={self.seeds}, limit={self.limit}, batch={self.batch}, pairs={self.pairs}:"
+                " at least 1, 0, 1 and 0"
+            )
         if self.static_filter and self.static_seeds < self.seeds:
-            raise ValueError(f"static_seeds={self.static_seeds}: the filter picks from at least the {self.seeds} seeds of the other dimensions")
+            raise ValueError(
+                f"static_seeds={self.static_seeds}: the filter picks from at least the {self.seeds}"
+                " seeds of the other dimensions"
+            )
 
     @property
     def custom(self) -> bool:
@@ -72,7 +82,9 @@ class VBenchConfig:
 
     @property
     def filtered(self) -> bool:
-        """Whether temporal_flickering is measured on filtered videos: of prompts of your own it never is."""
+        """Whether temporal_flickering is measured on filtered videos: of prompts of your own it
+        never is.
+        """
         return self.static_filter and not self.custom
 
     @property
@@ -93,27 +105,53 @@ class Entry:
 
 
 def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entry]:
-    """The prompts of a run. full_info: VBench's own list, from its environment; not needed for prompts of your own."""
-    names = list(config.dimensions) or [name for name, dimension in DIMENSIONS.items() if dimension.custom or not config.custom]
+    """The prompts of a run. full_info: VBench's own list, from its environment; not needed for
+    prompts of your own.
+    """
+    names = list(config.dimensions) or [
+        name for name, dimension in DIMENSIONS.items() if dimension.custom or not config.custom
+    ]
     check_dimensions(names, custom=config.custom)
     if config.custom:
-        rows = [{"prompt_en": prompt, "dimension": names} for prompt in dict.fromkeys(read_prompts(Path(config.prompts)))]
+        rows = [
+            {"prompt_en": prompt, "dimension": names}
+            for prompt in dict.fromkeys(read_prompts(Path(config.prompts)))
+        ]
         if config.long and any("_" in row["prompt_en"] for row in rows):
-            raise ValueError(f"{config.prompts}: VBench-Long takes an underscore in a prompt for its end: write the prompts without")
+            raise ValueError(
+                f"{config.prompts}: VBench-Long takes an underscore in a prompt for its end: write"
+                " the prompts without"
+            )
     else:
         if full_info is None or not full_info.is_file():
-            raise ValueError(f"VBench's prompts come with its environment, and {config.environment} has none: run eval/setup_vbench.sh")
+            raise ValueError(
+                f"VBench's prompts come with its environment, and {config.environment} has none:"
+                " run eval/setup_vbench.sh"
+            )
         rows = json.loads(full_info.read_text())
-    shown = read_prompts(Path(config.augmented)) if config.augmented else [row["prompt_en"] for row in rows]
+    shown = (
+        read_prompts(Path(config.augmented))
+        if config.augmented
+        else [row["prompt_en"] for row in rows]
+    )
     if len(shown) != len(rows):
-        raise ValueError(f"{config.augmented} has {len(shown)} prompts, the suite {len(rows)}: line i must belong to the suite's prompt i")
+        raise ValueError(
+            f"{config.augmented} has {len(shown)} prompts, the suite {len(rows)}: line i must"
+            " belong to the suite's prompt i"
+        )
     entries, taken = [], Counter()
     for row, text in zip(rows, shown):
         wanted = tuple(name for name in row["dimension"] if name in names)
         taken[wanted] += 1
         if wanted and not (config.limit and taken[wanted] > config.limit):
-            seeds = config.static_seeds if config.filtered and "temporal_flickering" in wanted else config.seeds
-            entries.append(Entry(row["prompt_en"], wanted, text, seeds, row.get("auxiliary_info") or {}))
+            seeds = (
+                config.static_seeds
+                if config.filtered and "temporal_flickering" in wanted
+                else config.seeds
+            )
+            entries.append(
+                Entry(row["prompt_en"], wanted, text, seeds, row.get("auxiliary_info") or {})
+            )
     _check_shown(config, entries)
     return entries
 
@@ -124,38 +162,57 @@ def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
     for prompt, text in {entry.prompt: entry.shown for entry in reversed(entries)}.items():
         if first.setdefault(text, prompt) != prompt:
             both = f"{text!r} stands for {first[text]!r} and for {prompt!r}"
-            raise ValueError(f"{config.augmented}: {both}, whose videos would be the same: write one of them otherwise")
+            raise ValueError(
+                f"{config.augmented}: {both}, whose videos would be the same: write one of them"
+                " otherwise"
+            )
 
 
 def shots_of(entries: list[Entry], frames: int) -> list[Shot]:
-    """Every video of the suite once, named by the original prompt, made from what the model shall see."""
-    shown = {entry.prompt: entry.shown for entry in reversed(entries)}  # a prompt that comes twice is sampled by its first
+    """Every video of the suite once, named by the original prompt, made from what the model shall
+    see.
+    """
+    shown = {
+        entry.prompt: entry.shown for entry in reversed(entries)
+    }  # a prompt that comes twice is sampled by its first
     seeds = Counter()
     for entry in entries:
         seeds[entry.prompt] = max(seeds[entry.prompt], entry.seeds)
     return [
         Shot(shown[prompt], shot.seed, shot.file)
-        for prompt, count in seeds.items() for shot in plan_shots([prompt], range(count), frames=frames, naming="prompt")
+        for prompt, count in seeds.items()
+        for shot in plan_shots([prompt], range(count), frames=frames, naming="prompt")
     ]
 
 
 def files_of(entry: Entry, frames: int) -> list[str]:
     """The names of an entry's videos."""
-    return [shot.file for shot in plan_shots([entry.prompt], range(entry.seeds), frames=frames, naming="prompt")]
+    return [
+        shot.file
+        for shot in plan_shots([entry.prompt], range(entry.seeds), frames=frames, naming="prompt")
+    ]
 
 
 def check_videos(folder: Path, files: list[str], size: ClipSize) -> dict[str, str]:
-    """A digest of every file; ValueError unless each is there, of this size, length and rate, and like no other."""
+    """A digest of every file; ValueError unless each is there, of this size, length and rate, and
+    like no other.
+    """
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} of {len(files)} videos are missing, {missing[0]!r} first: sample again, it makes what is missing")
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(files)} videos are missing, {missing[0]!r} first:"
+            " sample again, it makes what is missing"
+        )
     digests: dict[str, str] = {}
     for file in files:
         if size.frames > 1:
             _check_clip(folder / file, size)
         digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()[:24]
         if digest in digests:
-            raise ValueError(f"{folder}: {file!r} is the same video as {digests[digest]!r}: two seeds or prompts must not share their noise, remove one")
+            raise ValueError(
+                f"{folder}: {file!r} is the same video as {digests[digest]!r}: two seeds or prompts"
+                " must not share their noise, remove one"
+            )
         digests[digest] = file
     return {file: digest for digest, file in digests.items()}
 
@@ -168,9 +225,14 @@ def _check_clip(path: Path, size: ClipSize) -> None:
             stream = container.streams.video[0]
             found = (stream.frames, stream.height, stream.width, Fraction(stream.average_rate or 0))
     except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path}: not a readable video ({error}): remove it and sample again") from error
+        raise ValueError(
+            f"{path}: not a readable video ({error}): remove it and sample again"
+        ) from error
     even = lambda side: side + side % 2  # noqa: E731  what write_video makes of an odd side
     wanted = (size.frames, even(size.height), even(size.width), Fraction(size.fps))
     if found != wanted:
         shape = "{} frames of {} x {} at {} fps"
-        raise ValueError(f"{path} has {shape.format(*found)}, the run is {shape.format(*wanted)}: remove it and sample again, or mend video")
+        raise ValueError(
+            f"{path} has {shape.format(*found)}, the run is {shape.format(*wanted)}: remove it and"
+            " sample again, or mend video"
+        )

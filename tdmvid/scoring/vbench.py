@@ -32,13 +32,17 @@ class Dimension:
     high: float = 1.0
     weight: float = 1.0
     custom: bool = True
-    """Whether any prompt can be scored; the others need what only VBench's own prompts come with."""
+    """Whether any prompt can be scored; the others need what only VBench's own prompts come with.
+    """
     clip_seconds: int = 2
     """Into clips of how many seconds VBench-Long cuts a video for it."""
     skips: bool = False
-    """Whether the package leaves out videos that do not show the prompt's object, and averages over the rest."""
+    """Whether the package leaves out videos that do not show the prompt's object, and averages over
+    the rest.
+    """
     scale: float = 1.0
-    """What a single video's score is divided by: the package averages imaging quality in per cent."""
+    """What a single video's score is divided by: the package averages imaging quality in per cent.
+    """
 
     def normalised(self, score: float) -> float:
         """The score as the totals count it."""
@@ -66,30 +70,46 @@ DIMENSIONS = {
 
 
 def check_dimensions(names: list[str], *, custom: bool) -> None:
-    """ValueError for a name that is no dimension, and for one that prompts of your own cannot be scored on."""
+    """ValueError for a name that is no dimension, and for one that prompts of your own cannot be
+    scored on.
+    """
     for name in names:
         if name not in DIMENSIONS:
-            raise ValueError(f"dimensions: {name!r} is none of VBench's: choose from {', '.join(DIMENSIONS)}")
+            raise ValueError(
+                f"dimensions: {name!r} is none of VBench's: choose from {', '.join(DIMENSIONS)}"
+            )
         if custom and not DIMENSIONS[name].custom:
             fitting = [key for key, dimension in DIMENSIONS.items() if dimension.custom]
-            raise ValueError(f"dimensions: {name!r} needs VBench's own prompts: with others choose from {', '.join(fitting)}")
+            raise ValueError(
+                f"dimensions: {name!r} needs VBench's own prompts: with others choose from"
+                f" {', '.join(fitting)}"
+            )
 
 
 def totals(scores: Mapping[str, float]) -> dict[str, float]:
     """quality, semantic and total, each only if every dimension that it is made of was scored."""
     out = {}
     for kind in ("quality", "semantic"):
-        parts = {name: dimension for name, dimension in DIMENSIONS.items() if dimension.kind == kind}
+        parts = {
+            name: dimension for name, dimension in DIMENSIONS.items() if dimension.kind == kind
+        }
         if parts.keys() <= scores.keys():
             weight = sum(dimension.weight for dimension in parts.values())
-            out[kind] = sum(dimension.weight * dimension.normalised(scores[name]) for name, dimension in parts.items()) / weight
+            out[kind] = (
+                sum(
+                    dimension.weight * dimension.normalised(scores[name])
+                    for name, dimension in parts.items()
+                )
+                / weight
+            )
     if len(out) == 2:
         out["total"] = QUALITY_SHARE * out["quality"] + (1 - QUALITY_SHARE) * out["semantic"]
     return out
 
 
 def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
-    """The scores of every video from a result file of the package, which must have all the files `wanted` of a dimension.
+    """The scores of every video from a result file of the package, which must have all the files
+    `wanted` of a dimension.
 
     Videos that VBench-Long has cut up get the mean of their clips. ValueError for a dimension or a
     video that is missing, for a score that is no number, and where the videos do not average to the
@@ -98,36 +118,58 @@ def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
     results, out = json.loads(path.read_text()), {}
     for name, files in wanted.items():
         if name not in results:
-            raise ValueError(f"{path} has no {name}: the scoring stopped early, see the log beside it")
+            raise ValueError(
+                f"{path} has no {name}: the scoring stopped early, see the log beside it"
+            )
         clips: dict[str, list[float]] = {}
         for entry in results[name][1]:
-            clips.setdefault(_video(entry["video_path"]), []).append(float(entry["video_results"]) / DIMENSIONS[name].scale)
+            clips.setdefault(_video(entry["video_path"]), []).append(
+                float(entry["video_results"]) / DIMENSIONS[name].scale
+            )
         scores = {file: sum(values) / len(values) for file, values in clips.items()}
         if DIMENSIONS[name].skips:
             files = [file for file in files if file in scores] or files
         missing = sorted(set(files) - scores.keys())
         if missing:
-            raise ValueError(f"{path}: {name} left out {len(missing)} of {len(files)} videos, {missing[0]!r} first: see the log beside it")
+            raise ValueError(
+                f"{path}: {name} left out {len(missing)} of {len(files)} videos, {missing[0]!r}"
+                " first: see the log beside it"
+            )
         bad = [file for file in files if not math.isfinite(scores[file])]
         if bad:
-            raise ValueError(f"{path}: {name} of {bad[0]!r} is {scores[bad[0]]}: look at that video")
+            raise ValueError(
+                f"{path}: {name} of {bad[0]!r} is {scores[bad[0]]}: look at that video"
+            )
         out[name] = {file: scores[file] for file in files}
         if files:  # the filter of temporal_flickering may keep none
-            _check_mean(path, name, float(results[name][0]), list(out[name].values()), [v for values in clips.values() for v in values])
+            _check_mean(
+                path,
+                name,
+                float(results[name][0]),
+                list(out[name].values()),
+                [v for values in clips.values() for v in values],
+            )
     return out
 
 
 def _video(path: str) -> str:
-    """The file name of the video that a path of the package's results belongs to; clips lie in split_clip/<video>/."""
+    """The file name of the video that a path of the package's results belongs to; clips lie in
+    split_clip/<video>/.
+    """
     parts = Path(path).parts
     return parts[parts.index("split_clip") + 1] + ".mp4" if "split_clip" in parts else parts[-1]
 
 
-def _check_mean(path: Path, name: str, stated: float, videos: list[float], clips: list[float]) -> None:
+def _check_mean(
+    path: Path, name: str, stated: float, videos: list[float], clips: list[float]
+) -> None:
     # The package averages some dimensions over videos and some over clips.
     means = [sum(values) / len(values) for values in (videos, clips)]
     if not any(math.isclose(mean, stated, abs_tol=2e-3) for mean in means):
-        raise ValueError(f"{path}: {name} is {stated:.5f}, but its videos average to {means[0]:.5f}: results of another run are mixed in")
+        raise ValueError(
+            f"{path}: {name} is {stated:.5f}, but its videos average to {means[0]:.5f}: results of"
+            " another run are mixed in"
+        )
 
 
 class Bootstrap:
@@ -146,11 +188,15 @@ class Bootstrap:
         generator = torch.Generator().manual_seed(SEED)
         self.weight = torch.zeros(RESAMPLES, len(self.index), dtype=torch.float64)
         for members in strata.values():
-            picks = torch.tensor(members)[torch.randint(len(members), (RESAMPLES, len(members)), generator=generator)]
+            picks = torch.tensor(members)[
+                torch.randint(len(members), (RESAMPLES, len(members)), generator=generator)
+            ]
             self.weight.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
 
     def means(self, scores: Scores) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Dimensions that have videos, and totals: their values, and what each is in every resample [R]."""
+        """Dimensions that have videos, and totals: their values, and what each is in every resample
+        [R].
+        """
         values, resampled = {}, {}
         for name, videos in ((name, videos) for name, videos in scores.items() if videos):
             sums, counts = torch.zeros(2, len(self.index), dtype=torch.float64)
@@ -164,31 +210,46 @@ class Bootstrap:
     def measures(self, scores: Scores) -> dict[str, Measure]:
         """Dimensions and totals with their intervals."""
         values, resampled = self.means(scores)
-        return {name: percentiles(value, resampled[name][resampled[name].isfinite()]) for name, value in values.items()}
+        return {
+            name: percentiles(value, resampled[name][resampled[name].isfinite()])
+            for name, value in values.items()
+        }
 
     def differences(self, ours: Scores, theirs: Scores) -> dict[str, Measure]:
         """Ours minus theirs, prompt by prompt: the interval is of the difference, not of the two.
 
-        Of temporal_flickering only prompts count of which both have static videos, of color those of which both show the object;
-        a dimension without such a prompt has no difference.
+        Of temporal_flickering only prompts count of which both have static videos, of color those
+        of which both show the object; a dimension without such a prompt has no difference.
         """
         ours, theirs = self._shared(ours, theirs), self._shared(theirs, ours)
         (a, many_a), (b, many_b) = self.means(ours), self.means(theirs)
         out = {}
         for name, value in a.items():
             resampled = many_a[name] - many_b[name]
-            out[name] = percentiles(value - b[name], resampled[resampled.isfinite()])  # some may hold none of the few shared prompts
+            out[name] = percentiles(
+                value - b[name], resampled[resampled.isfinite()]
+            )  # some may hold none of the few shared prompts
         return out
 
     def _shared(self, scores: Scores, others: Scores) -> Scores:
-        """The scores of prompts that both sides have; ValueError where one lacks some for no good reason."""
+        """The scores of prompts that both sides have; ValueError where one lacks some for no good
+        reason.
+        """
         if scores.keys() != others.keys():
-            raise ValueError("the two sides were not scored on the same dimensions: score both with the same configuration")
+            raise ValueError(
+                "the two sides were not scored on the same dimensions: score both with the same"
+                " configuration"
+            )
         out = {}
         for name, videos in scores.items():
             mine, theirs = ({self.files[file] for file in side} for side in (videos, others[name]))
             common = mine & theirs
             if mine != theirs and name != "temporal_flickering" and not DIMENSIONS[name].skips:
-                raise ValueError(f"{name}: the two sides were not scored on the same prompts: score both with the same configuration")
-            out[name] = {file: score for file, score in videos.items() if self.files[file] in common}
+                raise ValueError(
+                    f"{name}: the two sides were not scored on the same prompts: score both with"
+                    " the same configuration"
+                )
+            out[name] = {
+                file: score for file, score in videos.items() if self.files[file] in common
+            }
         return out

@@ -1,4 +1,6 @@
-"""Which files a metric needs before it can run: said beforehand, all at once, with their sources and places."""
+"""Which files a metric needs before it can run: said beforehand, all at once, with their sources
+and places.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Needed:
-    """What a metric reads: a file or folder, by its place under the cache folder, or a Python package, by its name."""
+    """What a metric reads: a file or folder, by its place under the cache folder, or a Python
+    package, by its name.
+    """
 
     path: str
     source: str
@@ -34,21 +38,37 @@ class Preflight:
         """Lines for a person: what runs, what does not, and each missing file once."""
         lines = [f"runs without more files: {', '.join(self.ready) or 'nothing'}"]
         if self.missing:
-            lines.append(f"left out for want of files under {self.cache}: {', '.join(self.missing)}")
+            lines.append(
+                f"left out for want of files under {self.cache}: {', '.join(self.missing)}"
+            )
             for need in dict.fromkeys(need for needs in self.missing.values() for need in needs):
                 users = [metric for metric, needs in self.missing.items() if need in needs]
-                lines.append(f"  {'package ' * need.package}{need.path}\n      from {need.source}\n      for {', '.join(users)}")
+                lines.append(
+                    f"  {'package ' * need.package}{need.path}\n      from {need.source}\n      for"
+                    f" {', '.join(users)}"
+                )
         return "\n".join(lines)
 
 
-def preflight(metrics: list[str], needs: Mapping[str, tuple[Needed, ...]], cache: Path, *, packages: Collection[str] = ()) -> Preflight:
-    """Check what each metric needs; an empty file or folder, which a broken download leaves, is missing.
+def preflight(
+    metrics: list[str],
+    needs: Mapping[str, tuple[Needed, ...]],
+    cache: Path,
+    *,
+    packages: Collection[str] = (),
+) -> Preflight:
+    """Check what each metric needs; an empty file or folder, which a broken download leaves, is
+    missing.
 
     packages: those that the environment which will run the metrics has.
     """
     missing = {}
     for metric in metrics:
-        lacking = tuple(need for need in needs.get(metric, ()) if not (need.path in packages if need.package else _there(cache / need.path)))
+        lacking = tuple(
+            need
+            for need in needs.get(metric, ())
+            if not (need.path in packages if need.package else _there(cache / need.path))
+        )
         if lacking:
             missing[metric] = lacking
     return Preflight(tuple(metric for metric in metrics if metric not in missing), missing, cache)

@@ -33,7 +33,13 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int, rank: int = 0, ranks: int = 1):
         assert keep >= 1, "a run that keeps no checkpoint cannot resume"
-        self.folder, self.keep, self.rank, self.ranks, self.primary = folder, keep, rank, ranks, rank == 0
+        self.folder, self.keep, self.rank, self.ranks, self.primary = (
+            folder,
+            keep,
+            rank,
+            ranks,
+            rank == 0,
+        )
         self._writing: _Writing | None = None
 
     def save(self, step: int, engines: dict, fingerprint: dict) -> Path:
@@ -48,13 +54,21 @@ class Checkpoints:
                 shutil.rmtree(left)
             aside.mkdir(parents=True)
         launch.barrier()
-        files = {aside / role / name: data for role, engine in engines.items() for name, data in engine.snapshot().items()}
+        files = {
+            aside / role / name: data
+            for role, engine in engines.items()
+            for name, data in engine.snapshot().items()
+        }
         complete = partial(self._complete, final, aside, {"step": step, "fingerprint": fingerprint})
-        self._writing = _Writing(final, files, aside / f"written_{self.rank}", complete if self.primary else None)
+        self._writing = _Writing(
+            final, files, aside / f"written_{self.rank}", complete if self.primary else None
+        )
         return final
 
     def wait(self) -> None:
-        """Return when the checkpoint that is being written is whole; OSError on every rank if one could not write."""
+        """Return when the checkpoint that is being written is whole; OSError on every rank if one
+        could not write.
+        """
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -62,20 +76,28 @@ class Checkpoints:
         if not launch.all_agree(writing.error is None):
             writing.give_up.set()
         writing.thread.join(timeout=PATIENCE)
-        if writing.thread.is_alive():  # all have written, and rank 0 does not see it, or is slow to make it whole
+        if (
+            writing.thread.is_alive()
+        ):  # all have written, and rank 0 does not see it, or is slow to make it whole
             writing.give_up.set()
             writing.thread.join()
             if not writing.whole:
-                writing.error = writing.error or OSError("files of other ranks do not appear here: the run's folder must be one that all machines share")
+                writing.error = writing.error or OSError(
+                    "files of other ranks do not appear here: the run's folder must be one that all"
+                    " machines share"
+                )
         if launch.all_agree(writing.error is None):
             return
         reason = str(writing.error or "see the other ranks").splitlines()[0]
         raise OSError(
-            f"{writing.final} could not be written ({reason}): the previous checkpoint stands. Make room or choose another --out, then --resume auto"
+            f"{writing.final} could not be written ({reason}): the previous checkpoint stands. Make"
+            " room or choose another --out, then --resume auto"
         ) from writing.error
 
     def close(self) -> None:
-        """After a failure: give what is being written a minute to become whole, without asking the other ranks."""
+        """After a failure: give what is being written a minute to become whole, without asking the
+        other ranks.
+        """
         if self._writing:
             self._writing.thread.join(timeout=60)
             self._writing.give_up.set()
@@ -109,7 +131,9 @@ class Checkpoints:
         """The whole checkpoints there are, oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir() if (path / META).is_file()]
+        found = [
+            _NAME.fullmatch(path.name) for path in self.folder.iterdir() if (path / META).is_file()
+        ]
         return sorted(int(match[1]) for match in found if match)
 
     def latest(self) -> Path | None:
@@ -134,7 +158,8 @@ class Checkpoints:
 
     @staticmethod
     def load(path: Path, engines: dict, fingerprint: dict, defaults: dict | None = None) -> int:
-        """Restore all roles and return how many iterations were done; ValueError if the run was another one.
+        """Restore all roles and return how many iterations were done; ValueError if the run was
+        another one.
 
         defaults: values of settings that a checkpoint may be older than.
         """
@@ -142,8 +167,16 @@ class Checkpoints:
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
-                longer = " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this student)" if key == "steps" else ""
-                raise ValueError(f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use the same, or another --out{longer}")
+                longer = (
+                    " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on"
+                    " from this student)"
+                    if key == "steps"
+                    else ""
+                )
+                raise ValueError(
+                    f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use"
+                    f" the same, or another --out{longer}"
+                )
         for role, engine in engines.items():
             engine.load(path / role)
         return meta["step"]
@@ -152,7 +185,9 @@ class Checkpoints:
 def whole(path: Path) -> Path:
     """The path itself; ValueError if it is no checkpoint, or a damaged one."""
     if not (path / META).is_file():
-        raise ValueError(f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto")
+        raise ValueError(
+            f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto"
+        )
     damage = _damage(path)
     if damage:
         raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
@@ -163,13 +198,22 @@ class _Writing:
     """One checkpoint on its way to the disk.
 
     final: the folder it will be; files: this rank's; marker: tells rank 0 that they are written;
-    complete: on rank 0, makes the folder whole when all markers are there, or returns False at `give_up`.
+    complete: on rank 0, makes the folder whole when all markers are there, or returns False at
+    `give_up`.
     """
 
-    def __init__(self, final: Path, files: dict[Path, bytes], marker: Path, complete: Callable[[threading.Event], bool] | None):
+    def __init__(
+        self,
+        final: Path,
+        files: dict[Path, bytes],
+        marker: Path,
+        complete: Callable[[threading.Event], bool] | None,
+    ):
         self.final, self.error, self.whole = final, None, False
         self.own_part, self.give_up = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._run, args=(files, marker, complete), daemon=True)
+        self.thread = threading.Thread(
+            target=self._run, args=(files, marker, complete), daemon=True
+        )
         self.thread.start()
 
     def _run(self, files, marker, complete) -> None:
@@ -186,7 +230,11 @@ class _Writing:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _damage(folder: Path) -> str:

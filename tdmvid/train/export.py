@@ -1,4 +1,5 @@
-"""Exports of a run's checkpoints, of published LoRAs and of full fine-tunes, in one process without a launcher.
+"""Exports of a run's checkpoints, of published LoRAs and of full fine-tunes, in one process without
+a launcher.
 
 A checkpoint of any number of ranks holds the student's whole weights beside every rank's shards.
 """
@@ -50,14 +51,24 @@ class Options:
 
     def __post_init__(self):
         if not 0 <= self.tolerance < 1:
-            raise ValueError(f"tolerance={self.tolerance:g}: a relative difference below 1, or 0 for that of the dtypes")
+            raise ValueError(
+                f"tolerance={self.tolerance:g}: a relative difference below 1, or 0 for that of the"
+                " dtypes"
+            )
         if self.dtype not in ("", "float32", "float16", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r}: choose float32, float16 or bfloat16")
         if self.fuse and (self.rank or self.formats != ("diffusers",)):
             raise ValueError("fuse writes a whole network: leave out rank and formats")
 
 
-def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint: Path | None = None, weights: Literal["", "ema", "raw"] = "") -> dict:
+def export_run(
+    out: Path,
+    run: Path,
+    options: Options = Options(),
+    *,
+    checkpoint: Path | None = None,
+    weights: Literal["", "ema", "raw"] = "",
+) -> dict:
     """Export a run's newest checkpoint, or another one, to `out`; returns export.json.
 
     A run over a set of K has one bundle for each: `out`, and out_2steps and so on beside it.
@@ -66,15 +77,26 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     for a damaged checkpoint and for what the run does not have; RuntimeError if the export differs.
     """
     if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is no run folder: it has no config.json; give the folder that launch/train.py wrote, e.g. runs/shapes_4nfe")
+        raise ValueError(
+            f"{run} is no run folder: it has no config.json; give the folder that launch/train.py"
+            " wrote, e.g. runs/shapes_4nfe"
+        )
     config = load_config(run / "config.json")
     tensors, step = _student(run, checkpoint, weights, config)
     backbone = load_backbone(config.model, config.video, device=_device())
-    story = Story(_plain_config(run), origin=Story.origin + base_story(run), prompts=options.prompts or _prompts(config))
-    if step == config.steps and weights != ("raw" if config.ema else "ema") and not options.rank:  # what the run itself exported
+    story = Story(
+        _plain_config(run),
+        origin=Story.origin + base_story(run),
+        prompts=options.prompts or _prompts(config),
+    )
+    if (
+        step == config.steps and weights != ("raw" if config.ema else "ema") and not options.rank
+    ):  # what the run itself exported
         story = replace(story, **_measured(run, config))
     own = config.grid.build(backbone.process)
-    student = _Student(backbone, own, replace(story, origin=f"{story.origin} Iteration {step}."), options)
+    student = _Student(
+        backbone, own, replace(story, origin=f"{story.origin} Iteration {step}."), options
+    )
     if config.training != "lora":
         return student.write_network(out, tensors)
     if options.rank:
@@ -83,28 +105,54 @@ def export_run(out: Path, run: Path, options: Options = Options(), *, checkpoint
     module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
     if config.objective.told_steps:
         condition_on_steps(module, seed=config.seed)
-    own_story, grids = student.story, config.grid.family(backbone.process, config.objective.step_set)
+    own_story, grids = (
+        student.story,
+        config.grid.family(backbone.process, config.objective.step_set),
+    )
     folders = [_of_steps(out, grid, own) for grid in grids]
     with replacing(*folders) as together:  # the bundles of one checkpoint, or the older ones
         for student.grid, folder in zip(grids, folders):
-            student.story = own_story if student.grid == own else replace(own_story, scores={}, results=())
+            student.story = (
+                own_story if student.grid == own else replace(own_story, scores={}, results=())
+            )
             student.write_lora(together / folder.name, module, tensors, config.lora)
     return read_facts(out)
 
 
-def export_published(out: Path, path: Path, backbone: Backbone, grid: TimeGrid, options: Options, *, scale: float = 1.0) -> dict:
-    """A published LoRA as a bundle with the grid it is meant for; scale: at which its authors say to load it."""
+def export_published(
+    out: Path,
+    path: Path,
+    backbone: Backbone,
+    grid: TimeGrid,
+    options: Options,
+    *,
+    scale: float = 1.0,
+) -> dict:
+    """A published LoRA as a bundle with the grid it is meant for; scale: at which its authors say
+    to load it.
+    """
     check_formats(options.formats, backbone)
     state, alpha = read_published(path, backbone, scale=scale)
     module, tensors, settings = adapt(backbone, state, alpha)
-    story = Story(origin=f"Converted from the published `{path.name}`" + (f", its scale of {scale:g} included." if scale != 1 else "."), prompts=options.prompts)
+    story = Story(
+        origin=f"Converted from the published `{path.name}`"
+        + (f", its scale of {scale:g} included." if scale != 1 else "."),
+        prompts=options.prompts,
+    )
     return _Student(backbone, grid, story, options).write_lora(out, module, tensors, settings)
 
 
-def export_tuned(out: Path, folder: Path, backbone: Backbone, grid: TimeGrid, options: Options) -> dict:
-    """A full fine-tune in a diffusers model folder as a LoRA of `options.rank`, or as a checked copy with its scheduler."""
+def export_tuned(
+    out: Path, folder: Path, backbone: Backbone, grid: TimeGrid, options: Options
+) -> dict:
+    """A full fine-tune in a diffusers model folder as a LoRA of `options.rank`, or as a checked
+    copy with its scheduler.
+    """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"network={str(folder)!r} is no diffusers model folder: it has no config.json; of a run's full fine-tune it is runs/X/student")
+        raise ValueError(
+            f"network={str(folder)!r} is no diffusers model folder: it has no config.json; of a"
+            " run's full fine-tune it is runs/X/student"
+        )
     network = type(backbone.network).from_pretrained(folder)
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
     story = Story(origin=f"From the fine-tuned network `{folder.name}`.", prompts=options.prompts)
@@ -121,27 +169,48 @@ class _Student:
 
     def __init__(self, backbone: Backbone, grid: TimeGrid, story: Story, options: Options):
         if not story.prompts:
-            raise ValueError("prompts is empty: the export is checked on samples, give at least one prompt")
+            raise ValueError(
+                "prompts is empty: the export is checked on samples, give at least one prompt"
+            )
         self.backbone, self.grid, self.story, self.options = backbone, grid, story, options
         self.cond = backbone.encode_prompts(list(story.prompts)).to(backbone.device)
         backbone.release_text()
         z = [noise(prompt, options.seed, backbone.latent_shape()) for prompt in story.prompts]
         self.z = torch.stack(z).to(backbone.device)
 
-    def write_lora(self, out: Path, module: nn.Module, tensors: dict[str, Tensor], settings: LoraSettings, extra: dict | None = None) -> dict:
-        own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    def write_lora(
+        self,
+        out: Path,
+        module: nn.Module,
+        tensors: dict[str, Tensor],
+        settings: LoraSettings,
+        extra: dict | None = None,
+    ) -> dict:
+        own = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
         _check_shapes(tensors, own)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
         common = self._common(self._sample(module))
         if self.options.fuse:
-            export_fused(out, module=module, weights=tensors, dtype=self.options.dtype or None, **common)
+            export_fused(
+                out, module=module, weights=tensors, dtype=self.options.dtype or None, **common
+            )
             return read_facts(out)
         with in_host_memory([module]):  # the check loads another base
             export_lora(
-                out, module=module, weights=tensors, settings=settings, formats=self.options.formats, dtype=self.options.dtype or "float32",
-                extra=extra, **common,
+                out,
+                module=module,
+                weights=tensors,
+                settings=settings,
+                formats=self.options.formats,
+                dtype=self.options.dtype or "float32",
+                extra=extra,
+                **common,
             )
         return read_facts(out)
 
@@ -153,9 +222,14 @@ class _Student:
         del network
         if not self.options.rank:
             if self.options.formats != ("diffusers",):
-                raise ValueError(f"format {','.join(self.options.formats)}: a whole network has no LoRA formats, give a rank to extract a LoRA")
+                raise ValueError(
+                    f"format {','.join(self.options.formats)}: a whole network has no LoRA formats,"
+                    " give a rank to extract a LoRA"
+                )
             with in_host_memory([self.backbone.network]):
-                export_network(out, weights=tensors, dtype=self.options.dtype or None, **self._common(expected))
+                export_network(
+                    out, weights=tensors, dtype=self.options.dtype or None, **self._common(expected)
+                )
             return read_facts(out)
         check_formats(self.options.formats, self.backbone)
         state, errors = extract(self.backbone.network, tensors, self.options.rank)
@@ -165,15 +239,30 @@ class _Student:
         return self.write_lora(out, module, adapter, settings, {"extraction": errors})
 
     def _common(self, expected: Tensor) -> dict:
-        return {"backbone": self.backbone, "grid": self.grid, "expected": expected, "z": self.z, "cond": self.cond, "story": self.story, "tolerance": self.options.tolerance}
+        return {
+            "backbone": self.backbone,
+            "grid": self.grid,
+            "expected": expected,
+            "z": self.z,
+            "cond": self.cond,
+            "story": self.story,
+            "tolerance": self.options.tolerance,
+        }
 
     def _sample(self, network: nn.Module) -> Tensor:
-        denoiser, told_steps = told(self.backbone.denoiser(network), network), NAME in dict(network.named_children())
-        cond = self.cond.told(self.grid.steps, len(self.z), self.z.device) if told_steps else self.cond
+        denoiser, told_steps = (
+            told(self.backbone.denoiser(network), network),
+            NAME in dict(network.named_children()),
+        )
+        cond = (
+            self.cond.told(self.grid.steps, len(self.z), self.z.device) if told_steps else self.cond
+        )
         return ddim(denoiser, self.z, cond, self.grid)
 
 
-def _student(run: Path, checkpoint: Path | None, weights: str, config: RunConfig) -> tuple[dict[str, Tensor], int]:
+def _student(
+    run: Path, checkpoint: Path | None, weights: str, config: RunConfig
+) -> tuple[dict[str, Tensor], int]:
     """The student's whole trained tensors by parameter name, and after how many iterations."""
     checkpoints = Checkpoints(run / "checkpoints", keep=1)
     path = whole(checkpoint) if checkpoint else checkpoints.latest()
@@ -181,16 +270,27 @@ def _student(run: Path, checkpoint: Path | None, weights: str, config: RunConfig
         raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")
     averaged = path / "student" / "average.safetensors"
     if weights == "ema" and not averaged.is_file():
-        raise ValueError(f"{path} holds no average, the run had ema={config.ema:g}: export the raw weights")
-    use = averaged if weights != "raw" and averaged.is_file() else path / "student" / "weights.safetensors"
+        raise ValueError(
+            f"{path} holds no average, the run had ema={config.ema:g}: export the raw weights"
+        )
+    use = (
+        averaged
+        if weights != "raw" and averaged.is_file()
+        else path / "student" / "weights.safetensors"
+    )
     return load_file(use), json.loads((path / "checkpoint.json").read_text())["step"]
 
 
 def _check_shapes(tensors: dict[str, Tensor], own: dict[str, nn.Parameter]) -> None:
-    given, here = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (tensors, own))
+    given, here = (
+        {name: tuple(tensor.shape) for name, tensor in side.items()} for side in (tensors, own)
+    )
     if given != here:
         name, shape = sorted(set(given.items()) ^ set(here.items()))[0]
-        raise ValueError(f"{name} {shape} does not fit: the weights are of another model or LoRA than the config names")
+        raise ValueError(
+            f"{name} {shape} does not fit: the weights are of another model or LoRA than the config"
+            " names"
+        )
 
 
 def _prompts(config: RunConfig) -> tuple[str, ...]:
@@ -201,7 +301,9 @@ def _prompts(config: RunConfig) -> tuple[str, ...]:
 
 
 def _measured(run: Path, config: RunConfig) -> dict:
-    """scores and results of a Story: what programs of eval/ left in the run's folder, of the very student that lies in it."""
+    """scores and results of a Story: what programs of eval/ left in the run's folder, of the very
+    student that lies in it.
+    """
     folder = run / ("lora" if config.training == "lora" else "student")
     own = weights_of(folder) if folder.is_dir() else ""
 
@@ -209,8 +311,15 @@ def _measured(run: Path, config: RunConfig) -> dict:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return content if own and content.get("weights") == own else {}
 
-    results = [run / name / "results.md" for name in ("vbench", "images") if found(run / name / "results.json")]
-    return {"scores": found(run / "scores.json"), "results": tuple(path.read_text(encoding="utf-8") for path in results)}
+    results = [
+        run / name / "results.md"
+        for name in ("vbench", "images")
+        if found(run / name / "results.json")
+    ]
+    return {
+        "scores": found(run / "scores.json"),
+        "results": tuple(path.read_text(encoding="utf-8") for path in results),
+    }
 
 
 def _plain_config(run: Path) -> dict:

@@ -25,7 +25,9 @@ from .setup import Run, on_whole_base, reference_grid
 
 
 def finish(run: Run) -> None:
-    """Write lora/ (or student/, of three whole networks), gallery/ and report.html of a trained run."""
+    """Write lora/ (or student/, of three whole networks), gallery/ and report.html of a trained
+    run.
+    """
     z = fixed_noise(run, run.gallery.batch)
     student_steps: dict[int, Tensor] = {}
     expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
@@ -34,7 +36,9 @@ def finish(run: Run) -> None:
     gallery = _Gallery(run, z)
     gallery.student(expected, student_steps)
     gallery.teacher()
-    with launch.first_alone():  # ranks leave NCCL together: one that leaves early may wait there for the others, and be ended for it
+    # ranks leave NCCL together: one that leaves early may wait there for the others, and be ended
+    # for it
+    with launch.first_alone():
         if run.world.primary:
             try:
                 _export(run, weights, deployed, z)
@@ -43,27 +47,58 @@ def finish(run: Run) -> None:
                 print(f"report: {write_report(run.config.folder)}")
 
 
-def _export(run: Run, weights: dict[str, Tensor], deployed: dict[TimeGrid, Tensor], z: Tensor) -> None:
+def _export(
+    run: Run, weights: dict[str, Tensor], deployed: dict[TimeGrid, Tensor], z: Tensor
+) -> None:
     common = {
-        "backbone": run.backbone, "weights": weights, "z": z, "cond": run.gallery,
-        "story": Story(to_dict(run.config), origin=Story.origin + story(run.config.folder), prompts=tuple(run.gallery_prompts)),
+        "backbone": run.backbone,
+        "weights": weights,
+        "z": z,
+        "cond": run.gallery,
+        "story": Story(
+            to_dict(run.config),
+            origin=Story.origin + story(run.config.folder),
+            prompts=tuple(run.gallery_prompts),
+        ),
     }
     if run.config.training != "lora":
         with base_waiting(run):
-            error = export_network(run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common)
-        print(f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative difference {error:.1e}")
+            error = export_network(
+                run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common
+            )
+        print(
+            f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative"
+            f" difference {error:.1e}"
+        )
         return
     module, settings = run.engines["student"].module, run.config.lora
-    folders = {grid: run.config.folder / ("lora" if grid == run.grid else f"lora_{grid.steps}steps") for grid in deployed}
+    folders = {
+        grid: run.config.folder / ("lora" if grid == run.grid else f"lora_{grid.steps}steps")
+        for grid in deployed
+    }
     with base_waiting(run), replacing(*folders.values()) as together:
         for grid, latents in deployed.items():
-            facts = export_lora(together / folders[grid].name, module=module, settings=settings, grid=grid, expected=latents, **common)
-            print(f"lora: {folders[grid]}, reloaded in a stock pipeline: relative difference {facts['error']:.1e}")
+            facts = export_lora(
+                together / folders[grid].name,
+                module=module,
+                settings=settings,
+                grid=grid,
+                expected=latents,
+                **common,
+            )
+            print(
+                f"lora: {folders[grid]}, reloaded in a stock pipeline: relative difference"
+                f" {facts['error']:.1e}"
+            )
 
 
 def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid, Tensor]:
-    """What users get from each grid, and what an export is checked against: by DDIM, whatever the solver of training, on the whole base."""
-    samples = lambda run: {grid: sample_student(run, z, run.gallery, grid=grid, solver="ddim") for grid in run.grids}  # noqa: E731
+    """What users get from each grid, and what an export is checked against: by DDIM, whatever the
+    solver of training, on the whole base.
+    """
+    samples = lambda run: {
+        grid: sample_student(run, z, run.gallery, grid=grid, solver="ddim") for grid in run.grids
+    }  # noqa: E731
     trained = samples(run)
     if run.rounding is None:
         return trained
@@ -71,17 +106,26 @@ def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid,
         deployed = samples(on_whole_base(run, weights))
     moved = difference(trained[run.grid], deployed[run.grid])
     replace(run.rounding, student=moved).save(run.config.folder)
-    print(f"student: on the whole base its latents are {moved:.2%} from those on the base in {run.rounding.kind}")
+    print(
+        f"student: on the whole base its latents are {moved:.2%} from those on the base in"
+        f" {run.rounding.kind}"
+    )
     return deployed
 
 
 def base_waiting(run: Run) -> AbstractContextManager:
-    """The run's frozen weights are in host memory while another base is on the device; nobody may call its networks meanwhile."""
-    return in_host_memory([run.backbone.network, *(engine.module for engine in run.engines.values())])
+    """The run's frozen weights are in host memory while another base is on the device; nobody may
+    call its networks meanwhile.
+    """
+    return in_host_memory(
+        [run.backbone.network, *(engine.module for engine in run.engines.values())]
+    )
 
 
 class _Gallery:
-    """Teacher and student side by side from the same noise, and their clean predictions along the way."""
+    """Teacher and student side by side from the same noise, and their clean predictions along the
+    way.
+    """
 
     def __init__(self, run: Run, z: Tensor):
         self.run, self.z = run, z
@@ -108,7 +152,11 @@ class _Gallery:
 
     def _sample(self, times: TimeGrid, steps: dict[int, Tensor]) -> Tensor:
         teacher = self.run.roles.teacher
-        with tqdm(total=times.steps, desc=f"teacher, {times.steps} steps", disable=not self.run.world.primary) as bar:
+        with tqdm(
+            total=times.steps,
+            desc=f"teacher, {times.steps} steps",
+            disable=not self.run.world.primary,
+        ) as bar:
 
             def seen(k: int, x0: Tensor) -> None:
                 steps[k] = x0[:1]
@@ -127,8 +175,16 @@ class _Gallery:
         for index, (name, nfe, latents) in enumerate(self.columns):
             videos = run.backbone.decode(latents).cpu()
             decoded.append(few_frames(videos))
-            columns.append({"name": name, "nfe": nfe, "videos": write_clips(folder / str(index), videos, run.config.video.fps)})
-        write_strip(folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), group=len(decoded))  # prompt by prompt
+            columns.append(
+                {
+                    "name": name,
+                    "nfe": nfe,
+                    "videos": write_clips(folder / str(index), videos, run.config.video.fps),
+                }
+            )
+        write_strip(
+            folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), group=len(decoded)
+        )  # prompt by prompt
         rows = []
         for index, (name, labels, latents) in enumerate(self.paths):
             images = [f"path/{index}_{i}.png" for i in range(len(latents))]

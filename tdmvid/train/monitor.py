@@ -38,10 +38,14 @@ class Monitor:
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
         # A log file is no terminal: a line every half minute is enough there.
         patience = 0.2 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(total=total, initial=start, unit="step", mininterval=patience, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", mininterval=patience, dynamic_ncols=True
+        )
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
-        """Record one step's scalars, plain floats (not finite ones as NaN and Infinity, as Python's json does)."""
+        """Record one step's scalars, plain floats (not finite ones as NaN and Infinity, as Python's
+        json does).
+        """
         if not self._primary:
             return
         assert "step" not in scalars, "the step is given on its own"
@@ -63,7 +67,8 @@ class Monitor:
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """The columns of a metrics.jsonl: "step" and every scalar, all equally long, NaN where a step lacks one.
+    """The columns of a metrics.jsonl: "step" and every scalar, all equally long, NaN where a step
+    lacks one.
 
     A last line that a kill tore is left out. Raises ValueError for any other bad line.
     """
@@ -88,5 +93,7 @@ def _rows(path: Path) -> list[dict[str, float]]:
             rows.append(json.loads(line))
         except ValueError:
             if number < len(lines):
-                raise ValueError(f"{path}:{number} is not JSON: {line[:80]!r}; remove that line") from None
+                raise ValueError(
+                    f"{path}:{number} is not JSON: {line[:80]!r}; remove that line"
+                ) from None
     return rows

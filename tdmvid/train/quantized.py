@@ -1,4 +1,6 @@
-"""A quantised base beside the whole one: what rounding its weights changed of the teacher, and what of the student."""
+"""A quantised base beside the whole one: what rounding its weights changed of the teacher, and what
+of the student.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,12 @@ class Rounding:
     """Bytes of the network's parameters before and after."""
     times: tuple[float, ...]
     errors: tuple[float, ...]
-    """Of the teacher's clean prediction, guided as in training, at each time of the student's grid."""
+    """Of the teacher's clean prediction, guided as in training, at each time of the student's grid.
+    """
     student: float | None = None
-    """Of the trained student's final latents, when it leaves the base it was trained on; None until it is trained."""
+    """Of the trained student's final latents, when it leaves the base it was trained on; None until
+    it is trained.
+    """
 
     def __str__(self) -> str:
         at = ", ".join(f"{error:.2%} at t = {t:.3g}" for t, error in zip(self.times, self.errors))
@@ -47,22 +52,33 @@ class Rounding:
 
 
 @torch.no_grad()
-def quantize_base(config: RunConfig, backbone: Backbone, grid: TimeGrid, cond: Cond, null: Cond) -> Rounding:
-    """Quantise the backbone's network in place, and say what it changed: on one micro-batch at most, one guided call a time and side.
+def quantize_base(
+    config: RunConfig, backbone: Backbone, grid: TimeGrid, cond: Cond, null: Cond
+) -> Rounding:
+    """Quantise the backbone's network in place, and say what it changed: on one micro-batch at
+    most, one guided call a time and side.
 
-    It sees pure noise first, then the whole teacher's prediction from that, noised to the other times.
+    It sees pure noise first, then the whole teacher's prediction from that, noised to the other
+    times.
     """
     network, times = backbone.network, grid.descending()
     cond = cond.rows(slice(config.batch.micro))
     generator = torch.Generator(backbone.device).manual_seed(config.log.seed)
-    z = torch.randn((cond.batch, *backbone.latent_shape()), generator=generator, device=backbone.device)
+    z = torch.randn(
+        (cond.batch, *backbone.latent_shape()), generator=generator, device=backbone.device
+    )
     teacher = Guided(backbone.denoiser(network), null, config.objective.cfg)
     same = lambda t: torch.full((len(z),), t, device=z.device)  # noqa: E731
     first = teacher(z, same(times[0]), cond)
-    seen = [(z, same(times[0])), *((backbone.process.noise(first, z, same(t)), same(t)) for t in times[1:])]
+    seen = [
+        (z, same(times[0])),
+        *((backbone.process.noise(first, z, same(t)), same(t)) for t in times[1:]),
+    ]
     before, whole = [first, *(teacher(x_t, t, cond) for x_t, t in seen[1:])], held_bytes(network)
     quantize(network, backbone.blocks(network), config.model.quantize)
-    errors = (difference(teacher(x_t, t, cond), expected) for (x_t, t), expected in zip(seen, before))
+    errors = (
+        difference(teacher(x_t, t, cond), expected) for (x_t, t), expected in zip(seen, before)
+    )
     return Rounding(config.model.quantize, whole, held_bytes(network), tuple(times), tuple(errors))
 
 
@@ -72,10 +88,19 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def story(folder: Path) -> str:
-    """What a card says of the base that a run was trained on, after a space; empty if it was not quantised."""
+    """What a card says of the base that a run was trained on, after a space; empty if it was not
+    quantised.
+    """
     path = folder / "quantized.json"
     if not path.is_file():
         return ""
     facts = json.loads(path.read_text(encoding="utf-8"))
-    student = f", and the student's latents by {facts['student']:.2%} when it was put on the whole one" if facts["student"] is not None else ""
-    return f" Its frozen base was rounded to {facts['kind']} while it trained, which moved the teacher's clean predictions by up to {max(facts['errors']):.2%}{student}."
+    student = (
+        f", and the student's latents by {facts['student']:.2%} when it was put on the whole one"
+        if facts["student"] is not None
+        else ""
+    )
+    return (
+        f" Its frozen base was rounded to {facts['kind']} while it trained, which moved the"
+        f" teacher's clean predictions by up to {max(facts['errors']):.2%}{student}."
+    )

@@ -26,15 +26,18 @@ class _Keep(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if is_attention(func):
-            self.kept.append(tuple(x.detach() if isinstance(x, Tensor) else x for x in out))  # without the graph that it gets above
+            self.kept.append(
+                tuple(x.detach() if isinstance(x, Tensor) else x for x in out)
+            )  # without the graph that it gets above
         return out
 
 
 class _Reuse(TorchDispatchMode):
     """Inside, attention gives in turn what was kept, and lets go of it.
 
-    All else is computed, in whatever number: DeepSpeed gathers weights here that it still had in the forward pass, which
-    PyTorch's own contexts (`create_selective_checkpoint_contexts`) take for an error.
+    All else is computed, in whatever number: DeepSpeed gathers weights here that it still had in
+    the forward pass, which PyTorch's own contexts (`create_selective_checkpoint_contexts`) take for
+    an error.
     """
 
     def __init__(self, kept: list):
@@ -59,5 +62,7 @@ def _contexts() -> tuple[_Keep, _Reuse]:
 
 
 def keep_attention(block: nn.Module, *args) -> Tensor | tuple[Tensor, ...]:
-    """Call a block so that its backward pass has its inputs and its attention's outputs; for diffusers' `enable_gradient_checkpointing`."""
+    """Call a block so that its backward pass has its inputs and its attention's outputs; for
+    diffusers' `enable_gradient_checkpointing`.
+    """
     return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=_contexts)

@@ -21,8 +21,13 @@ from .monitor import METRICS, read_metrics
 
 REPORT = "report.html"
 MEDIA_TYPES = {
-    ".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png",
-    ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
 }
 
 
@@ -37,7 +42,9 @@ class Media:
 
 @dataclass(frozen=True)
 class Cell:
-    """One score: its text, its interval's text, where the interval lies in its column (per cent), and its rank."""
+    """One score: its text, its interval's text, where the interval lies in its column (per cent),
+    and its rank.
+    """
 
     value: str
     interval: str = ""
@@ -58,10 +65,15 @@ def write_report(out: Path) -> Path:
     page = _template().render(
         title=(config or {}).get("name") or out.resolve().name,
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
-        headline=_headline(gallery), facts=_facts(metrics, scores),
-        gallery=gallery, trajectories=_trajectories(out / "gallery"),
-        panels=curves.panels(metrics), plot=curves, scores=scores,
-        lora=_lora(_load(out / "lora" / "export.json")), commands=commands["commands"],
+        headline=_headline(gallery),
+        facts=_facts(metrics, scores),
+        gallery=gallery,
+        trajectories=_trajectories(out / "gallery"),
+        panels=curves.panels(metrics),
+        plot=curves,
+        scores=scores,
+        lora=_lora(_load(out / "lora" / "export.json")),
+        commands=commands["commands"],
     )
     write_text(out / REPORT, page)
     return out / REPORT
@@ -70,7 +82,11 @@ def write_report(out: Path) -> Path:
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["short"] = curves.short
     return environment.get_template("report.html.j2")
@@ -86,7 +102,9 @@ def _media(folder: Path, name: str | None) -> Media:
         return Media("missing", "", name or "")
     suffix = PurePath(name).suffix.lower()
     if suffix not in MEDIA_TYPES:
-        raise ValueError(f"{folder / name} cannot be shown in a page: use one of {', '.join(MEDIA_TYPES)}")
+        raise ValueError(
+            f"{folder / name} cannot be shown in a page: use one of {', '.join(MEDIA_TYPES)}"
+        )
     mime = MEDIA_TYPES[suffix]
     data = base64.b64encode((folder / name).read_bytes()).decode()
     return Media(mime.partition("/")[0], f"data:{mime};base64,{data}", name)
@@ -99,30 +117,37 @@ def _gallery(folder: Path) -> dict | None:
         return None
     rows = []
     for index, prompt in enumerate(gallery["prompts"]):
-        names = [column["videos"][index] if index < len(column["videos"]) else None for column in gallery["columns"]]
+        names = [
+            column["videos"][index] if index < len(column["videos"]) else None
+            for column in gallery["columns"]
+        ]
         rows.append({"prompt": prompt, "cells": [_media(folder, name) for name in names]})
     columns = [{"name": column["name"], "nfe": column.get("nfe")} for column in gallery["columns"]]
     return {"columns": columns, "rows": rows}
 
 
 def _trajectories(folder: Path) -> dict | None:
-    """The prompt, and per sampler its clean predictions from noise to the end, each a (label, Media)."""
+    """The prompt, and per sampler its clean predictions from noise to the end, each a (label,
+    Media).
+    """
     trajectories = _load(folder / "trajectories.json")
     if not trajectories:
         return None
 
     def tiles(row: dict) -> list[tuple[str, Media]]:
-        return [(label, _media(folder, name)) for label, name in zip(row["labels"], row["images"], strict=True)]
+        return [
+            (label, _media(folder, name))
+            for label, name in zip(row["labels"], row["images"], strict=True)
+        ]
 
-    rows = [
-        {"name": row["name"], "tiles": tiles(row)}
-        for row in trajectories["rows"]
-    ]
+    rows = [{"name": row["name"], "tiles": tiles(row)} for row in trajectories["rows"]]
     return {"prompt": trajectories["prompt"], "rows": rows}
 
 
 def _headline(gallery: dict | None) -> dict | None:
-    """Network calls of the teacher at its dearest and of the student at its cheapest, if the gallery has both."""
+    """Network calls of the teacher at its dearest and of the student at its cheapest, if the
+    gallery has both.
+    """
     calls = {"teacher": [], "student": []}
     for column in gallery["columns"] if gallery else []:
         for role, nfes in calls.items():
@@ -142,7 +167,10 @@ def _facts(metrics: dict[str, list[float]], scores: dict | None) -> list[str]:
     if seconds:
         facts.append(f"{_duration(sum(seconds))} of training")
     if scores and scores["checks"]:
-        facts.append(f"{sum(check['passed'] for check in scores['checks'])} of {len(scores['checks'])} checks passed")
+        facts.append(
+            f"{sum(check['passed'] for check in scores['checks'])} of {len(scores['checks'])}"
+            " checks passed"
+        )
     return facts
 
 
@@ -165,27 +193,38 @@ def _scores(scores: dict | None) -> dict | None:
     cells = [_column(column, values, rivals) for column, values in zip(columns, scored)]
     rows = [
         {
-            "name": sampler["name"], "nfe": sampler.get("nfe"), "seconds": sampler.get("seconds_per_video"),
+            "name": sampler["name"],
+            "nfe": sampler.get("nfe"),
+            "seconds": sampler.get("seconds_per_video"),
             "cells": [column[index] for column in cells],
         }
         for index, sampler in enumerate(samplers)
     ]
     return {
-        "protocol": scores.get("protocol", ""), "columns": columns, "rows": rows, "checks": scores.get("checks", []),
+        "protocol": scores.get("protocol", ""),
+        "columns": columns,
+        "rows": rows,
+        "checks": scores.get("checks", []),
     }
 
 
 def _column(column: dict, scores: list[dict | None], rivals: list[bool]) -> list[Cell]:
-    """One column's cells, their intervals on one common scale; None is a score that was not measured."""
+    """One column's cells, their intervals on one common scale; None is a score that was not
+    measured.
+    """
     scores = [score if score and score.get("value") is not None else None for score in scores]
-    ends = [score[end] for score in scores if score for end in ("low", "value", "high") if end in score]
+    ends = [
+        score[end] for score in scores if score for end in ("low", "value", "high") if end in score
+    ]
     if not ends:
         return [Cell("–")] * len(scores)
     low, span = min(ends), max(ends) - min(ends)
     if not span:  # all are the same: in the middle
         low, span = low - 0.5, 1.0
     pick = {"high": max, "low": min}.get(column.get("better"), lambda values, default: default)
-    best = pick((score["value"] for score, rival in zip(scores, rivals) if score and rival), default=None)
+    best = pick(
+        (score["value"] for score, rival in zip(scores, rivals) if score and rival), default=None
+    )
     text = _percent if column.get("unit") == "%" else _digits
 
     def cell(score: dict | None, rival: bool) -> Cell:
@@ -195,8 +234,12 @@ def _column(column: dict, scores: list[dict | None], rivals: list[bool]) -> list
         if "low" not in score or "high" not in score:
             return Cell(value, best=first)
         return Cell(
-            value, interval=f"{text(score['low'])} to {text(score['high'])}", left=100 * (score["low"] - low) / span,
-            width=100 * (score["high"] - score["low"]) / span, dot=100 * (score["value"] - low) / span, best=first,
+            value,
+            interval=f"{text(score['low'])} to {text(score['high'])}",
+            left=100 * (score["low"] - low) / span,
+            width=100 * (score["high"] - score["low"]) / span,
+            dot=100 * (score["value"] - low) / span,
+            best=first,
         )
 
     return [cell(score, rival) for score, rival in zip(scores, rivals)]
@@ -215,7 +258,8 @@ def _lora(export: dict | None) -> dict | None:
     if not export:
         return None
     return {
-        "error": curves.short(export["error"]), "tolerance": curves.short(export["tolerance"]),
+        "error": curves.short(export["error"]),
+        "tolerance": curves.short(export["tolerance"]),
         "passed": export["error"] <= export["tolerance"],
         "files": [str(name) for name in export.get("files", [])],
     }

@@ -17,23 +17,43 @@ from .setup import Run
 def fixed_noise(run: Run, count: int) -> Tensor:
     """The same noise in every call: [count, ...]."""
     generator = torch.Generator(run.world.device).manual_seed(run.config.log.seed)
-    return torch.randn((count, *run.backbone.latent_shape()), generator=generator, device=run.world.device)
+    return torch.randn(
+        (count, *run.backbone.latent_shape()), generator=generator, device=run.world.device
+    )
 
 
-def sample_student(run: Run, z: Tensor, cond: Cond, on_step=None, *, grid: TimeGrid | None = None, solver: Solver | None = None) -> Tensor:
+def sample_student(
+    run: Run,
+    z: Tensor,
+    cond: Cond,
+    on_step=None,
+    *,
+    grid: TimeGrid | None = None,
+    solver: Solver | None = None,
+) -> Tensor:
     """K steps of the student, with its averaged weights if it keeps any, from z: latents [B, ...].
 
-    By the run's own grid and the solver it was trained with, unless others are given. RuntimeError if they are not finite.
+    By the run's own grid and the solver it was trained with, unless others are given. RuntimeError
+    if they are not finite.
     """
     objective, grid = run.config.objective, grid or run.grid
     cond = cond.told(grid.steps, len(z), z.device) if objective.told_steps else cond
     fresh = torch.Generator(z.device).manual_seed(run.config.log.seed + 1)
     with run.engines["student"].averaged():
-        latents = sample(run.roles.student, z, cond, grid, solver=solver or objective.solver, generator=fresh, on_step=on_step)
+        latents = sample(
+            run.roles.student,
+            z,
+            cond,
+            grid,
+            solver=solver or objective.solver,
+            generator=fresh,
+            on_step=on_step,
+        )
     if not latents.isfinite().all():
         raise RuntimeError(
-            f"the student's samples are not finite: it has diverged, see metrics.jsonl; lower student.lr={run.config.student.lr:g}"
-            f" or fake.lr={run.config.fake.lr:g}, and start again or --resume from an earlier checkpoint"
+            "the student's samples are not finite: it has diverged, see metrics.jsonl; lower"
+            f" student.lr={run.config.student.lr:g} or fake.lr={run.config.fake.lr:g}, and start"
+            " again or --resume from an earlier checkpoint"
         )
     return latents
 
@@ -50,7 +70,9 @@ def write_samples(run: Run, step: int) -> None:
 
 
 def write_clips(folder: Path, videos: Tensor, fps: int) -> list[str]:
-    """One mp4 per video [B, 3, F, H, W], or a png for a single frame; returns names relative to `folder`'s parent."""
+    """One mp4 per video [B, 3, F, H, W], or a png for a single frame; returns names relative to
+    `folder`'s parent.
+    """
     names = []
     for index, video in enumerate(videos):
         if video.shape[1] == 1:

@@ -1,4 +1,5 @@
-"""Count what one call of a network costs, from its config alone: nothing is allocated and nothing computed.
+"""Count what one call of a network costs, from its config alone: nothing is allocated and nothing
+computed.
 
 The real network runs forward and backward on tensors that have shapes only, so whatever a
 family's blocks do is counted as it is, LoRA included.
@@ -20,8 +21,12 @@ from .recompute import is_attention
 
 aten = torch.ops.aten
 ATTENTION_ON_A_CPU = {  # which the library's counter leaves out
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
 }
 
 
@@ -40,7 +45,8 @@ class Trace:
     """What the largest block keeps inside, once more while it is recomputed."""
     attention_flops: float
     attention_bytes: int
-    """The forward's attention, and its outputs: what need not be computed again if they are kept."""
+    """The forward's attention, and its outputs: what need not be computed again if they are kept.
+    """
 
     @property
     def saved_checkpointed(self) -> int:
@@ -69,12 +75,17 @@ class _Saved:
         self.seen = {_storage(p) for p in (*network.parameters(), *network.buffers())}
         self.inside, self.inputs, self.outside, self.current = [0] * len(blocks), 0, 0, None
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(lambda module, args, kwargs, index=index: self._enter(index, args, kwargs), with_kwargs=True)
+            block.register_forward_pre_hook(
+                lambda module, args, kwargs, index=index: self._enter(index, args, kwargs),
+                with_kwargs=True,
+            )
             block.register_forward_hook(lambda *_: self._leave())
 
     def _enter(self, index: int, args: tuple, kwargs: dict) -> None:
         self.current = index
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() > 2]  # not the time embedding
+        tensors = [
+            x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() > 2
+        ]  # not the time embedding
         self.inputs += sum(x.numel() * x.element_size() for x in tensors)
 
     def _leave(self) -> None:
@@ -92,7 +103,8 @@ class _Saved:
 
 
 def trace(network: nn.Module, blocks: list[nn.Module], example, *, dtype: torch.dtype) -> Trace:
-    """Trace `network` (on the meta device; it is changed) on `example()`, the keyword arguments of a call.
+    """Trace `network` (on the meta device; it is changed) on `example()`, the keyword arguments of
+    a call.
 
     blocks: what gradient checkpointing recomputes. dtype: of the arithmetic.
     """
@@ -101,20 +113,35 @@ def trace(network: nn.Module, blocks: list[nn.Module], example, *, dtype: torch.
         saved = _Saved(network, blocks)
         forward, backward, attention = _counter(), _counter(), _Attention()
         autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-        with forward, attention, torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor), autocast:
+        with (
+            forward,
+            attention,
+            torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor),
+            autocast,
+        ):
             out = network(**example(), return_dict=False)[0]
         with backward:
             out.sum().backward()
     inside = sum(saved.inside)
     return Trace(
-        forward.get_total_flops(), backward.get_total_flops(), inside + saved.outside,
-        saved.outside + saved.inputs, max(saved.inside, default=0),
-        sum(flops for name, flops in forward.get_flop_counts()["Global"].items() if is_attention(name)), attention.bytes,
+        forward.get_total_flops(),
+        backward.get_total_flops(),
+        inside + saved.outside,
+        saved.outside + saved.inputs,
+        max(saved.inside, default=0),
+        sum(
+            flops
+            for name, flops in forward.get_flop_counts()["Global"].items()
+            if is_attention(name)
+        ),
+        attention.bytes,
     )
 
 
 def decoding_bytes(vae: nn.Module, shape: tuple[int, ...]) -> int:
-    """Peak bytes of tensors while `vae` (on the meta device; it is changed) decodes latents of `shape`, without its weights."""
+    """Peak bytes of tensors while `vae` (on the meta device; it is changed) decodes latents of
+    `shape`, without its weights.
+    """
     with FakeTensorMode():
         _materialise(vae)
         latents = torch.empty(shape, dtype=next(vae.parameters()).dtype)
@@ -124,7 +151,9 @@ def decoding_bytes(vae: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the storages that operations made and nobody has let go of yet, and the most of them at once."""
+    """Bytes of the storages that operations made and nobody has let go of yet, and the most of them
+    at once.
+    """
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,6 @@
-"""The training loop: prompts -> trajectory -> draws -> losses -> steps, then the LoRA and the report."""
+"""The training loop: prompts -> trajectory -> draws -> losses -> steps, then the LoRA and the
+report.
+"""
 
 from __future__ import annotations
 
@@ -24,32 +26,54 @@ class TrainingStopped(RuntimeError):
 
 
 def train(
-    config: RunConfig, *, resume: str = "", commands: dict[str, str] | None = None, at_end: Callable[[Run], None] | None = None,
+    config: RunConfig,
+    *,
+    resume: str = "",
+    commands: dict[str, str] | None = None,
+    at_end: Callable[[Run], None] | None = None,
 ) -> Path:
     """Train, export, report; returns the run folder.
 
     resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "";
     at_end: what is done with the trained run instead of exporting and reporting.
     """
-    world = launch.start(config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence)
+    world = launch.start(
+        config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence
+    )
     launch.check_same("config", flat(to_dict(config)) | {"--resume": resume})
     folder = config.folder
     check_folders(config)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.log.keep_checkpoints, rank=world.rank, ranks=world.size)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep=config.log.keep_checkpoints, rank=world.rank, ranks=world.size
+    )
     if not resume and checkpoints.steps():
-        raise ValueError(f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose another --out")
+        raise ValueError(
+            f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose"
+            " another --out"
+        )
     # One rank looks: a shared file system may show another machine the folder as it was.
-    path = launch.of_first(checkpoints.latest() if world.primary else None) if resume == "auto" else Path(resume) if resume else None
+    path = (
+        launch.of_first(checkpoints.latest() if world.primary else None)
+        if resume == "auto"
+        else Path(resume)
+        if resume
+        else None
+    )
     run = build_run(config, world, resumed=path is not None)
     start = _resume(run, checkpoints, path) if path else 0
     if world.primary:
         write_json(folder / "config.json", to_dict(config))
-        write_json(folder / "commands.json", {"commands": [{"what": w, "command": c} for w, c in (commands or {}).items()]})
+        write_json(
+            folder / "commands.json",
+            {"commands": [{"what": w, "command": c} for w, c in (commands or {}).items()]},
+        )
         if run.rounding:
             run.rounding.save(folder)
             print(run.rounding, flush=True)
         else:
-            (folder / "quantized.json").unlink(missing_ok=True)  # of a run that ended here before its first checkpoint
+            (folder / "quantized.json").unlink(
+                missing_ok=True
+            )  # of a run that ended here before its first checkpoint
     monitor = Monitor(folder, total=config.steps, start=start, primary=world.primary)
     try:
         with Watch(folder, world, config.parallel.timeout_minutes) as watch:
@@ -63,9 +87,14 @@ def train(
 
 
 def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
-    start = Checkpoints.load(path, run.engines, run.fingerprint, to_dict(RunConfig()) | {"init": None})
+    start = Checkpoints.load(
+        path, run.engines, run.fingerprint, to_dict(RunConfig()) | {"init": None}
+    )
     if start > run.config.steps:
-        raise ValueError(f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or resume an earlier checkpoint")
+        raise ValueError(
+            f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or"
+            " resume an earlier checkpoint"
+        )
     checkpoints.forget_after(start)
     return start
 
@@ -78,14 +107,20 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
         monitor.log(step, scalars)
         bad = bad + 1 if outcome.failed else 0
         if outcome.failed:
-            print(f"step {step}: loss or gradient of the {outcome.failed} is not finite; it was not stepped ({bad} in a row)", file=sys.stderr)
+            print(
+                f"step {step}: loss or gradient of the {outcome.failed} is not finite; it was not"
+                f" stepped ({bad} in a row)",
+                file=sys.stderr,
+            )
         done = step + 1
         if bad >= config.max_bad_steps:
             path = checkpoints.save(done, run.engines, run.fingerprint)
             checkpoints.wait()
             raise TrainingStopped(
-                f"stopped: the {outcome.failed}'s loss or gradient was not finite in {bad} iterations in a row, up to step {step};"
-                f" the last good state is {path}. Check the prompts and the teacher's dtype, or lower {outcome.failed}.lr in a new run (another --out)"
+                f"stopped: the {outcome.failed}'s loss or gradient was not finite in {bad}"
+                f" iterations in a row, up to step {step}; the last good state is {path}. Check the"
+                f" prompts and the teacher's dtype, or lower {outcome.failed}.lr in a new run"
+                " (another --out)"
             )
         last = done == config.steps
         stop = not last and watch.told_to_stop()
@@ -94,7 +129,10 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watc
         if last or stop:
             checkpoints.wait()
         if stop:
-            raise Interrupted(f"stopped as asked, {done:,} of {config.steps:,} iterations done; the state is {path}: continue with --resume auto")
+            raise Interrupted(
+                f"stopped as asked, {done:,} of {config.steps:,} iterations done; the state is"
+                f" {path}: continue with --resume auto"
+            )
         if last or log.sample_every and done % log.sample_every == 0:
             write_samples(run, done)
 
@@ -103,17 +141,28 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
     """One iteration, and its scalars averaged over the ranks; calls: of all networks, per sample."""
     batch, began, before = run.config.batch, time.perf_counter(), run.evaluated()
     outcome = iterate(
-        step, _micro_batches(run, step), (batch.micro, *run.backbone.latent_shape()),
-        objective=run.config.objective, roles=run.roles, engines=run.engines,
+        step,
+        _micro_batches(run, step),
+        (batch.micro, *run.backbone.latent_shape()),
+        objective=run.config.objective,
+        roles=run.roles,
+        engines=run.engines,
         grid=pick_grid(run.grids, run.streams.generator(step, "K", device="cpu")),
-        streams=run.streams, first_stream=run.world.data_rank * batch.accumulation,
+        streams=run.streams,
+        first_stream=run.world.data_rank * batch.accumulation,
     )
     calls = (run.evaluated() - before) / (batch.micro * batch.accumulation)
-    return outcome, launch.mean(outcome.scalars) | {"calls": calls, "seconds": time.perf_counter() - began}
+    return outcome, launch.mean(outcome.scalars) | {
+        "calls": calls,
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _micro_batches(run: Run, step: int) -> list:
     batch, world = run.config.batch, run.world
     micros = batch.accumulation * world.data_size
     first = world.data_rank * batch.accumulation
-    return [run.conds(run.order.indices(step, batch.micro, first + i, micros)) for i in range(batch.accumulation)]
+    return [
+        run.conds(run.order.indices(step, batch.micro, first + i, micros))
+        for i in range(batch.accumulation)
+    ]

@@ -19,7 +19,9 @@ from ..parallel import launch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 AGAIN = 1.0
-"""Seconds after which a second Ctrl-C is a second one: launchers pass on at once what their ranks have had from the terminal."""
+"""Seconds after which a second Ctrl-C is a second one: launchers pass on at once what their ranks
+have had from the terminal.
+"""
 STOPPED = 75
 """Exit status of a run that was asked to stop and saved its state (EX_TEMPFAIL: try again)."""
 
@@ -29,7 +31,9 @@ class Interrupted(RuntimeError):
 
 
 class Watch:
-    """Entered around the loop; `beat` is called at the start of every iteration, `told_to_stop` at its end."""
+    """Entered around the loop; `beat` is called at the start of every iteration, `told_to_stop` at
+    its end.
+    """
 
     def __init__(self, folder: Path, world: launch.World, timeout_minutes: float):
         self.path = folder / "stuck" / f"rank_{world.rank:04d}.txt"
@@ -39,8 +43,14 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._old = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._old = {number: signal.signal(number, self._note) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows handlers nowhere else
+            self._old = {
+                number: signal.signal(number, self._note)
+                for number in SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
         if self.seconds:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w")
@@ -53,17 +63,31 @@ class Watch:
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
             if self.path.stat().st_size:
-                print(f"an iteration took longer than {self.seconds:.0f} s: {self.path.parent} says where every rank stood", file=sys.stderr)
+                print(
+                    f"an iteration took longer than {self.seconds:.0f} s: {self.path.parent} says"
+                    " where every rank stood",
+                    file=sys.stderr,
+                )
             else:
                 self.path.unlink()
 
     def _note(self, number: int, frame) -> None:
-        if number == signal.SIGINT and self._signal is not None and time.monotonic() - self._since > AGAIN:
+        if (
+            number == signal.SIGINT
+            and self._signal is not None
+            and time.monotonic() - self._since > AGAIN
+        ):
             raise KeyboardInterrupt
         if self._signal is None:
             self._since = time.monotonic()
-            if self._says and number == signal.SIGINT:  # not by print, which may be at work as the signal comes
-                os.write(2, b"\nstopping after this iteration, whose state is saved; Ctrl-C again stops at once\n")
+            if (
+                self._says and number == signal.SIGINT
+            ):  # not by print, which may be at work as the signal comes
+                os.write(
+                    2,
+                    b"\nstopping after this iteration, whose state is saved; Ctrl-C again stops at"
+                    b" once\n",
+                )
         self._signal = number
 
     def beat(self, step: int) -> None:

@@ -2,10 +2,11 @@
 
     python comfyui_worker.py CHECKOUT FOLDER
 
-FOLDER/request.json lists cases: `config` (of the network, in ComfyUI's words; null lets ComfyUI detect it
-from `shapes`), `settings` (a class of its supported_models), `names` (a base key of diffusers -> ComfyUI's;
-null has ComfyUI convert), `lora`, and to sample too `weights`, `workflow` and `inputs` (z, embeddings).
-FOLDER/answer.json has what became of each, <name>.safetensors the latents.
+FOLDER/request.json lists cases: `config` (of the network, in ComfyUI's words; null lets ComfyUI
+detect it from `shapes`), `settings` (a class of its supported_models), `names` (a base key of
+diffusers -> ComfyUI's; null has ComfyUI convert), `lora`, and to sample too `weights`, `workflow`
+and `inputs` (z, embeddings). FOLDER/answer.json has what became of each, <name>.safetensors the
+latents.
 """
 
 import json
@@ -49,7 +50,11 @@ class Warnings(logging.Handler):
 
 def base(case):
     """The model, and the base's state dict in ComfyUI's names."""
-    weights = load_file(FOLDER / case["weights"]) if "weights" in case else {k: torch.empty(s, device="meta") for k, s in case["shapes"].items()}
+    weights = (
+        load_file(FOLDER / case["weights"])
+        if "weights" in case
+        else {k: torch.empty(s, device="meta") for k, s in case["shapes"].items()}
+    )
     detection, config = comfy.model_detection, case["config"]
     if case["names"]:
         converted = {case["names"][key]: value for key, value in weights.items()}
@@ -62,13 +67,20 @@ def base(case):
         converted = {names[key]: value for key, value in weights.items()}
     config = config or detection.detect_unet_config(converted, "")
     if case["settings"]:
-        kind = type("Tiny", (getattr(comfy.supported_models, case["settings"]),), {"unet_extra_config": {}})
+        kind = type(
+            "Tiny", (getattr(comfy.supported_models, case["settings"]),), {"unet_extra_config": {}}
+        )
         settings = kind(config | {"dtype": torch.float32})
         settings.latent_format = comfy.supported_models.latent_formats.LatentFormat()
-        settings.latent_format.latent_channels, settings.latent_format.latent_dimensions = config.get("in_channels", config.get("in_dim")), case["dimensions"]
+        settings.latent_format.latent_channels, settings.latent_format.latent_dimensions = (
+            config.get("in_channels", config.get("in_dim")),
+            case["dimensions"],
+        )
     else:
         settings = detection.model_config_from_unet_config(config, converted)
-    model = settings.get_model(converted, "", device=CPU if "weights" in case else torch.device("meta"))
+    model = settings.get_model(
+        converted, "", device=CPU if "weights" in case else torch.device("meta")
+    )
     if "weights" in case:
         model.diffusion_model.load_state_dict(converted)
     return model
@@ -79,17 +91,31 @@ def load(case, model):
     warnings = Warnings()
     logging.getLogger().addHandler(warnings)
     lora = comfy.utils.load_torch_file(str(FOLDER / case["lora"]), safe_load=True)
-    patcher, _ = comfy.sd.load_lora_for_models(comfy.model_patcher.ModelPatcher(model, CPU, CPU), None, lora, 1.0, 0.0)
+    patcher, _ = comfy.sd.load_lora_for_models(
+        comfy.model_patcher.ModelPatcher(model, CPU, CPU), None, lora, 1.0, 0.0
+    )
     logging.getLogger().removeHandler(warnings)
-    patches = comfy.lora.load_lora(lora, comfy.lora.model_lora_keys_unet(model, {}), log_missing=False)
+    patches = comfy.lora.load_lora(
+        lora, comfy.lora.model_lora_keys_unet(model, {}), log_missing=False
+    )
     state, wrong = model.state_dict(), []
     for key, patch in patches.items():
         weight = state[key].shape if isinstance(key, str) else state[key[0]].narrow(*key[1]).shape
-        own = patch[1][0].shape if isinstance(patch, tuple) else (patch.weights[0].shape[0], patch.weights[1].shape[1])
+        own = (
+            patch[1][0].shape
+            if isinstance(patch, tuple)
+            else (patch.weights[0].shape[0], patch.weights[1].shape[1])
+        )
         if tuple(own) != tuple(weight[: len(own)]):
             wrong.append(str(key))
     biases = sum(isinstance(patch, tuple) for patch in patches.values())
-    return patcher, {"model": type(model.model_config).__name__, "unloaded": warnings.lines, "wrong": wrong, "layers": len(patches) - biases, "biases": biases}
+    return patcher, {
+        "model": type(model.model_config).__name__,
+        "unloaded": warnings.lines,
+        "wrong": wrong,
+        "layers": len(patches) - biases,
+        "biases": biases,
+    }
 
 
 class Noise:
@@ -104,16 +130,32 @@ class Noise:
 
 def sample(case, patcher):
     """The latents of the workflow's own nodes, from noise and embeddings that are given."""
-    nodes, given = json.loads((FOLDER / case["workflow"]).read_text()), load_file(FOLDER / case["inputs"])
+    nodes, given = (
+        json.loads((FOLDER / case["workflow"]).read_text()),
+        load_file(FOLDER / case["inputs"]),
+    )
     if "patch" in nodes:
-        kind, inputs = getattr(nodes_model_advanced, nodes["patch"]["class_type"]), nodes["patch"]["inputs"]
+        kind, inputs = (
+            getattr(nodes_model_advanced, nodes["patch"]["class_type"]),
+            nodes["patch"]["inputs"],
+        )
         patcher = kind().patch(patcher, inputs["sampling"], inputs["zsnr"])[0]
     steps = result(nodes_custom_sampler.ManualSigmas, nodes["sigmas"]["inputs"]["sigmas"])
     kind = nodes["sampler"]["class_type"]
-    sampler = result(getattr(nodes_void, kind, None) or getattr(nodes_custom_sampler, kind), *nodes["sampler"]["inputs"].values())
+    sampler = result(
+        getattr(nodes_void, kind, None) or getattr(nodes_custom_sampler, kind),
+        *nodes["sampler"]["inputs"].values(),
+    )
     guider = result(nodes_custom_sampler.BasicGuider, patcher, [[given["prompt_embeds"], {}]])
     latent = {"samples": torch.zeros_like(given["z"])}
-    return result(nodes_custom_sampler.SamplerCustomAdvanced, Noise(given["z"]), guider, sampler, steps, latent)["samples"]
+    return result(
+        nodes_custom_sampler.SamplerCustomAdvanced,
+        Noise(given["z"]),
+        guider,
+        sampler,
+        steps,
+        latent,
+    )["samples"]
 
 
 answer = {}

@@ -2,8 +2,8 @@
 
     python sd_scripts_worker.py CHECKOUT FOLDER
 
-FOLDER has sd15.safetensors and sdxl.safetensors; FOLDER/answer.json says what of them was not taken, and by
-what factor it is added. Its UNets are made on the meta device.
+FOLDER has sd15.safetensors and sdxl.safetensors; FOLDER/answer.json says what of them was not
+taken, and by what factor it is added. Its UNets are made on the meta device.
 """
 
 import json
@@ -19,15 +19,27 @@ from library.sdxl_original_unet import SdxlUNet2DConditionModel  # noqa: E402
 from networks.lora import create_network_from_weights  # noqa: E402
 
 answer = {}
-for name, make in (("sd15", lambda: UNet2DConditionModel(64, 8, 768)), ("sdxl", SdxlUNet2DConditionModel)):
+for name, make in (
+    ("sd15", lambda: UNet2DConditionModel(64, 8, 768)),
+    ("sdxl", SdxlUNet2DConditionModel),
+):
     with torch.device("meta"):
         unet = make()
-    network, weights = create_network_from_weights(1.0, str(FOLDER / f"{name}.safetensors"), None, [], unet, for_inference=True)
+    network, weights = create_network_from_weights(
+        1.0, str(FOLDER / f"{name}.safetensors"), None, [], unet, for_inference=True
+    )
     network.apply_to([], unet, False, True)
     info = network.load_state_dict(weights, False)
     layers = network.unet_loras
     answer[name] = {
-        "layers": len(layers), "left": [*info.unexpected_keys, *info.missing_keys], "scales": sorted({float(layer.scale) for layer in layers}),
-        "wrong": [layer.lora_name for layer in layers if list(layer.org_module_ref[0].weight.shape) != [len(layer.lora_up.weight), layer.lora_down.weight.shape[1]]],
+        "layers": len(layers),
+        "left": [*info.unexpected_keys, *info.missing_keys],
+        "scales": sorted({float(layer.scale) for layer in layers}),
+        "wrong": [
+            layer.lora_name
+            for layer in layers
+            if list(layer.org_module_ref[0].weight.shape)
+            != [len(layer.lora_up.weight), layer.lora_down.weight.shape[1]]
+        ],
     }
 (FOLDER / "answer.json").write_text(json.dumps(answer))

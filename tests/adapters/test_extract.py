@@ -1,4 +1,6 @@
-"""A LoRA out of weights: the best one of its rank, with its error told, and anybody's file without running its code."""
+"""A LoRA out of weights: the best one of its rank, with its error told, and anybody's file without
+running its code.
+"""
 
 import copy
 import json
@@ -25,8 +27,12 @@ def layers(backbone, rank=RANK, seed=0):
     generator, state = torch.Generator().manual_seed(seed), {}
     for name, layer in backbone.network.named_modules():
         if name.endswith(backbone.lora_targets):
-            state[f"{name}.lora_A.weight"] = 0.3 * torch.randn(rank, layer.in_features, generator=generator)
-            state[f"{name}.lora_B.weight"] = 0.3 * torch.randn(layer.out_features, rank, generator=generator)
+            state[f"{name}.lora_A.weight"] = 0.3 * torch.randn(
+                rank, layer.in_features, generator=generator
+            )
+            state[f"{name}.lora_B.weight"] = 0.3 * torch.randn(
+                layer.out_features, rank, generator=generator
+            )
     return state
 
 
@@ -47,7 +53,9 @@ def test_a_change_of_low_rank_comes_out_whole(backbone):
     found, errors = extract(backbone.network, tuned(backbone, state), RANK)
     assert found.keys() == state.keys() and errors["error"] < 1e-5 and not errors["left_out"]
     for name in errors["layers"]:
-        change, expected = (s[f"{name}.lora_B.weight"] @ s[f"{name}.lora_A.weight"] for s in (found, state))
+        change, expected = (
+            s[f"{name}.lora_B.weight"] @ s[f"{name}.lora_A.weight"] for s in (found, state)
+        )
         torch.testing.assert_close(change, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -56,8 +64,12 @@ def test_the_reported_errors_are_those_of_the_best_approximation(backbone):
     _, errors = extract(backbone.network, tuned(backbone, state), RANK)
     rest = total = 0.0
     for name, error in errors["layers"].items():
-        spectrum = torch.linalg.svdvals(state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]).square()
-        assert error == pytest.approx((spectrum[RANK:].sum() / spectrum.sum()).sqrt().item(), rel=1e-3)
+        spectrum = torch.linalg.svdvals(
+            state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
+        ).square()
+        assert error == pytest.approx(
+            (spectrum[RANK:].sum() / spectrum.sum()).sqrt().item(), rel=1e-3
+        )
         rest, total = rest + spectrum[RANK:].sum().item(), total + spectrum.sum().item()
     assert 0.1 < errors["error"] == pytest.approx((rest / total) ** 0.5, rel=1e-3)
 
@@ -70,8 +82,13 @@ def test_changes_that_no_lora_holds_are_named_and_count_as_missing(backbone):
 
 
 def test_a_rank_above_a_layer_s_own_is_filled_with_zeros(backbone):
-    found, errors = extract(backbone.network, tuned(backbone, layers(backbone)), 40)  # layers of 32 x 32
-    assert errors["error"] < 1e-5 and {tuple(t.shape) for t in found.values()} == {(40, 32), (32, 40)}
+    found, errors = extract(
+        backbone.network, tuned(backbone, layers(backbone)), 40
+    )  # layers of 32 x 32
+    assert errors["error"] < 1e-5 and {tuple(t.shape) for t in found.values()} == {
+        (40, 32),
+        (32, 40),
+    }
 
 
 def test_a_fine_tune_of_another_model_or_of_nothing_is_refused(backbone):
@@ -79,14 +96,18 @@ def test_a_fine_tune_of_another_model_or_of_nothing_is_refused(backbone):
     with pytest.raises(ValueError, match="changes no linear layer: there is nothing to extract"):
         extract(backbone.network, same, RANK)
     with pytest.raises(ValueError, match="of another model: proj_out.bias is in one of them only"):
-        extract(backbone.network, {name: p for name, p in same.items() if name != "proj_out.bias"}, RANK)
+        extract(
+            backbone.network, {name: p for name, p in same.items() if name != "proj_out.bias"}, RANK
+        )
 
 
 def output(backbone, network):
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1, *backbone.latent_shape(), generator=generator)
     with torch.no_grad():
-        return backbone.denoiser(network)(x, torch.tensor([0.6]), backbone.encode_prompts(["a red circle"]))
+        return backbone.denoiser(network)(
+            x, torch.tensor([0.6]), backbone.encode_prompts(["a red circle"])
+        )
 
 
 def diffusers_keys(state):
@@ -95,17 +116,27 @@ def diffusers_keys(state):
 
 def old_keys(state):
     """Of diffusers before peft: .lora.down and .lora.up."""
-    return {f"transformer.{key}".replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value for key, value in state.items()}
+    return {
+        f"transformer.{key}".replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value
+        for key, value in state.items()
+    }
 
 
 def peft_keys(state):
     """Of a bare peft model's own state dict, wrapped for data parallelism."""
-    return {f"module.base_model.model.{key}".replace(".weight", ".default.weight"): value for key, value in state.items()}
+    return {
+        f"module.base_model.model.{key}".replace(".weight", ".default.weight"): value
+        for key, value in state.items()
+    }
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
-@pytest.mark.parametrize("layout", [diffusers_keys, old_keys, peft_keys], ids=lambda layout: layout.__name__)
-def test_a_published_lora_of_any_layout_is_its_change_of_the_weights(backbone, tmp_path, layout, suffix):
+@pytest.mark.parametrize(
+    "layout", [diffusers_keys, old_keys, peft_keys], ids=lambda layout: layout.__name__
+)
+def test_a_published_lora_of_any_layout_is_its_change_of_the_weights(
+    backbone, tmp_path, layout, suffix
+):
     state, path = layers(backbone), tmp_path / f"lora{suffix}"
     save_file(layout(state), path) if suffix == ".safetensors" else torch.save(layout(state), path)
     merged = copy.deepcopy(backbone.network)
@@ -114,14 +145,35 @@ def test_a_published_lora_of_any_layout_is_its_change_of_the_weights(backbone, t
     assert alpha == 0.125 * RANK
     module, _, settings = adapt(backbone, found, alpha)
     assert (settings.rank, settings.alpha) == (RANK, 0.25)
-    torch.testing.assert_close(output(backbone, module), output(backbone, merged), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        output(backbone, module), output(backbone, merged), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_the_alpha_of_a_file_s_metadata_or_of_its_keys_is_its_own(backbone, tmp_path):
     state = diffusers_keys(layers(backbone))
-    save_file(state, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 16, "transformer.r": RANK})})
-    save_file(state | {f"{key.removesuffix('.lora_A.weight')}.alpha": torch.tensor(5.0) for key in state if "lora_A" in key}, tmp_path / "b.safetensors")
-    assert read_published(tmp_path / "a.safetensors", backbone)[1] == 16 and read_published(tmp_path / "b.safetensors", backbone)[1] == 5
+    save_file(
+        state,
+        tmp_path / "a.safetensors",
+        metadata={
+            "lora_adapter_metadata": json.dumps(
+                {"transformer.lora_alpha": 16, "transformer.r": RANK}
+            )
+        },
+    )
+    save_file(
+        state
+        | {
+            f"{key.removesuffix('.lora_A.weight')}.alpha": torch.tensor(5.0)
+            for key in state
+            if "lora_A" in key
+        },
+        tmp_path / "b.safetensors",
+    )
+    assert (
+        read_published(tmp_path / "a.safetensors", backbone)[1] == 16
+        and read_published(tmp_path / "b.safetensors", backbone)[1] == 5
+    )
 
 
 def test_a_file_that_would_run_code_is_not_loaded(backbone, tmp_path):
@@ -129,18 +181,41 @@ def test_a_file_that_would_run_code_is_not_loaded(backbone, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    for name, write in (("a.pt", lambda path: torch.save({"x": Trap()}, path)), ("b.bin", lambda path: path.write_bytes(pickle.dumps(Trap())))):
+    for name, write in (
+        ("a.pt", lambda path: torch.save({"x": Trap()}, path)),
+        ("b.bin", lambda path: path.write_bytes(pickle.dumps(Trap()))),
+    ):
         write(tmp_path / name)
-        with pytest.raises(ValueError, match=rf"{name}: not loaded, it holds more than tensors or is damaged"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: not loaded, it holds more than tensors or is damaged"
+        ):
             read_published(tmp_path / name, backbone)
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("tensors, message", [
-    ({"transformer.transformer_blocks.0.attn1.to_q.weight": torch.zeros(2)}, "to_q.weight is no key of a LoRA"),
-    ({"transformer.x.lora_A.weight": torch.zeros(2, 4), "transformer.x.lora_B.weight": torch.zeros(4, 2)}, "has no such layer: it is of another model"),
-    ({"proj_out.lora_A.weight": torch.zeros(2, 4), "proj_out.lora_B.weight": torch.zeros(32, 2)}, r"proj_out: a LoRA of \[32, 4\], .* \[32, 32\] there"),
-])
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        (
+            {"transformer.transformer_blocks.0.attn1.to_q.weight": torch.zeros(2)},
+            "to_q.weight is no key of a LoRA",
+        ),
+        (
+            {
+                "transformer.x.lora_A.weight": torch.zeros(2, 4),
+                "transformer.x.lora_B.weight": torch.zeros(4, 2),
+            },
+            "has no such layer: it is of another model",
+        ),
+        (
+            {
+                "proj_out.lora_A.weight": torch.zeros(2, 4),
+                "proj_out.lora_B.weight": torch.zeros(32, 2),
+            },
+            r"proj_out: a LoRA of \[32, 4\], .* \[32, 32\] there",
+        ),
+    ],
+)
 def test_a_file_of_something_else_is_refused(backbone, tmp_path, tensors, message):
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=message):
@@ -151,8 +226,10 @@ def test_missing_cut_and_foreign_files_are_refused(backbone, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     for name, error, message in (
-        ("none.pt", FileNotFoundError, "no such LoRA file"), ("cut.safetensors", ValueError, "no whole safetensors file"),
-        ("list.pt", ValueError, "no flat dictionary of tensors"), ("", ValueError, r"is a folder: give the LoRA file in it \(cut.safetensors\)"),
+        ("none.pt", FileNotFoundError, "no such LoRA file"),
+        ("cut.safetensors", ValueError, "no whole safetensors file"),
+        ("list.pt", ValueError, "no flat dictionary of tensors"),
+        ("", ValueError, r"is a folder: give the LoRA file in it \(cut.safetensors\)"),
     ):
         with pytest.raises(error, match=message):
             read_published(tmp_path / name, backbone)
@@ -166,5 +243,7 @@ def test_an_extracted_lora_is_attached_as_a_trained_one_would_be(backbone):
     module, tensors, settings = adapt(backbone, state)
     again = load_backbone(backbone.config, backbone.size)
     expected = attach(again.network, LoraSettings(RANK, float(RANK)), backbone.lora_targets, seed=5)
-    assert {n: tuple(p.shape) for n, p in expected.named_parameters() if p.requires_grad} == {n: tuple(t.shape) for n, t in tensors.items()}
+    assert {n: tuple(p.shape) for n, p in expected.named_parameters() if p.requires_grad} == {
+        n: tuple(t.shape) for n, t in tensors.items()
+    }
     assert settings.alpha == settings.rank == RANK

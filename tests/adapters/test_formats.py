@@ -1,4 +1,6 @@
-"""A LoRA keeps its meaning in every program's file; diffusers' own converters, where it has one, agree."""
+"""A LoRA keeps its meaning in every program's file; diffusers' own converters, where it has one,
+agree.
+"""
 
 import pytest
 import torch
@@ -9,14 +11,44 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 
 from tdmvid.adapters.formats import convert, modules, restore
-from tdmvid.backbones.consumers import comfyui_cogvideox, comfyui_transformer, comfyui_wan, kohya_cogvideox, kohya_unet, kohya_wan
+from tdmvid.backbones.consumers import (
+    comfyui_cogvideox,
+    comfyui_transformer,
+    comfyui_wan,
+    kohya_cogvideox,
+    kohya_unet,
+    kohya_wan,
+)
 
 RANK, ALPHA = 4, 6.0
-COGVIDEOX = [f"transformer_blocks.{i}.{name}" for i in (0, 11) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj")]
-WAN = [f"blocks.{i}.attn{j}.{name}" for i in (0, 1) for j in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")] + [
-    f"blocks.{i}.ffn.net.{name}" for i in (0, 1) for name in ("0.proj", "2")
-] + [f"condition_embedder.{name}" for name in ("time_embedder.linear_1", "time_embedder.linear_2", "text_embedder.linear_2", "time_proj")]
-UNET = [f"down_blocks.0.attentions.1.transformer_blocks.0.attn{j}.{name}" for j in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")]
+COGVIDEOX = [
+    f"transformer_blocks.{i}.{name}"
+    for i in (0, 11)
+    for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj")
+]
+WAN = (
+    [
+        f"blocks.{i}.attn{j}.{name}"
+        for i in (0, 1)
+        for j in (1, 2)
+        for name in ("to_q", "to_k", "to_v", "to_out.0")
+    ]
+    + [f"blocks.{i}.ffn.net.{name}" for i in (0, 1) for name in ("0.proj", "2")]
+    + [
+        f"condition_embedder.{name}"
+        for name in (
+            "time_embedder.linear_1",
+            "time_embedder.linear_2",
+            "text_embedder.linear_2",
+            "time_proj",
+        )
+    ]
+)
+UNET = [
+    f"down_blocks.0.attentions.1.transformer_blocks.0.attn{j}.{name}"
+    for j in (1, 2)
+    for name in ("to_q", "to_k", "to_v", "to_out.0")
+]
 
 
 def lora(names, bias=False):
@@ -35,10 +67,18 @@ def change(state, name, alpha):
     return alpha / RANK * state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
 
 
-@pytest.mark.parametrize("consumer, stem, names", [
-    ("comfyui", comfyui_cogvideox, COGVIDEOX), ("comfyui", comfyui_wan, WAN), ("comfyui", comfyui_transformer, COGVIDEOX),
-    ("kohya", kohya_unet, UNET), ("comfyui", kohya_unet, UNET), ("kohya", kohya_cogvideox, COGVIDEOX), ("kohya", kohya_wan, WAN),
-])
+@pytest.mark.parametrize(
+    "consumer, stem, names",
+    [
+        ("comfyui", comfyui_cogvideox, COGVIDEOX),
+        ("comfyui", comfyui_wan, WAN),
+        ("comfyui", comfyui_transformer, COGVIDEOX),
+        ("kohya", kohya_unet, UNET),
+        ("comfyui", kohya_unet, UNET),
+        ("kohya", kohya_cogvideox, COGVIDEOX),
+        ("kohya", kohya_wan, WAN),
+    ],
+)
 def test_a_round_trip_adds_the_same_to_every_weight(consumer, stem, names):
     state = lora(names)
     again = restore(convert(state, ALPHA, consumer, stem), consumer, stem, names)
@@ -50,8 +90,14 @@ def test_a_round_trip_adds_the_same_to_every_weight(consumer, stem, names):
 def test_comfyui_finds_cogvideox_in_its_own_names():
     keys = convert(lora(COGVIDEOX), ALPHA, "comfyui", comfyui_cogvideox)
     stems = {key.partition(".lora_")[0] for key in keys}
-    assert stems == {f"diffusion_model.blocks.{i}.{name}" for i in (0, 11) for name in ("q", "k", "v", "attn_out", "ff_proj")}
-    assert keys["diffusion_model.blocks.0.q.lora_A.weight"].shape == (RANK, 8) and keys["diffusion_model.blocks.0.q.lora_B.weight"].shape == (16, RANK)
+    assert stems == {
+        f"diffusion_model.blocks.{i}.{name}"
+        for i in (0, 11)
+        for name in ("q", "k", "v", "attn_out", "ff_proj")
+    }
+    assert keys["diffusion_model.blocks.0.q.lora_A.weight"].shape == (RANK, 8) and keys[
+        "diffusion_model.blocks.0.q.lora_B.weight"
+    ].shape == (16, RANK)
     assert comfyui_cogvideox("time_embedding.linear_2") == "diffusion_model.time_embedding_linear_2"
     assert comfyui_cogvideox("patch_embed.text_proj") == "diffusion_model.patch_embed.text_proj"
 
@@ -69,7 +115,9 @@ def test_diffusers_own_converter_reads_a_wan_file_of_kohya_s_names_as_the_same_l
 
 def test_diffusers_own_converter_reads_our_wan_file_as_the_same_lora():
     state = lora(WAN)
-    found = _convert_non_diffusers_wan_lora_to_diffusers(convert(state, ALPHA, "comfyui", comfyui_wan))
+    found = _convert_non_diffusers_wan_lora_to_diffusers(
+        convert(state, ALPHA, "comfyui", comfyui_wan)
+    )
     assert {key.removeprefix("transformer.") for key in found} == set(state)
     found = {key.removeprefix("transformer."): value for key, value in found.items()}
     for name in WAN:
@@ -78,11 +126,15 @@ def test_diffusers_own_converter_reads_our_wan_file_as_the_same_lora():
 
 def test_diffusers_own_converter_reads_our_kohya_file_as_the_same_lora():
     state = lora(UNET)
-    found, alphas = _convert_non_diffusers_lora_to_diffusers(convert(state, ALPHA, "kohya", kohya_unet))
+    found, alphas = _convert_non_diffusers_lora_to_diffusers(
+        convert(state, ALPHA, "kohya", kohya_unet)
+    )
     assert set(alphas.values()) == {RANK} and len(found) == len(state)
     for name in UNET:
         where, _, layer = name.removesuffix(".0").rpartition(".")
-        down, up = (found[f"unet.{where}.processor.{layer}_lora.{side}.weight"] for side in ("down", "up"))
+        down, up = (
+            found[f"unet.{where}.processor.{layer}_lora.{side}.weight"] for side in ("down", "up")
+        )
         torch.testing.assert_close(up @ down, change(state, name, ALPHA))
 
 
@@ -91,10 +143,15 @@ def test_a_bias_reaches_comfyui_as_it_is_added_and_kohya_s_format_refuses_it():
     tensors = convert(state, ALPHA, "comfyui", comfyui_cogvideox)
     biases = [key for key in tensors if key.endswith(".diff_b")]
     assert biases == ["diffusion_model.blocks.0.q.diff_b"]  # those of zeros say nothing
-    torch.testing.assert_close(tensors[biases[0]], ALPHA / RANK * state[f"{COGVIDEOX[0]}.lora_B.bias"])
+    torch.testing.assert_close(
+        tensors[biases[0]], ALPHA / RANK * state[f"{COGVIDEOX[0]}.lora_B.bias"]
+    )
     again = restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
     torch.testing.assert_close(again[f"{COGVIDEOX[0]}.lora_B.bias"], tensors[biases[0]])
-    with pytest.raises(ValueError, match="attn1.to_q has a bias, which kohya's format cannot hold: use comfyui or diffusers"):
+    with pytest.raises(
+        ValueError,
+        match="attn1.to_q has a bias, which kohya's format cannot hold: use comfyui or diffusers",
+    ):
         convert(state, ALPHA, "kohya", kohya_unet)
 
 
@@ -112,15 +169,21 @@ def test_the_alpha_of_somebody_s_file_is_the_scale_it_says(alpha, scale):
 def test_a_key_that_the_program_would_not_load_is_named():
     tensors = convert(lora(COGVIDEOX), ALPHA, "comfyui", comfyui_cogvideox)
     tensors["diffusion_model.blocks.0.query.lora_A.weight"] = torch.zeros(RANK, 8)
-    with pytest.raises(ValueError, match=r"comfyui would not load diffusion_model.blocks.0.query.lora_A.weight \(1 keys\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"comfyui would not load diffusion_model.blocks.0.query.lora_A.weight \(1 keys\)",
+    ):
         restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
 
 
-@pytest.mark.parametrize("broken, message", [
-    ({"a.lora_A.weight": 1}, "a has only lora_A.weight: a LoRA layer has both factors"),
-    ({"a.lora_A.weight": 1, "a.lora_B.weight": 1, "a.alpha": 1}, "a.alpha is no key of a LoRA"),
-    ({"a.lora_magnitude_vector": 1}, "a.lora_magnitude_vector is no key of a LoRA"),
-])
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        ({"a.lora_A.weight": 1}, "a has only lora_A.weight: a LoRA layer has both factors"),
+        ({"a.lora_A.weight": 1, "a.lora_B.weight": 1, "a.alpha": 1}, "a.alpha is no key of a LoRA"),
+        ({"a.lora_magnitude_vector": 1}, "a.lora_magnitude_vector is no key of a LoRA"),
+    ],
+)
 def test_a_state_dict_that_is_no_lora_is_refused(broken, message):
     with pytest.raises(ValueError, match=message):
         modules(broken)

@@ -1,4 +1,6 @@
-"""Student and fake are adapters on one frozen base: each alone trainable, the teacher untouched by both."""
+"""Student and fake are adapters on one frozen base: each alone trainable, the teacher untouched by
+both.
+"""
 
 from dataclasses import replace
 
@@ -54,7 +56,11 @@ def adapters(network):
 
 
 def base(network):
-    return {name.replace(".base_layer", ""): p for name, p in network.named_parameters() if "lora_" not in name}
+    return {
+        name.replace(".base_layer", ""): p
+        for name, p in network.named_parameters()
+        if "lora_" not in name
+    }
 
 
 def test_new_adapters_give_the_teacher_s_outputs_exactly(trio):
@@ -72,18 +78,26 @@ def test_the_copy_shares_every_weight_of_the_base(trio):
 
 
 def test_the_copy_adds_no_weight_memory(tiny_cogvideox):
-    network = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32)).network
+    network = load_backbone(
+        ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32)
+    ).network
     copy = shared_copy(network)
 
     def size(*networks):
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for n in networks for t in n.state_dict().values()}
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for n in networks
+            for t in n.state_dict().values()
+        }
         return sum(storages.values())
 
     assert copy is not network and size(network, copy) == size(network) > 10_000
 
 
 def test_adapters_alone_are_trainable_and_float32(tiny_cogvideox):
-    half = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos")), dtype="bfloat16"), ClipSize(9, 32, 32))
+    half = load_backbone(
+        ModelConfig(path=str(tiny_cogvideox("sincos")), dtype="bfloat16"), ClipSize(9, 32, 32)
+    )
     student = attach(half.network, SETTINGS, half.lora_targets, seed=0)
     kinds = {("lora_" in name, p.requires_grad, p.dtype) for name, p in student.named_parameters()}
     assert kinds == {(True, True, torch.float32), (False, False, torch.bfloat16)}
@@ -95,9 +109,13 @@ def test_training_one_adapter_changes_neither_the_other_nor_the_teacher(trio, ro
     spectator = adapters(getattr(trio, other))
     trio.train(getattr(trio, role))
     assert (trio.out(getattr(trio, role)) - trio.plain).abs().max() > 1e-3
-    assert torch.equal(trio.out(getattr(trio, other)), trio.plain) and torch.equal(trio.out(trio.teacher), trio.plain)
+    assert torch.equal(trio.out(getattr(trio, other)), trio.plain) and torch.equal(
+        trio.out(trio.teacher), trio.plain
+    )
     assert all(torch.equal(p, before[name]) for name, p in base(trio.student).items())
-    assert all(torch.equal(p, spectator[name]) for name, p in adapters(getattr(trio, other)).items())
+    assert all(
+        torch.equal(p, spectator[name]) for name, p in adapters(getattr(trio, other)).items()
+    )
 
 
 def test_calling_the_teacher_leaves_the_student_its_adapter(trio):
@@ -115,7 +133,9 @@ def test_a_teacher_call_between_forward_and_backward_leaves_the_gradient_alone(t
         loss = trio.call(trio.student).square().mean()
         between()
         loss.backward()
-        found = {name: p.grad.clone() for name, p in trio.student.named_parameters() if p.requires_grad}
+        found = {
+            name: p.grad.clone() for name, p in trio.student.named_parameters() if p.requires_grad
+        }
         trio.student.zero_grad()
         return found
 
@@ -127,7 +147,9 @@ def test_a_teacher_call_between_forward_and_backward_leaves_the_gradient_alone(t
 def test_one_seed_gives_one_adapter_and_the_global_generator_is_left_alone(tiny_cogvideox):
     state, made = torch.get_rng_state(), []
     for seed in (3, 3, 4):
-        backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
+        backbone = load_backbone(
+            ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32)
+        )
         torch.rand(7)
         before = torch.get_rng_state()
         made.append(adapters(attach(backbone.network, SETTINGS, backbone.lora_targets, seed=seed)))
@@ -137,20 +159,34 @@ def test_one_seed_gives_one_adapter_and_the_global_generator_is_left_alone(tiny_
     assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])
 
 
-@pytest.mark.parametrize("target, message", [
-    ("transformer_blocks", "'transformer_blocks' is of class ModuleList"), ("norm_final", "'norm_final' is of class LayerNorm"), ("attn1", "'attn1' is of class Attention"), ("", "'' names no module"),
-])
+@pytest.mark.parametrize(
+    "target, message",
+    [
+        ("transformer_blocks", "'transformer_blocks' is of class ModuleList"),
+        ("norm_final", "'norm_final' is of class LayerNorm"),
+        ("attn1", "'attn1' is of class Attention"),
+        ("", "'' names no module"),
+    ],
+)
 def test_a_target_that_no_lora_can_adapt_is_named_with_what_it_is(tiny_cogvideox, target, message):
-    network = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32)).network
+    network = load_backbone(
+        ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32)
+    ).network
     with pytest.raises(ValueError, match=f"lora.targets: {message}"):
         attach(network, replace(SETTINGS, targets=(target,)), (), seed=0)
 
 
 def test_targets_can_be_chosen_and_one_that_names_nothing_is_refused(tiny_cogvideox):
     backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
-    with pytest.raises(ValueError, match="lora.targets: 'to_x' names no module of CogVideoXTransformer3DModel"):
-        attach(backbone.network, LoraSettings(targets=("to_q", "to_x")), backbone.lora_targets, seed=0)
-    student = attach(backbone.network, LoraSettings(rank=2, targets=("to_q",)), backbone.lora_targets, seed=0)
+    with pytest.raises(
+        ValueError, match="lora.targets: 'to_x' names no module of CogVideoXTransformer3DModel"
+    ):
+        attach(
+            backbone.network, LoraSettings(targets=("to_q", "to_x")), backbone.lora_targets, seed=0
+        )
+    student = attach(
+        backbone.network, LoraSettings(rank=2, targets=("to_q",)), backbone.lora_targets, seed=0
+    )
     assert {name.split(".lora_")[0].split(".")[-1] for name in adapters(student)} == {"to_q"}
 
 
@@ -158,10 +194,17 @@ def test_a_copy_in_host_memory_leaves_nothing_on_the_device():
     """On a GPU that is only imagined: merging there in float32 would take thrice the base."""
     with FakeTensorMode():
         layer = nn.Module()
-        layer.weight, layer.inner = nn.Parameter(torch.empty(4, 4, device="cuda"), requires_grad=False), nn.Module()
+        layer.weight, layer.inner = (
+            nn.Parameter(torch.empty(4, 4, device="cuda"), requires_grad=False),
+            nn.Module(),
+        )
         layer.inner.register_buffer("table", torch.empty(2, device="cuda"))
         found = host_copy(layer)
-        assert {x.device.type for x in (*found.parameters(), *found.buffers())} == {"cpu"} != {layer.weight.device.type}
+        assert (
+            {x.device.type for x in (*found.parameters(), *found.buffers())}
+            == {"cpu"}
+            != {layer.weight.device.type}
+        )
         assert isinstance(found.weight, nn.Parameter) and not found.weight.requires_grad
 
 

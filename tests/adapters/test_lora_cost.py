@@ -26,13 +26,20 @@ class Student:
     """An adapted network whose adapter is not zero, and one batch for it."""
 
     def __init__(self, folder, dtype="float32"):
-        self.backbone = load_backbone(ModelConfig(path=str(folder), dtype=dtype), ClipSize(9, 32, 32))
-        self.network = attach(self.backbone.network, LoraSettings(rank=2, alpha=4), self.backbone.lora_targets, seed=0)
+        self.backbone = load_backbone(
+            ModelConfig(path=str(folder), dtype=dtype), ClipSize(9, 32, 32)
+        )
+        self.network = attach(
+            self.backbone.network, LoraSettings(rank=2, alpha=4), self.backbone.lora_targets, seed=0
+        )
         generator = torch.Generator().manual_seed(0)
         self.adapter = [p for p in self.network.parameters() if p.requires_grad]
         for parameter in self.adapter:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-        self.x, self.t = torch.randn(2, *self.backbone.latent_shape(), generator=generator), torch.tensor([0.9, 0.4])
+        self.x, self.t = (
+            torch.randn(2, *self.backbone.latent_shape(), generator=generator),
+            torch.tensor([0.9, 0.4]),
+        )
         self.cond = self.backbone.encode_prompts(["a red circle", "a blue square moves left"])
 
     def loss(self):
@@ -58,7 +65,10 @@ def test_no_gradient_of_a_frozen_weight_is_computed(tiny_cogvideox, frozen):
 
 def kept(student) -> int:
     """Bytes that a graded call keeps, parameters aside."""
-    storages = {p.untyped_storage().data_ptr(): 0 for p in (*student.network.parameters(), *student.network.buffers())}
+    storages = {
+        p.untyped_storage().data_ptr(): 0
+        for p in (*student.network.parameters(), *student.network.buffers())
+    }
 
     def pack(tensor):
         storages.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
@@ -71,10 +81,14 @@ def kept(student) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_inputs_that_are_not_copied_for_the_adapter_give_the_same_gradients_from_less_memory(tiny_cogvideox, dtype):
+def test_inputs_that_are_not_copied_for_the_adapter_give_the_same_gradients_from_less_memory(
+    tiny_cogvideox, dtype
+):
     student = Student(tiny_cogvideox("sincos"), dtype)
     gradients, bytes_kept = student.gradients(), kept(student)
     for layer in tuner_layers(student.network):
         layer.cast_input_dtype_enabled = True
-    assert all(torch.equal(a, b) for a, b in zip(gradients, student.gradients())) and all(g.abs().sum() > 0 for g in gradients)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, student.gradients())) and all(
+        g.abs().sum() > 0 for g in gradients
+    )
     assert bytes_kept == kept(student) if dtype == "float32" else bytes_kept < 0.95 * kept(student)

@@ -1,4 +1,5 @@
-"""LoRAs in the layouts of published TDM files: read here, they are the student that stock diffusers makes of them.
+"""LoRAs in the layouts of published TDM files: read here, they are the student that stock diffusers
+makes of them.
 
 The files themselves are not at hand; theirs are the names, the suffix and the way to load them:
 `transformer.` for SD3 (at a scale of 0.125) and CogVideoX-2B, a `.pt` for Stable Diffusion 1.5.
@@ -26,9 +27,13 @@ def processors(state, part):
     """As diffusers wrote it when attention processors held the LoRA."""
     out = {}
     for key, tensor in state.items():
-        where, _, rest = key.removesuffix(".weight").replace(".to_out.0.", ".to_out.").rpartition(".to_")
+        where, _, rest = (
+            key.removesuffix(".weight").replace(".to_out.0.", ".to_out.").rpartition(".to_")
+        )
         layer, _, factor = rest.partition(".lora_")
-        out[f"{part}.{where}.processor.to_{layer}_lora.{'down' if factor == 'A' else 'up'}.weight"] = tensor
+        out[
+            f"{part}.{where}.processor.to_{layer}_lora.{'down' if factor == 'A' else 'up'}.weight"
+        ] = tensor
     return out
 
 
@@ -38,7 +43,10 @@ def kohya(state, part):
     for key, tensor in state.items():
         name, _, factor = key.removesuffix(".weight").rpartition(".lora_")
         stem = "lora_unet_" + name.replace(".", "_")
-        out |= {f"{stem}.lora_{'down' if factor == 'A' else 'up'}.weight": tensor, f"{stem}.alpha": torch.tensor(1.0)}
+        out |= {
+            f"{stem}.lora_{'down' if factor == 'A' else 'up'}.weight": tensor,
+            f"{stem}.alpha": torch.tensor(1.0),
+        }
     return out
 
 
@@ -65,13 +73,19 @@ def test_a_published_layout_is_read_as_stock_diffusers_reads_it(tmp_path, case):
     tensors, path = layout(state, backbone.network_folder), tmp_path / file
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
 
-    grid, z, cond = uniform(4, backbone.process), torch.randn(1, *backbone.latent_shape()), backbone.encode_prompts(["a red circle"])
+    grid, z, cond = (
+        uniform(4, backbone.process),
+        torch.randn(1, *backbone.latent_shape()),
+        backbone.encode_prompts(["a red circle"]),
+    )
     pipeline = backbone.stock_pipeline()
     pipeline.load_lora_weights(path, adapter_name="tdm")
     pipeline.set_adapters(["tdm"], [scale])
     pipeline.scheduler = backbone.student_scheduler(grid)
     theirs = backbone.stock_latents(pipeline, z, cond, steps=4)
-    module, _, _ = adapt(load_backbone(backbone.config, backbone.size), *read_published(path, backbone, scale=scale))
+    module, _, _ = adapt(
+        load_backbone(backbone.config, backbone.size), *read_published(path, backbone, scale=scale)
+    )
     ours = ddim(backbone.denoiser(module), z, cond, grid)
     plain = ddim(backbone.denoiser(backbone.network), z, cond, grid)
     difference = lambda a: ((a - theirs).norm() / theirs.norm()).item()  # noqa: E731

@@ -1,4 +1,6 @@
-"""The condition on K: nothing at first, only where it is told, and a constant that a plain LoRA file can hold."""
+"""The condition on K: nothing at first, only where it is told, and a constant that a plain LoRA
+file can hold.
+"""
 
 import pytest
 import torch
@@ -32,11 +34,15 @@ class Student:
 
     def wake(self):
         with torch.no_grad():
-            self.condition.outer.weight.normal_(generator=torch.Generator().manual_seed(2)).mul_(3.0)
+            self.condition.outer.weight.normal_(generator=torch.Generator().manual_seed(2)).mul_(
+                3.0
+            )
 
     def sample(self, steps, denoiser=None):
         denoiser = denoiser or told(self.backbone.denoiser(self.module), self.module)
-        return ddim(denoiser, self.z, self.cond.told(steps, 2, "cpu"), uniform(steps, self.backbone.process))
+        return ddim(
+            denoiser, self.z, self.cond.told(steps, 2, "cpu"), uniform(steps, self.backbone.process)
+        )
 
 
 @pytest.fixture(params=["sincos", "temporal"])
@@ -45,7 +51,9 @@ def student(request, tiny_cogvideox):
 
 
 def test_the_level_of_k_is_that_of_a_shifted_time():
-    assert step_level(torch.tensor([1.0, 2.0, 4.0, 8.0])).tolist() == pytest.approx([1, 0.75, 0.5, 0.3])
+    assert step_level(torch.tensor([1.0, 2.0, 4.0, 8.0])).tolist() == pytest.approx(
+        [1, 0.75, 0.5, 0.3]
+    )
 
 
 def test_iteration_zero_is_exactly_the_student_without_it(student):
@@ -64,7 +72,9 @@ def test_each_k_is_another_network_and_the_teacher_hears_of_none(student):
 
 
 def test_the_condition_is_trained_and_saved_with_the_adapter(student):
-    x0 = told(student.backbone.denoiser(student.module), student.module)(student.z, torch.full((2,), 0.6), student.cond.told(4, 2, "cpu"))
+    x0 = told(student.backbone.denoiser(student.module), student.module)(
+        student.z, torch.full((2,), 0.6), student.cond.told(4, 2, "cpu")
+    )
     x0.sum().backward()
     trained = {name for name, p in student.module.named_parameters() if p.requires_grad}
     assert {f"{NAME}.outer.weight", f"{NAME}.outer.bias"} <= trained and len(trained) > 4
@@ -75,13 +85,24 @@ def test_the_condition_is_trained_and_saved_with_the_adapter(student):
 def test_one_plain_lora_per_k_is_that_student_in_the_stock_pipeline(student, tmp_path, steps):
     student.wake()
     expected = student.sample(steps)
-    weights = {name: p.detach().clone() for name, p in student.module.named_parameters() if p.requires_grad}
+    weights = {
+        name: p.detach().clone() for name, p in student.module.named_parameters() if p.requires_grad
+    }
     facts = export_lora(
-        tmp_path / "lora", backbone=student.backbone, module=student.module, weights=weights,
-        grid=uniform(steps, student.backbone.process), settings=SETTINGS, expected=expected, z=student.z, cond=student.cond,
+        tmp_path / "lora",
+        backbone=student.backbone,
+        module=student.module,
+        weights=weights,
+        grid=uniform(steps, student.backbone.process),
+        settings=SETTINGS,
+        expected=expected,
+        z=student.z,
+        cond=student.cond,
     )
     assert facts["error"] < 1e-5
-    assert (expected - student.sample(steps, student.backbone.denoiser(student.module))).norm() > 1e-2 * expected.norm()  # K matters
+    assert (
+        expected - student.sample(steps, student.backbone.denoiser(student.module))
+    ).norm() > 1e-2 * expected.norm()  # K matters
 
 
 def test_a_network_without_a_time_embedding_is_refused():

@@ -1,4 +1,6 @@
-"""The ComfyUI workflow of a student: its times, its nodes, and bases that ComfyUI computes in another way."""
+"""The ComfyUI workflow of a student: its times, its nodes, and bases that ComfyUI computes in
+another way.
+"""
 
 import re
 
@@ -26,37 +28,56 @@ def cogvideox(folder, variant="temporal", **scheduler):
 
 def read(nodes):
     """The sigmas as ComfyUI's node reads them."""
-    return [float(s) for s in re.findall(r"[-+]?(?:\d*\.*\d+)", nodes["sigmas"]["inputs"]["sigmas"])]
+    return [
+        float(s) for s in re.findall(r"[-+]?(?:\d*\.*\d+)", nodes["sigmas"]["inputs"]["sigmas"])
+    ]
 
 
 def test_the_sigmas_are_the_trained_times_and_there_is_no_guidance(tmp_path):
     backbone = cogvideox(tmp_path)
     nodes = workflow(backbone, uniform(4, backbone.process), "a.safetensors", "a red circle")
     table = CogVideoX.read_scheduler(tmp_path).alphas_cumprod
-    assert read(nodes) == pytest.approx([SIGMA_MAX, *(((1 - table[t]) / table[t]).sqrt().item() for t in (749, 499, 249)), 0])
-    assert nodes["lora"]["inputs"]["strength_model"] == 1 and nodes["guider"]["class_type"] == "BasicGuider"
+    assert read(nodes) == pytest.approx(
+        [SIGMA_MAX, *(((1 - table[t]) / table[t]).sqrt().item() for t in (749, 499, 249)), 0]
+    )
+    assert (
+        nodes["lora"]["inputs"]["strength_model"] == 1
+        and nodes["guider"]["class_type"] == "BasicGuider"
+    )
     assert nodes["text"]["inputs"]["text"] == "a red circle"
 
 
 def test_one_step_from_pure_noise_starts_at_comfyui_s_largest_sigma(tmp_path):
     backbone = cogvideox(tmp_path)
-    assert read(workflow(backbone, uniform(1, backbone.process), "a", "b")) == pytest.approx([SIGMA_MAX, 0])
+    assert read(workflow(backbone, uniform(1, backbone.process), "a", "b")) == pytest.approx(
+        [SIGMA_MAX, 0]
+    )
 
 
 def test_the_times_of_a_flow_are_its_sigmas(tmp_path):
     backbone = loaded(wan.build("cross_norm"), tmp_path, wan.SIZE)
-    assert read(workflow(backbone, uniform(4, backbone.process), "a", "b")) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert read(workflow(backbone, uniform(4, backbone.process), "a", "b")) == pytest.approx(
+        [1, 0.75, 0.5, 0.25, 0]
+    )
 
 
 def test_cogvideox_is_sampled_in_its_own_noise_and_its_added_frames_are_cut(tmp_path):
     """9 frames are 3 latent ones, in temporal patches of 2: one is added in front."""
     backbone = cogvideox(tmp_path)
     nodes = workflow(backbone, uniform(4, backbone.process), "a", "b")
-    assert nodes["sampler"]["class_type"] == "VOIDSampler" and nodes["latent"]["inputs"]["length"] == 13  # 4 latent frames
-    assert nodes["cut"]["inputs"]["index"] == 1 and nodes["decode"]["inputs"]["samples"] == ["cut", 0]
+    assert (
+        nodes["sampler"]["class_type"] == "VOIDSampler"
+        and nodes["latent"]["inputs"]["length"] == 13
+    )  # 4 latent frames
+    assert nodes["cut"]["inputs"]["index"] == 1 and nodes["decode"]["inputs"]["samples"] == [
+        "cut",
+        0,
+    ]
 
 
-@pytest.mark.parametrize("variant, said", [("epsilon", None), ("v", {"sampling": "v_prediction", "zsnr": True})])
+@pytest.mark.parametrize(
+    "variant, said", [("epsilon", None), ("v", {"sampling": "v_prediction", "zsnr": True})]
+)
 def test_what_a_unet_predicts_is_said_where_its_file_does_not(tmp_path, variant, said):
     backbone = loaded(stable_diffusion.build(variant), tmp_path, stable_diffusion.SIZE)
     nodes = workflow(backbone, uniform(4, backbone.process), "a", "b")
@@ -67,19 +88,30 @@ def test_what_a_unet_predicts_is_said_where_its_file_does_not(tmp_path, variant,
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_every_link_leads_to_a_node(tmp_path, name):
     torch.manual_seed(0)
-    backbone = loaded(BUILDERS[name].build(BUILDERS[name].VARIANTS[-1]), tmp_path, BUILDERS[name].SIZE)
+    backbone = loaded(
+        BUILDERS[name].build(BUILDERS[name].VARIANTS[-1]), tmp_path, BUILDERS[name].SIZE
+    )
     nodes = workflow(backbone, uniform(2, backbone.process), "a", "b")
-    links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]
+    links = [
+        value
+        for node in nodes.values()
+        for value in node["inputs"].values()
+        if isinstance(value, list)
+    ]
     assert len(links) > 8 and all(target in nodes for target, _ in links)
 
 
-@pytest.mark.parametrize("build, lack", [
-    (lambda folder: cogvideox(folder), ""),
-    (lambda folder: cogvideox(folder, "rotary"), "stretched"),
-    (lambda folder: cogvideox(folder, "sincos", snr_shift_scale=3.0), "this base has 3"),
-    (lambda folder: loaded(pixart.build("512"), folder, pixart.SIZE), "for a PixArt-Sigma"),
-    (lambda folder: loaded(pixart.build("1024"), folder, pixart.SIZE), ""),
-], ids=["cogvideox 1.5", "cogvideox 5b", "cogvideox 2b", "pixart 512", "pixart 1024"])
+@pytest.mark.parametrize(
+    "build, lack",
+    [
+        (lambda folder: cogvideox(folder), ""),
+        (lambda folder: cogvideox(folder, "rotary"), "stretched"),
+        (lambda folder: cogvideox(folder, "sincos", snr_shift_scale=3.0), "this base has 3"),
+        (lambda folder: loaded(pixart.build("512"), folder, pixart.SIZE), "for a PixArt-Sigma"),
+        (lambda folder: loaded(pixart.build("1024"), folder, pixart.SIZE), ""),
+    ],
+    ids=["cogvideox 1.5", "cogvideox 5b", "cogvideox 2b", "pixart 512", "pixart 1024"],
+)
 def test_a_base_that_comfyui_computes_in_another_way_is_named(tmp_path, build, lack):
     said = build(tmp_path).comfyui_lack()
     assert lack in said and bool(said) == bool(lack)

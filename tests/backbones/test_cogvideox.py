@@ -1,4 +1,6 @@
-"""What is particular about CogVideoX: its sizes, and what loading a folder refuses; the rest is in test_contract.py."""
+"""What is particular about CogVideoX: its sizes, and what loading a folder refuses; the rest is in
+test_contract.py.
+"""
 
 import copy
 
@@ -47,13 +49,22 @@ def test_the_latent_shape_is_the_pipeline_s(load):
     assert load("rotary", frames=17, height=48, width=64).latent_shape() == (5, 8, 6, 8)
 
 
-@pytest.mark.parametrize("variant, height, width", [("rotary", 48, 64), ("sincos", 48, 64), ("temporal", 16, 32)])
+@pytest.mark.parametrize(
+    "variant, height, width", [("rotary", 48, 64), ("sincos", 48, 64), ("temporal", 16, 32)]
+)
 def test_another_size_than_the_model_s_gives_the_stock_latents(load, stock, variant, height, width):
     backbone, pipeline = load(variant, height=height, width=width), stock(variant)
     z = noise(backbone)
     expected = pipeline(
-        PROMPTS, height=height, width=width, num_frames=(z.shape[1] - 1) * 4 + 1, num_inference_steps=2,
-        guidance_scale=1.0, latents=z, output_type="latent", max_sequence_length=12,
+        PROMPTS,
+        height=height,
+        width=width,
+        num_frames=(z.shape[1] - 1) * 4 + 1,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        latents=z,
+        output_type="latent",
+        max_sequence_length=12,
     ).frames
     denoiser = backbone.denoiser(backbone.network)
     ours = ddim(denoiser, z, backbone.encode_prompts(PROMPTS), uniform(2, backbone.process))
@@ -82,7 +93,10 @@ def input_gradient(backbone, dtype, *, float32):
         backbone.use_float32_attention(network)
     x, t = noise(backbone).requires_grad_(), torch.full((2,), 0.5)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        out = network(**backbone.inputs(x.to(dtype), t, backbone.encode_prompts(PROMPTS).to(dtype)), return_dict=False)[0]
+        out = network(
+            **backbone.inputs(x.to(dtype), t, backbone.encode_prompts(PROMPTS).to(dtype)),
+            return_dict=False,
+        )[0]
     return torch.autograd.grad(out.float().square().sum(), x)[0]
 
 
@@ -90,28 +104,45 @@ def input_gradient(backbone, dtype, *, float32):
 def test_attention_in_float32_has_the_gradient_of_the_plain_one(load, variant):
     backbone = load(variant)
     exact = input_gradient(backbone, torch.float32, float32=False)
-    torch.testing.assert_close(input_gradient(backbone, torch.float32, float32=True), exact, atol=1e-5, rtol=1e-4)
-    error = {kind: (input_gradient(backbone, torch.bfloat16, float32=kind) - exact).norm() / exact.norm() for kind in (True, False)}
+    torch.testing.assert_close(
+        input_gradient(backbone, torch.float32, float32=True), exact, atol=1e-5, rtol=1e-4
+    )
+    error = {
+        kind: (input_gradient(backbone, torch.bfloat16, float32=kind) - exact).norm() / exact.norm()
+        for kind in (True, False)
+    }
     assert 0 < error[True] < 1.2 * error[False] < 0.1
 
 
 def test_a_family_without_float32_attention_says_so():
-    with pytest.raises(ValueError, match="model.attention='float32': Linear attends in its own dtype only, use 'sdpa'"):
+    with pytest.raises(
+        ValueError,
+        match="model.attention='float32': Linear attends in its own dtype only, use 'sdpa'",
+    ):
         Backbone.use_float32_attention(torch.nn.Linear(1, 1))
 
 
 def test_xformers_without_a_gpu_is_refused_before_anything_is_loaded():
-    with pytest.raises(ValueError, match=r"model.attention='xformers' needs a CUDA device \(this is cpu\).*pip install -e '.\[xformers\]' in the clone, or choose 'sdpa'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"model.attention='xformers' needs a CUDA device \(this is cpu\).*pip install -e"
+            r" '.\[xformers\]' in the clone, or choose 'sdpa'"
+        ),
+    ):
         check_attention("xformers", torch.device("cpu"))
     check_attention("sdpa", torch.device("cpu"))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"height": 40}, r"video.height=40 .*16"),
-    ({"width": 31}, r"video.width=31 .*16"),
-    ({"frames": 6}, r"video.frames=6: .*8n \+ 1 frames, e.g. 9"),
-    ({"frames": 8}, r"video.frames=8: .*8n \+ 1"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"height": 40}, r"video.height=40 .*16"),
+        ({"width": 31}, r"video.width=31 .*16"),
+        ({"frames": 6}, r"video.frames=6: .*8n \+ 1 frames, e.g. 9"),
+        ({"frames": 8}, r"video.frames=8: .*8n \+ 1"),
+    ],
+)
 def test_an_impossible_size_is_refused_with_the_rule(load, changes, message):
     with pytest.raises(ValueError, match=message):
         load("sincos", **changes)
@@ -123,11 +154,14 @@ def test_an_empty_clip_is_refused(changes):
         ClipSize(**changes)
 
 
-@pytest.mark.parametrize("path, message", [
-    ("", "model.path is empty"),
-    ("/nowhere/at/all", "no folder here and no hub id"),
-    ("./relative", "no folder here and no hub id"),
-])
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("", "model.path is empty"),
+        ("/nowhere/at/all", "no folder here and no hub id"),
+        ("./relative", "no folder here and no hub id"),
+    ],
+)
 def test_a_wrong_path_is_refused_before_the_network_is_asked(path, message):
     with pytest.raises(ValueError, match=message):
         load_backbone(ModelConfig(path=path), ClipSize(9, 32, 32))
@@ -137,7 +171,9 @@ def test_a_folder_that_is_no_pipeline_or_of_another_family_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no model_index.json"):
         load_backbone(ModelConfig(path=str(tmp_path)), ClipSize(9, 32, 32))
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ValueError, match="is a FluxPipeline: known pipeline classes are .*CogVideoXPipeline"):
+    with pytest.raises(
+        ValueError, match="is a FluxPipeline: known pipeline classes are .*CogVideoXPipeline"
+    ):
         load_backbone(ModelConfig(path=str(tmp_path)), ClipSize(9, 32, 32))
 
 

@@ -27,7 +27,11 @@ from tdmvid.train.setup import build_run
 from tdmvid.train.trainer import train
 
 PROMPTS = ["a red circle moves left", "a blue square"]
-CASES = [(name, variant) for name in sorted(families()) for variant in (BUILDERS[name].VARIANTS if name in BUILDERS else [None])]
+CASES = [
+    (name, variant)
+    for name in sorted(families())
+    for variant in (BUILDERS[name].VARIANTS if name in BUILDERS else [None])
+]
 GRIDS = {"uniform": uniform, "shifted": lambda steps, process: shifted(steps, 2.0, process)}
 
 
@@ -60,10 +64,18 @@ class Case:
         return folder
 
     def sample(self, pipeline, backbone, z, *, steps=4, cfg=1.0, output="latent"):
-        """A stock call as a user makes it, from prompts, with the further arguments that a model card names."""
+        """A stock call as a user makes it, from prompts, with the further arguments that a model
+        card names.
+        """
         call = eval(f"dict({backbone.stock_call()})")  # noqa: S307
         return pipeline(
-            prompt=PROMPTS, latents=z, num_inference_steps=steps, guidance_scale=cfg, output_type=output, return_dict=False, **call
+            prompt=PROMPTS,
+            latents=z,
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            output_type=output,
+            return_dict=False,
+            **call,
         )[0]
 
 
@@ -71,7 +83,10 @@ class Case:
 def case(request, tmp_path_factory):
     name, variant = request.param
     if name not in BUILDERS:
-        pytest.fail(f"{name} has no builder of a tiny pipeline in tests/families: add one, see its docstring")
+        pytest.fail(
+            f"{name} has no builder of a tiny pipeline in tests/families: add one, see its"
+            " docstring"
+        )
     return Case(name, variant, tmp_path_factory.mktemp(name))
 
 
@@ -87,7 +102,10 @@ def noise(backbone, batch=2):
 def test_prompts_are_encoded_as_by_the_pipeline(case, backbone):
     prompts = [*PROMPTS, "a " * 150]  # the last one is longer than any of these models reads
     expected, null = case.builder.encoded(case.stock(), prompts)
-    for found, wanted in ((backbone.encode_prompts(prompts), expected), (backbone.encode_prompts([""] * 3), null)):
+    for found, wanted in (
+        (backbone.encode_prompts(prompts), expected),
+        (backbone.encode_prompts([""] * 3), null),
+    ):
         assert found.keys() == wanted.keys()
         for name, tensor in wanted.items():
             torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
@@ -113,10 +131,14 @@ def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, mon
     assert len(seen) == 4
     for (timestep, x, expected), time in zip(seen, grid.descending()):
         t = torch.full((2,), time)
-        torch.testing.assert_close(backbone.process.timestep(t)[0].float(), timestep.float().cpu(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            backbone.process.timestep(t)[0].float(), timestep.float().cpu(), atol=1e-3, rtol=0
+        )
         with torch.no_grad():
             ours = backbone.predict_x0(backbone.network, x, t, cond)
-        torch.testing.assert_close(ours, expected.float(), atol=1e-4 * expected.abs().max().item(), rtol=0)
+        torch.testing.assert_close(
+            ours, expected.float(), atol=1e-4 * expected.abs().max().item(), rtol=0
+        )
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
@@ -131,8 +153,12 @@ def test_four_steps_give_the_stock_pipeline_s_latents(case, backbone, spacing, c
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
     lean = backbone.stock_pipeline()
     lean.scheduler = backbone.student_scheduler(grid)
-    from_embeddings = backbone.stock_latents(lean, z, cond, steps=4, cfg=cfg, null=backbone.encode_prompts([""]))
-    torch.testing.assert_close(from_embeddings, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    from_embeddings = backbone.stock_latents(
+        lean, z, cond, steps=4, cfg=cfg, null=backbone.encode_prompts([""])
+    )
+    torch.testing.assert_close(
+        from_embeddings, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0
+    )
 
 
 def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbone):
@@ -143,7 +169,12 @@ def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbo
     theirs = case.sample(pipeline, backbone, z, output="pt")
     latents = case.sample(pipeline, backbone, z)
     ours = (backbone.decode(latents) + 1) / 2
-    torch.testing.assert_close((backbone.decode(torch.cat([latents] * 3)) + 1) / 2, torch.cat([ours] * 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        (backbone.decode(torch.cat([latents] * 3)) + 1) / 2,
+        torch.cat([ours] * 3),
+        atol=1e-5,
+        rtol=0,
+    )
     assert ours.shape == (2, 3, case.size.frames, case.size.height, case.size.width)
     ours = ours.transpose(1, 2) if theirs.dim() == 5 else ours[:, :, 0]
     assert theirs.std() > 1e-2
@@ -156,7 +187,10 @@ def test_the_network_sees_its_prompt_and_its_time(case, backbone):
     def out(cond, timestep):
         inputs = backbone.inputs(x, backbone.process.snap(torch.full((2,), 0.5)), cond)
         with torch.no_grad():
-            return backbone.network(**inputs | {"timestep": torch.full_like(inputs["timestep"], timestep)}, return_dict=False)[0]
+            return backbone.network(
+                **inputs | {"timestep": torch.full_like(inputs["timestep"], timestep)},
+                return_dict=False,
+            )[0]
 
     first = out(cond, 499)
     assert (out(cond, 99) - first).abs().mean() > 1e-3
@@ -165,17 +199,28 @@ def test_the_network_sees_its_prompt_and_its_time(case, backbone):
 
 def test_a_gradient_reaches_the_latents_and_weights_stay_frozen(case, backbone):
     x = noise(backbone).requires_grad_()
-    backbone.predict_x0(backbone.network, x, backbone.process.snap(torch.full((2,), 0.5)), backbone.encode_prompts(PROMPTS)).sum().backward()
+    backbone.predict_x0(
+        backbone.network,
+        x,
+        backbone.process.snap(torch.full((2,), 0.5)),
+        backbone.encode_prompts(PROMPTS),
+    ).sum().backward()
     assert x.grad.abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
 
 
 def test_bfloat16_weights_give_float32_predictions_near_the_exact_ones(case, backbone):
     half = case.backbone(dtype="bfloat16")
-    x, cond, t = noise(backbone), backbone.encode_prompts(PROMPTS), backbone.process.snap(torch.full((2,), 0.5))
+    x, cond, t = (
+        noise(backbone),
+        backbone.encode_prompts(PROMPTS),
+        backbone.process.snap(torch.full((2,), 0.5)),
+    )
     with torch.no_grad():
         a, b = (one.predict_x0(one.network, x, t, cond) for one in (backbone, half))
-    assert b.dtype == torch.float32 and torch.bfloat16 in {p.dtype for p in half.network.parameters()}
+    assert b.dtype == torch.float32 and torch.bfloat16 in {
+        p.dtype for p in half.network.parameters()
+    }
     assert 0 < (a - b).abs().mean() < 0.05 * a.abs().mean()
 
 
@@ -201,13 +246,17 @@ def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
 
     backbone.network.enable_gradient_checkpointing(checkpoint)
     backbone.network.train()
-    backbone.predict_x0(backbone.network, noise(backbone), torch.ones(2), backbone.encode_prompts(PROMPTS))
+    backbone.predict_x0(
+        backbone.network, noise(backbone), torch.ones(2), backbone.encode_prompts(PROMPTS)
+    )
     expected = backbone.blocks(backbone.network)
     assert len(called) == len(set(called)) == len(expected) > 0 and set(called) == set(expected)
 
 
 def test_what_is_decoded_is_what_was_encoded(case, backbone, monkeypatch):
-    """Scales and shifts of `encode` undo those of `decode`, whatever the autoencoder makes of a video."""
+    """Scales and shifts of `encode` undo those of `decode`, whatever the autoencoder makes of a
+    video.
+    """
     size, taken, given = case.size, [], []
     encode, decode = backbone.vae.encode, backbone.vae.decode
 
@@ -217,16 +266,29 @@ def test_what_is_decoded_is_what_was_encoded(case, backbone, monkeypatch):
         return found
 
     monkeypatch.setattr(backbone.vae, "encode", spy)
-    monkeypatch.setattr(backbone.vae, "decode", lambda latents: given.append(latents) or decode(latents))
-    videos = torch.rand(2, 3, size.frames, size.height, size.width, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    monkeypatch.setattr(
+        backbone.vae, "decode", lambda latents: given.append(latents) or decode(latents)
+    )
+    videos = (
+        torch.rand(
+            2, 3, size.frames, size.height, size.width, generator=torch.Generator().manual_seed(5)
+        )
+        * 2
+        - 1
+    )
     latents = backbone.encode(videos)
-    assert latents.shape[1:] == backbone.latent_shape() and backbone.decode(latents).shape == videos.shape
+    assert (
+        latents.shape[1:] == backbone.latent_shape()
+        and backbone.decode(latents).shape == videos.shape
+    )
     torch.testing.assert_close(torch.cat(given), torch.cat(taken), atol=1e-5, rtol=1e-5)
     assert (torch.cat(taken)[0] - torch.cat(taken)[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_its_input(case, checkpointing):
+def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_its_input(
+    case, checkpointing
+):
     backbone = case.backbone()
     halved = shared_copy(backbone.network)
     taps = backbone.halve(halved)
@@ -236,29 +298,53 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
     places, features, halves = [names[id(tap.block)] for tap in taps], {}, {}
     for place in places:
         for network, into in ((whole, features), (halved, halves)):
-            network.get_submodule(place).register_forward_hook(lambda _, __, out, place=place, into=into: into.update({place: out}))
-    critic = NetworkDiscriminator(backbone, Discriminator(halved, taps, seed=0), backbone.encode_prompts([""]))
-    x, tau, direction = noise(backbone), torch.tensor([0.4, 0.7]), torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(9))
+            network.get_submodule(place).register_forward_hook(
+                lambda _, __, out, place=place, into=into: into.update({place: out})
+            )
+    critic = NetworkDiscriminator(
+        backbone, Discriminator(halved, taps, seed=0), backbone.encode_prompts([""])
+    )
+    x, tau, direction = (
+        noise(backbone),
+        torch.tensor([0.4, 0.7]),
+        torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(9)),
+    )
     four = Cond({}).told(4, 2, "cpu")
     with torch.no_grad():
         backbone.predict_x0(whole, x, tau, backbone.encode_prompts([""] * 2))
         at = critic(x, tau, four)
-        assert (critic(x, tau, Cond({}).told(1, 2, "cpu")) - at).abs().min() > 1e-5 and (critic(x, 1 - tau, four) - at).abs().min() > 1e-5
+        assert (critic(x, tau, Cond({}).told(1, 2, "cpu")) - at).abs().min() > 1e-5 and (
+            critic(x, 1 - tau, four) - at
+        ).abs().min() > 1e-5
         critic(x, tau, four)
         for place, tap in zip(places, taps):
-            ours, theirs = ((out[tap.index] if isinstance(out, tuple) else out) for out in (halves[place], features[place]))
+            ours, theirs = (
+                (out[tap.index] if isinstance(out, tuple) else out)
+                for out in (halves[place], features[place])
+            )
             torch.testing.assert_close(ours, theirs)
             assert tap.width == ours.shape[1 if ours.dim() == 4 else 2]
         h = 1e-2
-        slope = (critic(x + h * direction, tau, four) - critic(x - h * direction, tau, four)) / (2 * h)
+        slope = (critic(x + h * direction, tau, four) - critic(x - h * direction, tau, four)) / (
+            2 * h
+        )
     x.requires_grad_()
     along = torch.autograd.grad(critic(x, tau, four).sum(), x)[0]
-    torch.testing.assert_close((along * direction).flatten(1).sum(1), slope, rtol=0.02, atol=0.02 * slope.abs().max().item())
-    assert {name.split(".")[0] for name, p in critic.network.named_parameters() if p.requires_grad} == {"heads"}
+    torch.testing.assert_close(
+        (along * direction).flatten(1).sum(1),
+        slope,
+        rtol=0.02,
+        atol=0.02 * slope.abs().max().item(),
+    )
+    assert {
+        name.split(".")[0] for name, p in critic.network.named_parameters() if p.requires_grad
+    } == {"heads"}
 
 
 @pytest.mark.parametrize("kind", ["int8", "float8"])
-def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_reads_as_well(case, kind, monkeypatch):
+def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_reads_as_well(
+    case, kind, monkeypatch
+):
     pytest.importorskip("torchao", reason="torchao is not installed: pip install -e '.[quantize]'")
     backbone = case.backbone(dtype="bfloat16")
     network, blocks = backbone.network, backbone.blocks(backbone.network)
@@ -266,21 +352,53 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
     quantize(network, blocks, kind)
     assert held_bytes(network) == planned
     halved = shared_copy(network)
-    critic = NetworkDiscriminator(backbone, Discriminator(halved, backbone.halve(halved), seed=0), backbone.encode_prompts([""]))
-    trainable = [p for p in attach(network, LoraSettings(rank=2, alpha=2), backbone.lora_targets, seed=0).parameters() if p.requires_grad]
+    critic = NetworkDiscriminator(
+        backbone,
+        Discriminator(halved, backbone.halve(halved), seed=0),
+        backbone.encode_prompts([""]),
+    )
+    trainable = [
+        p
+        for p in attach(
+            network, LoraSettings(rank=2, alpha=2), backbone.lora_targets, seed=0
+        ).parameters()
+        if p.requires_grad
+    ]
     for index, parameter in enumerate(trainable):
-        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-    x, t, four, cond = noise(backbone).requires_grad_(), torch.tensor([0.4, 0.7]), Cond({}).told(4, 2, "cpu"), backbone.encode_prompts(PROMPTS)
-    student = lambda: torch.autograd.grad(backbone.predict_x0(network, x, t, cond).square().sum(), [x, *trainable])  # noqa: E731
-    gradients = lambda: [*student(), *torch.autograd.grad(critic(x, t, four).sum(), x)]  # noqa: E731
+        parameter.data = 0.1 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(index)
+        )
+    x, t, four, cond = (
+        noise(backbone).requires_grad_(),
+        torch.tensor([0.4, 0.7]),
+        Cond({}).told(4, 2, "cpu"),
+        backbone.encode_prompts(PROMPTS),
+    )
+    student = lambda: torch.autograd.grad(
+        backbone.predict_x0(network, x, t, cond).square().sum(), [x, *trainable]
+    )  # noqa: E731
+    gradients = lambda: [
+        *student(),
+        *torch.autograd.grad(critic(x, t, four).sum(), x),
+    ]  # noqa: E731
     found = gradients()
-    monkeypatch.setattr(QuantizedLinear, "forward", lambda layer, y: torch.nn.functional.linear(y, layer.weight.dequantize(), layer.bias))
-    assert all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(found, gradients())) and found[0].any() and found[-1].any()
+    monkeypatch.setattr(
+        QuantizedLinear,
+        "forward",
+        lambda layer, y: torch.nn.functional.linear(y, layer.weight.dequantize(), layer.bias),
+    )
+    assert (
+        all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(found, gradients()))
+        and found[0].any()
+        and found[-1].any()
+    )
 
 
 @pytest.mark.parametrize("change", [{"height": 33}, {"width": 33}, {"frames": 6}])
 def test_an_impossible_size_is_refused_with_the_rule(case, change):
-    with pytest.raises(ValueError, match=f"video.{next(iter(change))}={next(iter(change.values()))}"):
+    with pytest.raises(
+        ValueError, match=f"video.{next(iter(change))}={next(iter(change.values()))}"
+    ):
         load_backbone(ModelConfig(path=str(case.folder)), replace(case.size, **change))
 
 
@@ -290,13 +408,29 @@ def run_json(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     size = case.size
-    (folder / "tiny.json").write_text(json.dumps({
-        "model": {"path": str(case.folder)}, "video": {"frames": size.frames, "height": size.height, "width": size.width},
-        "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")}, "out": str(folder / "out"),
-        "grid": {"kind": "shifted", "shift": 2.0}, "objective": {"cfg": 2.0}, "steps": 3, "batch": {"micro": 2},
-        "lora": {"rank": 2, "alpha": 4}, "student": {"lr": 1e-2}, "fake": {"lr": 1e-2},
-        "log": {"checkpoint_every": 0, "sample_every": 0, "sample_prompts": PROMPTS, "teacher_steps": 2},
-    }))
+    (folder / "tiny.json").write_text(
+        json.dumps(
+            {
+                "model": {"path": str(case.folder)},
+                "video": {"frames": size.frames, "height": size.height, "width": size.width},
+                "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")},
+                "out": str(folder / "out"),
+                "grid": {"kind": "shifted", "shift": 2.0},
+                "objective": {"cfg": 2.0},
+                "steps": 3,
+                "batch": {"micro": 2},
+                "lora": {"rank": 2, "alpha": 4},
+                "student": {"lr": 1e-2},
+                "fake": {"lr": 1e-2},
+                "log": {
+                    "checkpoint_every": 0,
+                    "sample_every": 0,
+                    "sample_prompts": PROMPTS,
+                    "teacher_steps": 2,
+                },
+            }
+        )
+    )
     return folder / "tiny.json"
 
 
@@ -307,8 +441,16 @@ def trained(run_json):
 
 
 def user_s_pipeline(case, lora, base=None):
-    """What the model card tells a user to do, up to the call itself; with another base if one is given."""
-    code = (lora / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(lora))
+    """What the model card tells a user to do, up to the call itself; with another base if one is
+    given.
+    """
+    code = (
+        (lora / "README.md")
+        .read_text()
+        .split("```python\n")[1]
+        .split("```")[0]
+        .replace("path/to/this/folder", str(lora))
+    )
     code = code.replace(str(case.folder), str(base or case.folder))
     scope = {}
     exec("\n".join(line for line in code.splitlines() if "pipe(" not in line), scope)  # noqa: S102
@@ -318,10 +460,16 @@ def user_s_pipeline(case, lora, base=None):
 
 def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, backbone, trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 and all(row["grad_norm/student"] > 0 and row["grad_norm/fake"] > 0 for row in rows)
+    assert len(rows) == 3 and all(
+        row["grad_norm/student"] > 0 and row["grad_norm/fake"] > 0 for row in rows
+    )
     gallery = json.loads((trained / "gallery" / "gallery.json").read_text())
-    pictures = [trained / "gallery" / name for column in gallery["columns"] for name in column["videos"]]
-    assert len(pictures) == 6 and {path.suffix for path in pictures} == {".png" if case.size.frames == 1 else ".mp4"}
+    pictures = [
+        trained / "gallery" / name for column in gallery["columns"] for name in column["videos"]
+    ]
+    assert len(pictures) == 6 and {path.suffix for path in pictures} == {
+        ".png" if case.size.frames == 1 else ".mp4"
+    }
     assert all(path.stat().st_size > 100 for path in pictures)
     facts, z = json.loads((trained / "lora" / "export.json").read_text()), noise(backbone)
     assert facts["error"] <= facts["tolerance"] and 1e-5 <= facts["tolerance"] < 1e-4
@@ -337,31 +485,58 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
 
 def test_a_set_of_step_counts_gives_a_checked_lora_for_each(run_json, tmp_path):
     train(load_config(run_json, ["steps=2", "objective.step_set=[2,4]", f"out={tmp_path}"]))
-    facts = [json.loads((tmp_path / name / "export.json").read_text()) for name in ("lora_2steps", "lora")]
-    assert [one["steps"] for one in facts] == [2, 4] and all(one["error"] <= one["tolerance"] for one in facts)
+    facts = [
+        json.loads((tmp_path / name / "export.json").read_text())
+        for name in ("lora_2steps", "lora")
+    ]
+    assert [one["steps"] for one in facts] == [2, 4] and all(
+        one["error"] <= one["tolerance"] for one in facts
+    )
 
 
-def test_three_steps_with_an_adversarial_term_move_the_discriminator_s_heads_alone(case, run_json, tmp_path):
+def test_three_steps_with_an_adversarial_term_move_the_discriminator_s_heads_alone(
+    case, run_json, tmp_path
+):
     for number in range(3):
-        clip = torch.rand(3, case.size.frames, 40, 50, generator=torch.Generator().manual_seed(number)) * 2 - 1
+        clip = (
+            torch.rand(3, case.size.frames, 40, 50, generator=torch.Generator().manual_seed(number))
+            * 2
+            - 1
+        )
         if case.size.frames == 1:
             write_image(tmp_path / "real" / f"{number}.png", clip[:, 0])
         else:
             write_video(tmp_path / "real" / f"{number}.mp4", clip, fps=8)
-    changes = ["objective.kind=gan", f"real.path={tmp_path / 'real'}", f"real.cache={tmp_path / 'latents'}", f"out={tmp_path / 'out'}", "discriminator.lr=0.001"]
+    changes = [
+        "objective.kind=gan",
+        f"real.path={tmp_path / 'real'}",
+        f"real.cache={tmp_path / 'latents'}",
+        f"out={tmp_path / 'out'}",
+        "discriminator.lr=0.001",
+    ]
     trained = {}
     train(load_config(run_json, changes), at_end=lambda run: trained.update(vars(run)))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 and all(row["grad_norm/discriminator"] > 0 and row["adversarial/student"] for row in rows)
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert len(rows) == 3 and all(
+        row["grad_norm/discriminator"] > 0 and row["adversarial/student"] for row in rows
+    )
     critic, other = trained["engines"]["discriminator"].module, case.backbone()
     fresh = Discriminator(other.network, other.halve(other.network), seed=2)
-    kept, moved = ([torch.equal(a, b) for a, b in zip(part(critic), part(fresh), strict=True)] for part in (
-        lambda made: made.network.parameters(), lambda made: (p for p in made.heads.parameters() if p.dim() == 2),
-    ))
+    kept, moved = (
+        [torch.equal(a, b) for a, b in zip(part(critic), part(fresh), strict=True)]
+        for part in (
+            lambda made: made.network.parameters(),
+            lambda made: (p for p in made.heads.parameters() if p.dim() == 2),
+        )
+    )
     assert all(kept) and not any(moved)
 
 
-def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(run_json, tmp_path, case, capsys):
+def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(
+    run_json, tmp_path, case, capsys
+):
     train(load_config(run_json, ["training=full", "steps=1", "student.lr=1e-5", f"out={tmp_path}"]))
     assert "reloaded in a stock pipeline: relative difference" in capsys.readouterr().out
     saved = json.loads((tmp_path / "student" / "config.json").read_text())
@@ -374,7 +549,10 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     grid, z, cond = shifted(4, 2.0, other.process), noise(other), other.encode_prompts(PROMPTS)
     plain = ddim(other.denoiser(other.network), z, cond, grid)
     theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
-    settings, found = LoraSettings(rank=2, alpha=3), other.read_lora(trained / "lora", other.network)
+    settings, found = (
+        LoraSettings(rank=2, alpha=3),
+        other.read_lora(trained / "lora", other.network),
+    )
     student = attach(other.network, settings, other.lora_targets, seed=0)
     start_from(student, settings, *found, where="the LoRA")
     ours = ddim(other.denoiser(student), z, cond, grid)

@@ -1,4 +1,6 @@
-"""Flow backbones beyond the contract: grids as schedulers, times as the network is told them, and what is refused."""
+"""Flow backbones beyond the contract: grids as schedulers, times as the network is told them, and
+what is refused.
+"""
 
 import json
 import shutil
@@ -60,60 +62,109 @@ def test_any_shifted_grid_is_a_setting_of_the_stock_scheduler(steps, shift, tmp_
     stock = load_scheduler(tmp_path)
     assert type(stock) is FlowMatchEulerDiscreteScheduler
     stock.set_timesteps(steps)
-    torch.testing.assert_close(stock.sigmas, torch.tensor([*grid.descending(), 0.0]), atol=2e-6, rtol=0)
-    torch.testing.assert_close(stock.timesteps, 1000 * torch.tensor(grid.descending()), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        stock.sigmas, torch.tensor([*grid.descending(), 0.0]), atol=2e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        stock.timesteps, 1000 * torch.tensor(grid.descending()), atol=2e-3, rtol=0
+    )
 
 
-@pytest.mark.parametrize("grid", [
-    explicit([1000, 960, 889, 727], FLOW), explicit([1000, 400, 300, 10], FLOW), uniform(4, FLOW, start=0.9), TimeGrid((0.0, 0.5)),
-], ids=str)
-def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(backbone, folder, grid, tmp_path):
+@pytest.mark.parametrize(
+    "grid",
+    [
+        explicit([1000, 960, 889, 727], FLOW),
+        explicit([1000, 400, 300, 10], FLOW),
+        uniform(4, FLOW, start=0.9),
+        TimeGrid((0.0, 0.5)),
+    ],
+    ids=str,
+)
+def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(
+    backbone, folder, grid, tmp_path
+):
     backbone.student_scheduler(grid).save_pretrained(tmp_path)
     lean = backbone.stock_pipeline()
     lean.scheduler = load_scheduler(tmp_path)
     assert isinstance(lean.scheduler, TrajectoryScheduler)
-    z, cond = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)), backbone.encode_prompts(PROMPTS)
+    z, cond = (
+        torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)),
+        backbone.encode_prompts(PROMPTS),
+    )
     ours = ddim(backbone.denoiser(backbone.network), z, cond, grid)
-    torch.testing.assert_close(backbone.stock_latents(lean, z, cond, steps=grid.steps), ours, atol=1e-4 * ours.abs().max().item(), rtol=0)
-    with pytest.raises(ValueError, match=f"num_inference_steps=5: this student was trained on {grid.steps} timesteps"):
+    torch.testing.assert_close(
+        backbone.stock_latents(lean, z, cond, steps=grid.steps),
+        ours,
+        atol=1e-4 * ours.abs().max().item(),
+        rtol=0,
+    )
+    with pytest.raises(
+        ValueError,
+        match=f"num_inference_steps=5: this student was trained on {grid.steps} timesteps",
+    ):
         backbone.stock_latents(lean, z, cond, steps=5)
 
 
-@pytest.mark.parametrize("timesteps, met", [([1000, 700, 200], True), ([1000, 700.5, 200], False)], ids=str)
-def test_an_export_may_differ_by_what_the_stock_scheduler_rounds_a_time_by(backbone, timesteps, met):
+@pytest.mark.parametrize(
+    "timesteps, met", [([1000, 700, 200], True), ([1000, 700.5, 200], False)], ids=str
+)
+def test_an_export_may_differ_by_what_the_stock_scheduler_rounds_a_time_by(
+    backbone, timesteps, met
+):
     grid = explicit(timesteps, FLOW)
     stock = backbone.student_scheduler(grid)
     assert type(stock) is FlowMatchEulerDiscreteScheduler
     stock.set_timesteps(grid.steps)
     off = (stock.timesteps - torch.tensor(timesteps)).abs().max().item()
-    assert usual_tolerance(backbone, grid, torch.zeros(1), 0.0) == TOLERANCE["float32"] + off < 2e-4 and (off == 0) == met
+    assert (
+        usual_tolerance(backbone, grid, torch.zeros(1), 0.0) == TOLERANCE["float32"] + off < 2e-4
+        and (off == 0) == met
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_network_is_told_a_thousand_t_unrounded_and_its_velocity_is_noise_minus_data(family, folder, dtype):
+def test_the_network_is_told_a_thousand_t_unrounded_and_its_velocity_is_noise_minus_data(
+    family, folder, dtype
+):
     backbone, told = load(family, folder, dtype=dtype), []
-    x0, eps = torch.randn(2, 2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    x0, eps = torch.randn(
+        2, 2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)
+    )
 
     def perfect(hidden_states, timestep, **_):
         told.append(timestep)
         return ((eps - x0),)
 
     t = torch.tensor([0.12345, 0.99961])
-    found = backbone.predict_x0(perfect, FLOW.noise(x0, eps, t), t, backbone.encode_prompts(PROMPTS))
+    found = backbone.predict_x0(
+        perfect, FLOW.noise(x0, eps, t), t, backbone.encode_prompts(PROMPTS)
+    )
     torch.testing.assert_close(found, x0, atol=1e-5, rtol=0)
-    assert told[0].dtype == torch.float32 and (told[0] - torch.tensor([123.45, 999.61])).abs().max() < 1e-3
+    assert (
+        told[0].dtype == torch.float32
+        and (told[0] - torch.tensor([123.45, 999.61])).abs().max() < 1e-3
+    )
 
 
 @pytest.mark.parametrize("how", ["the index says so", "the folders are gone"])
-def test_without_the_third_text_encoder_prompts_are_encoded_as_by_the_pipeline_without_it(tmp_path, how):
+def test_without_the_third_text_encoder_prompts_are_encoded_as_by_the_pipeline_without_it(
+    tmp_path, how
+):
     saved(sd3, tmp_path)
     whole = load(sd3, tmp_path)
     fingerprint = whole.text_fingerprint()
-    expected, null = sd3.encoded(StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None), PROMPTS)
-    assert not torch.equal(whole.encode_prompts(PROMPTS)["prompt_embeds"], expected["prompt_embeds"])
+    expected, null = sd3.encoded(
+        StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None),
+        PROMPTS,
+    )
+    assert not torch.equal(
+        whole.encode_prompts(PROMPTS)["prompt_embeds"], expected["prompt_embeds"]
+    )
     if how == "the index says so":
         index = json.loads((tmp_path / "model_index.json").read_text())
-        (tmp_path / "model_index.json").write_text(json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+        (tmp_path / "model_index.json").write_text(
+            json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
+        )
     else:
         shutil.rmtree(tmp_path / "text_encoder_3")
         shutil.rmtree(tmp_path / "tokenizer_3")
@@ -135,9 +186,14 @@ def test_a_variant_that_only_the_text_encoders_have_is_used_for_them_alone(tmp_p
     assert backbone.encode_prompts(PROMPTS)["prompt_embeds"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("setting, value", [
-    ("transformer_2", ["diffusers", "WanTransformer3DModel"]), ("boundary_ratio", 0.875), ("expand_timesteps", True),
-])
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("transformer_2", ["diffusers", "WanTransformer3DModel"]),
+        ("boundary_ratio", 0.875),
+        ("expand_timesteps", True),
+    ],
+)
 def test_wan_2_2_is_refused_by_what_makes_it_so(tmp_path, setting, value):
     saved(wan, tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -148,20 +204,33 @@ def test_wan_2_2_is_refused_by_what_makes_it_so(tmp_path, setting, value):
 
 def test_a_scheduler_of_another_process_is_refused(family, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", "prediction_type": "epsilon"}))
+    (copy / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "DDIMScheduler", "prediction_type": "epsilon"})
+    )
     with pytest.raises(ValueError, match="DDIMScheduler is for networks that predict 'epsilon'"):
         load(family, copy)
 
 
-@pytest.mark.parametrize("name, size, message", [
-    ("StableDiffusion3Pipeline", ClipSize(1, 36, 32), r"video.height=36 does not divide by 8"),
-    ("StableDiffusion3Pipeline", ClipSize(5, 32, 32), r"video.frames=5: .* generates images, use 1"),
-    ("StableDiffusion3Pipeline", ClipSize(1, 32, 104), r"this model has positions for 96 pixels a side at most"),
-    ("WanPipeline", ClipSize(9, 40, 32), r"video.height=40 does not divide by 16"),
-    ("WanPipeline", ClipSize(9, 32, 24), r"video.width=24 does not divide by 16"),
-    ("WanPipeline", ClipSize(12, 32, 32), r"video.frames=12: .*4n \+ 1 frames, e.g. 13"),
-    ("WanPipeline", ClipSize(2, 32, 32), r"video.frames=2: .*4n \+ 1 frames, e.g. 1"),
-])
+@pytest.mark.parametrize(
+    "name, size, message",
+    [
+        ("StableDiffusion3Pipeline", ClipSize(1, 36, 32), r"video.height=36 does not divide by 8"),
+        (
+            "StableDiffusion3Pipeline",
+            ClipSize(5, 32, 32),
+            r"video.frames=5: .* generates images, use 1",
+        ),
+        (
+            "StableDiffusion3Pipeline",
+            ClipSize(1, 32, 104),
+            r"this model has positions for 96 pixels a side at most",
+        ),
+        ("WanPipeline", ClipSize(9, 40, 32), r"video.height=40 does not divide by 16"),
+        ("WanPipeline", ClipSize(9, 32, 24), r"video.width=24 does not divide by 16"),
+        ("WanPipeline", ClipSize(12, 32, 32), r"video.frames=12: .*4n \+ 1 frames, e.g. 13"),
+        ("WanPipeline", ClipSize(2, 32, 32), r"video.frames=2: .*4n \+ 1 frames, e.g. 1"),
+    ],
+)
 def test_an_impossible_size_is_refused_with_the_rule(tmp_path_factory, name, size, message):
     family = BUILDERS[name]
     root = tmp_path_factory.mktemp(name)
@@ -172,4 +241,7 @@ def test_an_impossible_size_is_refused_with_the_rule(tmp_path_factory, name, siz
 def test_wan_s_text_is_zero_behind_its_prompt(tmp_path):
     cond = load(wan, saved(wan, tmp_path)).encode_prompts(["a red circle"])
     assert isinstance(cond, Cond) and cond["prompt_embeds"].shape[1] == 512
-    assert cond["prompt_embeds"][0, 3].abs().sum() > 0 and cond["prompt_embeds"][0, 4:].abs().sum() == 0  # three words and the end
+    assert (
+        cond["prompt_embeds"][0, 3].abs().sum() > 0
+        and cond["prompt_embeds"][0, 4:].abs().sum() == 0
+    )  # three words and the end

@@ -38,7 +38,10 @@ def changed(folders, tmp_path):
     def changed(module, variant, **files):
         copy = shutil.copytree(folders(module, variant), tmp_path / "copy")
         for name, entries in files.items():
-            path = copy / {"scheduler": "scheduler/scheduler_config.json", "index": "model_index.json"}.get(name, f"{name}/config.json")
+            path = copy / {
+                "scheduler": "scheduler/scheduler_config.json",
+                "index": "model_index.json",
+            }.get(name, f"{name}/config.json")
             path.write_text(json.dumps(json.loads(path.read_text()) | entries))
         return copy
 
@@ -51,14 +54,26 @@ def load(folder, module=stable_diffusion):
 
 def x0(backbone, x):
     with torch.no_grad():
-        return backbone.predict_x0(backbone.network, x, backbone.process.snap(torch.full((2,), 0.5)), backbone.encode_prompts(PROMPTS))
+        return backbone.predict_x0(
+            backbone.network,
+            x,
+            backbone.process.snap(torch.full((2,), 0.5)),
+            backbone.encode_prompts(PROMPTS),
+        )
 
 
 def test_pixart_s_published_configs_name_a_class_that_is_no_more(folders, changed):
     """They say Transformer2DModel, in the folder's index and in the network's config."""
     old = changed(
-        pixart, "512", index={"transformer": ["diffusers", "Transformer2DModel"]},
-        transformer={"_class_name": "Transformer2DModel", "num_vector_embeds": None, "only_cross_attention": False, "double_self_attention": False},
+        pixart,
+        "512",
+        index={"transformer": ["diffusers", "Transformer2DModel"]},
+        transformer={
+            "_class_name": "Transformer2DModel",
+            "num_vector_embeds": None,
+            "only_cross_attention": False,
+            "double_self_attention": False,
+        },
     )
     a, b = load(old, pixart), load(folders(pixart, "512"), pixart)
     x = torch.randn(2, *a.latent_shape(), generator=torch.Generator().manual_seed(0))
@@ -73,14 +88,24 @@ def test_pixart_reads_only_the_words_of_a_prompt(folders, key):
     cond = dict(backbone.encode_prompts(PROMPTS))
     padding = cond["prompt_attention_mask"] == 0
     assert padding.any() and not padding.all()
-    x, t = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)), torch.full((2,), 0.5)
+    x, t = (
+        torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)),
+        torch.full((2,), 0.5),
+    )
     with torch.no_grad():
         plain = backbone.predict_x0(backbone.network, x, t, cond)
         if key == "prompt_embeds":  # what lies in the padding does not matter
             spoiled = cond | {key: cond[key] + padding[..., None]}
-            torch.testing.assert_close(backbone.predict_x0(backbone.network, x, t, spoiled), plain, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                backbone.predict_x0(backbone.network, x, t, spoiled), plain, atol=1e-5, rtol=1e-5
+            )
         else:
-            assert (backbone.predict_x0(backbone.network, x, t, cond | {key: torch.ones_like(cond[key])}) - plain).abs().max() > 1e-3
+            assert (
+                backbone.predict_x0(
+                    backbone.network, x, t, cond | {key: torch.ones_like(cond[key])}
+                )
+                - plain
+            ).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("module, variant", [(sdxl, "zeros"), (pixart, "1024")])
@@ -93,9 +118,16 @@ def test_a_network_that_is_told_the_size_is_told_the_run_s(folders, module, vari
 
 def test_an_empty_prompt_is_zeros_only_where_the_pipeline_says_so(folders):
     zeros, encoded = (load(folders(sdxl, variant), sdxl) for variant in sdxl.VARIANTS)
-    assert zeros.encode_prompts([""])["prompt_embeds"].abs().max() == 0 < encoded.encode_prompts([""])["pooled_prompt_embeds"].abs().max()
+    assert (
+        zeros.encode_prompts([""])["prompt_embeds"].abs().max()
+        == 0
+        < encoded.encode_prompts([""])["pooled_prompt_embeds"].abs().max()
+    )
     mixed = zeros.encode_prompts(["a red circle", ""])
-    assert mixed["pooled_prompt_embeds"][0].abs().max() > 0 and mixed["pooled_prompt_embeds"][1].abs().max() == 0
+    assert (
+        mixed["pooled_prompt_embeds"][0].abs().max() > 0
+        and mixed["pooled_prompt_embeds"][1].abs().max() == 0
+    )
     assert zeros.text_fingerprint() != encoded.text_fingerprint()
 
 
@@ -105,18 +137,32 @@ def test_a_uniform_grid_ships_the_stock_scheduler_where_its_stride_is_whole(fold
     scheduler = backbone.student_scheduler(uniform(steps, backbone.process))
     assert type(scheduler).__name__ == name
     scheduler.set_timesteps(steps)
-    assert scheduler.timesteps.tolist() == backbone.process.timestep(torch.tensor(uniform(steps, backbone.process).descending())).tolist()
+    assert (
+        scheduler.timesteps.tolist()
+        == backbone.process.timestep(
+            torch.tensor(uniform(steps, backbone.process).descending())
+        ).tolist()
+    )
 
 
 def test_noise_prediction_from_pure_noise_is_refused(changed):
-    with pytest.raises(ValueError, match="prediction_type='epsilon' has no clean prediction at zero terminal SNR: set rescale_betas_zero_snr"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "prediction_type='epsilon' has no clean prediction at zero terminal SNR: set"
+            " rescale_betas_zero_snr"
+        ),
+    ):
         load(changed(stable_diffusion, "v", scheduler={"prediction_type": "epsilon"}))
 
 
 def test_a_scheduler_of_another_process_is_refused(changed):
     folder = changed(stable_diffusion, "epsilon")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no beta_schedule: StableDiffusion needs"):
+    with pytest.raises(
+        ValueError,
+        match="FlowMatchEulerDiscreteScheduler has no beta_schedule: StableDiffusion needs",
+    ):
         load(folder)
 
 
@@ -124,45 +170,85 @@ def test_a_student_of_guidance_distillation_is_no_teacher(folders, changed, tmp_
     folder = changed(stable_diffusion, "epsilon")
     torch.manual_seed(0)
     stable_diffusion.unet(time_cond_proj_dim=16).save_pretrained(folder / "unet")
-    with pytest.raises(ValueError, match="time_cond_proj_dim.* is a student already; give its teacher"):
+    with pytest.raises(
+        ValueError, match="time_cond_proj_dim.* is a student already; give its teacher"
+    ):
         load(folder)
 
 
 def test_a_unet_does_not_share_its_tokens(folders):
     backbone = load(folders(stable_diffusion, "epsilon"))
-    with pytest.raises(ValueError, match="parallel.sequence=2: UNet2DConditionModel cannot share its tokens yet, use 1"):
+    with pytest.raises(
+        ValueError,
+        match="parallel.sequence=2: UNet2DConditionModel cannot share its tokens yet, use 1",
+    ):
         backbone.share_tokens(backbone.network, PlannedGroup(2))
 
 
-@pytest.mark.parametrize("variant, weights, wanted", [
-    (None, True, {"unet/diffusion_pytorch_model.safetensors", "text_encoder_3/model-00001-of-00002.safetensors"}),
-    ("fp16", True, {
-        "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder_3/model-00001-of-00002.safetensors",
-        "text_encoder_3/model.fp16-00001-of-00002.safetensors",
-    }),
-    (None, False, set()),
-])
-def test_of_a_hub_s_many_weights_only_those_of_the_pipeline_are_fetched(folders, monkeypatch, variant, weights, wanted):
+@pytest.mark.parametrize(
+    "variant, weights, wanted",
+    [
+        (
+            None,
+            True,
+            {
+                "unet/diffusion_pytorch_model.safetensors",
+                "text_encoder_3/model-00001-of-00002.safetensors",
+            },
+        ),
+        (
+            "fp16",
+            True,
+            {
+                "unet/diffusion_pytorch_model.safetensors",
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+                "text_encoder_3/model-00001-of-00002.safetensors",
+                "text_encoder_3/model.fp16-00001-of-00002.safetensors",
+            },
+        ),
+        (None, False, set()),
+    ],
+)
+def test_of_a_hub_s_many_weights_only_those_of_the_pipeline_are_fetched(
+    folders, monkeypatch, variant, weights, wanted
+):
     there = [
-        "model_index.json", "sd_xl_base_1.0.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt",
-        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx_data", "text_encoder_3/model-00001-of-00002.safetensors",
-        "text_encoder_3/model.fp16-00001-of-00002.safetensors", "text_encoder/flax_model.msgpack",
+        "model_index.json",
+        "sd_xl_base_1.0.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "tokenizer/merges.txt",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/model.onnx_data",
+        "text_encoder_3/model-00001-of-00002.safetensors",
+        "text_encoder_3/model.fp16-00001-of-00002.safetensors",
+        "text_encoder/flax_model.msgpack",
     ]
     fetched = []
 
     def download(name, *, revision, allow_patterns, ignore_patterns):
-        fetched.extend(filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        fetched.extend(
+            filter_repo_objects(
+                there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            )
+        )
         return str(folders(sdxl, "zeros"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     resolve(ModelConfig(path="owner/name", variant=variant), weights=weights)
     assert {name for name in fetched if name.endswith("safetensors")} == wanted
-    assert {"model_index.json", "unet/config.json"} <= set(fetched) and ("tokenizer/merges.txt" in fetched) == weights
+    assert {"model_index.json", "unet/config.json"} <= set(fetched) and (
+        "tokenizer/merges.txt" in fetched
+    ) == weights
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"variant": "fp16"}, "model.variant='fp16': no file of .* has it in its name"), ({"revision": "main"}, "model.revision='main' is of a hub id, .* is a folder here"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"variant": "fp16"}, "model.variant='fp16': no file of .* has it in its name"),
+        ({"revision": "main"}, "model.revision='main' is of a hub id, .* is a folder here"),
+    ],
+)
 def test_what_a_folder_does_not_have_is_refused(folders, change, message):
     with pytest.raises(ValueError, match=message):
         resolve(ModelConfig(path=str(folders(stable_diffusion, "epsilon")), **change))

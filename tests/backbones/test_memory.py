@@ -1,4 +1,6 @@
-"""What a plan counts beside the network: text encoders, and an autoencoder that decodes one sample, or a tile of it, at a time."""
+"""What a plan counts beside the network: text encoders, and an autoencoder that decodes one sample,
+or a tile of it, at a time.
+"""
 
 import copy
 import weakref
@@ -11,7 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tdmvid.backbones.base import ModelConfig, families
 from tdmvid.train.trace import decoding_bytes
 
-FIRST = [(name, variant) for index, (name, variant) in enumerate(CASES) if not index or CASES[index - 1][0] != name]
+FIRST = [
+    (name, variant)
+    for index, (name, variant) in enumerate(CASES)
+    if not index or CASES[index - 1][0] != name
+]
 
 
 @pytest.fixture(scope="module", params=FIRST, ids=lambda case: case[0])
@@ -21,9 +27,16 @@ def case(request, tmp_path_factory):
 
 def test_the_counted_text_encoders_are_those_of_the_pipeline(case):
     """In the dtype that they are loaded in; what the folder leaves out counts nothing."""
-    parts = [part for name, part in case.built.components.items() if name.startswith("text_encoder") and part is not None]
+    parts = [
+        part
+        for name, part in case.built.components.items()
+        if name.startswith("text_encoder") and part is not None
+    ]
     held = sum(p.numel() for part in parts for p in part.parameters())
-    counted = [families()[case.name].text_bytes(case.folder, ModelConfig(dtype=dtype)) for dtype in ("float32", "bfloat16")]
+    counted = [
+        families()[case.name].text_bytes(case.folder, ModelConfig(dtype=dtype))
+        for dtype in ("float32", "bfloat16")
+    ]
     assert counted == [4 * held, 2 * held] and held > 0
 
 
@@ -35,9 +48,25 @@ def small_tiles(case, monkeypatch):
 
     def made(cls, *args, **kwargs):
         vae = load(cls, *args, **kwargs)
-        latents = 16 >> (len(vae.config.block_out_channels) - 1) if "block_out_channels" in vae.config else 0
+        latents = (
+            16 >> (len(vae.config.block_out_channels) - 1)
+            if "block_out_channels" in vae.config
+            else 0
+        )
         for name in [name for name in vars(vae) if name.startswith("tile_")]:
-            setattr(vae, name, 0.5 if "overlap" in name else latents if "latent" in name else 8 if "stride" in name else 16)
+            setattr(
+                vae,
+                name,
+                (
+                    0.5
+                    if "overlap" in name
+                    else latents
+                    if "latent" in name
+                    else 8
+                    if "stride" in name
+                    else 16
+                ),
+            )
         return vae
 
     monkeypatch.setattr(kind, "from_config", classmethod(made))
@@ -45,7 +74,9 @@ def small_tiles(case, monkeypatch):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("tiling", [False, True], ids=["whole", "tiles"])
-def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_planned_tile(case, tiling):
+def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_planned_tile(
+    case, tiling
+):
     backbone, family = case.backbone(tiling=tiling), families()[case.name]
     planned, shape = family.empty_vae(backbone.network, case.folder, backbone.config, case.size)
     vae, seen = backbone.vae, []
@@ -61,17 +92,24 @@ def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_pla
 
 @pytest.mark.usefixtures("small_tiles")
 def test_tiles_are_those_of_the_library(case):
-    """The pictures of `pipe.vae.enable_tiling()`; the latents of clips depend on it, embeddings of prompts do not."""
+    """The pictures of `pipe.vae.enable_tiling()`; the latents of clips depend on it, embeddings of
+    prompts do not.
+    """
     plain, tiled, z = case.backbone(), case.backbone(tiling=True), noise(case.backbone(), 1)
     whole = plain.decode(z)
     plain.vae.enable_tiling()
     torch.testing.assert_close(tiled.decode(z), plain.decode(z))
     assert tiled.decode(z).shape == whole.shape and (tiled.decode(z) - whole).abs().max() > 1e-3
-    assert tiled.video_fingerprint() != plain.video_fingerprint() and tiled.text_fingerprint() == plain.text_fingerprint()
+    assert (
+        tiled.video_fingerprint() != plain.video_fingerprint()
+        and tiled.text_fingerprint() == plain.text_fingerprint()
+    )
 
 
 class Known(torch.nn.Module):
-    """Decodes n values to 4n by way of 12n at once: two of 4n, and the n after next while the first is still there."""
+    """Decodes n values to 4n by way of 12n at once: two of 4n, and the n after next while the first
+    is still there.
+    """
 
     def __init__(self):
         super().__init__()
@@ -93,9 +131,14 @@ def test_the_counted_peak_is_of_what_is_there_at_once():
 
 
 def test_tiles_that_the_library_would_join_wrongly_are_refused_at_the_start(tmp_path):
-    """Its CogVideoX makes 50 x 47 pixels of 32 x 32 with tiles of two latents, a sixth of which is no latent."""
+    """Its CogVideoX makes 50 x 47 pixels of 32 x 32 with tiles of two latents, a sixth of which is
+    no latent.
+    """
     case = Case("CogVideoXPipeline", CASES[0][1], tmp_path)
-    with pytest.raises(ValueError, match="tiles, 2 latents or 16 pixels in height, do not fit together: set it to false"):
+    with pytest.raises(
+        ValueError,
+        match="tiles, 2 latents or 16 pixels in height, do not fit together: set it to false",
+    ):
         case.backbone(tiling=True)
 
 
@@ -119,5 +162,10 @@ def test_no_second_copy_of_a_whole_network_is_made_for_a_call(case):
     backbone = case.backbone(dtype="bfloat16")
     network = copy.deepcopy(backbone.network).float().requires_grad_(True)
     with torch.no_grad(), Casts(network.parameters()) as casts:
-        backbone.predict_x0(network, noise(backbone, 1), backbone.process.snap(torch.full((1,), 0.5)), backbone.encode_prompts(["a"]))
+        backbone.predict_x0(
+            network,
+            noise(backbone, 1),
+            backbone.process.snap(torch.full((1,), 0.5)),
+            backbone.encode_prompts(["a"]),
+        )
     assert len(casts.made) > 8 and casts.most <= 4

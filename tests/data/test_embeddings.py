@@ -52,7 +52,9 @@ def test_a_prompt_is_encoded_once_for_good(tmp_path):
 def test_a_killed_run_leaves_whole_shards_and_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "PROMPTS_PER_SHARD", 4)
     with pytest.raises(KeyboardInterrupt):
-        embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, Encoder(fail_after=6), batch=2, progress=False)
+        embed_prompts(
+            EmbeddingCache(tmp_path, "t5"), PROMPTS, Encoder(fail_after=6), batch=2, progress=False
+        )
     (tmp_path / "t5" / ".0123.part.safetensors").write_bytes(b"half a sha")
     cache = EmbeddingCache(tmp_path, "t5")
     assert cache.missing(PROMPTS) == PROMPTS[4:]
@@ -62,7 +64,9 @@ def test_a_killed_run_leaves_whole_shards_and_is_resumed(tmp_path, monkeypatch):
 
 def test_a_reader_sees_what_another_writer_adds(tmp_path):
     reader, writer = EmbeddingCache(tmp_path, "t5"), EmbeddingCache(tmp_path, "t5")
-    with pytest.raises(ValueError, match="no embedding of 'a scene with 0 circles' .2 missing.*embed_prompts.py"):
+    with pytest.raises(
+        ValueError, match="no embedding of 'a scene with 0 circles' .2 missing.*embed_prompts.py"
+    ):
         reader.get(PROMPTS[:2])
     writer.add(PROMPTS[:2], Encoder()(PROMPTS[:2]))
     assert_equal(reader.get(PROMPTS[:2]), Encoder()(PROMPTS[:2]))
@@ -76,7 +80,9 @@ def test_what_another_machine_wrote_may_appear_a_little_later(tmp_path):
     assert reader.missing(PROMPTS[:2], patience=30) == []
     later.join()
     began = time.monotonic()
-    assert reader.missing(PROMPTS[:3], patience=0.2) == PROMPTS[2:3] and time.monotonic() - began < 5
+    assert (
+        reader.missing(PROMPTS[:3], patience=0.2) == PROMPTS[2:3] and time.monotonic() - began < 5
+    )
 
 
 def test_rows_that_share_memory_are_kept(tmp_path):
@@ -91,10 +97,15 @@ def test_a_broken_or_foreign_shard_is_named(tmp_path):
     whole = shard.read_bytes()
     for size in (0, 5, 100, len(whole) - 1):
         shard.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=f"{shard.name}: broken shard .*: delete it and embed again"):
+        with pytest.raises(
+            ValueError, match=f"{shard.name}: broken shard .*: delete it and embed again"
+        ):
             EmbeddingCache(tmp_path, "t5").missing(PROMPTS)
     save_file({"weight": torch.zeros(2)}, shard)
-    with pytest.raises(ValueError, match=f"{shard.name}: shard of encoder None, not 't5': delete it and embed again"):
+    with pytest.raises(
+        ValueError,
+        match=f"{shard.name}: shard of encoder None, not 't5': delete it and embed again",
+    ):
         EmbeddingCache(tmp_path, "t5").missing(PROMPTS)
 
 

@@ -10,29 +10,49 @@ import torch
 from PIL import Image
 
 from tdmvid.data.latents import RealConfig, RealLatents
-from tdmvid.data.video import VIDEOS, _on_screen, media_files, read_clip, read_video, write_image, write_video
+from tdmvid.data.video import (
+    VIDEOS,
+    _on_screen,
+    media_files,
+    read_clip,
+    read_video,
+    write_image,
+    write_video,
+)
 
 RED, GREEN = torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, 1, -1])
 
 
 def brightness(number, frames):
     """[3, F, 32, 32]: grey, a step brighter with every frame; a level of its own for every number."""
-    return (torch.arange(frames) * 0.05 + number * 0.1 - 0.8)[None, :, None, None].expand(3, frames, 32, 32)
+    return (torch.arange(frames) * 0.05 + number * 0.1 - 0.8)[None, :, None, None].expand(
+        3, frames, 32, 32
+    )
 
 
-@pytest.mark.parametrize("rate, fps, expected", [(24, 8, [0, 3, 6, 9]), (8, 8, [0, 1, 2, 3]), (12, 8, [0, 1, 3, 4]), (23.976, 8, [0, 3, 6, 9])])
+@pytest.mark.parametrize(
+    "rate, fps, expected",
+    [(24, 8, [0, 3, 6, 9]), (8, 8, [0, 1, 2, 3]), (12, 8, [0, 1, 3, 4]), (23.976, 8, [0, 3, 6, 9])],
+)
 @pytest.mark.parametrize("decoder", ["_decode_decord", "_decode_av"])
 def test_frames_are_those_of_the_wanted_rate(tmp_path, monkeypatch, decoder, rate, fps, expected):
     if decoder == "_decode_decord":
         pytest.importorskip("decord")
-    monkeypatch.setattr(f"tdmvid.data.video.{({'_decode_decord', '_decode_av'} - {decoder}).pop()}", None)
+    monkeypatch.setattr(
+        f"tdmvid.data.video.{({'_decode_decord', '_decode_av'} - {decoder}).pop()}", None
+    )
     video = brightness(0, 12)
     write_video(tmp_path / "a.mp4", video, fps=rate, lossless=True)
     found = read_video(tmp_path / "a.mp4", frames=4, fps=fps)
     torch.testing.assert_close(found, video[:, expected], atol=0.02, rtol=0)
-    with pytest.raises(ValueError, match=r"a.mp4: has \d+ frames at 8 frames a second, 90 are needed"):
+    with pytest.raises(
+        ValueError, match=r"a.mp4: has \d+ frames at 8 frames a second, 90 are needed"
+    ):
         read_video(tmp_path / "a.mp4", frames=90, fps=8)
-    with pytest.raises(ValueError, match="different frames where 4 are needed at 100 frames a second: use a faster video"):
+    with pytest.raises(
+        ValueError,
+        match="different frames where 4 are needed at 100 frames a second: use a faster video",
+    ):
         read_video(tmp_path / "a.mp4", frames=4, fps=100)
 
 
@@ -45,9 +65,13 @@ def test_frames_of_uneven_length_are_taken_by_their_time():
 
 @pytest.mark.parametrize("height, width", [(40, 90), (90, 40), (64, 64)])
 def test_a_clip_is_the_middle_of_a_file_without_distortion(tmp_path, height, width):
-    """A green square in the middle of a red frame stays a square in the middle, whatever the frame's shape."""
+    """A green square in the middle of a red frame stays a square in the middle, whatever the
+    frame's shape.
+    """
     frame = RED[:, None, None].expand(3, height, width).clone()
-    frame[:, height // 2 - 10 : height // 2 + 10, width // 2 - 10 : width // 2 + 10] = GREEN[:, None, None]
+    frame[:, height // 2 - 10 : height // 2 + 10, width // 2 - 10 : width // 2 + 10] = GREEN[
+        :, None, None
+    ]
     write_image(tmp_path / "a.png", frame)
     clip = read_clip(tmp_path / "a.png", frames=1, height=32, width=32, fps=8)
     assert clip.shape == (3, 1, 32, 32)
@@ -55,7 +79,9 @@ def test_a_clip_is_the_middle_of_a_file_without_distortion(tmp_path, height, wid
     rows, columns = green.any(1).nonzero(), green.any(0).nonzero()
     side = 20 * 32 / min(height, width)
     for found in (rows, columns):
-        assert len(found) == pytest.approx(side, abs=1.5) and (found.min() + found.max()) / 2 == pytest.approx(15.5, abs=1)
+        assert len(found) == pytest.approx(side, abs=1.5) and (
+            found.min() + found.max()
+        ) / 2 == pytest.approx(15.5, abs=1)
 
 
 def test_an_image_is_no_video_and_a_video_can_give_an_image(tmp_path):
@@ -63,7 +89,12 @@ def test_an_image_is_no_video_and_a_video_can_give_an_image(tmp_path):
     write_video(tmp_path / "b.mp4", brightness(2, 5), fps=8)
     with pytest.raises(ValueError, match="a.png is an image, 9 frames are needed: give videos"):
         read_clip(tmp_path / "a.png", frames=9, height=32, width=32, fps=8)
-    torch.testing.assert_close(read_clip(tmp_path / "b.mp4", frames=1, height=32, width=32, fps=8), brightness(2, 1), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        read_clip(tmp_path / "b.mp4", frames=1, height=32, width=32, fps=8),
+        brightness(2, 1),
+        atol=0.05,
+        rtol=0,
+    )
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -78,7 +109,14 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read_clip(tmp_path / "a.png", frames=1, height=32, width=32, fps=8)
 
 
-@pytest.mark.parametrize("mode, colour, expected", [("RGBA", (255, 0, 0, 255), RED), ("RGBA", (255, 0, 0, 0), torch.ones(3)), ("L", 255, torch.ones(3))])
+@pytest.mark.parametrize(
+    "mode, colour, expected",
+    [
+        ("RGBA", (255, 0, 0, 255), RED),
+        ("RGBA", (255, 0, 0, 0), torch.ones(3)),
+        ("L", 255, torch.ones(3)),
+    ],
+)
 def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, expected):
     Image.new(mode, (32, 32), colour).save(tmp_path / "a.png")
     torch.testing.assert_close(clip(tmp_path / "a.png")[:, 0, 0, 0], expected)
@@ -86,12 +124,16 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, expected):
 
 def test_a_photograph_stands_upright(tmp_path):
     picture = Image.new("RGB", (64, 32), (255, 0, 0))
-    picture.paste((0, 255, 0), (32, 0, 64, 32))  # green on the right, and below once it is turned by 90 degrees
+    picture.paste(
+        (0, 255, 0), (32, 0, 64, 32)
+    )  # green on the right, and below once it is turned by 90 degrees
     turned = Image.Exif()
     turned[0x0112] = 6
     picture.save(tmp_path / "a.png", exif=turned)
     found = read_clip(tmp_path / "a.png", frames=1, height=64, width=32, fps=8)[:, 0]
-    torch.testing.assert_close(torch.stack([found[:, 8, 16], found[:, 56, 16]]), torch.stack([RED, GREEN]))
+    torch.testing.assert_close(
+        torch.stack([found[:, 8, 16], found[:, 56, 16]]), torch.stack([RED, GREEN])
+    )
 
 
 def test_an_image_of_more_than_8_bits_is_refused(tmp_path):
@@ -115,7 +157,9 @@ class Encoder:
 def folder(tmp_path):
     """Ten images in two folders, each a level of grey."""
     for number in range(10):
-        write_image(tmp_path / "real" / f"{number % 2}" / f"{number}.png", brightness(number, 1)[:, 0])
+        write_image(
+            tmp_path / "real" / f"{number % 2}" / f"{number}.png", brightness(number, 1)[:, 0]
+        )
     return tmp_path / "real"
 
 
@@ -133,7 +177,9 @@ def test_a_folder_is_encoded_once_and_its_changed_files_again(folder, tmp_path):
     changed = RealLatents(config, "vae")
     changed.encode(clip, encoder, progress=False)
     assert encoder.clips == 11
-    assert changed(torch.tensor([changed.files.index(folder / "0" / "4.png") / 10 + 0.01])).item() == pytest.approx(0.7, abs=0.01)
+    assert changed(
+        torch.tensor([changed.files.index(folder / "0" / "4.png") / 10 + 0.01])
+    ).item() == pytest.approx(0.7, abs=0.01)
     RealLatents(config, "another_vae").encode(clip, encoder, progress=False)
     assert encoder.clips == 21
 
@@ -141,34 +187,57 @@ def test_a_folder_is_encoded_once_and_its_changed_files_again(folder, tmp_path):
 def test_files_that_cannot_be_read_are_all_named_and_the_others_are_encoded(folder, tmp_path):
     for name in ("3", "5"):
         (folder / "1" / f"{name}.png").write_bytes(b"cut short")
-    real, encoder = RealLatents(RealConfig(path=str(folder), cache=str(tmp_path / "cache")), "vae"), Encoder()
+    real, encoder = (
+        RealLatents(RealConfig(path=str(folder), cache=str(tmp_path / "cache")), "vae"),
+        Encoder(),
+    )
     failed = real.encode(clip, encoder, progress=False)
-    assert sorted(path.name for path in failed) == ["3.png", "5.png"] and encoder.clips == 8 and real.missing() == 2
+    assert (
+        sorted(path.name for path in failed) == ["3.png", "5.png"]
+        and encoder.clips == 8
+        and real.missing() == 2
+    )
 
 
 def test_another_folder_with_the_same_names_is_encoded_for_itself(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other", copy_function=shutil.copy2)
     config = RealConfig(path=str(folder), cache=str(tmp_path / "cache"))
-    one, other = RealLatents(config, "vae"), RealLatents(replace(config, path=str(tmp_path / "other")), "vae")
+    one, other = (
+        RealLatents(config, "vae"),
+        RealLatents(replace(config, path=str(tmp_path / "other")), "vae"),
+    )
     one.encode(clip, Encoder(), progress=False)
     assert (one.missing(), other.missing()) == (0, 10) and one.known == other.known
 
 
 def test_videos_alone_are_taken_where_clips_have_frames(folder, tmp_path):
     write_video(folder / "a.mp4", brightness(2, 5), fps=8)
-    assert [path.name for path in RealLatents(RealConfig(path=str(folder)), "vae", frames=5).files] == ["a.mp4"]
+    assert [
+        path.name for path in RealLatents(RealConfig(path=str(folder)), "vae", frames=5).files
+    ] == ["a.mp4"]
 
 
 def test_ranks_encode_a_share_each_and_any_of_them_reads_all(folder, tmp_path):
-    config, encoders = RealConfig(path=str(folder), cache=str(tmp_path / "cache")), [Encoder(), Encoder(), Encoder()]
+    config, encoders = (
+        RealConfig(path=str(folder), cache=str(tmp_path / "cache")),
+        [
+            Encoder(),
+            Encoder(),
+            Encoder(),
+        ],
+    )
     meetings = []
     for share, encoder in enumerate(encoders):
         meet = lambda share=share: meetings.append(share)  # noqa: E731
-        RealLatents(config, "vae").encode(clip, encoder, share=share, shares=3, meet=meet, progress=False)
+        RealLatents(config, "vae").encode(
+            clip, encoder, share=share, shares=3, meet=meet, progress=False
+        )
     assert meetings == [0, 1, 2]
     assert [encoder.clips for encoder in encoders] == [4, 3, 3]
     levels = RealLatents(config, "vae")(torch.arange(10) / 10 + 0.05)[:, 0]
-    torch.testing.assert_close(levels.sort().values, torch.arange(10) * 0.1 - 0.8, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        levels.sort().values, torch.arange(10) * 0.1 - 0.8, atol=0.01, rtol=0
+    )
 
 
 def test_uniform_numbers_pick_every_file_alike(folder, tmp_path):

@@ -6,7 +6,14 @@ import pytest
 
 from tdmvid.data.prompts import PromptOrder, read_prompts
 
-PROMPTS = ["a red circle, moving left", 'a sign saying "NA"', "007", "NA", "ein Kätzchen\u2028läuft", "007"]
+PROMPTS = [
+    "a red circle, moving left",
+    'a sign saying "NA"',
+    "007",
+    "NA",
+    "ein Kätzchen\u2028läuft",
+    "007",
+]
 
 
 def write_txt(path, prompts):
@@ -18,7 +25,10 @@ def write_strings(path, prompts):
 
 
 def write_objects(path, prompts):
-    rows = (json.dumps({"id": i, "prompt": prompt}, ensure_ascii=False) for i, prompt in enumerate(prompts))
+    rows = (
+        json.dumps({"id": i, "prompt": prompt}, ensure_ascii=False)
+        for i, prompt in enumerate(prompts)
+    )
     path.write_text("\n\n".join(rows), encoding="utf-8")
 
 
@@ -50,20 +60,40 @@ def test_every_format_gives_the_same_list(tmp_path, name, write):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.jsonl", b'"a cat"\n\n{"prompt": "a dog"\n', "a.jsonl, line 3: '{.*' is not JSON .*: write "),
+        (
+            "a.jsonl",
+            b'"a cat"\n\n{"prompt": "a dog"\n',
+            "a.jsonl, line 3: '{.*' is not JSON .*: write ",
+        ),
         ("a.jsonl", b'"a cat"\n7\n', "a.jsonl, line 2: prompt 7 is no text: "),
         ("a.jsonl", b'"a cat"\n{"prompt": " "}', "a.jsonl, line 2: prompt ' ' is empty: "),
-        ("a.jsonl", b'{"text": "a", "id": 1}', "a.jsonl, line 1: no column 'prompt'; the columns are 'text', 'id': "),
+        (
+            "a.jsonl",
+            b'{"text": "a", "id": 1}',
+            "a.jsonl, line 1: no column 'prompt'; the columns are 'text', 'id': ",
+        ),
         ("a.jsonl", rb'"\ud83d"', "a.jsonl, line 1: prompt .* half a surrogate pair: "),
-        ("a.csv", b"text,id\na,1\n", "a.csv, line 1: no column 'prompt'; the columns are 'text', 'id': "),
-        ("a.csv", b"prompt\na cat, sits\na dog, lies\n", "a.csv, line 2: 'a cat, sits' has 2 fields, .* has 1: "),
+        (
+            "a.csv",
+            b"text,id\na,1\n",
+            "a.csv, line 1: no column 'prompt'; the columns are 'text', 'id': ",
+        ),
+        (
+            "a.csv",
+            b"prompt\na cat, sits\na dog, lies\n",
+            "a.csv, line 2: 'a cat, sits' has 2 fields, .* has 1: ",
+        ),
         ("a.csv", b'prompt,id\n"two\nlines",1\n,2\n', "a.csv, line 4: prompt '' is empty: "),
         ("a.csv", b'prompt\na\n"b\n', "a.csv, line 3: not CSV "),
         ("a.txt", b"a cat\nun \xe9l\xe9phant\n", "a.txt, line 2: byte 0xe9 is not UTF-8: "),
         ("a.txt", b"\n \n", "a.txt: has no prompts: "),
         ("a.csv", b"", "a.csv: has no prompts: "),
         ("a.parquet", b"PAR1", "a.parquet: not a Parquet file with rows .*: write it again"),
-        ("a.yaml", b"", "a.yaml: unknown kind of prompt file '.yaml': use .txt, .jsonl, .csv, .parquet"),
+        (
+            "a.yaml",
+            b"",
+            "a.yaml: unknown kind of prompt file '.yaml': use .txt, .jsonl, .csv, .parquet",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_by_file_and_line(tmp_path, name, content, message):
@@ -76,7 +106,9 @@ def test_a_null_or_absent_parquet_column_is_named(tmp_path):
     write_parquet(tmp_path / "a.parquet", ["a cat", None])
     with pytest.raises(ValueError, match="a.parquet, row 2: prompt None is no text"):
         read_prompts(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="a.parquet: no column 'caption'; the columns are 'id', 'prompt'"):
+    with pytest.raises(
+        ValueError, match="a.parquet: no column 'caption'; the columns are 'id', 'prompt'"
+    ):
         read_prompts(tmp_path / "a.parquet", column="caption")
 
 
@@ -87,7 +119,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_every_epoch_has_each_prompt_once_in_its_own_order():
     order = PromptOrder(12, seed=3)
-    epochs = [sum((order.indices(step, 4, 0, 1) for step in range(3 * e, 3 * e + 3)), []) for e in range(4)]
+    epochs = [
+        sum((order.indices(step, 4, 0, 1) for step in range(3 * e, 3 * e + 3)), [])
+        for e in range(4)
+    ]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert PromptOrder(12, seed=4).indices(0, 12, 0, 1) not in epochs
@@ -104,4 +139,6 @@ def test_the_micro_batches_of_a_step_partition_the_one_large_batch(count):
 def test_the_order_needs_no_history():
     walked = PromptOrder(10, seed=1)
     history = [walked.indices(step, 3, 1, 2) for step in range(40)]
-    assert [PromptOrder(10, seed=1).indices(step, 3, 1, 2) for step in reversed(range(40))] == history[::-1]
+    assert [
+        PromptOrder(10, seed=1).indices(step, 3, 1, 2) for step in reversed(range(40))
+    ] == history[::-1]

@@ -13,7 +13,9 @@ F, H, W = 17, 48, 64
 
 def smooth_video(frames=F, height=H, width=W):
     """[3, F, H, W]: coloured waves that drift, over most of [-1, 1]; the mean tells the frame."""
-    t, y, x = torch.meshgrid(*(torch.linspace(0, 1, size) for size in (frames, height, width)), indexing="ij")
+    t, y, x = torch.meshgrid(
+        *(torch.linspace(0, 1, size) for size in (frames, height, width)), indexing="ij"
+    )
     waves = [torch.sin(2 * math.pi * (x + 0.5 * c * y + 0.3 * t) + c) for c in range(3)]
     return 0.6 * torch.stack(waves) + 0.6 * (t - 0.5)
 
@@ -49,11 +51,17 @@ def test_a_smooth_video_survives_the_file(tmp_path, decoder):
 def test_colours_survive_the_file(tmp_path, decoder, colour):
     video = torch.tensor(colour).float()[:, None, None, None].expand(3, 2, 48, 64)
     write_video(tmp_path / "a.mp4", video, fps=8)
-    assert (read_video(tmp_path / "a.mp4") - video).abs().max() < 4 / 127.5  # the matrix of BT.709 is 20 off
+    assert (
+        read_video(tmp_path / "a.mp4") - video
+    ).abs().max() < 4 / 127.5  # the matrix of BT.709 is 20 off
 
 
-@pytest.mark.parametrize("frames, height, width", [(1, 48, 64), (5, 33, 47), (49, 32, 32), (2, 720, 1280)])
-def test_every_frame_is_kept_and_odd_sides_repeat_their_edge(tmp_path, monkeypatch, frames, height, width):
+@pytest.mark.parametrize(
+    "frames, height, width", [(1, 48, 64), (5, 33, 47), (49, 32, 32), (2, 720, 1280)]
+)
+def test_every_frame_is_kept_and_odd_sides_repeat_their_edge(
+    tmp_path, monkeypatch, frames, height, width
+):
     video = smooth_video(frames, height, width)
     write_video(tmp_path / "a.mp4", video, fps=23.976)
     back = read_video(tmp_path / "a.mp4")
@@ -65,7 +73,9 @@ def test_every_frame_is_kept_and_odd_sides_repeat_their_edge(tmp_path, monkeypat
 
 def test_the_first_frames_are_the_same_as_those_of_the_whole(tmp_path, decoder):
     write_video(tmp_path / "a.mp4", smooth_video(), fps=16)
-    assert torch.equal(read_video(tmp_path / "a.mp4", frames=5), read_video(tmp_path / "a.mp4")[:, :5])
+    assert torch.equal(
+        read_video(tmp_path / "a.mp4", frames=5), read_video(tmp_path / "a.mp4")[:, :5]
+    )
     with pytest.raises(ValueError, match="a.mp4: has 17 frames, 18 are needed"):
         read_video(tmp_path / "a.mp4", frames=18)
 
@@ -76,7 +86,12 @@ def test_the_file_says_what_a_browser_needs(tmp_path):
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
         codec = stream.codec_context
-        assert (codec.name, codec.pix_fmt, stream.average_rate, stream.frames) == ("h264", "yuv420p", 8, F)
+        assert (codec.name, codec.pix_fmt, stream.average_rate, stream.frames) == (
+            "h264",
+            "yuv420p",
+            8,
+            F,
+        )
         assert (codec.colorspace, codec.color_range) == (6, 1)
     data = (tmp_path / "a.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "a browser would load all before it plays"
@@ -123,7 +138,9 @@ def test_a_strip_has_a_row_a_video_and_its_frames_side_by_side_between_white_lin
     expected = torch.full((9, 17), 255, dtype=torch.uint8)
     for row in range(2):
         for frame in range(3):
-            expected[5 * row : 5 * row + 4, 6 * frame : 6 * frame + 5] = 128 * (row + frame == 1 or row + frame == 3)
+            expected[5 * row : 5 * row + 4, 6 * frame : 6 * frame + 5] = 128 * (
+                row + frame == 1 or row + frame == 3
+            )
     expected = expected.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
     assert torch.equal(image_file(tmp_path / "a.png"), expected.expand(3, 18, 34))
 
@@ -131,13 +148,30 @@ def test_a_strip_has_a_row_a_video_and_its_frames_side_by_side_between_white_lin
 def test_rows_of_a_strip_that_belong_together_stand_apart_from_the_next(tmp_path):
     write_strip(tmp_path / "a.png", -torch.ones(4, 3, 2, 2, 2), width=5, group=2)
     dark = (image_file(tmp_path / "a.png")[0] == 0).any(1)
-    assert dark.tolist() == [True, True, False, True, True, False, False, False, False, True, True, False, True, True]
+    assert dark.tolist() == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_strip_of_a_long_large_video_is_a_picture_that_can_be_looked_at(tmp_path):
     """Nine frames, the first and the last among them, no wider than asked, in their proportions."""
     levels = torch.linspace(-1, 1, 49)
-    write_strip(tmp_path / "a.png", levels[None, None, :, None, None].expand(2, 3, 49, 48, 72), width=300)
+    write_strip(
+        tmp_path / "a.png", levels[None, None, :, None, None].expand(2, 3, 49, 48, 72), width=300
+    )
     picture = image_file(tmp_path / "a.png")
     assert picture.shape == (3, 2 * 21 + 1, 9 * 32 + 8)
     shown = picture[0, 10, 16::33].float() / 127.5 - 1

@@ -35,7 +35,11 @@ def test_explicit_timesteps_come_back(vp, steps):
 
 
 def test_explicit_timesteps_of_a_flow_come_back():
-    assert timesteps(explicit([1000.0, 750.5, 12.0], RectifiedFlow()), RectifiedFlow()) == [1000.0, 750.5, 12.0]
+    assert timesteps(explicit([1000.0, 750.5, 12.0], RectifiedFlow()), RectifiedFlow()) == [
+        1000.0,
+        750.5,
+        12.0,
+    ]
 
 
 def test_descending_lists_the_calls_in_order():
@@ -44,23 +48,26 @@ def test_descending_lists_the_calls_in_order():
     assert torch.equal(grid.tensor(), torch.tensor([0.0, 0.3, 0.8]))
 
 
-@pytest.mark.parametrize("make, value, rule", [
-    (lambda p: uniform(0, p), "grid.steps=0", "at least one step"),
-    (lambda p: shifted(4, 0.0, p), "grid.shift=0.0", "positive; 1 leaves the grid uniform"),
-    (lambda p: shifted(4, -2.0, p), "grid.shift=-2.0", "positive"),
-    (lambda p: uniform(4, p, start=0.0), "grid.start=0.0", r"in \(0, 1\]"),
-    (lambda p: uniform(4, p, start=1.1), "grid.start=1.1", r"in \(0, 1\]"),
-    (lambda p: uniform(2000, p), "grid.steps=2000", "fewer steps"),
-    (lambda p: shifted(4, 1e-4, p), "grid.shift=0.0001", "fewer steps or a shift nearer to 1"),
-    (lambda p: explicit([], p), r"grid.timesteps=\[\]", "falling order"),
-    (lambda p: explicit([399, 665], p), r"grid.timesteps=\[399, 665\]", "falling order"),
-    (lambda p: explicit([999, 999], p), r"grid.timesteps=\[999, 999\]", "each once"),
-    (lambda p: explicit([1000, 500], p), r"grid.timesteps=\[1000, 500\]", "within 0..999"),
-    (lambda p: explicit([999, -1], p), r"grid.timesteps=\[999, -1\]", "within 0..999"),
-    (lambda p: explicit([999, 500.5], p), r"grid.timesteps=\[999, 500.5\]", "whole"),
-    (lambda p: TimeGrid((0.1, 1.0)), r"\(0.1, 1.0\)", "rises from 0 to at most 1"),
-    (lambda p: TimeGrid((0.0, 0.6, 0.5)), r"\(0.0, 0.6, 0.5\)", "rises from 0"),
-])
+@pytest.mark.parametrize(
+    "make, value, rule",
+    [
+        (lambda p: uniform(0, p), "grid.steps=0", "at least one step"),
+        (lambda p: shifted(4, 0.0, p), "grid.shift=0.0", "positive; 1 leaves the grid uniform"),
+        (lambda p: shifted(4, -2.0, p), "grid.shift=-2.0", "positive"),
+        (lambda p: uniform(4, p, start=0.0), "grid.start=0.0", r"in \(0, 1\]"),
+        (lambda p: uniform(4, p, start=1.1), "grid.start=1.1", r"in \(0, 1\]"),
+        (lambda p: uniform(2000, p), "grid.steps=2000", "fewer steps"),
+        (lambda p: shifted(4, 1e-4, p), "grid.shift=0.0001", "fewer steps or a shift nearer to 1"),
+        (lambda p: explicit([], p), r"grid.timesteps=\[\]", "falling order"),
+        (lambda p: explicit([399, 665], p), r"grid.timesteps=\[399, 665\]", "falling order"),
+        (lambda p: explicit([999, 999], p), r"grid.timesteps=\[999, 999\]", "each once"),
+        (lambda p: explicit([1000, 500], p), r"grid.timesteps=\[1000, 500\]", "within 0..999"),
+        (lambda p: explicit([999, -1], p), r"grid.timesteps=\[999, -1\]", "within 0..999"),
+        (lambda p: explicit([999, 500.5], p), r"grid.timesteps=\[999, 500.5\]", "whole"),
+        (lambda p: TimeGrid((0.1, 1.0)), r"\(0.1, 1.0\)", "rises from 0 to at most 1"),
+        (lambda p: TimeGrid((0.0, 0.6, 0.5)), r"\(0.0, 0.6, 0.5\)", "rises from 0"),
+    ],
+)
 def test_a_bad_grid_is_refused_with_value_and_rule(vp, make, value, rule):
     with pytest.raises(ValueError, match=value) as caught:
         make(vp)
@@ -75,4 +82,7 @@ def test_a_flow_s_bad_timesteps_name_its_own_range():
 
 
 def test_a_flow_s_shifted_grid_starts_at_one_whatever_the_shift():
-    assert all(shifted(4, shift, RectifiedFlow()).times[-1] == 1 for shift in (0.1, 0.2, 0.3, 0.7, 3.0, 6.0))
+    assert all(
+        shifted(4, shift, RectifiedFlow()).times[-1] == 1
+        for shift in (0.1, 0.2, 0.3, 0.7, 3.0, 6.0)
+    )

@@ -14,7 +14,9 @@ def every_time(process, *, noisy=True):
 
 def batch(times, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(len(times), 3, 4, generator=generator), torch.randn(len(times), 3, 4, generator=generator)
+    return torch.randn(len(times), 3, 4, generator=generator), torch.randn(
+        len(times), 3, 4, generator=generator
+    )
 
 
 def test_the_table_starts_clean_and_ends_at_pure_noise(vp):
@@ -39,7 +41,9 @@ def test_eps_comes_back_from_x0_at_every_time(process):
     x0, eps = batch(t)
     _, sigma = process.alpha_sigma(t)
     error = (process.eps_from_x0(process.noise(x0, eps, t), x0, t) - eps).abs()
-    assert (error <= 1e-6 / broadcast(sigma, x0) + 1e-6).all()  # float32 rounding, amplified by 1 / sigma
+    assert (
+        error <= 1e-6 / broadcast(sigma, x0) + 1e-6
+    ).all()  # float32 rounding, amplified by 1 / sigma
 
 
 def test_x0_comes_back_from_eps_wherever_alpha_is_positive(process):
@@ -61,7 +65,9 @@ def test_x0_comes_back_from_v_at_every_time_with_alpha_zero(vp):
 def test_v_from_x0_is_the_inverse_of_x0_from_v(vp):
     t = every_time(vp)[20:]
     x_t, x0 = batch(t)
-    torch.testing.assert_close(vp.x0_from_v(x_t, vp.v_from_x0(x_t, x0, t), t), x0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        vp.x0_from_v(x_t, vp.v_from_x0(x_t, x0, t), t), x0, atol=1e-5, rtol=0
+    )
 
 
 def test_x0_comes_back_from_the_velocity_at_every_time():
@@ -80,12 +86,18 @@ def test_noise_to_s_then_renoise_to_t_is_the_law_of_t(process, s, t):
     alpha_s, sigma_s = process.alpha_sigma(s)
     alpha_t, sigma_t = process.alpha_sigma(t)
     torch.testing.assert_close(scale * alpha_s, alpha_t, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close((scale * sigma_s).square() + beta.square(), sigma_t.square(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        (scale * sigma_s).square() + beta.square(), sigma_t.square(), atol=1e-6, rtol=1e-6
+    )
 
 
 def test_two_bridges_compose_to_one(process):
     r, s, t = (torch.tensor([time]) for time in (0.1, 0.4, 0.9))
-    (first, noise_1), (second, noise_2), (whole, noise) = process.bridge(r, s), process.bridge(s, t), process.bridge(r, t)
+    (first, noise_1), (second, noise_2), (whole, noise) = (
+        process.bridge(r, s),
+        process.bridge(s, t),
+        process.bridge(r, t),
+    )
     torch.testing.assert_close(first * second, whole)
     torch.testing.assert_close((second * noise_1).square() + noise_2.square(), noise.square())
 
@@ -122,4 +134,6 @@ def test_snap_gives_a_time_of_the_table_and_leaves_a_flow_alone(vp):
 
 
 def test_levels_are_float32_whatever_the_time(process):
-    assert {a.dtype for a in process.alpha_sigma(torch.tensor([0.5], dtype=torch.float64))} == {torch.float32}
+    assert {a.dtype for a in process.alpha_sigma(torch.tensor([0.5], dtype=torch.float64))} == {
+        torch.float32
+    }

@@ -49,7 +49,10 @@ def test_ddim_is_the_scheduler_of_cogvideox(steps):
     denoiser = v_denoiser(scheduler)
     scheduler.set_timesteps(steps)
     grid = uniform(steps, denoiser.process)
-    assert denoiser.process.timestep(torch.tensor(grid.descending())).tolist() == scheduler.timesteps.tolist()
+    assert (
+        denoiser.process.timestep(torch.tensor(grid.descending())).tolist()
+        == scheduler.timesteps.tolist()
+    )
     x, predictions = noise(), []
     for timestep in scheduler.timesteps:
         out = scheduler.step(network(x, timestep.expand(len(x))), timestep, x)
@@ -59,7 +62,9 @@ def test_ddim_is_the_scheduler_of_cogvideox(steps):
     sample = ddim(denoiser, noise(), NULL, grid, on_step=lambda k, x0: ours.append((k, x0)))
     torch.testing.assert_close(sample, x, atol=1e-5, rtol=0)
     assert [k for k, _ in ours] == list(range(steps, 0, -1)) and denoiser.calls == steps
-    torch.testing.assert_close(torch.stack([x0 for _, x0 in ours]), torch.stack(predictions).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.stack([x0 for _, x0 in ours]), torch.stack(predictions).float(), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -149,10 +154,15 @@ def test_cond_selects_joins_and_expands_rows():
 
 # Other solvers
 
+
 def dpm_scheduler():
     """Second order, multistep, midpoint: what `dpm++` is, with Stable Diffusion's table."""
     return DPMSolverMultistepScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample", final_sigmas_type="zero",
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        final_sigmas_type="zero",
     )
 
 
@@ -186,7 +196,9 @@ def test_a_rollout_and_one_more_step_is_the_sampler_s_path(process, solver):
     k = torch.tensor([4, 3, 2, 1, 2, 3])
     fresh = lambda: torch.Generator().manual_seed(9)  # noqa: E731
     predictions = {}
-    sample(denoiser, z, NULL, grid, solver=solver, generator=fresh(), on_step=predictions.__setitem__)
+    sample(
+        denoiser, z, NULL, grid, solver=solver, generator=fresh(), on_step=predictions.__setitem__
+    )
     path = rollout(denoiser, z, NULL, grid, k, calls=3, solver=solver, generator=fresh())
     expected = torch.stack([predictions[int(step)][row] for row, step in enumerate(k)])
     torch.testing.assert_close(denoiser(path.x, path.upper, NULL), expected, atol=1e-6, rtol=0)

@@ -35,7 +35,11 @@ class UnitGaussian:
         return self.mean + alpha / (alpha**2 + sigma**2) * (x_t - alpha * self.mean)
 
 
-@pytest.mark.parametrize("objective", [TDM(match="clean"), TDM(solver="renoise"), DMD2()], ids=["clean", "renoise", "dmd2"])
+@pytest.mark.parametrize(
+    "objective",
+    [TDM(match="clean"), TDM(solver="renoise"), DMD2()],
+    ids=["clean", "renoise", "dmd2"],
+)
 def test_the_clean_prediction_is_what_is_noised(process, objective):
     path = path_at(process)
     x0_hat = 0.5 * path.x + 0.3
@@ -60,7 +64,9 @@ def test_dmd2_updates_its_fake_five_times():
 
 
 def test_the_gradient_is_the_closed_form_kl_gradient_of_noised_predictions(process):
-    """x_tau ~ N(alpha m, (alpha^2 + sigma^2) I) against N(0, same): in x0, D_fake - D_teacher = sigma^2 m / (alpha^2 + sigma^2)."""
+    """x_tau ~ N(alpha m, (alpha^2 + sigma^2) I) against N(0, same): in x0, D_fake - D_teacher =
+    sigma^2 m / (alpha^2 + sigma^2).
+    """
     mean = torch.tensor([0.5, -1.0])
     theta, path, objective = mean.clone().requires_grad_(), path_at(process), DMD2(distance="l2")
     noise = torch.randn(len(path.x), 2, generator=generator(7))
@@ -78,8 +84,12 @@ def test_a_dpm_trajectory_is_matched_where_its_solver_goes(process):
     path, x0_hat = path_at(process), torch.full((20_000, 2), 0.4)
     times = uniform(4, process).tensor()
     earlier = times[(path.k + 1).clamp(max=4)]
-    path = Trajectory(path.x, path.k, path.lower, path.upper, NULL, Before(torch.full_like(path.x, -0.3), earlier))
-    ddim, dpm = (TDM(solver=solver).draw(path, x0_hat, generator(1), process) for solver in ("ddim", "dpm++"))
+    path = Trajectory(
+        path.x, path.k, path.lower, path.upper, NULL, Before(torch.full_like(path.x, -0.3), earlier)
+    )
+    ddim, dpm = (
+        TDM(solver=solver).draw(path, x0_hat, generator(1), process) for solver in ("ddim", "dpm++")
+    )
     same = (ddim.x_tau - dpm.x_tau).abs().amax(1) < 1e-5
     assert same[(path.k == 4) | (path.k == 1)].all()  # first and last step are of first order
     assert not same[path.k == 2].any()

@@ -17,7 +17,11 @@ class Linear(torch.nn.Module):
 
     def __init__(self, process, a, b):
         super().__init__()
-        self.process, self.a, self.b = process, torch.nn.Parameter(torch.as_tensor(a)), torch.nn.Parameter(torch.as_tensor(b))
+        self.process, self.a, self.b = (
+            process,
+            torch.nn.Parameter(torch.as_tensor(a)),
+            torch.nn.Parameter(torch.as_tensor(b)),
+        )
 
     def forward(self, x_t, t, cond):
         return self.a + self.b * x_t
@@ -36,16 +40,24 @@ def one_tau_draw(process, m, g, batch=400_000):
     path = Trajectory(x, k, times[k - 1], times[k], NULL)
     theta = torch.tensor([m, g], requires_grad=True)
     objective = Fisher(margin_low=0.2, margin_high=0.05)
-    return objective.draw(path, theta[0] + theta[1] * x, torch.Generator().manual_seed(5), process), theta
+    return (
+        objective.draw(path, theta[0] + theta[1] * x, torch.Generator().manual_seed(5), process),
+        theta,
+    )
 
 
 def levels(process):
-    return [[a.double().item() for a in process.alpha_sigma(torch.tensor([t]))] for t in (0.5, 0.7, 0.75)]
+    return [
+        [a.double().item() for a in process.alpha_sigma(torch.tensor([t]))]
+        for t in (0.5, 0.7, 0.75)
+    ]
 
 
 @pytest.mark.parametrize("m, g", [(0.8, 0.0), (0.8, 0.5), (-0.4, 0.9)])
 def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, g):
-    """q = N(mu, v), p = N(0, w): F = mu^2 / w^2 + v (1 / w - 1 / v)^2, in the student's shift m and slope g."""
+    """q = N(mu, v), p = N(0, w): F = mu^2 / w^2 + v (1 / w - 1 / v)^2, in the student's shift m and
+    slope g.
+    """
     draw, theta = one_tau_draw(process, m, g)
     (alpha_s, sigma_s), (alpha, sigma), (alpha_u, sigma_u) = levels(process)
     scale, beta = alpha / alpha_s, draw.beta[0].double().item()
@@ -55,7 +67,9 @@ def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, 
     by_hand = torch.tensor([2 * mu * slope / w**2, (1 / w**2 - 1 / v**2) * 2 * spread * slope])
 
     torch.testing.assert_close(draw.slope[0].item(), slope, rtol=1e-4, atol=1e-6)
-    roles = Roles(None, denoiser_of(process, mu, v, alpha, sigma), denoiser_of(process, 0.0, w, alpha, sigma))
+    roles = Roles(
+        None, denoiser_of(process, mu, v, alpha, sigma), denoiser_of(process, 0.0, w, alpha, sigma)
+    )
     along, _ = direction(roles, draw, NULL)
     blocks = []
     for rows in torch.arange(len(along)).chunk(40):
@@ -70,12 +84,20 @@ def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, 
 def test_the_student_s_turn_reaches_the_student_alone_and_descends(process):
     draw, theta = one_tau_draw(process, 0.8, 0.3, batch=20_000)
     (alpha_s, sigma_s), (alpha, sigma), (alpha_u, sigma_u) = levels(process)
-    roles = Roles(None, denoiser_of(process, 0.8 * alpha, 1.0, alpha, sigma), denoiser_of(process, 0.0, 1.0, alpha, sigma))
+    roles = Roles(
+        None,
+        denoiser_of(process, 0.8 * alpha, 1.0, alpha, sigma),
+        denoiser_of(process, 0.0, 1.0, alpha, sigma),
+    )
     Fisher().loss("student", roles, draw, NULL)["loss"].backward()
     assert theta.grad[0] > 0
-    assert all(p.grad is None for network in (roles.fake, roles.teacher) for p in network.parameters())
+    assert all(
+        p.grad is None for network in (roles.fake, roles.teacher) for p in network.parameters()
+    )
 
 
 def test_a_distance_is_refused():
-    with pytest.raises(ValueError, match="distance='l2'.*kind 'fisher' has no distance.*kind 'tdm'"):
+    with pytest.raises(
+        ValueError, match="distance='l2'.*kind 'fisher' has no distance.*kind 'tdm'"
+    ):
         Fisher(distance="l2")

@@ -46,7 +46,9 @@ def one_tau(process, objective, theta, batch=400_000):
 
 def law(process, theta, draw):
     """Mean and variance of x_tau on the trajectory."""
-    (alpha_s, sigma_s), (alpha, _), (_, sigma_u) = [[a.item() for a in process.alpha_sigma(torch.tensor([t]))] for t in (0.5, 0.7, 0.75)]
+    (alpha_s, sigma_s), (alpha, _), (_, sigma_u) = [
+        [a.item() for a in process.alpha_sigma(torch.tensor([t]))] for t in (0.5, 0.7, 0.75)
+    ]
     scale = alpha / alpha_s
     return draw.slope[0].item() * theta, (scale * sigma_s / sigma_u) ** 2 + draw.beta[0].item() ** 2
 
@@ -64,9 +66,17 @@ def test_the_logistic_discriminator_is_least_at_the_log_ratio_of_the_laws(proces
     real = -0.4 + spread * torch.randn(len(draw.tau), 1, generator=torch.Generator().manual_seed(8))
     m_p = -0.4 * alpha
     for shift, bound in ((0.0, None), (0.1, 8)):
-        roles = Roles(None, Nothing(process), None, Logit((m_p - m_q) / v + shift, (m_q**2 - m_p**2) / (2 * v)), lambda pick: real)
+        roles = Roles(
+            None,
+            Nothing(process),
+            None,
+            Logit((m_p - m_q) / v + shift, (m_q**2 - m_p**2) / (2 * v)),
+            lambda pick: real,
+        )
         objective.loss("discriminator", roles, draw, NULL)["loss"].backward()
-        error = roles.discriminator.weights.grad.abs() * len(real) ** 0.5  # each sample's gradient is of order 1
+        error = (
+            roles.discriminator.weights.grad.abs() * len(real) ** 0.5
+        )  # each sample's gradient is of order 1
         assert error.max() < 4 if bound is None else error.max() > bound
 
 
@@ -87,22 +97,43 @@ def test_without_weight_the_student_s_gradient_is_tdm_s(process):
     def gradient(objective):
         theta = torch.tensor([0.6], requires_grad=True)
         roles = Roles(None, Nothing(process), lambda x, t, c: 0.3 * x, Logit(0.7, 0.0), None)
-        objective.loss("student", roles, one_tau(process, objective, theta, batch=64), NULL)["loss"].backward()
+        objective.loss("student", roles, one_tau(process, objective, theta, batch=64), NULL)[
+            "loss"
+        ].backward()
         return theta.grad.item()
 
-    assert gradient(GAN(weight=0.0, **OPTIONS)) == gradient(TDM(**OPTIONS)) != gradient(GAN(weight=1.0, **OPTIONS))
+    assert (
+        gradient(GAN(weight=0.0, **OPTIONS))
+        == gradient(TDM(**OPTIONS))
+        != gradient(GAN(weight=1.0, **OPTIONS))
+    )
 
 
 def test_a_gradient_too_small_for_float16_is_not_lost_inside_the_discriminator(process):
-    """D is the mean of 2^18 elements, each counting 1e-3, in float16: an element's share, 4e-9, is less than it can hold."""
+    """D is the mean of 2^18 elements, each counting 1e-3, in float16: an element's share, 4e-9, is
+    less than it can hold.
+    """
     objective, size = GAN(weight=1.0, **OPTIONS), 2**18
     times = uniform(4, process).tensor()
     k = torch.full((1,), 3)
     x0_hat = torch.zeros(1, size, requires_grad=True)
-    draw = objective.draw(Trajectory(torch.randn(1, size), k, times[k - 1], times[k], NULL), x0_hat, torch.Generator().manual_seed(5), process)
-    roles = Roles(None, Nothing(process), Nothing(process), lambda x, t, c: (x.half() * 1e-3).mean(1).float(), None)
+    draw = objective.draw(
+        Trajectory(torch.randn(1, size), k, times[k - 1], times[k], NULL),
+        x0_hat,
+        torch.Generator().manual_seed(5),
+        process,
+    )
+    roles = Roles(
+        None,
+        Nothing(process),
+        Nothing(process),
+        lambda x, t, c: (x.half() * 1e-3).mean(1).float(),
+        None,
+    )
     objective.loss("student", roles, draw, NULL)["loss"].backward()
-    torch.testing.assert_close(x0_hat.grad, (-draw.slope[:, None] * 1e-3 / size).expand(1, size), rtol=2e-3, atol=0)
+    torch.testing.assert_close(
+        x0_hat.grad, (-draw.slope[:, None] * 1e-3 / size).expand(1, size), rtol=2e-3, atol=0
+    )
 
 
 def test_the_critic_hears_k():

@@ -38,22 +38,40 @@ class World:
 
     def __init__(self, objective, *, accumulation=1, cfg=3.0, seed=0):
         exact = ExactDenoiser(Mixture.circle(), PROCESS)
-        self.networks = {role: VelocityNetwork(exact.process, width=16, seed=i) for i, role in enumerate(("student", "fake"))}
+        self.networks = {
+            role: VelocityNetwork(exact.process, width=16, seed=i)
+            for i, role in enumerate(("student", "fake"))
+        }
         for i, network in enumerate(self.networks.values()):
-            torch.nn.init.normal_(network.layers[-1].weight, std=0.1, generator=torch.Generator().manual_seed(i))
+            torch.nn.init.normal_(
+                network.layers[-1].weight, std=0.1, generator=torch.Generator().manual_seed(i)
+            )
         config = OptimConfig(lr=1e-3, clip=0, algorithm="sgd")
         self.engines = {
             role: TorchEngine(network, config, total_steps=1, accumulation=accumulation)
             for role, network in self.networks.items()
         }
-        self.counted = {role: Counted(network) for role, network in self.networks.items()} | {"teacher": Counted(exact)}
-        self.roles = Roles(self.counted["student"], self.counted["fake"], Guided(self.counted["teacher"], Cond({}), cfg))
+        self.counted = {role: Counted(network) for role, network in self.networks.items()} | {
+            "teacher": Counted(exact)
+        }
+        self.roles = Roles(
+            self.counted["student"],
+            self.counted["fake"],
+            Guided(self.counted["teacher"], Cond({}), cfg),
+        )
         self.objective, self.seed = objective, seed
 
     def iterate(self, step=0, micros=1, first_stream=0):
         return iterate(
-            step, [Cond({})] * micros, (BATCH, 2), objective=self.objective, roles=self.roles, engines=self.engines,
-            grid=uniform(4, PROCESS), streams=Streams(self.seed), first_stream=first_stream,
+            step,
+            [Cond({})] * micros,
+            (BATCH, 2),
+            objective=self.objective,
+            roles=self.roles,
+            engines=self.engines,
+            grid=uniform(4, PROCESS),
+            streams=Streams(self.seed),
+            first_stream=first_stream,
         )
 
     def weights(self, role):
@@ -77,7 +95,9 @@ def test_a_stopped_rollout_costs_k_dependent_calls_and_6_5_on_average():
     for step in range(200):
         before = world.forwards()
         world.iterate(step)
-        k = torch.randint(1, 5, (1,), generator=Streams(0).generator(step, "k", device="cpu")).item()
+        k = torch.randint(
+            1, 5, (1,), generator=Streams(0).generator(step, "k", device="cpu")
+        ).item()
         costs.append(world.forwards() - before)
         assert costs[-1] == (4 - k) + 5
     assert set(costs) == {5, 6, 7, 8} and sum(costs) / 200 == pytest.approx(6.5, abs=0.25)
@@ -99,7 +119,9 @@ def test_a_shared_draw_saves_one_forward():
 
 
 def test_one_call_of_the_fake_gives_both_turns_the_gradients_of_a_call_each(monkeypatch):
-    """Of two calls before the fake's step: so its weights are held still, where the call is made twice."""
+    """Of two calls before the fake's step: so its weights are held still, where the call is made
+    twice.
+    """
     moves = {}
     for once in (True, False):
         world = World(TDM(rollout="full", draws="shared"))
@@ -110,7 +132,9 @@ def test_one_call_of_the_fake_gives_both_turns_the_gradients_of_a_call_each(monk
         world.iterate()
         assert world.forwards() == (7 if once else 8)
         moves[once] = {role: world.weights(role) - weights for role, weights in before.items()}
-    assert moves[True]["student"].norm() > 0 and torch.equal(moves[True]["student"], moves[False]["student"])
+    assert moves[True]["student"].norm() > 0 and torch.equal(
+        moves[True]["student"], moves[False]["student"]
+    )
     assert moves[True]["fake"].norm() > 0
 
 
@@ -128,7 +152,9 @@ def test_the_fake_moves_alike_with_a_draw_of_its_own_and_with_a_shared_one():
 @pytest.mark.parametrize("settings", [{"fake_updates": 2}, {"kind": "fisher"}])
 def test_a_draw_that_cannot_serve_both_turns_is_refused(settings):
     kind = {"fisher": Fisher}.get(settings.pop("kind", "tdm"), TDM)
-    with pytest.raises(ValueError, match="objective.draws='shared', fake_updates=.*; use draws='own'"):
+    with pytest.raises(
+        ValueError, match="objective.draws='shared', fake_updates=.*; use draws='own'"
+    ):
         kind(draws="shared", **settings)
 
 
@@ -140,10 +166,16 @@ def test_no_guidance_saves_one_forward():
 
 @pytest.mark.parametrize("draws", ["own", "shared"])
 def test_two_micro_batches_average_the_moves_of_two_iterations(draws):
-    """With the fake held still, so that the student's turn compares against the same fake in all three."""
+    """With the fake held still, so that the student's turn compares against the same fake in all
+    three.
+    """
     objective = TDM(rollout="full", draws=draws)
     moves = {}
-    for name, micros, accumulation, first in (("both", 2, 2, 0), ("first", 1, 1, 0), ("second", 1, 1, 1)):
+    for name, micros, accumulation, first in (
+        ("both", 2, 2, 0),
+        ("first", 1, 1, 0),
+        ("second", 1, 1, 1),
+    ):
         world = World(objective, accumulation=accumulation)
         world.engines["fake"].config = OptimConfig(lr=1e-30, clip=0, algorithm="sgd")
         before = world.weights("student")
@@ -156,12 +188,18 @@ def test_two_micro_batches_average_the_moves_of_two_iterations(draws):
 
 def test_the_fake_accumulates_over_micro_batches_too():
     moves = {}
-    for name, micros, accumulation, first in (("both", 2, 2, 0), ("first", 1, 1, 0), ("second", 1, 1, 1)):
+    for name, micros, accumulation, first in (
+        ("both", 2, 2, 0),
+        ("first", 1, 1, 0),
+        ("second", 1, 1, 1),
+    ):
         world = World(TDM(rollout="stop"), accumulation=accumulation)
         before = world.weights("fake")
         world.iterate(micros=micros, first_stream=first)
         moves[name] = world.weights("fake").double() - before.double()
-    torch.testing.assert_close(moves["both"], (moves["first"] + moves["second"]) / 2, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        moves["both"], (moves["first"] + moves["second"]) / 2, rtol=1e-3, atol=1e-7
+    )
 
 
 class Poisoned(TDM):
@@ -184,7 +222,10 @@ def test_a_loss_that_is_not_finite_steps_nothing_from_there_on(bad, still):
 
 
 def test_a_failed_turn_leaves_no_gradient_behind():
-    poisoned, clean = World(type("Bad", (Poisoned,), {"bad": "fake"})(rollout="full")), World(TDM(rollout="full"))
+    poisoned, clean = (
+        World(type("Bad", (Poisoned,), {"bad": "fake"})(rollout="full")),
+        World(TDM(rollout="full")),
+    )
     poisoned.iterate(0)
     poisoned.objective = clean.objective
     poisoned.iterate(1), clean.iterate(1)
@@ -198,7 +239,11 @@ def test_the_kept_graph_gives_the_gradient_of_a_recomputed_call(monkeypatch):
         world = World(TDM(rollout="full"))
         original = GradedPath.__init__
         with monkeypatch.context() as patch:
-            patch.setattr(GradedPath, "__init__", lambda self, path, roles, keep, k=keep: original(self, path, roles, k))
+            patch.setattr(
+                GradedPath,
+                "__init__",
+                lambda self, path, roles, keep, k=keep: original(self, path, roles, k),
+            )
             before = world.weights("student")
             world.iterate()
         moves[keep] = world.weights("student") - before
@@ -209,7 +254,18 @@ def test_the_kept_graph_gives_the_gradient_of_a_recomputed_call(monkeypatch):
 class Waits(TorchFunctionMode):
     """Names of the calls that bring a value to the host, for which the host would wait on a GPU."""
 
-    FETCH = {"item", "tolist", "cpu", "numpy", "nonzero", "is_nonzero", "__bool__", "__int__", "__float__", "__index__"}
+    FETCH = {
+        "item",
+        "tolist",
+        "cpu",
+        "numpy",
+        "nonzero",
+        "is_nonzero",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+    }
 
     def __init__(self):
         super().__init__()
@@ -229,7 +285,9 @@ def test_the_host_waits_once_for_every_turn_and_once_for_the_scalars(fake_update
     with Waits() as waits:
         world.iterate(1)
     assert waits.names.count("tolist") == fake_updates + 2
-    assert [name for name in waits.names if name != "tolist"] == ["__int__"]  # k, which is drawn on the host
+    assert [name for name in waits.names if name != "tolist"] == [
+        "__int__"
+    ]  # k, which is drawn on the host
 
 
 def test_an_iteration_is_a_function_of_seed_and_step():

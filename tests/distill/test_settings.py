@@ -1,4 +1,6 @@
-"""No setting of a method does nothing: each changes what an iteration gives, beside any other one too, or is refused."""
+"""No setting of a method does nothing: each changes what an iteration gives, beside any other one
+too, or is refused.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -16,19 +18,44 @@ from tdmvid.parallel.engine import StepResult
 from tdmvid.parallel.rng import Streams
 
 VALUES = {
-    "cfg": (3.0,), "match": ("clean",), "solver": ("dpm++", "renoise"), "segments": ("to_terminal", "everywhere"), "randmid": (True,), "margin_low": (0.2,),
-    "margin_high": (0.2,), "fresh_noise": (0.2,), "distance": ("huber_vector", "l2"), "huber_c": (0.5,), "fake_target": ("exact", "x0_hat"),
-    "importance": ("sum",), "fake_weight": ("velocity",), "snr_ceiling": (0.5,), "fake_updates": (2,), "draws": ("shared",), "rollout": ("full",),
+    "cfg": (3.0,),
+    "match": ("clean",),
+    "solver": ("dpm++", "renoise"),
+    "segments": ("to_terminal", "everywhere"),
+    "randmid": (True,),
+    "margin_low": (0.2,),
+    "margin_high": (0.2,),
+    "fresh_noise": (0.2,),
+    "distance": ("huber_vector", "l2"),
+    "huber_c": (0.5,),
+    "fake_target": ("exact", "x0_hat"),
+    "importance": ("sum",),
+    "fake_weight": ("velocity",),
+    "snr_ceiling": (0.5,),
+    "fake_updates": (2,),
+    "draws": ("shared",),
+    "rollout": ("full",),
 }
+
+
 def same_by_meaning(objective, pair):
-    """Of two lower ends of tau the upper one counts; a draw from the clean prediction is one, and its exact target is x0_hat."""
+    """Of two lower ends of tau the upper one counts; a draw from the clean prediction is one, and
+    its exact target is x0_hat.
+    """
     names = {name for name, _ in pair}
-    return names == {"margin_low", "fresh_noise"} or objective.from_clean and ("fake_target" in names or dict(pair).get("solver") == "renoise" and "match" in names)
+    return (
+        names == {"margin_low", "fresh_noise"}
+        or objective.from_clean
+        and ("fake_target" in names or dict(pair).get("solver") == "renoise" and "match" in names)
+    )
 
 
 def differ(some, others):
     """Whether scalars of iterations differ by more than rounding."""
-    return any(a.keys() != b.keys() or any(abs(a[name] - b[name]) > 1e-4 * abs(b[name]) for name in a) for a, b in zip(some, others))
+    return any(
+        a.keys() != b.keys() or any(abs(a[name] - b[name]) > 1e-4 * abs(b[name]) for name in a)
+        for a, b in zip(some, others)
+    )
 
 
 class Told(ExactDenoiser):
@@ -40,24 +67,43 @@ class Told(ExactDenoiser):
 
 @pytest.fixture(scope="module")
 def numbers():
-    """`numbers(kind, cfg=3.0, ...)`: the scalars of some iterations that step nothing; None if the settings are refused."""
+    """`numbers(kind, cfg=3.0, ...)`: the scalars of some iterations that step nothing; None if the
+    settings are refused.
+    """
     process = RectifiedFlow()
     networks = [VelocityNetwork(process, width=8, seed=seed) for seed in range(3)]
     real = torch.randn(8, 2, generator=torch.Generator().manual_seed(3))
-    null, cond, critic = Cond({"shift": torch.zeros(1, 2)}), Cond({"shift": torch.full((8, 2), 0.1)}), Critic(width=8)
+    null, cond, critic = (
+        Cond({"shift": torch.zeros(1, 2)}),
+        Cond({"shift": torch.full((8, 2), 0.1)}),
+        Critic(width=8),
+    )
     told = Told(Mixture.circle(), process)
-    still = SimpleNamespace(backward=lambda loss: None, step=lambda skip: StepResult(True, 0.0, 0.0))
+    still = SimpleNamespace(
+        backward=lambda loss: None, step=lambda skip: StepResult(True, 0.0, 0.0)
+    )
 
     def numbers(kind, **settings):
         try:
             objective = objectives()[kind](**settings)
         except ValueError:
             return None
-        roles = Roles(networks[0], networks[1], Guided(told, null, objective.cfg), critic, lambda pick: real)
-        return [iterate(
-            step, [cond], (8, 2), objective=objective, roles=roles, engines=dict.fromkeys(("student", "fake", "discriminator"), still),
-            grid=uniform(4, process), streams=Streams(0),
-        ).scalars for step in range(4)]
+        roles = Roles(
+            networks[0], networks[1], Guided(told, null, objective.cfg), critic, lambda pick: real
+        )
+        return [
+            iterate(
+                step,
+                [cond],
+                (8, 2),
+                objective=objective,
+                roles=roles,
+                engines=dict.fromkeys(("student", "fake", "discriminator"), still),
+                grid=uniform(4, process),
+                streams=Streams(0),
+            ).scalars
+            for step in range(4)
+        ]
 
     return numbers
 
@@ -65,10 +111,26 @@ def numbers():
 @pytest.mark.parametrize("kind", sorted(objectives()))
 def test_no_setting_is_without_effect_beside_another(numbers, kind):
     default, plain = objectives()[kind](), numbers(kind)
-    singles = [(name, value) for name, values in VALUES.items() for value in values if getattr(default, name) != value]
+    singles = [
+        (name, value)
+        for name, values in VALUES.items()
+        for value in values
+        if getattr(default, name) != value
+    ]
     alone = {single: numbers(kind, **dict([single])) for single in singles}
     pairs = [pair for pair in itertools.combinations(singles, 2) if pair[0][0] != pair[1][0]]
-    found = {pair: both for pair in pairs if (both := numbers(kind, **dict(pair))) and not same_by_meaning(objectives()[kind](**dict(pair)), pair)}
-    assert len(found) > 50 and all(differ(both, alone[one]) for pair, both in found.items() for one in pair if alone[one])
-    allowed = [single for single in singles if alone[single] and not same_by_meaning(objectives()[kind](**dict([single])), (single,))]
+    found = {
+        pair: both
+        for pair in pairs
+        if (both := numbers(kind, **dict(pair)))
+        and not same_by_meaning(objectives()[kind](**dict(pair)), pair)
+    }
+    assert len(found) > 50 and all(
+        differ(both, alone[one]) for pair, both in found.items() for one in pair if alone[one]
+    )
+    allowed = [
+        single
+        for single in singles
+        if alone[single] and not same_by_meaning(objectives()[kind](**dict([single])), (single,))
+    ]
     assert allowed and all(differ(alone[single], plain) for single in allowed)

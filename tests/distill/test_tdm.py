@@ -32,16 +32,26 @@ def mixed_k(batch=4096):
 
 # The draw
 
-@pytest.mark.parametrize("options", [
-    {}, {"randmid": True}, {"segments": "to_terminal"}, {"randmid": True, "segments": "to_terminal"},
-    {"margin_low": 0.0, "margin_high": 0.0},
-], ids=str)
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"randmid": True},
+        {"segments": "to_terminal"},
+        {"randmid": True, "segments": "to_terminal"},
+        {"margin_low": 0.0, "margin_high": 0.0},
+    ],
+    ids=str,
+)
 def test_x_tau_is_alpha_x0_hat_plus_sigma_eps_mix(process, options):
     path = path_at(process, mixed_k())
     x0_hat = 0.5 * path.x + 0.3
     draw = TDM(**options).draw(path, x0_hat, generator(1), process)
     alpha, sigma = process.levels(draw.tau, x0_hat)
-    torch.testing.assert_close(alpha * x0_hat + sigma * draw.eps_mix, draw.x_tau, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        alpha * x0_hat + sigma * draw.eps_mix, draw.x_tau, atol=2e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
@@ -51,7 +61,9 @@ def test_x_tau_is_the_next_state_carried_on_by_fresh_noise(process, k):
     draw = TDM().draw(path, x0_hat, generator(1), process)
     next_state = process.noise(x0_hat, process.eps_from_x0(path.x, x0_hat, path.upper), path.lower)
     assert torch.equal(draw.s, path.lower)
-    torch.testing.assert_close(draw.x_tau, process.renoise(next_state, draw.eps, path.lower, draw.tau))
+    torch.testing.assert_close(
+        draw.x_tau, process.renoise(next_state, draw.eps, path.lower, draw.tau)
+    )
     assert (draw.beta - process.bridge(draw.s, draw.tau)[1]).abs().max() == 0
 
 
@@ -75,7 +87,9 @@ def test_randmid_starts_anywhere_in_the_segment(process):
     path = path_at(process, mixed_k(40_000))
     draw = TDM(randmid=True).draw(path, path.x, generator(1), process)
     into = draw.s - path.lower
-    assert into.min() >= 0 and into.min() < 0.002 and into.max() > 0.228 and into.max() <= 0.23 + 1e-6
+    assert (
+        into.min() >= 0 and into.min() < 0.002 and into.max() > 0.228 and into.max() <= 0.23 + 1e-6
+    )
     assert (draw.tau - draw.s).min() >= 0.02 - 1e-5 and (draw.tau <= path.upper + 1e-6).all()
 
 
@@ -99,7 +113,9 @@ def test_fresh_noise_keeps_draws_off_the_clean_end(process):
 
 
 def test_a_segment_shorter_than_its_margin_is_drawn_at_its_end(process):
-    path = Trajectory(torch.randn(8, 2), torch.ones(8).long(), torch.full((8,), 0.5), torch.full((8,), 0.51), NULL)
+    path = Trajectory(
+        torch.randn(8, 2), torch.ones(8).long(), torch.full((8,), 0.5), torch.full((8,), 0.51), NULL
+    )
     draw = TDM().draw(path, path.x, generator(1), process)
     torch.testing.assert_close(draw.tau, path.upper)
     assert (draw.beta > 0).all() and draw.eps_mix.isfinite().all()
@@ -107,7 +123,9 @@ def test_a_segment_shorter_than_its_margin_is_drawn_at_its_end(process):
 
 def test_no_margin_still_leaves_room_for_noise(process):
     path = path_at(process, mixed_k(40_000))
-    draw = TDM(margin_low=0.0, margin_high=0.0, randmid=True, fake_target="exact").draw(path, path.x, generator(1), process)
+    draw = TDM(margin_low=0.0, margin_high=0.0, randmid=True, fake_target="exact").draw(
+        path, path.x, generator(1), process
+    )
     assert (draw.beta > 0).all() and draw.x_tau.isfinite().all() and draw.eps_mix.isfinite().all()
 
 
@@ -120,6 +138,7 @@ def test_the_same_generator_gives_the_same_draw_and_x_tau_is_detached(process):
 
 
 # The generator's gradient
+
 
 class Gaussian:
     """E[x0 | x_t] of N(mean, std^2 I): the exact denoiser of a Gaussian."""
@@ -134,7 +153,8 @@ class Gaussian:
 
 
 def shift_gradient(process, objective, shift, *, batch=20_000):
-    """d loss / d shift of the student x0_hat = shift + noise, whose exact fake score is N(shift, 1); teacher N(0, 1).
+    """d loss / d shift of the student x0_hat = shift + noise, whose exact fake score is N(shift,
+    1); teacher N(0, 1).
 
     Also the draw and the normaliser, to write the same gradient by hand.
     """
@@ -142,7 +162,9 @@ def shift_gradient(process, objective, shift, *, batch=20_000):
     noise = torch.randn(batch, len(shift), generator=generator(1))
     path = path_at(process, mixed_k(batch), dim=len(shift), seed=2)
     draw = objective.draw(path, theta + noise, generator(3), process)
-    roles = Roles(None, Gaussian(process, theta.detach()), Gaussian(process, torch.zeros(len(shift))))
+    roles = Roles(
+        None, Gaussian(process, theta.detach()), Gaussian(process, torch.zeros(len(shift)))
+    )
     objective.loss("student", roles, draw, NULL)["loss"].backward()
     clean = draw.x0_hat.detach()
     norm = (clean - roles.teacher(draw.x_tau, draw.tau, NULL)).abs().mean(1)
@@ -151,13 +173,17 @@ def shift_gradient(process, objective, shift, *, batch=20_000):
 
 @pytest.mark.parametrize("shift", [[0.7], [0.5, -1.0]])
 def test_the_gradient_is_the_closed_form_kl_gradient(process, shift):
-    """Score difference of N(alpha m, v) and N(0, v) is alpha m / v; in x0 it is D_fake - D_teacher = sigma^2 / v m."""
+    """Score difference of N(alpha m, v) and N(0, v) is alpha m / v; in x0 it is D_fake - D_teacher
+    = sigma^2 / v m.
+    """
     found, draw, norm = shift_gradient(process, TDM(distance="l2"), shift)
     alpha, sigma = process.alpha_sigma(draw.tau)
     share = sigma.square() / (alpha.square() + sigma.square())
     expected = 2 / len(shift) * (share / norm).mean() * torch.tensor(shift)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    assert (found * torch.tensor(shift) > 0).all()  # descent moves the student to the teacher's mean
+    assert (
+        found * torch.tensor(shift) > 0
+    ).all()  # descent moves the student to the teacher's mean
 
 
 @pytest.mark.parametrize("kind", ["huber", "huber_vector", "l2"])
@@ -193,7 +219,9 @@ def test_each_turn_reaches_its_own_role_only(process, role):
 
 
 def test_the_student_s_gradient_passes_through_x0_hat_alone(process):
-    """d loss / d x0_hat is 2 (fake - teacher) / (norm dims batch) for l2, x_tau's own dependence left out."""
+    """d loss / d x0_hat is 2 (fake - teacher) / (norm dims batch) for l2, x_tau's own dependence
+    left out.
+    """
     path, roles = path_at(process, 2, batch=64), Roles(*(Scale(process) for _ in range(3)))
     with torch.no_grad():
         roles.teacher.scale.fill_(0.3)
@@ -201,24 +229,34 @@ def test_the_student_s_gradient_passes_through_x0_hat_alone(process):
     draw = TDM().draw(path, x0_hat, generator(1), process)
     TDM(distance="l2").loss("student", roles, draw, NULL)["loss"].backward()
     norm = (x0_hat - 0.3 * draw.x_tau).abs().mean(1, keepdim=True).detach()
-    torch.testing.assert_close(x0_hat.grad, 2 * 0.2 * draw.x_tau / (norm * 3 * 64), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(
+        x0_hat.grad, 2 * 0.2 * draw.x_tau / (norm * 3 * 64), rtol=1e-4, atol=1e-8
+    )
 
 
 # The fake's targets
+
 
 class Posterior(torch.nn.Module):
     """Predicts a + b x_tau, [a, b] from elsewhere plus a parameter at zero."""
 
     def __init__(self, process, a, b):
         super().__init__()
-        self.process, self.a, self.b, self.offset = process, a, b, torch.nn.Parameter(torch.zeros(2))
+        self.process, self.a, self.b, self.offset = (
+            process,
+            a,
+            b,
+            torch.nn.Parameter(torch.zeros(2)),
+        )
 
     def forward(self, x_t, t, cond):
         return self.a + self.offset[0] + (self.b + self.offset[1]) * x_t
 
 
 def fixed_tau_draw(process, student, *, batch=400_000):
-    """A draw at k = 3 and one tau, of a 1-D student x0_hat = m + g z with z the state at s_3: x_3 ~ N(0, 1)."""
+    """A draw at k = 3 and one tau, of a 1-D student x0_hat = m + g z with z the state at s_3: x_3 ~
+    N(0, 1).
+    """
     path = path_at(process, 3, batch=batch, dim=1, seed=4)
     m, g = student
     tau = torch.full((batch,), 0.7)
@@ -240,11 +278,18 @@ def law_of_the_trajectory(process, student):
 
 
 def gradient_in_standard_errors(process, objective, draw, a, b):
-    """The fake's gradient at prediction a + b x_tau, in units of its Monte Carlo error, over 40 blocks."""
+    """The fake's gradient at prediction a + b x_tau, in units of its Monte Carlo error, over 40
+    blocks.
+    """
     blocks = []
     fake = Posterior(process, a, b)
     for rows in torch.arange(len(draw.tau)).chunk(40):
-        part = Draw(*(getattr(draw, name)[rows] for name in ("x0_hat", "x_tau", "s", "tau", "eps", "eps_mix", "beta")))
+        part = Draw(
+            *(
+                getattr(draw, name)[rows]
+                for name in ("x0_hat", "x_tau", "s", "tau", "eps", "eps_mix", "beta")
+            )
+        )
         loss = objective.loss("fake", Roles(None, fake, None), part, NULL)["loss"]
         blocks.append(torch.autograd.grad(loss, fake.offset)[0])
     blocks = torch.stack(blocks)
@@ -256,7 +301,9 @@ STUDENTS = [(0.8, 0.0), (0.8, 0.5), (-0.4, 0.9)]
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_the_exact_target_is_least_at_the_score_of_the_trajectory(process, student):
-    """By Tweedie, x0* has the conditional mean (x + sigma^2 score(x)) / alpha, score of q(x_tau) on the trajectory."""
+    """By Tweedie, x0* has the conditional mean (x + sigma^2 score(x)) / alpha, score of q(x_tau) on
+    the trajectory.
+    """
     draw, _ = fixed_tau_draw(process, student)
     mean, variance, alpha, sigma = law_of_the_trajectory(process, student)
     ratio = sigma.square() / variance
@@ -267,7 +314,9 @@ def test_the_exact_target_is_least_at_the_score_of_the_trajectory(process, stude
 
 
 @pytest.mark.parametrize("student", STUDENTS[1:])  # the first has no variance left to weigh
-def test_the_weighted_target_is_least_at_the_posterior_of_noised_predictions(process, student, monkeypatch):
+def test_the_weighted_target_is_least_at_the_posterior_of_noised_predictions(
+    process, student, monkeypatch
+):
     """With the ratio of densities as weight, x_tau counts as if it were x0_hat with fresh noise.
 
     So the minimiser is E[x0_hat | alpha x0_hat + sigma fresh noise]. It is the trajectory's own
@@ -279,7 +328,9 @@ def test_the_weighted_target_is_least_at_the_posterior_of_noised_predictions(pro
     b = alpha * g**2 / ((alpha * g).square() + sigma.square())
     a = m - b * alpha * m
     weight = importance_weight(draw.eps_mix, draw.eps, "sum")
-    assert (weight == 20).float().mean() < 1e-3  # rarely clamped; without the clamp, which biases it:
+    assert (
+        weight == 20
+    ).float().mean() < 1e-3  # rarely clamped; without the clamp, which biases it:
     monkeypatch.setattr(
         "tdmvid.distill.tdm.importance_weight",
         lambda eps_mix, eps, kind: ((eps.square() - eps_mix.square()).sum(1) / 2).exp(),
@@ -290,37 +341,55 @@ def test_the_weighted_target_is_least_at_the_posterior_of_noised_predictions(pro
 
 
 def test_both_targets_agree_where_the_noise_is_independent_of_the_prediction(process):
-    """A constant x0_hat, and x_u its noised self: q(x_tau) is N(alpha m, sigma^2) and the minimiser is m."""
+    """A constant x0_hat, and x_u its noised self: q(x_tau) is N(alpha m, sigma^2) and the minimiser
+    is m.
+    """
     u_alpha, u_sigma = process.alpha_sigma(torch.tensor([0.75]))
     batch = 400_000
     path = path_at(process, 3, batch=batch, dim=1, seed=4)
     path = Trajectory(u_alpha * 0.8 + u_sigma * path.x, path.k, path.lower, path.upper, NULL)
-    draw = TDM(margin_low=0.2, margin_high=0.05).draw(path, torch.full((batch, 1), 0.8), generator(5), process)
+    draw = TDM(margin_low=0.2, margin_high=0.05).draw(
+        path, torch.full((batch, 1), 0.8), generator(5), process
+    )
     for objective in (TDM(fake_target="exact"), TDM(importance="sum"), TDM()):
-        found = gradient_in_standard_errors(process, objective, draw, torch.tensor([0.8]), torch.tensor([0.0]))
-        assert (found.nan_to_num(0).abs() < 4).all()  # 0 / 0 for x0_hat targets, which have no noise left here
+        found = gradient_in_standard_errors(
+            process, objective, draw, torch.tensor([0.8]), torch.tensor([0.0])
+        )
+        assert (
+            found.nan_to_num(0).abs() < 4
+        ).all()  # 0 / 0 for x0_hat targets, which have no noise left here
 
 
 def test_the_exact_target_is_finite_at_alpha_zero(vp):
     path = path_at(vp, 4, batch=64)
-    draw = TDM(margin_low=0.25, margin_high=0.0, fake_target="exact").draw(path, path.x, generator(1), vp)
+    draw = TDM(margin_low=0.25, margin_high=0.0, fake_target="exact").draw(
+        path, path.x, generator(1), vp
+    )
     assert draw.tau.eq(1).all() and vp.alpha_sigma(draw.tau)[0].eq(0).all()
     fake = Scale(vp)
     loss = TDM(fake_target="exact").loss("fake", Roles(None, fake, None), draw, NULL)["loss"]
     loss.backward()
-    assert loss.isfinite() and loss < 1e-8 and fake.scale.grad == 0  # nothing of x0 is left there to learn
+    assert (
+        loss.isfinite() and loss < 1e-8 and fake.scale.grad == 0
+    )  # nothing of x0 is left there to learn
     assert TDM().loss("fake", Roles(None, fake, None), draw, NULL)["loss"].isfinite()
 
 
 def test_the_exact_target_s_weight_is_the_other_s_times_the_share_of_fresh_noise(process):
-    """Both are min(snr, 5) |prediction - target|^2; the exact one times (beta / sigma)^2, and without a division by alpha."""
+    """Both are min(snr, 5) |prediction - target|^2; the exact one times (beta / sigma)^2, and
+    without a division by alpha.
+    """
     path = path_at(process, mixed_k(512))
     draw = TDM().draw(path, 0.4 * path.x, generator(1), process)
     alpha, sigma = process.levels(draw.tau, draw.x_tau)
     target = (draw.x_tau - sigma**2 * draw.eps / broadcast(draw.beta, sigma)) / alpha
-    weight = (alpha / sigma).square().clamp(max=5.0) * (broadcast(draw.beta, sigma) / sigma).square()
+    weight = (alpha / sigma).square().clamp(max=5.0) * (
+        broadcast(draw.beta, sigma) / sigma
+    ).square()
     expected = (weight * (0.5 * draw.x_tau - target).square()).mean()
-    found = TDM(fake_target="exact").loss("fake", Roles(None, Scale(process), None), draw, NULL)["loss"]
+    found = TDM(fake_target="exact").loss("fake", Roles(None, Scale(process), None), draw, NULL)[
+        "loss"
+    ]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
@@ -338,8 +407,11 @@ def test_the_fake_s_loss_is_its_formula(process):
 
 # The importance weight
 
+
 def test_the_sum_weight_is_the_density_ratio_up_to_a_constant_of_tau(process):
-    """q(x_tau | x0_hat) / q(x_tau | x_s) = (beta / sigma)^d w; the left-out factor depends on the times alone."""
+    """q(x_tau | x0_hat) / q(x_tau | x_s) = (beta / sigma)^d w; the left-out factor depends on the
+    times alone.
+    """
     path = path_at(process, mixed_k(2048))
     x0_hat = 0.9 * path.x + 0.1
     draw = TDM().draw(path, x0_hat, generator(1), process)
@@ -347,21 +419,33 @@ def test_the_sum_weight_is_the_density_ratio_up_to_a_constant_of_tau(process):
     scale, beta = process.bridge(draw.s, draw.tau)
     alpha, sigma = process.alpha_sigma(draw.tau)
     law = torch.distributions.Normal
-    from_x0 = law(broadcast(alpha, x0_hat) * x0_hat, broadcast(sigma, x0_hat)).log_prob(draw.x_tau).sum(1)
+    from_x0 = (
+        law(broadcast(alpha, x0_hat) * x0_hat, broadcast(sigma, x0_hat)).log_prob(draw.x_tau).sum(1)
+    )
     from_x_s = law(broadcast(scale, x_s) * x_s, broadcast(beta, x_s)).log_prob(draw.x_tau).sum(1)
     exponent = (draw.eps.square() - draw.eps_mix.square()).sum(1) / 2
-    torch.testing.assert_close(from_x0 - from_x_s, exponent + 3 * (beta / sigma).log(), atol=2e-3, rtol=1e-3)
-    torch.testing.assert_close(importance_weight(draw.eps_mix, draw.eps, "sum"), exponent.exp().clamp(max=20.0))
+    torch.testing.assert_close(
+        from_x0 - from_x_s, exponent + 3 * (beta / sigma).log(), atol=2e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(
+        importance_weight(draw.eps_mix, draw.eps, "sum"), exponent.exp().clamp(max=20.0)
+    )
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"margin_low": -0.1}, "margin_low=-0.1.*not negative"),
-    ({"fake_updates": 0}, "fake_updates=0.*at least 1"),
-    ({"cfg": -1.0}, "cfg=-1.0.*>= 0"),
-    ({"snr_ceiling": 0.0}, "snr_ceiling=0.0.*> 0"),
-    ({"fake_weight": "velocity", "fake_target": "exact"}, "fake_weight='velocity'.*variance is infinite.*fake_target='x0_hat'"),
-    ({"fresh_noise": 1.0}, r"fresh_noise=1.0.*\[0, 1\)"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"margin_low": -0.1}, "margin_low=-0.1.*not negative"),
+        ({"fake_updates": 0}, "fake_updates=0.*at least 1"),
+        ({"cfg": -1.0}, "cfg=-1.0.*>= 0"),
+        ({"snr_ceiling": 0.0}, "snr_ceiling=0.0.*> 0"),
+        (
+            {"fake_weight": "velocity", "fake_target": "exact"},
+            "fake_weight='velocity'.*variance is infinite.*fake_target='x0_hat'",
+        ),
+        ({"fresh_noise": 1.0}, r"fresh_noise=1.0.*\[0, 1\)"),
+    ],
+)
 def test_an_impossible_option_is_refused_with_value_and_rule(options, message):
     with pytest.raises(ValueError, match=message):
         TDM(**options)

@@ -47,13 +47,21 @@ def test_a_benchmark_of_no_seeds_is_refused_before_it_works(monkeypatch):
         toy.main()
 
 
-@pytest.mark.parametrize("pair, message", [
-    ("distance=foo", "error: objective.distance='foo': choose one of 'huber', 'huber_vector', 'l2'"),
-    ("snr_ceiling=abc", "error: objective.snr_ceiling='abc' must be of type float"),
-    ("snr=5", "error: --set snr=5: write NAME=VALUE, NAME one of cfg, match"),
-    ("kind=fisher", "error: --set kind=fisher: write NAME=VALUE"),
-])
-def test_an_option_that_tdm_does_not_have_is_refused_before_the_benchmark_works(monkeypatch, pair, message):
+@pytest.mark.parametrize(
+    "pair, message",
+    [
+        (
+            "distance=foo",
+            "error: objective.distance='foo': choose one of 'huber', 'huber_vector', 'l2'",
+        ),
+        ("snr_ceiling=abc", "error: objective.snr_ceiling='abc' must be of type float"),
+        ("snr=5", "error: --set snr=5: write NAME=VALUE, NAME one of cfg, match"),
+        ("kind=fisher", "error: --set kind=fisher: write NAME=VALUE"),
+    ],
+)
+def test_an_option_that_tdm_does_not_have_is_refused_before_the_benchmark_works(
+    monkeypatch, pair, message
+):
     monkeypatch.setattr(sys, "argv", ["toy.py", "--set", pair])
     monkeypatch.setattr(toy, "floor", lambda: pytest.fail("it works"))
     with pytest.raises(SystemExit, match=f"^{message}"):
@@ -61,14 +69,18 @@ def test_an_option_that_tdm_does_not_have_is_refused_before_the_benchmark_works(
 
 
 def test_the_benchmark_s_options_are_read_as_a_config_s():
-    assert toy._objective(["draws=shared", "fresh_noise=0.5", "randmid=true"]) == replace(toy.OBJECTIVE, draws="shared", fresh_noise=0.5, randmid=True)
+    assert toy._objective(["draws=shared", "fresh_noise=0.5", "randmid=true"]) == replace(
+        toy.OBJECTIVE, draws="shared", fresh_noise=0.5, randmid=True
+    )
 
 
 @pytest.mark.slow
 def test_student_and_fake_start_from_a_score_that_parts_narrow_modes():
     process, generator = toy.stable_diffusion(), torch.Generator().manual_seed(0)
     network, t = toy.pretrained(process, toy.Recipe()), torch.full((5000,), 0.05)
-    x_t = process.noise(Mixture.circle().sample(5000, generator), torch.randn(5000, 2, generator=generator), t)
+    x_t = process.noise(
+        Mixture.circle().sample(5000, generator), torch.randn(5000, 2, generator=generator), t
+    )
     exact = ExactDenoiser(Mixture.circle(), process)(x_t, t, toy.NULL)
     with torch.no_grad():
         error = (network(x_t, t, toy.NULL) - exact).square().mean().sqrt()
@@ -111,7 +123,16 @@ def test_a_wrong_sign_segment_or_fake_is_clearly_worse():
     process = toy.stable_diffusion()
     small = toy.Recipe(iterations=400, width=64, batch=256, lr_student=3e-4, ema=0.98)
     found = {}
-    for kind in (TDM, WrongSign, WrongSegment, StaleFake):  # x0_hat as target: the exact one has no tau below s
+    for kind in (
+        TDM,
+        WrongSign,
+        WrongSegment,
+        StaleFake,
+    ):  # x0_hat as target: the exact one has no tau below s
         objective = kind(rollout="full", distance="l2", snr_ceiling=50.0)
-        found[kind.__name__] = toy.score(toy.distil(process, replace(small, objective=objective)), 4)
-    assert all(found[name] > 1.25 * found["TDM"] for name in ("WrongSign", "WrongSegment", "StaleFake")), found
+        found[kind.__name__] = toy.score(
+            toy.distil(process, replace(small, objective=objective)), 4
+        )
+    assert all(
+        found[name] > 1.25 * found["TDM"] for name in ("WrongSign", "WrongSegment", "StaleFake")
+    ), found

@@ -10,5 +10,9 @@ import importlib
 import pkgutil
 
 BUILDERS = {
-    module.PIPELINE: module for module in (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    module.PIPELINE: module
+    for module in (
+        importlib.import_module(f"{__name__}.{found.name}")
+        for found in pkgutil.iter_modules(__path__)
+    )
 }

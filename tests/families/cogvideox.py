@@ -11,5 +11,7 @@ build = tiny_pipeline
 
 
 def encoded(pipeline, prompts):
-    embeds, null = pipeline.encode_prompt(prompts, do_classifier_free_guidance=True, max_sequence_length=12)
+    embeds, null = pipeline.encode_prompt(
+        prompts, do_classifier_free_guidance=True, max_sequence_length=12
+    )
     return {"prompt_embeds": embeds}, {"prompt_embeds": null}

@@ -14,10 +14,20 @@ SIZE = ClipSize(frames=9, height=32, width=48)
 
 def tiny_transformer(**changes):
     """Three heads, 2 blocks; as initialised, the modulated blocks would hardly see time and text."""
-    transformer = WanTransformer3DModel(**{
-        "num_attention_heads": 3, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 16, "freq_dim": 16,
-        "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32,
-    } | changes)
+    transformer = WanTransformer3DModel(
+        **{
+            "num_attention_heads": 3,
+            "attention_head_dim": 12,
+            "in_channels": 4,
+            "out_channels": 4,
+            "text_dim": 16,
+            "freq_dim": 16,
+            "ffn_dim": 32,
+            "num_layers": 2,
+            "rope_max_seq_len": 32,
+        }
+        | changes
+    )
     with torch.no_grad():
         for parameter in transformer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
@@ -25,16 +35,37 @@ def tiny_transformer(**changes):
 
 
 def build(variant):
-    """A random Wan of a few thousand weights: 9 frames of 32 x 48 pixels give latents of 4 channels, 3 x 4 x 6."""
+    """A random Wan of a few thousand weights: 9 frames of 32 x 48 pixels give latents of 4
+    channels, 3 x 4 x 6.
+    """
     vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.8, 1.1, 2.0],
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 2.0],
     )
-    encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return WanPipeline(tiny_tokenizer(), encoder.eval(), vae.eval(), scheduler, tiny_transformer(cross_attn_norm=variant == "cross_norm"))
+    encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+        )
+    )
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return WanPipeline(
+        tiny_tokenizer(),
+        encoder.eval(),
+        vae.eval(),
+        scheduler,
+        tiny_transformer(cross_attn_norm=variant == "cross_norm"),
+    )
 
 
 @torch.no_grad()
 def encoded(pipeline, prompts):
-    embeds, null = pipeline.encode_prompt(prompts, do_classifier_free_guidance=True, max_sequence_length=512)
+    embeds, null = pipeline.encode_prompt(
+        prompts, do_classifier_free_guidance=True, max_sequence_length=512
+    )
     return {"prompt_embeds": embeds}, {"prompt_embeds": null}

@@ -12,7 +12,12 @@ import socket
 import traceback
 from pathlib import Path
 
-HEAVY = ["deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "peft.tuners.lora", "tdmvid.backbones.cogvideox"]
+HEAVY = [
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "peft.tuners.lora",
+    "tdmvid.backbones.cogvideox",
+]
 
 
 def save(engine, folder: Path) -> None:
@@ -27,8 +32,12 @@ def _rank_main(queue, function, arguments: tuple, rank: int, size: int, port: in
 
     torch.set_num_threads(1)
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_RANK=str(rank),
+        LOCAL_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     try:
         queue.put((rank, function(*arguments), None))
@@ -37,7 +46,9 @@ def _rank_main(queue, function, arguments: tuple, rank: int, size: int, port: in
 
 
 def run_ranks(size: int, function, *arguments, seconds: float = 60.0) -> list:
-    """function(*arguments) in `size` ranks; their results (no tensors: they would share memory), by rank."""
+    """function(*arguments) in `size` ranks; their results (no tensors: they would share memory), by
+    rank.
+    """
     os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
@@ -45,7 +56,10 @@ def run_ranks(size: int, function, *arguments, seconds: float = 60.0) -> list:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = context.Queue()
-    ranks = [context.Process(target=_rank_main, args=(queue, function, arguments, rank, size, port)) for rank in range(size)]
+    ranks = [
+        context.Process(target=_rank_main, args=(queue, function, arguments, rank, size, port))
+        for rank in range(size)
+    ]
     for process in ranks:
         process.start()
     try:

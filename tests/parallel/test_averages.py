@@ -10,7 +10,9 @@ WIDTH, LAYERS = 8, 4
 
 
 def sampled(stage: int, threshold: int) -> dict:
-    """Outputs with the own weights, the average and the own again, beside what they should be, and the most values that a rank had whole."""
+    """Outputs with the own weights, the average and the own again, beside what they should be, and
+    the most values that a rank had whole.
+    """
     import deepspeed
 
     from tdmvid.parallel import deepspeed_engine, launch
@@ -21,7 +23,13 @@ def sampled(stage: int, threshold: int) -> dict:
     network = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
     plain = copy.deepcopy(network)
     engine = deepspeed_engine.DeepSpeedEngine(
-        network, OptimConfig(lr=0.1), total_steps=1, micro_batch=2, ema=0.5, zero_stage=stage, persistence_threshold=threshold
+        network,
+        OptimConfig(lr=0.1),
+        total_steps=1,
+        micro_batch=2,
+        ema=0.5,
+        zero_stage=stage,
+        persistence_threshold=threshold,
     )
     x = torch.randn(2, WIDTH)
     engine.backward(engine(x).square().mean())
@@ -49,8 +57,17 @@ def sampled(stage: int, threshold: int) -> dict:
         after = engine(x)
     first = sorted(engine.weights(averaged=True, everywhere=False))
     launch.finish()
-    same = torch.equal(before, after), (before - expected[False]).abs().max().item(), (inside - expected[True]).abs().max().item()
-    return {"same": same, "moved": (expected[True] - expected[False]).abs().max().item(), "whole": max(whole), "weights": len(first)}
+    same = (
+        torch.equal(before, after),
+        (before - expected[False]).abs().max().item(),
+        (inside - expected[True]).abs().max().item(),
+    )
+    return {
+        "same": same,
+        "moved": (expected[True] - expected[False]).abs().max().item(),
+        "whole": max(whole),
+        "weights": len(first),
+    }
 
 
 @pytest.mark.parametrize("stage, threshold", [(3, 0), (3, 10), (3, 100_000), (2, 0)])

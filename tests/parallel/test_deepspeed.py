@@ -48,7 +48,9 @@ class Case:
     zero_stage: int = 3
     threshold: int = 0
     dtype: str = "float32"
-    skip: tuple[int, int] | None = None  # at this iteration the student of this stream asks for no step
+    skip: tuple[int, int] | None = (
+        None  # at this iteration the student of this stream asks for no step
+    )
     poison: tuple[int, int] | None = None  # at this iteration this stream has a NaN in its text
     save: str | None = None  # after half of the steps, or after the last of `span`
     span: tuple[int, int] | None = None  # only these iterations
@@ -69,17 +71,37 @@ def model(tmp_path_factory) -> str:
     return write_model(tmp_path_factory.mktemp("cogvideox"))
 
 
-def write_model(folder: Path, *, heads: int = 2, layers: int = 1, text: int = 8, rotary: bool = False) -> str:
-    """A tiny transformer of `heads` heads on `text` + 48 tokens, with scheduler and the autoencoder's shape."""
+def write_model(
+    folder: Path, *, heads: int = 2, layers: int = 1, text: int = 8, rotary: bool = False
+) -> str:
+    """A tiny transformer of `heads` heads on `text` + 48 tokens, with scheduler and the
+    autoencoder's shape.
+    """
     torch.manual_seed(0)
     CogVideoXTransformer3DModel(
-        num_attention_heads=heads, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=16,
-        num_layers=layers, sample_width=8, sample_height=8, sample_frames=9, max_text_seq_length=text,
+        num_attention_heads=heads,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=16,
+        text_embed_dim=16,
+        num_layers=layers,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=text,
         use_rotary_positional_embeddings=rotary,
     ).save_pretrained(folder / "transformer")
-    CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0).save_pretrained(folder / "scheduler")
+    CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
+    ).save_pretrained(folder / "scheduler")
     (folder / "vae").mkdir()
-    vae = {"_class_name": AutoencoderKLCogVideoX.__name__, "block_out_channels": [8] * 4, "temporal_compression_ratio": 4, "scaling_factor": 1.0}
+    vae = {
+        "_class_name": AutoencoderKLCogVideoX.__name__,
+        "block_out_channels": [8] * 4,
+        "temporal_compression_ratio": 4,
+        "scaling_factor": 1.0,
+    }
     (folder / "vae" / "config.json").write_text(json.dumps(vae))
     return str(folder)
 
@@ -95,11 +117,20 @@ def randomise(module, seed: int) -> None:
 def build(case: Case, world: launch.World):
     """The backbone, and the engine of each role over one shared base."""
     size = ClipSize(frames=9, height=64, width=64)
-    backbone = CogVideoX(Path(case.model), ModelConfig(path=case.model, dtype=case.dtype), size, "cpu")
+    backbone = CogVideoX(
+        Path(case.model), ModelConfig(path=case.model, dtype=case.dtype), size, "cpu"
+    )
     if case.full:
-        trees = {"student": deepcopy(backbone.network).requires_grad_(True), "fake": deepcopy(backbone.network).requires_grad_(True)}
+        trees = {
+            "student": deepcopy(backbone.network).requires_grad_(True),
+            "fake": deepcopy(backbone.network).requires_grad_(True),
+        }
     else:
-        copy = shared_copy(backbone.network) if case.shared else CogVideoX(Path(case.model), ModelConfig(dtype=case.dtype), size, "cpu").network
+        copy = (
+            shared_copy(backbone.network)
+            if case.shared
+            else CogVideoX(Path(case.model), ModelConfig(dtype=case.dtype), size, "cpu").network
+        )
         trees = {"student": backbone.network, "fake": copy}
     engines = {}
     for seed, (role, tree) in enumerate(trees.items()):
@@ -110,30 +141,61 @@ def build(case: Case, world: launch.World):
             backbone.share_tokens(tree, world.sequence)
         tree.enable_gradient_checkpointing(keep_attention if case.kept else None)
         common = dict(total_steps=8, ema=0.9)
-        optim = replace(case.optim, lr=200.0) if (role, case.optim) == ("fake", SGD) else case.optim  # its gradient is as small
+        optim = (
+            replace(case.optim, lr=200.0) if (role, case.optim) == ("fake", SGD) else case.optim
+        )  # its gradient is as small
         if case.backend == "torch":
-            engines[role] = TorchEngine(tree, optim, accumulation=GLOBAL, dtype=getattr(torch, case.dtype), **common)
+            engines[role] = TorchEngine(
+                tree, optim, accumulation=GLOBAL, dtype=getattr(torch, case.dtype), **common
+            )
         else:
             engines[role] = DeepSpeedEngine(
-                tree, optim, accumulation=GLOBAL // world.data_size, micro_batch=BATCH, zero_stage=case.zero_stage,
-                dtype=getattr(torch, case.dtype), persistence_threshold=case.threshold,
-                offload=case.offload, **common,
+                tree,
+                optim,
+                accumulation=GLOBAL // world.data_size,
+                micro_batch=BATCH,
+                zero_stage=case.zero_stage,
+                dtype=getattr(torch, case.dtype),
+                persistence_threshold=case.threshold,
+                offload=case.offload,
+                **common,
             )
         if case.scale:
-            engines[role]._set_scale(LossScale(case.scale, 1000)) if case.backend != "torch" else setattr(engines[role], "scale", LossScale(case.scale, 1000))
+            (
+                engines[role]._set_scale(LossScale(case.scale, 1000))
+                if case.backend != "torch"
+                else setattr(engines[role], "scale", LossScale(case.scale, 1000))
+            )
     if not case.full:
         return backbone, engines, Base(engines["student"], engines["student"].module)
     teacher = backbone.network
     if world.sequence:
         backbone.share_tokens(teacher, world.sequence)
-    return backbone, engines, teacher if case.backend == "torch" else shard_frozen(teacher, micro_batch=BATCH, dtype=torch.float32, persistence_threshold=0)
+    return (
+        backbone,
+        engines,
+        (
+            teacher
+            if case.backend == "torch"
+            else shard_frozen(
+                teacher, micro_batch=BATCH, dtype=torch.float32, persistence_threshold=0
+            )
+        ),
+    )
 
 
 def gather_little(live: int) -> None:
-    """Make a small network as large as a real one to DeepSpeed: it does not fit into what may be gathered at a time."""
+    """Make a small network as large as a real one to DeepSpeed: it does not fit into what may be
+    gathered at a time.
+    """
+
     def config(*args, **kwargs):
         settings = deepspeed_config(*args, **kwargs)
-        settings["zero_optimization"] |= {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": live, "stage3_prefetch_bucket_size": live // 4}
+        settings["zero_optimization"] |= {
+            "stage3_max_live_parameters": live,
+            "stage3_max_reuse_distance": live,
+            "stage3_prefetch_bucket_size": live // 4,
+        }
         return settings
 
     deepspeed_engine.deepspeed_config = config
@@ -150,9 +212,13 @@ class Skipping:
 
 
 def run(case: Case) -> dict:
-    """Train; scalars of every iteration as averaged over ranks, and the final weights and averages as arrays."""
+    """Train; scalars of every iteration as averaged over ranks, and the final weights and averages
+    as arrays.
+    """
     torch.set_num_threads(1)
-    world = launch.start("none" if case.backend == "torch" else "auto", timeout_minutes=0.5, sequence=case.sequence)
+    world = launch.start(
+        "none" if case.backend == "torch" else "auto", timeout_minutes=0.5, sequence=case.sequence
+    )
     if case.live:
         gather_little(case.live)
     backbone, engines, teacher = build(case, world)
@@ -167,15 +233,30 @@ def run(case: Case) -> dict:
     saved_at = last_step if case.span else case.steps // 2
     for step in range(first_step, last_step):
         first, asked = world.data_rank * local, dict(engines)
-        texts = [torch.randn(BATCH, backbone.network.config.max_text_seq_length, 16, generator=streams.generator(step, "text", first + micro)) for micro in range(local)]
+        texts = [
+            torch.randn(
+                BATCH,
+                backbone.network.config.max_text_seq_length,
+                16,
+                generator=streams.generator(step, "text", first + micro),
+            )
+            for micro in range(local)
+        ]
         mine = range(first, first + local)
         if case.poison and case.poison[0] == step and case.poison[1] in mine:
             texts[case.poison[1] - first][0, 0, 0] = float("nan")
         if case.skip and case.skip[0] == step and case.skip[1] in mine:
             asked["student"] = Skipping(student)
         outcome = iterate(
-            step, [Cond({"prompt_embeds": text}) for text in texts], (BATCH, *backbone.latent_shape()), objective=TDM(draws=case.draws),
-            roles=roles, engines=asked, grid=grid, streams=streams, first_stream=first,
+            step,
+            [Cond({"prompt_embeds": text}) for text in texts],
+            (BATCH, *backbone.latent_shape()),
+            objective=TDM(draws=case.draws),
+            roles=roles,
+            engines=asked,
+            grid=grid,
+            streams=streams,
+            first_stream=first,
         )
         log.append(launch.mean(outcome.scalars))
         failed.append(outcome.failed)
@@ -192,13 +273,16 @@ def run(case: Case) -> dict:
 def arrays(engines) -> dict[str, np.ndarray]:
     return {
         f"{role}/{kind}/{name}": tensor.numpy()
-        for role, engine in engines.items() for kind, averaged in (("own", False), ("ema", True))
+        for role, engine in engines.items()
+        for kind, averaged in (("own", False), ("ema", True))
         for name, tensor in engine.weights(averaged=averaged).items()
     }
 
 
 def assert_same_run(a: dict, b: dict, *, losses: float = 1e-6, weights: float = 1e-5) -> None:
-    """Losses and gradient norms of every iteration within `losses`, weights and averages after it within `weights`."""
+    """Losses and gradient norms of every iteration within `losses`, weights and averages after it
+    within `weights`.
+    """
     assert a["failed"] == b["failed"] and a["updates"] == b["updates"]
     for step, failed in enumerate(a["failed"]):
         for name, value in a["log"][step].items():
@@ -238,18 +322,25 @@ OPTIMS = pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_the_reference_moves_far_more_than_the_tolerance(reference, optim):
     first, *_, last = reference(optim=optim)["weights"]
     for role in ("student/own", "fake/own"):
-        assert max(np.abs(value - first[name]).max() for name, value in part(last, role).items()) > 1e-4
+        assert (
+            max(np.abs(value - first[name]).max() for name, value in part(last, role).items())
+            > 1e-4
+        )
 
 
 @OPTIMS
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_zero_3_on_any_ranks_is_one_process_with_the_same_micro_batches(model, reference, ranks, optim):
+def test_zero_3_on_any_ranks_is_one_process_with_the_same_micro_batches(
+    model, reference, ranks, optim
+):
     for result in run_ranks(ranks, run, Case(model, optim=optim)):
         assert_same_run(result, reference(optim=optim))
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(model, reference, stage):
+def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(
+    model, reference, stage
+):
     expected = reference(draws="shared")
     for result in run_ranks(2, run, Case(model, draws="shared", zero_stage=stage)):
         assert_same_run(result, expected)
@@ -258,8 +349,12 @@ def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(m
 @OPTIMS
 @pytest.mark.parametrize("rotary", [False, True], ids=["sincos", "rotary"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(tmp_path, ranks, rotary, optim):
-    """3 heads and 7 + 48 tokens divide by neither 2 nor 4; 4 ranks are two videos of two ranks each."""
+def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(
+    tmp_path, ranks, rotary, optim
+):
+    """3 heads and 7 + 48 tokens divide by neither 2 nor 4; 4 ranks are two videos of two ranks
+    each.
+    """
     model = write_model(tmp_path, heads=3, layers=2, text=7, rotary=rotary)
     case = Case(model, optim=optim, steps=4)
     reference = run_ranks(1, run, replace(case, backend="torch"))[0]
@@ -271,7 +366,13 @@ def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(
 def test_three_whole_networks_are_sharded_too(model, reference, sequence):
     optim = replace(SGD, lr=0.05)
     whole = reference(full=True, optim=optim)
-    assert max(np.abs(value - whole["weights"][0][name]).max() for name, value in whole["weights"][-1].items()) > 1e-4
+    assert (
+        max(
+            np.abs(value - whole["weights"][0][name]).max()
+            for name, value in whole["weights"][-1].items()
+        )
+        > 1e-4
+    )
     for result in run_ranks(2, run, Case(model, full=True, optim=optim, sequence=sequence)):
         assert_same_run(result, whole)
 
@@ -306,7 +407,9 @@ def test_sharing_the_base_changes_nothing(model, reference):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_rank_that_fails_makes_all_ranks_skip_and_forget(model, reference, stage):
-    """Rank 1 asks to skip a student's step, then has a NaN: nothing moves, and learning goes on as if it had not been."""
+    """Rank 1 asks to skip a student's step, then has a NaN: nothing moves, and learning goes on as
+    if it had not been.
+    """
     trouble = dict(optim=ADAMW, steps=4, skip=(1, 1), poison=(2, 1))
     for result in run_ranks(2, run, Case(model, zero_stage=stage, **trouble)):
         assert result["failed"] == [None, "student", "fake", None]
@@ -316,29 +419,51 @@ def test_one_rank_that_fails_makes_all_ranks_skip_and_forget(model, reference, s
         assert_close(poisoned, skipped, 0)
 
 
-@pytest.mark.parametrize("change", [{"threshold": 100}, {"zero_stage": 2}], ids=["zero-3", "zero-2"])
+@pytest.mark.parametrize(
+    "change", [{"threshold": 100}, {"zero_stage": 2}], ids=["zero-3", "zero-2"]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(model, tmp_path, change):
     case = Case(model, optim=ADAMW, steps=4, **change)
     whole = run_ranks(2, run, replace(case, save=str(tmp_path)))
     resumed = run_ranks(2, run, replace(case, load=str(tmp_path)))
     for rank in (0, 1):
-        assert resumed[rank]["log"] == whole[rank]["log"][2:] and resumed[rank]["updates"] == whole[rank]["updates"]
+        assert (
+            resumed[rank]["log"] == whole[rank]["log"][2:]
+            and resumed[rank]["updates"] == whole[rank]["updates"]
+        )
         assert_close(resumed[rank]["weights"][-1], whole[rank]["weights"][-1], 0)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp_path, stage):
     """2 -> 1 -> 2 ranks: each part continues the last, in the numbers of the run in one process."""
-    case, whole = Case(model, optim=ADAMW, steps=6, zero_stage=stage), reference(optim=ADAMW, steps=6)
+    case, whole = (
+        Case(model, optim=ADAMW, steps=6, zero_stage=stage),
+        reference(optim=ADAMW, steps=6),
+    )
     parts = [(2, 0, 2), (1, 2, 4), (2, 4, 6)]
     for ranks, first, last in parts:
-        here = replace(case, load=str(tmp_path / str(first)) if first else None, save=str(tmp_path / str(last)), span=(first, last))
+        here = replace(
+            case,
+            load=str(tmp_path / str(first)) if first else None,
+            save=str(tmp_path / str(last)),
+            span=(first, last),
+        )
         for result in run_ranks(ranks, run, here):
-            assert_same_run(result, {name: value[first:last] if isinstance(value, list) else value for name, value in whole.items()} | {"updates": result["updates"]})
+            assert_same_run(
+                result,
+                {
+                    name: value[first:last] if isinstance(value, list) else value
+                    for name, value in whole.items()
+                }
+                | {"updates": result["updates"]},
+            )
 
 
 @pytest.mark.parametrize("stage, losses, weights", [(2, 1e-6, 1e-5), (3, 2e-3, 2e-3)])
-def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(model, reference, stage, losses, weights):
+def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
+    model, reference, stage, losses, weights
+):
     """ZeRO-3 rounds once more in every linear layer: it adds the bias to the rounded product."""
     for result in run_ranks(2, run, Case(model, dtype="bfloat16", zero_stage=stage)):
         assert_same_run(result, reference(dtype="bfloat16"), losses=losses, weights=weights)
@@ -350,10 +475,20 @@ def test_float16_arithmetic_trains_as_in_one_process(model, reference, stage):
         assert_same_run(result, reference(dtype="float16"), losses=2e-3, weights=2e-3)
 
 
-@pytest.mark.parametrize("backend, stage", [("torch", 0), ("deepspeed", 0), ("deepspeed", 2), ("deepspeed", 3)])
-def test_a_loss_scale_that_overflows_is_halved_until_it_fits_and_the_run_goes_on(model, backend, stage):
+@pytest.mark.parametrize(
+    "backend, stage", [("torch", 0), ("deepspeed", 0), ("deepspeed", 2), ("deepspeed", 3)]
+)
+def test_a_loss_scale_that_overflows_is_halved_until_it_fits_and_the_run_goes_on(
+    model, backend, stage
+):
     ranks = 1 if backend == "torch" else 2
-    for result in run_ranks(ranks, run, Case(model, backend, dtype="float16", zero_stage=stage, scale=2.0**36, steps=30, optim=ADAMW)):
+    for result in run_ranks(
+        ranks,
+        run,
+        Case(
+            model, backend, dtype="float16", zero_stage=stage, scale=2.0**36, steps=30, optim=ADAMW
+        ),
+    ):
         assert result["failed"] == [None] * 30, "an overflow of the scale is no failure"
         for role in ("student", "fake"):
             finite = [np.isfinite(row[f"grad_norm/{role}"]) for row in result["log"]]
@@ -366,7 +501,11 @@ def test_without_a_launcher_one_process_answers_for_itself(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     world = launch.start("auto")
     assert (world.rank, world.size, world.local_rank) == (0, 1, 0)
-    assert launch.all_agree(True) and not launch.all_agree(False) and launch.mean({"a": 2.0}) == {"a": 2.0}
+    assert (
+        launch.all_agree(True)
+        and not launch.all_agree(False)
+        and launch.mean({"a": 2.0}) == {"a": 2.0}
+    )
     launch.barrier()
     launch.finish()
     with pytest.raises(ValueError, match="no launcher"):
@@ -378,20 +517,35 @@ def test_without_a_launcher_one_process_answers_for_itself(monkeypatch):
 
 def talk() -> list:
     world = launch.start("deepspeed", timeout_minutes=0.5)
-    said = [launch.all_agree(True), launch.all_agree(world.rank == 0), launch.mean({"b": float(world.rank), "a": 1.0})]
+    said = [
+        launch.all_agree(True),
+        launch.all_agree(world.rank == 0),
+        launch.mean({"b": float(world.rank), "a": 1.0}),
+    ]
     launch.barrier()
     launch.finish()
     return [world.rank, world.size, world.device.type, *said]
 
 
 def test_ranks_agree_and_average():
-    assert run_ranks(2, talk) == [[rank, 2, "cpu", True, False, {"b": 0.5, "a": 1.0}] for rank in (0, 1)]
+    assert run_ranks(2, talk) == [
+        [rank, 2, "cpu", True, False, {"b": 0.5, "a": 1.0}] for rank in (0, 1)
+    ]
 
 
 def test_the_configuration_follows_the_optimiser_and_the_dtype():
-    choices = dict(zero_stage=3, micro_batch=2, accumulation=4, trainable=1000, persistence_threshold=7)
+    choices = dict(
+        zero_stage=3, micro_batch=2, accumulation=4, trainable=1000, persistence_threshold=7
+    )
     config = deepspeed_config(ADAMW, dtype=torch.float32, **choices)
     assert config["gradient_clipping"] == ADAMW.clip and config["gradient_accumulation_steps"] == 4
-    assert config["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 1000, "stage3_param_persistence_threshold": 7}
+    assert config["zero_optimization"] == {
+        "stage": 3,
+        "reduce_bucket_size": 1000,
+        "stage3_param_persistence_threshold": 7,
+    }
     assert "torch_autocast" not in config
-    assert deepspeed_config(ADAMW, dtype=torch.bfloat16, **choices)["torch_autocast"]["dtype"] == "bfloat16"
+    assert (
+        deepspeed_config(ADAMW, dtype=torch.bfloat16, **choices)["torch_autocast"]["dtype"]
+        == "bfloat16"
+    )

@@ -18,7 +18,9 @@ def network(seed=0, width=5):
 
 
 def engine(seed=0, width=5, **changes):
-    config = OptimConfig(**{"lr": 1e-2, "schedule": "cosine", "warmup": 2, "betas": (0.9, 0.99)} | changes)
+    config = OptimConfig(
+        **{"lr": 1e-2, "schedule": "cosine", "warmup": 2, "betas": (0.9, 0.99)} | changes
+    )
     return TorchEngine(network(seed, width), config, total_steps=8, ema=0.9)
 
 
@@ -30,7 +32,10 @@ def advance(role, steps):
 
 
 def state(role):
-    return {**role.weights(averaged=False), **{"ema." + name: p for name, p in role.weights(averaged=True).items()}}
+    return {
+        **role.weights(averaged=False),
+        **{"ema." + name: p for name, p in role.weights(averaged=True).items()},
+    }
 
 
 def assert_bitwise(a, b):
@@ -67,7 +72,10 @@ def test_a_foreign_checkpoint_is_refused_and_changes_nothing(tmp_path):
     save(engine(width=4), tmp_path / "narrow")
     role = engine()
     before = state(role)
-    with pytest.raises(ValueError, match=r"narrow: .*\(\d.*does not fit this model; resume with the config that wrote it"):
+    with pytest.raises(
+        ValueError,
+        match=r"narrow: .*\(\d.*does not fit this model; resume with the config that wrote it",
+    ):
         role.load(tmp_path / "narrow")
     assert_bitwise(state(role), before)
 
@@ -98,7 +106,9 @@ def test_the_clip_limits_the_norm_and_keeps_the_direction():
 
 
 def test_a_gradient_below_the_clip_is_left_alone():
-    torch.testing.assert_close(gradient_step(clip=10, scale=1e-3)[0], gradient_step(clip=0, scale=1e-3)[0])
+    torch.testing.assert_close(
+        gradient_step(clip=10, scale=1e-3)[0], gradient_step(clip=0, scale=1e-3)[0]
+    )
 
 
 def test_the_average_follows_its_formula():
@@ -116,7 +126,9 @@ def test_the_average_follows_its_formula():
 def test_micro_batches_average_their_gradients():
     x = torch.randn(8, 3)
     whole = TorchEngine(network(), OptimConfig(lr=1.0, clip=0, algorithm="sgd"), total_steps=1)
-    halves = TorchEngine(network(), OptimConfig(lr=1.0, clip=0, algorithm="sgd"), total_steps=1, accumulation=2)
+    halves = TorchEngine(
+        network(), OptimConfig(lr=1.0, clip=0, algorithm="sgd"), total_steps=1, accumulation=2
+    )
     whole.backward(whole(x).square().mean())
     for part in x.chunk(2):
         halves.backward(halves(part).square().mean())
@@ -135,7 +147,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
     assert not result.applied and role.updates == 2
     assert_bitwise(state(role), before)
     for index, moments in optimizer["state"].items():
-        assert all(torch.equal(moments[name], role.optimizer.state_dict()["state"][index][name]) for name in moments)
+        assert all(
+            torch.equal(moments[name], role.optimizer.state_dict()["state"][index][name])
+            for name in moments
+        )
     advance(role, [2])
     assert role.updates == 3 and all(t.isfinite().all() for t in state(role).values())
 
@@ -157,10 +172,16 @@ def test_the_rate_warms_up_and_falls_by_its_schedule():
     assert [warm.rate(step, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"lr": 0.0}, "lr=0.0: .*positive"), ({"lr": math.nan}, "lr=nan"), ({"clip": -1.0}, "clip=-1.0.*0 turns"),
-    ({"warmup": -1}, "warmup=-1"), ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lr": 0.0}, "lr=0.0: .*positive"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"clip": -1.0}, "clip=-1.0.*0 turns"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
+    ],
+)
 def test_a_bad_setting_is_refused_with_its_value(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**changes)
@@ -170,4 +191,6 @@ def test_a_loss_scale_comes_down_to_one_and_explains_no_overflow_there():
     scale = LossScale(4.0, patience=2)
     assert [scale.update(False) for _ in range(3)] == [True, True, False] and scale.value == 1
     assert [scale.update(True) for _ in range(3)] == [False] * 3 and scale.value == 2
-    assert LossScale.of(torch.float32) == LossScale.of(torch.bfloat16) == LossScale(1.0) and not LossScale.of(torch.bfloat16).update(False)
+    assert LossScale.of(torch.float32) == LossScale.of(torch.bfloat16) == LossScale(
+        1.0
+    ) and not LossScale.of(torch.bfloat16).update(False)

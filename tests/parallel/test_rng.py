@@ -34,4 +34,9 @@ def test_the_global_generator_is_not_touched():
 
 
 def test_numbers_do_not_change_from_release_to_release():
-    assert torch.randint(0, 1000, (4,), generator=Streams(7).generator(1, "k")).tolist() == [663, 406, 854, 409]
+    assert torch.randint(0, 1000, (4,), generator=Streams(7).generator(1, "k")).tolist() == [
+        663,
+        406,
+        854,
+        409,
+    ]

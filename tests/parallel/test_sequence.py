@@ -1,4 +1,6 @@
-"""Attention over tokens that lie on several ranks is attention, for any length and any number of heads."""
+"""Attention over tokens that lie on several ranks is attention, for any length and any number of
+heads.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,13 @@ def compare(cases: list[tuple[int, int]]) -> dict:
         joined = sharing.gather(out, length)
         (gradient,) = torch.autograd.grad(((joined - target) ** 2).sum(), whole)
         torch.distributed.all_reduce(gradient)
-        scale = sharing.size  # all ranks compute the same loss, and the gather's backward adds them up
-        found[length, heads] = (joined - expected).abs().max().item(), (gradient / scale - expected_gradient).abs().max().item()
+        scale = (
+            sharing.size
+        )  # all ranks compute the same loss, and the gather's backward adds them up
+        found[length, heads] = (
+            (joined - expected).abs().max().item(),
+            (gradient / scale - expected_gradient).abs().max().item(),
+        )
     launch.finish()
     return found
 
@@ -56,7 +63,14 @@ def refuse() -> str:
 
 
 def test_a_sequence_group_must_divide_the_ranks():
-    assert run_ranks(2, refuse) == ["parallel.sequence=3 does not divide 2 ranks: use 1, 2, or start another number of ranks (--plan: --ranks 3)"] * 2
+    assert (
+        run_ranks(2, refuse)
+        == [
+            "parallel.sequence=3 does not divide 2 ranks: use 1, 2, or start another number of"
+            " ranks (--plan: --ranks 3)"
+        ]
+        * 2
+    )
 
 
 def copied() -> bool:
@@ -79,5 +93,7 @@ def waits() -> float:
 
 
 def test_a_sequence_group_waits_as_long_as_the_run():
-    """One rank of a group decodes samples while the others wait for it in the group; NCCL's own limit is ten minutes."""
+    """One rank of a group decodes samples while the others wait for it in the group; NCCL's own
+    limit is ten minutes.
+    """
     assert run_ranks(2, waits) == [90 * 60.0] * 2

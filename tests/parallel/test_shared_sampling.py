@@ -13,20 +13,33 @@ PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 
 
 def sample(model, out, cache, hidden="", other=()):
-    """What launch/sample.py does in each rank: the files that this one wrote, and those of the manifest.
+    """What launch/sample.py does in each rank: the files that this one wrote, and those of the
+    manifest.
 
-    hidden: a file that only the first rank sees, as on a network file system that is behind; other: prompts of the second alone.
+    hidden: a file that only the first rank sees, as on a network file system that is behind; other:
+    prompts of the second alone.
     """
     world = launch.start("auto")
     if hidden and not world.primary:
         read = sampling.read_manifest
-        sampling.read_manifest = lambda out: [entry for entry in read(out) if entry["file"] != hidden]
+        sampling.read_manifest = lambda out: [
+            entry for entry in read(out) if entry["file"] != hidden
+        ]
     backbone = sampling.load_for_sampling(world, model=model, size="9x32x32")
     wrote, write = [], sampling._write
-    sampling._write = lambda out, shots, *rest: (wrote.extend(shot.file for shot in shots), write(out, shots, *rest))
+    sampling._write = lambda out, shots, *rest: (
+        wrote.extend(shot.file for shot in shots),
+        write(out, shots, *rest),
+    )
     shots = sampling.plan_shots([*PROMPTS, *(() if world.primary else other)], (0, 1), frames=9)
     manifest = sampling.sample_videos(
-        Path(out), shots, backbone=backbone, sampler=sampling.Sampler(steps=2, cfg=1.0), world=world, batch=2, cache=Path(cache),
+        Path(out),
+        shots,
+        backbone=backbone,
+        sampler=sampling.Sampler(steps=2, cfg=1.0),
+        world=world,
+        batch=2,
+        cache=Path(cache),
     )
     launch.finish()
     return wrote, [entry["file"] for entry in manifest]
@@ -34,7 +47,9 @@ def sample(model, out, cache, hidden="", other=()):
 
 def test_two_ranks_share_the_list_and_make_the_videos_of_one(tiny_cogvideox, tmp_path):
     model = str(tiny_cogvideox("sincos"))
-    (first, manifest), (second, other) = run_ranks(2, sample, model, str(tmp_path / "two"), str(tmp_path / "cache"))
+    (first, manifest), (second, other) = run_ranks(
+        2, sample, model, str(tmp_path / "two"), str(tmp_path / "cache")
+    )
     assert len(first) == len(second) == 3 and manifest == other == sorted(first + second)
     assert not list((tmp_path / "two").glob(".*"))  # the ranks' own manifests are one now
     run_ranks(1, sample, model, str(tmp_path / "one"), str(tmp_path / "cache"))
@@ -55,6 +70,16 @@ def test_ranks_that_see_another_folder_share_one_list(tiny_cogvideox, tmp_path):
 def test_ranks_with_other_prompts_are_refused_before_anything_is_made(tiny_cogvideox, tmp_path):
     """Each would take its share of another list, and some videos would be missing."""
     out = tmp_path / "out"
-    with pytest.raises(AssertionError, match="rank 1 was given another list of prompts than rank 0"):
-        run_ranks(2, sample, str(tiny_cogvideox("sincos")), str(out), str(tmp_path / "cache"), "", ["a cat"])
+    with pytest.raises(
+        AssertionError, match="rank 1 was given another list of prompts than rank 0"
+    ):
+        run_ranks(
+            2,
+            sample,
+            str(tiny_cogvideox("sincos")),
+            str(out),
+            str(tmp_path / "cache"),
+            "",
+            ["a cat"],
+        )
     assert not out.exists()

@@ -25,7 +25,9 @@ def learn(network, inputs, target) -> tuple[torch.Tensor, dict[str, torch.Tensor
 
 
 def compare(checkpointing: bool) -> tuple[float, float, float]:
-    """Errors of the output and of gradients averaged over ranks, relative to the largest values, and the smallest gradient."""
+    """Errors of the output and of gradients averaged over ranks, relative to the largest values,
+    and the smallest gradient.
+    """
     world = launch.start("deepspeed", timeout_minutes=0.5, sequence=int(os.environ["WORLD_SIZE"]))
     torch.manual_seed(0)
     one = attach(tiny_transformer(), LoraSettings(rank=2, alpha=2), Wan.lora_targets, seed=0)
@@ -38,7 +40,11 @@ def compare(checkpointing: bool) -> tuple[float, float, float]:
     if checkpointing:
         shared.enable_gradient_checkpointing()
     x, target = torch.randn(2, 2, 4, FRAMES, HEIGHT, WIDTH)
-    inputs = {"hidden_states": x, "timestep": torch.tensor([999.0, 120.5]), "encoder_hidden_states": torch.randn(2, 7, 16)}
+    inputs = {
+        "hidden_states": x,
+        "timestep": torch.tensor([999.0, 120.5]),
+        "encoder_hidden_states": torch.randn(2, 7, 16),
+    }
     expected, expected_gradients = learn(one, inputs, target)
     out, gradients = learn(shared, inputs, target)
     errors, smallest = [], float("inf")

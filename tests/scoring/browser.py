@@ -12,7 +12,9 @@ import subprocess
 import time
 from pathlib import Path
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 class Browser:
@@ -23,18 +25,26 @@ class Browser:
         to_child, self.write = os.pipe()
         self.read, from_child = os.pipe()
         flags = (
-            "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking --disable-component-update"
-            f" --disable-sync --disable-quic --remote-debugging-pipe --user-data-dir={shlex.quote(str(folder / 'profile'))} about:blank"
+            "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run"
+            " --disable-background-networking --disable-component-update --disable-sync"
+            " --disable-quic --remote-debugging-pipe"
+            f" --user-data-dir={shlex.quote(str(folder / 'profile'))} about:blank"
         )
-        self.process = subprocess.Popen(  # the browser reads commands from descriptor 3 and answers on 4
-            ["bash", "-c", f"exec {CHROMIUM} {flags} 3<&{to_child} 4>&{from_child}"], pass_fds=(to_child, from_child),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        self.process = (
+            subprocess.Popen(  # the browser reads commands from descriptor 3 and answers on 4
+                ["bash", "-c", f"exec {CHROMIUM} {flags} 3<&{to_child} 4>&{from_child}"],
+                pass_fds=(to_child, from_child),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         )
         os.close(to_child), os.close(from_child)
 
     def __enter__(self) -> Browser:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         self.call("Page.enable")
         self.call("Emulation.setTouchEmulationEnabled", enabled=True)
         return self
@@ -48,7 +58,9 @@ class Browser:
         """A command of the DevTools protocol and its answer."""
         self.count += 1
         message = {"id": self.count, "method": method, "params": params}
-        if self.session and not method.startswith(("Target", "Browser")):  # these are the whole browser's
+        if self.session and not method.startswith(
+            ("Target", "Browser")
+        ):  # these are the whole browser's
             message["sessionId"] = self.session
         os.write(self.write, json.dumps(message).encode() + b"\0")
         until = time.monotonic() + 60
@@ -73,7 +85,9 @@ class Browser:
 
     def value(self, expression: str):
         """What a JavaScript expression is in the page."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -92,10 +106,13 @@ class Browser:
     def tap(self, selector: str) -> None:
         """Touch the middle of an element."""
         box = self.value(
-            f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block:"
+            " 'center'}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y +"
+            " r.height / 2]; })()"
         )
-        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": box[0], "y": box[1]}])
+        self.call(
+            "Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": box[0], "y": box[1]}]
+        )
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def download(self, selector: str) -> Path:
@@ -111,4 +128,8 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """What the page looks like, as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+            )
+        )

@@ -24,7 +24,9 @@ def test_votes_have_wilsons_interval():
     half = z * (share * (1 - share) / votes + z * z / (4 * votes * votes)) ** 0.5 / grow
     centre = (share + z * z / (2 * votes)) / grow
     measure = binomial(wins, votes)
-    assert (measure.value, measure.low, measure.high) == pytest.approx((0.75, centre - half, centre + half), abs=1e-6)
+    assert (measure.value, measure.low, measure.high) == pytest.approx(
+        (0.75, centre - half, centre + half), abs=1e-6
+    )
     assert binomial(0, 5).low == 0 and binomial(5, 5).high == 1
 
 

@@ -37,7 +37,14 @@ print(json.dumps([measure(lambda: torch.zeros(mib * 2**18).add_(1), torch.device
 def test_the_peak_is_of_this_stage_and_not_of_an_earlier_one():
     """In a process of its own, whose allocator gives freed memory back."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", PEAKS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAKS],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     large, small = json.loads(done.stdout)
     if small is None:
         pytest.skip("this system does not reset a process's peak of memory")
@@ -55,18 +62,38 @@ def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster(program):
         "teacher": {"text": stage(1.0, 5), "denoiser": stage(97.0, 9), "autoencoder": stage(2.0)},
         "student": {"text": stage(1.0), "denoiser": stage(2.0), "autoencoder": stage(2.0)},
     }
-    found = program.compare(timed, {"teacher": 100, "student": 4}, {"teacher": stage(99.0, 12), "student": stage(6.0)})
-    assert found["faster"] == {"text": 1.0, "denoiser": 48.5, "autoencoder": 1.0, "all": 20.0, "end_to_end": 16.5} and found["fewer_calls"] == 25
-    assert found["samplers"]["student"]["stages"]["autoencoder"]["share"] == 0.4 and found["samplers"]["teacher"]["peak"] == 9
+    found = program.compare(
+        timed, {"teacher": 100, "student": 4}, {"teacher": stage(99.0, 12), "student": stage(6.0)}
+    )
+    assert (
+        found["faster"]
+        == {
+            "text": 1.0,
+            "denoiser": 48.5,
+            "autoencoder": 1.0,
+            "all": 20.0,
+            "end_to_end": 16.5,
+        }
+        and found["fewer_calls"] == 25
+    )
+    assert (
+        found["samplers"]["student"]["stages"]["autoencoder"]["share"] == 0.4
+        and found["samplers"]["teacher"]["peak"] == 9
+    )
     table = program.table(found, 1)
     assert "| faster by | 1.0 x | 48.5 x | 1.0 x | 20.0 x | 16.5 x | 25.0 x fewer |" in table
-    assert "The student's whole call takes 20 % more than its stages together" in table and "The teacher's" not in table
+    assert (
+        "The student's whole call takes 20 % more than its stages together" in table
+        and "The teacher's" not in table
+    )
 
 
 def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(program, tiny_cogvideox):
     from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 
-    backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8))
+    backbone = load_backbone(
+        ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8)
+    )
     timed = program.stages(backbone, None, ["a red circle"], steps=3, cfg=2.0, repeats=2)
     assert tuple(timed) == program.STAGES and all(stage.seconds > 0 for stage in timed.values())
 
@@ -76,13 +103,26 @@ def test_a_whole_call_ends_in_pictures_of_the_stages_latents(program, tiny_cogvi
     from tdmvid.adapters.bundle import use_student
     from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 
-    backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8))
+    backbone = load_backbone(
+        ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8)
+    )
     z = torch.randn(1, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("diffusers.pipelines.cogvideo.pipeline_cogvideox.randn_tensor", lambda *_, **__: z)
-    frames = backbone.stock_videos(use_student(backbone, None, whole=True), ["a red circle"], steps=3, cfg=2.0)[0]
+    monkeypatch.setattr(
+        "diffusers.pipelines.cogvideo.pipeline_cogvideox.randn_tensor", lambda *_, **__: z
+    )
+    frames = backbone.stock_videos(
+        use_student(backbone, None, whole=True), ["a red circle"], steps=3, cfg=2.0
+    )[0]
     cond, null = (backbone.encode_prompts([prompt]) for prompt in ("a red circle", ""))
-    latents = backbone.stock_latents(use_student(backbone, None), z, cond, steps=3, cfg=2.0, null=null)
+    latents = backbone.stock_latents(
+        use_student(backbone, None), z, cond, steps=3, cfg=2.0, null=null
+    )
     expected = (backbone.decode(latents)[0].permute(1, 2, 3, 0) + 1) * 127.5
-    found = torch.stack([torch.tensor(frame.getdata(), dtype=torch.float32).view(32, 32, 3) for frame in frames])
+    found = torch.stack(
+        [torch.tensor(frame.getdata(), dtype=torch.float32).view(32, 32, 3) for frame in frames]
+    )
     assert len(frames) == 9 and (found - expected).abs().max() < 1.5
-    assert program.end_to_end(backbone, None, ["a red circle"], steps=2, cfg=1.0, repeats=1).seconds > 0
+    assert (
+        program.end_to_end(backbone, None, ["a red circle"], steps=2, cfg=1.0, repeats=1).seconds
+        > 0
+    )

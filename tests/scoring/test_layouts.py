@@ -14,34 +14,78 @@ def files(found):
 def test_hpd_v2_has_a_folder_for_every_style(tmp_path):
     (tmp_path / "anime.json").write_text(json.dumps(["a girl", "a boy"]))
     (tmp_path / "photo.json").write_text(json.dumps(["a dog"]))
-    assert files(layout("hpdv2", tmp_path)) == {"anime/00000.jpg": "a girl", "anime/00001.jpg": "a boy", "photo/00000.jpg": "a dog"}
+    assert files(layout("hpdv2", tmp_path)) == {
+        "anime/00000.jpg": "a girl",
+        "anime/00001.jpg": "a boy",
+        "photo/00000.jpg": "a dog",
+    }
 
 
-@pytest.mark.parametrize("name, text", [("d.json", '["a cube", "two, cats"]'), ("d.csv", 'Prompts,Category\na cube,Colors\n"two, cats",Counting\n')])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("d.json", '["a cube", "two, cats"]'),
+        ("d.csv", 'Prompts,Category\na cube,Colors\n"two, cats",Counting\n'),
+    ],
+)
 def test_drawbench_is_a_flat_folder(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert files(layout("drawbench", tmp_path / name)) == {"00000.jpg": "a cube", "00001.jpg": "two, cats"}
+    assert files(layout("drawbench", tmp_path / name)) == {
+        "00000.jpg": "a cube",
+        "00001.jpg": "two, cats",
+    }
 
 
 def test_coco_takes_one_caption_of_every_image(tmp_path):
-    rows = [{"image_id": 42, "id": 9, "caption": "later"}, {"image_id": 7, "id": 5, "caption": "a bus "}, {"image_id": 42, "id": 3, "caption": "a dog"}]
+    rows = [
+        {"image_id": 42, "id": 9, "caption": "later"},
+        {"image_id": 7, "id": 5, "caption": "a bus "},
+        {"image_id": 42, "id": 3, "caption": "a dog"},
+    ]
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": rows}))
-    assert files(layout("coco", tmp_path / "captions.json")) == {"000000000007.png": "a bus", "000000000042.png": "a dog"}
+    assert files(layout("coco", tmp_path / "captions.json")) == {
+        "000000000007.png": "a bus",
+        "000000000042.png": "a dog",
+    }
 
 
 def test_images_of_one_caption_have_noise_of_their_own(tmp_path):
-    rows = [{"image_id": i, "id": i, "caption": caption} for i, caption in enumerate(["a dog", "a bus", "a dog ", "a dog"])]
+    rows = [
+        {"image_id": i, "id": i, "caption": caption}
+        for i, caption in enumerate(["a dog", "a bus", "a dog ", "a dog"])
+    ]
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": rows}))
     assert [shot.seed for shot in layout("coco", tmp_path / "captions.json").shots] == [0, 0, 1, 2]
-    (tmp_path / "m.jsonl").write_text(json.dumps({"tag": "counting", "prompt": "three cups"}) + "\n" + json.dumps({"tag": "color", "prompt": "three cups"}))
-    assert [shot.seed for shot in layout("geneval", tmp_path / "m.jsonl", seeds=2).shots] == [0, 1, 2, 3]
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps({"tag": "counting", "prompt": "three cups"})
+        + "\n"
+        + json.dumps({"tag": "color", "prompt": "three cups"})
+    )
+    assert [shot.seed for shot in layout("geneval", tmp_path / "m.jsonl", seeds=2).shots] == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_geneval_has_its_metadata_beside_the_samples(tmp_path):
-    rows = [{"tag": "single_object", "prompt": "a photo of a bench", "include": [{"class": "bench", "count": 1}]}, {"tag": "counting", "prompt": "three cups"}]
+    rows = [
+        {
+            "tag": "single_object",
+            "prompt": "a photo of a bench",
+            "include": [{"class": "bench", "count": 1}],
+        },
+        {"tag": "counting", "prompt": "three cups"},
+    ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     found = layout("geneval", tmp_path / "m.jsonl", seeds=2)
-    assert list(files(found)) == ["00000/samples/00000.png", "00000/samples/00001.png", "00001/samples/00000.png", "00001/samples/00001.png"]
+    assert list(files(found)) == [
+        "00000/samples/00000.png",
+        "00000/samples/00001.png",
+        "00001/samples/00000.png",
+        "00001/samples/00001.png",
+    ]
     assert [shot.seed for shot in found.shots] == [0, 1, 0, 1]
     assert [json.loads(found.texts[f"0000{i}/metadata.jsonl"]) for i in range(2)] == rows
 
@@ -49,16 +93,23 @@ def test_geneval_has_its_metadata_beside_the_samples(tmp_path):
 def test_t2v_compbench_counts_its_videos_from_one(tmp_path):
     (tmp_path / "1_consistent_attr.txt").write_text("a blue car\na red dog\n")
     (tmp_path / "7_numeracy.txt").write_text("two fish\n")
-    assert files(layout("t2v-compbench", tmp_path)) == {"consistent_attr/0001.mp4": "a blue car", "consistent_attr/0002.mp4": "a red dog", "numeracy/0001.mp4": "two fish"}
+    assert files(layout("t2v-compbench", tmp_path)) == {
+        "consistent_attr/0001.mp4": "a blue car",
+        "consistent_attr/0002.mp4": "a red dog",
+        "numeracy/0001.mp4": "two fish",
+    }
 
 
-@pytest.mark.parametrize("benchmark, name, text, message", [
-    ("imagenet", "x.txt", "a", "benchmark 'imagenet': choose one of hpdv2, drawbench"),
-    ("geneval", "x.jsonl", '{"text": "a"}', "prompt 0: .* has no prompt and tag"),
-    ("coco", "x.json", '{"images": []}', "not COCO's captions"),
-    ("drawbench", "x.json", '{"a": 1}', "must be a JSON list of prompts"),
-    ("hpdv2", "x.json", "[]", "is no folder with"),
-])
+@pytest.mark.parametrize(
+    "benchmark, name, text, message",
+    [
+        ("imagenet", "x.txt", "a", "benchmark 'imagenet': choose one of hpdv2, drawbench"),
+        ("geneval", "x.jsonl", '{"text": "a"}', "prompt 0: .* has no prompt and tag"),
+        ("coco", "x.json", '{"images": []}', "not COCO's captions"),
+        ("drawbench", "x.json", '{"a": 1}', "must be a JSON list of prompts"),
+        ("hpdv2", "x.json", "[]", "is no folder with"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, benchmark, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):

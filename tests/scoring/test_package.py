@@ -23,20 +23,31 @@ from tdmvid.scoring.vbench import DIMENSIONS, read_scores
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TDMVID_VBENCH", ROOT / ".venv-vbench"))
 needs_vbench = pytest.mark.skipif(
-    not (ENVIRONMENT / "bin" / "python").exists(), reason=f"VBench itself was left out: no environment in {ENVIRONMENT} (eval/setup_vbench.sh makes it)"
+    not (ENVIRONMENT / "bin" / "python").exists(),
+    reason=(
+        f"VBench itself was left out: no environment in {ENVIRONMENT} (eval/setup_vbench.sh"
+        " makes it)"
+    ),
 )
 PROMPTS = ["a red ring", "a blue square"]
 
 
 @pytest.fixture
 def suite(tmp_path):
-    """`suite(environment, frames)`: config, entries, preflight and digests of four moving squares, in `tmp_path`/videos."""
+    """`suite(environment, frames)`: config, entries, preflight and digests of four moving squares,
+    in `tmp_path`/videos.
+    """
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
 
     def make(environment, frames=9):
         size = ClipSize(frames, 64, 64, 8)
         config = VBenchConfig(
-            prompts=str(tmp_path / "prompts.txt"), dimensions=("temporal_flickering",), seeds=2, video=size, environment=str(environment), cache=str(tmp_path / "cache")
+            prompts=str(tmp_path / "prompts.txt"),
+            dimensions=("temporal_flickering",),
+            seeds=2,
+            video=size,
+            environment=str(environment),
+            cache=str(tmp_path / "cache"),
         )
         entries = load_suite(config)
         files = [shot.file for shot in shots_of(entries, frames)]
@@ -45,14 +56,21 @@ def suite(tmp_path):
             for frame in range(frames):
                 video[index % 3, frame, 20:40, frame % 40 : frame % 40 + 6 * (index + 1)] = 0.8
             write_video(tmp_path / "videos" / file, video, fps=8)
-        return config, entries, ready(config, entries), check_videos(tmp_path / "videos", files, size)
+        return (
+            config,
+            entries,
+            ready(config, entries),
+            check_videos(tmp_path / "videos", files, size),
+        )
 
     return make
 
 
 def score(tmp_path, made, devices=("cpu",)):
     config, entries, checked, digests = made
-    return score_folder(tmp_path / "videos", tmp_path / "scoring", config, entries, checked, digests, list(devices))
+    return score_folder(
+        tmp_path / "videos", tmp_path / "scoring", config, entries, checked, digests, list(devices)
+    )
 
 
 @pytest.mark.slow
@@ -72,7 +90,11 @@ def test_vbench_long_scores_every_clip_of_a_long_video(tmp_path, suite):
     made = suite(ENVIRONMENT, frames=41)
     scores = score(tmp_path, made)["temporal_flickering"]
     clips = json.loads((tmp_path / "scoring/temporal_flickering/scores_full_info.json").read_text())
-    assert made[0].long and len(scores) == 4 and all(len(entry["video_list"]) == 2 * 3 for entry in clips)  # 41 frames in clips of 16
+    assert (
+        made[0].long
+        and len(scores) == 4
+        and all(len(entry["video_list"]) == 2 * 3 for entry in clips)
+    )  # 41 frames in clips of 16
 
 
 @needs_vbench
@@ -99,26 +121,42 @@ torch.save(state, sys.argv[1])
 @needs_vbench
 def test_the_package_s_filter_may_keep_no_video(tmp_path):
     """Random weights of its own RAFT, pushed to see motion everywhere."""
-    weights, videos = tmp_path / "cache" / "raft_model" / "models" / "raft-things.pth", tmp_path / "videos"
+    weights, videos = (
+        tmp_path / "cache" / "raft_model" / "models" / "raft-things.pth",
+        tmp_path / "videos",
+    )
     weights.parent.mkdir(parents=True)
-    subprocess.run([ENVIRONMENT / "bin" / "python", "-W", "ignore", "-c", RAFT, weights], check=True)
+    subprocess.run(
+        [ENVIRONMENT / "bin" / "python", "-W", "ignore", "-c", RAFT, weights], check=True
+    )
     config = VBenchConfig(
-        dimensions=("temporal_flickering",), seeds=1, static_seeds=1, video=ClipSize(9, 128, 128, 8), environment=str(ENVIRONMENT), cache=str(tmp_path / "cache")
+        dimensions=("temporal_flickering",),
+        seeds=1,
+        static_seeds=1,
+        video=ClipSize(9, 128, 128, 8),
+        environment=str(ENVIRONMENT),
+        cache=str(tmp_path / "cache"),
     )
     entries = [Entry("a red ring", ("temporal_flickering",), "a red ring", 1)]
     files = [shot.file for shot in shots_of(entries, 9)]
     for file in files:  # of 64 pixels RAFT makes nothing at all
         write_video(videos / file, torch.rand(3, 9, 128, 128) * 2 - 1, fps=8)
     checked = ready(config, entries)
-    assert checked.whole and score(tmp_path, (config, entries, checked, check_videos(videos, files, config.video))) == {"temporal_flickering": {}}
+    assert checked.whole and score(
+        tmp_path, (config, entries, checked, check_videos(videos, files, config.video))
+    ) == {"temporal_flickering": {}}
 
 
 def stand_in(folder: Path, body: str) -> Path:
-    """An environment whose interpreter runs `body`, with the request in `request` and its folder in `out`."""
+    """An environment whose interpreter runs `body`, with the request in `request` and its folder in
+    `out`.
+    """
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
     python.write_text(
-        f"#!{sys.executable}\nimport json, pathlib, sys\nrequest = json.loads(pathlib.Path(sys.argv[2]).read_text())\nout = pathlib.Path(request['out'])\n{body}\n"
+        f"#!{sys.executable}\nimport json, pathlib, sys\nrequest ="
+        " json.loads(pathlib.Path(sys.argv[2]).read_text())\nout ="
+        f" pathlib.Path(request['out'])\n{body}\n"
     )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     return folder
@@ -132,11 +170,25 @@ result = [{"video_path": path, "video_results": 0.5} for path in videos]
 """
 
 
-@pytest.mark.parametrize("body, message", [
-    ("sys.exit('no room on the device')", r"temporal_flickering: VBench's worker ended with 1 and no result \(no room on the device\)"),
-    ("print('CUDA is not available')", r"ended with 0 and no result \(CUDA is not available\): see .*log.txt"),
-])
-def test_a_worker_that_crashes_is_an_error_even_if_it_says_all_is_well(tmp_path, suite, body, message):
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (
+            "sys.exit('no room on the device')",
+            (
+                r"temporal_flickering: VBench's worker ended with 1 and no result \(no room on the"
+                r" device\)"
+            ),
+        ),
+        (
+            "print('CUDA is not available')",
+            r"ended with 0 and no result \(CUDA is not available\): see .*log.txt",
+        ),
+    ],
+)
+def test_a_worker_that_crashes_is_an_error_even_if_it_says_all_is_well(
+    tmp_path, suite, body, message
+):
     with pytest.raises(RuntimeError, match=message):
         score(tmp_path, suite(stand_in(tmp_path / "env", body)))
 
@@ -152,7 +204,10 @@ def test_an_old_result_does_not_hide_a_crash(tmp_path, suite):
 
 
 def test_a_video_that_the_package_leaves_out_is_an_error(tmp_path, suite):
-    body = ANSWER.replace("for entry in request[\"entries\"] for path in", "for entry in request[\"entries\"][1:] for path in")
+    body = ANSWER.replace(
+        'for entry in request["entries"] for path in',
+        'for entry in request["entries"][1:] for path in',
+    )
     with pytest.raises(RuntimeError, match="left out 2 of 4 videos, 'a red ring-0.mp4' first"):
         score(tmp_path, suite(stand_in(tmp_path / "env", body)))
 
@@ -167,7 +222,9 @@ def test_what_was_scored_is_not_scored_again_unless_a_video_changed(tmp_path, su
     assert runs() == 2
 
 
-def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(program, tmp_path, suite):
+def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(
+    program, tmp_path, suite
+):
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "student").symlink_to(tmp_path / "videos")
@@ -206,14 +263,34 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     for name in program.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
-    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123", "model": {"path": "x"}}))
-    scores = {name: {"temporal_flickering": {f"{prompt}-{seed}.mp4": 0.9 + shift for prompt in PROMPTS for seed in range(2)}} for name, shift in (("student", 0.01), ("teacher", 0))}
+    (tmp_path / "videos" / "sampling.json").write_text(
+        json.dumps({"weights": "0123", "model": {"path": "x"}})
+    )
+    scores = {
+        name: {
+            "temporal_flickering": {
+                f"{prompt}-{seed}.mp4": 0.9 + shift for prompt in PROMPTS for seed in range(2)
+            }
+        }
+        for name, shift in (("student", 0.01), ("teacher", 0))
+    }
     page = program.compare(tmp_path, config, entries, checked, scores)
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01) and found["weights"] == "0123"
-    assert found["notes"][0].startswith("Partial: 1 of 16 dimensions") and "no total" in found["notes"][-1]
-    assert "total" not in found["differences"] and "| total" not in (tmp_path / "results.md").read_text()
-    assert page.read_text().count("<video") == 4  # the best and the worst of two prompts, both sides
+    assert (
+        found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01)
+        and found["weights"] == "0123"
+    )
+    assert (
+        found["notes"][0].startswith("Partial: 1 of 16 dimensions")
+        and "no total" in found["notes"][-1]
+    )
+    assert (
+        "total" not in found["differences"]
+        and "| total" not in (tmp_path / "results.md").read_text()
+    )
+    assert (
+        page.read_text().count("<video") == 4
+    )  # the best and the worst of two prompts, both sides
 
 
 def test_all_dimensions_of_a_limited_run_make_no_total_either(program, tmp_path, suite):
@@ -225,37 +302,69 @@ def test_all_dimensions_of_a_limited_run_make_no_total_either(program, tmp_path,
     assert program.notes(VBenchConfig(), whole) == ()
     assert program.notes(VBenchConfig(limit=3), whole)[0].startswith("Only the first 3 prompts")
     assert "unfiltered" in program.notes(VBenchConfig(static_filter=False), whole)[0]
-    assert program.notes(VBenchConfig(seeds=1), whole)[0].startswith("1 videos a prompt, 25 for the static filter: VBench's protocol has 5 and 25")
+    assert program.notes(VBenchConfig(seeds=1), whole)[0].startswith(
+        "1 videos a prompt, 25 for the static filter: VBench's protocol has 5 and 25"
+    )
 
 
 def test_of_filtered_videos_only_those_that_were_kept_count(tmp_path):
     files = {"a-0.mp4": "x", "a-1.mp4": "y", "b-0.mp4": "z"}
     listed = tmp_path / "scores_full_info.json"
-    listed.write_text(json.dumps([{"video_list": ["/v/a-1.mp4"]}, {"video_list": ["/v/split_clip/b-0/b-0_001.mp4"]}]))
+    listed.write_text(
+        json.dumps(
+            [{"video_list": ["/v/a-1.mp4"]}, {"video_list": ["/v/split_clip/b-0/b-0_001.mp4"]}]
+        )
+    )
     assert _static(tmp_path, files) == ["a-1.mp4", "b-0.mp4"]
     listed.write_text(json.dumps([{"video_list": []}]))
     assert _static(tmp_path, files) == []
 
 
-@pytest.mark.parametrize("static, told", [
-    ({"student": [], "teacher": ["a red ring-0.mp4"]}, "no video of the student is static"),
-    ({"student": [], "teacher": []}, "no video of the student or the teacher is static"),
-    ({"student": ["a red ring-0.mp4"], "teacher": ["a blue square-1.mp4"]}, "of no prompt could videos of both be scored"),
-])
-def test_a_dimension_that_cannot_be_compared_is_named_and_the_others_go_on(tmp_path, suite, program, static, told):
+@pytest.mark.parametrize(
+    "static, told",
+    [
+        ({"student": [], "teacher": ["a red ring-0.mp4"]}, "no video of the student is static"),
+        ({"student": [], "teacher": []}, "no video of the student or the teacher is static"),
+        (
+            {"student": ["a red ring-0.mp4"], "teacher": ["a blue square-1.mp4"]},
+            "of no prompt could videos of both be scored",
+        ),
+    ],
+)
+def test_a_dimension_that_cannot_be_compared_is_named_and_the_others_go_on(
+    tmp_path, suite, program, static, told
+):
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     for name in program.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
-    (tmp_path / "videos" / "sampling.json").write_text(json.dumps({"weights": "0123", "model": {"path": "x"}}))
+    (tmp_path / "videos" / "sampling.json").write_text(
+        json.dumps({"weights": "0123", "model": {"path": "x"}})
+    )
     all_files = [f"{prompt}-{seed}.mp4" for prompt in PROMPTS for seed in range(2)]
-    scores = {name: {"temporal_flickering": dict.fromkeys(static[name], 0.9), "motion_smoothness": dict.fromkeys(all_files, 0.8)} for name in program.NAMES}
-    entries = [replace(entry, dimensions=("temporal_flickering", "motion_smoothness")) for entry in entries]
-    program.compare(tmp_path, config, entries, checked, scores, said=("The student was trained on size x.",))
+    scores = {
+        name: {
+            "temporal_flickering": dict.fromkeys(static[name], 0.9),
+            "motion_smoothness": dict.fromkeys(all_files, 0.8),
+        }
+        for name in program.NAMES
+    }
+    entries = [
+        replace(entry, dimensions=("temporal_flickering", "motion_smoothness")) for entry in entries
+    ]
+    program.compare(
+        tmp_path, config, entries, checked, scores, said=("The student was trained on size x.",)
+    )
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["differences"].keys() == {"motion_smoothness"} and any(told in note for note in found["notes"])
+    assert found["differences"].keys() == {"motion_smoothness"} and any(
+        told in note for note in found["notes"]
+    )
     assert found["notes"][-1] == "The student was trained on size x."
-    assert ["temporal_flickering" in side["scores"] for side in found["samplers"]] == [bool(static[name]) for name in program.NAMES]
-    assert ("| temporal_flickering |" in (tmp_path / "results.md").read_text()) == any(static.values())
+    assert ["temporal_flickering" in side["scores"] for side in found["samplers"]] == [
+        bool(static[name]) for name in program.NAMES
+    ]
+    assert ("| temporal_flickering |" in (tmp_path / "results.md").read_text()) == any(
+        static.values()
+    )
 
 
 def test_a_filter_that_keeps_no_video_gives_no_score_and_no_error(tmp_path, suite):

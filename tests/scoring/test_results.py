@@ -21,7 +21,10 @@ def pairs(*gains):
 
 def test_the_extreme_pairs_come_first_and_none_comes_twice():
     best, worst = best_and_worst(pairs(0.1, 0.5, -0.3, 0.0, -0.2), 2)
-    assert [pair.prompt for pair in best] == ["p1", "p0"] and [pair.prompt for pair in worst] == ["p2", "p4"]
+    assert [pair.prompt for pair in best] == ["p1", "p0"] and [pair.prompt for pair in worst] == [
+        "p2",
+        "p4",
+    ]
     assert [len(group) for group in best_and_worst(pairs(1.0, 2.0, 3.0), 5)] == [1, 1]
     assert best_and_worst(pairs(1.0), 5) == ([], [])
 
@@ -31,20 +34,40 @@ def test_json_table_and_page_say_the_same(tmp_path):
         write_image(tmp_path / f"{name}.png", torch.zeros(3, 4, 4))
     score = {"scene": Measure(0.5, 0.4, 0.6)}
     result = Result(
-        "A <title>", "How it was done.", ("Partial.",), ("student", "teacher"), (score, {"scene": Measure(0.45, 0.3, 0.6)}), {"scene": Measure(0.05, -0.01, 0.1)},
+        "A <title>",
+        "How it was done.",
+        ("Partial.",),
+        ("student", "teacher"),
+        (score, {"scene": Measure(0.45, 0.3, 0.6)}),
+        {"scene": Measure(0.05, -0.01, 0.1)},
         figures=("student to teacher: fid 3.2",),
     )
-    shown = [Pair("worse", -0.1, (tmp_path / "a.png", tmp_path / "b.png")), Pair("better", 0.1, (tmp_path / "c.png", tmp_path / "d.png"))]
+    shown = [
+        Pair("worse", -0.1, (tmp_path / "a.png", tmp_path / "b.png")),
+        Pair("better", 0.1, (tmp_path / "c.png", tmp_path / "d.png")),
+    ]
     page = write_result(tmp_path / "out", result, shown, shown=3).read_text()
     row = "| scene | 50.00 [40.00, 60.00] | 45.00 [30.00, 60.00] | +5.00 [-1.00, +10.00] |"
     text = (tmp_path / "out" / "results.md").read_text()
     assert row in text and "**Partial.**" in text and "* student to teacher: fid 3.2" in text
-    assert "<td>+5.00 [-1.00, +10.00]</td>" in page and "A &lt;title&gt;" in page and page.index("worse") < page.index("better") and page.count("<img") == 4
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["differences"]["scene"]["low"] == -0.01
+    assert (
+        "<td>+5.00 [-1.00, +10.00]</td>" in page
+        and "A &lt;title&gt;" in page
+        and page.index("worse") < page.index("better")
+        and page.count("<img") == 4
+    )
+    assert (
+        json.loads((tmp_path / "out" / "results.json").read_text())["differences"]["scene"]["low"]
+        == -0.01
+    )
     assert "http:" not in page and "https:" not in page  # nothing is fetched
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "eval/configs").glob("vbench*.json")) + [ROOT / "eval/configs/shapes.json"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "eval/configs").glob("vbench*.json")) + [ROOT / "eval/configs/shapes.json"],
+    ids=lambda path: path.stem,
+)
 def test_every_vbench_config_that_ships_is_one(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = from_dict(VBenchConfig, read_settings(path))

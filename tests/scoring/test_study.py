@@ -14,15 +14,23 @@ PROMPTS = ["a red <b>ring</b>", "a blue\u2028square", "a still lake"]
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two sample folders of three prompts: A's pictures are light, B's dark; the last pair is of videos."""
+    """Two sample folders of three prompts: A's pictures are light, B's dark; the last pair is of
+    videos.
+    """
     out = []
     for name, level in (("ours", 0.6), ("theirs", -0.6)):
         folder, lines = tmp_path / name, []
         for index, prompt in enumerate(PROMPTS):
             video = torch.full((3, 9, 32, 32), level)
             file = f"{index}-0.png" if index < 2 else f"{index}-0.mp4"
-            write_image(folder / file, video[:, 0]) if index < 2 else write_video(folder / file, video, fps=8)
-            lines.append(json.dumps({"prompt": prompt, "seed": 0, "file": file}, ensure_ascii=False))
+            (
+                write_image(folder / file, video[:, 0])
+                if index < 2
+                else write_video(folder / file, video, fps=8)
+            )
+            lines.append(
+                json.dumps({"prompt": prompt, "seed": 0, "file": file}, ensure_ascii=False)
+            )
         (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
         out.append(folder)
     return out
@@ -31,17 +39,29 @@ def folders(tmp_path):
 @pytest.fixture
 def study(tmp_path, folders):
     page = tmp_path / "study.html"
-    write_study(page, pair_samples(*folders), title="Which?", question="Which is better?", names=("ours", "theirs"))
+    write_study(
+        page,
+        pair_samples(*folders),
+        title="Which?",
+        question="Which is better?",
+        names=("ours", "theirs"),
+    )
     return page, json.loads((tmp_path / "study.key.json").read_text())
 
 
 def ballot(key, person, **votes):
-    return f"{person}.json", {"study": key["study"], "person": person, "votes": {pair[1:]: choice for pair, choice in votes.items()}}
+    return f"{person}.json", {
+        "study": key["study"],
+        "person": person,
+        "votes": {pair[1:]: choice for pair, choice in votes.items()},
+    }
 
 
 def test_only_pairs_of_one_prompt_and_seed_are_asked(folders):
     lines = (folders[1] / "manifest.jsonl").read_text().split("\n")
-    (folders[1] / "manifest.jsonl").write_text("\n".join([lines[0].replace("ring", "cross"), lines[2]]))
+    (folders[1] / "manifest.jsonl").write_text(
+        "\n".join([lines[0].replace("ring", "cross"), lines[2]])
+    )
     assert [question.prompt for question in pair_samples(*folders)] == ["a still lake"]
     (folders[1] / "manifest.jsonl").write_text("")
     with pytest.raises(ValueError, match="no prompt and seed in common"):
@@ -53,7 +73,9 @@ def test_only_pairs_of_one_prompt_and_seed_are_asked(folders):
 def test_the_page_does_not_say_who_is_who(study):
     page, key = study
     text = page.read_text()
-    assert (key["A"], key["B"]) == ("ours", "theirs") and "ours" not in text and "theirs" not in text
+    assert (
+        (key["A"], key["B"]) == ("ours", "theirs") and "ours" not in text and "theirs" not in text
+    )
 
 
 def test_a_page_that_no_browser_would_open_is_not_written(tmp_path):
@@ -61,21 +83,35 @@ def test_a_page_that_no_browser_would_open_is_not_written(tmp_path):
     for path, size in ((video, 100 * 2**20), (small, 1)):
         with path.open("wb") as file:
             file.truncate(size)
-    questions = [Question(f"prompt {index}", f"{index}.mp4", (video, small)) for index in range(1000)]
-    with pytest.raises(ValueError, match=r"1000 pairs are more than one page can hold .*: use --pairs 3$"):
+    questions = [
+        Question(f"prompt {index}", f"{index}.mp4", (video, small)) for index in range(1000)
+    ]
+    with pytest.raises(
+        ValueError, match=r"1000 pairs are more than one page can hold .*: use --pairs 3$"
+    ):
         write_study(tmp_path / "page.html", questions, title="", question="", names=("a", "b"))
     with video.open("r+b") as file:
         file.truncate(400 * 2**20)
-    with pytest.raises(ValueError, match=r"one page can hold .*: sample shorter or smaller videos than 0.mp4$"):  # --pairs 0 would be all of them
+    with pytest.raises(
+        ValueError, match=r"one page can hold .*: sample shorter or smaller videos than 0.mp4$"
+    ):  # --pairs 0 would be all of them
         write_study(tmp_path / "page.html", questions, title="", question="", names=("a", "b"))
     assert not list(tmp_path.glob("page*"))
 
 
 def test_votes_are_counted_with_their_interval(study):
     _, key = study
-    votes = tally(key, [ballot(key, f"p{i}", _0="A", _1="A", _2="same") for i in range(10)] + [ballot(key, "q", _0="B")])
+    votes = tally(
+        key,
+        [ballot(key, f"p{i}", _0="A", _1="A", _2="same") for i in range(10)]
+        + [ballot(key, "q", _0="B")],
+    )
     assert (votes.a, votes.b, votes.same, votes.people) == (20, 1, 10, 11)
-    assert votes.preferred.value == pytest.approx(20 / 21) and votes.decided and votes.per_pair[0] == (10, 1, 0)
+    assert (
+        votes.preferred.value == pytest.approx(20 / 21)
+        and votes.decided
+        and votes.per_pair[0] == (10, 1, 0)
+    )
 
 
 def test_a_tie_is_undecided_and_no_choice_is_no_share(study):
@@ -84,10 +120,16 @@ def test_a_tie_is_undecided_and_no_choice_is_no_share(study):
     assert tally(key, [ballot(key, "p", _0="same")]).preferred is None
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"study": "other"}, "of study 'other'"), ({"votes": {"0": "C"}}, "vote 'C' on pair '0'"), ({"votes": {"7": "A"}}, "on pair '7'"),
-    ({"person": "p"}, "by the same person as p.json"), ({"person": None}, "names no person"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"study": "other"}, "of study 'other'"),
+        ({"votes": {"0": "C"}}, "vote 'C' on pair '0'"),
+        ({"votes": {"7": "A"}}, "on pair '7'"),
+        ({"person": "p"}, "by the same person as p.json"),
+        ({"person": None}, "names no person"),
+    ],
+)
 def test_ballots_that_do_not_count_are_refused(study, change, message):
     _, key = study
     name, good = ballot(key, "p", _0="A")
@@ -95,49 +137,95 @@ def test_ballots_that_do_not_count_are_refused(study, change, message):
         tally(key, [(name, good), ("second.json", good | {"person": "q"} | change)])
 
 
-@pytest.mark.parametrize("text", [None, "a prompt", "[1]", '{"study": "x"}', '{"votes": {}}'], ids=["missing", "text", "list", "no votes", "no study"])
+@pytest.mark.parametrize(
+    "text",
+    [None, "a prompt", "[1]", '{"study": "x"}', '{"votes": {}}'],
+    ids=["missing", "text", "list", "no votes", "no study"],
+)
 def test_a_file_that_holds_no_votes_is_named(load_program, tmp_path, monkeypatch, text):
     (tmp_path / "key.json").write_text('{"study": "x", "pairs": [], "A": "ours", "B": "theirs"}')
     if text is not None:
         (tmp_path / "votes.json").write_text(text)
     program = load_program("eval/user_study.py")
-    monkeypatch.setattr("sys.argv", ["user_study.py", "tally", "--key", str(tmp_path / "key.json"), str(tmp_path / "votes.json")])
-    with pytest.raises(SystemExit, match=f"^error: {tmp_path / 'votes.json'} {'does not exist' if text is None else 'is no JSON with study, votes'}"):
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "user_study.py",
+            "tally",
+            "--key",
+            str(tmp_path / "key.json"),
+            str(tmp_path / "votes.json"),
+        ],
+    )
+    with pytest.raises(
+        SystemExit,
+        match=(
+            f"^error: {tmp_path / 'votes.json'}"
+            f" {'does not exist' if text is None else 'is no JSON with study, votes'}"
+        ),
+    ):
         program.main()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="the study page was not opened: no Chromium here (apt-get install chromium)")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="the study page was not opened: no Chromium here (apt-get install chromium)",
+)
 @pytest.mark.slow
 def test_a_person_votes_in_a_real_browser(study, tmp_path):
-    """By key, by touch and by 'no difference'; back again changes a vote, a reload loses none, the file says it all."""
+    """By key, by touch and by 'no difference'; back again changes a vote, a reload loses none, the
+    file says it all.
+    """
     page, key = study
     ids = "items.map(i => i.id).map(i => mine.order[i])"
     with Browser(tmp_path) as browser:
         browser.open(page)
-        assert browser.value("document.querySelector('#prompt b') === null")  # prompts are text, not markup
+        assert browser.value(
+            "document.querySelector('#prompt b') === null"
+        )  # prompts are text, not markup
         order, swapped = browser.value(ids), browser.value("mine.swapped")
         left = lambda pair: "B" if swapped[pair] else "A"  # noqa: E731
         right = lambda pair: "A" if swapped[pair] else "B"  # noqa: E731
         browser.key("ArrowLeft")
-        assert browser.value("mine.votes") == {str(order[0]): left(order[0])} and browser.value("mine.at") == 1
+        assert (
+            browser.value("mine.votes") == {str(order[0]): left(order[0])}
+            and browser.value("mine.at") == 1
+        )
         browser.tap("#right")
         browser.wait("mine.at === 2")
         browser.key("ArrowDown")
-        expected = {str(order[0]): left(order[0]), str(order[1]): right(order[1]), str(order[2]): "same"}
+        expected = {
+            str(order[0]): left(order[0]),
+            str(order[1]): right(order[1]),
+            str(order[2]): "same",
+        }
         assert browser.value("mine.votes") == expected
         browser.open(page)  # a reload goes on with the same order, sides and votes
-        assert browser.value("mine.votes") == expected and browser.value(ids) == order and browser.value("mine.at") == 2
+        assert (
+            browser.value("mine.votes") == expected
+            and browser.value(ids) == order
+            and browser.value("mine.at") == 2
+        )
         browser.key("Backspace")
         browser.key("Backspace")
-        assert browser.value("mine.at") == 0 and browser.value("document.querySelector('#left').getAttribute('aria-pressed')") == "true"
+        assert (
+            browser.value("mine.at") == 0
+            and browser.value("document.querySelector('#left').getAttribute('aria-pressed')")
+            == "true"
+        )
         browser.key("ArrowRight")
         saved = json.loads(browser.download("#save").read_text())
         assert browser.value("document.querySelectorAll('#pair img, #pair video').length") == 2
-    assert saved["study"] == key["study"] and saved["votes"] == expected | {str(order[0]): right(order[0])}
+    assert saved["study"] == key["study"] and saved["votes"] == expected | {
+        str(order[0]): right(order[0])
+    }
     assert tally(key, [("saved", saved)]).people == 1
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="the study page was not opened: no Chromium here (apt-get install chromium)")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="the study page was not opened: no Chromium here (apt-get install chromium)",
+)
 @pytest.mark.slow
 def test_sides_are_drawn_anew_for_every_person(study, tmp_path):
     """Over 20 people each side of each pair is seen; the pictures are where the page says."""
@@ -148,7 +236,11 @@ def test_sides_are_drawn_anew_for_every_person(study, tmp_path):
         browser.value("mine.at = mine.order.indexOf(0), show()")
         first = browser.value("sides()[0]")
         light = browser.value(
-            "(async () => { const c = document.createElement('canvas'), i = document.querySelector('#left img'); await i.decode(); c.width = c.height = 1;"
-            " const g = c.getContext('2d'); g.drawImage(i, 0, 0, 1, 1); return g.getImageData(0, 0, 1, 1).data[0] > 127; })()"
+            "(async () => { const c = document.createElement('canvas'), i ="
+            " document.querySelector('#left img'); await i.decode(); c.width = c.height = 1; const"
+            " g = c.getContext('2d'); g.drawImage(i, 0, 0, 1, 1); return g.getImageData(0, 0, 1,"
+            " 1).data[0] > 127; })()"
         )
-    assert all(len({people[pair] for people in drawn}) == 2 for pair in range(3)) and light == (first == "A")
+    assert all(len({people[pair] for people in drawn}) == 2 for pair in range(3)) and light == (
+        first == "A"
+    )

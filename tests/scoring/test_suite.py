@@ -14,7 +14,11 @@ SIZE = ClipSize(9, 32, 32, 8)
 ROWS = [
     {"prompt_en": "a still lake", "dimension": ["temporal_flickering"]},
     {"prompt_en": "a cat", "dimension": ["subject_consistency", "dynamic_degree"]},
-    {"prompt_en": "a red cat", "dimension": ["color"], "auxiliary_info": {"color": {"color": "red"}}},
+    {
+        "prompt_en": "a red cat",
+        "dimension": ["color"],
+        "auxiliary_info": {"color": {"color": "red"}},
+    },
     {"prompt_en": "a dog", "dimension": ["subject_consistency", "dynamic_degree"]},
     {"prompt_en": "a cat", "dimension": ["overall_consistency"]},
 ]
@@ -29,7 +33,11 @@ def full_info(tmp_path):
 def test_a_prompt_that_counts_twice_is_sampled_once(full_info):
     entries = load_suite(VBenchConfig(seeds=2, static_filter=False), full_info)
     files = [shot.file for shot in shots_of(entries, 49)]
-    assert len(entries) == 5 and len(files) == len(set(files)) == 8 and files[:2] == ["a still lake-0.mp4", "a still lake-1.mp4"]
+    assert (
+        len(entries) == 5
+        and len(files) == len(set(files)) == 8
+        and files[:2] == ["a still lake-0.mp4", "a still lake-1.mp4"]
+    )
 
 
 def test_the_filter_of_flickering_gets_its_many_videos_and_the_others_do_not(full_info):
@@ -39,7 +47,9 @@ def test_the_filter_of_flickering_gets_its_many_videos_and_the_others_do_not(ful
 
 
 def test_augmented_prompts_are_sampled_and_the_original_names_the_file(full_info, tmp_path):
-    (tmp_path / "long.txt").write_text("\n".join(f"{row['prompt_en']}, in great detail" for row in ROWS))
+    (tmp_path / "long.txt").write_text(
+        "\n".join(f"{row['prompt_en']}, in great detail" for row in ROWS)
+    )
     config = VBenchConfig(seeds=1, static_filter=False, augmented=str(tmp_path / "long.txt"))
     shots = shots_of(load_suite(config, full_info), 49)
     assert {shot.file: shot.prompt for shot in shots}["a cat-0.mp4"] == "a cat, in great detail"
@@ -47,13 +57,18 @@ def test_augmented_prompts_are_sampled_and_the_original_names_the_file(full_info
     with pytest.raises(ValueError, match="has 1 prompts, the suite 5"):
         load_suite(config, full_info)
     (tmp_path / "long.txt").write_text("\n".join(["the same"] * len(ROWS)))
-    with pytest.raises(ValueError, match="'the same' stands for '.*' and for '.*', whose videos would be the same"):
+    with pytest.raises(
+        ValueError, match="'the same' stands for '.*' and for '.*', whose videos would be the same"
+    ):
         load_suite(config, full_info)
 
 
 def test_a_limit_takes_as_many_prompts_of_every_group(full_info):
     entries = load_suite(VBenchConfig(limit=1, dimensions=("dynamic_degree", "color")), full_info)
-    assert [(entry.prompt, entry.dimensions) for entry in entries] == [("a cat", ("dynamic_degree",)), ("a red cat", ("color",))]
+    assert [(entry.prompt, entry.dimensions) for entry in entries] == [
+        ("a cat", ("dynamic_degree",)),
+        ("a red cat", ("color",)),
+    ]
     assert entries[1].auxiliary == {"color": {"color": "red"}}
 
 
@@ -62,7 +77,9 @@ def test_without_the_environment_its_prompts_are_missing():
         load_suite(VBenchConfig(), None)
 
 
-@pytest.mark.parametrize("frames, fps, long", [(49, 8, True), (33, 8, False), (81, 16, True), (79, 16, False)])
+@pytest.mark.parametrize(
+    "frames, fps, long", [(49, 8, True), (33, 8, False), (81, 16, True), (79, 16, False)]
+)
 def test_five_seconds_make_a_long_video(frames, fps, long):
     assert VBenchConfig(video=ClipSize(frames, 480, 720, fps)).long == long
 
@@ -97,11 +114,14 @@ def test_the_same_video_under_two_seeds_is_an_error(videos):
         check_videos(videos, ["a-0.mp4", "a-1.mp4"], SIZE)
 
 
-@pytest.mark.parametrize("size, message", [
-    (ClipSize(9, 32, 32, 16), "at 8 fps, the run is 9 frames of 32 x 32 at 16 fps"),
-    (ClipSize(17, 32, 32, 8), "9 frames of 32 x 32 at 8 fps, the run is 17 frames"),
-    (ClipSize(9, 32, 48, 8), "the run is 9 frames of 32 x 48"),
-])
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        (ClipSize(9, 32, 32, 16), "at 8 fps, the run is 9 frames of 32 x 32 at 16 fps"),
+        (ClipSize(17, 32, 32, 8), "9 frames of 32 x 32 at 8 fps, the run is 17 frames"),
+        (ClipSize(9, 32, 48, 8), "the run is 9 frames of 32 x 48"),
+    ],
+)
 def test_another_rate_length_or_size_is_an_error(videos, size, message):
     with pytest.raises(ValueError, match=message):
         check_videos(videos, ["a-0.mp4"], size)

@@ -1,4 +1,6 @@
-"""VBench's arithmetic against the published numbers of CogVideoX-2B, and what its results are checked for."""
+"""VBench's arithmetic against the published numbers of CogVideoX-2B, and what its results are
+checked for.
+"""
 
 import json
 
@@ -9,10 +11,22 @@ from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, check_dimensions, read_
 
 # The published figures of CogVideoX-2B, in per cent, as its paper lists them.
 COGVIDEOX_2B = {
-    "subject_consistency": 96.78, "background_consistency": 96.63, "temporal_flickering": 98.89, "motion_smoothness": 97.73,
-    "dynamic_degree": 59.86, "aesthetic_quality": 60.82, "imaging_quality": 61.68, "object_class": 83.37, "multiple_objects": 62.63,
-    "human_action": 98.00, "color": 79.41, "spatial_relationship": 69.90, "scene": 51.14, "appearance_style": 24.80,
-    "temporal_style": 24.36, "overall_consistency": 26.66,
+    "subject_consistency": 96.78,
+    "background_consistency": 96.63,
+    "temporal_flickering": 98.89,
+    "motion_smoothness": 97.73,
+    "dynamic_degree": 59.86,
+    "aesthetic_quality": 60.82,
+    "imaging_quality": 61.68,
+    "object_class": 83.37,
+    "multiple_objects": 62.63,
+    "human_action": 98.00,
+    "color": 79.41,
+    "spatial_relationship": 69.90,
+    "scene": 51.14,
+    "appearance_style": 24.80,
+    "temporal_style": 24.36,
+    "overall_consistency": 26.66,
 }
 
 
@@ -21,7 +35,11 @@ def shares(**changes):
 
 
 def test_the_totals_are_the_published_ones():
-    assert {key: round(100 * value, 2) for key, value in totals(shares()).items()} == {"quality": 82.18, "semantic": 75.83, "total": 80.91}
+    assert {key: round(100 * value, 2) for key, value in totals(shares()).items()} == {
+        "quality": 82.18,
+        "semantic": 75.83,
+        "total": 80.91,
+    }
 
 
 def test_a_figure_that_one_paper_prints_does_not_give_its_own_total():
@@ -44,46 +62,86 @@ def test_what_prompts_of_your_own_cannot_be_scored_on_is_refused():
 
 def results(tmp_path, dimension="temporal_flickering", stated=0.8, **videos):
     path = tmp_path / "scores_eval_results.json"
-    path.write_text(json.dumps({dimension: [stated, [{"video_path": f"/x/{k}.mp4", "video_results": v} for k, v in videos.items()]]}))
+    path.write_text(
+        json.dumps(
+            {
+                dimension: [
+                    stated,
+                    [{"video_path": f"/x/{k}.mp4", "video_results": v} for k, v in videos.items()],
+                ]
+            }
+        )
+    )
     return path
 
 
-def test_color_is_averaged_over_the_videos_that_show_the_object_and_paired_over_prompts_of_both(tmp_path):
+def test_color_is_averaged_over_the_videos_that_show_the_object_and_paired_over_prompts_of_both(
+    tmp_path,
+):
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps({"color": [0.75, [{"video_path": "v/a.mp4", "video_results": 0.5}, {"video_path": "v/b.mp4", "video_results": 1.0}]]}))
+    path.write_text(
+        json.dumps(
+            {
+                "color": [
+                    0.75,
+                    [
+                        {"video_path": "v/a.mp4", "video_results": 0.5},
+                        {"video_path": "v/b.mp4", "video_results": 1.0},
+                    ],
+                ]
+            }
+        )
+    )
     ours = read_scores(path, {"color": ["a.mp4", "b.mp4", "c.mp4"]})
     assert ours == {"color": {"a.mp4": 0.5, "b.mp4": 1.0}}
     prompts, color = {f"{name}.mp4": name for name in "abc"}, frozenset({"color"})
     bootstrap = Bootstrap(prompts, {name: color for name in "abc"})
-    assert bootstrap.differences(ours, {"color": {"b.mp4": 0.25, "c.mp4": 0.0}})["color"].value == 0.75
+    assert (
+        bootstrap.differences(ours, {"color": {"b.mp4": 0.25, "c.mp4": 0.0}})["color"].value == 0.75
+    )
 
 
 def test_scores_are_read_by_video(tmp_path):
     path = results(tmp_path, a=0.7, b=0.9)
-    assert read_scores(path, {"temporal_flickering": ["a.mp4", "b.mp4"]}) == {"temporal_flickering": {"a.mp4": 0.7, "b.mp4": 0.9}}
+    assert read_scores(path, {"temporal_flickering": ["a.mp4", "b.mp4"]}) == {
+        "temporal_flickering": {"a.mp4": 0.7, "b.mp4": 0.9}
+    }
 
 
 def test_the_clips_of_a_long_video_average_to_its_score(tmp_path):
     path = tmp_path / "r.json"
     clips = {"a_000": 0.5, "a_001": 0.7, "b_000": 0.9}
-    entries = [{"video_path": f"/x/split_clip/{name[0]}/{name}.mp4", "video_results": value} for name, value in clips.items()]
+    entries = [
+        {"video_path": f"/x/split_clip/{name[0]}/{name}.mp4", "video_results": value}
+        for name, value in clips.items()
+    ]
     path.write_text(json.dumps({"motion_smoothness": [0.7, entries]}))
-    assert read_scores(path, {"motion_smoothness": ["a.mp4", "b.mp4"]})["motion_smoothness"] == pytest.approx({"a.mp4": 0.6, "b.mp4": 0.9})
+    assert read_scores(path, {"motion_smoothness": ["a.mp4", "b.mp4"]})[
+        "motion_smoothness"
+    ] == pytest.approx({"a.mp4": 0.6, "b.mp4": 0.9})
 
 
 def test_single_videos_of_imaging_quality_are_in_per_cent(tmp_path):
     path = results(tmp_path, "imaging_quality", 0.6, a=50.0, b=70.0)
-    assert read_scores(path, {"imaging_quality": ["a.mp4", "b.mp4"]})["imaging_quality"] == {"a.mp4": 0.5, "b.mp4": 0.7}
+    assert read_scores(path, {"imaging_quality": ["a.mp4", "b.mp4"]})["imaging_quality"] == {
+        "a.mp4": 0.5,
+        "b.mp4": 0.7,
+    }
 
 
-@pytest.mark.parametrize("stated, videos, message", [
-    (0.8, {"a": 0.7}, "left out 1 of 2 videos, 'b.mp4' first"),
-    (0.8, {"a": 0.7, "b": float("nan")}, "of 'b.mp4' is nan"),
-    (0.9, {"a": 0.7, "b": 0.9}, "is 0.90000, but its videos average to 0.80000"),
-])
+@pytest.mark.parametrize(
+    "stated, videos, message",
+    [
+        (0.8, {"a": 0.7}, "left out 1 of 2 videos, 'b.mp4' first"),
+        (0.8, {"a": 0.7, "b": float("nan")}, "of 'b.mp4' is nan"),
+        (0.9, {"a": 0.7, "b": 0.9}, "is 0.90000, but its videos average to 0.80000"),
+    ],
+)
 def test_results_that_do_not_add_up_are_refused(tmp_path, stated, videos, message):
     with pytest.raises(ValueError, match=message):
-        read_scores(results(tmp_path, stated=stated, **videos), {"temporal_flickering": ["a.mp4", "b.mp4"]})
+        read_scores(
+            results(tmp_path, stated=stated, **videos), {"temporal_flickering": ["a.mp4", "b.mp4"]}
+        )
 
 
 def test_a_dimension_that_was_not_reached_is_refused(tmp_path):
@@ -96,16 +154,27 @@ def two_dimensions(prompts=40, seeds=3):
     files = {f"p{i}-{seed}.mp4": f"p{i}" for i in range(prompts) for seed in range(seeds)}
     names = {f"p{i}": frozenset({"scene"} if i % 4 == 0 else {"color"}) for i in range(prompts)}
     hard = 0.2 * torch.randn(prompts, generator=torch.Generator().manual_seed(0))
-    score = lambda shift: {  # noqa: E731
-        name: {file: 0.5 + shift + hard[int(prompt[1:])].item() for file, prompt in files.items() if name in names[prompt]} for name in ("scene", "color")
-    }
+    score = (
+        lambda shift: {  # noqa: E731
+            name: {
+                file: 0.5 + shift + hard[int(prompt[1:])].item()
+                for file, prompt in files.items()
+                if name in names[prompt]
+            }
+            for name in ("scene", "color")
+        }
+    )
     return Bootstrap(files, names), score(0.0), score(0.01)
 
 
 def test_a_difference_is_sharper_than_the_two_scores_it_is_of():
     boot, teacher, student = two_dimensions()
     difference = boot.differences(student, teacher)["color"]
-    assert difference.value == pytest.approx(0.01) and difference.low == pytest.approx(0.01) and difference.high == pytest.approx(0.01)
+    assert (
+        difference.value == pytest.approx(0.01)
+        and difference.low == pytest.approx(0.01)
+        and difference.high == pytest.approx(0.01)
+    )
     single = boot.measures(student)["color"]
     assert single.high - single.low > 0.05
 
@@ -119,11 +188,16 @@ def test_every_resample_keeps_the_number_of_prompts_of_each_dimension():
 def test_a_coverage_of_95_per_cent():
     """The interval of the difference of noisy scores holds the truth about as often as it says."""
     held, trials, prompts = 0, 200, 60
-    files, names = {f"{i}.mp4": str(i) for i in range(prompts)}, {str(i): frozenset({"scene"}) for i in range(prompts)}
+    files, names = (
+        {f"{i}.mp4": str(i) for i in range(prompts)},
+        {str(i): frozenset({"scene"}) for i in range(prompts)},
+    )
     boot, generator = Bootstrap(files, names), torch.Generator().manual_seed(1)
     for _ in range(trials):
         a, b = torch.randn(2, prompts, generator=generator).tolist()
-        measure = boot.differences({"scene": dict(zip(files, a))}, {"scene": dict(zip(files, b))})["scene"]
+        measure = boot.differences({"scene": dict(zip(files, a))}, {"scene": dict(zip(files, b))})[
+            "scene"
+        ]
         held += measure.low <= 0 <= measure.high
     assert 0.89 <= held / trials <= 0.99
 
@@ -132,18 +206,33 @@ def test_two_sides_of_other_prompts_are_not_compared():
     boot, teacher, student = two_dimensions()
     for seed in range(3):
         del student["scene"][f"p0-{seed}.mp4"]
-    with pytest.raises(ValueError, match="scene: the two sides were not scored on the same prompts"):
+    with pytest.raises(
+        ValueError, match="scene: the two sides were not scored on the same prompts"
+    ):
         boot.differences(student, teacher)
 
 
 def test_a_dimension_without_a_shared_prompt_has_no_difference():
-    files, names = {f"{p}.mp4": p for p in "ab"}, dict.fromkeys("ab", frozenset({"temporal_flickering", "scene"}))
-    sides = [{"temporal_flickering": {f"{static}.mp4": 0.9}, "scene": {"a.mp4": score, "b.mp4": score}} for static, score in (("a", 0.5), ("b", 0.25))]
-    assert {name: measure.value for name, measure in Bootstrap(files, names).differences(*sides).items()} == {"scene": 0.25}
+    files, names = (
+        {f"{p}.mp4": p for p in "ab"},
+        dict.fromkeys("ab", frozenset({"temporal_flickering", "scene"})),
+    )
+    sides = [
+        {"temporal_flickering": {f"{static}.mp4": 0.9}, "scene": {"a.mp4": score, "b.mp4": score}}
+        for static, score in (("a", 0.5), ("b", 0.25))
+    ]
+    assert {
+        name: measure.value for name, measure in Bootstrap(files, names).differences(*sides).items()
+    } == {"scene": 0.25}
 
 
 def test_flickering_is_compared_on_prompts_of_which_both_have_static_videos():
-    files, names = {f"{p}-0.mp4": p for p in "abc"}, dict.fromkeys("abc", frozenset({"temporal_flickering"}))
+    files, names = (
+        {f"{p}-0.mp4": p for p in "abc"},
+        dict.fromkeys("abc", frozenset({"temporal_flickering"})),
+    )
     ours, theirs = {"a-0.mp4": 0.9, "b-0.mp4": 0.8}, {"b-0.mp4": 0.7, "c-0.mp4": 0.1}
-    measure = Bootstrap(files, names).differences({"temporal_flickering": ours}, {"temporal_flickering": theirs})["temporal_flickering"]
+    measure = Bootstrap(files, names).differences(
+        {"temporal_flickering": ours}, {"temporal_flickering": theirs}
+    )["temporal_flickering"]
     assert measure.value == pytest.approx(0.1)

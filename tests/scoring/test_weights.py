@@ -6,7 +6,9 @@ from tdmvid.scoring.weights import preflight
 
 
 def test_without_files_only_flickering_runs_and_only_unfiltered(tmp_path):
-    assert preflight(list(DIMENSIONS), needs_of(static_filter=False), tmp_path).ready == ("temporal_flickering",)
+    assert preflight(list(DIMENSIONS), needs_of(static_filter=False), tmp_path).ready == (
+        "temporal_flickering",
+    )
     assert preflight(list(DIMENSIONS), needs_of(static_filter=True), tmp_path).ready == ()
 
 
@@ -26,7 +28,11 @@ def test_a_dimension_runs_when_all_its_files_are_there_and_not_empty(tmp_path):
     for need in NEEDS["temporal_style"]:
         (tmp_path / need.path).write_text("weights")
     checked = preflight(["temporal_style", "scene"], NEEDS, tmp_path)
-    assert checked.ready == ("temporal_style",) and set(checked.missing) == {"scene"} and not checked.whole
+    assert (
+        checked.ready == ("temporal_style",)
+        and set(checked.missing) == {"scene"}
+        and not checked.whole
+    )
 
 
 def test_a_package_counts_where_the_metrics_will_run(tmp_path):
@@ -37,5 +43,7 @@ def test_a_package_counts_where_the_metrics_will_run(tmp_path):
             path /= "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("weights")
-    assert [need.path for need in preflight(["color"], NEEDS, tmp_path).missing["color"]] == ["detectron2"]
+    assert [need.path for need in preflight(["color"], NEEDS, tmp_path).missing["color"]] == [
+        "detectron2"
+    ]
     assert preflight(["color"], NEEDS, tmp_path, packages=("detectron2",)).whole

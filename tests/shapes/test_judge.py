@@ -1,4 +1,6 @@
-"""The judge and the measures: right on ground truth, wrong on wrong captions, exact where a closed form exists."""
+"""The judge and the measures: right on ground truth, wrong on wrong captions, exact where a closed
+form exists.
+"""
 
 import dataclasses
 
@@ -28,8 +30,10 @@ def test_the_judge_is_right_on_held_out_ground_truth(judge, truth):
 @pytest.mark.parametrize(("field", "count"), [("colour", 6), ("shape", 4), ("direction", 4)])
 def test_the_judge_refuses_a_caption_with_one_wrong_word(judge, truth, field, count):
     videos, things = truth
+
     def wrong(thing):
         return dataclasses.replace(thing, **{field: (getattr(thing, field) + 1) % count})
+
     singles = [i for i, t in enumerate(things) if len(t) == 1]
     right = judging.attributes(judge, videos[singles], [(wrong(things[i][0]),) for i in singles])
     assert right[field].float().mean() <= 0.01
@@ -61,7 +65,9 @@ def test_ground_truth_scores_better_than_other_captions_and_is_reproducible(judg
     assert first == second
     for measure in first.values():
         assert measure["low"] <= measure["value"] <= measure["high"]
-    blurred = score.score_videos(judge, videos.mean(2, keepdim=True).expand_as(videos), things, reference)
+    blurred = score.score_videos(
+        judge, videos.mean(2, keepdim=True).expand_as(videos), things, reference
+    )
     assert blurred["frechet"]["low"] > 2 * first["frechet"]["high"]
     assert blurred["all"]["high"] < first["all"]["low"]
 
@@ -78,4 +84,6 @@ def test_an_evaluation_set_is_caption_major_held_out_and_in_the_worlds_shares():
     assert len(things) == 150 and all(things[i] == things[i - i % 3] for i in range(150))
     assert all(world.held_out(world.caption(t)) for t in things)
     assert sum(len(t) == 2 for t in things) == 3 * 20
-    assert 3 * 4 < sum(len(t) == 2 for t in things[:75]) < 3 * 16, "the head is a sample of the whole"
+    assert 3 * 4 < sum(len(t) == 2 for t in things[:75]) < 3 * 16, (
+        "the head is a sample of the whole"
+    )

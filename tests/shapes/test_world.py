@@ -28,7 +28,9 @@ def test_training_and_held_out_captions_are_disjoint():
 
 def test_the_same_seed_draws_the_same_videos():
     things = world.draw_captions(4, _generator(3))
-    assert torch.equal(world.draw_videos(things, _generator(4)), world.draw_videos(things, _generator(4)))
+    assert torch.equal(
+        world.draw_videos(things, _generator(4)), world.draw_videos(things, _generator(4))
+    )
 
 
 def test_the_object_has_its_colour_and_moves_where_the_caption_says():

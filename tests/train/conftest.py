@@ -7,7 +7,12 @@ import pytest
 
 from tdmvid.config import load_config
 
-PROMPTS = [f"a {colour} {shape} moves {way}" for colour in ("red", "blue") for shape in ("circle", "square") for way in ("left", "right")]
+PROMPTS = [
+    f"a {colour} {shape} moves {way}"
+    for colour in ("red", "blue")
+    for shape in ("circle", "square")
+    for way in ("left", "right")
+]
 GALLERY = "a red circle"
 
 
@@ -16,12 +21,25 @@ def tiny_json(tiny_cogvideox, tmp_path_factory):
     """The config file of a tiny run with 8 prompts; its embeddings are cached once for all tests."""
     folder = tmp_path_factory.mktemp("tiny_run")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    (folder / "tiny.json").write_text(json.dumps({
-        "model": {"path": str(tiny_cogvideox("sincos"))}, "video": {"frames": 9, "height": 32, "width": 32},
-        "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")},
-        "steps": 8, "lora": {"rank": 2, "alpha": 4}, "student": {"lr": 1e-2}, "fake": {"lr": 1e-2},
-        "log": {"checkpoint_every": 2, "sample_every": 0, "sample_prompts": [GALLERY], "teacher_steps": 2},
-    }))
+    (folder / "tiny.json").write_text(
+        json.dumps(
+            {
+                "model": {"path": str(tiny_cogvideox("sincos"))},
+                "video": {"frames": 9, "height": 32, "width": 32},
+                "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")},
+                "steps": 8,
+                "lora": {"rank": 2, "alpha": 4},
+                "student": {"lr": 1e-2},
+                "fake": {"lr": 1e-2},
+                "log": {
+                    "checkpoint_every": 2,
+                    "sample_every": 0,
+                    "sample_prompts": [GALLERY],
+                    "teacher_steps": 2,
+                },
+            }
+        )
+    )
     return folder / "tiny.json"
 
 

@@ -1,4 +1,6 @@
-"""A loss that is not finite steps nothing, is reported with role and step, and stops the run when it stays."""
+"""A loss that is not finite steps nothing, is reported with role and step, and stops the run when
+it stays.
+"""
 
 import hashlib
 import json
@@ -27,14 +29,27 @@ def poisoned(tiny_run, tmp_path):
     """`poisoned(steps, *changes)`: a run whose prompts at these steps have NaN embeddings."""
 
     def make(steps, *changes):
-        config = tiny_run(tmp_path / "run", f"prompts.cache={tmp_path / 'cache'}", "log.keep_checkpoints=9", *changes)
-        _, prompts = embeddings(config, load_backbone(config.model, config.video), launch.start("none"))
+        config = tiny_run(
+            tmp_path / "run",
+            f"prompts.cache={tmp_path / 'cache'}",
+            "log.keep_checkpoints=9",
+            *changes,
+        )
+        _, prompts = embeddings(
+            config, load_backbone(config.model, config.video), launch.start("none")
+        )
         order = PromptOrder(len(prompts), config.seed)
-        bad = {hashlib.sha256(prompts[order.indices(step, 1, 0, 1)[0]].encode()).hexdigest() for step in steps}
+        bad = {
+            hashlib.sha256(prompts[order.indices(step, 1, 0, 1)[0]].encode()).hexdigest()
+            for step in steps
+        }
         for shard in Path(config.prompts.cache).rglob("*.safetensors"):
             with safe_open(shard, "pt") as file:
                 metadata = file.metadata()
-            tensors = {name: t * math.nan if name.split(".")[0] in bad else t.clone() for name, t in load_file(shard).items()}
+            tensors = {
+                name: t * math.nan if name.split(".")[0] in bad else t.clone()
+                for name, t in load_file(shard).items()
+            }
             save_file(tensors, shard, metadata)
         return config
 
@@ -42,44 +57,79 @@ def poisoned(tiny_run, tmp_path):
 
 
 def losses(config, role):
-    return [json.loads(line)[f"loss/{role}"] for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)[f"loss/{role}"]
+        for line in (config.folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def state(config, step, role):
     """Weights, moments and number of updates of a role in a checkpoint."""
     folder = config.folder / "checkpoints" / f"step_{step:06d}" / role
     saved = torch.load(folder / "optimizer.pt", weights_only=True)
-    moments = {f"{i}/{name}": value for i, values in saved["optimizer"]["state"].items() for name, value in values.items()}
+    moments = {
+        f"{i}/{name}": value
+        for i, values in saved["optimizer"]["state"].items()
+        for name, value in values.items()
+    }
     return load_file(folder / "weights.safetensors") | moments, saved["updates"]
 
 
 def same(a, b):
     (first, updates), (second, others) = a, b
-    return updates == others and first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return (
+        updates == others
+        and first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+    )
 
 
 def test_three_bad_iterations_in_a_row_stop_the_run_with_the_last_good_state(poisoned, capsys):
     config = poisoned({2, 3, 4})
-    with pytest.raises(TrainingStopped, match=r"fake's loss .* 3 iterations in a row, up to step 4; .*step_000005.*fake\.lr in a new run"):
+    with pytest.raises(
+        TrainingStopped,
+        match=(
+            r"fake's loss .* 3 iterations in a row, up to step 4; .*step_000005.*fake\.lr in a"
+            r" new run"
+        ),
+    ):
         train(config)
     said = capsys.readouterr().err
     for step, count in ((2, 1), (3, 2), (4, 3)):
-        assert f"step {step}: loss or gradient of the fake is not finite; it was not stepped ({count} in a row)" in said
+        assert (
+            f"step {step}: loss or gradient of the fake is not finite; it was not stepped ({count}"
+            " in a row)" in said
+        )
     for role in ("student", "fake"):
         good = state(config, 2, role)
         assert good[1] == 2 and all(value.isfinite().all() for value in good[0].values())
         assert same(state(config, 4, role), good) and same(state(config, 5, role), good)
-    assert [math.isnan(value) for value in losses(config, "fake")] == [False, False, True, True, True]
+    assert [math.isnan(value) for value in losses(config, "fake")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_bad_iterations_with_good_ones_between_do_not_stop_it(poisoned, capsys):
     config = poisoned({1, 3, 4}, "steps=6")
     train(config)
-    assert [math.isnan(value) for value in losses(config, "fake")] == [False, True, False, True, True, False]
+    assert [math.isnan(value) for value in losses(config, "fake")] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
     for role in ("student", "fake"):
         weights, updates = state(config, 6, role)
         assert updates == 3 and all(value.isfinite().all() for value in weights.values())
-        assert same(state(config, 4, role), (state(config, 4, role)[0], 2)) and not same(state(config, 6, role), state(config, 4, role))
+        assert same(state(config, 4, role), (state(config, 4, role)[0], 2)) and not same(
+            state(config, 6, role), state(config, 4, role)
+        )
     assert capsys.readouterr().err.count("is not finite") == 3
 
 
@@ -103,12 +153,17 @@ class NaNStudent(TDM):
         return terms
 
 
-def test_a_bad_student_loss_leaves_the_student_alone_and_names_it(tiny_run, tmp_path, capsys, monkeypatch):
+def test_a_bad_student_loss_leaves_the_student_alone_and_names_it(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(NaNStudent, "bad", {1})
     monkeypatch.setattr(NaNStudent, "turns", 0)
     config = tiny_run(tmp_path, "steps=3", "log.checkpoint_every=1", "log.keep_checkpoints=9")
     train(replace(config, objective=NaNStudent(**asdict(config.objective))))
-    assert "step 1: loss or gradient of the student is not finite; it was not stepped (1 in a row)" in capsys.readouterr().err
+    assert (
+        "step 1: loss or gradient of the student is not finite; it was not stepped (1 in a row)"
+        in capsys.readouterr().err
+    )
     assert same(state(config, 1, "student"), state(config, 2, "student"))
     assert not same(state(config, 2, "student"), state(config, 3, "student"))
     assert [state(config, 3, role)[1] for role in ("student", "fake")] == [2, 3]

@@ -1,4 +1,6 @@
-"""What the benchmarks compare: the published call pattern is the one described, and moves the weights as ours does."""
+"""What the benchmarks compare: the published call pattern is the one described, and moves the
+weights as ours does.
+"""
 
 import copy
 import sys
@@ -32,20 +34,41 @@ CPU = torch.device("cpu")
 
 
 def moved(pattern, objective, steps=3):
-    """Weights of student and fake after some iterations from the same start, and the scalars of the last."""
+    """Weights of student and fake after some iterations from the same start, and the scalars of the
+    last.
+    """
     process = RectifiedFlow()
-    networks = {role: VelocityNetwork(process, width=16, seed=i) for i, role in enumerate(("student", "fake"))}
-    engines = {role: TorchEngine(network, OptimConfig(lr=1e-2), total_steps=steps) for role, network in networks.items()}
-    roles = Roles(*networks.values(), Guided(ExactDenoiser(Mixture.circle(), process), Cond({}), 3.0))
+    networks = {
+        role: VelocityNetwork(process, width=16, seed=i)
+        for i, role in enumerate(("student", "fake"))
+    }
+    engines = {
+        role: TorchEngine(network, OptimConfig(lr=1e-2), total_steps=steps)
+        for role, network in networks.items()
+    }
+    roles = Roles(
+        *networks.values(), Guided(ExactDenoiser(Mixture.circle(), process), Cond({}), 3.0)
+    )
     for step in range(steps):
         outcome = pattern(
-            step, [Cond({})], (64, 2), objective=objective, roles=roles, engines=engines, grid=uniform(4, process), streams=Streams(0),
+            step,
+            [Cond({})],
+            (64, 2),
+            objective=objective,
+            roles=roles,
+            engines=engines,
+            grid=uniform(4, process),
+            streams=Streams(0),
         )
-    return {role: copy.deepcopy(network.state_dict()) for role, network in networks.items()}, outcome.scalars
+    return {
+        role: copy.deepcopy(network.state_dict()) for role, network in networks.items()
+    }, outcome.scalars
 
 
 def test_the_published_pattern_moves_the_weights_as_ours_does():
-    (theirs, scalars), (ours, same) = (moved(pattern, TDM(rollout="full")) for pattern in (published, iterate))
+    (theirs, scalars), (ours, same) = (
+        moved(pattern, TDM(rollout="full")) for pattern in (published, iterate)
+    )
     earlier, _ = moved(iterate, TDM(rollout="full"), steps=1)
     for role in ours:
         for name, tensor in ours[role].items():
@@ -57,21 +80,39 @@ def test_the_published_pattern_moves_the_weights_as_ours_does():
 @pytest.fixture(scope="module")
 def tiny(tiny_json, tmp_path_factory):
     """A tiny guided run."""
-    return load_config(tiny_json, [f"out={tmp_path_factory.mktemp('bench')}", "objective.cfg=3", "batch.micro=2", "lora.rank=3", "lora.alpha=3"])
+    return load_config(
+        tiny_json,
+        [
+            f"out={tmp_path_factory.mktemp('bench')}",
+            "objective.cfg=3",
+            "batch.micro=2",
+            "lora.rank=3",
+            "lora.alpha=3",
+        ],
+    )
 
 
 def test_the_calls_are_those_of_the_published_loop_and_of_ours(tiny):
     rows = {row[0]: row for row in iteration.compare(tiny, launch.start("none"), repeats=1)}
     assert {name: row[1] for name, row in rows.items()} == {
-        "published pattern, library defaults": "11F 2B", "published pattern": "11F 2B", "tdmvid, full rollout": "8F 2B", "tdmvid": "6.5F 2B",
+        "published pattern, library defaults": "11F 2B",
+        "published pattern": "11F 2B",
+        "tdmvid, full rollout": "8F 2B",
+        "tdmvid": "6.5F 2B",
         "tdmvid, shared draw": "5.5F 2B",
     }
-    assert rows["published pattern"][3] == rows["published pattern"][6] == 1 and all(row[2] > 0 for row in rows.values())
+    assert rows["published pattern"][3] == rows["published pattern"][6] == 1 and all(
+        row[2] > 0 for row in rows.values()
+    )
 
 
 def test_every_sampler_is_timed_a_call(tiny):
     rows = sampling.compare(tiny, launch.start("none"), [1], steps=3, repeats=1, random=False)
-    assert [(row[1], row[2]) for row in rows] == [("teacher", 6), ("student, LoRA", 4), ("student, fused", 4)]
+    assert [(row[1], row[2]) for row in rows] == [
+        ("teacher", 6),
+        ("student, LoRA", 4),
+        ("student, fused", 4),
+    ]
     assert rows[0][5] == 1 and all(row[4] == pytest.approx(1000 * row[3] / row[2]) for row in rows)
 
 
@@ -114,7 +155,18 @@ def test_autograd_s_tensors_count_while_they_are_held():
 
 def test_runs_alternate_and_the_first_round_is_not_timed():
     seen = []
-    clocks = stopwatch.alternate({name: lambda turn, name=name: seen.append((name, turn)) for name in "ab"}, repeats=2, device=CPU)
-    assert seen == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)] and clocks.keys() == set("ab")
+    clocks = stopwatch.alternate(
+        {name: lambda turn, name=name: seen.append((name, turn)) for name in "ab"},
+        repeats=2,
+        device=CPU,
+    )
+    assert seen == [
+        ("a", 0),
+        ("b", 0),
+        ("a", 1),
+        ("b", 1),
+        ("a", 2),
+        ("b", 2),
+    ] and clocks.keys() == set("ab")
     with pytest.raises(ValueError, match="repeats=0"):
         stopwatch.alternate({}, repeats=0, device=CPU)

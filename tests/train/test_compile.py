@@ -1,4 +1,6 @@
-"""Compiled blocks: the same gradients, whole graphs, nothing compiled twice; refused where they cannot work."""
+"""Compiled blocks: the same gradients, whole graphs, nothing compiled twice; refused where they
+cannot work.
+"""
 
 import os
 import re
@@ -16,15 +18,24 @@ CPU = torch.device("cpu")
 
 
 def gradients(run, role, *, rolled_out=True):
-    """Of one call of an adapter that is not zero, after the calls without gradient that an iteration makes."""
+    """Of one call of an adapter that is not zero, after the calls without gradient that an
+    iteration makes.
+    """
     engine, network = run.engines[role], getattr(run.roles, role)
     for index, parameter in enumerate(engine.trainable.values()):
-        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-    x, t = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0)), torch.full((1,), 0.5)
+        parameter.data = 0.1 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(index)
+        )
+    x, t = (
+        torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0)),
+        torch.full((1,), 0.5),
+    )
     with torch.no_grad():
         for denoiser in (network, run.roles.teacher) if rolled_out else ():
             denoiser(x, t, run.null)
-    return torch.autograd.grad(network(x, t, run.null).square().sum(), list(engine.trainable.values()))
+    return torch.autograd.grad(
+        network(x, t, run.null).square().sum(), list(engine.trainable.values())
+    )
 
 
 def assert_same(found, expected):
@@ -77,16 +88,30 @@ def test_blocks_of_many_shapes_are_all_compiled():
 
 @pytest.mark.slow
 def test_a_compiled_run_has_the_gradients_of_a_plain_one(plain, tiny_run, tmp_path):
-    compiled = build_run(tiny_run(tmp_path, "objective.cfg=3", "parallel.compile=true"), launch.start("none"))
+    compiled = build_run(
+        tiny_run(tmp_path, "objective.cfg=3", "parallel.compile=true"), launch.start("none")
+    )
     assert compiled.engines["student"].trainable.keys() == plain.engines["student"].trainable.keys()
-    assert_same(gradients(compiled, "student", rolled_out=False), gradients(plain, "student", rolled_out=False))
+    assert_same(
+        gradients(compiled, "student", rolled_out=False),
+        gradients(plain, "student", rolled_out=False),
+    )
     assert counters["stats"]["unique_graphs"] > 0
 
 
-@pytest.mark.parametrize("device, message", [
-    (CPU, r"needs a C\+\+ compiler on a CPU, and there is no 'no-such-compiler': install it, name yours in CXX"),
-    (torch.device("cuda"), "needs triton on a GPU: pip install triton"),
-])
+@pytest.mark.parametrize(
+    "device, message",
+    [
+        (
+            CPU,
+            (
+                r"needs a C\+\+ compiler on a CPU, and there is no 'no-such-compiler': install it,"
+                r" name yours in CXX"
+            ),
+        ),
+        (torch.device("cuda"), "needs triton on a GPU: pip install triton"),
+    ],
+)
 def test_a_machine_that_cannot_compile_is_refused(device, message, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -94,7 +119,9 @@ def test_a_machine_that_cannot_compile_is_refused(device, message, monkeypatch):
         check_compiler(device)
 
 
-@pytest.mark.skipif("CXX" in os.environ, reason="CXX is set, which torch.compile reads when it is imported")
+@pytest.mark.skipif(
+    "CXX" in os.environ, reason="CXX is set, which torch.compile reads when it is imported"
+)
 def test_the_compiler_that_is_looked_for_is_the_one_that_is_used(tmp_path, monkeypatch):
     """Another one of the machine does not help."""
     for name in ("clang++", "g++"):
@@ -108,7 +135,10 @@ def test_the_compiler_that_is_looked_for_is_the_one_that_is_used(tmp_path, monke
 
 
 def test_sharded_weights_are_not_compiled_nor_planned_so(tiny_run, tmp_path):
-    config, message = tiny_run(tmp_path, "parallel.compile=true"), "parallel.compile=true with parallel.zero_stage=3.*set zero_stage to 2"
+    config, message = (
+        tiny_run(tmp_path, "parallel.compile=true"),
+        "parallel.compile=true with parallel.zero_stage=3.*set zero_stage to 2",
+    )
     with pytest.raises(ValueError, match=message):
         check_compile(config, distributed=True)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,6 @@
-"""What goes wrong on a cluster ends in bounded time with its cause named, and the run goes on to the same numbers."""
+"""What goes wrong on a cluster ends in bounded time with its cause named, and the run goes on to
+the same numbers.
+"""
 
 import json
 import os
@@ -82,9 +84,13 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(tiny_json, tmp_
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_the_run_and_every_rank_says_where_it_stood(tiny_json, tmp_path, whole):
+def test_a_rank_that_hangs_ends_the_run_and_every_rank_says_where_it_stood(
+    tiny_json, tmp_path, whole
+):
     out = tmp_path / "run"
-    status, said = ranks(tiny_json, out, "parallel.timeout_minutes=0.4", script=HANG, folder=tmp_path)
+    status, said = ranks(
+        tiny_json, out, "parallel.timeout_minutes=0.4", script=HANG, folder=tmp_path
+    )
     assert status != 0 and f"{out / 'stuck'} says where every rank stood" in said
     stood = [(out / "stuck" / f"rank_000{rank}.txt").read_text() for rank in (0, 1)]
     assert "hang_here" in stood[1] and "in iterate" in stood[0] and "sleep" not in stood[0]
@@ -96,7 +102,10 @@ def test_a_rank_that_hangs_ends_the_run_and_every_rank_says_where_it_stood(tiny_
 @pytest.mark.slow
 def test_a_rank_with_another_config_is_named(tiny_json, tmp_path):
     status, said = ranks(tiny_json, tmp_path / "run", script=OTHER_CONFIG, folder=tmp_path)
-    assert status != 0 and "rank 1 was given another config than rank 0: student.lr=0.5, not 0.01" in said
+    assert (
+        status != 0
+        and "rank 1 was given another config than rank 0: student.lr=0.5, not 0.01" in said
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -116,7 +125,11 @@ def test_a_truncated_shard_is_named_and_the_checkpoint_before_it_taken(tiny_json
     shard = next((out / "checkpoints" / "step_000006" / "student" / "zero").glob("*rank_1*optim*"))
     os.truncate(shard, shard.stat().st_size // 2)
     status, said = ranks(tiny_json, out)
-    assert status == 0 and "step_000006 is passed over: student/zero/" in said and " were written" in said
+    assert (
+        status == 0
+        and "step_000006 is passed over: student/zero/" in said
+        and " were written" in said
+    )
     assert losses(out) == whole
 
 
@@ -124,20 +137,51 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(tiny_run, tmp_path, l
     train(tiny_run(tmp_path / "run", "steps=2"))
     weights = tmp_path / "run" / "checkpoints" / "step_000002" / "fake" / "weights.safetensors"
     os.truncate(weights, 100)
-    with pytest.raises(ValueError, match="step_000002 is damaged: fake/weights.safetensors has 100 bytes, .* were written; resume an earlier one"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "step_000002 is damaged: fake/weights.safetensors has 100 bytes, .* were written;"
+            " resume an earlier one"
+        ),
+    ):
         train(tiny_run(tmp_path / "run", "steps=4"), resume=str(weights.parents[1]))
 
 
-def test_a_full_disk_is_named_and_the_checkpoint_before_stands(tiny_json, tiny_run, tmp_path, loop_only):
-    """A limit on the size of files stands for the disk: the file that does not fit cannot be written whole."""
+def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
+    tiny_json, tiny_run, tmp_path, loop_only
+):
+    """A limit on the size of files stands for the disk: the file that does not fit cannot be
+    written whole.
+    """
     train(tiny_run(tmp_path / "whole"))
     out = tmp_path / "run"
     train(tiny_run(out, "steps=2"))
-    command = [sys.executable, "launch/train.py", "--config", str(tiny_json), "--out", str(out), "--resume", "auto"]
+    command = [
+        sys.executable,
+        "launch/train.py",
+        "--config",
+        str(tiny_json),
+        "--out",
+        str(out),
+        "--resume",
+        "auto",
+    ]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # noqa: E731
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, preexec_fn=limit)
-    assert done.returncode == 1 and "could not be written (" in done.stderr and "Make room or choose another --out" in done.stderr
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=limit,
+    )
+    assert (
+        done.returncode == 1
+        and "could not be written (" in done.stderr
+        and "Make room or choose another --out" in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
     train(tiny_run(out), resume="auto")
@@ -146,9 +190,13 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(tiny_json, tiny_r
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(tiny_json, tmp_path, whole):
-    """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding alone."""
+    """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding
+    alone.
+    """
     out = tmp_path / "run"
     for count, accumulation, steps in ((2, 1, 2), (1, 2, 4), (2, 1, len(whole))):
-        status, said = ranks(tiny_json, out, f"steps={steps}", f"batch.accumulation={accumulation}", count=count)
+        status, said = ranks(
+            tiny_json, out, f"steps={steps}", f"batch.accumulation={accumulation}", count=count
+        )
         assert status == 0, said
     assert losses(out) == [pytest.approx(pair, abs=1e-5) for pair in whole]

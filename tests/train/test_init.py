@@ -32,7 +32,9 @@ def stage(tiny_run, tmp_path_factory):
 @pytest.fixture
 def second(stage, tiny_run, tmp_path):
     """`second("lora.alpha=2")`: the next stage's run, set up."""
-    return lambda *changes: build_run(tiny_run(tmp_path, f"init={stage / 'lora'}", *changes), launch.start("none"))
+    return lambda *changes: build_run(
+        tiny_run(tmp_path, f"init={stage / 'lora'}", *changes), launch.start("none")
+    )
 
 
 def sample(run, role):
@@ -48,10 +50,16 @@ def first_stage_s_latents(run, stage):
     return run.backbone.stock_latents(pipeline, z, run.gallery, steps=4)
 
 
-@pytest.mark.parametrize("change", ["seed=0", "lora.alpha=1", WIDE], ids=["same", "another alpha", "more layers"])
+@pytest.mark.parametrize(
+    "change", ["seed=0", "lora.alpha=1", WIDE], ids=["same", "another alpha", "more layers"]
+)
 def test_the_student_starts_where_the_lora_ended_and_the_fake_from_the_base(second, stage, change):
     run = second(change)
-    student, fake, expected = sample(run, "student"), sample(run, "fake"), first_stage_s_latents(run, stage)
+    student, fake, expected = (
+        sample(run, "student"),
+        sample(run, "fake"),
+        first_stage_s_latents(run, stage),
+    )
     with adapters_off(run.engines["student"].module):
         base = sample(run, "student")
     torch.testing.assert_close(student, expected, atol=1e-4, rtol=0)
@@ -64,11 +72,26 @@ def test_the_average_starts_there_too(second):
     assert any(p.abs().sum() > 0 for name, p in engine.average.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("change, message", [
-    ("lora.rank=3", "init='.*lora' is of rank 2, this run has lora.rank=3: use the same"),
-    ('lora.targets=["to_q"]', r"init='.*lora' adapts transformer_blocks\.0\.attn1\.\S+, this run does not: name its modules in lora.targets"),
-    ("init=nowhere/lora", "nowhere/lora has no pytorch_lora_weights.safetensors: give the lora/ folder of a finished run"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("lora.rank=3", "init='.*lora' is of rank 2, this run has lora.rank=3: use the same"),
+        (
+            'lora.targets=["to_q"]',
+            (
+                r"init='.*lora' adapts transformer_blocks\.0\.attn1\.\S+, this run does not: name"
+                r" its modules in lora.targets"
+            ),
+        ),
+        (
+            "init=nowhere/lora",
+            (
+                "nowhere/lora has no pytorch_lora_weights.safetensors: give the lora/ folder of a"
+                " finished run"
+            ),
+        ),
+    ],
+)
 def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, message):
     with pytest.raises(ValueError, match=message):
         second(change)
@@ -84,10 +107,17 @@ def test_a_plan_refuses_a_lora_that_is_there_and_does_not_fit(tiny_run, stage, t
 
 def test_a_lora_with_biases_is_refused(second, stage, tmp_path):
     layers = load_file(stage / "lora" / LORA_FILE)
-    name, outer = next((key, tensor) for key, tensor in layers.items() if key.endswith("lora_B.weight"))
+    name, outer = next(
+        (key, tensor) for key, tensor in layers.items() if key.endswith("lora_B.weight")
+    )
     (tmp_path / "biased").mkdir()
-    save_file(layers | {name.replace("weight", "bias"): torch.zeros(len(outer))}, tmp_path / "biased" / LORA_FILE)
-    with pytest.raises(ValueError, match=r"init='.*biased' holds biases, \S+lora_B\.bias among them"):
+    save_file(
+        layers | {name.replace("weight", "bias"): torch.zeros(len(outer))},
+        tmp_path / "biased" / LORA_FILE,
+    )
+    with pytest.raises(
+        ValueError, match=r"init='.*biased' holds biases, \S+lora_B\.bias among them"
+    ):
         second(f"init={tmp_path / 'biased'}")
 
 
@@ -109,14 +139,18 @@ def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_pat
 
 def test_a_checkpoint_goes_on_without_the_lora_it_started_from(tiny_run, stage, tmp_path):
     start = shutil.copytree(stage / "lora", tmp_path / "start")
-    config = lambda name: tiny_run(tmp_path / name, f"init={start}", "steps=2", "log.checkpoint_every=1")  # noqa: E731
+    config = lambda name: tiny_run(
+        tmp_path / name, f"init={start}", "steps=2", "log.checkpoint_every=1"
+    )  # noqa: E731
     whole = train(config("whole"))
     shutil.copytree(whole, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step_000002")
     shutil.rmtree(start)
     again = train(config("cut"), resume="auto")
     expected, found = (load_file(folder / "lora" / LORA_FILE) for folder in (whole, again))
-    assert expected.keys() == found.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert expected.keys() == found.keys() and all(
+        torch.equal(found[name], tensor) for name, tensor in expected.items()
+    )
 
 
 def test_a_plan_names_the_start_before_it_is_there(tiny_run, tmp_path):

@@ -55,7 +55,10 @@ def test_starting_at_zero_starts_a_new_record(tmp_path):
 
 def test_columns_are_aligned_with_the_steps_and_the_torn_line_is_left_out(tmp_path):
     path = tmp_path / METRICS
-    path.write_text('{"step": 3, "a": 1.5}\n{"step": 4, "a": 2.5, "b": NaN}\n{"step": 5, "b": 7.0}\n{"step": 6, "a": 1')
+    path.write_text(
+        '{"step": 3, "a": 1.5}\n{"step": 4, "a": 2.5, "b": NaN}\n{"step": 5, "b": 7.0}\n{"step": 6,'
+        ' "a": 1'
+    )
     metrics = read_metrics(path)
     assert metrics["step"] == [3, 4, 5]
     assert metrics["a"][:2] == [1.5, 2.5] and math.isnan(metrics["a"][2])
@@ -87,7 +90,9 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     board.Reload()
     events = board.Scalars("loss/student")
     assert [event.step for event in events] == list(range(10))
-    assert [event.value for event in events] == pytest.approx([math.sin(step) for step in range(10)])
+    assert [event.value for event in events] == pytest.approx(
+        [math.sin(step) for step in range(10)]
+    )
 
 
 def test_other_ranks_are_silent(tmp_path, capfd):

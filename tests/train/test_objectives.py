@@ -30,22 +30,31 @@ def test_an_objective_comes_back_from_its_json(kind):
     assert from_dict(RunConfig, to_dict(config)) == config
 
 
-@pytest.mark.parametrize("data, message", [
-    ({"kind": "tmd"}, r"objective\.kind='tmd': choose one of 'dmd2', 'fisher', .*'tdm'"),
-    ({"kind": "fisher", "distance": "l2"}, r"objective\.distance='l2'.* kind 'fisher' has no distance"),
-    ({"segments": "everywhere"}, r"objective\.segments='everywhere'.*use match='clean'"),
-    ({"step_set": [4, 4]}, r"objective\.step_set=\(4, 4\): .* each once"),
-    ({"randmit": True}, r"unknown setting 'objective\.randmit': did you mean 'randmid'"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"kind": "tmd"}, r"objective\.kind='tmd': choose one of 'dmd2', 'fisher', .*'tdm'"),
+        (
+            {"kind": "fisher", "distance": "l2"},
+            r"objective\.distance='l2'.* kind 'fisher' has no distance",
+        ),
+        ({"segments": "everywhere"}, r"objective\.segments='everywhere'.*use match='clean'"),
+        ({"step_set": [4, 4]}, r"objective\.step_set=\(4, 4\): .* each once"),
+        ({"randmit": True}, r"unknown setting 'objective\.randmit': did you mean 'randmid'"),
+    ],
+)
 def test_a_wrong_objective_is_named(data, message):
     with pytest.raises(ValueError, match=message):
         from_dict(RunConfig, {"objective": data})
 
 
-@pytest.mark.parametrize("grid, message", [
-    ({"kind": "explicit", "timesteps": [999, 499]}, "listed timesteps are one grid"),
-    ({"steps": 3}, r"grid\.steps=3 is not in objective\.step_set=\(1, 4\)"),
-])
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ({"kind": "explicit", "timesteps": [999, 499]}, "listed timesteps are one grid"),
+        ({"steps": 3}, r"grid\.steps=3 is not in objective\.step_set=\(1, 4\)"),
+    ],
+)
 def test_a_grid_that_is_not_of_the_set_is_refused(process, grid, message):
     config = from_dict(RunConfig, {"grid": grid, "objective": {"step_set": [1, 4]}})
     with pytest.raises(ValueError, match=message):
@@ -53,7 +62,10 @@ def test_a_grid_that_is_not_of_the_set_is_refused(process, grid, message):
 
 
 RUNS = {
-    "dmd2": ("objective.kind=dmd2",), "fisher": ("objective.kind=fisher",), "dpm": ("objective.solver=dpm++",), "unify": UNIFY,
+    "dmd2": ("objective.kind=dmd2",),
+    "fisher": ("objective.kind=fisher",),
+    "dpm": ("objective.solver=dpm++",),
+    "unify": UNIFY,
     "gan": ("objective.kind=gan", *UNIFY),
 }
 
@@ -69,7 +81,9 @@ def real(tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tiny_run, tmp_path, loop_only, real, changes):
+def test_a_resumed_run_is_the_run_that_was_not_stopped(
+    tiny_run, tmp_path, loop_only, real, changes
+):
     changes = (*changes, *real)
     whole = train(tiny_run(tmp_path / "whole", "steps=4", *changes))
     train(tiny_run(tmp_path / "parts", "steps=2", *changes))
@@ -93,10 +107,22 @@ def test_a_checkpoint_older_than_a_setting_had_its_default(tiny_run, tmp_path, l
         train(tiny_run(tmp_path, "steps=4", "objective.kind=dmd2"), resume=str(meta.parent))
 
 
-@pytest.mark.parametrize("changes, message", [
-    (["objective.kind=gan"], "objective.kind='gan' compares with real clips: name a folder of videos or images in real.path"),
-    (["training=full", *UNIFY], "objective.step_set with training='full': .* use training='lora', or k_condition=false"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            ["objective.kind=gan"],
+            (
+                "objective.kind='gan' compares with real clips: name a folder of videos or images"
+                " in real.path"
+            ),
+        ),
+        (
+            ["training=full", *UNIFY],
+            "objective.step_set with training='full': .* use training='lora', or k_condition=false",
+        ),
+    ],
+)
 def test_what_cannot_be_trained_is_refused_at_the_start(tiny_run, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_run(tmp_path, *changes))
@@ -107,46 +133,80 @@ def test_what_cannot_be_trained_is_refused_at_the_start(tiny_run, tmp_path, chan
 @pytest.mark.parametrize("kind", ["fisher", "gan"])
 def test_a_gradient_in_a_network_s_input_needs_whole_weights(tiny_run, tmp_path, real, kind):
     changes = (f"objective.kind={kind}", *real)
-    with pytest.raises(ValueError, match="which DeepSpeed cannot with sharded weights: set parallel.zero_stage to 2"):
+    with pytest.raises(
+        ValueError,
+        match="which DeepSpeed cannot with sharded weights: set parallel.zero_stage to 2",
+    ):
         make_plan(tiny_run(tmp_path, *changes), ranks=2)
-    with pytest.raises(ValueError, match="which ranks that share a video cannot yet: set parallel.sequence to 1"):
-        make_plan(tiny_run(tmp_path, *changes, "parallel.zero_stage=2", "parallel.sequence=2"), ranks=2)
+    with pytest.raises(
+        ValueError, match="which ranks that share a video cannot yet: set parallel.sequence to 1"
+    ):
+        make_plan(
+            tiny_run(tmp_path, *changes, "parallel.zero_stage=2", "parallel.sequence=2"), ranks=2
+        )
     assert make_plan(tiny_run(tmp_path, *changes, "parallel.zero_stage=2"), ranks=2).ranks == 2
 
 
 def test_what_other_kinds_cost_beside_tdm_is_planned(tiny_run, tmp_path, real):
     of = lambda *changes: make_plan(tiny_run(tmp_path, "objective.cfg=2", *changes))  # noqa: E731
     plain, fisher, gan = of(), of("objective.kind=fisher"), of("objective.kind=gan", *real)
-    assert (fisher.backwards, fisher.graphs) == (5, 4)  # fake, student; through the fake, twice through the teacher
+    assert (fisher.backwards, fisher.graphs) == (
+        5,
+        4,
+    )  # fake, student; through the fake, twice through the teacher
     half = gan.critic
-    assert 0.4 < half.forward_flops / gan.call.forward_flops < 0.9  # one of two blocks, and all around them
-    assert gan.flops() == pytest.approx(plain.flops() + 3 * half.forward_flops + half.backward_flops)
-    assert gan.memory()["optimiser"] == plain.memory()["optimiser"] + 8 * gan.heads and gan.heads > 1000
+    assert (
+        0.4 < half.forward_flops / gan.call.forward_flops < 0.9
+    )  # one of two blocks, and all around them
+    assert gan.flops() == pytest.approx(
+        plain.flops() + 3 * half.forward_flops + half.backward_flops
+    )
+    assert (
+        gan.memory()["optimiser"] == plain.memory()["optimiser"] + 8 * gan.heads
+        and gan.heads > 1000
+    )
     assert gan.memory()["activations"] == max(2 * plain.call.saved, plain.call.saved + half.saved)
 
 
-def test_clips_that_cannot_be_used_are_named_before_the_first_step_and_the_others_stay_encoded(tiny_run, tmp_path, loop_only):
+def test_clips_that_cannot_be_used_are_named_before_the_first_step_and_the_others_stay_encoded(
+    tiny_run, tmp_path, loop_only
+):
     for number in range(3):
         write_video(tmp_path / "real" / f"{number}.mp4", torch.rand(3, 9, 32, 32) * 2 - 1, fps=8)
     write_video(tmp_path / "real" / "short.mp4", torch.rand(3, 4, 32, 32) * 2 - 1, fps=8)
     (tmp_path / "real" / "broken.mp4").write_bytes(b"no video")
-    config = tiny_run(tmp_path / "run", "steps=1", "objective.kind=gan", f"real.path={tmp_path / 'real'}", f"real.cache={tmp_path / 'cache'}")
-    with pytest.raises(ValueError, match=r"2 clips cannot be used \(.*broken.mp4.*short.mp4: has 4 frames .*take them out of the folder"):
+    config = tiny_run(
+        tmp_path / "run",
+        "steps=1",
+        "objective.kind=gan",
+        f"real.path={tmp_path / 'real'}",
+        f"real.cache={tmp_path / 'cache'}",
+    )
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"2 clips cannot be used \(.*broken.mp4.*short.mp4: has 4 frames .*take them out of the"
+            r" folder"
+        ),
+    ):
         train(config)
     for name in ("short", "broken"):
         (tmp_path / "real" / f"{name}.mp4").unlink()
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     train(config)
-    assert made and made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert made and made == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")
+    }
 
 
-def test_another_folder_of_clips_or_another_rate_is_another_run(tiny_run, tmp_path, loop_only, real):
+def test_another_folder_of_clips_or_another_rate_is_another_run(
+    tiny_run, tmp_path, loop_only, real
+):
     train(tiny_run(tmp_path, "steps=1", *RUNS["gan"], *real))
     for change in ("real.limit=3", "discriminator.lr=0.5"):
         with pytest.raises(ValueError, match="was written with (real=|discriminator.lr=)"):
             train(tiny_run(tmp_path, "steps=2", *RUNS["gan"], *real, change), resume="auto")
     train(tiny_run(tmp_path, "steps=2", *RUNS["gan"], *real), resume="auto")
-
 
 
 def test_a_unify_run_ends_in_one_checked_lora_per_k(tiny_run, tmp_path):

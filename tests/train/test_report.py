@@ -13,19 +13,27 @@ from tdmvid.train import curves
 from tdmvid.train.report import write_report
 
 PROMPTS = ["a red circle moving left", '<script>alert("x")</script> & more', "it's 5 > 3"]
-VIDEOS = {f"{who}/{index}.mp4": f"{who} {index}".encode() for who in ("teacher", "student") for index in range(3)}
+VIDEOS = {
+    f"{who}/{index}.mp4": f"{who} {index}".encode()
+    for who in ("teacher", "student")
+    for index in range(3)
+}
 IMAGES = {"traj/teacher_0.png": b"noise", "traj/student_0.png": b"shape"}
 
 
 class Page(HTMLParser):
-    """Every element's tag and attributes, the text outside styles and scripts, and what ids there are."""
+    """Every element's tag and attributes, the text outside styles and scripts, and what ids there
+    are.
+    """
 
     def __init__(self, text):
         super().__init__()
         self.elements, self.words, self._inside = [], [], None
         self.feed(text)
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
-        self.sections = [attrs["id"] for tag, attrs in self.elements if tag == "section" and "id" in attrs]
+        self.sections = [
+            attrs["id"] for tag, attrs in self.elements if tag == "section" and "id" in attrs
+        ]
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -44,52 +52,108 @@ class Page(HTMLParser):
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content) if isinstance(content, bytes) else path.write_text(json.dumps(content))
+    (
+        path.write_bytes(content)
+        if isinstance(content, bytes)
+        else path.write_text(json.dumps(content))
+    )
 
 
 def gallery(out):
     columns = [("teacher, 50 steps", 100, "teacher"), ("student, 4 steps", 4, "student")]
-    write(out / "gallery/gallery.json", {"prompts": PROMPTS, "columns": [
-        {"name": name, "nfe": nfe, "videos": [f"{who}/{i}.mp4" for i in range(3)]} for name, nfe, who in columns]})
+    write(
+        out / "gallery/gallery.json",
+        {
+            "prompts": PROMPTS,
+            "columns": [
+                {"name": name, "nfe": nfe, "videos": [f"{who}/{i}.mp4" for i in range(3)]}
+                for name, nfe, who in columns
+            ],
+        },
+    )
     for name, content in VIDEOS.items():
         write(out / "gallery" / name, content)
 
 
 def trajectories(out):
-    write(out / "gallery/trajectories.json", {"prompt": PROMPTS[1], "rows": [
-        {"name": who, "labels": ["t=999"], "images": [f"traj/{who}_0.png"]} for who in ("teacher", "student")]})
+    write(
+        out / "gallery/trajectories.json",
+        {
+            "prompt": PROMPTS[1],
+            "rows": [
+                {"name": who, "labels": ["t=999"], "images": [f"traj/{who}_0.png"]}
+                for who in ("teacher", "student")
+            ],
+        },
+    )
     for name, content in IMAGES.items():
         write(out / "gallery" / name, content)
 
 
 def scores(out):
-    interval = lambda value: {"value": value, "low": value - 0.02, "high": value + 0.02}  # noqa: E731
-    write(out / "scores.json", {
-        "protocol": "512 held-out prompts",
-        "columns": [{"key": "right", "label": "all right", "unit": "%", "better": "high"},
-                    {"key": "fd", "label": "distance", "unit": "", "better": "low"}],
-        "samplers": [
-            {"name": "teacher", "nfe": 100, "seconds_per_video": 12.0,
-             "metrics": {"right": interval(0.9), "fd": interval(8)}},
-            {"name": "student", "nfe": 4, "seconds_per_video": 0.5,
-             "metrics": {"right": interval(0.95), "fd": interval(9)}},
-            {"name": "data", "nfe": None, "seconds_per_video": None, "metrics": {"right": interval(0.97)}}],
-        "checks": [{"claim": "as right", "value": "+5 points", "passed": True},
-                   {"claim": "as close", "value": "1.13 x", "passed": False}]})
+    interval = lambda value: {
+        "value": value,
+        "low": value - 0.02,
+        "high": value + 0.02,
+    }  # noqa: E731
+    write(
+        out / "scores.json",
+        {
+            "protocol": "512 held-out prompts",
+            "columns": [
+                {"key": "right", "label": "all right", "unit": "%", "better": "high"},
+                {"key": "fd", "label": "distance", "unit": "", "better": "low"},
+            ],
+            "samplers": [
+                {
+                    "name": "teacher",
+                    "nfe": 100,
+                    "seconds_per_video": 12.0,
+                    "metrics": {"right": interval(0.9), "fd": interval(8)},
+                },
+                {
+                    "name": "student",
+                    "nfe": 4,
+                    "seconds_per_video": 0.5,
+                    "metrics": {"right": interval(0.95), "fd": interval(9)},
+                },
+                {
+                    "name": "data",
+                    "nfe": None,
+                    "seconds_per_video": None,
+                    "metrics": {"right": interval(0.97)},
+                },
+            ],
+            "checks": [
+                {"claim": "as right", "value": "+5 points", "passed": True},
+                {"claim": "as close", "value": "1.13 x", "passed": False},
+            ],
+        },
+    )
 
 
 def metrics(out):
-    rows = [{"step": s, "loss/fake": 1 / (s + 1), "loss/student": 0.5, "ess": 0.9, "seconds": 36.0} for s in range(200)]
-    write(out / "metrics.jsonl", ("\n".join(map(json.dumps, rows)) + '\n{"step": 200, "lo').encode())
+    rows = [
+        {"step": s, "loss/fake": 1 / (s + 1), "loss/student": 0.5, "ess": 0.9, "seconds": 36.0}
+        for s in range(200)
+    ]
+    write(
+        out / "metrics.jsonl", ("\n".join(map(json.dumps, rows)) + '\n{"step": 200, "lo').encode()
+    )
 
 
 EXPORT = {"error": 2e-6, "tolerance": 1e-4, "files": ["lora/a.safetensors"]}
 COMMANDS = {"commands": [{"what": "train", "command": "python a.py --x '<y>'"}]}
 PARTS = {
-    "videos": gallery, "trajectories": trajectories, "scores": scores, "curves": metrics,
+    "videos": gallery,
+    "trajectories": trajectories,
+    "scores": scores,
+    "curves": metrics,
     "lora": lambda out: write(out / "lora/export.json", EXPORT),
     "commands": lambda out: write(out / "commands.json", COMMANDS),
-    "config": lambda out: write(out / "config.json", {"name": "shapes & co", "base": "https://example.org/x"}),
+    "config": lambda out: write(
+        out / "config.json", {"name": "shapes & co", "base": "https://example.org/x"}
+    ),
 }
 
 
@@ -124,7 +188,15 @@ def test_nothing_is_fetched(page):
 
 
 def test_all_parts_are_there_in_reading_order(page):
-    assert Page(page).sections == ["videos", "trajectories", "scores", "lora", "curves", "commands", "config"]
+    assert Page(page).sections == [
+        "videos",
+        "trajectories",
+        "scores",
+        "lora",
+        "curves",
+        "commands",
+        "config",
+    ]
 
 
 @pytest.mark.parametrize("missing", PARTS)
@@ -151,7 +223,9 @@ def test_the_head_names_the_run_and_the_network_calls(page):
     text = Page(page).text
     assert "100 → 4" in text and "25 times fewer" in text
     assert "<title>shapes &amp; co</title>" in page
-    assert "200 steps" in text and "2.0 hours of training" in text and "1 of 2 checks passed" in text
+    assert (
+        "200 steps" in text and "2.0 hours of training" in text and "1 of 2 checks passed" in text
+    )
 
 
 def test_the_best_sampler_of_each_column_is_marked_and_the_data_is_out_of_competition(page):
@@ -162,13 +236,26 @@ def test_the_best_sampler_of_each_column_is_marked_and_the_data_is_out_of_compet
 def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):
     """At its lower end they would say that all are bad."""
     score = {"value": 1.0, "low": 1.0, "high": 1.0}
-    samplers = [{"name": name, "nfe": 4, "metrics": {"right": score}} for name in ("teacher", "student")]
-    write(tmp_path / "scores.json", {"columns": [{"key": "right", "label": "right", "unit": "%", "better": "high"}], "samplers": samplers})
-    assert re.findall(r'<b style="left: ([\d.]+)%', write_report(tmp_path).read_text()) == ["50.0", "50.0"]
+    samplers = [
+        {"name": name, "nfe": 4, "metrics": {"right": score}} for name in ("teacher", "student")
+    ]
+    write(
+        tmp_path / "scores.json",
+        {
+            "columns": [{"key": "right", "label": "right", "unit": "%", "better": "high"}],
+            "samplers": samplers,
+        },
+    )
+    assert re.findall(r'<b style="left: ([\d.]+)%', write_report(tmp_path).read_text()) == [
+        "50.0",
+        "50.0",
+    ]
 
 
 def test_ticks_that_lie_close_together_have_texts_of_their_own():
-    panel, = curves.panels({"step": list(range(50)), "ess": [0.9996 + 0.000008 * step for step in range(50)]})
+    (panel,) = curves.panels(
+        {"step": list(range(50)), "ess": [0.9996 + 0.000008 * step for step in range(50)]}
+    )
     texts = [text for _, text in panel.y_ticks]
     assert len(texts) >= 3 and len(set(texts)) == len(texts) and "0.9997" in texts
     assert curves.labelled([0.0, 0.5, 1.0]) == [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
@@ -219,7 +306,10 @@ def test_a_long_curve_is_thinned_but_keeps_its_spike():
 def test_values_that_are_not_finite_are_told_and_not_drawn():
     loss = [1.0, 2.0, float("nan"), 4.0, float("inf"), 3.0]
     [panel] = curves.panels({"step": list(range(6)), "loss": loss})
-    assert panel.lines[0].note == "loss: 2 steps without a finite value" and "nan" not in panel.lines[0].raw
+    assert (
+        panel.lines[0].note == "loss: 2 steps without a finite value"
+        and "nan" not in panel.lines[0].raw
+    )
     [panel] = curves.panels({"step": [0, 1], "loss": [float("nan")] * 2})
     assert panel.lines[0].last == "none" and panel.lines[0].note == "loss: no finite value"
 
@@ -230,7 +320,14 @@ def test_a_run_of_one_step_has_its_curves_too():
 
 
 def test_numbers_are_short():
-    numbers = {0: "0", 2.4e-6: "2.4e-6", 0.0012345: "0.00123", 12.0: "12", 12345.6: "12,346", -3e9: "-3e9"}
+    numbers = {
+        0: "0",
+        2.4e-6: "2.4e-6",
+        0.0012345: "0.00123",
+        12.0: "12",
+        12345.6: "12,346",
+        -3e9: "-3e9",
+    }
     assert {value: curves.short(value) for value in numbers} == numbers
 
 

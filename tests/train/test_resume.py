@@ -23,7 +23,13 @@ from tdmvid.train.watch import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 # Average, moments, warm-up and decay: each is lost by a resume that forgets it.
-EVERYTHING = ("ema=0.5", "student.schedule=cosine", "student.warmup=2", "fake.betas=[0.5,0.999]", "objective.fake_updates=2")
+EVERYTHING = (
+    "ema=0.5",
+    "student.schedule=cosine",
+    "student.warmup=2",
+    "fake.betas=[0.5,0.999]",
+    "objective.fake_updates=2",
+)
 DIE_WHILE_SAVING = """
 import os, runpy, signal, sys
 from tdmvid.train import checkpoint
@@ -47,7 +53,11 @@ def record(folder):
 
 def tensors(folder):
     """All weights and averages under a folder."""
-    return {f"{path.relative_to(folder)}/{name}": value for path in folder.rglob("*.safetensors") for name, value in load_file(path).items()}
+    return {
+        f"{path.relative_to(folder)}/{name}": value
+        for path in folder.rglob("*.safetensors")
+        for name, value in load_file(path).items()
+    }
 
 
 def assert_same_state(a, b):
@@ -58,7 +68,9 @@ def assert_same_state(a, b):
 
 def assert_same_run(resumed, whole):
     assert record(resumed) == record(whole)
-    assert_same_state(resumed / "checkpoints" / "step_000008", whole / "checkpoints" / "step_000008")
+    assert_same_state(
+        resumed / "checkpoints" / "step_000008", whole / "checkpoints" / "step_000008"
+    )
     assert_same_state(resumed / "lora", whole / "lora")
 
 
@@ -76,7 +88,9 @@ def finished(whole, tmp_path):
 
 def test_the_uninterrupted_run_learns(whole):
     rows, last = record(whole), tensors(whole / "lora")
-    assert [row["step"] for row in rows] == list(range(8)) and len({row["loss/fake"] for row in rows}) == 8
+    assert [row["step"] for row in rows] == list(range(8)) and len(
+        {row["loss/fake"] for row in rows}
+    ) == 8
     assert max(value.abs().max() for name, value in last.items() if "lora_B" in name) > 1e-2
 
 
@@ -100,14 +114,33 @@ def test_an_interrupted_run_resumes_digit_for_digit(tiny_run, whole, tmp_path, m
 
 def start(tiny_json, out, *, script=None):
     changes = [part for change in EVERYTHING for part in ("--set", change)]
-    command = [sys.executable, *(["-c", script] if script else []), "launch/train.py", "--config", str(tiny_json), "--out", str(out), *changes]
+    command = [
+        sys.executable,
+        *(["-c", script] if script else []),
+        "launch/train.py",
+        "--config",
+        str(tiny_json),
+        "--out",
+        str(out),
+        *changes,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
-def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(tiny_json, tiny_run, whole, tmp_path):
-    process, rows, metrics = start(tiny_json, tmp_path / "run"), random.randint(1, 7), tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= rows):
+def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(
+    tiny_json, tiny_run, whole, tmp_path
+):
+    process, rows, metrics = (
+        start(tiny_json, tmp_path / "run"),
+        random.randint(1, 7),
+        tmp_path / "run" / "metrics.jsonl",
+    )
+    while process.poll() is None and not (
+        metrics.exists() and metrics.read_bytes().count(b"\n") >= rows
+    ):
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -115,20 +148,30 @@ def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(tiny_json, tiny
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(tiny_json, tiny_run, whole, tmp_path, number):
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["SIGINT", "SIGTERM", "SIGUSR1"]
+)
+def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(
+    tiny_json, tiny_run, whole, tmp_path, number
+):
     process, metrics = start(tiny_json, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 1):
+    while process.poll() is None and not (
+        metrics.exists() and metrics.read_bytes().count(b"\n") >= 1
+    ):
         time.sleep(0.002)
     process.send_signal(number)
     assert process.wait() == STOPPED == 75
     done = len(record(tmp_path / "run"))
-    assert 1 <= done < 8 and Checkpoints(tmp_path / "run" / "checkpoints", keep=2).steps()[-1] == done
+    assert (
+        1 <= done < 8 and Checkpoints(tmp_path / "run" / "checkpoints", keep=2).steps()[-1] == done
+    )
     train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tiny_json, tiny_run, whole, tmp_path):
+def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(
+    tiny_json, tiny_run, whole, tmp_path
+):
     folder = tmp_path / "run" / "checkpoints"
     assert start(tiny_json, tmp_path / "run", script=DIE_WHILE_SAVING).wait() == -signal.SIGKILL
     assert sorted(path.name for path in folder.iterdir()) == [".step_000004.part", "step_000002"]
@@ -146,51 +189,82 @@ def test_a_finished_run_only_finishes_again(tiny_run, whole, finished):
     assert_same_run(finished, whole)
 
 
-@pytest.mark.parametrize("change, message", [
-    ("lora.rank=3", "lora.rank=2, this run has 3"),
-    ("fake.lr=0.5", "fake.lr=0.01, this run has 0.5"),
-    ("seed=7", "seed=0, this run has 7"),
-    ("prompts.limit=5", "prompts='8 prompts, .*', this run has '5 prompts, .*'"),
-    ("steps=9", "steps=8, this run has 9"),  # the cosine ends at the last step
-], ids=str)
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("lora.rank=3", "lora.rank=2, this run has 3"),
+        ("fake.lr=0.5", "fake.lr=0.01, this run has 0.5"),
+        ("seed=7", "seed=0, this run has 7"),
+        ("prompts.limit=5", "prompts='8 prompts, .*', this run has '5 prompts, .*'"),
+        ("steps=9", "steps=8, this run has 9"),  # the cosine ends at the last step
+    ],
+    ids=str,
+)
 def test_another_run_s_checkpoint_is_refused_with_both_values(tiny_run, finished, change, message):
     before = (finished / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=rf"step_000008 was written with {message}: use the same, or another --out"):
+    with pytest.raises(
+        ValueError, match=rf"step_000008 was written with {message}: use the same, or another --out"
+    ):
         train(tiny_run(finished, *EVERYTHING, change), resume="auto")
     assert (finished / "config.json").read_bytes() == before and len(record(finished)) == 8
 
 
 def test_who_wants_a_longer_run_is_told_how(tiny_run, finished):
-    with pytest.raises(ValueError, match=r"or another --out \(a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this student\)$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"or another --out \(a learning rate falls to 0 at the last step; --set init=RUN/lora"
+            r" goes on from this student\)$"
+        ),
+    ):
         train(tiny_run(finished, *EVERYTHING, "steps=9"), resume="auto")
 
 
 def test_what_does_not_touch_the_numbers_may_change(tiny_run, finished):
-    train(tiny_run(finished, *EVERYTHING, "log.teacher_steps=3", "log.checkpoint_every=1"), resume="auto")
+    train(
+        tiny_run(finished, *EVERYTHING, "log.teacher_steps=3", "log.checkpoint_every=1"),
+        resume="auto",
+    )
     assert json.loads((finished / "config.json").read_text())["log"]["teacher_steps"] == 3
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tiny_run, tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} is no checkpoint: give a folder step_.* or --resume auto"):
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} is no checkpoint: give a folder step_.* or --resume auto"
+    ):
         train(tiny_run(tmp_path / "run"), resume=str(tmp_path))
 
 
 def test_starting_afresh_over_checkpoints_is_refused(tiny_run, whole):
-    with pytest.raises(ValueError, match="holds a run with checkpoints: continue it with --resume auto, or choose another --out"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "holds a run with checkpoints: continue it with --resume auto, or choose another --out"
+        ),
+    ):
         train(tiny_run(whole, *EVERYTHING))
 
 
-def test_a_run_with_constant_rates_may_be_made_longer_but_not_shorter_than_it_is(tiny_run, tmp_path, loop_only):
+def test_a_run_with_constant_rates_may_be_made_longer_but_not_shorter_than_it_is(
+    tiny_run, tmp_path, loop_only
+):
     train(tiny_run(tmp_path / "long", "steps=4"))
     train(tiny_run(tmp_path / "grown", "steps=2"))
     train(tiny_run(tmp_path / "grown", "steps=4"), resume="auto")
     assert record(tmp_path / "grown") == record(tmp_path / "long")
-    assert_same_state(tmp_path / "grown" / "checkpoints" / "step_000004", tmp_path / "long" / "checkpoints" / "step_000004")
-    with pytest.raises(ValueError, match="step_000004 holds 4 steps, this run has steps=3: raise steps"):
+    assert_same_state(
+        tmp_path / "grown" / "checkpoints" / "step_000004",
+        tmp_path / "long" / "checkpoints" / "step_000004",
+    )
+    with pytest.raises(
+        ValueError, match="step_000004 holds 4 steps, this run has steps=3: raise steps"
+    ):
         train(tiny_run(tmp_path / "grown", "steps=3"), resume="auto")
 
 
-def test_a_run_taken_back_to_an_older_checkpoint_forgets_the_newer_ones(tiny_run, tmp_path, loop_only, monkeypatch):
+def test_a_run_taken_back_to_an_older_checkpoint_forgets_the_newer_ones(
+    tiny_run, tmp_path, loop_only, monkeypatch
+):
     config = tiny_run(tmp_path, "steps=6", "log.keep_checkpoints=3")
     train(config)
     before, folder = record(tmp_path), tmp_path / "checkpoints"
@@ -201,7 +275,9 @@ def test_a_run_taken_back_to_an_older_checkpoint_forgets_the_newer_ones(tiny_run
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Monitor, "log", stop)
         train(config, resume=str(folder / "step_000002"))
-    assert [path.name for path in folder.iterdir()] == ["step_000002"] and record(tmp_path) == before[:2]
+    assert [path.name for path in folder.iterdir()] == ["step_000002"] and record(
+        tmp_path
+    ) == before[:2]
     train(config, resume="auto")
     assert record(tmp_path) == before
 
@@ -227,10 +303,20 @@ def test_only_whole_checkpoints_count_and_the_newest_are_kept(tmp_path):
         checkpoints.save(step, {"student": Engine(step)}, {"seed": 0})
     checkpoints.wait()
     (tmp_path / "step_2000000").mkdir()  # without its last file
-    assert checkpoints.steps() == [4, 1_000_000] and checkpoints.latest() == tmp_path / "step_1000000"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_1000000", "step_2000000"]
+    assert (
+        checkpoints.steps() == [4, 1_000_000] and checkpoints.latest() == tmp_path / "step_1000000"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_000004",
+        "step_1000000",
+        "step_2000000",
+    ]
     engine = Engine(0)
-    assert Checkpoints.load(tmp_path / "step_000004", {"student": engine}, {"seed": 0}) == engine.value == 4
+    assert (
+        Checkpoints.load(tmp_path / "step_000004", {"student": engine}, {"seed": 0})
+        == engine.value
+        == 4
+    )
     assert (tmp_path / "step_000004" / META).exists()
 
 
@@ -243,9 +329,13 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert engine.value == 2 and [path.name for path in tmp_path.iterdir()] == ["step_000003"]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path, monkeypatch):
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
+    tmp_path, monkeypatch
+):
     disk, write_files = threading.Event(), checkpoint.write_files
-    monkeypatch.setattr(checkpoint, "write_files", lambda files: disk.wait(30) and write_files(files))
+    monkeypatch.setattr(
+        checkpoint, "write_files", lambda files: disk.wait(30) and write_files(files)
+    )
     checkpoints, engine = Checkpoints(tmp_path, keep=1), Engine(1)
     path = checkpoints.save(1, {"student": engine}, {})
     engine.value = 2  # the next step, while nothing is on the disk
@@ -264,11 +354,16 @@ def test_a_checkpoint_is_whole_only_when_every_rank_has_written(tmp_path):
     assert not path.exists()
     second.save(1, {"fake": Engine(2)}, {})
     first.wait()
-    assert {str(file.relative_to(path)) for file in path.rglob("value")} == {"student/value", "fake/value"}
+    assert {str(file.relative_to(path)) for file in path.rglob("value")} == {
+        "student/value",
+        "fake/value",
+    }
     assert sorted(file.name for file in path.iterdir()) == ["checkpoint.json", "fake", "student"]
 
 
-def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_and_is_heard_of(tmp_path, monkeypatch):
+def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_and_is_heard_of(
+    tmp_path, monkeypatch
+):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, {"student": Engine(1)}, {})
     checkpoints.wait()
@@ -278,7 +373,10 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_and_is_heard_of(t
 
     monkeypatch.setattr(checkpoint, "write_files", full)
     checkpoints.save(2, {"student": Engine(2)}, {})
-    with pytest.raises(OSError, match="step_000002 could not be written .*No space left.*: the previous checkpoint stands"):
+    with pytest.raises(
+        OSError,
+        match="step_000002 could not be written .*No space left.*: the previous checkpoint stands",
+    ):
         checkpoints.save(3, {"student": Engine(3)}, {})
     assert checkpoints.steps() == [1]
 
@@ -287,7 +385,10 @@ def test_a_slow_disk_is_waited_for_and_files_that_never_come_are_named(tmp_path,
     monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
     sync = checkpoint._sync
     monkeypatch.setattr(checkpoint, "_sync", lambda folder: time.sleep(0.5) or sync(folder))
-    alone, first = Checkpoints(tmp_path / "alone", keep=1), Checkpoints(tmp_path / "two", keep=1, rank=0, ranks=2)
+    alone, first = (
+        Checkpoints(tmp_path / "alone", keep=1),
+        Checkpoints(tmp_path / "two", keep=1, rank=0, ranks=2),
+    )
     alone.save(1, {"student": Engine(1)}, {})
     alone.wait()
     assert alone.steps() == [1]

@@ -17,7 +17,12 @@ from tdmvid.train.trainer import train
 def frozen_bytes(config) -> int:
     """Of all frozen tensors that the roles hold, each counted once."""
     engines = build_run(config, launch.start("none")).engines
-    storages = {p.data_ptr(): p.nbytes for engine in engines.values() for p in engine.module.parameters() if not p.requires_grad}
+    storages = {
+        p.data_ptr(): p.nbytes
+        for engine in engines.values()
+        for p in engine.module.parameters()
+        if not p.requires_grad
+    }
     return sum(storages.values())
 
 
@@ -26,21 +31,35 @@ def losses(folder):
     return [(row["loss/student"], row["loss/fake"]) for row in rows]
 
 
-def test_a_base_of_its_own_for_the_fake_holds_the_weights_twice_and_changes_no_number(tiny_run, tmp_path, loop_only):
-    shared, own = tiny_run(tmp_path / "shared"), tiny_run(tmp_path / "own", "parallel.share_base=false")
+def test_a_base_of_its_own_for_the_fake_holds_the_weights_twice_and_changes_no_number(
+    tiny_run, tmp_path, loop_only
+):
+    shared, own = (
+        tiny_run(tmp_path / "shared"),
+        tiny_run(tmp_path / "own", "parallel.share_base=false"),
+    )
     assert frozen_bytes(own) == 2 * frozen_bytes(shared)
-    assert [make_plan(config).memory()["frozen weights"] for config in (shared, own)] == [frozen_bytes(shared), frozen_bytes(own)]
+    assert [make_plan(config).memory()["frozen weights"] for config in (shared, own)] == [
+        frozen_bytes(shared),
+        frozen_bytes(own),
+    ]
     assert losses(train(own)) == losses(train(shared))
 
 
-@pytest.mark.parametrize("changes", [[], ["parallel.share_base=false"], ["training=full"]], ids=["shared", "two", "full"])
-def test_the_base_leaves_its_device_while_an_export_is_checked_and_comes_back(tiny_run, tmp_path, changes):
+@pytest.mark.parametrize(
+    "changes", [[], ["parallel.share_base=false"], ["training=full"]], ids=["shared", "two", "full"]
+)
+def test_the_base_leaves_its_device_while_an_export_is_checked_and_comes_back(
+    tiny_run, tmp_path, changes
+):
     run = build_run(tiny_run(tmp_path, *changes), launch.start("none"))
     networks = [run.backbone.network, *(engine.module for engine in run.engines.values())]
     parameters = {id(p): p for network in networks for p in network.parameters()}.values()
     before = [p.detach().clone() for p in parameters]
     with pytest.raises(KeyError), base_waiting(run):
-        assert all(bool(p.numel()) == p.requires_grad for p in parameters) and any(p.numel() for p in parameters)
+        assert all(bool(p.numel()) == p.requires_grad for p in parameters) and any(
+            p.numel() for p in parameters
+        )
         raise KeyError("an export that fails")
     assert all(torch.equal(p, old) for p, old in zip(parameters, before))
 
@@ -53,8 +72,16 @@ def test_the_text_encoder_has_the_device_to_itself(tiny_run, tmp_path, monkeypat
         release(backbone)
 
     monkeypatch.setattr(CogVideoX, "release_text", released)
-    monkeypatch.setattr("tdmvid.train.setup.embed_prompts", lambda cache, prompts, encode, each: held.append(sum(p.numel() for p in encode.__self__.network.parameters())))
-    monkeypatch.setattr("tdmvid.train.setup.EmbeddingCache.get", lambda cache, prompts: (_ for _ in ()).throw(KeyError("no embeddings")))
+    monkeypatch.setattr(
+        "tdmvid.train.setup.embed_prompts",
+        lambda cache, prompts, encode, each: held.append(
+            sum(p.numel() for p in encode.__self__.network.parameters())
+        ),
+    )
+    monkeypatch.setattr(
+        "tdmvid.train.setup.EmbeddingCache.get",
+        lambda cache, prompts: (_ for _ in ()).throw(KeyError("no embeddings")),
+    )
     with pytest.raises(KeyError):
         build_run(tiny_run(tmp_path), launch.start("none"))
     assert held == [0, 0]  # while it works, and when it goes
@@ -64,12 +91,23 @@ def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
     """They are of pictures only: who runs out of memory at the first ones goes on with them."""
     run = build_run(tiny_run(tmp_path), launch.start("none"))
     tiled = replace(run, config=replace(run.config, model=replace(run.config.model, tiling=True)))
-    other = replace(run, config=replace(run.config, model=replace(run.config.model, dtype="bfloat16")))
+    other = replace(
+        run, config=replace(run.config, model=replace(run.config.model, dtype="bfloat16"))
+    )
     assert tiled.fingerprint == run.fingerprint != other.fingerprint
-    assert replace(tiled, real_digest="clips").fingerprint != replace(run, real_digest="clips").fingerprint  # which are encoded in tiles
+    assert (
+        replace(tiled, real_digest="clips").fingerprint
+        != replace(run, real_digest="clips").fingerprint
+    )  # which are encoded in tiles
 
 
 def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_path):
     """Before three bad iterations in a row could be counted."""
-    with pytest.raises(RuntimeError, match=r"samples are not finite: it has diverged, see metrics.jsonl; lower student.lr=1e\+30 or fake.lr=0.01"):
+    with pytest.raises(
+        RuntimeError,
+        match=(
+            r"samples are not finite: it has diverged, see metrics.jsonl; lower student.lr=1e\+30"
+            r" or fake.lr=0.01"
+        ),
+    ):
         train(tiny_run(tmp_path, "steps=1", "student.lr=1e30"))

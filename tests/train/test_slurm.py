@@ -1,4 +1,6 @@
-"""The cluster's own command on this machine: two nodes of one rank each, stopped by a signal and queued again."""
+"""The cluster's own command on this machine: two nodes of one rank each, stopped by a signal and
+queued again.
+"""
 
 import json
 import os
@@ -23,20 +25,50 @@ def free_port() -> int:
 def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
     """Two nodes of launch/slurm/node.sh."""
     environment = os.environ | {
-        "HEAD": "127.0.0.1", "PORT": str(free_port()), "NODES": "2", "GPUS": "1", "JOB": "test", "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu",
+        "HEAD": "127.0.0.1",
+        "PORT": str(free_port()),
+        "NODES": "2",
+        "GPUS": "1",
+        "JOB": "test",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
     }
-    options = [part for change in ("parallel.timeout_minutes=1", *changes) for part in ("--set", change)]
-    command = ["launch/slurm/node.sh", "--config", str(tiny_json), "--out", str(out), "--resume", "auto", *options]
+    options = [
+        part for change in ("parallel.timeout_minutes=1", *changes) for part in ("--set", change)
+    ]
+    command = [
+        "launch/slurm/node.sh",
+        "--config",
+        str(tiny_json),
+        "--out",
+        str(out),
+        "--resume",
+        "auto",
+        *options,
+    ]
     return [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
         for _ in range(2)
     ]
 
 
 def children(process: int) -> list[int]:
     """Process numbers of a process's children, oldest first."""
-    return sorted(int(child) for task in Path(f"/proc/{process}/task").iterdir() for child in (task / "children").read_text().split())
+    return sorted(
+        int(child)
+        for task in Path(f"/proc/{process}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    )
 
 
 def wait(nodes: list[subprocess.Popen], seconds: float = 400) -> list[int]:
@@ -61,8 +93,12 @@ def losses(out: Path) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("status, queued", [(0, ""), (75, "requeue 12"), (1, "")])
-def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(tmp_path, status, queued):
-    """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is left when the first node ends."""
+def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(
+    tmp_path, status, queued
+):
+    """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is
+    left when the first node ends.
+    """
     for name, script in {
         "srun": f'echo "$@" > {tmp_path}/srun.said; exit {status}',
         "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" > {tmp_path}/queued',
@@ -70,12 +106,25 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "64",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "12",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_CPUS_PER_TASK": "64",
     }
-    assert subprocess.run(["launch/slurm/job.sh", "a.json"], cwd=ROOT, env=environment).returncode == status
+    assert (
+        subprocess.run(["launch/slurm/job.sh", "a.json"], cwd=ROOT, env=environment).returncode
+        == status
+    )
     said = (tmp_path / "srun.said").read_text()
-    assert "--cpus-per-task=64" in said and "--wait=0" in said and said.strip().endswith("launch/slurm/node.sh --config a.json --resume auto")
-    assert ((tmp_path / "queued").read_text().strip() if (tmp_path / "queued").exists() else "") == queued
+    assert (
+        "--cpus-per-task=64" in said
+        and "--wait=0" in said
+        and said.strip().endswith("launch/slurm/node.sh --config a.json --resume auto")
+    )
+    assert (
+        (tmp_path / "queued").read_text().strip() if (tmp_path / "queued").exists() else ""
+    ) == queued
 
 
 def node(tmp_path, script: str, **environment: str) -> subprocess.Popen:
@@ -83,12 +132,20 @@ def node(tmp_path, script: str, **environment: str) -> subprocess.Popen:
     (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
     inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return subprocess.Popen(["launch/slurm/node.sh"], cwd=ROOT, env=inherited | {"PYTHON": str(tmp_path / "python"), "GPUS": "4"} | environment)
+    return subprocess.Popen(
+        ["launch/slurm/node.sh"],
+        cwd=ROOT,
+        env=inherited | {"PYTHON": str(tmp_path / "python"), "GPUS": "4"} | environment,
+    )
 
 
 @pytest.mark.parametrize("told, status", [(True, 75), (False, 3)])
-def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too(tmp_path, told, status):
-    """While prompts are embedded, or the student is exported, nobody waits for signals; a failure is still one."""
+def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too(
+    tmp_path, told, status
+):
+    """While prompts are embedded, or the student is exported, nobody waits for signals; a failure
+    is still one.
+    """
     run = node(tmp_path, f"sleep {30 if told else 0} & touch {tmp_path}/begun; wait $!; exit 3")
     while told and not (tmp_path / "begun").exists():
         time.sleep(0.01)
@@ -97,21 +154,30 @@ def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too
     assert run.wait(20) == status
 
 
-@pytest.mark.parametrize("cpus, chosen, threads", [("64", {}, 16), ("2", {}, 1), ("", {}, 1), ("64", {"OMP_NUM_THREADS": "5"}, 5)])
+@pytest.mark.parametrize(
+    "cpus, chosen, threads",
+    [("64", {}, 16), ("2", {}, 1), ("", {}, 1), ("64", {"OMP_NUM_THREADS": "5"}, 5)],
+)
 def test_the_ranks_of_a_node_share_its_cpus(tmp_path, cpus, chosen, threads):
     given = {"SLURM_CPUS_PER_TASK": cpus} if cpus else {}
     assert node(tmp_path, f"[ $OMP_NUM_THREADS -eq {threads} ]", **given, **chosen).wait(20) == 0
 
 
 @pytest.mark.slow
-def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_been(tiny_json, tmp_path):
+def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_been(
+    tiny_json, tmp_path
+):
     assert wait(start_nodes(tiny_json, tmp_path / "whole")) == [0, 0]
     nodes, out = start_nodes(tiny_json, tmp_path / "run"), tmp_path / "run"
     while not rows(out) and all(node.poll() is None for node in nodes):
         time.sleep(0.01)
     nodes[1].send_signal(signal.SIGUSR1)
     assert wait(nodes) == [75, 75]
-    assert 1 <= len(rows(out)) < 8 and not (out / "lora").exists() and list((out / "checkpoints").glob("step_*"))
+    assert (
+        1 <= len(rows(out)) < 8
+        and not (out / "lora").exists()
+        and list((out / "checkpoints").glob("step_*"))
+    )
     assert wait(start_nodes(tiny_json, out)) == [0, 0]
     assert losses(out) == losses(tmp_path / "whole") and len(rows(out)) == 8
     assert (out / "lora" / "pytorch_lora_weights.safetensors").exists()
@@ -128,5 +194,8 @@ def test_a_rank_that_dies_ends_the_job_and_the_last_checkpoint_stands(tiny_json,
     os.kill(rank, signal.SIGKILL)
     assert all(status not in (0, 75) for status in wait(nodes)) and time.time() - began < 120
     done = len(rows(out))
-    assert wait(start_nodes(tiny_json, out, "log.checkpoint_every=1", f"steps={done + 2}")) == [0, 0]
+    assert wait(start_nodes(tiny_json, out, "log.checkpoint_every=1", f"steps={done + 2}")) == [
+        0,
+        0,
+    ]
     assert [row["step"] for row in rows(out)] == list(range(done + 2))

@@ -32,13 +32,18 @@ def test_a_run_that_moves_on_leaves_no_file(tmp_path):
     assert list((tmp_path / "stuck").iterdir()) == []
 
 
-def test_a_second_interrupt_stops_at_once_and_a_launcher_s_echo_does_not(tmp_path, monkeypatch, capfd):
+def test_a_second_interrupt_stops_at_once_and_a_launcher_s_echo_does_not(
+    tmp_path, monkeypatch, capfd
+):
     now = iter([0.0, 0.5, 1.5])
     monkeypatch.setattr("tdmvid.train.watch.time.monotonic", lambda: next(now))
     with pytest.raises(KeyboardInterrupt), Watch(tmp_path, launch.start("none"), 1.0) as watch:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        assert watch.told_to_stop() and capfd.readouterr().err.count("stopping after this iteration") == 1
+        assert (
+            watch.told_to_stop()
+            and capfd.readouterr().err.count("stopping after this iteration") == 1
+        )
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
