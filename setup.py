@@ -15,7 +15,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["tdmvid", "tdmvid.*"]),
     package_data={
-        "tdmvid.train": ["*.j2"],
+        "tdmvid.report": ["*.j2"],
         "tdmvid.scoring": ["*.j2"],
         "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"],
     },

@@ -22,23 +22,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
+from tdmvid.config.run import from_dict, read_settings, to_dict  # noqa: E402
 
-from tdmvid.config import from_dict, read_settings, to_dict  # noqa: E402
+from tdmvid.cli.options import add_evaluation, place  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
-from tdmvid.options import add_evaluation, place  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
-from tdmvid.scoring.package import Environment, ready, score_folder  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402
 from tdmvid.scoring.sides import NAMES, check_sides, foreign, sample_sides, sampled  # noqa: E402
-from tdmvid.scoring.suite import (
-    Entry,
-    VBenchConfig,
-    check_videos,
-    files_of,
-    load_suite,
-    shots_of,
-)  # noqa: E402
+from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of  # noqa: E402
 from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, Scores  # noqa: E402
+from tdmvid.scoring.vbench_runner import Environment, ready, score_folder  # noqa: E402
 from tdmvid.scoring.weights import Preflight  # noqa: E402
 
 

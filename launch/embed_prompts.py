@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tdmvid.config import load_config  # noqa: E402
+from tdmvid.config.run import load_config  # noqa: E402
 
 
 def main() -> None:

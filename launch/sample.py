@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tdmvid.options import add_sampler, base_of  # noqa: E402
+from tdmvid.cli.options import add_sampler, base_of  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
@@ -45,15 +45,16 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     try:
-        from tdmvid.data.prompts import read_prompts
-        from tdmvid.parallel import launch
-        from tdmvid.sampling import (
+        from tdmvid.sampling.sample import (
             Sampler,
             load_for_sampling,
             plan_shots,
             read_seeds,
             sample_videos,
         )
+
+        from tdmvid.data.prompts import read_prompts
+        from tdmvid.parallel import launch
 
         prompts, seeds = read_prompts(args.prompts, column=args.column), read_seeds(args.seeds)
         world = launch.start(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tdmvid.config import RunConfig, load_config  # noqa: E402
+from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = (
@@ -158,7 +158,7 @@ def main() -> None:
         config = load_config(args.config, overrides)
         evaluation(config, ranks=1)  # what the end of the run needs is refused at its start
         if args.plan:
-            from tdmvid.train.plan import check_fit, describe, make_plan
+            from tdmvid.plan.plan import check_fit, describe, make_plan
 
             plan = make_plan(config, ranks=args.ranks)
             print(describe(plan, device_memory=args.device_memory))
@@ -166,8 +166,8 @@ def main() -> None:
                 check_fit(plan, args.device_memory)
             return
         preflight(config)
+        from tdmvid.train.signals import STOPPED, Interrupted
         from tdmvid.train.trainer import train
-        from tdmvid.train.watch import STOPPED, Interrupted
 
         command = shlex.join(["python", "launch/train.py", *sys.argv[1:]])
         try:

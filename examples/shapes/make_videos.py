@@ -17,7 +17,6 @@ from tqdm import tqdm
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 from shapes import world  # noqa: E402
-
 from tdmvid.data.video import write_video  # noqa: E402
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.prompts import read_prompts
-from ..sampling import Shot
+from ..sampling.sample import Shot
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone, ClipSize, ModelConfig, load_backbone
 from ..parallel import launch
-from ..sampling import SETTINGS, Sampler, Shot, load_for_sampling, sample_videos, weights_of
+from ..sampling.sample import SETTINGS, Sampler, Shot, load_for_sampling, sample_videos, weights_of
 
 NAMES = ("student", "teacher")
 

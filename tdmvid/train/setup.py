@@ -35,8 +35,8 @@ from ..parallel import launch
 from ..parallel.engine import TorchEngine
 from ..parallel.rng import Streams
 from ..parallel.sequence import PlannedGroup
-from .quantized import Rounding, quantize_base
-from .recompute import keep_attention
+from ..roles.recompute import keep_attention
+from ..roles.rounding import Rounding, quantize_base
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from ..data.files import write_json
 from ..distill.iteration import Outcome, iterate, pick_grid
 from ..parallel import launch
 from .checkpoint import Checkpoints, flat
-from .finish import finish
+from .finalize import finish
 from .monitor import Monitor
 from .samples import write_samples
 from .setup import Run, build_run, check_folders
-from .watch import Interrupted, Watch
+from .signals import Interrupted, Watch
 
 
 class TrainingStopped(RuntimeError):

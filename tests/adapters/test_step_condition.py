@@ -5,13 +5,13 @@ file can hold.
 import pytest
 import torch
 
-from tdmvid.adapters.export import export_lora
 from tdmvid.adapters.lora import Base, LoraSettings, attach
 from tdmvid.adapters.step_condition import NAME, condition_on_steps, time_embedding, told
 from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 from tdmvid.diffusion.denoiser import step_level
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
+from tdmvid.export.bundle import export_lora
 
 SETTINGS = LoraSettings(rank=2, alpha=8)
 

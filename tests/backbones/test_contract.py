@@ -16,13 +16,13 @@ from tdmvid.adapters.lora import LoraSettings, attach, shared_copy, start_from
 from tdmvid.backbones.base import ModelConfig, families, load_backbone
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes, quantize
-from tdmvid.config import load_config
+from tdmvid.config.run import load_config
 from tdmvid.data.video import write_image, write_video
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import shifted, uniform
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
-from tdmvid.train.plan import make_plan
+from tdmvid.plan.plan import make_plan
 from tdmvid.train.setup import build_run
 from tdmvid.train.trainer import train
 
@@ -563,7 +563,7 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
 def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json, tmp_path):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tdmvid.train import trace
+    from tdmvid.plan import cost as trace
 
     config = load_config(run_json, [f"out={tmp_path}"])
     made, run = make_plan(config), build_run(config, launch.start("none"))

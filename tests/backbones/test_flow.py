@@ -10,7 +10,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from families import BUILDERS, sd3, wan
 
-from tdmvid.adapters.export import TOLERANCE, usual_tolerance
 from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
 from tdmvid.backbones.flow import flow_scheduler_for
 from tdmvid.backbones.scheduler import TrajectoryScheduler, load_scheduler
@@ -18,6 +17,7 @@ from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import TimeGrid, explicit, shifted, uniform
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.diffusion.sampler import ddim
+from tdmvid.export.bundle import TOLERANCE, usual_tolerance
 
 FLOW = RectifiedFlow()
 PROMPTS = ["a red circle moves left", "a blue square"]

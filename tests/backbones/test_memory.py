@@ -11,7 +11,7 @@ from test_contract import CASES, Case, noise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdmvid.backbones.base import ModelConfig, families
-from tdmvid.train.trace import decoding_bytes
+from tdmvid.plan.cost import decoding_bytes
 
 FIRST = [
     (name, variant)

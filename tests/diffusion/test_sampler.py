@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny import cogvideox_scheduler
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from tiny import cogvideox_scheduler
 
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import shifted, uniform

@@ -30,7 +30,7 @@ from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, 
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.optim import LossScale, OptimConfig
 from tdmvid.parallel.rng import Streams
-from tdmvid.train.recompute import keep_attention
+from tdmvid.roles.recompute import keep_attention
 
 BATCH, GLOBAL = 2, 2  # samples of a micro-batch, micro-batches of an iteration
 SGD = OptimConfig(lr=0.2, algorithm="sgd", clip=0.0)

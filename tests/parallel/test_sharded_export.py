@@ -8,9 +8,9 @@ from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
 from tdmvid.backbones.base import LORA_FILE
-from tdmvid.config import load_config
+from tdmvid.config.run import load_config
+from tdmvid.export.requests import export_run
 from tdmvid.train import trainer
-from tdmvid.train.export import export_run
 
 
 def gathered_run(config, path):

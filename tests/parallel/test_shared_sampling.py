@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from ranks import run_ranks
 
-from tdmvid import sampling
 from tdmvid.data.video import read_video
 from tdmvid.parallel import launch
+from tdmvid.sampling import sample as sampling
 
 PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 

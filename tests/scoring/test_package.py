@@ -15,10 +15,10 @@ import torch
 
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import read_video, write_video
-from tdmvid.scoring import package
-from tdmvid.scoring.package import Environment, _static, ready, score_folder
+from tdmvid.scoring import vbench_runner as package
 from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, load_suite, shots_of
 from tdmvid.scoring.vbench import DIMENSIONS, read_scores
+from tdmvid.scoring.vbench_runner import Environment, _static, ready, score_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TDMVID_VBENCH", ROOT / ".venv-vbench"))

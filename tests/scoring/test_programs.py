@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tdmvid.config import load_config
+from tdmvid.config.run import load_config
 from tdmvid.scoring.weights import Preflight
 from tdmvid.train.trainer import train
 

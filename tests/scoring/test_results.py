@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmvid.config import from_dict, read_settings
+from tdmvid.config.run import from_dict, read_settings
 from tdmvid.data.video import write_image
 from tdmvid.scoring.intervals import Measure
 from tdmvid.scoring.results import Pair, Result, best_and_worst, write_result

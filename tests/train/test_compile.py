@@ -11,7 +11,7 @@ import torch._inductor.config
 from torch._dynamo.utils import counters
 
 from tdmvid.parallel import launch
-from tdmvid.train.plan import make_plan
+from tdmvid.plan.plan import make_plan
 from tdmvid.train.setup import build_run, check_compile, check_compiler, compile_blocks
 
 CPU = torch.device("cpu")

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdmvid.config import RunConfig, from_dict, to_dict
+from tdmvid.config.run import RunConfig, from_dict, to_dict
 from tdmvid.data.video import write_video
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.objective import objectives
 from tdmvid.distill.tdm import TDM
+from tdmvid.plan.plan import make_plan
 from tdmvid.train.checkpoint import META
-from tdmvid.train.plan import make_plan
 from tdmvid.train.trainer import train
 
 UNIFY = ("objective.step_set=[1,2,4]", "objective.rollout=full")

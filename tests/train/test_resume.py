@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tdmvid.train import checkpoint
 from tdmvid.train.checkpoint import META, Checkpoints
 from tdmvid.train.monitor import Monitor
+from tdmvid.train.signals import STOPPED
 from tdmvid.train.trainer import train
-from tdmvid.train.watch import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 # Average, moments, warm-up and decay: each is lost by a resume that forgets it.

@@ -8,8 +8,8 @@ import torch
 
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.parallel import launch
-from tdmvid.train.finish import base_waiting
-from tdmvid.train.plan import make_plan
+from tdmvid.plan.plan import make_plan
+from tdmvid.train.finalize import base_waiting
 from tdmvid.train.setup import build_run
 from tdmvid.train.trainer import train
 

@@ -1,0 +1,1 @@
+"""The command line: `tdmvid train`, `plan`, `sample`, `embed`, `export`, `score`, `study`, `latency`."""

@@ -1,0 +1,1 @@
+"""What users take away: checked bundles of LoRAs and networks, and how they are loaded."""

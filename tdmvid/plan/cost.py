@@ -1,0 +1,195 @@
+"""Count what one call of a network costs, from its config alone: nothing is allocated and nothing
+computed.
+
+The real network runs forward and backward on tensors that have shapes only, so whatever a
+family's blocks do is counted as it is, LoRA included.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from ..roles.recompute import is_attention
+
+aten = torch.ops.aten
+ATTENTION_ON_A_CPU = {  # which the library's counter leaves out
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Cost of one call on one rank."""
+
+    forward_flops: float
+    backward_flops: float
+    """Without recomputation."""
+    saved: int
+    """Bytes of activations kept for the backward pass."""
+    saved_inputs: int
+    """The same when every block keeps only its inputs."""
+    saved_block: int
+    """What the largest block keeps inside, once more while it is recomputed."""
+    attention_flops: float
+    attention_bytes: int
+    """The forward's attention, and its outputs: what need not be computed again if they are kept.
+    """
+
+    @property
+    def saved_checkpointed(self) -> int:
+        """Bytes that one call keeps when every block keeps only its inputs, at most."""
+        return self.saved_inputs + self.saved_block
+
+
+class _Attention(TorchDispatchMode):
+    """Bytes of the outputs of attention kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if is_attention(func):
+            self.bytes += sum(x.numel() * x.element_size() for x in out if isinstance(x, Tensor))
+        return out
+
+
+class _Saved:
+    """Bytes that autograd keeps, per block; every storage counts once, parameters not at all."""
+
+    def __init__(self, network: nn.Module, blocks: list[nn.Module]):
+        self.seen = {_storage(p) for p in (*network.parameters(), *network.buffers())}
+        self.inside, self.inputs, self.outside, self.current = [0] * len(blocks), 0, 0, None
+        for index, block in enumerate(blocks):
+            block.register_forward_pre_hook(
+                lambda module, args, kwargs, index=index: self._enter(index, args, kwargs),
+                with_kwargs=True,
+            )
+            block.register_forward_hook(lambda *_: self._leave())
+
+    def _enter(self, index: int, args: tuple, kwargs: dict) -> None:
+        self.current = index
+        tensors = [
+            x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() > 2
+        ]  # not the time embedding
+        self.inputs += sum(x.numel() * x.element_size() for x in tensors)
+
+    def _leave(self) -> None:
+        self.current = None
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self.seen:
+            self.seen.add(_storage(tensor))
+            size = tensor.untyped_storage().nbytes()
+            if self.current is None:
+                self.outside += size
+            else:
+                self.inside[self.current] += size
+        return tensor
+
+
+def trace(network: nn.Module, blocks: list[nn.Module], example, *, dtype: torch.dtype) -> Trace:
+    """Trace `network` (on the meta device; it is changed) on `example()`, the keyword arguments of
+    a call.
+
+    blocks: what gradient checkpointing recomputes. dtype: of the arithmetic.
+    """
+    with FakeTensorMode():
+        _materialise(network)
+        saved = _Saved(network, blocks)
+        forward, backward, attention = _counter(), _counter(), _Attention()
+        autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        with (
+            forward,
+            attention,
+            torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor),
+            autocast,
+        ):
+            out = network(**example(), return_dict=False)[0]
+        with backward:
+            out.sum().backward()
+    inside = sum(saved.inside)
+    return Trace(
+        forward.get_total_flops(),
+        backward.get_total_flops(),
+        inside + saved.outside,
+        saved.outside + saved.inputs,
+        max(saved.inside, default=0),
+        sum(
+            flops
+            for name, flops in forward.get_flop_counts()["Global"].items()
+            if is_attention(name)
+        ),
+        attention.bytes,
+    )
+
+
+def decoding_bytes(vae: nn.Module, shape: tuple[int, ...]) -> int:
+    """Peak bytes of tensors while `vae` (on the meta device; it is changed) decodes latents of
+    `shape`, without its weights.
+    """
+    with FakeTensorMode():
+        _materialise(vae)
+        latents = torch.empty(shape, dtype=next(vae.parameters()).dtype)
+        with torch.no_grad(), _Live() as live:
+            vae.decode(latents)
+    return live.peak
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of the storages that operations made and nobody has let go of yet, and the most of them
+    at once.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.now, self.peak = set(), 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and _storage(x) not in self.seen:
+                storage = x.untyped_storage()
+                self.seen.add(_storage(x))
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, _storage(x), storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU)
+
+
+def _materialise(network: nn.Module) -> None:
+    """Meta tensors become fake CPU ones: the kernels, and so what they keep, are a device's."""
+    for module in network.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

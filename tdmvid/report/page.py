@@ -1,0 +1,265 @@
+"""One page that shows a run: its videos, curves, scores and commands, in a single HTML file.
+
+The page fetches nothing: videos and images are data URIs, curves are SVG. Every part of
+the run folder is optional; what is not there yet is left out of the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import jinja2
+
+from ..data.files import write_text
+from ..train.monitor import METRICS, read_metrics
+from . import plots as curves
+
+REPORT = "report.html"
+MEDIA_TYPES = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+}
+
+
+@dataclass(frozen=True)
+class Media:
+    """One video or image as a data URI; `source` is empty where the file does not exist."""
+
+    kind: str
+    source: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score: its text, its interval's text, where the interval lies in its column (per cent),
+    and its rank.
+    """
+
+    value: str
+    interval: str = ""
+    left: float = 0.0
+    width: float = 0.0
+    dot: float = 0.0
+    best: bool = False
+
+
+def write_report(out: Path) -> Path:
+    """Write `out`/report.html from what is in the run folder and return its path."""
+    out = Path(out)
+    config = _load(out / "config.json")
+    gallery = _gallery(out / "gallery")
+    scores = _scores(_load(out / "scores.json"))
+    metrics = read_metrics(out / METRICS) if (out / METRICS).exists() else {"step": []}
+    commands = _load(out / "commands.json") or {"commands": []}
+    page = _template().render(
+        title=(config or {}).get("name") or out.resolve().name,
+        config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
+        headline=_headline(gallery),
+        facts=_facts(metrics, scores),
+        gallery=gallery,
+        trajectories=_trajectories(out / "gallery"),
+        panels=curves.panels(metrics),
+        plot=curves,
+        scores=scores,
+        lora=_lora(_load(out / "lora" / "export.json")),
+        commands=commands["commands"],
+    )
+    write_text(out / REPORT, page)
+    return out / REPORT
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["short"] = curves.short
+    return environment.get_template("report.html.j2")
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _media(folder: Path, name: str | None) -> Media:
+    """A file of the gallery. Raises ValueError for a type that browsers do not play."""
+    if name is None or not (folder / name).exists():
+        return Media("missing", "", name or "")
+    suffix = PurePath(name).suffix.lower()
+    if suffix not in MEDIA_TYPES:
+        raise ValueError(
+            f"{folder / name} cannot be shown in a page: use one of {', '.join(MEDIA_TYPES)}"
+        )
+    mime = MEDIA_TYPES[suffix]
+    data = base64.b64encode((folder / name).read_bytes()).decode()
+    return Media(mime.partition("/")[0], f"data:{mime};base64,{data}", name)
+
+
+def _gallery(folder: Path) -> dict | None:
+    """The columns, and one row per prompt with a Media per column."""
+    gallery = _load(folder / "gallery.json")
+    if not gallery or not gallery["prompts"]:
+        return None
+    rows = []
+    for index, prompt in enumerate(gallery["prompts"]):
+        names = [
+            column["videos"][index] if index < len(column["videos"]) else None
+            for column in gallery["columns"]
+        ]
+        rows.append({"prompt": prompt, "cells": [_media(folder, name) for name in names]})
+    columns = [{"name": column["name"], "nfe": column.get("nfe")} for column in gallery["columns"]]
+    return {"columns": columns, "rows": rows}
+
+
+def _trajectories(folder: Path) -> dict | None:
+    """The prompt, and per sampler its clean predictions from noise to the end, each a (label,
+    Media).
+    """
+    trajectories = _load(folder / "trajectories.json")
+    if not trajectories:
+        return None
+
+    def tiles(row: dict) -> list[tuple[str, Media]]:
+        return [
+            (label, _media(folder, name))
+            for label, name in zip(row["labels"], row["images"], strict=True)
+        ]
+
+    rows = [{"name": row["name"], "tiles": tiles(row)} for row in trajectories["rows"]]
+    return {"prompt": trajectories["prompt"], "rows": rows}
+
+
+def _headline(gallery: dict | None) -> dict | None:
+    """Network calls of the teacher at its dearest and of the student at its cheapest, if the
+    gallery has both.
+    """
+    calls = {"teacher": [], "student": []}
+    for column in gallery["columns"] if gallery else []:
+        for role, nfes in calls.items():
+            if column["nfe"] and role in column["name"].lower():
+                nfes.append(column["nfe"])
+    if not all(calls.values()):
+        return None
+    teacher, student = max(calls["teacher"]), min(calls["student"])
+    return {"teacher": teacher, "student": student, "times": curves.short(teacher / student)}
+
+
+def _facts(metrics: dict[str, list[float]], scores: dict | None) -> list[str]:
+    facts = []
+    if metrics["step"]:
+        facts.append(f"{int(metrics['step'][-1]) + 1:,} steps")
+    seconds = [value for value in metrics.get("seconds", []) if math.isfinite(value)]
+    if seconds:
+        facts.append(f"{_duration(sum(seconds))} of training")
+    if scores and scores["checks"]:
+        facts.append(
+            f"{sum(check['passed'] for check in scores['checks'])} of {len(scores['checks'])}"
+            " checks passed"
+        )
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _scores(scores: dict | None) -> dict | None:
+    """The score table: per sampler one Cell per column, the best of each column marked."""
+    if not scores:
+        return None
+    samplers = scores.get("samplers", [])
+    columns = scores.get("columns", []) if samplers else []
+    # What takes no network call, such as the data, is there to compare with and wins no column.
+    rivals = [sampler.get("nfe") is not None for sampler in samplers]
+    scored = [[sampler["metrics"].get(column["key"]) for sampler in samplers] for column in columns]
+    cells = [_column(column, values, rivals) for column, values in zip(columns, scored)]
+    rows = [
+        {
+            "name": sampler["name"],
+            "nfe": sampler.get("nfe"),
+            "seconds": sampler.get("seconds_per_video"),
+            "cells": [column[index] for column in cells],
+        }
+        for index, sampler in enumerate(samplers)
+    ]
+    return {
+        "protocol": scores.get("protocol", ""),
+        "columns": columns,
+        "rows": rows,
+        "checks": scores.get("checks", []),
+    }
+
+
+def _column(column: dict, scores: list[dict | None], rivals: list[bool]) -> list[Cell]:
+    """One column's cells, their intervals on one common scale; None is a score that was not
+    measured.
+    """
+    scores = [score if score and score.get("value") is not None else None for score in scores]
+    ends = [
+        score[end] for score in scores if score for end in ("low", "value", "high") if end in score
+    ]
+    if not ends:
+        return [Cell("–")] * len(scores)
+    low, span = min(ends), max(ends) - min(ends)
+    if not span:  # all are the same: in the middle
+        low, span = low - 0.5, 1.0
+    pick = {"high": max, "low": min}.get(column.get("better"), lambda values, default: default)
+    best = pick(
+        (score["value"] for score, rival in zip(scores, rivals) if score and rival), default=None
+    )
+    text = _percent if column.get("unit") == "%" else _digits
+
+    def cell(score: dict | None, rival: bool) -> Cell:
+        if score is None:
+            return Cell("–")
+        value, first = text(score["value"]), rival and score["value"] == best
+        if "low" not in score or "high" not in score:
+            return Cell(value, best=first)
+        return Cell(
+            value,
+            interval=f"{text(score['low'])} to {text(score['high'])}",
+            left=100 * (score["low"] - low) / span,
+            width=100 * (score["high"] - score["low"]) / span,
+            dot=100 * (score["value"] - low) / span,
+            best=first,
+        )
+
+    return [cell(score, rival) for score, rival in zip(scores, rivals)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _digits(value: float) -> str:
+    # Trailing zeros kept, so that a column's numbers have equally many digits.
+    return f"{value:#.3g}".rstrip(".") if 0.001 <= abs(value) < 1000 else curves.short(value)
+
+
+def _lora(export: dict | None) -> dict | None:
+    if not export:
+        return None
+    return {
+        "error": curves.short(export["error"]),
+        "tolerance": curves.short(export["tolerance"]),
+        "passed": export["error"] <= export["tolerance"],
+        "files": [str(name) for name in export.get("files", [])],
+    }

@@ -1,0 +1,204 @@
+"""Running the VBench package: one worker process a dimension, in the package's own environment.
+
+A job that is done is not done again while its videos stay the same; one that crashes leaves its log
+and does not take the others with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import subprocess
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.files import write_json
+from .suite import Entry, VBenchConfig, files_of
+from .vbench import DIMENSIONS, Scores, read_scores
+from .vbench_files import default_cache, needs_of
+from .weights import Preflight, preflight
+
+WORKER = Path(__file__).with_name("vbench_worker.py")
+RESULT, LOG = "scores_eval_results.json", "log.txt"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The Python environment that holds the package."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter; ValueError if there is none."""
+        path = self.folder.resolve() / "bin" / "python"
+        if not path.exists():
+            raise ValueError(
+                f"environment={str(self.folder)!r} has no bin/python: make it by"
+                f" eval/setup_vbench.sh {self.folder}"
+            )
+        return path
+
+    def _package(self, name: str) -> Path | None:
+        return next(self.folder.glob(f"lib/python3*/site-packages/{name}"), None)
+
+    @property
+    def full_info(self) -> Path | None:
+        """VBench's list of prompts."""
+        package = self._package("vbench")
+        return package / "VBench_full_info.json" if package else None
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Which of the optional packages are installed."""
+        return tuple(name for name in ("detectron2",) if self._package(name))
+
+
+def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
+    """Which of the run's dimensions can be scored with the files that are there."""
+    names = [name for name in DIMENSIONS if any(name in entry.dimensions for entry in entries)]
+    cache = Path(config.cache).expanduser() if config.cache else default_cache()
+    return preflight(
+        names,
+        needs_of(static_filter=config.filtered),
+        cache.resolve(),
+        packages=Environment(Path(config.environment)).packages,
+    )
+
+
+def score_folder(
+    videos: Path,
+    out: Path,
+    config: VBenchConfig,
+    entries: list[Entry],
+    checked: Preflight,
+    digests: Mapping[str, str],
+    devices: list[str],
+) -> Scores:
+    """Scores of the videos in a folder on all dimensions that are ready; RuntimeError names those
+    whose worker crashed.
+
+    temporal_flickering has none where the filter finds no static video.
+    digests: what `check_videos` returned. devices: "cpu", or CUDA device numbers, one worker each.
+    """
+    python, free = Environment(Path(config.environment)).python, queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def job(name: str) -> dict[str, float]:
+        device = free.get()
+        try:
+            return _score_dimension(
+                name, python, device, videos, out / name, config, entries, checked.cache, digests
+            )
+        finally:
+            free.put(device)
+
+    scores, failures = {}, []
+    with ThreadPoolExecutor(len(devices)) as pool:
+        jobs = {name: pool.submit(job, name) for name in checked.ready}
+        try:
+            for name, future in jobs.items():
+                try:
+                    scores[name] = future.result()
+                except (RuntimeError, ValueError) as error:
+                    failures.append(str(error))
+        except BaseException:  # Ctrl-C ends the workers that run: those that wait must not be begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        raise RuntimeError("; ".join(failures))
+    return scores
+
+
+def _score_dimension(
+    name: str,
+    python: Path,
+    device: str,
+    videos: Path,
+    out: Path,
+    config: VBenchConfig,
+    entries: list[Entry],
+    cache: Path,
+    digests: Mapping[str, str],
+) -> dict[str, float]:
+    mine = [entry for entry in entries if name in entry.dimensions]
+    files = {file: digests[file] for entry in mine for file in files_of(entry, config.video.frames)}
+    filtered = config.filtered and name == "temporal_flickering"
+    request = {
+        "out": str(out.resolve()),
+        "dimensions": [name],
+        "long": config.long,
+        "static_filter": filtered,
+        "cache": str(cache),
+        "clip_seconds": {key: dimension.clip_seconds for key, dimension in DIMENSIONS.items()},
+        "entries": [
+            {
+                "prompt_en": entry.prompt,
+                "dimension": [name],
+                "auxiliary_info": entry.auxiliary,
+                "video_list": [
+                    str((videos / file).resolve()) for file in files_of(entry, config.video.frames)
+                ],
+            }
+            for entry in mine
+        ],
+    }
+    digest = hashlib.sha256(
+        json.dumps([request, files, WORKER.read_text()], sort_keys=True).encode()
+    ).hexdigest()
+    request |= {"device": "cpu" if device == "cpu" else "cuda", "digest": digest}
+    path = out / "request.json"
+    done = (
+        path.is_file()
+        and (out / RESULT).is_file()
+        and json.loads(path.read_text()).get("digest") == digest
+    )
+    if not done:
+        (out / RESULT).unlink(missing_ok=True)
+        write_json(path, request)
+        _work(name, python, device, path)
+    return read_scores(out / RESULT, {name: _static(out, files) if filtered else list(files)})[name]
+
+
+def _work(name: str, python: Path, device: str, request: Path) -> None:
+    """Run the worker; the package has crashed and still returned 0, so what counts is whether its
+    result is there.
+    """
+    log = request.parent / LOG
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    environment["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else device
+    with log.open("w") as file:
+        done = subprocess.run(
+            [str(python), str(WORKER), str(request)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    if done.returncode or not (request.parent / RESULT).is_file():
+        last = (log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
+        raise RuntimeError(
+            f"{name}: VBench's worker ended with {done.returncode} and no result ({last}): see"
+            f" {log}"
+        )
+
+
+def _static(out: Path, files: Mapping[str, str]) -> list[str]:
+    """The videos that the filter kept; possibly none."""
+    kept = {
+        Path(path)
+        for entry in json.loads((out / "scores_full_info.json").read_text())
+        for path in entry["video_list"]
+    }
+    names = {
+        path.parent.name + ".mp4" if "split_clip" in path.parts else path.name for path in kept
+    }
+    return [file for file in files if file in names]

@@ -1,0 +1,172 @@
+"""What the benchmarks compare: the published call pattern is the one described, and moves the
+weights as ours does.
+"""
+
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
+from tdmvid.config.run import load_config
+from tdmvid.diffusion.denoiser import Cond, Guided
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.distill.iteration import iterate
+from tdmvid.distill.objective import Roles
+from tdmvid.distill.tdm import TDM
+from tdmvid.parallel import launch
+from tdmvid.parallel.engine import TorchEngine
+from tdmvid.parallel.optim import OptimConfig
+from tdmvid.parallel.rng import Streams
+from tdmvid.plan.plan import make_plan
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import iteration, sampling, scaling, stopwatch  # noqa: E402
+from benchmarks.published import published  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def moved(pattern, objective, steps=3):
+    """Weights of student and fake after some iterations from the same start, and the scalars of the
+    last.
+    """
+    process = RectifiedFlow()
+    networks = {
+        role: VelocityNetwork(process, width=16, seed=i)
+        for i, role in enumerate(("student", "fake"))
+    }
+    engines = {
+        role: TorchEngine(network, OptimConfig(lr=1e-2), total_steps=steps)
+        for role, network in networks.items()
+    }
+    roles = Roles(
+        *networks.values(), Guided(ExactDenoiser(Mixture.circle(), process), Cond({}), 3.0)
+    )
+    for step in range(steps):
+        outcome = pattern(
+            step,
+            [Cond({})],
+            (64, 2),
+            objective=objective,
+            roles=roles,
+            engines=engines,
+            grid=uniform(4, process),
+            streams=Streams(0),
+        )
+    return {
+        role: copy.deepcopy(network.state_dict()) for role, network in networks.items()
+    }, outcome.scalars
+
+
+def test_the_published_pattern_moves_the_weights_as_ours_does():
+    (theirs, scalars), (ours, same) = (
+        moved(pattern, TDM(rollout="full")) for pattern in (published, iterate)
+    )
+    earlier, _ = moved(iterate, TDM(rollout="full"), steps=1)
+    for role in ours:
+        for name, tensor in ours[role].items():
+            torch.testing.assert_close(theirs[role][name], tensor, rtol=1e-5, atol=1e-6)
+            assert "weight" not in name or not torch.equal(earlier[role][name], tensor)
+    assert scalars["loss/student"] == pytest.approx(same["loss/student"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_json, tmp_path_factory):
+    """A tiny guided run."""
+    return load_config(
+        tiny_json,
+        [
+            f"out={tmp_path_factory.mktemp('bench')}",
+            "objective.cfg=3",
+            "batch.micro=2",
+            "lora.rank=3",
+            "lora.alpha=3",
+        ],
+    )
+
+
+def test_the_calls_are_those_of_the_published_loop_and_of_ours(tiny):
+    rows = {row[0]: row for row in iteration.compare(tiny, launch.start("none"), repeats=1)}
+    assert {name: row[1] for name, row in rows.items()} == {
+        "published pattern, library defaults": "11F 2B",
+        "published pattern": "11F 2B",
+        "tdmvid, full rollout": "8F 2B",
+        "tdmvid": "6.5F 2B",
+        "tdmvid, shared draw": "5.5F 2B",
+    }
+    assert rows["published pattern"][3] == rows["published pattern"][6] == 1 and all(
+        row[2] > 0 for row in rows.values()
+    )
+
+
+def test_every_sampler_is_timed_a_call(tiny):
+    rows = sampling.compare(tiny, launch.start("none"), [1], steps=3, repeats=1, random=False)
+    assert [(row[1], row[2]) for row in rows] == [
+        ("teacher", 6),
+        ("student, LoRA", 4),
+        ("student, fused", 4),
+    ]
+    assert rows[0][5] == 1 and all(row[4] == pytest.approx(1000 * row[3] / row[2]) for row in rows)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_work_of_an_iteration_is_the_planned_one(tiny, checkpointing):
+    config = replace(tiny, parallel=replace(tiny.parallel, gradient_checkpointing=checkpointing))
+    plan, measured = make_plan(config), scaling.measure(config, launch.start("none"), repeats=1)
+    assert measured["flops"] == pytest.approx(plan.flops(), rel=0.02)
+    if not checkpointing:
+        assert measured["kept"] == pytest.approx(plan.memory()["activations"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_ranks_send_what_is_planned_of_sharded_weights(tmp_path):
+    args = SimpleNamespace(repeats=1, work=tmp_path)
+    planned = make_plan(scaling.prepare(scaling.SHARDED, tmp_path), ranks=2).traffic()
+    measured = scaling.launched(2, scaling.SHARDED, args)
+    assert measured["weights"] == pytest.approx(planned["weights"], rel=0.15)
+    assert measured["trained"] == pytest.approx(planned["gradients"], rel=0.01)
+
+
+def test_the_peak_is_that_of_tensors_alive_at_once():
+    def call():
+        for _ in range(3):  # a and the new b beside the last one
+            a = torch.ones(1 << 20)
+            b = a + a
+            del a
+            b.sum()
+
+    assert stopwatch.peak_bytes(call, CPU) == pytest.approx(3 * 4 * 2**20, rel=0.01)
+
+
+def test_autograd_s_tensors_count_while_they_are_held():
+    x = torch.ones(1 << 18, requires_grad=True)
+    with stopwatch.Kept([]) as kept:
+        for _ in range(2):
+            x.exp().exp().sum().backward()  # keeps both results
+    assert kept.peak == 2 * 4 * 2**18 and kept.now == 0
+
+
+def test_runs_alternate_and_the_first_round_is_not_timed():
+    seen = []
+    clocks = stopwatch.alternate(
+        {name: lambda turn, name=name: seen.append((name, turn)) for name in "ab"},
+        repeats=2,
+        device=CPU,
+    )
+    assert seen == [
+        ("a", 0),
+        ("b", 0),
+        ("a", 1),
+        ("b", 1),
+        ("a", 2),
+        ("b", 2),
+    ] and clocks.keys() == set("ab")
+    with pytest.raises(ValueError, match="repeats=0"):
+        stopwatch.alternate({}, repeats=0, device=CPU)

@@ -1,0 +1,198 @@
+"""Every family's student comes out in every format that its consumers know, and as one network with
+its base.
+"""
+
+import ast
+import json
+import re
+
+import pytest
+import torch
+from families import BUILDERS
+from safetensors.torch import load_file
+
+from tdmvid.adapters.bundle import load_pipeline, use_student
+from tdmvid.adapters.extract import read_published
+from tdmvid.adapters.lora import LoraSettings, attach
+from tdmvid.backbones.base import ModelConfig, families, load_backbone
+from tdmvid.diffusion.grid import shifted
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.export.bundle import export_fused, export_lora
+from tdmvid.export.card import Story
+
+PROMPTS = ("a red circle moves left", "a blue square")
+SETTINGS = LoraSettings(rank=2, alpha=6)
+DIFFUSERS_READS = {
+    "StableDiffusionPipeline": "kohya",
+    "StableDiffusionXLPipeline": "kohya",
+    "WanPipeline": "comfyui",
+}
+"""What diffusers converts by itself; of the other families it would pass over all of the keys."""
+
+
+class Student:
+    """A tiny student of a family, with a LoRA that matters."""
+
+    def __init__(self, name, folder):
+        builder = BUILDERS[name]
+        torch.manual_seed(0)
+        builder.build(builder.VARIANTS[0]).save_pretrained(folder)
+        self.backbone = load_backbone(ModelConfig(path=str(folder)), builder.SIZE)
+        self.grid = shifted(2, 2.0, self.backbone.process)
+        self.cond = self.backbone.encode_prompts(list(PROMPTS))
+        generator = torch.Generator().manual_seed(1)
+        self.z = torch.randn(2, *self.backbone.latent_shape(), generator=generator)
+        self.plain = self.sample()
+        self.module = attach(self.backbone.network, SETTINGS, self.backbone.lora_targets, seed=0)
+        with torch.no_grad():
+            for key, parameter in self.module.named_parameters():
+                if "lora_B" in key:
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        self.expected = self.sample()
+        self.common = {
+            "backbone": self.backbone,
+            "module": self.module,
+            "grid": self.grid,
+            "expected": self.expected,
+            "z": self.z,
+            "cond": self.cond,
+            "weights": {
+                key: p.detach().clone()
+                for key, p in self.module.named_parameters()
+                if p.requires_grad
+            },
+            "story": Story(prompts=PROMPTS),
+        }
+
+    def sample(self):
+        return ddim(self.backbone.denoiser(self.backbone.network), self.z, self.cond, self.grid)
+
+
+@pytest.fixture(scope="module", params=sorted(families()))
+def student(request, tmp_path_factory):
+    return Student(request.param, tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def bundle(student, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "lora"
+    export_lora(
+        folder, settings=SETTINGS, formats=tuple(student.backbone.lora_names), **student.common
+    )
+    return folder
+
+
+def test_every_format_gives_the_student(student, bundle):
+    facts = json.loads((bundle / "export.json").read_text())
+    assert (student.expected - student.plain).norm() > 100 * facts[
+        "tolerance"
+    ] * student.expected.norm()  # the LoRA matters
+    assert (
+        "comfyui" in facts["formats"]
+        and facts["errors"].keys() == facts["formats"].keys() == student.backbone.lora_names.keys()
+    )
+    assert max(facts["error"], *facts["errors"].values()) < facts["tolerance"] == 1e-5
+    again = load_backbone(student.backbone.config, student.backbone.size)
+    torch.testing.assert_close(
+        again.stock_latents(use_student(again, bundle), student.z, student.cond, steps=2),
+        student.expected,
+        atol=1e-3,
+        rtol=1e-3,
+    )
+
+
+def test_a_format_is_read_back_as_the_lora_it_was(student, bundle):
+    facts = json.loads((bundle / "export.json").read_text())
+    trained = {
+        key.replace(".default", ""): value for key, value in student.common["weights"].items()
+    }
+    again = load_backbone(student.backbone.config, student.backbone.size)
+    for path in (student.backbone.lora_file, *facts["formats"].values()):
+        state, alpha = read_published(bundle / path, again)
+        assert state.keys() == trained.keys()
+        for key in [key for key in trained if key.endswith("lora_B.weight")]:
+            down = key.replace("lora_B", "lora_A")
+            torch.testing.assert_close(
+                alpha / 2 * state[key] @ state[down],
+                6 / 2 * trained[key] @ trained[down],
+                atol=1e-6,
+                rtol=1e-4,
+            )
+
+
+@pytest.mark.parametrize("student", list(DIFFUSERS_READS), indirect=True, scope="module")
+def test_diffusers_itself_reads_the_other_programs_file(student, bundle):
+    consumer = DIFFUSERS_READS[student.backbone.pipeline_class]
+    path = json.loads((bundle / "export.json").read_text())["formats"][consumer]
+    pipeline = load_backbone(student.backbone.config, student.backbone.size).stock_pipeline()
+    pipeline.load_lora_weights(load_file(bundle / path))
+    pipeline.scheduler = student.backbone.student_scheduler(student.grid)
+    found = student.backbone.stock_latents(pipeline, student.z, student.cond, steps=2)
+    torch.testing.assert_close(found, student.expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("student", ["StableDiffusion3Pipeline"], indirect=True, scope="module")
+def test_a_format_that_no_program_knows_for_the_family_is_refused(student, tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "format 'kohya': no program that reads it knows StableDiffusion3Pipeline: choose from"
+            " diffusers, comfyui"
+        ),
+    ):
+        export_lora(tmp_path / "lora", settings=SETTINGS, formats=("kohya",), **student.common)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bundle):
+    path, lack = bundle / "comfyui" / "workflow.json", student.backbone.comfyui_lack()
+    assert len(
+        load_file(next((bundle / "comfyui").glob("*.safetensors")))
+    ) > 5 and path.is_file() == (not lack)
+    if lack:
+        assert (
+            f"without a workflow, as ComfyUI itself cannot sample this base: {lack}"
+            in (bundle / "README.md").read_text()
+        )
+        return
+    sigmas = [
+        float(part)
+        for part in json.loads(path.read_text())["sigmas"]["inputs"]["sigmas"].split(",")
+    ]
+    assert len(sigmas) == 3 and sigmas == sorted(sigmas, reverse=True) and sigmas[-1] == 0
+
+
+def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
+    code = re.search(r"```python\n(.*?)```", (bundle / "README.md").read_text(), re.S)[1].replace(
+        "path/to/this/folder", str(bundle)
+    )
+    ast.parse(code)
+    names = {}
+    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], names)  # noqa: S102
+    made, loaded = names["pipe"], load_pipeline(bundle)
+    assert (
+        type(made.scheduler) is type(loaded.scheduler)
+        and made.scheduler.config == loaded.scheduler.config
+    )
+    part = student.backbone.network_folder
+    first, second = (getattr(pipe, part).state_dict() for pipe in (made, loaded))
+    assert first.keys() == second.keys() and any("lora_" in key for key in first)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_base_and_lora_become_one_network(student, tmp_path):
+    error = export_fused(tmp_path / "fused", **student.common)
+    assert error < 1e-5
+    again = load_backbone(student.backbone.config, student.backbone.size)
+    torch.testing.assert_close(
+        again.stock_latents(
+            use_student(again, tmp_path / "fused"), student.z, student.cond, steps=2
+        ),
+        student.expected,
+        atol=1e-3,
+        rtol=1e-3,
+    )
+    assert not any(
+        "lora_" in key
+        for key in load_file(tmp_path / "fused" / "diffusion_pytorch_model.safetensors")
+    )

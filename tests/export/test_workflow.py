@@ -1,0 +1,117 @@
+"""The ComfyUI workflow of a student: its times, its nodes, and bases that ComfyUI computes in
+another way.
+"""
+
+import re
+
+import pytest
+import torch
+from families import BUILDERS, pixart, stable_diffusion, wan
+from tiny import cogvideox_scheduler, tiny_pipeline
+
+from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.diffusion.grid import uniform
+from tdmvid.export.workflow import SIGMA_MAX, workflow
+
+
+def loaded(pipeline, folder, size):
+    pipeline.save_pretrained(folder)
+    return load_backbone(ModelConfig(path=str(folder)), size)
+
+
+def cogvideox(folder, variant="temporal", **scheduler):
+    pipeline = tiny_pipeline(variant)
+    pipeline.scheduler = cogvideox_scheduler(**{"snr_shift_scale": 1.0} | scheduler)
+    return loaded(pipeline, folder, ClipSize(9, 32, 32))
+
+
+def read(nodes):
+    """The sigmas as ComfyUI's node reads them."""
+    return [
+        float(s) for s in re.findall(r"[-+]?(?:\d*\.*\d+)", nodes["sigmas"]["inputs"]["sigmas"])
+    ]
+
+
+def test_the_sigmas_are_the_trained_times_and_there_is_no_guidance(tmp_path):
+    backbone = cogvideox(tmp_path)
+    nodes = workflow(backbone, uniform(4, backbone.process), "a.safetensors", "a red circle")
+    table = CogVideoX.read_scheduler(tmp_path).alphas_cumprod
+    assert read(nodes) == pytest.approx(
+        [SIGMA_MAX, *(((1 - table[t]) / table[t]).sqrt().item() for t in (749, 499, 249)), 0]
+    )
+    assert (
+        nodes["lora"]["inputs"]["strength_model"] == 1
+        and nodes["guider"]["class_type"] == "BasicGuider"
+    )
+    assert nodes["text"]["inputs"]["text"] == "a red circle"
+
+
+def test_one_step_from_pure_noise_starts_at_comfyui_s_largest_sigma(tmp_path):
+    backbone = cogvideox(tmp_path)
+    assert read(workflow(backbone, uniform(1, backbone.process), "a", "b")) == pytest.approx(
+        [SIGMA_MAX, 0]
+    )
+
+
+def test_the_times_of_a_flow_are_its_sigmas(tmp_path):
+    backbone = loaded(wan.build("cross_norm"), tmp_path, wan.SIZE)
+    assert read(workflow(backbone, uniform(4, backbone.process), "a", "b")) == pytest.approx(
+        [1, 0.75, 0.5, 0.25, 0]
+    )
+
+
+def test_cogvideox_is_sampled_in_its_own_noise_and_its_added_frames_are_cut(tmp_path):
+    """9 frames are 3 latent ones, in temporal patches of 2: one is added in front."""
+    backbone = cogvideox(tmp_path)
+    nodes = workflow(backbone, uniform(4, backbone.process), "a", "b")
+    assert (
+        nodes["sampler"]["class_type"] == "VOIDSampler"
+        and nodes["latent"]["inputs"]["length"] == 13
+    )  # 4 latent frames
+    assert nodes["cut"]["inputs"]["index"] == 1 and nodes["decode"]["inputs"]["samples"] == [
+        "cut",
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    "variant, said", [("epsilon", None), ("v", {"sampling": "v_prediction", "zsnr": True})]
+)
+def test_what_a_unet_predicts_is_said_where_its_file_does_not(tmp_path, variant, said):
+    backbone = loaded(stable_diffusion.build(variant), tmp_path, stable_diffusion.SIZE)
+    nodes = workflow(backbone, uniform(4, backbone.process), "a", "b")
+    assert nodes["guider"]["inputs"]["model"] == (["patch", 0] if said else ["lora", 0])
+    assert (nodes["patch"]["inputs"] if said else None) == (said and {"model": ["lora", 0], **said})
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_every_link_leads_to_a_node(tmp_path, name):
+    torch.manual_seed(0)
+    backbone = loaded(
+        BUILDERS[name].build(BUILDERS[name].VARIANTS[-1]), tmp_path, BUILDERS[name].SIZE
+    )
+    nodes = workflow(backbone, uniform(2, backbone.process), "a", "b")
+    links = [
+        value
+        for node in nodes.values()
+        for value in node["inputs"].values()
+        if isinstance(value, list)
+    ]
+    assert len(links) > 8 and all(target in nodes for target, _ in links)
+
+
+@pytest.mark.parametrize(
+    "build, lack",
+    [
+        (lambda folder: cogvideox(folder), ""),
+        (lambda folder: cogvideox(folder, "rotary"), "stretched"),
+        (lambda folder: cogvideox(folder, "sincos", snr_shift_scale=3.0), "this base has 3"),
+        (lambda folder: loaded(pixart.build("512"), folder, pixart.SIZE), "for a PixArt-Sigma"),
+        (lambda folder: loaded(pixart.build("1024"), folder, pixart.SIZE), ""),
+    ],
+    ids=["cogvideox 1.5", "cogvideox 5b", "cogvideox 2b", "pixart 512", "pixart 1024"],
+)
+def test_a_base_that_comfyui_computes_in_another_way_is_named(tmp_path, build, lack):
+    said = build(tmp_path).comfyui_lack()
+    assert lack in said and bool(said) == bool(lack)

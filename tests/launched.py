@@ -1,0 +1,49 @@
+"""Runs of several ranks, started as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
+    """`torchrun launch/train.py`, or a script around it; its exit status and all it said, in less
+    than three minutes.
+    """
+    program = "launch/train.py"
+    if script:
+        program = str(folder / "program.py")
+        Path(program).write_text(script)
+    options = [
+        part for change in ("parallel.timeout_minutes=1", *changes) for part in ("--set", change)
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(count),
+        program,
+        *(["x"] if script else []),
+        "--config",
+        str(tiny_json),
+        "--out",
+        str(out),
+        "--resume",
+        "auto",
+        *options,
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+    )
+    return done.returncode, done.stdout + done.stderr

@@ -1,0 +1,112 @@
+"""Objectives that take a gradient in a network's input, on two ranks: DeepSpeed must not take it
+for a training step.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from families import BUILDERS
+from ranks import run_ranks
+from safetensors.torch import load_file
+
+from tdmvid.config.run import load_config
+from tdmvid.data.video import write_video
+from tdmvid.train.trainer import train
+
+KINDS = {"gan": ("objective.weight=5",), "fisher": ("parallel.gradient_checkpointing=true",)}
+
+
+def run(settings, out, *changes) -> None:
+    """Train without what follows the last step."""
+    train(load_config(settings, [f"out={out}", *changes]), at_end=lambda run: None)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """The config file of a run of three steps by plain gradient descent, which shows a wrong factor
+    in a gradient.
+    """
+    import json
+
+    folder = tmp_path_factory.mktemp("through")
+    torch.manual_seed(0)
+    BUILDERS["CogVideoXPipeline"].build("sincos").save_pretrained(folder / "model")
+    for number in range(5):
+        write_video(folder / "real" / f"{number}.mp4", torch.rand(3, 9, 32, 32) * 2 - 1, fps=8)
+    (folder / "prompts.txt").write_text("a red circle moves left\na blue square moves right\n")
+    optim = {"algorithm": "sgd", "clip": 0.0, "lr": 0.05}
+    (folder / "run.json").write_text(
+        json.dumps(
+            {
+                "model": {"path": str(folder / "model")},
+                "video": {"frames": 9, "height": 32, "width": 32},
+                "steps": 3,
+                "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")},
+                "lora": {"rank": 2, "alpha": 4},
+                "real": {"path": str(folder / "real"), "cache": str(folder / "latents")},
+                "objective": {"cfg": 2.0, "rollout": "full"},
+                "student": optim,
+                "fake": optim,
+                "discriminator": optim,
+                "batch": {"micro": 2, "accumulation": 2},
+                "log": {"checkpoint_every": 3, "sample_every": 0, "teacher_steps": 2},
+            }
+        )
+    )
+    return folder / "run.json"
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def reference(request, settings, tmp_path_factory):
+    """The changes that make a kind, and the folder of its run in one process."""
+    changes, out = (
+        (
+            f"objective.kind={request.param}",
+            *KINDS[request.param],
+        ),
+        tmp_path_factory.mktemp(request.param),
+    )
+    run(settings, out, *changes)
+    return changes, out
+
+
+def weights(folder):
+    found = {
+        path.parent.name: load_file(path)
+        for path in sorted((folder / "checkpoints/step_000003").glob("*/weights.safetensors"))
+    }
+    return {
+        f"{role}/{name}": tensor
+        for role, tensors in found.items()
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_ranks_are_one_process_with_the_same_micro_batches(
+    settings, reference, tmp_path, stage
+):
+    changes, one = reference
+    run_ranks(
+        2,
+        partial(
+            run,
+            settings,
+            tmp_path,
+            *changes,
+            "batch.accumulation=1",
+            f"parallel.zero_stage={stage}",
+        ),
+    )
+    expected, found = weights(one), weights(tmp_path)
+    moved = [
+        name for name, tensor in expected.items() if "lora_B" in name and tensor.abs().max() > 1e-4
+    ]
+    assert expected.keys() == found.keys() and moved
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -1,0 +1,156 @@
+"""One rank works beside others that wait, and all leave together."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS, SHARDS = 1.6, 4
+LEAVE_AT_ONCE = """
+import torch
+import torch.distributed as dist
+from tdmvid.parallel import launch
+launch.start("deepspeed", 1)
+kept = dist.group.WORLD, dist.new_group([0, 1, 2, 3])  # as DeepSpeed keeps them, so that their threads live on
+tensor = torch.ones(1000)
+for _ in range(20):
+    dist.all_reduce(tensor, group=kept[1])
+launch.finish()
+"""
+
+
+class Slow:
+    """A backbone whose text encoder takes its time."""
+
+    def __init__(self):
+        from torch import nn
+
+        self.network = nn.Linear(1, 1).requires_grad_(False)
+
+    def text_fingerprint(self):
+        return "slow"
+
+    def release_text(self):
+        pass
+
+    def encode_prompts(self, prompts):
+        import torch
+
+        from tdmvid.diffusion.denoiser import Cond
+
+        time.sleep(SECONDS)
+        return Cond({"prompt_embeds": torch.full((len(prompts), 1, 1), float(len(prompts[0])))})
+
+
+def embed(prompts, cache, timeout):
+    from tdmvid.config.run import RunConfig, from_dict
+    from tdmvid.data import embeddings as shards
+    from tdmvid.parallel import launch
+    from tdmvid.train.setup import embeddings
+
+    shards.PROMPTS_PER_SHARD = 1
+    world = launch.start("deepspeed", timeout / 60)
+    start = time.monotonic()
+    cache, read = embeddings(
+        from_dict(RunConfig, {"prompts": {"path": str(prompts), "cache": str(cache)}}),
+        Slow(),
+        world,
+    )
+    return time.monotonic() - start, cache.get(read)["prompt_embeds"].flatten().tolist()
+
+
+def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
+    """One rank embeds them; the others hear of every shard, so that thousands of prompts do not end
+    the job.
+    """
+    (tmp_path / "prompts.txt").write_text("\n".join("a" * (n + 1) for n in range(SHARDS)))
+    timeout = 6.0
+    for seconds, found in run_ranks(
+        2, embed, tmp_path / "prompts.txt", tmp_path / "cache", timeout
+    ):
+        assert seconds > SECONDS * (SHARDS + 1) > timeout and found == [1, 2, 3, 4]
+
+
+def other_prompts(folder):
+    from tdmvid.config.run import RunConfig, from_dict
+    from tdmvid.parallel import launch
+    from tdmvid.train.setup import embeddings
+
+    world = launch.start("deepspeed", 1)
+    config = from_dict(
+        RunConfig,
+        {"prompts": {"path": str(folder / f"{world.rank}.txt"), "cache": str(folder / "cache")}},
+    )
+    with pytest.raises(ValueError) as error:
+        embeddings(config, Slow(), world)
+    return str(error.value)
+
+
+def test_a_machine_with_another_file_of_prompts_is_named_before_anything_is_embedded(tmp_path):
+    """The order of prompts is drawn by their number: ranks would train on other prompts than the
+    run was told.
+    """
+    for rank, prompts in enumerate(("one\ntwo", "one\nthree")):
+        (tmp_path / f"{rank}.txt").write_text(prompts)
+    for said in run_ranks(2, other_prompts, tmp_path):
+        assert (
+            "rank 1 was given another file of prompts than rank 0: prompts.path='2 prompts, sha256"
+            in said
+        )
+    assert not (tmp_path / "cache").exists()
+
+
+def work(fails: bool) -> tuple[float, str]:
+    from tdmvid.parallel import launch
+
+    world, start, said = launch.start("deepspeed", 4 / 60), time.monotonic(), ""
+    try:
+        with launch.first_alone(every=1.0):
+            if world.primary:
+                time.sleep(8)
+                assert not fails, "the first rank failed"
+    except AssertionError as error:
+        said = str(error)
+    launch.barrier()
+    launch.finish()
+    return time.monotonic() - start, said.splitlines()[0] if said else ""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_first_rank_may_work_alone_for_longer_than_one_wait_may_take(fails):
+    (first, said), (other, nothing) = run_ranks(2, work, fails)
+    assert (
+        first >= 8
+        and other >= 7
+        and nothing == ""
+        and said == ("the first rank failed" if fails else "")
+    )
+
+
+def test_ranks_that_end_right_behind_a_collective_end_well(tmp_path):
+    """Gloo's threads want the interpreter once more; without a pause at the exit about every fourth
+    such launch aborts.
+    """
+    (tmp_path / "program.py").write_text(LEAVE_AT_ONCE)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "4",
+        str(tmp_path / "program.py"),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr

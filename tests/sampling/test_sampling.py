@@ -1,0 +1,442 @@
+"""Each video of a list is made once, and is a function of its prompt, its seed and the student
+alone.
+"""
+
+import gc
+import json
+import runpy
+import shutil
+import sys
+import weakref
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.data.video import read_video
+from tdmvid.diffusion.grid import uniform
+from tdmvid.parallel.launch import World
+from tdmvid.sampling import sample as sampling
+from tdmvid.sampling.sample import (
+    Sampler,
+    load_for_sampling,
+    noise,
+    plan_shots,
+    read_manifest,
+    read_seeds,
+    sample_videos,
+)
+
+PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
+ONE = World(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_cogvideox):
+    return load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def student(backbone, tmp_path_factory):
+    """A bundle as export writes it: a LoRA that matters, a scheduler of 2 steps, and its facts."""
+    folder, generator, state = (
+        tmp_path_factory.mktemp("student"),
+        torch.Generator().manual_seed(0),
+        {},
+    )
+    for name, layer in backbone.network.named_modules():
+        if name.endswith("to_q"):
+            state[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
+            state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator)
+    backbone.save_lora(folder, state, LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
+    backbone.student_scheduler(uniform(2, backbone.process)).save_pretrained(folder)
+    facts = {
+        "steps": 2,
+        "rank": 2,
+        "model": {"path": str(backbone.folder), "dtype": "float32"},
+        "video": {"frames": 9, "height": 32, "width": 32, "fps": 5},
+    }
+    (folder / "export.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def make(backbone, tmp_path):
+    """`make(out, prompts, seeds, ...)`: the manifest, with what was sampled counted in
+    `make.videos`.
+    """
+
+    def make(
+        out,
+        prompts=PROMPTS,
+        seeds=(0, 1),
+        *,
+        sampler=Sampler(steps=2, cfg=1.0),
+        naming="index",
+        **others,
+    ):
+        shots = plan_shots(list(prompts), seeds, frames=9, naming=naming)
+        return sample_videos(
+            tmp_path / out,
+            shots,
+            backbone=backbone,
+            sampler=sampler,
+            cache=tmp_path / "cache",
+            **{"world": ONE} | others,
+        )
+
+    return make
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The files whose videos were sampled, in order."""
+    files, write = [], sampling._write
+    monkeypatch.setattr(
+        sampling,
+        "_write",
+        lambda out, shots, *rest: (
+            files.extend(shot.file for shot in shots),
+            write(out, shots, *rest),
+        ),
+    )
+    return files
+
+
+def videos(folder):
+    return {path.name: read_video(path) for path in sorted(folder.glob("*.mp4"))}
+
+
+def same(a, b):
+    assert a.keys() == b.keys() and len(a) == 6
+    for name in a:
+        assert (
+            a[name] - b[name]
+        ).abs().mean() < 0.01  # batches round differently, and the codec makes more of it in places
+
+
+def test_neither_batch_nor_order_changes_a_video(make, tmp_path):
+    make("plain")
+    make("batched", batch=4)
+    make("backwards", naming="prompt", prompts=PROMPTS[::-1], seeds=(1, 0))
+    plain = videos(tmp_path / "plain")
+    same(plain, videos(tmp_path / "batched"))
+    same(
+        {f"{PROMPTS[int(name[:5])]}-{name[-5]}.mp4": video for name, video in plain.items()},
+        videos(tmp_path / "backwards"),
+    )
+    distances = (
+        torch.pdist(torch.stack(list(plain.values())).flatten(1), p=1) / plain.popitem()[1].numel()
+    )
+    assert distances.min() > 0.1  # and they are six different ones
+
+
+def test_every_prompt_and_seed_has_its_own_noise():
+    z = torch.stack([noise(prompt, seed, (500,)) for prompt in PROMPTS for seed in (0, 1)])
+    assert torch.equal(z[1], noise(PROMPTS[0], 1, (500,)))
+    assert (torch.corrcoef(z) - torch.eye(6)).abs().max() < 0.2 and abs(z.std() - 1) < 0.05
+
+
+def test_nothing_is_sampled_twice(make, written, tmp_path):
+    first = make("out", PROMPTS[:2])
+    (tmp_path / "out" / first[0]["file"]).unlink()
+    written.clear()
+    manifest = make("out")
+    assert written == [first[0]["file"], "00002_a-red-square-0.mp4", "00002_a-red-square-1.mp4"]
+    assert [(e["prompt"], e["seed"]) for e in manifest] == [
+        (prompt, seed) for prompt in PROMPTS for seed in (0, 1)
+    ]
+    assert read_manifest(tmp_path / "out") == manifest and {
+        p.name for p in (tmp_path / "out").iterdir()
+    } == {"manifest.jsonl", "sampling.json", *(entry["file"] for entry in manifest)}
+
+
+def test_a_killed_run_goes_on_where_it_was(make, written, backbone, tmp_path, monkeypatch):
+    make("whole")
+    decode, calls = type(backbone).decode, []
+
+    def dying(self, latents):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return decode(self, latents)
+
+    monkeypatch.setattr(type(backbone), "decode", dying)
+    written.clear()
+    with pytest.raises(KeyboardInterrupt):
+        make("out", batch=2)
+    monkeypatch.undo()
+    with (tmp_path / "out" / ".0.manifest.jsonl").open("a") as file:
+        file.write('{"prompt": "a cut li')
+    make("out", batch=2)
+    same(videos(tmp_path / "whole"), videos(tmp_path / "out"))
+    assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 6 and not list(
+        (tmp_path / "out").glob(".*")
+    )
+
+
+def test_a_prompt_may_hold_any_character(make, written):
+    """Unicode has ends of lines that end none of a file; captions from the web hold them."""
+    odd = ["a red\u2028circle", "a blue\x85square"]
+    assert [entry["prompt"] for entry in make("out", odd, (0,))] == odd
+    written.clear()
+    make("out", odd, (0,))
+    assert not written
+
+
+def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_path, monkeypatch):
+    """Jobs of other seeds may share a folder; each gathers when it starts and when it ends."""
+    write = sampling._write
+
+    def robbed(out, shots, *rest):
+        write(out, shots, *rest)
+        (out / ".0.manifest.jsonl").unlink()  # gathered a moment before the line came
+
+    monkeypatch.setattr(sampling, "_write", robbed)
+    manifest = make("out", PROMPTS[:2], (0,))
+    assert read_manifest(tmp_path / "out") == manifest and len(manifest) == 2
+
+
+def test_two_jobs_may_gather_one_folder_at_once(tmp_path, monkeypatch):
+    """Each reads and removes the parts that both saw."""
+    (tmp_path / ".0.manifest.jsonl").write_text('{"file": "a.mp4"}\n')
+    write = sampling.write_text
+
+    def with_another(path, text):
+        write(path, text)
+        (tmp_path / ".0.manifest.jsonl").unlink(
+            missing_ok=True
+        )  # the other job was a moment quicker
+
+    monkeypatch.setattr(sampling, "write_text", with_another)
+    monkeypatch.setattr(
+        type(tmp_path), "glob", lambda folder, pattern: iter([tmp_path / ".0.manifest.jsonl"])
+    )  # as seen before
+    sampling._gather_manifest(tmp_path)
+    sampling._gather_manifest(tmp_path, [{"file": "b.mp4"}])
+    assert [entry["file"] for entry in read_manifest(tmp_path)] == ["a.mp4", "b.mp4"]
+
+
+def test_the_network_is_not_loaded_again(make, student, backbone, monkeypatch):
+    """On each of eight ranks it would be in the host's memory whole, and twice on the device."""
+    monkeypatch.setattr(
+        type(backbone.network), "from_pretrained", lambda *_, **__: pytest.fail("loaded again")
+    )
+    for sampler in (Sampler(student), Sampler(steps=2)):
+        assert make(f"of {sampler.student}", PROMPTS[:1], (0,), sampler=sampler)
+
+
+def test_a_teacher_s_videos_serve_another_student(make, written, tmp_path):
+    """Linked into the next evaluation's folder, as the pages tell: they took days."""
+    make("first/teacher")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "teacher").symlink_to(tmp_path / "first" / "teacher")
+    written.clear()
+    assert len(make("second/teacher")) == 6 and not written
+
+
+def test_no_weights_are_kept_once_all_is_sampled(student, tmp_path):
+    """The device is needed by what scores, for hours in which this process makes nothing that would
+    have it collect garbage.
+    """
+    gc.disable()
+    try:
+        backbone = load_for_sampling(ONE, student=student)
+        shots = plan_shots(PROMPTS[:1], (0,), frames=9)
+        sample_videos(
+            tmp_path / "out",
+            shots,
+            backbone=backbone,
+            sampler=Sampler(student),
+            world=ONE,
+            cache=tmp_path / "cache",
+        )
+        weights = [weakref.ref(p) for p in backbone.network.parameters()]
+        del backbone
+        assert len(weights) > 10 and not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
+
+
+def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
+    monkeypatch.setattr(
+        type(backbone),
+        "decode",
+        lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan),
+    )
+    with pytest.raises(
+        ValueError,
+        match=(
+            "00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite.*;"
+            " leave the prompt out$"
+        ),
+    ):
+        make("out")  # in float32 already
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"sampler": Sampler(steps=3, cfg=1.0)},
+            "holds videos of steps=2, these have 3: use the same, or another --out",
+        ),
+        ({"sampler": Sampler(steps=2, cfg=2.0)}, "holds videos of cfg=1.0, these have 2.0"),
+    ],
+)
+def test_another_setting_in_the_same_folder_is_refused(make, change, message):
+    make("out", PROMPTS[:1], (0,))
+    with pytest.raises(ValueError, match=message):
+        make("out", PROMPTS[:1], (0,), **change)
+
+
+def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
+    place = shutil.copytree(student, tmp_path / "lora")
+    make("out", PROMPTS[:1], (0,), sampler=Sampler(place))
+    moved = place.rename(tmp_path / "moved")
+    make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same, elsewhere
+    weights = moved / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(
+        ValueError,
+        match=(
+            "holds videos of weights='[0-9a-f]{24}', these have '[0-9a-f]{24}': use the same, or"
+            " another --out"
+        ),
+    ):
+        make("out", sampler=Sampler(moved))
+
+
+def test_another_prompt_under_the_same_name_is_refused(make):
+    long = "a red circle moves left " * 4
+    make("out", [long + "a"], (0,))
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"shows '{long}a' of seed 0, not '{long}b' of seed 0: use the same prompts and seeds,"
+            " or another --out"
+        ),
+    ):
+        make("out", [long + "b"], (0,))
+
+
+def test_the_student_s_bundle_decides_steps_size_and_base(make, student, backbone, tmp_path):
+    found = load_for_sampling(ONE, student=student)
+    assert (found.size, found.config.path) == (ClipSize(9, 32, 32, 5), str(backbone.folder))
+    manifest = make("student", PROMPTS[:1], (0,), sampler=Sampler(student))
+    assert (manifest[0]["settings"]["steps"], manifest[0]["settings"]["cfg"]) == (2, 1.0)
+    with pytest.raises(ValueError, match="steps=4: the student in .* was trained for 2 steps"):
+        make("more", sampler=Sampler(student, steps=4))
+    make("teacher", PROMPTS[:1], (0,))  # after the student, on the same backbone
+    teacher, small = (
+        next(iter(videos(tmp_path / name).values())) for name in ("teacher", "student")
+    )
+    assert (teacher - small).abs().mean() > 0.01
+    assert not any("lora" in name for name, _ in backbone.network.named_parameters())
+
+
+def test_a_teacher_samples_as_its_pipeline_does_by_default(make):
+    settings = make("out", PROMPTS[:1], (0,), sampler=Sampler())[0]["settings"]
+    assert (settings["steps"], settings["cfg"]) == (50, 6.0)
+
+
+def test_the_text_encoder_is_gone_before_the_denoiser_runs(make, backbone, monkeypatch):
+    held = []
+    latents = type(backbone).stock_latents
+    monkeypatch.setattr(
+        type(backbone),
+        "stock_latents",
+        lambda self, pipeline, *a, **k: (
+            held.append((self._text, pipeline.text_encoder)),
+            latents(self, pipeline, *a, **k),
+        )[1],
+    )
+    make("out", PROMPTS[:1], (0,))
+    assert held == [(None, None)]
+
+
+@pytest.mark.parametrize(
+    "naming, names",
+    [
+        ("index", ["00000_a-man-s-2nd-try-7.mp4", "00002_prompt-7.mp4"]),
+        ("prompt", ["A man's 2nd try!-7.mp4", "猫-7.mp4"]),
+    ],
+)
+def test_files_are_named_by_place_or_by_prompt_and_doubles_once(naming, names):
+    assert [
+        shot.file
+        for shot in plan_shots(["A man's 2nd try!"] * 2 + ["猫"], [7, 7], frames=9, naming=naming)
+    ] == names
+
+
+def test_an_image_is_a_png():
+    assert plan_shots(["a cat"], [0], frames=1)[0].file == "00000_a-cat-0.png"
+
+
+@pytest.mark.parametrize("prompt", ["up/down", "x" * 250])
+def test_a_prompt_that_cannot_name_a_file_is_refused(prompt):
+    with pytest.raises(ValueError, match="cannot name a file .*: use naming by index"):
+        plan_shots([prompt], [0], frames=9, naming="prompt")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "model is not given, and no student names its base"),
+        ({"model": "x/y"}, "size is not given"),
+        ({"model": "x/y", "size": "512"}, "size='512': frames x height x width, e.g. 49x480x720"),
+        ({"student": "/nowhere"}, "/nowhere is no folder"),
+    ],
+)
+def test_what_is_missing_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        load_for_sampling(ONE, **given)
+
+
+@pytest.mark.parametrize("name", ["lora", "student"])
+def test_a_run_s_folder_is_told_from_its_student_s(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "export.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} is a run's folder: give its student, {tmp_path / name}$"
+    ):
+        load_for_sampling(ONE, student=tmp_path)
+
+
+def test_seeds_are_whole_numbers():
+    assert read_seeds("0,1,12") == [0, 1, 12]
+    with pytest.raises(ValueError, match="seeds='0;1': whole numbers with commas"):
+        read_seeds("0;1")
+
+
+def test_the_program_samples_from_a_bundle_alone_and_refuses_in_one_line(
+    student, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:2]))
+    common = [
+        "--lora",
+        student,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--out",
+        tmp_path / "out",
+        "--cache",
+        tmp_path / "cache",
+    ]
+
+    def program(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, (*common, *arguments))])
+        runpy.run_path("launch/sample.py", run_name="__main__")
+
+    program("--seeds", "3,4", "--batch", "4", "--names", "prompt")
+    assert "4 files and their manifest.jsonl are in" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == {
+        f"{prompt}-{seed}.mp4" for prompt in PROMPTS[:2] for seed in (3, 4)
+    }
+    for wrong, message in (
+        (["--steps", "4"], "error: steps=4: the student in"),
+        (["--batch", "0"], "error: batch=0: at least 1 video at a time"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            program(*wrong)

@@ -1,0 +1,158 @@
+"""A run that starts from a LoRA: the student where that one ended, the fake where the base is."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tdmvid.adapters.lora import adapters_off
+from tdmvid.backbones.base import LORA_FILE
+from tdmvid.config.run import RunConfig
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.parallel import launch
+from tdmvid.plan.plan import describe, make_plan
+from tdmvid.train.checkpoint import Checkpoints
+from tdmvid.train.setup import build_run
+from tdmvid.train.trainer import train
+
+WIDE = 'lora.targets=["to_q", "to_k", "to_v", "to_out.0", "ff.net.2"]'
+
+
+@pytest.fixture(scope="module")
+def stage(tiny_run, tmp_path_factory):
+    """A finished first stage."""
+    folder = tmp_path_factory.mktemp("stage")
+    train(tiny_run(folder, "steps=2", "log.checkpoint_every=0"))
+    return folder
+
+
+@pytest.fixture
+def second(stage, tiny_run, tmp_path):
+    """`second("lora.alpha=2")`: the next stage's run, set up."""
+    return lambda *changes: build_run(
+        tiny_run(tmp_path, f"init={stage / 'lora'}", *changes), launch.start("none")
+    )
+
+
+def sample(run, role):
+    z = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    return ddim(getattr(run.roles, role), z, run.gallery, run.grid)
+
+
+def first_stage_s_latents(run, stage):
+    """Those of stock diffusers with the first stage's LoRA."""
+    pipeline = run.backbone.stock_pipeline()
+    run.backbone.load_lora(pipeline, stage / "lora")
+    z = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    return run.backbone.stock_latents(pipeline, z, run.gallery, steps=4)
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=0", "lora.alpha=1", WIDE], ids=["same", "another alpha", "more layers"]
+)
+def test_the_student_starts_where_the_lora_ended_and_the_fake_from_the_base(second, stage, change):
+    run = second(change)
+    student, fake, expected = (
+        sample(run, "student"),
+        sample(run, "fake"),
+        first_stage_s_latents(run, stage),
+    )
+    with adapters_off(run.engines["student"].module):
+        base = sample(run, "student")
+    torch.testing.assert_close(student, expected, atol=1e-4, rtol=0)
+    assert (student - base).abs().max() > 1e-3 and torch.equal(fake, base)
+
+
+def test_the_average_starts_there_too(second):
+    engine = second("ema=0.9").engines["student"]
+    assert all(torch.equal(engine.average[name], p) for name, p in engine.trainable.items())
+    assert any(p.abs().sum() > 0 for name, p in engine.average.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("lora.rank=3", "init='.*lora' is of rank 2, this run has lora.rank=3: use the same"),
+        (
+            'lora.targets=["to_q"]',
+            (
+                r"init='.*lora' adapts transformer_blocks\.0\.attn1\.\S+, this run does not: name"
+                r" its modules in lora.targets"
+            ),
+        ),
+        (
+            "init=nowhere/lora",
+            (
+                "nowhere/lora has no pytorch_lora_weights.safetensors: give the lora/ folder of a"
+                " finished run"
+            ),
+        ),
+    ],
+)
+def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, message):
+    with pytest.raises(ValueError, match=message):
+        second(change)
+
+
+@pytest.mark.parametrize("change", ["lora.rank=3", 'lora.targets=["to_q"]'])
+def test_a_plan_refuses_a_lora_that_is_there_and_does_not_fit(tiny_run, stage, tmp_path, change):
+    start = f"init={stage / 'lora'}"
+    assert make_plan(tiny_run(tmp_path, start)).trainable > 0
+    with pytest.raises(ValueError, match="init='.*lora' (is of rank 2|adapts)"):
+        make_plan(tiny_run(tmp_path, start, change))
+
+
+def test_a_lora_with_biases_is_refused(second, stage, tmp_path):
+    layers = load_file(stage / "lora" / LORA_FILE)
+    name, outer = next(
+        (key, tensor) for key, tensor in layers.items() if key.endswith("lora_B.weight")
+    )
+    (tmp_path / "biased").mkdir()
+    save_file(
+        layers | {name.replace("weight", "bias"): torch.zeros(len(outer))},
+        tmp_path / "biased" / LORA_FILE,
+    )
+    with pytest.raises(
+        ValueError, match=r"init='.*biased' holds biases, \S+lora_B\.bias among them"
+    ):
+        second(f"init={tmp_path / 'biased'}")
+
+
+def test_three_whole_networks_start_from_no_lora():
+    with pytest.raises(ValueError, match="init='x' is a LoRA, training='full' has none"):
+        RunConfig(init="x", training="full")
+
+
+def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_path):
+    run = second()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    path = checkpoints.save(1, run.engines, run.fingerprint)
+    checkpoints.wait()
+    assert Checkpoints.load(path, run.engines, run.fingerprint) == 1
+    other = replace(run, config=replace(run.config, init=""))
+    with pytest.raises(ValueError, match="was written with init='.*lora', this run has None"):
+        Checkpoints.load(path, other.engines, other.fingerprint)
+
+
+def test_a_checkpoint_goes_on_without_the_lora_it_started_from(tiny_run, stage, tmp_path):
+    start = shutil.copytree(stage / "lora", tmp_path / "start")
+    config = lambda name: tiny_run(
+        tmp_path / name, f"init={start}", "steps=2", "log.checkpoint_every=1"
+    )  # noqa: E731
+    whole = train(config("whole"))
+    shutil.copytree(whole, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step_000002")
+    shutil.rmtree(start)
+    again = train(config("cut"), resume="auto")
+    expected, found = (load_file(folder / "lora" / LORA_FILE) for folder in (whole, again))
+    assert expected.keys() == found.keys() and all(
+        torch.equal(found[name], tensor) for name, tensor in expected.items()
+    )
+
+
+def test_a_plan_names_the_start_before_it_is_there(tiny_run, tmp_path):
+    text = describe(make_plan(tiny_run(tmp_path, "init=runs/first/lora")))
+    assert re.search(r"student starts from +runs/first/lora \(not there yet\)", text)
