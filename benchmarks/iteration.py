@@ -35,7 +35,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
-from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 
 from benchmarks import race  # noqa: E402
 from benchmarks.published import published  # noqa: E402
@@ -43,6 +42,7 @@ from benchmarks.stopwatch import MIB, alternate, peak_bytes, report  # noqa: E40
 from benchmarks.untrained import SMALL, Stage, build_stage, untrained  # noqa: E402
 from tdmvid.adapters.lora import tuner_layers  # noqa: E402
 from tdmvid.backbones.cogvideox_parallel import JointAttention  # noqa: E402
+from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 from tdmvid.distill.iteration import iterate, pick_k  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 

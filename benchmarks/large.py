@@ -24,10 +24,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
-from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 
 from benchmarks.stopwatch import Kept, seconds  # noqa: E402
 from benchmarks.untrained import build_stage, untrained  # noqa: E402
+from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.plan.plan import GIB, describe, make_plan  # noqa: E402
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tdmvid.config.run import RunConfig, load_config
 
 from benchmarks import toy as mixture
 from benchmarks.published import published
@@ -20,6 +19,7 @@ from benchmarks.stopwatch import alternate
 from examples.shapes import score, world
 from examples.shapes.judge import features, load_judge
 from examples.shapes.metrics import frechet_distance
+from tdmvid.config.run import RunConfig, load_config
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.iteration import iterate

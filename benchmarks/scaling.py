@@ -28,13 +28,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
-from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from benchmarks.iteration import steps_of_extreme_k  # noqa: E402
 from benchmarks.stopwatch import Kept, alternate, peak_bytes, report  # noqa: E402
-from benchmarks.untrained import SMALL, Stage, build_stage, untrained  # noqa: E402
+from benchmarks.untrained import SMALL, build_stage, untrained  # noqa: E402
+from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.plan.cost import ATTENTION_ON_A_CPU  # noqa: E402
 from tdmvid.plan.plan import Plan, make_plan  # noqa: E402

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tdmvid.config.run import from_dict, to_dict
 
 from tdmvid.backbones.gaussian import (
     Critic,
@@ -29,6 +28,7 @@ from tdmvid.backbones.gaussian import (
     fit_to_teacher,
     sliced_wasserstein,
 )
+from tdmvid.config.run import from_dict, to_dict
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP

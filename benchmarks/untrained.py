@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tdmvid.config.run import RunConfig
 from torch import Tensor, nn
 
 from tdmvid.backbones.base import Backbone, find_family, load_backbone
+from tdmvid.config.run import RunConfig
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import TimeGrid
 from tdmvid.distill.iteration import Outcome, iterate

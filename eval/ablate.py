@@ -28,9 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "eval")]
 
-import ablations  # noqa: E402
 import torch  # noqa: E402
 
+import ablations  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 
 

@@ -19,11 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tdmvid.sampling.sample import Sampler, load_for_sampling, sample_videos  # noqa: E402
-
 from tdmvid.cli.options import add_sampler, base_of  # noqa: E402
 from tdmvid.data.files import write_text  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
+from tdmvid.sampling.sample import Sampler, load_for_sampling, sample_videos  # noqa: E402
 from tdmvid.scoring.layouts import LAYOUTS, layout  # noqa: E402
 
 

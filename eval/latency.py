@@ -22,12 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
-from tdmvid.sampling.sample import load_for_sampling, noise  # noqa: E402
 
 from tdmvid.adapters.bundle import read_facts, use_student  # noqa: E402
 from tdmvid.backbones.base import Backbone  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
+from tdmvid.sampling.sample import load_for_sampling, noise  # noqa: E402
 from tdmvid.scoring.latency import Stage, measure  # noqa: E402
 
 STAGES = ("text", "denoiser", "autoencoder")

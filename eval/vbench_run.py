@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
-from tdmvid.config.run import from_dict, read_settings, to_dict  # noqa: E402
 
 from tdmvid.cli.options import add_evaluation, place  # noqa: E402
+from tdmvid.config.run import from_dict, read_settings, to_dict  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.scoring.results import Pair, Result, write_result  # noqa: E402

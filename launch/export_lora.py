@@ -129,10 +129,9 @@ def default_name(args: argparse.Namespace) -> str:
 
 def export(args: argparse.Namespace) -> dict:
     from tdmvid.config.run import GridConfig
-    from tdmvid.sampling.sample import load_for_sampling
-
     from tdmvid.export.requests import Options, export_published, export_run, export_tuned
     from tdmvid.parallel import launch
+    from tdmvid.sampling.sample import load_for_sampling
 
     options = Options(
         tuple(name.strip() for name in args.format.split(",")),

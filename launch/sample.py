@@ -45,6 +45,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     try:
+        from tdmvid.data.prompts import read_prompts
+        from tdmvid.parallel import launch
         from tdmvid.sampling.sample import (
             Sampler,
             load_for_sampling,
@@ -52,9 +54,6 @@ def main() -> None:
             read_seeds,
             sample_videos,
         )
-
-        from tdmvid.data.prompts import read_prompts
-        from tdmvid.parallel import launch
 
         prompts, seeds = read_prompts(args.prompts, column=args.column), read_seeds(args.seeds)
         world = launch.start(

@@ -40,8 +40,6 @@ def cogvideox_scheduler(**changes) -> CogVideoXDDIMScheduler:
 
 def tiny_tokenizer():
     """A word-level tokenizer that closes each prompt with </s>, as T5's does."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -58,8 +56,6 @@ def tiny_pipeline(variant: str):
     """A random CogVideoX of a few thousand weights: 9 frames of 32 x 32 give latents of 8 channels,
     4 x 4.
     """
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
-    from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
     transformer = CogVideoXTransformer3DModel(

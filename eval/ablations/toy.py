@@ -19,7 +19,6 @@ from tdmvid.diffusion.sampler import ddim_step
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.gan import GAN
-from tdmvid.distill.tdm import TDM
 
 from .page import Claim
 

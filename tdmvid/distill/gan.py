@@ -24,7 +24,6 @@ from torch.nn.functional import relu, softplus
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import Process, broadcast
 from ..diffusion.sampler import Trajectory
-from .losses import per_sample_mean
 from .objective import Draw, Roles, register
 from .tdm import TDM
 

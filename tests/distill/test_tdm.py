@@ -5,7 +5,7 @@ import torch
 
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
-from tdmvid.diffusion.process import RectifiedFlow, broadcast
+from tdmvid.diffusion.process import broadcast
 from tdmvid.diffusion.sampler import Trajectory
 from tdmvid.distill.losses import importance_weight
 from tdmvid.distill.objective import Draw, Roles

@@ -5,7 +5,6 @@ metrics would need.
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from shapes import judge as judging
 from shapes import metrics, score, world
 

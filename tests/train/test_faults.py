@@ -5,10 +5,8 @@ the same numbers.
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
