@@ -34,7 +34,7 @@ from benchmarks.iteration import NETWORKS, prepare  # noqa: E402
 from benchmarks.stopwatch import alternate, report  # noqa: E402
 from benchmarks.untrained import Stage, build_stage, text_like  # noqa: E402
 from tdmvid.adapters.bundle import use_student  # noqa: E402
-from tdmvid.backbones.base import load_backbone  # noqa: E402
+from tdmvid.backbones.registry import load_backbone  # noqa: E402
 from tdmvid.config.run import RunConfig  # noqa: E402
 from tdmvid.diffusion.sampler import ddim  # noqa: E402
 from tdmvid.export.bundle import export_fused, export_lora  # noqa: E402

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tdmvid.backbones.base import Backbone, find_family, load_backbone
+from tdmvid.backbones.base import Backbone
+from tdmvid.backbones.registry import find_family, load_backbone
 from tdmvid.config.run import RunConfig
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import TimeGrid

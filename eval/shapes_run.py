@@ -28,7 +28,8 @@ from tqdm import tqdm  # noqa: E402
 from shapes import score, world  # noqa: E402
 from shapes.judge import load_judge  # noqa: E402
 from tdmvid.adapters.bundle import use_student  # noqa: E402
-from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, load_backbone  # noqa: E402
+from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig  # noqa: E402
+from tdmvid.backbones.registry import load_backbone  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.diffusion.denoiser import Cond  # noqa: E402
 from tdmvid.report.page import write_report  # noqa: E402

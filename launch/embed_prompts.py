@@ -33,7 +33,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        from tdmvid.backbones.base import load_backbone
+        from tdmvid.backbones.registry import load_backbone
         from tdmvid.parallel import launch
         from tdmvid.train.setup import embeddings
 

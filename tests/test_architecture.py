@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "diffusion": set(),
     "distill": {"diffusion"},
-    "backbones": {"diffusion"},
+    "backbones": {"diffusion", "data", "config"},
     "adapters": {"diffusion", "backbones", "data"},
     "parallel": {"diffusion"},
     "data": {"diffusion"},

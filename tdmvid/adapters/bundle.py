@@ -10,7 +10,8 @@ from pathlib import Path
 import diffusers
 import torch
 
-from ..backbones.base import Backbone, families
+from ..backbones.base import Backbone
+from ..backbones.registry import families
 from ..diffusion.grid import explicit
 from .lora import shared_copy
 

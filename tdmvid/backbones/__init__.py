@@ -1,1 +1,1 @@
-"""Model families, one file each; `base.load_backbone` finds the one a folder needs."""
+"""Model families, one file each; `registry.load_backbone` finds the one a folder needs."""

@@ -1,16 +1,11 @@
-"""The contract of a model family, and where its files come from.
+"""The contract of a model family: one network, its text and its autoencoder, in the method's terms.
 
-One family is one file in this folder; it registers itself by the diffusers pipeline class
-that `model_index.json` names, and nothing else in the project knows it.
+One family is one file in this folder; registry.py finds it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import importlib.util
-import json
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,71 +89,6 @@ class Tap(NamedTuple):
     width: int
     index: int = 0
     """Which of its outputs, where it has several."""
-
-
-def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
-    """The local folder of a teacher, downloaded from the hub if `path` is not a folder.
-
-    Without `weights` only its configs are fetched; for the models of `architectures/` a copy of
-    them stands in where the hub cannot be reached.
-    """
-    if not config.path:
-        raise ValueError(
-            "model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b"
-        )
-    folder = Path(config.path)
-    if folder.is_dir():
-        if not (folder / "model_index.json").exists():
-            raise ValueError(
-                f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline"
-                " folder"
-            )
-        if config.revision:
-            raise ValueError(
-                f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is"
-                " a folder here: leave one of them out"
-            )
-        if weights and config.variant and not any(folder.glob(f"*/*.{config.variant}*")):
-            raise ValueError(
-                f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name:"
-                " leave it out, or give another folder"
-            )
-        return folder
-    if config.path.count("/") != 1 or config.path.startswith((".", "/")):
-        raise ValueError(
-            f"model.path={config.path!r} is no folder here and no hub id (owner/name); paths are"
-            f" relative to {Path.cwd()}"
-        )
-    from huggingface_hub import snapshot_download
-
-    # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not
-    # asked for, are passed over.
-    patterns = (
-        ["*.json", "*/*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*"]
-        if weights
-        else ["*.json"]
-    )
-    ignored = None if config.variant else ["*/*.*.safetensors"]
-    known = Path(__file__).parent / "architectures" / config.path.replace("/", "--")
-    try:
-        return Path(
-            snapshot_download(
-                config.path,
-                revision=config.revision,
-                allow_patterns=patterns,
-                ignore_patterns=ignored,
-            )
-        )
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds, each a network or a name problem
-        if not weights and known.is_dir():
-            return known
-        raise ValueError(
-            f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
-            f" the hub ({type(error).__name__}): check the name and the network, or give the folder"
-            " that `hf download NAME --local-dir FOLDER` made elsewhere"
-        ) from error
 
 
 class TokenSharing(Protocol):
@@ -429,48 +359,6 @@ class Backbone(ABC):
 
 
 LORA_FILE = Backbone.lora_file
-REGISTRY: dict[str, type[Backbone]] = {}
-
-
-def families() -> dict[str, type[Backbone]]:
-    """All families by pipeline class: imports every file of this folder."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")
-    return REGISTRY
-
-
-def register(cls: type[Backbone]) -> type[Backbone]:
-    """Class decorator: make a family known by its pipeline class."""
-    REGISTRY[cls.pipeline_class] = cls
-    return cls
-
-
-def load_backbone(
-    config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu"
-) -> Backbone:
-    """The backbone for a teacher's folder or hub id, by the class in its model_index.json."""
-    folder, family = find_family(config)
-    try:
-        return family(folder, config, size, device)
-    except OSError as error:  # what diffusers raises for a file that is not there
-        raise ValueError(
-            f"model.path={config.path!r} is not whole ({error}): copy or download the folder again"
-        ) from error
-
-
-def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, type[Backbone]]:
-    """A teacher's local folder (see `resolve`), and the family of the class in its
-    model_index.json.
-    """
-    folder = resolve(config, weights=weights)
-    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    known = families()
-    if name not in known:
-        raise ValueError(
-            f"model.path={config.path!r} is a {name}: known pipeline classes are"
-            f" {', '.join(sorted(known))}"
-        )
-    return folder, known[name]
 
 
 def check_attention(kernel: str, device: torch.device) -> None:
@@ -489,16 +377,3 @@ def half_of(
     kept = blocks[: -(-len(blocks) // 2)]
     ends = sorted({-(-len(kept) // 2), len(kept)})
     return kept, [Tap(kept[end - 1], width, index) for end in ends]
-
-
-def file_fingerprint(paths: list[Path], *extra: str) -> str:
-    """A short hash of files (sizes, first and last MiB) and of strings."""
-    digest = hashlib.sha256("\0".join(extra).encode())
-    for path in sorted(paths):
-        size = path.stat().st_size
-        digest.update(f"{path.name}/{size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()[:24]

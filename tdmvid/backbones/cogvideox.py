@@ -21,10 +21,11 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
+from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of
 from .cogvideox_parallel import share_tokens, use_float32, use_xformers
 from .consumers import comfyui_cogvideox, kohya_cogvideox
 from .pipeline import VPBackbone, check_tiles
+from .registry import register
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
 

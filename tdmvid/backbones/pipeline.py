@@ -20,10 +20,11 @@ from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..data.files import file_fingerprint
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import TabulatedVP
-from .base import LORA_FILE, Backbone, ClipSize, ModelConfig, file_fingerprint
+from .base import LORA_FILE, Backbone, ClipSize, ModelConfig
 from .scheduler import clean_sample, load_scheduler, scheduler_for
 
 

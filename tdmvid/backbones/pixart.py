@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, Tap, Tokens, half_of, register
+from .base import ClipSize, Tap, Tokens, half_of
 from .consumers import comfyui_transformer
 from .images import Images, image_latents
 from .pipeline import VPBackbone
+from .registry import register
 
 TEXT_LENGTH = 120  # of every PixArt-alpha, and the pipeline's default
 

@@ -15,10 +15,11 @@ from diffusers import DiffusionPipeline, SD3Transformer2DModel
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, Tokens, half_of, register
+from .base import ClipSize, ModelConfig, Tap, Tokens, half_of
 from .consumers import comfyui_transformer
 from .flow import FlowBackbone
 from .images import Images, image_latents
+from .registry import register
 
 LONG_TEXT = 256  # of T5, by default of the stock call
 

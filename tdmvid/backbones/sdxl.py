@@ -13,7 +13,8 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, register
+from .base import ClipSize, ModelConfig
+from .registry import register
 from .stable_diffusion import StableDiffusion
 
 

@@ -15,10 +15,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, Tokens, register
+from .base import ClipSize, ModelConfig, Tap, Tokens
 from .consumers import kohya_unet
 from .images import Images, image_latents
 from .pipeline import VPBackbone
+from .registry import register
 
 
 @register

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
-from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of, register
+from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of
 from .consumers import comfyui_wan, kohya_wan
 from .flow import FlowBackbone
+from .registry import register
 from .wan_parallel import share_tokens
 
 TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock call

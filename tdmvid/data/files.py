@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all, whatever kills the process."""
+"""Files that are there whole or not at all, whatever kills the process, and their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -65,6 +66,19 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         _fsync(path)
+
+
+def file_fingerprint(paths: list[Path], *extra: str) -> str:
+    """Return a short hash of files (names, sizes, first and last MiB) and of strings."""
+    digest = hashlib.sha256("\0".join(extra).encode())
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:24]
 
 
 def _fsync(path: Path) -> None:

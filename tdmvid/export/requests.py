@@ -20,7 +20,8 @@ from ..adapters.bundle import read_facts
 from ..adapters.extract import adapt, extract, read_published
 from ..adapters.lora import LoraSettings, attach, in_host_memory
 from ..adapters.step_condition import NAME, condition_on_steps, told
-from ..backbones.base import Backbone, load_backbone
+from ..backbones.base import Backbone
+from ..backbones.registry import load_backbone
 from ..config import RunConfig, load_config
 from ..data.prompts import read_prompts
 from ..diffusion.grid import TimeGrid

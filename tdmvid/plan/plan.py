@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..backbones.base import Backbone, Tokens, find_family
+from ..backbones.base import Backbone, Tokens
 from ..backbones.discriminator import Discriminator
 from ..backbones.quantize import planned_bytes
+from ..backbones.registry import find_family
 from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence

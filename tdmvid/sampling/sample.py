@@ -21,9 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..adapters.bundle import read_facts, stock_defaults, use_student
-from ..backbones.base import Backbone, ClipSize, ModelConfig, file_fingerprint, load_backbone
+from ..backbones.base import Backbone, ClipSize, ModelConfig
+from ..backbones.registry import load_backbone
 from ..data.embeddings import EmbeddingCache, embed_prompts
-from ..data.files import write_json, write_text
+from ..data.files import file_fingerprint, write_json, write_text
 from ..data.video import write_image, write_video
 from ..parallel import launch
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..adapters.bundle import read_facts
-from ..backbones.base import Backbone, ClipSize, ModelConfig, load_backbone
+from ..backbones.base import Backbone, ClipSize, ModelConfig
+from ..backbones.registry import load_backbone
 from ..parallel import launch
 from ..sampling.sample import SETTINGS, Sampler, Shot, load_for_sampling, sample_videos, weights_of
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ..adapters.lora import Base, attach, in_host_memory, shared_copy, start_from
 from ..adapters.step_condition import condition_on_steps, told
-from ..backbones.base import Backbone, check_attention, load_backbone
+from ..backbones.base import Backbone, check_attention
 from ..backbones.discriminator import Discriminator, NetworkDiscriminator
 from ..backbones.quantize import check_torchao
+from ..backbones.registry import load_backbone
 from ..config import RunConfig, to_dict
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.latents import RealLatents, real_files

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from tdmvid.adapters.extract import adapt, extract, read_published
 from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.registry import load_backbone
 
 RANK = 2
 

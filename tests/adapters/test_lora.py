@@ -10,7 +10,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdmvid.adapters.lora import Base, LoraSettings, adapters_off, attach, host_copy, shared_copy
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.registry import load_backbone
 
 SETTINGS = LoraSettings(rank=2, alpha=4)
 

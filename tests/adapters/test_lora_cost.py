@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdmvid.adapters.lora import LoraSettings, attach, tuner_layers
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.registry import load_backbone
 
 
 class Products(TorchDispatchMode):

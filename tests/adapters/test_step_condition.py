@@ -7,7 +7,8 @@ import torch
 
 from tdmvid.adapters.lora import Base, LoraSettings, attach
 from tdmvid.adapters.step_condition import NAME, condition_on_steps, time_embedding, told
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.diffusion.denoiser import step_level
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline
 
-from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, check_attention, load_backbone
+from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, check_attention
 from tdmvid.backbones.cogvideox_parallel import JointAttention
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
 

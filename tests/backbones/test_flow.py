@@ -10,8 +10,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from families import BUILDERS, sd3, wan
 
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.flow import flow_scheduler_for
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.scheduler import TrajectoryScheduler, load_scheduler
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import TimeGrid, explicit, shifted, uniform

@@ -9,7 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, PixArtAlphaPipeline
 from families import pixart, sdxl, stable_diffusion
 from huggingface_hub.utils import filter_repo_objects
 
-from tdmvid.backbones.base import ModelConfig, load_backbone, resolve
+from tdmvid.backbones.base import ModelConfig
+from tdmvid.backbones.registry import load_backbone, resolve
 from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.sequence import PlannedGroup
 

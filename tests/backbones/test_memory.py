@@ -10,7 +10,8 @@ import torch
 from test_contract import CASES, Case, noise
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdmvid.backbones.base import ModelConfig, families
+from tdmvid.backbones.base import ModelConfig
+from tdmvid.backbones.registry import families
 from tdmvid.plan.cost import decoding_bytes
 
 FIRST = [

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tdmvid.adapters.lora import LoraSettings, attach, shared_copy
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.quantize import (
     QuantizedLinear,
     check_torchao,
@@ -19,6 +19,7 @@ from tdmvid.backbones.quantize import (
     planned_bytes,
     quantize,
 )
+from tdmvid.backbones.registry import load_backbone
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("torchao"),

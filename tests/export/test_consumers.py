@@ -20,7 +20,8 @@ from tiny import VARIANTS, cogvideox_scheduler, tiny_pipeline
 
 from tdmvid.adapters.formats import convert
 from tdmvid.adapters.step_condition import time_embedding
-from tdmvid.backbones.base import ClipSize, ModelConfig, families, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.workflow import workflow

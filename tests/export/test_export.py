@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.scheduler import TrajectoryScheduler
 from tdmvid.diffusion.grid import explicit, uniform
 from tdmvid.diffusion.sampler import ddim

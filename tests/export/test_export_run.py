@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tdmvid.adapters.bundle import load_pipeline, use_student
-from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig
 from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export import bundle as exporting
 from tdmvid.export.card import _recipe

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tdmvid.adapters.bundle import load_pipeline, use_student
 from tdmvid.adapters.extract import read_published
 from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import ModelConfig, families, load_backbone
+from tdmvid.backbones.base import ModelConfig
+from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import export_fused, export_lora

@@ -6,7 +6,8 @@ from families import BUILDERS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import ModelConfig, load_backbone
+from tdmvid.backbones.base import ModelConfig
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.config.run import ParallelConfig
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tdmvid.adapters.bundle import read_facts, use_student
-from tdmvid.backbones.base import LORA_FILE, load_backbone
+from tdmvid.backbones.base import LORA_FILE
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.config.run import RunConfig, from_dict
 from tdmvid.data.video import write_video
 from tdmvid.export.requests import Options, export_run

@@ -13,7 +13,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.data.video import read_video
 from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.launch import World

@@ -89,7 +89,8 @@ def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster(program):
 
 
 def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(program, tiny_cogvideox):
-    from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+    from tdmvid.backbones.base import ClipSize, ModelConfig
+    from tdmvid.backbones.registry import load_backbone
 
     backbone = load_backbone(
         ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8)
@@ -101,7 +102,8 @@ def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(program, tiny_cogv
 def test_a_whole_call_ends_in_pictures_of_the_stages_latents(program, tiny_cogvideox, monkeypatch):
     """What is timed end to end is the stock call: from the same noise it ends where the stages do."""
     from tdmvid.adapters.bundle import use_student
-    from tdmvid.backbones.base import ClipSize, ModelConfig, load_backbone
+    from tdmvid.backbones.base import ClipSize, ModelConfig
+    from tdmvid.backbones.registry import load_backbone
 
     backbone = load_backbone(
         ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8)

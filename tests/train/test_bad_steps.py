@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tdmvid.backbones.base import load_backbone
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.data.prompts import PromptOrder
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch

@@ -1,0 +1,143 @@
+"""Find a teacher's files and the family that reads them.
+
+A family registers itself by the diffusers pipeline class that `model_index.json` names; nothing
+else in the project knows it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from .base import Backbone, ClipSize, ModelConfig
+
+REGISTRY: dict[str, type[Backbone]] = {}
+"""Pipeline class -> family; complete after `families()`."""
+ARCHITECTURES = Path(__file__).parent / "architectures"
+"""Configs of well-known models, for plans without a network connection."""
+
+FamilyClass = TypeVar("FamilyClass", bound=type[Backbone])
+
+
+def register(cls: FamilyClass) -> FamilyClass:
+    """Make a family known by its pipeline class; a class decorator."""
+    REGISTRY[cls.pipeline_class] = cls
+    return cls
+
+
+def families() -> dict[str, type[Backbone]]:
+    """Return all families by pipeline class; imports every file of this folder."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return REGISTRY
+
+
+def load_backbone(
+    config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu"
+) -> Backbone:
+    """Load the backbone of a teacher, by the class in its model_index.json.
+
+    Raises:
+        ValueError: the teacher is not found, is of no known family, lacks files, or cannot
+            generate `size`.
+    """
+    folder, family = find_family(config)
+    try:
+        return family(folder, config, size, device)
+    except OSError as error:  # what diffusers raises for a file that is not there
+        raise ValueError(
+            f"model.path={config.path!r} is not whole ({error}): copy or download the folder again"
+        ) from error
+
+
+def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, type[Backbone]]:
+    """Return a teacher's local folder (see `resolve`) and its family.
+
+    Raises:
+        ValueError: the teacher is not found, or the class in its model_index.json is unknown.
+    """
+    folder = resolve(config, weights=weights)
+    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    known = families()
+    if name not in known:
+        raise ValueError(
+            f"model.path={config.path!r} is a {name}: known pipeline classes are"
+            f" {', '.join(sorted(known))}"
+        )
+    return folder, known[name]
+
+
+def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
+    """Return the local folder of a teacher; download it from the hub if `path` is not a folder.
+
+    Args:
+        config: a diffusers folder or a hub id.
+        weights: False fetches configs only; if the hub cannot be reached, a copy of them in
+            `architectures/` is used.
+
+    Raises:
+        ValueError: there is no such folder or hub id, or the folder lacks what `config` asks for.
+    """
+    if not config.path:
+        raise ValueError(
+            "model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b"
+        )
+    folder = Path(config.path)
+    if folder.is_dir():
+        _check_folder(folder, config, weights=weights)
+        return folder
+    if config.path.count("/") != 1 or config.path.startswith((".", "/")):
+        raise ValueError(
+            f"model.path={config.path!r} is no folder here and no hub id (owner/name); paths are"
+            f" relative to {Path.cwd()}"
+        )
+    try:
+        return _download(config, weights=weights)
+    except Exception as error:  # the hub's client raises many kinds, of the network or the name
+        known = ARCHITECTURES / config.path.replace("/", "--")
+        if not weights and known.is_dir():
+            return known
+        raise ValueError(
+            f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
+            f" the hub ({type(error).__name__}): check the name and the network, or give the folder"
+            " that `hf download NAME --local-dir FOLDER` made elsewhere"
+        ) from error
+
+
+def _check_folder(folder: Path, config: ModelConfig, *, weights: bool) -> None:
+    if not (folder / "model_index.json").exists():
+        raise ValueError(
+            f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline"
+            " folder"
+        )
+    if config.revision:
+        raise ValueError(
+            f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is"
+            " a folder here: leave one of them out"
+        )
+    if weights and config.variant and not any(folder.glob(f"*/*.{config.variant}*")):
+        raise ValueError(
+            f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name:"
+            " leave it out, or give another folder"
+        )
+
+
+def _download(config: ModelConfig, *, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not
+    # asked for, are passed over.
+    of_weights = ["*/*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*"]
+    return Path(
+        snapshot_download(
+            config.path,
+            revision=config.revision,
+            allow_patterns=["*.json", *(of_weights if weights else [])],
+            ignore_patterns=None if config.variant else ["*/*.*.safetensors"],
+        )
+    )
