@@ -8,6 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, PixArtAlphaPipeline
 from families import pixart, sdxl, stable_diffusion
 from huggingface_hub.utils import filter_repo_objects
+from refusals import refused
 
 from tdmvid.backbones.base import ModelConfig
 from tdmvid.backbones.registry import load_backbone, resolve
@@ -147,23 +148,14 @@ def test_a_uniform_grid_ships_the_stock_scheduler_where_its_stride_is_whole(fold
 
 
 def test_noise_prediction_from_pure_noise_is_refused(changed):
-    with pytest.raises(
-        ValueError,
-        match=(
-            "prediction_type='epsilon' has no clean prediction at zero terminal SNR: set"
-            " rescale_betas_zero_snr"
-        ),
-    ):
+    with refused("prediction_type='epsilon'", "rescale_betas_zero_snr"):
         load(changed(stable_diffusion, "v", scheduler={"prediction_type": "epsilon"}))
 
 
 def test_a_scheduler_of_another_process_is_refused(changed):
     folder = changed(stable_diffusion, "epsilon")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    with pytest.raises(
-        ValueError,
-        match="FlowMatchEulerDiscreteScheduler has no beta_schedule: StableDiffusion needs",
-    ):
+    with refused("FlowMatchEulerDiscreteScheduler", "beta_schedule"):
         load(folder)
 
 
@@ -171,18 +163,13 @@ def test_a_student_of_guidance_distillation_is_no_teacher(folders, changed, tmp_
     folder = changed(stable_diffusion, "epsilon")
     torch.manual_seed(0)
     stable_diffusion.unet(time_cond_proj_dim=16).save_pretrained(folder / "unet")
-    with pytest.raises(
-        ValueError, match="time_cond_proj_dim.* is a student already; give its teacher"
-    ):
+    with refused("time_cond_proj_dim"):
         load(folder)
 
 
 def test_a_unet_does_not_share_its_tokens(folders):
     backbone = load(folders(stable_diffusion, "epsilon"))
-    with pytest.raises(
-        ValueError,
-        match="parallel.sequence=2: UNet2DConditionModel cannot share its tokens yet, use 1",
-    ):
+    with refused("parallel.sequence=2", "UNet2DConditionModel"):
         backbone.share_tokens(backbone.network, PlannedGroup(2))
 
 
@@ -244,12 +231,12 @@ def test_of_a_hub_s_many_weights_only_those_of_the_pipeline_are_fetched(
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, fact",
     [
-        ({"variant": "fp16"}, "model.variant='fp16': no file of .* has it in its name"),
-        ({"revision": "main"}, "model.revision='main' is of a hub id, .* is a folder here"),
+        ({"variant": "fp16"}, "model.variant='fp16'"),
+        ({"revision": "main"}, "model.revision='main'"),
     ],
 )
-def test_what_a_folder_does_not_have_is_refused(folders, change, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_a_folder_does_not_have_is_refused(folders, change, fact):
+    with refused(fact):
         resolve(ModelConfig(path=str(folders(stable_diffusion, "epsilon")), **change))

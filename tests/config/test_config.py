@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from tdmvid.config.run import LogConfig, RunConfig, from_dict, load_config, to_dict
 from tdmvid.diffusion.grid import shifted
@@ -74,10 +75,7 @@ def test_the_resolved_config_holds_every_setting():
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b"])
 def test_a_name_is_one_of_a_folder(load, name):
-    with pytest.raises(
-        ValueError,
-        match="name=.* names the run folder and files: a name without slashes, and not empty",
-    ):
+    with refused(f"name={name!r}"):
         load({"name": name})
 
 
@@ -130,96 +128,86 @@ def test_the_last_override_wins(load):
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    "data, setting, near",
     [
-        ({"objectve": {"cfg": 1}}, "unknown setting 'objectve': did you mean 'objective'"),
-        ({"student": {"lrr": 1}}, "unknown setting 'student.lrr': did you mean 'lr'"),
-        ({"grid": {"zzz": 1}}, "unknown setting 'grid.zzz': known here are kind, steps, start"),
-        ({"steps": "many"}, "steps='many' must be of type int"),
-        ({"steps": 2.5}, "steps=2.5 must be of type int"),
-        ({"steps": True}, "steps=True must be of type int"),
-        ({"student": {"lr": "1e-4"}}, r"student\.lr='1e-4' must be of type float"),
-        ({"student": 3}, "student must be a JSON object, not 3"),
-        ({"lora": {"targets": "to_q"}}, r"lora\.targets='to_q' must be a list"),
-        ({"lora": {"targets": ["to_q", 3]}}, r"lora\.targets\[1\]=3 must be of type str"),
-        (
-            {"grid": {"kind": "unifrom"}},
-            r"grid\.kind='unifrom': choose one of 'uniform', 'shifted', 'explicit'",
-        ),
-        ({"objective": {"huber_c": "x"}}, r"objective\.huber_c='x' must be of type float"),
-        ('{"ema": NaN}', "ema=nan must be a finite number"),
-        ('{"student": {"lr": Infinity}}', r"student\.lr=inf must be a finite number"),
-        ({"steps": 0}, "steps=0: a run has at least 1 step"),
-        ({"ema": 1}, r"ema=1.0: a decay is in \[0, 1\); 0 turns averaging off"),
-        ({"max_bad_steps": 0}, "max_bad_steps=0: .* at least 1"),
-        ({"fake": {"lr": -1}}, r"fake\.lr=-1.0: a learning rate is positive"),
-        ({"student": {"betas": [0.9]}}, r"student\.betas=\(0.9,\): two numbers in \[0, 1\)"),
-        ({"lora": {"rank": 0}}, r"lora\.rank=0, .* at least 1"),
-        ({"batch": {"micro": 0}}, r"batch\.micro=0, .* at least 1"),
-        ({"video": {"frames": 0}}, "video=.*frames=0.* at least 1"),
-        ({"model": {"dtype": "int8"}}, r"model\.dtype='int8': choose float32, bfloat16 or float16"),
-        ({"objective": {"fake_updates": 0}}, r"objective\.fake_updates=0: .* at least 1"),
-        ({"parallel": {"zero_stage": 4}}, r"parallel\.zero_stage=4: choose 0 .*, 1 .*, 2 .* or 3"),
-        ({"prompts": {"limit": -1}}, r"prompts\.limit=-1: .* 0 uses all"),
-        ({"log": {"keep_checkpoints": 0}}, r"log\.keep_checkpoints=0: keep at least 1"),
-        ({"log": {"sample_every": -1}}, r"log\..*sample_every=-1: .* 0 turns it off"),
-        ({"log": {"teacher_steps": 0}}, r"log\..*teacher_steps=0: .* at least 1"),
-        ({"seed": 2**64}, "seed=18446744073709551616: a seed lies between"),
-        ({"log": {"seed": -(2**62)}}, r"log\.seed=-4611686018427387904: a seed lies between"),
-        ({"student": {"weight_decay": -0.1}}, r"student\.weight_decay=-0.1: not negative"),
-        ({"student": {"lr": 10**400}}, r"student\.lr=inf must be a finite number"),
-        ({"objective": {"kind": ["tdm"]}}, r"objective\.kind=\['tdm'\]: choose one of 'dmd2'"),
-        ({"objective": {"huber_c": 0}}, r"objective\.huber_c=0.0.* above 0"),
-        ({"objective": {"margin_low": 1}}, r"objective\.margin_low=1.0.* less than 1"),
-        ({"objective": {"cfg": 1e30}}, r"objective\.cfg=1e\+30.* at most 1000"),
-        (
-            {"parallel": {"timeout_minutes": 1e9}},
-            r"parallel\.timeout_minutes=1000000000.0: .* of a year",
-        ),
-        ([1], r"some.json must hold a JSON object, not \[1\]"),
-        ('{"steps": 1,\n "seed": }', "some.json, line 2: not JSON"),
+        ({"objectve": {"cfg": 1}}, "objectve", "'objective'"),
+        ({"student": {"lrr": 1}}, "student.lrr", "'lr'"),
+        ({"grid": {"zzz": 1}}, "grid.zzz", "kind, steps, start"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_named_with_its_value_and_the_rule(load, data, message):
-    with pytest.raises(ValueError, match=message):
+def test_an_unknown_setting_is_named_with_those_that_are_near(load, data, setting, near):
+    with refused(f"'{setting}'", near):
         load(data)
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    "data, fact",
     [
-        (
-            {"grid": {"shift": 3}},
-            (
-                r"grid\.shift=3.0 does nothing to grid.kind='uniform': use kind 'shifted', or leave"
-                r" it out"
-            ),
-        ),
-        (
-            {"grid": {"timesteps": [999]}},
-            r"grid\.timesteps=\[999.0\] are of grid.kind='explicit', this is 'uniform'",
-        ),
+        ({"steps": "many"}, "steps='many'"),
+        ({"steps": 2.5}, "steps=2.5"),
+        ({"steps": True}, "steps=True"),
+        ({"student": {"lr": "1e-4"}}, "student.lr='1e-4'"),
+        ({"student": 3}, "student"),
+        ({"lora": {"targets": "to_q"}}, "lora.targets='to_q'"),
+        ({"lora": {"targets": ["to_q", 3]}}, "lora.targets[1]=3"),
+        ({"grid": {"kind": "unifrom"}}, "grid.kind='unifrom'"),
+        ({"objective": {"huber_c": "x"}}, "objective.huber_c='x'"),
+        ('{"ema": NaN}', "ema=nan"),
+        ('{"student": {"lr": Infinity}}', "student.lr=inf"),
+        ({"steps": 0}, "steps=0"),
+        ({"ema": 1}, "ema=1.0"),
+        ({"max_bad_steps": 0}, "max_bad_steps=0"),
+        ({"fake": {"lr": -1}}, "fake.lr=-1.0"),
+        ({"student": {"betas": [0.9]}}, "student.betas=(0.9,)"),
+        ({"lora": {"rank": 0}}, "lora.rank=0"),
+        ({"batch": {"micro": 0}}, "batch.micro=0"),
+        ({"video": {"frames": 0}}, "frames=0"),
+        ({"model": {"dtype": "int8"}}, "model.dtype='int8'"),
+        ({"objective": {"fake_updates": 0}}, "objective.fake_updates=0"),
+        ({"parallel": {"zero_stage": 4}}, "parallel.zero_stage=4"),
+        ({"prompts": {"limit": -1}}, "prompts.limit=-1"),
+        ({"log": {"keep_checkpoints": 0}}, "log.keep_checkpoints=0"),
+        ({"log": {"sample_every": -1}}, "sample_every=-1"),
+        ({"log": {"teacher_steps": 0}}, "teacher_steps=0"),
+        ({"seed": 2**64}, "seed=18446744073709551616"),
+        ({"log": {"seed": -(2**62)}}, "log.seed=-4611686018427387904"),
+        ({"student": {"weight_decay": -0.1}}, "student.weight_decay=-0.1"),
+        ({"student": {"lr": 10**400}}, "student.lr=inf"),
+        ({"objective": {"kind": ["tdm"]}}, "objective.kind=['tdm']"),
+        ({"objective": {"huber_c": 0}}, "objective.huber_c=0.0"),
+        ({"objective": {"margin_low": 1}}, "objective.margin_low=1.0"),
+        ({"objective": {"cfg": 1e30}}, "objective.cfg=1e+30"),
+        ({"parallel": {"timeout_minutes": 1e9}}, "parallel.timeout_minutes=1000000000.0"),
+        ([1], "some.json"),
+        ('{"steps": 1,\n "seed": }', "some.json, line 2"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named_with_its_value(load, data, fact):
+    with refused(fact):
+        load(data)
+
+
+@pytest.mark.parametrize(
+    "data, facts",
+    [
+        ({"grid": {"shift": 3}}, ("grid.shift=3.0", "grid.kind='uniform'", "'shifted'")),
+        ({"grid": {"timesteps": [999]}}, ("grid.timesteps=[999.0]", "grid.kind='explicit'")),
         (
             {"grid": {"kind": "explicit", "timesteps": [999, 499], "steps": 8}},
-            r"grid\.steps=8 does nothing to the 2 listed timesteps: list as many",
+            ("grid.steps=8", "timesteps"),
         ),
         (
             {"grid": {"kind": "explicit", "timesteps": [999], "start": 0.5}},
-            r"grid\.shift=1.0, start=0.5 do nothing to listed timesteps",
+            ("start=0.5", "timesteps"),
         ),
         (
             {"objective": {"distance": "l2", "huber_c": 0.1}},
-            r"objective\.huber_c=0.1, distance='l2'",
+            ("objective.huber_c=0.1", "distance='l2'"),
         ),
         *(
-            (
-                {"objective": {"importance": "sum", **beside}},
-                (
-                    r"objective\.importance='sum': the exact target has no weights, and from a"
-                    r" clean prediction all are 1"
-                ),
-            )
+            ({"objective": {"importance": "sum", **beside}}, ("objective.importance='sum'",))
             for beside in (
                 {"fake_target": "exact"},
                 {"kind": "fisher"},
@@ -230,55 +218,50 @@ def test_what_is_wrong_is_named_with_its_value_and_the_rule(load, data, message)
         ),
         (
             {"objective": {"kind": "dmd2", "randmid": True}},
-            r"objective\.randmid=true with segments='everywhere'",
+            ("objective.randmid=true", "segments='everywhere'"),
         ),
         (
             {"student": {"algorithm": "sgd", "weight_decay": 0.1}},
-            r"student\.weight_decay=0.1 with algorithm='sgd', which has none",
+            ("student.weight_decay=0.1", "algorithm='sgd'"),
         ),
         (
             {"training": "full", "parallel": {"share_base": False}},
-            "parallel.share_base=false with training='full'",
+            ("parallel.share_base=false", "training='full'"),
         ),
         (
             {"evaluate": {"config": "eval/configs/shapes.json"}},
-            (
-                r"evaluate\.config='eval/configs/shapes.json' with evaluate.program='', which reads"
-                r" none"
-            ),
+            ("evaluate.config='eval/configs/shapes.json'", "evaluate.program=''"),
         ),
     ],
     ids=str,
 )
-def test_a_setting_that_would_do_nothing_beside_another_is_refused(load, data, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_that_would_do_nothing_beside_another_is_refused(load, data, facts):
+    with refused(*facts):
         load(data)
 
 
 @pytest.mark.parametrize(
-    "override, message",
+    "override, facts",
     [
-        ("steps", "--set 'steps': write --set a.b=value"),
-        ("=3", "--set '=3': write"),
-        ("steps.x=3", "--set 'steps.x=3': 'steps' is a value, not a group"),
-        ("studnet.lr=1", "unknown setting 'studnet': did you mean 'student'"),
+        ("steps", ("--set 'steps'", "--set a.b=value")),
+        ("=3", ("--set '=3'",)),
+        ("steps.x=3", ("--set 'steps.x=3'", "'steps'")),
+        ("studnet.lr=1", ("'studnet'", "'student'")),
     ],
 )
-def test_a_wrong_override_is_named(load, override, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_override_is_named(load, override, facts):
+    with refused(*facts):
         load({"steps": 5}, override)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(
-        ValueError, match="nothing.json' does not exist: the ready ones are in configs/"
-    ):
+    with refused("nothing.json", "configs/"):
         load_config(tmp_path / "nothing.json")
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):
     (tmp_path / "old.json").write_bytes('{"name": "é"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match="old.json: not UTF-8"):
+    with refused("old.json", "UTF-8"):
         load_config(tmp_path / "old.json")
 
 
@@ -289,5 +272,5 @@ def test_the_teacher_s_long_samples_have_the_shift_that_is_asked_for():
         == shifted(4, 3.0, flow)
         != reference_grid(RunConfig(log=LogConfig(teacher_steps=4)), flow)
     )
-    with pytest.raises(ValueError, match="log.teacher_shift=-1.0 is no flow shift"):
+    with refused("log.teacher_shift=-1.0"):
         reference_grid(RunConfig(log=LogConfig(teacher_shift=-1.0)), flow)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refused
 
 from tdmvid.diffusion.grid import TimeGrid, explicit, shifted, uniform
 from tdmvid.diffusion.process import RectifiedFlow
@@ -49,35 +50,33 @@ def test_descending_lists_the_calls_in_order():
 
 
 @pytest.mark.parametrize(
-    "make, value, rule",
+    "make, facts",
     [
-        (lambda p: uniform(0, p), "grid.steps=0", "at least one step"),
-        (lambda p: shifted(4, 0.0, p), "grid.shift=0.0", "positive; 1 leaves the grid uniform"),
-        (lambda p: shifted(4, -2.0, p), "grid.shift=-2.0", "positive"),
-        (lambda p: uniform(4, p, start=0.0), "grid.start=0.0", r"in \(0, 1\]"),
-        (lambda p: uniform(4, p, start=1.1), "grid.start=1.1", r"in \(0, 1\]"),
-        (lambda p: uniform(2000, p), "grid.steps=2000", "fewer steps"),
-        (lambda p: shifted(4, 1e-4, p), "grid.shift=0.0001", "fewer steps or a shift nearer to 1"),
-        (lambda p: explicit([], p), r"grid.timesteps=\[\]", "falling order"),
-        (lambda p: explicit([399, 665], p), r"grid.timesteps=\[399, 665\]", "falling order"),
-        (lambda p: explicit([999, 999], p), r"grid.timesteps=\[999, 999\]", "each once"),
-        (lambda p: explicit([1000, 500], p), r"grid.timesteps=\[1000, 500\]", "within 0..999"),
-        (lambda p: explicit([999, -1], p), r"grid.timesteps=\[999, -1\]", "within 0..999"),
-        (lambda p: explicit([999, 500.5], p), r"grid.timesteps=\[999, 500.5\]", "whole"),
-        (lambda p: TimeGrid((0.1, 1.0)), r"\(0.1, 1.0\)", "rises from 0 to at most 1"),
-        (lambda p: TimeGrid((0.0, 0.6, 0.5)), r"\(0.0, 0.6, 0.5\)", "rises from 0"),
+        (lambda p: uniform(0, p), ("grid.steps=0",)),
+        (lambda p: shifted(4, 0.0, p), ("grid.shift=0.0",)),
+        (lambda p: shifted(4, -2.0, p), ("grid.shift=-2.0",)),
+        (lambda p: uniform(4, p, start=0.0), ("grid.start=0.0", "(0, 1]")),
+        (lambda p: uniform(4, p, start=1.1), ("grid.start=1.1", "(0, 1]")),
+        (lambda p: uniform(2000, p), ("grid.steps=2000",)),
+        (lambda p: shifted(4, 1e-4, p), ("grid.shift=0.0001",)),
+        (lambda p: explicit([], p), ("grid.timesteps=[]",)),
+        (lambda p: explicit([399, 665], p), ("grid.timesteps=[399, 665]",)),
+        (lambda p: explicit([999, 999], p), ("grid.timesteps=[999, 999]",)),
+        (lambda p: explicit([1000, 500], p), ("grid.timesteps=[1000, 500]", "999")),
+        (lambda p: explicit([999, -1], p), ("grid.timesteps=[999, -1]", "999")),
+        (lambda p: explicit([999, 500.5], p), ("grid.timesteps=[999, 500.5]",)),
+        (lambda p: TimeGrid((0.1, 1.0)), ("(0.1, 1.0)",)),
+        (lambda p: TimeGrid((0.0, 0.6, 0.5)), ("(0.0, 0.6, 0.5)",)),
     ],
 )
-def test_a_bad_grid_is_refused_with_value_and_rule(vp, make, value, rule):
-    with pytest.raises(ValueError, match=value) as caught:
+def test_a_bad_grid_is_refused_with_its_value(vp, make, facts):
+    with refused(*facts) as caught:
         make(vp)
-    with pytest.raises(ValueError, match=rule):
-        raise caught.value
     assert len(str(caught.value)) < 300
 
 
 def test_a_flow_s_bad_timesteps_name_its_own_range():
-    with pytest.raises(ValueError, match=r"\[1000, 0\].*above 0, up to 1000"):
+    with refused("[1000, 0]", "1000"):
         explicit([1000, 0], RectifiedFlow())
 
 

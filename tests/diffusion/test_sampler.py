@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from refusals import refused
 from tiny import cogvideox_scheduler
 
 from tdmvid.diffusion.denoiser import Cond, Guided
@@ -212,5 +213,5 @@ def test_renoise_keeps_nothing_of_the_old_noise(process):
 
 
 def test_renoise_without_a_generator_is_refused():
-    with pytest.raises(ValueError, match="solver='renoise' draws fresh noise.*pass a generator"):
+    with refused("solver='renoise'", "generator"):
         sample(flow_denoiser(), noise(), NULL, uniform(2, RectifiedFlow()), solver="renoise")

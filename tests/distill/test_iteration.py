@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refused
 from torch.overrides import TorchFunctionMode
 
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
@@ -152,9 +153,7 @@ def test_the_fake_moves_alike_with_a_draw_of_its_own_and_with_a_shared_one():
 @pytest.mark.parametrize("settings", [{"fake_updates": 2}, {"kind": "fisher"}])
 def test_a_draw_that_cannot_serve_both_turns_is_refused(settings):
     kind = {"fisher": Fisher}.get(settings.pop("kind", "tdm"), TDM)
-    with pytest.raises(
-        ValueError, match="objective.draws='shared', fake_updates=.*; use draws='own'"
-    ):
+    with refused("objective.draws='shared'", "draws='own'"):
         kind(draws="shared", **settings)
 
 

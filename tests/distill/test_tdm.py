@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refused
 
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
@@ -433,21 +434,21 @@ def test_the_sum_weight_is_the_density_ratio_up_to_a_constant_of_tau(process):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, facts",
     [
-        ({"margin_low": -0.1}, "margin_low=-0.1.*not negative"),
-        ({"fake_updates": 0}, "fake_updates=0.*at least 1"),
-        ({"cfg": -1.0}, "cfg=-1.0.*>= 0"),
-        ({"snr_ceiling": 0.0}, "snr_ceiling=0.0.*> 0"),
+        ({"margin_low": -0.1}, ("margin_low=-0.1",)),
+        ({"fake_updates": 0}, ("fake_updates=0",)),
+        ({"cfg": -1.0}, ("cfg=-1.0",)),
+        ({"snr_ceiling": 0.0}, ("snr_ceiling=0.0",)),
         (
             {"fake_weight": "velocity", "fake_target": "exact"},
-            "fake_weight='velocity'.*variance is infinite.*fake_target='x0_hat'",
+            ("fake_weight='velocity'", "fake_target='x0_hat'"),
         ),
-        ({"fresh_noise": 1.0}, r"fresh_noise=1.0.*\[0, 1\)"),
+        ({"fresh_noise": 1.0}, ("fresh_noise=1.0", "[0, 1)")),
     ],
 )
-def test_an_impossible_option_is_refused_with_value_and_rule(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_an_impossible_option_is_refused_with_value_and_rule(options, facts):
+    with refused(*facts):
         TDM(**options)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture
 from tdmvid.distill.tdm import TDM
@@ -43,28 +44,28 @@ def test_every_row_and_column_of_the_grid_has_every_weight():
 def test_a_benchmark_of_no_seeds_is_refused_before_it_works(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["toy.py", "--seeds", "0"])
     monkeypatch.setattr(toy, "floor", lambda: pytest.fail("it works"))
-    with pytest.raises(SystemExit, match="--seeds 0: a number of seeds, at least 1"):
+    with refused("--seeds 0", error=SystemExit):
         toy.main()
 
 
 @pytest.mark.parametrize(
-    "pair, message",
+    "pair, fact",
     [
         (
             "distance=foo",
-            "error: objective.distance='foo': choose one of 'huber', 'huber_vector', 'l2'",
+            "objective.distance='foo'",
         ),
-        ("snr_ceiling=abc", "error: objective.snr_ceiling='abc' must be of type float"),
-        ("snr=5", "error: --set snr=5: write NAME=VALUE, NAME one of cfg, match"),
-        ("kind=fisher", "error: --set kind=fisher: write NAME=VALUE"),
+        ("snr_ceiling=abc", "objective.snr_ceiling='abc'"),
+        ("snr=5", "--set snr=5"),
+        ("kind=fisher", "--set kind=fisher"),
     ],
 )
 def test_an_option_that_tdm_does_not_have_is_refused_before_the_benchmark_works(
-    monkeypatch, pair, message
+    monkeypatch, pair, fact
 ):
     monkeypatch.setattr(sys, "argv", ["toy.py", "--set", pair])
     monkeypatch.setattr(toy, "floor", lambda: pytest.fail("it works"))
-    with pytest.raises(SystemExit, match=f"^{message}"):
+    with refused("error", fact, error=SystemExit):
         toy.main()
 
 
