@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["tdmvid", "tdmvid.*"]),
+    entry_points={"console_scripts": ["tdmvid = tdmvid.cli.main:main"]},
     package_data={
         "tdmvid.report": ["*.j2"],
         "tdmvid.scoring": ["*.j2"],

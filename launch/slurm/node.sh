@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One node of a run: starts its ranks, hands them the signals of the cluster, and exits with 75
 # if they saved their state because they were asked to stop, or had none to save.
-#   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config configs/...json --resume auto
+#   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config NAME --resume auto
 set -uo pipefail
 HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500} NODES=${NODES:-1} GPUS=${GPUS:-8} JOB=${JOB:-tdmvid} PYTHON=${PYTHON:-python}
 
@@ -11,7 +11,7 @@ export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? thread
 "$PYTHON" -m torch.distributed.run \
     --nnodes "$NODES" --nproc_per_node "$GPUS" \
     --rdzv_backend c10d --rdzv_endpoint "$HEAD:$PORT" --rdzv_id "$JOB" \
-    launch/train.py "$@" &
+    -m tdmvid train "$@" &
 launcher=$!
 trap 'told=1; kill -USR1 $(cat /proc/$launcher/task/*/children)' USR1 TERM  # the ranks stop at the end of their iteration
 

@@ -1,15 +1,33 @@
-"""Command-line options that several programs share. Imports nothing heavy, so that --help is quick."""
+"""Options that several commands share; imports nothing heavy, so that --help is quick."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..sampling.sample import Sampler
 
 STUDENT = "a run's lora/ or student/ folder, or an exported one"
 
 
+def add_config(parser: argparse.ArgumentParser, *, example: str) -> None:
+    """Add the options that name a JSON config and override its settings."""
+    parser.add_argument(
+        "--config", required=True, help=f"a JSON file or the name of a ready one, e.g. {example}"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override one setting; may be given again",
+    )
+
+
 def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """What is sampled, and how: see tdmvid/sampling.py."""
+    """Add the options that say what is sampled, and how; see tdmvid/sampling/."""
     parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it the teacher samples")
     parser.add_argument(
         "--model", help="a diffusers folder or hub id (default: the base that the student names)"
@@ -46,23 +64,26 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
 
 
 def base_of(args: argparse.Namespace) -> dict:
-    """Of the options of `add_sampler`, those of `sampling.load_for_sampling`."""
+    """Return those options of `add_sampler` that `sampling.load_for_sampling` reads."""
     names = ("model", "revision", "variant", "dtype", "size", "fps")
     return {"student": args.lora} | {name: getattr(args, name) for name in names}
 
 
+def sampler_of(args: argparse.Namespace) -> Sampler:
+    """Return the sampler that the options of `add_sampler` describe."""
+    from ..sampling.sample import Sampler
+
+    return Sampler(args.lora, args.steps, args.cfg)
+
+
 def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str) -> None:
-    """A program of eval/ that scores a student beside its teacher by a config of its own; `folder`:
-    where it writes by default.
+    """Add the options of a command that scores a student beside its teacher by a config of its own.
+
+    Args:
+        example: the name of a ready config.
+        folder: where it writes by default, beside the student.
     """
-    parser.add_argument("--config", type=Path, required=True, help=f"e.g. {example}")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A.B=VALUE",
-        help="override one setting; may be given again",
-    )
+    add_config(parser, example=example)
     parser.add_argument("--lora", type=Path, help=STUDENT)
     parser.add_argument("--out", type=Path, help=f"default: {folder}/ beside the LoRA")
     parser.add_argument(
@@ -74,12 +95,12 @@ def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str
 
 
 def add_launched(parser: argparse.ArgumentParser) -> None:
-    """What the deepspeed launcher passes."""
+    """Accept what the deepspeed launcher passes."""
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
 
-def place(args: argparse.Namespace, folder: str) -> Path:
-    """Where a program with `add_evaluation` writes; ValueError without a student."""
+def output_dir(args: argparse.Namespace, folder: str) -> Path:
+    """Return where a command with `add_evaluation` writes; ValueError without a student."""
     if args.lora is None:
         raise ValueError("--lora is not given: the lora/ or student/ folder of a finished run")
     return args.out or args.lora.parent / folder

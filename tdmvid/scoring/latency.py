@@ -1,16 +1,31 @@
-"""How long a stage of sampling takes, and how much memory it needs at its peak."""
+"""Seconds and peak memory of a student beside its teacher: text encoder, denoiser, autoencoder, and
+one whole call.
+
+With few steps the autoencoder can take most of the time: the speed-up of the whole is then far
+below the ratio of network calls, which is why both are printed. "All" is the sum of the stages,
+"end to end" one stock call from a prompt to pictures, everything on the device; where they
+disagree, it is said.
+"""
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from ..adapters.bundle import read_facts, use_student
+from ..backbones.base import Backbone
+from ..sampling.sample import noise
+
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+STAGES = ("text", "denoiser", "autoencoder")
+AGREE = 0.1
+"""Share by which a whole call may differ from the sum of its stages without being mentioned."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,164 @@ def measure(call: Callable[[], object], device: torch.device, *, repeats: int) -
     return Stage(
         statistics.median(seconds), min(seconds), max(seconds), _peak(device) if known else None
     )
+
+
+def time_samplers(
+    backbone: Backbone, student: Path, prompts: list[str], *, steps: int, cfg: float, repeats: int
+) -> dict:
+    """Time a student beside its teacher on one batch.
+
+    Args:
+        steps: of the teacher; the student's are in its export.json.
+        cfg: guidance scale of the teacher.
+
+    Returns:
+        What `compare` found, with the machine, the model and the size that were timed.
+    """
+    trained = read_facts(student).get("steps")
+    if not trained:
+        raise ValueError(
+            f"{student} does not say for how many steps it was trained: export it with"
+            " `tdmvid export`"
+        )
+    samplers = {"teacher": (None, steps, cfg), "student": (student, trained, 1.0)}
+    timed, whole = (
+        {
+            name: time_one(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
+            for name, (folder, k, scale) in samplers.items()
+        }
+        for time_one in (stages, end_to_end)
+    )
+    calls = {"teacher": steps * (1 if cfg == 1 else 2), "student": trained}
+    return compare(timed, calls, whole) | {
+        "machine": f"{_device(backbone.device)}; torch {torch.__version__}, {platform.platform()}",
+        "model": asdict(backbone.config),
+        "video": asdict(backbone.size),
+        "batch": len(prompts),
+    }
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def stages(
+    backbone: Backbone,
+    student: Path | None,
+    prompts: list[str],
+    *,
+    steps: int,
+    cfg: float,
+    repeats: int,
+) -> dict[str, Stage]:
+    """Time every stage of one sampler's batch alone; what a stage gives is made once, for the
+    next.
+    """
+    device, texts = backbone.device, prompts if cfg == 1 else [*prompts, ""]
+    timed = {"text": measure(lambda: backbone.encode_prompts(texts), device, repeats=repeats)}
+    cond = backbone.encode_prompts(prompts).to(device)
+    null = None if cfg == 1 else backbone.encode_prompts([""]).to(device)
+    backbone.release_text()
+    pipeline = use_student(backbone, student)
+    z = torch.stack(
+        [noise(prompt, index, backbone.latent_shape()) for index, prompt in enumerate(prompts)]
+    ).to(device)
+
+    def denoise() -> torch.Tensor:
+        return backbone.stock_latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
+
+    timed["denoiser"] = measure(denoise, device, repeats=repeats)
+    latents = denoise()
+    timed["autoencoder"] = measure(lambda: backbone.decode(latents), device, repeats=repeats)
+    return timed
+
+
+def end_to_end(
+    backbone: Backbone,
+    student: Path | None,
+    prompts: list[str],
+    *,
+    steps: int,
+    cfg: float,
+    repeats: int,
+) -> Stage:
+    """Time the stock pipeline's call as a user makes it, from prompts to pictures."""
+    pipeline = use_student(backbone, student, whole=True)
+    return measure(
+        lambda: backbone.stock_videos(pipeline, prompts, steps=steps, cfg=cfg),
+        backbone.device,
+        repeats=repeats,
+    )
+
+
+def compare(
+    timed: dict[str, dict[str, Stage]], calls: dict[str, int], whole: dict[str, Stage]
+) -> dict:
+    """Return both samplers' stages with sums and shares, their whole calls, and how many times
+    faster the student is.
+    """
+    rows = {}
+    for name, parts in timed.items():
+        total = sum(stage.seconds for stage in parts.values())
+        rows[name] = {
+            "network_calls": calls[name],
+            "seconds": total,
+            "peak": max((stage.peak for stage in parts.values() if stage.peak), default=None),
+            "stages": {
+                key: asdict(stage) | {"share": stage.seconds / total}
+                for key, stage in parts.items()
+            },
+            "end_to_end": asdict(whole[name]),
+            "unexplained": whole[name].seconds / total - 1,
+        }
+    teacher, student = timed["teacher"], timed["student"]
+    faster = {key: teacher[key].seconds / student[key].seconds for key in STAGES} | {
+        "all": rows["teacher"]["seconds"] / rows["student"]["seconds"],
+        "end_to_end": whole["teacher"].seconds / whole["student"].seconds,
+    }
+    return {"samplers": rows, "faster": faster, "fewer_calls": calls["teacher"] / calls["student"]}
+
+
+def table(found: dict, batch: int) -> str:
+    """Return a Markdown table: seconds per video, share and peak memory of every stage, and what a
+    whole call says of their sum.
+    """
+    lines = [
+        (
+            "| seconds per video | text | denoiser | autoencoder | all | end to end | network calls"
+            " | peak memory |"
+        ),
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["samplers"].items():
+        cells = [
+            f"{part['seconds'] / batch:.3g} ({100 * part['share']:.0f} %)"
+            for part in row["stages"].values()
+        ]
+        cells += [
+            f"{seconds / batch:.3g}" for seconds in (row["seconds"], row["end_to_end"]["seconds"])
+        ]
+        peaks = [peak for peak in (row["peak"], row["end_to_end"]["peak"]) if peak is not None]
+        peak = " / ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GiB" if peaks else "unknown"
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['network_calls']} | {peak} |")
+    faster = [f"{found['faster'][key]:.1f} x" for key in (*STAGES, "all", "end_to_end")]
+    lines += [
+        f"| faster by | {' | '.join(faster)} | {found['fewer_calls']:.1f} x fewer | stage / whole"
+        " call |"
+    ]
+    for name, row in found["samplers"].items():
+        if abs(row["unexplained"]) > AGREE:
+            more = (
+                f"{100 * abs(row['unexplained']):.0f} %"
+                f" {'more' if row['unexplained'] > 0 else 'less'}"
+            )
+            lines.append(
+                f"\nThe {name}'s whole call takes {more} than its stages together: quote the whole"
+                " call."
+            )
+    return "\n".join(lines)
 
 
 def _wait(device: torch.device) -> None:

@@ -37,7 +37,7 @@ class Question:
 
 
 def pair_samples(a: Path, b: Path) -> list[Question]:
-    """Pairs of the manifests of two sample folders (launch/sample.py), in A's order; ValueError
+    """Pairs of the manifests of two sample folders (`tdmvid sample`), in A's order; ValueError
     without any.
     """
     if a.resolve() == b.resolve():
@@ -56,12 +56,12 @@ def pair_samples(a: Path, b: Path) -> list[Question]:
 def _manifest(folder: Path) -> list[dict]:
     path = folder / "manifest.jsonl"
     if not path.is_file():
-        raise ValueError(
-            f"{folder} has no manifest.jsonl: give folders that launch/sample.py wrote"
-        )
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
-    ]
+        raise ValueError(f"{folder} has no manifest.jsonl: give folders that `tdmvid sample` wrote")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    entries = [json.loads(line) for line in lines if line.strip()]
+    if not all("file" in entry and "prompt" in entry for entry in entries):
+        raise ValueError(f"{path}: a line has no file and prompt: `tdmvid sample` writes both")
+    return entries
 
 
 def write_study(
@@ -176,3 +176,36 @@ def tally(key: dict, ballots: Iterable[tuple[str, dict]]) -> Tally:
     return Tally(
         a, b, same, len(people), preferred, {pair: tuple(votes) for pair, votes in per_pair.items()}
     )
+
+
+def describe(key: dict, votes: Tally) -> str:
+    """Return the outcome in words."""
+    lines = [
+        f"{votes.people} people: {key['A']} {votes.a}, {key['B']} {votes.b}, no difference"
+        f" {votes.same}"
+    ]
+    if votes.preferred is None:
+        return f"{lines[0]}\nnobody preferred either"
+    share = votes.preferred
+    lines.append(
+        f"{key['A']} preferred in {100 * share.value:.1f} % [{100 * share.low:.1f},"
+        f" {100 * share.high:.1f}] of the votes that chose (95 %, Wilson)"
+    )
+    lines.append("one is preferred" if votes.decided else "undecided: the interval holds one half")
+    return "\n".join(lines)
+
+
+def read_votes(path: Path, *needed: str) -> dict:
+    """Return the JSON object of a file that has these entries; ValueError names the file."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict) or not all(name in found for name in needed):
+        raise ValueError(
+            f"{path} is no JSON with {', '.join(needed)}: give the files that `make` and the page"
+            " saved"
+        )
+    return found

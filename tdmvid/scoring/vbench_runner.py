@@ -32,9 +32,8 @@ class Environment:
 
     folder: Path
 
-    @property
-    def python(self) -> Path:
-        """Its interpreter; ValueError if there is none."""
+    def find_python(self) -> Path:
+        """Return its interpreter; ValueError if there is none."""
         path = self.folder.resolve() / "bin" / "python"
         if not path.exists():
             raise ValueError(
@@ -85,7 +84,7 @@ def score_folder(
     temporal_flickering has none where the filter finds no static video.
     digests: what `check_videos` returned. devices: "cpu", or CUDA device numbers, one worker each.
     """
-    python, free = Environment(Path(config.environment)).python, queue.SimpleQueue()
+    python, free = Environment(Path(config.environment)).find_python(), queue.SimpleQueue()
     for device in devices:
         free.put(device)
 

@@ -20,6 +20,7 @@ from tdmvid.adapters.bundle import load_pipeline, use_student
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.cli.export import default_name
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export import bundle as exporting
 from tdmvid.export.card import _recipe
@@ -566,10 +567,11 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
     assert "--scale has no effect with --run: leave it out" in capsys.readouterr().err
 
 
-def test_each_kind_of_export_has_a_folder_of_its_own(load_program):
-    name = lambda **given: load_program("launch/export_lora.py").default_name(
-        argparse.Namespace(**{"fuse": False, "rank": 0, "weights": "", "checkpoint": None} | given)
-    )  # noqa: E731
+def test_each_kind_of_export_has_a_folder_of_its_own():
+    def name(**given):
+        options = {"fuse": False, "rank": 0, "weights": "", "checkpoint": None} | given
+        return default_name(argparse.Namespace(**options))
+
     assert [
         name(),
         name(fuse=True),

@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmvid.scoring.latency import Stage, measure
+from tdmvid.scoring.latency import STAGES, Stage, compare, end_to_end, measure, stages, table
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def program(load_program):
-    return load_program("eval/latency.py")
 
 
 def test_the_first_call_is_not_timed_and_the_median_is_given(monkeypatch):
@@ -56,13 +51,13 @@ def test_no_repeats_are_refused():
         measure(lambda: None, CPU, repeats=0)
 
 
-def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster(program):
+def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster():
     stage = lambda seconds, peak=None: Stage(seconds, seconds, seconds, peak)  # noqa: E731
     timed = {
         "teacher": {"text": stage(1.0, 5), "denoiser": stage(97.0, 9), "autoencoder": stage(2.0)},
         "student": {"text": stage(1.0), "denoiser": stage(2.0), "autoencoder": stage(2.0)},
     }
-    found = program.compare(
+    found = compare(
         timed, {"teacher": 100, "student": 4}, {"teacher": stage(99.0, 12), "student": stage(6.0)}
     )
     assert (
@@ -80,26 +75,26 @@ def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster(program):
         found["samplers"]["student"]["stages"]["autoencoder"]["share"] == 0.4
         and found["samplers"]["teacher"]["peak"] == 9
     )
-    table = program.table(found, 1)
-    assert "| faster by | 1.0 x | 48.5 x | 1.0 x | 20.0 x | 16.5 x | 25.0 x fewer |" in table
+    text = table(found, 1)
+    assert "| faster by | 1.0 x | 48.5 x | 1.0 x | 20.0 x | 16.5 x | 25.0 x fewer |" in text
     assert (
-        "The student's whole call takes 20 % more than its stages together" in table
-        and "The teacher's" not in table
+        "The student's whole call takes 20 % more than its stages together" in text
+        and "The teacher's" not in text
     )
 
 
-def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(program, tiny_cogvideox):
+def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(tiny_cogvideox):
     from tdmvid.backbones.base import ClipSize, ModelConfig
     from tdmvid.backbones.registry import load_backbone
 
     backbone = load_backbone(
         ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8)
     )
-    timed = program.stages(backbone, None, ["a red circle"], steps=3, cfg=2.0, repeats=2)
-    assert tuple(timed) == program.STAGES and all(stage.seconds > 0 for stage in timed.values())
+    timed = stages(backbone, None, ["a red circle"], steps=3, cfg=2.0, repeats=2)
+    assert tuple(timed) == STAGES and all(stage.seconds > 0 for stage in timed.values())
 
 
-def test_a_whole_call_ends_in_pictures_of_the_stages_latents(program, tiny_cogvideox, monkeypatch):
+def test_a_whole_call_ends_in_pictures_of_the_stages_latents(tiny_cogvideox, monkeypatch):
     """What is timed end to end is the stock call: from the same noise it ends where the stages do."""
     from tdmvid.adapters.bundle import use_student
     from tdmvid.backbones.base import ClipSize, ModelConfig
@@ -124,7 +119,4 @@ def test_a_whole_call_ends_in_pictures_of_the_stages_latents(program, tiny_cogvi
         [torch.tensor(frame.getdata(), dtype=torch.float32).view(32, 32, 3) for frame in frames]
     )
     assert len(frames) == 9 and (found - expected).abs().max() < 1.5
-    assert (
-        program.end_to_end(backbone, None, ["a red circle"], steps=2, cfg=1.0, repeats=1).seconds
-        > 0
-    )
+    assert end_to_end(backbone, None, ["a red circle"], steps=2, cfg=1.0, repeats=1).seconds > 0

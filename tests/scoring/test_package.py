@@ -15,6 +15,7 @@ import torch
 
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import read_video, write_video
+from tdmvid.scoring import vbench_run
 from tdmvid.scoring import vbench_runner as package
 from tdmvid.scoring.suite import Entry, VBenchConfig, check_videos, load_suite, shots_of
 from tdmvid.scoring.vbench import DIMENSIONS, read_scores
@@ -222,14 +223,12 @@ def test_what_was_scored_is_not_scored_again_unless_a_video_changed(tmp_path, su
     assert runs() == 2
 
 
-def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(
-    program, tmp_path, suite
-):
+def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(tmp_path, suite):
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "student").symlink_to(tmp_path / "videos")
     with pytest.raises(ValueError, match="teacher: 4 of 4 videos are missing"):
-        program.score(tmp_path / "out", config, entries, checked)
+        vbench_run.score(tmp_path / "out", config, entries, checked)
     assert not (tmp_path / "out" / "scoring").exists()
 
 
@@ -254,14 +253,9 @@ def test_an_environment_that_is_not_there_is_named(tmp_path, suite):
         score(tmp_path, suite(tmp_path / "nowhere"))
 
 
-@pytest.fixture(scope="module")
-def program(load_program):
-    return load_program("eval/vbench_run.py")
-
-
-def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program):
+def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite):
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
-    for name in program.NAMES:
+    for name in vbench_run.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
     (tmp_path / "videos" / "sampling.json").write_text(
         json.dumps({"weights": "0123", "model": {"path": "x"}})
@@ -274,7 +268,7 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program
         }
         for name, shift in (("student", 0.01), ("teacher", 0))
     }
-    page = program.compare(tmp_path, config, entries, checked, scores)
+    page = vbench_run.compare(tmp_path, config, entries, checked, scores)
     found = json.loads((tmp_path / "results.json").read_text())
     assert (
         found["differences"]["temporal_flickering"]["value"] == pytest.approx(0.01)
@@ -293,16 +287,16 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite, program
     )  # the best and the worst of two prompts, both sides
 
 
-def test_all_dimensions_of_a_limited_run_make_no_total_either(program, tmp_path, suite):
+def test_all_dimensions_of_a_limited_run_make_no_total_either(tmp_path, suite):
     config, *_ = suite(tmp_path)
     from tdmvid.scoring.vbench import DIMENSIONS
     from tdmvid.scoring.weights import Preflight
 
     whole = Preflight(tuple(DIMENSIONS), {}, tmp_path)
-    assert program.notes(VBenchConfig(), whole) == ()
-    assert program.notes(VBenchConfig(limit=3), whole)[0].startswith("Only the first 3 prompts")
-    assert "unfiltered" in program.notes(VBenchConfig(static_filter=False), whole)[0]
-    assert program.notes(VBenchConfig(seeds=1), whole)[0].startswith(
+    assert vbench_run.notes(VBenchConfig(), whole) == ()
+    assert vbench_run.notes(VBenchConfig(limit=3), whole)[0].startswith("Only the first 3 prompts")
+    assert "unfiltered" in vbench_run.notes(VBenchConfig(static_filter=False), whole)[0]
+    assert vbench_run.notes(VBenchConfig(seeds=1), whole)[0].startswith(
         "1 videos a prompt, 25 for the static filter: VBench's protocol has 5 and 25"
     )
 
@@ -332,10 +326,10 @@ def test_of_filtered_videos_only_those_that_were_kept_count(tmp_path):
     ],
 )
 def test_a_dimension_that_cannot_be_compared_is_named_and_the_others_go_on(
-    tmp_path, suite, program, static, told
+    tmp_path, suite, static, told
 ):
     config, entries, checked, _ = suite(stand_in(tmp_path / "env", ANSWER))
-    for name in program.NAMES:
+    for name in vbench_run.NAMES:
         (tmp_path / name).symlink_to(tmp_path / "videos")
     (tmp_path / "videos" / "sampling.json").write_text(
         json.dumps({"weights": "0123", "model": {"path": "x"}})
@@ -346,12 +340,12 @@ def test_a_dimension_that_cannot_be_compared_is_named_and_the_others_go_on(
             "temporal_flickering": dict.fromkeys(static[name], 0.9),
             "motion_smoothness": dict.fromkeys(all_files, 0.8),
         }
-        for name in program.NAMES
+        for name in vbench_run.NAMES
     }
     entries = [
         replace(entry, dimensions=("temporal_flickering", "motion_smoothness")) for entry in entries
     ]
-    program.compare(
+    vbench_run.compare(
         tmp_path, config, entries, checked, scores, said=("The student was trained on size x.",)
     )
     found = json.loads((tmp_path / "results.json").read_text())
@@ -360,7 +354,7 @@ def test_a_dimension_that_cannot_be_compared_is_named_and_the_others_go_on(
     )
     assert found["notes"][-1] == "The student was trained on size x."
     assert ["temporal_flickering" in side["scores"] for side in found["samplers"]] == [
-        bool(static[name]) for name in program.NAMES
+        bool(static[name]) for name in vbench_run.NAMES
     ]
     assert ("| temporal_flickering |" in (tmp_path / "results.md").read_text()) == any(
         static.values()

@@ -1,4 +1,4 @@
-"""The programs of eval/ on a tiny student and its teacher, with a stand-in for the weights that
+"""The commands that score, on a tiny student and its teacher, with a stand-in for the weights that
 metrics would need.
 """
 
@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tdmvid.cli.main import main
 from tdmvid.config.run import load_config
 from tdmvid.scoring.weights import Preflight
 from tdmvid.train.trainer import train
@@ -38,16 +39,12 @@ def student(tiny_cogvideox, tmp_path_factory):
 
 
 @pytest.fixture
-def call(load_program, monkeypatch, capsys, tmp_path):
-    """`call("vbench_run", "--config", ...)` runs a program in this process; its output, and its
-    module.
-    """
+def call(monkeypatch, capsys, tmp_path):
+    """`call("score", "vbench", "--config", ...)` runs `tdmvid` in this process; its output."""
 
-    def call(name, *words):
-        module = load_program(f"eval/{name}.py")
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+    def call(*words):
         monkeypatch.chdir(tmp_path)
-        module.main()
+        main([str(word) for word in words])
         return capsys.readouterr().out
 
     return call
@@ -93,7 +90,7 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
         environment=str(tmp_path / "env"),
         video={"frames": 9, "height": 32, "width": 32},
     )
-    words = ("vbench_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    words = ("score", "vbench", "--config", config, "--lora", student, "--out", tmp_path / "out")
     text = call(*words)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["differences"]["temporal_flickering"] == pytest.approx(
@@ -133,7 +130,8 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
     (other / "scheduler_config.json").write_text("{}")
     with pytest.raises(SystemExit, match="student holds videos of weights="):
         call(
-            "vbench_run",
+            "score",
+            "vbench",
             "--config",
             config,
             "--lora",
@@ -162,7 +160,7 @@ def test_what_could_not_be_measured_is_refused_before_it_is_sampled(
 ):
     (tmp_path / "plain.txt").write_text("a red circle\na blue square\n")
     monkeypatch.setattr(
-        "tdmvid.scoring.weights.preflight",
+        "tdmvid.scoring.image_run.preflight",
         lambda metrics, *_, **__: Preflight(tuple(metrics), {}, tmp_path),
     )  # as if its files were there
     config = settings(
@@ -174,11 +172,11 @@ def test_what_could_not_be_measured_is_refused_before_it_is_sampled(
         **change,
     )
     with pytest.raises(SystemExit, match=message):
-        call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+        call("score", "images", "--config", config, "--lora", student, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_sampled_when_nothing_can_be_measured(tmp_path, student, call):
+def test_nothing_is_sampled_when_nothing_can_be_measured(tmp_path, student, call, capsys):
     config = settings(
         tmp_path,
         student,
@@ -186,8 +184,9 @@ def test_nothing_is_sampled_when_nothing_can_be_measured(tmp_path, student, call
         video={"frames": 1, "height": 32, "width": 32},
         metrics=["hps"],
     )
-    with pytest.raises(SystemExit, match="(?s)nothing can be measured.*HPS_v2.1_compressed.pt"):
-        call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"error: metrics=\['hps'\]"):
+        call("score", "images", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    assert "hps/HPS_v2.1_compressed.pt" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -207,7 +206,17 @@ def test_nothing_is_sampled_without_the_environment_that_scores(
         SystemExit,
         match="^error: environment='.*env' has no bin/python: make it by eval/setup_vbench.sh",
     ):
-        call("vbench_run", "--config", config, "--lora", student, "--out", tmp_path / "out", *words)
+        call(
+            "score",
+            "vbench",
+            "--config",
+            config,
+            "--lora",
+            student,
+            "--out",
+            tmp_path / "out",
+            *words,
+        )
 
 
 @pytest.mark.slow
@@ -226,7 +235,7 @@ def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(
         cache=str(tmp_path / "none"),
         video={"frames": 1, "height": 32, "width": 32},
     )
-    call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+    call("score", "images", "--config", config, "--lora", student, "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (
         found["model"]["path"] == json.loads(config.read_text())["model"]["path"]
@@ -250,7 +259,7 @@ def test_a_preflight_needs_no_student_and_names_the_files(tmp_path, student, cal
         video={"frames": 1, "height": 32, "width": 32},
         metrics=["hps", "fid"],
     )
-    text = call("image_run", "--config", config, "--preflight")
+    text = call("score", "images", "--config", config, "--preflight")
     assert (
         "hps/HPS_v2.1_compressed.pt" in text
         and "weights-inception" in text
@@ -272,7 +281,9 @@ def test_a_preflight_needs_no_student_and_names_the_files(tmp_path, student, cal
 )
 def test_a_wrong_setting_ends_with_one_line(tmp_path, student, call, change, message):
     with pytest.raises(SystemExit, match=message):
-        call("image_run", "--config", settings(tmp_path, student, **change), "--lora", student)
+        call(
+            "score", "images", "--config", settings(tmp_path, student, **change), "--lora", student
+        )
 
 
 def test_settings_of_a_base_that_is_not_named_are_refused(tmp_path, student, call, monkeypatch):
@@ -290,7 +301,7 @@ def test_settings_of_a_base_that_is_not_named_are_refused(tmp_path, student, cal
     with pytest.raises(
         SystemExit, match="^error: model.path is empty, so the student names its base"
     ):
-        call("image_run", "--config", config, "--lora", student, "--out", tmp_path / "out")
+        call("score", "images", "--config", config, "--lora", student, "--out", tmp_path / "out")
     assert not (tmp_path / "out" / "student").exists()
 
 
@@ -303,7 +314,7 @@ def test_a_benchmark_is_sampled_into_its_scorer_s_folders(tmp_path, student, cal
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     model = json.loads((student.parent / "config.json").read_text())["model"]["path"]
     call(
-        "benchmark_sample",
+        "benchmark",
         "--benchmark",
         "geneval",
         "--prompts",

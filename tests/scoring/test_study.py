@@ -6,6 +6,7 @@ import pytest
 import torch
 from browser import CHROMIUM, Browser
 
+from tdmvid.cli.main import main
 from tdmvid.data.video import write_image, write_video
 from tdmvid.scoring.study import Question, pair_samples, tally, write_study
 
@@ -142,21 +143,11 @@ def test_ballots_that_do_not_count_are_refused(study, change, message):
     [None, "a prompt", "[1]", '{"study": "x"}', '{"votes": {}}'],
     ids=["missing", "text", "list", "no votes", "no study"],
 )
-def test_a_file_that_holds_no_votes_is_named(load_program, tmp_path, monkeypatch, text):
+def test_a_file_that_holds_no_votes_is_named(tmp_path, text):
     (tmp_path / "key.json").write_text('{"study": "x", "pairs": [], "A": "ours", "B": "theirs"}')
     if text is not None:
         (tmp_path / "votes.json").write_text(text)
-    program = load_program("eval/user_study.py")
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "user_study.py",
-            "tally",
-            "--key",
-            str(tmp_path / "key.json"),
-            str(tmp_path / "votes.json"),
-        ],
-    )
+    key, votes = str(tmp_path / "key.json"), str(tmp_path / "votes.json")
     with pytest.raises(
         SystemExit,
         match=(
@@ -164,7 +155,7 @@ def test_a_file_that_holds_no_votes_is_named(load_program, tmp_path, monkeypatch
             f" {'does not exist' if text is None else 'is no JSON with study, votes'}"
         ),
     ):
-        program.main()
+        main(["study", "tally", "--key", key, votes])
 
 
 @pytest.mark.skipif(

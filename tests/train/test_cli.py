@@ -12,26 +12,22 @@ from pathlib import Path
 import pytest
 
 from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.cli.main import main
+from tdmvid.scoring import after_training
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def program(load_program):
-    return load_program("launch/train.py")
-
-
 @pytest.fixture
-def call(program, tiny_json, tmp_path, monkeypatch):
-    """`call("steps=2", ..., args=[...])` runs the program in this process, on the tiny config with
+def call(tiny_json, tmp_path, monkeypatch):
+    """`call("steps=2", ..., args=[...])` trains in this process, on the tiny config with
     these settings.
     """
 
     def call(*changes, args=(), config=tiny_json):
         monkeypatch.chdir(tmp_path)
         settings = [part for change in changes for part in ("--set", change)]
-        monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(config), *settings, *args])
-        program.main()
+        main(["train", "--config", str(config), *settings, *args])
 
     return call
 
@@ -217,27 +213,17 @@ def test_libraries_are_silent_about_what_is_not_used_and_nothing_else(name, mess
     )
 
 
-def test_prompts_are_embedded_ahead_once(load_program, tiny_json, tmp_path, monkeypatch, capsys):
-    program, encoded = load_program("launch/embed_prompts.py"), []
+def test_prompts_are_embedded_ahead_once(tiny_json, tmp_path, monkeypatch, capsys):
+    encoded = []
     encode = CogVideoX.encode_prompts
     monkeypatch.setattr(
         CogVideoX,
         "encode_prompts",
         lambda self, prompts: encoded.extend(prompts) or encode(self, prompts),
     )
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "embed_prompts.py",
-            "--config",
-            str(tiny_json),
-            "--set",
-            f"prompts.cache={tmp_path / 'cache'}",
-        ],
-    )
+    cache = f"prompts.cache={tmp_path / 'cache'}"
     for _ in range(2):
-        program.main()
+        main(["embed", "--config", str(tiny_json), "--set", cache])
         assert capsys.readouterr().out == f"8 prompts are embedded in {tmp_path / 'cache'}\n"
         assert len(encoded) == 10  # no prompt, and the gallery's, too
 
@@ -312,7 +298,7 @@ def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
     )
 
 
-def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp_path, monkeypatch):
+def test_a_finished_run_is_scored_by_a_process_of_its_own(tiny_run, tmp_path, monkeypatch):
     """By the first rank alone, on as many ranks as the machine had, and with nothing of the
     launcher's in the environment.
     """
@@ -322,7 +308,7 @@ def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp
     )
     calls = []
     monkeypatch.setattr(
-        program.subprocess,
+        after_training.subprocess,
         "run",
         lambda command, env: (
             calls.append((command, env)) or subprocess.CompletedProcess(command, len(calls) - 1)
@@ -332,7 +318,7 @@ def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        program.evaluate(config)
+        after_training.evaluate(config)
     ((command, env),) = calls
     assert command[:6] == [
         sys.executable,
@@ -353,4 +339,4 @@ def test_a_finished_run_is_scored_by_a_process_of_its_own(program, tiny_run, tmp
         RuntimeError,
         match="the run is finished, but its evaluation ended with 1; once that is mended: ",
     ):
-        program.evaluate(config)
+        after_training.evaluate(config)

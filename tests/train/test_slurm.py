@@ -4,6 +4,7 @@ queued again.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+SLURM = Path(__file__).resolve().parents[2] / "launch" / "slurm"
 
 
 def free_port() -> int:
@@ -23,7 +24,7 @@ def free_port() -> int:
 
 
 def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
-    """Two nodes of launch/slurm/node.sh."""
+    """Start two nodes by node.sh, from another folder than its own."""
     environment = os.environ | {
         "HEAD": "127.0.0.1",
         "PORT": str(free_port()),
@@ -39,7 +40,7 @@ def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
         part for change in ("parallel.timeout_minutes=1", *changes) for part in ("--set", change)
     ]
     command = [
-        "launch/slurm/node.sh",
+        str(SLURM / "node.sh"),
         "--config",
         str(tiny_json),
         "--out",
@@ -51,7 +52,7 @@ def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=out.parent,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,16 +93,21 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
 
 
+@pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
 @pytest.mark.parametrize("status, queued", [(0, ""), (75, "requeue 12"), (1, "")])
 def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(
-    tmp_path, status, queued
+    tmp_path, batch, status, queued
 ):
     """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is
     left when the first node ends.
     """
     for name, script in {
         "srun": f'echo "$@" > {tmp_path}/srun.said; exit {status}',
-        "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" > {tmp_path}/queued',
+        "scontrol": f"""case "$1 $2" in
+            "show hostnames") echo node1;;
+            "show job") echo "JobId=12"; echo "   Command={SLURM / batch} a.json";;
+            *) echo "$@" > {tmp_path}/queued;;
+        esac""",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
@@ -112,15 +118,14 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_CPUS_PER_TASK": "64",
     }
-    assert (
-        subprocess.run(["launch/slurm/job.sh", "a.json"], cwd=ROOT, env=environment).returncode
-        == status
-    )
+    copy = shutil.copy(SLURM / batch, tmp_path / "slurm_script")  # as Slurm does
+    done = subprocess.run(["bash", str(copy), "a.json"], cwd=tmp_path, env=environment)
+    assert done.returncode == status
     said = (tmp_path / "srun.said").read_text()
     assert (
         "--cpus-per-task=64" in said
         and "--wait=0" in said
-        and said.strip().endswith("launch/slurm/node.sh --config a.json --resume auto")
+        and said.strip().endswith(f"{SLURM / 'node.sh'} --config a.json --resume auto")
     )
     assert (
         (tmp_path / "queued").read_text().strip() if (tmp_path / "queued").exists() else ""
@@ -133,8 +138,8 @@ def node(tmp_path, script: str, **environment: str) -> subprocess.Popen:
     (tmp_path / "python").chmod(0o755)
     inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
-        ["launch/slurm/node.sh"],
-        cwd=ROOT,
+        [str(SLURM / "node.sh")],
+        cwd=tmp_path,
         env=inherited | {"PYTHON": str(tmp_path / "python"), "GPUS": "4"} | environment,
     )
 

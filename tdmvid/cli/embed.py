@@ -1,0 +1,35 @@
+"""Embed a run's prompts once, so that training needs no text encoder.
+
+    tdmvid embed --config cogvideox2b_4nfe
+    python launch/embed_prompts.py --config configs/cogvideox2b_4nfe.json
+
+Training does the same when something is missing; this does it ahead, for example on a machine that
+has the memory for the text encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import add_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid embed`."""
+    add_config(parser, example="cogvideox2b_4nfe or configs/shapes_4nfe.json")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Embed the prompts that the cache lacks."""
+    from ..config import load_config
+
+    config = load_config(args.config, args.set)
+    from ..backbones.registry import load_backbone
+    from ..parallel import launch
+    from ..train.setup import embeddings
+
+    world = launch.start("none", config.parallel.timeout_minutes)
+    backbone = load_backbone(config.model, config.video)
+    backbone.device = world.device  # of the text encoder; the base stays in host memory
+    _, prompts = embeddings(config, backbone, world)
+    print(f"{len(prompts)} prompts are embedded in {config.prompts.cache}")

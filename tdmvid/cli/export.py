@@ -1,0 +1,216 @@
+"""Write what users take away: a checked bundle, ready for a hub.
+
+    tdmvid export --run runs/X --format diffusers,comfyui --dtype bfloat16
+    tdmvid export --run runs/X --checkpoint runs/X/checkpoints/step_000500 --weights raw \\
+        --out exports/raw
+    tdmvid export --run runs/X --fuse
+    tdmvid export --run runs/full --rank 64
+    tdmvid export --network finetuned/transformer --model BASE --size 49x480x720 --steps 4 \\
+        --rank 64 --prompt "..." --out exports/svd
+    tdmvid export --published tdm.pt --model BASE --size 49x480x720 \\
+        --timesteps 999,856,665,399 --prompt "..." --out exports/tdm
+    python launch/export_lora.py --run runs/X
+
+One process, without a launcher, whatever the run was trained on. Every file is loaded again,
+sampled and compared; above tolerance nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+OTHERS = {
+    "run": ("model", "revision", "base_dtype", "size", "fps", "timesteps", "steps", "scale"),
+    "published": ("rank", "checkpoint", "weights"),
+    "network": ("scale", "fuse", "checkpoint", "weights"),
+}
+"""Source -> the options that belong to other sources."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid export`."""
+    parser.set_defaults(parser=parser)
+    _add_source(parser)
+    _add_files(parser)
+    _add_check(parser)
+    _add_base(parser.add_argument_group("with --published and --network"))
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="a run folder")
+    source.add_argument(
+        "--published", type=Path, help="a LoRA file from elsewhere: .safetensors, .pt or .bin"
+    )
+    source.add_argument(
+        "--network", type=Path, help="a fine-tuned network: a diffusers model folder"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="of the run; default: the newest whole one")
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        default="",
+        help="default: ema if the run keeps an average",
+    )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: in the run's folder, export, export_fused, export_rank64, export_raw,"
+        " export_step_000500",
+    )
+    parser.add_argument(
+        "--format",
+        default="diffusers",
+        help="diffusers (always written), comfyui, kohya; with commas between",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="",
+        help="of the files: float32, float16 or bfloat16 (default: float32; a network's: its"
+        " base's)",
+    )
+    parser.add_argument("--fuse", action="store_true", help="write base and LoRA as one network")
+    parser.add_argument(
+        "--rank",
+        type=int,
+        default=0,
+        help="of a fine-tuned network, write a LoRA of this rank (SVD) and its error",
+    )
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="of the check and the sample videos; may be given again (default: the run's)",
+    )
+    parser.add_argument("--seed", type=int, default=1234, help="of their noise")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        help="relative difference that the check allows (default: by the dtypes, see"
+        " docs/export.md)",
+    )
+
+
+def _add_base(base: argparse._ArgumentGroup) -> None:
+    base.add_argument("--model", help="the base: a diffusers folder or hub id")
+    base.add_argument("--revision")
+    base.add_argument("--base-dtype", choices=["float32", "bfloat16", "float16"])
+    base.add_argument("--size", metavar="FxHxW", help="frames x height x width")
+    base.add_argument("--fps", type=int)
+    base.add_argument(
+        "--timesteps", help="the network timesteps of its steps, e.g. 999,856,665,399"
+    )
+    base.add_argument("--steps", type=int, help="instead of timesteps: so many even steps")
+    base.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="at which a published LoRA is to be loaded; it becomes part of the export",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the bundle and print how far it is from the student."""
+    _check_options(args)
+    out = args.out or args.run and args.run / default_name(args)
+    facts = _export(args, out)
+    print(
+        f"{out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e}"
+        " in a stock pipeline"
+    )
+    for consumer, error in facts.get("errors", {}).items():
+        print(f"{facts['formats'][consumer]}: {error:.1e}")
+    if "extraction" in facts:
+        extraction = facts["extraction"]
+        print(
+            f"rank {extraction['rank']} lacks {extraction['error']:.1%} of the change of the"
+            f" weights; latents differ by {extraction['latents_error']:.1%}"
+        )
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse, as wrong usage, an option that the chosen source does not read."""
+    source = "run" if args.run else "published" if args.published else "network"
+    for name in OTHERS[source]:
+        if getattr(args, name) != args.parser.get_default(name):
+            args.parser.error(
+                f"--{name.replace('_', '-')} has no effect with --{source}: leave it out"
+            )
+
+
+def default_name(args: argparse.Namespace) -> str:
+    """Return one folder name for each kind of export of a run, so that none replaces another."""
+    kinds = [
+        "fused" * args.fuse,
+        f"rank{args.rank}" * bool(args.rank),
+        args.weights,
+        args.checkpoint.name if args.checkpoint else "",
+    ]
+    return "_".join(["export", *filter(None, kinds)])
+
+
+def _export(args: argparse.Namespace, out: Path | None) -> dict:
+    """Export from the chosen source and return what the bundle's export.json says."""
+    from ..export.requests import Options, export_published, export_run, export_tuned
+
+    options = Options(
+        tuple(name.strip() for name in args.format.split(",")),
+        args.dtype,
+        args.fuse,
+        args.rank,
+        tuple(args.prompt),
+        args.seed,
+        args.tolerance,
+    )
+    if args.run:
+        return export_run(out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
+    if not out:
+        raise ValueError("out is not given: name the folder to write")
+    if bool(args.timesteps) == bool(args.steps):
+        raise ValueError(
+            "timesteps or steps: give one of the two, the times that the student was trained on"
+        )
+    listed = _timesteps(args.timesteps)
+    backbone = _load_base(args)
+    grid = _build_grid(listed, args.steps, backbone)
+    if args.published:
+        return export_published(out, args.published, backbone, grid, options, scale=args.scale)
+    return export_tuned(out, args.network, backbone, grid, options)
+
+
+def _load_base(args: argparse.Namespace):
+    from ..parallel import launch
+    from ..sampling.sample import load_for_sampling
+
+    return load_for_sampling(
+        launch.start("none"),
+        model=args.model,
+        revision=args.revision,
+        dtype=args.base_dtype,
+        size=args.size,
+        fps=args.fps,
+    )
+
+
+def _build_grid(listed: tuple[float, ...], steps: int | None, backbone):
+    from ..config.run import GridConfig
+
+    config = GridConfig("explicit", timesteps=listed) if listed else GridConfig(steps=steps)
+    return config.build(backbone.process)
+
+
+def _timesteps(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(step) for step in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(
+            f"timesteps={text!r}: numbers with commas between, e.g. 999,856,665,399"
+        ) from None

@@ -1,0 +1,66 @@
+"""Time a student beside its teacher: text encoder, denoiser, autoencoder, and one whole call.
+
+    tdmvid latency --lora runs/X/lora --steps 50 --cfg 6
+    tdmvid latency --lora runs/X/lora --model THUDM/CogVideoX-2b --size 49x480x720 --repeats 5
+    python eval/latency.py --lora runs/X/lora --steps 50 --cfg 6
+
+With few steps the autoencoder can take most of the time: the speed-up of the whole is then far
+below the ratio of network calls, which is why both are printed. "All" is the sum of the stages,
+"end to end" one stock call from a prompt to pictures, everything on the device; where they
+disagree, it is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import STUDENT
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid latency`."""
+    parser.add_argument("--lora", type=Path, required=True, help=STUDENT)
+    parser.add_argument(
+        "--model", help="a diffusers folder or hub id (default: the base that the student names)"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--size", metavar="FxHxW", help="default: what the student was trained on")
+    parser.add_argument("--steps", type=int, default=50, help="of the teacher")
+    parser.add_argument("--cfg", type=float, default=6.0, help="guidance scale of the teacher")
+    parser.add_argument("--prompt", default="a red ring moving left and a blue square moving up")
+    parser.add_argument("--batch", type=int, default=1, help="videos at a time")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed calls of each stage, after one that is not"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table of both samplers."""
+    if args.batch < 1:
+        raise ValueError(f"--batch {args.batch}: at least 1")
+    from ..data.files import write_json
+    from ..parallel import launch
+    from ..sampling.sample import load_for_sampling
+    from ..scoring.latency import table, time_samplers
+
+    backbone = load_for_sampling(
+        launch.start("none"),
+        student=args.lora,
+        model=args.model,
+        dtype=args.dtype,
+        size=args.size,
+    )
+    prompts = [args.prompt] * args.batch
+    found = time_samplers(
+        backbone, args.lora, prompts, steps=args.steps, cfg=args.cfg, repeats=args.repeats
+    )
+    size = backbone.size
+    print(
+        f"{found['machine']}\n{size.frames} x {size.height} x {size.width},"
+        f" {backbone.config.dtype}, batch {args.batch}, median of {args.repeats}\n"
+    )
+    print(table(found, args.batch))
+    if args.json:
+        write_json(args.json, found)

@@ -1,0 +1,22 @@
+"""Print what a training run would do, and what memory it needs, without loading any weights.
+
+tdmvid plan --config cogvideox5b_4nfe --ranks 8 --device-memory 80
+python launch/train.py --config configs/cogvideox5b_4nfe.json --plan --ranks 8
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .train import add_plan, add_run, print_plan, read_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid plan`."""
+    add_run(parser)
+    add_plan(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the plan."""
+    print_plan(read_config(args), ranks=args.ranks, device_memory=args.device_memory)

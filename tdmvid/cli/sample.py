@@ -1,0 +1,61 @@
+"""Sample prompts with a teacher or a few-step student.
+
+    tdmvid sample --lora runs/shapes_4nfe/lora --prompts prompts.txt --seeds 0,1 --out videos
+    tdmvid sample --model THUDM/CogVideoX-2b --size 49x480x720 --prompts prompts.txt \\
+        --steps 50 --cfg 6 --out teacher
+    torchrun --nproc_per_node 8 -m tdmvid sample --lora runs/X/lora --prompts prompts.txt \\
+        --batch 4 --out videos
+    python launch/sample.py --lora runs/shapes_4nfe/lora --prompts prompts.txt --out videos
+
+The scheduler beside the LoRA decides the timesteps. A video's noise depends on its seed and prompt
+alone. The same command again makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import add_sampler, base_of, sampler_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid sample`."""
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help=".txt (one a line), .jsonl, .csv or .parquet"
+    )
+    parser.add_argument("--column", default="prompt", help="of a .jsonl, .csv or .parquet file")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
+    parser.add_argument(
+        "--names",
+        choices=["index", "prompt"],
+        default="index",
+        help="00012_a-red-ring-0.mp4, or {prompt}-{seed}.mp4 as VBench reads",
+    )
+    add_sampler(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the files that the folder lacks."""
+    from ..data.prompts import read_prompts
+    from ..parallel import launch
+    from ..sampling.sample import load_for_sampling, plan_shots, read_seeds, sample_videos
+
+    prompts, seeds = read_prompts(args.prompts, column=args.column), read_seeds(args.seeds)
+    # Ranks wait for the slowest one's last video.
+    world = launch.start("auto", timeout_minutes=24 * 60)
+    backbone = load_for_sampling(world, **base_of(args))
+    shots = plan_shots(prompts, seeds, frames=backbone.size.frames, naming=args.names)
+    sample_videos(
+        args.out,
+        shots,
+        backbone=backbone,
+        sampler=sampler_of(args),
+        world=world,
+        batch=args.batch,
+        cache=args.cache,
+    )
+    if world.primary:
+        print(f"{len(shots)} files and their manifest.jsonl are in {args.out}")
+    launch.finish()

@@ -1,0 +1,232 @@
+"""VBench of a student beside its teacher: sample, score with the real package, compare prompt by
+prompt; see `tdmvid score vbench`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..config.run import to_dict
+from ..data.files import write_json
+from ..parallel import launch
+from .results import Pair, Result, write_result
+from .sides import NAMES, check_sides, foreign, sample_sides, sampled
+from .suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of
+from .vbench import DIMENSIONS, Bootstrap, Scores
+from .vbench_runner import Environment, ready, score_folder
+from .weights import Preflight
+
+Stage = Literal["all", "sample", "score"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run of VBench that can start: its settings, its prompts, and the dimensions whose files are
+    there.
+    """
+
+    config: VBenchConfig
+    entries: list[Entry]
+    checked: Preflight
+
+    @property
+    def environment(self) -> Environment:
+        """Return the Python environment that holds the package."""
+        return Environment(Path(self.config.environment))
+
+
+def prepare(config: VBenchConfig) -> Evaluation:
+    """Read the suite and check which of its dimensions can be scored."""
+    entries = load_suite(config, Environment(Path(config.environment)).full_info)
+    return Evaluation(config, entries, ready(config, entries))
+
+
+def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all") -> None:
+    """Sample both sides into `out`, score them and write the results, on any number of ranks.
+
+    Raises:
+        ValueError: if nothing can be scored, or `out` holds other videos.
+        RuntimeError: names the dimensions whose worker crashed.
+    """
+    if not evaluation.checked.ready and stage != "sample":
+        print(evaluation.checked.describe())
+        raise ValueError("no dimension can be scored: the files that are missing are listed above")
+    if stage == "score":
+        if not int(os.environ.get("RANK", "0")):  # the first process scores, on every GPU
+            score_and_compare(evaluation, student, out)
+        return
+    # Ranks wait for the slowest one's last video.
+    world = launch.start("auto", timeout_minutes=24 * 60)
+    if world.primary:
+        print(evaluation.checked.describe(), flush=True)
+    shots = shots_of(evaluation.entries, evaluation.config.video.frames)
+    sample_sides(out, shots, evaluation.config, student, world)
+    launch.finish()
+    torch.cuda.empty_cache()
+    if world.primary and stage == "all":
+        score_and_compare(evaluation, student, out)
+
+
+def score_and_compare(evaluation: Evaluation, student: Path, out: Path) -> None:
+    """Score the videos of both sides in `out` and write the results."""
+    config, entries, checked = evaluation.config, evaluation.entries, evaluation.checked
+    check_sides(out, config, student)
+    write_json(out / "config.json", to_dict(config))
+    scores = score(out, config, entries, checked)
+    page = compare(out, config, entries, checked, scores, said=foreign(config, student))
+    print(f"results: {page}")
+
+
+def score(
+    out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight
+) -> dict[str, Scores]:
+    """Scores of both samplers, on every GPU that is there."""
+    files = [shot.file for shot in shots_of(entries, config.video.frames)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(
+        ","
+    )  # the numbers of a share of a machine's GPUs, where this process has a share
+    devices = [
+        visible[index] if index < len(visible) and visible[index] else str(index)
+        for index in range(torch.cuda.device_count())
+    ] or ["cpu"]
+    digests, scores = {name: check_videos(out / name, files, config.video) for name in NAMES}, {}
+    for name in NAMES:
+        scores[name] = score_folder(
+            out / name, out / "scoring" / name, config, entries, checked, digests[name], devices
+        )
+        print(f"{name}: {', '.join(checked.ready)} scored on {len(files)} videos")
+    return scores
+
+
+def compare(
+    out: Path,
+    config: VBenchConfig,
+    entries: list[Entry],
+    checked: Preflight,
+    scores: dict[str, Scores],
+    *,
+    said: tuple[str, ...] = (),
+) -> Path:
+    """results.json, .md and .html; said: what else a reader must know."""
+    prompts = {
+        file: entry.prompt for entry in entries for file in files_of(entry, config.video.frames)
+    }
+    dimensions: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        dimensions[entry.prompt] = dimensions.get(entry.prompt, frozenset()) | set(entry.dimensions)
+    bootstrap = Bootstrap(prompts, dimensions)
+    student, teacher = (scores[name] for name in NAMES)
+    warnings = notes(config, checked)
+    measures = (
+        bootstrap.measures(student),
+        bootstrap.measures(teacher),
+        bootstrap.differences(student, teacher),
+    )
+    if warnings:  # the totals of part of the suite look like those of the whole
+        measures = tuple(
+            {name: side[name] for name in side if name in DIMENSIONS} for side in measures
+        )
+    result = Result(
+        title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}",
+        protocol=protocol(config, entries),
+        notes=(*warnings, *gaps(student, teacher, measures[2]), *said),
+        names=NAMES,
+        scores=measures[:2],
+        differences=measures[2],
+        facts=sampled(out)
+        | {
+            "config": to_dict(config),
+            "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},
+            "left_out": {
+                name: [need.path for need in needs] for name, needs in checked.missing.items()
+            },
+        },
+    )
+    page = write_result(out, result, _pairs(out, prompts, student, teacher), shown=config.pairs)
+    print((out / "results.md").read_text())
+    return page
+
+
+def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
+    """How the figures came about, in a sentence or two."""
+    suite = config.prompts if config.custom else "VBench's suite"
+    shown = f", sampled from {config.augmented}" if config.augmented else ""
+    size = config.video
+    return (
+        f"{len({entry.prompt for entry in entries})} prompts of {suite}{shown}, {config.seeds}"
+        f" seeds each, the same noise for both; {size.frames} frames of {size.height} x"
+        f" {size.width} at {size.fps} fps; teacher in {config.teacher.steps} steps with guidance"
+        f" {config.teacher.cfg:g}; vbench 0.1.5{', VBench-Long' if config.long else ''}; 95 %"
+        " bootstrap intervals over prompts, the difference paired."
+    )
+
+
+def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
+    """What keeps these figures from being comparable with others'; empty for a whole run of
+    VBench's protocol.
+    """
+    out = []
+    lacking = [name for name in DIMENSIONS if name not in checked.ready]
+    if lacking:
+        out.append(
+            f"Partial: {len(checked.ready)} of {len(DIMENSIONS)} dimensions. Not scored:"
+            f" {', '.join(lacking)}."
+        )
+    if config.custom:
+        out.append("Prompts of our own: not comparable with published VBench figures.")
+    if config.limit:
+        out.append(f"Only the first {config.limit} prompts of each group of dimensions.")
+    if not config.custom and (config.seeds < 5 or config.static_seeds < 25):
+        out.append(
+            f"{config.seeds} videos a prompt, {config.static_seeds} for the static filter: VBench's"
+            " protocol has 5 and 25."
+        )
+    if not config.custom and not config.static_filter and "temporal_flickering" in checked.ready:
+        out.append("temporal_flickering is of unfiltered videos, unlike VBench's protocol.")
+    return (*out, "So there is no total.") if out else ()
+
+
+def gaps(student: Scores, teacher: Scores, compared: Collection[str]) -> tuple[str, ...]:
+    """Why a dimension that was scored has no figure or no difference: the package leaves out videos
+    that move, or lack the object.
+    """
+    out = []
+    for name in student:
+        empty = [side for side, scores in zip(NAMES, (student, teacher)) if not scores[name]]
+        if empty:
+            out.append(
+                f"{name}: no video of the {' or the '.join(empty)} is static, as its filter wants:"
+                " no score of it, no difference, no total."
+            )
+        elif name not in compared:
+            out.append(
+                f"{name}: of no prompt could videos of both be scored: no difference, and none of"
+                " totals."
+            )
+    return tuple(out)
+
+
+def _pairs(out: Path, prompts: dict[str, str], student: Scores, teacher: Scores) -> list[Pair]:
+    """A pair for every prompt, of its first seed; the gain is the mean normalised one over its
+    dimensions and seeds.
+    """
+    gains: dict[str, list[float]] = {}
+    for name, videos in student.items():
+        for file in videos.keys() & teacher[name].keys():
+            scale = DIMENSIONS[name].high - DIMENSIONS[name].low
+            gains.setdefault(prompts[file], []).append((videos[file] - teacher[name][file]) / scale)
+    first = {prompt: file for file, prompt in reversed(prompts.items())}
+    return [
+        Pair(
+            prompt,
+            sum(gain) / len(gain),
+            (out / NAMES[0] / first[prompt], out / NAMES[1] / first[prompt]),
+        )
+        for prompt, gain in gains.items()
+    ]

@@ -1,0 +1,77 @@
+"""The command line itself: help and typos without torch, one line for every error."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tdmvid.cli import benchmark
+from tdmvid.cli.main import COMMANDS, errors_as_one_line, main
+from tdmvid.scoring.layouts import LAYOUTS
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+from tdmvid.cli.main import COMMANDS, main
+lines = [["--help"], ["trian"], ["train", "--confg", "x"], *([name, "--help"] for name in COMMANDS)]
+for words in lines:
+    try:
+        main(words)
+    except SystemExit as end:
+        print(end.code)
+"""
+
+
+def test_help_and_typos_are_answered_without_torch():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    codes = [line for line in done.stdout.splitlines() if line in ("0", "1", "2")]
+    assert codes == ["0", "2", "2"] + ["0"] * len(COMMANDS)
+    assert "'trian'" in done.stderr and "--config" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("a=1: too\nlarge"), "error: a=1: too large"),
+        (FileNotFoundError(2, "No such file", "x"), "error: [Errno 2] No such file: 'x'"),
+        (RuntimeError(), "error: RuntimeError"),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_a_user_can_mend_ends_in_one_line_and_a_status(monkeypatch, error, code):
+    monkeypatch.delenv("TDMVID_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as end, errors_as_one_line():
+        raise error
+    assert end.value.code == code
+
+
+def test_a_traceback_is_shown_on_request_and_for_what_is_our_own_mistake(monkeypatch):
+    with pytest.raises(KeyError), errors_as_one_line():
+        raise KeyError("x")
+    monkeypatch.setenv("TDMVID_TRACEBACK", "1")
+    with pytest.raises(ValueError), errors_as_one_line():
+        raise ValueError("x")
+
+
+def test_a_closed_pipe_ends_quietly():
+    program = "from tdmvid.cli.main import *\nwith errors_as_one_line():\n while True: print('x')"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.wait(60) == 141 and running.stderr.read() == b""
+
+
+def test_a_launcher_may_put_its_option_before_the_command_and_the_run_remembers_what_was_typed(
+    monkeypatch,
+):
+    seen = []
+    monkeypatch.setattr("tdmvid.cli.train.run", seen.append)
+    main(["--local_rank=1", "train", "--local_rank=1", "--config", "a b.json"])
+    assert seen[0].command_line == "tdmvid train --config 'a b.json'"
+
+
+def test_the_benchmarks_offered_are_those_that_have_a_layout():
+    assert set(benchmark.BENCHMARKS) == set(LAYOUTS)
