@@ -69,11 +69,11 @@ def write_untrained(config: RunConfig, work: Path, **changes) -> Path:
         return out
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder, out)
-    path = out / family.network_folder / "config.json"
+    path = out / family.spec.network_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     torch.manual_seed(0)
-    network = nn.Module.to(family.empty_network(out), config.model.torch_dtype)
-    network.save_pretrained(out / family.network_folder)
+    network = nn.Module.to(family.spec.empty_network(out), config.model.torch_dtype)
+    network.save_pretrained(out / family.spec.network_folder)
     (out / "done").touch()
     return out
 
@@ -90,7 +90,7 @@ def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes)
 
 def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
     """Random embeddings of the teacher's own shape, for every token."""
-    example = type(backbone).example(
+    example = type(backbone).spec.example(
         backbone.network, backbone.folder, backbone.size, batch, backbone.config.torch_dtype
     )
     shape = example["encoder_hidden_states"].shape

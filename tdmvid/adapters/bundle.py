@@ -52,7 +52,7 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
     """
     network = shared_copy(backbone.network)
     pipeline = backbone.whole_pipeline() if whole else backbone.stock_pipeline(network)
-    pipeline.register_modules(**{backbone.network_folder: network})
+    pipeline.register_modules(**{backbone.spec.network_folder: network})
     if folder is None:
         return pipeline
     if (folder / backbone.lora_file).is_file() or not (folder / "config.json").is_file():
@@ -63,7 +63,7 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
         .from_pretrained(folder, dtype=backbone.config.torch_dtype)
         .to(backbone.device)
     )
-    pipeline.register_modules(**{backbone.network_folder: network})
+    pipeline.register_modules(**{backbone.spec.network_folder: network})
     timesteps = read_facts(folder).get("timesteps")
     if not timesteps:
         raise ValueError(

@@ -149,7 +149,7 @@ def read_published(
         if key.endswith(".alpha"):
             alphas.add(tensor.item())
         else:
-            state[_plain(key, backbone.network_folder)] = tensor
+            state[_plain(key, backbone.spec.network_folder)] = tensor
     modules(state)
     if len(alphas) > 1:
         raise ValueError(f"{path}: its layers have alphas {sorted(alphas)}: one is supported")

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
 from .quantize import Kind
+
+if TYPE_CHECKING:
+    from .spec import FamilySpec
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,6 @@ class ClipSize:
     def __post_init__(self):
         if min(self.frames, self.height, self.width, self.fps) < 1:
             raise ValueError(f"video={self}: frames, height, width and fps are at least 1")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The sequence of one sample (with its text, where they share one), and the blocks it runs
-    through.
-    """
-
-    count: int
-    heads: int
-    width: int
-    blocks: int
-    note: str = ""
-    """What these numbers do not say."""
 
 
 class Tap(NamedTuple):
@@ -132,9 +121,10 @@ class Backbone(ABC):
 
     pipeline_class: ClassVar[str]
     """The diffusers pipeline class of `model_index.json`."""
+    spec: ClassVar[FamilySpec]
+    """The family's parts from configs alone."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Module names that a LoRA adapts by default."""
-    network_folder: ClassVar[str] = "transformer"
     lora_file: ClassVar[str] = "pytorch_lora_weights.safetensors"
     lora_prefix: ClassVar[str] = "transformer"
     """What the keys of a LoRA file begin with."""
@@ -309,49 +299,6 @@ class Backbone(ABC):
         before decoding.
         """
         return self.size.frames, 0
-
-    # What follows needs configs only: it is what a plan is made of.
-
-    @staticmethod
-    @abstractmethod
-    def empty_network(folder: Path) -> nn.Module:
-        """The network, from its config alone: for counting, on the meta device."""
-
-    @staticmethod
-    @abstractmethod
-    def empty_vae(
-        network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize
-    ) -> tuple[nn.Module, tuple[int, ...]]:
-        """The autoencoder in its dtype, from its config alone, and the shape of what it decodes at
-        once: one sample's latents, or a tile.
-        """
-
-    @staticmethod
-    @abstractmethod
-    def text_bytes(folder: Path, config: ModelConfig) -> int:
-        """What the text encoders take whose configs the folder has."""
-
-    @staticmethod
-    @abstractmethod
-    def read_process(folder: Path) -> Process:
-        """The process of the teacher's scheduler."""
-
-    @staticmethod
-    @abstractmethod
-    def tokens(network: nn.Module, folder: Path, size: ClipSize) -> Tokens:
-        """The sequence of one sample; ValueError for a size that the family cannot generate."""
-
-    @staticmethod
-    @abstractmethod
-    def blocks(network: nn.Module) -> list[nn.Module]:
-        """The blocks that gradient checkpointing recomputes one by one."""
-
-    @staticmethod
-    @abstractmethod
-    def example(
-        network: nn.Module, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
-    ) -> dict:
-        """Keyword arguments of one call, with empty tensors."""
 
     def denoiser(self, network) -> NetworkDenoiser:
         """A network of this family (or an engine around it) as a Denoiser."""

@@ -21,13 +21,79 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of
+from .base import ClipSize, ModelConfig, Tap, TokenSharing, half_of
 from .cogvideox_parallel import share_tokens, use_float32, use_xformers
 from .consumers import comfyui_cogvideox, kohya_cogvideox
-from .pipeline import VPBackbone, check_tiles
 from .registry import register
+from .spec import Tokens, check_tiles
+from .vp import VPBackbone, VPSpec
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
+
+
+class CogVideoXSpec(VPSpec):
+    """A CogVideoX pipeline folder, from its configs."""
+
+    network_class = CogVideoXTransformer3DModel
+    vae_class = AutoencoderKLCogVideoX
+    ddim_class = CogVideoXDDIMScheduler
+
+    def tokens(self, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
+        net, (frames, _, height, width) = (
+            network.config,
+            Clip.of(network, folder, size).latent_shape,
+        )
+        video = (
+            frames
+            // (net.patch_size_t or 1)
+            * (height // net.patch_size)
+            * (width // net.patch_size)
+        )
+        return Tokens(
+            net.max_text_seq_length + video,
+            net.num_attention_heads,
+            net.num_attention_heads * net.attention_head_dim,
+            net.num_layers,
+        )
+
+    def blocks(self, network: CogVideoXTransformer3DModel) -> list[nn.Module]:
+        return list(network.transformer_blocks)
+
+    def example(
+        self,
+        network: CogVideoXTransformer3DModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        net, clip = network.config, Clip.of(network, folder, size)
+        return {
+            "hidden_states": torch.empty(batch, *clip.latent_shape, dtype=dtype),
+            "encoder_hidden_states": torch.empty(
+                batch, net.max_text_seq_length, net.text_embed_dim, dtype=dtype
+            ),
+            "timestep": torch.empty(batch, dtype=torch.long),
+            "image_rotary_emb": rotary_embedding(network, clip, "cpu"),
+            "ofs": torch.empty(1) if net.ofs_embed_dim else None,
+        }
+
+    def vae_latents(
+        self, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize
+    ) -> tuple[int, int, int, int]:
+        clip = Clip.of(network, folder, size)
+        frames, channels, height, width = clip.latent_shape
+        return channels, frames - clip.extra_frames, height, width
+
+    def vae_tile(self, vae: AutoencoderKLCogVideoX) -> tuple[int, int]:
+        return check_tiles(
+            (
+                vae.tile_latent_min_height,
+                vae.tile_sample_min_height,
+                vae.tile_overlap_factor_height,
+            ),
+            (vae.tile_latent_min_width, vae.tile_sample_min_width, vae.tile_overlap_factor_width),
+        )
 
 
 @register
@@ -36,11 +102,7 @@ class CogVideoX(VPBackbone):
 
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    network_class, vae_class, ddim_class = (
-        CogVideoXTransformer3DModel,
-        AutoencoderKLCogVideoX,
-        CogVideoXDDIMScheduler,
-    )
+    spec = CogVideoXSpec()
     lora_names = {"comfyui": comfyui_cogvideox, "kohya": kohya_cogvideox}
     comfyui_text, comfyui_latent = (
         "cogvideox",
@@ -81,7 +143,7 @@ class CogVideoX(VPBackbone):
 
     def comfyui_lack(self) -> str:
         shift, wrapper = (
-            self.read_scheduler(self.folder).config.snr_shift_scale,
+            self.spec.read_scheduler(self.folder).config.snr_shift_scale,
             "; ComfyUI-CogVideoXWrapper, with the diffusers file, can",
         )
         if shift != 1:
@@ -158,25 +220,6 @@ class CogVideoX(VPBackbone):
         )
         return pipeline
 
-    @staticmethod
-    def vae_latents(
-        network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize
-    ) -> tuple[int, int, int, int]:
-        clip = Clip.of(network, folder, size)
-        frames, channels, height, width = clip.latent_shape
-        return channels, frames - clip.extra_frames, height, width
-
-    @staticmethod
-    def vae_tile(vae: AutoencoderKLCogVideoX) -> tuple[int, int]:
-        return check_tiles(
-            (
-                vae.tile_latent_min_height,
-                vae.tile_sample_min_height,
-                vae.tile_overlap_factor_height,
-            ),
-            (vae.tile_latent_min_width, vae.tile_sample_min_width, vae.tile_overlap_factor_width),
-        )
-
     def stock_arguments(self) -> dict:
         size, length = self.size, self.network.config.max_text_seq_length
         return {
@@ -184,48 +227,6 @@ class CogVideoX(VPBackbone):
             "height": size.height,
             "width": size.width,
             "max_sequence_length": length,
-        }
-
-    @staticmethod
-    def tokens(network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
-        net, (frames, _, height, width) = (
-            network.config,
-            Clip.of(network, folder, size).latent_shape,
-        )
-        video = (
-            frames
-            // (net.patch_size_t or 1)
-            * (height // net.patch_size)
-            * (width // net.patch_size)
-        )
-        return Tokens(
-            net.max_text_seq_length + video,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
-
-    @staticmethod
-    def blocks(network: CogVideoXTransformer3DModel) -> list[nn.Module]:
-        return list(network.transformer_blocks)
-
-    @staticmethod
-    def example(
-        network: CogVideoXTransformer3DModel,
-        folder: Path,
-        size: ClipSize,
-        batch: int,
-        dtype: torch.dtype,
-    ) -> dict:
-        net, clip = network.config, Clip.of(network, folder, size)
-        return {
-            "hidden_states": torch.empty(batch, *clip.latent_shape, dtype=dtype),
-            "encoder_hidden_states": torch.empty(
-                batch, net.max_text_seq_length, net.text_embed_dim, dtype=dtype
-            ),
-            "timestep": torch.empty(batch, dtype=torch.long),
-            "image_rotary_emb": rotary_embedding(network, clip, "cpu"),
-            "ofs": torch.empty(1) if net.ofs_embed_dim else None,
         }
 
 

@@ -16,17 +16,17 @@ from ..diffusion.grid import TimeGrid
 from ..diffusion.process import RectifiedFlow
 from .pipeline import PipelineBackbone
 from .scheduler import TrajectoryScheduler
+from .spec import FamilySpec
 
 EXACT = 2e-6
 """Largest difference between a scheduler's sigma and the grid's time: a few roundings of float32.
 """
 
 
-class FlowBackbone(PipelineBackbone):
-    """A teacher of a rectified flow, whichever flow scheduler its folder names."""
+class FlowSpec(FamilySpec):
+    """A family whose scheduler is one of a rectified flow."""
 
-    @staticmethod
-    def read_process(folder: Path) -> RectifiedFlow:
+    def read_process(self, folder: Path) -> RectifiedFlow:
         config = FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
         name, predicted = config["_class_name"], config.get("prediction_type")
         if not name.startswith("FlowMatch") and predicted != "flow_prediction":
@@ -35,6 +35,12 @@ class FlowBackbone(PipelineBackbone):
                 " scheduler of a flow"
             )
         return RectifiedFlow(float(config.get("num_train_timesteps", 1000)))
+
+
+class FlowBackbone(PipelineBackbone):
+    """A teacher of a rectified flow, whichever flow scheduler its folder names."""
+
+    process: RectifiedFlow
 
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
         return self.process.x0_from_velocity(x_t, out, t)

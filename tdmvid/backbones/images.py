@@ -13,13 +13,28 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
 from .base import ClipSize, ModelConfig
-from .pipeline import check_tiles
+from .pipeline import PipelineBackbone
+from .spec import FamilySpec, check_tiles
 
 
-class Images:
-    """To be mixed into a PipelineBackbone."""
+class ImageSpec(FamilySpec):
+    """A family of images, whose autoencoder is an AutoencoderKL."""
 
     vae_class = AutoencoderKL
+
+    def vae_latents(
+        self, network: ModelMixin, folder: Path, size: ClipSize
+    ) -> tuple[int, int, int]:
+        return image_latents(network, folder, size)
+
+    def vae_tile(self, vae: AutoencoderKL) -> tuple[int, int]:
+        side = vae.tile_latent_min_size, vae.tile_sample_min_size, vae.tile_overlap_factor
+        return check_tiles(side, side)
+
+
+class Images(PipelineBackbone):
+    """A teacher of images; mixed with the backbone of its process."""
+
     output = "images"
 
     def __init__(
@@ -55,15 +70,6 @@ class Images:
             self.size.height // self._shape[1]
         )  # which it reads from the autoencoder, where it has one
         return pipeline
-
-    @staticmethod
-    def vae_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[int, int, int]:
-        return image_latents(network, folder, size)
-
-    @staticmethod
-    def vae_tile(vae: AutoencoderKL) -> tuple[int, int]:
-        side = vae.tile_latent_min_size, vae.tile_sample_min_size, vae.tile_overlap_factor
-        return check_tiles(side, side)
 
     def stock_arguments(self) -> dict:
         return {"height": self.size.height, "width": self.size.width}

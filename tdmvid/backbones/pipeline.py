@@ -13,8 +13,7 @@ from typing import ClassVar
 
 import diffusers
 import torch
-import transformers
-from diffusers import ConfigMixin, DDIMScheduler, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from safetensors import safe_open
@@ -22,19 +21,13 @@ from torch import Tensor, nn
 
 from ..data.files import file_fingerprint
 from ..diffusion.denoiser import Cond
-from ..diffusion.grid import TimeGrid
-from ..diffusion.process import TabulatedVP
 from .base import LORA_FILE, Backbone, ClipSize, ModelConfig
-from .scheduler import clean_sample, load_scheduler, scheduler_for
+from .scheduler import load_scheduler
 
 
 class PipelineBackbone(Backbone):
     """A teacher in a pipeline folder. The names in its Cond are those of the pipeline's arguments."""
 
-    network_class: ClassVar[type[ModelMixin]]
-    vae_class: ClassVar[type[ModelMixin]]
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    """Components that turn prompts into conditions; one that a folder lacks is passed over."""
     pipeline_options: ClassVar[dict] = {}
     """Of every loading of the pipeline; None for a component that is never needed."""
 
@@ -47,12 +40,12 @@ class PipelineBackbone(Backbone):
             size,
             torch.device(device),
         )
-        self.process = self.read_process(folder)
+        self.process = self.spec.read_process(folder)
         self.network = self.fresh_network()
         self._text = self._vae = None
         if config.tiling:  # what a picture would need is refused before there is one
             with torch.device("meta"):
-                self.empty_vae(self.network, folder, config, size)
+                self.spec.empty_vae(self.network, folder, config, size)
 
     @abstractmethod
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
@@ -61,16 +54,6 @@ class PipelineBackbone(Backbone):
     @abstractmethod
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
         """x0 of what the network predicted, both float32."""
-
-    @staticmethod
-    @abstractmethod
-    def vae_latents(network: nn.Module, folder: Path, size: ClipSize) -> tuple[int, ...]:
-        """The shape of one sample in the autoencoder's own layout, [C, H, W] or [C, F, H, W]."""
-
-    @staticmethod
-    @abstractmethod
-    def vae_tile(vae: nn.Module) -> tuple[int, int]:
-        """Height and width of a tile of latents."""
 
     @abstractmethod
     def stock_arguments(self) -> dict:
@@ -92,7 +75,7 @@ class PipelineBackbone(Backbone):
             )[0].float()
 
     def fresh_network(self) -> nn.Module:
-        return self._part(self.network_class, self.network_folder).requires_grad_(False)
+        return self._part(self.spec.network_class, self.spec.network_folder).requires_grad_(False)
 
     def _cast(self, cond: Cond) -> Cond:
         return Cond(
@@ -135,25 +118,19 @@ class PipelineBackbone(Backbone):
     def text(self) -> DiffusionPipeline:
         """The pipeline with nothing but its text encoders, loaded on first use."""
         if self._text is None:
-            self._text = self._pipeline(self.network_folder, "vae")
+            self._text = self._pipeline(self.spec.network_folder, "vae")
         return self._text
 
     @property
     def vae(self) -> nn.Module:
         """The autoencoder, loaded on first use."""
         if self._vae is None:
-            self._vae = self._part(self.vae_class, "vae", self.vae_dtype(self.folder, self.config))
+            self._vae = self._part(
+                self.spec.vae_class, "vae", self.spec.vae_dtype(self.folder, self.config)
+            )
             if self.config.tiling:
                 self._vae.enable_tiling()
         return self._vae
-
-    @classmethod
-    def vae_dtype(cls, folder: Path, config: ModelConfig) -> torch.dtype:
-        """Of the autoencoder: the network's, or float32 if it overflows in float16."""
-        upcast = cls.vae_class.load_config(folder, subfolder="vae").get("force_upcast")
-        return (
-            torch.float32 if upcast and config.torch_dtype == torch.float16 else config.torch_dtype
-        )
 
     def release_text(self) -> None:
         self._text = None
@@ -166,7 +143,9 @@ class PipelineBackbone(Backbone):
         return ()
 
     def text_fingerprint(self) -> str:
-        folders = [self.folder / part for part in self.text_parts if (self.folder / part).is_dir()]
+        folders = [
+            self.folder / part for part in self.spec.text_parts if (self.folder / part).is_dir()
+        ]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         return file_fingerprint(files, self.config.dtype, *self.text_settings())
 
@@ -184,7 +163,9 @@ class PipelineBackbone(Backbone):
 
     def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
         return self._pipeline(
-            *self.text_parts, "vae", **({} if network is None else {self.network_folder: network})
+            *self.spec.text_parts,
+            "vae",
+            **({} if network is None else {self.spec.network_folder: network}),
         )
 
     def absent_parts(self) -> list[str]:
@@ -193,7 +174,7 @@ class PipelineBackbone(Backbone):
 
     def whole_pipeline(self) -> DiffusionPipeline:
         return self._pipeline(
-            *self.absent_parts(), **{self.network_folder: self.network, "vae": self.vae}
+            *self.absent_parts(), **{self.spec.network_folder: self.network, "vae": self.vae}
         )
 
     def stock_videos(
@@ -244,7 +225,7 @@ class PipelineBackbone(Backbone):
             key: sorted(value) if isinstance(value, set) else value
             for key, value in config.to_dict().items()
         }
-        part = self.network_folder
+        part = self.spec.network_folder
         getattr(diffusers, self.pipeline_class).save_lora_weights(
             folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata}
         )
@@ -267,7 +248,10 @@ class PipelineBackbone(Backbone):
 
     def load_lora(self, pipeline: DiffusionPipeline, folder: Path) -> None:
         check_lora(
-            folder, getattr(pipeline, self.network_folder), self.lora_prefix, file=self.lora_file
+            folder,
+            getattr(pipeline, self.spec.network_folder),
+            self.lora_prefix,
+            file=self.lora_file,
         )
         try:
             self.add_lora(pipeline, folder)
@@ -281,45 +265,6 @@ class PipelineBackbone(Backbone):
     def add_lora(pipeline: DiffusionPipeline, folder: Path) -> None:
         """Give the stock pipeline a LoRA that fits, as `load_code` tells users to."""
         pipeline.load_lora_weights(folder)
-
-    @classmethod
-    def empty_network(cls, folder: Path) -> nn.Module:
-        return cls.network_class.from_config(
-            cls.network_class.load_config(folder, subfolder=cls.network_folder)
-        )
-
-    @classmethod
-    def text_bytes(cls, folder: Path, config: ModelConfig) -> int:
-        index, found = json.loads((folder / "model_index.json").read_text()), 0
-        for part in cls.text_parts:
-            if (
-                index.get(part)
-                and (folder / part / "config.json").is_file()
-                and hasattr(transformers, kind := index[part][1])
-            ):
-                encoder = getattr(transformers, kind)
-                if issubclass(encoder, transformers.PreTrainedModel):
-                    with torch.device("meta"):
-                        found += sum(
-                            p.numel()
-                            for p in encoder(
-                                encoder.config_class.from_pretrained(folder / part)
-                            ).parameters()
-                        )
-        return found * config.torch_dtype.itemsize
-
-    @classmethod
-    def empty_vae(
-        cls, network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize
-    ) -> tuple[nn.Module, tuple[int, ...]]:
-        vae = nn.Module.to(
-            cls.vae_class.from_config(cls.vae_class.load_config(folder, subfolder="vae")),
-            cls.vae_dtype(folder, config),
-        ).eval()
-        *outer, height, width = cls.vae_latents(network, folder, size)
-        if config.tiling:
-            height, width = map(min, (height, width), cls.vae_tile(vae))
-        return vae, (1, *outer, height, width)
 
 
 def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LORA_FILE) -> None:
@@ -345,66 +290,3 @@ def check_lora(folder: Path, network: nn.Module, prefix: str, *, file: str = LOR
                 f"{path}: {key} is {shape}, {there}: a LoRA fits only the model it was trained on,"
                 " see the card beside it"
             )
-
-
-def check_tiles(height: tuple[int, int, float], width: tuple[int, int, float]) -> tuple[int, int]:
-    """Sides of a tile in latents; of each are given its latents, its pixels, and the share of both
-    that overlaps the next tile.
-
-    ValueError where the library would cut the decoded tiles elsewhere than it cut the latents,
-    which gives pictures of another size.
-    """
-    for name, (latents, pixels, overlap) in (("height", height), ("width", width)):
-        if int(latents * (1 - overlap)) * pixels != (pixels - int(pixels * overlap)) * latents:
-            raise ValueError(
-                f"model.tiling=true: this autoencoder's tiles, {latents} latents or {pixels} pixels"
-                f" in {name}, do not fit together: set it to false"
-            )
-    return height[0], width[0]
-
-
-class VPBackbone(PipelineBackbone):
-    """A teacher of a variance-preserving process, whichever scheduler its folder names."""
-
-    ddim_class: ClassVar[type[ConfigMixin]] = DDIMScheduler
-
-    def __init__(
-        self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
-    ):
-        super().__init__(folder, config, size, device)
-        self.prediction_type = self.read_scheduler(folder).config.prediction_type
-
-    @classmethod
-    def read_scheduler(cls, folder: Path):
-        """Deterministic DDIM with the betas and the prediction type of the teacher's scheduler, and
-        trailing spacing.
-
-        ValueError if it has no betas, or says that an epsilon network starts from pure noise.
-        """
-        config = cls.ddim_class.load_config(folder, subfolder="scheduler")
-        if "beta_schedule" not in config:
-            raise ValueError(
-                f"{folder}: {config.get('_class_name')} has no beta_schedule: {cls.__name__} needs"
-                " a scheduler of a variance-preserving process"
-            )
-        # The trajectory ends in the clean prediction itself, not in the first entry of the table,
-        # and is never clipped.
-        scheduler = cls.ddim_class.from_config(
-            config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
-        )
-        if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] <= 0:
-            raise ValueError(
-                f"{folder}: prediction_type='epsilon' has no clean prediction at zero terminal SNR:"
-                " set rescale_betas_zero_snr to false"
-            )
-        return scheduler
-
-    @classmethod
-    def read_process(cls, folder: Path) -> TabulatedVP:
-        return TabulatedVP(cls.read_scheduler(folder).alphas_cumprod)
-
-    def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
-        return clean_sample(self.prediction_type, x_t, out, *self.process.levels(t, x_t))
-
-    def student_scheduler(self, grid: TimeGrid):
-        return scheduler_for(grid, self.process, self.read_scheduler(self.folder))

@@ -15,13 +15,52 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, Tap, Tokens, half_of
+from .base import ClipSize, Tap, half_of
 from .consumers import comfyui_transformer
-from .images import Images, image_latents
-from .pipeline import VPBackbone
+from .images import Images, ImageSpec, image_latents
 from .registry import register
+from .spec import Tokens
+from .vp import VPBackbone, VPSpec
 
 TEXT_LENGTH = 120  # of every PixArt-alpha, and the pipeline's default
+
+
+class PixArtSpec(ImageSpec, VPSpec):
+    """A PixArt-alpha pipeline folder, from its configs."""
+
+    network_class = PixArtTransformer2DModel
+
+    def tokens(self, network: PixArtTransformer2DModel, folder: Path, size: ClipSize) -> Tokens:
+        net, (_, height, width) = network.config, image_latents(network, folder, size)
+        count = (height // net.patch_size) * (width // net.patch_size)
+        return Tokens(
+            count,
+            net.num_attention_heads,
+            net.num_attention_heads * net.attention_head_dim,
+            net.num_layers,
+        )
+
+    def blocks(self, network: PixArtTransformer2DModel) -> list[nn.Module]:
+        return list(network.transformer_blocks)
+
+    def example(
+        self,
+        network: PixArtTransformer2DModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        x_t = torch.empty(batch, *image_latents(network, folder, size), dtype=dtype)
+        return {
+            "hidden_states": x_t,
+            "timestep": torch.empty(batch, dtype=torch.long),
+            "encoder_hidden_states": torch.empty(
+                batch, TEXT_LENGTH, network.config.caption_channels, dtype=dtype
+            ),
+            "encoder_attention_mask": torch.empty(batch, TEXT_LENGTH, dtype=torch.long),
+            "added_cond_kwargs": sizes(network, size, x_t),
+        }
 
 
 @register
@@ -38,7 +77,7 @@ class PixArt(Images, VPBackbone):
     load_code = (
         'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "path/to/this/folder")'
     )
-    network_class = PixArtTransformer2DModel
+    spec = PixArtSpec()
     lora_names = {"comfyui": comfyui_transformer}
     comfyui_text, comfyui_latent = "pixart", "EmptyLatentImage"
 
@@ -101,44 +140,10 @@ class PixArt(Images, VPBackbone):
         pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
 
     @staticmethod
-    def tokens(network: PixArtTransformer2DModel, folder: Path, size: ClipSize) -> Tokens:
-        net, (_, height, width) = network.config, image_latents(network, folder, size)
-        count = (height // net.patch_size) * (width // net.patch_size)
-        return Tokens(
-            count,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
-
-    @staticmethod
     def halve(network: PixArtTransformer2DModel) -> list[Tap]:
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.transformer_blocks, taps = half_of(network.transformer_blocks, width)
         return taps
-
-    @staticmethod
-    def blocks(network: PixArtTransformer2DModel) -> list[nn.Module]:
-        return list(network.transformer_blocks)
-
-    @staticmethod
-    def example(
-        network: PixArtTransformer2DModel,
-        folder: Path,
-        size: ClipSize,
-        batch: int,
-        dtype: torch.dtype,
-    ) -> dict:
-        x_t = torch.empty(batch, *image_latents(network, folder, size), dtype=dtype)
-        return {
-            "hidden_states": x_t,
-            "timestep": torch.empty(batch, dtype=torch.long),
-            "encoder_hidden_states": torch.empty(
-                batch, TEXT_LENGTH, network.config.caption_channels, dtype=dtype
-            ),
-            "encoder_attention_mask": torch.empty(batch, TEXT_LENGTH, dtype=torch.long),
-            "added_cond_kwargs": sizes(network, size, x_t),
-        }
 
 
 def sizes(

@@ -15,13 +15,60 @@ from diffusers import DiffusionPipeline, SD3Transformer2DModel
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, Tokens, half_of
+from .base import ClipSize, ModelConfig, Tap, half_of
 from .consumers import comfyui_transformer
-from .flow import FlowBackbone
-from .images import Images, image_latents
+from .flow import FlowBackbone, FlowSpec
+from .images import Images, ImageSpec, image_latents
 from .registry import register
+from .spec import Tokens
 
 LONG_TEXT = 256  # of T5, by default of the stock call
+
+
+class StableDiffusion3Spec(ImageSpec, FlowSpec):
+    """A Stable Diffusion 3 pipeline folder, from its configs."""
+
+    network_class = SD3Transformer2DModel
+    text_parts = (
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "text_encoder_3",
+        "tokenizer_3",
+    )
+
+    def tokens(self, network: SD3Transformer2DModel, folder: Path, size: ClipSize) -> Tokens:
+        check_positions(network, folder, size)
+        net, (_, height, width) = network.config, image_latents(network, folder, size)
+        count = text_tokens(folder) + (height // net.patch_size) * (width // net.patch_size)
+        return Tokens(
+            count,
+            net.num_attention_heads,
+            net.num_attention_heads * net.attention_head_dim,
+            net.num_layers,
+        )
+
+    def blocks(self, network: SD3Transformer2DModel) -> list[nn.Module]:
+        return list(network.transformer_blocks)
+
+    def example(
+        self,
+        network: SD3Transformer2DModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        net = network.config
+        return {
+            "hidden_states": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
+            "timestep": torch.empty(batch),
+            "encoder_hidden_states": torch.empty(
+                batch, text_tokens(folder), net.joint_attention_dim, dtype=dtype
+            ),
+            "pooled_projections": torch.empty(batch, net.pooled_projection_dim, dtype=dtype),
+        }
 
 
 @register
@@ -39,17 +86,9 @@ class StableDiffusion3(Images, FlowBackbone):
         "add_v_proj",
         "to_add_out",
     )
-    network_class = SD3Transformer2DModel
+    spec = StableDiffusion3Spec()
     lora_names = {"comfyui": comfyui_transformer}
     comfyui_latent = "EmptySD3LatentImage"
-    text_parts = (
-        "text_encoder",
-        "tokenizer",
-        "text_encoder_2",
-        "tokenizer_2",
-        "text_encoder_3",
-        "tokenizer_3",
-    )
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
@@ -95,40 +134,10 @@ class StableDiffusion3(Images, FlowBackbone):
         return super().stock_arguments() | {"max_sequence_length": LONG_TEXT}
 
     @staticmethod
-    def tokens(network: SD3Transformer2DModel, folder: Path, size: ClipSize) -> Tokens:
-        check_positions(network, folder, size)
-        net, (_, height, width) = network.config, image_latents(network, folder, size)
-        count = text_tokens(folder) + (height // net.patch_size) * (width // net.patch_size)
-        return Tokens(
-            count,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
-
-    @staticmethod
     def halve(network: SD3Transformer2DModel) -> list[Tap]:
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.transformer_blocks, taps = half_of(network.transformer_blocks, width, index=1)
         return taps
-
-    @staticmethod
-    def blocks(network: SD3Transformer2DModel) -> list[nn.Module]:
-        return list(network.transformer_blocks)
-
-    @staticmethod
-    def example(
-        network: SD3Transformer2DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
-    ) -> dict:
-        net = network.config
-        return {
-            "hidden_states": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
-            "timestep": torch.empty(batch),
-            "encoder_hidden_states": torch.empty(
-                batch, text_tokens(folder), net.joint_attention_dim, dtype=dtype
-            ),
-            "pooled_projections": torch.empty(batch, net.pooled_projection_dim, dtype=dtype),
-        }
 
 
 def absent_parts(folder: Path) -> list[str]:

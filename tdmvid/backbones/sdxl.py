@@ -15,7 +15,29 @@ from torch import Tensor
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig
 from .registry import register
-from .stable_diffusion import StableDiffusion
+from .stable_diffusion import StableDiffusion, StableDiffusionSpec
+
+
+class StableDiffusionXLSpec(StableDiffusionSpec):
+    """A Stable Diffusion XL pipeline folder, from its configs."""
+
+    text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    def example(
+        self,
+        network: UNet2DConditionModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        net = network.config
+        pooled = net.projection_class_embeddings_input_dim - 6 * net.addition_time_embed_dim
+        added = {
+            "text_embeds": torch.empty(batch, pooled, dtype=dtype),
+            "time_ids": torch.empty(batch, 6, dtype=dtype),
+        }
+        return super().example(network, folder, size, batch, dtype) | {"added_cond_kwargs": added}
 
 
 @register
@@ -25,7 +47,7 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     pipeline_class = "StableDiffusionXLPipeline"
-    text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    spec = StableDiffusionXLSpec()
     pipeline_options = {"feature_extractor": None, "image_encoder": None}
 
     def __init__(
@@ -62,17 +84,3 @@ class StableDiffusionXL(StableDiffusion):
 
     def text_settings(self) -> tuple[str, ...]:
         return (f"zero null {self.zero_null}",)
-
-    @staticmethod
-    def example(
-        network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
-    ) -> dict:
-        net = network.config
-        pooled = net.projection_class_embeddings_input_dim - 6 * net.addition_time_embed_dim
-        added = {
-            "text_embeds": torch.empty(batch, pooled, dtype=dtype),
-            "time_ids": torch.empty(batch, 6, dtype=dtype),
-        }
-        return StableDiffusion.example(network, folder, size, batch, dtype) | {
-            "added_cond_kwargs": added
-        }

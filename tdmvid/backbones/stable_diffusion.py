@@ -15,11 +15,70 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, Tokens
+from .base import ClipSize, ModelConfig, Tap
 from .consumers import kohya_unet
-from .images import Images, image_latents
-from .pipeline import VPBackbone
+from .images import Images, ImageSpec, image_latents
 from .registry import register
+from .spec import Tokens
+from .vp import VPBackbone, VPSpec
+
+
+class StableDiffusionSpec(ImageSpec, VPSpec):
+    """A Stable Diffusion pipeline folder, from its configs."""
+
+    network_folder = "unet"
+    network_class = UNet2DConditionModel
+
+    def tokens(self, network: UNet2DConditionModel, folder: Path, size: ClipSize) -> Tokens:
+        _, height, width = image_latents(network, folder, size)
+        levels = [
+            level
+            for level, block in enumerate(network.down_blocks)
+            if getattr(block, "has_cross_attention", False)
+        ]
+        finest, transformers = (
+            levels[0],
+            [module for module in network.modules() if isinstance(module, BasicTransformerBlock)],
+        )
+        return Tokens(
+            (height >> finest) * (width >> finest),
+            transformers[0].attn1.heads,
+            transformers[0].attn1.inner_dim,
+            len(transformers),
+            note=(
+                "in the finest of its levels; coarser ones are shorter and wider; workspace of"
+                " convolutions is not counted"
+            ),
+        )
+
+    def blocks(self, network: UNet2DConditionModel) -> list[nn.Module]:
+        first = (
+            network.mid_block.resnets[0] if network.mid_block is not None else None
+        )  # the one that diffusers leaves out
+        return [
+            m
+            for m in network.modules()
+            if isinstance(m, (ResnetBlock2D, BasicTransformerBlock)) and m is not first
+        ]
+
+    def example(
+        self,
+        network: UNet2DConditionModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        text = json.loads((folder / "text_encoder" / "config.json").read_text())[
+            "max_position_embeddings"
+        ]
+        return {
+            "sample": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
+            "timestep": torch.empty(batch, dtype=torch.long),
+            "encoder_hidden_states": torch.empty(
+                batch, text, network.config.cross_attention_dim, dtype=dtype
+            ),
+        }
 
 
 @register
@@ -28,8 +87,8 @@ class StableDiffusion(Images, VPBackbone):
 
     pipeline_class = "StableDiffusionPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    network_folder = lora_prefix = "unet"
-    network_class = UNet2DConditionModel
+    spec = StableDiffusionSpec()
+    lora_prefix = "unet"
     lora_names = {"comfyui": kohya_unet, "kohya": kohya_unet}
     comfyui_latent = "EmptyLatentImage"
     pipeline_options = {
@@ -61,7 +120,7 @@ class StableDiffusion(Images, VPBackbone):
             return None
         return "ModelSamplingDiscrete", {
             "sampling": self.prediction_type,
-            "zsnr": bool(self.read_scheduler(self.folder).config.rescale_betas_zero_snr),
+            "zsnr": bool(self.spec.read_scheduler(self.folder).config.rescale_betas_zero_snr),
         }
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
@@ -70,40 +129,6 @@ class StableDiffusion(Images, VPBackbone):
                 prompts, self.device, 1, do_classifier_free_guidance=False
             )
         return Cond({"prompt_embeds": embeds})
-
-    @staticmethod
-    def tokens(network: UNet2DConditionModel, folder: Path, size: ClipSize) -> Tokens:
-        _, height, width = image_latents(network, folder, size)
-        levels = [
-            level
-            for level, block in enumerate(network.down_blocks)
-            if getattr(block, "has_cross_attention", False)
-        ]
-        finest, transformers = (
-            levels[0],
-            [module for module in network.modules() if isinstance(module, BasicTransformerBlock)],
-        )
-        return Tokens(
-            (height >> finest) * (width >> finest),
-            transformers[0].attn1.heads,
-            transformers[0].attn1.inner_dim,
-            len(transformers),
-            note=(
-                "in the finest of its levels; coarser ones are shorter and wider; workspace of"
-                " convolutions is not counted"
-            ),
-        )
-
-    @staticmethod
-    def blocks(network: UNet2DConditionModel) -> list[nn.Module]:
-        first = (
-            network.mid_block.resnets[0] if network.mid_block is not None else None
-        )  # the one that diffusers leaves out
-        return [
-            m
-            for m in network.modules()
-            if isinstance(m, (ResnetBlock2D, BasicTransformerBlock)) and m is not first
-        ]
 
     @staticmethod
     def halve(network: UNet2DConditionModel) -> list[Tap]:
@@ -118,18 +143,3 @@ class StableDiffusion(Images, VPBackbone):
             *([network.mid_block] if network.mid_block is not None else []),
         ]
         return [Tap(block, block.resnets[-1].out_channels) for block in inside]
-
-    @staticmethod
-    def example(
-        network: UNet2DConditionModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
-    ) -> dict:
-        text = json.loads((folder / "text_encoder" / "config.json").read_text())[
-            "max_position_embeddings"
-        ]
-        return {
-            "sample": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
-            "timestep": torch.empty(batch, dtype=torch.long),
-            "encoder_hidden_states": torch.empty(
-                batch, text, network.config.cross_attention_dim, dtype=dtype
-            ),
-        }

@@ -17,13 +17,77 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
-from .base import ClipSize, ModelConfig, Tap, Tokens, TokenSharing, half_of
+from .base import ClipSize, ModelConfig, Tap, TokenSharing, half_of
 from .consumers import comfyui_wan, kohya_wan
-from .flow import FlowBackbone
+from .flow import FlowBackbone, FlowSpec
 from .registry import register
+from .spec import Tokens
 from .wan_parallel import share_tokens
 
 TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock call
+
+
+class WanSpec(FlowSpec):
+    """A Wan 2.1 pipeline folder, from its configs."""
+
+    network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
+
+    def read_process(self, folder: Path) -> RectifiedFlow:
+        """ValueError for Wan 2.2, which is two networks in turn, or has a time for every token."""
+        index = json.loads((folder / "model_index.json").read_text())
+        for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
+            if index.get(name) not in (None, False, [None, None]):
+                raise ValueError(
+                    f"{folder}: model_index.json has {name}={index[name]}, which is Wan 2.2: give a"
+                    " Wan 2.1, one transformer with one time"
+                )
+        return super().read_process(folder)
+
+    def tokens(self, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
+        net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
+        count = math.prod(length // patch for length, patch in zip(latent, net.patch_size))
+        return Tokens(
+            count,
+            net.num_attention_heads,
+            net.num_attention_heads * net.attention_head_dim,
+            net.num_layers,
+        )
+
+    def blocks(self, network: WanTransformer3DModel) -> list[nn.Module]:
+        return list(network.blocks)
+
+    def example(
+        self,
+        network: WanTransformer3DModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        return {
+            "hidden_states": torch.empty(
+                batch, *WanClip.of(network, folder, size).latent_shape, dtype=dtype
+            ),
+            "timestep": torch.empty(batch),
+            "encoder_hidden_states": torch.empty(
+                batch, TEXT_LENGTH, network.config.text_dim, dtype=dtype
+            ),
+        }
+
+    def vae_dtype(self, folder: Path, config: ModelConfig) -> torch.dtype:
+        """float32, as the pipeline's examples have it."""
+        return torch.float32
+
+    def vae_latents(
+        self, network: WanTransformer3DModel, folder: Path, size: ClipSize
+    ) -> tuple[int, int, int, int]:
+        return WanClip.of(network, folder, size).latent_shape
+
+    def vae_tile(self, vae: AutoencoderKLWan) -> tuple[int, int]:
+        return (
+            vae.tile_sample_min_height // vae.spatial_compression_ratio,
+            vae.tile_sample_min_width // vae.spatial_compression_ratio,
+        )
 
 
 @register
@@ -32,7 +96,7 @@ class Wan(FlowBackbone):
 
     pipeline_class = "WanPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
+    spec = WanSpec()
     lora_names = {"comfyui": comfyui_wan, "kohya": kohya_wan}
     comfyui_text, comfyui_latent = "wan", "EmptyHunyuanLatentVideo"
 
@@ -65,11 +129,6 @@ class Wan(FlowBackbone):
 
     def text_settings(self) -> tuple[str, ...]:
         return (str(TEXT_LENGTH),)
-
-    @classmethod
-    def vae_dtype(cls, folder: Path, config: ModelConfig) -> torch.dtype:
-        """float32, as the pipeline's examples have it."""
-        return torch.float32
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -108,19 +167,6 @@ class Wan(FlowBackbone):
         )
         return pipeline
 
-    @staticmethod
-    def vae_latents(
-        network: WanTransformer3DModel, folder: Path, size: ClipSize
-    ) -> tuple[int, int, int, int]:
-        return WanClip.of(network, folder, size).latent_shape
-
-    @staticmethod
-    def vae_tile(vae: AutoencoderKLWan) -> tuple[int, int]:
-        return (
-            vae.tile_sample_min_height // vae.spatial_compression_ratio,
-            vae.tile_sample_min_width // vae.spatial_compression_ratio,
-        )
-
     def stock_arguments(self) -> dict:
         size = self.size
         return {
@@ -135,51 +181,10 @@ class Wan(FlowBackbone):
         network.set_attention_backend("xformers")
 
     @staticmethod
-    def read_process(folder: Path) -> RectifiedFlow:
-        """ValueError for Wan 2.2, which is two networks in turn, or has a time for every token."""
-        index = json.loads((folder / "model_index.json").read_text())
-        for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
-            if index.get(name) not in (None, False, [None, None]):
-                raise ValueError(
-                    f"{folder}: model_index.json has {name}={index[name]}, which is Wan 2.2: give a"
-                    " Wan 2.1, one transformer with one time"
-                )
-        return FlowBackbone.read_process(folder)
-
-    @staticmethod
-    def tokens(network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
-        net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
-        count = math.prod(length // patch for length, patch in zip(latent, net.patch_size))
-        return Tokens(
-            count,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
-
-    @staticmethod
     def halve(network: WanTransformer3DModel) -> list[Tap]:
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.blocks, taps = half_of(network.blocks, width)
         return taps
-
-    @staticmethod
-    def blocks(network: WanTransformer3DModel) -> list[nn.Module]:
-        return list(network.blocks)
-
-    @staticmethod
-    def example(
-        network: WanTransformer3DModel, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
-    ) -> dict:
-        return {
-            "hidden_states": torch.empty(
-                batch, *WanClip.of(network, folder, size).latent_shape, dtype=dtype
-            ),
-            "timestep": torch.empty(batch),
-            "encoder_hidden_states": torch.empty(
-                batch, TEXT_LENGTH, network.config.text_dim, dtype=dtype
-            ),
-        }
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ class _Check:
             "guidance": 1.0,
             "dtype": self.dtype,
             "pipeline": self.backbone.pipeline_class,
-            "network": self.backbone.network_folder,
+            "network": self.backbone.spec.network_folder,
             "scheduler": {"module": module, "name": type(scheduler).__name__},
             "model": asdict(self.backbone.config),
             "video": asdict(self.backbone.size),

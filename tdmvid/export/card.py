@@ -132,7 +132,7 @@ def _python(backbone: Backbone, facts: dict) -> str:
         if value
     )
     part, network, dtype = (
-        backbone.network_folder,
+        backbone.spec.network_folder,
         type(backbone.network).__name__,
         f"dtype=torch.{config.dtype}",
     )

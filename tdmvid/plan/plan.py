@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..backbones.base import Backbone, Tokens
+from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
 from ..backbones.quantize import planned_bytes
 from ..backbones.registry import find_family
+from ..backbones.spec import Tokens
 from ..config import RunConfig
 from ..data.prompts import read_prompts
 from ..parallel.launch import check_sequence
@@ -211,7 +212,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     check_sequence(config.parallel.sequence, ranks)
     folder, family = find_family(config.model, weights=False)
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
-    process = family.read_process(folder)
+    process = family.spec.read_process(folder)
     config.grid.family(process, config.objective.step_set)
     reference_grid(config, process)
     if not config.prompts.path:
@@ -220,10 +221,10 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
         )
     prompts = len(read_prompts(Path(config.prompts.path), column=config.prompts.column))
     network = outline(config, folder, family)
-    tokens = family.tokens(network, folder, config.video)
+    tokens = family.spec.tokens(network, folder, config.video)
     base, base_bytes = (
         _count(network),
-        planned_bytes(network, family.blocks(network), config.model.quantize),
+        planned_bytes(network, family.spec.blocks(network), config.model.quantize),
     )
     group, there = (
         PlannedGroup(config.parallel.sequence),
@@ -231,10 +232,10 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
     )  # a stage that is not finished yet can be planned on
     fit(network, config if there else replace(config, init=""), family, group)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    example = lambda: family.example(
+    example = lambda: family.spec.example(
         network, folder, config.video, config.batch.micro, config.model.torch_dtype
     )  # noqa: E731
-    call = trace(network, family.blocks(network), example, dtype=config.model.torch_dtype)
+    call = trace(network, family.spec.blocks(network), example, dtype=config.model.torch_dtype)
     forwards, backwards = calls_per_iteration(config)
     vae_bytes, decoding = _autoencoder(config, folder, family, network)
     critic, heads = (
@@ -255,7 +256,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1) -> Plan:
         backwards,
         call,
         group.sent,
-        family.text_bytes(folder, config.model),
+        family.spec.text_bytes(folder, config.model),
         vae_bytes,
         decoding,
         critic,
@@ -270,7 +271,7 @@ def _autoencoder(
     are joined, then there are two such pictures.
     """
     with torch.device("meta"):
-        vae, shape = family.empty_vae(network, folder, config.model, config.video)
+        vae, shape = family.spec.empty_vae(network, folder, config.model, config.video)
     size, dtype = config.video, next(vae.parameters()).dtype
     weights = _count(vae) * _size(dtype)
     joined = (
@@ -290,7 +291,7 @@ def _discriminator(config: RunConfig, folder: Path, family: type[Backbone]) -> t
         critic = Discriminator(network, family.halve(network), seed=0)
 
     def example() -> dict:
-        inputs = family.example(network, folder, config.video, batch, dtype)
+        inputs = family.spec.example(network, folder, config.video, batch, dtype)
         sample = next(iter(inputs))  # the noisy latents come first
         return inputs | {
             sample: inputs[sample].requires_grad_(),
@@ -299,7 +300,7 @@ def _discriminator(config: RunConfig, folder: Path, family: type[Backbone]) -> t
         }
 
     heads = sum(p.numel() for p in critic.heads.parameters())
-    return trace(critic, family.blocks(network), example, dtype=dtype), heads
+    return trace(critic, family.spec.blocks(network), example, dtype=dtype), heads
 
 
 def calls_per_iteration(config: RunConfig) -> tuple[float, int]:

@@ -75,7 +75,7 @@ def quantize_base(
         *((backbone.process.noise(first, z, same(t)), same(t)) for t in times[1:]),
     ]
     before, whole = [first, *(teacher(x_t, t, cond) for x_t, t in seen[1:])], held_bytes(network)
-    quantize(network, backbone.blocks(network), config.model.quantize)
+    quantize(network, backbone.spec.blocks(network), config.model.quantize)
     errors = (
         difference(teacher(x_t, t, cond), expected) for (x_t, t), expected in zip(seen, before)
     )

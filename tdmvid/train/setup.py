@@ -422,9 +422,9 @@ def build_engines(
 def outline(config: RunConfig, folder: Path, family: type[Backbone]) -> nn.Module:
     """The base, frozen, from its config alone: on the meta device."""
     with torch.device("meta"):
-        return nn.Module.to(family.empty_network(folder), config.model.torch_dtype).requires_grad_(
-            False
-        )
+        return nn.Module.to(
+            family.spec.empty_network(folder), config.model.torch_dtype
+        ).requires_grad_(False)
 
 
 def fit(
@@ -482,7 +482,7 @@ def _prepared(
             keep_attention if config.parallel.keep_attention else None
         )
     if config.parallel.compile:
-        compile_blocks(backbone.blocks(network))
+        compile_blocks(backbone.spec.blocks(network))
     return network
 
 

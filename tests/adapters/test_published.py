@@ -71,7 +71,7 @@ def test_a_published_layout_is_read_as_stock_diffusers_reads_it(tmp_path, case):
         if module.endswith(backbone.lora_targets):
             state[f"{module}.lora_A.weight"] = torch.randn(RANK, layer.in_features)
             state[f"{module}.lora_B.weight"] = size * torch.randn(layer.out_features, RANK)
-    tensors, path = layout(state, backbone.network_folder), tmp_path / file
+    tensors, path = layout(state, backbone.spec.network_folder), tmp_path / file
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
 
     grid, z, cond = (

@@ -57,7 +57,7 @@ class Case:
     def another_base(self, folder):
         """The same architecture with other weights of the network."""
         pipeline = self.stock()
-        network = getattr(pipeline, families()[self.name].network_folder)
+        network = getattr(pipeline, families()[self.name].spec.network_folder)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -250,7 +250,7 @@ def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
     backbone.predict_x0(
         backbone.network, noise(backbone), torch.ones(2), backbone.encode_prompts(PROMPTS)
     )
-    expected = backbone.blocks(backbone.network)
+    expected = backbone.spec.blocks(backbone.network)
     assert len(called) == len(set(called)) == len(expected) > 0 and set(called) == set(expected)
 
 
@@ -348,7 +348,7 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
 ):
     pytest.importorskip("torchao", reason="torchao is not installed: pip install -e '.[quantize]'")
     backbone = case.backbone(dtype="bfloat16")
-    network, blocks = backbone.network, backbone.blocks(backbone.network)
+    network, blocks = backbone.network, backbone.spec.blocks(backbone.network)
     planned = planned_bytes(network, blocks, kind)
     quantize(network, blocks, kind)
     assert held_bytes(network) == planned
@@ -541,7 +541,7 @@ def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(
     train(load_config(run_json, ["training=full", "steps=1", "student.lr=1e-5", f"out={tmp_path}"]))
     assert "reloaded in a stock pipeline: relative difference" in capsys.readouterr().out
     saved = json.loads((tmp_path / "student" / "config.json").read_text())
-    assert saved["_class_name"] == families()[case.name].network_class.__name__
+    assert saved["_class_name"] == families()[case.name].spec.network_class.__name__
 
 
 def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):

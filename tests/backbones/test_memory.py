@@ -35,7 +35,7 @@ def test_the_counted_text_encoders_are_those_of_the_pipeline(case):
     ]
     held = sum(p.numel() for part in parts for p in part.parameters())
     counted = [
-        families()[case.name].text_bytes(case.folder, ModelConfig(dtype=dtype))
+        families()[case.name].spec.text_bytes(case.folder, ModelConfig(dtype=dtype))
         for dtype in ("float32", "bfloat16")
     ]
     assert counted == [4 * held, 2 * held] and held > 0
@@ -44,7 +44,7 @@ def test_the_counted_text_encoders_are_those_of_the_pipeline(case):
 @pytest.fixture
 def small_tiles(case, monkeypatch):
     """Tiles of 16 pixels that overlap by half, whatever the autoencoder's class calls them."""
-    kind = families()[case.name].vae_class
+    kind = families()[case.name].spec.vae_class
     load = kind.from_config.__func__
 
     def made(cls, *args, **kwargs):
@@ -79,7 +79,9 @@ def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_pla
     case, tiling
 ):
     backbone, family = case.backbone(tiling=tiling), families()[case.name]
-    planned, shape = family.empty_vae(backbone.network, case.folder, backbone.config, case.size)
+    planned, shape = family.spec.empty_vae(
+        backbone.network, case.folder, backbone.config, case.size
+    )
     vae, seen = backbone.vae, []
     vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
     videos = backbone.decode(noise(backbone, 3))

@@ -116,7 +116,7 @@ def tiny(request, tiny_cogvideox):
 def test_all_linear_layers_of_the_blocks_and_nothing_else_are_rounded_to_the_planned_bytes(tiny):
     backbone, kind = tiny
     blocks, before = (
-        backbone.blocks(backbone.network),
+        backbone.spec.blocks(backbone.network),
         {name: p.clone() for name, p in backbone.network.named_parameters()},
     )
     planned, expected = planned_bytes(backbone.network, blocks, kind), linear_layers(blocks)
@@ -141,7 +141,7 @@ def test_all_linear_layers_of_the_blocks_and_nothing_else_are_rounded_to_the_pla
 
 def test_two_adapters_on_one_quantised_base_have_the_gradients_of_two_on_the_rounded_one(tiny):
     backbone, kind = tiny
-    quantize(backbone.network, backbone.blocks(backbone.network), kind)
+    quantize(backbone.network, backbone.spec.blocks(backbone.network), kind)
     networks = [
         attach(net, LoraSettings(2, 4), backbone.lora_targets, seed=i)
         for i, net in enumerate((shared_copy(backbone.network), backbone.network))

@@ -62,7 +62,7 @@ def architecture(folder):
     """The family and the network of a model, on the meta device."""
     family = families()[json.loads((folder / "model_index.json").read_text())["_class_name"]]
     with torch.device("meta"):
-        return family, family.empty_network(folder)
+        return family, family.spec.empty_network(folder)
 
 
 def lora(network, targets, *, told=True):

@@ -175,7 +175,7 @@ def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
         type(made.scheduler) is type(loaded.scheduler)
         and made.scheduler.config == loaded.scheduler.config
     )
-    part = student.backbone.network_folder
+    part = student.backbone.spec.network_folder
     first, second = (getattr(pipe, part).state_dict() for pipe in (made, loaded))
     assert first.keys() == second.keys() and any("lora_" in key for key in first)
     assert all(torch.equal(value, second[key]) for key, value in first.items())

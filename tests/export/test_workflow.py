@@ -37,7 +37,7 @@ def read(nodes):
 def test_the_sigmas_are_the_trained_times_and_there_is_no_guidance(tmp_path):
     backbone = cogvideox(tmp_path)
     nodes = workflow(backbone, uniform(4, backbone.process), "a.safetensors", "a red circle")
-    table = CogVideoX.read_scheduler(tmp_path).alphas_cumprod
+    table = CogVideoX.spec.read_scheduler(tmp_path).alphas_cumprod
     assert read(nodes) == pytest.approx(
         [SIGMA_MAX, *(((1 - table[t]) / table[t]).sqrt().item() for t in (749, 499, 249)), 0]
     )

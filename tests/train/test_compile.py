@@ -55,7 +55,7 @@ def test_blocks_are_whole_graphs_that_are_compiled_once(plain):
     roles = ("student", "fake")
     expected = {role: gradients(plain, role) for role in roles}
     for role in roles:
-        compile_blocks(plain.backbone.blocks(plain.engines[role].module), backend="aot_eager")
+        compile_blocks(plain.backbone.spec.blocks(plain.engines[role].module), backend="aot_eager")
         assert_same(gradients(plain, role), expected[role])
     graphs = counters["stats"]["unique_graphs"]
     for role in roles:
