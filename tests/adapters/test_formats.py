@@ -9,6 +9,7 @@ from diffusers.loaders.lora_conversion_utils import (
     _convert_non_diffusers_lora_to_diffusers,
     _convert_non_diffusers_wan_lora_to_diffusers,
 )
+from refusals import refused
 
 from tdmvid.adapters.formats import convert, modules, restore
 from tdmvid.backbones.consumers import (
@@ -148,10 +149,7 @@ def test_a_bias_reaches_comfyui_as_it_is_added_and_kohya_s_format_refuses_it():
     )
     again = restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
     torch.testing.assert_close(again[f"{COGVIDEOX[0]}.lora_B.bias"], tensors[biases[0]])
-    with pytest.raises(
-        ValueError,
-        match="attn1.to_q has a bias, which kohya's format cannot hold: use comfyui or diffusers",
-    ):
+    with refused("attn1.to_q", "kohya", "comfyui"):
         convert(state, ALPHA, "kohya", kohya_unet)
 
 
@@ -169,26 +167,23 @@ def test_the_alpha_of_somebody_s_file_is_the_scale_it_says(alpha, scale):
 def test_a_key_that_the_program_would_not_load_is_named():
     tensors = convert(lora(COGVIDEOX), ALPHA, "comfyui", comfyui_cogvideox)
     tensors["diffusion_model.blocks.0.query.lora_A.weight"] = torch.zeros(RANK, 8)
-    with pytest.raises(
-        ValueError,
-        match=r"comfyui would not load diffusion_model.blocks.0.query.lora_A.weight \(1 keys\)",
-    ):
+    with refused("comfyui", "diffusion_model.blocks.0.query.lora_A.weight"):
         restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
 
 
 @pytest.mark.parametrize(
-    "broken, message",
+    "broken, fact",
     [
-        ({"a.lora_A.weight": 1}, "a has only lora_A.weight: a LoRA layer has both factors"),
-        ({"a.lora_A.weight": 1, "a.lora_B.weight": 1, "a.alpha": 1}, "a.alpha is no key of a LoRA"),
-        ({"a.lora_magnitude_vector": 1}, "a.lora_magnitude_vector is no key of a LoRA"),
+        ({"a.lora_A.weight": 1}, "lora_A.weight"),
+        ({"a.lora_A.weight": 1, "a.lora_B.weight": 1, "a.alpha": 1}, "a.alpha"),
+        ({"a.lora_magnitude_vector": 1}, "a.lora_magnitude_vector"),
     ],
 )
-def test_a_state_dict_that_is_no_lora_is_refused(broken, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_state_dict_that_is_no_lora_is_refused(broken, fact):
+    with refused(fact):
         modules(broken)
 
 
 def test_two_modules_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="b: another module is called x too in kohya's names"):
+    with refused("b", "x", "kohya"):
         convert(lora(["a", "b"]), ALPHA, "kohya", lambda name: "x")

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from diffusers import CogVideoXPipeline
+from refusals import refused
 
 from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, check_attention
 from tdmvid.backbones.cogvideox_parallel import JointAttention
@@ -116,70 +117,61 @@ def test_attention_in_float32_has_the_gradient_of_the_plain_one(load, variant):
 
 
 def test_a_family_without_float32_attention_says_so():
-    with pytest.raises(
-        ValueError,
-        match="model.attention='float32': Linear attends in its own dtype only, use 'sdpa'",
-    ):
+    with refused("model.attention='float32'", "Linear", "'sdpa'"):
         Backbone.use_float32_attention(torch.nn.Linear(1, 1))
 
 
 def test_xformers_without_a_gpu_is_refused_before_anything_is_loaded():
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"model.attention='xformers' needs a CUDA device \(this is cpu\).*pip install -e"
-            r" '.\[xformers\]' in the clone, or choose 'sdpa'"
-        ),
-    ):
+    with refused("model.attention='xformers'", "pip install -e '.[xformers]'", "'sdpa'"):
         check_attention("xformers", torch.device("cpu"))
     check_attention("sdpa", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "changes, facts",
     [
-        ({"height": 40}, r"video.height=40 .*16"),
-        ({"width": 31}, r"video.width=31 .*16"),
-        ({"frames": 6}, r"video.frames=6: .*8n \+ 1 frames, e.g. 9"),
-        ({"frames": 8}, r"video.frames=8: .*8n \+ 1"),
+        ({"height": 40}, ("video.height=40", "16")),
+        ({"width": 31}, ("video.width=31", "16")),
+        ({"frames": 6}, ("video.frames=6", "8n + 1", "9")),
+        ({"frames": 8}, ("video.frames=8", "8n + 1")),
     ],
 )
-def test_an_impossible_size_is_refused_with_the_rule(load, changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_an_impossible_size_is_refused_with_the_rule(load, changes, facts):
+    with refused(*facts):
         load("sincos", **changes)
 
 
-@pytest.mark.parametrize("changes", [{"frames": 0}, {"height": -8}])
-def test_an_empty_clip_is_refused(changes):
-    with pytest.raises(ValueError, match="at least 1"):
+@pytest.mark.parametrize(
+    "changes, fact", [({"frames": 0}, "frames=0"), ({"height": -8}, "height=-8")]
+)
+def test_an_empty_clip_is_refused(changes, fact):
+    with refused(fact):
         ClipSize(**changes)
 
 
 @pytest.mark.parametrize(
-    "path, message",
+    "path, fact",
     [
-        ("", "model.path is empty"),
-        ("/nowhere/at/all", "no folder here and no hub id"),
-        ("./relative", "no folder here and no hub id"),
+        ("", "model.path"),
+        ("/nowhere/at/all", "'/nowhere/at/all'"),
+        ("./relative", "'./relative'"),
     ],
 )
-def test_a_wrong_path_is_refused_before_the_network_is_asked(path, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_path_is_refused_before_the_network_is_asked(path, fact):
+    with refused(fact):
         load_backbone(ModelConfig(path=path), ClipSize(9, 32, 32))
 
 
 def test_a_folder_that_is_no_pipeline_or_of_another_family_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no model_index.json"):
+    with refused("model_index.json", tmp_path):
         load_backbone(ModelConfig(path=str(tmp_path)), ClipSize(9, 32, 32))
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(
-        ValueError, match="is a FluxPipeline: known pipeline classes are .*CogVideoXPipeline"
-    ):
+    with refused("FluxPipeline", "CogVideoXPipeline"):
         load_backbone(ModelConfig(path=str(tmp_path)), ClipSize(9, 32, 32))
 
 
 def test_an_unknown_dtype_is_refused():
-    with pytest.raises(ValueError, match="model.dtype='int8': choose float32, bfloat16 or float16"):
+    with refused("model.dtype='int8'", "bfloat16"):
         ModelConfig(dtype="int8")
 
 

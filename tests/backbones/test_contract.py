@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from families import BUILDERS
+from refusals import refused
 
 from tdmvid.adapters.lora import LoraSettings, attach, shared_copy, start_from
 from tdmvid.backbones.base import ModelConfig
@@ -395,12 +396,10 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
     )
 
 
-@pytest.mark.parametrize("change", [{"height": 33}, {"width": 33}, {"frames": 6}])
-def test_an_impossible_size_is_refused_with_the_rule(case, change):
-    with pytest.raises(
-        ValueError, match=f"video.{next(iter(change))}={next(iter(change.values()))}"
-    ):
-        load_backbone(ModelConfig(path=str(case.folder)), replace(case.size, **change))
+@pytest.mark.parametrize("setting, value", [("height", 33), ("width", 33), ("frames", 6)])
+def test_an_impossible_size_is_refused_with_its_value(case, setting, value):
+    with refused(f"video.{setting}={value}"):
+        load_backbone(ModelConfig(path=str(case.folder)), replace(case.size, **{setting: value}))
 
 
 @pytest.fixture(scope="module")

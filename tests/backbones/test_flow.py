@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from families import BUILDERS, sd3, wan
+from refusals import refused
 
 from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.flow import flow_scheduler_for
@@ -99,10 +100,7 @@ def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(
         atol=1e-4 * ours.abs().max().item(),
         rtol=0,
     )
-    with pytest.raises(
-        ValueError,
-        match=f"num_inference_steps=5: this student was trained on {grid.steps} timesteps",
-    ):
+    with refused("num_inference_steps=5", str(grid.steps)):
         backbone.stock_latents(lean, z, cond, steps=5)
 
 
@@ -199,7 +197,7 @@ def test_wan_2_2_is_refused_by_what_makes_it_so(tmp_path, setting, value):
     saved(wan, tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps(index | {setting: value}))
-    with pytest.raises(ValueError, match=f"has {setting}=.*which is Wan 2.2: give a Wan 2.1"):
+    with refused(f"{setting}={value!r}"):
         load(wan, tmp_path)
 
 
@@ -208,34 +206,26 @@ def test_a_scheduler_of_another_process_is_refused(family, folder, tmp_path):
     (copy / "scheduler" / "scheduler_config.json").write_text(
         json.dumps({"_class_name": "DDIMScheduler", "prediction_type": "epsilon"})
     )
-    with pytest.raises(ValueError, match="DDIMScheduler is for networks that predict 'epsilon'"):
+    with refused("DDIMScheduler", "'epsilon'"):
         load(family, copy)
 
 
 @pytest.mark.parametrize(
-    "name, size, message",
+    "name, size, fact",
     [
-        ("StableDiffusion3Pipeline", ClipSize(1, 36, 32), r"video.height=36 does not divide by 8"),
-        (
-            "StableDiffusion3Pipeline",
-            ClipSize(5, 32, 32),
-            r"video.frames=5: .* generates images, use 1",
-        ),
-        (
-            "StableDiffusion3Pipeline",
-            ClipSize(1, 32, 104),
-            r"this model has positions for 96 pixels a side at most",
-        ),
-        ("WanPipeline", ClipSize(9, 40, 32), r"video.height=40 does not divide by 16"),
-        ("WanPipeline", ClipSize(9, 32, 24), r"video.width=24 does not divide by 16"),
-        ("WanPipeline", ClipSize(12, 32, 32), r"video.frames=12: .*4n \+ 1 frames, e.g. 13"),
-        ("WanPipeline", ClipSize(2, 32, 32), r"video.frames=2: .*4n \+ 1 frames, e.g. 1"),
+        ("StableDiffusion3Pipeline", ClipSize(1, 36, 32), "video.height=36"),
+        ("StableDiffusion3Pipeline", ClipSize(5, 32, 32), "video.frames=5"),
+        ("StableDiffusion3Pipeline", ClipSize(1, 32, 104), "96"),
+        ("WanPipeline", ClipSize(9, 40, 32), "video.height=40"),
+        ("WanPipeline", ClipSize(9, 32, 24), "video.width=24"),
+        ("WanPipeline", ClipSize(12, 32, 32), "video.frames=12"),
+        ("WanPipeline", ClipSize(2, 32, 32), "video.frames=2"),
     ],
 )
-def test_an_impossible_size_is_refused_with_the_rule(tmp_path_factory, name, size, message):
+def test_an_impossible_size_is_refused_with_the_rule(tmp_path_factory, name, size, fact):
     family = BUILDERS[name]
     root = tmp_path_factory.mktemp(name)
-    with pytest.raises(ValueError, match=message):
+    with refused(fact):
         load(family, saved(family, root), size)
 
 

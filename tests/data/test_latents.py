@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
 from tdmvid.data.latents import RealConfig, RealLatents
 from tdmvid.data.video import (
@@ -45,14 +46,9 @@ def test_frames_are_those_of_the_wanted_rate(tmp_path, monkeypatch, decoder, rat
     write_video(tmp_path / "a.mp4", video, fps=rate, lossless=True)
     found = read_video(tmp_path / "a.mp4", frames=4, fps=fps)
     torch.testing.assert_close(found, video[:, expected], atol=0.02, rtol=0)
-    with pytest.raises(
-        ValueError, match=r"a.mp4: has \d+ frames at 8 frames a second, 90 are needed"
-    ):
+    with refused("a.mp4", "90", "8"):
         read_video(tmp_path / "a.mp4", frames=90, fps=8)
-    with pytest.raises(
-        ValueError,
-        match="different frames where 4 are needed at 100 frames a second: use a faster video",
-    ):
+    with refused("a.mp4", "4", "100"):
         read_video(tmp_path / "a.mp4", frames=4, fps=100)
 
 
@@ -87,7 +83,7 @@ def test_a_clip_is_the_middle_of_a_file_without_distortion(tmp_path, height, wid
 def test_an_image_is_no_video_and_a_video_can_give_an_image(tmp_path):
     write_image(tmp_path / "a.png", brightness(1, 1)[:, 0])
     write_video(tmp_path / "b.mp4", brightness(2, 5), fps=8)
-    with pytest.raises(ValueError, match="a.png is an image, 9 frames are needed: give videos"):
+    with refused("a.png", "9"):
         read_clip(tmp_path / "a.png", frames=9, height=32, width=32, fps=8)
     torch.testing.assert_close(
         read_clip(tmp_path / "b.mp4", frames=1, height=32, width=32, fps=8),
@@ -98,14 +94,14 @@ def test_an_image_is_no_video_and_a_video_can_give_an_image(tmp_path):
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no-such' is no folder"):
+    with refused("no-such"):
         media_files(tmp_path / "no-such", VIDEOS)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "._a.mp4").write_bytes(b"of another system")
-    with pytest.raises(ValueError, match="holds no .*.mp4"):
+    with refused(tmp_path, ".mp4"):
         media_files(tmp_path, VIDEOS)
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="a.png: not a readable image"):
+    with refused("a.png"):
         read_clip(tmp_path / "a.png", frames=1, height=32, width=32, fps=8)
 
 
@@ -138,7 +134,7 @@ def test_a_photograph_stands_upright(tmp_path):
 
 def test_an_image_of_more_than_8_bits_is_refused(tmp_path):
     Image.fromarray(np.full((32, 32), 30000, dtype=np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="a.png: an image of mode I;16: convert it to 8 bits"):
+    with refused("a.png", "I;16"):
         clip(tmp_path / "a.png")
 
 

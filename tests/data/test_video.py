@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
 from tdmvid.data import video as files
 from tdmvid.data.video import read_video, write_image, write_strip, write_video
@@ -76,7 +77,7 @@ def test_the_first_frames_are_the_same_as_those_of_the_whole(tmp_path, decoder):
     assert torch.equal(
         read_video(tmp_path / "a.mp4", frames=5), read_video(tmp_path / "a.mp4")[:, :5]
     )
-    with pytest.raises(ValueError, match="a.mp4: has 17 frames, 18 are needed"):
+    with refused("a.mp4", "17", "18"):
         read_video(tmp_path / "a.mp4", frames=18)
 
 
@@ -102,23 +103,23 @@ def test_what_is_no_video_is_named(tmp_path):
     data = (tmp_path / "a.mp4").read_bytes()
     for content in (b"", b"text", data[:200]):
         (tmp_path / "cut.mp4").write_bytes(content)
-        with pytest.raises(ValueError, match="cut.mp4: not a readable video"):
+        with refused("cut.mp4"):
             read_video(tmp_path / "cut.mp4")
-    with pytest.raises(FileNotFoundError, match="b.mp4: no such video"):
+    with refused("b.mp4", error=FileNotFoundError):
         read_video(tmp_path / "b.mp4")
 
 
 @pytest.mark.parametrize(
-    "video, fps, message",
+    "video, fps, fact",
     [
-        (torch.full((3, 2, 8, 8), torch.nan), 8, "384 of 384 pixel values are not finite"),
-        (torch.zeros(2, 3, 8, 8), 8, r"shape \[2, 3, 8, 8\]: must be \[3, F, H, W\]"),
-        (torch.zeros(3, 2, 8, 8), 0, "fps=0: must be positive"),
+        (torch.full((3, 2, 8, 8), torch.nan), 8, "384"),
+        (torch.zeros(2, 3, 8, 8), 8, "[2, 3, 8, 8]"),
+        (torch.zeros(3, 2, 8, 8), 0, "fps=0"),
     ],
 )
-def test_a_video_that_cannot_be_written_leaves_the_old_file(tmp_path, video, fps, message):
+def test_a_video_that_cannot_be_written_leaves_the_old_file(tmp_path, video, fps, fact):
     (tmp_path / "a.mp4").write_bytes(b"old")
-    with pytest.raises(ValueError, match=message):
+    with refused(fact):
         write_video(tmp_path / "a.mp4", video, fps=fps)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
