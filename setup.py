@@ -1,33 +1,61 @@
-"""Package metadata; the tested versions are the lower bounds and those of constraints.txt."""
+"""Package metadata; the lowest and the newest tested versions are in constraints*.txt."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 QUANTIZE = ["torchao>=0.18,<0.19"]
+TEST = ["pytest>=8,<10", *QUANTIZE]
 
 setup(
     name="tdmvid",
-    version="0.1.0",
+    version="0.2.0",
     description="Distil video diffusion models into four steps by Trajectory Distribution Matching",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    python_requires=">=3.10",
-    packages=find_packages(include=["tdmvid", "tdmvid.*"]),
-    entry_points={"console_scripts": ["tdmvid = tdmvid.cli.main:main"]},
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["tdmvid", "tdmvid.*"]),
+        "tdmvid.configs",
+        "tdmvid.configs.prompts",
+        "tdmvid.configs.evaluation",
+        "tdmvid.slurm",
+    ],
+    # These folders stay at the top of the repository and are packaged from there.
+    package_dir={
+        "tdmvid.configs": "configs",
+        "tdmvid.configs.prompts": "configs/prompts",
+        "tdmvid.configs.evaluation": "eval/configs",
+        "tdmvid.slurm": "launch/slurm",
+    },
     package_data={
+        "tdmvid": ["py.typed"],
+        "tdmvid.configs": ["*.json"],
+        "tdmvid.configs.prompts": ["*.txt"],
+        "tdmvid.configs.evaluation": ["*.json", "*.txt"],
+        "tdmvid.slurm": ["*.sh", "*.sbatch"],
         "tdmvid.report": ["*.j2"],
         "tdmvid.scoring": ["*.j2"],
         "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"],
+        "tdmvid.shapes": [
+            "*.safetensors",
+            "*.txt",
+            "teacher/*.json",
+            "teacher/*/*.json",
+            "teacher/*/*.safetensors",
+        ],
     },
+    entry_points={"console_scripts": ["tdmvid = tdmvid.cli.main:main"]},
     install_requires=[
         "torch>=2.10,<2.16",
         "diffusers>=0.42,<0.43",
-        "transformers>=5.0,<6",
+        "transformers>=5.3,<6",
         "peft>=0.21,<0.22",
         "accelerate>=1.10,<2",
         "deepspeed>=0.19,<0.20",
-        "safetensors>=0.5,<1",
+        "safetensors>=0.8,<1",
         "sentencepiece>=0.2,<0.3",
         "protobuf>=5,<8",
         "datasets>=4,<6",
@@ -38,10 +66,11 @@ setup(
         "pillow>=11,<14",
         "jinja2>=3.1,<4",
         "tensorboard>=2.18,<3",
-        "tqdm>=4.66,<5",
+        "tqdm>=4.66.3,<5",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", *QUANTIZE],
+        "test": TEST,
+        "dev": [*TEST, "mypy>=2.4,<3", "pre-commit>=4,<5", "ruff>=0.17,<0.18"],
         "plot": ["matplotlib>=3.10,<4"],
         "quantize": QUANTIZE,
         "xformers": ["xformers>=0.0.35,<0.1"],

@@ -137,8 +137,8 @@ def students(config: RunConfig, captions: int, seeds: int) -> list[list[object]]
 def main() -> None:
     args = arguments()
     place = [
-        f"model.path={race.ROOT / 'examples/shapes/teacher'}",
-        f"prompts.path={race.ROOT / 'examples/shapes/prompts.txt'}",
+        f"model.path={race.ROOT / 'tdmvid/shapes/teacher'}",
+        f"prompts.path={race.ROOT / 'tdmvid/shapes/prompts.txt'}",
     ]
     config = load_config(race.ROOT / "configs/shapes_4nfe.json", [*place, *args.set])
     runs = {kind: build_run(of_kind(config, kind), launch.start("none")) for kind in KINDS}

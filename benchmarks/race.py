@@ -16,14 +16,14 @@ import torch
 from benchmarks import toy as mixture
 from benchmarks.published import published
 from benchmarks.stopwatch import alternate
-from examples.shapes import score, world
-from examples.shapes.judge import features, load_judge
-from examples.shapes.metrics import frechet_distance
 from tdmvid.config.run import RunConfig, load_config
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.iteration import iterate
 from tdmvid.parallel import launch
+from tdmvid.shapes import score, world
+from tdmvid.shapes.judge import features, load_judge
+from tdmvid.shapes.metrics import frechet_distance
 from tdmvid.train.samples import sample_student
 from tdmvid.train.setup import Run, build_run
 from tdmvid.train.trainer import _micro_batches
@@ -88,8 +88,8 @@ def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int 
     samples, from the same noise.
     """
     place = [
-        f"model.path={ROOT / 'examples/shapes/teacher'}",
-        f"prompts.path={ROOT / 'examples/shapes/prompts.txt'}",
+        f"model.path={ROOT / 'tdmvid/shapes/teacher'}",
+        f"prompts.path={ROOT / 'tdmvid/shapes/prompts.txt'}",
     ]
     config = load_config(ROOT / "configs/shapes_4nfe.json", place)
     run = build_run(config, launch.start("none"))

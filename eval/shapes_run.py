@@ -1,8 +1,8 @@
 """Score samplers on the shapes world: held-out captions, fixed seeds, the same noise for all.
 
     python eval/shapes_run.py --run runs/shapes_4nfe
-    python eval/shapes_run.py --model examples/shapes/teacher --steps 8 --cfg 3
-    python eval/shapes_run.py --model examples/shapes/teacher --lora runs/shapes_4nfe/lora --steps 4
+    python eval/shapes_run.py --model tdmvid/shapes/teacher --steps 8 --cfg 3
+    python eval/shapes_run.py --model tdmvid/shapes/teacher --lora runs/shapes_4nfe/lora --steps 4
     --cfg 1
 
 --run scores a run's student beside its teacher and renews the run's report. Every sampler
@@ -19,14 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT)]
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from shapes import score, world  # noqa: E402
-from shapes.judge import load_judge  # noqa: E402
 from tdmvid.adapters.bundle import use_student  # noqa: E402
 from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig  # noqa: E402
 from tdmvid.backbones.registry import load_backbone  # noqa: E402
@@ -34,6 +32,8 @@ from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.diffusion.denoiser import Cond  # noqa: E402
 from tdmvid.report.page import write_report  # noqa: E402
 from tdmvid.sampling.sample import weights_of  # noqa: E402
+from tdmvid.shapes import score, world  # noqa: E402
+from tdmvid.shapes.judge import load_judge  # noqa: E402
 
 COLUMNS = [
     {"key": "all", "label": "all attributes right", "unit": "%", "better": "high"},
@@ -194,7 +194,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--run", type=Path, help="a run folder: scores go to its scores.json and report.html"
     )
-    parser.add_argument("--model", default=str(ROOT / "examples/shapes/teacher"))
+    parser.add_argument("--model", default=str(ROOT / "tdmvid/shapes/teacher"))
     parser.add_argument("--lora", type=Path)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=1.0)

@@ -15,9 +15,9 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 import torch  # noqa: E402
 
-from shapes import score, world  # noqa: E402
-from shapes.judge import load_judge  # noqa: E402
 from tdmvid.config.run import load_config  # noqa: E402
+from tdmvid.shapes import score, world  # noqa: E402
+from tdmvid.shapes.judge import load_judge  # noqa: E402
 from tdmvid.train import setup, trainer  # noqa: E402
 from tdmvid.train.samples import sample_student  # noqa: E402
 

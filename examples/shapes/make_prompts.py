@@ -6,14 +6,10 @@ No caption that eval/shapes_run.py scores (the held-out ones) is among them.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from shapes import world  # noqa: E402
+from tdmvid.shapes import PROMPTS, world
 
 
 def main() -> None:
@@ -24,7 +20,7 @@ def main() -> None:
         world.caption(things)
         for things in world.draw_captions(2000, torch.Generator().manual_seed(0))
     ]
-    path = Path(__file__).with_name("prompts.txt")
+    path = PROMPTS
     path.write_text("\n".join(captions) + "\n", encoding="utf-8")
     print(f"{len(captions)} captions, {len(set(captions))} different: {path}")
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
+import quality
+import text
 import torch
+import train_judge
+import train_transformer
+import vae
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shapes import judge, quality, text, train_transformer, vae  # noqa: E402
+from tdmvid.shapes import TEACHER
 
-HERE = Path(__file__).resolve().parent
 STAGES = ("vae", "judge", "teacher", "decoder", "assemble", "score")
 VAE_STEPS, JUDGE_STEPS, DECODER_STEPS = 7000, 1200, 1200
 
@@ -87,7 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/shapes"), help="checkpoints and cached latents"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "teacher")
+    parser.add_argument("--out", type=Path, default=TEACHER)
     parser.add_argument(
         "--steps", type=int, default=train_transformer.Recipe.steps, help="of the transformer"
     )
@@ -97,7 +99,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     actions = {
         "vae": lambda: make_vae(args.work, args.device),
-        "judge": lambda: judge.train_judge(
+        "judge": lambda: train_judge.train_judge(
             args.work, load_vae(args.work), steps=JUDGE_STEPS, device=args.device
         ),
         "teacher": lambda: make_transformer(args.work, args.device, args.steps),

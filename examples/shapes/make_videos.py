@@ -8,16 +8,13 @@ among them.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
-
-from shapes import world  # noqa: E402
-from tdmvid.data.video import write_video  # noqa: E402
+from tdmvid.data.video import write_video
+from tdmvid.shapes import world
 
 
 def main() -> None:

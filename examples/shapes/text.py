@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from . import world
+from tdmvid.shapes import world
 
 MAX_LENGTH, WIDTH = 16, 128
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"

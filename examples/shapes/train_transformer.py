@@ -14,16 +14,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import text
 import torch
+from checkpoint import load, save
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from optimizer import MuonAndAdamW, for_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+from vae import schedule
 
-from . import text, world
-from .checkpoint import load, save
-from .optimizer import MuonAndAdamW, for_transformer
-from .vae import schedule
+from tdmvid.shapes import world
 
 SHARD = 1000  # videos encoded between two writes
 

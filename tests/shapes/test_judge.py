@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from shapes import judge as judging
-from shapes import metrics, score, world
+from tdmvid.shapes import judge as judging
+from tdmvid.shapes import metrics, score, world
 
 
 @pytest.fixture(scope="module")

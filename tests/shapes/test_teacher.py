@@ -1,12 +1,11 @@
 """The teacher's folder is a pipeline that the stock library loads and runs."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "shapes" / "teacher"
+from tdmvid.shapes import TEACHER as FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def test_its_scheduler_is_that_of_cogvideox_2b(pipe):
 
 
 def test_the_stock_pipeline_samples_what_the_caption_says(pipe):
-    from shapes import judge, world
+    from tdmvid.shapes import judge, world
 
     pipe.set_progress_bar_config(disable=True)
     captions = [

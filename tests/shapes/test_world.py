@@ -3,7 +3,8 @@
 import torch
 from refusals import refused
 
-from shapes import text, world
+from shapes import text
+from tdmvid.shapes import world
 
 
 def _generator(seed: int) -> torch.Generator:
