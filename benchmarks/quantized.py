@@ -28,7 +28,7 @@ from tdmvid.backbones.quantize import held_bytes  # noqa: E402
 from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.plan.plan import make_plan  # noqa: E402
-from tdmvid.train.setup import Run, build_run, on_whole_base  # noqa: E402
+from tdmvid.train.run import Run, build_run, on_whole_base  # noqa: E402
 
 KINDS = ("none", "int8", "float8")
 

@@ -24,8 +24,8 @@ from tdmvid.parallel import launch
 from tdmvid.shapes import score, world
 from tdmvid.shapes.judge import features, load_judge
 from tdmvid.shapes.metrics import frechet_distance
+from tdmvid.train.run import Run, build_run
 from tdmvid.train.samples import sample_student
-from tdmvid.train.setup import Run, build_run
 from tdmvid.train.trainer import _micro_batches
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.parallel import launch
 from tdmvid.parallel.rng import Streams
-from tdmvid.train.setup import build_engines
+from tdmvid.roles.build import build_engines
 
 SMALL = {
     "StableDiffusionPipeline": {

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each folder may import of this package (its own folder aside).
 MAY_IMPORT = {
     "diffusion": set(),
-    "distill": {"diffusion"},
+    "distill": {"diffusion", "config"},
     "backbones": {"diffusion", "data", "config"},
     "adapters": {"diffusion", "backbones", "data"},
     "parallel": {"diffusion"},

@@ -18,7 +18,8 @@ import torch  # noqa: E402
 from tdmvid.config.run import load_config  # noqa: E402
 from tdmvid.shapes import score, world  # noqa: E402
 from tdmvid.shapes.judge import load_judge  # noqa: E402
-from tdmvid.train import setup, trainer  # noqa: E402
+from tdmvid.train import trainer  # noqa: E402
+from tdmvid.train.run import Run  # noqa: E402
 from tdmvid.train.samples import sample_student  # noqa: E402
 
 from .page import Claim  # noqa: E402
@@ -165,7 +166,7 @@ class ShapesSuite:
         return held
 
     @torch.no_grad()
-    def _figures(self, run: setup.Run, row: Row) -> dict:
+    def _figures(self, run: Run, row: Row) -> dict:
         judge, things = load_judge(), score.evaluation_set(self.captions, 4, 0)
         reference = score.reference_features(judge, things, self.reference, 1)
         cond = run.backbone.encode_prompts([world.caption(thing) for thing in things])

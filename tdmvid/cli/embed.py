@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.set)
     from ..backbones.registry import load_backbone
     from ..parallel import launch
-    from ..train.setup import embeddings
+    from ..train.prepare import embeddings
 
     world = launch.start("none", config.parallel.timeout_minutes)
     backbone = load_backbone(config.model, config.video)

@@ -20,9 +20,11 @@ from ..backbones.registry import find_family
 from ..backbones.spec import Tokens
 from ..config import RunConfig
 from ..data.prompts import read_prompts
+from ..distill.grids import reference_grid
 from ..parallel.launch import check_sequence
 from ..parallel.sequence import PlannedGroup
-from ..train.setup import check_settings, fit, outline, reference_grid
+from ..roles.build import fit, outline
+from ..roles.rules import check_settings
 from .cost import Trace, decoding_bytes, trace
 
 LIVE_VALUES = (

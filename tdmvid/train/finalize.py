@@ -15,13 +15,14 @@ from ..data.files import write_json
 from ..data.video import few_frames, write_image, write_strip
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
+from ..distill.grids import reference_grid
 from ..export.bundle import export_lora, export_network, replacing
 from ..export.card import Story
 from ..parallel import launch
 from ..report.page import write_report
 from ..roles.rounding import difference, story
+from .run import Run, on_whole_base
 from .samples import fixed_noise, sample_student, write_clips
-from .setup import Run, on_whole_base, reference_grid
 
 
 def finish(run: Run) -> None:

@@ -11,7 +11,7 @@ from ..data.video import write_image, write_strip, write_video
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import Solver, sample
-from .setup import Run
+from .run import Run
 
 
 def fixed_noise(run: Run, count: int) -> Tensor:

@@ -13,11 +13,12 @@ from ..config import RunConfig, to_dict
 from ..data.files import write_json
 from ..distill.iteration import Outcome, iterate, pick_grid
 from ..parallel import launch
+from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
 from .finalize import finish
 from .monitor import Monitor
+from .run import Run, build_run
 from .samples import write_samples
-from .setup import Run, build_run, check_folders
 from .signals import Interrupted, Watch
 
 

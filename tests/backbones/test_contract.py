@@ -25,7 +25,7 @@ from tdmvid.diffusion.grid import shifted, uniform
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
-from tdmvid.train.setup import build_run
+from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
 
 PROMPTS = ["a red circle moves left", "a blue square"]

@@ -10,7 +10,7 @@ from refusals import refused
 from tdmvid.config.run import LogConfig, RunConfig, from_dict, load_config, to_dict
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import RectifiedFlow
-from tdmvid.train.setup import reference_grid
+from tdmvid.distill.grids import reference_grid
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
 UNUSUAL = {

@@ -15,7 +15,9 @@ from torch._dynamo.utils import counters
 
 from tdmvid.config.run import load_config
 from tdmvid.parallel import launch
-from tdmvid.train import setup, trainer
+from tdmvid.roles import build
+from tdmvid.train import run as runs
+from tdmvid.train import trainer
 
 
 def run(settings, backend, *changes) -> dict:
@@ -23,12 +25,12 @@ def run(settings, backend, *changes) -> dict:
     torch._dynamo.config.fail_on_recompile_limit_hit = (
         True  # or a block would go on without being compiled
     )
-    setup.compile_blocks = partial(setup.compile_blocks, backend=backend)
+    build.compile_blocks = partial(build.compile_blocks, backend=backend)
     config, graphs = load_config(settings, list(changes)), []
     world = launch.start(
         config.parallel.backend, timeout_minutes=5, sequence=config.parallel.sequence
     )
-    run = setup.build_run(config, world)
+    run = runs.build_run(config, world)
     for step in range(3):
         assert trainer._iteration(run, step)[0].failed is None
         graphs.append(counters["stats"]["unique_graphs"])

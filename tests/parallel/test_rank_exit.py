@@ -51,7 +51,7 @@ def embed(prompts, cache, timeout):
     from tdmvid.config.run import RunConfig, from_dict
     from tdmvid.data import embeddings as shards
     from tdmvid.parallel import launch
-    from tdmvid.train.setup import embeddings
+    from tdmvid.train.prepare import embeddings
 
     shards.PROMPTS_PER_SHARD = 1
     world = launch.start("deepspeed", timeout / 60)
@@ -79,7 +79,7 @@ def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
 def other_prompts(folder):
     from tdmvid.config.run import RunConfig, from_dict
     from tdmvid.parallel import launch
-    from tdmvid.train.setup import embeddings
+    from tdmvid.train.prepare import embeddings
 
     world = launch.start("deepspeed", 1)
     config = from_dict(

@@ -18,7 +18,7 @@ from tdmvid.parallel import launch
 from tdmvid.plan import cost as trace
 from tdmvid.plan.plan import GIB, calls_per_iteration, check_fit, describe, make_plan
 from tdmvid.train.monitor import read_metrics
-from tdmvid.train.setup import build_run
+from tdmvid.train.run import build_run
 from tdmvid.train.trainer import _micro_batches, train
 
 STEPS, MICRO = 2, 2

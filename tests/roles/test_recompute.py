@@ -12,7 +12,7 @@ from tdmvid.config.run import ParallelConfig
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
 from tdmvid.roles.recompute import is_attention, keep_attention
-from tdmvid.train.setup import build_run
+from tdmvid.train.run import build_run
 
 CHECKPOINTED, KEPT = "parallel.gradient_checkpointing=true", "parallel.keep_attention=true"
 

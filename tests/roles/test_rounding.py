@@ -21,7 +21,8 @@ from tdmvid.export.requests import Options, export_run
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import GIB, check_fit, describe, make_plan
 from tdmvid.roles.rounding import story
-from tdmvid.train.setup import build_run, check_quantize
+from tdmvid.roles.rules import check_quantize
+from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
 
 needs_torchao = pytest.mark.skipif(
@@ -316,6 +317,6 @@ def test_a_run_without_torchao_ends_before_the_teacher_is_loaded(tiny_run, tmp_p
         "importlib.util.find_spec",
         lambda name, *more: None if name == "torchao" else find(name, *more),
     )
-    monkeypatch.setattr("tdmvid.train.setup.load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("tdmvid.train.run.load_backbone", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="needs torchao: pip install"):
         build_run(tiny_run(tmp_path, INT8), launch.start("none"))

@@ -18,7 +18,7 @@ from tdmvid.backbones.registry import load_backbone
 from tdmvid.data.prompts import PromptOrder
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
-from tdmvid.train.setup import embeddings
+from tdmvid.train.prepare import embeddings
 from tdmvid.train.trainer import TrainingStopped, train
 
 pytestmark = pytest.mark.usefixtures("loop_only")

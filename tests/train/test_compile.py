@@ -12,7 +12,10 @@ from torch._dynamo.utils import counters
 
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
-from tdmvid.train.setup import build_run, check_compile, check_compiler, compile_blocks
+from tdmvid.roles.build import compile_blocks
+from tdmvid.roles.rules import check_compile
+from tdmvid.train.preflight import check_compiler
+from tdmvid.train.run import build_run
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tdmvid.config.run import RunConfig, from_dict
 from tdmvid.distill.iteration import pick_grid, pick_k
 from tdmvid.plan.plan import make_plan
+from tdmvid.roles.rules import check_objective
 from tdmvid.train.monitor import read_metrics
-from tdmvid.train.setup import check_objective
 from tdmvid.train.trainer import train
 
 CHOICES = {

@@ -10,7 +10,7 @@ from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
 from tdmvid.train.finalize import base_waiting
-from tdmvid.train.setup import build_run
+from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
 
 
@@ -73,13 +73,13 @@ def test_the_text_encoder_has_the_device_to_itself(tiny_run, tmp_path, monkeypat
 
     monkeypatch.setattr(CogVideoX, "release_text", released)
     monkeypatch.setattr(
-        "tdmvid.train.setup.embed_prompts",
+        "tdmvid.train.prepare.embed_prompts",
         lambda cache, prompts, encode, each: held.append(
             sum(p.numel() for p in encode.__self__.network.parameters())
         ),
     )
     monkeypatch.setattr(
-        "tdmvid.train.setup.EmbeddingCache.get",
+        "tdmvid.train.prepare.EmbeddingCache.get",
         lambda cache, prompts: (_ for _ in ()).throw(KeyError("no embeddings")),
     )
     with pytest.raises(KeyError):

@@ -15,7 +15,7 @@ from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import describe, make_plan
 from tdmvid.train.checkpoint import Checkpoints
-from tdmvid.train.setup import build_run
+from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
 
 WIDE = 'lora.targets=["to_q", "to_k", "to_v", "to_out.0", "ff.net.2"]'
