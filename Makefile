@@ -1,20 +1,25 @@
-# `make demo` and `make test` do everything from a fresh clone; both need python3, git and make only.
+# Every target works from a fresh clone and needs only python3 (3.11 or newer), git and make.
+#   make demo    distil the embedded teacher and score the student
+#   make test    the whole test suite; make quick: the part that takes under three minutes
+#   make lint    ruff and mypy
+#   make lowest  the quick suite with the lowest versions that setup.py allows
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 RUN := runs/shapes_4nfe
 export TOKENIZERS_PARALLELISM ?= false
 # Freed memory is kept for the next step: without this, sampling spends half its processor time in the kernel.
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
 
-.PHONY: demo test install clean
+.PHONY: demo test quick lint lowest install clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: setup.py constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: install
@@ -24,6 +29,23 @@ demo: install
 
 test: install
 	$(VENV)/bin/python -m pytest
+
+quick: install
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+lint: install
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -m "not slow"
+
+$(LOWEST)/installed: setup.py constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch numpy setuptools wheel
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[test]"
+	touch $@
 
 clean:
 	rm -rf runs cache

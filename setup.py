@@ -57,7 +57,7 @@ setup(
         "deepspeed>=0.19,<0.20",
         "safetensors>=0.8,<1",
         "sentencepiece>=0.2,<0.3",
-        "protobuf>=5,<8",
+        "protobuf>=5.26,<8",
         "datasets>=4,<6",
         "av>=14,<19",
         "decord>=0.6,<0.7; platform_machine == 'x86_64'",
