@@ -33,12 +33,12 @@ from torch import Tensor  # noqa: E402
 from benchmarks.iteration import NETWORKS, prepare  # noqa: E402
 from benchmarks.stopwatch import alternate, report  # noqa: E402
 from benchmarks.untrained import Stage, build_stage, text_like  # noqa: E402
-from tdmvid.adapters.bundle import use_student  # noqa: E402
 from tdmvid.backbones.registry import load_backbone  # noqa: E402
 from tdmvid.config.run import RunConfig  # noqa: E402
 from tdmvid.diffusion.sampler import ddim  # noqa: E402
 from tdmvid.export.bundle import export_fused, export_lora  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
+from tdmvid.sampling.student import use_student  # noqa: E402
 
 PROMPT = "a red ring moving left and a blue square moving up"
 HEAD = [

@@ -25,13 +25,12 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from tdmvid.adapters.bundle import use_student  # noqa: E402
 from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig  # noqa: E402
 from tdmvid.backbones.registry import load_backbone  # noqa: E402
 from tdmvid.data.files import write_json  # noqa: E402
 from tdmvid.diffusion.denoiser import Cond  # noqa: E402
 from tdmvid.report.page import write_report  # noqa: E402
-from tdmvid.sampling.sample import weights_of  # noqa: E402
+from tdmvid.sampling.student import use_student, weights_of  # noqa: E402
 from tdmvid.shapes import score, world  # noqa: E402
 from tdmvid.shapes.judge import load_judge  # noqa: E402
 

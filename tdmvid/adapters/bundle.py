@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 from pathlib import Path
 
 import diffusers
 import torch
 
-from ..backbones.base import Backbone
 from ..backbones.registry import families
-from ..diffusion.grid import explicit
-from .lora import shared_copy
 
 FACTS = "export.json"
 
@@ -35,43 +31,6 @@ def read_facts(folder: Path) -> dict:
                     f"{folder} is a run's folder: give its student, {Path(folder) / name}"
                 )
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def stock_defaults(backbone: Backbone) -> tuple[int, float]:
-    """Steps and guidance of a stock call that names neither."""
-    call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
-    return call["num_inference_steps"].default, float(call["guidance_scale"].default)
-
-
-def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False):
-    """The stock pipeline with the LoRA or network of `folder` and the scheduler beside it; the
-    teacher for None.
-
-    It shares the backbone's weights, and leaves them as they are. whole: with text encoder and
-    autoencoder.
-    """
-    network = shared_copy(backbone.network)
-    pipeline = backbone.whole_pipeline() if whole else backbone.stock_pipeline(network)
-    pipeline.register_modules(**{backbone.spec.network_folder: network})
-    if folder is None:
-        return pipeline
-    if (folder / backbone.lora_file).is_file() or not (folder / "config.json").is_file():
-        backbone.load_lora(pipeline, folder)  # refuses what is neither
-        return pipeline
-    network = (
-        type(backbone.network)
-        .from_pretrained(folder, dtype=backbone.config.torch_dtype)
-        .to(backbone.device)
-    )
-    pipeline.register_modules(**{backbone.spec.network_folder: network})
-    timesteps = read_facts(folder).get("timesteps")
-    if not timesteps:
-        raise ValueError(
-            f"{folder} has no {FACTS} with its timesteps: export it again (python"
-            " launch/export_lora.py)"
-        )
-    pipeline.scheduler = backbone.student_scheduler(explicit(timesteps, backbone.process))
-    return pipeline
 
 
 def load_pipeline(folder: str | Path, *, dtype: str | None = None):

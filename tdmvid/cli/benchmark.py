@@ -8,7 +8,7 @@
     python eval/benchmark_sample.py --benchmark geneval ...
 
 Benchmarks: hpdv2, drawbench, coco, geneval, t2v-compbench; their files and folders are listed in
-tdmvid/scoring/layouts.py. The same command again makes only what is missing.
+tdmvid/scoring/benchmark_layouts.py. The same command again makes only what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from .options import add_sampler, base_of, sampler_of
 
 if TYPE_CHECKING:
-    from ..scoring.layouts import Layout
+    from ..scoring.benchmark_layouts import Layout
 
 BENCHMARKS = ("hpdv2", "drawbench", "coco", "geneval", "t2v-compbench")
 OF_VIDEOS = ("t2v-compbench",)
@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Make the files that the folder lacks, and the texts that the scorer wants beside them."""
     from ..parallel import launch
-    from ..sampling.sample import load_for_sampling, sample_videos
-    from ..scoring.layouts import layout
+    from ..sampling.sample import sample_videos
+    from ..sampling.student import load_for_sampling
+    from ..scoring.benchmark_layouts import layout
 
     wanted = layout(args.benchmark, args.prompts, seeds=args.seeds)
     shots = wanted.shots[: args.limit or None]

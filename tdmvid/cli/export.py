@@ -188,7 +188,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
 
 def _load_base(args: argparse.Namespace):
     from ..parallel import launch
-    from ..sampling.sample import load_for_sampling
+    from ..sampling.student import load_for_sampling
 
     return load_for_sampling(
         launch.start("none"),

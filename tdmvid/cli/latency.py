@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch {args.batch}: at least 1")
     from ..data.files import write_json
     from ..parallel import launch
-    from ..sampling.sample import load_for_sampling
+    from ..sampling.student import load_for_sampling
     from ..scoring.latency import table, time_samplers
 
     backbone = load_for_sampling(

@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> None:
     """Make the files that the folder lacks."""
     from ..data.prompts import read_prompts
     from ..parallel import launch
-    from ..sampling.sample import load_for_sampling, plan_shots, read_seeds, sample_videos
+    from ..sampling.sample import sample_videos
+    from ..sampling.shots import plan_shots, read_seeds
+    from ..sampling.student import load_for_sampling
 
     prompts, seeds = read_prompts(args.prompts, column=args.column), read_seeds(args.seeds)
     # Ranks wait for the slowest one's last video.

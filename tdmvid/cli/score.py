@@ -75,7 +75,7 @@ def score_vbench(args: argparse.Namespace) -> None:
     """Sample both sides, score them by the VBench package and compare; or say what could be."""
     from ..config.run import from_dict, read_settings
     from ..scoring import vbench_run
-    from ..scoring.suite import VBenchConfig
+    from ..scoring.vbench_suite import VBenchConfig
 
     config = from_dict(VBenchConfig, read_settings(args.config, args.set))
     evaluation = vbench_run.prepare(config)

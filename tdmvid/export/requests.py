@@ -27,7 +27,8 @@ from ..data.prompts import read_prompts
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..roles.rounding import story as base_story
-from ..sampling.sample import noise, weights_of
+from ..sampling.shots import noise
+from ..sampling.student import weights_of
 from ..train.checkpoint import Checkpoints, whole
 from .bundle import check_formats, export_fused, export_lora, export_network, replacing
 from .card import Story

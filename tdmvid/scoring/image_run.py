@@ -12,6 +12,7 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,13 +21,13 @@ from ..config.run import to_dict
 from ..data.files import write_json
 from ..data.prompts import read_prompts
 from ..parallel import launch
-from ..sampling.sample import Shot, plan_shots
-from . import images
+from ..sampling.shots import Shot, plan_shots
+from .image_metrics import METRICS, ImageMetric, ImageSet, SetMetric
 from .intervals import Measure, mean_over_groups, paired_difference
+from .paired_samples import NAMES, config_mismatches, sample_metadata, sample_sides
+from .preflight import Preflight, preflight
 from .results import Pair, Result, write_result
-from .sides import NAMES, foreign, sample_sides, sampled
-from .suite import TeacherSampling, check_videos
-from .weights import Preflight, preflight
+from .vbench_suite import TeacherSampling, check_videos
 
 Scores = dict[str, dict[str, float]]
 """Measure -> prompt -> its mean over seeds."""
@@ -59,9 +60,9 @@ class ImageConfig:
 
     def __post_init__(self):
         for name in self.metrics:
-            if name not in images.NEEDS:
+            if name not in METRICS:
                 raise ValueError(
-                    f"metrics: {name!r} is not known: choose from {', '.join(images.NEEDS)}"
+                    f"metrics: {name!r} is not known: choose from {', '.join(METRICS)}"
                 )
         if not self.prompts:
             raise ValueError("prompts is empty: give a .txt, .jsonl, .csv or .parquet file")
@@ -81,14 +82,12 @@ class ImageConfig:
 
 
 def ready(config: ImageConfig) -> Preflight:
-    """Which measures can run here."""
-    packages = [
-        name for name in ("open_clip", "torch_fidelity", "lpips") if importlib.util.find_spec(name)
-    ]
-    packages += ["tesseract"] if shutil.which("tesseract") else []
-    return preflight(
-        list(config.metrics), images.NEEDS, Path(config.cache).resolve(), packages=packages
-    )
+    """Check which measures can run here."""
+    needs = {name: METRICS[name].needs for name in config.metrics}
+    asked = {need.path for wanted in needs.values() for need in wanted if need.package}
+    packages = [name for name in asked if importlib.util.find_spec(name) or shutil.which(name)]
+    cache = Path(config.cache).resolve()
+    return preflight(list(config.metrics), needs, cache, packages=packages)
 
 
 def run(config: ImageConfig, checked: Preflight, student: Path, out: Path) -> None:
@@ -110,112 +109,92 @@ def run(config: ImageConfig, checked: Preflight, student: Path, out: Path) -> No
     torch.cuda.empty_cache()
     if world.primary:
         write_json(out / "config.json", to_dict(config))
-        page = compare(out, config, shots, checked, said=foreign(config, student))
+        page = compare(out, config, shots, checked, said=config_mismatches(config, student))
         print(f"results: {page}")
 
 
 def shots_of(config: ImageConfig) -> list[Shot]:
-    """Every prompt with every seed."""
+    """Return every prompt with every seed."""
     prompts = read_prompts(Path(config.prompts), column=config.column)
     return plan_shots(prompts[: config.limit or None], range(config.seeds), frames=1)
 
 
 def check_shots(config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> None:
-    """ValueError, before anything is sampled, for what the measures could not be taken of."""
-    if "text" in metrics and not any(images.wanted_text(shot.prompt) for shot in shots):
-        raise ValueError(
-            f"metrics: text reads what prompts ask to be written, and none of {config.prompts} has"
-            ' words in "quotation marks"'
-        )
-    if set(images.SET_METRICS) & set(metrics):
-        sets = {"images": len(shots)} | (
-            {f"pictures in {config.reference!r}": len(_pictures(config))}
-            if config.reference
-            else {}
-        )
+    """Raise ValueError, before anything is sampled, for what the measures could not be taken of."""
+    sets = {"images": len(shots)}
+    if config.reference:
+        sets[f"pictures in {config.reference!r}"] = len(_pictures(config))
+    for metric in (METRICS[name] for name in metrics):
+        if isinstance(metric, ImageMetric) and metric.check:
+            metric.check([shot.prompt for shot in shots], config.prompts)
         for what, count in sets.items():
-            if count < images.SMALLEST_SET:
+            if isinstance(metric, SetMetric) and count < metric.smallest:
                 raise ValueError(
-                    "metrics: fid and precision_recall compare sets of at least"
-                    f" {images.SMALLEST_SET}, these are {count} {what}"
+                    f"metrics: {metric.name} compares sets of at least {metric.smallest}, these"
+                    f" are {count} {what}"
                 )
 
 
 def _pictures(config: ImageConfig) -> list[Path]:
-    """The real images."""
+    """List the real images."""
     return sorted(
         path for path in Path(config.reference).rglob("*") if path.suffix.lower() in PICTURES
     )
 
 
+def image_set(config: ImageConfig, files: list[Path], prompts: list[str]) -> ImageSet:
+    """Put images together with the place and the device where they are measured."""
+    return ImageSet(
+        files,
+        prompts,
+        side=min(config.video.height, config.video.width),
+        cache=Path(config.cache).resolve(),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+
+
 def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> Scores:
-    """The measures of single images, averaged over each prompt's seeds."""
-    cache, device = Path(config.cache).resolve(), "cuda" if torch.cuda.is_available() else "cpu"
-    files, prompts = [folder / shot.file for shot in shots], [shot.prompt for shot in shots]
-    single: dict[str, list[float | None]] = {}
-    if "hps" in metrics:
-        single["hps"] = images.load_hps(cache, device).similarity(files, prompts).tolist()
-    if {"clip", "aesthetic"} & set(metrics):
-        clip = images.load_clip(cache, device)
-        features = clip.images(files)
-        if "clip" in metrics:
-            single["clip"] = (100 * (features * clip.texts(prompts)).sum(1)).tolist()
-        if "aesthetic" in metrics:
-            single["aesthetic"] = images.aesthetic(
-                features, cache / images.NEEDS["aesthetic"][0].path
-            ).tolist()
-    if "text" in metrics:
-        wanted = [images.wanted_text(prompt) for prompt in prompts]
-        single["text"] = [
-            images.legibility(file, text) if text else None for file, text in zip(files, wanted)
-        ]
-    out = {name: _by_prompt(prompts, values) for name, values in single.items()}
-    if "diversity" in metrics:
-        groups: dict[str, list[Path]] = {}
-        for prompt, file in zip(prompts, files):
-            groups.setdefault(prompt, []).append(file)
-        out["diversity"] = images.diversity(
-            groups,
-            images.lpips_distance(cache, device),
-            side=min(config.video.height, config.video.width),
-        )
-    return out
-
-
-def _by_prompt(prompts: list[str], values: list[float | None]) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
-    for prompt, value in zip(prompts, values):
-        if value is not None:
-            groups.setdefault(prompt, []).append(value)
-    return {prompt: sum(group) / len(group) for prompt, group in groups.items()}
+    """Return the measures of single images, averaged over each prompt's seeds."""
+    images = image_set(
+        config, [folder / shot.file for shot in shots], [shot.prompt for shot in shots]
+    )
+    return {
+        name: metric.score(images)
+        for name, metric in METRICS.items()
+        if name in metrics and isinstance(metric, ImageMetric)
+    }
 
 
 def score_sets(
     out: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """FID, precision and recall: the student against the teacher, and both against the real images
-    if there are any.
-    """
-    wanted = [name for name in images.SET_METRICS if name in metrics]
+    """Compare sets: the student with the teacher, and both with the real images if there are any."""
+    wanted: dict[Any, list[str]] = {}
+    for name, metric in METRICS.items():
+        if name in metrics and isinstance(metric, SetMetric):
+            wanted.setdefault(metric.compare, []).append(name)
     if not wanted:
         return {}
-    sides = {name: [out / name / shot.file for shot in shots] for name in NAMES}
-    against = [("student to teacher", sides["student"], sides["teacher"])]
+    student, teacher = (image_set(config, [out / n / s.file for s in shots], []) for n in NAMES)
+    against = [("student to teacher", student, teacher)]
     if config.reference:
+        real = image_set(config, _pictures(config), [])
         against += [
-            (f"{name} to {config.reference}", files, _pictures(config))
-            for name, files in sides.items()
+            (f"{name} to {config.reference}", side, real)
+            for name, side in zip(NAMES, (student, teacher))
         ]
-    weights = Path(config.cache).resolve() / images.NEEDS["fid"][0].path
-    side, cuda = min(config.video.height, config.video.width), torch.cuda.is_available()
     return {
-        what: images.set_metrics(ours, theirs, wanted, weights, side=side, cuda=cuda)
+        what: {
+            key: value
+            for compare, names in wanted.items()
+            for key, value in compare(ours, theirs, names).items()
+        }
         for what, ours, theirs in against
     }
 
 
 def measures(scores: Scores) -> dict[str, Measure]:
-    """Means over prompts with bootstrap intervals."""
+    """Average over prompts, with bootstrap intervals."""
     return {
         name: mean_over_groups(torch.tensor(list(values.values())), torch.arange(len(values)))
         for name, values in scores.items()
@@ -223,7 +202,7 @@ def measures(scores: Scores) -> dict[str, Measure]:
 
 
 def differences(student: Scores, teacher: Scores) -> dict[str, Measure]:
-    """Paired by prompt."""
+    """Compare both sides, paired by prompt."""
     return {
         name: paired_difference(
             *(
@@ -265,7 +244,7 @@ def compare(
         differences=differences(student, teacher),
         figures=figures,
         percent=False,
-        facts=sampled(out) | {"config": to_dict(config), "sets": sets},
+        facts=sample_metadata(out) | {"config": to_dict(config), "sets": sets},
     )
     page = write_result(out, result, _pairs(out, shots, student, teacher), shown=config.pairs)
     print((out / "results.md").read_text())

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.bundle import read_facts, use_student
+from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
-from ..sampling.sample import noise
+from ..sampling.shots import noise
+from ..sampling.student import use_student
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 STAGES = ("text", "denoiser", "autoencoder")

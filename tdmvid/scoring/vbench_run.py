@@ -15,12 +15,12 @@ import torch
 from ..config.run import to_dict
 from ..data.files import write_json
 from ..parallel import launch
+from .paired_samples import NAMES, check_sides, config_mismatches, sample_metadata, sample_sides
+from .preflight import Preflight
 from .results import Pair, Result, write_result
-from .sides import NAMES, check_sides, foreign, sample_sides, sampled
-from .suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of
 from .vbench import DIMENSIONS, Bootstrap, Scores
 from .vbench_runner import Environment, ready, score_folder
-from .weights import Preflight
+from .vbench_suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of
 
 Stage = Literal["all", "sample", "score"]
 
@@ -79,7 +79,7 @@ def score_and_compare(evaluation: Evaluation, student: Path, out: Path) -> None:
     check_sides(out, config, student)
     write_json(out / "config.json", to_dict(config))
     scores = score(out, config, entries, checked)
-    page = compare(out, config, entries, checked, scores, said=foreign(config, student))
+    page = compare(out, config, entries, checked, scores, said=config_mismatches(config, student))
     print(f"results: {page}")
 
 
@@ -139,7 +139,7 @@ def compare(
         names=NAMES,
         scores=measures[:2],
         differences=measures[2],
-        facts=sampled(out)
+        facts=sample_metadata(out)
         | {
             "config": to_dict(config),
             "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},

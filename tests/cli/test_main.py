@@ -7,7 +7,7 @@ import pytest
 
 from tdmvid.cli import benchmark
 from tdmvid.cli.main import COMMANDS, errors_as_one_line, main
-from tdmvid.scoring.layouts import LAYOUTS
+from tdmvid.scoring.benchmark_layouts import LAYOUTS
 
 WITHOUT_TORCH = """
 import sys

@@ -16,7 +16,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tdmvid.adapters.bundle import load_pipeline, use_student
+from tdmvid.adapters.bundle import load_pipeline
 from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.registry import load_backbone
@@ -25,7 +25,8 @@ from tdmvid.diffusion.grid import uniform
 from tdmvid.export import bundle as exporting
 from tdmvid.export.card import _recipe
 from tdmvid.export.requests import Options, export_published, export_run, export_tuned
-from tdmvid.sampling.sample import noise, weights_of
+from tdmvid.sampling.shots import noise
+from tdmvid.sampling.student import use_student, weights_of
 from tdmvid.train import finalize as finishing
 from tdmvid.train.trainer import train
 

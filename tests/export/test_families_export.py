@@ -11,7 +11,7 @@ import torch
 from families import BUILDERS
 from safetensors.torch import load_file
 
-from tdmvid.adapters.bundle import load_pipeline, use_student
+from tdmvid.adapters.bundle import load_pipeline
 from tdmvid.adapters.extract import read_published
 from tdmvid.adapters.lora import LoraSettings, attach
 from tdmvid.backbones.base import ModelConfig
@@ -20,6 +20,7 @@ from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import export_fused, export_lora
 from tdmvid.export.card import Story
+from tdmvid.sampling.student import use_student
 
 PROMPTS = ("a red circle moves left", "a blue square")
 SETTINGS = LoraSettings(rank=2, alpha=6)

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tdmvid.adapters.bundle import read_facts, use_student
+from tdmvid.adapters.bundle import read_facts
 from tdmvid.backbones.base import LORA_FILE
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes
 from tdmvid.backbones.registry import load_backbone
@@ -22,6 +22,7 @@ from tdmvid.parallel import launch
 from tdmvid.plan.plan import GIB, check_fit, describe, make_plan
 from tdmvid.roles.rounding import story
 from tdmvid.roles.rules import check_quantize
+from tdmvid.sampling.student import use_student
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
 

@@ -18,16 +18,12 @@ from tdmvid.backbones.registry import load_backbone
 from tdmvid.data.video import read_video
 from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.launch import World
+from tdmvid.sampling import manifest
 from tdmvid.sampling import sample as sampling
-from tdmvid.sampling.sample import (
-    Sampler,
-    load_for_sampling,
-    noise,
-    plan_shots,
-    read_manifest,
-    read_seeds,
-    sample_videos,
-)
+from tdmvid.sampling.manifest import read_manifest
+from tdmvid.sampling.sample import Sampler, sample_videos
+from tdmvid.sampling.shots import plan_shots
+from tdmvid.sampling.student import load_for_sampling
 
 PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 ONE = World(0, 1, 0, torch.device("cpu"))
@@ -133,12 +129,6 @@ def test_neither_batch_nor_order_changes_a_video(make, tmp_path):
     assert distances.min() > 0.1  # and they are six different ones
 
 
-def test_every_prompt_and_seed_has_its_own_noise():
-    z = torch.stack([noise(prompt, seed, (500,)) for prompt in PROMPTS for seed in (0, 1)])
-    assert torch.equal(z[1], noise(PROMPTS[0], 1, (500,)))
-    assert (torch.corrcoef(z) - torch.eye(6)).abs().max() < 0.2 and abs(z.std() - 1) < 0.05
-
-
 def test_nothing_is_sampled_twice(make, written, tmp_path):
     first = make("out", PROMPTS[:2])
     (tmp_path / "out" / first[0]["file"]).unlink()
@@ -202,7 +192,7 @@ def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_pat
 def test_two_jobs_may_gather_one_folder_at_once(tmp_path, monkeypatch):
     """Each reads and removes the parts that both saw."""
     (tmp_path / ".0.manifest.jsonl").write_text('{"file": "a.mp4"}\n')
-    write = sampling.write_text
+    write = manifest.write_text
 
     def with_another(path, text):
         write(path, text)
@@ -210,12 +200,12 @@ def test_two_jobs_may_gather_one_folder_at_once(tmp_path, monkeypatch):
             missing_ok=True
         )  # the other job was a moment quicker
 
-    monkeypatch.setattr(sampling, "write_text", with_another)
+    monkeypatch.setattr(manifest, "write_text", with_another)
     monkeypatch.setattr(
         type(tmp_path), "glob", lambda folder, pattern: iter([tmp_path / ".0.manifest.jsonl"])
     )  # as seen before
-    sampling._gather_manifest(tmp_path)
-    sampling._gather_manifest(tmp_path, [{"file": "b.mp4"}])
+    manifest.gather_manifest(tmp_path)
+    manifest.gather_manifest(tmp_path, [{"file": "b.mp4"}])
     assert [entry["file"] for entry in read_manifest(tmp_path)] == ["a.mp4", "b.mp4"]
 
 
@@ -355,60 +345,6 @@ def test_the_text_encoder_is_gone_before_the_denoiser_runs(make, backbone, monke
     )
     make("out", PROMPTS[:1], (0,))
     assert held == [(None, None)]
-
-
-@pytest.mark.parametrize(
-    "naming, names",
-    [
-        ("index", ["00000_a-man-s-2nd-try-7.mp4", "00002_prompt-7.mp4"]),
-        ("prompt", ["A man's 2nd try!-7.mp4", "猫-7.mp4"]),
-    ],
-)
-def test_files_are_named_by_place_or_by_prompt_and_doubles_once(naming, names):
-    assert [
-        shot.file
-        for shot in plan_shots(["A man's 2nd try!"] * 2 + ["猫"], [7, 7], frames=9, naming=naming)
-    ] == names
-
-
-def test_an_image_is_a_png():
-    assert plan_shots(["a cat"], [0], frames=1)[0].file == "00000_a-cat-0.png"
-
-
-@pytest.mark.parametrize("prompt", ["up/down", "x" * 250])
-def test_a_prompt_that_cannot_name_a_file_is_refused(prompt):
-    with pytest.raises(ValueError, match="cannot name a file .*: use naming by index"):
-        plan_shots([prompt], [0], frames=9, naming="prompt")
-
-
-@pytest.mark.parametrize(
-    "given, message",
-    [
-        ({}, "model is not given, and no student names its base"),
-        ({"model": "x/y"}, "size is not given"),
-        ({"model": "x/y", "size": "512"}, "size='512': frames x height x width, e.g. 49x480x720"),
-        ({"student": "/nowhere"}, "/nowhere is no folder"),
-    ],
-)
-def test_what_is_missing_is_named(given, message):
-    with pytest.raises(ValueError, match=message):
-        load_for_sampling(ONE, **given)
-
-
-@pytest.mark.parametrize("name", ["lora", "student"])
-def test_a_run_s_folder_is_told_from_its_student_s(tmp_path, name):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "export.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match=f"{tmp_path} is a run's folder: give its student, {tmp_path / name}$"
-    ):
-        load_for_sampling(ONE, student=tmp_path)
-
-
-def test_seeds_are_whole_numbers():
-    assert read_seeds("0,1,12") == [0, 1, 12]
-    with pytest.raises(ValueError, match="seeds='0;1': whole numbers with commas"):
-        read_seeds("0;1")
 
 
 def test_the_program_samples_from_a_bundle_alone_and_refuses_in_one_line(

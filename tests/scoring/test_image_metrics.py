@@ -10,18 +10,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from tdmvid.data.video import write_image
-from tdmvid.scoring.images import (
-    NEEDS,
-    Clip,
-    Pictures,
-    aesthetic,
-    diversity,
-    edit_distance,
-    legibility,
-    lpips_distance,
-    set_metrics,
-    wanted_text,
-)
+from tdmvid.scoring.image_metrics import METRICS
+from tdmvid.scoring.image_metrics.base import ImageSet, Pictures
+from tdmvid.scoring.image_metrics.clip import Clip, aesthetic
+from tdmvid.scoring.image_metrics.diversity import diversity, lpips_distance
+from tdmvid.scoring.image_metrics.fid import set_metrics
+from tdmvid.scoring.image_metrics.text import edit_distance, legibility, wanted_text
 
 needs_tesseract = pytest.mark.skipif(
     shutil.which("tesseract") is None,
@@ -97,8 +91,13 @@ def test_pictures_of_different_sizes_show_their_middle_square(tmp_path):
 
 
 def test_diversity_is_the_mean_over_pairs_of_a_prompt(pictures):
-    first = lambda file: Pictures([file], 8)[0].float().div(127.5).sub(1)  # noqa: E731
-    distance = lambda a, b: (a - b).abs().mean().item()  # noqa: E731
+
+    def first(file):
+        return Pictures([file], 8)[0].float().div(127.5).sub(1)
+
+    def distance(a, b):
+        return (a - b).abs().mean().item()
+
     found = diversity(
         {"one": pictures[:1], "three": pictures[:3], "copies": [pictures[0]] * 2}, distance, side=8
     )
@@ -120,6 +119,28 @@ def test_the_aesthetic_head_is_linear(tmp_path):
     assert torch.allclose(
         aesthetic(features, tmp_path / "head.pth"), features @ weight[0] + 5, atol=1e-5
     )
+
+
+def test_clip_and_aesthetic_scores_share_one_pass_and_average_over_a_prompt(
+    pictures, tmp_path, monkeypatch
+):
+    """Features 1, 2, ... of length one: the cosine with the only text is known."""
+    loaded = []
+
+    def load(cache, device):
+        loaded.append(cache)
+        return SimpleNamespace(
+            images=lambda files: torch.eye(3)[: len(files)],
+            texts=lambda prompts: torch.tensor([[1.0, 0, 0]] * len(prompts)),
+        )
+
+    monkeypatch.setattr("tdmvid.scoring.image_metrics.clip.load_clip", load)
+    head = tmp_path / METRICS["aesthetic"].needs[0].path
+    head.parent.mkdir()
+    torch.save({"weight": torch.tensor([[1.0, 2, 4]]), "bias": torch.tensor([5.0])}, head)
+    images = ImageSet(pictures[:3], ["a", "a", "b"], side=32, cache=tmp_path)
+    assert METRICS["clip"].score(images) == {"a": 50, "b": 0}
+    assert METRICS["aesthetic"].score(images) == {"a": 6.5, "b": 9} and len(loaded) == 1
 
 
 @pytest.mark.slow
@@ -211,9 +232,11 @@ def test_fid_precision_and_recall_are_their_papers_formulas_of_the_extractor_s_f
         + b0.square().sum() / (len(b) - 1)
         - 2 * shared
     )
-    inside = lambda x, y: (
-        (torch.cdist(x, y) <= torch.cdist(y, y).kthvalue(4, 1).values).any(1).double().mean().item()
-    )  # noqa: E731  3 neighbours and itself
+
+    def inside(x, y):  # within 3 neighbours and itself
+        reach = torch.cdist(y, y).kthvalue(4, 1).values
+        return (torch.cdist(x, y) <= reach).any(1).double().mean().item()
+
     found = set_metrics(pictures, others, ["fid", "precision_recall"], inception, side=32)
     assert found["fid"] == pytest.approx(fid.item(), rel=1e-3) and fid > 0
     assert (found["precision"], found["recall"]) == pytest.approx(
@@ -229,7 +252,7 @@ def test_lpips_is_the_library_s_distance_on_the_weights_of_the_cache(tmp_path, p
 
     torch.manual_seed(0)
     made = alexnet(weights=None)
-    path = tmp_path / NEEDS["diversity"][0].path
+    path = tmp_path / METRICS["diversity"].needs[0].path
     path.parent.mkdir(parents=True)
     torch.save(made.state_dict(), path)
     distance = lpips_distance(tmp_path)

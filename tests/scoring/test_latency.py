@@ -96,9 +96,9 @@ def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(tiny_cogvideox):
 
 def test_a_whole_call_ends_in_pictures_of_the_stages_latents(tiny_cogvideox, monkeypatch):
     """What is timed end to end is the stock call: from the same noise it ends where the stages do."""
-    from tdmvid.adapters.bundle import use_student
     from tdmvid.backbones.base import ClipSize, ModelConfig
     from tdmvid.backbones.registry import load_backbone
+    from tdmvid.sampling.student import use_student
 
     backbone = load_backbone(
         ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8)

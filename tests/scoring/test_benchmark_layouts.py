@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tdmvid.scoring.layouts import layout
+from tdmvid.scoring.benchmark_layouts import layout
 
 
 def files(found):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..backbones.base import ClipSize, ModelConfig
 from ..data.prompts import read_prompts
-from ..sampling.sample import Shot, plan_shots
+from ..sampling.shots import Shot, plan_shots
 from .vbench import DIMENSIONS, check_dimensions
 
 LONG_SECONDS = 5.0

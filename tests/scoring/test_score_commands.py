@@ -10,7 +10,7 @@ import pytest
 
 from tdmvid.cli.main import main
 from tdmvid.config.run import load_config
-from tdmvid.scoring.weights import Preflight
+from tdmvid.scoring.preflight import Preflight
 from tdmvid.train.trainer import train
 
 PROMPTS = ['a "red" circle', "a blue square", "a red square"]
@@ -147,7 +147,7 @@ result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": sco
     "metric, change, message",
     [
         ("text", {}, 'none of .*plain.txt has words in "quotation marks"'),
-        ("fid", {"seeds": 1}, "compare sets of at least 4, these are 2 images"),
+        ("fid", {"seeds": 1}, "fid compares sets of at least 4, these are 2 images"),
         (
             "precision_recall",
             {"reference": "nowhere"},
@@ -224,7 +224,7 @@ def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(
     tmp_path, student, call, monkeypatch
 ):
     monkeypatch.setattr(
-        "tdmvid.scoring.images.legibility",
+        "tdmvid.scoring.image_metrics.text.legibility",
         lambda file, text: 0.25 + 0.5 * ("student" in file.parts) if text == "red" else None,
     )
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")

@@ -8,7 +8,7 @@ import torch
 
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import write_video
-from tdmvid.scoring.suite import VBenchConfig, check_videos, files_of, load_suite, shots_of
+from tdmvid.scoring.vbench_suite import VBenchConfig, check_videos, files_of, load_suite, shots_of
 
 SIZE = ClipSize(9, 32, 32, 8)
 ROWS = [

@@ -13,7 +13,10 @@ from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone, ClipSize, ModelConfig
 from ..backbones.registry import load_backbone
 from ..parallel import launch
-from ..sampling.sample import SETTINGS, Sampler, Shot, load_for_sampling, sample_videos, weights_of
+from ..sampling.manifest import SETTINGS
+from ..sampling.sample import Sampler, sample_videos
+from ..sampling.shots import Shot
+from ..sampling.student import load_for_sampling, weights_of
 
 NAMES = ("student", "teacher")
 
@@ -77,7 +80,7 @@ def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
                 )
 
 
-def sampled(out: Path) -> dict:
+def sample_metadata(out: Path) -> dict:
     """Whose samples lie in `out`: the student's `weights` (`sampling.weights_of` its folder), and
     the `model` that both sides were computed with.
     """
@@ -85,7 +88,7 @@ def sampled(out: Path) -> dict:
     return {key: settings[key] for key in ("weights", "model")}
 
 
-def foreign(config: SidesConfig, student: Path) -> tuple[str, ...]:
+def config_mismatches(config: SidesConfig, student: Path) -> tuple[str, ...]:
     """What the config has otherwise than the student's training: to be said beside every figure."""
     trained, size = read_facts(student), asdict(config.video)
     pairs = (
@@ -109,7 +112,7 @@ def _words(size: dict | None) -> str:
 
 
 def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbone:
-    for line in foreign(config, student) if world.primary else ():
+    for line in config_mismatches(config, student) if world.primary else ():
         print(line, flush=True)
     if config.model.path:
         return load_backbone(config.model, config.video, device=world.device)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.prompts import read_prompts
-from ..sampling.sample import Shot
+from ..sampling.shots import Shot
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""The record of a folder of samples: its settings, and a line for each video that was made.
+
+Each rank writes to a part of its own, because ranks on several machines share no file; the first
+rank gathers the parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from ..data.files import write_json, write_text
+from .shots import Shot
+
+SETTINGS, MANIFEST = "sampling.json", "manifest.jsonl"
+
+
+def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
+    """Take the folder for these settings and return the names of the files that it has.
+
+    Raises:
+        ValueError: if it has other settings, or one of the files for another prompt.
+    """
+    path = out / SETTINGS
+    if path.is_file():
+        there = json.loads(path.read_text())
+        for key, value in settings.items():
+            if key != "student" and there.get(key) != value:
+                raise ValueError(
+                    f"{out} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the"
+                    " same, or another --out"
+                )
+    wanted = {shot.file: shot for shot in shots}
+    for entry in read_manifest(out):
+        shot = wanted.get(entry["file"])
+        if shot and (shot.prompt, shot.seed) != (entry["prompt"], entry["seed"]):
+            raise ValueError(
+                f"{out / shot.file} shows {entry['prompt']!r} of seed {entry['seed']}, not"
+                f" {shot.prompt!r} of seed {shot.seed}: use the same prompts and seeds, or another"
+                " --out"
+            )
+    write_json(path, settings)
+    gather_manifest(out)
+    return {entry["file"] for entry in read_manifest(out) if (out / entry["file"]).is_file()}
+
+
+def read_manifest(out: Path) -> list[dict]:
+    """Return what was made so far: prompt, seed, file and settings of each video; the last line of
+    a killed rank may be cut.
+    """
+    entries = {}
+    for path in [out / MANIFEST, *sorted(out.glob(f".*.{MANIFEST}"))]:
+        try:
+            # splitlines() would cut at a U+2028 in a prompt.
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:  # not there yet, or another job has just gathered it
+            continue
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            entries[entry["file"]] = entry
+    return [entries[file] for file in sorted(entries)]
+
+
+def gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
+    """Write one manifest from the ranks' own.
+
+    Args:
+        made: entries that belong there; their lines may be lost where two jobs gather in one folder.
+    """
+    found = {entry["file"]: entry for entry in made} | {
+        entry["file"]: entry for entry in read_manifest(out)
+    }
+    entries = [found[file] for file in sorted(found)]
+    if entries:
+        write_text(
+            out / MANIFEST,
+            "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries),
+        )
+    for part in out.glob(f".*.{MANIFEST}"):
+        part.unlink(missing_ok=True)
+
+
+def append_entry(out: Path, rank: int, shot: Shot, settings: dict) -> None:
+    """Add a video to the rank's own part."""
+    with (out / f".{rank}.{MANIFEST}").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(shot) | {"settings": settings}, ensure_ascii=False) + "\n")

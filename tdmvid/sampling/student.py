@@ -1,0 +1,120 @@
+"""What samples: a base with or without a student, as the stock diffusers pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import diffusers
+
+from ..adapters.bundle import FACTS, read_facts
+from ..adapters.lora import shared_copy
+from ..backbones.base import Backbone, ClipSize, ModelConfig
+from ..backbones.registry import load_backbone
+from ..data.files import file_fingerprint
+from ..diffusion.grid import explicit
+from ..parallel import launch
+
+
+def stock_defaults(backbone: Backbone) -> tuple[int, float]:
+    """Return steps and guidance of a stock call that names neither."""
+    call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
+    return call["num_inference_steps"].default, float(call["guidance_scale"].default)
+
+
+def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False):
+    """Return the stock pipeline with the LoRA or network of `folder` and the scheduler beside it.
+
+    It shares the backbone's weights and leaves them as they are.
+
+    Args:
+        folder: None samples with the teacher.
+        whole: with text encoder and autoencoder.
+    """
+    network = shared_copy(backbone.network)
+    pipeline = backbone.whole_pipeline() if whole else backbone.stock_pipeline(network)
+    pipeline.register_modules(**{backbone.spec.network_folder: network})
+    if folder is None:
+        return pipeline
+    if (folder / backbone.lora_file).is_file() or not (folder / "config.json").is_file():
+        backbone.load_lora(pipeline, folder)  # refuses what is neither
+        return pipeline
+    network = (
+        type(backbone.network)
+        .from_pretrained(folder, dtype=backbone.config.torch_dtype)
+        .to(backbone.device)
+    )
+    pipeline.register_modules(**{backbone.spec.network_folder: network})
+    timesteps = read_facts(folder).get("timesteps")
+    if not timesteps:
+        raise ValueError(
+            f"{folder} has no {FACTS} with its timesteps: export it again (`tdmvid export`)"
+        )
+    pipeline.scheduler = backbone.student_scheduler(explicit(timesteps, backbone.process))
+    return pipeline
+
+
+def load_for_sampling(
+    world: launch.World,
+    *,
+    student: Path | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: str | None = None,
+    size: str | None = None,
+    fps: int | None = None,
+) -> Backbone:
+    """Load the base of a student, as its export.json names it, or the model that is given; what is
+    given wins.
+
+    Args:
+        size: frames x height x width, e.g. "49x480x720".
+
+    Raises:
+        ValueError: for what neither the student nor the caller gives.
+    """
+    facts = read_facts(student) if student is not None else {}
+    known = {"dtype": "bfloat16" if world.device.type == "cuda" else "float32"} | facts.get(
+        "model", {}
+    )
+    if model and model != known.get("path"):
+        known |= {"path": model, "revision": None, "variant": None}
+    given = {"revision": revision, "variant": variant, "dtype": dtype}
+    known |= {key: value for key, value in given.items() if value}
+    if not known.get("path"):
+        raise ValueError(
+            "model is not given, and no student names its base: give a diffusers folder or a hub id"
+        )
+    shape = facts.get("video", {}) | (_read_size(size) if size else {})
+    if not shape:
+        raise ValueError(
+            "size is not given, and no student says what it was trained on: e.g. 49x480x720 (frames"
+            " x height x width)"
+        )
+    clip = ClipSize(**(shape | ({"fps": fps} if fps else {})))
+    return load_backbone(ModelConfig(**known), clip, device=world.device)
+
+
+def _read_size(text: str) -> dict[str, int]:
+    """Return frames, height and width of "49x480x720"."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match:
+        raise ValueError(
+            f"size={text!r}: frames x height x width, e.g. 49x480x720, or 1x512x512 for an image"
+        )
+    return dict(zip(("frames", "height", "width"), map(int, match.groups())))
+
+
+def weights_of(folder: Path) -> str:
+    """Identify a student by its content: another run may have written another one to the same
+    place.
+    """
+    return file_fingerprint(
+        [
+            path
+            for name in ("*.safetensors", "scheduler_config.json", "adapter_config.json")
+            for path in folder.glob(name)
+        ]
+    )

@@ -1,0 +1,63 @@
+"""Diversity: the mean LPIPS (arXiv 1801.03924) between the images of one prompt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..preflight import Needed
+from .base import ImageMetric, ImageSet, Pictures
+
+WEIGHTS = Needed(
+    "torch/hub/checkpoints/alexnet-owt-7be5be79.pth",
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+)
+LPIPS = Needed("lpips", "pip install 'tdmvid[image-metrics]'", package=True)
+
+
+def lpips_distance(
+    cache: Path, device: torch.device | str = "cpu"
+) -> Callable[[Tensor, Tensor], float]:
+    """Return LPIPS (AlexNet) between two images [3, H, W] in [-1, 1]."""
+    import lpips
+
+    torch.hub.set_dir(str(cache / "torch" / "hub"))
+    network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+
+    @torch.no_grad()
+    def distance(a: Tensor, b: Tensor) -> float:
+        return network(a[None].to(device), b[None].to(device)).item()
+
+    return distance
+
+
+def diversity(
+    groups: Mapping[str, Sequence[Path]], distance: Callable[[Tensor, Tensor], float], *, side: int
+) -> dict[str, float]:
+    """Return the mean distance between the images of one prompt, over all pairs of its seeds, by
+    prompt; prompts of one image have none.
+    """
+    out = {}
+    for prompt, files in groups.items():
+        images = [image.float().div(127.5).sub(1) for image in Pictures(files, side)]
+        pairs = list(itertools.combinations(images, 2))
+        if pairs:
+            out[prompt] = sum(distance(a, b) for a, b in pairs) / len(pairs)
+    if not out:
+        raise ValueError("diversity needs two images of one prompt: use seeds of at least 2")
+    return out
+
+
+def score_diversity(images: ImageSet) -> dict[str, float]:
+    """Return the diversity of each prompt."""
+    groups: dict[str, list[Path]] = {}
+    for prompt, file in zip(images.prompts, images.files):
+        groups.setdefault(prompt, []).append(file)
+    return diversity(groups, lpips_distance(images.cache, images.device), side=images.side)
+
+
+DIVERSITY = ImageMetric("diversity", (WEIGHTS, LPIPS), score_diversity)

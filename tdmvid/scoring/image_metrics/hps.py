@@ -1,0 +1,29 @@
+"""Human Preference Score v2.1 (arXiv 2306.09341): fine-tuned weights of CLIP ViT-H/14."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..preflight import Needed
+from .base import ImageMetric, ImageSet, by_prompt
+from .clip import OPEN_CLIP, Clip
+
+WEIGHTS = Needed(
+    "hps/HPS_v2.1_compressed.pt", "https://huggingface.co/xswu/HPSv2, HPS_v2.1_compressed.pt"
+)
+
+
+def load_hps(cache: Path, device: torch.device | str = "cpu") -> Clip:
+    """Load HPS v2.1."""
+    return Clip("ViT-H-14", cache / WEIGHTS.path, device=device)
+
+
+def score_hps(images: ImageSet) -> dict[str, float]:
+    """Return HPS v2.1 of each prompt."""
+    hps = load_hps(images.cache, images.device)
+    return by_prompt(images, hps.similarity(images.files, images.prompts).tolist())
+
+
+HPS = ImageMetric("hps", (WEIGHTS, OPEN_CLIP), score_hps)
