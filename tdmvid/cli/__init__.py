@@ -1,1 +1,1 @@
-"""The command line: `tdmvid train`, `plan`, `sample`, `embed`, `export`, `score`, `study`, `latency`."""
+"""The command line `tdmvid`: a module for each of its commands, and main."""

@@ -120,7 +120,7 @@ def _add_base(base: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the bundle and print how far it is from the student."""
     _check_options(args)
-    out = args.out or args.run and args.run / default_name(args)
+    out = args.out or (args.run / default_name(args) if args.run else None)
     facts = _export(args, out)
     print(
         f"{out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e}"

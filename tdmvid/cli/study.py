@@ -1,5 +1,4 @@
-"""Make a blind A/B study of two sample folders: the page that people vote on, and the count of their
-votes.
+"""Make a blind A/B study of two sample folders: the page that people vote on, or the count.
 
     tdmvid study make --a ours --b theirs --out study.html     # two folders of `tdmvid sample`
     tdmvid study tally --key study.key.json votes-*.json

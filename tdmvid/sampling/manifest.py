@@ -70,7 +70,7 @@ def gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
     """Write one manifest from the ranks' own.
 
     Args:
-        made: entries that belong there; their lines may be lost where two jobs gather in one folder.
+        made: entries that belong there; where two jobs gather in one folder, lines may be lost.
     """
     found = {entry["file"]: entry for entry in made} | {
         entry["file"]: entry for entry in read_manifest(out)

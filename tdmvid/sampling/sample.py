@@ -152,8 +152,8 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
 def _embed(
     shots: list[Shot], backbone: Backbone, world: launch.World, root: Path
 ) -> EmbeddingCache:
-    """The embeddings of the prompts and of no prompt; the text encoder is gone before the denoiser
-    runs.
+    """Return the embeddings of the prompts and of no prompt; the text encoder is gone before the
+    denoiser runs.
     """
     cache = EmbeddingCache(root, backbone.text_fingerprint())
     if world.primary:
@@ -166,8 +166,8 @@ def _embed(
 def _write(
     out: Path, shots: list[Shot], videos: Tensor, fps: int, settings: dict, rank: int
 ) -> None:
-    """Write each video [3, F, H, W] to its file, then its line to the rank's part of the manifest."""
-    for shot, video in zip(shots, videos):
+    """Write each video [3, F, H, W] to its file, then its line to the rank's manifest."""
+    for shot, video in zip(shots, videos, strict=True):
         try:
             if video.shape[1] == 1:
                 write_image(out / shot.file, video[:, 0])

@@ -27,7 +27,7 @@ class Shot:
 def plan_shots(
     prompts: list[str], seeds: Iterable[int], *, frames: int, naming: Naming = "index"
 ) -> list[Shot]:
-    """Return every prompt with every seed, prompt by prompt; a prompt that comes twice is made once.
+    """Return every prompt with every seed; a prompt that comes twice is made once.
 
     naming: "index" gives 00012_a-red-ring-0.mp4 (the prompt's place in the list, then its seed),
     "prompt" gives `{prompt}-{seed}.mp4`, which VBench reads. ValueError for a prompt that cannot

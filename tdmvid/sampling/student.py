@@ -104,7 +104,7 @@ def _read_size(text: str) -> dict[str, int]:
         raise ValueError(
             f"size={text!r}: frames x height x width, e.g. 49x480x720, or 1x512x512 for an image"
         )
-    return dict(zip(("frames", "height", "width"), map(int, match.groups())))
+    return dict(zip(("frames", "height", "width"), map(int, match.groups()), strict=True))
 
 
 def weights_of(folder: Path) -> str:

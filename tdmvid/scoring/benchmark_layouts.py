@@ -32,12 +32,14 @@ class Layout:
 
 
 def layout(benchmark: str, path: Path, *, seeds: int = 1) -> Layout:
-    """The shots of a benchmark; ValueError for files that are not in its layout, or for more seeds
-    than its scorer takes.
+    """Return the shots of a benchmark.
+
+    Raises:
+        ValueError: for files that are not in its layout, or for more seeds than its scorer takes.
     """
     if benchmark not in LAYOUTS:
         raise ValueError(f"benchmark {benchmark!r}: choose one of {', '.join(LAYOUTS)}")
-    if seeds < 1 or seeds > 1 and benchmark != "geneval":
+    if seeds < 1 or (seeds > 1 and benchmark != "geneval"):
         raise ValueError(
             f"seeds={seeds}: the scorer of {benchmark} reads "
             + ("at least one image" if benchmark == "geneval" else "one file")
@@ -50,8 +52,8 @@ def layout(benchmark: str, path: Path, *, seeds: int = 1) -> Layout:
 
 
 def _own_noise(shots: list[Shot], seeds: int) -> list[Shot]:
-    """A prompt that comes again takes its next seeds, or its picture would be the same: COCO's
-    images share captions.
+    """Give a prompt that comes again its next seeds: COCO's images share captions, and their
+    pictures would be the same.
     """
     times: Counter[tuple[str, int]] = Counter()
     out = []

@@ -168,7 +168,7 @@ def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[s
 def score_sets(
     out: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """Compare sets: the student with the teacher, and both with the real images if there are any."""
+    """Compare sets: the student with the teacher, and both with the real images, if any."""
     wanted: dict[Any, list[str]] = {}
     for name, metric in METRICS.items():
         if name in metrics and isinstance(metric, SetMetric):
@@ -181,7 +181,7 @@ def score_sets(
         real = image_set(config, _pictures(config), [])
         against += [
             (f"{name} to {config.reference}", side, real)
-            for name, side in zip(NAMES, (student, teacher))
+            for name, side in zip(NAMES, (student, teacher), strict=True)
         ]
     return {
         what: {
@@ -252,8 +252,8 @@ def compare(
 
 
 def _pairs(out: Path, shots: list[Shot], student: Scores, teacher: Scores) -> list[Pair]:
-    """A pair for every prompt, of its first seed, by the first measure of single images: its gain
-    in standard deviations.
+    """Return a pair for every prompt, of its first seed; its gain is in standard deviations of the
+    first measure of single images.
     """
     if not student:
         return []

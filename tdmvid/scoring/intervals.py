@@ -23,7 +23,7 @@ class Measure:
 
 
 def percentiles(value: float, resampled: Tensor) -> Measure:
-    """`value` with the 2.5th and 97.5th percentile of what the resamples [R] gave."""
+    """Return `value` with the 2.5th and 97.5th percentile of what the resamples [R] gave."""
     low, high = torch.quantile(
         resampled.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)
     ).tolist()
@@ -31,14 +31,14 @@ def percentiles(value: float, resampled: Tensor) -> Measure:
 
 
 def resamples(count: int) -> Tensor:
-    """[R, count] indices with repetition, the same in every call: what is compared is resampled
-    together.
+    """Draw indices [R, count] with repetition, the same in every call: what is compared is
+    resampled together.
     """
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(SEED))
 
 
 def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
-    """Mean of values [N], with percentiles of a bootstrap over the G groups that group [N] numbers
+    """Average values [N], with percentiles of a bootstrap over the G groups that group [N] numbers
     from 0.
     """
     count = int(group.max()) + 1
@@ -51,7 +51,7 @@ def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
 
 
 def paired_difference(ours: Tensor, theirs: Tensor) -> Measure:
-    """Mean of ours - theirs [G], one value a prompt each, with percentiles of a bootstrap over the
+    """Average ours - theirs [G], one value a prompt each, with percentiles of a bootstrap over the
     prompts.
     """
     if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
@@ -63,7 +63,7 @@ def paired_difference(ours: Tensor, theirs: Tensor) -> Measure:
 
 
 def binomial(wins: int, votes: int) -> Measure:
-    """The share of votes won, with Wilson's score interval."""
+    """Return the share of votes won, with Wilson's score interval."""
     from scipy.stats import binomtest
 
     if not 0 <= wins <= votes or not votes:

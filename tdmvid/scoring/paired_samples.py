@@ -41,13 +41,12 @@ class SidesConfig(Protocol):
 def sample_sides(
     out: Path, shots: list[Shot], config: SidesConfig, student: Path, world: launch.World
 ) -> None:
-    """out/student and out/teacher, each file made once, however often and on however many ranks
-    this runs.
+    """Sample out/student and out/teacher; each file is made once, however often and on however many
+    ranks this runs.
     """
     backbone = _backbone(config, student, world)
-    for name, sampler in zip(
-        NAMES, (Sampler(student), Sampler(None, config.teacher.steps, config.teacher.cfg))
-    ):
+    teacher = Sampler(None, config.teacher.steps, config.teacher.cfg)
+    for name, sampler in zip(NAMES, (Sampler(student), teacher), strict=True):
         sample_videos(
             out / name,
             shots,
@@ -60,10 +59,10 @@ def sample_sides(
 
 
 def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
-    """ValueError if the videos in `out` are of another student, teacher or size than these."""
+    """Raise ValueError if the videos in `out` are of another student, teacher or size."""
     teacher = {"steps": config.teacher.steps, "cfg": config.teacher.cfg, "weights": None}
     base = {"model": config.model.path} if config.model.path else {}
-    for name, wanted in zip(NAMES, ({"weights": weights_of(student)}, teacher)):
+    for name, wanted in zip(NAMES, ({"weights": weights_of(student)}, teacher), strict=True):
         path = out / name / SETTINGS
         if not path.is_file():
             raise ValueError(
@@ -81,15 +80,17 @@ def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
 
 
 def sample_metadata(out: Path) -> dict:
-    """Whose samples lie in `out`: the student's `weights` (`sampling.weights_of` its folder), and
-    the `model` that both sides were computed with.
+    """Return whose samples lie in `out`: the student's `weights` (a digest of its folder) and the
+    `model` that both sides were computed with.
     """
     settings = json.loads((out / NAMES[0] / SETTINGS).read_text(encoding="utf-8"))
     return {key: settings[key] for key in ("weights", "model")}
 
 
 def config_mismatches(config: SidesConfig, student: Path) -> tuple[str, ...]:
-    """What the config has otherwise than the student's training: to be said beside every figure."""
+    """Return sentences on what the config sets otherwise than the student's training; they belong
+    beside every figure.
+    """
     trained, size = read_facts(student), asdict(config.video)
     pairs = (
         ("base", trained.get("model", {}).get("path"), config.model.path),

@@ -31,11 +31,11 @@ class Preflight:
 
     @property
     def whole(self) -> bool:
-        """Whether everything that was asked for can run."""
+        """Return whether everything that was asked for can run."""
         return not self.missing
 
     def describe(self) -> str:
-        """Lines for a person: what runs, what does not, and each missing file once."""
+        """Return lines for a person: what runs, what does not, and each missing file once."""
         lines = [f"runs without more files: {', '.join(self.ready) or 'nothing'}"]
         if self.missing:
             lines.append(

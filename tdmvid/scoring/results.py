@@ -55,7 +55,7 @@ def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) ->
     """Write results.json, results.md and results.html to `out`; the page's path."""
     sides = [
         {"name": name, "scores": {k: asdict(m) for k, m in scores.items()}}
-        for name, scores in zip(result.names, result.scores)
+        for name, scores in zip(result.names, result.scores, strict=True)
     ]
     write_json(
         out / "results.json",
@@ -83,8 +83,8 @@ def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) ->
 
 
 def best_and_worst(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
-    """The `count` pairs of the largest gain and of the smallest, the extreme ones first; no pair is
-    in both.
+    """Return the `count` pairs of the largest gain and those of the smallest, the extreme ones
+    first; no pair is in both.
     """
     ranked = sorted(pairs, key=lambda pair: (-pair.gain, pair.prompt))
     count = min(count, len(ranked) // 2)
@@ -92,7 +92,7 @@ def best_and_worst(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair
 
 
 def table(result: Result) -> list[tuple[str, str, str, str]]:
-    """A row a score: its name, the student's, the teacher's, and their difference, with intervals."""
+    """Return a row a score: its name, the student's, the teacher's, and their difference."""
     scale, unit = (100.0, 2) if result.percent else (1.0, 4)
 
     def text(measure: Measure, sign: str = "") -> str:
@@ -110,7 +110,7 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
 
 
 def markdown(result: Result) -> str:
-    """The table with its protocol and notes, to paste beside a claim."""
+    """Return the table with its protocol and notes, to paste beside a claim."""
     lines = [f"# {result.title}", "", result.protocol, ""]
     lines += [f"**{note}**\n" for note in result.notes]
     lines += [f"| | {result.names[0]} | {result.names[1]} | difference |", "|---|---|---|---|"]
@@ -120,7 +120,7 @@ def markdown(result: Result) -> str:
 
 
 def media(path: Path) -> tuple[str, str]:
-    """("video" or "image", media type) of a file that browsers show; ValueError for another."""
+    """Return ("video" or "image", media type) of a file; ValueError unless browsers show it."""
     kind = MEDIA_TYPES.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} cannot be shown in a page: use one of {', '.join(MEDIA_TYPES)}")

@@ -37,8 +37,8 @@ class Question:
 
 
 def pair_samples(a: Path, b: Path) -> list[Question]:
-    """Pairs of the manifests of two sample folders (`tdmvid sample`), in A's order; ValueError
-    without any.
+    """Pair the manifests of two sample folders (`tdmvid sample`), in A's order; ValueError without
+    any pair.
     """
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} is given twice: a study compares two samplers")
@@ -67,11 +67,16 @@ def _manifest(folder: Path) -> list[dict]:
 def write_study(
     out: Path, questions: list[Question], *, title: str, question: str, names: tuple[str, str]
 ) -> str:
-    """`out` (an HTML file that works without a server) and its key beside it, `out`.key.json;
-    returns the study's name.
+    """Write `out`, an HTML file that works without a server, and its key beside it, `out`.key.json.
 
     The page holds the videos themselves, so that it can be mailed; nothing in it says which sampler
-    is which. ValueError for more of them than a browser opens.
+    is which.
+
+    Returns:
+        The study's name.
+
+    Raises:
+        ValueError: for more videos than a browser opens.
     """
     _check_size(questions)
     items = [
@@ -137,7 +142,7 @@ class Tally:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves out one half."""
+        """Return whether the interval leaves out one half."""
         return self.preferred is not None and not self.preferred.low <= 0.5 <= self.preferred.high
 
 

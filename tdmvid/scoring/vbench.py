@@ -1,6 +1,6 @@
 """VBench's arithmetic: its sixteen dimensions, their normalisation, and the three totals.
 
-The package itself scores single dimensions (see eval/vbench_worker.py); what its leaderboard
+The package itself scores single dimensions (see vbench_worker.py); what its leaderboard
 makes of them is here. Scores are shares, 0.9678 rather than 96.78 (arXiv 2311.17982).
 """
 
@@ -25,7 +25,7 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One of VBench's dimensions: what it counts towards, and the range that is mapped to [0, 1]."""
+    """One of VBench's dimensions: what it counts towards, and the range mapped to [0, 1]."""
 
     kind: Literal["quality", "semantic"]
     low: float = 0.0
@@ -45,7 +45,7 @@ class Dimension:
     """
 
     def normalised(self, score: float) -> float:
-        """The score as the totals count it."""
+        """Return the score as the totals count it."""
         return (score - self.low) / (self.high - self.low)
 
 
@@ -70,8 +70,8 @@ DIMENSIONS = {
 
 
 def check_dimensions(names: list[str], *, custom: bool) -> None:
-    """ValueError for a name that is no dimension, and for one that prompts of your own cannot be
-    scored on.
+    """Raise ValueError for a name that is no dimension, and for one that prompts of your own cannot
+    be scored on.
     """
     for name in names:
         if name not in DIMENSIONS:
@@ -87,7 +87,9 @@ def check_dimensions(names: list[str], *, custom: bool) -> None:
 
 
 def totals(scores: Mapping[str, float]) -> dict[str, float]:
-    """quality, semantic and total, each only if every dimension that it is made of was scored."""
+    """Return quality, semantic and total, each only if every dimension that it is made of was
+    scored.
+    """
     out = {}
     for kind in ("quality", "semantic"):
         parts = {
@@ -108,12 +110,16 @@ def totals(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
-    """The scores of every video from a result file of the package, which must have all the files
-    `wanted` of a dimension.
+    """Read the scores of every video from a result file of the package.
 
-    Videos that VBench-Long has cut up get the mean of their clips. ValueError for a dimension or a
-    video that is missing, for a score that is no number, and where the videos do not average to the
-    package's own figure.
+    Videos that VBench-Long has cut up get the mean of their clips.
+
+    Args:
+        wanted: the files that the result must have, by dimension.
+
+    Raises:
+        ValueError: for a dimension or a video that is missing, for a score that is no number, and
+            where the videos do not average to the package's own figure.
     """
     results, out = json.loads(path.read_text()), {}
     for name, files in wanted.items():
@@ -153,8 +159,8 @@ def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
 
 
 def _video(path: str) -> str:
-    """The file name of the video that a path of the package's results belongs to; clips lie in
-    split_clip/<video>/.
+    """Return the file name of the video that a path of the package's results belongs to; clips lie
+    in split_clip/<video>/.
     """
     parts = Path(path).parts
     return parts[parts.index("split_clip") + 1] + ".mp4" if "split_clip" in parts else parts[-1]
@@ -194,8 +200,8 @@ class Bootstrap:
             self.weight.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
 
     def means(self, scores: Scores) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Dimensions that have videos, and totals: their values, and what each is in every resample
-        [R].
+        """Return the values of dimensions that have videos, and of totals, and what each is in
+        every resample [R].
         """
         values, resampled = {}, {}
         for name, videos in ((name, videos) for name, videos in scores.items() if videos):
@@ -208,7 +214,7 @@ class Bootstrap:
         return values | totals(values), resampled | totals(resampled)
 
     def measures(self, scores: Scores) -> dict[str, Measure]:
-        """Dimensions and totals with their intervals."""
+        """Return dimensions and totals with their intervals."""
         values, resampled = self.means(scores)
         return {
             name: percentiles(value, resampled[name][resampled[name].isfinite()])
@@ -216,10 +222,8 @@ class Bootstrap:
         }
 
     def differences(self, ours: Scores, theirs: Scores) -> dict[str, Measure]:
-        """Ours minus theirs, prompt by prompt: the interval is of the difference, not of the two.
-
-        Of temporal_flickering only prompts count of which both have static videos, of color those
-        of which both show the object; a dimension without such a prompt has no difference.
+        """Return ours minus theirs, prompt by prompt: the interval is of the difference, not of the
+        two.
         """
         ours, theirs = self._shared(ours, theirs), self._shared(theirs, ours)
         (a, many_a), (b, many_b) = self.means(ours), self.means(theirs)
@@ -232,8 +236,8 @@ class Bootstrap:
         return out
 
     def _shared(self, scores: Scores, others: Scores) -> Scores:
-        """The scores of prompts that both sides have; ValueError where one lacks some for no good
-        reason.
+        """Keep the scores of prompts that both sides have; ValueError where one lacks some for no
+        good reason.
         """
         if scores.keys() != others.keys():
             raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .weights import Needed
+from .preflight import Needed
 
 _MODELS = "https://huggingface.co/OpenGVLab/VBench_Used_Models"
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
@@ -112,12 +112,12 @@ RAFT, see `needs_of`.
 
 
 def needs_of(*, static_filter: bool) -> dict[str, tuple[Needed, ...]]:
-    """The table, with what the filter of temporal_flickering's videos needs where the run filters
-    them.
+    """Return the table, with what the filter of temporal_flickering's videos needs where the run
+    filters them.
     """
     return NEEDS | ({"temporal_flickering": (RAFT,)} if static_filter else {})
 
 
 def default_cache() -> Path:
-    """Where the package looks if it is not told otherwise."""
+    """Return where the package looks if it is not told otherwise."""
     return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")

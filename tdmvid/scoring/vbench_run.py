@@ -113,7 +113,14 @@ def compare(
     *,
     said: tuple[str, ...] = (),
 ) -> Path:
-    """results.json, .md and .html; said: what else a reader must know."""
+    """Write results.json, .md and .html.
+
+    Args:
+        said: what else a reader must know.
+
+    Returns:
+        The page.
+    """
     prompts = {
         file: entry.prompt for entry in entries for file in files_of(entry, config.video.frames)
     }
@@ -154,7 +161,7 @@ def compare(
 
 
 def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
-    """How the figures came about, in a sentence or two."""
+    """Return how the figures came about, in a sentence or two."""
     suite = config.prompts if config.custom else "VBench's suite"
     shown = f", sampled from {config.augmented}" if config.augmented else ""
     size = config.video
@@ -168,8 +175,8 @@ def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
 
 
 def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
-    """What keeps these figures from being comparable with others'; empty for a whole run of
-    VBench's protocol.
+    """Return what keeps these figures from being comparable with others'; nothing for a whole run
+    of VBench's protocol.
     """
     out = []
     lacking = [name for name in DIMENSIONS if name not in checked.ready]
@@ -193,12 +200,14 @@ def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
 
 
 def gaps(student: Scores, teacher: Scores, compared: Collection[str]) -> tuple[str, ...]:
-    """Why a dimension that was scored has no figure or no difference: the package leaves out videos
-    that move, or lack the object.
+    """Return why a dimension that was scored has no figure or no difference: the package leaves out
+    videos that move, or lack the object.
     """
     out = []
     for name in student:
-        empty = [side for side, scores in zip(NAMES, (student, teacher)) if not scores[name]]
+        empty = [
+            side for side, scores in zip(NAMES, (student, teacher), strict=True) if not scores[name]
+        ]
         if empty:
             out.append(
                 f"{name}: no video of the {' or the '.join(empty)} is static, as its filter wants:"
@@ -213,8 +222,8 @@ def gaps(student: Scores, teacher: Scores, compared: Collection[str]) -> tuple[s
 
 
 def _pairs(out: Path, prompts: dict[str, str], student: Scores, teacher: Scores) -> list[Pair]:
-    """A pair for every prompt, of its first seed; the gain is the mean normalised one over its
-    dimensions and seeds.
+    """Return a pair for every prompt, of its first seed; the gain is the mean normalised one over
+    its dimensions and seeds.
     """
     gains: dict[str, list[float]] = {}
     for name, videos in student.items():

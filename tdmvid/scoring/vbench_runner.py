@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.files import write_json
-from .suite import Entry, VBenchConfig, files_of
+from .preflight import Preflight, preflight
 from .vbench import DIMENSIONS, Scores, read_scores
 from .vbench_files import default_cache, needs_of
-from .weights import Preflight, preflight
+from .vbench_suite import Entry, VBenchConfig, files_of
 
 WORKER = Path(__file__).with_name("vbench_worker.py")
 RESULT, LOG = "scores_eval_results.json", "log.txt"
@@ -47,18 +47,18 @@ class Environment:
 
     @property
     def full_info(self) -> Path | None:
-        """VBench's list of prompts."""
+        """Return VBench's list of prompts."""
         package = self._package("vbench")
         return package / "VBench_full_info.json" if package else None
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Which of the optional packages are installed."""
+        """Return which of the optional packages are installed."""
         return tuple(name for name in ("detectron2",) if self._package(name))
 
 
 def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
-    """Which of the run's dimensions can be scored with the files that are there."""
+    """Check which of the run's dimensions can be scored with the files that are there."""
     names = [name for name in DIMENSIONS if any(name in entry.dimensions for entry in entries)]
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
     return preflight(
@@ -84,7 +84,8 @@ def score_folder(
     temporal_flickering has none where the filter finds no static video.
     digests: what `check_videos` returned. devices: "cpu", or CUDA device numbers, one worker each.
     """
-    python, free = Environment(Path(config.environment)).find_python(), queue.SimpleQueue()
+    python = Environment(Path(config.environment)).find_python()
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
 
@@ -97,7 +98,8 @@ def score_folder(
         finally:
             free.put(device)
 
-    scores, failures = {}, []
+    scores: Scores = {}
+    failures: list[str] = []
     with ThreadPoolExecutor(len(devices)) as pool:
         jobs = {name: pool.submit(job, name) for name in checked.ready}
         try:
@@ -127,8 +129,31 @@ def _score_dimension(
 ) -> dict[str, float]:
     mine = [entry for entry in entries if name in entry.dimensions]
     files = {file: digests[file] for entry in mine for file in files_of(entry, config.video.frames)}
+    request = _request(name, videos, out, config, mine, cache)
+    digest = hashlib.sha256(
+        json.dumps([request, files, WORKER.read_text()], sort_keys=True).encode()
+    ).hexdigest()
+    request |= {"device": "cpu" if device == "cpu" else "cuda", "digest": digest}
+    path = out / "request.json"
+    done = (
+        path.is_file()
+        and (out / RESULT).is_file()
+        and json.loads(path.read_text()).get("digest") == digest
+    )
+    if not done:
+        (out / RESULT).unlink(missing_ok=True)
+        write_json(path, request)
+        _work(name, python, device, path)
+    kept = _static(out, files) if request["static_filter"] else list(files)
+    return read_scores(out / RESULT, {name: kept})[name]
+
+
+def _request(
+    name: str, videos: Path, out: Path, config: VBenchConfig, entries: list[Entry], cache: Path
+) -> dict:
+    """Return what the worker is asked for."""
     filtered = config.filtered and name == "temporal_flickering"
-    request = {
+    return {
         "out": str(out.resolve()),
         "dimensions": [name],
         "long": config.long,
@@ -144,24 +169,9 @@ def _score_dimension(
                     str((videos / file).resolve()) for file in files_of(entry, config.video.frames)
                 ],
             }
-            for entry in mine
+            for entry in entries
         ],
     }
-    digest = hashlib.sha256(
-        json.dumps([request, files, WORKER.read_text()], sort_keys=True).encode()
-    ).hexdigest()
-    request |= {"device": "cpu" if device == "cpu" else "cuda", "digest": digest}
-    path = out / "request.json"
-    done = (
-        path.is_file()
-        and (out / RESULT).is_file()
-        and json.loads(path.read_text()).get("digest") == digest
-    )
-    if not done:
-        (out / RESULT).unlink(missing_ok=True)
-        write_json(path, request)
-        _work(name, python, device, path)
-    return read_scores(out / RESULT, {name: _static(out, files) if filtered else list(files)})[name]
 
 
 def _work(name: str, python: Path, device: str, request: Path) -> None:
@@ -191,7 +201,7 @@ def _work(name: str, python: Path, device: str, request: Path) -> None:
 
 
 def _static(out: Path, files: Mapping[str, str]) -> list[str]:
-    """The videos that the filter kept; possibly none."""
+    """Return the videos that the filter kept; possibly none."""
     kept = {
         Path(path)
         for entry in json.loads((out / "scores_full_info.json").read_text())

@@ -105,30 +105,16 @@ class Entry:
 
 
 def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entry]:
-    """The prompts of a run. full_info: VBench's own list, from its environment; not needed for
-    prompts of your own.
+    """Return the prompts of a run.
+
+    Args:
+        full_info: VBench's own list, from its environment; not needed for prompts of your own.
     """
     names = list(config.dimensions) or [
         name for name, dimension in DIMENSIONS.items() if dimension.custom or not config.custom
     ]
     check_dimensions(names, custom=config.custom)
-    if config.custom:
-        rows = [
-            {"prompt_en": prompt, "dimension": names}
-            for prompt in dict.fromkeys(read_prompts(Path(config.prompts)))
-        ]
-        if config.long and any("_" in row["prompt_en"] for row in rows):
-            raise ValueError(
-                f"{config.prompts}: VBench-Long takes an underscore in a prompt for its end: write"
-                " the prompts without"
-            )
-    else:
-        if full_info is None or not full_info.is_file():
-            raise ValueError(
-                f"VBench's prompts come with its environment, and {config.environment} has none:"
-                " run eval/setup_vbench.sh"
-            )
-        rows = json.loads(full_info.read_text())
+    rows = _own_rows(config, names) if config.custom else _suite_rows(config, full_info)
     shown = (
         read_prompts(Path(config.augmented))
         if config.augmented
@@ -139,8 +125,9 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
             f"{config.augmented} has {len(shown)} prompts, the suite {len(rows)}: line i must"
             " belong to the suite's prompt i"
         )
-    entries, taken = [], Counter()
-    for row, text in zip(rows, shown):
+    entries: list[Entry] = []
+    taken: Counter[tuple[str, ...]] = Counter()
+    for row, text in zip(rows, shown, strict=True):
         wanted = tuple(name for name in row["dimension"] if name in names)
         taken[wanted] += 1
         if wanted and not (config.limit and taken[wanted] > config.limit):
@@ -156,8 +143,31 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
     return entries
 
 
+def _own_rows(config: VBenchConfig, names: list[str]) -> list[dict]:
+    """Return prompts of your own in the layout of VBench's list."""
+    prompts = list(dict.fromkeys(read_prompts(Path(config.prompts))))
+    if config.long and any("_" in prompt for prompt in prompts):
+        raise ValueError(
+            f"{config.prompts}: VBench-Long takes an underscore in a prompt for its end: write the"
+            " prompts without"
+        )
+    return [{"prompt_en": prompt, "dimension": names} for prompt in prompts]
+
+
+def _suite_rows(config: VBenchConfig, full_info: Path | None) -> list[dict]:
+    """Return VBench's own list."""
+    if full_info is None or not full_info.is_file():
+        raise ValueError(
+            f"VBench's prompts come with its environment, and {config.environment} has none: run"
+            " eval/setup_vbench.sh"
+        )
+    return json.loads(full_info.read_text())
+
+
 def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
-    """ValueError if two prompts are shown as the same text: their videos would be the same, too."""
+    """Raise ValueError if two prompts are shown as the same text: their videos would be the same,
+    too.
+    """
     first: dict[str, str] = {}
     for prompt, text in {entry.prompt: entry.shown for entry in reversed(entries)}.items():
         if first.setdefault(text, prompt) != prompt:
@@ -169,13 +179,13 @@ def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
 
 
 def shots_of(entries: list[Entry], frames: int) -> list[Shot]:
-    """Every video of the suite once, named by the original prompt, made from what the model shall
-    see.
+    """Return every video of the suite once, named by the original prompt, made from what the model
+    shall see.
     """
     shown = {
         entry.prompt: entry.shown for entry in reversed(entries)
     }  # a prompt that comes twice is sampled by its first
-    seeds = Counter()
+    seeds: Counter[str] = Counter()
     for entry in entries:
         seeds[entry.prompt] = max(seeds[entry.prompt], entry.seeds)
     return [
@@ -186,7 +196,7 @@ def shots_of(entries: list[Entry], frames: int) -> list[Shot]:
 
 
 def files_of(entry: Entry, frames: int) -> list[str]:
-    """The names of an entry's videos."""
+    """Return the names of an entry's videos."""
     return [
         shot.file
         for shot in plan_shots([entry.prompt], range(entry.seeds), frames=frames, naming="prompt")
@@ -194,8 +204,10 @@ def files_of(entry: Entry, frames: int) -> list[str]:
 
 
 def check_videos(folder: Path, files: list[str], size: ClipSize) -> dict[str, str]:
-    """A digest of every file; ValueError unless each is there, of this size, length and rate, and
-    like no other.
+    """Return a digest of every file.
+
+    Raises:
+        ValueError: unless each is there, of this size, length and rate, and like no other.
     """
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
@@ -228,8 +240,9 @@ def _check_clip(path: Path, size: ClipSize) -> None:
         raise ValueError(
             f"{path}: not a readable video ({error}): remove it and sample again"
         ) from error
-    even = lambda side: side + side % 2  # noqa: E731  what write_video makes of an odd side
-    wanted = (size.frames, even(size.height), even(size.width), Fraction(size.fps))
+    # write_video makes an odd side even.
+    height, width = (side + side % 2 for side in (size.height, size.width))
+    wanted = (size.frames, height, width, Fraction(size.fps))
     if found != wanted:
         shape = "{} frames of {} x {} at {} fps"
         raise ValueError(

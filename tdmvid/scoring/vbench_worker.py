@@ -1,7 +1,6 @@
-"""Scores videos with the VBench package; runs in that package's own environment (see
-setup_vbench.sh).
+"""Score videos with the VBench package, in that package's own environment (eval/setup_vbench.sh).
 
-    .venv-vbench/bin/python eval/vbench_worker.py request.json
+    .venv-vbench/bin/python tdmvid/scoring/vbench_worker.py request.json
 
 The request says which videos show which prompt, and for which dimensions they count; the scores
 appear as <out>/<NAME>_eval_results.json, in the package's own layout. Nothing of tdmvid is
@@ -21,19 +20,18 @@ NAME = "scores"
 STATIC_VIDEOS = 5  # of each prompt, that temporal_flickering is measured on
 
 
-class NoVideo(Exception):
+class NoVideoError(Exception):
     """The filter keeps no video at all: the package would divide by their number."""
 
 
 def prepare(request: dict, out: Path) -> None:
-    """Environment of the package's own loaders, before it is imported."""
+    """Set the environment of the package's own loaders, before it is imported."""
     cache = Path(request["cache"])
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
     os.environ["HF_HOME"] = str(cache / "huggingface")
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = (
-        "1"  # AMT's checkpoint is a pickle; torch 2.6 and later refuse it
-    )
+    # AMT's checkpoint is a pickle; torch 2.6 and later refuse it.
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     weights = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
     if weights.is_file():  # DINO's own code looks for them in torch's folder, not in VBench's
         link = out / "torch" / "hub" / "checkpoints" / weights.name
@@ -44,8 +42,8 @@ def prepare(request: dict, out: Path) -> None:
 
 
 def stage(request: dict, out: Path) -> list[dict]:
-    """Links to exactly the videos of the request, in a fresh folder; the entries, with the links
-    for paths.
+    """Link exactly the videos of the request into a fresh folder; return the entries, with the
+    links for paths.
 
     The package lists its folder and takes the first name's suffix for all, and reuses clips that an
     earlier, broken run cut: so the folder holds the videos and nothing else.
@@ -66,8 +64,8 @@ def stage(request: dict, out: Path) -> list[dict]:
 
 
 def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
-    """Of each prompt of temporal_flickering the first videos without motion, by the package's own
-    filter; others as they are.
+    """Keep of each prompt of temporal_flickering the first videos without motion, by the package's
+    own filter; others as they are.
     """
     import cv2
     import torch
@@ -75,8 +73,8 @@ def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
 
     class Filter(StaticFilter):
         def get_frames(self, video_path: str) -> list:
-            """Frames [1, 3, H, W] on this filter's device; the package's own are on CUDA wherever
-            it runs.
+            """Return frames [1, 3, H, W] on this filter's device; the package's own are on CUDA
+            wherever it runs.
             """
             video, frames = cv2.VideoCapture(video_path), []
             while True:
@@ -116,7 +114,7 @@ def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
 
 
 def clips_of(entries: list[dict], folder: Path) -> list[dict]:
-    """The entries with the clips that VBench-Long has cut from their videos."""
+    """Return the entries with the clips that VBench-Long has cut from their videos."""
     return [
         entry
         | {
@@ -131,8 +129,8 @@ def clips_of(entries: list[dict], folder: Path) -> list[dict]:
 
 
 def long_settings(request: dict, out: Path) -> dict:
-    """VBench-Long's settings as its program has them by default: the wheel comes without their
-    files.
+    """Return VBench-Long's settings as its program has them by default: the wheel comes without
+    their files.
 
     The weight of what is compared between clips is 0, so the tables that would map it are not used.
     """
@@ -164,17 +162,18 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
     import torch
     from vbench import VBench
 
-    base, settings = VBench, {}
+    package: type = VBench
+    settings: dict = {}
     if request["long"]:
-        from vbench2_beta_long import VBenchLong as base
+        from vbench2_beta_long import VBenchLong
 
-        settings = long_settings(request, out)
+        package, settings = VBenchLong, long_settings(request, out)
     device, folder = torch.device(request["device"]), out / "videos"
 
-    class Listed(base):
+    class Listed(package):
         def build_full_info_json(self, *args, **kwargs) -> str:
-            """The request's own list: the package's silently leaves out videos that it does not
-            find.
+            """Write the request's own list: the package's silently leaves out videos that it does
+            not find.
             """
             listed = clips_of(entries, folder) if request["long"] else entries
             if request["static_filter"]:
@@ -182,12 +181,11 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
             path = out / f"{NAME}_full_info.json"
             path.write_text(json.dumps(listed))
             if not any(entry["video_list"] for entry in listed):
-                raise NoVideo
+                raise NoVideoError
             return str(path)
 
-    (out / "entries.json").write_text(
-        json.dumps(entries)
-    )  # where VBench-Long looks up how to cut a video
+    # VBench-Long looks up here how to cut a video.
+    (out / "entries.json").write_text(json.dumps(entries))
     scorer = Listed(device, str(out / "entries.json"), str(out))
     mode = "long_vbench_standard" if request["long"] else "vbench_standard"
     try:
@@ -200,9 +198,9 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
             imaging_quality_preprocessing_mode="longer",
             **settings,
         )
-    except NoVideo:
+    except NoVideoError:
         (out / f"{NAME}_eval_results.json").write_text(
-            json.dumps(dict.fromkeys(request["dimensions"], [None, []]))
+            json.dumps({name: [None, []] for name in request["dimensions"]})
         )
 
 

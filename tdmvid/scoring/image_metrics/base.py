@@ -73,7 +73,7 @@ class SetMetric:
 def by_prompt(images: ImageSet, values: Iterable[float | None]) -> dict[str, float]:
     """Average the values of the files over each prompt's; None counts for nothing."""
     groups: dict[str, list[float]] = {}
-    for prompt, value in zip(images.prompts, values):
+    for prompt, value in zip(images.prompts, values, strict=True):
         if value is not None:
             groups.setdefault(prompt, []).append(value)
     return {prompt: sum(group) / len(group) for prompt, group in groups.items()}

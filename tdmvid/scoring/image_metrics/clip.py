@@ -79,8 +79,9 @@ class Clip:
         )
 
     def similarity(self, files: Sequence[Path], prompts: Sequence[str]) -> Tensor:
-        """Return 100 x the cosine between image i and prompt i: [N]; with HPS v2.1's weights this is
-        its score.
+        """Return 100 x the cosine between image i and prompt i: [N].
+
+        With HPS v2.1's weights this is its score.
         """
         return 100 * (self.images(files) * self.texts(prompts)).sum(1)
 
@@ -109,7 +110,11 @@ def score_aesthetic(images: ImageSet) -> dict[str, float]:
 
 
 def aesthetic(features: Tensor, head: Path) -> Tensor:
-    """Apply LAION's linear head to CLIP ViT-L/14 features [N, 768] of length one: about 1 to 10, [N]."""
+    """Apply LAION's linear head to CLIP ViT-L/14 features [N, 768] of length one.
+
+    Returns:
+        Scores [N], about 1 to 10.
+    """
     state = load_state(head)
     return (features @ state["weight"].float().T + state["bias"].float())[:, 0]
 

@@ -55,7 +55,7 @@ def diversity(
 def score_diversity(images: ImageSet) -> dict[str, float]:
     """Return the diversity of each prompt."""
     groups: dict[str, list[Path]] = {}
-    for prompt, file in zip(images.prompts, images.files):
+    for prompt, file in zip(images.prompts, images.files, strict=True):
         groups.setdefault(prompt, []).append(file)
     return diversity(groups, lpips_distance(images.cache, images.device), side=images.side)
 

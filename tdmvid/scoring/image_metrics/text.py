@@ -61,11 +61,11 @@ def _letters(words: str) -> str:
 
 def score_text(images: ImageSet) -> dict[str, float]:
     """Return the legibility of each prompt that asks for text."""
-    wanted = [wanted_text(prompt) for prompt in images.prompts]
-    return by_prompt(
-        images,
-        [legibility(file, text) if text else None for file, text in zip(images.files, wanted)],
-    )
+    scores = []
+    for file, prompt in zip(images.files, images.prompts, strict=True):
+        text = wanted_text(prompt)
+        scores.append(legibility(file, text) if text else None)
+    return by_prompt(images, scores)
 
 
 def check_prompts(prompts: Sequence[str], source: str) -> None:
