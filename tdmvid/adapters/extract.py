@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone
-from .formats import SUFFIXES, modules, restore
+from .layouts import adapted_modules, layouts_of
 from .lora import LoraSettings, attach, start_from
 
 OVERSAMPLING, ITERATIONS = (
@@ -94,7 +94,7 @@ def adapt(
 
     alpha: None is r. ValueError for a LoRA of another model or of several ranks.
     """
-    network, names = backbone.network, modules(state)
+    network, names = backbone.network, adapted_modules(state)
     layers = dict(network.named_modules())
     for name in names:
         a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
@@ -136,13 +136,10 @@ def read_published(
         for name, layer in backbone.network.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
     ]
-    for consumer, stem in (
-        backbone.lora_names.items() if "lora_adapter_metadata" not in metadata else ()
-    ):
-        up = f".{SUFFIXES[consumer][1]}"
-        found = {key.removesuffix(up) for key in tensors if key.endswith(up)}
-        if found and found <= {stem(name) for name in names}:
-            state = restore(tensors, consumer, stem, names)
+    stated_by_diffusers = "lora_adapter_metadata" in metadata
+    for layout in () if stated_by_diffusers else layouts_of(backbone.pipeline_class).values():
+        if layout.matches(list(tensors), backbone.pipeline_class, names):
+            state = layout.read(tensors, backbone.pipeline_class, names)
             return state, scale * _rank(state)
     state, alphas = {}, set()
     for key, tensor in tensors.items():
@@ -150,7 +147,7 @@ def read_published(
             alphas.add(tensor.item())
         else:
             state[_plain(key, backbone.spec.network_folder)] = tensor
-    modules(state)
+    adapted_modules(state)
     if len(alphas) > 1:
         raise ValueError(f"{path}: its layers have alphas {sorted(alphas)}: one is supported")
     stated = json.loads(metadata.get("lora_adapter_metadata", "{}")).get(

@@ -133,19 +133,6 @@ class Backbone(ABC):
     """How a user gives the stock pipeline `pipe` a LoRA, and what has to be imported for it."""
     output: ClassVar[str] = "frames"
     """The field of a stock pipeline's result."""
-    lora_names: ClassVar[dict[str, Callable[[str], str]]] = {}
-    """Other programs that load a LoRA of this family ("comfyui", "kohya"), and what they call its
-    modules: see consumers.py.
-    """
-    comfyui_text: ClassVar[str] = ""
-    comfyui_latent: ClassVar[str] = ""
-    """Type of ComfyUI's CLIPLoader (empty: the base is one checkpoint file) and its node for empty
-    latents (empty: no workflow is written).
-    """
-    comfyui_sampler: ClassVar[tuple[str, dict]] = ("KSamplerSelect", {"sampler_name": "euler"})
-    """ComfyUI's node for a deterministic step over explicit sigmas: of most models, Euler's is that
-    of DDIM.
-    """
     process: Process
     network: nn.Module
 
@@ -283,22 +270,6 @@ class Backbone(ABC):
     @abstractmethod
     def stock_call(self) -> str:
         """The arguments of a stock call beyond prompt, steps and guidance, as Python source."""
-
-    def comfyui_lack(self) -> str:
-        """Why ComfyUI cannot sample this base as it was trained, so that no workflow is written;
-        empty if it can.
-        """
-        return "" if self.comfyui_latent else f"no workflow of {self.pipeline_class} is known"
-
-    def comfyui_patch(self) -> tuple[str, dict] | None:
-        """ComfyUI's node that tells it what it cannot see in the file of this base."""
-        return None
-
-    def comfyui_frames(self) -> tuple[int, int]:
-        """Frames to ask ComfyUI's empty latents for, and how many latent frames in front are cut
-        before decoding.
-        """
-        return self.size.frames, 0
 
     def denoiser(self, network) -> NetworkDenoiser:
         """A network of this family (or an engine around it) as a Denoiser."""

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tap, TokenSharing, half_of
 from .cogvideox_parallel import share_tokens, use_float32, use_xformers
-from .consumers import comfyui_cogvideox, kohya_cogvideox
 from .registry import register
 from .spec import Tokens, check_tiles
 from .vp import VPBackbone, VPSpec
@@ -103,15 +102,6 @@ class CogVideoX(VPBackbone):
     pipeline_class = "CogVideoXPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     spec = CogVideoXSpec()
-    lora_names = {"comfyui": comfyui_cogvideox, "kohya": kohya_cogvideox}
-    comfyui_text, comfyui_latent = (
-        "cogvideox",
-        "EmptyHunyuanLatentVideo",
-    )  # of 16 channels and the same compression
-    comfyui_sampler = (
-        "VOIDSampler",
-        {},
-    )  # its CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
@@ -140,24 +130,6 @@ class CogVideoX(VPBackbone):
         if self._rotary is None:
             self._rotary = rotary_embedding(self.network, self._clip, x_t.device)
         return self._rotary
-
-    def comfyui_lack(self) -> str:
-        shift, wrapper = (
-            self.spec.read_scheduler(self.folder).config.snr_shift_scale,
-            "; ComfyUI-CogVideoXWrapper, with the diffusers file, can",
-        )
-        if shift != 1:
-            return (
-                "its noise levels of every CogVideoX are those without snr_shift_scale, this base"
-                f" has {shift:g}{wrapper}"
-            )
-        if self.network.config.patch_size_t is None:
-            return f"its positions of every CogVideoX but 1.5 are stretched{wrapper}"
-        return ""
-
-    def comfyui_frames(self) -> tuple[int, int]:
-        extra = self._clip.extra_frames
-        return self.size.frames + extra * self._clip.temporal, extra
 
     @staticmethod
     def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, Tap, half_of
-from .consumers import comfyui_transformer
 from .images import Images, ImageSpec, image_latents
 from .registry import register
 from .spec import Tokens
@@ -78,16 +77,6 @@ class PixArt(Images, VPBackbone):
         'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "path/to/this/folder")'
     )
     spec = PixArtSpec()
-    lora_names = {"comfyui": comfyui_transformer}
-    comfyui_text, comfyui_latent = "pixart", "EmptyLatentImage"
-
-    def comfyui_lack(self) -> str:
-        if self.network.use_additional_conditions:
-            return ""
-        return (
-            "it takes a PixArt-alpha without conditions on its size for a PixArt-Sigma, whose"
-            " latents have another scale"
-        )
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tap, half_of
-from .consumers import comfyui_transformer
 from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, image_latents
 from .registry import register
@@ -87,8 +86,6 @@ class StableDiffusion3(Images, FlowBackbone):
         "to_add_out",
     )
     spec = StableDiffusion3Spec()
-    lora_names = {"comfyui": comfyui_transformer}
-    comfyui_latent = "EmptySD3LatentImage"
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tap
-from .consumers import kohya_unet
 from .images import Images, ImageSpec, image_latents
 from .registry import register
 from .spec import Tokens
@@ -89,8 +88,6 @@ class StableDiffusion(Images, VPBackbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     spec = StableDiffusionSpec()
     lora_prefix = "unet"
-    lora_names = {"comfyui": kohya_unet, "kohya": kohya_unet}
-    comfyui_latent = "EmptyLatentImage"
     pipeline_options = {
         "safety_checker": None,
         "requires_safety_checker": False,
@@ -113,14 +110,6 @@ class StableDiffusion(Images, VPBackbone):
             "sample": x_t,
             "timestep": self.process.timestep(t),
             "encoder_hidden_states": cond["prompt_embeds"],
-        }
-
-    def comfyui_patch(self) -> tuple[str, dict] | None:
-        if self.prediction_type == "epsilon":
-            return None
-        return "ModelSamplingDiscrete", {
-            "sampling": self.prediction_type,
-            "zsnr": bool(self.spec.read_scheduler(self.folder).config.rescale_betas_zero_snr),
         }
 
     def encode_prompts(self, prompts: list[str]) -> Cond:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
 from .base import ClipSize, ModelConfig, Tap, TokenSharing, half_of
-from .consumers import comfyui_wan, kohya_wan
 from .flow import FlowBackbone, FlowSpec
 from .registry import register
 from .spec import Tokens
@@ -97,8 +96,6 @@ class Wan(FlowBackbone):
     pipeline_class = "WanPipeline"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     spec = WanSpec()
-    lora_names = {"comfyui": comfyui_wan, "kohya": kohya_wan}
-    comfyui_text, comfyui_latent = "wan", "EmptyHunyuanLatentVideo"
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str

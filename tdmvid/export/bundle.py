@@ -23,8 +23,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..adapters import formats as layouts
 from ..adapters.bundle import FACTS, read_facts
+from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, LoraSettings, host_copy, in_host_memory, merge
 from ..adapters.step_condition import NAME, baked
 from ..data.files import usual_mode, write_json
@@ -32,7 +32,7 @@ from ..data.video import write_image, write_video
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from .card import Story, write_card
-from .workflow import workflow
+from .consumers import check_formats, consumers
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -98,27 +98,20 @@ def export_lora(
             | (extra or {})
         )
         facts["formats"], facts["errors"] = {}, {}
-        for consumer in formats:
-            if consumer != "diffusers":
-                facts["formats"][consumer] = path = (
-                    f"{consumer}/{story.config.get('name') or Path(folder).resolve().name}_{grid.steps}steps.safetensors"
+        extras = {}
+        for name in formats:
+            if name != "diffusers":
+                consumer = consumers()[name]
+                stem = story.config.get("name") or Path(folder).resolve().name
+                path = f"{name}/{stem}_{grid.steps}steps.safetensors"
+                facts["formats"][name] = path
+                _write_format(aside / path, backbone, layers, settings.alpha, consumer.layout)
+                facts["errors"][name] = check.format(
+                    aside, aside / path, backbone, layers, consumer.layout
                 )
-                _write_format(aside / path, backbone, layers, settings.alpha, consumer)
-                facts["errors"][consumer] = check.format(
-                    aside, aside / path, backbone, layers, consumer
-                )
-        if "comfyui" in formats:
-            facts["comfyui_lack"] = backbone.comfyui_lack()
-            if not facts["comfyui_lack"]:
-                write_json(
-                    aside / "comfyui" / "workflow.json",
-                    workflow(
-                        backbone,
-                        grid,
-                        Path(facts["formats"]["comfyui"]).name,
-                        (*story.prompts, "a prompt")[0],
-                    ),
-                )
+                prompt = (*story.prompts, "a prompt")[0]
+                extras |= consumer.write_extras(aside / path, backbone, grid, prompt)
+        facts |= extras
         _finish(aside, backbone, facts, story, expected)
     return facts
 
@@ -285,11 +278,15 @@ class _Check:
         return self._difference(stock_latents(folder, self.backbone, self.z, self.cond, self.grid))
 
     def format(
-        self, bundle: Path, path: Path, backbone: Backbone, layers: dict[str, Tensor], consumer: str
+        self,
+        bundle: Path,
+        path: Path,
+        backbone: Backbone,
+        layers: dict[str, Tensor],
+        layout: KeyLayout,
     ) -> float:
         """The file of another program, read back by its rules, in the stock pipeline."""
-        stem = backbone.lora_names[consumer]
-        state = layouts.restore(load_file(path), consumer, stem, layouts.modules(layers))
+        state = layout.read(load_file(path), backbone.pipeline_class, adapted_modules(layers))
         with tempfile.TemporaryDirectory() as scratch:
             again = Path(scratch)
             shutil.copy(bundle / "scheduler_config.json", again)
@@ -300,11 +297,11 @@ class _Check:
             if biased:  # peft gives all layers a bias, or none
                 state |= {
                     f"{n}.lora_B.bias": torch.zeros(len(state[f"{n}.lora_B.weight"]))
-                    for n in layouts.modules(state)
+                    for n in adapted_modules(state)
                     if f"{n}.lora_B.bias" not in state
                 }
             config = LoraConfig(
-                r=rank, lora_alpha=rank, target_modules=layouts.modules(state), lora_bias=biased
+                r=rank, lora_alpha=rank, target_modules=adapted_modules(state), lora_bias=biased
             )
             backbone.save_lora(again, state, config)
             return self.lora(again)
@@ -341,23 +338,10 @@ def usual_tolerance(backbone: Backbone, grid: TimeGrid, z: Tensor, written: floa
     ) + _off(backbone, grid)
 
 
-def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
-    """ValueError for a format that does not exist, or that no program would load for this family."""
-    known = ("diffusers", *backbone.lora_names)
-    for name in formats:
-        if name not in layouts.FORMATS:
-            raise ValueError(f"format {name!r}: choose from {', '.join(layouts.FORMATS)}")
-        if name not in known:
-            raise ValueError(
-                f"format {name!r}: no program that reads it knows {backbone.pipeline_class}: choose"
-                f" from {', '.join(known)}"
-            )
-
-
 def _write_format(
-    path: Path, backbone: Backbone, layers: dict[str, Tensor], alpha: float, consumer: str
+    path: Path, backbone: Backbone, layers: dict[str, Tensor], alpha: float, layout: KeyLayout
 ) -> None:
-    tensors = layouts.convert(layers, alpha, consumer, backbone.lora_names[consumer])
+    tensors = layout.write(layers, alpha, backbone.pipeline_class)
     path.parent.mkdir(exist_ok=True)
     rank = len(next(tensor for key, tensor in layers.items() if key.endswith("lora_A.weight")))
     save_file(

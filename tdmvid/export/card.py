@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..backbones.base import Backbone
 from ..data.files import write_text
+from .consumers import consumers
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,9 @@ def _python(backbone: Backbone, facts: dict) -> str:
 
 
 def _other_files(facts: dict) -> list[str]:
-    lack = facts.get("comfyui_lack")
-    flow = "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
-    if lack:
-        flow = f"without a workflow, as ComfyUI itself cannot sample this base: {lack}"
-    where = {
-        "comfyui": f"ComfyUI (into `models/loras`; {flow})",
-        "kohya": "programs that want kohya's names (`lora_unet_...`)",
-    }
     rows = [
-        f"* `{path}`: for {where[consumer]}" for consumer, path in facts.get("formats", {}).items()
+        f"* `{path}`: for {consumers()[name].card_text(facts)}"
+        for name, path in facts.get("formats", {}).items()
     ]
     return (
         [

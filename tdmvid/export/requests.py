@@ -30,8 +30,9 @@ from ..roles.rounding import story as base_story
 from ..sampling.shots import noise
 from ..sampling.student import weights_of
 from ..train.checkpoint import Checkpoints, whole
-from .bundle import check_formats, export_fused, export_lora, export_network, replacing
+from .bundle import export_fused, export_lora, export_network, replacing
 from .card import Story
+from .consumers import check_formats
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """ComfyUI and sd-scripts themselves read what is exported for them; needs a checkout of each, and
 its Python.
 
-TDMVID_COMFYUI=~/ComfyUI TDMVID_COMFYUI_PYTHON=~/ComfyUI/venv/bin/python python -m pytest
-tests/adapters/test_consumers.py TDMVID_SD_SCRIPTS=~/sd-scripts TDMVID_SD_SCRIPTS_PYTHON=... python
--m pytest tests/adapters/test_consumers.py
+    TDMVID_COMFYUI=~/ComfyUI TDMVID_COMFYUI_PYTHON=~/ComfyUI/venv/bin/python \\
+        python -m pytest tests/export/test_consumers.py
+    TDMVID_SD_SCRIPTS=~/sd-scripts TDMVID_SD_SCRIPTS_PYTHON=... \\
+        python -m pytest tests/export/test_consumers.py
 """
 
 import json
@@ -18,13 +19,13 @@ from families import stable_diffusion, wan
 from safetensors.torch import load_file, save_file
 from tiny import VARIANTS, cogvideox_scheduler, tiny_pipeline
 
-from tdmvid.adapters.formats import convert
+from tdmvid.adapters.layouts import COMFYUI, KOHYA, layouts_of
 from tdmvid.adapters.step_condition import time_embedding
 from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.export.workflow import workflow
+from tdmvid.export.consumers.comfyui import build_workflow
 
 pytestmark = pytest.mark.slow
 needs_comfyui = pytest.mark.skipif(
@@ -100,7 +101,7 @@ def base_names(family, keys):
     names = {}
     for key in keys:
         stem, end = key.rsplit(".", 1) if key.endswith((".weight", ".bias")) else (key, "")
-        name = family.lora_names["comfyui"](stem).removeprefix("diffusion_model.")
+        name = COMFYUI.stems[family.pipeline_class](stem).removeprefix("diffusion_model.")
         if family.pipeline_class == "WanPipeline":
             name = {"scale_shift_table": "head.modulation"}.get(
                 name, name.replace("norm2", "norm3").replace("scale_shift_table", "modulation")
@@ -115,12 +116,13 @@ def test_comfyui_takes_every_key_of_every_model_in_the_right_shape(tmp_path):
     for folder in sorted(ARCHITECTURES.iterdir()):
         family, network = architecture(folder)
         shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
-        for consumer, stem in family.lora_names.items():
+        for consumer, layout in layouts_of(family.pipeline_class).items():
             name, state = (
                 f"{folder.name}.{consumer}",
                 lora(network, family.lora_targets, told=consumer == "comfyui"),
             )
-            save_file(convert(state, ALPHA, consumer, stem), tmp_path / f"{name}.lora.safetensors")
+            tensors = layout.write(state, ALPHA, family.pipeline_class)
+            save_file(tensors, tmp_path / f"{name}.lora.safetensors")
             layers[name] = (
                 sum(key.endswith("lora_A.weight") for key in state),
                 int(consumer == "comfyui"),
@@ -147,7 +149,7 @@ def test_sd_scripts_takes_every_key_at_the_scale_it_was_trained_at(tmp_path):
         family, network = architecture(ARCHITECTURES / folder)
         state = lora(network, family.lora_targets, told=False)
         save_file(
-            convert(state, ALPHA, "kohya", family.lora_names["kohya"]),
+            KOHYA.write(state, ALPHA, family.pipeline_class),
             tmp_path / f"{name}.safetensors",
         )
         layers[name] = len(state) // 2
@@ -256,7 +258,7 @@ def test_comfyui_s_nodes_of_the_workflow_give_the_student_s_latents(tmp_path, na
         ddim(backbone.denoiser(backbone.network), z, cond, grid),
     )
     save_file(
-        convert(state, ALPHA, "comfyui", backbone.lora_names["comfyui"]),
+        COMFYUI.write(state, ALPHA, backbone.pipeline_class),
         tmp_path / "lora.safetensors",
     )
     for key in [
@@ -276,7 +278,7 @@ def test_comfyui_s_nodes_of_the_workflow_give_the_student_s_latents(tmp_path, na
         tmp_path / "inputs.safetensors",
     )
     (tmp_path / "workflow.json").write_text(
-        json.dumps(workflow(backbone, grid, "lora.safetensors", "a prompt"))
+        json.dumps(build_workflow(backbone, grid, "lora.safetensors", "a prompt"))
     )
     answer = ask(
         tmp_path,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tdmvid.adapters.bundle import load_pipeline
 from tdmvid.adapters.extract import read_published
+from tdmvid.adapters.layouts import layouts_of
 from tdmvid.adapters.lora import LoraSettings, attach
 from tdmvid.backbones.base import ModelConfig
 from tdmvid.backbones.registry import families, load_backbone
@@ -20,6 +21,7 @@ from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import export_fused, export_lora
 from tdmvid.export.card import Story
+from tdmvid.export.consumers.comfyui import workflow_lack
 from tdmvid.sampling.student import use_student
 
 PROMPTS = ("a red circle moves left", "a blue square")
@@ -79,7 +81,10 @@ def student(request, tmp_path_factory):
 def bundle(student, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "lora"
     export_lora(
-        folder, settings=SETTINGS, formats=tuple(student.backbone.lora_names), **student.common
+        folder,
+        settings=SETTINGS,
+        formats=tuple(layouts_of(student.backbone.pipeline_class)),
+        **student.common,
     )
     return folder
 
@@ -91,7 +96,9 @@ def test_every_format_gives_the_student(student, bundle):
     ] * student.expected.norm()  # the LoRA matters
     assert (
         "comfyui" in facts["formats"]
-        and facts["errors"].keys() == facts["formats"].keys() == student.backbone.lora_names.keys()
+        and facts["errors"].keys()
+        == facts["formats"].keys()
+        == layouts_of(student.backbone.pipeline_class).keys()
     )
     assert max(facts["error"], *facts["errors"].values()) < facts["tolerance"] == 1e-5
     again = load_backbone(student.backbone.config, student.backbone.size)
@@ -147,7 +154,7 @@ def test_a_format_that_no_program_knows_for_the_family_is_refused(student, tmp_p
 
 
 def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bundle):
-    path, lack = bundle / "comfyui" / "workflow.json", student.backbone.comfyui_lack()
+    path, lack = bundle / "comfyui" / "workflow.json", workflow_lack(student.backbone)
     assert len(
         load_file(next((bundle / "comfyui").glob("*.safetensors")))
     ) > 5 and path.is_file() == (not lack)

@@ -11,16 +11,10 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 from refusals import refused
 
-from tdmvid.adapters.formats import convert, modules, restore
-from tdmvid.backbones.consumers import (
-    comfyui_cogvideox,
-    comfyui_transformer,
-    comfyui_wan,
-    kohya_cogvideox,
-    kohya_unet,
-    kohya_wan,
-)
+from tdmvid.adapters.layouts import COMFYUI, KOHYA, KeyLayout, adapted_modules
 
+COGVIDEOX_CLASS, WAN_CLASS = "CogVideoXPipeline", "WanPipeline"
+UNET_CLASS, SD3_CLASS = "StableDiffusionPipeline", "StableDiffusion3Pipeline"
 RANK, ALPHA = 4, 6.0
 COGVIDEOX = [
     f"transformer_blocks.{i}.{name}"
@@ -69,27 +63,30 @@ def change(state, name, alpha):
 
 
 @pytest.mark.parametrize(
-    "consumer, stem, names",
+    "layout, model, names",
     [
-        ("comfyui", comfyui_cogvideox, COGVIDEOX),
-        ("comfyui", comfyui_wan, WAN),
-        ("comfyui", comfyui_transformer, COGVIDEOX),
-        ("kohya", kohya_unet, UNET),
-        ("comfyui", kohya_unet, UNET),
-        ("kohya", kohya_cogvideox, COGVIDEOX),
-        ("kohya", kohya_wan, WAN),
+        (COMFYUI, COGVIDEOX_CLASS, COGVIDEOX),
+        (COMFYUI, WAN_CLASS, WAN),
+        (COMFYUI, SD3_CLASS, COGVIDEOX),
+        (KOHYA, UNET_CLASS, UNET),
+        (COMFYUI, UNET_CLASS, UNET),
+        (KOHYA, COGVIDEOX_CLASS, COGVIDEOX),
+        (KOHYA, WAN_CLASS, WAN),
     ],
+    ids=lambda value: getattr(value, "name", value) if not isinstance(value, list) else "",
 )
-def test_a_round_trip_adds_the_same_to_every_weight(consumer, stem, names):
+def test_a_round_trip_adds_the_same_to_every_weight(layout, model, names):
     state = lora(names)
-    again = restore(convert(state, ALPHA, consumer, stem), consumer, stem, names)
-    assert modules(again) == names
+    tensors = layout.write(state, ALPHA, model)
+    assert layout.matches(list(tensors), model, names)
+    again = layout.read(tensors, model, names)
+    assert adapted_modules(again) == names
     for name in names:
         torch.testing.assert_close(change(again, name, RANK), change(state, name, ALPHA))
 
 
 def test_comfyui_finds_cogvideox_in_its_own_names():
-    keys = convert(lora(COGVIDEOX), ALPHA, "comfyui", comfyui_cogvideox)
+    keys = COMFYUI.write(lora(COGVIDEOX), ALPHA, COGVIDEOX_CLASS)
     stems = {key.partition(".lora_")[0] for key in keys}
     assert stems == {
         f"diffusion_model.blocks.{i}.{name}"
@@ -99,15 +96,16 @@ def test_comfyui_finds_cogvideox_in_its_own_names():
     assert keys["diffusion_model.blocks.0.q.lora_A.weight"].shape == (RANK, 8) and keys[
         "diffusion_model.blocks.0.q.lora_B.weight"
     ].shape == (16, RANK)
-    assert comfyui_cogvideox("time_embedding.linear_2") == "diffusion_model.time_embedding_linear_2"
-    assert comfyui_cogvideox("patch_embed.text_proj") == "diffusion_model.patch_embed.text_proj"
+    stem = COMFYUI.stems[COGVIDEOX_CLASS]
+    assert stem("time_embedding.linear_2") == "diffusion_model.time_embedding_linear_2"
+    assert stem("patch_embed.text_proj") == "diffusion_model.patch_embed.text_proj"
 
 
 def test_diffusers_own_converter_reads_a_wan_file_of_kohya_s_names_as_the_same_lora():
     """It wants every linear layer of a block, and nothing outside of them."""
     blocks = [name for name in WAN if name.startswith("blocks.")]
     state = lora(blocks)
-    found = _convert_musubi_wan_lora_to_diffusers(convert(state, ALPHA, "kohya", kohya_wan))
+    found = _convert_musubi_wan_lora_to_diffusers(KOHYA.write(state, ALPHA, WAN_CLASS))
     found = {key.removeprefix("transformer."): value for key, value in found.items()}
     assert set(found) == set(state)
     for name in blocks:
@@ -116,9 +114,7 @@ def test_diffusers_own_converter_reads_a_wan_file_of_kohya_s_names_as_the_same_l
 
 def test_diffusers_own_converter_reads_our_wan_file_as_the_same_lora():
     state = lora(WAN)
-    found = _convert_non_diffusers_wan_lora_to_diffusers(
-        convert(state, ALPHA, "comfyui", comfyui_wan)
-    )
+    found = _convert_non_diffusers_wan_lora_to_diffusers(COMFYUI.write(state, ALPHA, WAN_CLASS))
     assert {key.removeprefix("transformer.") for key in found} == set(state)
     found = {key.removeprefix("transformer."): value for key, value in found.items()}
     for name in WAN:
@@ -127,9 +123,7 @@ def test_diffusers_own_converter_reads_our_wan_file_as_the_same_lora():
 
 def test_diffusers_own_converter_reads_our_kohya_file_as_the_same_lora():
     state = lora(UNET)
-    found, alphas = _convert_non_diffusers_lora_to_diffusers(
-        convert(state, ALPHA, "kohya", kohya_unet)
-    )
+    found, alphas = _convert_non_diffusers_lora_to_diffusers(KOHYA.write(state, ALPHA, UNET_CLASS))
     assert set(alphas.values()) == {RANK} and len(found) == len(state)
     for name in UNET:
         where, _, layer = name.removesuffix(".0").rpartition(".")
@@ -141,34 +135,35 @@ def test_diffusers_own_converter_reads_our_kohya_file_as_the_same_lora():
 
 def test_a_bias_reaches_comfyui_as_it_is_added_and_kohya_s_format_refuses_it():
     state = lora(COGVIDEOX, bias=True)
-    tensors = convert(state, ALPHA, "comfyui", comfyui_cogvideox)
+    tensors = COMFYUI.write(state, ALPHA, COGVIDEOX_CLASS)
     biases = [key for key in tensors if key.endswith(".diff_b")]
     assert biases == ["diffusion_model.blocks.0.q.diff_b"]  # those of zeros say nothing
     torch.testing.assert_close(
         tensors[biases[0]], ALPHA / RANK * state[f"{COGVIDEOX[0]}.lora_B.bias"]
     )
-    again = restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
+    again = COMFYUI.read(tensors, COGVIDEOX_CLASS, COGVIDEOX)
     torch.testing.assert_close(again[f"{COGVIDEOX[0]}.lora_B.bias"], tensors[biases[0]])
     with refused("attn1.to_q", "kohya", "comfyui"):
-        convert(state, ALPHA, "kohya", kohya_unet)
+        KOHYA.write(state, ALPHA, UNET_CLASS)
 
 
 @pytest.mark.parametrize("alpha, scale", [(None, 1.0), (2.0, 0.5), (8.0, 2.0)])
 def test_the_alpha_of_somebody_s_file_is_the_scale_it_says(alpha, scale):
     state = lora(COGVIDEOX)
-    tensors = convert(state, RANK, "comfyui", comfyui_cogvideox)
+    tensors = COMFYUI.write(state, RANK, COGVIDEOX_CLASS)
     if alpha:
-        tensors |= {f"{comfyui_cogvideox(name)}.alpha": torch.tensor(alpha) for name in COGVIDEOX}
-    again = restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
+        stem = COMFYUI.stems[COGVIDEOX_CLASS]
+        tensors |= {f"{stem(name)}.alpha": torch.tensor(alpha) for name in COGVIDEOX}
+    again = COMFYUI.read(tensors, COGVIDEOX_CLASS, COGVIDEOX)
     for name in COGVIDEOX:
         torch.testing.assert_close(change(again, name, RANK), scale * change(state, name, RANK))
 
 
 def test_a_key_that_the_program_would_not_load_is_named():
-    tensors = convert(lora(COGVIDEOX), ALPHA, "comfyui", comfyui_cogvideox)
+    tensors = COMFYUI.write(lora(COGVIDEOX), ALPHA, COGVIDEOX_CLASS)
     tensors["diffusion_model.blocks.0.query.lora_A.weight"] = torch.zeros(RANK, 8)
     with refused("comfyui", "diffusion_model.blocks.0.query.lora_A.weight"):
-        restore(tensors, "comfyui", comfyui_cogvideox, COGVIDEOX)
+        COMFYUI.read(tensors, COGVIDEOX_CLASS, COGVIDEOX)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +176,10 @@ def test_a_key_that_the_program_would_not_load_is_named():
 )
 def test_a_state_dict_that_is_no_lora_is_refused(broken, fact):
     with refused(fact):
-        modules(broken)
+        adapted_modules(broken)
 
 
 def test_two_modules_of_one_name_are_refused():
-    with refused("b", "x", "kohya"):
-        convert(lora(["a", "b"]), ALPHA, "kohya", lambda name: "x")
+    layout = KeyLayout("short", "down", "up", {"Any": lambda name: "x"})
+    with refused("b", "x", "short"):
+        layout.write(lora(["a", "b"]), ALPHA, "Any")

@@ -1,0 +1,40 @@
+"""The key layout of kohya-ss/sd-scripts (networks/lora.py) and of the programs that follow it.
+
+It is offered where a program reads it: ComfyUI reads the names of CogVideoX and Wan, and those of
+Wan are musubi-tuner's.
+"""
+
+from __future__ import annotations
+
+from .base import KeyLayout
+from .original import name_cogvideox, name_wan
+
+
+def name_unet(name: str) -> str:
+    """Return the stem of a module of SD1.5 or SDXL, as sd-scripts, ComfyUI and WebUI read it.
+
+    For SDXL sd-scripts itself writes the original names, and converts these when it loads.
+    """
+    return "lora_unet_" + name.replace(".", "_")
+
+
+def _name_cogvideox(name: str) -> str:
+    return name_unet(name_cogvideox(name))
+
+
+def _name_wan(name: str) -> str:
+    return name_unet(name_wan(name))
+
+
+KOHYA = KeyLayout(
+    "kohya",
+    down="lora_down.weight",
+    up="lora_up.weight",
+    states_alpha=True,
+    stems={
+        "CogVideoXPipeline": _name_cogvideox,
+        "WanPipeline": _name_wan,
+        "StableDiffusionPipeline": name_unet,
+        "StableDiffusionXLPipeline": name_unet,
+    },
+)

@@ -1,0 +1,236 @@
+"""ComfyUI: a LoRA file and a workflow in API format with exactly the trained times.
+
+The workflow loads the base, the LoRA at strength 1 and no guidance, from nodes of ComfyUI alone
+(nodes.py and comfy_extras/). Over explicit sigmas its `euler`, and for CogVideoX its
+`VOIDSampler`, are the student's deterministic step: all go straight to the clean prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...adapters.layouts import COMFYUI
+from ...backbones.base import Backbone
+from ...backbones.cogvideox import Clip
+from ...data.files import write_json
+from ...diffusion.grid import TimeGrid
+from ...diffusion.process import RectifiedFlow
+from .base import Consumer, register
+
+SIGMA_MAX = 4518.76
+"""ComfyUI's noise level where alpha is 0 (comfy/model_sampling.py, zero terminal SNR)."""
+
+Node = tuple[str, dict]
+"""Class of a node and its inputs; an input [name, i] is output i of another node."""
+
+
+@register
+class ComfyUI(Consumer):
+    """Loads a LoRA from `models/loras`, and samples by the workflow beside it."""
+
+    layout = COMFYUI
+
+    def card_text(self, facts: dict) -> str:
+        flow = "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
+        if facts.get("comfyui_lack"):
+            flow = (
+                "without a workflow, as ComfyUI itself cannot sample this base:"
+                f" {facts['comfyui_lack']}"
+            )
+        return f"ComfyUI (into `models/loras`; {flow})"
+
+    def write_extras(self, lora: Path, backbone: Backbone, grid: TimeGrid, prompt: str) -> dict:
+        lack = workflow_lack(backbone)
+        if not lack:
+            nodes = build_workflow(backbone, grid, lora.name, prompt)
+            write_json(lora.with_name("workflow.json"), nodes)
+        return {"comfyui_lack": lack}
+
+
+def _find_no_lack(backbone: Backbone) -> str:
+    return ""
+
+
+def _need_no_patch(backbone: Backbone) -> Node | None:
+    return None
+
+
+def _ask_for_all_frames(backbone: Backbone) -> tuple[int, int]:
+    return backbone.size.frames, 0
+
+
+@dataclass(frozen=True)
+class _Model:
+    """How ComfyUI samples the base of one pipeline class."""
+
+    latent: str
+    """Its node for empty latents."""
+    text: str = ""
+    """Type of its CLIPLoader; empty: the base is one checkpoint file."""
+    sampler: Node = ("KSamplerSelect", {"sampler_name": "euler"})
+    """Its node for a deterministic step over explicit sigmas: of most models, Euler's is DDIM's."""
+    lack: Callable[[Backbone], str] = _find_no_lack
+    """Why it cannot sample the base as that was trained; empty if it can."""
+    patch: Callable[[Backbone], Node | None] = _need_no_patch
+    """Its node for what it cannot see in the base's file."""
+    frames: Callable[[Backbone], tuple[int, int]] = _ask_for_all_frames
+    """Frames of its empty latents, and how many latent frames in front are cut before decoding."""
+
+
+def _lack_of_cogvideox(backbone: Backbone) -> str:
+    shift = backbone.spec.read_scheduler(backbone.folder).config.snr_shift_scale
+    wrapper = "; ComfyUI-CogVideoXWrapper, with the diffusers file, can"
+    if shift != 1:
+        return (
+            "its noise levels of every CogVideoX are those without snr_shift_scale, this base has"
+            f" {shift:g}{wrapper}"
+        )
+    if backbone.network.config.patch_size_t is None:
+        return f"its positions of every CogVideoX but 1.5 are stretched{wrapper}"
+    return ""
+
+
+def _lack_of_pixart(backbone: Backbone) -> str:
+    if backbone.network.use_additional_conditions:
+        return ""
+    return (
+        "it takes a PixArt-alpha without conditions on its size for a PixArt-Sigma, whose latents"
+        " have another scale"
+    )
+
+
+def _frames_of_cogvideox(backbone: Backbone) -> tuple[int, int]:
+    clip = Clip.of(backbone.network, backbone.folder, backbone.size)
+    return backbone.size.frames + clip.extra_frames * clip.temporal, clip.extra_frames
+
+
+def _patch_unet(backbone: Backbone) -> Node | None:
+    if backbone.prediction_type == "epsilon":
+        return None
+    scheduler = backbone.spec.read_scheduler(backbone.folder)
+    return "ModelSamplingDiscrete", {
+        "sampling": backbone.prediction_type,
+        "zsnr": bool(scheduler.config.rescale_betas_zero_snr),
+    }
+
+
+_UNET = _Model("EmptyLatentImage", patch=_patch_unet)
+MODELS = {
+    "CogVideoXPipeline": _Model(
+        "EmptyHunyuanLatentVideo",  # of 16 channels and the same compression
+        "cogvideox",
+        # ComfyUI's CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
+        sampler=("VOIDSampler", {}),
+        lack=_lack_of_cogvideox,
+        frames=_frames_of_cogvideox,
+    ),
+    "WanPipeline": _Model("EmptyHunyuanLatentVideo", "wan"),
+    "StableDiffusionPipeline": _UNET,
+    "StableDiffusionXLPipeline": _UNET,
+    "StableDiffusion3Pipeline": _Model("EmptySD3LatentImage"),
+    "PixArtAlphaPipeline": _Model("EmptyLatentImage", "pixart", lack=_lack_of_pixart),
+}
+"""Pipeline class -> how ComfyUI samples its base."""
+
+
+def workflow_lack(backbone: Backbone) -> str:
+    """Return why ComfyUI cannot sample this base as it was trained; empty if it can."""
+    if backbone.pipeline_class not in MODELS:
+        return f"no workflow of {backbone.pipeline_class} is known"
+    return MODELS[backbone.pipeline_class].lack(backbone)
+
+
+def format_sigmas(backbone: Backbone, grid: TimeGrid) -> str:
+    """Return sigma / alpha of the student's times, then 0, as ManualSigmas reads them.
+
+    For a flow it is sigma itself. There are no exponents.
+    """
+    alpha, sigma = backbone.process.alpha_sigma(torch.tensor(grid.descending()))
+    flow = isinstance(backbone.process, RectifiedFlow)
+    levels = sigma if flow else (sigma / alpha).clamp(max=SIGMA_MAX)
+    return ", ".join([*(f"{level:.9f}" for level in levels.tolist()), "0.0"])
+
+
+def build_workflow(backbone: Backbone, grid: TimeGrid, lora: str, prompt: str) -> dict:
+    """Return the nodes by id; the file names of the base are the user's to choose.
+
+    Args:
+        backbone: the student's base.
+        grid: its times.
+        lora: name of the LoRA file in `models/loras`.
+        prompt: of the text node.
+    """
+    model = MODELS[backbone.pipeline_class]
+    text, vae, nodes = _load_base(model)
+    nodes["lora"] = (
+        "LoraLoaderModelOnly",
+        {"model": ["model", 0], "lora_name": lora, "strength_model": 1.0},
+    )
+    patch = model.patch(backbone)
+    if patch:
+        nodes["patch"] = (patch[0], {"model": ["lora", 0], **patch[1]})
+    nodes["text"] = ("CLIPTextEncode", {"clip": text, "text": prompt})
+    patched = ["patch" if patch else "lora", 0]
+    nodes |= _sample(model, backbone, format_sigmas(backbone, grid), patched)
+    nodes |= _decode(model, backbone, vae)
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def _load_base(model: _Model) -> tuple[list, list, dict[str, Node]]:
+    """Outputs of text encoder and autoencoder, and the nodes that load the base.
+
+    The base is three files, or one checkpoint.
+    """
+    if not model.text:
+        checkpoint = ("CheckpointLoaderSimple", {"ckpt_name": "BASE.safetensors"})
+        return ["model", 1], ["model", 2], {"model": checkpoint}
+    network = {"unet_name": "BASE.safetensors", "weight_dtype": "default"}
+    encoder = {"clip_name": "TEXT_ENCODER.safetensors", "type": model.text}
+    nodes: dict[str, Node] = {
+        "model": ("UNETLoader", network),
+        "clip": ("CLIPLoader", encoder),
+        "vae": ("VAELoader", {"vae_name": "VAE.safetensors"}),
+    }
+    return ["clip", 0], ["vae", 0], nodes
+
+
+def _sample(model: _Model, backbone: Backbone, sigmas: str, patched: list) -> dict[str, Node]:
+    size = backbone.size
+    latent = {"width": size.width, "height": size.height, "batch_size": 1}
+    if size.frames > 1:
+        latent["length"] = model.frames(backbone)[0]
+    inputs = {
+        "noise": ["noise", 0],
+        "guider": ["guider", 0],
+        "sampler": ["sampler", 0],
+        "sigmas": ["sigmas", 0],
+        "latent_image": ["latent", 0],
+    }
+    return {
+        "latent": (model.latent, latent),
+        "noise": ("RandomNoise", {"noise_seed": 0}),
+        "guider": ("BasicGuider", {"model": patched, "conditioning": ["text", 0]}),
+        "sampler": model.sampler,
+        "sigmas": ("ManualSigmas", {"sigmas": sigmas}),
+        "sample": ("SamplerCustomAdvanced", inputs),
+    }
+
+
+def _decode(model: _Model, backbone: Backbone, vae: list) -> dict[str, Node]:
+    size, (length, cut) = backbone.size, model.frames(backbone)
+    nodes: dict[str, Node] = {}
+    if cut:
+        part = {"samples": ["sample", 0], "dim": "t", "index": cut, "amount": length}
+        nodes["cut"] = ("LatentCut", part)
+    nodes["decode"] = ("VAEDecode", {"samples": ["cut" if cut else "sample", 0], "vae": vae})
+    if size.frames == 1:
+        nodes["save"] = ("SaveImage", {"images": ["decode", 0], "filename_prefix": "tdm"})
+        return nodes
+    nodes["video"] = ("CreateVideo", {"images": ["decode", 0], "fps": float(size.fps)})
+    video = {"video": ["video", 0], "filename_prefix": "tdm", "format": "mp4", "codec": "h264"}
+    nodes["save"] = ("SaveVideo", video)
+    return nodes
