@@ -29,7 +29,8 @@ from benchmarks.stopwatch import Kept, seconds  # noqa: E402
 from benchmarks.untrained import build_stage, untrained  # noqa: E402
 from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
-from tdmvid.plan.plan import GIB, describe, make_plan  # noqa: E402
+from tdmvid.plan.describe import describe  # noqa: E402
+from tdmvid.plan.plan import GIB, make_plan  # noqa: E402
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -94,7 +95,8 @@ def main() -> None:
     times, allocated, kept = measure(config, world, args.iterations)
     mean = statistics.mean(times)  # k differs between iterations, the plan has its mean
     useful = config.batch.accumulation * (
-        plan.forwards * plan.call.forward_flops + plan.backwards * plan.call.backward_flops
+        plan.calls.forwards * plan.calls.network.forward_flops
+        + plan.calls.backwards * plan.calls.network.backward_flops
     )
     result = {
         "config": args.config.name,

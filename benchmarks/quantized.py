@@ -100,7 +100,7 @@ def costs(runs: dict[str, Run], repeats: int) -> list[list[object]]:
         rows.append(
             [
                 kind,
-                f"{frozen_bytes(run) / MIB:.2f} ({make_plan(run.config).base_bytes / MIB:.2f})",
+                f"{frozen_bytes(run) / MIB:.2f} ({make_plan(run.config).weights.base_bytes / MIB:.2f})",
                 errors,
                 kept_bytes(run) / MIB,
                 1e3 * calls[kind].seconds,

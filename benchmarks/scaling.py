@@ -185,7 +185,7 @@ def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> l
     return [
         name,
         plan.tokens.count,
-        f"{plan.forwards:g}F {plan.backwards}B",
+        f"{plan.calls.forwards:g}F {plan.calls.backwards}B",
         over("flops", plan.flops()),
         "-" if plan.checkpointing else over("kept", memory["activations"]),
         "-" if plan.ranks > 1 else over("peak", memory["activations"] + memory["gradients"]),
@@ -252,7 +252,7 @@ def one(args: argparse.Namespace) -> None:
     world = launch.start("auto", sequence=sequence)
     config = prepare(args.one, args.work, primary=world.primary)
     if config.parallel.zero_stage == 3:
-        gather_little(make_plan(config, ranks=world.size).base)
+        gather_little(make_plan(config, ranks=world.size).weights.base)
     measured = measure(config, world, args.repeats)
     if world.primary:
         print(json.dumps(measured))

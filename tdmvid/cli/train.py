@@ -89,7 +89,9 @@ def read_config(args: argparse.Namespace) -> RunConfig:
 
 def print_plan(config: RunConfig, *, ranks: int, device_memory: float) -> None:
     """Print the plan of a run; ValueError if it does not fit into `device_memory` GiB."""
-    from ..plan.plan import check_fit, describe, make_plan
+    from ..plan.describe import describe
+    from ..plan.plan import make_plan
+    from ..plan.remedies import check_fit
 
     plan = make_plan(config, ranks=ranks)
     print(describe(plan, device_memory=device_memory))

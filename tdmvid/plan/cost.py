@@ -8,7 +8,10 @@ family's blocks do is counted as it is, LoRA included.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +20,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..parallel.sequence import PlannedGroup
 from ..roles.recompute import is_attention
 
 aten = torch.ops.aten
-ATTENTION_ON_A_CPU = {  # which the library's counter leaves out
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        q, k, v
-    ),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+ATTENTION_ON_A_CPU = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
+"""Operations that the library's counter leaves out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trace:
     """Cost of one call on one rank."""
 
@@ -47,6 +60,8 @@ class Trace:
     attention_bytes: int
     """The forward's attention, and its outputs: what need not be computed again if they are kept.
     """
+    exchanged: int = 0
+    """Bytes that the rank sends in the forward to those that share its sample."""
 
     @property
     def saved_checkpointed(self) -> int:
@@ -73,22 +88,21 @@ class _Saved:
 
     def __init__(self, network: nn.Module, blocks: list[nn.Module]):
         self.seen = {_storage(p) for p in (*network.parameters(), *network.buffers())}
-        self.inside, self.inputs, self.outside, self.current = [0] * len(blocks), 0, 0, None
+        self.inside, self.inputs, self.outside = [0] * len(blocks), 0, 0
+        self.current: int | None = None
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(
-                lambda module, args, kwargs, index=index: self._enter(index, args, kwargs),
-                with_kwargs=True,
-            )
-            block.register_forward_hook(lambda *_: self._leave())
+            block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True)
+            block.register_forward_hook(self._leave)
 
-    def _enter(self, index: int, args: tuple, kwargs: dict) -> None:
+    def _enter(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self.current = index
-        tensors = [
-            x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() > 2
-        ]  # not the time embedding
-        self.inputs += sum(x.numel() * x.element_size() for x in tensors)
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor) and x.dim() > 2:  # not the time embedding
+                self.inputs += x.numel() * x.element_size()
 
-    def _leave(self) -> None:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         self.current = None
 
     def pack(self, tensor: Tensor) -> Tensor:
@@ -102,39 +116,44 @@ class _Saved:
         return tensor
 
 
-def trace(network: nn.Module, blocks: list[nn.Module], example, *, dtype: torch.dtype) -> Trace:
-    """Trace `network` (on the meta device; it is changed) on `example()`, the keyword arguments of
-    a call.
+def trace(
+    network: nn.Module,
+    blocks: list[nn.Module],
+    example: Callable[[], dict[str, Any]],
+    *,
+    dtype: torch.dtype,
+    group: PlannedGroup | None = None,
+) -> Trace:
+    """Trace one call of a network.
 
-    blocks: what gradient checkpointing recomputes. dtype: of the arithmetic.
+    Args:
+        network: on the meta device; it is changed.
+        blocks: what gradient checkpointing recomputes.
+        example: makes the keyword arguments of a call.
+        dtype: of the arithmetic.
+        group: the ranks that share the sample, if the network shares its tokens.
     """
+    sent = group.sent if group else 0
     with FakeTensorMode():
         _materialise(network)
         saved = _Saved(network, blocks)
         forward, backward, attention = _counter(), _counter(), _Attention()
         autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-        with (
-            forward,
-            attention,
-            torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor),
-            autocast,
-        ):
+        keep = torch.autograd.graph.saved_tensors_hooks(saved.pack, _unchanged)
+        with forward, attention, keep, autocast:
             out = network(**example(), return_dict=False)[0]
         with backward:
             out.sum().backward()
-    inside = sum(saved.inside)
+    counts = forward.get_flop_counts()["Global"]
     return Trace(
-        forward.get_total_flops(),
-        backward.get_total_flops(),
-        inside + saved.outside,
-        saved.outside + saved.inputs,
-        max(saved.inside, default=0),
-        sum(
-            flops
-            for name, flops in forward.get_flop_counts()["Global"].items()
-            if is_attention(name)
-        ),
-        attention.bytes,
+        forward_flops=forward.get_total_flops(),
+        backward_flops=backward.get_total_flops(),
+        saved=sum(saved.inside) + saved.outside,
+        saved_inputs=saved.outside + saved.inputs,
+        saved_block=max(saved.inside, default=0),
+        attention_flops=sum(flops for name, flops in counts.items() if is_attention(name)),
+        attention_bytes=attention.bytes,
+        exchanged=group.sent - sent if group else 0,
     )
 
 
@@ -173,6 +192,10 @@ class _Live(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self.seen.discard(key)
         self.now -= size
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _counter() -> FlopCounterMode:

@@ -571,7 +571,10 @@ def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json
     x, t = noise(run.backbone), torch.ones(2)
     with FlopCounterMode(display=False, custom_mapping=trace.ATTENTION_ON_A_CPU) as counter:
         run.roles.student(x, t, run.null.expand(2))
-    assert made.call.forward_flops == counter.get_total_flops() > 1e5
-    assert made.trainable == sum(p.numel() for p in student.trainable.values())
-    assert made.base == sum(p.numel() for p in student.module.parameters()) - made.trainable
-    assert 0 < made.call.saved_checkpointed < made.call.saved
+    assert made.calls.network.forward_flops == counter.get_total_flops() > 1e5
+    assert made.weights.trainable == sum(p.numel() for p in student.trainable.values())
+    assert (
+        made.weights.base
+        == sum(p.numel() for p in student.module.parameters()) - made.weights.trainable
+    )
+    assert 0 < made.calls.network.saved_checkpointed < made.calls.network.saved

@@ -15,8 +15,11 @@ from tdmvid.config.run import load_config
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.distill.iteration import iterate, pick_k
 from tdmvid.parallel import launch
-from tdmvid.plan import cost as trace
-from tdmvid.plan.plan import GIB, calls_per_iteration, check_fit, describe, make_plan
+from tdmvid.plan import cost
+from tdmvid.plan.counts import calls_per_iteration
+from tdmvid.plan.describe import describe
+from tdmvid.plan.plan import GIB, make_plan
+from tdmvid.plan.remedies import check_fit
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import _micro_batches, train
@@ -195,7 +198,7 @@ def test_whole_networks_are_planned_as_such(tiny_run, tmp_path):
 )
 def test_the_planned_trainable_parameters_are_those_of_each_role(tiny_run, tmp_path, changes):
     config = tiny_run(tmp_path, *changes)
-    planned, run = make_plan(config).trainable, build_run(config, launch.start("none"))
+    planned, run = make_plan(config).weights.trainable, build_run(config, launch.start("none"))
     assert [
         sum(p.numel() for p in run.engines[role].trainable.values()) for role in ("student", "fake")
     ] == [planned, planned]
@@ -280,12 +283,12 @@ def kept_by_autograd(network, call) -> int:
 def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
     made, student = make_plan(run.config), run.engines["student"]
     x, t = torch.randn(MICRO, *run.backbone.latent_shape()), torch.ones(MICRO)
-    with FlopCounterMode(display=False, custom_mapping=trace.ATTENTION_ON_A_CPU) as counter:
+    with FlopCounterMode(display=False, custom_mapping=cost.ATTENTION_ON_A_CPU) as counter:
         kept = kept_by_autograd(
             student.module, lambda: run.roles.student(x, t, run.null.expand(MICRO))
         )
-    assert made.call.forward_flops == counter.get_total_flops() > 1e5
-    assert made.call.saved == pytest.approx(
+    assert made.calls.network.forward_flops == counter.get_total_flops() > 1e5
+    assert made.calls.network.saved == pytest.approx(
         kept, rel=0.02
     )  # converting v to x0 keeps a little more
 
@@ -293,15 +296,15 @@ def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
 def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tmp_path):
     one = make_plan(tiny_run(tmp_path))
     two = make_plan(tiny_run(tmp_path, "parallel.sequence=2"), ranks=2)
-    inside = one.call.saved - one.call.saved_checkpointed
-    assert inside > 0 and two.call.saved < 0.7 * one.call.saved
-    assert two.call.forward_flops < 0.7 * one.call.forward_flops
+    inside = one.calls.network.saved - one.calls.network.saved_checkpointed
+    assert inside > 0 and two.calls.network.saved < 0.7 * one.calls.network.saved
+    assert two.calls.network.forward_flops < 0.7 * one.calls.network.forward_flops
     assert two.traffic()["tokens"] > 0 and one.traffic() == {}
 
 
 def test_only_one_graph_computes_a_block_again_at_a_time(tiny_run, tmp_path):
     made = make_plan(tiny_run(tmp_path, "parallel.gradient_checkpointing=true"))
-    call = made.call
+    call = made.calls.network
     assert (
         made.graphs == 2
         and made.memory()["activations"]
@@ -318,7 +321,7 @@ def test_a_ring_adds_gradients_up_and_spreads_what_is_not_sharded(
     traffic = made.traffic()
     assert (
         traffic["gradients"] + traffic["updated weights"]
-        == trained * 2 * made.trainable * 4 * 3 / 4
+        == trained * 2 * made.weights.trainable * 4 * 3 / 4
     )
 
 
@@ -351,7 +354,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path
 def test_a_run_that_trains_but_has_no_room_for_the_rest_is_told_where_to_export(
     tiny_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("tdmvid.plan.plan._autoencoder", lambda *_: (0, GIB))
+    monkeypatch.setattr("tdmvid.plan.counts._autoencoder", lambda *_: (0, GIB))
     made = make_plan(tiny_run(tmp_path))
     assert made.narrowest != "training"
     with pytest.raises(
@@ -370,7 +373,7 @@ def test_a_remedy_that_takes_more_ranks_says_so(tiny_run, tmp_path, monkeypatch)
     """Whatever else is left out of it because it is not needed: sharding over the new ranks is part
     of what helps.
     """
-    monkeypatch.setattr("tdmvid.plan.plan._autoencoder", lambda *_: (0, 1000))
+    monkeypatch.setattr("tdmvid.plan.counts._autoencoder", lambda *_: (0, 1000))
     settings = ("training=full", "log.sample_count=1", "parallel.gradient_checkpointing=true")
     alone = make_plan(tiny_run(tmp_path, *settings, "parallel.offload=all"))
     shared = make_plan(
@@ -438,7 +441,7 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path):
     assert moments["checking the export"] == rest + made.whole + made.pictures(
         1
     )  # the run's own base is in host memory
-    assert moments["embedding the prompts"] == made.text_bytes > 0
+    assert moments["embedding the prompts"] == made.pipeline.text > 0
     four = make_plan(tiny_run(tmp_path, "ema=0.9"), ranks=4).moments()
     assert (
         four["loading the base"]
@@ -457,15 +460,15 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path):
 def test_samples_take_the_guided_teacher_s_calls_and_the_check_all_tokens_on_one_rank(
     tiny_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("tdmvid.plan.plan._autoencoder", lambda *_: (0, 0))
+    monkeypatch.setattr("tdmvid.plan.counts._autoencoder", lambda *_: (0, 0))
     prompts = 'log.sample_prompts=["one","two","three"]'
     alone, guided = (
         make_plan(tiny_run(tmp_path, f"objective.cfg={cfg}", prompts)) for cfg in (1, 3)
     )
-    assert guided.pictures(1) == 3 * guided.call.saved_block
+    assert guided.pictures(1) == 3 * guided.calls.network.saved_block
     assert (
         guided.moments()["making samples"] - alone.moments()["making samples"]
-        == 3 * guided.call.saved_block
+        == 3 * guided.calls.network.saved_block
     )
     assert guided.moments()["checking the export"] == alone.moments()["checking the export"]
     shared = make_plan(tiny_run(tmp_path, "parallel.sequence=2", prompts), ranks=2)
@@ -474,9 +477,9 @@ def test_samples_take_the_guided_teacher_s_calls_and_the_check_all_tokens_on_one
 
 def test_full_training_holds_a_copy_in_float32_at_both_ends(tiny_run, tmp_path):
     made = make_plan(tiny_run(tmp_path, "training=full"))
-    assert made.moments()["loading the base"] == made.whole + 4 * made.base
+    assert made.moments()["loading the base"] == made.whole + 4 * made.weights.base
     assert (
-        made.moments()["checking the export"] > made.whole + 3 * 4 * made.base
+        made.moments()["checking the export"] > made.whole + 3 * 4 * made.weights.base
     )  # student and fake are still there
 
 
@@ -484,7 +487,7 @@ def test_pictures_are_made_of_tiles_where_that_is_what_does_not_fit(
     tiny_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "tdmvid.plan.plan._autoencoder",
+        "tdmvid.plan.counts._autoencoder",
         lambda config, *_: (0, 2**25 if config.model.tiling else 2**26),
     )
     made = make_plan(tiny_run(tmp_path))
@@ -545,8 +548,8 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "pixart512_4nfe": (610_856_096, 1_024),
         "pixart1024_4nfe": (611_349_152, 4_096),
     }
-    assert (made.base, made.tokens.count) == published.get(
-        path.stem, (made.base, made.tokens.count)
+    assert (made.weights.base, made.tokens.count) == published.get(
+        path.stem, (made.weights.base, made.tokens.count)
     )
     text = {
         "cogvideox": 4_762_310_656,
@@ -556,8 +559,9 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "sd15": 123_060_480,
         "pixart": 4_762_310_656,
     }
-    assert made.text_bytes == 2 * next(
-        (count for name, count in text.items() if path.stem.startswith(name)), made.text_bytes / 2
+    assert made.pipeline.text == 2 * next(
+        (count for name, count in text.items() if path.stem.startswith(name)),
+        made.pipeline.text / 2,
     )
     assert made.total() < 80 * GIB and re.search(
         "at its peak .* of 80 GiB", describe(made, device_memory=80)
@@ -580,8 +584,8 @@ def test_the_plan_says_how_ranks_share_the_work(tiny_run, tmp_path, ranks, seque
 def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path):
     """One of a thing is no plural, and no power of ten stands where thousands would do."""
     made = make_plan(tiny_run(tmp_path, "batch.micro=1"))
-    call = replace(made.call, forward_flops=4e14)
-    text = describe(replace(made, call=call))
+    call = replace(made.calls.network, forward_flops=4e14)
+    text = describe(replace(made, calls=replace(made.calls, network=call)))
     assert (
         re.search(r"^steps +[\d,]+ of 1 video$", text, re.M) and "backwards of 1 video x 1" in text
     )

@@ -97,7 +97,7 @@ def test_the_plan_counts_what_is_kept_and_what_is_not_computed_again(tiny_run, t
     again, kept = (
         make_plan(tiny_run(tmp_path, *some)) for some in ([CHECKPOINTED], [CHECKPOINTED, KEPT])
     )
-    call = kept.call
+    call = kept.calls.network
     assert 0 < call.attention_flops < call.forward_flops
     assert again.flops() - kept.flops() == pytest.approx(2 * call.attention_flops)
     tokens, width, blocks = kept.tokens.count, kept.tokens.width, kept.tokens.blocks
@@ -117,7 +117,7 @@ def test_the_plan_counts_what_is_kept_of_a_discriminator(tiny_run, tmp_path):
         make_plan(tiny_run(tmp_path, *gan, *some))
         for some in ([CHECKPOINTED], [CHECKPOINTED, KEPT])
     )
-    call, critic = kept.call, kept.critic
+    call, critic = kept.calls.network, kept.calls.discriminator
     assert (
         0 < critic.attention_flops < call.attention_flops
         and 0 < critic.attention_bytes < call.attention_bytes

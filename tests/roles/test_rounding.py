@@ -19,7 +19,9 @@ from tdmvid.config.run import RunConfig, from_dict
 from tdmvid.data.video import write_video
 from tdmvid.export.requests import Options, export_run
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import GIB, check_fit, describe, make_plan
+from tdmvid.plan.describe import describe
+from tdmvid.plan.plan import GIB, make_plan
+from tdmvid.plan.remedies import check_fit
 from tdmvid.roles.rounding import story
 from tdmvid.roles.rules import check_quantize
 from tdmvid.sampling.student import use_student
@@ -68,7 +70,7 @@ def test_the_frozen_base_takes_the_planned_bytes(tiny_run, tmp_path, kind, chang
     whole = make_plan(tiny_run(tmp_path, *changes))
     assert (
         plan.memory()["frozen weights"] < 0.6 * whole.memory()["frozen weights"]
-        and run.rounding.whole == whole.base_bytes
+        and run.rounding.whole == whole.weights.base_bytes
     )
 
 
@@ -81,7 +83,7 @@ def test_the_plan_names_the_quantised_base_and_needs_no_torchao(tiny_run, tmp_pa
     assert (
         plan.moments()["loading the base"]
         == plan.whole
-        == plan.base * 4
+        == plan.weights.base * 4
         > plan.memory()["frozen weights"]
     )
     assert (
@@ -94,7 +96,7 @@ def test_a_base_that_does_not_fit_is_quantised_and_one_that_is_spread_over_ranks
     tiny_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "tdmvid.plan.plan._autoencoder", lambda *_: (0, 0)
+        "tdmvid.plan.counts._autoencoder", lambda *_: (0, 0)
     )  # beside which the tiny base is nothing
     checkpointed = "parallel.gradient_checkpointing=true"
     plain, quantized = (make_plan(tiny_run(tmp_path, checkpointed, *more)) for more in ([], [INT8]))

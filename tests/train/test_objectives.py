@@ -150,22 +150,24 @@ def test_a_gradient_in_a_network_s_input_needs_whole_weights(tiny_run, tmp_path,
 def test_what_other_kinds_cost_beside_tdm_is_planned(tiny_run, tmp_path, real):
     of = lambda *changes: make_plan(tiny_run(tmp_path, "objective.cfg=2", *changes))  # noqa: E731
     plain, fisher, gan = of(), of("objective.kind=fisher"), of("objective.kind=gan", *real)
-    assert (fisher.backwards, fisher.graphs) == (
+    assert (fisher.calls.backwards, fisher.graphs) == (
         5,
         4,
     )  # fake, student; through the fake, twice through the teacher
-    half = gan.critic
+    half = gan.calls.discriminator
     assert (
-        0.4 < half.forward_flops / gan.call.forward_flops < 0.9
+        0.4 < half.forward_flops / gan.calls.network.forward_flops < 0.9
     )  # one of two blocks, and all around them
     assert gan.flops() == pytest.approx(
         plain.flops() + 3 * half.forward_flops + half.backward_flops
     )
     assert (
-        gan.memory()["optimiser"] == plain.memory()["optimiser"] + 8 * gan.heads
-        and gan.heads > 1000
+        gan.memory()["optimiser"] == plain.memory()["optimiser"] + 8 * gan.weights.heads
+        and gan.weights.heads > 1000
     )
-    assert gan.memory()["activations"] == max(2 * plain.call.saved, plain.call.saved + half.saved)
+    assert gan.memory()["activations"] == max(
+        2 * plain.calls.network.saved, plain.calls.network.saved + half.saved
+    )
 
 
 def test_clips_that_cannot_be_used_are_named_before_the_first_step_and_the_others_stay_encoded(

@@ -76,11 +76,11 @@ def planned_calls(plan, run, step):
     steps = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
     mean = sum(grid.steps for grid in run.grids) / len(run.grids)
     if run.config.objective.rollout == "full":
-        return plan.forwards + steps.steps - mean
+        return plan.calls.forwards + steps.steps - mean
     k = pick_k(
         run.config.objective, steps, 1, run.streams.generator(step, "k", device="cpu"), own=None
     )
-    return plan.forwards + steps.steps - int(k) - (mean - 1) / 2
+    return plan.calls.forwards + steps.steps - int(k) - (mean - 1) / 2
 
 
 @pytest.mark.parametrize("row", covering(), ids=lambda row: "-".join(map(str, row.values())))
@@ -102,7 +102,7 @@ def test_any_two_settings_train_as_planned_and_resume_to_the_digit(
     )
     assert {
         sum(p.numel() for p in engine.trainable.values()) for engine in kept[0].engines.values()
-    } == {plan.trainable}
+    } == {plan.weights.trainable}
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_000002")
     train(tiny_run(tmp_path / "parts", *changes), resume="auto", at_end=kept.append)

@@ -13,7 +13,8 @@ from tdmvid.backbones.base import LORA_FILE
 from tdmvid.config.run import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import describe, make_plan
+from tdmvid.plan.describe import describe
+from tdmvid.plan.plan import make_plan
 from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train

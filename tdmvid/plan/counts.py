@@ -1,0 +1,211 @@
+"""Count a run's parameters, its network calls and what surrounds them, from configs alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..backbones.base import Backbone
+from ..backbones.discriminator import Discriminator
+from ..backbones.quantize import planned_bytes
+from ..backbones.spec import Tokens
+from ..config import RunConfig
+from ..parallel.sequence import PlannedGroup
+from ..roles.build import fit, outline
+from .cost import Trace, decoding_bytes, trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Parameters of the run's networks."""
+
+    base: int
+    """Parameters of one network."""
+    base_bytes: int
+    """Bytes that hold them, frozen."""
+    trainable: int
+    """Trainable parameters of the student, and of the fake."""
+    heads: int = 0
+    """Trainable parameters of the discriminator."""
+
+    @property
+    def trained(self) -> int:
+        """Trainable parameters of all roles."""
+        return 2 * self.trainable + self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """Network calls of one micro-batch of an iteration, and what each costs a rank."""
+
+    forwards: float
+    backwards: int
+    network: Trace
+    discriminator: Trace | None = None
+    """A call with a gradient in its input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Bytes of what surrounds the network."""
+
+    text: int
+    """Weights of the text encoders, as far as their configs are known."""
+    vae: int
+    """Weights of the autoencoder."""
+    decoding: int
+    """Peak bytes of tensors while it decodes one sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A run's networks on the meta device: what a role trains, and the discriminator."""
+
+    config: RunConfig
+    folder: Path
+    family: type[Backbone]
+    network: nn.Module
+    discriminator: Discriminator | None
+    group: PlannedGroup
+    tokens: Tokens
+    weights: Weights
+
+
+def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) -> Outline:
+    """Build a run's networks on the meta device.
+
+    Raises:
+        ValueError: this family, or the LoRA of `init`, cannot do what the run asks for.
+    """
+    network = outline(config, folder, family)
+    tokens = family.spec.tokens(network, folder, config.video)
+    base = _parameters(network)
+    base_bytes = planned_bytes(network, family.spec.blocks(network), config.model.quantize)
+    group = PlannedGroup(config.parallel.sequence)
+    there = Path(config.init).is_dir()  # a stage that is not finished yet can be planned on
+    fit(network, config if there else replace(config, init=""), family, group)
+    critic = None
+    if "discriminator" in config.objective.roles:
+        half = outline(config, folder, family)
+        with torch.device("meta"):
+            critic = Discriminator(half, family.halve(half), seed=0)
+    return Outline(
+        config=config,
+        folder=folder,
+        family=family,
+        network=network,
+        discriminator=critic,
+        group=group,
+        tokens=tokens,
+        weights=Weights(
+            base=base,
+            base_bytes=base_bytes,
+            trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            heads=_parameters(critic.heads) if critic else 0,
+        ),
+    )
+
+
+def count_calls(networks: Outline) -> Calls:
+    """Count and trace the calls of an iteration; the networks are changed."""
+    config, family, network = networks.config, networks.family, networks.network
+    dtype, critic = config.model.torch_dtype, networks.discriminator
+
+    def example() -> dict[str, Any]:
+        return family.spec.example(
+            network, networks.folder, config.video, config.batch.micro, dtype
+        )
+
+    def example_of_critic() -> dict[str, Any]:
+        inputs = example()
+        sample = next(iter(inputs))  # the noisy latents come first
+        inputs[sample].requires_grad_()
+        return inputs | {"tau": torch.rand(config.batch.micro), "steps": None}
+
+    forwards, backwards = calls_per_iteration(config)
+    blocks = family.spec.blocks(network)
+    call = trace(network, blocks, example, dtype=dtype, group=networks.group)
+    judged = None
+    if critic:
+        judged = trace(critic, family.spec.blocks(critic.network), example_of_critic, dtype=dtype)
+    return Calls(forwards=forwards, backwards=backwards, network=call, discriminator=judged)
+
+
+def traced_settings(config: RunConfig) -> tuple[object, ...]:
+    """Return all settings on which the traces of `count_calls` depend."""
+    model, objective = config.model, config.objective
+    return (
+        (model.path, model.revision, model.dtype, model.attention),
+        (config.video, config.batch.micro, config.parallel.sequence),
+        (config.training, config.lora, config.init),
+        (objective.told_steps, objective.roles),
+    )
+
+
+def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
+    """Return the mean forwards and the backwards of one iteration, in whole-batch network calls per
+    micro-batch.
+
+    Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
+    twice, fake once unless the draw is shared, 1B); with accumulation the graded call is made
+    twice. A gradient that is taken through the scores adds their backwards.
+    """
+    objective = config.objective
+    steps = float(student_steps(config))
+    if objective.step_set:
+        steps = sum(objective.step_set) / len(objective.step_set)
+    rollout = steps - 1 if objective.rollout == "full" else (steps - 1) / 2
+    graded = 1 if config.batch.accumulation == 1 else 2
+    teacher = teacher_calls(config)
+    scores = 1 + teacher if objective.through_scores else 0
+    fake = objective.fake_updates + (objective.draws == "own")
+    return rollout + graded + fake + teacher, objective.fake_updates + 1 + scores
+
+
+def teacher_calls(config: RunConfig) -> int:
+    """Return the network calls of one guided call of the teacher."""
+    return 1 if config.objective.cfg == 1 else 2
+
+
+def student_steps(config: RunConfig) -> int:
+    """Return the steps of the student's grid."""
+    return len(config.grid.timesteps) if config.grid.kind == "explicit" else config.grid.steps
+
+
+def count_pipeline(networks: Outline) -> Pipeline:
+    """Count the text encoders and the autoencoder."""
+    config, folder, family = networks.config, networks.folder, networks.family
+    vae, decoding = _autoencoder(config, folder, family, networks.network)
+    return Pipeline(text=family.spec.text_bytes(folder, config.model), vae=vae, decoding=decoding)
+
+
+def decoded_settings(config: RunConfig) -> tuple[object, ...]:
+    """Return all settings on which `count_pipeline` depends."""
+    return config.video, replace(config.model, quantize="none", attention="sdpa")
+
+
+def _autoencoder(
+    config: RunConfig, folder: Path, family: type[Backbone], network: nn.Module
+) -> tuple[int, int]:
+    """Bytes of its weights, and of what it makes while it decodes one sample; tiles stay until they
+    are joined, then there are two such pictures.
+    """
+    with torch.device("meta"):
+        vae, shape = family.spec.empty_vae(network, folder, config.model, config.video)
+    size, value = config.video, bytes_per_value(next(vae.parameters()).dtype)
+    weights = _parameters(vae) * value
+    joined = 3 * 3 * size.frames * size.height * size.width * value if config.model.tiling else 0
+    return weights, decoding_bytes(vae, shape) + joined
+
+
+def bytes_per_value(dtype: torch.dtype) -> int:
+    """Return the bytes of one number."""
+    return torch.finfo(dtype).bits // 8
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,136 @@
+"""A plan as text: one row a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..config import RunConfig
+from .counts import student_steps
+from .plan import GIB, Plan
+
+Row = tuple[str, str]
+
+
+def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
+    """Return the plan as text.
+
+    Args:
+        plan: what to describe.
+        device_memory: GiB that a rank's device has, 0 if unknown.
+    """
+    rows = [
+        *_networks(plan),
+        *_iteration(plan),
+        *_memory(plan, device_memory),
+        ("writes", str(plan.config.folder)),
+    ]
+    pad = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{pad}}  {value}" for name, value in rows)
+
+
+def gib(size: float) -> str:
+    """Return so many bytes in GiB, for people."""
+    return f"{size / GIB:,.2f} GiB"
+
+
+def _networks(plan: Plan) -> Iterator[Row]:
+    """What is trained, on what."""
+    config, model, weights = plan.config, plan.config.model, plan.weights
+    yield (
+        "teacher",
+        f"{model.path} ({plan.pipeline_class}), {weights.base:,} parameters in {model.dtype}",
+    )
+    if model.quantize != "none":
+        yield (
+            "frozen base",
+            f"linear layers of the blocks in {model.quantize}: {gib(weights.base_bytes)} instead"
+            f" of {gib(plan.whole)}",
+        )
+    yield (
+        "training",
+        f"{config.training}: student and fake, {weights.trainable:,} trainable parameters each",
+    )
+    if plan.calls.discriminator:
+        yield (
+            "discriminator",
+            f"half of the network, frozen; {weights.heads:,} trainable parameters",
+        )
+    bases = f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters"
+    yield "weights held", bases if config.training == "lora" else "3 whole networks"
+    if config.init:
+        there = Path(config.init).is_dir()
+        yield "student starts from", config.init + ("" if there else " (not there yet)")
+    yield "student", f"{student_steps(config)} steps, {config.grid.kind} grid"
+    yield "prompts", f"{plan.prompts:,}"
+
+
+def _iteration(plan: Plan) -> Iterator[Row]:
+    """The ranks, and what each does and sends in an iteration."""
+    config, batch, tokens, calls = plan.config, plan.config.batch, plan.tokens, plan.calls
+    share = config.parallel.sequence
+    videos = batch.micro * batch.accumulation * plan.ranks // share
+    yield "ranks", _ranks(plan)
+    yield (
+        "one iteration",
+        f"{calls.forwards:g} forwards and {calls.backwards} backwards of"
+        f" {_samples(config, batch.micro)} x {batch.accumulation} micro-batches",
+    )
+    yield "work", f"{_number(plan.flops() / 1e12)} TFLOP a rank and iteration"
+    shared = f", {-(-tokens.count // share):,} tokens and {-(-tokens.heads // share)} heads a rank"
+    yield (
+        "tokens",
+        f"{tokens.count:,} per {_kind(config)}, {tokens.blocks} blocks of {tokens.heads} heads and"
+        f" width {tokens.width}{shared if share > 1 else ''}",
+    )
+    if tokens.note:
+        yield "", tokens.note
+    yield "steps", f"{config.steps:,} of {_samples(config, videos)}"
+    for name, size in plan.traffic().items():
+        if size:
+            yield f"sent: {name}", f"{gib(size)} a rank and iteration"
+
+
+def _ranks(plan: Plan) -> str:
+    if plan.ranks == 1:
+        return "1, without DeepSpeed"
+    share = plan.config.parallel.sequence
+    sharing = f" x {share} that share a video" if share > 1 else ""
+    stage = plan.config.parallel.zero_stage
+    return f"{plan.ranks}: {plan.ranks // share} data parallel{sharing}, ZeRO-{stage}"
+
+
+def _memory(plan: Plan, device_memory: float) -> Iterator[Row]:
+    """Memory by purpose and by moment, and what it takes to start."""
+    for name, size in plan.memory().items():
+        yield f"memory: {name}", gib(size)
+    for moment, size in plan.moments().items():
+        yield f"while {moment}", gib(size)
+    peak = f"{gib(plan.total())} on the first rank, {plan.narrowest}"
+    yield "at its peak", peak + (f", of {device_memory:g} GiB" if device_memory else "")
+    yield (
+        "checkpointing",
+        f"activations {gib(plan.activations(False))} without, {gib(plan.activations(True))} with",
+    )
+    if plan.ranks == 1 and (setting := _launched(plan.config)):
+        yield "start with", f"a launcher: deepspeed launch/train.py ..., for {setting}"
+
+
+def _launched(config: RunConfig) -> str:
+    """The setting that only a launcher's processes have; empty if there is none."""
+    parallel = config.parallel
+    if parallel.offload != "none":
+        return f"parallel.offload={parallel.offload!r}"
+    return "parallel.backend='deepspeed'" if parallel.backend == "deepspeed" else ""
+
+
+def _kind(config: RunConfig) -> str:
+    return "image" if config.video.frames == 1 else "video"
+
+
+def _samples(config: RunConfig, number: int) -> str:
+    return f"{number:,} {_kind(config)}{'' if number == 1 else 's'}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
