@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from ranks import run_ranks, save
+from refusals import refused
 
 from tdmvid.adapters.lora import Base, LoraSettings, attach, shared_copy
 from tdmvid.backbones.base import ClipSize, ModelConfig
@@ -508,10 +509,10 @@ def test_without_a_launcher_one_process_answers_for_itself(monkeypatch):
     )
     launch.barrier()
     launch.finish()
-    with pytest.raises(ValueError, match="no launcher"):
+    with refused("'deepspeed'"):
         launch.start("deepspeed")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="each of which would train alone"):
+    with refused("2"):
         launch.start("none")
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from ranks import save
+from refusals import refused
 from torch import nn
 
 from tdmvid.parallel.engine import TorchEngine
@@ -72,17 +73,14 @@ def test_a_foreign_checkpoint_is_refused_and_changes_nothing(tmp_path):
     save(engine(width=4), tmp_path / "narrow")
     role = engine()
     before = state(role)
-    with pytest.raises(
-        ValueError,
-        match=r"narrow: .*\(\d.*does not fit this model; resume with the config that wrote it",
-    ):
+    with refused("narrow"):
         role.load(tmp_path / "narrow")
     assert_bitwise(state(role), before)
 
 
 def test_a_checkpoint_without_an_average_is_refused_by_a_role_that_keeps_one(tmp_path):
     save(TorchEngine(network(), OptimConfig(), total_steps=1), tmp_path / "plain")
-    with pytest.raises(ValueError, match="plain.*average"):
+    with refused(tmp_path / "plain", "average"):
         engine().load(tmp_path / "plain")
 
 
@@ -173,17 +171,17 @@ def test_the_rate_warms_up_and_falls_by_its_schedule():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "changes, fact",
     [
-        ({"lr": 0.0}, "lr=0.0: .*positive"),
+        ({"lr": 0.0}, "lr=0.0"),
         ({"lr": math.nan}, "lr=nan"),
-        ({"clip": -1.0}, "clip=-1.0.*0 turns"),
+        ({"clip": -1.0}, "clip=-1.0"),
         ({"warmup": -1}, "warmup=-1"),
-        ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
+        ({"betas": (0.9, 1.0)}, "betas=(0.9, 1.0)"),
     ],
 )
-def test_a_bad_setting_is_refused_with_its_value(changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_bad_setting_is_refused_with_its_value(changes, fact):
+    with refused(fact):
         OptimConfig(**changes)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import BUILDERS
+from refusals import refused
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdmvid.adapters.lora import LoraSettings, attach
@@ -133,13 +134,10 @@ def test_the_plan_counts_what_is_kept_of_a_discriminator(tiny_run, tmp_path):
 
 def test_keeping_attention_without_checkpointing_is_refused():
     for wrong in ({}, {"gradient_checkpointing": True, "compile": True}):
-        with pytest.raises(
-            ValueError,
-            match="keep_attention=true is a kind of gradient_checkpointing, without compile",
-        ):
+        with refused("keep_attention=true", "gradient_checkpointing"):
             ParallelConfig(keep_attention=True, **wrong)
 
 
 def test_a_kernel_that_is_not_pytorch_s_cannot_be_kept(tiny_run, tmp_path):
-    with pytest.raises(ValueError, match="keep_attention=true knows PyTorch's attention only"):
+    with refused("keep_attention=true"):
         tiny_run(tmp_path, CHECKPOINTED, KEPT, "model.attention=xformers")

@@ -12,6 +12,7 @@ import weakref
 import pytest
 import torch
 from peft import LoraConfig
+from refusals import refused
 
 from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.registry import load_backbone
@@ -256,29 +257,20 @@ def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
         "decode",
         lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan),
     )
-    with pytest.raises(
-        ValueError,
-        match=(
-            "00000_a-red-circle.*-0.mp4, seed 0 of 'a red circle moves left': .* not finite.*;"
-            " leave the prompt out$"
-        ),
-    ):
+    with refused("00000_a-red-circle-moves-left-0.mp4", "seed 0", "'a red circle moves left'"):
         make("out")  # in float32 already
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, facts",
     [
-        (
-            {"sampler": Sampler(steps=3, cfg=1.0)},
-            "holds videos of steps=2, these have 3: use the same, or another --out",
-        ),
-        ({"sampler": Sampler(steps=2, cfg=2.0)}, "holds videos of cfg=1.0, these have 2.0"),
+        ({"sampler": Sampler(steps=3, cfg=1.0)}, ("steps=2", "3", "--out")),
+        ({"sampler": Sampler(steps=2, cfg=2.0)}, ("cfg=1.0", "2.0", "--out")),
     ],
 )
-def test_another_setting_in_the_same_folder_is_refused(make, change, message):
+def test_another_setting_in_the_same_folder_is_refused(make, change, facts):
     make("out", PROMPTS[:1], (0,))
-    with pytest.raises(ValueError, match=message):
+    with refused(*facts):
         make("out", PROMPTS[:1], (0,), **change)
 
 
@@ -289,26 +281,14 @@ def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
     make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same, elsewhere
     weights = moved / "pytorch_lora_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(
-        ValueError,
-        match=(
-            "holds videos of weights='[0-9a-f]{24}', these have '[0-9a-f]{24}': use the same, or"
-            " another --out"
-        ),
-    ):
+    with refused("weights"):
         make("out", sampler=Sampler(moved))
 
 
 def test_another_prompt_under_the_same_name_is_refused(make):
     long = "a red circle moves left " * 4
     make("out", [long + "a"], (0,))
-    with pytest.raises(
-        ValueError,
-        match=(
-            f"shows '{long}a' of seed 0, not '{long}b' of seed 0: use the same prompts and seeds,"
-            " or another --out"
-        ),
-    ):
+    with refused(f"'{long}a'", f"'{long}b'", "seed 0"):
         make("out", [long + "b"], (0,))
 
 
@@ -317,7 +297,7 @@ def test_the_student_s_bundle_decides_steps_size_and_base(make, student, backbon
     assert (found.size, found.config.path) == (ClipSize(9, 32, 32, 5), str(backbone.folder))
     manifest = make("student", PROMPTS[:1], (0,), sampler=Sampler(student))
     assert (manifest[0]["settings"]["steps"], manifest[0]["settings"]["cfg"]) == (2, 1.0)
-    with pytest.raises(ValueError, match="steps=4: the student in .* was trained for 2 steps"):
+    with refused("steps=4", student, "2"):
         make("more", sampler=Sampler(student, steps=4))
     make("teacher", PROMPTS[:1], (0,))  # after the student, on the same backbone
     teacher, small = (
@@ -371,9 +351,9 @@ def test_the_program_samples_from_a_bundle_alone_and_refuses_in_one_line(
     assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == {
         f"{prompt}-{seed}.mp4" for prompt in PROMPTS[:2] for seed in (3, 4)
     }
-    for wrong, message in (
-        (["--steps", "4"], "error: steps=4: the student in"),
-        (["--batch", "0"], "error: batch=0: at least 1 video at a time"),
+    for wrong, fact in (
+        (["--steps", "4"], "steps=4"),
+        (["--batch", "0"], "batch=0"),
     ):
-        with pytest.raises(SystemExit, match=message):
+        with refused("error", fact, error=SystemExit):
             program(*wrong)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refused
 
 from tdmvid.parallel.launch import World
 from tdmvid.sampling.student import load_for_sampling
@@ -10,16 +11,16 @@ ONE = World(0, 1, 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "given, facts",
     [
-        ({}, "model is not given, and no student names its base"),
-        ({"model": "x/y"}, "size is not given"),
-        ({"model": "x/y", "size": "512"}, "size='512': frames x height x width, e.g. 49x480x720"),
-        ({"student": "/nowhere"}, "/nowhere is no folder"),
+        ({}, ("model",)),
+        ({"model": "x/y"}, ("size",)),
+        ({"model": "x/y", "size": "512"}, ("size='512'", "49x480x720")),
+        ({"student": "/nowhere"}, ("/nowhere",)),
     ],
 )
-def test_what_is_missing_is_named(given, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_missing_is_named(given, facts):
+    with refused(*facts):
         load_for_sampling(ONE, **given)
 
 
@@ -27,7 +28,5 @@ def test_what_is_missing_is_named(given, message):
 def test_a_run_s_folder_is_told_from_its_student_s(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "export.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match=f"{tmp_path} is a run's folder: give its student, {tmp_path / name}$"
-    ):
+    with refused(tmp_path, tmp_path / name):
         load_for_sampling(ONE, student=tmp_path)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from refusals import refused
 
 from tdmvid.backbones.base import ClipSize
 from tdmvid.data.video import write_video
@@ -54,12 +55,10 @@ def test_augmented_prompts_are_sampled_and_the_original_names_the_file(full_info
     shots = shots_of(load_suite(config, full_info), 49)
     assert {shot.file: shot.prompt for shot in shots}["a cat-0.mp4"] == "a cat, in great detail"
     (tmp_path / "long.txt").write_text("one")
-    with pytest.raises(ValueError, match="has 1 prompts, the suite 5"):
+    with refused("1", "5"):
         load_suite(config, full_info)
     (tmp_path / "long.txt").write_text("\n".join(["the same"] * len(ROWS)))
-    with pytest.raises(
-        ValueError, match="'the same' stands for '.*' and for '.*', whose videos would be the same"
-    ):
+    with refused("'the same'"):
         load_suite(config, full_info)
 
 
@@ -73,7 +72,7 @@ def test_a_limit_takes_as_many_prompts_of_every_group(full_info):
 
 
 def test_without_the_environment_its_prompts_are_missing():
-    with pytest.raises(ValueError, match="run eval/setup_vbench.sh"):
+    with refused("eval/setup_vbench.sh"):
         load_suite(VBenchConfig(), None)
 
 
@@ -86,7 +85,7 @@ def test_five_seconds_make_a_long_video(frames, fps, long):
 
 def test_an_underscore_in_a_long_video_s_prompt_is_refused(tmp_path):
     (tmp_path / "p.txt").write_text("a_cat")
-    with pytest.raises(ValueError, match="underscore"):
+    with refused(tmp_path / "p.txt", "underscore"):
         load_suite(VBenchConfig(prompts=str(tmp_path / "p.txt")))
 
 
@@ -104,30 +103,30 @@ def test_whole_videos_pass_and_are_told_apart(videos):
 
 
 def test_a_missing_video_is_an_error(videos):
-    with pytest.raises(ValueError, match="1 of 3 videos are missing, 'b-0.mp4' first"):
+    with refused("1", "3", "'b-0.mp4'"):
         check_videos(videos, ["a-0.mp4", "a-1.mp4", "b-0.mp4"], SIZE)
 
 
 def test_the_same_video_under_two_seeds_is_an_error(videos):
     shutil.copy(videos / "a-0.mp4", videos / "a-1.mp4")
-    with pytest.raises(ValueError, match="'a-1.mp4' is the same video as 'a-0.mp4'"):
+    with refused("'a-1.mp4'", "'a-0.mp4'"):
         check_videos(videos, ["a-0.mp4", "a-1.mp4"], SIZE)
 
 
 @pytest.mark.parametrize(
-    "size, message",
+    "size, facts",
     [
-        (ClipSize(9, 32, 32, 16), "at 8 fps, the run is 9 frames of 32 x 32 at 16 fps"),
-        (ClipSize(17, 32, 32, 8), "9 frames of 32 x 32 at 8 fps, the run is 17 frames"),
-        (ClipSize(9, 32, 48, 8), "the run is 9 frames of 32 x 48"),
+        (ClipSize(9, 32, 32, 16), ("8 fps", "16 fps")),
+        (ClipSize(17, 32, 32, 8), ("9 frames", "17 frames")),
+        (ClipSize(9, 32, 48, 8), ("32 x 32", "32 x 48")),
     ],
 )
-def test_another_rate_length_or_size_is_an_error(videos, size, message):
-    with pytest.raises(ValueError, match=message):
+def test_another_rate_length_or_size_is_an_error(videos, size, facts):
+    with refused(*facts):
         check_videos(videos, ["a-0.mp4"], size)
 
 
 def test_a_cut_file_is_an_error(videos):
     (videos / "a-0.mp4").write_bytes((videos / "a-0.mp4").read_bytes()[:200])
-    with pytest.raises(ValueError, match="a-0.mp4: not a readable video"):
+    with refused("a-0.mp4"):
         check_videos(videos, ["a-0.mp4"], SIZE)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -86,13 +87,7 @@ def same(a, b):
 
 def test_three_bad_iterations_in_a_row_stop_the_run_with_the_last_good_state(poisoned, capsys):
     config = poisoned({2, 3, 4})
-    with pytest.raises(
-        TrainingStopped,
-        match=(
-            r"fake's loss .* 3 iterations in a row, up to step 4; .*step_000005.*fake\.lr in a"
-            r" new run"
-        ),
-    ):
+    with refused("fake", "3", "step 4", "step_000005", "fake.lr", error=TrainingStopped):
         train(config)
     said = capsys.readouterr().err
     for step, count in ((2, 1), (3, 2), (4, 3)):
@@ -134,7 +129,7 @@ def test_bad_iterations_with_good_ones_between_do_not_stop_it(poisoned, capsys):
 
 
 def test_how_many_are_too_many_is_a_setting(poisoned):
-    with pytest.raises(TrainingStopped, match="1 iterations in a row, up to step 1"):
+    with refused("1", "step 1", error=TrainingStopped):
         train(poisoned({1}, "max_bad_steps=1"))
 
 

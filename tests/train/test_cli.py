@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusals import refused, states
 
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.cli.main import main
@@ -32,136 +33,91 @@ def call(tiny_json, tmp_path, monkeypatch):
     return call
 
 
-def refusal(call, *changes, **others):
-    """The program's last line: exit code 1 is what sys.exit makes of a string."""
-    with pytest.raises(SystemExit) as end:
-        call(*changes, **others)
-    assert isinstance(end.value.code, str) and "\n" not in end.value.code
-    return end.value.code
-
-
 @pytest.mark.parametrize(
-    "change, message",
+    "change, facts",
     [
-        ("objectve.cfg=1", "error: unknown setting 'objectve': did you mean 'objective'?"),
-        ("student.lrr=1", "error: unknown setting 'student.lrr': did you mean 'lr'?"),
-        ("steps=0", "error: steps=0: a run has at least 1 step"),
-        (
-            "prompts.path=",
-            "error: prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file",
-        ),
-        (
-            "prompts.path=nowhere.txt",
-            "error: nowhere.txt: no such prompt file; paths are relative to",
-        ),
-        (
-            "prompts.path=prompts.docx",
-            "error: prompts.docx: unknown kind of prompt file '.docx': use .txt",
-        ),
-        (
-            "model.path=nowhere/at/all",
-            (
-                r"error: model.path='nowhere/at/all' is no folder here and no hub id"
-                r" \(owner/name\); paths are relative to /"
-            ),
-        ),
-        ("video.height=40", "error: video.height=40 does not divide by 16"),
-        ("video.width=31", "error: video.width=31 does not divide by 16"),
-        ("video.frames=6", r"error: video.frames=6: this autoencoder decodes 1 or 8n \+ 1 frames"),
+        ("objectve.cfg=1", ("'objectve'", "'objective'")),
+        ("student.lrr=1", ("'student.lrr'", "'lr'")),
+        ("steps=0", ("steps=0",)),
+        ("prompts.path=", ("prompts.path",)),
+        ("prompts.path=nowhere.txt", ("nowhere.txt",)),
+        ("prompts.path=prompts.docx", ("prompts.docx", ".txt")),
+        ("model.path=nowhere/at/all", ("model.path='nowhere/at/all'",)),
+        ("video.height=40", ("video.height=40", "16")),
+        ("video.width=31", ("video.width=31", "16")),
+        ("video.frames=6", ("video.frames=6", "8n + 1")),
         (
             'lora.targets=["to_q","to_nothing"]',
-            "error: lora.targets: 'to_nothing' names no module of CogVideoXTransformer3DModel",
+            ("lora.targets", "'to_nothing'", "CogVideoXTransformer3DModel"),
         ),
-        ("grid.steps=0", "error: grid.steps=0: a student needs at least one step"),
-        (
-            "grid.kind=explicit",
-            r"error: grid.timesteps=\[\]: list network timesteps in falling order",
-        ),
-        ("log.teacher_steps=1001", "error: log.teacher_steps=1001: too many for the teacher"),
-        (
-            "parallel.offload=optimizer",
-            (
-                "error: parallel.offload='optimizer' without a launcher: .* start with `deepspeed"
-                " launch/train.py"
-            ),
-        ),
-        ("parallel.backend=deepspeed", "error: parallel.backend='deepspeed' but no launcher"),
+        ("grid.steps=0", ("grid.steps=0",)),
+        ("grid.kind=explicit", ("grid.timesteps=[]",)),
+        ("log.teacher_steps=1001", ("log.teacher_steps=1001",)),
+        ("parallel.offload=optimizer", ("parallel.offload='optimizer'", "deepspeed")),
+        ("parallel.backend=deepspeed", ("parallel.backend='deepspeed'",)),
     ],
 )
-def test_a_wrong_setting_ends_with_one_line(call, change, message):
-    assert re.match(message, refusal(call, change))
+def test_a_wrong_setting_ends_with_one_line(call, change, facts):
+    with refused("error", *facts, error=SystemExit):
+        call(change)
 
 
 def test_a_missing_config_ends_with_one_line(call):
-    assert (
-        refusal(call, config="none.json")
-        == "error: config 'none.json' does not exist: the ready ones are in configs/"
-    )
+    with refused("error", "'none.json'", error=SystemExit):
+        call(config="none.json")
 
 
 @pytest.mark.parametrize(
-    "name, text, message",
+    "place, text, facts",
     [
-        ("empty.txt", "\n \n", "has no prompts: at least one is needed"),
-        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "bad.jsonl, line 2: .* is not JSON"),
-        (
-            "other.jsonl",
-            '{"text": "a"}\n',
-            "other.jsonl, line 1: no column 'prompt'; the columns are 'text'",
-        ),
+        ("empty.txt", "\n \n", ()),
+        ("bad.jsonl, line 2", '{"prompt": "a"}\n{"prompt": \n', ("JSON",)),
+        ("other.jsonl, line 1", '{"text": "a"}\n', ("'prompt'", "'text'")),
     ],
 )
-def test_a_wrong_prompt_file_ends_with_its_name_and_line(call, tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    assert re.match(f"error: .*{message}", refusal(call, f"prompts.path={tmp_path / name}"))
+def test_a_wrong_prompt_file_ends_with_its_name_and_line(call, tmp_path, place, text, facts):
+    path = tmp_path / place.split(",")[0]
+    path.write_text(text)
+    with refused("error", tmp_path / place, *facts, error=SystemExit):
+        call(f"prompts.path={path}")
 
 
 def test_what_looks_like_a_hub_id_may_be_a_folder_seen_from_elsewhere(call, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda *args, **options: open("/nowhere/at/all")
     )
-    assert re.match(
-        f"error: model.path='my/teacher' is no folder in {tmp_path} and could not be fetched from"
-        " the hub",
-        refusal(call, "model.path=my/teacher"),
-    )
+    with refused("error", "model.path='my/teacher'", tmp_path, error=SystemExit):
+        call("model.path=my/teacher")
 
 
 @pytest.mark.parametrize("args", [[], ["--plan"]], ids=["train", "plan"])
 def test_a_folder_that_is_no_known_pipeline_ends_with_one_line(call, tmp_path, args):
     model = tmp_path / "model"
     model.mkdir()
-    assert re.match(
-        "error: model.path=.* has no model_index.json: point to a diffusers",
-        refusal(call, f"model.path={model}", args=args),
-    )
+    with refused("error", f"model.path='{model}'", "model_index.json", error=SystemExit):
+        call(f"model.path={model}", args=args)
     (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    assert re.match(
-        "error: model.path=.* is a FluxPipeline: known .* CogVideoXPipeline",
-        refusal(call, f"model.path={model}", args=args),
-    )
+    with refused("error", "FluxPipeline", "CogVideoXPipeline", error=SystemExit):
+        call(f"model.path={model}", args=args)
 
 
 def test_a_pipeline_without_its_weights_ends_with_one_line(call, tiny_cogvideox, tmp_path):
     model = shutil.copytree(tiny_cogvideox("sincos"), tmp_path / "model")
     shutil.rmtree(model / "transformer")
-    assert re.match(
-        "error: model.path=.* is not whole .*: copy or download the folder again",
-        refusal(call, f"model.path={model}"),
-    )
+    with refused("error", f"model.path='{model}'", error=SystemExit):
+        call(f"model.path={model}")
 
 
 def test_a_refused_run_writes_nothing(call, tmp_path):
-    refusal(call, 'lora.targets=["x"]', args=["--out", "run"])
+    with refused("lora.targets", "'x'", error=SystemExit):
+        call('lora.targets=["x"]', args=["--out", "run"])
     assert not (tmp_path / "run").exists()
 
 
 def test_a_file_is_no_run_folder(call, tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert (
-        refusal(call, args=["--out", "notes.txt"])
-        == "error: out='notes.txt': notes.txt is a file, and a folder is to be there: give another"
-    )
+    with refused("error", "notes.txt", error=SystemExit):
+        call(args=["--out", "notes.txt"])
 
 
 def test_a_run_folder_may_be_called_like_a_number(call, capsys):
@@ -181,9 +137,9 @@ def test_the_program_itself_prints_the_line_and_no_traceback(tiny_json):
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
-    assert done.returncode == 1 and done.stderr.splitlines() == [
-        "error: unknown setting 'student.lrr': did you mean 'lr'?"
-    ]
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and states(line, "'student.lrr'")
 
 
 @pytest.mark.parametrize(
@@ -229,51 +185,33 @@ def test_prompts_are_embedded_ahead_once(tiny_json, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, facts",
     [
-        (
-            "evaluate.program=fid",
-            "error: evaluate.program='fid': choose one of '', 'vbench', 'image', 'shapes'",
-        ),
-        (
-            "evaluate.program=vbench",
-            (
-                "error: evaluate.config='': vbench needs a config file, the ready ones are in"
-                " eval/configs/"
-            ),
-        ),
+        ("evaluate.program=fid", ("evaluate.program='fid'", "'vbench'")),
+        ("evaluate.program=vbench", ("evaluate.config=''", "vbench")),
         (
             'evaluate={"program": "image", "config": "none.json"}',
-            (
-                "error: evaluate.config='none.json' does not exist: the ready ones are in"
-                " eval/configs/"
-            ),
+            ("evaluate.config='none.json'",),
         ),
     ],
 )
 def test_an_evaluation_that_cannot_start_is_refused_before_training_and_by_the_plan(
-    call, change, message
+    call, change, facts
 ):
-    assert re.match(message, refusal(call, change)) and re.match(
-        message, refusal(call, change, args=["--plan"])
-    )
+    for args in ([], ["--plan"]):
+        with refused("error", *facts, error=SystemExit):
+            call(change, args=args)
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    "settings, facts",
     [
-        ({"promts": "x"}, "unknown setting 'promts': did you mean 'prompts'"),
-        (
-            {"environment": "nowhere"},
-            (
-                "VBench's prompts come with its environment, and nowhere has none: run"
-                " eval/setup_vbench.sh"
-            ),
-        ),
+        ({"promts": "x"}, ("'promts'", "'prompts'")),
+        ({"environment": "nowhere"}, ("nowhere", "eval/setup_vbench.sh")),
     ],
 )
 def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
-    call, tmp_path, settings, message
+    call, tmp_path, settings, facts
 ):
     """By the evaluating program itself, which days later would end with the same line."""
     path = tmp_path / "vbench.json"
@@ -287,15 +225,9 @@ def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
             | settings
         )
     )
-    said = refusal(
-        call, "evaluate.program=vbench", f"evaluate.config={path}", args=["--out", "run"]
-    )
-    assert (
-        said.startswith(
-            f"error: evaluate.config='{path}', which the end of the run needs: {message}"
-        )
-        and not (tmp_path / "run").exists()
-    )
+    with refused("error", f"evaluate.config='{path}'", *facts, error=SystemExit):
+        call("evaluate.program=vbench", f"evaluate.config={path}", args=["--out", "run"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_scored_by_a_process_of_its_own(tiny_run, tmp_path, monkeypatch):
@@ -335,8 +267,5 @@ def test_a_finished_run_is_scored_by_a_process_of_its_own(tiny_run, tmp_path, mo
         str(tmp_path / "run" / "lora"),
     ]
     assert not {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} & env.keys()
-    with pytest.raises(
-        RuntimeError,
-        match="the run is finished, but its evaluation ended with 1; once that is mended: ",
-    ):
+    with refused("1", error=RuntimeError):
         after_training.evaluate(config)

@@ -3,11 +3,11 @@ cannot work.
 """
 
 import os
-import re
 
 import pytest
 import torch
 import torch._inductor.config
+from refusals import refused
 from torch._dynamo.utils import counters
 
 from tdmvid.parallel import launch
@@ -103,22 +103,16 @@ def test_a_compiled_run_has_the_gradients_of_a_plain_one(plain, tiny_run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "device, message",
+    "device, facts",
     [
-        (
-            CPU,
-            (
-                r"needs a C\+\+ compiler on a CPU, and there is no 'no-such-compiler': install it,"
-                r" name yours in CXX"
-            ),
-        ),
-        (torch.device("cuda"), "needs triton on a GPU: pip install triton"),
+        (CPU, ("'no-such-compiler'", "CXX")),
+        (torch.device("cuda"), ("triton", "pip install triton")),
     ],
 )
-def test_a_machine_that_cannot_compile_is_refused(device, message, monkeypatch):
+def test_a_machine_that_cannot_compile_is_refused(device, facts, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=f"parallel.compile=true {message}"):
+    with refused("parallel.compile=true", *facts):
         check_compiler(device)
 
 
@@ -133,18 +127,16 @@ def test_the_compiler_that_is_looked_for_is_the_one_that_is_used(tmp_path, monke
     used = torch._inductor.config.cpp.cxx[-1]
     check_compiler(CPU)
     (tmp_path / used).unlink()
-    with pytest.raises(ValueError, match=rf"there is no '{re.escape(used)}'"):
+    with refused(f"{used!r}"):
         check_compiler(CPU)
 
 
 def test_sharded_weights_are_not_compiled_nor_planned_so(tiny_run, tmp_path):
-    config, message = (
-        tiny_run(tmp_path, "parallel.compile=true"),
-        "parallel.compile=true with parallel.zero_stage=3.*set zero_stage to 2",
-    )
-    with pytest.raises(ValueError, match=message):
+    config = tiny_run(tmp_path, "parallel.compile=true")
+    facts = ("parallel.compile=true", "parallel.zero_stage=3")
+    with refused(*facts):
         check_compile(config, distributed=True)
-    with pytest.raises(ValueError, match=message):
+    with refused(*facts):
         make_plan(config, ranks=2)
     make_plan(config)
     make_plan(tiny_run(tmp_path, "parallel.compile=true", "parallel.zero_stage=2"), ranks=2)

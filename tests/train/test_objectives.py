@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file
 
 from tdmvid.config.run import RunConfig, from_dict, to_dict
@@ -31,33 +32,30 @@ def test_an_objective_comes_back_from_its_json(kind):
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    "data, facts",
     [
-        ({"kind": "tmd"}, r"objective\.kind='tmd': choose one of 'dmd2', 'fisher', .*'tdm'"),
-        (
-            {"kind": "fisher", "distance": "l2"},
-            r"objective\.distance='l2'.* kind 'fisher' has no distance",
-        ),
-        ({"segments": "everywhere"}, r"objective\.segments='everywhere'.*use match='clean'"),
-        ({"step_set": [4, 4]}, r"objective\.step_set=\(4, 4\): .* each once"),
-        ({"randmit": True}, r"unknown setting 'objective\.randmit': did you mean 'randmid'"),
+        ({"kind": "tmd"}, ("objective.kind='tmd'", "'tdm'")),
+        ({"kind": "fisher", "distance": "l2"}, ("objective.distance='l2'", "kind 'fisher'")),
+        ({"segments": "everywhere"}, ("objective.segments='everywhere'", "match='clean'")),
+        ({"step_set": [4, 4]}, ("objective.step_set=(4, 4)",)),
+        ({"randmit": True}, ("'objective.randmit'", "'randmid'")),
     ],
 )
-def test_a_wrong_objective_is_named(data, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_objective_is_named(data, facts):
+    with refused(*facts):
         from_dict(RunConfig, {"objective": data})
 
 
 @pytest.mark.parametrize(
-    "grid, message",
+    "grid, facts",
     [
-        ({"kind": "explicit", "timesteps": [999, 499]}, "listed timesteps are one grid"),
-        ({"steps": 3}, r"grid\.steps=3 is not in objective\.step_set=\(1, 4\)"),
+        ({"kind": "explicit", "timesteps": [999, 499]}, ("timesteps", "step_set")),
+        ({"steps": 3}, ("grid.steps=3", "objective.step_set=(1, 4)")),
     ],
 )
-def test_a_grid_that_is_not_of_the_set_is_refused(process, grid, message):
+def test_a_grid_that_is_not_of_the_set_is_refused(process, grid, facts):
     config = from_dict(RunConfig, {"grid": grid, "objective": {"step_set": [1, 4]}})
-    with pytest.raises(ValueError, match=message):
+    with refused(*facts):
         config.grid.family(process, config.objective.step_set)
 
 
@@ -103,44 +101,33 @@ def test_a_checkpoint_older_than_a_setting_had_its_default(tiny_run, tmp_path, l
     meta.write_text(json.dumps(written))
     train(tiny_run(tmp_path, "steps=3"), resume="auto")
     meta.write_text(json.dumps(written))
-    with pytest.raises(ValueError, match=r"objective\.kind='tdm', this run has 'dmd2'"):
+    with refused("objective.kind='tdm'", "'dmd2'"):
         train(tiny_run(tmp_path, "steps=4", "objective.kind=dmd2"), resume=str(meta.parent))
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "changes, facts",
     [
-        (
-            ["objective.kind=gan"],
-            (
-                "objective.kind='gan' compares with real clips: name a folder of videos or images"
-                " in real.path"
-            ),
-        ),
+        (["objective.kind=gan"], ("objective.kind='gan'", "real.path")),
         (
             ["training=full", *UNIFY],
-            "objective.step_set with training='full': .* use training='lora', or k_condition=false",
+            ("objective.step_set", "training='full'", "k_condition=false"),
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_at_the_start(tiny_run, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_trained_is_refused_at_the_start(tiny_run, tmp_path, changes, facts):
+    with refused(*facts):
         train(tiny_run(tmp_path, *changes))
-    with pytest.raises(ValueError, match=message):
+    with refused(*facts):
         make_plan(tiny_run(tmp_path, *changes))
 
 
 @pytest.mark.parametrize("kind", ["fisher", "gan"])
 def test_a_gradient_in_a_network_s_input_needs_whole_weights(tiny_run, tmp_path, real, kind):
     changes = (f"objective.kind={kind}", *real)
-    with pytest.raises(
-        ValueError,
-        match="which DeepSpeed cannot with sharded weights: set parallel.zero_stage to 2",
-    ):
+    with refused("parallel.zero_stage"):
         make_plan(tiny_run(tmp_path, *changes), ranks=2)
-    with pytest.raises(
-        ValueError, match="which ranks that share a video cannot yet: set parallel.sequence to 1"
-    ):
+    with refused("parallel.sequence"):
         make_plan(
             tiny_run(tmp_path, *changes, "parallel.zero_stage=2", "parallel.sequence=2"), ranks=2
         )
@@ -184,13 +171,7 @@ def test_clips_that_cannot_be_used_are_named_before_the_first_step_and_the_other
         f"real.path={tmp_path / 'real'}",
         f"real.cache={tmp_path / 'cache'}",
     )
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"2 clips cannot be used \(.*broken.mp4.*short.mp4: has 4 frames .*take them out of the"
-            r" folder"
-        ),
-    ):
+    with refused("broken.mp4", "short.mp4", "4 frames"):
         train(config)
     for name in ("short", "broken"):
         (tmp_path / "real" / f"{name}.mp4").unlink()
@@ -206,7 +187,7 @@ def test_another_folder_of_clips_or_another_rate_is_another_run(
 ):
     train(tiny_run(tmp_path, "steps=1", *RUNS["gan"], *real))
     for change in ("real.limit=3", "discriminator.lr=0.5"):
-        with pytest.raises(ValueError, match="was written with (real=|discriminator.lr=)"):
+        with refused(change.split("=")[0].removesuffix(".limit")):
             train(tiny_run(tmp_path, "steps=2", *RUNS["gan"], *real, change), resume="auto")
     train(tiny_run(tmp_path, "steps=2", *RUNS["gan"], *real), resume="auto")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file
 
 from tdmvid.train import checkpoint
@@ -190,33 +191,25 @@ def test_a_finished_run_only_finishes_again(tiny_run, whole, finished):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, facts",
     [
-        ("lora.rank=3", "lora.rank=2, this run has 3"),
-        ("fake.lr=0.5", "fake.lr=0.01, this run has 0.5"),
-        ("seed=7", "seed=0, this run has 7"),
-        ("prompts.limit=5", "prompts='8 prompts, .*', this run has '5 prompts, .*'"),
-        ("steps=9", "steps=8, this run has 9"),  # the cosine ends at the last step
+        ("lora.rank=3", ("lora.rank=2", "3")),
+        ("fake.lr=0.5", ("fake.lr=0.01", "0.5")),
+        ("seed=7", ("seed=0", "7")),
+        ("prompts.limit=5", ("prompts", "8 prompts", "5 prompts")),
+        ("steps=9", ("steps=8", "9")),  # the cosine ends at the last step
     ],
     ids=str,
 )
-def test_another_run_s_checkpoint_is_refused_with_both_values(tiny_run, finished, change, message):
+def test_another_run_s_checkpoint_is_refused_with_both_values(tiny_run, finished, change, facts):
     before = (finished / "config.json").read_bytes()
-    with pytest.raises(
-        ValueError, match=rf"step_000008 was written with {message}: use the same, or another --out"
-    ):
+    with refused("step_000008", *facts):
         train(tiny_run(finished, *EVERYTHING, change), resume="auto")
     assert (finished / "config.json").read_bytes() == before and len(record(finished)) == 8
 
 
 def test_who_wants_a_longer_run_is_told_how(tiny_run, finished):
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"or another --out \(a learning rate falls to 0 at the last step; --set init=RUN/lora"
-            r" goes on from this student\)$"
-        ),
-    ):
+    with refused("steps=8", "--set init=RUN/lora"):
         train(tiny_run(finished, *EVERYTHING, "steps=9"), resume="auto")
 
 
@@ -229,19 +222,12 @@ def test_what_does_not_touch_the_numbers_may_change(tiny_run, finished):
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tiny_run, tmp_path):
-    with pytest.raises(
-        ValueError, match=f"{tmp_path} is no checkpoint: give a folder step_.* or --resume auto"
-    ):
+    with refused(tmp_path, "--resume auto"):
         train(tiny_run(tmp_path / "run"), resume=str(tmp_path))
 
 
 def test_starting_afresh_over_checkpoints_is_refused(tiny_run, whole):
-    with pytest.raises(
-        ValueError,
-        match=(
-            "holds a run with checkpoints: continue it with --resume auto, or choose another --out"
-        ),
-    ):
+    with refused(whole, "--resume auto"):
         train(tiny_run(whole, *EVERYTHING))
 
 
@@ -256,9 +242,7 @@ def test_a_run_with_constant_rates_may_be_made_longer_but_not_shorter_than_it_is
         tmp_path / "grown" / "checkpoints" / "step_000004",
         tmp_path / "long" / "checkpoints" / "step_000004",
     )
-    with pytest.raises(
-        ValueError, match="step_000004 holds 4 steps, this run has steps=3: raise steps"
-    ):
+    with refused("step_000004", "steps=3"):
         train(tiny_run(tmp_path / "grown", "steps=3"), resume="auto")
 
 
@@ -373,10 +357,7 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_and_is_heard_of(
 
     monkeypatch.setattr(checkpoint, "write_files", full)
     checkpoints.save(2, {"student": Engine(2)}, {})
-    with pytest.raises(
-        OSError,
-        match="step_000002 could not be written .*No space left.*: the previous checkpoint stands",
-    ):
+    with refused("step_000002", "No space left on device", error=OSError):
         checkpoints.save(3, {"student": Engine(3)}, {})
     assert checkpoints.steps() == [1]
 
@@ -393,6 +374,6 @@ def test_a_slow_disk_is_waited_for_and_files_that_never_come_are_named(tmp_path,
     alone.wait()
     assert alone.steps() == [1]
     first.save(1, {"student": Engine(1)}, {})
-    with pytest.raises(OSError, match="files of other ranks do not appear here"):
+    with refused(error=OSError):
         first.wait()
     assert first.steps() == []

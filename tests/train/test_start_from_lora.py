@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.lora import adapters_off
@@ -74,27 +75,15 @@ def test_the_average_starts_there_too(second):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, facts",
     [
-        ("lora.rank=3", "init='.*lora' is of rank 2, this run has lora.rank=3: use the same"),
-        (
-            'lora.targets=["to_q"]',
-            (
-                r"init='.*lora' adapts transformer_blocks\.0\.attn1\.\S+, this run does not: name"
-                r" its modules in lora.targets"
-            ),
-        ),
-        (
-            "init=nowhere/lora",
-            (
-                "nowhere/lora has no pytorch_lora_weights.safetensors: give the lora/ folder of a"
-                " finished run"
-            ),
-        ),
+        ("lora.rank=3", ("lora.rank=3", "2")),
+        ('lora.targets=["to_q"]', ("lora.targets",)),
+        ("init=nowhere/lora", ("nowhere/lora", LORA_FILE)),
     ],
 )
-def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, facts):
+    with refused(*facts):
         second(change)
 
 
@@ -102,7 +91,7 @@ def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, message):
 def test_a_plan_refuses_a_lora_that_is_there_and_does_not_fit(tiny_run, stage, tmp_path, change):
     start = f"init={stage / 'lora'}"
     assert make_plan(tiny_run(tmp_path, start)).trainable > 0
-    with pytest.raises(ValueError, match="init='.*lora' (is of rank 2|adapts)"):
+    with refused(f"init='{stage / 'lora'}'", error=ValueError):
         make_plan(tiny_run(tmp_path, start, change))
 
 
@@ -116,14 +105,12 @@ def test_a_lora_with_biases_is_refused(second, stage, tmp_path):
         layers | {name.replace("weight", "bias"): torch.zeros(len(outer))},
         tmp_path / "biased" / LORA_FILE,
     )
-    with pytest.raises(
-        ValueError, match=r"init='.*biased' holds biases, \S+lora_B\.bias among them"
-    ):
+    with refused(f"init='{tmp_path / 'biased'}'", "lora_B.bias"):
         second(f"init={tmp_path / 'biased'}")
 
 
 def test_three_whole_networks_start_from_no_lora():
-    with pytest.raises(ValueError, match="init='x' is a LoRA, training='full' has none"):
+    with refused("init='x'", "training='full'"):
         RunConfig(init="x", training="full")
 
 
@@ -134,7 +121,7 @@ def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_pat
     checkpoints.wait()
     assert Checkpoints.load(path, run.engines, run.fingerprint) == 1
     other = replace(run, config=replace(run.config, init=""))
-    with pytest.raises(ValueError, match="was written with init='.*lora', this run has None"):
+    with refused("step_000001", "init"):
         Checkpoints.load(path, other.engines, other.fingerprint)
 
 
