@@ -46,7 +46,6 @@ from tdmvid.config.run import RunConfig, load_config  # noqa: E402
 from tdmvid.distill.iteration import iterate, pick_k  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGE = [
     "video.height=128",
     "video.width=128",
@@ -73,9 +72,9 @@ def prepare(
     many blocks, where its weights are random.
     """
     file, changes, family = NETWORKS[name]
-    config = load_config(ROOT / "configs" / f"{file}.json", [*changes, *overrides])
+    config = load_config(file, [*changes, *overrides])
     if family is None:
-        return replace(config, model=replace(config.model, path=str(ROOT / config.model.path)))
+        return config
     return untrained(
         config,
         work,

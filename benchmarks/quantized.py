@@ -136,11 +136,7 @@ def students(config: RunConfig, captions: int, seeds: int) -> list[list[object]]
 
 def main() -> None:
     args = arguments()
-    place = [
-        f"model.path={race.ROOT / 'tdmvid/shapes/teacher'}",
-        f"prompts.path={race.ROOT / 'tdmvid/shapes/prompts.txt'}",
-    ]
-    config = load_config(race.ROOT / "configs/shapes_4nfe.json", [*place, *args.set])
+    config = load_config("shapes_4nfe", args.set)
     runs = {kind: build_run(of_kind(config, kind), launch.start("none")) for kind in KINDS}
     device = runs["none"].world.device
     times = ", ".join(f"{t:g}" for t in runs["none"].grid.descending())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -28,7 +27,6 @@ from tdmvid.train.run import Run, build_run
 from tdmvid.train.samples import sample_student
 from tdmvid.train.trainer import _micro_batches
 
-ROOT = Path(__file__).resolve().parent.parent
 Table = tuple[str, list[str], list[list[object]]]
 PATTERNS = {
     "published pattern": (published, {"rollout": "full"}),
@@ -87,11 +85,7 @@ def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int 
     """The embedded teacher: Fréchet distance of the judge's features to the teacher's own long
     samples, from the same noise.
     """
-    place = [
-        f"model.path={ROOT / 'tdmvid/shapes/teacher'}",
-        f"prompts.path={ROOT / 'tdmvid/shapes/prompts.txt'}",
-    ]
-    config = load_config(ROOT / "configs/shapes_4nfe.json", place)
+    config = load_config("shapes_4nfe")
     run = build_run(config, launch.start("none"))
     loops = {
         name: lambda turn, name=name: _iterations(

@@ -22,7 +22,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,7 +38,6 @@ from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.plan.cost import ATTENTION_ON_A_CPU  # noqa: E402
 from tdmvid.plan.plan import Plan, make_plan  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 BASE = [
     "grid.kind=uniform",
     "grid.steps=4",
@@ -117,8 +115,7 @@ def _tensors(argument) -> list[torch.Tensor]:
 
 def prepare(overrides: list[str], work: Path, *, primary: bool = True) -> RunConfig:
     """A run of the small CogVideoX."""
-    config = load_config(ROOT / "configs/cogvideox2b_4nfe.json", [*BASE, *overrides])
-    config = replace(config, prompts=replace(config.prompts, path=str(ROOT / config.prompts.path)))
+    config = load_config("cogvideox2b_4nfe", [*BASE, *overrides])
     return untrained(
         config, work, primary=primary, **SMALL["CogVideoXPipeline"] | {"num_layers": 2}
     )

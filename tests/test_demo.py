@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tdmvid.shapes import TEACHER
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -100,7 +102,7 @@ def test_its_lora_needs_diffusers_alone_and_is_not_a_no_op(run):
     """A stock pipeline, prompts in, latents out; two steps of training already change them."""
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
-    pipe = CogVideoXPipeline.from_pretrained(ROOT / "tdmvid/shapes/teacher", dtype=torch.float32)
+    pipe = CogVideoXPipeline.from_pretrained(TEACHER, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def latents():

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from ..config.resources import find_model
 from .base import Backbone, ClipSize, ModelConfig
 
 REGISTRY: dict[str, type[Backbone]] = {}
@@ -87,7 +88,7 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
         raise ValueError(
             "model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b"
         )
-    folder = Path(config.path)
+    folder = Path(find_model(config.path))
     if folder.is_dir():
         _check_folder(folder, config, weights=weights)
         return folder

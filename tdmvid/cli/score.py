@@ -73,11 +73,12 @@ def run(args: argparse.Namespace) -> None:
 
 def score_vbench(args: argparse.Namespace) -> None:
     """Sample both sides, score them by the VBench package and compare; or say what could be."""
+    from ..config.resources import find_evaluation
     from ..config.run import from_dict, read_settings
     from ..scoring import vbench_run
     from ..scoring.vbench_suite import VBenchConfig
 
-    config = from_dict(VBenchConfig, read_settings(args.config, args.set))
+    config = from_dict(VBenchConfig, read_settings(find_evaluation(args.config), args.set))
     evaluation = vbench_run.prepare(config)
     if args.preflight:
         print(evaluation.checked.describe())
@@ -90,10 +91,11 @@ def score_vbench(args: argparse.Namespace) -> None:
 
 def score_images(args: argparse.Namespace) -> None:
     """Sample both sides, measure them and compare; or say what could be measured."""
+    from ..config.resources import find_evaluation
     from ..config.run import from_dict, read_settings
     from ..scoring import image_run
 
-    config = from_dict(image_run.ImageConfig, read_settings(args.config, args.set))
+    config = from_dict(image_run.ImageConfig, read_settings(find_evaluation(args.config), args.set))
     checked = image_run.ready(config)
     if args.preflight:
         print(checked.describe())

@@ -25,6 +25,7 @@ from ..diffusion.process import Process
 from ..distill.objective import objectives
 from ..distill.tdm import TDM
 from ..parallel.optim import OptimConfig
+from .resources import find_config
 
 
 @dataclass(frozen=True)
@@ -326,18 +327,20 @@ def check_seed(name: str, seed: int) -> None:
         raise ValueError(f"{name}={seed}: a seed lies between -2^62 and 2^62")
 
 
-def load_config(path: Path, overrides: list[str] = ()) -> RunConfig:
-    """A run from its JSON file and `a.b=value` overrides; values are JSON, or plain strings."""
+def load_config(path: Path | str, overrides: list[str] = ()) -> RunConfig:
+    """Load a run from a JSON file, or a ready config's name, and `a.b=value` overrides.
+
+    Values are JSON, or plain strings.
+    """
+    path = find_config(path)
     data = read_settings(path, overrides)
-    data.setdefault("name", Path(path).stem)
+    data.setdefault("name", path.stem)
     return from_dict(RunConfig, data)
 
 
 def read_settings(path: Path, overrides: list[str] = ()) -> dict:
     """The JSON object of a config file with its overrides; ValueError names file and line."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config {str(path)!r} does not exist: the ready ones are in configs/")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

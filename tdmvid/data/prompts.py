@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.resources import find_prompts
 
-def read_prompts(path: Path, *, column: str = "prompt") -> list[str]:
+
+def read_prompts(path: Path | str, *, column: str = "prompt") -> list[str]:
     """The prompts of a .txt, .jsonl, .csv or .parquet file, in order, duplicates kept.
 
     Text has one prompt a line; JSON lines are strings or objects with `column`; tables have
-    `column`. Space around a prompt is dropped, blank lines are skipped. Raises
+    `column`; a ready list has a name, e.g. `videos`. Space around a prompt is dropped, blank lines are skipped. Raises
     FileNotFoundError, or ValueError with the file and the line of what is wrong.
     """
-    path = Path(path)
+    path = find_prompts(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(

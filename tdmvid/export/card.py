@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backbones.base import Backbone
+from ..config.resources import find_model
 from ..data.files import write_text
 from .consumers import consumers
 
@@ -127,7 +128,7 @@ def _settings(backbone: Backbone, facts: dict) -> str:
 def _python(backbone: Backbone, facts: dict) -> str:
     module, scheduler = facts["scheduler"]["module"], facts["scheduler"]["name"]
     config, pipeline, whole = backbone.config, backbone.pipeline_class, "rank" not in facts
-    base = f'"{config.path}"' + "".join(
+    base = f'"{find_model(config.path)}"' + "".join(
         f', {key}="{value}"'
         for key, value in (("revision", config.revision), ("variant", config.variant))
         if value

@@ -7,9 +7,9 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 from ..config import RunConfig
+from ..config.resources import find_evaluation
 
 COMMANDS = {"vbench": "vbench", "image": "images", "shapes": "shapes"}
 """`evaluate.program` of a config -> what `tdmvid score` calls it."""
@@ -43,17 +43,17 @@ def evaluation_command(config: RunConfig, *, ranks: int) -> list[str]:
     program = ["-m", "tdmvid", "score", COMMANDS[wanted.program]]
     if wanted.program == "shapes":
         return [sys.executable, *program, "--run", str(config.folder)]
-    if not Path(wanted.config).is_file():
-        raise ValueError(
-            f"evaluate.config={wanted.config!r} does not exist: the ready ones are in eval/configs/"
-        )
+    try:
+        evaluation = find_evaluation(wanted.config)
+    except ValueError as error:
+        raise ValueError(f"evaluate.config={wanted.config!r}: {error}") from None
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     student = config.folder / ("lora" if config.training == "lora" else "student")
     return [
         sys.executable,
         *(launcher if ranks > 1 else []),
         *program,
-        *("--config", wanted.config, "--lora", str(student)),
+        *("--config", str(evaluation), "--lora", str(student)),
     ]
 
 
