@@ -12,14 +12,26 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tdmvid"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What each folder may import of this package (its own folder aside).
+# What each folder may import of this package (its own folder aside), lowest layer first.
+_MODELS = {"config", "diffusion", "data", "backbones", "adapters"}
+_STUDENTS = _MODELS | {"distill", "parallel", "sampling"}
+_RUNS = _STUDENTS | {"roles", "export", "plan", "scoring", "shapes"}
 MAY_IMPORT = {
     "diffusion": set(),
-    "distill": {"diffusion", "config"},
-    "backbones": {"diffusion", "data", "config"},
-    "adapters": {"diffusion", "backbones", "data"},
-    "parallel": {"diffusion"},
-    "data": {"diffusion"},
+    "distill": {"config", "diffusion"},
+    "parallel": {"config", "diffusion"},
+    "data": {"config", "diffusion"},
+    "backbones": {"config", "diffusion", "data"},
+    "adapters": _MODELS,
+    "sampling": _MODELS | {"distill", "parallel"},
+    "roles": _STUDENTS,
+    "export": _STUDENTS | {"roles", "train"},
+    "plan": _STUDENTS | {"roles"},
+    "scoring": _STUDENTS | {"roles", "export", "plan"},
+    "shapes": _STUDENTS | {"scoring"},
+    "report": _RUNS | {"train"},
+    "train": _RUNS | {"report"},
+    "cli": _RUNS | {"report", "train"},
 }
 
 
