@@ -116,7 +116,7 @@ def compare(
                     if name == "teacher"
                     else {"steps": few}
                 )  # noqa: B023
-                return lambda turn: backbone.stock_latents(pipelines[name], z, cond, **options)  # noqa: B023
+                return lambda turn: backbone.stock.latents(pipelines[name], z, cond, **options)  # noqa: B023
 
             calls = {name: sampler(name) for name in pipelines}
             ends = (

@@ -71,7 +71,7 @@ def sample(
     for start in tqdm(range(0, len(z), batch), desc=sampler.name):
         rows = slice(start, start + batch)
         parts.append(
-            backbone.stock_latents(
+            backbone.stock.latents(
                 pipeline, z[rows], cond.rows(rows), steps=sampler.steps, cfg=sampler.cfg, null=null
             )
         )

@@ -59,7 +59,7 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None):
     if model.get("tiling"):
         pipeline.vae.enable_tiling()
     if "rank" in facts:
-        families()[facts["pipeline"]].add_lora(pipeline, folder)
+        families()[facts["pipeline"]].lora.add(pipeline, folder)
     if kind["module"] != "diffusers" and not kind["module"].startswith(
         f"{__package__.split('.')[0]}."
     ):

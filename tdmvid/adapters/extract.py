@@ -151,7 +151,7 @@ def read_published(
     if len(alphas) > 1:
         raise ValueError(f"{path}: its layers have alphas {sorted(alphas)}: one is supported")
     stated = json.loads(metadata.get("lora_adapter_metadata", "{}")).get(
-        f"{backbone.lora_prefix}.lora_alpha"
+        f"{backbone.lora.prefix}.lora_alpha"
     )
     beside = Path(path).with_name("adapter_config.json")  # of a folder that peft wrote
     if stated is None and beside.is_file():

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from ..diffusion.process import Process
 from .quantize import Kind
 
 if TYPE_CHECKING:
+    from .lora_files import LoraFiles
     from .spec import FamilySpec
+    from .stock import StockPipeline
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,13 @@ class TokenSharing(Protocol):
 
 
 class NetworkDenoiser:
-    """A network of a family behind the Denoiser contract; `network` is anything called like the
-    module.
+    """A network of a family behind the Denoiser contract.
+
+    Args:
+        network: the family's module, or what is called like it, such as an engine around it.
     """
 
-    def __init__(self, backbone: Backbone, network):
+    def __init__(self, backbone: Backbone, network: Any):
         self.backbone, self.network, self.process = backbone, network, backbone.process
         self.evaluated = 0
         """Samples that went through the network so far."""
@@ -117,46 +121,64 @@ class NetworkDenoiser:
 
 
 class Backbone(ABC):
-    """A teacher and all that its family needs: time units, x0, prompts, decoding, LoRA targets."""
+    """A teacher's network behind the method's contract, with its text encoders and autoencoder.
+
+    Planning, LoRA files and the stock pipeline are separate: `spec`, `lora` and `stock`.
+    """
 
     pipeline_class: ClassVar[str]
     """The diffusers pipeline class of `model_index.json`."""
     spec: ClassVar[FamilySpec]
-    """The family's parts from configs alone."""
-    lora_targets: ClassVar[tuple[str, ...]]
-    """Module names that a LoRA adapts by default."""
-    lora_file: ClassVar[str] = "pytorch_lora_weights.safetensors"
-    lora_prefix: ClassVar[str] = "transformer"
-    """What the keys of a LoRA file begin with."""
-    load_imports: ClassVar[tuple[str, ...]] = ()
-    load_code: ClassVar[str] = 'pipe.load_lora_weights("path/to/this/folder")'
-    """How a user gives the stock pipeline `pipe` a LoRA, and what has to be imported for it."""
-    output: ClassVar[str] = "frames"
-    """The field of a stock pipeline's result."""
+    """The family's parts, from configs alone."""
+    lora: ClassVar[LoraFiles]
+    """The family's LoRA files."""
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Module names that a LoRA adapts by default: attention."""
+    folder: Path
+    config: ModelConfig
+    size: ClipSize
+    device: torch.device
     process: Process
-    network: nn.Module
+    network: Any
+    """The teacher's module; a family names its class."""
 
     @abstractmethod
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
     ): ...
 
+    @property
     @abstractmethod
-    def predict_x0(self, network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Call the network and convert what it predicts: [B, ...] -> [B, ...], float32."""
+    def stock(self) -> StockPipeline:
+        """The stock diffusers pipeline of this teacher."""
+
+    @abstractmethod
+    def predict_x0(self, network: Any, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Call a network and convert what it predicts to x0, [B, ...] float32.
+
+        Args:
+            network: `self.network`, or what is called like it.
+            x_t, t: [B, ...] and [B].
+        """
+
+    def denoiser(self, network: Any) -> NetworkDenoiser:
+        """Return a network of this family (or an engine around it) as a Denoiser."""
+        return NetworkDenoiser(self, network)
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent sample, without the batch."""
+        """Return the shape of one latent sample, without the batch."""
 
     @abstractmethod
     def fresh_network(self) -> nn.Module:
-        """The network as it lies in the folder, whole on every rank, whatever became of `network`."""
+        """Load the network as it lies in the folder, whole on every rank."""
 
     @staticmethod
-    def share_tokens(network: nn.Module, sharing: TokenSharing) -> None:
-        """Spread the tokens of every later call of `network` over ranks; ValueError where the
-        family cannot.
+    def share_tokens(network: Any, sharing: TokenSharing) -> None:
+        """Spread the tokens of every later call of `network` over ranks.
+
+        Raises:
+            ValueError: the family cannot share its tokens.
         """
         raise ValueError(
             f"parallel.sequence={sharing.size}: {type(network).__name__} cannot share its tokens"
@@ -164,123 +186,75 @@ class Backbone(ABC):
         )
 
     @staticmethod
-    def use_xformers(network: nn.Module) -> None:
-        """Make `network` attend by xformers' kernel; called behind `share_tokens`."""
-        network.enable_xformers_memory_efficient_attention()
+    def set_attention(network: Any, kernel: str) -> None:
+        """Make `network` attend by a kernel of `model.attention`; call it after `share_tokens`.
+
+        Raises:
+            ValueError: the family does not have the kernel.
+        """
+        if kernel == "xformers":
+            network.enable_xformers_memory_efficient_attention()
+        elif kernel != "sdpa":
+            raise ValueError(
+                f"model.attention={kernel!r}: {type(network).__name__} attends in its own dtype"
+                " only, use 'sdpa'"
+            )
 
     @staticmethod
-    def use_float32_attention(network: nn.Module) -> None:
-        """Make `network` attend in float32, whatever its dtype; ValueError where the family cannot.
-        Called behind `share_tokens`.
+    @abstractmethod
+    def discriminator_trunk(network: Any) -> list[Tap]:
+        """Drop the second half of a network's blocks, in place.
+
+        Returns:
+            Where features of what stays can be read.
         """
-        raise ValueError(
-            f"model.attention='float32': {type(network).__name__} attends in its own dtype only,"
-            " use 'sdpa'"
-        )
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
-        """Text embeddings as the stock pipeline makes them; loads the text encoder on first use."""
+        """Encode prompts as the stock pipeline does; loads the text encoder on first use."""
 
     @abstractmethod
     def release_text(self) -> None:
-        """Let go of the text encoder's memory."""
-
-    @abstractmethod
-    def release_vae(self) -> None:
-        """Let go of the autoencoder's memory; it is loaded again when it is needed."""
-
-    @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents to videos [B, 3, F, H, W] in [-1, 1]; loads the autoencoder on first use."""
-
-    @abstractmethod
-    def encode(self, videos: Tensor) -> Tensor:
-        """Videos [B, 3, F, H, W] in [-1, 1] to the latents that `decode` takes, in the network's
-        dtype; the mean of the autoencoder's law.
-        """
-
-    @abstractmethod
-    def video_fingerprint(self) -> str:
-        """Identifies the autoencoder and the size of a clip: the key of cached latents."""
-
-    @staticmethod
-    @abstractmethod
-    def halve(network: nn.Module) -> list[Tap]:
-        """Drop the second half of a network's blocks, and say where features of what stays can be
-        read: for a discriminator.
-        """
+        """Free the text encoder's memory."""
 
     @abstractmethod
     def text_fingerprint(self) -> str:
-        """Identifies the text encoder and how it is called: the key of cached embeddings."""
+        """Identify the text encoder and how it is called: the key of cached embeddings."""
 
     @abstractmethod
-    def student_scheduler(self, grid: TimeGrid):
-        """A diffusers scheduler that makes the stock pipeline step over exactly this grid."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, ...] to videos [B, 3, F, H, W] in [-1, 1].
 
-    @abstractmethod
-    def stock_pipeline(self, network: nn.Module | None = None):
-        """The stock diffusers pipeline of this teacher, without text encoder and autoencoder;
-        around `network`, or one more that it loads.
+        Loads the autoencoder on first use.
         """
 
     @abstractmethod
-    def whole_pipeline(self):
-        """The stock pipeline with all its parts, around `network`."""
+    def encode(self, videos: Tensor) -> Tensor:
+        """Encode videos [B, 3, F, H, W] in [-1, 1] to the latents that `decode` takes.
 
-    @abstractmethod
-    def save_lora(self, folder: Path, layers: dict[str, Tensor], config) -> None:
-        """Write `lora_file`: `layers` by peft's names, and peft's LoraConfig, so that users know
-        its scale.
-        """
-
-    @classmethod
-    @abstractmethod
-    def read_lora(cls, folder: Path, network: nn.Module) -> tuple[dict[str, Tensor], float | None]:
-        """The layers of a LoRA by peft's names, and its alpha, None if it is the rank; ValueError
-        if it is not of a network like this one.
+        Returns:
+            The mean of the autoencoder's distribution, [B, ...] in the network's dtype.
         """
 
     @abstractmethod
-    def load_lora(self, pipeline, folder: Path) -> None:
-        """Give the stock pipeline a LoRA and the scheduler beside it; ValueError if it is of
-        another model.
-        """
+    def release_vae(self) -> None:
+        """Free the autoencoder's memory; it is loaded again when it is needed."""
 
     @abstractmethod
-    def stock_latents(
-        self,
-        pipeline,
-        z: Tensor,
-        cond: Cond,
-        *,
-        steps: int,
-        cfg: float = 1.0,
-        null: Cond | None = None,
-    ) -> Tensor:
-        """Final latents of the stock pipeline from noise z: [B, ...]; cfg = 1 is no guidance."""
+    def video_fingerprint(self) -> str:
+        """Identify the autoencoder and the size of a clip: the key of cached latents."""
 
     @abstractmethod
-    def stock_videos(self, pipeline, prompts: list[str], *, steps: int, cfg: float):
-        """What a user gets from one call of a whole pipeline: its own kind of videos or images, one
-        a prompt.
-        """
-
-    @abstractmethod
-    def stock_call(self) -> str:
-        """The arguments of a stock call beyond prompt, steps and guidance, as Python source."""
-
-    def denoiser(self, network) -> NetworkDenoiser:
-        """A network of this family (or an engine around it) as a Denoiser."""
-        return NetworkDenoiser(self, network)
-
-
-LORA_FILE = Backbone.lora_file
+    def student_scheduler(self, grid: TimeGrid) -> Any:
+        """Return a diffusers scheduler for the stock pipeline that steps over exactly this grid."""
 
 
 def check_attention(kernel: str, device: torch.device) -> None:
-    """ValueError if this machine has not what the attention kernel needs."""
+    """Check that this machine has what an attention kernel needs.
+
+    Raises:
+        ValueError: xformers without a CUDA device, or not installed.
+    """
     if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
         raise ValueError(
             f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the"
@@ -288,10 +262,10 @@ def check_attention(kernel: str, device: torch.device) -> None:
         )
 
 
-def half_of(
+def trunk_of(
     blocks: nn.ModuleList, width: int, *, index: int = 0
 ) -> tuple[nn.ModuleList, list[Tap]]:
-    """The first half of a transformer's blocks, and taps behind half of those and behind all."""
+    """Return the first half of a transformer's blocks, and taps after half of those and after all."""
     kept = blocks[: -(-len(blocks) // 2)]
     ends = sorted({-(-len(kept) // 2), len(kept)})
     return kept, [Tap(kept[end - 1], width, index) for end in ends]

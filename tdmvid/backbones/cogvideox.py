@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
-    CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -21,10 +21,12 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, TokenSharing, half_of
-from .cogvideox_parallel import share_tokens, use_float32, use_xformers
+from .base import ClipSize, ModelConfig, Tap, TokenSharing, trunk_of
+from .cogvideox_parallel import set_attention, share_tokens
+from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens, check_tiles
+from .stock import StockPipeline
 from .vp import VPBackbone, VPSpec
 
 OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
@@ -95,23 +97,44 @@ class CogVideoXSpec(VPSpec):
         )
 
 
+class CogVideoXStock(StockPipeline):
+    """The stock CogVideoX pipeline."""
+
+    backbone: CogVideoX
+
+    def arguments(self) -> dict[str, Any]:
+        size, length = self.backbone.size, self.backbone.network.config.max_text_seq_length
+        return {
+            "num_frames": size.frames,
+            "height": size.height,
+            "width": size.width,
+            "max_sequence_length": length,
+        }
+
+    def set_scales(self, pipeline: Any) -> None:
+        clip = self.backbone.clip
+        pipeline.vae_scale_factor_spatial = clip.spatial
+        pipeline.vae_scale_factor_temporal = clip.temporal
+
+
 @register
 class CogVideoX(VPBackbone):
     """A CogVideoX pipeline folder as a backbone."""
 
     pipeline_class = "CogVideoXPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    spec = CogVideoXSpec()
+    spec, stock_class = CogVideoXSpec(), CogVideoXStock
+    lora = LoraFiles(pipeline_class)
+    network: CogVideoXTransformer3DModel
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
     ):
         super().__init__(folder, config, size, device)
-        self._clip = Clip.of(self.network, folder, size)
+        self.clip = Clip.of(self.network, folder, size)
         self._rotary = None
 
     def latent_shape(self) -> tuple[int, ...]:
-        return self._clip.latent_shape
+        return self.clip.latent_shape
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {
@@ -128,7 +151,7 @@ class CogVideoX(VPBackbone):
 
     def _rotary_embedding(self, x_t: Tensor) -> tuple[Tensor, Tensor] | None:
         if self._rotary is None:
-            self._rotary = rotary_embedding(self.network, self._clip, x_t.device)
+            self._rotary = rotary_embedding(self.network, self.clip, x_t.device)
         return self._rotary
 
     @staticmethod
@@ -136,12 +159,8 @@ class CogVideoX(VPBackbone):
         share_tokens(network, sharing)
 
     @staticmethod
-    def use_xformers(network: CogVideoXTransformer3DModel) -> None:
-        use_xformers(network)
-
-    @staticmethod
-    def use_float32_attention(network: CogVideoXTransformer3DModel) -> None:
-        use_float32(network)
+    def set_attention(network: CogVideoXTransformer3DModel, kernel: str) -> None:
+        set_attention(network, kernel)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         length = self.network.config.max_text_seq_length
@@ -157,7 +176,7 @@ class CogVideoX(VPBackbone):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         latents = (
-            latents[:, self._clip.extra_frames :].transpose(1, 2).to(self.vae.dtype)
+            latents[:, self.clip.extra_frames :].transpose(1, 2).to(self.vae.dtype)
             / self.vae.config.scaling_factor
         )
         return torch.cat(
@@ -174,32 +193,15 @@ class CogVideoX(VPBackbone):
         )
         latents = mean.transpose(1, 2) * self.vae.config.scaling_factor
         first = latents[:, :1].expand(
-            -1, self._clip.extra_frames, -1, -1, -1
+            -1, self.clip.extra_frames, -1, -1, -1
         )  # as in the library's training of 1.5
         return torch.cat([first, latents], 1).to(self.config.torch_dtype)
 
     @staticmethod
-    def halve(network: CogVideoXTransformer3DModel) -> list[Tap]:
+    def discriminator_trunk(network: CogVideoXTransformer3DModel) -> list[Tap]:
         width = network.config.num_attention_heads * network.config.attention_head_dim
-        network.transformer_blocks, taps = half_of(network.transformer_blocks, width)
+        network.transformer_blocks, taps = trunk_of(network.transformer_blocks, width)
         return taps
-
-    def stock_pipeline(self, network: nn.Module | None = None) -> CogVideoXPipeline:
-        pipeline = super().stock_pipeline(network)
-        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = (
-            self._clip.spatial,
-            self._clip.temporal,
-        )
-        return pipeline
-
-    def stock_arguments(self) -> dict:
-        size, length = self.size, self.network.config.max_text_seq_length
-        return {
-            "num_frames": size.frames,
-            "height": size.height,
-            "width": size.width,
-            "max_sequence_length": length,
-        }
 
 
 @dataclass(frozen=True)

@@ -137,26 +137,19 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
     network.set_attn_processor(attention)
 
 
-def use_xformers(network: CogVideoXTransformer3DModel) -> None:
-    """Attention by xformers' kernel, also over shared tokens (the library's own switch would lose
-    the rotary embedding).
+def set_attention(network: CogVideoXTransformer3DModel, kernel: str) -> None:
+    """Make `network` attend by a kernel of `model.attention`, also over shared tokens.
+
+    The library's own switch to xformers would lose the rotary embedding. In float32 the backward
+    pass on a CPU is several times faster than that of the bfloat16 kernel on short sequences.
     """
-    for processor in _joint(network):
-        processor.kernel = AttentionBackendName.XFORMERS
-
-
-def use_float32(network: CogVideoXTransformer3DModel) -> None:
-    """Attention in float32: on a CPU the backward pass of the bfloat16 kernel is several times
-    slower on short sequences.
-    """
-    for processor in _joint(network):
-        processor.float32 = True
-
-
-def _joint(network: CogVideoXTransformer3DModel) -> list[JointAttention]:
-    """The network's processors, which are JointAttention afterwards."""
-    if not any(
-        isinstance(processor, JointAttention) for processor in network.attn_processors.values()
-    ):
+    if kernel == "sdpa":
+        return
+    processors = network.attn_processors.values()
+    if not any(isinstance(processor, JointAttention) for processor in processors):
         network.set_attn_processor(JointAttention())
-    return list(network.attn_processors.values())
+    for processor in network.attn_processors.values():
+        if kernel == "xformers":
+            processor.kernel = AttentionBackendName.XFORMERS
+        else:
+            processor.float32 = True

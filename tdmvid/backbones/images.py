@@ -7,14 +7,16 @@ videos of one frame.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
-from torch import Tensor, nn
+from diffusers import AutoencoderKL, ModelMixin
+from torch import Tensor
 
 from .base import ClipSize, ModelConfig
 from .pipeline import PipelineBackbone
 from .spec import FamilySpec, check_tiles
+from .stock import StockPipeline
 
 
 class ImageSpec(FamilySpec):
@@ -32,10 +34,24 @@ class ImageSpec(FamilySpec):
         return check_tiles(side, side)
 
 
+class ImageStock(StockPipeline):
+    """A stock pipeline of images."""
+
+    output = "images"
+
+    def arguments(self) -> dict[str, Any]:
+        size = self.backbone.size
+        return {"height": size.height, "width": size.width}
+
+    def set_scales(self, pipeline: Any) -> None:
+        height = self.backbone.latent_shape()[1]
+        pipeline.vae_scale_factor = self.backbone.size.height // height
+
+
 class Images(PipelineBackbone):
     """A teacher of images; mixed with the backbone of its process."""
 
-    output = "images"
+    stock_class = ImageStock
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
@@ -63,16 +79,6 @@ class Images(PipelineBackbone):
         return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(
             self.config.torch_dtype
         )
-
-    def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
-        pipeline = super().stock_pipeline(network)
-        pipeline.vae_scale_factor = (
-            self.size.height // self._shape[1]
-        )  # which it reads from the autoencoder, where it has one
-        return pipeline
-
-    def stock_arguments(self) -> dict:
-        return {"height": self.size.height, "width": self.size.width}
 
 
 def image_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[int, int, int]:

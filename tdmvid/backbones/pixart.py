@@ -7,16 +7,18 @@ Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, PixArtTransformer2DModel
+from diffusers import PixArtTransformer2DModel
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, Tap, half_of
-from .images import Images, ImageSpec, image_latents
+from .base import ClipSize, Tap, trunk_of
+from .images import Images, ImageSpec, ImageStock, image_latents
+from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
 from .vp import VPBackbone, VPSpec
@@ -62,21 +64,54 @@ class PixArtSpec(ImageSpec, VPSpec):
         }
 
 
+class PixArtStock(ImageStock):
+    """The stock PixArt-alpha pipeline."""
+
+    def arguments(self) -> dict[str, Any]:
+        # Captions are cleaned only where optional packages are installed, and binning changes the
+        # size.
+        return super().arguments() | {
+            "use_resolution_binning": False,
+            "clean_caption": False,
+            "max_sequence_length": TEXT_LENGTH,
+        }
+
+
+class PeftFolder(LoraFiles):
+    """A LoRA as a folder of peft's, as is the custom for this family: its pipeline has no loader."""
+
+    def save(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {f"{self.prefix}.{name}": tensor for name, tensor in layers.items()},
+            folder / self.file,
+            metadata={"format": "pt"},
+        )
+        config.save_pretrained(str(folder))
+
+    def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
+        return LoraConfig.from_pretrained(str(folder)).lora_alpha
+
+    def add(self, pipeline: Any, folder: Path) -> None:
+        pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
+
+
 @register
 class PixArt(Images, VPBackbone):
-    """A PixArt-alpha pipeline folder as a backbone.
-
-    Its pipeline has no LoRA loader: as is the custom for this family, a LoRA is a folder of peft's.
-    """
+    """A PixArt-alpha pipeline folder as a backbone."""
 
     pipeline_class = "PixArtAlphaPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    lora_file, lora_prefix = "adapter_model.safetensors", "base_model.model"
-    load_imports = ("from peft import PeftModel",)
-    load_code = (
-        'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "path/to/this/folder")'
+    spec, stock_class = PixArtSpec(), PixArtStock
+    lora = PeftFolder(
+        pipeline_class,
+        prefix="base_model.model",
+        file="adapter_model.safetensors",
+        load_code=(
+            'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "path/to/this/folder")'
+        ),
+        load_imports=("from peft import PeftModel",),
     )
-    spec = PixArtSpec()
+    network: PixArtTransformer2DModel
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {
@@ -102,36 +137,10 @@ class PixArt(Images, VPBackbone):
             )
         return Cond({"prompt_embeds": embeds, "prompt_attention_mask": mask})
 
-    def stock_arguments(self) -> dict:
-        # Captions are cleaned only where optional packages are installed, and binning changes the
-        # size.
-        return super().stock_arguments() | {
-            "use_resolution_binning": False,
-            "clean_caption": False,
-            "max_sequence_length": TEXT_LENGTH,
-        }
-
-    def save_lora(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {f"{self.lora_prefix}.{name}": tensor for name, tensor in layers.items()},
-            folder / self.lora_file,
-            metadata={"format": "pt"},
-        )
-        config.save_pretrained(folder)
-
-    @classmethod
-    def read_alpha(cls, folder: Path, metadata: dict[str, str]) -> float | None:
-        return LoraConfig.from_pretrained(folder).lora_alpha
-
     @staticmethod
-    def add_lora(pipeline: DiffusionPipeline, folder: Path) -> None:
-        pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
-
-    @staticmethod
-    def halve(network: PixArtTransformer2DModel) -> list[Tap]:
+    def discriminator_trunk(network: PixArtTransformer2DModel) -> list[Tap]:
         width = network.config.num_attention_heads * network.config.attention_head_dim
-        network.transformer_blocks, taps = half_of(network.transformer_blocks, width)
+        network.transformer_blocks, taps = trunk_of(network.transformer_blocks, width)
         return taps
 
 

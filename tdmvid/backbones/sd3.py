@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, half_of
+from .base import ClipSize, ModelConfig, Tap, trunk_of
 from .flow import FlowBackbone, FlowSpec
-from .images import Images, ImageSpec, image_latents
+from .images import Images, ImageSpec, ImageStock, image_latents
+from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
 
@@ -70,6 +72,16 @@ class StableDiffusion3Spec(ImageSpec, FlowSpec):
         }
 
 
+class StableDiffusion3Stock(ImageStock):
+    """The stock Stable Diffusion 3 pipeline."""
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"max_sequence_length": LONG_TEXT}
+
+    def absent_parts(self) -> list[str]:
+        return absent_parts(self.backbone.folder)
+
+
 @register
 class StableDiffusion3(Images, FlowBackbone):
     """A Stable Diffusion 3 pipeline folder as a backbone."""
@@ -85,7 +97,9 @@ class StableDiffusion3(Images, FlowBackbone):
         "add_v_proj",
         "to_add_out",
     )
-    spec = StableDiffusion3Spec()
+    spec, stock_class = StableDiffusion3Spec(), StableDiffusion3Stock
+    lora = LoraFiles(pipeline_class)
+    network: SD3Transformer2DModel
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
@@ -102,16 +116,15 @@ class StableDiffusion3(Images, FlowBackbone):
         }
 
     @property
-    def text(self) -> DiffusionPipeline:
+    def text(self) -> Any:
         """The pipeline's text encoders, with the network, whose config has the width of an encoder
         that is left out.
         """
         if self._text is None:
-            self._text = self._pipeline("vae", *self.absent_parts(), transformer=self.network)
+            self._text = self.stock.load(
+                "vae", *absent_parts(self.folder), transformer=self.network
+            )
         return self._text
-
-    def absent_parts(self) -> list[str]:
-        return absent_parts(self.folder)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
@@ -127,13 +140,10 @@ class StableDiffusion3(Images, FlowBackbone):
     def text_settings(self) -> tuple[str, ...]:
         return (str(LONG_TEXT), *absent_parts(self.folder))
 
-    def stock_arguments(self) -> dict:
-        return super().stock_arguments() | {"max_sequence_length": LONG_TEXT}
-
     @staticmethod
-    def halve(network: SD3Transformer2DModel) -> list[Tap]:
+    def discriminator_trunk(network: SD3Transformer2DModel) -> list[Tap]:
         width = network.config.num_attention_heads * network.config.attention_head_dim
-        network.transformer_blocks, taps = half_of(network.transformer_blocks, width, index=1)
+        network.transformer_blocks, taps = trunk_of(network.transformer_blocks, width, index=1)
         return taps
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig
+from .images import ImageStock
+from .lora_files import LoraFiles
 from .registry import register
 from .stable_diffusion import StableDiffusion, StableDiffusionSpec
 
@@ -40,6 +42,12 @@ class StableDiffusionXLSpec(StableDiffusionSpec):
         return super().example(network, folder, size, batch, dtype) | {"added_cond_kwargs": added}
 
 
+class StableDiffusionXLStock(ImageStock):
+    """The stock Stable Diffusion XL pipeline."""
+
+    options = {"feature_extractor": None, "image_encoder": None}
+
+
 @register
 class StableDiffusionXL(StableDiffusion):
     """A Stable Diffusion XL pipeline folder as a backbone: images are never cropped, and of the
@@ -47,8 +55,8 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     pipeline_class = "StableDiffusionXLPipeline"
-    spec = StableDiffusionXLSpec()
-    pipeline_options = {"feature_extractor": None, "image_encoder": None}
+    spec, stock_class = StableDiffusionXLSpec(), StableDiffusionXLStock
+    lora = LoraFiles(pipeline_class, part="unet", prefix="unet")
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str

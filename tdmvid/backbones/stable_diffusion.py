@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from .base import ClipSize, ModelConfig, Tap
-from .images import Images, ImageSpec, image_latents
+from .images import Images, ImageSpec, ImageStock, image_latents
+from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
 from .vp import VPBackbone, VPSpec
@@ -80,20 +81,25 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
         }
 
 
-@register
-class StableDiffusion(Images, VPBackbone):
-    """A Stable Diffusion pipeline folder as a backbone."""
+class StableDiffusionStock(ImageStock):
+    """The stock Stable Diffusion pipeline."""
 
-    pipeline_class = "StableDiffusionPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    spec = StableDiffusionSpec()
-    lora_prefix = "unet"
-    pipeline_options = {
+    options = {
         "safety_checker": None,
         "requires_safety_checker": False,
         "feature_extractor": None,
         "image_encoder": None,
     }
+
+
+@register
+class StableDiffusion(Images, VPBackbone):
+    """A Stable Diffusion pipeline folder as a backbone."""
+
+    pipeline_class = "StableDiffusionPipeline"
+    spec, stock_class = StableDiffusionSpec(), StableDiffusionStock
+    lora = LoraFiles(pipeline_class, part="unet", prefix="unet")
+    network: UNet2DConditionModel
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
@@ -120,7 +126,7 @@ class StableDiffusion(Images, VPBackbone):
         return Cond({"prompt_embeds": embeds})
 
     @staticmethod
-    def halve(network: UNet2DConditionModel) -> list[Tap]:
+    def discriminator_trunk(network: UNet2DConditionModel) -> list[Tap]:
         """What stays is the encoder and the middle: their output leaves the network as it is."""
         network.up_blocks, network.conv_norm_out, network.conv_out = (
             nn.ModuleList(),

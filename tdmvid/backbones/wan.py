@@ -10,17 +10,20 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
-from .base import ClipSize, ModelConfig, Tap, TokenSharing, half_of
+from .base import ClipSize, ModelConfig, Tap, TokenSharing, trunk_of
 from .flow import FlowBackbone, FlowSpec
+from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
+from .stock import StockPipeline
 from .wan_parallel import share_tokens
 
 TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock call
@@ -89,22 +92,43 @@ class WanSpec(FlowSpec):
         )
 
 
+class WanStock(StockPipeline):
+    """The stock Wan pipeline."""
+
+    backbone: Wan
+
+    def arguments(self) -> dict[str, Any]:
+        size = self.backbone.size
+        return {
+            "num_frames": size.frames,
+            "height": size.height,
+            "width": size.width,
+            "max_sequence_length": TEXT_LENGTH,
+        }
+
+    def set_scales(self, pipeline: Any) -> None:
+        clip = self.backbone.clip
+        pipeline.vae_scale_factor_spatial = clip.spatial
+        pipeline.vae_scale_factor_temporal = clip.temporal
+
+
 @register
 class Wan(FlowBackbone):
     """A Wan 2.1 pipeline folder as a backbone."""
 
     pipeline_class = "WanPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    spec = WanSpec()
+    spec, stock_class = WanSpec(), WanStock
+    lora = LoraFiles(pipeline_class)
+    network: WanTransformer3DModel
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
     ):
         super().__init__(folder, config, size, device)
-        self._clip = WanClip.of(self.network, folder, size)
+        self.clip = WanClip.of(self.network, folder, size)
 
     def latent_shape(self) -> tuple[int, ...]:
-        return self._clip.latent_shape
+        return self.clip.latent_shape
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         return {
@@ -156,31 +180,17 @@ class Wan(FlowBackbone):
         )
         return ((latents - mean) / std).to(self.config.torch_dtype)
 
-    def stock_pipeline(self, network: nn.Module | None = None) -> DiffusionPipeline:
-        pipeline = super().stock_pipeline(network)
-        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = (
-            self._clip.spatial,
-            self._clip.temporal,
-        )
-        return pipeline
-
-    def stock_arguments(self) -> dict:
-        size = self.size
-        return {
-            "num_frames": size.frames,
-            "height": size.height,
-            "width": size.width,
-            "max_sequence_length": TEXT_LENGTH,
-        }
+    @staticmethod
+    def set_attention(network: WanTransformer3DModel, kernel: str) -> None:
+        if kernel == "xformers":
+            network.set_attention_backend("xformers")
+        else:
+            FlowBackbone.set_attention(network, kernel)
 
     @staticmethod
-    def use_xformers(network: WanTransformer3DModel) -> None:
-        network.set_attention_backend("xformers")
-
-    @staticmethod
-    def halve(network: WanTransformer3DModel) -> list[Tap]:
+    def discriminator_trunk(network: WanTransformer3DModel) -> list[Tap]:
         width = network.config.num_attention_heads * network.config.attention_head_dim
-        network.blocks, taps = half_of(network.blocks, width)
+        network.blocks, taps = trunk_of(network.blocks, width)
         return taps
 
 

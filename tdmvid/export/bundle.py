@@ -81,7 +81,7 @@ def export_lora(
             key: tensor.to(getattr(torch, dtype)).contiguous().cpu()
             for key, tensor in layers.items()
         }
-        backbone.save_lora(aside, layers, config)
+        backbone.lora.save(aside, layers, config)
         backbone.student_scheduler(grid).save_pretrained(aside)
         check = _Check(
             backbone,
@@ -303,7 +303,7 @@ class _Check:
             config = LoraConfig(
                 r=rank, lora_alpha=rank, target_modules=adapted_modules(state), lora_bias=biased
             )
-            backbone.save_lora(again, state, config)
+            backbone.lora.save(again, state, config)
             return self.lora(again)
 
     def network(self, folder: Path) -> float:
@@ -313,9 +313,9 @@ class _Check:
             .from_pretrained(folder, dtype=backbone.config.torch_dtype)
             .to(self.z.device)
         )
-        pipeline = backbone.stock_pipeline(reloaded)
+        pipeline = backbone.stock.pipeline(reloaded)
         pipeline.scheduler = backbone.student_scheduler(self.grid)
-        found = backbone.stock_latents(pipeline, self.z, self.cond, steps=self.grid.steps)
+        found = backbone.stock.latents(pipeline, self.z, self.cond, steps=self.grid.steps)
         del pipeline, reloaded
         gc.collect()  # as in stock_latents
         return self._difference(found)
@@ -377,9 +377,9 @@ def stock_latents(
     folder: Path, backbone: Backbone, z: Tensor, cond: Cond, grid: TimeGrid
 ) -> Tensor:
     """The final latents of the stock pipeline with the LoRA and scheduler of `folder`: as `z`."""
-    pipeline = backbone.stock_pipeline()
-    backbone.load_lora(pipeline, folder)
-    latents = backbone.stock_latents(pipeline, z, cond, steps=grid.steps)
+    pipeline = backbone.stock.pipeline()
+    backbone.lora.load(pipeline, folder)
+    latents = backbone.stock.latents(pipeline, z, cond, steps=grid.steps)
     del pipeline
     # it is in a cycle, which would keep its base on the device beside the next one, and beside the
     # run's own

@@ -68,7 +68,7 @@ def write_card(
 
 
 def _front_matter(backbone: Backbone, facts: dict) -> str:
-    path, video = backbone.config.path, backbone.output == "frames"
+    path, video = backbone.config.path, backbone.stock.output == "frames"
     hub = path.count("/") == 1 and not Path(path).is_dir()
     lines = [
         "---",
@@ -140,13 +140,14 @@ def _python(backbone: Backbone, facts: dict) -> str:
     )
     ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
     names = sorted({pipeline, *([network] if whole else []), *([] if ours else [scheduler])})
-    made = "video" if backbone.output == "frames" else "image"
-    ours = [*(() if whole else backbone.load_imports), *ours]
+    stock = backbone.stock
+    made = "video" if stock.output == "frames" else "image"
+    ours = [*(() if whole else backbone.lora.load_imports), *ours]
     load = [f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'] if whole else []
     load += [
         f"pipe = {pipeline}.from_pretrained({base}, {f'{part}={part}, ' if whole else ''}{dtype})"
     ]
-    load += [] if whole else [backbone.load_code]
+    load += [] if whole else [backbone.lora.load_code]
     load += ["pipe.vae.enable_tiling()"] if config.tiling else []
     code = "\n".join(
         [
@@ -158,7 +159,7 @@ def _python(backbone: Backbone, facts: dict) -> str:
             f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
             (
                 f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]},'
-                f" guidance_scale=1.0, {backbone.stock_call()}).{backbone.output}[0]"
+                f" guidance_scale=1.0, {stock.arguments_code()}).{stock.output}[0]"
             ),
         ]
     )

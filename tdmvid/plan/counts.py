@@ -92,7 +92,7 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
     if "discriminator" in config.objective.roles:
         half = outline(config, folder, family)
         with torch.device("meta"):
-            critic = Discriminator(half, family.halve(half), seed=0)
+            critic = Discriminator(half, family.discriminator_trunk(half), seed=0)
     return Outline(
         config=config,
         folder=folder,

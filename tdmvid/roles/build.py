@@ -54,7 +54,7 @@ def build_engines(
         teacher = _frozen(ready(base), config, world)
     if halved is not None:
         taps, eager = (
-            backbone.halve(halved),
+            backbone.discriminator_trunk(halved),
             replace(config, parallel=replace(config.parallel, compile=False)),
         )  # features are read block by block
         engines["discriminator"] = engine(
@@ -78,7 +78,7 @@ def fit(
     """Make of an outline what a role trains, called as it will be; ValueError for what this family,
     or the LoRA of `init`, cannot.
     """
-    start = family.read_lora(Path(config.init), network) if config.init else None
+    start = family.lora.read(Path(config.init), network) if config.init else None
     if config.training == "lora":
         adapted(network, config, family.lora_targets, seed=0)
     else:
@@ -88,14 +88,14 @@ def fit(
     if group.size > 1:
         family.share_tokens(network, group)
     if config.model.attention == "float32":
-        family.use_float32_attention(network)
+        family.set_attention(network, "float32")
     return network
 
 
 def _two_adapted(config: RunConfig, backbone: Backbone) -> tuple[nn.Module, nn.Module]:
     """Student and fake: two adapters, on one base or on one each."""
     fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
-    start = backbone.read_lora(Path(config.init), backbone.network) if config.init else None
+    start = backbone.lora.read(Path(config.init), backbone.network) if config.init else None
     student_net = adapted(backbone.network, config, backbone.lora_targets, seed=config.seed)
     if start:
         start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
@@ -118,10 +118,7 @@ def prepared(
     """The network, told how it computes, whatever its role."""
     if world.sequence:
         backbone.share_tokens(network, world.sequence)
-    if config.model.attention == "xformers":
-        backbone.use_xformers(network)
-    if config.model.attention == "float32":
-        backbone.use_float32_attention(network)
+    backbone.set_attention(network, config.model.attention)
     if config.parallel.gradient_checkpointing:
         network.enable_gradient_checkpointing(
             keep_attention if config.parallel.keep_attention else None

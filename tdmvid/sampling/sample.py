@@ -107,7 +107,7 @@ def _sample_share(
             draws = [noise(shot.prompt, shot.seed, backbone.latent_shape()) for shot in some]
             z = torch.stack(draws).to(world.device)  # [B, C, F, H, W]
             cond = conds.get([shot.prompt for shot in some]).to(world.device)
-            latents = backbone.stock_latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
+            latents = backbone.stock.latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
             videos = backbone.decode(latents).cpu()
             _write(out, some, videos, backbone.size.fps, settings, world.rank)
             bar.update(len(some))

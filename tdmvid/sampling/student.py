@@ -33,12 +33,12 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
         whole: with text encoder and autoencoder.
     """
     network = shared_copy(backbone.network)
-    pipeline = backbone.whole_pipeline() if whole else backbone.stock_pipeline(network)
+    pipeline = backbone.stock.whole_pipeline() if whole else backbone.stock.pipeline(network)
     pipeline.register_modules(**{backbone.spec.network_folder: network})
     if folder is None:
         return pipeline
-    if (folder / backbone.lora_file).is_file() or not (folder / "config.json").is_file():
-        backbone.load_lora(pipeline, folder)  # refuses what is neither
+    if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
+        backbone.lora.load(pipeline, folder)  # refuses what is neither
         return pipeline
     network = (
         type(backbone.network)

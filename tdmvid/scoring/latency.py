@@ -127,7 +127,7 @@ def stages(
     ).to(device)
 
     def denoise() -> torch.Tensor:
-        return backbone.stock_latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
+        return backbone.stock.latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
 
     timed["denoiser"] = measure(denoise, device, repeats=repeats)
     latents = denoise()
@@ -147,7 +147,7 @@ def end_to_end(
     """Time the stock pipeline's call as a user makes it, from prompts to pictures."""
     pipeline = use_student(backbone, student, whole=True)
     return measure(
-        lambda: backbone.stock_videos(pipeline, prompts, steps=steps, cfg=cfg),
+        lambda: backbone.stock.videos(pipeline, prompts, steps=steps, cfg=cfg),
         backbone.device,
         repeats=repeats,
     )

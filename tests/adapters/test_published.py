@@ -79,11 +79,11 @@ def test_a_published_layout_is_read_as_stock_diffusers_reads_it(tmp_path, case):
         torch.randn(1, *backbone.latent_shape()),
         backbone.encode_prompts(["a red circle"]),
     )
-    pipeline = backbone.stock_pipeline()
+    pipeline = backbone.stock.pipeline()
     pipeline.load_lora_weights(path, adapter_name="tdm")
     pipeline.set_adapters(["tdm"], [scale])
     pipeline.scheduler = backbone.student_scheduler(grid)
-    theirs = backbone.stock_latents(pipeline, z, cond, steps=4)
+    theirs = backbone.stock.latents(pipeline, z, cond, steps=4)
     module, _, _ = adapt(
         load_backbone(backbone.config, backbone.size), *read_published(path, backbone, scale=scale)
     )

@@ -79,7 +79,7 @@ def test_our_attention_is_the_library_s_with_any_kernel(load, variant):
     x, cond, t = noise(backbone), backbone.encode_prompts(PROMPTS), torch.full((2,), 0.5)
     with torch.no_grad():
         library = backbone.predict_x0(backbone.network, x, t, cond)
-        backbone.use_xformers(backbone.network)
+        backbone.set_attention(backbone.network, "xformers")
         asked = list(backbone.network.attn_processors.values())
         assert all(type(one) is JointAttention and one.kernel == "xformers" for one in asked)
         for processor in asked:  # xformers itself runs on a GPU only
@@ -92,7 +92,7 @@ def input_gradient(backbone, dtype, *, float32):
     """Of a call on the same weights and inputs: d |x0|^2 / d x."""
     network = copy.deepcopy(backbone.network).to(dtype)
     if float32:
-        backbone.use_float32_attention(network)
+        backbone.set_attention(network, "float32")
     x, t = noise(backbone).requires_grad_(), torch.full((2,), 0.5)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         out = network(
@@ -118,7 +118,7 @@ def test_attention_in_float32_has_the_gradient_of_the_plain_one(load, variant):
 
 def test_a_family_without_float32_attention_says_so():
     with refused("model.attention='float32'", "Linear", "'sdpa'"):
-        Backbone.use_float32_attention(torch.nn.Linear(1, 1))
+        Backbone.set_attention(torch.nn.Linear(1, 1), "float32")
 
 
 def test_xformers_without_a_gpu_is_refused_before_anything_is_loaded():

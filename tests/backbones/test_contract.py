@@ -69,7 +69,7 @@ class Case:
         """A stock call as a user makes it, from prompts, with the further arguments that a model
         card names.
         """
-        call = eval(f"dict({backbone.stock_call()})")  # noqa: S307
+        call = eval(f"dict({backbone.stock.arguments_code()})")  # noqa: S307
         return pipeline(
             prompt=PROMPTS,
             latents=z,
@@ -153,9 +153,9 @@ def test_four_steps_give_the_stock_pipeline_s_latents(case, backbone, spacing, c
     ours, theirs = ddim(denoiser, z, cond, grid), case.sample(pipeline, backbone, z, cfg=cfg)
     assert theirs.abs().mean() > 0.1 and (theirs[0] - theirs[1]).abs().mean() > 1e-3
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
-    lean = backbone.stock_pipeline()
+    lean = backbone.stock.pipeline()
     lean.scheduler = backbone.student_scheduler(grid)
-    from_embeddings = backbone.stock_latents(
+    from_embeddings = backbone.stock.latents(
         lean, z, cond, steps=4, cfg=cfg, null=backbone.encode_prompts([""])
     )
     torch.testing.assert_close(
@@ -293,7 +293,7 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
 ):
     backbone = case.backbone()
     halved = shared_copy(backbone.network)
-    taps = backbone.halve(halved)
+    taps = backbone.discriminator_trunk(halved)
     if checkpointing:
         halved.enable_gradient_checkpointing()
     whole, names = backbone.network, {id(module): name for name, module in halved.named_modules()}
@@ -356,7 +356,7 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
     halved = shared_copy(network)
     critic = NetworkDiscriminator(
         backbone,
-        Discriminator(halved, backbone.halve(halved), seed=0),
+        Discriminator(halved, backbone.discriminator_trunk(halved), seed=0),
         backbone.encode_prompts([""]),
     )
     trainable = [
@@ -474,11 +474,11 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     facts, z = json.loads((trained / "lora" / "export.json").read_text()), noise(backbone)
     assert facts["error"] <= facts["tolerance"] and 1e-5 <= facts["tolerance"] < 1e-4
     theirs = case.sample(user_s_pipeline(case, trained / "lora"), backbone, z)
-    lean = backbone.stock_pipeline()
+    lean = backbone.stock.pipeline()
     lean.scheduler = backbone.student_scheduler(shifted(4, 2.0, backbone.process))
-    plain = backbone.stock_latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
-    backbone.load_lora(lean, trained / "lora")
-    ours = backbone.stock_latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
+    plain = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
+    backbone.lora.load(lean, trained / "lora")
+    ours = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
 
@@ -523,7 +523,7 @@ def test_three_steps_with_an_adversarial_term_move_the_discriminator_s_heads_alo
         row["grad_norm/discriminator"] > 0 and row["adversarial/student"] for row in rows
     )
     critic, other = trained["engines"]["discriminator"].module, case.backbone()
-    fresh = Discriminator(other.network, other.halve(other.network), seed=2)
+    fresh = Discriminator(other.network, other.discriminator_trunk(other.network), seed=2)
     kept, moved = (
         [torch.equal(a, b) for a, b in zip(part(critic), part(fresh), strict=True)]
         for part in (
@@ -551,7 +551,7 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
     settings, found = (
         LoraSettings(rank=2, alpha=3),
-        other.read_lora(trained / "lora", other.network),
+        other.lora.read(trained / "lora", other.network),
     )
     student = attach(other.network, settings, other.lora_targets, seed=0)
     start_from(student, settings, *found, where="the LoRA")

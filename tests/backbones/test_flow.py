@@ -86,7 +86,7 @@ def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(
     backbone, folder, grid, tmp_path
 ):
     backbone.student_scheduler(grid).save_pretrained(tmp_path)
-    lean = backbone.stock_pipeline()
+    lean = backbone.stock.pipeline()
     lean.scheduler = load_scheduler(tmp_path)
     assert isinstance(lean.scheduler, TrajectoryScheduler)
     z, cond = (
@@ -95,13 +95,13 @@ def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(
     )
     ours = ddim(backbone.denoiser(backbone.network), z, cond, grid)
     torch.testing.assert_close(
-        backbone.stock_latents(lean, z, cond, steps=grid.steps),
+        backbone.stock.latents(lean, z, cond, steps=grid.steps),
         ours,
         atol=1e-4 * ours.abs().max().item(),
         rtol=0,
     )
     with refused("num_inference_steps=5", str(grid.steps)):
-        backbone.stock_latents(lean, z, cond, steps=5)
+        backbone.stock.latents(lean, z, cond, steps=5)
 
 
 @pytest.mark.parametrize(

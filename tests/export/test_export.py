@@ -13,7 +13,8 @@ from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.scheduler import TrajectoryScheduler
 from tdmvid.diffusion.grid import explicit, uniform
@@ -282,9 +283,9 @@ def test_a_lora_of_another_model_is_refused_by_its_first_wrong_key(
     config = CogVideoXTransformer3DModel.load_config(student.source, subfolder="transformer")
     lora_of(CogVideoXTransformer3DModel.from_config({**config, **change}), tmp_path)
     with refused(LORA_FILE, *facts):
-        student.backbone.load_lora(student.backbone.stock_pipeline(), tmp_path)
+        student.backbone.lora.load(student.backbone.stock.pipeline(), tmp_path)
 
 
 def test_a_folder_without_a_lora_is_refused(student, tmp_path):
     with refused(tmp_path, LORA_FILE):
-        student.backbone.load_lora(student.backbone.stock_pipeline(), tmp_path)
+        student.backbone.lora.load(student.backbone.stock.pipeline(), tmp_path)

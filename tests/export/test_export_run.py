@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tdmvid.adapters.bundle import load_pipeline
-from tdmvid.backbones.base import LORA_FILE, ClipSize, ModelConfig
-from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.backbones.lora_files import LORA_FILE, LoraFiles
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.cli.export import default_name
 from tdmvid.diffusion.grid import uniform
@@ -76,7 +76,7 @@ def base(tiny_cogvideox):
 def latents(base, folder, steps=4):
     """As a user: the stock pipeline with what is in the folder, from noise and prompts."""
     z = torch.stack([noise(prompt, 7, base.latent_shape()) for prompt in PROMPTS])
-    return base.stock_latents(
+    return base.stock.latents(
         use_student(base, folder), z, base.encode_prompts(list(PROMPTS)), steps=steps
     )
 
@@ -279,7 +279,7 @@ def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = 8, 4
         z = torch.stack([noise(prompt, 7, base.latent_shape()) for prompt in PROMPTS])
         torch.testing.assert_close(
-            base.stock_latents(pipeline, z, base.encode_prompts(list(PROMPTS)), steps=4), expected
+            base.stock.latents(pipeline, z, base.encode_prompts(list(PROMPTS)), steps=4), expected
         )
     exec(code.replace("path/to/this/folder", str(out)).rpartition("\n")[0].rpartition("\n")[0], {})
 
@@ -362,12 +362,12 @@ def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
 def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_tolerance_writes_it(
     tiny_run, tmp_path, monkeypatch
 ):
-    save = CogVideoX.save_lora
+    save = LoraFiles.save
     monkeypatch.setattr(
-        CogVideoX,
-        "save_lora",
-        lambda backbone, folder, layers, config: save(
-            backbone, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
+        LoraFiles,
+        "save",
+        lambda files, folder, layers, config: save(
+            files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
         ),
     )
     with refused("launch/export_lora.py", "--tolerance", error=RuntimeError):
@@ -395,12 +395,12 @@ def test_a_folder_without_a_network_is_called_so(base, tmp_path):
 @pytest.mark.parametrize("spoiled", ["diffusers", "comfyui"])
 def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoiled):
     if spoiled == "diffusers":
-        save = CogVideoX.save_lora
+        save = LoraFiles.save
         monkeypatch.setattr(
-            CogVideoX,
-            "save_lora",
-            lambda backbone, folder, layers, config: save(
-                backbone, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
+            LoraFiles,
+            "save",
+            lambda files, folder, layers, config: save(
+                files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
             ),
         )
     else:

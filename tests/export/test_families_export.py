@@ -104,7 +104,7 @@ def test_every_format_gives_the_student(student, bundle):
     assert max(facts["error"], *facts["errors"].values()) < facts["tolerance"] == 1e-5
     again = load_backbone(student.backbone.config, student.backbone.size)
     torch.testing.assert_close(
-        again.stock_latents(use_student(again, bundle), student.z, student.cond, steps=2),
+        again.stock.latents(use_student(again, bundle), student.z, student.cond, steps=2),
         student.expected,
         atol=1e-3,
         rtol=1e-3,
@@ -117,7 +117,7 @@ def test_a_format_is_read_back_as_the_lora_it_was(student, bundle):
         key.replace(".default", ""): value for key, value in student.common["weights"].items()
     }
     again = load_backbone(student.backbone.config, student.backbone.size)
-    for path in (student.backbone.lora_file, *facts["formats"].values()):
+    for path in (student.backbone.lora.file, *facts["formats"].values()):
         state, alpha = read_published(bundle / path, again)
         assert state.keys() == trained.keys()
         for key in [key for key in trained if key.endswith("lora_B.weight")]:
@@ -134,10 +134,10 @@ def test_a_format_is_read_back_as_the_lora_it_was(student, bundle):
 def test_diffusers_itself_reads_the_other_programs_file(student, bundle):
     consumer = DIFFUSERS_READS[student.backbone.pipeline_class]
     path = json.loads((bundle / "export.json").read_text())["formats"][consumer]
-    pipeline = load_backbone(student.backbone.config, student.backbone.size).stock_pipeline()
+    pipeline = load_backbone(student.backbone.config, student.backbone.size).stock.pipeline()
     pipeline.load_lora_weights(load_file(bundle / path))
     pipeline.scheduler = student.backbone.student_scheduler(student.grid)
-    found = student.backbone.stock_latents(pipeline, student.z, student.cond, steps=2)
+    found = student.backbone.stock.latents(pipeline, student.z, student.cond, steps=2)
     torch.testing.assert_close(found, student.expected, atol=1e-3, rtol=1e-3)
 
 
@@ -189,7 +189,7 @@ def test_base_and_lora_become_one_network(student, tmp_path):
     assert error < 1e-5
     again = load_backbone(student.backbone.config, student.backbone.size)
     torch.testing.assert_close(
-        again.stock_latents(
+        again.stock.latents(
             use_student(again, tmp_path / "fused"), student.z, student.cond, steps=2
         ),
         student.expected,

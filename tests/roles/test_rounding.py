@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tdmvid.adapters.bundle import read_facts
-from tdmvid.backbones.base import LORA_FILE
+from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config.run import RunConfig, from_dict
@@ -256,7 +256,7 @@ def test_an_export_of_its_checkpoint_is_of_the_whole_base(whole, tmp_path, fuse)
         backbone.encode_prompts(list(PROMPTS)),
     )
     found, lora = (
-        backbone.stock_latents(use_student(backbone, folder), z, cond, steps=4)
+        backbone.stock.latents(use_student(backbone, folder), z, cond, steps=4)
         for folder in (tmp_path / "out", whole / "lora")
     )
     assert (

@@ -16,6 +16,7 @@ from refusals import refused
 
 from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.backbones.stock import StockPipeline
 from tdmvid.data.video import read_video
 from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.launch import World
@@ -47,7 +48,7 @@ def student(backbone, tmp_path_factory):
         if name.endswith("to_q"):
             state[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
             state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator)
-    backbone.save_lora(folder, state, LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
+    backbone.lora.save(folder, state, LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
     backbone.student_scheduler(uniform(2, backbone.process)).save_pretrained(folder)
     facts = {
         "steps": 2,
@@ -314,12 +315,12 @@ def test_a_teacher_samples_as_its_pipeline_does_by_default(make):
 
 def test_the_text_encoder_is_gone_before_the_denoiser_runs(make, backbone, monkeypatch):
     held = []
-    latents = type(backbone).stock_latents
+    latents = StockPipeline.latents
     monkeypatch.setattr(
-        type(backbone),
-        "stock_latents",
+        StockPipeline,
+        "latents",
         lambda self, pipeline, *a, **k: (
-            held.append((self._text, pipeline.text_encoder)),
+            held.append((self.backbone._text, pipeline.text_encoder)),
             latents(self, pipeline, *a, **k),
         )[1],
     )

@@ -108,11 +108,11 @@ def test_a_whole_call_ends_in_pictures_of_the_stages_latents(tiny_cogvideox, mon
     monkeypatch.setattr(
         "diffusers.pipelines.cogvideo.pipeline_cogvideox.randn_tensor", lambda *_, **__: z
     )
-    frames = backbone.stock_videos(
+    frames = backbone.stock.videos(
         use_student(backbone, None, whole=True), ["a red circle"], steps=3, cfg=2.0
     )[0]
     cond, null = (backbone.encode_prompts([prompt]) for prompt in ("a red circle", ""))
-    latents = backbone.stock_latents(
+    latents = backbone.stock.latents(
         use_student(backbone, None), z, cond, steps=3, cfg=2.0, null=null
     )
     expected = (backbone.decode(latents)[0].permute(1, 2, 3, 0) + 1) * 127.5

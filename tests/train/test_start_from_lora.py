@@ -10,7 +10,7 @@ from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.lora import adapters_off
-from tdmvid.backbones.base import LORA_FILE
+from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.config.run import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
@@ -46,10 +46,10 @@ def sample(run, role):
 
 def first_stage_s_latents(run, stage):
     """Those of stock diffusers with the first stage's LoRA."""
-    pipeline = run.backbone.stock_pipeline()
-    run.backbone.load_lora(pipeline, stage / "lora")
+    pipeline = run.backbone.stock.pipeline()
+    run.backbone.lora.load(pipeline, stage / "lora")
     z = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
-    return run.backbone.stock_latents(pipeline, z, run.gallery, steps=4)
+    return run.backbone.stock.latents(pipeline, z, run.gallery, steps=4)
 
 
 @pytest.mark.parametrize(

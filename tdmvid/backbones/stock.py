@@ -1,0 +1,130 @@
+"""The stock diffusers pipeline of a teacher: what users sample with, and what exports are held to.
+
+Shapes: B batch. A latent sample is [B, ...], as the family's network takes it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import diffusers
+from torch import Tensor, nn
+
+from ..diffusion.denoiser import Cond
+
+if TYPE_CHECKING:
+    from .pipeline import PipelineBackbone
+
+
+class StockPipeline(ABC):
+    """Build and call the stock pipeline of a backbone.
+
+    It holds nothing but the backbone, and is made anew at each use (`backbone.stock`): a reference
+    back from the backbone would keep the weights until the next garbage collection.
+    """
+
+    output: ClassVar[str] = "frames"
+    """The field of a stock pipeline's result."""
+    options: ClassVar[dict[str, Any]] = {}
+    """Of every loading of the pipeline; None for a component that is never needed."""
+
+    def __init__(self, backbone: PipelineBackbone):
+        self.backbone = backbone
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of a stock call beyond prompt, steps and guidance."""
+
+    def absent_parts(self) -> list[str]:
+        """Return components that the folder leaves out, though its pipeline has a place for them."""
+        return []
+
+    def set_scales(self, pipeline: Any) -> None:
+        """Tell a pipeline without autoencoder what it would read from one: how latents compress."""
+
+    def arguments_code(self) -> str:
+        """Return `arguments` as Python source, e.g. "height=512, width=512"."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
+
+    def load(self, *without: str, **given: nn.Module) -> Any:
+        """Load the pipeline: without some components, and with others as they are given."""
+        backbone = self.backbone
+        pipeline = getattr(diffusers, backbone.pipeline_class).from_pretrained(
+            backbone.folder,
+            **dict.fromkeys(without),
+            **given,
+            **self.options,
+            dtype=backbone.config.torch_dtype,
+            variant=backbone.config.variant,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(backbone.device)
+
+    def pipeline(self, network: nn.Module | None = None) -> Any:
+        """Load the pipeline without text encoder and autoencoder.
+
+        Args:
+            network: what it samples with; None loads the teacher's once more.
+        """
+        spec = self.backbone.spec
+        given = {} if network is None else {spec.network_folder: network}
+        pipeline = self.load(*spec.text_parts, "vae", **given)
+        self.set_scales(pipeline)
+        return pipeline
+
+    def whole_pipeline(self) -> Any:
+        """Load the pipeline with all its parts, around the backbone's network and autoencoder."""
+        backbone = self.backbone
+        given = {backbone.spec.network_folder: backbone.network, "vae": backbone.vae}
+        return self.load(*self.absent_parts(), **given)
+
+    def latents(
+        self,
+        pipeline: Any,
+        z: Tensor,
+        cond: Cond,
+        *,
+        steps: int,
+        cfg: float = 1.0,
+        null: Cond | None = None,
+    ) -> Tensor:
+        """Sample a pipeline's final latents, [B, ...] float32.
+
+        Args:
+            z: noise, [B, ...].
+            cond: the prompts' conditions.
+            cfg: the guidance scale; 1 is no guidance.
+            null: the condition of the empty prompt; needed with guidance.
+        """
+        backbone = self.backbone
+        conds: dict[str, Tensor | None] = dict(backbone.cast(cond))
+        if cfg != 1.0:
+            assert null is not None, "guidance needs the null condition"
+            for name, x in backbone.cast(null).items():
+                conds[f"negative_{name}"] = x.expand(len(z), *x.shape[1:])
+            # one pipeline's default is "", which excludes embeddings
+            conds["negative_prompt"] = None
+        return pipeline(
+            **conds,
+            latents=z.to(backbone.config.torch_dtype),
+            guidance_scale=cfg,
+            num_inference_steps=steps,
+            output_type="latent",
+            return_dict=False,
+            **self.arguments(),
+        )[0].float()
+
+    def videos(self, pipeline: Any, prompts: list[str], *, steps: int, cfg: float) -> Any:
+        """Return what a user gets from one call of a whole pipeline.
+
+        Returns:
+            The pipeline's own kind of videos or images, one a prompt.
+        """
+        return pipeline(
+            prompts,
+            guidance_scale=cfg,
+            num_inference_steps=steps,
+            return_dict=False,
+            **self.arguments(),
+        )[0]
