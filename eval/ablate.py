@@ -1,17 +1,12 @@
 """The ablations of the paper (arXiv 2503.06674) in miniature: one table, one plot.
 
-    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5   # the mixture of Gaussians, exact
-    teacher
-    python eval/ablate.py --suite rates --seeds 100         # which learning rates the former shows
-    python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5  # TDM beside DMD2, whole runs of several
-    lengths
-    python eval/ablate.py --suite dmd2_rates --seeds 100 101 102 # which learning rates DMD2 is
-    shown at
-    python eval/ablate.py --suite importance --seeds 0 1 2 3 # where importance weights matter
-    python eval/ablate.py --suite shapes --steps 300         # the CogVideoX in miniature; hours
-    without a GPU
-    python eval/ablate.py --suite shapes --steps 200 --rows "TDM" "match clean"     # only some of
-    its rows
+    python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5     # a mixture of Gaussians
+    python eval/ablate.py --suite rates --seeds 100           # learning rates of the former
+    python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5    # TDM beside DMD2, several lengths
+    python eval/ablate.py --suite dmd2_rates --seeds 100 101 102  # learning rates of DMD2
+    python eval/ablate.py --suite importance --seeds 0 1 2 3  # where importance weights matter
+    python eval/ablate.py --suite shapes --iterations 300     # CogVideoX in miniature; hours
+    python eval/ablate.py --suite shapes --iterations 200 --rows "TDM" "match clean"
 
 Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
 first stopped, and seeds may run side by side; the page and the plot, written from what is there,
@@ -22,21 +17,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+import torch
+
+import ablations
+from tdmvid.data.files import write_json
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "eval")]
-
-import torch  # noqa: E402
-
-import ablations  # noqa: E402
-from tdmvid.data.files import write_json  # noqa: E402
 
 
 def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> None:
-    """Every row (of these names) that has no result yet, a whole table of one seed first; a file
-    each in `kept`.
+    """Measure every row (of these names) that has no result yet, a whole table of one seed first;
+    a file each in `kept`.
     """
     known = [row.name for row in suite.rows()]
     if unknown := set(names or ()) - set(known):
@@ -65,7 +58,7 @@ def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> 
 
 
 def check(result: dict, row, suite, path: Path) -> None:
-    """Results of other settings are not mixed with these."""
+    """Refuse to mix results of other settings with these."""
     if (result["row"], result["settings"]) != (repr(row), suite.settings()):
         raise SystemExit(
             f"{path} is {result['row']} under {result['settings']}, this is {row} under"
@@ -74,8 +67,8 @@ def check(result: dict, row, suite, path: Path) -> None:
 
 
 def results(suite, kept: Path) -> dict[str, list[dict]]:
-    """The figures of every row, a dict a seed: the seeds that no row with results lacks, so that
-    rows compare seed by seed.
+    """Return the figures of every row, a dict a seed: the seeds that no row with results lacks, so
+    that rows compare seed by seed.
     """
     found = {
         row.name: {
@@ -110,7 +103,7 @@ def main() -> None:
         "--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)"
     )
     parser.add_argument(
-        "--steps", type=int, default=0, help="iterations of every row; 0 is the suite's own number"
+        "--iterations", type=int, default=0, help="of every row; 0 is the suite's own number"
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept"
@@ -120,7 +113,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    suite = ablations.suite(args.suite, args.steps)
+    suite = ablations.suite(args.suite, args.iterations)
     kept = args.out / args.suite
     run(suite, args.seeds, kept, args.rows)
     page = (args.pages or args.out) / suite.page

@@ -1,9 +1,7 @@
 """Shared fixtures: few threads, forward processes, tiny CogVideoX pipeline folders."""
 
-import importlib.util
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,20 +15,6 @@ torch.set_num_threads(1)
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell turns it off for what it starts in the background, and programs under test inherit that
-
-
-@pytest.fixture(scope="session")
-def load_program():
-    """`load_program("launch/train.py")`: one of the programs as a module."""
-
-    def load(path):
-        name = path.removesuffix(".py").replace("/", "_")
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.fixture(params=["vp", "flow"])

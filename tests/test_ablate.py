@@ -1,23 +1,20 @@
-"""The ablations: they resume, refuse to mix settings, and their verdicts follow from the figures."""
+"""The ablations: they resume, refuse to mix settings, and their verdicts follow the figures."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import ablate
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "eval"))
-
-import ablate  # noqa: E402
-
-from ablations.baseline import DMD2RatesSuite, DMD2Suite  # noqa: E402
-from ablations.importance import ImportanceSuite  # noqa: E402
-from ablations.page import Claim, calls_to_reach, verdict, write_page  # noqa: E402
-from ablations.shapes import ROWS as SHAPES  # noqa: E402
-from ablations.toy import RatesSuite, Row, ToySuite, recall, toy  # noqa: E402
-from tdmvid.config.run import load_config  # noqa: E402
-from tdmvid.plan.plan import make_plan  # noqa: E402
+from ablations.baseline import DMD2RatesSuite, DMD2Suite
+from ablations.importance import ImportanceSuite
+from ablations.page import Claim, calls_to_reach, verdict, write_page
+from ablations.shapes import ROWS as SHAPES
+from ablations.toy import RatesSuite, Row, ToySuite, recall, toy
+from tdmvid.config.run import load_config
+from tdmvid.plan.plan import make_plan
 
 
 @dataclass

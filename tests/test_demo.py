@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmvid.shapes import TEACHER
+from tdmvid.cli.main import main
+from tdmvid.shapes import TEACHER, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,10 +48,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("training, student", [("lora", "lora"), ("full", "student")])
-def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(
-    load_program, tmp_path, training, student
-):
-    score = load_program("eval/shapes_run.py")
+def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(tmp_path, training, student):
     config = {
         "objective": {"cfg": 2.0},
         "log": {"teacher_steps": 50},
@@ -58,23 +56,21 @@ def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(
         "grid": {"kind": "explicit", "timesteps": [999, 600, 300], "steps": 4},
     }
     with pytest.raises(ValueError, match=f"has no {student}/: train it to the end first"):
-        score.run_samplers(tmp_path, config)
+        evaluate.run_samplers(tmp_path, config)
     (tmp_path / student).mkdir()
     assert [
-        (sampler.steps, sampler.student) for sampler in score.run_samplers(tmp_path, config)
+        (sampler.steps, sampler.student) for sampler in evaluate.run_samplers(tmp_path, config)
     ] == [(50, None), (3, None), (3, None), (3, tmp_path / student)]
 
 
 @pytest.mark.parametrize("option", [["--seeds", "1"], ["--captions", "0"]])
-def test_too_few_videos_are_refused_before_any_is_made(load_program, tmp_path, monkeypatch, option):
-    score = load_program("eval/shapes_run.py")
-    monkeypatch.setattr(score, "evaluate", lambda *_: pytest.fail("it works"))
-    monkeypatch.setattr(sys, "argv", ["shapes_run.py", *option])
+def test_too_few_videos_are_refused_before_any_is_made(monkeypatch, option):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("it works"))
     with pytest.raises(
         SystemExit,
         match="^error: --captions .*, --seeds .*: at least one caption and two videos of each",
     ):
-        score.main()
+        main(["score", "shapes", *option])
 
 
 @pytest.mark.slow

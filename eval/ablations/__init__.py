@@ -5,20 +5,20 @@ from .page import write_page
 __all__ = ["suite", "write_page"]
 
 
-def suite(name: str, steps: int):
-    """A suite by name; `steps` > 0 replaces its own number of iterations."""
+def suite(name: str, iterations: int):
+    """Return a suite by name; `iterations` > 0 replaces its own number of iterations."""
     if name in ("toy", "rates"):
         from .toy import RatesSuite, ToySuite
 
-        return (ToySuite if name == "toy" else RatesSuite)(steps)
+        return (ToySuite if name == "toy" else RatesSuite)(iterations)
     if name in ("dmd2", "dmd2_rates"):
         from .baseline import DMD2RatesSuite, DMD2Suite
 
-        return (DMD2Suite if name == "dmd2" else DMD2RatesSuite)(steps)
+        return (DMD2Suite if name == "dmd2" else DMD2RatesSuite)(iterations)
     if name == "importance":
         from .importance import ImportanceSuite
 
-        return ImportanceSuite(steps)
+        return ImportanceSuite(iterations)
     from .shapes import ShapesSuite
 
-    return ShapesSuite(steps)
+    return ShapesSuite(iterations)

@@ -76,14 +76,17 @@ class DMD2Suite(ToySuite):
                 points.setdefault(row.curve, []).append(
                     [(f["calls"], f[f"4/{row.solvers[0]}"]) for f in results[row.name]]
                 )
-        return {line: [sorted(seed) for seed in zip(*rows)] for line, rows in points.items()}
+        return {
+            line: [sorted(seed) for seed in zip(*rows, strict=True)]
+            for line, rows in points.items()
+        }
 
     def sections(self, results: dict) -> list[str]:
         """How many network calls TDM needs for the best that DMD2 reaches at any length."""
         curves = self.curves(results)
         if not {"TDM", "DMD2"} <= curves.keys():
             return []
-        lengths = list(zip(*curves["DMD2"]))
+        lengths = list(zip(*curves["DMD2"], strict=True))
         means = [statistics.mean(distance for _, distance in length) for length in lengths]
         best = means.index(min(means))
         calls = calls_to_reach(curves["TDM"], [seed[: best + 1] for seed in curves["DMD2"]])

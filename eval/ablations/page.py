@@ -51,7 +51,7 @@ def verdict(claim: Claim, results: Results) -> str:
     (Student's t) leaves out zero.
     """
     a, b = ([seed[key] for seed in results[row]] for row, key in (claim.better, claim.worse))
-    gains = [(x - y) if claim.higher else (y - x) for x, y in zip(a, b)]
+    gains = [(x - y) if claim.higher else (y - x) for x, y in zip(a, b, strict=True)]
     if len(gains) < 2:
         return "one seed only"
     reach = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
@@ -91,7 +91,7 @@ def calls_to_reach(
     """
     return [
         next((calls for calls, value in a if value <= b[-1][1]), float("nan"))
-        for a, b in zip(mine, other)
+        for a, b in zip(mine, other, strict=True)
     ]
 
 
@@ -173,9 +173,12 @@ def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool
     axes = figure.add_subplot()
     for colour, (name, seeds) in enumerate(curves.items()):
         for line in seeds:
-            axes.plot(*zip(*line), f"C{colour}", linewidth=0.6, alpha=0.4)
-        means = [[statistics.mean(axis) for axis in zip(*points)] for points in zip(*seeds)]
-        axes.plot(*zip(*means), f"C{colour}", marker="o", label=name)
+            axes.plot(*zip(*line, strict=True), f"C{colour}", linewidth=0.6, alpha=0.4)
+        means = [
+            [statistics.mean(axis) for axis in zip(*points, strict=True)]
+            for points in zip(*seeds, strict=True)
+        ]
+        axes.plot(*zip(*means, strict=True), f"C{colour}", marker="o", label=name)
     axes.set(
         xlabel="network calls of a whole run, all roles, in batches",
         ylabel="sliced W2 to the data, 4 steps",

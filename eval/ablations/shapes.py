@@ -6,23 +6,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from tdmvid.config.run import load_config
+from tdmvid.shapes import score, world
+from tdmvid.shapes.judge import load_judge
+from tdmvid.train import trainer
+from tdmvid.train.run import Run
+from tdmvid.train.samples import sample_student
+
+from .page import Claim
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import torch  # noqa: E402
-
-from tdmvid.config.run import load_config  # noqa: E402
-from tdmvid.shapes import score, world  # noqa: E402
-from tdmvid.shapes.judge import load_judge  # noqa: E402
-from tdmvid.train import trainer  # noqa: E402
-from tdmvid.train.run import Run  # noqa: E402
-from tdmvid.train.samples import sample_student  # noqa: E402
-
-from .page import Claim  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class ShapesSuite:
         " Fréchet's to the ground truth."
     )
 
-    def __init__(self, steps: int = 0, *, captions: int = 64, reference: int = 4096):
-        self.steps, self.captions, self.reference = steps, captions, reference
+    def __init__(self, iterations: int = 0, *, captions: int = 64, reference: int = 4096):
+        self.iterations, self.captions, self.reference = iterations, captions, reference
         self.columns = {
             f"{figure}/{steps}/{solver}": (
                 f"{label}, {steps} {'step' if steps == 1 else 'steps'}"
@@ -87,10 +85,10 @@ class ShapesSuite:
 
     def settings(self) -> dict:
         """What all rows share."""
-        steps = self.steps or json.loads((ROOT / "configs/shapes_4nfe.json").read_text())["steps"]
+        config = json.loads((ROOT / "configs/shapes_4nfe.json").read_text())
         return {
             "suite": "shapes",
-            "steps": steps,
+            "iterations": self.iterations or config["steps"],
             "captions": self.captions,
             "reference": self.reference,
         }
@@ -154,7 +152,7 @@ class ShapesSuite:
             f"seed={seed}",
             "log.sample_every=0",
             "log.keep_checkpoints=1",
-            f"steps={self.settings()['steps']}",
+            f"steps={self.settings()['iterations']}",
             *row.changes,
         ]
         config = load_config(ROOT / "configs" / "shapes_4nfe.json", changes)

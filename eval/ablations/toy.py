@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class ToySuite:
         " ([rates](ablations_rates.md)). TDM beside DMD2 is on [a page of later"
         " runs](ablations_dmd2.md)."
     )
-    columns = {
+    columns: ClassVar[dict[str, str]] = {
         "before": "before",
         "1/ddim": "1 step",
         "2/ddim": "2 steps",

@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 from .options import add_evaluation, output_dir
 
@@ -37,11 +39,21 @@ IMAGES = """Image metrics of a student beside its teacher.
 The student's FID to its own teacher says how much of the teacher's style it kept. Measures whose
 weights or libraries are not there are left out and named.
 """
+SHAPES = """Score samplers on the shapes world: held-out captions, fixed seeds, the same noise for all.
+
+    tdmvid score shapes --run runs/shapes_4nfe
+    tdmvid score shapes --steps 8 --cfg 3
+    tdmvid score shapes --lora runs/shapes_4nfe/lora --steps 4 --cfg 1
+    python eval/shapes_run.py --run runs/shapes_4nfe
+
+--run scores a run's student beside its teacher and renews the run's report. Every sampler is the
+STOCK diffusers pipeline, with the LoRA and the scheduler that the run exported.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `tdmvid score` with their options."""
-    commands = parser.add_subparsers(required=True, metavar="{vbench,images}")
+    commands = parser.add_subparsers(required=True, metavar="{vbench,images,shapes}")
     vbench = _add(commands, "vbench", VBENCH, score_vbench)
     add_evaluation(vbench, example="vbench_cogvideox2b", folder="vbench")
     vbench.add_argument(
@@ -52,6 +64,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     images = _add(commands, "images", IMAGES, score_images)
     add_evaluation(images, example="images", folder="images")
+    _add_shapes(_add(commands, "shapes", SHAPES, score_shapes))
+
+
+def _add_shapes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run", type=Path, help="a run folder: scores go to its scores.json and report.html"
+    )
+    parser.add_argument("--model", help="a diffusers folder (default: the embedded teacher)")
+    parser.add_argument("--lora", type=Path)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, default=1.0)
+    parser.add_argument("--captions", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=4, help="videos per caption")
+    parser.add_argument(
+        "--reference", type=int, default=4096, help="ground-truth videos of the Fréchet distance"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--json", type=Path, help="write the scores here")
 
 
 def _add(commands, name: str, text: str, function) -> argparse.ArgumentParser:
@@ -101,3 +132,48 @@ def score_images(args: argparse.Namespace) -> None:
         print(checked.describe())
     else:
         image_run.run(config, checked, args.lora, output_dir(args, "images"))
+
+
+def score_shapes(args: argparse.Namespace) -> None:
+    """Score a run's student beside its teacher, or one sampler."""
+    from ..backbones.base import ModelConfig
+    from ..backbones.registry import load_backbone
+    from ..data.files import write_json
+    from ..shapes import TEACHER, evaluate
+
+    protocol = evaluate.Protocol(args.captions, args.seeds, args.reference, args.seed, args.batch)
+    if args.run:
+        config = _read_run(args.run)
+        samplers, model = evaluate.run_samplers(args.run, config), config["model"]["path"]
+    else:
+        name = f"{args.steps} steps, cfg {args.cfg:g}"
+        samplers = [evaluate.ScoredSampler(name, args.steps, args.cfg, args.lora)]
+        model = args.model or str(TEACHER)
+    backbone = load_backbone(ModelConfig(path=model), evaluate.SIZE)
+    scores = evaluate.evaluate(backbone, samplers, protocol)
+    if args.json:
+        write_json(args.json, scores)
+    if args.run:
+        _report_shapes(args.run, config, scores)
+
+
+def _read_run(run: Path) -> dict:
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.json")
+    return json.loads(path.read_text())
+
+
+def _report_shapes(run: Path, config: dict, scores: dict) -> None:
+    """Write the scores into the run's folder and renew its report."""
+    from ..data.files import write_json
+    from ..report.page import write_report
+    from ..sampling.student import weights_of
+    from ..shapes import evaluate
+
+    checks = evaluate.checks(scores["samplers"])
+    weights = weights_of(evaluate.student_of(run, config))
+    write_json(run / "scores.json", scores | {"checks": checks, "weights": weights})
+    for check in checks:
+        print(f"{'kept  ' if check['passed'] else 'MISSED'}  {check['claim']}: {check['value']}")
+    print(f"report: {write_report(run)}")

@@ -1,0 +1,190 @@
+"""Scores of samplers on the shapes world: held-out captions, fixed seeds, the same noise for all.
+
+Every sampler is the STOCK diffusers pipeline, with the LoRA and the scheduler that a run exported;
+see `tdmvid score shapes`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..backbones.base import Backbone, ClipSize
+from ..diffusion.denoiser import Cond
+from ..sampling.student import use_student
+from . import score, world
+from .judge import load_judge
+
+SIZE = ClipSize(world.FRAMES, world.SIZE, world.SIZE, 8)
+COLUMNS = [
+    {"key": "all", "label": "all attributes right", "unit": "%", "better": "high"},
+    {"key": "colour", "label": "colour", "unit": "%", "better": "high"},
+    {"key": "shape", "label": "shape", "unit": "%", "better": "high"},
+    {"key": "direction", "label": "direction", "unit": "%", "better": "high"},
+    {"key": "frechet", "label": "Fréchet distance", "unit": "", "better": "low"},
+    {"key": "diversity", "label": "diversity", "unit": "", "better": "high"},
+    {"key": "flicker", "label": "flicker", "unit": "", "better": "low"},
+]
+
+
+@dataclass(frozen=True)
+class ScoredSampler:
+    """A stock pipeline call, as a row of the report."""
+
+    name: str
+    steps: int
+    cfg: float
+    student: Path | None = None
+    """A folder with a LoRA or a whole network and its scheduler; None samples with the teacher."""
+
+    @property
+    def nfe(self) -> int:
+        """Return the network evaluations per video; a guided step costs two."""
+        return self.steps * (1 if self.cfg == 1 else 2)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much is sampled and compared."""
+
+    captions: int = 64
+    seeds: int = 4
+    """Videos of each caption."""
+    reference: int = 4096
+    """Ground-truth videos of the Fréchet distance."""
+    seed: int = 0
+    batch: int = 64
+
+    def __post_init__(self):
+        if self.captions < 1 or self.seeds < 2:
+            raise ValueError(
+                f"--captions {self.captions}, --seeds {self.seeds}: at least one caption and two"
+                " videos of each, which diversity compares"
+            )
+
+    def describe(self) -> str:
+        """Return the protocol in a sentence, to stand beside the figures."""
+        return (
+            f"{self.captions} held-out captions x {self.seeds} seeds, the same noise for every"
+            f" sampler (seed {self.seed}); Fréchet distance to {self.reference} fresh ground-truth"
+            " videos of the same captions; 95 % bootstrap intervals; seconds of the denoiser alone;"
+            " tdmvid score shapes"
+        )
+
+
+def run_samplers(run: Path, config: dict) -> list[ScoredSampler]:
+    """Return the student of a run beside its teacher: long, and in as few steps with and without
+    guidance.
+    """
+    cfg, long, grid = config["objective"]["cfg"], config["log"]["teacher_steps"], config["grid"]
+    few = len(grid["timesteps"]) if grid["kind"] == "explicit" else grid["steps"]
+    student = student_of(run, config)
+    if not student.is_dir():
+        raise ValueError(
+            f"{run} has no {student.name}/: train it to the end first (tdmvid train --config ..."
+            " --resume auto)"
+        )
+    return [
+        ScoredSampler(f"teacher, {long} steps, cfg {cfg:g}", long, cfg),
+        ScoredSampler(f"teacher, {few} steps, cfg {cfg:g}", few, cfg),
+        ScoredSampler(f"teacher, {few} steps, no guidance", few, 1.0),
+        ScoredSampler(f"student, {few} steps", few, 1.0, student),
+    ]
+
+
+def student_of(run: Path, config: dict) -> Path:
+    """Return where a run exports its student: a LoRA or a whole network."""
+    return run / ("lora" if config["training"] == "lora" else "student")
+
+
+def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protocol) -> dict:
+    """Return the scores of all samplers in the layout of the report, ground truth first."""
+    judge, seed = load_judge(), protocol.seed
+    things = score.evaluation_set(protocol.captions, protocol.seeds, seed)
+    reference = score.reference_features(judge, things, protocol.reference, seed + 1)
+    cond = backbone.encode_prompts([world.caption(t) for t in things])
+    null = backbone.encode_prompts([""])
+    backbone.release_text()
+    generator = torch.Generator().manual_seed(seed + 2)
+    z = torch.randn((len(things), *backbone.latent_shape()), generator=generator)
+    truth = world.draw_videos(things, generator)
+    rows: list[dict] = [
+        {"name": "ground truth", "metrics": score.score_videos(judge, truth, things, reference)}
+    ]
+    for sampler in samplers:
+        latents, seconds = _sample(backbone, sampler, z, cond, null, protocol.batch)
+        metrics = score.score_videos(judge, _decode(backbone, latents), things, reference)
+        rows.append(
+            {
+                "name": sampler.name,
+                "nfe": sampler.nfe,
+                "seconds_per_video": seconds,
+                "metrics": metrics,
+            }
+        )
+        print(f"{sampler.name}: {summary(metrics)}")
+    return {"protocol": protocol.describe(), "columns": COLUMNS, "samplers": rows}
+
+
+def _sample(
+    backbone: Backbone, sampler: ScoredSampler, z: Tensor, cond: Cond, null: Cond, batch: int
+) -> tuple[Tensor, float]:
+    """Return latents [N, ...] from noise z, and seconds per video in the denoiser."""
+    pipeline = use_student(backbone, sampler.student)
+    parts, began = [], time.perf_counter()
+    for start in tqdm(range(0, len(z), batch), desc=sampler.name):
+        rows = slice(start, start + batch)
+        parts.append(
+            backbone.stock.latents(
+                pipeline, z[rows], cond.rows(rows), steps=sampler.steps, cfg=sampler.cfg, null=null
+            )
+        )
+    return torch.cat(parts), (time.perf_counter() - began) / len(z)
+
+
+def _decode(backbone: Backbone, latents: Tensor) -> Tensor:
+    parts = tqdm(latents.split(32), desc="decoding", leave=False)
+    return torch.cat([backbone.decode(part) for part in parts])
+
+
+def summary(metrics: dict) -> str:
+    """Return one line of figures."""
+    shown = ("all", "shape", "frechet", "diversity", "flicker")
+    return ", ".join(
+        f"{key} {metrics[key]['value']:.4g} [{metrics[key]['low']:.4g}, {metrics[key]['high']:.4g}]"
+        for key in shown
+    )
+
+
+def checks(rows: list[dict]) -> list[dict]:
+    """Return what the student promises, and whether this run kept it."""
+    names = ("truth", "teacher", "guided", "plain", "student")
+    metrics = {name: row["metrics"] for name, row in zip(names, rows, strict=True)}
+
+    def ratio(name: str, key: str) -> float:
+        return metrics[name][key]["value"] / metrics["teacher"][key]["value"]
+
+    points = 100 * (metrics["student"]["all"]["value"] - metrics["teacher"]["all"]["value"])
+    worse = min(ratio("guided", "frechet"), ratio("plain", "frechet"))
+    frechet, diversity = ratio("student", "frechet"), ratio("student", "diversity")
+    found = (
+        (
+            "the teacher cannot do it: its Fréchet distance in as few steps is at least 2 x that of"
+            " its long sampling",
+            f"{worse:.2f} x",
+            worse >= 2,
+        ),
+        (
+            "accuracy: at least the teacher's minus 1 point",
+            f"{points:+.1f} points",
+            points >= -1,
+        ),
+        ("Fréchet distance: at most 1.1 x the teacher's", f"{frechet:.2f} x", frechet <= 1.1),
+        ("diversity: at least 0.9 x the teacher's", f"{diversity:.2f} x", diversity >= 0.9),
+    )
+    return [{"claim": claim, "value": value, "passed": passed} for claim, value, passed in found]
