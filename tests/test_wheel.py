@@ -1,0 +1,136 @@
+"""The wheel does, in another folder and without the clone, what a user does first.
+
+It is installed into an environment of its own that borrows the dependencies of this one, so that
+nothing is downloaded.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_SOURCE = (".*", "runs", "cache", "build", "*.egg-info", "__pycache__")
+PLAN_ALL = """
+import sys
+from tdmvid.cli.main import main
+from tdmvid.config.resources import CONFIGS
+for path in sorted(CONFIGS.glob("*.json")):
+    main(["plan", "--config", path.name.removesuffix(".json"), "--ranks", "4"])
+    print("planned", path.stem)
+"""
+
+pytestmark = pytest.mark.slow
+
+
+class Installed:
+    """A clean environment with the wheel, and a folder to work in."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.environment = folder / "work", folder / "venv"
+        self.folder.mkdir()
+        hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
+        self.variables = {k: v for k, v in os.environ.items() if k not in hidden}
+        self.variables |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def __call__(self, program: str, *words: str, status: int = 0) -> str:
+        """Return what a program of the environment prints."""
+        done = subprocess.run(
+            [str(self.environment / "bin" / program), *words],
+            cwd=self.folder,
+            env=self.variables,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel of a copy of the sources: a build leaves files beside them."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, str(folder), str(source)], check=True
+    )
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Install the wheel where no clone is in sight."""
+    installed = Installed(tmp_path_factory.mktemp("elsewhere"))
+    venv = [sys.executable, "-m", "venv", "--without-pip", str(installed.environment)]
+    subprocess.run(venv, check=True)
+    python = installed.environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
+    own = Path(installed("python", "-c", "import site; print(site.getsitepackages()[0])").strip())
+    (own / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return installed
+
+
+@pytest.fixture(scope="module")
+def run(installed):
+    """Two iterations of the demo."""
+    words = ["batch.micro=2", "steps=2", "prompts.limit=8", "log.teacher_steps=2"]
+    overrides = [word for setting in words for word in ("--set", setting)]
+    installed("tdmvid", "train", "--config", "shapes_4nfe", "--out", "run", *overrides)
+    return installed.folder / "run"
+
+
+def test_the_package_is_the_installed_one(installed):
+    """Its type hints come with it, and its licence."""
+    code = "import tdmvid; print(tdmvid.__path__[0])"
+    package = Path(installed("python", "-c", code).strip())
+    assert installed.environment in package.parents
+    assert (package / "py.typed").is_file()
+    assert list(package.parent.glob("tdmvid-*.dist-info/licenses/LICENSE"))
+
+
+def test_every_ready_config_can_be_planned_by_its_name(installed):
+    printed = installed("python", "-c", PLAN_ALL)
+    assert printed.count("planned ") == len(list((ROOT / "configs").glob("*.json")))
+
+
+def test_the_demo_trains_and_writes_a_checked_lora_and_a_report(run):
+    assert json.loads((run / "lora" / "export.json").read_text())["error"] < 5e-2
+    assert (run / "report.html").is_file()
+
+
+def test_the_student_makes_the_videos_of_a_ready_list_and_of_a_file(installed, run):
+    prompts = installed.folder / "mine.txt"
+    prompts.write_text("a red ring moving left\n")
+    words = ["--lora", "run/lora", "--prompts", str(prompts), "--out", "videos"]
+    installed("tdmvid", "sample", *words)
+    assert len(list((installed.folder / "videos").glob("*.mp4"))) == 1
+
+
+def test_the_run_is_exported_again(installed, run):
+    installed("tdmvid", "export", "--run", "run", "--out", "bundle")
+    assert (installed.folder / "bundle" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_vbench_worker_starts(installed):
+    """It runs in VBench's own environment; in any other it gets as far as importing the package."""
+    code = "from tdmvid.scoring.vbench_runner import WORKER; print(WORKER)"
+    worker = installed("python", "-c", code).strip()
+    request = {"cache": "cache", "out": "out", "entries": [], "dimensions": [], "long": False}
+    (installed.folder / "request.json").write_text(json.dumps(request))
+    assert "'vbench'" in installed("python", worker, "request.json", status=1)
+
+
+def test_the_slurm_scripts_are_there_and_start_the_installed_command(installed):
+    code = "import tdmvid; print(tdmvid.__path__[0])"
+    folder = Path(installed("python", "-c", code).strip()) / "slurm"
+    assert {path.name for path in folder.glob("*.sbatch")} == {"nodes.sbatch", "one_node.sbatch"}
+    assert "-m tdmvid train" in (folder / "node.sh").read_text()
