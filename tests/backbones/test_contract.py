@@ -34,6 +34,11 @@ CASES = [
     for name in sorted(families())
     for variant in (BUILDERS[name].VARIANTS if name in BUILDERS else [None])
 ]
+FIRST = dict(reversed(CASES))  # of every family one variant is in the quick suite
+PARAMS = [
+    pytest.param(case, marks=() if FIRST[case[0]] == case[1] else pytest.mark.slow)
+    for case in CASES
+]
 GRIDS = {"uniform": uniform, "shifted": lambda steps, process: shifted(steps, 2.0, process)}
 
 
@@ -81,7 +86,7 @@ class Case:
         )[0]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(filter(None, case)))
+@pytest.fixture(scope="module", params=PARAMS, ids=lambda case: "-".join(filter(None, case)))
 def case(request, tmp_path_factory):
     name, variant = request.param
     if name not in BUILDERS:
@@ -458,6 +463,7 @@ def user_s_pipeline(case, lora, base=None):
     return scope["pipe"]
 
 
+@pytest.mark.slow
 def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, backbone, trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(
@@ -483,6 +489,7 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
 
 
+@pytest.mark.slow
 def test_a_set_of_step_counts_gives_a_checked_lora_for_each(run_json, tmp_path):
     train(load_config(run_json, ["steps=2", "objective.step_set=[2,4]", f"out={tmp_path}"]))
     facts = [
@@ -494,6 +501,7 @@ def test_a_set_of_step_counts_gives_a_checked_lora_for_each(run_json, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_three_steps_with_an_adversarial_term_move_the_discriminator_s_heads_alone(
     case, run_json, tmp_path
 ):
@@ -534,6 +542,7 @@ def test_three_steps_with_an_adversarial_term_move_the_discriminator_s_heads_alo
     assert all(kept) and not any(moved)
 
 
+@pytest.mark.slow
 def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(
     run_json, tmp_path, case, capsys
 ):
@@ -543,6 +552,7 @@ def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(
     assert saved["_class_name"] == families()[case.name].spec.network_class.__name__
 
 
+@pytest.mark.slow
 def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     torch.manual_seed(1)
     other = case.backbone(case.another_base(tmp_path))
@@ -560,6 +570,7 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json, tmp_path):
     from torch.utils.flop_counter import FlopCounterMode
 

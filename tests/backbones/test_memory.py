@@ -95,6 +95,7 @@ def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_pla
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.slow
 def test_tiles_are_those_of_the_library(case):
     """The pictures of `pipe.vae.enable_tiling()`; the latents of clips depend on it, embeddings of
     prompts do not.

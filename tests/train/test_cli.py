@@ -125,6 +125,7 @@ def test_a_run_folder_may_be_called_like_a_number(call, capsys):
     assert re.search(r"^writes +2024$", capsys.readouterr().out, re.M)
 
 
+@pytest.mark.slow
 def test_the_program_itself_prints_the_line_and_no_traceback(tiny_json):
     command = [
         sys.executable,
@@ -210,6 +211,7 @@ def test_an_evaluation_that_cannot_start_is_refused_before_training_and_by_the_p
         ({"environment": "nowhere"}, ("nowhere", "eval/setup_vbench.sh")),
     ],
 )
+@pytest.mark.slow
 def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
     call, tmp_path, settings, facts
 ):

@@ -54,6 +54,7 @@ def plain(tiny_run, tmp_path):
     return build_run(tiny_run(tmp_path, "objective.cfg=3"), launch.start("none"))
 
 
+@pytest.mark.slow
 def test_blocks_are_whole_graphs_that_are_compiled_once(plain):
     roles = ("student", "fake")
     expected = {role: gradients(plain, role) for role in roles}
@@ -76,6 +77,7 @@ class Block(torch.nn.Module):
 
 
 @torch._dynamo.config.patch(recompile_limit=2)
+@pytest.mark.slow
 def test_blocks_of_many_shapes_are_all_compiled():
     """A UNet's blocks share one cache, which has a limit."""
     torch._dynamo.reset()

@@ -140,6 +140,7 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(tiny_run, tmp_path, l
         train(tiny_run(tmp_path / "run", "steps=4"), resume=str(weights.parents[1]))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
     tiny_json, tiny_run, tmp_path, loop_only
 ):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tdmvid.train.trainer import train
 
 
+@pytest.mark.slow
 def test_a_fully_trained_student_comes_out_as_a_stock_transformer(
     tiny_run, tiny_cogvideox, tmp_path, capsys
 ):

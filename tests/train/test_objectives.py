@@ -134,6 +134,7 @@ def test_a_gradient_in_a_network_s_input_needs_whole_weights(tiny_run, tmp_path,
     assert make_plan(tiny_run(tmp_path, *changes, "parallel.zero_stage=2"), ranks=2).ranks == 2
 
 
+@pytest.mark.slow
 def test_what_other_kinds_cost_beside_tdm_is_planned(tiny_run, tmp_path, real):
     of = lambda *changes: make_plan(tiny_run(tmp_path, "objective.cfg=2", *changes))  # noqa: E731
     plain, fisher, gan = of(), of("objective.kind=fisher"), of("objective.kind=gan", *real)
@@ -182,6 +183,7 @@ def test_clips_that_cannot_be_used_are_named_before_the_first_step_and_the_other
     }
 
 
+@pytest.mark.slow
 def test_another_folder_of_clips_or_another_rate_is_another_run(
     tiny_run, tmp_path, loop_only, real
 ):
@@ -192,6 +194,7 @@ def test_another_folder_of_clips_or_another_rate_is_another_run(
     train(tiny_run(tmp_path, "steps=2", *RUNS["gan"], *real), resume="auto")
 
 
+@pytest.mark.slow
 def test_a_unify_run_ends_in_one_checked_lora_per_k(tiny_run, tmp_path):
     folder = train(tiny_run(tmp_path, "steps=3", *UNIFY))
     errors = {}

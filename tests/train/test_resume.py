@@ -16,6 +16,7 @@ import torch
 from refusals import refused
 from safetensors.torch import load_file
 
+from tdmvid.cli.main import main
 from tdmvid.train import checkpoint
 from tdmvid.train.checkpoint import META, Checkpoints
 from tdmvid.train.monitor import Monitor
@@ -131,6 +132,7 @@ def start(tiny_json, out, *, script=None):
     )
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(
     tiny_json, tiny_run, whole, tmp_path
 ):
@@ -153,23 +155,38 @@ def test_a_run_killed_at_a_random_moment_resumes_digit_for_digit(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["SIGINT", "SIGTERM", "SIGUSR1"]
 )
 def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(
-    tiny_json, tiny_run, whole, tmp_path, number
+    tiny_json, tiny_run, whole, tmp_path, monkeypatch, number
 ):
-    process, metrics = start(tiny_json, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (
-        metrics.exists() and metrics.read_bytes().count(b"\n") >= 1
-    ):
+    log = Monitor.log
+
+    def asked_to_stop(monitor, step, scalars):
+        log(monitor, step, scalars)
+        if step == 2:
+            signal.raise_signal(number)
+
+    changes = [part for change in EVERYTHING for part in ("--set", change)]
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(Monitor, "log", asked_to_stop)
+        main(["train", "--config", str(tiny_json), "--out", str(out), *changes])
+    assert end.value.code == STOPPED == 75
+    assert len(record(out)) == 3 == Checkpoints(out / "checkpoints", keep=2).steps()[-1]
+    train(tiny_run(out, *EVERYTHING), resume="auto")
+    assert_same_run(out, whole)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_asked_to_stop_saves_and_says_so(tiny_json, tmp_path):
+    out = tmp_path / "run"
+    process, metrics = start(tiny_json, out), out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes()):
         time.sleep(0.002)
-    process.send_signal(number)
-    assert process.wait() == STOPPED == 75
-    done = len(record(tmp_path / "run"))
-    assert (
-        1 <= done < 8 and Checkpoints(tmp_path / "run" / "checkpoints", keep=2).steps()[-1] == done
-    )
-    train(tiny_run(tmp_path / "run", *EVERYTHING), resume="auto")
-    assert_same_run(tmp_path / "run", whole)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == STOPPED
+    assert 1 <= len(record(out)) == Checkpoints(out / "checkpoints", keep=2).steps()[-1] < 8
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(
     tiny_json, tiny_run, whole, tmp_path
 ):

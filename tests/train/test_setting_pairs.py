@@ -83,7 +83,13 @@ def planned_calls(plan, run, step):
     return plan.calls.forwards + steps.steps - int(k) - (mean - 1) / 2
 
 
-@pytest.mark.parametrize("row", covering(), ids=lambda row: "-".join(map(str, row.values())))
+ROWS = [  # three of them are in the quick suite
+    pytest.param(row, id="-".join(map(str, row.values())), marks=pytest.mark.slow if n > 2 else ())
+    for n, row in enumerate(covering())
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_any_two_settings_train_as_planned_and_resume_to_the_digit(
     tiny_run, tmp_path, loop_only, row
 ):

@@ -32,6 +32,7 @@ def losses(folder):
     return [(row["loss/student"], row["loss/fake"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_base_of_its_own_for_the_fake_holds_the_weights_twice_and_changes_no_number(
     tiny_run, tmp_path, loop_only
 ):

@@ -125,6 +125,7 @@ def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_pat
         Checkpoints.load(path, other.engines, other.fingerprint)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_without_the_lora_it_started_from(tiny_run, stage, tmp_path):
     start = shutil.copytree(stage / "lora", tmp_path / "start")
     config = lambda name: tiny_run(
