@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from ..parallel.sequence import PlannedGroup
 from ..roles.recompute import is_attention
 
 aten = torch.ops.aten
+FEW = 2
+"""Blocks of a run of equal ones that are traced: the first and the last may differ at their ends.
+"""
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -63,6 +67,15 @@ class Trace:
     exchanged: int = 0
     """Bytes that the rank sends in the forward to those that share its sample."""
 
+    def plus(self, count: int, few: Trace, more: Trace) -> Trace:
+        """Return this cost and `count` times what `more` costs beyond `few`."""
+        summed = {
+            field.name: getattr(self, field.name)
+            + count * (getattr(more, field.name) - getattr(few, field.name))
+            for field in fields(self)
+        }
+        return Trace(**summed | {"saved_block": max(self.saved_block, more.saved_block)})
+
     @property
     def saved_checkpointed(self) -> int:
         """Bytes that one call keeps when every block keeps only its inputs, at most."""
@@ -90,9 +103,23 @@ class _Saved:
         self.seen = {_storage(p) for p in (*network.parameters(), *network.buffers())}
         self.inside, self.inputs, self.outside = [0] * len(blocks), 0, 0
         self.current: int | None = None
-        for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True)
-            block.register_forward_hook(self._leave)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unchanged)
+        self.handles = [
+            handle
+            for index, block in enumerate(blocks)
+            for handle in (
+                block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True),
+                block.register_forward_hook(self._leave),
+            )
+        ]
+
+    def __enter__(self) -> None:
+        self.hooks.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.hooks.__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
 
     def _enter(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -105,7 +132,7 @@ class _Saved:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         self.current = None
 
-    def pack(self, tensor: Tensor) -> Tensor:
+    def _pack(self, tensor: Tensor) -> Tensor:
         if _storage(tensor) not in self.seen:
             self.seen.add(_storage(tensor))
             size = tensor.untyped_storage().nbytes()
@@ -126,6 +153,8 @@ def trace(
 ) -> Trace:
     """Trace one call of a network.
 
+    Of a long run of equal blocks a few are traced; all others cost what one more of them does.
+
     Args:
         network: on the meta device; it is changed.
         blocks: what gradient checkpointing recomputes.
@@ -133,17 +162,77 @@ def trace(
         dtype: of the arithmetic.
         group: the ranks that share the sample, if the network shares its tokens.
     """
-    sent = group.sent if group else 0
+    stacks = [_Stack(each, blocks) for each in network.modules() if isinstance(each, nn.ModuleList)]
+    lengths = sorted({len(run) for stack in stacks for run in stack.runs if len(run) > FEW + 1})
+
+    def call(longer: int = 0) -> Trace:
+        for stack in stacks:
+            stack.shorten(longer)
+        there = set(network.modules())
+        kept = [block for block in blocks if block in there]
+        return _trace_call(network, kept, example, dtype=dtype, group=group)
+
     with FakeTensorMode():
         _materialise(network)
-        saved = _Saved(network, blocks)
-        forward, backward, attention = _counter(), _counter(), _Attention()
-        autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-        keep = torch.autograd.graph.saved_tensors_hooks(saved.pack, _unchanged)
-        with forward, attention, keep, autocast:
-            out = network(**example(), return_dict=False)[0]
-        with backward:
-            out.sum().backward()
+        few = total = call()
+        for length in lengths:
+            total = total.plus(length - FEW, few, call(length))
+    return total
+
+
+class _Stack:
+    """A list of blocks, as its runs of equal ones."""
+
+    def __init__(self, stack: nn.ModuleList, blocks: list[nn.Module]):
+        self.stack = stack
+        equal = groupby(stack, key=_signature) if set(stack) <= set(blocks) else ()
+        self.runs = [list(run) for _, run in equal]
+
+    def shorten(self, longer: int) -> None:
+        """Leave few blocks of each long run, the last among them; one more of runs that have
+        `longer` blocks.
+        """
+        if not any(len(run) > FEW + 1 for run in self.runs):
+            return
+        del self.stack[:]
+        for run in self.runs:
+            count = FEW + (len(run) == longer)
+            long = len(run) > FEW + 1
+            self.stack.extend([*run[: count - 1], run[-1]] if long else run)
+
+
+def _signature(block: nn.Module) -> list[tuple[object, ...]]:
+    """What equal blocks have in common: modules, parameters, and whether anything is hooked on."""
+    return [
+        (
+            name,
+            type(module),
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            [(p.shape, p.dtype, p.requires_grad) for p in module.parameters(recurse=False)],
+        )
+        for name, module in block.named_modules()
+    ]
+
+
+def _trace_call(
+    network: nn.Module,
+    blocks: list[nn.Module],
+    example: Callable[[], dict[str, Any]],
+    *,
+    dtype: torch.dtype,
+    group: PlannedGroup | None,
+) -> Trace:
+    """Trace one call of a network of fake tensors, as it is."""
+    sent = group.sent if group else 0
+    saved = _Saved(network, blocks)
+    forward, backward, attention = _counter(), _counter(), _Attention()
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with saved, forward, attention, autocast:
+        out = network(**example(), return_dict=False)[0]
+    with backward:
+        out.sum().backward()
+    network.zero_grad()
     counts = forward.get_flop_counts()["Global"]
     return Trace(
         forward_flops=forward.get_total_flops(),

@@ -1,0 +1,63 @@
+"""A trace of a few equal blocks costs, to the byte and operation, what a trace of all of them does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tdmvid.backbones.registry import ARCHITECTURES, find_family
+from tdmvid.config import load_config
+from tdmvid.plan import cost
+from tdmvid.plan.counts import count_calls, outline_networks
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHORT = {
+    "cogvideox2b_4nfe": {"num_layers": 4},
+    "wan1.3b_4nfe": {"num_layers": 4},
+    "sd35_4nfe": {"num_layers": 10, "dual_attention_layers": [0, 1, 2, 3]},
+    "pixart512_4nfe": {"num_layers": 4},
+    "sdxl_4nfe_512": {"transformer_layers_per_block": [1, 1, 4]},
+}
+
+
+@pytest.fixture
+def short(tmp_path):
+    """`short(stem, *changes)`: a ready config whose teacher has fewer blocks."""
+
+    def config(stem, *changes):
+        path = load_config(CONFIGS / f"{stem}.json").model.path
+        folder = tmp_path / "teacher"
+        shutil.copytree(ARCHITECTURES / path.replace("/", "--"), folder)
+        network = "unet" if (folder / "unet").is_dir() else "transformer"
+        file = folder / network / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | SHORT[stem]))
+        own = (f"model.path={folder}", "model.revision=null")
+        return load_config(CONFIGS / f"{stem}.json", [*own, *changes])
+
+    return config
+
+
+def calls(config, few, monkeypatch):
+    monkeypatch.setattr(cost, "FEW", few)
+    folder, family = find_family(config.model, weights=False)
+    return count_calls(outline_networks(config, folder, family))
+
+
+@pytest.mark.parametrize(
+    "stem, changes",
+    [
+        ("cogvideox2b_4nfe", ("training=full",)),
+        ("cogvideox2b_4nfe", ("parallel.sequence=2",)),
+        ("cogvideox2b_4nfe", ("objective.kind=gan", "real.path=.")),
+        ("wan1.3b_4nfe", ("parallel.sequence=2",)),
+        pytest.param("sd35_4nfe", (), marks=pytest.mark.slow),
+        ("pixart512_4nfe", ()),
+        pytest.param("sdxl_4nfe_512", (), marks=pytest.mark.slow),
+    ],
+)
+def test_a_few_equal_blocks_are_enough(short, stem, changes, monkeypatch):
+    config = short(stem, *changes)
+    every = calls(config, 1000, monkeypatch)
+    assert calls(config, 2, monkeypatch) == every
+    assert every.network.forward_flops > every.network.attention_flops > 0
