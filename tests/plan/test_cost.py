@@ -1,4 +1,4 @@
-"""A trace of a few equal blocks costs, to the byte and operation, what a trace of all of them does."""
+"""A trace of a few equal blocks gives, to the byte and operation, the cost of all of them."""
 
 import json
 import shutil

@@ -5,6 +5,7 @@ the real networks.
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,21 @@ STEPS, MICRO = 2, 2
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
 
 
-def plan(config, **choices) -> str:
-    return describe(make_plan(config, **choices))
+@pytest.fixture(scope="module")
+def traced(tiny_run, tmp_path_factory):
+    """A plan of the tiny run: others of this file do not trace again what costs the same."""
+    return make_plan(tiny_run(tmp_path_factory.mktemp("traced")))
+
+
+@pytest.fixture
+def planned(traced):
+    return partial(make_plan, like=traced)
+
+
+@pytest.fixture
+def plan(planned):
+    """`plan(config)`: the plan as text."""
+    return lambda config, **choices: describe(planned(config, **choices))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +164,7 @@ def test_a_run_records_the_calls_that_were_planned(tiny_run, tmp_path, loop_only
     ]  # 8, and the graded call again for each micro-batch
 
 
-def test_an_explicit_grid_counts_its_timesteps(tiny_run, tmp_path):
+def test_an_explicit_grid_counts_its_timesteps(tiny_run, tmp_path, plan):
     config = tiny_run(
         tmp_path, "grid.kind=explicit", "grid.timesteps=[999,499]", "objective.rollout=full"
     )
@@ -162,7 +176,7 @@ def numbers(text, pattern):
     return int(re.search(pattern, text)[1].replace(",", ""))
 
 
-def test_the_planned_parameters_and_tokens_are_those_of_the_networks(run):
+def test_the_planned_parameters_and_tokens_are_those_of_the_networks(run, plan):
     text, student = plan(run.config), run.engines["student"]
     adapters = sum(p.numel() for p in student.trainable.values())
     base = sum(p.numel() for p in student.module.parameters()) - adapters
@@ -184,7 +198,7 @@ def test_the_planned_parameters_and_tokens_are_those_of_the_networks(run):
     assert numbers(text, r"tokens +([\d,]+) per video") == tokens[0]
 
 
-def test_whole_networks_are_planned_as_such(tiny_run, tmp_path):
+def test_whole_networks_are_planned_as_such(tiny_run, tmp_path, plan):
     text = plan(tiny_run(tmp_path, "training=full"))
     assert (
         numbers(text, r"([\d,]+) parameters in") == numbers(text, r"([\d,]+) trainable")
@@ -197,12 +211,14 @@ def test_whole_networks_are_planned_as_such(tiny_run, tmp_path):
     [(), ("objective.step_set=[2,4]",), ("training=full",)],
     ids=["lora", "told K", "full"],
 )
-def test_the_planned_trainable_parameters_are_those_of_each_role(tiny_run, tmp_path, changes):
+def test_the_planned_trainable_parameters_are_those_of_each_role(
+    tiny_run, tmp_path, changes, planned
+):
     config = tiny_run(tmp_path, *changes)
-    planned, run = make_plan(config).weights.trainable, build_run(config, launch.start("none"))
+    expected, run = planned(config).weights.trainable, build_run(config, launch.start("none"))
     assert [
         sum(p.numel() for p in run.engines[role].trainable.values()) for role in ("student", "fake")
-    ] == [planned, planned]
+    ] == [expected, expected]
 
 
 REFUSED = (
@@ -253,13 +269,13 @@ def test_a_run_refuses_what_its_plan_does_in_the_same_words_and_before_any_work(
 
 
 @pytest.mark.parametrize("change", ["parallel.offload=optimizer", "parallel.backend=deepspeed"])
-def test_a_plan_says_what_needs_a_launcher(tiny_run, tmp_path, change):
+def test_a_plan_says_what_needs_a_launcher(tiny_run, tmp_path, change, plan):
     assert "start with" not in plan(tiny_run(tmp_path)) and re.search(
         r"start with +a launcher: .*for parallel", plan(tiny_run(tmp_path, change))
     )
 
 
-def test_a_plan_writes_nothing(tiny_run, tmp_path):
+def test_a_plan_writes_nothing(tiny_run, tmp_path, plan):
     plan(tiny_run(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
 
@@ -294,17 +310,17 @@ def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
     )  # converting v to x0 keeps a little more
 
 
-def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tmp_path):
-    one = make_plan(tiny_run(tmp_path))
-    two = make_plan(tiny_run(tmp_path, "parallel.sequence=2"), ranks=2)
+def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tmp_path, planned):
+    one = planned(tiny_run(tmp_path))
+    two = planned(tiny_run(tmp_path, "parallel.sequence=2"), ranks=2)
     inside = one.calls.network.saved - one.calls.network.saved_checkpointed
     assert inside > 0 and two.calls.network.saved < 0.7 * one.calls.network.saved
     assert two.calls.network.forward_flops < 0.7 * one.calls.network.forward_flops
     assert two.traffic()["tokens"] > 0 and one.traffic() == {}
 
 
-def test_only_one_graph_computes_a_block_again_at_a_time(tiny_run, tmp_path):
-    made = make_plan(tiny_run(tmp_path, "parallel.gradient_checkpointing=true"))
+def test_only_one_graph_computes_a_block_again_at_a_time(tiny_run, tmp_path, planned):
+    made = planned(tiny_run(tmp_path, "parallel.gradient_checkpointing=true"))
     call = made.calls.network
     assert (
         made.graphs == 2
@@ -316,9 +332,9 @@ def test_only_one_graph_computes_a_block_again_at_a_time(tiny_run, tmp_path):
 
 @pytest.mark.parametrize("stage, trained", [(0, 2), (1, 3), (2, 3), (3, 1)])
 def test_a_ring_adds_gradients_up_and_spreads_what_is_not_sharded(
-    tiny_run, tmp_path, stage, trained
+    tiny_run, tmp_path, stage, trained, planned
 ):
-    made = make_plan(tiny_run(tmp_path, f"parallel.zero_stage={stage}"), ranks=4)
+    made = planned(tiny_run(tmp_path, f"parallel.zero_stage={stage}"), ranks=4)
     traffic = made.traffic()
     assert (
         traffic["gradients"] + traffic["updated weights"]
@@ -326,19 +342,19 @@ def test_a_ring_adds_gradients_up_and_spreads_what_is_not_sharded(
     )
 
 
-def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path):
-    one, four = (make_plan(tiny_run(tmp_path, "ema=0.9"), ranks=ranks).memory() for ranks in (1, 4))
+def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path, planned):
+    one, four = (planned(tiny_run(tmp_path, "ema=0.9"), ranks=ranks).memory() for ranks in (1, 4))
     for name in ("frozen weights", "trained weights, float32", "gradients", "optimiser", "average"):
         assert four[name] == one[name] / 4
     assert (
         "optimiser"
-        not in make_plan(tiny_run(tmp_path, "parallel.offload=optimizer"), ranks=4).memory()
+        not in planned(tiny_run(tmp_path, "parallel.offload=optimizer"), ranks=4).memory()
     )
 
 
-def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path):
-    made = make_plan(tiny_run(tmp_path, "batch.micro=64"))
-    checkpointed = make_plan(
+def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path, planned):
+    made = planned(tiny_run(tmp_path, "batch.micro=64"))
+    checkpointed = planned(
         tiny_run(tmp_path, "batch.micro=64", "parallel.gradient_checkpointing=true")
     )
     assert checkpointed.total() < made.total()
@@ -380,8 +396,8 @@ def test_a_remedy_that_takes_more_ranks_says_so(tiny_run, tmp_path, monkeypatch)
         )
 
 
-def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path):
-    made = make_plan(
+def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path, planned):
+    made = planned(
         tiny_run(
             tmp_path, "objective.kind=fisher", "objective.distance=huber", "parallel.zero_stage=2"
         ),
@@ -391,36 +407,36 @@ def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path):
         check_fit(made, 1e-9)
 
 
-def test_what_needs_a_launcher_is_refused_as_it_would_be_there(tiny_run, tmp_path):
+def test_what_needs_a_launcher_is_refused_as_it_would_be_there(tiny_run, tmp_path, planned):
     offload = "parallel.offload=all"
     for change in ("parallel.compile=true", "objective.kind=fisher"):
         with refused("zero_stage"):
-            make_plan(tiny_run(tmp_path, offload, change))
+            planned(tiny_run(tmp_path, offload, change))
     checkpointed = "parallel.gradient_checkpointing=true"
     made, fits = (
-        make_plan(tiny_run(tmp_path, checkpointed, "parallel.compile=true")),
-        make_plan(tiny_run(tmp_path, checkpointed, offload)),
+        planned(tiny_run(tmp_path, checkpointed, "parallel.compile=true")),
+        planned(tiny_run(tmp_path, checkpointed, offload)),
     )
     with refused("GiB", "parallel.compile=false", "parallel.offload=all"):
         check_fit(made, fits.total() / GIB)
 
 
-def test_kept_attention_is_given_up_first(tiny_run, tmp_path):
+def test_kept_attention_is_given_up_first(tiny_run, tmp_path, planned):
     settings = ("batch.micro=64", "parallel.gradient_checkpointing=true")
     plain, kept = (
-        make_plan(tiny_run(tmp_path, *settings)),
-        make_plan(tiny_run(tmp_path, *settings, "parallel.keep_attention=true")),
+        planned(tiny_run(tmp_path, *settings)),
+        planned(tiny_run(tmp_path, *settings, "parallel.keep_attention=true")),
     )
     assert plain.total() < kept.total()
     with refused("GiB", "parallel.keep_attention=false"):
         check_fit(kept, (plain.total() + kept.total()) / 2 / GIB)
 
 
-def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path):
+def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path, planned):
     """Weights that are whole before they are spread, pictures, and the check of the export beside
     what stays of the run.
     """
-    made = make_plan(tiny_run(tmp_path, "ema=0.9"))
+    made = planned(tiny_run(tmp_path, "ema=0.9"))
     moments, memory = made.moments(), made.memory()
     passing = memory["activations"] + memory["gradients"]
     assert moments["training"] == math.fsum(memory.values()) and moments[
@@ -436,7 +452,7 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path):
         1
     )  # the run's own base is in host memory
     assert moments["embedding the prompts"] == made.pipeline.text > 0
-    four = make_plan(tiny_run(tmp_path, "ema=0.9"), ranks=4).moments()
+    four = planned(tiny_run(tmp_path, "ema=0.9"), ranks=4).moments()
     assert (
         four["loading the base"]
         == moments["loading the base"]
@@ -469,8 +485,8 @@ def test_samples_take_the_guided_teacher_s_calls_and_the_check_all_tokens_on_one
     assert shared.pictures(2) == 2 * shared.pictures(1) < 1.5 * alone.pictures(1)
 
 
-def test_full_training_holds_a_copy_in_float32_at_both_ends(tiny_run, tmp_path):
-    made = make_plan(tiny_run(tmp_path, "training=full"))
+def test_full_training_holds_a_copy_in_float32_at_both_ends(tiny_run, tmp_path, planned):
+    made = planned(tiny_run(tmp_path, "training=full"))
     assert made.moments()["loading the base"] == made.whole + 4 * made.weights.base
     assert (
         made.moments()["checking the export"] > made.whole + 3 * 4 * made.weights.base
@@ -495,7 +511,7 @@ def test_pictures_are_made_of_tiles_where_that_is_what_does_not_fit(
         check_fit(many, limit)
 
 
-def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path):
+def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path, planned):
     for change, fact in (
         ("parallel.sequence=2", "parallel.sequence=2"),
         ("video.height=33", "video.height=33"),
@@ -504,7 +520,7 @@ def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path):
         ("video.frames=10", "video.frames=10"),
     ):
         with refused(fact, error=(ValueError, OSError)):
-            make_plan(tiny_run(tmp_path, change))
+            planned(tiny_run(tmp_path, change))
 
 
 @pytest.mark.parametrize(
@@ -562,17 +578,39 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         (8, 4, "ranks +8: 2 data parallel x 4 that share a video, ZeRO-3"),
     ],
 )
-def test_the_plan_says_how_ranks_share_the_work(tiny_run, tmp_path, ranks, sequence, row):
+def test_the_plan_says_how_ranks_share_the_work(tiny_run, tmp_path, ranks, sequence, row, plan):
     text = plan(tiny_run(tmp_path, f"parallel.sequence={sequence}"), ranks=ranks)
     assert re.search(f"^{row}$", text, re.M)
 
 
-def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path):
+def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path, planned):
     """One of a thing is no plural, and no power of ten stands where thousands would do."""
-    made = make_plan(tiny_run(tmp_path, "batch.micro=1"))
+    made = planned(tiny_run(tmp_path, "batch.micro=1"))
     call = replace(made.calls.network, forward_flops=4e14)
     text = describe(replace(made, calls=replace(made.calls, network=call)))
     assert (
         re.search(r"^steps +[\d,]+ of 1 video$", text, re.M) and "backwards of 1 video x 1" in text
     )
     assert re.search(r"^work +\d,\d{3} TFLOP", text, re.M) and "e+" not in text
+
+
+@pytest.mark.parametrize(
+    "change, ranks",
+    [
+        ("batch.micro=3", 1),
+        ("lora.rank=3", 1),
+        ("training=full", 1),
+        ("objective.step_set=[2,4]", 1),
+        ("parallel.sequence=2", 2),
+        ("parallel.gradient_checkpointing=true", 1),
+        ("batch.accumulation=2", 1),
+        ("model.tiling=true", 1),
+        ("model.attention=float32", 1),
+        ("video.frames=5", 1),
+    ],
+)
+def test_what_a_plan_takes_from_another_is_what_it_would_count(
+    tiny_run, tmp_path, traced, change, ranks
+):
+    config = tiny_run(tmp_path, change)
+    assert make_plan(config, ranks=ranks, like=traced) == make_plan(config, ranks=ranks)
