@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .engine import Files, StepResult
+from .engine import REMEDY, Files, StepResult, check_shapes, shapes_of
 from .launch import all_agree
 from .optim import LossScale, OptimConfig
 
@@ -335,14 +335,8 @@ class DeepSpeedEngine:
         self._set_scale(LossScale(**state["scale"]))
 
     def _check_shapes(self, path: Path) -> None:
-        saved = {name: tuple(tensor.shape) for name, tensor in load_file(path).items()}
-        mine = {name: _shape(p) for name, p in self.trainable.items()}
-        if saved != mine:
-            name, shape = sorted(set(saved.items()) ^ set(mine.items()))[0]
-            raise ValueError(
-                f"{path}: {name} {shape} does not fit this model; resume with the config that"
-                " wrote it"
-            )
+        own = {name: _shape(p) for name, p in self.trainable.items()}
+        check_shapes(shapes_of(load_file(path)), own, f"{path}:", REMEDY)
 
 
 def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ has the same contract over ZeRO.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from .optim import LossScale, OptimConfig
 
 Files = dict[str, bytes | memoryview]
 """A role's state as the files of its folder, in host memory, by relative path."""
+Shapes = Mapping[str, tuple[int, ...]]
+REMEDY = "resume with the config that wrote it"
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,9 @@ class TorchEngine:
 
     def snapshot(self) -> Files:
         """Weights, average and optimiser state as they are now: what `load` reads."""
-        contiguous = lambda tensors: {k: v.detach().contiguous() for k, v in tensors.items()}  # noqa: E731
-        files: Files = {"weights.safetensors": save(contiguous(self.trainable))}
+        files: Files = {"weights.safetensors": _serialize(self.trainable)}
         if self.average:
-            files["average.safetensors"] = save(contiguous(self.average))
+            files["average.safetensors"] = _serialize(self.average)
         state = {
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
@@ -158,13 +159,33 @@ class TorchEngine:
         self.updates, self.scale = state["updates"], LossScale(**state["scale"])
 
     @staticmethod
-    def _copy(saved: dict[str, Tensor], into: dict[str, Tensor], folder: Path) -> None:
-        shapes = lambda tensors: {name: tuple(tensor.shape) for name, tensor in tensors.items()}  # noqa: E731
-        if shapes(saved) != shapes(into):
-            differing = sorted(set(shapes(saved).items()) ^ set(shapes(into).items()))[0]
-            raise ValueError(
-                f"{folder}: {differing[0]} {differing[1]} does not fit this model; resume with the"
-                " config that wrote it"
-            )
+    def _copy(saved: dict[str, Tensor], into: Mapping[str, Tensor], folder: Path) -> None:
+        check_shapes(shapes_of(saved), shapes_of(into), f"{folder}:", REMEDY)
         for name, tensor in saved.items():
             into[name].copy_(tensor)
+
+
+def _serialize(tensors: Mapping[str, Tensor]) -> bytes:
+    return save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Return the shape of every tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_shapes(given: Shapes, own: Shapes, where: str, remedy: str) -> None:
+    """Check that tensors are those of a network.
+
+    Args:
+        given: Of the tensors.
+        own: Of the network.
+        where: What the tensors are from; begins the message.
+        remedy: What to do; ends the message.
+
+    Raises:
+        ValueError: For the first name whose shape differs, or which one side lacks.
+    """
+    if given != own:
+        name, shape = min(given.items() ^ own.items())
+        raise ValueError(f"{where} {name} {shape} does not fit this model; {remedy}")

@@ -15,7 +15,7 @@ from ..backbones.quantize import planned_bytes
 from ..backbones.spec import Tokens
 from ..config import RunConfig
 from ..parallel.sequence import PlannedGroup
-from ..roles.build import fit, outline
+from ..roles.build import build_discriminator, build_role, empty_base
 from .cost import Trace, decoding_bytes, trace
 
 
@@ -81,18 +81,19 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
     Raises:
         ValueError: this family, or the LoRA of `init`, cannot do what the run asks for.
     """
-    network = outline(config, folder, family)
+    network = empty_base(config, folder, family)
     tokens = family.spec.tokens(network, folder, config.video)
     base = _parameters(network)
     base_bytes = planned_bytes(network, family.spec.blocks(network), config.model.quantize)
     group = PlannedGroup(config.parallel.sequence)
     there = Path(config.init).is_dir()  # a stage that is not finished yet can be planned on
-    fit(network, config if there else replace(config, init=""), family, group)
+    startable = config if there else replace(config, init="")
+    build_role(network, "student", startable, family, group=group)
     critic = None
     if "discriminator" in config.objective.roles:
-        half = outline(config, folder, family)
+        half = empty_base(config, folder, family)
         with torch.device("meta"):
-            critic = Discriminator(half, family.discriminator_trunk(half), seed=0)
+            critic = build_discriminator(half, config, family)
     return Outline(
         config=config,
         folder=folder,

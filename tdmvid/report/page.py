@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,7 +18,7 @@ import jinja2
 
 from ..data.files import write_text
 from ..train.monitor import METRICS, read_metrics
-from . import plots as curves
+from . import plots
 
 REPORT = "report.html"
 MEDIA_TYPES = {
@@ -69,8 +70,8 @@ def write_report(out: Path) -> Path:
         facts=_facts(metrics, scores),
         gallery=gallery,
         trajectories=_trajectories(out / "gallery"),
-        panels=curves.panels(metrics),
-        plot=curves,
+        panels=plots.panels(metrics),
+        plot=plots,
         scores=scores,
         lora=_lora(_load(out / "lora" / "export.json")),
         commands=commands["commands"],
@@ -88,7 +89,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = curves.short
+    environment.filters["short"] = plots.short
     return environment.get_template("report.html.j2")
 
 
@@ -148,7 +149,7 @@ def _headline(gallery: dict | None) -> dict | None:
     """Network calls of the teacher at its dearest and of the student at its cheapest, if the
     gallery has both.
     """
-    calls = {"teacher": [], "student": []}
+    calls: dict[str, list[float]] = {"teacher": [], "student": []}
     for column in gallery["columns"] if gallery else []:
         for role, nfes in calls.items():
             if column["nfe"] and role in column["name"].lower():
@@ -156,7 +157,7 @@ def _headline(gallery: dict | None) -> dict | None:
     if not all(calls.values()):
         return None
     teacher, student = max(calls["teacher"]), min(calls["student"])
-    return {"teacher": teacher, "student": student, "times": curves.short(teacher / student)}
+    return {"teacher": teacher, "student": student, "times": plots.short(teacher / student)}
 
 
 def _facts(metrics: dict[str, list[float]], scores: dict | None) -> list[str]:
@@ -208,41 +209,57 @@ def _scores(scores: dict | None) -> dict | None:
     }
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """The common scale of a column's intervals, and the best score in it."""
+
+    low: float
+    span: float
+    best: float | None
+    text: Callable[[float], str]
+
+    def share(self, value: float) -> float:
+        """Where a value lies, in per cent of the column's width."""
+        return 100 * (value - self.low) / self.span
+
+    def cell(self, score: dict | None, rival: bool) -> Cell:
+        if score is None:
+            return Cell("–")
+        value, best = self.text(score["value"]), rival and score["value"] == self.best
+        if "low" not in score or "high" not in score:
+            return Cell(value, best=best)
+        return Cell(
+            value,
+            interval=f"{self.text(score['low'])} to {self.text(score['high'])}",
+            left=self.share(score["low"]),
+            width=100 * (score["high"] - score["low"]) / self.span,
+            dot=self.share(score["value"]),
+            best=best,
+        )
+
+
 def _column(column: dict, scores: list[dict | None], rivals: list[bool]) -> list[Cell]:
     """One column's cells, their intervals on one common scale; None is a score that was not
     measured.
     """
-    scores = [score if score and score.get("value") is not None else None for score in scores]
-    ends = [
-        score[end] for score in scores if score for end in ("low", "value", "high") if end in score
-    ]
+    known = [score if score and score.get("value") is not None else None for score in scores]
+    measured = [(score, rival) for score, rival in zip(known, rivals) if score]
+    ends = [score[end] for score, _ in measured for end in ("low", "value", "high") if end in score]
     if not ends:
         return [Cell("–")] * len(scores)
     low, span = min(ends), max(ends) - min(ends)
     if not span:  # all are the same: in the middle
         low, span = low - 0.5, 1.0
-    pick = {"high": max, "low": min}.get(column.get("better"), lambda values, default: default)
-    best = pick(
-        (score["value"] for score, rival in zip(scores, rivals) if score and rival), default=None
-    )
-    text = _percent if column.get("unit") == "%" else _digits
+    best = _best(column.get("better"), [score["value"] for score, rival in measured if rival])
+    scale = _Scale(low, span, best, _percent if column.get("unit") == "%" else _digits)
+    return [scale.cell(score, rival) for score, rival in zip(known, rivals)]
 
-    def cell(score: dict | None, rival: bool) -> Cell:
-        if score is None:
-            return Cell("–")
-        value, first = text(score["value"]), rival and score["value"] == best
-        if "low" not in score or "high" not in score:
-            return Cell(value, best=first)
-        return Cell(
-            value,
-            interval=f"{text(score['low'])} to {text(score['high'])}",
-            left=100 * (score["low"] - low) / span,
-            width=100 * (score["high"] - score["low"]) / span,
-            dot=100 * (score["value"] - low) / span,
-            best=first,
-        )
 
-    return [cell(score, rival) for score, rival in zip(scores, rivals)]
+def _best(better: str | None, values: list[float]) -> float | None:
+    """The best of the values, if the column has a better end."""
+    if not values or better not in ("high", "low"):
+        return None
+    return max(values) if better == "high" else min(values)
 
 
 def _percent(share: float) -> str:
@@ -251,15 +268,15 @@ def _percent(share: float) -> str:
 
 def _digits(value: float) -> str:
     # Trailing zeros kept, so that a column's numbers have equally many digits.
-    return f"{value:#.3g}".rstrip(".") if 0.001 <= abs(value) < 1000 else curves.short(value)
+    return f"{value:#.3g}".rstrip(".") if 0.001 <= abs(value) < 1000 else plots.short(value)
 
 
 def _lora(export: dict | None) -> dict | None:
     if not export:
         return None
     return {
-        "error": curves.short(export["error"]),
-        "tolerance": curves.short(export["tolerance"]),
+        "error": plots.short(export["error"]),
+        "tolerance": plots.short(export["tolerance"]),
         "passed": export["error"] <= export["tolerance"],
         "files": [str(name) for name in export.get("files", [])],
     }

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 380, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 10, 176
@@ -61,8 +62,9 @@ class Panel:
 
 
 def panels(metrics: dict[str, list[float]]) -> list[Panel]:
-    """One panel per group of scalars (what stands before "/" in a name), in order of first
-    appearance.
+    """Lay out one panel per group of scalars, in order of first appearance.
+
+    A group is what stands before "/" in a name.
     """
     steps = np.asarray(metrics["step"], dtype=float)
     groups: dict[str, dict[str, np.ndarray]] = {}
@@ -78,9 +80,7 @@ def panels(metrics: dict[str, list[float]]) -> list[Panel]:
 
 
 def short(value: float) -> str:
-    """A number as a reader wants it: three significant digits, thousands separated, 2.4e-6 when
-    tiny.
-    """
+    """Format a number with three significant digits: 0.123, 12,345, 2.4e-6."""
     if not math.isfinite(value):
         return str(value)
     if 1000 <= abs(value) < 1e7:
@@ -92,7 +92,10 @@ def short(value: float) -> str:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """[N] -> [N]: a centred Hann average over a twenty-fifth of the curve, never over its ends."""
+    """Average with a centred Hann window over a twenty-fifth of the curve, never over its ends.
+
+    [N] -> [N].
+    """
     if not len(values):
         return values
     width = 2 * max(1, len(values) // 50) + 1
@@ -103,7 +106,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers within [low, high]."""
+    """Return about `count` round numbers within [low, high]."""
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(
         factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= count + 1e-6
@@ -115,8 +118,9 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def labelled(values: list[float]) -> list[tuple[float, str]]:
-    """Each tick with its text, of as many digits as tell it from the others: 0.9996 and 0.9998 are
-    not both 1.
+    """Pair each tick with its text, with as many digits as distinguish it from the others.
+
+    0.9996 and 0.9998 are not both 1.
     """
     texts = [short(value) for value in values]
     for digits in range(4, 10):
@@ -127,68 +131,95 @@ def labelled(values: list[float]) -> list[tuple[float, str]]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high]; with 2 and 5 between them where there are few."""
+    """Return the powers of ten within [low, high]; with 2 and 5 between them if they are few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
     return [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
 
 
-def _panel(title: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel:
-    fit = {name: np.isfinite(values) for name, values in group.items()}
-    curves = {name: smoothed(values[fit[name]]) for name, values in group.items()}
-    log, low, high = _range([values[fit[name]] for name, values in group.items()])
-    scale = np.log if log else np.asarray
+@dataclass(frozen=True)
+class _Axes:
+    """Where steps and values lie in a panel's view box."""
 
-    def x_of(step):
-        return LEFT + (np.asarray(step) - steps[0]) / max(steps[-1] - steps[0], 1) * (RIGHT - LEFT)
+    first: float
+    last: float
+    low: float
+    high: float
+    log: bool
 
-    def y_of(value):
-        share = (scale(value) - scale(low)) / (scale(high) - scale(low))
+    def x(self, steps: ArrayLike) -> np.ndarray:
+        share = (np.asarray(steps) - self.first) / max(self.last - self.first, 1)
+        return LEFT + share * (RIGHT - LEFT)
+
+    def y(self, values: ArrayLike) -> np.ndarray:
+        scale = np.log if self.log else np.asarray
+        low, high = scale(self.low), scale(self.high)
+        share = (scale(values) - low) / (high - low)
         return BOTTOM - np.clip(share, -0.1, 1.1) * (BOTTOM - TOP)
 
-    lines, hover = [], []
+    def x_ticks(self) -> list[tuple[float, str]]:
+        steps = ticks(self.first, max(self.last, self.first + 1), 5)
+        return [(float(self.x(step)), short(step)) for step in steps if step == int(step)]
+
+    def y_ticks(self) -> list[tuple[float, str]]:
+        values = log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, 5)
+        return [(float(self.y(value)), label) for value, label in labelled(values)]
+
+
+def _panel(title: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel:
+    """Lay out one group of scalars; values that are not finite are left out."""
+    finite = {name: np.isfinite(values) for name, values in group.items()}
+    log, low, high = _range([values[finite[name]] for name, values in group.items()])
+    axes = _Axes(steps[0], steps[-1], low, high, log)
     where = np.linspace(steps[0], steps[-1], min(len(steps), _BINS)).round()
+    lines, hover = [], []
     for index, (name, values) in enumerate(group.items()):
-        x, curve = x_of(steps[fit[name]]), curves[name]
-        thin = _outline(values[fit[name]])
-        even = (
-            np.unique(np.linspace(0, len(curve) - 1, _BINS).round().astype(int))
-            if len(curve)
-            else []
-        )
-        lines.append(
-            Line(
-                name=name,
-                colour=index % COLOURS,
-                raw=_path(x[thin], y_of(values[fit[name]][thin])),
-                smooth=_path(x[even], y_of(curve[even])),
-                last=short(curve[-1]) if len(curve) else "none",
-                note=_note(name or title, fit[name]),
-            )
-        )
-        there = (
-            map(short, np.interp(where, steps[fit[name]], curve))
-            if len(curve)
-            else ["none"] * len(where)
-        )
-        hover.append(list(there))
+        own, known = finite[name], values[finite[name]]
+        curve = smoothed(known)
+        note = _note(name or title, own)
+        lines.append(_line(name, index % COLOURS, axes, steps[own], known, curve, note))
+        hover.append(_hover(where, steps[own], curve))
+    x = axes.x(where).round(1).tolist()
     return Panel(
         title=title,
         log=log,
         lines=lines,
-        x_ticks=[
-            (float(x_of(t)), short(t))
-            for t in ticks(steps[0], max(steps[-1], steps[0] + 1), 5)
-            if t == int(t)
-        ],
-        y_ticks=[
-            (float(y_of(t)), label)
-            for t, label in labelled(log_ticks(low, high) if log else ticks(low, high, 5))
-        ],
-        hover=json.dumps(
-            {"x": x_of(where).round(1).tolist(), "step": [short(s) for s in where], "lines": hover}
-        ),
+        x_ticks=axes.x_ticks(),
+        y_ticks=axes.y_ticks(),
+        hover=json.dumps({"x": x, "step": [short(s) for s in where], "lines": hover}),
     )
+
+
+def _line(
+    name: str,
+    colour: int,
+    axes: _Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    curve: np.ndarray,
+    note: str,
+) -> Line:
+    """Draw one scalar, as it was logged and smoothed: [N] each."""
+    thin = _outline(values)
+    even = np.unique(np.linspace(0, max(len(curve) - 1, 0), _BINS).round().astype(int))[
+        : len(curve)
+    ]
+    x = axes.x(steps)
+    return Line(
+        name=name,
+        colour=colour,
+        raw=_path(x[thin], axes.y(values[thin])),
+        smooth=_path(x[even], axes.y(curve[even])),
+        last=short(curve[-1]) if len(curve) else "none",
+        note=note,
+    )
+
+
+def _hover(where: np.ndarray, steps: np.ndarray, curve: np.ndarray) -> list[str]:
+    """The curve's values at the steps `where`, as text."""
+    if not len(curve):
+        return ["none"] * len(where)
+    return [short(value) for value in np.interp(where, steps, curve)]
 
 
 def _range(curves: list[np.ndarray]) -> tuple[bool, float, float]:
@@ -219,8 +250,8 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _note(name: str, finite: np.ndarray) -> str:
-    # A scalar that is logged now and then lacks most steps by design; one that lacks a few has a
-    # story.
+    # A scalar that is logged now and then lacks most steps by design; one that lacks a few is
+    # worth a note.
     missing = int((~finite).sum())
     if missing and 2 * missing < len(finite):
         return f"{name}: {missing} steps without a finite value"

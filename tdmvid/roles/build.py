@@ -1,11 +1,18 @@
-"""Build the roles of a run and their engines."""
+"""Build the networks of a run's roles, and the engines that train them.
+
+Two steps make a role. `_bases` says where its network comes from: the one base, another tree over
+the same weights, or a copy. `build_role` says what is made of it. A run does the second on its
+device, a plan and the check at the start of a run on the meta device.
+"""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,115 +24,107 @@ from ..backbones.discriminator import Discriminator
 from ..config import RunConfig
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
-from ..parallel.sequence import PlannedGroup
+from ..parallel.sequence import SequenceGroup
 from .recompute import keep_attention
 
+SEED_OFFSETS = {"student": 0, "fake": 1, "discriminator": 2}
+"""Added to the run's seed for what a role starts from."""
+GENERATORS = ("student", "fake")
+"""Trained roles that predict x0; the others are frozen, or train heads on a frozen network."""
 
-def build_engines(
-    config: RunConfig, world: launch.World, backbone: Backbone
-) -> tuple[dict, object]:
-    """Engines of the trained roles, and the unguided teacher.
 
-    Under ZeRO-3 an engine leaves a rank only its share of a network, so three whole networks are
-    made one after the other.
-    """
-    objective, base = config.objective, backbone.network
-    ready = partial(prepared, config=config, world=world, backbone=backbone)
-    engine = lambda role, network: _engine(network, config, role, world)  # noqa: E731
-    halved = (
-        shared_copy(base) if "discriminator" in objective.roles else None
-    )  # before an adapter is attached
-    # Where the teacher's graph is kept, its blocks are computed again when the student's adapter
-    # has been switched on again.
-    apart = shared_copy(base) if objective.through_scores and config.training == "lora" else None
-    if config.training == "lora":
-        engines = {
-            role: engine(role, ready(network))
-            for role, network in zip(("student", "fake"), _two_adapted(config, backbone))
-        }
-        teacher = (
-            Base(engines["student"], engines["student"].module) if apart is None else ready(apart)
+@dataclass(frozen=True)
+class RoleSpec:
+    """What is made of a base for one role."""
+
+    adapter: bool = False
+    """Train an adapter, and the condition on K if there is one, beside the frozen base."""
+    whole: bool = False
+    """Train all weights."""
+    init: str = ""
+    """A LoRA folder that the adapter starts from."""
+    compiled: bool = False
+
+    @classmethod
+    def of(cls, role: str, config: RunConfig) -> RoleSpec:
+        """Return what a config makes of a base for "student", "fake", "teacher" or
+        "discriminator".
+        """
+        trained, lora = role in GENERATORS, config.training == "lora"
+        return cls(
+            adapter=trained and lora,
+            whole=trained and not lora,
+            init=config.init if role == "student" else "",
+            # the discriminator reads features block by block
+            compiled=config.parallel.compile and role != "discriminator",
         )
-    else:
-        engines = {
-            role: engine(role, ready(copy.deepcopy(base).float().requires_grad_(True)))
-            for role in ("student", "fake")
-        }
-        teacher = _frozen(ready(base), config, world)
-    if halved is not None:
-        taps, eager = (
-            backbone.discriminator_trunk(halved),
-            replace(config, parallel=replace(config.parallel, compile=False)),
-        )  # features are read block by block
-        engines["discriminator"] = engine(
-            "discriminator",
-            Discriminator(ready(halved, config=eager), taps, seed=config.seed + 2),
-        )
-    return engines, backbone.denoiser(teacher)
 
 
-def outline(config: RunConfig, folder: Path, family: type[Backbone]) -> nn.Module:
-    """The base, frozen, from its config alone: on the meta device."""
+def empty_base(config: RunConfig, folder: Path, family: type[Backbone]) -> nn.Module:
+    """Build the frozen base from its config alone, on the meta device."""
     with torch.device("meta"):
-        return nn.Module.to(
-            family.spec.empty_network(folder), config.model.torch_dtype
-        ).requires_grad_(False)
+        network = family.spec.empty_network(folder)
+        return nn.Module.to(network, config.model.torch_dtype).requires_grad_(False)
 
 
-def fit(
-    network: nn.Module, config: RunConfig, family: type[Backbone], group: PlannedGroup
+def build_role(
+    network: nn.Module,
+    role: str,
+    config: RunConfig,
+    family: type[Backbone],
+    *,
+    group: SequenceGroup | None = None,
 ) -> nn.Module:
-    """Make of an outline what a role trains, called as it will be; ValueError for what this family,
-    or the LoRA of `init`, cannot.
+    """Make the network of a role of a base, in place.
+
+    Args:
+        network: A base. On the meta device it stays as a plan traces it: with stock kernels where
+            a kernel needs a device, nothing computed again, nothing compiled.
+        role: "student", "fake", "teacher" or "discriminator".
+        group: The ranks that share one sequence, if there are several.
+
+    Raises:
+        ValueError: For what this family, or the LoRA of `init`, cannot do.
     """
-    start = family.lora.read(Path(config.init), network) if config.init else None
-    if config.training == "lora":
-        adapted(network, config, family.lora_targets, seed=0)
+    spec = RoleSpec.of(role, config)
+    if spec.adapter:
+        _adapt(network, spec, config, family, seed=config.seed + SEED_OFFSETS[role])
     else:
-        network.requires_grad_(True)
-    if start:
-        start_from(network, config.lora, *start, where=f"init={config.init!r}")
-    if group.size > 1:
+        network.requires_grad_(spec.whole)
+    if group is not None and group.size > 1:
         family.share_tokens(network, group)
+    on_meta = next(network.parameters()).is_meta
+    if config.model.attention == "xformers" and not on_meta:
+        family.use_xformers(network)
     if config.model.attention == "float32":
-        family.set_attention(network, "float32")
+        family.use_float32_attention(network)
+    if not on_meta:
+        _set_execution(network, config, family, compiled=spec.compiled)
     return network
 
 
-def _two_adapted(config: RunConfig, backbone: Backbone) -> tuple[nn.Module, nn.Module]:
-    """Student and fake: two adapters, on one base or on one each."""
-    fake_net = (shared_copy if config.parallel.share_base else copy.deepcopy)(backbone.network)
-    start = backbone.lora.read(Path(config.init), backbone.network) if config.init else None
-    student_net = adapted(backbone.network, config, backbone.lora_targets, seed=config.seed)
-    if start:
-        start_from(student_net, config.lora, *start, where=f"init={config.init!r}")
-    return student_net, adapted(fake_net, config, backbone.lora_targets, seed=config.seed + 1)
-
-
-def adapted(
-    network: nn.Module, config: RunConfig, targets: tuple[str, ...], *, seed: int
-) -> nn.Module:
-    """The network with all that a role trains beside a frozen base; targets: the family's own."""
-    attach(network, config.lora, targets, seed=seed)
+def _adapt(
+    network: nn.Module, spec: RoleSpec, config: RunConfig, family: type[Backbone], *, seed: int
+) -> None:
+    """Add all that a role trains beside a frozen base."""
+    start = family.read_lora(Path(spec.init), network) if spec.init else None
+    attach(network, config.lora, family.lora_targets, seed=seed)
     if config.objective.told_steps:
         condition_on_steps(network, seed=seed)
-    return network
+    if start:
+        start_from(network, config.lora, *start, where=f"init={spec.init!r}")
 
 
-def prepared(
-    network: nn.Module, *, config: RunConfig, world: launch.World, backbone: Backbone
-) -> nn.Module:
-    """The network, told how it computes, whatever its role."""
-    if world.sequence:
-        backbone.share_tokens(network, world.sequence)
-    backbone.set_attention(network, config.model.attention)
+def _set_execution(
+    network: nn.Module, config: RunConfig, family: type[Backbone], *, compiled: bool
+) -> None:
+    """Set what changes time and memory of a call, and no value."""
     if config.parallel.gradient_checkpointing:
         network.enable_gradient_checkpointing(
             keep_attention if config.parallel.keep_attention else None
         )
-    if config.parallel.compile:
-        compile_blocks(backbone.spec.blocks(network))
-    return network
+    if compiled:
+        compile_blocks(family.spec.blocks(network))
 
 
 def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
@@ -133,14 +132,79 @@ def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
     graphs.
     """
     limits = torch._dynamo.config
-    limits.recompile_limit = max(
-        limits.recompile_limit, 8 * len(blocks)
-    )  # of all blocks together: what comes later is run uncompiled, without a word
+    # Of all blocks together: what exceeds the limit runs uncompiled, without a warning.
+    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
 
 
-def _frozen(network: nn.Module, config: RunConfig, world: launch.World):
+def build_discriminator(
+    network: nn.Module,
+    config: RunConfig,
+    family: type[Backbone],
+    *,
+    group: SequenceGroup | None = None,
+) -> Discriminator:
+    """Make a discriminator of a base: its first half, frozen, and trained heads."""
+    taps = family.discriminator_trunk(network)
+    build_role(network, "discriminator", config, family, group=group)
+    return Discriminator(network, taps, seed=config.seed + SEED_OFFSETS["discriminator"])
+
+
+def build_engines(
+    config: RunConfig, world: launch.World, backbone: Backbone
+) -> tuple[dict[str, Any], Any]:
+    """Build an engine for each trained role of the objective, and the unguided teacher.
+
+    Under ZeRO-3 an engine leaves a rank only its share of a network, so three whole networks are
+    made one after the other.
+    """
+    family, base = type(backbone), backbone.network
+    build = partial(build_role, config=config, family=family, group=world.sequence)
+    roles = [role for role in GENERATORS if role in config.objective.roles]
+    adversarial = "discriminator" in config.objective.roles
+    half = shared_copy(base) if adversarial else None  # before an adapter is attached
+    build_trained = _build_adapted if RoleSpec.of("student", config).adapter else _build_whole
+    engines, teacher = build_trained(roles, build, config, world, base)
+    if half is not None:
+        critic = build_discriminator(half, config, family, group=world.sequence)
+        engines["discriminator"] = build_engine(critic, "discriminator", config, world)
+    return engines, backbone.denoiser(teacher)
+
+
+BuildRole = Callable[..., nn.Module]
+
+
+def _build_adapted(
+    roles: list[str], build: BuildRole, config: RunConfig, world: launch.World, base: nn.Module
+) -> tuple[dict[str, Any], Any]:
+    """Adapters on one base, or on one each; the teacher is the student without its adapter.
+
+    Where the teacher's graph is kept it is another tree over the base: its blocks are computed
+    again when the student's adapter has been switched on again.
+    """
+    copied = shared_copy if config.parallel.share_base else copy.deepcopy
+    apart = shared_copy(base) if config.objective.through_scores else None
+    bases = {role: base if role == "student" else copied(base) for role in roles}
+    networks = {role: build(bases[role], role) for role in roles}
+    engines = {role: build_engine(networks[role], role, config, world) for role in roles}
+    if apart is not None:
+        return engines, build(apart, "teacher")
+    return engines, Base(engines["student"], engines["student"].module)
+
+
+def _build_whole(
+    roles: list[str], build: BuildRole, config: RunConfig, world: launch.World, base: nn.Module
+) -> tuple[dict[str, Any], Any]:
+    """Whole trained copies in float32 beside the frozen base, each sharded before the next."""
+    engines = {
+        role: build_engine(build(copy.deepcopy(base).float(), role), role, config, world)
+        for role in roles
+    }
+    return engines, _frozen(build(base, "teacher"), config, world)
+
+
+def _frozen(network: nn.Module, config: RunConfig, world: launch.World) -> Any:
     """The teacher of a full fine-tune: sharded where the trained networks are."""
     if not world.distributed or config.parallel.zero_stage < 3:
         return network
@@ -149,16 +213,18 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World):
     return shard_frozen(network, micro_batch=config.batch.micro, dtype=config.model.torch_dtype)
 
 
-def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.World):
+def build_engine(network: nn.Module, role: str, config: RunConfig, world: launch.World) -> Any:
+    """Build the engine that trains a role's network, of one process or over all ranks."""
     settings = getattr(config, role)
     updates = config.objective.roles.count(role)
     common = {
         "total_steps": config.steps * updates,
         "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,
+        "dtype": config.model.torch_dtype,
     }
     if not world.distributed:
-        return TorchEngine(network, settings, **common, dtype=config.model.torch_dtype)
+        return TorchEngine(network, settings, **common)
     from ..parallel.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
@@ -167,6 +233,5 @@ def _engine(network: nn.Module, config: RunConfig, role: str, world: launch.Worl
         **common,
         zero_stage=config.parallel.zero_stage,
         micro_batch=config.batch.micro,
-        dtype=config.model.torch_dtype,
         offload=config.parallel.offload,
     )

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters.step_condition import told
-from ..backbones.base import Backbone
+from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
 from ..backbones.registry import load_backbone
 from ..config import RunConfig, to_dict
+from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder
-from ..diffusion.denoiser import Cond, Guided
+from ..diffusion.denoiser import Cond, Denoiser, Guided
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import reference_grid
 from ..distill.objective import Roles
 from ..parallel import launch
 from ..parallel.rng import Streams
 from ..parallel.sequence import PlannedGroup
-from ..roles.build import adapted, build_engines, fit, outline, prepared
+from ..roles.build import GENERATORS, build_engines, build_role, empty_base
 from ..roles.rounding import Rounding, quantize_base
 from ..roles.rules import check_settings
 from .preflight import check_machine
 from .prepare import digest, embeddings, real_latents
+
+COMPARED = "seed model video grid objective training lora student fake ema".split()
+"""Settings that a checkpoint and the run that resumes it have in common."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,10 @@ class Run:
     grids: tuple[TimeGrid, ...]
     """Of training: one, or one for each K of the objective's set."""
     roles: Roles
-    engines: dict
+    engines: dict[str, Any]
+    """Of the trained roles, by role."""
+    networks: dict[str, NetworkDenoiser | NetworkDiscriminator]
+    """Behind the roles, unguided; each counts the samples that went through it."""
     streams: Streams
     conds: Callable[[list[int]], Cond]
     """Training conditioning by prompt index."""
@@ -51,142 +59,143 @@ class Run:
     gallery: Cond
     real_digest: str
     """Of the real clips; empty if there are none."""
-    evaluated: Callable[[], float]
-    """Samples that went through any of the networks so far; a guided one counts twice, one through
-    the discriminator half.
-    """
     rounding: Rounding | None = None
     """Of the base, if it is quantised."""
 
+    def evaluated(self) -> float:
+        """Return how many samples went through any of the networks so far.
+
+        A guided sample counts twice, one through the discriminator half.
+        """
+        return sum(
+            network.evaluated * (0.5 if role == "discriminator" else 1)
+            for role, network in self.networks.items()
+        )
+
     @property
-    def fingerprint(self) -> dict:
+    def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed by this run."""
-        settings = to_dict(self.config)
-        if (
-            not self.real_digest
-        ):  # real clips are encoded in tiles too; without them only pictures are
+        config, settings = self.config, to_dict(self.config)
+        if not self.real_digest:  # only pictures are decoded in tiles
             settings["model"].pop("tiling")
-        keys = (
-            "seed",
-            "model",
-            "video",
-            "grid",
-            "objective",
-            "training",
-            "lora",
-            "student",
-            "fake",
-            "ema",
-        )
-        optims = {role: getattr(self.config, role) for role in self.engines}
-        falls = any(optim.schedule != "constant" for optim in optims.values())
-        adversarial = (
-            {"discriminator": settings["discriminator"], "real": self.real_digest}
-            if self.real_digest
-            else {}
-        )
-        batch = self.config.batch
-        return (
-            {key: settings[key] for key in keys}
-            | adversarial
-            | {
-                "batch": {
-                    "micro": batch.micro,
-                    "micro_batches": batch.accumulation * self.world.data_size,
-                },  # of all ranks together
-                "prompts": self.prompts_digest,
-                "init": self.config.init or None,
-                "backend": type(self.engines["student"]).__name__,
-                "steps": (
-                    self.config.steps if falls else None
-                ),  # a rate that falls to 0 at the last step depends on it
-            }
-        )
+        compared = {key: settings[key] for key in COMPARED}
+        if self.real_digest:
+            compared |= {"discriminator": settings["discriminator"], "real": self.real_digest}
+        schedules = {getattr(config, role).schedule for role in self.engines}
+        return compared | {
+            "batch": {
+                "micro": config.batch.micro,
+                # of all ranks together
+                "micro_batches": config.batch.accumulation * self.world.data_size,
+            },
+            "prompts": self.prompts_digest,
+            "init": config.init or None,
+            "backend": type(self.engines["student"]).__name__,
+            # a rate that falls to 0 at the last step depends on their number
+            "steps": None if schedules == {"constant"} else config.steps,
+        }
 
 
 def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) -> Run:
-    """Load the teacher, embed the prompts, attach the roles; ValueError for what a user can mend.
+    """Load the teacher, embed the prompts and build the roles.
 
-    resumed: a checkpoint is about to be loaded into it, so the LoRA of `init` is not read.
+    Args:
+        resumed: Whether a checkpoint is loaded afterwards, so that the LoRA of `init` is not read.
+
+    Raises:
+        ValueError: For what a user can mend.
     """
-    device = world.device
     check_settings(config, distributed=world.distributed)
     check_machine(config, world)
-    backbone = load_backbone(config.model, config.video, device=device)
-    grid, grids = (
-        config.grid.build(backbone.process),
-        config.grid.family(backbone.process, config.objective.step_set),
-    )
-    reference_grid(
-        config, backbone.process
-    )  # what the end of the run needs is refused at its start
+    backbone = load_backbone(config.model, config.video, device=world.device)
+    process, objective = backbone.process, config.objective
+    grid, grids = config.grid.build(process), config.grid.family(process, objective.step_set)
+    reference_grid(config, process)  # what the end of the run needs is refused at its start
     started = replace(config, init="") if resumed else config
-    fit(
-        outline(config, backbone.folder, type(backbone)),
-        started,
-        type(backbone),
-        PlannedGroup(config.parallel.sequence),
-    )  # before anything is encoded
+    check_student(started, backbone)  # before anything is encoded
     cache, prompts = embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
-    null = cache.get([""]).to(device)
-    real = (
-        real_latents(config, backbone, world) if "discriminator" in config.objective.roles else None
-    )
-    gallery = cache.get(gallery_prompts).to(device)
-    rounding = (
-        quantize_base(config, backbone, grid, gallery, null)
-        if config.model.quantize != "none"
-        else None
-    )
+    adversarial = "discriminator" in objective.roles
+    real = real_latents(config, backbone, world) if adversarial else None
+    null, gallery = (cache.get(each).to(world.device) for each in ([""], gallery_prompts))
+    quantized = config.model.quantize != "none"
+    rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None
     engines, teacher = build_engines(started, world, backbone)
-    student, fake = (backbone.denoiser(engines[role]) for role in ("student", "fake"))
-    critic = NetworkDiscriminator(backbone, engines["discriminator"], null) if real else None
-    guided = Guided(teacher, null, config.objective.cfg)
-    roles = Roles(
-        told(student, engines["student"].module),
-        told(fake, engines["fake"].module),
-        guided,
-        critic,
-        real,
-    )
+    networks = _networks(backbone, engines, teacher, null)
     return Run(
-        config,
-        world,
-        backbone,
-        grid,
-        grids,
-        roles,
-        engines,
-        Streams(config.seed, device),
-        conds=lambda indices: cache.get([prompts[i] for i in indices]).to(device),
+        config=config,
+        world=world,
+        backbone=backbone,
+        grid=grid,
+        grids=grids,
+        roles=_roles(networks, engines, Guided(teacher, null, objective.cfg), real),
+        engines=engines,
+        networks=networks,
+        streams=Streams(config.seed, world.device),
+        conds=lambda indices: cache.get([prompts[i] for i in indices]).to(world.device),
         order=PromptOrder(len(prompts), config.seed),
         prompts_digest=digest("prompts", prompts),
         null=null,
         gallery_prompts=gallery_prompts,
         gallery=gallery,
         real_digest=digest("clips", real.known) if real else "",
-        evaluated=lambda: (
-            sum(network.evaluated for network in (student, fake, teacher))
-            + (critic.evaluated / 2 if critic else 0)
-        ),
         rounding=rounding,
+    )
+
+
+def check_student(config: RunConfig, backbone: Backbone) -> None:
+    """Build the student on the meta device.
+
+    Raises:
+        ValueError: For what this family, or the LoRA of `init`, cannot do.
+    """
+    family = type(backbone)
+    base = empty_base(config, backbone.folder, family)
+    build_role(base, "student", config, family, group=PlannedGroup(config.parallel.sequence))
+
+
+def _networks(
+    backbone: Backbone, engines: dict[str, Any], teacher: NetworkDenoiser, null: Cond
+) -> dict[str, NetworkDenoiser | NetworkDiscriminator]:
+    """The network of every role behind the method's contract."""
+    networks: dict[str, NetworkDenoiser | NetworkDiscriminator] = {"teacher": teacher}
+    for role, engine in engines.items():
+        networks[role] = (
+            NetworkDiscriminator(backbone, engine, null)
+            if role == "discriminator"
+            else backbone.denoiser(engine)
+        )
+    return networks
+
+
+def _roles(
+    networks: dict[str, Any], engines: dict[str, Any], teacher: Denoiser, real: RealLatents | None
+) -> Roles:
+    """The roles as an objective calls them; it may name no fake, which is None then."""
+    predictors: dict[str, Any] = {
+        role: told(networks[role], engines[role].module) for role in GENERATORS if role in engines
+    }
+    return Roles(
+        student=predictors["student"],
+        fake=predictors.get("fake"),
+        teacher=teacher,
+        discriminator=networks.get("discriminator"),
+        real=real,
     )
 
 
 @torch.no_grad()
 def on_whole_base(run: Run, weights: dict[str, Tensor]) -> Run:
-    """The run with its student on the base as users have it; weights: the trained ones by parameter
-    name.
+    """Return the run with its student on the base as users have it.
+
+    Args:
+        weights: The trained ones by parameter name.
     """
-    config, backbone = run.config, run.backbone
-    network = prepared(
-        adapted(backbone.fresh_network(), config, backbone.lora_targets, seed=config.seed),
-        config=config,
-        world=run.world,
-        backbone=backbone,
-    )
+    backbone, config = run.backbone, replace(run.config, init="")
+    group = run.world.sequence
+    network = build_role(backbone.fresh_network(), "student", config, type(backbone), group=group)
     own = dict(network.named_parameters())
     for name, tensor in weights.items():
         own[name].copy_(tensor)
-    return replace(run, roles=replace(run.roles, student=told(backbone.denoiser(network), network)))
+    student = told(backbone.denoiser(network), network)
+    return replace(run, roles=replace(run.roles, student=student))

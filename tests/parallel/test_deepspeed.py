@@ -280,15 +280,15 @@ def arrays(engines) -> dict[str, np.ndarray]:
     }
 
 
-def assert_same_run(a: dict, b: dict, *, losses: float = 1e-6, weights: float = 1e-5) -> None:
-    """Losses and gradient norms of every iteration within `losses`, weights and averages after it
-    within `weights`.
+def assert_same_run(a: dict, b: dict, *, losses: float = 1e-5, weights: float = 1e-5) -> None:
+    """Losses and gradient norms of every iteration within `losses` of their value; weights and
+    averages after it within `weights`, absolute: a step has the size of the rate, not the weight's.
     """
     assert a["failed"] == b["failed"] and a["updates"] == b["updates"]
     for step, failed in enumerate(a["failed"]):
         for name, value in a["log"][step].items():
             if failed is None and name.startswith(("loss", "grad_norm")):
-                assert value == pytest.approx(b["log"][step][name], abs=losses), (step, name)
+                assert value == pytest.approx(b["log"][step][name], rel=losses, abs=0), (step, name)
         assert_close(a["weights"][step], b["weights"][step], weights)
 
 
@@ -461,7 +461,7 @@ def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp
             )
 
 
-@pytest.mark.parametrize("stage, losses, weights", [(2, 1e-6, 1e-5), (3, 2e-3, 2e-3)])
+@pytest.mark.parametrize("stage, losses, weights", [(2, 1e-5, 1e-5), (3, 1e-2, 2e-3)])
 def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
     model, reference, stage, losses, weights
 ):
@@ -473,7 +473,7 @@ def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_float16_arithmetic_trains_as_in_one_process(model, reference, stage):
     for result in run_ranks(2, run, Case(model, dtype="float16", zero_stage=stage)):
-        assert_same_run(result, reference(dtype="float16"), losses=2e-3, weights=2e-3)
+        assert_same_run(result, reference(dtype="float16"), losses=1e-2, weights=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -102,11 +102,15 @@ def test_two_ranks_are_one_process_with_the_same_micro_batches(
         ),
     )
     expected, found = weights(one), weights(tmp_path)
-    moved = [
-        name for name, tensor in expected.items() if "lora_B" in name and tensor.abs().max() > 1e-4
-    ]
-    assert expected.keys() == found.keys() and moved
+    moved = max(  # lora_B starts at zero
+        float(tensor.abs().max()) for name, tensor in expected.items() if "lora_B" in name
+    )
+    assert expected.keys() == found.keys() and moved > 1e-4
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            found[name],
+            tensor,
+            atol=1e-3 * moved,
+            rtol=1e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
         )

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tdmvid.report import plots as curves
+from tdmvid.report import plots
 from tdmvid.report.page import write_report
 
 PROMPTS = ["a red circle moving left", '<script>alert("x")</script> & more', "it's 5 > 3"]
@@ -253,12 +253,12 @@ def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):
 
 
 def test_ticks_that_lie_close_together_have_texts_of_their_own():
-    (panel,) = curves.panels(
+    (panel,) = plots.panels(
         {"step": list(range(50)), "ess": [0.9996 + 0.000008 * step for step in range(50)]}
     )
     texts = [text for _, text in panel.y_ticks]
     assert len(texts) >= 3 and len(set(texts)) == len(texts) and "0.9997" in texts
-    assert curves.labelled([0.0, 0.5, 1.0]) == [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
+    assert plots.labelled([0.0, 0.5, 1.0]) == [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
 
 
 def test_checks_and_the_exported_lora_say_pass_or_fail(page):
@@ -285,37 +285,37 @@ def test_writing_again_replaces_the_page_and_leaves_nothing_else(tmp_path):
 
 def test_scalars_of_one_group_share_a_panel_and_bookkeeping_has_none():
     columns = {"loss/a": [1, 2, 3], "ess": [1, 1, 1], "loss/b": [3, 2, 1], "epoch": [0, 0, 0]}
-    panels = curves.panels({"step": [0, 1, 2], **columns})
+    panels = plots.panels({"step": [0, 1, 2], **columns})
     assert [[line.name for line in panel.lines] for panel in panels] == [["a", "b"], [""]]
     assert panels[0].title == "loss"
 
 
 def test_smoothing_keeps_a_constant_and_the_length():
-    np.testing.assert_allclose(curves.smoothed(np.full(300, 2.5)), 2.5)
-    assert len(curves.smoothed(np.arange(7.0))) == 7
+    np.testing.assert_allclose(plots.smoothed(np.full(300, 2.5)), 2.5)
+    assert len(plots.smoothed(np.arange(7.0))) == 7
 
 
 def test_a_long_curve_is_thinned_but_keeps_its_spike():
     values = np.ones(20_000)
     values[12_345] = 50.0
-    [panel] = curves.panels({"step": list(range(20_000)), "x": values.tolist()})
+    [panel] = plots.panels({"step": list(range(20_000)), "x": values.tolist()})
     heights = [float(point.split(" ")[1]) for point in panel.lines[0].raw[1:].split("L")]
-    assert len(heights) < 500 and sum(y < curves.TOP for y in heights) == 1
+    assert len(heights) < 500 and sum(y < plots.TOP for y in heights) == 1
 
 
 def test_values_that_are_not_finite_are_told_and_not_drawn():
     loss = [1.0, 2.0, float("nan"), 4.0, float("inf"), 3.0]
-    [panel] = curves.panels({"step": list(range(6)), "loss": loss})
+    [panel] = plots.panels({"step": list(range(6)), "loss": loss})
     assert (
         panel.lines[0].note == "loss: 2 steps without a finite value"
         and "nan" not in panel.lines[0].raw
     )
-    [panel] = curves.panels({"step": [0, 1], "loss": [float("nan")] * 2})
+    [panel] = plots.panels({"step": [0, 1], "loss": [float("nan")] * 2})
     assert panel.lines[0].last == "none" and panel.lines[0].note == "loss: no finite value"
 
 
 def test_a_run_of_one_step_has_its_curves_too():
-    [panel] = curves.panels({"step": [0], "loss": [0.25]})
+    [panel] = plots.panels({"step": [0], "loss": [0.25]})
     assert panel.lines[0].last == "0.25" and [label for _, label in panel.x_ticks] == ["0", "1"]
 
 
@@ -328,11 +328,11 @@ def test_numbers_are_short():
         12345.6: "12,346",
         -3e9: "-3e9",
     }
-    assert {value: curves.short(value) for value in numbers} == numbers
+    assert {value: plots.short(value) for value in numbers} == numbers
 
 
 def test_ticks_are_round_and_inside():
-    assert curves.ticks(0, 2000, 5) == [0, 500, 1000, 1500, 2000]
-    assert curves.ticks(0.1, 0.32, 5) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
-    assert curves.log_ticks(0.015, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])
-    assert curves.log_ticks(1e-4, 1) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+    assert plots.ticks(0, 2000, 5) == [0, 500, 1000, 1500, 2000]
+    assert plots.ticks(0.1, 0.32, 5) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
+    assert plots.log_ticks(0.015, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])
+    assert plots.log_ticks(1e-4, 1) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])

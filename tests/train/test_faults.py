@@ -193,4 +193,4 @@ def test_a_run_goes_on_with_another_number_of_ranks(tiny_json, tmp_path, whole):
             tiny_json, out, f"steps={steps}", f"batch.accumulation={accumulation}", count=count
         )
         assert status == 0, said
-    assert losses(out) == [pytest.approx(pair, abs=1e-5) for pair in whole]
+    assert losses(out) == [pytest.approx(pair, rel=1e-4, abs=0) for pair in whole]
