@@ -215,8 +215,8 @@ def all_agree(flag: bool) -> bool:
     return bool(lowest.item())
 
 
-def of_first(value):
-    """Rank 0's value (anything that pickles) on every rank; what the others pass is forgotten."""
+def broadcast_from_rank0(value):
+    """Return rank 0's value, anything that pickles, on every rank."""
     if not dist.is_initialized():
         return value
     one = [value]

@@ -70,7 +70,7 @@ def sample_videos(
     done = claim_folder(out, settings, shots) if world.primary else None
     # What machines see of a shared folder may differ for a while, and each would share out another
     # list.
-    done = launch.of_first(done)
+    done = launch.broadcast_from_rank0(done)
     todo = [shot for shot in shots if shot.file not in done]
     if todo:
         conds = _embed(todo, backbone, world, cache)

@@ -1,6 +1,4 @@
-"""The training loop: prompts -> trajectory -> draws -> losses -> steps, then the LoRA and the
-report.
-"""
+"""The training loop: prompts -> trajectory -> draws -> losses -> steps, then LoRA and report."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from .finalize import finish
 from .monitor import Monitor
 from .run import Run, build_run
 from .samples import write_samples
-from .signals import Interrupted, Watch
+from .signals import HangDetector, Interrupted, StopSignals
 
 
 class TrainingStopped(RuntimeError):
@@ -33,64 +31,66 @@ def train(
     commands: dict[str, str] | None = None,
     at_end: Callable[[Run], None] | None = None,
 ) -> Path:
-    """Train, export, report; returns the run folder.
+    """Train, export and report.
 
-    resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "";
-    at_end: what is done with the trained run instead of exporting and reporting.
+    Args:
+        resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "".
+        commands: What to show in the report, by what they do.
+        at_end: What to do with the trained run instead of exporting and reporting.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: For what a user can mend.
+        TrainingStopped: If too many iterations in a row were not finite.
+        Interrupted: If the run was asked to stop.
     """
     world = launch.start(
         config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence
     )
     launch.check_same("config", flat(to_dict(config)) | {"--resume": resume})
-    folder = config.folder
     check_folders(config)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", keep=config.log.keep_checkpoints, rank=world.rank, ranks=world.size
-    )
-    if not resume and checkpoints.steps():
-        raise ValueError(
-            f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose"
-            " another --out"
-        )
-    # One rank looks: a shared file system may show another machine the folder as it was.
-    path = (
-        launch.of_first(checkpoints.latest() if world.primary else None)
-        if resume == "auto"
-        else Path(resume)
-        if resume
-        else None
-    )
+    checkpoints = _open_checkpoints(config, world, resume)
+    path = _find_checkpoint(checkpoints, world, resume)
     run = build_run(config, world, resumed=path is not None)
     start = _resume(run, checkpoints, path) if path else 0
     if world.primary:
-        write_json(folder / "config.json", to_dict(config))
-        write_json(
-            folder / "commands.json",
-            {"commands": [{"what": w, "command": c} for w, c in (commands or {}).items()]},
-        )
-        if run.rounding:
-            run.rounding.save(folder)
-            print(run.rounding, flush=True)
-        else:
-            (folder / "quantized.json").unlink(
-                missing_ok=True
-            )  # of a run that ended here before its first checkpoint
-    monitor = Monitor(folder, total=config.steps, start=start, primary=world.primary)
+        _write_settings(run, commands or {})
+    monitor = Monitor(config.folder, total=config.steps, start=start, primary=world.primary)
     try:
-        with Watch(folder, world, config.parallel.timeout_minutes) as watch:
-            _loop(run, start, checkpoints, monitor, watch)
+        _loop(run, start, checkpoints, monitor)
     finally:
         checkpoints.close()
         monitor.close()
     (at_end or finish)(run)
     launch.finish()
-    return folder
+    return config.folder
+
+
+def _open_checkpoints(config: RunConfig, world: launch.World, resume: str) -> Checkpoints:
+    folder, keep = config.folder, config.log.keep_checkpoints
+    checkpoints = Checkpoints(folder / "checkpoints", keep=keep, rank=world.rank, ranks=world.size)
+    if not resume and checkpoints.steps():
+        raise ValueError(
+            f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose"
+            " another --out"
+        )
+    return checkpoints
+
+
+def _find_checkpoint(checkpoints: Checkpoints, world: launch.World, resume: str) -> Path | None:
+    """The checkpoint to go on from, the same on all ranks."""
+    if resume != "auto":
+        return Path(resume) if resume else None
+    # One rank looks: a shared file system may show another machine the folder as it was.
+    return launch.broadcast_from_rank0(checkpoints.latest() if world.primary else None)
 
 
 def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
-    start = Checkpoints.load(
-        path, run.engines, run.fingerprint, to_dict(RunConfig()) | {"init": None}
-    )
+    """Load a checkpoint; the iterations that it has done."""
+    defaults = to_dict(RunConfig()) | {"init": None}
+    start = Checkpoints.load(path, run.engines, run.fingerprint, defaults)
     if start > run.config.steps:
         raise ValueError(
             f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or"
@@ -100,46 +100,83 @@ def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
     return start
 
 
-def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, watch: Watch) -> None:
-    config, log, bad = run.config, run.config.log, 0
-    for step in range(start, config.steps):
-        watch.beat(step)
-        outcome, scalars = _iteration(run, step)
-        monitor.log(step, scalars)
-        bad = bad + 1 if outcome.failed else 0
-        if outcome.failed:
-            print(
-                f"step {step}: loss or gradient of the {outcome.failed} is not finite; it was not"
-                f" stepped ({bad} in a row)",
-                file=sys.stderr,
-            )
-        done = step + 1
-        if bad >= config.max_bad_steps:
-            path = checkpoints.save(done, run.engines, run.fingerprint)
-            checkpoints.wait()
-            raise TrainingStopped(
-                f"stopped: the {outcome.failed}'s loss or gradient was not finite in {bad}"
-                f" iterations in a row, up to step {step}; the last good state is {path}. Check the"
-                f" prompts and the teacher's dtype, or lower {outcome.failed}.lr in a new run"
-                " (another --out)"
-            )
-        last = done == config.steps
-        stop = not last and watch.told_to_stop()
-        if last or stop or log.checkpoint_every and done % log.checkpoint_every == 0:
-            path = checkpoints.save(done, run.engines, run.fingerprint)
-        if last or stop:
-            checkpoints.wait()
-        if stop:
-            raise Interrupted(
-                f"stopped as asked, {done:,} of {config.steps:,} iterations done; the state is"
-                f" {path}: continue with --resume auto"
-            )
-        if last or log.sample_every and done % log.sample_every == 0:
-            write_samples(run, done)
+def _write_settings(run: Run, commands: dict[str, str]) -> None:
+    """Write what the run is into its folder."""
+    folder = run.config.folder
+    write_json(folder / "config.json", to_dict(run.config))
+    shown = [{"what": what, "command": command} for what, command in commands.items()]
+    write_json(folder / "commands.json", {"commands": shown})
+    if run.rounding:
+        run.rounding.save(folder)
+        print(run.rounding, flush=True)
+    else:  # a run that ended here before its first checkpoint may have left one
+        (folder / "quantized.json").unlink(missing_ok=True)
+
+
+def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> None:
+    config, log, failures = run.config, run.config.log, 0
+    hangs = HangDetector(config.folder, run.world, config.parallel.timeout_minutes)
+    with StopSignals(announce=run.world.primary) as signals, hangs:
+        for step in range(start, config.steps):
+            hangs.start_iteration()
+            outcome, scalars = _iteration(run, step)
+            monitor.log(step, scalars)
+            failures = failures + 1 if outcome.failed else 0
+            done, last = step + 1, step + 1 == config.steps
+            if outcome.failed:
+                _report_failure(outcome.failed, step, failures)
+            if failures >= config.max_bad_steps:
+                path = _save(run, checkpoints, done, wait=True)
+                raise TrainingStopped(_failed(outcome.failed, step, failures, path))
+            stop = not last and signals.requested()
+            if last or stop or _due(log.checkpoint_every, done):
+                path = _save(run, checkpoints, done, wait=last or stop)
+            if stop:
+                raise Interrupted(_stopped(done, config.steps, path))
+            if last or _due(log.sample_every, done):
+                write_samples(run, done)
+
+
+def _due(every: int, done: int) -> bool:
+    """Whether something that happens every so many iterations, or never (0), happens now."""
+    return every > 0 and done % every == 0
+
+
+def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:
+    """Begin to write a checkpoint, and wait until it is whole."""
+    path = checkpoints.save(done, run.engines, run.fingerprint)
+    if wait:
+        checkpoints.wait()
+    return path
+
+
+def _report_failure(role: str, step: int, failures: int) -> None:
+    print(
+        f"step {step}: loss or gradient of the {role} is not finite; it was not stepped"
+        f" ({failures} in a row)",
+        file=sys.stderr,
+    )
+
+
+def _failed(role: str | None, step: int, failures: int, path: Path) -> str:
+    return (
+        f"stopped: the {role}'s loss or gradient was not finite in {failures} iterations in a row,"
+        f" up to step {step}; the last good state is {path}. Check the prompts and the teacher's"
+        f" dtype, or lower {role}.lr in a new run (another --out)"
+    )
+
+
+def _stopped(done: int, steps: int, path: Path) -> str:
+    return (
+        f"stopped as asked, {done:,} of {steps:,} iterations done; the state is {path}: continue"
+        " with --resume auto"
+    )
 
 
 def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
-    """One iteration, and its scalars averaged over the ranks; calls: of all networks, per sample."""
+    """One iteration, and its scalars averaged over the ranks; `calls` are of all networks, per
+    sample.
+    """
     batch, began, before = run.config.batch, time.perf_counter(), run.evaluated()
     outcome = iterate(
         step,
