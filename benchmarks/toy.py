@@ -239,7 +239,7 @@ def samples(
     return sample(
         denoiser,
         z,
-        NULL.told(steps, count, "cpu"),
+        NULL.with_step_count(steps, count, "cpu"),
         shifted(steps, shift, denoiser.process),
         solver=solver,
         generator=generator,

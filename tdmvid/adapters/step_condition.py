@@ -78,7 +78,7 @@ def condition_on_steps(network: nn.Module, *, seed: int) -> StepCondition:
     return condition
 
 
-class _Told:
+class _StepConditioned:
     """A denoiser whose network learns K from the conditioning."""
 
     def __init__(self, denoiser: Denoiser, condition: StepCondition):
@@ -92,10 +92,10 @@ class _Told:
             self.condition.steps = None  # the teacher runs on the same modules
 
 
-def told(denoiser: Denoiser, module: nn.Module) -> Denoiser:
-    """The denoiser of a role; one that passes K on if `module` has the condition."""
+def with_step_count(denoiser: Denoiser, module: nn.Module) -> Denoiser:
+    """Return the denoiser of a role; it passes K on if `module` has the condition."""
     condition = dict(module.named_children()).get(NAME)
-    return denoiser if condition is None else _Told(denoiser, condition)
+    return denoiser if condition is None else _StepConditioned(denoiser, condition)
 
 
 @torch.no_grad()

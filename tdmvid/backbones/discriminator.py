@@ -32,11 +32,11 @@ class Head(nn.Module):
     def __init__(self, features: int, width: int = WIDTH):
         super().__init__()
         self.norm, self.inner = nn.LayerNorm(features), nn.Linear(features, width)
-        self.told, self.outer = nn.Linear(4 * FREQUENCIES, 2 * width), nn.Linear(width, 1)
+        self.modulation, self.outer = nn.Linear(4 * FREQUENCIES, 2 * width), nn.Linear(width, 1)
 
     def forward(self, features: Tensor, levels: Tensor) -> Tensor:
         """[B, N, W] and [B, 4 * FREQUENCIES] -> [B]."""
-        scale, shift = self.told(levels)[:, None].chunk(2, -1)
+        scale, shift = self.modulation(levels)[:, None].chunk(2, -1)
         return self.outer(silu(self.inner(self.norm(features)) * (1 + scale) + shift)).mean((1, 2))
 
 

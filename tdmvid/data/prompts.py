@@ -11,12 +11,18 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from ..config.resources import find_prompts
+=======
+if TYPE_CHECKING:
+    from ..config import PromptConfig
+
+>>>>>>> b4fec93 (Rename told to with_step_count; read a run's prompts in one function)
 
 
 def read_prompts(path: Path | str, *, column: str = "prompt") -> list[str]:
@@ -38,6 +44,21 @@ def read_prompts(path: Path | str, *, column: str = "prompt") -> list[str]:
     if not prompts:
         raise ValueError(f"{path}: has no prompts: at least one is needed")
     return prompts
+
+
+def read_training_prompts(config: PromptConfig) -> list[str]:
+    """Return the prompts that a run trains on.
+
+    Raises:
+        ValueError: If no file is named, or for what is wrong in it.
+        FileNotFoundError: If it is not there.
+    """
+    if not config.path:
+        raise ValueError(
+            "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts"
+        )
+    prompts = read_prompts(Path(config.path), column=config.column)
+    return prompts[: config.limit] if config.limit else prompts
 
 
 class PromptOrder:

@@ -52,8 +52,8 @@ class Cond(Mapping[str, Tensor]):
         """The conditioning of some samples of the batch."""
         return Cond({name: tensor[index] for name, tensor in self.items()})
 
-    def told(self, steps: int, batch: int, device: torch.device | str) -> Cond:
-        """The same, and K for each of `batch` samples."""
+    def with_step_count(self, steps: int, batch: int, device: torch.device | str) -> Cond:
+        """Return the conditioning with K for each of `batch` samples."""
         return Cond({**self, STEPS: torch.full((batch,), float(steps), device=device)})
 
     def expand(self, batch: int) -> Cond:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..adapters.bundle import read_facts
 from ..adapters.extract import adapt, extract, read_published
 from ..adapters.lora import LoraSettings, attach, in_host_memory
-from ..adapters.step_condition import NAME, condition_on_steps, told
+from ..adapters.step_condition import NAME, condition_on_steps, with_step_count
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
 from ..config import RunConfig, load_config
@@ -254,11 +254,13 @@ class _Student:
 
     def _sample(self, network: nn.Module) -> Tensor:
         denoiser, told_steps = (
-            told(self.backbone.denoiser(network), network),
+            with_step_count(self.backbone.denoiser(network), network),
             NAME in dict(network.named_children()),
         )
         cond = (
-            self.cond.told(self.grid.steps, len(self.z), self.z.device) if told_steps else self.cond
+            self.cond.with_step_count(self.grid.steps, len(self.z), self.z.device)
+            if told_steps
+            else self.cond
         )
         return ddim(denoiser, self.z, cond, self.grid)
 

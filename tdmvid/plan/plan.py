@@ -13,7 +13,7 @@ from ..backbones.base import Backbone
 from ..backbones.registry import find_family
 from ..backbones.spec import Tokens
 from ..config import RunConfig
-from ..data.prompts import read_prompts
+from ..data.prompts import read_training_prompts
 from ..distill.grids import reference_grid
 from ..parallel.launch import check_sequence
 from ..roles.rules import check_settings
@@ -214,7 +214,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1, like: Plan | None = None) ->
     folder, family = find_family(config.model, weights=False)
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
     _check_grids(config, folder, family)
-    prompts = _count_prompts(config)
+    prompts = len(read_training_prompts(config.prompts))
     networks = outline_networks(config, folder, family)
     if like and traced_settings(like.config) == traced_settings(config):
         forwards, backwards = calls_per_iteration(config)
@@ -244,12 +244,3 @@ def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> Non
     process = family.spec.read_process(folder)
     config.grid.family(process, config.objective.step_set)
     reference_grid(config, process)
-
-
-def _count_prompts(config: RunConfig) -> int:
-    if not config.prompts.path:
-        raise ValueError(
-            "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts"
-        )
-    prompts = len(read_prompts(Path(config.prompts.path), column=config.prompts.column))
-    return min(prompts, config.prompts.limit or prompts)

@@ -12,7 +12,7 @@ from ..backbones.base import Backbone
 from ..config import RunConfig
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.latents import RealLatents
-from ..data.prompts import read_prompts
+from ..data.prompts import read_training_prompts
 from ..data.video import read_clip
 from ..parallel import launch
 
@@ -23,12 +23,7 @@ def embeddings(
     """The cache with every prompt of the run in it, and the training prompts; the text encoder is
     gone afterwards.
     """
-    if not config.prompts.path:
-        raise ValueError(
-            "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts"
-        )
-    prompts = read_prompts(Path(config.prompts.path), column=config.prompts.column)
-    prompts = prompts[: config.prompts.limit] if config.prompts.limit else prompts
+    prompts = read_training_prompts(config.prompts)
     launch.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
     root, key = Path(config.prompts.cache), backbone.text_fingerprint()
     if world.primary:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.step_condition import told
+from ..adapters.step_condition import with_step_count
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
 from ..backbones.registry import load_backbone
@@ -173,7 +173,9 @@ def _roles(
 ) -> Roles:
     """The roles as an objective calls them; it may name no fake, which is None then."""
     predictors: dict[str, Any] = {
-        role: told(networks[role], engines[role].module) for role in GENERATORS if role in engines
+        role: with_step_count(networks[role], engines[role].module)
+        for role in GENERATORS
+        if role in engines
     }
     return Roles(
         student=predictors["student"],
@@ -197,5 +199,5 @@ def on_whole_base(run: Run, weights: dict[str, Tensor]) -> Run:
     own = dict(network.named_parameters())
     for name, tensor in weights.items():
         own[name].copy_(tensor)
-    student = told(backbone.denoiser(network), network)
+    student = with_step_count(backbone.denoiser(network), network)
     return replace(run, roles=replace(run.roles, student=student))

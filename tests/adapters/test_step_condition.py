@@ -7,7 +7,7 @@ import torch
 from refusals import refused
 
 from tdmvid.adapters.lora import Base, LoraSettings, attach
-from tdmvid.adapters.step_condition import NAME, condition_on_steps, time_embedding, told
+from tdmvid.adapters.step_condition import NAME, condition_on_steps, time_embedding, with_step_count
 from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.diffusion.denoiser import step_level
@@ -41,9 +41,12 @@ class Student:
             )
 
     def sample(self, steps, denoiser=None):
-        denoiser = denoiser or told(self.backbone.denoiser(self.module), self.module)
+        denoiser = denoiser or with_step_count(self.backbone.denoiser(self.module), self.module)
         return ddim(
-            denoiser, self.z, self.cond.told(steps, 2, "cpu"), uniform(steps, self.backbone.process)
+            denoiser,
+            self.z,
+            self.cond.with_step_count(steps, 2, "cpu"),
+            uniform(steps, self.backbone.process),
         )
 
 
@@ -64,18 +67,18 @@ def test_iteration_zero_is_exactly_the_student_without_it(student):
 
 def test_each_k_is_another_network_and_the_teacher_hears_of_none(student):
     x, t = student.z, torch.full((2,), 0.6)
-    denoise = told(student.backbone.denoiser(student.module), student.module)
+    denoise = with_step_count(student.backbone.denoiser(student.module), student.module)
     teacher = student.backbone.denoiser(Base(student.module, student.module))
-    base = teacher(x, t, student.cond.told(4, 2, "cpu"))
+    base = teacher(x, t, student.cond.with_step_count(4, 2, "cpu"))
     student.wake()
-    found = [denoise(x, t, student.cond.told(k, 2, "cpu")) for k in (1, 4)]
+    found = [denoise(x, t, student.cond.with_step_count(k, 2, "cpu")) for k in (1, 4)]
     assert (found[0] - found[1]).abs().mean() > 1e-3
-    assert torch.equal(teacher(x, t, student.cond.told(4, 2, "cpu")), base)
+    assert torch.equal(teacher(x, t, student.cond.with_step_count(4, 2, "cpu")), base)
 
 
 def test_the_condition_is_trained_and_saved_with_the_adapter(student):
-    x0 = told(student.backbone.denoiser(student.module), student.module)(
-        student.z, torch.full((2,), 0.6), student.cond.told(4, 2, "cpu")
+    x0 = with_step_count(student.backbone.denoiser(student.module), student.module)(
+        student.z, torch.full((2,), 0.6), student.cond.with_step_count(4, 2, "cpu")
     )
     x0.sum().backward()
     trained = {name for name, p in student.module.named_parameters() if p.requires_grad}

@@ -316,11 +316,11 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
         torch.tensor([0.4, 0.7]),
         torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(9)),
     )
-    four = Cond({}).told(4, 2, "cpu")
+    four = Cond({}).with_step_count(4, 2, "cpu")
     with torch.no_grad():
         backbone.predict_x0(whole, x, tau, backbone.encode_prompts([""] * 2))
         at = critic(x, tau, four)
-        assert (critic(x, tau, Cond({}).told(1, 2, "cpu")) - at).abs().min() > 1e-5 and (
+        assert (critic(x, tau, Cond({}).with_step_count(1, 2, "cpu")) - at).abs().min() > 1e-5 and (
             critic(x, 1 - tau, four) - at
         ).abs().min() > 1e-5
         critic(x, tau, four)
@@ -378,7 +378,7 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
     x, t, four, cond = (
         noise(backbone).requires_grad_(),
         torch.tensor([0.4, 0.7]),
-        Cond({}).told(4, 2, "cpu"),
+        Cond({}).with_step_count(4, 2, "cpu"),
         backbone.encode_prompts(PROMPTS),
     )
     student = lambda: torch.autograd.grad(

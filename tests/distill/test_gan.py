@@ -139,7 +139,7 @@ def test_a_gradient_too_small_for_float16_is_not_lost_inside_the_discriminator(p
 
 def test_the_critic_hears_k():
     critic, x, t = Critic(width=8), torch.ones(2, 2), torch.full((2,), 0.5)
-    one, four = (critic(x, t, NULL.told(k, 2, "cpu")) for k in (1, 4))
+    one, four = (critic(x, t, NULL.with_step_count(k, 2, "cpu")) for k in (1, 4))
     assert one.shape == (2,) and (one - four).abs().min() > 0
 
 
