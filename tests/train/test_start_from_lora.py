@@ -91,7 +91,7 @@ def test_a_lora_that_does_not_fit_the_run_is_refused(second, change, facts):
 @pytest.mark.parametrize("change", ["lora.rank=3", 'lora.targets=["to_q"]'])
 def test_a_plan_refuses_a_lora_that_is_there_and_does_not_fit(tiny_run, stage, tmp_path, change):
     start = f"init={stage / 'lora'}"
-    assert make_plan(tiny_run(tmp_path, start)).trainable > 0
+    assert make_plan(tiny_run(tmp_path, start)).weights.trainable > 0
     with refused(f"init='{stage / 'lora'}'", error=ValueError):
         make_plan(tiny_run(tmp_path, start, change))
 
