@@ -16,21 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from ..config.resources import find_prompts
-=======
+
 if TYPE_CHECKING:
     from ..config import PromptConfig
-
->>>>>>> b4fec93 (Rename told to with_step_count; read a run's prompts in one function)
 
 
 def read_prompts(path: Path | str, *, column: str = "prompt") -> list[str]:
     """The prompts of a .txt, .jsonl, .csv or .parquet file, in order, duplicates kept.
 
     Text has one prompt a line; JSON lines are strings or objects with `column`; tables have
-    `column`; a ready list has a name, e.g. `videos`. Space around a prompt is dropped, blank lines are skipped. Raises
-    FileNotFoundError, or ValueError with the file and the line of what is wrong.
+    `column`; a ready list has a name, e.g. `videos`. Space around a prompt is dropped, blank lines
+    are skipped. Raises FileNotFoundError, or ValueError with the file and the line of what is
+    wrong.
     """
     path = find_prompts(path)
     reader = _READERS.get(path.suffix.lower())
@@ -57,7 +55,7 @@ def read_training_prompts(config: PromptConfig) -> list[str]:
         raise ValueError(
             "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts"
         )
-    prompts = read_prompts(Path(config.path), column=config.column)
+    prompts = read_prompts(config.path, column=config.column)
     return prompts[: config.limit] if config.limit else prompts
 
 
