@@ -93,11 +93,9 @@ def build_role(
         network.requires_grad_(spec.whole)
     if group is not None and group.size > 1:
         family.share_tokens(network, group)
-    on_meta = next(network.parameters()).is_meta
-    if config.model.attention == "xformers" and not on_meta:
-        family.use_xformers(network)
-    if config.model.attention == "float32":
-        family.use_float32_attention(network)
+    on_meta, attention = next(network.parameters()).is_meta, config.model.attention
+    if not on_meta or attention == "float32":
+        family.set_attention(network, attention)
     if not on_meta:
         _set_execution(network, config, family, compiled=spec.compiled)
     return network
@@ -107,7 +105,7 @@ def _adapt(
     network: nn.Module, spec: RoleSpec, config: RunConfig, family: type[Backbone], *, seed: int
 ) -> None:
     """Add all that a role trains beside a frozen base."""
-    start = family.read_lora(Path(spec.init), network) if spec.init else None
+    start = family.lora.read(Path(spec.init), network) if spec.init else None
     attach(network, config.lora, family.lora_targets, seed=seed)
     if config.objective.told_steps:
         condition_on_steps(network, seed=seed)
