@@ -42,7 +42,7 @@ from benchmarks.stopwatch import MIB, alternate, peak_bytes, report  # noqa: E40
 from benchmarks.untrained import SMALL, Stage, build_stage, untrained  # noqa: E402
 from tdmvid.adapters.lora import tuner_layers  # noqa: E402
 from tdmvid.backbones.cogvideox_parallel import JointAttention  # noqa: E402
-from tdmvid.config.run import RunConfig, load_config  # noqa: E402
+from tdmvid.config import RunConfig, load_config  # noqa: E402
 from tdmvid.distill.iteration import iterate, pick_k  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 

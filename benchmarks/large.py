@@ -27,7 +27,8 @@ import torch  # noqa: E402
 
 from benchmarks.stopwatch import Kept, seconds  # noqa: E402
 from benchmarks.untrained import build_stage, untrained  # noqa: E402
-from tdmvid.config.run import RunConfig, load_config  # noqa: E402
+from tdmvid.backbones.dtype import torch_dtype  # noqa: E402
+from tdmvid.config import RunConfig, load_config  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.plan.describe import describe  # noqa: E402
 from tdmvid.plan.plan import GIB, make_plan  # noqa: E402
@@ -90,7 +91,7 @@ def main() -> None:
     )
     plan, rate = (
         make_plan(config, ranks=world.size),
-        matrix_rate(world.device, config.model.torch_dtype),
+        matrix_rate(world.device, torch_dtype(config.model)),
     )
     times, allocated, kept = measure(config, world, args.iterations)
     mean = statistics.mean(times)  # k differs between iterations, the plan has its mean

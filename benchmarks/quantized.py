@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from benchmarks import race  # noqa: E402
 from benchmarks.stopwatch import MIB, Kept, alternate, report  # noqa: E402
 from tdmvid.backbones.quantize import held_bytes  # noqa: E402
-from tdmvid.config.run import RunConfig, load_config  # noqa: E402
+from tdmvid.config import RunConfig, load_config  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.plan.plan import make_plan  # noqa: E402
 from tdmvid.train.run import Run, build_run, on_whole_base  # noqa: E402

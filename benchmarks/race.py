@@ -15,7 +15,7 @@ import torch
 from benchmarks import toy as mixture
 from benchmarks.published import published
 from benchmarks.stopwatch import alternate
-from tdmvid.config.run import RunConfig, load_config
+from tdmvid.config import RunConfig, load_config
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.iteration import iterate

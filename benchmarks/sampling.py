@@ -34,8 +34,9 @@ from benchmarks.iteration import NETWORKS, prepare  # noqa: E402
 from benchmarks.stopwatch import alternate, report  # noqa: E402
 from benchmarks.untrained import Stage, build_stage, text_like  # noqa: E402
 from tdmvid.backbones.registry import load_backbone  # noqa: E402
-from tdmvid.config.run import RunConfig  # noqa: E402
+from tdmvid.config import RunConfig  # noqa: E402
 from tdmvid.diffusion.sampler import ddim  # noqa: E402
+from tdmvid.distill.grids import build_grid  # noqa: E402
 from tdmvid.export.bundle import export_fused, export_lora  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.sampling.student import use_student  # noqa: E402
@@ -92,7 +93,7 @@ def compare(
     """
     cfg, few = (
         config.objective.cfg,
-        config.grid.build(load_backbone(config.model, config.video).process).steps,
+        build_grid(config.grid, load_backbone(config.model, config.video).process).steps,
     )
     evaluations = {
         "teacher": steps * (1 if cfg == 1 else 2),

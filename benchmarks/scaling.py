@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from benchmarks.iteration import steps_of_extreme_k  # noqa: E402
 from benchmarks.stopwatch import Kept, alternate, peak_bytes, report  # noqa: E402
 from benchmarks.untrained import SMALL, build_stage, untrained  # noqa: E402
-from tdmvid.config.run import RunConfig, load_config  # noqa: E402
+from tdmvid.config import RunConfig, load_config  # noqa: E402
 from tdmvid.parallel import launch  # noqa: E402
 from tdmvid.plan.cost import ATTENTION_ON_A_CPU  # noqa: E402
 from tdmvid.plan.plan import Plan, make_plan  # noqa: E402

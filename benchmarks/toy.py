@@ -28,7 +28,7 @@ from tdmvid.backbones.gaussian import (
     fit_to_teacher,
     sliced_wasserstein,
 )
-from tdmvid.config.run import from_dict, to_dict
+from tdmvid.config import OptimConfig, from_dict, to_dict
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
@@ -37,7 +37,6 @@ from tdmvid.distill.iteration import Outcome, iterate, pick_grid
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel.engine import TorchEngine
-from tdmvid.parallel.optim import OptimConfig
 from tdmvid.parallel.rng import Streams
 
 NULL = Cond({})
@@ -101,7 +100,10 @@ class Recipe:
 def pretrained(process: Process, recipe: Recipe) -> VelocityNetwork:
     """A network that has learnt the exact teacher: what student and fake start from."""
     network = VelocityNetwork(
-        process, width=recipe.width, seed=recipe.seed, told_steps=recipe.objective.told_steps
+        process,
+        width=recipe.width,
+        seed=recipe.seed,
+        conditioned_on_steps=recipe.objective.conditioned_on_steps,
     )
     fit_to_teacher(network, ExactDenoiser(recipe.data(), process))
     return network

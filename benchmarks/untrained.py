@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from tdmvid.backbones.base import Backbone
+from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.backbones.registry import find_family, load_backbone
-from tdmvid.config.run import RunConfig
+from tdmvid.config import RunConfig
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import TimeGrid
+from tdmvid.distill.grids import build_grid
 from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.parallel import launch
@@ -72,7 +74,7 @@ def write_untrained(config: RunConfig, work: Path, **changes) -> Path:
     path = out / family.spec.network_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     torch.manual_seed(0)
-    network = nn.Module.to(family.spec.empty_network(out), config.model.torch_dtype)
+    network = nn.Module.to(family.spec.empty_network(out), torch_dtype(config.model))
     network.save_pretrained(out / family.spec.network_folder)
     (out / "done").touch()
     return out
@@ -91,7 +93,7 @@ def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes)
 def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
     """Random embeddings of the teacher's own shape, for every token."""
     example = type(backbone).spec.example(
-        backbone.network, backbone.folder, backbone.size, batch, backbone.config.torch_dtype
+        backbone.network, backbone.folder, backbone.size, batch, torch_dtype(backbone.config)
     )
     shape = example["encoder_hidden_states"].shape
     tensors = {"prompt_embeds": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
@@ -164,7 +166,7 @@ def build_stage(config: RunConfig, world: launch.World) -> Stage:
         backbone,
         roles,
         engines,
-        config.grid.build(backbone.process),
+        build_grid(config.grid, backbone.process),
         conds,
         Streams(config.seed, world.device),
         first,

@@ -13,7 +13,7 @@ from ablations.importance import ImportanceSuite
 from ablations.page import Claim, calls_to_reach, verdict, write_page
 from ablations.shapes import ROWS as SHAPES
 from ablations.toy import RatesSuite, Row, ToySuite, recall, toy
-from tdmvid.config.run import load_config
+from tdmvid.config import load_config
 from tdmvid.plan.plan import make_plan
 
 

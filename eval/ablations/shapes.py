@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tdmvid.config.run import load_config
+from tdmvid.config import load_config
 from tdmvid.shapes import score, world
 from tdmvid.shapes.judge import load_judge
 from tdmvid.train import trainer

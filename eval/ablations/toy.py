@@ -256,7 +256,7 @@ class ToySuite:
         return figures | self._modes(student, recipe, row.solvers[0])
 
     def _start(self, recipe):
-        key = recipe.seed, recipe.objective.told_steps, recipe.mixture
+        key = recipe.seed, recipe.objective.conditioned_on_steps, recipe.mixture
         if key not in self._starts:
             self._starts[key] = toy.pretrained(self.process, recipe)
         return self._starts[key]

@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone
+from ..config import LoraSettings
 from .layouts import adapted_modules, layouts_of
-from .lora import LoraSettings, attach, start_from
+from .lora import attach, start_from
 
 OVERSAMPLING, ITERATIONS = (
     16,

@@ -10,7 +10,6 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -18,27 +17,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..backbones.quantize import parts
+from ..config import LoraSettings
 
 ADAPTER = "default"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-WIDEST = 2**15
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Shape of both adapters."""
-
-    rank: int = 64
-    alpha: float = 64.0
-    targets: tuple[str, ...] = ()
-    """Module names; empty takes the family's own (attention projections)."""
-
-    def __post_init__(self):
-        if not 1 <= self.rank <= WIDEST or self.alpha <= 0:
-            raise ValueError(
-                f"lora.rank={self.rank}, alpha={self.alpha}: the rank is at least 1 (and at most"
-                f" {WIDEST}, wider than any layer), and alpha positive"
-            )
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

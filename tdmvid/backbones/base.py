@@ -8,69 +8,21 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
-from .quantize import Kind
 
 if TYPE_CHECKING:
     from .lora_files import LoraFiles
     from .spec import FamilySpec
     from .stock import StockPipeline
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which teacher: a local diffusers folder or a hub id."""
-
-    path: str = ""
-    revision: str | None = None
-    variant: str | None = None
-    dtype: str = "float32"
-    """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
-    attention: Literal["sdpa", "float32", "xformers"] = "sdpa"
-    """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (quicker on a CPU,
-    see benchmarks/NOTES.md), or xformers' on a GPU.
-    """
-    quantize: Kind = "none"
-    """Of the frozen weights in training, see quantize.py: a run's base in eight bits a weight.
-    Exports and evaluations load the whole one.
-    """
-    tiling: bool = False
-    """The autoencoder works tile by tile, blended where they overlap: less memory for large
-    pictures, at the price of time.
-    """
-
-    def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"model.dtype={self.dtype!r}: choose float32, bfloat16 or float16")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-
-@dataclass(frozen=True)
-class ClipSize:
-    """What is generated: frames (1 for an image) of height x width pixels, at fps frames per
-    second.
-    """
-
-    frames: int = 1
-    height: int = 512
-    width: int = 512
-    fps: int = 8
-
-    def __post_init__(self):
-        if min(self.frames, self.height, self.width, self.fps) < 1:
-            raise ValueError(f"video={self}: frames, height, width and fps are at least 1")
 
 
 class Tap(NamedTuple):

@@ -20,9 +20,11 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, TokenSharing, trunk_of
+from .base import Tap, TokenSharing, trunk_of
 from .cogvideox_parallel import set_attention, share_tokens
+from .dtype import torch_dtype
 from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens, check_tiles
@@ -195,7 +197,7 @@ class CogVideoX(VPBackbone):
         first = latents[:, :1].expand(
             -1, self.clip.extra_frames, -1, -1, -1
         )  # as in the library's training of 1.5
-        return torch.cat([first, latents], 1).to(self.config.torch_dtype)
+        return torch.cat([first, latents], 1).to(torch_dtype(self.config))
 
     @staticmethod
     def discriminator_trunk(network: CogVideoXTransformer3DModel) -> list[Tap]:

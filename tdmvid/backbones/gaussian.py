@@ -67,7 +67,7 @@ class VelocityNetwork(nn.Module):
     """A multilayer perceptron that predicts v; x0 = alpha x_t - sigma v for either process.
 
     It sees sines and cosines of x_t too: modes ten times narrower than the data ask for a steep
-    function, and without them its score has several times the error. With `told_steps` it has a
+    function, and without them its score has several times the error. With `conditioned_on_steps` it has a
     condition on K, at zero until it is trained.
     """
 
@@ -78,7 +78,7 @@ class VelocityNetwork(nn.Module):
         dim: int = 2,
         width: int = 128,
         seed: int = 0,
-        told_steps: bool = False,
+        conditioned_on_steps: bool = False,
     ):
         super().__init__()
         self.process = process
@@ -99,10 +99,10 @@ class VelocityNetwork(nn.Module):
             )
             self.steps = (
                 nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width))
-                if told_steps
+                if conditioned_on_steps
                 else None
             )
-        if told_steps:
+        if conditioned_on_steps:
             nn.init.zeros_(self.steps[-1].weight)
             nn.init.zeros_(self.steps[-1].bias)
 

@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 
-from .base import ClipSize, ModelConfig
+from ..config import ClipSize, ModelConfig
+from .dtype import torch_dtype
 from .pipeline import PipelineBackbone
 from .spec import FamilySpec, check_tiles
 from .stock import StockPipeline
@@ -77,7 +78,7 @@ class Images(PipelineBackbone):
         config, images = self.vae.config, videos[:, :, 0].to(self.device, self.vae.dtype)
         mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in images.split(1)])
         return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(
-            self.config.torch_dtype
+            torch_dtype(self.config)
         )
 
 

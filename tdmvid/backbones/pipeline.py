@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..config import ClipSize, ModelConfig
 from ..data.files import file_fingerprint
 from ..diffusion.denoiser import Cond
-from .base import Backbone, ClipSize, ModelConfig
+from .base import Backbone
+from .dtype import torch_dtype
 from .stock import StockPipeline
 
 
@@ -59,7 +61,7 @@ class PipelineBackbone(Backbone):
             x_t, t: [B, ...] and [B].
             more: further keyword arguments of the network.
         """
-        dtype = self.config.torch_dtype
+        dtype = torch_dtype(self.config)
         inputs = self.inputs(x_t.to(dtype), t, self.cast(cond))
         with torch.autocast(
             x_t.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
@@ -73,7 +75,7 @@ class PipelineBackbone(Backbone):
         """Return conditions in the network's dtype; integers and masks stay as they are."""
         return Cond(
             {
-                name: x.to(self.config.torch_dtype) if x.is_floating_point() else x
+                name: x.to(torch_dtype(self.config)) if x.is_floating_point() else x
                 for name, x in cond.items()
             }
         )
@@ -88,7 +90,7 @@ class PipelineBackbone(Backbone):
         return kind.from_pretrained(
             self.folder,
             subfolder=name,
-            dtype=dtype or self.config.torch_dtype,
+            dtype=dtype or torch_dtype(self.config),
             variant=variant,
             device_map=self.device,
         ).eval()

@@ -15,8 +15,9 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, Tap, trunk_of
+from .base import Tap, trunk_of
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register

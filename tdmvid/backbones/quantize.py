@@ -8,16 +8,13 @@ What lies outside the blocks (embeddings, last projection), norms and convolutio
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Kind = Literal["none", "int8", "float8"]
-"""int8: 255 even levels between an output channel's -max and max; float8: e4m3 (3 bits of
-mantissa), scaled to it.
-"""
+from ..config import QuantizeKind
+
 ROW_BYTES = {"int8": 5, "float8": 4}
 """Beside an output channel's weights: its scale in float32, and of int8 a zero point."""
 
@@ -61,7 +58,7 @@ def check_torchao() -> None:
         )
 
 
-def quantize(network: nn.Module, blocks: list[nn.Module], kind: Kind) -> None:
+def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) -> None:
     """Round the weights of all linear layers of `blocks` in place, one after the other; before
     adapters are attached.
     """
@@ -99,7 +96,7 @@ def linear_layers(blocks: list[nn.Module]) -> list[nn.Linear]:
     return list(found.values())
 
 
-def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: Kind) -> int:
+def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) -> int:
     """What a plain network's parameters would take if it were quantised; on the meta device too."""
     whole = sum(p.numel() * p.element_size() for p in network.parameters())
     if kind == "none":

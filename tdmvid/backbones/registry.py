@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import torch
 
+from ..config import ClipSize, ModelConfig
 from ..config.resources import find_model
-from .base import Backbone, ClipSize, ModelConfig
+from .base import Backbone
 
 REGISTRY: dict[str, type[Backbone]] = {}
 """Pipeline class -> family; complete after `families()`."""

@@ -15,8 +15,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap, trunk_of
+from .base import Tap, trunk_of
 from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles

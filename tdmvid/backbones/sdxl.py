@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig
 from .images import ImageStock
 from .lora_files import LoraFiles
 from .registry import register

@@ -15,8 +15,9 @@ import torch
 import transformers
 from torch import nn
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.process import Process
-from .base import ClipSize, ModelConfig
+from .dtype import torch_dtype
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class FamilySpec(ABC):
     def vae_dtype(self, folder: Path, config: ModelConfig) -> torch.dtype:
         """Return the autoencoder's dtype: the network's, or float32 if it overflows in float16."""
         upcast = self.vae_class.load_config(folder, subfolder="vae").get("force_upcast")
-        overflows = upcast and config.torch_dtype == torch.float16
-        return torch.float32 if overflows else config.torch_dtype
+        overflows = upcast and torch_dtype(config) == torch.float16
+        return torch.float32 if overflows else torch_dtype(config)
 
     def empty_network(self, folder: Path) -> nn.Module:
         """Build the network from its config alone: for counting, on the meta device."""
@@ -113,7 +114,7 @@ class FamilySpec(ABC):
         """Return the bytes of the text encoders whose configs the folder has."""
         index = json.loads((folder / "model_index.json").read_text())
         count = sum(_parameters(folder / part, index.get(part)) for part in self.text_parts)
-        return count * config.torch_dtype.itemsize
+        return count * torch_dtype(config).itemsize
 
 
 def _parameters(folder: Path, entry: list | None) -> int:

@@ -14,8 +14,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
-from .base import ClipSize, ModelConfig, Tap
+from .base import Tap
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register

@@ -12,6 +12,7 @@ import diffusers
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Cond
+from .dtype import torch_dtype
 
 if TYPE_CHECKING:
     from .pipeline import PipelineBackbone
@@ -55,7 +56,7 @@ class StockPipeline(ABC):
             **dict.fromkeys(without),
             **given,
             **self.options,
-            dtype=backbone.config.torch_dtype,
+            dtype=torch_dtype(backbone.config),
             variant=backbone.config.variant,
         )
         pipeline.set_progress_bar_config(disable=True)
@@ -107,7 +108,7 @@ class StockPipeline(ABC):
             conds["negative_prompt"] = None
         return pipeline(
             **conds,
-            latents=z.to(backbone.config.torch_dtype),
+            latents=z.to(torch_dtype(backbone.config)),
             guidance_scale=cfg,
             num_inference_steps=steps,
             output_type="latent",

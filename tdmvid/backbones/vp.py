@@ -12,9 +12,9 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import TabulatedVP
-from .base import ClipSize, ModelConfig
 from .pipeline import PipelineBackbone
 from .scheduler import clean_sample, scheduler_for
 from .spec import FamilySpec

@@ -16,9 +16,11 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
+from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
-from .base import ClipSize, ModelConfig, Tap, TokenSharing, trunk_of
+from .base import Tap, TokenSharing, trunk_of
+from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .lora_files import LoraFiles
 from .registry import register
@@ -178,7 +180,7 @@ class Wan(FlowBackbone):
                 for one in videos.to(self.device, self.vae.dtype).split(1)
             ]
         )
-        return ((latents - mean) / std).to(self.config.torch_dtype)
+        return ((latents - mean) / std).to(torch_dtype(self.config))
 
     @staticmethod
     def set_attention(network: WanTransformer3DModel, kernel: str) -> None:

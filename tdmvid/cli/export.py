@@ -201,10 +201,11 @@ def _load_base(args: argparse.Namespace):
 
 
 def _build_grid(listed: tuple[float, ...], steps: int | None, backbone):
-    from ..config.run import GridConfig
+    from ..config import GridConfig
+    from ..distill.grids import build_grid
 
     config = GridConfig("explicit", timesteps=listed) if listed else GridConfig(steps=steps)
-    return config.build(backbone.process)
+    return build_grid(config, backbone.process)
 
 
 def _timesteps(text: str | None) -> tuple[float, ...]:

@@ -104,10 +104,9 @@ def run(args: argparse.Namespace) -> None:
 
 def score_vbench(args: argparse.Namespace) -> None:
     """Sample both sides, score them by the VBench package and compare; or say what could be."""
+    from ..config import VBenchConfig, from_dict, read_settings
     from ..config.resources import find_evaluation
-    from ..config.run import from_dict, read_settings
     from ..scoring import vbench_run
-    from ..scoring.vbench_suite import VBenchConfig
 
     config = from_dict(VBenchConfig, read_settings(find_evaluation(args.config), args.set))
     evaluation = vbench_run.prepare(config)
@@ -122,11 +121,11 @@ def score_vbench(args: argparse.Namespace) -> None:
 
 def score_images(args: argparse.Namespace) -> None:
     """Sample both sides, measure them and compare; or say what could be measured."""
+    from ..config import ImageConfig, from_dict, read_settings
     from ..config.resources import find_evaluation
-    from ..config.run import from_dict, read_settings
     from ..scoring import image_run
 
-    config = from_dict(image_run.ImageConfig, read_settings(find_evaluation(args.config), args.set))
+    config = from_dict(ImageConfig, read_settings(find_evaluation(args.config), args.set))
     checked = image_run.ready(config)
     if args.preflight:
         print(checked.describe())
@@ -136,8 +135,8 @@ def score_images(args: argparse.Namespace) -> None:
 
 def score_shapes(args: argparse.Namespace) -> None:
     """Score a run's student beside its teacher, or one sampler."""
-    from ..backbones.base import ModelConfig
     from ..backbones.registry import load_backbone
+    from ..config import ModelConfig
     from ..data.files import write_json
     from ..shapes import TEACHER, evaluate
 

@@ -1,3 +1,59 @@
-"""What a run is: settings as frozen dataclasses, read from one JSON file."""
+"""What a run is: settings and their rules, read from one JSON file.
 
-from .run import *  # noqa: F403
+Imports the standard library only, so that a misspelt setting is reported at once.
+"""
+
+from .data import BatchConfig, PromptConfig, RealConfig
+from .evaluation import EvaluateConfig, ImageConfig, TeacherSampling, VBenchConfig
+from .grid import GridConfig
+from .log import LogConfig
+from .lora import LoraSettings
+from .model import ClipSize, ModelConfig, QuantizeKind
+from .objectives import (
+    DMD2Settings,
+    FisherSettings,
+    GANSettings,
+    ObjectiveSettings,
+    TDMSettings,
+    objective_settings,
+    register_settings,
+)
+from .optim import OptimConfig
+from .parallel import ParallelConfig
+from .parse import from_dict, load_config, read_settings, to_dict
+from .rules import Rule, at_least, check_rules, check_seed
+from .run import RunConfig
+
+__all__ = [
+    "BatchConfig",
+    "ClipSize",
+    "DMD2Settings",
+    "EvaluateConfig",
+    "FisherSettings",
+    "GANSettings",
+    "GridConfig",
+    "ImageConfig",
+    "LogConfig",
+    "LoraSettings",
+    "ModelConfig",
+    "ObjectiveSettings",
+    "OptimConfig",
+    "ParallelConfig",
+    "PromptConfig",
+    "QuantizeKind",
+    "RealConfig",
+    "Rule",
+    "RunConfig",
+    "TDMSettings",
+    "TeacherSampling",
+    "VBenchConfig",
+    "at_least",
+    "check_rules",
+    "check_seed",
+    "from_dict",
+    "load_config",
+    "objective_settings",
+    "read_settings",
+    "register_settings",
+    "to_dict",
+]

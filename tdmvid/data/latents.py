@@ -7,13 +7,13 @@ folder, name, size and date, so a changed one is encoded again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import RealConfig
 from ..diffusion.denoiser import Cond
 from .embeddings import EmbeddingCache
 from .video import IMAGES, VIDEOS, media_files
@@ -21,21 +21,6 @@ from .video import IMAGES, VIDEOS, media_files
 NAME = "latents"
 PER_SHARD = 64
 """A clip's latents are megabytes where a prompt's embedding is less than one."""
-
-
-@dataclass(frozen=True)
-class RealConfig:
-    """Real videos or images, for kinds that compare with them."""
-
-    path: str = ""
-    """A folder, read with all its subfolders. No captions are needed."""
-    cache: str = "cache/latents"
-    limit: int = 0
-    """Use only the first so many files; 0 uses all."""
-
-    def __post_init__(self):
-        if self.limit < 0:
-            raise ValueError(f"real.limit={self.limit}: a number of files; 0 uses all")
 
 
 def real_files(config: RealConfig, *, frames: int) -> list[Path]:

@@ -8,22 +8,11 @@ The fake gets several updates for each of the student's, which stands in for a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-from ..diffusion.sampler import Solver
+from ..config import DMD2Settings
 from .objective import register
 from .tdm import TDM
 
 
 @register
-@dataclass(frozen=True)
-class DMD2(TDM):
-    """The defaults are DMD2's; its adversarial term is the kind `gan` with these settings."""
-
-    kind: Literal["dmd2"] = "dmd2"
-    match: Literal["noisy", "clean"] = "clean"
-    solver: Solver = "renoise"
-    segments: Literal["separate", "to_terminal", "everywhere"] = "everywhere"
-    margin_high: float = 0.02
-    fake_updates: int = 5
+class DMD2(DMD2Settings, TDM):
+    """TDM's mathematics with DMD2's defaults."""

@@ -23,12 +23,10 @@ It is dearer than TDM's gradient: backward passes through fake and teacher, to t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
+from ..config import FisherSettings
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import broadcast
 from .losses import per_sample_mean
@@ -37,24 +35,8 @@ from .tdm import TDM
 
 
 @register
-@dataclass(frozen=True)
-class Fisher(TDM):
+class Fisher(FisherSettings, TDM):
     """TDM's draw and fake, the student along the gradient of the Fisher divergence."""
-
-    kind: Literal["fisher"] = "fisher"
-    through_scores: ClassVar[bool] = True
-    fake_target: Literal["x0_hat", "exact"] = "exact"
-    """The identity holds for the score of the trajectory itself, which the exact target has as its
-    optimum.
-    """
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.distance != "huber" or self.huber_c is not None:
-            raise ValueError(
-                f"objective.distance={self.distance!r}, huber_c={self.huber_c}: kind 'fisher' has"
-                " no distance; leave both out, or use kind 'tdm'"
-            )
 
     def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
         """A surrogate loss with the gradient sigma^4 / (alpha norm^2) dF in x0_hat, norm DMD's of

@@ -15,12 +15,12 @@ teacher is only a model of them. The generator's gradient passes through x_tau i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from ..config import GANSettings
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import Process, broadcast
 from ..diffusion.sampler import Trajectory
@@ -42,27 +42,8 @@ class RealDraw(Draw):
 
 
 @register
-@dataclass(frozen=True)
-class GAN(TDM):
-    """TDM's options, and those of the adversarial term."""
-
-    kind: Literal["gan"] = "gan"
-    adversarial: Literal["logistic", "hinge"] = "hinge"
-    weight: float = 0.1
-    """Of L_G beside the matching loss."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.weight < 0:
-            raise ValueError(
-                f"objective.weight={self.weight}: the adversarial term's weight is not negative; 0"
-                " trains the discriminator only"
-            )
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Fake and discriminator first: the student sees both updated."""
-        return ("fake",) * self.fake_updates + ("discriminator", "student")
+class GAN(GANSettings, TDM):
+    """TDM with an adversarial term."""
 
     def draw(
         self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process

@@ -116,7 +116,11 @@ def iterate(
         z = torch.randn(
             noise_shape, generator=streams.generator(step, "z", first_stream + micro), device=device
         )
-        cond = cond.with_step_count(grid.steps, len(z), device) if objective.told_steps else cond
+        cond = (
+            cond.with_step_count(grid.steps, len(z), device)
+            if objective.conditioned_on_steps
+            else cond
+        )
         calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
         fresh = streams.generator(step, "renoise", first_stream + micro)
         path = rollout(

@@ -6,17 +6,20 @@ the engines and the networks are the same for all of them.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from ..config import ObjectiveSettings
 from ..diffusion.denoiser import Cond, Denoiser
+from ..diffusion.process import Process
 from ..diffusion.sampler import Solver, Trajectory
 
 
@@ -58,38 +61,100 @@ class Draw:
 
 
 class Objective(Protocol):
-    """A method; also its own frozen config dataclass, known by its `kind`."""
+    """A method, known by its `kind`; declares all that the training loop reads."""
 
-    kind: str
-    cfg: float
-    solver: Solver
-    step_set: tuple[int, ...]
-    through_scores: bool
-    draws: str
-    """"own": a draw for every turn; "shared": one for all turns of an iteration."""
-    roles: tuple[str, ...]
-    """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
+    @property
+    def kind(self) -> str:
+        """Name of the method."""
+        ...
 
-    def draw(self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process) -> Draw:
-        """Where the scores are compared."""
+    @property
+    def cfg(self) -> float:
+        """The teacher's guidance; 1 is none."""
+        ...
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
+        ...
+
+    @property
+    def rollout(self) -> Literal["stop", "full"]:
+        """stop: one k for the whole iteration, where the rollout ends; full: a k per sample."""
+        ...
+
+    @property
+    def draws(self) -> Literal["own", "shared"]:
+        """own: a draw for every turn; shared: one for all turns of an iteration."""
+        ...
+
+    @property
+    def solver(self) -> Solver:
+        """How the student's trajectory goes on."""
+        ...
+
+    @property
+    def step_set(self) -> tuple[int, ...]:
+        """The numbers of steps K that are trained; empty trains the grid's own K."""
+        ...
+
+    @property
+    def conditioned_on_steps(self) -> bool:
+        """Whether K is a condition of the networks."""
+        ...
+
+    @property
+    def through_scores(self) -> bool:
+        """Whether the student's gradient is taken through fake and teacher."""
+        ...
+
+    def draw(
+        self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process
+    ) -> Draw:
+        """Choose where the scores are compared.
+
+        Args:
+            path: The student's trajectory, at s_k.
+            x0_hat: The student's clean prediction there, [B, ...].
+            generator: For times and noise.
+            process: The teacher's.
+        """
         ...
 
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """`loss`, with a graph to the role's parameters, and scalars worth logging."""
+        """Return `loss`, with a graph to the role's parameters, and scalars worth logging."""
         ...
 
 
-REGISTRY: dict[str, type] = {}
+REGISTRY: dict[str, type[ObjectiveSettings]] = {}
+_Method = TypeVar("_Method", bound=ObjectiveSettings)
 
 
-def register(cls: type) -> type:
-    """Class decorator: make a method known by the default of its field `kind`."""
-    REGISTRY[cls.__dataclass_fields__["kind"].default] = cls
+def register(cls: type[_Method]) -> type[_Method]:
+    """Register a method under the `kind` of its settings (a class decorator)."""
+    REGISTRY[cls().kind] = cls
     return cls
 
 
-def objectives() -> dict[str, type]:
-    """All methods by kind: imports every file of this folder."""
+def objectives() -> dict[str, type[ObjectiveSettings]]:
+    """Return all methods by kind; imports every file of this folder."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     return REGISTRY
+
+
+@functools.cache
+def build_objective(settings: ObjectiveSettings) -> Objective:
+    """Build the method that settings describe.
+
+    Raises:
+        ValueError: If no method is registered under their `kind`.
+    """
+    known = objectives()
+    if settings.kind not in known:
+        raise ValueError(
+            f"objective.kind={settings.kind!r} has settings but no method: register one in"
+            f" distill/, or choose from {', '.join(sorted(known))}"
+        )
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return cast(Objective, known[settings.kind](**values))

@@ -7,15 +7,13 @@ serves all K segments because they do not overlap (Eq. 9).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
+from ..config import TDMSettings
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import Process, broadcast
-from ..diffusion.sampler import Before, Solver, Trajectory, ddim_step, extrapolated
+from ..diffusion.sampler import Before, Trajectory, ddim_step, extrapolated
 from .losses import (
     distance,
     effective_sample_share,
@@ -28,142 +26,8 @@ from .objective import Draw, Roles, register
 
 
 @register
-@dataclass(frozen=True)
-class TDM:
-    """TDM's options; the defaults are those of the authors' released code."""
-
-    kind: Literal["tdm"] = "tdm"
-    cfg: float = 1.0
-    """The teacher's guidance; 1 is none."""
-    match: Literal["noisy", "clean"] = "noisy"
-    """What is noised to tau: the trajectory's next state x_s, or the clean prediction (the paper's
-    Table 8; DMD2's draw).
-    """
-    solver: Solver = "ddim"
-    """How the student's trajectory goes on, see diffusion/sampler.py."""
-    step_set: tuple[int, ...] = ()
-    """Draw K from these every iteration (TDM-unify); empty trains the grid's own K alone."""
-    k_condition: bool = True
-    """Tell student and fake which K of the set it is, see adapters/step_condition.py."""
-    segments: Literal["separate", "to_terminal", "everywhere"] = "separate"
-    """tau in [s_{k-1}, s_k], or in [s_{k-1}, 1]: overlapping segments, which bias the one fake
-    score; or in (0, 1], for `match` clean.
-    """
-    randmid: bool = False
-    """Start the draw at a uniform time in [s_{k-1}, s_k - margin_low] instead of s_{k-1}."""
-    margin_low: float = 0.02
-    """tau stays at least this far above s (and at least one table entry)."""
-    fresh_noise: float = 0.0
-    """tau also stays where the fresh noise in x_tau has at least this level beta: nearly clean
-    draws say nothing of a mode's mass.
-    """
-    margin_high: float = 0.01
-    """tau stays this far below the segment's upper end."""
-    distance: Literal["huber", "huber_vector", "l2"] = "huber"
-    """The generator's loss, see losses.distance."""
-    huber_c: float | None = None
-    """None: 1e-3 for huber, 0.00054 sqrt(dimensions) for huber_vector."""
-    fake_target: Literal["x0_hat", "exact"] = "x0_hat"
-    """Regress on the student's prediction with importance weights (the released code), or on the
-    exact conditional score.
-
-    Only the exact one has the trajectory's own score as its optimum: a fake that regresses on
-    x0_hat recognises it in the noise that x_s still carries.
-    """
-    importance: Literal["mean", "sum", "none"] = "mean"
-    fake_weight: Literal["snr", "velocity"] = "snr"
-    """snr: min(SNR, ceiling), the released code's, for eps-networks. velocity: min(1 / sigma^2,
-    ceiling), the loss that v- and flow-networks are pretrained with; where the SNR ends at zero, as
-    CogVideoX's does, the other hardly teaches the fake the first step.
-    """
-    snr_ceiling: float = 5.0
-    fake_updates: int = 1
-    """Fake updates per student update, each with a draw of its own."""
-    draws: Literal["own", "shared"] = "own"
-    """own: each turn has its own tau and noise, and the student sees the updated fake; shared: one
-    draw and one call of the fake serve both.
-    """
-    rollout: Literal["stop", "full"] = "stop"
-    """stop: one k for the whole iteration, the rollout ends there; full: a k per sample, K - 1
-    calls.
-    """
-
-    def __post_init__(self):
-        if not (0 <= self.margin_low < 1 and 0 <= self.margin_high < 1):
-            raise ValueError(
-                f"objective.margin_low={self.margin_low}, margin_high={self.margin_high}: margins"
-                " are not negative, and less than 1"
-            )
-        if self.huber_c is not None and (self.huber_c <= 0 or self.distance == "l2"):
-            raise ValueError(
-                f"objective.huber_c={self.huber_c}, distance={self.distance!r}: it is above 0, and"
-                " of the distances huber and huber_vector alone"
-            )
-        if self.fake_updates < 1:
-            raise ValueError(
-                f"objective.fake_updates={self.fake_updates}: the fake score needs at least 1"
-                " update per iteration"
-            )
-        if self.draws == "shared" and (self.fake_updates > 1 or self.through_scores):
-            raise ValueError(
-                f"objective.draws='shared', fake_updates={self.fake_updates}, kind={self.kind!r}:"
-                " one call of the fake serves one update of it and a gradient that does not pass"
-                " through it; use draws='own', or fake_updates=1 and another kind than 'fisher'"
-            )
-        if not 0 <= self.fresh_noise < 1:
-            raise ValueError(
-                f"objective.fresh_noise={self.fresh_noise}: a noise level in [0, 1); 0 leaves the"
-                " margins alone"
-            )
-        if not 0 <= self.cfg <= 1000 or self.snr_ceiling <= 0:
-            raise ValueError(
-                f"objective.cfg={self.cfg}, snr_ceiling={self.snr_ceiling}: guidance is >= 0 (and"
-                " at most 1000) and the ceiling > 0"
-            )
-        if self.fake_weight == "velocity" and self.fake_target == "exact":
-            raise ValueError(
-                "objective.fake_weight='velocity': the exact target's variance is infinite at zero"
-                " SNR; use fake_target='x0_hat', or 'snr'"
-            )
-        if self.importance == "sum" and (self.fake_target == "exact" or self.from_clean):
-            raise ValueError(
-                "objective.importance='sum': the exact target has no weights, and from a clean"
-                " prediction all are 1; use x0_hat, noisy and ddim, or leave it out"
-            )
-        if self.segments == "everywhere" and self.randmid:
-            raise ValueError(
-                "objective.randmid=true with segments='everywhere', where tau does not depend on s:"
-                " set it to false, or segments to 'separate'"
-            )
-        if self.segments == "everywhere" and self.match == "noisy":
-            raise ValueError(
-                "objective.segments='everywhere': tau must lie above a noisy x_s; use"
-                " match='clean', or segments='separate'"
-            )
-        if any(k < 1 for k in self.step_set) or len(set(self.step_set)) < len(self.step_set):
-            raise ValueError(
-                f"objective.step_set={self.step_set}: numbers of steps, each once and at least 1"
-            )
-
-    through_scores: ClassVar[bool] = False
-    """Whether the student's gradient is taken through fake and teacher."""
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The fake first, so that the student sees an updated score."""
-        return ("fake",) * self.fake_updates + ("student",)
-
-    @property
-    def told_steps(self) -> bool:
-        """Whether the networks get K as a condition."""
-        return bool(self.step_set) and self.k_condition
-
-    @property
-    def from_clean(self) -> bool:
-        """Whether the clean prediction is noised to tau; with `renoise` the next state is one with
-        fresh noise, so that is no other draw.
-        """
-        return self.match == "clean" or self.solver == "renoise"
+class TDM(TDMSettings):
+    """TDM with its settings."""
 
     def draw(
         self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from ..adapters.bundle import FACTS, read_facts
 from ..adapters.layouts import KeyLayout, adapted_modules
-from ..adapters.lora import ADAPTER, LoraSettings, host_copy, in_host_memory, merge
+from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import NAME, baked
+from ..backbones.dtype import torch_dtype
+from ..config import LoraSettings
 from ..data.files import usual_mode, write_json
 from ..data.video import write_image, write_video
 from ..diffusion.denoiser import Cond
@@ -223,7 +225,7 @@ def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
         for name, x in chain(backbone.network.named_parameters(), backbone.network.named_buffers())
     }
     for name, x in chain(network.named_parameters(), network.named_buffers()):
-        x.data = x.data.to(dtype if like[name] == backbone.config.torch_dtype else like[name])
+        x.data = x.data.to(dtype if like[name] == torch_dtype(backbone.config) else like[name])
 
 
 class _Check:
@@ -310,7 +312,7 @@ class _Check:
         backbone = self.backbone
         reloaded = (
             type(backbone.network)
-            .from_pretrained(folder, dtype=backbone.config.torch_dtype)
+            .from_pretrained(folder, dtype=torch_dtype(backbone.config))
             .to(self.z.device)
         )
         pipeline = backbone.stock.pipeline(reloaded)

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from ..adapters.bundle import read_facts
 from ..adapters.extract import adapt, extract, read_published
-from ..adapters.lora import LoraSettings, attach, in_host_memory
+from ..adapters.lora import attach, in_host_memory
 from ..adapters.step_condition import NAME, condition_on_steps, with_step_count
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
-from ..config import RunConfig, load_config
+from ..config import LoraSettings, RunConfig, load_config
 from ..data.prompts import read_prompts
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
+from ..distill.grids import build_grid, build_grids
 from ..roles.rounding import story as base_story
 from ..sampling.shots import noise
 from ..sampling.student import weights_of
@@ -96,7 +97,7 @@ def export_run(
         step == config.steps and weights != ("raw" if config.ema else "ema") and not options.rank
     ):  # what the run itself exported
         story = replace(story, **_measured(run, config))
-    own = config.grid.build(backbone.process)
+    own = build_grid(config.grid, backbone.process)
     student = _Student(
         backbone, own, replace(story, origin=f"{story.origin} Iteration {step}."), options
     )
@@ -106,11 +107,11 @@ def export_run(
         raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
     check_formats(options.formats, backbone)
     module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
-    if config.objective.told_steps:
+    if config.objective.conditioned_on_steps:
         condition_on_steps(module, seed=config.seed)
     own_story, grids = (
         student.story,
-        config.grid.family(backbone.process, config.objective.step_set),
+        build_grids(config.grid, backbone.process, config.objective.step_set),
     )
     folders = [_of_steps(out, grid, own) for grid in grids]
     with replacing(*folders) as together:  # the bundles of one checkpoint, or the older ones
@@ -253,13 +254,13 @@ class _Student:
         }
 
     def _sample(self, network: nn.Module) -> Tensor:
-        denoiser, told_steps = (
+        denoiser, conditioned = (
             with_step_count(self.backbone.denoiser(network), network),
             NAME in dict(network.named_children()),
         )
         cond = (
             self.cond.with_step_count(self.grid.steps, len(self.z), self.z.device)
-            if told_steps
+            if conditioned
             else self.cond
         )
         return ddim(denoiser, self.z, cond, self.grid)

@@ -20,9 +20,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ..config import OptimConfig
 from .engine import REMEDY, Files, StepResult, check_shapes, shapes_of
 from .launch import all_agree
-from .optim import LossScale, OptimConfig
+from .optim import LossScale, build_optimizer
 
 TAG, UNIVERSAL = "zero", "universal"
 
@@ -137,7 +138,7 @@ class DeepSpeedEngine:
         self.engine = deepspeed.initialize(
             model=module,
             model_parameters=parameters,
-            optimizer=config.build(parameters),
+            optimizer=build_optimizer(config, parameters),
             config=settings,
         )[0]
         self.average = (

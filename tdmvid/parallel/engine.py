@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .optim import LossScale, OptimConfig
+from ..config import OptimConfig
+from .optim import LossScale, build_optimizer
 
 Files = dict[str, bytes | memoryview]
 """A role's state as the files of its folder, in host memory, by relative path."""
@@ -58,7 +59,7 @@ class TorchEngine:
         self.total_steps, self.accumulation, self.decay = total_steps, accumulation, ema
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert self.trainable, "a role without trainable parameters"
-        self.optimizer = config.build(list(self.trainable.values()), fused=True)
+        self.optimizer = build_optimizer(config, list(self.trainable.values()), fused=True)
         self.average = (
             {name: p.detach().clone() for name, p in self.trainable.items()} if ema else {}
         )

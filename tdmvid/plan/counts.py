@@ -11,6 +11,7 @@ from torch import nn
 
 from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
+from ..backbones.dtype import torch_dtype
 from ..backbones.quantize import planned_bytes
 from ..backbones.spec import Tokens
 from ..config import RunConfig
@@ -114,7 +115,7 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
 def count_calls(networks: Outline) -> Calls:
     """Count and trace the calls of an iteration; the networks are changed."""
     config, family, network = networks.config, networks.family, networks.network
-    dtype, critic = config.model.torch_dtype, networks.discriminator
+    dtype, critic = torch_dtype(config.model), networks.discriminator
 
     def example() -> dict[str, Any]:
         return family.spec.example(
@@ -143,7 +144,7 @@ def traced_settings(config: RunConfig) -> tuple[object, ...]:
         (model.path, model.revision, model.dtype, model.attention),
         (config.video, config.batch.micro, config.parallel.sequence),
         (config.training, config.lora, config.init),
-        (objective.told_steps, objective.roles),
+        (objective.conditioned_on_steps, objective.roles),
     )
 
 
@@ -163,8 +164,9 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     graded = 1 if config.batch.accumulation == 1 else 2
     teacher = teacher_calls(config)
     scores = 1 + teacher if objective.through_scores else 0
-    fake = objective.fake_updates + (objective.draws == "own")
-    return rollout + graded + fake + teacher, objective.fake_updates + 1 + scores
+    updates = objective.roles.count("fake")
+    fake = updates + (objective.draws == "own") if updates else 0
+    return rollout + graded + fake + teacher, updates + 1 + scores
 
 
 def teacher_calls(config: RunConfig) -> int:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..backbones.base import Backbone
+from ..backbones.dtype import torch_dtype
 from ..backbones.registry import find_family
 from ..backbones.spec import Tokens
 from ..config import RunConfig
 from ..data.prompts import read_training_prompts
-from ..distill.grids import reference_grid
+from ..distill.grids import build_grids, reference_grid
 from ..parallel.launch import check_sequence
 from ..roles.rules import check_settings
 from .cost import Trace
@@ -67,7 +68,7 @@ class Plan:
     @property
     def whole(self) -> int:
         """Bytes of a base as users have it."""
-        return self.weights.base * bytes_per_value(self.config.model.torch_dtype)
+        return self.weights.base * bytes_per_value(torch_dtype(self.config.model))
 
     def activations(self, checkpointing: bool) -> int:
         """Bytes of all graphs alive at once.
@@ -98,7 +99,7 @@ class Plan:
         trained = self.weights.trained * 4
         offloaded = parallel.offload == "all"
         gathered = min(self.weights.base, LIVE_VALUES) * bytes_per_value(
-            self.config.model.torch_dtype
+            torch_dtype(self.config.model)
         )
         parts = {
             "frozen weights": 0.0 if offloaded and lora else frozen,  # or the whole teacher
@@ -242,5 +243,5 @@ def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> Non
     long samples.
     """
     process = family.spec.read_process(folder)
-    config.grid.family(process, config.objective.step_set)
+    build_grids(config.grid, process, config.objective.step_set)
     reference_grid(config, process)

@@ -21,6 +21,7 @@ from ..adapters.lora import Base, attach, shared_copy, start_from
 from ..adapters.step_condition import condition_on_steps
 from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
+from ..backbones.dtype import torch_dtype
 from ..config import RunConfig
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
@@ -64,7 +65,7 @@ def empty_base(config: RunConfig, folder: Path, family: type[Backbone]) -> nn.Mo
     """Build the frozen base from its config alone, on the meta device."""
     with torch.device("meta"):
         network = family.spec.empty_network(folder)
-        return nn.Module.to(network, config.model.torch_dtype).requires_grad_(False)
+        return nn.Module.to(network, torch_dtype(config.model)).requires_grad_(False)
 
 
 def build_role(
@@ -107,7 +108,7 @@ def _adapt(
     """Add all that a role trains beside a frozen base."""
     start = family.lora.read(Path(spec.init), network) if spec.init else None
     attach(network, config.lora, family.lora_targets, seed=seed)
-    if config.objective.told_steps:
+    if config.objective.conditioned_on_steps:
         condition_on_steps(network, seed=seed)
     if start:
         start_from(network, config.lora, *start, where=f"init={spec.init!r}")
@@ -208,7 +209,7 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World) -> Any:
         return network
     from ..parallel.deepspeed_engine import shard_frozen
 
-    return shard_frozen(network, micro_batch=config.batch.micro, dtype=config.model.torch_dtype)
+    return shard_frozen(network, micro_batch=config.batch.micro, dtype=torch_dtype(config.model))
 
 
 def build_engine(network: nn.Module, role: str, config: RunConfig, world: launch.World) -> Any:
@@ -219,7 +220,7 @@ def build_engine(network: nn.Module, role: str, config: RunConfig, world: launch
         "total_steps": config.steps * updates,
         "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,
-        "dtype": config.model.torch_dtype,
+        "dtype": torch_dtype(config.model),
     }
     if not world.distributed:
         return TorchEngine(network, settings, **common)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..backbones.quantize import Kind, held_bytes, quantize
-from ..config import RunConfig
+from ..backbones.quantize import held_bytes, quantize
+from ..config import QuantizeKind, RunConfig
 from ..data.files import write_json
 from ..diffusion.denoiser import Cond, Guided
 from ..diffusion.grid import TimeGrid
@@ -28,7 +28,7 @@ class Rounding:
     Differences are root mean squares relative to the size of what the whole base gives.
     """
 
-    kind: Kind
+    kind: QuantizeKind
     whole: int
     held: int
     """Bytes of the network's parameters before and after."""

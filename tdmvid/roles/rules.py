@@ -29,7 +29,7 @@ def check_objective(config: RunConfig, *, distributed: bool) -> None:
         )
     if adversarial:
         real_files(config.real, frames=config.video.frames)
-    if objective.told_steps and config.training != "lora":
+    if objective.conditioned_on_steps and config.training != "lora":
         raise ValueError(
             "objective.step_set with training='full': the condition on K lives beside an adapter;"
             " use training='lora', or k_condition=false"

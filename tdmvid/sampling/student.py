@@ -10,8 +10,10 @@ import diffusers
 
 from ..adapters.bundle import FACTS, read_facts
 from ..adapters.lora import shared_copy
-from ..backbones.base import Backbone, ClipSize, ModelConfig
+from ..backbones.base import Backbone
+from ..backbones.dtype import torch_dtype
 from ..backbones.registry import load_backbone
+from ..config import ClipSize, ModelConfig
 from ..data.files import file_fingerprint
 from ..diffusion.grid import explicit
 from ..parallel import launch
@@ -42,7 +44,7 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
         return pipeline
     network = (
         type(backbone.network)
-        .from_pretrained(folder, dtype=backbone.config.torch_dtype)
+        .from_pretrained(folder, dtype=torch_dtype(backbone.config))
         .to(backbone.device)
     )
     pipeline.register_modules(**{backbone.spec.network_folder: network})

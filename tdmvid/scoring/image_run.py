@@ -10,14 +10,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..backbones.base import ClipSize, ModelConfig
-from ..config.run import to_dict
+from ..config import ImageConfig, to_dict
 from ..data.files import write_json
 from ..data.prompts import read_prompts
 from ..parallel import launch
@@ -27,62 +25,24 @@ from .intervals import Measure, mean_over_groups, paired_difference
 from .paired_samples import NAMES, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight, preflight
 from .results import Pair, Result, write_result
-from .vbench_suite import TeacherSampling, check_videos
+from .vbench_suite import check_videos
 
 Scores = dict[str, dict[str, float]]
 """Measure -> prompt -> its mean over seeds."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-@dataclass(frozen=True)
-class ImageConfig:
-    """One evaluation of an image model."""
-
-    prompts: str = ""
-    column: str = "prompt"
-    limit: int = 0
-    """Only the first so many prompts; 0 takes all."""
-    seeds: int = 1
-    metrics: tuple[str, ...] = ("hps", "clip", "aesthetic", "fid")
-    reference: str = ""
-    """A folder of real images, for FID and precision and recall against them; both are measured
-    against the teacher anyway.
-    """
-    model: ModelConfig = ModelConfig()
-    """Empty takes the base that the student names."""
-    video: ClipSize = ClipSize(1, 512, 512, 8)
-    teacher: TeacherSampling = field(default_factory=lambda: TeacherSampling(50, 7.5))
-    batch: int = 4
-    embeddings: str = "cache/embeddings"
-    cache: str = "cache/metrics"
-    """Where the weights of the metrics lie."""
-    pairs: int = 6
-
-    def __post_init__(self):
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ValueError(
-                    f"metrics: {name!r} is not known: choose from {', '.join(METRICS)}"
-                )
-        if not self.prompts:
-            raise ValueError("prompts is empty: give a .txt, .jsonl, .csv or .parquet file")
-        if min(self.seeds, self.batch) < 1 or self.limit < 0:
-            raise ValueError(
-                f"seeds={self.seeds}, batch={self.batch}, limit={self.limit}: at least 1, 1 and 0"
-            )
-        if "diversity" in self.metrics and self.seeds < 2:
-            raise ValueError(
-                f"seeds={self.seeds}: diversity compares at least 2 images of a prompt"
-            )
-        if self.video.frames != 1:
-            raise ValueError(
-                f"video.frames={self.video.frames}: these are measures of images;"
-                " `tdmvid score vbench` scores videos"
-            )
-
-
 def ready(config: ImageConfig) -> Preflight:
-    """Check which measures can run here."""
+    """Check which measures can run here.
+
+    Raises:
+        ValueError: For the name of no metric.
+    """
+    if unknown := sorted(set(config.metrics) - set(METRICS)):
+        raise ValueError(
+            f"metrics={list(config.metrics)} contains {unknown[0]!r}, which is no metric: choose"
+            f" from {', '.join(METRICS)}"
+        )
     needs = {name: METRICS[name].needs for name in config.metrics}
     asked = {need.path for wanted in needs.values() for need in wanted if need.package}
     packages = [name for name in asked if importlib.util.find_spec(name) or shutil.which(name)]

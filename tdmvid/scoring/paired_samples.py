@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ..adapters.bundle import read_facts
-from ..backbones.base import Backbone, ClipSize, ModelConfig
+from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
+from ..config import ClipSize, ModelConfig
 from ..parallel import launch
 from ..sampling.manifest import SETTINGS
 from ..sampling.sample import Sampler, sample_videos

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ..config.run import to_dict
+from ..config import VBenchConfig, to_dict
 from ..data.files import write_json
 from ..parallel import launch
 from .paired_samples import NAMES, check_sides, config_mismatches, sample_metadata, sample_sides
@@ -20,7 +20,7 @@ from .preflight import Preflight
 from .results import Pair, Result, write_result
 from .vbench import DIMENSIONS, Bootstrap, Scores
 from .vbench_runner import Environment, ready, score_folder
-from .vbench_suite import Entry, VBenchConfig, check_videos, files_of, load_suite, shots_of
+from .vbench_suite import Entry, check_videos, files_of, load_suite, shots_of
 
 Stage = Literal["all", "sample", "score"]
 

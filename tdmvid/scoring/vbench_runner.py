@@ -16,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import VBenchConfig
 from ..data.files import write_json
 from .preflight import Preflight, preflight
 from .vbench import DIMENSIONS, Scores, read_scores
 from .vbench_files import default_cache, needs_of
-from .vbench_suite import Entry, VBenchConfig, files_of
+from .vbench_suite import Entry, files_of
 
 WORKER = Path(__file__).with_name("vbench_worker.py")
 RESULT, LOG = "scores_eval_results.json", "log.txt"

@@ -13,84 +13,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from ..backbones.base import ClipSize, ModelConfig
+from ..config import ClipSize, VBenchConfig
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot, plan_shots
 from .vbench import DIMENSIONS, check_dimensions
-
-LONG_SECONDS = 5.0
-"""From this length on VBench's maintainers ask for VBench-Long: plain VBench scores long videos too
-low.
-"""
-
-
-@dataclass(frozen=True)
-class TeacherSampling:
-    """How the teacher is sampled that the student stands beside."""
-
-    steps: int = 50
-    cfg: float = 6.0
-
-
-@dataclass(frozen=True)
-class VBenchConfig:
-    """One evaluation: what is sampled, how often, and what it is scored on."""
-
-    prompts: str = ""
-    """A prompt file of your own; empty takes VBench's suite."""
-    augmented: str = ""
-    """A prompt file whose line i is what the model sees for prompt i of the suite."""
-    dimensions: tuple[str, ...] = ()
-    """Empty takes all that the prompts can be scored on."""
-    seeds: int = 5
-    static_filter: bool = True
-    """VBench's own protocol for temporal_flickering: many videos, of which the first five without
-    motion count.
-    """
-    static_seeds: int = 25
-    limit: int = 0
-    """Only the first so many prompts of each group of dimensions; 0 takes all."""
-    model: ModelConfig = ModelConfig()
-    """Empty takes the base that the student names."""
-    video: ClipSize = ClipSize(49, 480, 720, 8)
-    teacher: TeacherSampling = field(default_factory=TeacherSampling)
-    batch: int = 1
-    embeddings: str = "cache/embeddings"
-    environment: str = ".venv-vbench"
-    """What eval/setup_vbench.sh made."""
-    cache: str = ""
-    """Where VBench's weights lie; empty takes its own default."""
-    pairs: int = 6
-    """How many of the best and of the worst pairs the page shows."""
-
-    def __post_init__(self):
-        if self.seeds < 1 or self.limit < 0 or self.batch < 1 or self.pairs < 0:
-            raise ValueError(
-                f"seeds={self.seeds}, limit={self.limit}, batch={self.batch}, pairs={self.pairs}:"
-                " at least 1, 0, 1 and 0"
-            )
-        if self.static_filter and self.static_seeds < self.seeds:
-            raise ValueError(
-                f"static_seeds={self.static_seeds}: the filter picks from at least the {self.seeds}"
-                " seeds of the other dimensions"
-            )
-
-    @property
-    def custom(self) -> bool:
-        """Whether the prompts are not VBench's."""
-        return bool(self.prompts)
-
-    @property
-    def filtered(self) -> bool:
-        """Whether temporal_flickering is measured on filtered videos: of prompts of your own it
-        never is.
-        """
-        return self.static_filter and not self.custom
-
-    @property
-    def long(self) -> bool:
-        """Whether VBench-Long scores."""
-        return self.video.frames / self.video.fps >= LONG_SECONDS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones.base import Backbone, ClipSize
+from ..backbones.base import Backbone
+from ..config import ClipSize
 from ..diffusion.denoiser import Cond
 from ..sampling.student import use_student
 from . import score, world

@@ -18,7 +18,7 @@ from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond, Denoiser, Guided
 from ..diffusion.grid import TimeGrid
-from ..distill.grids import reference_grid
+from ..distill.grids import build_grid, build_grids, reference_grid
 from ..distill.objective import Roles
 from ..parallel import launch
 from ..parallel.rng import Streams
@@ -109,7 +109,10 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     check_machine(config, world)
     backbone = load_backbone(config.model, config.video, device=world.device)
     process, objective = backbone.process, config.objective
-    grid, grids = config.grid.build(process), config.grid.family(process, objective.step_set)
+    grid, grids = (
+        build_grid(config.grid, process),
+        build_grids(config.grid, process, objective.step_set),
+    )
     reference_grid(config, process)  # what the end of the run needs is refused at its start
     started = replace(config, init="") if resumed else config
     check_student(started, backbone)  # before anything is encoded

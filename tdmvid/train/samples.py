@@ -37,7 +37,11 @@ def sample_student(
     if they are not finite.
     """
     objective, grid = run.config.objective, grid or run.grid
-    cond = cond.with_step_count(grid.steps, len(z), z.device) if objective.told_steps else cond
+    cond = (
+        cond.with_step_count(grid.steps, len(z), z.device)
+        if objective.conditioned_on_steps
+        else cond
+    )
     fresh = torch.Generator(z.device).manual_seed(run.config.log.seed + 1)
     with run.engines["student"].averaged():
         latents = sample(

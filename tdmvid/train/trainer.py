@@ -10,6 +10,7 @@ from pathlib import Path
 from ..config import RunConfig, to_dict
 from ..data.files import write_json
 from ..distill.iteration import Outcome, iterate, pick_grid
+from ..distill.objective import build_objective
 from ..parallel import launch
 from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
@@ -182,7 +183,7 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
         step,
         _micro_batches(run, step),
         (batch.micro, *run.backbone.latent_shape()),
-        objective=run.config.objective,
+        objective=build_objective(run.config.objective),
         roles=run.roles,
         engines=run.engines,
         grid=pick_grid(run.grids, run.streams.generator(step, "K", device="cpu")),

@@ -12,9 +12,9 @@ from refusals import refused
 from safetensors.torch import save_file
 
 from tdmvid.adapters.extract import adapt, extract, read_published
-from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.adapters.lora import attach
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 
 RANK = 2
 

@@ -10,9 +10,9 @@ from refusals import refused
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tdmvid.adapters.lora import Base, LoraSettings, adapters_off, attach, host_copy, shared_copy
-from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.adapters.lora import Base, adapters_off, attach, host_copy, shared_copy
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 
 SETTINGS = LoraSettings(rank=2, alpha=4)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdmvid.adapters.lora import LoraSettings, attach, tuner_layers
-from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.adapters.lora import attach, tuner_layers
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 
 
 class Products(TorchDispatchMode):

@@ -11,8 +11,8 @@ from families import BUILDERS
 from safetensors.torch import save_file
 
 from tdmvid.adapters.extract import adapt, read_published
-from tdmvid.backbones.base import ModelConfig
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ModelConfig
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from refusals import refused
 
-from tdmvid.adapters.lora import Base, LoraSettings, attach
+from tdmvid.adapters.lora import Base, attach
 from tdmvid.adapters.step_condition import NAME, condition_on_steps, time_embedding, with_step_count
-from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 from tdmvid.diffusion.denoiser import step_level
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim

@@ -9,9 +9,10 @@ import torch
 from diffusers import CogVideoXPipeline
 from refusals import refused
 
-from tdmvid.backbones.base import Backbone, ClipSize, ModelConfig, check_attention
+from tdmvid.backbones.base import Backbone, check_attention
 from tdmvid.backbones.cogvideox_parallel import JointAttention
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
 

@@ -13,12 +13,11 @@ import torch
 from families import BUILDERS
 from refusals import refused
 
-from tdmvid.adapters.lora import LoraSettings, attach, shared_copy, start_from
-from tdmvid.backbones.base import ModelConfig
+from tdmvid.adapters.lora import attach, shared_copy, start_from
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes, quantize
 from tdmvid.backbones.registry import families, load_backbone
-from tdmvid.config.run import load_config
+from tdmvid.config import LoraSettings, ModelConfig, load_config
 from tdmvid.data.video import write_image, write_video
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import shifted, uniform

@@ -11,10 +11,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from families import BUILDERS, sd3, wan
 from refusals import refused
 
-from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.flow import flow_scheduler_for
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.scheduler import TrajectoryScheduler, load_scheduler
+from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import TimeGrid, explicit, shifted, uniform
 from tdmvid.diffusion.process import RectifiedFlow

@@ -10,8 +10,8 @@ from families import pixart, sdxl, stable_diffusion
 from huggingface_hub.utils import filter_repo_objects
 from refusals import refused
 
-from tdmvid.backbones.base import ModelConfig
 from tdmvid.backbones.registry import load_backbone, resolve
+from tdmvid.config import ModelConfig
 from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.sequence import PlannedGroup
 

@@ -11,8 +11,8 @@ from refusals import refused
 from test_contract import CASES, Case, noise
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdmvid.backbones.base import ModelConfig
 from tdmvid.backbones.registry import families
+from tdmvid.config import ModelConfig
 from tdmvid.plan.cost import decoding_bytes
 
 FIRST = [

@@ -9,8 +9,7 @@ import torch
 from refusals import refused
 from torch import nn
 
-from tdmvid.adapters.lora import LoraSettings, attach, shared_copy
-from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.adapters.lora import attach, shared_copy
 from tdmvid.backbones.quantize import (
     QuantizedLinear,
     check_torchao,
@@ -21,6 +20,7 @@ from tdmvid.backbones.quantize import (
     quantize,
 )
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("torchao"),

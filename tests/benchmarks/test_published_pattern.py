@@ -13,7 +13,7 @@ import torch
 from refusals import refused
 
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
-from tdmvid.config.run import load_config
+from tdmvid.config import OptimConfig, load_config
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
@@ -22,7 +22,6 @@ from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
 from tdmvid.parallel.engine import TorchEngine
-from tdmvid.parallel.optim import OptimConfig
 from tdmvid.parallel.rng import Streams
 from tdmvid.plan.plan import make_plan
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from tdmvid.config.run import LogConfig, RunConfig, from_dict, load_config, to_dict
+from tdmvid.config import LogConfig, RunConfig, from_dict, load_config, to_dict
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.grids import reference_grid
@@ -159,10 +159,10 @@ def test_an_unknown_setting_is_named_with_those_that_are_near(load, data, settin
         ({"ema": 1}, "ema=1.0"),
         ({"max_bad_steps": 0}, "max_bad_steps=0"),
         ({"fake": {"lr": -1}}, "fake.lr=-1.0"),
-        ({"student": {"betas": [0.9]}}, "student.betas=(0.9,)"),
+        ({"student": {"betas": [0.9]}}, "student.betas=[0.9]"),
         ({"lora": {"rank": 0}}, "lora.rank=0"),
         ({"batch": {"micro": 0}}, "batch.micro=0"),
-        ({"video": {"frames": 0}}, "frames=0"),
+        ({"video": {"frames": 0}}, "video.frames=0"),
         ({"model": {"dtype": "int8"}}, "model.dtype='int8'"),
         ({"objective": {"fake_updates": 0}}, "objective.fake_updates=0"),
         ({"parallel": {"zero_stage": 4}}, "parallel.zero_stage=4"),
@@ -255,7 +255,7 @@ def test_a_wrong_override_is_named(load, override, facts):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with refused("nothing.json", "configs/"):
+    with refused("nothing.json", "shapes_4nfe"):
         load_config(tmp_path / "nothing.json")
 
 

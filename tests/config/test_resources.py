@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
+from tdmvid.config import load_config
 from tdmvid.config.resources import find_config, find_evaluation, find_model, find_prompts
-from tdmvid.config.run import load_config
 from tdmvid.data.prompts import read_prompts
 from tdmvid.shapes import PROMPTS, TEACHER
 

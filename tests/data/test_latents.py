@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from refusals import refused
 
-from tdmvid.data.latents import RealConfig, RealLatents
+from tdmvid.config import RealConfig
+from tdmvid.data.latents import RealLatents
 from tdmvid.data.video import (
     VIDEOS,
     _on_screen,

@@ -6,6 +6,7 @@ from refusals import refused
 from torch.overrides import TorchFunctionMode
 
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
+from tdmvid.config import OptimConfig
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
@@ -14,7 +15,6 @@ from tdmvid.distill.iteration import GradedPath, iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel.engine import TorchEngine
-from tdmvid.parallel.optim import OptimConfig
 from tdmvid.parallel.rng import Streams
 
 PROCESS, BATCH = RectifiedFlow(), 8

@@ -21,8 +21,8 @@ from tiny import VARIANTS, cogvideox_scheduler, tiny_pipeline
 
 from tdmvid.adapters.layouts import COMFYUI, KOHYA, layouts_of
 from tdmvid.adapters.step_condition import time_embedding
-from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.registry import families, load_backbone
+from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.consumers.comfyui import build_workflow

@@ -12,11 +12,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
-from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.adapters.lora import attach
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.scheduler import TrajectoryScheduler
+from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 from tdmvid.diffusion.grid import explicit, uniform
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import export_lora, replacing

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tdmvid.adapters.bundle import load_pipeline
-from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.lora_files import LORA_FILE, LoraFiles
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.cli.export import default_name
+from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export import bundle as exporting
 from tdmvid.export.card import _recipe

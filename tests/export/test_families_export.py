@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tdmvid.adapters.bundle import load_pipeline
 from tdmvid.adapters.extract import read_published
 from tdmvid.adapters.layouts import layouts_of
-from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import ModelConfig
+from tdmvid.adapters.lora import attach
 from tdmvid.backbones.registry import families, load_backbone
+from tdmvid.config import LoraSettings, ModelConfig
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import export_fused, export_lora

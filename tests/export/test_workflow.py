@@ -9,9 +9,9 @@ import torch
 from families import BUILDERS, pixart, stable_diffusion, wan
 from tiny import cogvideox_scheduler, tiny_pipeline
 
-from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export.consumers.comfyui import SIGMA_MAX, build_workflow, workflow_lack
 

@@ -2,7 +2,7 @@
 
 from tiny import VARIANTS, tiny_pipeline
 
-from tdmvid.backbones.base import ClipSize
+from tdmvid.config import ClipSize
 
 PIPELINE = "CogVideoXPipeline"
 VARIANTS = tuple(VARIANTS)

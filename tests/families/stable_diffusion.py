@@ -14,7 +14,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tdmvid.backbones.base import ClipSize
+from tdmvid.config import ClipSize
 
 PIPELINE = "StableDiffusionPipeline"
 VARIANTS = ("epsilon", "v")

@@ -5,7 +5,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from tiny import WORDS, tiny_tokenizer
 from transformers import UMT5Config, UMT5EncoderModel
 
-from tdmvid.backbones.base import ClipSize
+from tdmvid.config import ClipSize
 
 PIPELINE = "WanPipeline"
 VARIANTS = ("cross_norm", "no_cross_norm")

@@ -15,8 +15,8 @@ def sampled(stage: int, threshold: int) -> dict:
     """
     import deepspeed
 
+    from tdmvid.config import OptimConfig
     from tdmvid.parallel import deepspeed_engine, launch
-    from tdmvid.parallel.optim import OptimConfig
 
     launch.start("deepspeed", timeout_minutes=0.5)
     torch.manual_seed(0)

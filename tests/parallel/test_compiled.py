@@ -13,7 +13,7 @@ from families import BUILDERS
 from ranks import run_ranks
 from torch._dynamo.utils import counters
 
-from tdmvid.config.run import load_config
+from tdmvid.config import load_config
 from tdmvid.parallel import launch
 from tdmvid.roles import build
 from tdmvid.train import run as runs

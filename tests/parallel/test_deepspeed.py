@@ -18,9 +18,9 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXT
 from ranks import run_ranks, save
 from refusals import refused
 
-from tdmvid.adapters.lora import Base, LoraSettings, attach, shared_copy
-from tdmvid.backbones.base import ClipSize, ModelConfig
+from tdmvid.adapters.lora import Base, attach, shared_copy
 from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.config import ClipSize, LoraSettings, ModelConfig, OptimConfig
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
 from tdmvid.distill.iteration import iterate
@@ -29,7 +29,7 @@ from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import deepspeed_engine, launch
 from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, shard_frozen
 from tdmvid.parallel.engine import TorchEngine
-from tdmvid.parallel.optim import LossScale, OptimConfig
+from tdmvid.parallel.optim import LossScale
 from tdmvid.parallel.rng import Streams
 from tdmvid.roles.recompute import keep_attention
 

@@ -9,8 +9,9 @@ from ranks import save
 from refusals import refused
 from torch import nn
 
+from tdmvid.config import OptimConfig
 from tdmvid.parallel.engine import TorchEngine
-from tdmvid.parallel.optim import LossScale, OptimConfig
+from tdmvid.parallel.optim import LossScale
 
 
 def network(seed=0, width=5):
@@ -177,7 +178,7 @@ def test_the_rate_warms_up_and_falls_by_its_schedule():
         ({"lr": math.nan}, "lr=nan"),
         ({"clip": -1.0}, "clip=-1.0"),
         ({"warmup": -1}, "warmup=-1"),
-        ({"betas": (0.9, 1.0)}, "betas=(0.9, 1.0)"),
+        ({"betas": (0.9, 1.0)}, "betas=[0.9, 1.0]"),
     ],
 )
 def test_a_bad_setting_is_refused_with_its_value(changes, fact):

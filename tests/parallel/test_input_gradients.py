@@ -12,7 +12,7 @@ from families import BUILDERS
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from tdmvid.config.run import load_config
+from tdmvid.config import load_config
 from tdmvid.data.video import write_video
 from tdmvid.train.trainer import train
 

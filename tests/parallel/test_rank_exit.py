@@ -48,7 +48,7 @@ class Slow:
 
 
 def embed(prompts, cache, timeout):
-    from tdmvid.config.run import RunConfig, from_dict
+    from tdmvid.config import RunConfig, from_dict
     from tdmvid.data import embeddings as shards
     from tdmvid.parallel import launch
     from tdmvid.train.prepare import embeddings
@@ -77,7 +77,7 @@ def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
 
 
 def other_prompts(folder):
-    from tdmvid.config.run import RunConfig, from_dict
+    from tdmvid.config import RunConfig, from_dict
     from tdmvid.parallel import launch
     from tdmvid.train.prepare import embeddings
 

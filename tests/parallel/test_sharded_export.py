@@ -8,7 +8,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
 from tdmvid.backbones.lora_files import LORA_FILE
-from tdmvid.config.run import load_config
+from tdmvid.config import load_config
 from tdmvid.export.requests import export_run
 from tdmvid.train import trainer
 

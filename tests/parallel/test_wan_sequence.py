@@ -10,8 +10,9 @@ import torch
 from families.wan import tiny_transformer
 from ranks import run_ranks
 
-from tdmvid.adapters.lora import LoraSettings, attach
+from tdmvid.adapters.lora import attach
 from tdmvid.backbones.wan import Wan
+from tdmvid.config import LoraSettings
 from tdmvid.parallel import launch
 
 FRAMES, HEIGHT, WIDTH = 3, 4, 10  # 30 tokens of 3 heads: neither divides by 4

@@ -13,7 +13,7 @@ import torch
 from refusals import refused
 from torch.utils.flop_counter import FlopCounterMode
 
-from tdmvid.config.run import load_config
+from tdmvid.config import load_config
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.distill.iteration import iterate, pick_k
 from tdmvid.parallel import launch

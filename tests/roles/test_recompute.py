@@ -6,10 +6,9 @@ from families import BUILDERS
 from refusals import refused
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdmvid.adapters.lora import LoraSettings, attach
-from tdmvid.backbones.base import ModelConfig
+from tdmvid.adapters.lora import attach
 from tdmvid.backbones.registry import load_backbone
-from tdmvid.config.run import ParallelConfig
+from tdmvid.config import LoraSettings, ModelConfig, ParallelConfig
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
 from tdmvid.roles.recompute import is_attention, keep_attention

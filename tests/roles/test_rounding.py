@@ -16,7 +16,7 @@ from tdmvid.adapters.bundle import read_facts
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes
 from tdmvid.backbones.registry import load_backbone
-from tdmvid.config.run import RunConfig, from_dict
+from tdmvid.config import RunConfig, from_dict
 from tdmvid.data.video import write_video
 from tdmvid.export.requests import Options, export_run
 from tdmvid.parallel import launch

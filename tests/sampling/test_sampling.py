@@ -14,9 +14,9 @@ import torch
 from peft import LoraConfig
 from refusals import refused
 
-from tdmvid.backbones.base import ClipSize, ModelConfig
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.stock import StockPipeline
+from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.data.video import read_video
 from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.launch import World

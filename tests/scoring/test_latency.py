@@ -85,8 +85,8 @@ def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster():
 
 
 def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(tiny_cogvideox):
-    from tdmvid.backbones.base import ClipSize, ModelConfig
     from tdmvid.backbones.registry import load_backbone
+    from tdmvid.config import ClipSize, ModelConfig
 
     backbone = load_backbone(
         ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32, 8)
@@ -97,8 +97,8 @@ def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(tiny_cogvideox):
 
 def test_a_whole_call_ends_in_pictures_of_the_stages_latents(tiny_cogvideox, monkeypatch):
     """What is timed end to end is the stock call: from the same noise it ends where the stages do."""
-    from tdmvid.backbones.base import ClipSize, ModelConfig
     from tdmvid.backbones.registry import load_backbone
+    from tdmvid.config import ClipSize, ModelConfig
     from tdmvid.sampling.student import use_student
 
     backbone = load_backbone(

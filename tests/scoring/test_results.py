@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmvid.config.run import from_dict, read_settings
+from tdmvid.config import VBenchConfig, from_dict, read_settings
 from tdmvid.data.video import write_image
 from tdmvid.scoring.intervals import Measure
 from tdmvid.scoring.results import Pair, Result, best_and_worst, write_result
-from tdmvid.scoring.vbench_suite import VBenchConfig, load_suite
+from tdmvid.scoring.vbench_suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 from refusals import refused
 
 from tdmvid.cli.main import main
-from tdmvid.config.run import load_config
+from tdmvid.config import load_config
 from tdmvid.scoring.preflight import Preflight
 from tdmvid.train.trainer import train
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from refusals import refused
 
-from tdmvid.backbones.base import ClipSize
+from tdmvid.config import ClipSize, VBenchConfig
 from tdmvid.data.video import read_video, write_video
 from tdmvid.scoring import vbench_run
 from tdmvid.scoring import vbench_runner as package
 from tdmvid.scoring.vbench import DIMENSIONS, read_scores
 from tdmvid.scoring.vbench_runner import Environment, _static, ready, score_folder
-from tdmvid.scoring.vbench_suite import Entry, VBenchConfig, check_videos, load_suite, shots_of
+from tdmvid.scoring.vbench_suite import Entry, check_videos, load_suite, shots_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TDMVID_VBENCH", ROOT / ".venv-vbench"))

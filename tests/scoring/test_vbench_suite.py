@@ -7,9 +7,9 @@ import pytest
 import torch
 from refusals import refused
 
-from tdmvid.backbones.base import ClipSize
+from tdmvid.config import ClipSize, VBenchConfig
 from tdmvid.data.video import write_video
-from tdmvid.scoring.vbench_suite import VBenchConfig, check_videos, files_of, load_suite, shots_of
+from tdmvid.scoring.vbench_suite import check_videos, files_of, load_suite, shots_of
 
 SIZE = ClipSize(9, 32, 32, 8)
 ROWS = [

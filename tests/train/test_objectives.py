@@ -7,11 +7,12 @@ import torch
 from refusals import refused
 from safetensors.torch import load_file
 
-from tdmvid.config.run import RunConfig, from_dict, to_dict
+from tdmvid.config import RunConfig, from_dict, objective_settings, to_dict
 from tdmvid.data.video import write_video
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
-from tdmvid.distill.objective import objectives
+from tdmvid.distill.grids import build_grids
+from tdmvid.distill.objective import build_objective, objectives
 from tdmvid.distill.tdm import TDM
 from tdmvid.plan.plan import make_plan
 from tdmvid.train.checkpoint import META
@@ -27,7 +28,9 @@ def test_the_registry_has_each_method_under_its_kind():
 @pytest.mark.parametrize("kind", sorted(objectives()))
 def test_an_objective_comes_back_from_its_json(kind):
     config = from_dict(RunConfig, {"objective": {"kind": kind, "cfg": 3}})
-    assert type(config.objective) is objectives()[kind] and config.objective.cfg == 3.0
+    assert type(config.objective) is objective_settings()[kind] and config.objective.cfg == 3.0
+    assert type(build_objective(config.objective)) is objectives()[kind]
+    assert vars(build_objective(config.objective)) == vars(config.objective)
     assert from_dict(RunConfig, to_dict(config)) == config
 
 
@@ -35,9 +38,9 @@ def test_an_objective_comes_back_from_its_json(kind):
     "data, facts",
     [
         ({"kind": "tmd"}, ("objective.kind='tmd'", "'tdm'")),
-        ({"kind": "fisher", "distance": "l2"}, ("objective.distance='l2'", "kind 'fisher'")),
+        ({"kind": "fisher", "distance": "l2"}, ("objective.distance='l2'", "kind='fisher'")),
         ({"segments": "everywhere"}, ("objective.segments='everywhere'", "match='clean'")),
-        ({"step_set": [4, 4]}, ("objective.step_set=(4, 4)",)),
+        ({"step_set": [4, 4]}, ("objective.step_set=[4, 4]",)),
         ({"randmit": True}, ("'objective.randmit'", "'randmid'")),
     ],
 )
@@ -50,13 +53,13 @@ def test_a_wrong_objective_is_named(data, facts):
     "grid, facts",
     [
         ({"kind": "explicit", "timesteps": [999, 499]}, ("timesteps", "step_set")),
-        ({"steps": 3}, ("grid.steps=3", "objective.step_set=(1, 4)")),
+        ({"steps": 3}, ("grid.steps=3", "objective.step_set=[1, 4]")),
     ],
 )
 def test_a_grid_that_is_not_of_the_set_is_refused(process, grid, facts):
     config = from_dict(RunConfig, {"grid": grid, "objective": {"step_set": [1, 4]}})
     with refused(*facts):
-        config.grid.family(process, config.objective.step_set)
+        build_grids(config.grid, process, config.objective.step_set)
 
 
 RUNS = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdmvid.config.run import RunConfig, from_dict
+from tdmvid.config import RunConfig, from_dict
 from tdmvid.distill.iteration import pick_grid, pick_k
 from tdmvid.plan.plan import make_plan
 from tdmvid.roles.rules import check_objective

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.lora import adapters_off
 from tdmvid.backbones.lora_files import LORA_FILE
-from tdmvid.config.run import RunConfig
+from tdmvid.config import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe

@@ -1,0 +1,51 @@
+"""What a run reads: prompts, real clips, and how many samples make a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .rules import at_least, check_rules
+
+PROMPT_RULES = (at_least("prompts.limit", 0, "0 uses all prompts"),)
+BATCH_RULES = (at_least("batch.micro", 1), at_least("batch.accumulation", 1))
+REAL_RULES = (at_least("real.limit", 0, "0 uses all files"),)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Training prompts, and where their embeddings are cached."""
+
+    path: str = ""
+    """A .txt, .jsonl, .csv or .parquet file, or the name of a ready list."""
+    column: str = "prompt"
+    cache: str = "cache/embeddings"
+    limit: int = 0
+    """Use only the first so many prompts; 0 uses all."""
+
+    def __post_init__(self) -> None:
+        check_rules(self, PROMPT_RULES)
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Videos per optimiser step = micro x accumulation x data-parallel ranks."""
+
+    micro: int = 1
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        check_rules(self, BATCH_RULES)
+
+
+@dataclass(frozen=True)
+class RealConfig:
+    """Real videos or images, for kinds that compare with them."""
+
+    path: str = ""
+    """A folder, read with all its subfolders. No captions are needed."""
+    cache: str = "cache/latents"
+    limit: int = 0
+    """Use only the first so many files; 0 uses all."""
+
+    def __post_init__(self) -> None:
+        check_rules(self, REAL_RULES)

@@ -1,0 +1,57 @@
+"""The times at which the student is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .rules import Rule, check_rules
+
+DEFAULT_STEPS = 4
+RULES = (
+    Rule(
+        lambda grid: grid.kind == "uniform" and grid.shift != 1,
+        "grid.shift",
+        "has no effect with grid.kind='uniform': use kind 'shifted', or leave it out"
+        " (--set grid.shift=1)",
+    ),
+    Rule(
+        lambda grid: grid.kind != "explicit" and grid.timesteps,
+        "grid.timesteps",
+        "needs grid.kind='explicit', not {kind}: use that kind, or leave the timesteps out"
+        " (--set grid.timesteps=[])",
+    ),
+    Rule(
+        lambda grid: (
+            grid.kind == "explicit"
+            and grid.timesteps
+            and grid.steps not in (len(grid.timesteps), DEFAULT_STEPS)
+        ),
+        "grid.steps",
+        "has no effect with grid.kind='explicit', where grid.timesteps={timesteps} gives the number"
+        " of steps: list as many timesteps, or use kind 'uniform' or 'shifted'",
+    ),
+    *(
+        Rule(
+            lambda grid, name=name: grid.kind == "explicit" and getattr(grid, name) != 1,
+            f"grid.{name}",
+            "has no effect with grid.kind='explicit', which lists the timesteps: leave it out"
+            f" (--set grid.{name}=1), or use kind 'shifted'",
+        )
+        for name in ("shift", "start")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The student's times; see diffusion/grid.py, and distill/grids.py, which builds them."""
+
+    kind: Literal["uniform", "shifted", "explicit"] = "uniform"
+    steps: int = DEFAULT_STEPS
+    start: float = 1.0
+    shift: float = 1.0
+    timesteps: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_rules(self, RULES)

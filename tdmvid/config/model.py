@@ -1,0 +1,62 @@
+"""Which teacher, and what it generates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .rules import Rule, at_least, check_rules
+
+QuantizeKind = Literal["none", "int8", "float8"]
+"""int8: 255 even levels between an output channel's -max and max; float8: e4m3 (3 bits of
+mantissa), scaled to it.
+"""
+MODEL_RULES = (
+    Rule(
+        lambda model: model.dtype not in ("float32", "bfloat16", "float16"),
+        "model.dtype",
+        "is not supported: choose float32, bfloat16 or float16",
+    ),
+)
+SIZE_RULES = tuple(at_least(f"video.{name}", 1) for name in ("frames", "height", "width", "fps"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which teacher: a local diffusers folder or a hub id."""
+
+    path: str = ""
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "float32"
+    """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
+    attention: Literal["sdpa", "float32", "xformers"] = "sdpa"
+    """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (faster on a CPU,
+    see benchmarks/NOTES.md), or xformers' on a GPU.
+    """
+    quantize: QuantizeKind = "none"
+    """Of the frozen weights in training: keep a run's base in eight bits a weight, see
+    backbones/quantize.py. Exports and evaluations load the unquantized base.
+    """
+    tiling: bool = False
+    """Run the autoencoder tile by tile, blended where tiles overlap: less memory for large
+    pictures, but slower.
+    """
+
+    def __post_init__(self) -> None:
+        check_rules(self, MODEL_RULES)
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """What is generated: frames (1 for an image) of height x width pixels, at fps frames per
+    second.
+    """
+
+    frames: int = 1
+    height: int = 512
+    width: int = 512
+    fps: int = 8
+
+    def __post_init__(self) -> None:
+        check_rules(self, SIZE_RULES)

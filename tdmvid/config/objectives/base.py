@@ -1,0 +1,89 @@
+"""What a method declares to the training loop and the plan, and finding its settings by `kind`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+from ..rules import Rule, check_rules
+
+Solver = Literal["ddim", "dpm++", "renoise"]
+"""How a student's trajectory goes on, see diffusion/sampler.py."""
+RULES = (
+    Rule(
+        lambda objective: not 0 <= objective.cfg <= 1000,
+        "objective.cfg",
+        "must lie between 0 and 1000; 1 is no guidance",
+    ),
+    Rule(
+        lambda objective: (
+            any(k < 1 for k in objective.step_set)
+            or len(set(objective.step_set)) < len(objective.step_set)
+        ),
+        "objective.step_set",
+        "must list numbers of steps, each once and at least 1",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Settings that the loop and the plan read of every method.
+
+    A method subclasses this with a default for `kind`, its `roles` and settings of its own.
+    """
+
+    kind: str = ""
+    cfg: float = 1.0
+    """The teacher's guidance; 1 is none."""
+    solver: Solver = "ddim"
+    """How the student's trajectory goes on, see diffusion/sampler.py."""
+    step_set: tuple[int, ...] = ()
+    """Draw K from these every iteration (TDM-unify); empty trains the grid's own K alone."""
+    k_condition: bool = True
+    """Condition student and fake on which K of the set it is, see adapters/step_condition.py."""
+    draws: Literal["own", "shared"] = "own"
+    """own: each turn has its own draw, and the student sees the updated fake; shared: one draw and
+    one call of the fake serve both.
+    """
+    rollout: Literal["stop", "full"] = "stop"
+    """stop: one k for the whole iteration, the rollout ends there; full: a k per sample, K - 1
+    calls.
+    """
+
+    rules: ClassVar[tuple[Rule, ...]] = RULES
+    through_scores: ClassVar[bool] = False
+    """Whether the student's gradient is taken through fake and teacher."""
+
+    def __post_init__(self) -> None:
+        check_rules(self, self.rules)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
+        raise NotImplementedError(f"{type(self).__name__}.roles")
+
+    @property
+    def conditioned_on_steps(self) -> bool:
+        """Whether the networks get K as a condition."""
+        return bool(self.step_set) and self.k_condition
+
+
+SETTINGS: dict[str, type[ObjectiveSettings]] = {}
+_Settings = TypeVar("_Settings", bound=ObjectiveSettings)
+
+
+def register_settings(cls: type[_Settings]) -> type[_Settings]:
+    """Register a method's settings under the default of their `kind` (a class decorator)."""
+    SETTINGS[cls().kind] = cls
+    return cls
+
+
+def objective_settings() -> dict[str, type[ObjectiveSettings]]:
+    """Return the settings of all methods by kind; imports every file of this folder."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return SETTINGS

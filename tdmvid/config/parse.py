@@ -1,0 +1,164 @@
+"""Settings from one JSON file, with `--set a.b=c` on top, and back.
+
+Unknown keys and wrong types are refused by their dotted path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .objectives import ObjectiveSettings, objective_settings
+from .resources import find_config
+from .run import RunConfig
+
+_Config = TypeVar("_Config")
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a run from its JSON file, or from a ready config.
+
+    Args:
+        path: The file, or the name of a ready config.
+        overrides: `a.b=value` each; values are JSON, or plain strings.
+
+    Raises:
+        ValueError: For a missing file or a wrong setting, which is named by its dotted path.
+    """
+    path = find_config(path)
+    data = read_settings(path, overrides)
+    data.setdefault("name", path.stem)
+    return from_dict(RunConfig, data)
+
+
+def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the JSON object of a config file, with its overrides.
+
+    Raises:
+        ValueError: With file and line, for what is not a JSON object.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8: save the file as UTF-8") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {data!r}")
+    for override in overrides:
+        _override(data, override)
+    return data
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return plain JSON values with every default written out; `from_dict` reads them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
+    """Build a dataclass of settings from JSON values.
+
+    Args:
+        cls: The dataclass.
+        data: A JSON object.
+        where: The dotted path of the object, "" for a whole file.
+
+    Raises:
+        ValueError: With the dotted path, the value and the rule.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{where or 'config'} must be a JSON object, not {data!r}")
+    cls = _variant(cls, data, where)
+    hints, known = typing.get_type_hints(cls), [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in data.items():
+        dotted = f"{where}.{key}" if where else key
+        if key not in known:
+            raise ValueError(f"unknown setting {dotted!r}: {_advice(cls, key, known)}")
+        values[key] = _convert(hints[key], value, dotted)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where}.{text}") from None
+
+
+def _variant(cls: type[Any], data: dict[str, Any], where: str) -> type[Any]:
+    """Return the settings of the method that `kind` names; any other dataclass is what it is."""
+    if not issubclass(cls, ObjectiveSettings):
+        return cls
+    kind, known = data.get("kind", "tdm"), objective_settings()
+    if not isinstance(kind, str) or kind not in known:
+        raise ValueError(
+            f"{where}.kind={kind!r}: choose one of {', '.join(map(repr, sorted(known)))}"
+        )
+    return known[kind]
+
+
+def _advice(cls: type[Any], key: str, known: list[str]) -> str:
+    """Say what the writer of an unknown setting may have meant."""
+    if issubclass(cls, ObjectiveSettings):
+        owners = [
+            repr(kind)
+            for kind, settings in objective_settings().items()
+            if key in settings.__dataclass_fields__
+        ]
+        if owners:
+            return f"it belongs to kind {' or '.join(owners)}, this is {cls().kind!r}"
+    near = difflib.get_close_matches(key, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+
+
+def _convert(kind: Any, value: Any, dotted: str) -> Any:
+    """Check one JSON value against a type hint, and convert lists and whole numbers."""
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type, kind), value, dotted)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{dotted}={value!r}: choose one of {', '.join(map(repr, options))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        inner = next(option for option in options if option is not type(None))
+        return None if value is None else _convert(inner, value, dotted)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{dotted}={value!r} must be a list")
+        return tuple(_convert(options[0], one, f"{dotted}[{i}]") for i, one in enumerate(value))
+    return _plain(kind, value, dotted)
+
+
+def _plain(kind: type, value: Any, dotted: str) -> Any:
+    """Check a string, number or boolean."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 10**308 else math.inf
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{dotted}={value!r} must be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{dotted}={value!r} must be a finite number")
+    return value
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Set one value of a config's JSON object, in place."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted:
+        raise ValueError(f"--set {text!r}: write --set a.b=value")
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ValueError(f"--set {text!r}: {parent!r} is a value, not a group of settings")
+    try:
+        data[last] = json.loads(value)
+    except json.JSONDecodeError:
+        data[last] = value
