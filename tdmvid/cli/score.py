@@ -39,15 +39,16 @@ IMAGES = """Image metrics of a student beside its teacher.
 The student's FID to its own teacher says how much of the teacher's style it kept. Measures whose
 weights or libraries are not there are left out and named.
 """
-SHAPES = """Score samplers on the shapes world: held-out captions, fixed seeds, the same noise for all.
+SHAPES = """Score samplers on the shapes world.
 
     tdmvid score shapes --run runs/shapes_4nfe
     tdmvid score shapes --steps 8 --cfg 3
     tdmvid score shapes --lora runs/shapes_4nfe/lora --steps 4 --cfg 1
     python eval/shapes_run.py --run runs/shapes_4nfe
 
---run scores a run's student beside its teacher and renews the run's report. Every sampler is the
-STOCK diffusers pipeline, with the LoRA and the scheduler that the run exported.
+Captions are held out, seeds are fixed, and the noise is the same for all. --run scores a run's
+student beside its teacher and renews the run's report. Every sampler is the STOCK diffusers
+pipeline, with the LoRA and the scheduler that the run exported.
 """
 
 

@@ -88,7 +88,7 @@ class EmbeddingCache:
             if missing := self.missing(prompts):
                 raise ValueError(
                     f"{self.folder}: no embedding of {missing[0]!r} ({len(missing)} missing): "
-                    "run python launch/embed_prompts.py --config ..."
+                    "run tdmvid embed --config ..."
                 )
         rows = [self._row(prompt) for prompt in prompts]
         layouts = [{name: tensor.shape for name, tensor in row.items()} for row in rows]

@@ -60,7 +60,7 @@ def check_fit(plan: Plan, device_memory: float) -> None:
     later = ""
     if plan.moments()["training"] <= limit:
         later = (
-            "; it would leave its last checkpoint, which launch/export_lora.py exports on a larger"
+            "; it would leave its last checkpoint, which `tdmvid export` exports on a larger"
             " device, or with CUDA_VISIBLE_DEVICES='' on the CPU"
         )
     raise ValueError(f"{needs}: use {smaller}{later}")

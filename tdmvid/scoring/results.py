@@ -104,7 +104,7 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
     columns = (*((side, "") for side in result.scores), (result.differences, "+"))
     names = dict.fromkeys(name for side in result.scores for name in side)
     return [
-        (name, *(text(side[name], sign) if name in side else "–" for side, sign in columns))
+        (name, *(text(side[name], sign) if name in side else "\N{EN DASH}" for side, sign in columns))
         for name in names
     ]
 

@@ -86,22 +86,25 @@ def score_and_compare(evaluation: Evaluation, student: Path, out: Path) -> None:
 def score(
     out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight
 ) -> dict[str, Scores]:
-    """Scores of both samplers, on every GPU that is there."""
-    files = [shot.file for shot in shots_of(entries, config.video.frames)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(
-        ","
-    )  # the numbers of a share of a machine's GPUs, where this process has a share
-    devices = [
-        visible[index] if index < len(visible) and visible[index] else str(index)
-        for index in range(torch.cuda.device_count())
-    ] or ["cpu"]
-    digests, scores = {name: check_videos(out / name, files, config.video) for name in NAMES}, {}
+    """Score the videos of both samplers, on every GPU that is there."""
+    files, devices = [shot.file for shot in shots_of(entries, config.video.frames)], _devices()
+    digests = {name: check_videos(out / name, files, config.video) for name in NAMES}
+    scores: dict[str, Scores] = {}
     for name in NAMES:
         scores[name] = score_folder(
             out / name, out / "scoring" / name, config, entries, checked, digests[name], devices
         )
         print(f"{name}: {', '.join(checked.ready)} scored on {len(files)} videos")
     return scores
+
+
+def _devices() -> list[str]:
+    """Return the numbers of the GPUs that this process sees, by those of the machine; or "cpu"."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [
+        visible[index] if index < len(visible) and visible[index] else str(index)
+        for index in range(torch.cuda.device_count())
+    ] or ["cpu"]
 
 
 def compare(
@@ -124,28 +127,23 @@ def compare(
     prompts = {
         file: entry.prompt for entry in entries for file in files_of(entry, config.video.frames)
     }
-    dimensions: dict[str, frozenset[str]] = {}
-    for entry in entries:
-        dimensions[entry.prompt] = dimensions.get(entry.prompt, frozenset()) | set(entry.dimensions)
-    bootstrap = Bootstrap(prompts, dimensions)
+    bootstrap = Bootstrap(prompts, _dimensions(entries))
     student, teacher = (scores[name] for name in NAMES)
     warnings = notes(config, checked)
-    measures = (
-        bootstrap.measures(student),
-        bootstrap.measures(teacher),
-        bootstrap.differences(student, teacher),
-    )
+    ours, theirs = bootstrap.measures(student), bootstrap.measures(teacher)
+    gains = bootstrap.differences(student, teacher)
     if warnings:  # the totals of part of the suite look like those of the whole
-        measures = tuple(
-            {name: side[name] for name in side if name in DIMENSIONS} for side in measures
+        ours, theirs, gains = (
+            {name: side[name] for name in side if name in DIMENSIONS}
+            for side in (ours, theirs, gains)
         )
     result = Result(
         title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}",
         protocol=protocol(config, entries),
-        notes=(*warnings, *gaps(student, teacher, measures[2]), *said),
+        notes=(*warnings, *gaps(student, teacher, gains), *said),
         names=NAMES,
-        scores=measures[:2],
-        differences=measures[2],
+        scores=(ours, theirs),
+        differences=gains,
         facts=sample_metadata(out)
         | {
             "config": to_dict(config),
@@ -158,6 +156,14 @@ def compare(
     page = write_result(out, result, _pairs(out, prompts, student, teacher), shown=config.pairs)
     print((out / "results.md").read_text())
     return page
+
+
+def _dimensions(entries: list[Entry]) -> dict[str, frozenset[str]]:
+    """Return what each prompt is scored on; a prompt may come twice."""
+    found: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        found[entry.prompt] = found.get(entry.prompt, frozenset()) | set(entry.dimensions)
+    return found
 
 
 def protocol(config: VBenchConfig, entries: list[Entry]) -> str:

@@ -372,11 +372,11 @@ def test_a_run_that_trains_but_has_no_room_for_the_rest_is_told_where_to_export(
     monkeypatch.setattr("tdmvid.plan.counts._autoencoder", lambda *_: (0, GIB))
     made = make_plan(tiny_run(tmp_path))
     assert made.narrowest != "training"
-    with refused("checkpoint", "launch/export_lora.py"):
+    with refused("checkpoint", "tdmvid export"):
         check_fit(made, 0.5)
     with refused("GiB") as caught:
         check_fit(made, 1e-9)
-    assert "export_lora" not in str(caught.value)
+    assert "tdmvid export" not in str(caught.value)
 
 
 def test_a_remedy_that_takes_more_ranks_says_so(tiny_run, tmp_path, monkeypatch):
