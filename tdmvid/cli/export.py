@@ -19,6 +19,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..backbones.base import Backbone
+    from ..diffusion.grid import TimeGrid
 
 OTHERS = {
     "run": ("model", "revision", "base_dtype", "size", "fps", "timesteps", "steps", "scale"),
@@ -170,10 +175,10 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         args.seed,
         args.tolerance,
     )
-    if args.run:
-        return export_run(out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
     if not out:
         raise ValueError("out is not given: name the folder to write")
+    if args.run:
+        return export_run(out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
     if bool(args.timesteps) == bool(args.steps):
         raise ValueError(
             "timesteps or steps: give one of the two, the times that the student was trained on"
@@ -186,7 +191,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
     return export_tuned(out, args.network, backbone, grid, options)
 
 
-def _load_base(args: argparse.Namespace):
+def _load_base(args: argparse.Namespace) -> Backbone:
     from ..parallel import launch
     from ..sampling.student import load_for_sampling
 
@@ -200,11 +205,14 @@ def _load_base(args: argparse.Namespace):
     )
 
 
-def _build_grid(listed: tuple[float, ...], steps: int | None, backbone):
+def _build_grid(listed: tuple[float, ...], steps: int | None, backbone: Backbone) -> TimeGrid:
     from ..config import GridConfig
     from ..distill.grids import build_grid
 
-    config = GridConfig("explicit", timesteps=listed) if listed else GridConfig(steps=steps)
+    if listed or steps is None:
+        config = GridConfig("explicit", timesteps=listed)
+    else:
+        config = GridConfig(steps=steps)
     return build_grid(config, backbone.process)
 
 

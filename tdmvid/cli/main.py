@@ -85,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="tdmvid",
         usage="tdmvid COMMAND [options]",
         description=f"Few-step students of diffusion models.\n\ncommands:\n{listed}",
-        epilog="`tdmvid COMMAND --help` explains one of them.",
+        epilog="`tdmvid COMMAND --help` explains one of them.\n"
+        f"Set {TRACEBACK}=1 to see where an error came from.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from .options import add_evaluation, output_dir
 
+Command = Callable[[argparse.Namespace], None]
 VBENCH = """VBench of a student beside its teacher.
 
     tdmvid score vbench --config vbench_cogvideox2b --preflight
@@ -86,7 +88,9 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the scores here")
 
 
-def _add(commands, name: str, text: str, function) -> argparse.ArgumentParser:
+def _add(
+    commands: argparse._SubParsersAction, name: str, text: str, function: Command
+) -> argparse.ArgumentParser:
     """Add one command; its function is called with the parsed options."""
     parser = commands.add_parser(
         name,

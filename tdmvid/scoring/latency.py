@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -81,14 +82,18 @@ def time_samplers(
             f"{student} does not say for how many steps it was trained: export it with"
             " `tdmvid export`"
         )
-    samplers = {"teacher": (None, steps, cfg), "student": (student, trained, 1.0)}
-    timed, whole = (
-        {
-            name: time_one(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
-            for name, (folder, k, scale) in samplers.items()
-        }
-        for time_one in (stages, end_to_end)
-    )
+    samplers: dict[str, tuple[Path | None, int, float]] = {
+        "teacher": (None, steps, cfg),
+        "student": (student, trained, 1.0),
+    }
+    timed = {
+        name: stages(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
+        for name, (folder, k, scale) in samplers.items()
+    }
+    whole = {
+        name: end_to_end(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
+        for name, (folder, k, scale) in samplers.items()
+    }
     calls = {"teacher": steps * (1 if cfg == 1 else 2), "student": trained}
     return compare(timed, calls, whole) | {
         "machine": f"{_device(backbone.device)}; torch {torch.__version__}, {platform.platform()}",
@@ -159,7 +164,7 @@ def compare(
     """Return both samplers' stages with sums and shares, their whole calls, and how many times
     faster the student is.
     """
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, parts in timed.items():
         total = sum(stage.seconds for stage in parts.values())
         rows[name] = {

@@ -62,8 +62,11 @@ def sample_sides(
 def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
     """Raise ValueError if the videos in `out` are of another student, teacher or size."""
     teacher = {"steps": config.teacher.steps, "cfg": config.teacher.cfg, "weights": None}
-    base = {"model": config.model.path} if config.model.path else {}
-    for name, wanted in zip(NAMES, ({"weights": weights_of(student)}, teacher), strict=True):
+    both: dict = {"video": asdict(config.video)}
+    if config.model.path:
+        both["model"] = config.model.path
+    own: dict = {"weights": weights_of(student)}
+    for name, wanted in zip(NAMES, (own, teacher), strict=True):
         path = out / name / SETTINGS
         if not path.is_file():
             raise ValueError(
@@ -72,7 +75,7 @@ def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
             )
         there = json.loads(path.read_text(encoding="utf-8"))
         there["model"] = there["model"]["path"]
-        for key, value in (wanted | base | {"video": asdict(config.video)}).items():
+        for key, value in (wanted | both).items():
             if there.get(key) != value:
                 raise ValueError(
                     f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}:"

@@ -101,11 +101,13 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
         )
         return f"{value} [{low}, {high}]"
 
-    columns = (*((side, "") for side in result.scores), (result.differences, "+"))
-    names = dict.fromkeys(name for side in result.scores for name in side)
+    def cell(side: Mapping[str, Measure], name: str, sign: str = "") -> str:
+        return text(side[name], sign) if name in side else "\N{EN DASH}"
+
+    student, teacher = result.scores
     return [
-        (name, *(text(side[name], sign) if name in side else "\N{EN DASH}" for side, sign in columns))
-        for name in names
+        (name, cell(student, name), cell(teacher, name), cell(result.differences, name, "+"))
+        for name in {**student, **teacher}
     ]
 
 

@@ -137,7 +137,7 @@ class Tally:
     same: int
     people: int
     preferred: Measure | None
-    per_pair: dict[int, tuple[int, int, int]]
+    per_pair: dict[int, tuple[int, ...]]
     """Votes for A, B and neither, by pair."""
 
     @property

@@ -43,7 +43,8 @@ def diversity(
     """
     out = {}
     for prompt, files in groups.items():
-        images = [image.float().div(127.5).sub(1) for image in Pictures(files, side)]
+        pictures = Pictures(files, side)
+        images = [pictures[index].float().div(127.5).sub(1) for index in range(len(files))]
         pairs = list(itertools.combinations(images, 2))
         if pairs:
             out[prompt] = sum(distance(a, b) for a, b in pairs) / len(pairs)
