@@ -17,6 +17,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .options import add_evaluation, output_dir
 
@@ -107,13 +108,23 @@ def run(args: argparse.Namespace) -> None:
     args.function(args)
 
 
+def _read_config(kind: type, args: argparse.Namespace) -> Any:
+    """Return the evaluation's config; called before torch is imported, so that a typo is reported
+    at once.
+    """
+    from ..config import from_dict, read_settings
+    from ..config.resources import find_evaluation
+
+    return from_dict(kind, read_settings(find_evaluation(args.config), args.set))
+
+
 def score_vbench(args: argparse.Namespace) -> None:
     """Sample both sides, score them by the VBench package and compare; or say what could be."""
-    from ..config import VBenchConfig, from_dict, read_settings
-    from ..config.resources import find_evaluation
+    from ..config import VBenchConfig
+
+    config: VBenchConfig = _read_config(VBenchConfig, args)
     from ..scoring import vbench_run
 
-    config = from_dict(VBenchConfig, read_settings(find_evaluation(args.config), args.set))
     evaluation = vbench_run.prepare(config)
     if args.preflight:
         print(evaluation.checked.describe())
@@ -126,11 +137,11 @@ def score_vbench(args: argparse.Namespace) -> None:
 
 def score_images(args: argparse.Namespace) -> None:
     """Sample both sides, measure them and compare; or say what could be measured."""
-    from ..config import ImageConfig, from_dict, read_settings
-    from ..config.resources import find_evaluation
+    from ..config import ImageConfig
+
+    config: ImageConfig = _read_config(ImageConfig, args)
     from ..scoring import image_run
 
-    config = from_dict(ImageConfig, read_settings(find_evaluation(args.config), args.set))
     checked = image_run.ready(config)
     if args.preflight:
         print(checked.describe())

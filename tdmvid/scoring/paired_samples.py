@@ -7,12 +7,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
-from ..config import ClipSize, ModelConfig
+from ..config import ImageConfig, ModelConfig, VBenchConfig
 from ..parallel import launch
 from ..sampling.manifest import SETTINGS
 from ..sampling.sample import Sampler, sample_videos
@@ -20,27 +19,11 @@ from ..sampling.shots import Shot
 from ..sampling.student import load_for_sampling, weights_of
 
 NAMES = ("student", "teacher")
-
-
-class TeacherSteps(Protocol):
-    """How the teacher samples."""
-
-    steps: int
-    cfg: float
-
-
-class SidesConfig(Protocol):
-    """What sampling needs of a run's settings."""
-
-    model: ModelConfig
-    video: ClipSize
-    teacher: TeacherSteps
-    batch: int
-    embeddings: str
+EvaluationConfig = VBenchConfig | ImageConfig
 
 
 def sample_sides(
-    out: Path, shots: list[Shot], config: SidesConfig, student: Path, world: launch.World
+    out: Path, shots: list[Shot], config: EvaluationConfig, student: Path, world: launch.World
 ) -> None:
     """Sample out/student and out/teacher; each file is made once, however often and on however many
     ranks this runs.
@@ -59,7 +42,7 @@ def sample_sides(
         )
 
 
-def check_sides(out: Path, config: SidesConfig, student: Path) -> None:
+def check_sides(out: Path, config: EvaluationConfig, student: Path) -> None:
     """Raise ValueError if the videos in `out` are of another student, teacher or size."""
     teacher = {"steps": config.teacher.steps, "cfg": config.teacher.cfg, "weights": None}
     both: dict = {"video": asdict(config.video)}
@@ -91,7 +74,7 @@ def sample_metadata(out: Path) -> dict:
     return {key: settings[key] for key in ("weights", "model")}
 
 
-def config_mismatches(config: SidesConfig, student: Path) -> tuple[str, ...]:
+def config_mismatches(config: EvaluationConfig, student: Path) -> tuple[str, ...]:
     """Return sentences on what the config sets otherwise than the student's training; they belong
     beside every figure.
     """
@@ -116,7 +99,7 @@ def _words(size: dict | None) -> str:
     )
 
 
-def _backbone(config: SidesConfig, student: Path, world: launch.World) -> Backbone:
+def _backbone(config: EvaluationConfig, student: Path, world: launch.World) -> Backbone:
     for line in config_mismatches(config, student) if world.primary else ():
         print(line, flush=True)
     if config.model.path:
