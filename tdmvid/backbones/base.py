@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,13 @@ from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
-
-if TYPE_CHECKING:
-    from .lora_files import LoraFiles
-    from .spec import FamilySpec
-    from .stock import StockPipeline
+from .lora_files import LoraFiles
+from .spec import FamilySpec
+from .stock import StockPipeline
 
 
-class Tap(NamedTuple):
+@dataclass(frozen=True)
+class Tap:
     """A block whose output is a feature of the sample: [B, tokens, width] or [B, width, H, W]."""
 
     block: nn.Module
@@ -217,7 +217,7 @@ def check_attention(kernel: str, device: torch.device) -> None:
 def trunk_of(
     blocks: nn.ModuleList, width: int, *, index: int = 0
 ) -> tuple[nn.ModuleList, list[Tap]]:
-    """Return the first half of a transformer's blocks, and taps after half of those and after all."""
+    """Return the first half of a transformer's blocks, with taps in its middle and at its end."""
     kept = blocks[: -(-len(blocks) // 2)]
     ends = sorted({-(-len(kept) // 2), len(kept)})
     return kept, [Tap(kept[end - 1], width, index) for end in ends]

@@ -133,7 +133,7 @@ class CogVideoX(VPBackbone):
     ):
         super().__init__(folder, config, size, device)
         self.clip = Clip.of(self.network, folder, size)
-        self._rotary = None
+        self._rotary: tuple[Tensor, Tensor] | None = None
 
     def latent_shape(self) -> tuple[int, ...]:
         return self.clip.latent_shape

@@ -17,9 +17,18 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import TokenSharing
+
+BLOCK_ARGUMENTS = (
+    "hidden_states",
+    "encoder_hidden_states",
+    "temb",
+    "image_rotary_emb",
+    "attention_kwargs",
+)
+"""Of a block of the network, in their order."""
 
 
 @dataclass
@@ -38,12 +47,8 @@ class JointAttention:
     """
 
     def __init__(self, sharing: TokenSharing | None = None):
-        self.sharing, self.layout, self.kernel, self.float32 = (
-            sharing,
-            Layout(),
-            AttentionBackendName.NATIVE,
-            False,
-        )
+        self.sharing, self.layout = sharing, Layout()
+        self.kernel, self.float32 = AttentionBackendName.NATIVE, False
 
     def __call__(
         self,
@@ -53,14 +58,12 @@ class JointAttention:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """This rank's (video, text) tokens after attention to all tokens of all ranks."""
+        """Return this rank's (video, text) tokens after attention to all tokens of all ranks."""
         assert attention_mask is None, "CogVideoX attends to every token"
+        text = encoder_hidden_states.shape[1]
         if self.sharing is None:
-            self.layout.text = encoder_hidden_states.shape[1]
-        text, tokens = (
-            encoder_hidden_states.shape[1],
-            torch.cat([encoder_hidden_states, hidden_states], 1),
-        )
+            self.layout.text = text
+        tokens = torch.cat([encoder_hidden_states, hidden_states], 1)
         query, key, value = (
             project(tokens).unflatten(2, (attn.heads, -1))
             for project in (attn.to_q, attn.to_k, attn.to_v)
@@ -71,22 +74,22 @@ class JointAttention:
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
             if image_rotary_emb is not None:
                 q, k = (self._rotate(x, image_rotary_emb) for x in (q, k))
-            if not self.float32:
-                return dispatch_attention_fn(q, k, v, backend=self.kernel)
-            with torch.autocast(q.device.type, enabled=False):  # which would cast straight back
-                return dispatch_attention_fn(
-                    q.float(), k.float(), v.float(), backend=self.kernel
-                ).to(v.dtype)
+            return self._attend(q, k, v)
 
-        shared = self.sharing is not None
-        out = (
-            self.sharing.attend(query, key, value, self.layout.length, whole)
-            if shared
-            else whole(query, key, value)
-        )
-        out = out.flatten(2)
-        out = attn.to_out[1](attn.to_out[0](out))
+        if self.sharing is None:
+            out = whole(query, key, value)
+        else:
+            out = self.sharing.attend(query, key, value, self.layout.length, whole)
+        out = attn.to_out[1](attn.to_out[0](out.flatten(2)))
         return out[:, text:], out[:, :text]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of [B, L, h, D] by the chosen kernel, in the chosen dtype."""
+        if not self.float32:
+            return dispatch_attention_fn(q, k, v, backend=self.kernel)
+        with torch.autocast(q.device.type, enabled=False):  # which would cast straight back
+            out = dispatch_attention_fn(q.float(), k.float(), v.float(), backend=self.kernel)
+        return out.to(v.dtype)
 
     def _rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Turn the video tokens of [B, L, h, D]; text has no position."""
@@ -95,28 +98,15 @@ class JointAttention:
 
 
 def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
-    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay
-    whole, and equal on all ranks.
+    """Make every later call of `network` compute on shares of its tokens.
+
+    Inputs and outputs stay whole, and equal on all ranks.
     """
     attention = JointAttention(sharing)
     layout = attention.layout
 
-    def cut(block, args, kwargs):
-        kwargs = (
-            dict(
-                zip(
-                    (
-                        "hidden_states",
-                        "encoder_hidden_states",
-                        "temb",
-                        "image_rotary_emb",
-                        "attention_kwargs",
-                    ),
-                    args,
-                )
-            )
-            | kwargs
-        )
+    def cut(block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        kwargs = dict(zip(BLOCK_ARGUMENTS, args, strict=False)) | kwargs
         video, text = kwargs["hidden_states"], kwargs["encoder_hidden_states"]
         layout.text, layout.length = text.shape[1], text.shape[1] + video.shape[1]
         mine = sharing.shard(torch.cat([text, video], 1))
@@ -126,7 +116,7 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
             "encoder_hidden_states": mine[:, :own_text],
         }
 
-    def join(projection, args, video):
+    def join(projection: nn.Module, args: tuple, video: Tensor) -> Tensor:
         share = sharing.share(layout.length)
         own_text = share - video.shape[1]
         mine = torch.cat([video.new_zeros(video.shape[0], own_text, video.shape[2]), video], 1)

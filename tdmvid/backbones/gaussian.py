@@ -22,7 +22,7 @@ class Mixture:
 
     @classmethod
     def circle(cls) -> Mixture:
-        """Eight unequal modes (1 2 3 4 4 3 2 1) on a circle of radius 1.5, standard deviation 0.12."""
+        """Return eight unequal modes (1 2 3 4 4 3 2 1) on a circle of radius 1.5, std 0.12."""
         angle = torch.arange(8) * (2 * math.pi / 8)
         return cls(
             1.5 * torch.stack([angle.cos(), angle.sin()], 1),
@@ -32,15 +32,13 @@ class Mixture:
 
     @classmethod
     def grid(cls) -> Mixture:
-        """Twenty-five modes on a square of side 3, weights 1 to 16 in every row and column,
-        standard deviation 0.08.
-        """
+        """Return 25 modes on a square of side 3, weights 1 to 16 in every line, std 0.08."""
         row, column = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
         means = 0.75 * torch.stack([column, row], -1).flatten(0, 1).float() - 1.5
         return cls(means, 2.0 ** ((row + 2 * column) % 5).flatten(), 0.08)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """[count, D]."""
+        """Draw samples, [count, D]."""
         mode = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         return self.means[mode] + self.std * torch.randn(
             count, self.means.shape[1], generator=generator
@@ -63,13 +61,24 @@ class ExactDenoiser:
         return (share[..., None] * per_mode).sum(1)
 
 
+def _zero_at_first(width: int) -> nn.Sequential:
+    """Return the part of a VelocityNetwork that reads K; its output is zero until it is trained."""
+    layers = nn.Sequential(nn.Linear(8, width), nn.ReLU(), last := nn.Linear(width, width))
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return layers
+
+
 class VelocityNetwork(nn.Module):
     """A multilayer perceptron that predicts v; x0 = alpha x_t - sigma v for either process.
 
     It sees sines and cosines of x_t too: modes ten times narrower than the data ask for a steep
-    function, and without them its score has several times the error. With `conditioned_on_steps` it has a
-    condition on K, at zero until it is trained.
+    function, and without them its score has several times the error. With `conditioned_on_steps`
+    it has a condition on K, at zero until it is trained.
     """
+
+    ripples: Tensor
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -97,14 +106,7 @@ class VelocityNetwork(nn.Module):
                 nn.ReLU(),
                 nn.Linear(width, dim),
             )
-            self.steps = (
-                nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width))
-                if conditioned_on_steps
-                else None
-            )
-        if conditioned_on_steps:
-            nn.init.zeros_(self.steps[-1].weight)
-            nn.init.zeros_(self.steps[-1].bias)
+            self.steps = _zero_at_first(width) if conditioned_on_steps else None
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         alpha, sigma = self.process.levels(t, x_t)
@@ -168,9 +170,7 @@ def fit_to_teacher(
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance of two sample sets [N, D] of equal size, over random
-    directions.
-    """
+    """Return the sliced 2-Wasserstein distance of two sample sets [N, D] of equal size."""
     axis = torch.randn(a.shape[1], directions, generator=torch.Generator().manual_seed(seed))
     axis = axis / axis.norm(dim=0)
     return ((a @ axis).sort(0).values - (b @ axis).sort(0).values).square().mean().sqrt().item()

@@ -63,7 +63,8 @@ class LoraFiles:
         self.check(folder, network)
         with safe_open(folder / self.file, framework="pt") as file:
             layers = {
-                key.removeprefix(f"{self.prefix}."): file.get_tensor(key) for key in file.keys()
+                key.removeprefix(f"{self.prefix}."): file.get_tensor(key)
+                for key in sorted(file.keys())
             }
             return layers, self.read_alpha(folder, file.metadata() or {})
 
@@ -103,7 +104,9 @@ class LoraFiles:
                 f"{folder} has no {self.file}: give the lora/ folder of a finished run"
             )
         with safe_open(path, framework="pt") as tensors:
-            shapes = {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+            shapes = {
+                key: list(tensors.get_slice(key).get_shape()) for key in sorted(tensors.keys())
+            }
         layers = dict(network.named_modules())
         for key, shape in shapes.items():
             name, _, factor = key.removeprefix(f"{self.prefix}.").partition(".lora_")

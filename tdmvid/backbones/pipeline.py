@@ -22,7 +22,7 @@ from .stock import StockPipeline
 
 
 class PipelineBackbone(Backbone):
-    """A teacher in a pipeline folder. The names in its Cond are those of the pipeline's arguments."""
+    """A teacher in a pipeline folder; its Cond has the names of the pipeline's arguments."""
 
     stock_class: ClassVar[type[StockPipeline]]
 

@@ -79,7 +79,7 @@ class PixArtStock(ImageStock):
 
 
 class PeftFolder(LoraFiles):
-    """A LoRA as a folder of peft's, as is the custom for this family: its pipeline has no loader."""
+    """A LoRA as a folder of peft's: the family's pipeline has no LoRA loader of its own."""
 
     def save(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)

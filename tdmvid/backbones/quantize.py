@@ -8,10 +8,11 @@ What lies outside the blocks (embeddings, last projection), norms and convolutio
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import linear
 
 from ..config import QuantizeKind
 
@@ -24,7 +25,7 @@ class QuantizedLinear(nn.Linear):
 
     @classmethod
     def of(cls, layer: nn.Linear) -> QuantizedLinear:
-        """In place of a layer, with its very parameters."""
+        """Return a replacement for a layer, with its very parameters."""
         with torch.device("meta"):
             made = cls(layer.in_features, layer.out_features, layer.bias is not None)
         made.weight, made.bias = layer.weight, layer.bias
@@ -40,17 +41,17 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight.dequantize(), bias)
+        return linear(x, weight.dequantize(), bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient @ ctx.weight.dequantize().to(gradient.dtype), None, None
 
 
 def check_torchao() -> None:
-    """ValueError if torchao is not installed."""
+    """Raise ValueError if torchao is not installed."""
     if not importlib.util.find_spec("torchao"):
         raise ValueError(
             "model.quantize needs torchao: pip install -e '.[quantize]' in the clone, or choose"
@@ -67,7 +68,7 @@ def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) ->
     chosen = {id(layer) for layer in linear_layers(blocks)}
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if id(child) in chosen:
+            if isinstance(child, nn.Linear) and id(child) in chosen:
                 setattr(parent, name, QuantizedLinear.of(child))
     # Its own settings of the compiler would also turn float32 products on a GPU into TF32.
     settings = {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}[kind](
@@ -78,7 +79,7 @@ def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) ->
         _keep_zeros(layer.weight)
 
 
-def _keep_zeros(weight: Tensor) -> None:
+def _keep_zeros(weight: Any) -> None:
     """torchao's float8 makes NaN of a row of zeros, 0 / 0; such rows stay zero. A last block's text
     has them, whose output nobody reads.
     """
@@ -86,7 +87,7 @@ def _keep_zeros(weight: Tensor) -> None:
 
 
 def linear_layers(blocks: list[nn.Module]) -> list[nn.Linear]:
-    """What is quantised, each layer once."""
+    """Return what is quantised, each layer once."""
     found = {
         id(module): module
         for block in blocks
@@ -97,7 +98,7 @@ def linear_layers(blocks: list[nn.Module]) -> list[nn.Linear]:
 
 
 def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) -> int:
-    """What a plain network's parameters would take if it were quantised; on the meta device too."""
+    """Return the bytes of a plain network's parameters if it were quantised; works on meta too."""
     whole = sum(p.numel() * p.element_size() for p in network.parameters())
     if kind == "none":
         return whole
@@ -109,14 +110,14 @@ def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKin
 
 
 def held_bytes(network: nn.Module) -> int:
-    """What a network's parameters take, quantised or not."""
+    """Return the bytes of a network's parameters, quantised or not."""
     return sum(
         part.numel() * part.element_size() for p in network.parameters() for part in parts(p)
     )
 
 
 def parts(parameter: Tensor) -> list[Tensor]:
-    """The plain tensors that hold a parameter: itself, or what torchao made of it."""
+    """Return the plain tensors that hold a parameter: itself, or what torchao made of it."""
     if not hasattr(parameter, "__tensor_flatten__"):
         return [parameter]
     return [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]

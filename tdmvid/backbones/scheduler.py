@@ -8,8 +8,11 @@ TrajectoryScheduler, whose config holds the times and their levels, whatever the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -45,9 +48,9 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        trajectory: list[float] = (),
-        alphas: list[float] = (),
-        sigmas: list[float] = (),
+        trajectory: Sequence[float] = (),
+        alphas: Sequence[float] = (),
+        sigmas: Sequence[float] = (),
         prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
     ):
@@ -57,13 +60,13 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
                 " timestep has one of both"
             )
         self.timesteps = torch.tensor(list(trajectory))
-        self.num_inference_steps = None
+        self.num_inference_steps: int | None = None
 
     @classmethod
     def of(
         cls, grid: TimeGrid, process: Process, prediction_type: str, num_train_timesteps: int
     ) -> TrajectoryScheduler:
-        """The grid of a process, for networks that predict `prediction_type`."""
+        """Make a scheduler of a process's grid, for networks that predict `prediction_type`."""
         t = torch.tensor(grid.descending())
         alpha, sigma = process.alpha_sigma(t)
         return cls(
@@ -77,7 +80,11 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """The fixed list; ValueError for another number of steps."""
+        """Use the fixed list.
+
+        Raises:
+            ValueError: `num_inference_steps` is another number than the list has.
+        """
         steps = list(self.config.trajectory)
         if num_inference_steps != len(steps):
             raise ValueError(
@@ -89,20 +96,27 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.tensor([*self.config.sigmas, 0.0])  # some pipelines look at it
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Some pipelines say that they begin at the first step, which this scheduler always does."""
+        """Accept the first step, which some pipelines name; this scheduler always begins there."""
         assert begin_index == 0, (
             f"begin_index={begin_index}: a student's trajectory is not entered halfway"
         )
 
     def scale_model_input(self, sample: Tensor, timestep: float | None = None) -> Tensor:
-        """The sample itself."""
+        """Return the sample itself."""
         return sample
 
     def step(
-        self, model_output: Tensor, timestep: float, sample: Tensor, return_dict: bool = True, **_
-    ):
-        """One deterministic step to the next timestep of the list, or to the clean sample after the
-        last.
+        self,
+        model_output: Tensor,
+        timestep: float,
+        sample: Tensor,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> TrajectoryOutput | tuple[Tensor, Tensor]:
+        """Step to the next timestep of the list, or to the clean sample after the last.
+
+        Args:
+            model_output, sample: [B, ...].
         """
         position = self.timesteps.tolist().index(float(timestep))
         alpha, sigma = self.config.alphas[position], self.config.sigmas[position]
@@ -122,7 +136,10 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
 def clean_sample(
     prediction_type: str, x_t: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor
 ) -> Tensor:
-    """x0 of what a network predicts at x_t = alpha x0 + sigma eps; epsilon alone needs alpha > 0."""
+    """Return x0 of what a network predicts at x_t = alpha x0 + sigma eps, [B, ...].
+
+    Only epsilon needs alpha > 0.
+    """
     if prediction_type == "epsilon":
         return (x_t - sigma * out) / alpha
     if prediction_type == "v_prediction":
@@ -138,8 +155,11 @@ def clean_sample(
 
 
 def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> SchedulerMixin:
-    """`stock`, a DDIM scheduler with trailing spacing, if it steps over exactly this grid, else a
-    TrajectoryScheduler.
+    """Return a scheduler of a grid of a table.
+
+    Args:
+        stock: a DDIM scheduler with trailing spacing; returned if it steps over exactly this grid,
+            else a TrajectoryScheduler is made.
     """
     wanted, count = (
         process.timestep(torch.tensor(grid.descending())).tolist(),
@@ -150,7 +170,7 @@ def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> Sc
     stride = count // grid.steps
     if (
         stock.timesteps.tolist() == wanted
-        and all(a - b == stride for a, b in zip(wanted, wanted[1:]))
+        and all(a - b == stride for a, b in pairwise(wanted))
         and wanted[-1] < stride
     ):
         return stock
@@ -158,7 +178,7 @@ def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> Sc
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
-    """The scheduler that lies beside a LoRA, ours or one of diffusers."""
+    """Load the scheduler that lies beside a LoRA, ours or one of diffusers."""
     name = TrajectoryScheduler.load_config(folder)["_class_name"]
     return (
         TrajectoryScheduler if name == TrajectoryScheduler.__name__ else getattr(diffusers, name)

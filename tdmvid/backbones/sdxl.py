@@ -7,6 +7,7 @@ Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -14,10 +15,9 @@ from torch import Tensor
 
 from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
-from .images import ImageStock
 from .lora_files import LoraFiles
 from .registry import register
-from .stable_diffusion import StableDiffusion, StableDiffusionSpec
+from .stable_diffusion import StableDiffusion, StableDiffusionSpec, StableDiffusionStock
 
 
 class StableDiffusionXLSpec(StableDiffusionSpec):
@@ -42,10 +42,10 @@ class StableDiffusionXLSpec(StableDiffusionSpec):
         return super().example(network, folder, size, batch, dtype) | {"added_cond_kwargs": added}
 
 
-class StableDiffusionXLStock(ImageStock):
+class StableDiffusionXLStock(StableDiffusionStock):
     """The stock Stable Diffusion XL pipeline."""
 
-    options = {"feature_extractor": None, "image_encoder": None}
+    options: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None}
 
 
 @register

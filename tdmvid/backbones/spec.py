@@ -72,7 +72,7 @@ class FamilySpec(ABC):
     def example(
         self, network: nn.Module, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
     ) -> dict:
-        """Return keyword arguments of one call, with empty tensors; the noisy latents come first."""
+        """Return keyword arguments of one call, as empty tensors; noisy latents come first."""
 
     @abstractmethod
     def vae_latents(self, network: nn.Module, folder: Path, size: ClipSize) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -85,7 +86,7 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
 class StableDiffusionStock(ImageStock):
     """The stock Stable Diffusion pipeline."""
 
-    options = {
+    options: ClassVar[dict[str, Any]] = {
         "safety_checker": None,
         "requires_safety_checker": False,
         "feature_extractor": None,

@@ -38,9 +38,10 @@ class StockPipeline(ABC):
         """Return the arguments of a stock call beyond prompt, steps and guidance."""
 
     def absent_parts(self) -> list[str]:
-        """Return components that the folder leaves out, though its pipeline has a place for them."""
+        """Return components of the pipeline that the folder leaves out."""
         return []
 
+    @abstractmethod
     def set_scales(self, pipeline: Any) -> None:
         """Tell a pipeline without autoencoder what it would read from one: how latents compress."""
 

@@ -49,7 +49,9 @@ class WanSpec(FlowSpec):
 
     def tokens(self, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
         net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
-        count = math.prod(length // patch for length, patch in zip(latent, net.patch_size))
+        count = math.prod(
+            length // patch for length, patch in zip(latent, net.patch_size, strict=True)
+        )
         return Tokens(
             count,
             net.num_attention_heads,
@@ -213,7 +215,7 @@ class WanClip:
             "scale_factor_temporal": 4,
         } | AutoencoderKLWan.load_config(folder, subfolder="vae")
         spatial, temporal = vae["scale_factor_spatial"], vae["scale_factor_temporal"]
-        for name, patch in zip(("height", "width"), network.config.patch_size[1:]):
+        for name, patch in zip(("height", "width"), network.config.patch_size[1:], strict=True):
             unit = math.lcm(16, spatial * patch)  # 16 is the pipeline's own rule
             if getattr(size, name) % unit:
                 raise ValueError(

@@ -22,9 +22,8 @@ class SharedTokens:
     them.
     """
 
-    _attention_backend = (
-        None  # the kernel: the library's `set_attention_backend` writes it into its processors
-    )
+    # the kernel: the library's `set_attention_backend` writes it into its processors
+    _attention_backend = None
 
     def __init__(self, sharing: TokenSharing):
         self.sharing, self.length = sharing, 0
@@ -47,7 +46,7 @@ class SharedTokens:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """This rank's tokens [B, n, H D] after attention to all tokens of all ranks."""
+        """Return this rank's tokens [B, n, H D] after attention to all tokens of all ranks."""
         assert encoder_hidden_states is None and attention_mask is None, (
             "self-attention to every token"
         )
@@ -55,7 +54,8 @@ class SharedTokens:
         query, key, value = (
             x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states))
         )
-        turns = tuple(x[0, :, 0] for x in rotary_emb)  # [1, L, 1, D], of the whole video
+        assert rotary_emb is not None, "Wan's tokens have positions"
+        turns = tuple(x[0, :, 0] for x in rotary_emb)  # of [1, L, 1, D], the whole video
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
             q, k = (apply_rotary_emb(x, turns, sequence_dim=1) for x in (q, k))
@@ -66,8 +66,9 @@ class SharedTokens:
 
 
 def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
-    """Make every later call of `network` compute on shares of its tokens; inputs and outputs stay
-    whole, and equal on all ranks.
+    """Make every later call of `network` compute on shares of its tokens.
+
+    Inputs and outputs stay whole, and equal on all ranks.
     """
     tokens = SharedTokens(sharing)
     network.blocks[0].register_forward_pre_hook(tokens.cut)

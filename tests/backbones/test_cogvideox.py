@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline
 from refusals import refused
+from scales import assert_close
 
 from tdmvid.backbones.base import Backbone, check_attention
 from tdmvid.backbones.cogvideox_parallel import JointAttention
@@ -71,7 +72,7 @@ def test_another_size_than_the_model_s_gives_the_stock_latents(load, stock, vari
     ).frames
     denoiser = backbone.denoiser(backbone.network)
     ours = ddim(denoiser, z, backbone.encode_prompts(PROMPTS), uniform(2, backbone.process))
-    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+    assert_close(ours, expected, 2e-5)
 
 
 @pytest.mark.parametrize("variant", ["sincos", "rotary", "temporal"])
@@ -86,7 +87,7 @@ def test_our_attention_is_the_library_s_with_any_kernel(load, variant):
         for processor in asked:  # xformers itself runs on a GPU only
             processor.kernel = "_native_math"
         ours = backbone.predict_x0(backbone.network, x, t, cond)
-    torch.testing.assert_close(ours, library, atol=1e-5, rtol=1e-5)
+    assert_close(ours, library, 1e-5)
 
 
 def input_gradient(backbone, dtype, *, float32):
@@ -107,9 +108,7 @@ def input_gradient(backbone, dtype, *, float32):
 def test_attention_in_float32_has_the_gradient_of_the_plain_one(load, variant):
     backbone = load(variant)
     exact = input_gradient(backbone, torch.float32, float32=False)
-    torch.testing.assert_close(
-        input_gradient(backbone, torch.float32, float32=True), exact, atol=1e-5, rtol=1e-4
-    )
+    assert_close(input_gradient(backbone, torch.float32, float32=True), exact, 1e-5)
     error = {
         kind: (input_gradient(backbone, torch.bfloat16, float32=kind) - exact).norm() / exact.norm()
         for kind in (True, False)

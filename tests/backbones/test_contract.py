@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import BUILDERS
 from refusals import refused
+from scales import assert_close
 
 from tdmvid.adapters.lora import attach, shared_copy, start_from
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
@@ -73,7 +74,7 @@ class Case:
         """A stock call as a user makes it, from prompts, with the further arguments that a model
         card names.
         """
-        call = eval(f"dict({backbone.stock.arguments_code()})")  # noqa: S307
+        call = eval(f"dict({backbone.stock.arguments_code()})")
         return pipeline(
             prompt=PROMPTS,
             latents=z,
@@ -114,7 +115,7 @@ def test_prompts_are_encoded_as_by_the_pipeline(case, backbone):
     ):
         assert found.keys() == wanted.keys()
         for name, tensor in wanted.items():
-            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+            assert_close(found[name], tensor, 1e-5)
     assert (expected["prompt_embeds"][0] - expected["prompt_embeds"][1]).abs().max() > 1e-3
 
 
@@ -135,16 +136,12 @@ def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, mon
     case.sample(pipeline, backbone, noise(backbone))
     cond = backbone.encode_prompts(PROMPTS)
     assert len(seen) == 4
-    for (timestep, x, expected), time in zip(seen, grid.descending()):
+    for (timestep, x, expected), time in zip(seen, grid.descending(), strict=True):
         t = torch.full((2,), time)
-        torch.testing.assert_close(
-            backbone.process.timestep(t)[0].float(), timestep.float().cpu(), atol=1e-3, rtol=0
-        )
+        assert_close(backbone.process.timestep(t)[0].float(), timestep.float().cpu(), 1e-6)
         with torch.no_grad():
             ours = backbone.predict_x0(backbone.network, x, t, cond)
-        torch.testing.assert_close(
-            ours, expected.float(), atol=1e-4 * expected.abs().max().item(), rtol=0
-        )
+        assert_close(ours, expected.float(), 1e-4)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
@@ -156,15 +153,13 @@ def test_four_steps_give_the_stock_pipeline_s_latents(case, backbone, spacing, c
     cond = backbone.encode_prompts(PROMPTS)
     ours, theirs = ddim(denoiser, z, cond, grid), case.sample(pipeline, backbone, z, cfg=cfg)
     assert theirs.abs().mean() > 0.1 and (theirs[0] - theirs[1]).abs().mean() > 1e-3
-    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    assert_close(ours, theirs, 1e-4)
     lean = backbone.stock.pipeline()
     lean.scheduler = backbone.student_scheduler(grid)
     from_embeddings = backbone.stock.latents(
         lean, z, cond, steps=4, cfg=cfg, null=backbone.encode_prompts([""])
     )
-    torch.testing.assert_close(
-        from_embeddings, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0
-    )
+    assert_close(from_embeddings, theirs, 1e-4)
 
 
 def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbone):
@@ -175,16 +170,12 @@ def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbo
     theirs = case.sample(pipeline, backbone, z, output="pt")
     latents = case.sample(pipeline, backbone, z)
     ours = (backbone.decode(latents) + 1) / 2
-    torch.testing.assert_close(
-        (backbone.decode(torch.cat([latents] * 3)) + 1) / 2,
-        torch.cat([ours] * 3),
-        atol=1e-5,
-        rtol=0,
-    )
+    thrice = (backbone.decode(torch.cat([latents] * 3)) + 1) / 2
+    assert_close(thrice, torch.cat([ours] * 3), 1e-5)
     assert ours.shape == (2, 3, case.size.frames, case.size.height, case.size.width)
     ours = ours.transpose(1, 2) if theirs.dim() == 5 else ours[:, :, 0]
     assert theirs.std() > 1e-2
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert_close(ours, theirs, 1e-4)
 
 
 def test_the_network_sees_its_prompt_and_its_time(case, backbone):
@@ -236,11 +227,11 @@ def test_a_variant_of_the_weights_is_loaded_in_every_part(case, backbone, tmp_pa
     assert not list(tmp_path.rglob("*model.safetensors"))
     z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
     for name, tensor in variant.encode_prompts(PROMPTS).items():
-        torch.testing.assert_close(tensor, cond[name], atol=1e-5, rtol=0)
-    torch.testing.assert_close(variant.decode(z), backbone.decode(z), atol=1e-5, rtol=0)
+        assert_close(tensor, cond[name], 1e-5)
+    assert_close(variant.decode(z), backbone.decode(z), 1e-5)
     grid = uniform(1, backbone.process)
     ours, theirs = (ddim(one.denoiser(one.network), z, cond, grid) for one in (variant, backbone))
-    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    assert_close(ours, theirs, 1e-4)
 
 
 def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
@@ -287,7 +278,7 @@ def test_what_is_decoded_is_what_was_encoded(case, backbone, monkeypatch):
         latents.shape[1:] == backbone.latent_shape()
         and backbone.decode(latents).shape == videos.shape
     )
-    torch.testing.assert_close(torch.cat(given), torch.cat(taken), atol=1e-5, rtol=1e-5)
+    assert_close(torch.cat(given), torch.cat(taken), 1e-5)
     assert (torch.cat(taken)[0] - torch.cat(taken)[1]).abs().max() > 1e-3
 
 
@@ -323,7 +314,7 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
             critic(x, 1 - tau, four) - at
         ).abs().min() > 1e-5
         critic(x, tau, four)
-        for place, tap in zip(places, taps):
+        for place, tap in zip(places, taps, strict=True):
             ours, theirs = (
                 (out[tap.index] if isinstance(out, tuple) else out)
                 for out in (halves[place], features[place])
@@ -380,13 +371,14 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
         Cond({}).with_step_count(4, 2, "cpu"),
         backbone.encode_prompts(PROMPTS),
     )
-    student = lambda: torch.autograd.grad(
-        backbone.predict_x0(network, x, t, cond).square().sum(), [x, *trainable]
-    )  # noqa: E731
-    gradients = lambda: [
-        *student(),
-        *torch.autograd.grad(critic(x, t, four).sum(), x),
-    ]  # noqa: E731
+
+    def gradients():
+        loss = backbone.predict_x0(network, x, t, cond).square().sum()
+        return [
+            *torch.autograd.grad(loss, [x, *trainable]),
+            *torch.autograd.grad(critic(x, t, four).sum(), x),
+        ]
+
     found = gradients()
     monkeypatch.setattr(
         QuantizedLinear,
@@ -394,7 +386,10 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
         lambda layer, y: torch.nn.functional.linear(y, layer.weight.dequantize(), layer.bias),
     )
     assert (
-        all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(found, gradients()))
+        all(
+            torch.equal(a, b) and b.isfinite().all()
+            for a, b in zip(found, gradients(), strict=True)
+        )
         and found[0].any()
         and found[-1].any()
     )
@@ -457,7 +452,7 @@ def user_s_pipeline(case, lora, base=None):
     )
     code = code.replace(str(case.folder), str(base or case.folder))
     scope = {}
-    exec("\n".join(line for line in code.splitlines() if "pipe(" not in line), scope)  # noqa: S102
+    exec("\n".join(line for line in code.splitlines() if "pipe(" not in line), scope)
     scope["pipe"].set_progress_bar_config(disable=True)
     return scope["pipe"]
 
@@ -484,7 +479,7 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     plain = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
     backbone.lora.load(lean, trained / "lora")
     ours = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
-    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    assert_close(ours, theirs, 1e-4)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
 
 
@@ -566,7 +561,7 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     start_from(student, settings, *found, where="the LoRA")
     ours = ddim(other.denoiser(student), z, cond, grid)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()
-    torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+    assert_close(ours, theirs, 1e-4)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from families import BUILDERS, sd3, wan
 from refusals import refused
+from scales import assert_close
 
 from tdmvid.backbones.flow import flow_scheduler_for
 from tdmvid.backbones.registry import load_backbone
@@ -64,12 +65,8 @@ def test_any_shifted_grid_is_a_setting_of_the_stock_scheduler(steps, shift, tmp_
     stock = load_scheduler(tmp_path)
     assert type(stock) is FlowMatchEulerDiscreteScheduler
     stock.set_timesteps(steps)
-    torch.testing.assert_close(
-        stock.sigmas, torch.tensor([*grid.descending(), 0.0]), atol=2e-6, rtol=0
-    )
-    torch.testing.assert_close(
-        stock.timesteps, 1000 * torch.tensor(grid.descending()), atol=2e-3, rtol=0
-    )
+    assert_close(stock.sigmas, torch.tensor([*grid.descending(), 0.0]), 2e-6)
+    assert_close(stock.timesteps, 1000 * torch.tensor(grid.descending()), 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +91,7 @@ def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(
         backbone.encode_prompts(PROMPTS),
     )
     ours = ddim(backbone.denoiser(backbone.network), z, cond, grid)
-    torch.testing.assert_close(
-        backbone.stock.latents(lean, z, cond, steps=grid.steps),
-        ours,
-        atol=1e-4 * ours.abs().max().item(),
-        rtol=0,
-    )
+    assert_close(backbone.stock.latents(lean, z, cond, steps=grid.steps), ours, 1e-4)
     with refused("num_inference_steps=5", str(grid.steps)):
         backbone.stock.latents(lean, z, cond, steps=5)
 
@@ -138,7 +130,7 @@ def test_the_network_is_told_a_thousand_t_unrounded_and_its_velocity_is_noise_mi
     found = backbone.predict_x0(
         perfect, FLOW.noise(x0, eps, t), t, backbone.encode_prompts(PROMPTS)
     )
-    torch.testing.assert_close(found, x0, atol=1e-5, rtol=0)
+    assert_close(found, x0, 1e-5)
     assert (
         told[0].dtype == torch.float32
         and (told[0] - torch.tensor([123.45, 999.61])).abs().max() < 1e-3
@@ -171,7 +163,7 @@ def test_without_the_third_text_encoder_prompts_are_encoded_as_by_the_pipeline_w
     for prompts, wanted in ((PROMPTS, expected), ([""] * 2, null)):
         found = backbone.encode_prompts(prompts)
         for name, tensor in wanted.items():
-            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+            assert_close(found[name], tensor, 1e-5)
     assert backbone.text_fingerprint() != fingerprint
 
 

@@ -90,7 +90,10 @@ def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_pla
     assert all(part[0] == shape[0] == 1 for part in seen)
     assert (max(part[-2] for part in seen), max(part[-1] for part in seen)) == shape[-2:]
     whole = backbone.latent_shape()[-2:]
-    assert all((part < side) if tiling else (part == side) for part, side in zip(shape[-2:], whole))
+    assert all(
+        (part < side) if tiling else (part == side)
+        for part, side in zip(shape[-2:], whole, strict=True)
+    )
     assert [p.dtype for p in planned.parameters()] == [p.dtype for p in vae.parameters()]
 
 
@@ -160,7 +163,7 @@ class Casts(TorchDispatchMode):
 
 
 def test_no_second_copy_of_a_whole_network_is_made_for_a_call(case):
-    """Of float32 weights that are trained; sharded over ranks, such a copy would be whole on each."""
+    """Of float32 weights that are trained; sharded over ranks, each would hold such a copy."""
     backbone = case.backbone(dtype="bfloat16")
     network = copy.deepcopy(backbone.network).float().requires_grad_(True)
     with torch.no_grad(), Casts(network.parameters()) as casts:

@@ -154,19 +154,21 @@ def test_two_adapters_on_one_quantised_base_have_the_gradients_of_two_on_the_rou
         torch.full((1,), 0.5),
     )
     cond = backbone.encode_prompts(["a red circle"])
+
+    def gradients(network, trainable):
+        loss = backbone.denoiser(network)(x, t, cond).square().sum()
+        return torch.autograd.grad(loss, trainable)
+
     for network in networks:
         trainable = [p for p in network.parameters() if p.requires_grad]
         for index, parameter in enumerate(trainable):
             parameter.data = 0.1 * torch.randn(
                 parameter.shape, generator=torch.Generator().manual_seed(index)
             )
-        loss = lambda: backbone.denoiser(network)(x, t, cond).square().sum()  # noqa: B023, E731: called at once
-        found = torch.autograd.grad(loss(), trainable)
+        found = gradients(network, trainable)
         plain(network)
-        assert all(
-            torch.equal(a, b) and b.any()
-            for a, b in zip(found, torch.autograd.grad(loss(), trainable))
-        )
+        expected = gradients(network, trainable)
+        assert all(torch.equal(a, b) and b.any() for a, b in zip(found, expected, strict=True))
 
 
 def test_without_torchao_the_command_that_installs_it_is_named(monkeypatch):

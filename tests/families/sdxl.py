@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: with the Euler scheduler of its release; null prompts as zeros or encoded."""
+"""Stable Diffusion XL, with its release's Euler scheduler; null prompts as zeros or encoded."""
 
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTextModelWithProjection

@@ -13,7 +13,7 @@ SIZE = ClipSize(frames=9, height=32, width=48)
 
 
 def tiny_transformer(**changes):
-    """Three heads, 2 blocks; as initialised, the modulated blocks would hardly see time and text."""
+    """Three heads, 2 blocks; as initialised, the blocks would hardly see time and text."""
     transformer = WanTransformer3DModel(
         **{
             "num_attention_heads": 3,
