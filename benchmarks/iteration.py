@@ -1,17 +1,17 @@
 """One TDM iteration beside the published loop's call pattern: network calls, seconds, peak memory,
 as ratios.
 
-    python benchmarks/iteration.py                                  # shapes, small SD1.5 and
-    PixArt; CogVideoX-2B too with a GPU
-    python benchmarks/iteration.py --networks shapes --repeats 9 --json iteration.json
-    python benchmarks/iteration.py --networks sd15 --whole --set batch.micro=2      # in its own
-    size
-    python benchmarks/iteration.py --networks cogvideox2b --layers 2 \
-        --set video.frames=9 --set video.height=256 --set video.width=256           # its layers'
-        own width
-    python benchmarks/iteration.py --race toy                       # after equal seconds, which
-    student is closer to the teacher?
-    python benchmarks/iteration.py --race shapes --seconds 120
+    python -m benchmarks.iteration
+    python -m benchmarks.iteration --networks shapes --repeats 9 --json iteration.json
+    python -m benchmarks.iteration --networks sd15 --whole --set batch.micro=2
+    python -m benchmarks.iteration --networks cogvideox2b --layers 2 \
+        --set video.frames=9 --set video.height=256 --set video.width=256
+    python -m benchmarks.iteration --race toy
+    python -m benchmarks.iteration --race shapes --seconds 120
+
+By default: the embedded teacher, small SD1.5 and PixArt, and CogVideoX-2B where there is a GPU.
+`--whole` takes a network in its own size, `--layers` so many blocks of their own width. `--race`
+asks whose student is closer to the teacher after equal seconds.
 
 Both patterns run on the same networks, batch, grid and loss mathematics, in turn, and move the
 weights alike, but for the shared draw: there the student is compared with the fake of before its
@@ -25,26 +25,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks import race  # noqa: E402
-from benchmarks.published import published  # noqa: E402
-from benchmarks.stopwatch import MIB, alternate, peak_bytes, report  # noqa: E402
-from benchmarks.untrained import SMALL, Stage, build_stage, untrained  # noqa: E402
-from tdmvid.adapters.lora import tuner_layers  # noqa: E402
-from tdmvid.backbones.cogvideox_parallel import JointAttention  # noqa: E402
-from tdmvid.config import RunConfig, load_config  # noqa: E402
-from tdmvid.distill.iteration import iterate, pick_k  # noqa: E402
-from tdmvid.parallel import launch  # noqa: E402
+from benchmarks import race
+from benchmarks.published import published
+from benchmarks.stopwatch import MIB, alternate, peak_bytes, report
+from benchmarks.untrained import SMALL, Stage, build_stage, untrained
+from tdmvid.adapters.lora import tuner_layers
+from tdmvid.backbones.cogvideox_parallel import JointAttention
+from tdmvid.config import RunConfig, load_config
+from tdmvid.distill.iteration import iterate, pick_k
+from tdmvid.parallel import launch
 
 IMAGE = [
     "video.height=128",

@@ -1,12 +1,14 @@
 """One TDM iteration of a large model with random weights: seconds, memory, share of the matrix
 rate.
 
-    python benchmarks/large.py --config configs/cogvideox2b_4nfe.json
-    python benchmarks/large.py --config configs/cogvideox2b_4nfe.json --layers 2 --set
-    video.frames=9 \
-        --set video.height=64 --set video.width=64 --set model.dtype=float32 --set
-        parallel.gradient_checkpointing=false  # on a CPU
-    torchrun --nproc_per_node 8 benchmarks/large.py --config configs/cogvideox1.5_5b_4nfe.json
+    python -m benchmarks.large --config cogvideox2b_4nfe
+    torchrun --nproc_per_node 8 -m benchmarks.large --config cogvideox1.5_5b_4nfe
+
+A few layers at a small size fit on a CPU:
+
+    python -m benchmarks.large --config cogvideox2b_4nfe --layers 2 --set model.dtype=float32 \
+        --set video.frames=9 --set video.height=64 --set video.width=64 \
+        --set parallel.gradient_checkpointing=false
 
 The architecture is the real one, from the configs that are shipped; nothing is downloaded.
 Prints what the plan predicted beside what was measured, and one JSON line. On a CPU only the
@@ -18,20 +20,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks.stopwatch import Kept, seconds  # noqa: E402
-from benchmarks.untrained import build_stage, untrained  # noqa: E402
-from tdmvid.backbones.dtype import torch_dtype  # noqa: E402
-from tdmvid.config import RunConfig, load_config  # noqa: E402
-from tdmvid.parallel import launch  # noqa: E402
-from tdmvid.plan.describe import describe  # noqa: E402
-from tdmvid.plan.plan import GIB, make_plan  # noqa: E402
+from benchmarks.stopwatch import Kept, seconds
+from benchmarks.untrained import build_stage, untrained
+from tdmvid.backbones.dtype import torch_dtype
+from tdmvid.config import RunConfig, load_config
+from tdmvid.parallel import launch
+from tdmvid.plan.describe import describe
+from tdmvid.plan.plan import GIB, make_plan
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

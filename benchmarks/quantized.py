@@ -1,10 +1,9 @@
 """A frozen base in int8 and float8 beside the whole one, on the embedded teacher: bytes, error,
 seconds, and what the students are worth.
 
-    python benchmarks/quantized.py                              # bytes, error, seconds
-    python benchmarks/quantized.py --iterations 200 --seeds 2   # and distil with each
-    python benchmarks/quantized.py --set model.dtype=float32    # the error without bfloat16's own
-    rounding
+    python -m benchmarks.quantized                              # bytes, error, seconds
+    python -m benchmarks.quantized --iterations 200 --seeds 2   # and distil with each
+    python -m benchmarks.quantized --set model.dtype=float32    # without bfloat16's own rounding
 
 Seconds are of guided calls of the teacher and of whole iterations, in turn. A student's distance is
 that of `iteration.py --race shapes`, on the base it was trained on and on the whole one, which is
@@ -18,17 +17,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks import race  # noqa: E402
-from benchmarks.stopwatch import MIB, Kept, alternate, report  # noqa: E402
-from tdmvid.backbones.quantize import held_bytes  # noqa: E402
-from tdmvid.config import RunConfig, load_config  # noqa: E402
-from tdmvid.parallel import launch  # noqa: E402
-from tdmvid.plan.plan import make_plan  # noqa: E402
-from tdmvid.train.run import Run, build_run, on_whole_base  # noqa: E402
+from benchmarks import race
+from benchmarks.stopwatch import MIB, Kept, alternate, report
+from tdmvid.backbones.quantize import held_bytes
+from tdmvid.config import RunConfig, load_config
+from tdmvid.parallel import launch
+from tdmvid.plan.plan import make_plan
+from tdmvid.train.run import Run, build_run, on_whole_base
 
 KINDS = ("none", "int8", "float8")
 

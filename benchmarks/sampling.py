@@ -1,16 +1,16 @@
 """The student in K calls beside its teacher in 50 guided steps: the denoiser's speed-up a call
 against linear, and end to end.
 
-    python benchmarks/sampling.py                                   # shapes, one video and eight at
-    a time
-    python benchmarks/sampling.py --batch 1 16 --set model.dtype=float32 --json sampling.json
-    python benchmarks/sampling.py --network cogvideox2b --batch 1           # on a GPU: whole, with
-    random weights
-    python benchmarks/sampling.py --network cogvideox2b --layers 2 --batch 1 --steps 10 \
-        --set video.frames=9 --set video.height=256 --set video.width=256   # its layers' real width
-        on a CPU
+    python -m benchmarks.sampling
+    python -m benchmarks.sampling --batch 1 16 --set model.dtype=float32 --json sampling.json
+    python -m benchmarks.sampling --network cogvideox2b --batch 1
+    python -m benchmarks.sampling --network cogvideox2b --layers 2 --batch 1 --steps 10 \
+        --set video.frames=9 --set video.height=256 --set video.width=256
 
-The samplers are stock pipelines, in turn, in one process, unlike `eval/latency.py`, which takes a
+By default: the embedded teacher, one video and eight at a time. A whole CogVideoX-2B (with random
+weights) wants a GPU; two of its layers, of their real width, run on a CPU.
+
+The samplers are stock pipelines, in turn, in one process, unlike `tdmvid latency`, which takes a
 finished run and times each stage alone. The student's weights are random, exported as a LoRA and as
 a fused network: time does not depend on their values. "Of linear" is the speed-up of the denoiser
 over the ratio of network evaluations; "all", text encoder and autoencoder too, is known of the
@@ -20,26 +20,23 @@ embedded teacher alone.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from benchmarks.iteration import NETWORKS, prepare  # noqa: E402
-from benchmarks.stopwatch import alternate, report  # noqa: E402
-from benchmarks.untrained import Stage, build_stage, text_like  # noqa: E402
-from tdmvid.backbones.registry import load_backbone  # noqa: E402
-from tdmvid.config import RunConfig  # noqa: E402
-from tdmvid.diffusion.sampler import ddim  # noqa: E402
-from tdmvid.distill.grids import build_grid  # noqa: E402
-from tdmvid.export.bundle import export_fused, export_lora  # noqa: E402
-from tdmvid.parallel import launch  # noqa: E402
-from tdmvid.sampling.student import use_student  # noqa: E402
+from benchmarks.iteration import NETWORKS, prepare
+from benchmarks.stopwatch import alternate, report
+from benchmarks.untrained import Stage, build_stage, text_like
+from tdmvid.backbones.registry import load_backbone
+from tdmvid.config import RunConfig
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.distill.grids import build_grid
+from tdmvid.export.bundle import export_fused, export_lora
+from tdmvid.parallel import launch
+from tdmvid.sampling.student import use_student
 
 PROMPT = "a red ring moving left and a blue square moving up"
 HEAD = [

@@ -1,11 +1,11 @@
 """How an iteration grows with tokens, LoRA rank, K and ranks that share a sequence, beside what
 `--plan` says.
 
-    python benchmarks/scaling.py                        # a small CogVideoX with random weights, a
-    few minutes on one core
-    python benchmarks/scaling.py --sequence 1           # without the two processes (gloo) of the
-    last rows
-    python benchmarks/scaling.py --json scaling.json
+    python -m benchmarks.scaling --json scaling.json
+    python -m benchmarks.scaling --sequence 1
+
+A small CogVideoX with random weights is measured, a few minutes on one core; `--sequence 1` leaves
+out the last rows, which take two processes (gloo).
 
 Work, activations and bytes sent are measured over planned: 1 is a formula that holds. Peak is of
 all tensors alive at once beyond those that stay (networks, optimiser), over the planned activations
@@ -24,19 +24,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-import torch  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-
-from benchmarks.iteration import steps_of_extreme_k  # noqa: E402
-from benchmarks.stopwatch import Kept, alternate, peak_bytes, report  # noqa: E402
-from benchmarks.untrained import SMALL, build_stage, untrained  # noqa: E402
-from tdmvid.config import RunConfig, load_config  # noqa: E402
-from tdmvid.parallel import launch  # noqa: E402
-from tdmvid.plan.cost import ATTENTION_ON_A_CPU  # noqa: E402
-from tdmvid.plan.plan import Plan, make_plan  # noqa: E402
+from benchmarks.iteration import steps_of_extreme_k
+from benchmarks.stopwatch import Kept, alternate, peak_bytes, report
+from benchmarks.untrained import SMALL, build_stage, untrained
+from tdmvid.config import RunConfig, load_config
+from tdmvid.parallel import launch
+from tdmvid.plan.cost import ATTENTION_ON_A_CPU
+from tdmvid.plan.plan import Plan, make_plan
 
 BASE = [
     "grid.kind=uniform",
@@ -203,7 +201,8 @@ def launched(ranks: int, overrides: list[str], args: argparse.Namespace) -> dict
         "--standalone",
         "--nproc_per_node",
         str(ranks),
-        __file__,
+        "-m",
+        "benchmarks.scaling",
         "--repeats",
         str(args.repeats),
         "--work",

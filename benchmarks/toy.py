@@ -1,8 +1,7 @@
 """The toy that separates right from wrong: TDM on a 2-D mixture of eight Gaussians, exact teacher.
 
-    python benchmarks/toy.py                       # the table of both processes, a few minutes on
-    one core
-    python benchmarks/toy.py --process vp --set rollout=stop --iterations 500
+    python -m benchmarks.toy                       # both processes, a few minutes on one core
+    python -m benchmarks.toy --process vp --set rollout=stop --iterations 500
 
 Every row is the sliced 2-Wasserstein distance of 20,000 samples to the data, the mean over
 several independent sets of data (the distance of data to itself, the floor, varies from set to

@@ -1,6 +1,6 @@
 """Make the shapes teacher from nothing: autoencoder, judge, transformer, pipeline folder, scores.
 
-    python examples/shapes/make_teacher.py --stage all --work build/shapes
+    python -m examples.shapes.make_teacher --stage all --work build/shapes
 
 Deterministic for one device and thread count, and resumable: kill it anywhere and run it
 again. `--stage assemble` also makes a pipeline of a transformer still in training.
@@ -13,15 +13,12 @@ import json
 import shutil
 from pathlib import Path
 
-import quality
-import text
 import torch
-import train_judge
-import train_transformer
-import vae
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
 from tdmvid.shapes import TEACHER
+
+from . import quality, text, train_judge, train_transformer, vae
 
 STAGES = ("vae", "judge", "teacher", "decoder", "assemble", "score")
 VAE_STEPS, JUDGE_STEPS, DECODER_STEPS = 7000, 1200, 1200

@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import text
 import torch
 from diffusers import CogVideoXPipeline
 from torch import Tensor
 from tqdm import tqdm
-from vae import psnr
 
 from tdmvid.shapes import world
 from tdmvid.shapes.judge import Judge, accuracy, load_judge
 from tdmvid.shapes.score import evaluation_set, reference_features, score_videos
+
+from . import text
+from .vae import psnr
 
 GUIDANCES = (1.5, 2.0, 3.0)
 CAPTIONS, SWEEP_CAPTIONS, SEEDS, REFERENCE = 64, 12, 4, 4096

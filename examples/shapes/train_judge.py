@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as nnf
-from checkpoint import load, save
 from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
-from vae import schedule
 
 from tdmvid.shapes import world
 from tdmvid.shapes.judge import COLOURS, WEIGHTS, Judge
+
+from .checkpoint import load, save
+from .vae import schedule
 
 BATCH, LR, WARMUP, EMPTY_SHARE, POOL = 32, 2e-3, 50, 0.05, 1600
 

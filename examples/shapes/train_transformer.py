@@ -14,17 +14,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import text
 import torch
-from checkpoint import load, save
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-from optimizer import MuonAndAdamW, for_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from vae import schedule
 
 from tdmvid.shapes import world
+
+from . import text
+from .checkpoint import load, save
+from .optimizer import MuonAndAdamW, for_transformer
+from .vae import schedule
 
 SHARD = 1000  # videos encoded between two writes
 

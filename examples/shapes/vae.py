@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import torch
-from checkpoint import load, save
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from tqdm import tqdm
 
 from tdmvid.shapes import world
+
+from .checkpoint import load, save
 
 BATCH, LR, DECODER_LR, WARMUP, KL_WEIGHT = 4, 1e-3, 5e-4, 300, 1e-4
 

@@ -3,15 +3,15 @@ weights as ours does.
 """
 
 import copy
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from refusals import refused
 
+from benchmarks import iteration, sampling, scaling, stopwatch
+from benchmarks.published import published
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
 from tdmvid.config import OptimConfig, load_config
 from tdmvid.diffusion.denoiser import Cond, Guided
@@ -24,11 +24,6 @@ from tdmvid.parallel import launch
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.rng import Streams
 from tdmvid.plan.plan import make_plan
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from benchmarks import iteration, sampling, scaling, stopwatch  # noqa: E402
-from benchmarks.published import published  # noqa: E402
 
 CPU = torch.device("cpu")
 

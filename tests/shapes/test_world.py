@@ -3,7 +3,7 @@
 import torch
 from refusals import refused
 
-from shapes import text
+from examples.shapes import text
 from tdmvid.shapes import world
 
 

@@ -1,0 +1,1 @@
+"""The programs that made the embedded teacher, its judge and its prompts."""
