@@ -16,14 +16,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCE = (".*", "runs", "cache", "build", "*.egg-info", "__pycache__")
-PLAN_ALL = """
-import sys
-from tdmvid.cli.main import main
+READ_ALL = """
+from tdmvid.backbones.registry import find_family
+from tdmvid.config import load_config
 from tdmvid.config.resources import CONFIGS
+from tdmvid.data.prompts import read_prompts
 for path in sorted(CONFIGS.glob("*.json")):
-    main(["plan", "--config", path.name.removesuffix(".json"), "--ranks", "4"])
-    print("planned", path.stem)
+    config = load_config(path.name.removesuffix(".json"))
+    folder, family = find_family(config.model, weights=False)
+    print("ready", config.name, family.__name__, len(read_prompts(config.prompts.path)))
 """
+PLANNED = ("shapes_4nfe", "sd15_4nfe", "cogvideox2b_4nfe")
 
 pytestmark = pytest.mark.slow
 
@@ -94,12 +97,22 @@ def test_the_package_is_the_installed_one(installed):
     package = Path(installed("python", "-c", code).strip())
     assert installed.environment in package.parents
     assert (package / "py.typed").is_file()
+    assert len(list((package / "configs" / "evaluation").glob("*.json"))) == len(
+        list((ROOT / "eval/configs").glob("*.json"))
+    )
     assert list(package.parent.glob("tdmvid-*.dist-info/licenses/LICENSE"))
 
 
-def test_every_ready_config_can_be_planned_by_its_name(installed):
-    printed = installed("python", "-c", PLAN_ALL)
-    assert printed.count("planned ") == len(list((ROOT / "configs").glob("*.json")))
+def test_every_ready_config_is_found_with_its_teachers_configs_and_its_prompts(installed):
+    printed = installed("python", "-c", READ_ALL)
+    assert printed.count("ready ") == len(list((ROOT / "configs").glob("*.json")))
+
+
+def test_ready_configs_are_planned_by_their_names(installed):
+    """A few in one process; tests/plan has them all."""
+    lines = [f"main(['plan', '--config', '{name}'])" for name in PLANNED]
+    code = "; ".join(["from tdmvid.cli.main import main", *lines])
+    assert installed("python", "-c", code).count("runs/") == len(PLANNED)
 
 
 def test_the_demo_trains_and_writes_a_checked_lora_and_a_report(run):
