@@ -16,7 +16,8 @@ EVALUATE_RULES = (
     Rule(
         lambda evaluate: evaluate.program in ("vbench", "image") and not evaluate.config,
         "evaluate.config",
-        "is missing, evaluate.program={program} needs it: name a ready one, e.g. vbench_cogvideox2b or"
+        "is missing, evaluate.program={program} needs it: name a ready one, e.g."
+        " vbench_cogvideox2b or"
         " images, or a file of your own",
     ),
     Rule(
@@ -49,12 +50,14 @@ IMAGE_RULES = (
     Rule(
         lambda config: "diversity" in config.metrics and config.seeds < 2,
         "seeds",
-        "is too few for diversity, which compares at least 2 images of a prompt: set seeds=2, or leave it out of metrics",
+        "is too few for diversity, which compares at least 2 images of a prompt: set seeds=2, or"
+        " leave it out of metrics",
     ),
     Rule(
         lambda config: config.video.frames != 1,
         "video.frames",
-        "is a video, and these metrics score images: set it to 1, or score videos with `tdmvid score vbench`",
+        "is a video, and these metrics score images: set it to 1, or score videos with `tdmvid"
+        " score vbench`",
     ),
 )
 

@@ -17,7 +17,8 @@ RULES = (
     Rule(
         lambda parallel: parallel.zero_stage not in (0, 1, 2, 3),
         "parallel.zero_stage",
-        "is not a stage: choose 0 (nothing sharded), 1 (optimiser state), 2 (gradients too) or 3 (weights too)",
+        "is not a stage: choose 0 (nothing sharded), 1 (optimiser state), 2 (gradients too) or 3"
+        " (weights too)",
     ),
     Rule(
         lambda parallel: (

@@ -11,6 +11,7 @@ clone, configs/ and eval/configs are beside it.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -74,6 +75,7 @@ def _find(kind: str, name: Path | str, ready: dict[str, Path]) -> Path:
         return Path(name)
     if found := ready.get(str(name)):
         return found
-    raise ValueError(
-        f"{kind} {str(name)!r} does not exist: give a JSON file or one of {', '.join(sorted(ready))}"
-    )
+    if near := difflib.get_close_matches(Path(name).stem, ready, 3):
+        raise ValueError(f"{kind} {str(name)!r} does not exist: did you mean {' or '.join(near)}?")
+    known = ", ".join(sorted(ready))
+    raise ValueError(f"{kind} {str(name)!r} does not exist: give a JSON file or one of {known}")

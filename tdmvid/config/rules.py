@@ -31,8 +31,8 @@ class Rule:
     setting: str
     """Dotted name of the setting that the message begins with."""
     message: str
-    """What the value breaks and a remedy, as the rest of the sentence; `{name}` stands for the value
-    of another setting.
+    """The rule and a remedy, as the rest of the sentence that begins with setting and value;
+    `{name}` stands for the value of another setting.
     """
 
 

@@ -55,7 +55,7 @@ class GAN(GANSettings, TDM):
         return RealDraw(**vars(draw), pick=pick, real_eps=real_eps)
 
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """As TDM's; the discriminator's turn compares the draw with real latents at the same tau."""
+        """Return TDM's losses; the discriminator's compares the draw with real latents at tau."""
         if role == "discriminator":
             return self._discriminator(roles, draw, cond)
         terms = super().loss(role, roles, draw, cond)

@@ -51,7 +51,7 @@ class GradedPath:
     _draw: Draw | None = field(default=None, repr=False)
 
     def x0_hat(self, *, graded: bool) -> Tensor:
-        """The clean prediction at s_k: with its graph for the student's turn, detached otherwise."""
+        """Return the clean prediction at s_k: with its graph if `graded`, detached otherwise."""
         if self._x0 is None or (graded and not self._x0.requires_grad):
             with torch.set_grad_enabled(graded or self.keep):
                 self._x0 = self.roles.student(self.path.x, self.path.upper, self.path.cond)

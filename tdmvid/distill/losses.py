@@ -40,7 +40,7 @@ def importance_weight(eps_mix: Tensor, eps: Tensor, kind: str) -> Tensor:
 
 
 def effective_sample_share(weight: Tensor) -> Tensor:
-    """(sum w)^2 / (B sum w^2), in (0, 1]; 1 when all weights are equal, 0 when all have vanished."""
+    """Return (sum w)^2 / (B sum w^2): 1 when all weights are equal, 0 when all have vanished."""
     share = weight / weight.max().clamp(min=1e-30)
     return share.sum().square() / (len(share) * share.square().sum()).clamp(min=1e-30)
 

@@ -16,7 +16,7 @@ from ..backbones.quantize import planned_bytes
 from ..backbones.spec import Tokens
 from ..config import RunConfig
 from ..parallel.sequence import PlannedGroup
-from ..roles.build import build_discriminator, build_role, empty_base
+from ..roles.build import GENERATORS, build_discriminator, build_role, empty_base
 from .cost import Trace, decoding_bytes, trace
 
 
@@ -29,14 +29,16 @@ class Weights:
     base_bytes: int
     """Bytes that hold them, frozen."""
     trainable: int
-    """Trainable parameters of the student, and of the fake."""
+    """Trainable parameters of the student, and as many of the fake, if there is one."""
+    generators: tuple[str, ...] = GENERATORS
+    """Those of student and fake that the objective trains."""
     heads: int = 0
     """Trainable parameters of the discriminator."""
 
     @property
     def trained(self) -> int:
         """Trainable parameters of all roles."""
-        return 2 * self.trainable + self.heads
+        return len(self.generators) * self.trainable + self.heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
             base=base,
             base_bytes=base_bytes,
             trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            generators=tuple(role for role in GENERATORS if role in config.objective.roles),
             heads=_parameters(critic.heads) if critic else 0,
         ),
     )

@@ -37,6 +37,7 @@ def gib(size: float) -> str:
 def _networks(plan: Plan) -> Iterator[Row]:
     """What is trained, on what."""
     config, model, weights = plan.config, plan.config.model, plan.weights
+    trained = weights.generators
     yield (
         "teacher",
         f"{model.path} ({plan.pipeline_class}), {weights.base:,} parameters in {model.dtype}",
@@ -49,15 +50,18 @@ def _networks(plan: Plan) -> Iterator[Row]:
         )
     yield (
         "training",
-        f"{config.training}: student and fake, {weights.trainable:,} trainable parameters each",
+        f"{config.training}: {' and '.join(trained)}, {weights.trainable:,} trainable parameters"
+        + " each" * (len(trained) > 1),
     )
     if plan.calls.discriminator:
         yield (
             "discriminator",
             f"half of the network, frozen; {weights.heads:,} trainable parameters",
         )
-    bases = f"{1 if config.parallel.share_base else 2} frozen base + 2 adapters"
-    yield "weights held", bases if config.training == "lora" else "3 whole networks"
+    bases = 1 if config.parallel.share_base else len(trained)
+    adapters = f"{bases} frozen base + {len(trained)} adapter" + "s" * (len(trained) > 1)
+    whole = f"{1 + len(trained)} whole networks"
+    yield "weights held", adapters if config.training == "lora" else whole
     if config.init:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (not there yet)")

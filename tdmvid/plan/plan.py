@@ -63,7 +63,8 @@ class Plan:
         objective = self.config.objective
         if objective.through_scores:  # the student's, the fake's and the teacher's
             return 2 + teacher_calls(self.config)
-        return 2 if self.config.batch.accumulation == 1 else 1
+        fake = "fake" in objective.roles
+        return 2 if fake and self.config.batch.accumulation == 1 else 1
 
     @property
     def whole(self) -> int:
@@ -94,7 +95,7 @@ class Plan:
     def memory(self) -> dict[str, float]:
         """Return estimated bytes on one rank's device in an iteration, by purpose."""
         parallel, lora = self.config.parallel, self.config.training == "lora"
-        bases = 1 if parallel.share_base or not lora else 2
+        bases = 1 if parallel.share_base or not lora else len(self.weights.generators)
         frozen = bases * self.weights.base_bytes / self._shards(3)
         trained = self.weights.trained * 4
         offloaded = parallel.offload == "all"

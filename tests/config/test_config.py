@@ -1,4 +1,4 @@
-"""A config file means one run: nothing is misread, and what is wrong is named by its dotted path."""
+"""A config file means one run: nothing is misread, and errors are named by their dotted path."""
 
 import dataclasses
 import json

@@ -39,7 +39,8 @@ TDM_RULES = (
     Rule(
         lambda objective: objective.draws == "shared" and objective.through_scores,
         "objective.draws",
-        "calls the fake without a graph, and the gradient of kind={kind} passes through it: use draws='own', or another kind",
+        "calls the fake without a graph, and the gradient of kind={kind} passes through it: use"
+        " draws='own', or another kind",
     ),
     Rule(
         lambda objective: not 0 <= objective.fresh_noise < 1,
@@ -60,12 +61,14 @@ TDM_RULES = (
     Rule(
         lambda objective: objective.importance == "sum" and objective.fake_target == "exact",
         "objective.importance",
-        "has no effect with fake_target={fake_target}, which has no weights: use fake_target='x0_hat', or leave it out",
+        "has no effect with fake_target={fake_target}, which has no weights: use"
+        " fake_target='x0_hat', or leave it out",
     ),
     Rule(
         lambda objective: objective.importance == "sum" and objective.from_clean,
         "objective.importance",
-        "has no effect with match={match} and solver={solver}, where all weights are 1: use match='noisy' and"
+        "has no effect with match={match} and solver={solver}, where all weights are 1: use"
+        " match='noisy' and"
         " solver='ddim', or leave it out",
     ),
     Rule(
@@ -77,7 +80,8 @@ TDM_RULES = (
     Rule(
         lambda objective: objective.segments == "everywhere" and objective.match == "noisy",
         "objective.segments",
-        "needs match='clean', since tau must lie above x_s with match={match}: use match='clean', or segments='separate'",
+        "needs match='clean', since tau must lie above x_s with match={match}: use match='clean',"
+        " or segments='separate'",
     ),
 )
 
