@@ -40,7 +40,7 @@ def make_vae(work: Path, device: str) -> None:
 
 
 def make_decoder(work: Path, device: str) -> None:
-    """Refine the decoder on the latents that the transformer has learnt, into `work/vae_refined`."""
+    """Refine the decoder on the transformer's latents, into `work/vae_refined`."""
     model = load_vae(work)
     vae.refine_decoder(work, model, steps=DECODER_STEPS, device=device)
     model.save_pretrained(work / "vae_refined")

@@ -63,7 +63,7 @@ def judge_loss(heads: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
 
 
 def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, brightness and noise as generated samples have them; the strengths are drawn per video."""
+    """Add blur, brightness and noise as samples have them; strengths are drawn per video."""
     count = len(videos)
     u = torch.rand(4, count, 1, 1, 1, 1, generator=generator)
     sigma = 0.05 + 1.45 * u[0].view(count, 1)

@@ -219,7 +219,7 @@ def build_states(
 
 
 def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, device: str) -> None:
-    """Train for `recipe.steps` steps, resuming from `work/teacher.pt` and leaving the result there."""
+    """Train for `recipe.steps` steps; resume from `work/teacher.pt` and leave the result there."""
     data = encode_videos(
         work, vae, recipe.videos, pair_share=recipe.pair_share, device=device, seed=recipe.seed
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -105,6 +105,11 @@ def draw_captions(
     return out
 
 
+def _bar(along: Tensor, across: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance to one bar of a cross."""
+    return torch.maximum(along.abs() - 1.12 * radius, across.abs() - 0.36 * radius)
+
+
 def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     """Signed distance in pixels (negative inside) to each object's outline; all arguments
     broadcast.
@@ -113,8 +118,7 @@ def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Ten
     square = torch.maximum(x.abs(), y.abs()) - 0.86 * radius
     slant = 0.5 * y.neg() + (math.sqrt(3) / 2) * x.abs()
     triangle = torch.maximum(slant, y) - 0.68 * radius
-    bar = lambda a, b: torch.maximum(a.abs() - 1.12 * radius, b.abs() - 0.36 * radius)  # noqa: E731
-    cross = torch.minimum(bar(x, y), bar(y, x))
+    cross = torch.minimum(_bar(x, y, radius), _bar(y, x, radius))
     return torch.where(
         shape == 0, ring, torch.where(shape == 1, square, torch.where(shape == 2, triangle, cross))
     )
@@ -144,12 +148,15 @@ class Scene:
         return self.start[:, :, None] + steps * (self.speed[..., None] * unit)[:, :, None]
 
 
+def _index(things: list[tuple[Thing, ...]], name: str) -> Tensor:
+    """One attribute of every object, [B, 2]; an empty second slot repeats the first."""
+    return torch.tensor([[getattr(thing, name) for thing in (t[0], t[-1])] for t in things])
+
+
 def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Scene:
-    pad = [t if len(t) == 2 else (t[0], t[0]) for t in things]
-    field = lambda name: torch.tensor([[getattr(o, name) for o in pair] for pair in pad])  # noqa: E731
     count = len(things)
     u = torch.rand(count, 2, 6, generator=generator)
-    direction, radius = field("direction"), 10.0 + 3.5 * u[..., 0]
+    direction, radius = _index(things, "direction"), 10.0 + 3.5 * u[..., 0]
     speed = 1.6 + 2.0 * u[..., 1]
     travel = speed * (FRAMES - 1)
     unit = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)[direction]
@@ -157,8 +164,8 @@ def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
     high = SIZE - radius[..., None] - unit.clamp(min=0) * travel[..., None]
     return Scene(
         present=torch.tensor([[True, len(t) == 2] for t in things]),
-        colour=field("colour"),
-        shape=field("shape"),
+        colour=_index(things, "colour"),
+        shape=_index(things, "shape"),
         direction=direction,
         radius=radius,
         start=low + (high - low) * u[..., 2:4],
@@ -167,6 +174,10 @@ def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
         spin=0.025 * (2 * u[..., 5] - 1),
         shade=0.08 + 0.42 * torch.rand(count, generator=generator),
     )
+
+
+def _tensors(scene: Scene) -> list[Tensor]:
+    return [getattr(scene, field.name) for field in fields(scene)]
 
 
 def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Scene:
@@ -180,14 +191,18 @@ def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
         if not bad.any():
             break
         again = _sample_free(things, generator)
-        pick = lambda a, b: torch.where(bad.view(-1, *[1] * (a.dim() - 1)), b, a)  # noqa: E731
         scene = Scene(
-            **{
-                name: pick(getattr(scene, name), getattr(again, name))
-                for name in Scene.__dataclass_fields__
-            }
+            *(
+                torch.where(bad.view(-1, *[1] * (new.dim() - 1)), new, old)
+                for old, new in zip(_tensors(scene), _tensors(again), strict=True)
+            )
         )
     return scene
+
+
+def _wide(attribute: Tensor) -> Tensor:
+    """[B, 2] -> [B, 2, 1, 1, 1]."""
+    return attribute[..., None, None, None]
 
 
 def render(scene: Scene) -> Tensor:
@@ -200,11 +215,10 @@ def render(scene: Scene) -> Tensor:
         grid.view(1, -1) - centre[:, :, :, 0],
         grid.view(-1, 1) - centre[:, :, :, 1],
     )  # [B, 2, F, H, W]
-    wide = lambda a: a[..., None, None, None]  # noqa: E731
     inside = _signed_distance(
-        wide(scene.shape), cos * dx + sin * dy, cos * dy - sin * dx, wide(scene.radius)
+        _wide(scene.shape), cos * dx + sin * dy, cos * dy - sin * dx, _wide(scene.radius)
     )
-    cover = (0.5 - inside / EDGE).clamp(0, 1) * wide(scene.present)
+    cover = (0.5 - inside / EDGE).clamp(0, 1) * _wide(scene.present)
     paint = torch.tensor(list(COLOURS.values()))[scene.colour]  # [B, 2, 3]
     video = scene.shade.view(-1, 1, 1, 1, 1).expand(-1, 3, FRAMES, SIZE, SIZE)
     for slot in range(2):
