@@ -26,10 +26,10 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.set)
     from ..backbones.registry import load_backbone
     from ..parallel import launch
-    from ..train.prepare import embeddings
+    from ..train.prepare import prepare_embeddings
 
     world = launch.start("none", config.parallel.timeout_minutes)
     backbone = load_backbone(config.model, config.video)
     backbone.device = world.device  # of the text encoder; the base stays in host memory
-    _, prompts = embeddings(config, backbone, world)
+    _, prompts = prepare_embeddings(config, backbone, world)
     print(f"{len(prompts)} prompts are embedded in {config.prompts.cache}")

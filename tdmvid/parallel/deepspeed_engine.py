@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -38,40 +38,49 @@ def deepspeed_config(
     trainable: int,
     persistence_threshold: int,
     offload: str = "none",
-) -> dict:
-    """DeepSpeed's configuration of one role; `trainable` is its number of trainable values."""
-    zero = {
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration of one role.
+
+    Args:
+        trainable: The role's number of trainable values.
+        persistence_threshold: With ZeRO-3, smaller parameters stay whole on every rank.
+    """
+    # The bucket's buffer is allocated in full.
+    zero: dict[str, Any] = {
         "stage": zero_stage,
         "reduce_bucket_size": min(trainable, 500_000_000),
-    }  # its buffer is allocated in full
-    place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    }
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if offload != "none":
-        zero["offload_optimizer"] = place
+        zero["offload_optimizer"] = host
     if offload == "all":
-        zero["offload_param"] = place
+        zero["offload_param"] = host
     if zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = persistence_threshold
-    config = {
-        "train_micro_batch_size_per_gpu": micro_batch,
+    return _common_config(micro_batch, zero, dtype) | {
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optim.clip,
-        "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": (
-            True
-        ),  # torch's optimisers: DeepSpeed's own are compiled on first use
+        # torch's optimisers: DeepSpeed's own are compiled on first use
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def _common_config(micro_batch: int, zero: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The configuration of any engine, trained or frozen."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "zero_optimization": zero,
         "steps_per_print": None,
-        "timers": {
-            "throughput": {"enabled": False}
-        },  # or the host waits for the device in every forward
+        # or the host waits for the device in every forward
+        "timers": {"throughput": {"enabled": False}},
     }
     if dtype == torch.bfloat16:
         # The engine switches the caller's autocast off unless it has its own. No module is
         # listed: a listed one has its parameters communicated in the lower precision.
-        name = str(dtype).removeprefix("torch.")
         config["torch_autocast"] = {
             "enabled": True,
-            "dtype": name,
+            "dtype": str(dtype).removeprefix("torch."),
             "lower_precision_safe_modules": [],
         }
     return config
@@ -106,21 +115,16 @@ class DeepSpeedEngine:
         import deepspeed
 
         self.module, self.config = module, config
-        self.total_steps, self.accumulation, self.decay, self.stage = (
-            total_steps,
-            accumulation,
-            ema,
-            zero_stage,
-        )
+        self.total_steps, self.accumulation = total_steps, accumulation
+        self.decay, self.stage = ema, zero_stage
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert self.trainable, "a role without trainable parameters"
         assert all(p.dtype == torch.float32 for p in self.trainable.values()), (
             "trainable parameters are float32"
         )
         parameters = list(self.trainable.values())
-        for (
-            parameter
-        ) in parameters:  # DeepSpeed leaves this out when it finds the base already sharded
+        for parameter in parameters:
+            # DeepSpeed leaves this out when it finds the base already sharded.
             dist.broadcast(parameter.data, 0)
         settings = deepspeed_config(
             config,
@@ -222,9 +226,8 @@ class DeepSpeedEngine:
         for gradients in optimizer.averaged_gradients.values():
             for gradient in gradients or ():
                 gradient.fill_(nothing)
-        offloaded = getattr(
-            optimizer, "norm_for_param_grads", {}
-        )  # all that is looked at when gradients wait in host memory
+        # All that is looked at when gradients are offloaded to host memory.
+        offloaded = getattr(optimizer, "norm_for_param_grads", {})
         for key, norm in offloaded.items():
             offloaded[key] = norm * nothing
 
@@ -323,9 +326,8 @@ class DeepSpeedEngine:
             from .deepspeed_checkpoint import make_universal
 
             make_universal(folder / TAG, folder / UNIVERSAL)
-        self.engine._config.load_universal_checkpoint = (
-            universal  # the library reads it from its configuration only
-        )
+        # The library reads it from its configuration only.
+        self.engine._config.load_universal_checkpoint = universal
         self.engine.load_checkpoint(
             str(folder), tag=UNIVERSAL if universal else TAG, load_module_strict=False
         )
@@ -365,27 +367,18 @@ def _share_fetches(module: nn.Module) -> None:
 
 def shard_frozen(
     module: nn.Module, *, micro_batch: int, dtype: torch.dtype, persistence_threshold: int = 100_000
-):
-    """A network that is never trained, its weights spread over the ranks (ZeRO-3): called like the
-    module, without gradients.
+) -> Any:
+    """Spread the weights of a network that is never trained over the ranks (ZeRO-3).
+
+    Returns:
+        The engine, called like the module, without gradients.
     """
     import deepspeed
 
     zero = {"stage": 3, "stage3_param_persistence_threshold": persistence_threshold}
-    settings = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "zero_optimization": zero,
-        "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},
-    }
+    settings = _common_config(micro_batch, zero, dtype)
     if dtype == torch.float16:
         _autocast_inside(module, dtype)
-    if dtype == torch.bfloat16:
-        settings["torch_autocast"] = {
-            "enabled": True,
-            "dtype": str(dtype).removeprefix("torch."),
-            "lower_precision_safe_modules": [],
-        }
     return deepspeed.initialize(model=module, config=settings)[0]
 
 

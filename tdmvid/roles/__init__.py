@@ -1,1 +1,1 @@
-"""Student, fake, teacher and discriminator: how each is built, on the meta device or on a real one."""
+"""How student, fake, teacher and discriminator are built, on the meta device or a real one."""

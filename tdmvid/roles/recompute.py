@@ -6,20 +6,22 @@ large as the block's input.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 
-def is_attention(operation) -> bool:
-    """Whether an operation of PyTorch is one of its fused attention kernels, of any device."""
+def is_attention(operation: object) -> bool:
+    """Return whether an operation of PyTorch is one of its fused attention kernels."""
     return "scaled_dot_product" in str(operation) and "backward" not in str(operation)
 
 
 class _Keep(TorchDispatchMode):
-    """Inside, what attention gives is kept: a list of tuples."""
+    """Keep what attention returns: a list of tuples."""
 
-    def __init__(self, kept: list):
+    def __init__(self, kept: list[Any]):
         super().__init__()
         self.kept = kept
 
@@ -33,14 +35,14 @@ class _Keep(TorchDispatchMode):
 
 
 class _Reuse(TorchDispatchMode):
-    """Inside, attention gives in turn what was kept, and lets go of it.
+    """Return what was kept instead of computing attention, and drop it.
 
     All else is computed, in whatever number: DeepSpeed gathers weights here that it still had in
     the forward pass, which PyTorch's own contexts (`create_selective_checkpoint_contexts`) take for
     an error.
     """
 
-    def __init__(self, kept: list):
+    def __init__(self, kept: list[Any]):
         super().__init__()
         self.kept, self.next = kept, 0
 
@@ -57,12 +59,13 @@ class _Reuse(TorchDispatchMode):
 
 
 def _contexts() -> tuple[_Keep, _Reuse]:
-    kept = []
+    kept: list[Any] = []
     return _Keep(kept), _Reuse(kept)
 
 
 def keep_attention(block: nn.Module, *args) -> Tensor | tuple[Tensor, ...]:
-    """Call a block so that its backward pass has its inputs and its attention's outputs; for
-    diffusers' `enable_gradient_checkpointing`.
+    """Call a block so that its backward pass keeps its inputs and its attention's outputs.
+
+    For diffusers' `enable_gradient_checkpointing`.
     """
     return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=_contexts)

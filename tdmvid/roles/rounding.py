@@ -55,11 +55,13 @@ class Rounding:
 def quantize_base(
     config: RunConfig, backbone: Backbone, grid: TimeGrid, cond: Cond, null: Cond
 ) -> Rounding:
-    """Quantise the backbone's network in place, and say what it changed: on one micro-batch at
-    most, one guided call a time and side.
+    """Quantise the backbone's network in place, and measure what that changes.
 
-    It sees pure noise first, then the whole teacher's prediction from that, noised to the other
-    times.
+    On one micro-batch at most, with one guided call a time and side: of pure noise first, then of
+    the whole teacher's prediction from that, noised to the other times.
+
+    Returns:
+        What changed.
     """
     network, times = backbone.network, grid.descending()
     cond = cond.rows(slice(config.batch.micro))
@@ -68,13 +70,12 @@ def quantize_base(
         (cond.batch, *backbone.latent_shape()), generator=generator, device=backbone.device
     )
     teacher = Guided(backbone.denoiser(network), null, config.objective.cfg)
-    same = lambda t: torch.full((len(z),), t, device=z.device)  # noqa: E731
-    first = teacher(z, same(times[0]), cond)
-    seen = [
-        (z, same(times[0])),
-        *((backbone.process.noise(first, z, same(t)), same(t)) for t in times[1:]),
-    ]
-    before, whole = [first, *(teacher(x_t, t, cond) for x_t, t in seen[1:])], held_bytes(network)
+    first_time, *other_times = [torch.full((len(z),), t, device=z.device) for t in times]
+    first = teacher(z, first_time, cond)
+    noised = [(backbone.process.noise(first, z, t), t) for t in other_times]
+    seen = [(z, first_time), *noised]
+    before = [first, *(teacher(x_t, t, cond) for x_t, t in noised)]
+    whole = held_bytes(network)
     quantize(network, backbone.spec.blocks(network), config.model.quantize)
     errors = (
         difference(teacher(x_t, t, cond), expected) for (x_t, t), expected in zip(seen, before)
@@ -83,7 +84,7 @@ def quantize_base(
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of what differs, relative to that of `expected`."""
+    """Return the root mean square of what differs, relative to that of `expected`."""
     return ((found - expected).norm() / expected.norm()).item()
 
 

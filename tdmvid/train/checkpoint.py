@@ -14,12 +14,19 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..data.files import PART, write_files, write_json
 from ..parallel import launch
 
 _NAME = re.compile(r"step_(\d{6,})")
 META = "checkpoint.json"
+NOT_SHARED = (
+    "files of other ranks do not appear here: the run's folder must be one that all machines share"
+)
+LONGER = (
+    " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this student)"
+)
 PATIENCE = 300.0
 """Seconds until files that another machine has written must be visible."""
 
@@ -33,13 +40,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int, rank: int = 0, ranks: int = 1):
         assert keep >= 1, "a run that keeps no checkpoint cannot resume"
-        self.folder, self.keep, self.rank, self.ranks, self.primary = (
-            folder,
-            keep,
-            rank,
-            ranks,
-            rank == 0,
-        )
+        self.folder, self.keep = folder, keep
+        self.rank, self.ranks, self.primary = rank, ranks, rank == 0
         self._writing: _Writing | None = None
 
     def save(self, step: int, engines: dict, fingerprint: dict) -> Path:
@@ -66,8 +68,10 @@ class Checkpoints:
         return final
 
     def wait(self) -> None:
-        """Return when the checkpoint that is being written is whole; OSError on every rank if one
-        could not write.
+        """Wait until the checkpoint that is being written is whole.
+
+        Raises:
+            OSError: On every rank, if one could not write.
         """
         writing, self._writing = self._writing, None
         if writing is None:
@@ -76,16 +80,11 @@ class Checkpoints:
         if not launch.all_agree(writing.error is None):
             writing.give_up.set()
         writing.thread.join(timeout=PATIENCE)
-        if (
-            writing.thread.is_alive()
-        ):  # all have written, and rank 0 does not see it, or is slow to make it whole
+        if writing.thread.is_alive():  # all have written; rank 0 does not see it, or is slow
             writing.give_up.set()
             writing.thread.join()
             if not writing.whole:
-                writing.error = writing.error or OSError(
-                    "files of other ranks do not appear here: the run's folder must be one that all"
-                    " machines share"
-                )
+                writing.error = writing.error or OSError(NOT_SHARED)
         if launch.all_agree(writing.error is None):
             return
         reason = str(writing.error or "see the other ranks").splitlines()[0]
@@ -95,8 +94,9 @@ class Checkpoints:
         ) from writing.error
 
     def close(self) -> None:
-        """After a failure: give what is being written a minute to become whole, without asking the
-        other ranks.
+        """Give what is being written a minute to become whole, without asking the other ranks.
+
+        It is called after a failure.
         """
         if self._writing:
             self._writing.thread.join(timeout=60)
@@ -120,7 +120,7 @@ class Checkpoints:
         return True
 
     def forget_after(self, step: int) -> None:
-        """Drop the checkpoints of later steps: the run goes on from `step`, and its record with it."""
+        """Drop the checkpoints of later steps: the run, and its record, go on from `step`."""
         if self.primary:
             for later in self.steps():
                 if later > step:
@@ -128,7 +128,7 @@ class Checkpoints:
         launch.barrier()
 
     def steps(self) -> list[int]:
-        """The whole checkpoints there are, oldest first."""
+        """Return the steps of the whole checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         found = [
@@ -137,7 +137,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; damaged ones are named and passed over."""
+        """Return the newest whole checkpoint; damaged ones are named and passed over."""
         for step in reversed(self.steps()):
             damage = _damage(self._path(step))
             if not damage:
@@ -158,24 +158,24 @@ class Checkpoints:
 
     @staticmethod
     def load(path: Path, engines: dict, fingerprint: dict, defaults: dict | None = None) -> int:
-        """Restore all roles and return how many iterations were done; ValueError if the run was
-        another one.
+        """Restore all roles.
 
-        defaults: values of settings that a checkpoint may be older than.
+        Args:
+            defaults: Values of settings that a checkpoint may be older than.
+
+        Returns:
+            How many iterations were done.
+
+        Raises:
+            ValueError: If another run wrote it.
         """
         meta = json.loads((whole(path) / META).read_text())
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
-                longer = (
-                    " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on"
-                    " from this student)"
-                    if key == "steps"
-                    else ""
-                )
                 raise ValueError(
                     f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use"
-                    f" the same, or another --out{longer}"
+                    f" the same, or another --out{LONGER if key == 'steps' else ''}"
                 )
         for role, engine in engines.items():
             engine.load(path / role)
@@ -183,7 +183,11 @@ class Checkpoints:
 
 
 def whole(path: Path) -> Path:
-    """The path itself; ValueError if it is no checkpoint, or a damaged one."""
+    """Return the path itself.
+
+    Raises:
+        ValueError: If it is no checkpoint, or a damaged one.
+    """
     if not (path / META).is_file():
         raise ValueError(
             f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto"
@@ -209,14 +213,20 @@ class _Writing:
         marker: Path,
         complete: Callable[[threading.Event], bool] | None,
     ):
-        self.final, self.error, self.whole = final, None, False
+        self.final, self.whole = final, False
+        self.error: Exception | None = None
         self.own_part, self.give_up = threading.Event(), threading.Event()
         self.thread = threading.Thread(
             target=self._run, args=(files, marker, complete), daemon=True
         )
         self.thread.start()
 
-    def _run(self, files, marker, complete) -> None:
+    def _run(
+        self,
+        files: dict[Path, bytes],
+        marker: Path,
+        complete: Callable[[threading.Event], bool] | None,
+    ) -> None:
         try:
             write_files(files)
             marker.touch()
@@ -246,9 +256,9 @@ def _damage(folder: Path) -> str:
     return ""
 
 
-def flat(settings: dict, where: str = "") -> dict:
-    """Nested settings by dotted name."""
-    found = {}
+def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name."""
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
     return found

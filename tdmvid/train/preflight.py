@@ -16,7 +16,11 @@ from ..parallel import launch
 
 
 def check_machine(config: RunConfig, world: launch.World) -> None:
-    """ValueError where this machine, or the way the run was started, lacks what it needs."""
+    """Check what a run needs of this machine and of the way it was started.
+
+    Raises:
+        ValueError: For what is missing.
+    """
     check_attention(config.model.attention, world.device)
     if config.parallel.compile:
         check_compiler(world.device)
@@ -31,14 +35,17 @@ def check_machine(config: RunConfig, world: launch.World) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """ValueError if this machine has not what torch.compile needs."""
+    """Check what torch.compile needs.
+
+    Raises:
+        ValueError: If there is no triton for a GPU, or no compiler for a CPU.
+    """
     if device.type == "cuda" and not importlib.util.find_spec("triton"):
         raise ValueError(
             "parallel.compile=true needs triton on a GPU: pip install triton, or set it to false"
         )
-    compiler = os.environ.get(
-        "CXX", "clang++" if sys.platform == "darwin" else "g++"
-    )  # the one that torch.compile looks for
+    # the one that torch.compile looks for
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and not shutil.which(compiler):
         raise ValueError(
             f"parallel.compile=true needs a C++ compiler on a CPU, and there is no {compiler!r}:"

@@ -17,32 +17,36 @@ from ..data.video import read_clip
 from ..parallel import launch
 
 
-def embeddings(
+def prepare_embeddings(
     config: RunConfig, backbone: Backbone, world: launch.World
 ) -> tuple[EmbeddingCache, list[str]]:
-    """The cache with every prompt of the run in it, and the training prompts; the text encoder is
-    gone afterwards.
+    """Embed every prompt of a run that the cache lacks, and release the text encoder.
+
+    Returns:
+        The cache and the training prompts.
+
+    Raises:
+        ValueError: If ranks have other prompts, or do not share the cache.
     """
     prompts = read_training_prompts(config.prompts)
     launch.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
+    needed = ["", *prompts, *config.log.sample_prompts]
     root, key = Path(config.prompts.cache), backbone.text_fingerprint()
     if world.primary:
-        with in_host_memory(
-            [backbone.network]
-        ):  # so that base and text encoder are not on the device together
+        # The base is offloaded: the device may not hold it beside the text encoder.
+        with in_host_memory([backbone.network]):
             embed_prompts(
                 EmbeddingCache(root, key),
-                ["", *prompts, *config.log.sample_prompts],
+                needed,
                 backbone.encode_prompts,
                 each=lambda: launch.all_agree(False),
             )
             backbone.release_text()
-    while not launch.all_agree(
-        True
-    ):  # the others answer after each shard: a wait for all of them would outlast the timeout
+    # The others answer after each shard: one wait for all of them would outlast the timeout.
+    while not launch.all_agree(True):
         pass
     cache = EmbeddingCache(root, key)
-    if missing := cache.missing(["", *prompts, *config.log.sample_prompts], patience=PATIENCE):
+    if missing := cache.missing(needed, patience=PATIENCE):
         raise ValueError(
             f"prompts.cache={config.prompts.cache!r} lacks {len(missing)} prompts that another rank"
             " embedded: it must be a folder that all machines share"
@@ -50,8 +54,12 @@ def embeddings(
     return cache, prompts
 
 
-def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> RealLatents:
-    """The real clips, encoded; every rank has encoded its share of what the cache lacked."""
+def prepare_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> RealLatents:
+    """Encode the real clips that the cache lacks, every rank its share.
+
+    Raises:
+        ValueError: For clips that cannot be used, or if ranks do not share the cache.
+    """
     size = config.video
     real = RealLatents(config.real, backbone.video_fingerprint(), frames=size.frames)
     clip = partial(
@@ -67,11 +75,12 @@ def real_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> 
     )
     backbone.release_vae()
     if not launch.all_agree(not failed):
+        reasons = "; ".join(str(error) for error in list(failed.values())[:3])
         some = (
-            f"{len(failed)} clips cannot be used"
-            f" ({'; '.join(str(error) for error in list(failed.values())[:3])})"
+            f"{len(failed)} clips cannot be used ({reasons})"
+            if failed
+            else "another rank found clips that cannot be used and names them"
         )
-        some = some if failed else "another rank found clips that cannot be used and names them"
         raise ValueError(
             f"real.path={config.real.path!r}: {some}: take them out of the folder; the others are"
             " encoded"

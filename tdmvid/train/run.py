@@ -27,7 +27,7 @@ from ..roles.build import GENERATORS, build_engines, build_role, empty_base
 from ..roles.rounding import Rounding, quantize_base
 from ..roles.rules import check_settings
 from .preflight import check_machine
-from .prepare import digest, embeddings, real_latents
+from .prepare import digest, prepare_embeddings, prepare_latents
 
 COMPARED = "seed model video grid objective training lora student fake ema".split()
 """Settings that a checkpoint and the run that resumes it have in common."""
@@ -116,10 +116,10 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     reference_grid(config, process)  # what the end of the run needs is refused at its start
     started = replace(config, init="") if resumed else config
     check_student(started, backbone)  # before anything is encoded
-    cache, prompts = embeddings(config, backbone, world)
+    cache, prompts = prepare_embeddings(config, backbone, world)
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     adversarial = "discriminator" in objective.roles
-    real = real_latents(config, backbone, world) if adversarial else None
+    real = prepare_latents(config, backbone, world) if adversarial else None
     null, gallery = (cache.get(each).to(world.device) for each in ([""], gallery_prompts))
     quantized = config.model.quantize != "none"
     rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None

@@ -51,12 +51,12 @@ def embed(prompts, cache, timeout):
     from tdmvid.config import RunConfig, from_dict
     from tdmvid.data import embeddings as shards
     from tdmvid.parallel import launch
-    from tdmvid.train.prepare import embeddings
+    from tdmvid.train.prepare import prepare_embeddings
 
     shards.PROMPTS_PER_SHARD = 1
     world = launch.start("deepspeed", timeout / 60)
     start = time.monotonic()
-    cache, read = embeddings(
+    cache, read = prepare_embeddings(
         from_dict(RunConfig, {"prompts": {"path": str(prompts), "cache": str(cache)}}),
         Slow(),
         world,
@@ -79,7 +79,7 @@ def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
 def other_prompts(folder):
     from tdmvid.config import RunConfig, from_dict
     from tdmvid.parallel import launch
-    from tdmvid.train.prepare import embeddings
+    from tdmvid.train.prepare import prepare_embeddings
 
     world = launch.start("deepspeed", 1)
     config = from_dict(
@@ -87,7 +87,7 @@ def other_prompts(folder):
         {"prompts": {"path": str(folder / f"{world.rank}.txt"), "cache": str(folder / "cache")}},
     )
     with pytest.raises(ValueError) as error:
-        embeddings(config, Slow(), world)
+        prepare_embeddings(config, Slow(), world)
     return str(error.value)
 
 

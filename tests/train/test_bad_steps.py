@@ -19,7 +19,7 @@ from tdmvid.backbones.registry import load_backbone
 from tdmvid.data.prompts import PromptOrder
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
-from tdmvid.train.prepare import embeddings
+from tdmvid.train.prepare import prepare_embeddings
 from tdmvid.train.trainer import TrainingStopped, train
 
 pytestmark = pytest.mark.usefixtures("loop_only")
@@ -36,7 +36,7 @@ def poisoned(tiny_run, tmp_path):
             "log.keep_checkpoints=9",
             *changes,
         )
-        _, prompts = embeddings(
+        _, prompts = prepare_embeddings(
             config, load_backbone(config.model, config.video), launch.start("none")
         )
         order = PromptOrder(len(prompts), config.seed)
