@@ -27,13 +27,13 @@ RULES = (
     at_least("steps", 1),
     at_least("max_bad_steps", 1),
     Rule(
-        lambda run: run.init and run.training != "lora",
+        lambda run: run.init and not run.trains_lora,
         "init",
         "names a LoRA, which training={training} does not have: leave it out, or use"
         " training='lora'",
     ),
     Rule(
-        lambda run: run.training == "full" and not run.parallel.share_base,
+        lambda run: not run.trains_lora and not run.parallel.share_base,
         "parallel.share_base",
         "has no effect with training={training}, where no networks share weights: leave it out, or"
         " use training='lora'",
@@ -48,7 +48,7 @@ RULES = (
 )
 QUANTIZE_RULES = (
     Rule(
-        lambda run: run.training != "lora",
+        lambda run: not run.trains_lora,
         "model.quantize",
         "needs a frozen base, and training={training} trains its weights: use 'none', or"
         " training='lora'",
@@ -108,6 +108,11 @@ class RunConfig:
         check_rules(self, RULES)
         if self.model.quantize != "none":
             check_rules(self, QUANTIZE_RULES)
+
+    @property
+    def trains_lora(self) -> bool:
+        """Whether adapters are trained, not whole networks."""
+        return self.training == "lora"
 
     @property
     def folder(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,21 +15,44 @@ from ..diffusion.sampler import Trajectory, rollout
 from .objective import Draw, Objective, Roles
 
 
+class Step(Protocol):
+    """What an optimiser step reports; see `parallel.engine.StepResult`."""
+
+    @property
+    def applied(self) -> bool: ...
+    @property
+    def grad_norm(self) -> float: ...
+    @property
+    def rescaled(self) -> bool: ...
+
+
 class Engine(Protocol):
     """What an iteration needs of a trainable role."""
 
     def backward(self, loss: Tensor) -> None: ...
-    def step(self, *, skip: bool | Tensor = False): ...
+    def step(self, *, skip: bool | Tensor = False) -> Step: ...
+
+
+class Generators(Protocol):
+    """Seeded randomness by step and name; see `parallel.rng.Streams`."""
+
+    @property
+    def device(self) -> torch.device | str: ...
+    def generator(
+        self, step: int, name: str, stream: int = 0, *, device: torch.device | str | None = None
+    ) -> torch.Generator: ...
 
 
 class AskedOnce:
     """A fake whose answer in its own turn serves the student's turn too, without its graph."""
 
     def __init__(self, denoiser: Denoiser):
-        self.denoiser, self.process, self._x, self._x0 = denoiser, denoiser.process, None, None
+        self.denoiser, self.process = denoiser, denoiser.process
+        self._x: Tensor | None = None
+        self._x0: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        if x_t is self._x:
+        if x_t is self._x and self._x0 is not None:
             return self._x0
         x0 = self.denoiser(x_t, t, cond)
         self._x, self._x0 = x_t, x0.detach()
@@ -96,62 +119,79 @@ def iterate(
     *,
     objective: Objective,
     roles: Roles,
-    engines: dict[str, Engine],
+    engines: Mapping[str, Engine],
     grid: TimeGrid,
-    streams,
+    streams: Generators,
     first_stream: int = 0,
 ) -> Outcome:
     """Roll out, then let each role of the objective take its turn on the same trajectories.
 
-    conds: one Cond per micro-batch; noise_shape: [B, ...] of a micro-batch. A turn whose
-    loss or gradient is not finite changes nothing and ends the iteration; one whose gradient
-    overflowed for its loss scale alone changes nothing but that.
+    A turn whose loss or gradient is not finite changes nothing and ends the iteration; one whose
+    gradient overflowed for its loss scale alone changes nothing but that.
+
+    Args:
+        conds: One Cond per micro-batch.
+        noise_shape: [B, ...] of a micro-batch.
+        first_stream: Number of the first micro-batch among those of all ranks.
     """
-    device, graded = streams.device, []
-    for micro, cond in enumerate(conds):
-        own = lambda name: streams.generator(step, name, first_stream + micro, device="cpu")  # noqa: B023, E731
-        k = pick_k(
-            objective, grid, noise_shape[0], streams.generator(step, "k", device="cpu"), own("k")
-        )
-        z = torch.randn(
-            noise_shape, generator=streams.generator(step, "z", first_stream + micro), device=device
-        )
-        cond = (
-            cond.with_step_count(grid.steps, len(z), device)
-            if objective.conditioned_on_steps
-            else cond
-        )
-        calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
-        fresh = streams.generator(step, "renoise", first_stream + micro)
-        path = rollout(
-            roles.student,
-            z,
-            cond,
-            grid,
-            k.to(device),
-            calls=calls,
-            solver=objective.solver,
-            generator=fresh,
-        )
+    paths = []
+    for stream, cond in enumerate(conds, first_stream):
+        path = advance(step, cond, noise_shape, objective, roles, grid, streams, stream)
         asked = roles if objective.draws == "own" else replace(roles, fake=AskedOnce(roles.fake))
-        graded.append(GradedPath(path, asked, keep=len(conds) == 1))
+        paths.append(GradedPath(path, asked, keep=len(conds) == 1))
 
     scalars: dict[str, list[Tensor]] = {}  # on the device: they are fetched once, at the end
     norms: dict[str, float] = {}
     for turn, role in enumerate(objective.roles):
-        for micro, call in enumerate(graded):
-            generator = streams.generator(step, f"{role}/{turn}", first_stream + micro)
-            draw = call.draw(objective, generator, graded=role == "student")
-            terms = objective.loss(role, call.roles, draw, call.path.cond)
-            engines[role].backward(terms["loss"])
-            for name, value in terms.items():
+        for stream, path in enumerate(paths, first_stream):
+            generator = streams.generator(step, f"{role}/{turn}", stream)
+            draw = path.draw(objective, generator, graded=role == "student")
+            losses = objective.loss(role, path.roles, draw, path.path.cond)
+            engines[role].backward(losses["loss"])
+            for name, value in losses.items():
                 scalars.setdefault(f"{name}/{role}", []).append(value.detach())
-        losses = torch.stack(scalars[f"loss/{role}"])
-        result = engines[role].step(skip=~losses.isfinite().all())
+        finite = torch.stack(scalars[f"loss/{role}"]).isfinite().all()
+        result = engines[role].step(skip=~finite)
         norms[f"grad_norm/{role}"] = result.grad_norm
         if not result.applied and not result.rescaled:
             return Outcome(_means(scalars) | norms, failed=role)
     return Outcome(_means(scalars) | norms)
+
+
+def advance(
+    step: int,
+    cond: Cond,
+    noise_shape: tuple[int, ...],
+    objective: Objective,
+    roles: Roles,
+    grid: TimeGrid,
+    streams: Generators,
+    stream: int,
+) -> Trajectory:
+    """Roll one micro-batch out from noise up to a step k of the student's grid.
+
+    Args:
+        noise_shape: [B, ...].
+        stream: Number of the micro-batch among those of all ranks.
+    """
+    shared = streams.generator(step, "k", device="cpu")
+    own = streams.generator(step, "k", stream, device="cpu")
+    k = pick_k(objective, grid, noise_shape[0], shared, own)
+    device = streams.device
+    z = torch.randn(noise_shape, generator=streams.generator(step, "z", stream), device=device)
+    if objective.conditioned_on_steps:
+        cond = cond.with_step_count(grid.steps, len(z), device)
+    calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
+    return rollout(
+        roles.student,
+        z,
+        cond,
+        grid,
+        k.to(device),
+        calls=calls,
+        solver=objective.solver,
+        generator=streams.generator(step, "renoise", stream),
+    )
 
 
 def _means(scalars: dict[str, list[Tensor]]) -> dict[str, float]:

@@ -359,7 +359,7 @@ def _share_fetches(module: nn.Module) -> None:
     """
     from deepspeed.runtime.zero.partitioned_param_coordinator import InflightParamRegistry
 
-    first = next(module.parameters())
+    first: Any = next(module.parameters())
     if not hasattr(first, "in_flight"):
         first.in_flight = InflightParamRegistry()
     module.ds_inflight_param_registry = first.in_flight
@@ -386,16 +386,16 @@ def shard_frozen(
 # to a multiple of the ranks, are cut into equal parts, one a rank: `ds_tensor`.
 
 
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _own_part(parameter: nn.Parameter) -> Tensor:
+def _own_part(parameter: Any) -> Tensor:
     """What this rank keeps of a parameter: a flat part with ZeRO-3, else all of it."""
     return getattr(parameter, "ds_tensor", parameter).detach()
 
 
-def _whole(part: Tensor, parameter: nn.Parameter) -> Tensor:
+def _whole(part: Tensor, parameter: Any) -> Tensor:
     """The ranks' parts put together, on the CPU."""
     if not hasattr(parameter, "ds_tensor"):
         return part.clone().cpu()
@@ -406,11 +406,11 @@ def _whole(part: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 def _where_ranks_meet(part: Tensor) -> Tensor:
-    """On the device of the ranks' backend: NCCL does not read what waits in host memory."""
+    """On the device of the ranks' backend: NCCL does not read host memory."""
     return part.contiguous().to("cuda" if dist.get_backend() == "nccl" else part.device)
 
 
-def _gathered(part: Tensor, parameter: nn.Parameter) -> Tensor | None:
+def _gathered(part: Tensor, parameter: Any) -> Tensor | None:
     """The ranks' parts put together on rank 0's CPU; None elsewhere."""
     first = dist.get_rank() == 0
     if not hasattr(parameter, "ds_tensor"):
@@ -418,10 +418,12 @@ def _gathered(part: Tensor, parameter: nn.Parameter) -> Tensor | None:
     part = _where_ranks_meet(part)
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())] if first else None
     dist.gather(part, parts)
-    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape).cpu() if first else None
+    if parts is None:
+        return None
+    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape).cpu()
 
 
-def _assign_own_part(part: Tensor, whole: Tensor, parameter: nn.Parameter) -> None:
+def _assign_own_part(part: Tensor, whole: Tensor, parameter: Any) -> None:
     if not hasattr(parameter, "ds_tensor"):
         part.copy_(whole)
         return

@@ -61,7 +61,7 @@ def _networks(plan: Plan) -> Iterator[Row]:
     bases = 1 if config.parallel.share_base else len(trained)
     adapters = f"{bases} frozen base + {len(trained)} adapter" + "s" * (len(trained) > 1)
     whole = f"{1 + len(trained)} whole networks"
-    yield "weights held", adapters if config.training == "lora" else whole
+    yield "weights held", adapters if config.trains_lora else whole
     if config.init:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (not there yet)")

@@ -94,7 +94,7 @@ class Plan:
 
     def memory(self) -> dict[str, float]:
         """Return estimated bytes on one rank's device in an iteration, by purpose."""
-        parallel, lora = self.config.parallel, self.config.training == "lora"
+        parallel, lora = self.config.parallel, self.config.trains_lora
         bases = 1 if parallel.share_base or not lora else len(self.weights.generators)
         frozen = bases * self.weights.base_bytes / self._shards(3)
         trained = self.weights.trained * 4
@@ -142,7 +142,7 @@ class Plan:
         sharded = self.ranks > 1 and self.config.parallel.zero_stage == 3
         parked = 0.0 if sharded else memory.get("frozen weights", 0.0)  # in host memory
         # In float32: of each role as it is made, of the student as it is written.
-        copies = self.weights.base * 4 if self.config.training == "full" else 0
+        copies = self.weights.base * 4 if not self.config.trains_lora else 0
         checked = self.whole + copies + self.pictures(self.config.parallel.sequence)
         return {
             "loading the base": float(self.whole + copies),

@@ -51,7 +51,7 @@ class RoleSpec:
         """Return what a config makes of a base for "student", "fake", "teacher" or
         "discriminator".
         """
-        trained, lora = role in GENERATORS, config.training == "lora"
+        trained, lora = role in GENERATORS, config.trains_lora
         return cls(
             adapter=trained and lora,
             whole=trained and not lora,
@@ -163,7 +163,7 @@ def build_engines(
     roles = [role for role in GENERATORS if role in config.objective.roles]
     adversarial = "discriminator" in config.objective.roles
     half = shared_copy(base) if adversarial else None  # before an adapter is attached
-    build_trained = _build_adapted if RoleSpec.of("student", config).adapter else _build_whole
+    build_trained = _build_adapted if config.trains_lora else _build_whole
     engines, teacher = build_trained(roles, build, config, world, base)
     if half is not None:
         critic = build_discriminator(half, config, family, group=world.sequence)

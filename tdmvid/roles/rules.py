@@ -5,72 +5,87 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import RunConfig
+from ..config.rules import Rule, check_rules
 from ..data.latents import real_files
 
 
+def _is_adversarial(config: RunConfig) -> bool:
+    return "discriminator" in config.objective.roles
+
+
+def _needs_input_gradients(config: RunConfig) -> bool:
+    """Whether a loss takes a gradient in a network's input."""
+    return config.objective.through_scores or _is_adversarial(config)
+
+
+RULES = (
+    Rule(
+        lambda run: _is_adversarial(run) and not run.real.path,
+        "objective.kind",
+        "compares with real clips: set real.path to a folder of videos or images, or use kind"
+        " 'tdm'",
+    ),
+    Rule(
+        lambda run: run.objective.conditioned_on_steps and not run.trains_lora,
+        "objective.step_set",
+        "needs an adapter, beside which the condition on K is trained, and training={training} has"
+        " none: use training='lora', or k_condition=false",
+    ),
+    Rule(
+        lambda run: _needs_input_gradients(run) and run.parallel.sequence > 1,
+        "parallel.sequence",
+        "does not work with objective.kind={objective.kind}, which takes a gradient in a network's"
+        " input: use 1, or kind 'tdm'",
+    ),
+)
+LAUNCHED_RULES = (
+    Rule(
+        lambda run: _needs_input_gradients(run) and run.parallel.zero_stage == 3,
+        "parallel.zero_stage",
+        "does not work with objective.kind={objective.kind}, which takes a gradient in a network's"
+        " input, as DeepSpeed cannot with sharded weights: use 2, or kind 'tdm'",
+    ),
+    Rule(
+        lambda run: run.model.quantize != "none",
+        "model.quantize",
+        "does not work under a launcher, as DeepSpeed moves every parameter, which torchao's"
+        " tensors do not allow where two networks share them: start one process without a"
+        " launcher, or use 'none'",
+    ),
+    Rule(
+        lambda run: run.parallel.compile and run.parallel.zero_stage == 3,
+        "parallel.compile",
+        "does not work with parallel.zero_stage={parallel.zero_stage}, as DeepSpeed's hooks gather"
+        " the weights of every layer and break the blocks' graphs: set zero_stage to 2, or"
+        " compile to false",
+    ),
+)
+"""Of runs under a launcher, which DeepSpeed runs."""
+
+
 def check_settings(config: RunConfig, *, distributed: bool) -> None:
-    """ValueError for settings that cannot be together, or that name what is not there: of a run and
-    of its plan.
+    """Check settings that depend on each other, and the folders that they name.
+
+    Args:
+        distributed: Whether a launcher starts the run.
+
+    Raises:
+        ValueError: For the first broken rule, or a folder that cannot be used.
     """
-    check_objective(config, distributed=distributed)
-    check_quantize(config, distributed=distributed)
-    check_compile(config, distributed=distributed)
+    check_rules(config, RULES)
+    if distributed:
+        check_rules(config, LAUNCHED_RULES)
+    if _is_adversarial(config):
+        real_files(config.real, frames=config.video.frames)
     check_folders(config)
 
 
-def check_objective(config: RunConfig, *, distributed: bool) -> None:
-    """ValueError for an objective that cannot run with the rest of the config."""
-    objective = config.objective
-    adversarial = "discriminator" in objective.roles
-    if adversarial and not config.real.path:
-        raise ValueError(
-            f"objective.kind={objective.kind!r} compares with real clips: name a folder of videos"
-            " or images in real.path, or choose kind 'tdm'"
-        )
-    if adversarial:
-        real_files(config.real, frames=config.video.frames)
-    if objective.conditioned_on_steps and config.training != "lora":
-        raise ValueError(
-            "objective.step_set with training='full': the condition on K lives beside an adapter;"
-            " use training='lora', or k_condition=false"
-        )
-    if not (objective.through_scores or adversarial):
-        return
-    through = f"objective.kind={objective.kind!r} takes a gradient in a network's input"
-    if distributed and config.parallel.zero_stage == 3:
-        raise ValueError(
-            f"{through}, which DeepSpeed cannot with sharded weights: set parallel.zero_stage to 2,"
-            " or choose kind 'tdm'"
-        )
-    if config.parallel.sequence > 1:
-        raise ValueError(
-            f"{through}, which ranks that share a video cannot yet: set parallel.sequence to 1, or"
-            " choose kind 'tdm'"
-        )
-
-
-def check_quantize(config: RunConfig, *, distributed: bool) -> None:
-    """ValueError where a quantised base cannot be."""
-    if config.model.quantize != "none" and distributed:
-        raise ValueError(
-            f"model.quantize={config.model.quantize!r} under a launcher: DeepSpeed moves every"
-            " parameter, which torchao's tensors do not allow where two networks share them; start"
-            " one process without a launcher, or set it to 'none'"
-        )
-
-
-def check_compile(config: RunConfig, *, distributed: bool) -> None:
-    """ValueError where blocks cannot be compiled."""
-    if config.parallel.compile and distributed and config.parallel.zero_stage == 3:
-        raise ValueError(
-            "parallel.compile=true with parallel.zero_stage=3: DeepSpeed's hooks gather the weights"
-            " of every layer apart, and break the blocks' graphs there; set zero_stage to 2, or"
-            " compile to false"
-        )
-
-
 def check_folders(config: RunConfig) -> None:
-    """ValueError if a file is where a run writes its folders."""
+    """Check that a run can write its folders.
+
+    Raises:
+        ValueError: If a file is in the place of one.
+    """
     for name, path in (
         ("out", config.folder),
         ("prompts.cache", Path(config.prompts.cache)),
@@ -79,6 +94,5 @@ def check_folders(config: RunConfig) -> None:
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
         if not there.is_dir():
             raise ValueError(
-                f"{name}={str(path)!r}: {there} is a file, and a folder is to be there: give"
-                " another"
+                f"{name}={str(path)!r} cannot be a folder, as {there} is a file: choose another"
             )

@@ -48,7 +48,7 @@ def evaluation_command(config: RunConfig, *, ranks: int) -> list[str]:
     except ValueError as error:
         raise ValueError(f"evaluate.config={wanted.config!r}: {error}") from None
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    student = config.folder / ("lora" if config.training == "lora" else "student")
+    student = config.folder / ("lora" if config.trains_lora else "student")
     return [
         sys.executable,
         *(launcher if ranks > 1 else []),

@@ -24,7 +24,7 @@ from tdmvid.plan.describe import describe
 from tdmvid.plan.plan import GIB, make_plan
 from tdmvid.plan.remedies import check_fit
 from tdmvid.roles.rounding import story
-from tdmvid.roles.rules import check_quantize
+from tdmvid.roles.rules import check_settings
 from tdmvid.sampling.student import use_student
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
@@ -286,10 +286,10 @@ def test_what_a_quantised_base_cannot_do_is_refused(settings, facts):
 def test_a_quantised_base_is_refused_under_a_launcher_and_planned_so(tiny_run, tmp_path):
     config = tiny_run(tmp_path, INT8)
     with refused("model.quantize='int8'", "'none'"):
-        check_quantize(config, distributed=True)
+        check_settings(config, distributed=True)
     with refused("model.quantize='int8'"):
         make_plan(config, ranks=2)
-    check_quantize(tiny_run(tmp_path), distributed=True)
+    check_settings(tiny_run(tmp_path), distributed=True)
 
 
 def test_a_run_without_torchao_ends_before_the_teacher_is_loaded(tiny_run, tmp_path, monkeypatch):

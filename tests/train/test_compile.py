@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
 from tdmvid.roles.build import compile_blocks
-from tdmvid.roles.rules import check_compile
+from tdmvid.roles.rules import check_settings
 from tdmvid.train.preflight import check_compiler
 from tdmvid.train.run import build_run
 
@@ -137,7 +137,7 @@ def test_sharded_weights_are_not_compiled_nor_planned_so(tiny_run, tmp_path):
     config = tiny_run(tmp_path, "parallel.compile=true")
     facts = ("parallel.compile=true", "parallel.zero_stage=3")
     with refused(*facts):
-        check_compile(config, distributed=True)
+        check_settings(config, distributed=True)
     with refused(*facts):
         make_plan(config, ranks=2)
     make_plan(config)

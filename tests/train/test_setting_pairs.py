@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tdmvid.config import RunConfig, from_dict
 from tdmvid.distill.iteration import pick_grid, pick_k
 from tdmvid.plan.plan import make_plan
-from tdmvid.roles.rules import check_objective
+from tdmvid.roles.rules import check_settings
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.trainer import train
 
@@ -41,7 +41,7 @@ def refused(row):
         *group, last = name.split(".")
         (data.setdefault(group[0], {}) if group else data)[last] = value
     try:
-        check_objective(from_dict(RunConfig, data), distributed=False)
+        check_settings(from_dict(RunConfig, data), distributed=False)
     except ValueError:
         return True
     return False
