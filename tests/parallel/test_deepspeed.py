@@ -461,7 +461,7 @@ def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp
             )
 
 
-@pytest.mark.parametrize("stage, losses, weights", [(2, 1e-5, 1e-5), (3, 1e-2, 2e-3)])
+@pytest.mark.parametrize("stage, losses, weights", [(2, 1e-5, 1e-5), (3, 5e-2, 2e-3)])
 def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
     model, reference, stage, losses, weights
 ):
@@ -473,7 +473,7 @@ def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_float16_arithmetic_trains_as_in_one_process(model, reference, stage):
     for result in run_ranks(2, run, Case(model, dtype="float16", zero_stage=stage)):
-        assert_same_run(result, reference(dtype="float16"), losses=1e-2, weights=2e-3)
+        assert_same_run(result, reference(dtype="float16"), losses=5e-2, weights=2e-3)
 
 
 @pytest.mark.parametrize(
