@@ -27,7 +27,7 @@ from .cogvideox_parallel import set_attention, share_tokens
 from .dtype import torch_dtype
 from .lora_files import LoraFiles
 from .registry import register
-from .spec import Tokens, check_tiles
+from .spec import Tokens, check_sides, check_tiles
 from .stock import StockPipeline
 from .vp import VPBackbone, VPSpec
 
@@ -42,22 +42,11 @@ class CogVideoXSpec(VPSpec):
     ddim_class = CogVideoXDDIMScheduler
 
     def tokens(self, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
-        net, (frames, _, height, width) = (
-            network.config,
-            Clip.of(network, folder, size).latent_shape,
-        )
-        video = (
-            frames
-            // (net.patch_size_t or 1)
-            * (height // net.patch_size)
-            * (width // net.patch_size)
-        )
-        return Tokens(
-            net.max_text_seq_length + video,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
+        net = network.config
+        frames, _, height, width = Clip.of(network, folder, size).latent_shape
+        video = (height // net.patch_size) * (width // net.patch_size)
+        video *= frames // (net.patch_size_t or 1)
+        return Tokens.of_transformer(net.max_text_seq_length + video, net)
 
     def blocks(self, network: CogVideoXTransformer3DModel) -> list[nn.Module]:
         return list(network.transformer_blocks)
@@ -220,22 +209,18 @@ class Clip:
 
     @classmethod
     def of(cls, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Clip:
-        """ValueError names the rule that `size` breaks."""
+        """Return a size as this model sees it.
+
+        Raises:
+            ValueError: `size` breaks a rule, which the message names.
+        """
         vae, net = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae"), network.config
-        spatial, temporal = (
-            2 ** (len(vae["block_out_channels"]) - 1),
-            int(vae["temporal_compression_ratio"]),
-        )
-        patch = net.patch_size
-        for name in ("height", "width"):
-            if getattr(size, name) % (spatial * patch):
-                raise ValueError(
-                    f"video.{name}={getattr(size, name)} does not divide by {spatial * patch}"
-                    " (latent compression x patch)"
-                )
-        if size.frames != 1 and (size.frames - 1) % (
-            2 * temporal
-        ):  # diffusers decodes latents in twos, the first alone
+        spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+        temporal = int(vae["temporal_compression_ratio"])
+        unit = spatial * net.patch_size
+        check_sides(size, height=unit, width=unit)
+        # diffusers decodes latents in twos, the first alone
+        if size.frames != 1 and (size.frames - 1) % (2 * temporal):
             near = max(1, round((size.frames - 1) / (2 * temporal))) * 2 * temporal + 1
             raise ValueError(
                 f"video.frames={size.frames}: this autoencoder decodes 1 or {2 * temporal}n + 1"
@@ -261,8 +246,9 @@ class Clip:
 def rotary_embedding(
     network: CogVideoXTransformer3DModel, clip: Clip, device: torch.device | str
 ) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines [V, D] of the video tokens, as the stock pipelines make them; None where
-    positions are added instead.
+    """Return cosines and sines [V, D] of the video tokens, as the stock pipelines make them.
+
+    None where positions are added instead.
     """
     net, (frames, _, height, width) = network.config, clip.latent_shape
     if not net.use_rotary_positional_embeddings:

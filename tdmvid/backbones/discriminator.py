@@ -1,5 +1,6 @@
-"""A discriminator for any family: the first half of its own network, frozen, and small trained
-heads on its features.
+"""Make a discriminator for any family: the first half of its network, and heads on its features.
+
+The network is frozen and the heads are trained.
 
 It is told tau, and K where K is drawn from a set, and never the prompt: the network is called
 with the null condition, so real clips need no captions.
@@ -35,13 +36,13 @@ class Head(nn.Module):
         self.modulation, self.outer = nn.Linear(4 * FREQUENCIES, 2 * width), nn.Linear(width, 1)
 
     def forward(self, features: Tensor, levels: Tensor) -> Tensor:
-        """[B, N, W] and [B, 4 * FREQUENCIES] -> [B]."""
+        """Return logits [B] of features [B, N, W] and levels [B, 4 * FREQUENCIES]."""
         scale, shift = self.modulation(levels)[:, None].chunk(2, -1)
         return self.outer(silu(self.inner(self.norm(features)) * (1 + scale) + shift)).mean((1, 2))
 
 
 class Discriminator(nn.Module):
-    """A halved network and a head on each of its taps; called like the network, with tau and K
+    """A trunk of a network and a head on each of its taps; called like the network, with tau and K
     besides.
     """
 
@@ -59,7 +60,7 @@ class Discriminator(nn.Module):
     def forward(
         self, *, tau: Tensor, steps: Tensor | None, return_dict: bool = False, **inputs
     ) -> tuple[Tensor]:
-        """tau and K, [B], and the network's own keyword arguments -> (logits [B],)."""
+        """Return (logits [B],) of tau and K, [B], and the network's own keyword arguments."""
         self._features = {}
         self.network(**inputs, return_dict=False)
         features, self._features = self._features, None
@@ -73,9 +74,8 @@ class Discriminator(nn.Module):
         return (torch.stack(logits).mean(0),)
 
     def _keep(self, number: int, index: int, module: nn.Module, args: tuple, out) -> None:
-        if (
-            self._features is not None
-        ):  # a block that is computed again for the backward pass has nobody waiting
+        # a block that is computed again for the backward pass has nobody waiting
+        if self._features is not None:
             self._features[number] = out[index] if isinstance(out, tuple) else out
 
 

@@ -50,8 +50,9 @@ class FlowBackbone(PipelineBackbone):
 
 
 def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin:
-    """diffusers' Euler scheduler if a pair of its settings gives exactly this grid in K steps, else
-    a TrajectoryScheduler.
+    """Return diffusers' Euler scheduler if two of its settings give exactly this grid in K steps.
+
+    Else return a TrajectoryScheduler.
 
     As teachers ship it, its K sigmas go from 1 down to nearly 0 (0.009 for K = 4 and shift 3), so
     that the last of few steps does nothing: a student's grid needs settings of its own.
@@ -67,7 +68,8 @@ def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin
 
 
 def euler_settings(grid: TimeGrid, count: int) -> dict[str, float] | None:
-    """`shift` and `shift_terminal` that put the first, second and last of K sigmas on the grid;
+    """Return `shift` and `shift_terminal` that put the first, second and last sigma on the grid.
+
     None if there are none.
 
     The scheduler spaces K values l_j = 1 - h j evenly, the last being its smallest sigma, shifts

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import ClipSize, ModelConfig
 from .dtype import torch_dtype
 from .pipeline import PipelineBackbone
-from .spec import FamilySpec, check_tiles
+from .spec import FamilySpec, check_sides, check_tiles
 from .stock import StockPipeline
 
 
@@ -83,17 +83,16 @@ class Images(PipelineBackbone):
 
 
 def image_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[int, int, int]:
-    """[C, H, W] of one sample; ValueError names the rule that `size` breaks."""
+    """Return the shape of one sample, [C, H, W].
+
+    Raises:
+        ValueError: `size` breaks a rule, which the message names.
+    """
     if size.frames != 1:
         raise ValueError(
             f"video.frames={size.frames}: {type(network).__name__} generates images, use 1"
         )
     scale = 2 ** (len(AutoencoderKL.load_config(folder, subfolder="vae")["block_out_channels"]) - 1)
     unit = scale * network.config.get("patch_size", 1)
-    for name in ("height", "width"):
-        if getattr(size, name) % unit:
-            raise ValueError(
-                f"video.{name}={getattr(size, name)} does not divide by {unit} (latent compression"
-                " x patch)"
-            )
+    check_sides(size, height=unit, width=unit)
     return network.config.in_channels, size.height // scale, size.width // scale

@@ -35,12 +35,7 @@ class PixArtSpec(ImageSpec, VPSpec):
     def tokens(self, network: PixArtTransformer2DModel, folder: Path, size: ClipSize) -> Tokens:
         net, (_, height, width) = network.config, image_latents(network, folder, size)
         count = (height // net.patch_size) * (width // net.patch_size)
-        return Tokens(
-            count,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
+        return Tokens.of_transformer(count, net)
 
     def blocks(self, network: PixArtTransformer2DModel) -> list[nn.Module]:
         return list(network.transformer_blocks)
@@ -148,8 +143,9 @@ class PixArt(Images, VPBackbone):
 def sizes(
     network: PixArtTransformer2DModel, size: ClipSize, x_t: Tensor
 ) -> dict[str, Tensor | None]:
-    """The conditions on resolution and aspect ratio, [B, 2] and [B, 1], of models that have them
-    (1024 pixels).
+    """Return the conditions on resolution and aspect ratio, [B, 2] and [B, 1].
+
+    Only models of 1024 pixels have them; None for others.
     """
     if not network.use_additional_conditions:
         return {"resolution": None, "aspect_ratio": None}

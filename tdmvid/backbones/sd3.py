@@ -44,12 +44,7 @@ class StableDiffusion3Spec(ImageSpec, FlowSpec):
         check_positions(network, folder, size)
         net, (_, height, width) = network.config, image_latents(network, folder, size)
         count = text_tokens(folder) + (height // net.patch_size) * (width // net.patch_size)
-        return Tokens(
-            count,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
+        return Tokens.of_transformer(count, net)
 
     def blocks(self, network: SD3Transformer2DModel) -> list[nn.Module]:
         return list(network.transformer_blocks)
@@ -149,8 +144,9 @@ class StableDiffusion3(Images, FlowBackbone):
 
 
 def absent_parts(folder: Path) -> list[str]:
-    """Parts of the long text encoder that a folder leaves out; the pipeline puts zeros in the place
-    of its embeddings.
+    """Return parts of the long text encoder that a folder leaves out.
+
+    The pipeline puts zeros in the place of its embeddings.
     """
     index = json.loads((folder / "model_index.json").read_text())
     return [
@@ -161,7 +157,7 @@ def absent_parts(folder: Path) -> list[str]:
 
 
 def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize) -> None:
-    """ValueError for an image that is larger than the network's table of positions."""
+    """Raise ValueError for an image that is larger than the network's table of positions."""
     net, (_, height, _) = network.config, image_latents(network, folder, size)
     largest = net.pos_embed_max_size * net.patch_size * (size.height // height)
     if max(size.height, size.width) > largest:
@@ -171,7 +167,7 @@ def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize
 
 
 def text_tokens(folder: Path) -> int:
-    """T: what the short encoders' tokenizer pads to, and what is read of the long one."""
+    """Return T: what the short encoders' tokenizer pads to, and what is read of the long one."""
     return (
         json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())["model_max_length"]
         + LONG_TEXT

@@ -132,6 +132,16 @@ def _parameters(folder: Path, entry: list | None) -> int:
     return sum(p.numel() for p in encoder.parameters())
 
 
+def check_sides(size: ClipSize, *, height: int, width: int) -> None:
+    """Raise ValueError for a size whose height or width does not divide by that of a patch."""
+    for name, unit in (("height", height), ("width", width)):
+        if getattr(size, name) % unit:
+            raise ValueError(
+                f"video.{name}={getattr(size, name)} does not divide by {unit} (latent"
+                " compression x patch)"
+            )
+
+
 def check_tiles(height: tuple[int, int, float], width: tuple[int, int, float]) -> tuple[int, int]:
     """Return the sides of a tile in latents.
 

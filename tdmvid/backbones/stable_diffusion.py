@@ -38,10 +38,8 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
             for level, block in enumerate(network.down_blocks)
             if getattr(block, "has_cross_attention", False)
         ]
-        finest, transformers = (
-            levels[0],
-            [module for module in network.modules() if isinstance(module, BasicTransformerBlock)],
-        )
+        finest = levels[0]
+        transformers = [m for m in network.modules() if isinstance(m, BasicTransformerBlock)]
         return Tokens(
             (height >> finest) * (width >> finest),
             transformers[0].attn1.heads,
@@ -54,9 +52,8 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
         )
 
     def blocks(self, network: UNet2DConditionModel) -> list[nn.Module]:
-        first = (
-            network.mid_block.resnets[0] if network.mid_block is not None else None
-        )  # the one that diffusers leaves out
+        # the one that diffusers leaves out
+        first = network.mid_block.resnets[0] if network.mid_block is not None else None
         return [
             m
             for m in network.modules()
@@ -71,9 +68,8 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
-        text = json.loads((folder / "text_encoder" / "config.json").read_text())[
-            "max_position_embeddings"
-        ]
+        text_config = json.loads((folder / "text_encoder" / "config.json").read_text())
+        text = text_config["max_position_embeddings"]
         return {
             "sample": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
             "timestep": torch.empty(batch, dtype=torch.long),
@@ -129,7 +125,7 @@ class StableDiffusion(Images, VPBackbone):
 
     @staticmethod
     def discriminator_trunk(network: UNet2DConditionModel) -> list[Tap]:
-        """What stays is the encoder and the middle: their output leaves the network as it is."""
+        """Keep the encoder and the middle; their output leaves the network as it is."""
         network.up_blocks, network.conv_norm_out, network.conv_out = (
             nn.ModuleList(),
             None,

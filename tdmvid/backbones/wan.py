@@ -24,7 +24,7 @@ from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .lora_files import LoraFiles
 from .registry import register
-from .spec import Tokens
+from .spec import Tokens, check_sides
 from .stock import StockPipeline
 from .wan_parallel import share_tokens
 
@@ -37,7 +37,7 @@ class WanSpec(FlowSpec):
     network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
 
     def read_process(self, folder: Path) -> RectifiedFlow:
-        """ValueError for Wan 2.2, which is two networks in turn, or has a time for every token."""
+        """Return the process; ValueError for Wan 2.2, which has two networks or a time a token."""
         index = json.loads((folder / "model_index.json").read_text())
         for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
             if index.get(name) not in (None, False, [None, None]):
@@ -52,12 +52,7 @@ class WanSpec(FlowSpec):
         count = math.prod(
             length // patch for length, patch in zip(latent, net.patch_size, strict=True)
         )
-        return Tokens(
-            count,
-            net.num_attention_heads,
-            net.num_attention_heads * net.attention_head_dim,
-            net.num_layers,
-        )
+        return Tokens.of_transformer(count, net)
 
     def blocks(self, network: WanTransformer3DModel) -> list[nn.Module]:
         return list(network.blocks)
@@ -81,7 +76,7 @@ class WanSpec(FlowSpec):
         }
 
     def vae_dtype(self, folder: Path, config: ModelConfig) -> torch.dtype:
-        """float32, as the pipeline's examples have it."""
+        """Return float32, as the pipeline's examples have it."""
         return torch.float32
 
     def vae_latents(
@@ -208,20 +203,20 @@ class WanClip:
 
     @classmethod
     def of(cls, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> WanClip:
-        """ValueError names the rule that `size` breaks."""
+        """Return a size as this model sees it.
+
+        Raises:
+            ValueError: `size` breaks a rule, which the message names.
+        """
         # The first Wan folders leave these two to the class.
         vae = {
             "scale_factor_spatial": 8,
             "scale_factor_temporal": 4,
         } | AutoencoderKLWan.load_config(folder, subfolder="vae")
         spatial, temporal = vae["scale_factor_spatial"], vae["scale_factor_temporal"]
-        for name, patch in zip(("height", "width"), network.config.patch_size[1:], strict=True):
-            unit = math.lcm(16, spatial * patch)  # 16 is the pipeline's own rule
-            if getattr(size, name) % unit:
-                raise ValueError(
-                    f"video.{name}={getattr(size, name)} does not divide by {unit} (latent"
-                    " compression x patch)"
-                )
+        # 16 is the pipeline's own rule
+        height, width = (math.lcm(16, spatial * patch) for patch in network.config.patch_size[1:])
+        check_sides(size, height=height, width=width)
         if (size.frames - 1) % temporal:
             near = round((size.frames - 1) / temporal) * temporal + 1
             raise ValueError(
