@@ -18,8 +18,8 @@ from ..parallel import launch
 from .paired_samples import NAMES, check_sides, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight
 from .results import Pair, Result, write_result
-from .vbench import DIMENSIONS, Bootstrap, Scores
 from .vbench_runner import Environment, ready, score_folder
+from .vbench_scores import DIMENSIONS, Bootstrap, Scores
 from .vbench_suite import Entry, check_videos, files_of, load_suite, shots_of
 
 Stage = Literal["all", "sample", "score"]

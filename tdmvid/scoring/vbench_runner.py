@@ -19,8 +19,8 @@ from pathlib import Path
 from ..config import VBenchConfig
 from ..data.files import write_json
 from .preflight import Preflight, preflight
-from .vbench import DIMENSIONS, Scores, read_scores
 from .vbench_files import default_cache, needs_of
+from .vbench_scores import DIMENSIONS, Scores, read_scores
 from .vbench_suite import Entry, files_of
 
 WORKER = Path(__file__).with_name("vbench_worker.py")

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config import ClipSize, VBenchConfig
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot, plan_shots
-from .vbench import DIMENSIONS, check_dimensions
+from .vbench_scores import DIMENSIONS, check_dimensions
 
 
 @dataclass(frozen=True)

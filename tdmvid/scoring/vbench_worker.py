@@ -4,7 +4,8 @@
 
 The request says which videos show which prompt, and for which dimensions they count; the scores
 appear as <out>/<NAME>_eval_results.json, in the package's own layout. Nothing of tdmvid is
-imported.
+imported; as a script it has this folder first on its path, so no file here may be named as a
+package that VBench imports.
 """
 
 from __future__ import annotations

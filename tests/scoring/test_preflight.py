@@ -1,8 +1,8 @@
 """A preflight names every file, its source and its place, before anything runs."""
 
 from tdmvid.scoring.preflight import preflight
-from tdmvid.scoring.vbench import DIMENSIONS
 from tdmvid.scoring.vbench_files import NEEDS, needs_of
+from tdmvid.scoring.vbench_scores import DIMENSIONS
 
 
 def test_without_files_only_flickering_runs_and_only_unfiltered(tmp_path):

@@ -8,7 +8,13 @@ import pytest
 import torch
 from refusals import refused
 
-from tdmvid.scoring.vbench import DIMENSIONS, Bootstrap, check_dimensions, read_scores, totals
+from tdmvid.scoring.vbench_scores import (
+    DIMENSIONS,
+    Bootstrap,
+    check_dimensions,
+    read_scores,
+    totals,
+)
 
 # The published figures of CogVideoX-2B, in per cent, as its paper lists them.
 COGVIDEOX_2B = {

@@ -18,8 +18,8 @@ from tdmvid.config import ClipSize, VBenchConfig
 from tdmvid.data.video import read_video, write_video
 from tdmvid.scoring import vbench_run
 from tdmvid.scoring import vbench_runner as package
-from tdmvid.scoring.vbench import DIMENSIONS, read_scores
 from tdmvid.scoring.vbench_runner import Environment, _static, ready, score_folder
+from tdmvid.scoring.vbench_scores import DIMENSIONS, read_scores
 from tdmvid.scoring.vbench_suite import Entry, check_videos, load_suite, shots_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,7 +285,7 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite):
 def test_all_dimensions_of_a_limited_run_make_no_total_either(tmp_path, suite):
     config, *_ = suite(tmp_path)
     from tdmvid.scoring.preflight import Preflight
-    from tdmvid.scoring.vbench import DIMENSIONS
+    from tdmvid.scoring.vbench_scores import DIMENSIONS
 
     whole = Preflight(tuple(DIMENSIONS), {}, tmp_path)
     assert vbench_run.notes(VBenchConfig(), whole) == ()

@@ -56,9 +56,7 @@ def test_the_stock_pipeline_samples_what_the_caption_says(pipe):
 
 
 def test_its_measured_quality_is_what_it_is_there_for():
-    """quality.json, written by the stage `score` of make_teacher: right at 50 steps, clearly worse at
-    4.
-    """
+    """It is right in 50 steps and clearly worse in 4."""
     quality = json.loads((FOLDER / "quality.json").read_text())
     scores = {
         name: {key: measure["value"] for key, measure in row.items()}
