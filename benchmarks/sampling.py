@@ -34,7 +34,9 @@ from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.grids import build_grid
-from tdmvid.export.bundle import export_fused, export_lora
+from tdmvid.export.bundle import write_bundles
+from tdmvid.export.request import ExportRequest
+from tdmvid.export.student import Adapter, Reference, Student
 from tdmvid.parallel import launch
 from tdmvid.sampling.student import use_student
 
@@ -62,17 +64,16 @@ def export_students(stage: Stage, folder: Path) -> dict[str, Path]:
         stage.backbone.device
     )
     cond = text_like(stage.backbone, 1, 0)
-    common = {
-        "backbone": stage.backbone,
-        "module": engine.module,
-        "weights": engine.weights(averaged=False),
-        "grid": stage.grid,
-        "z": z,
-        "cond": cond,
-        "expected": ddim(stage.roles.student, z, cond, stage.grid),
-    }
-    export_lora(folder / "lora", settings=stage.config.lora, **common)
-    export_fused(folder / "fused", **common)
+    student = Student(
+        stage.backbone,
+        stage.grid,
+        engine.weights(averaged=False),
+        Reference(z, cond),
+        ddim(stage.roles.student, z, cond, stage.grid),
+        Adapter(engine.module, stage.config.lora),
+    )
+    write_bundles({folder / "lora": student})
+    write_bundles({folder / "fused": student}, ExportRequest(fuse=True))
     return {"student, LoRA": folder / "lora", "student, fused": folder / "fused"}
 
 

@@ -93,5 +93,5 @@ def tiny_run(tiny_json):
 @pytest.fixture
 def loop_only(monkeypatch):
     """Runs end after the last step, without pictures and export."""
-    monkeypatch.setattr("tdmvid.train.trainer.finish", lambda run: None)
+    monkeypatch.setattr("tdmvid.train.trainer.finalize", lambda run: None)
     monkeypatch.setattr("tdmvid.train.trainer.write_samples", lambda run, step: None)

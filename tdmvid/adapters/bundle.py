@@ -1,22 +1,39 @@
-"""Reading what was exported: the facts of a bundle, and a stock pipeline that samples with it."""
+"""Bundles of students on disk: what they are called, and what their export.json says."""
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import diffusers
-import torch
-
-from ..backbones.registry import families
+if TYPE_CHECKING:
+    from ..diffusion.grid import TimeGrid
 
 FACTS = "export.json"
+STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
+"""Where a run writes its student, by what it trains."""
+
+
+def student_folder(run: Path, training: str) -> Path:
+    """Return the folder in a run's own that holds its student; training: "lora" or "full"."""
+    return run / STUDENT_FOLDERS[training]
+
+
+def folders_of_set(out: Path, grids: Sequence[TimeGrid], own: TimeGrid) -> list[Path]:
+    """Return a folder for the student of each grid: `out` for `own`, `out`_2steps for another."""
+    return [
+        out if grid == own else out.with_name(f"{out.name}_{grid.steps}steps") for grid in grids
+    ]
 
 
 def read_facts(folder: Path) -> dict:
-    """What export.json says of a student (steps, timesteps, model, video, ...); empty for a LoRA
-    from elsewhere.
+    """Return what export.json says of a student (steps, timesteps, model, video, ...).
+
+    It is empty for a LoRA from elsewhere.
+
+    Raises:
+        ValueError: there is no such folder, or it is a run's.
     """
     if not Path(folder).is_dir():
         raise ValueError(
@@ -25,49 +42,9 @@ def read_facts(folder: Path) -> dict:
         )
     path = Path(folder) / FACTS
     if not path.is_file():
-        for name in ("lora", "student"):
+        for name in STUDENT_FOLDERS.values():
             if (Path(folder) / name / FACTS).is_file():
                 raise ValueError(
                     f"{folder} is a run's folder: give its student, {Path(folder) / name}"
                 )
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def load_pipeline(folder: str | Path, *, dtype: str | None = None):
-    """The stock diffusers pipeline of an exported student: base, LoRA or network, and scheduler, as
-    export.json names them.
-
-    dtype: of the base, e.g. "float16"; the student's if not given. ValueError for a folder that is
-    no export.
-    """
-    folder = Path(folder)
-    facts = read_facts(folder)
-    if not facts:
-        raise ValueError(f"{folder} has no {FACTS}: give a folder that tdmvid exported")
-    model, part, kind = facts["model"], facts["network"], facts["scheduler"]
-    settings = {
-        "dtype": getattr(torch, dtype or model["dtype"]),
-        "revision": model["revision"],
-        "variant": model["variant"],
-    }
-    if "rank" not in facts:
-        config = json.loads((folder / "config.json").read_text())
-        settings[part] = getattr(diffusers, config["_class_name"]).from_pretrained(
-            folder, dtype=settings["dtype"]
-        )
-    pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(model["path"], **settings)
-    if model.get("tiling"):
-        pipeline.vae.enable_tiling()
-    if "rank" in facts:
-        families()[facts["pipeline"]].lora.add(pipeline, folder)
-    if kind["module"] != "diffusers" and not kind["module"].startswith(
-        f"{__package__.split('.')[0]}."
-    ):
-        raise ValueError(
-            f"{folder / FACTS}: scheduler of module {kind['module']!r}: only diffusers' and"
-            " tdmvid's are loaded"
-        )
-    pipeline.scheduler = getattr(
-        importlib.import_module(kind["module"]), kind["name"]
-    ).from_pretrained(folder)
-    return pipeline

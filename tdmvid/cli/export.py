@@ -164,9 +164,10 @@ def default_name(args: argparse.Namespace) -> str:
 
 def _export(args: argparse.Namespace, out: Path | None) -> dict:
     """Export from the chosen source and return what the bundle's export.json says."""
-    from ..export.requests import Options, export_published, export_run, export_tuned
+    from ..export.request import ExportRequest
+    from ..export.sources import export_published, export_run, export_tuned
 
-    options = Options(
+    request = ExportRequest(
         tuple(name.strip() for name in args.format.split(",")),
         args.dtype,
         args.fuse,
@@ -178,7 +179,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
     if not out:
         raise ValueError("out is not given: name the folder to write")
     if args.run:
-        return export_run(out, args.run, options, checkpoint=args.checkpoint, weights=args.weights)
+        return export_run(out, args.run, request, checkpoint=args.checkpoint, weights=args.weights)
     if bool(args.timesteps) == bool(args.steps):
         raise ValueError(
             "timesteps or steps: give one of the two, the times that the student was trained on"
@@ -187,8 +188,8 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
     backbone = _load_base(args)
     grid = _build_grid(listed, args.steps, backbone)
     if args.published:
-        return export_published(out, args.published, backbone, grid, options, scale=args.scale)
-    return export_tuned(out, args.network, backbone, grid, options)
+        return export_published(out, args.published, backbone, grid, request, scale=args.scale)
+    return export_tuned(out, args.network, backbone, grid, request)
 
 
 def _load_base(args: argparse.Namespace) -> Backbone:

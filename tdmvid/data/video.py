@@ -139,6 +139,29 @@ def write_image(path: Path, image: Tensor) -> None:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(part, format="PNG")
 
 
+def write_clips(folder: Path, videos: Tensor, fps: float) -> list[str]:
+    """Write one mp4 per video, or a PNG for a single frame, named by its place in the batch.
+
+    Args:
+        folder: where the files go; it is made.
+        videos: [B, 3, F, H, W] in [-1, 1].
+        fps: frames per second.
+
+    Returns:
+        Names relative to the parent of `folder`.
+    """
+    names = []
+    for index, video in enumerate(videos):
+        if video.shape[1] == 1:
+            path = folder / f"{index}.png"
+            write_image(path, video[:, 0])
+        else:
+            path = folder / f"{index}.mp4"
+            write_video(path, video, fps=fps)
+        names.append(f"{folder.name}/{path.name}")
+    return names
+
+
 def few_frames(videos: Tensor, count: int = 9) -> Tensor:
     """[..., F, H, W]: at most so many of the frames, evenly spaced, the first and the last among
     them.

@@ -1,224 +1,181 @@
-"""The files that users take away: a LoRA with its alpha, its scheduler, and a card; checked by
-loading it.
+"""Write students as bundles: files, scheduler, samples, card and facts, all checked or none kept.
 
-What is written is reloaded into a STOCK diffusers pipeline and sampled from the student's
-own noise; above tolerance nothing is left behind (see diffusers' loaders/lora_pipeline.py).
+What is written is reloaded into a STOCK diffusers pipeline and sampled from the student's own
+noise (check.py); above tolerance nothing is left behind.
 """
 
 from __future__ import annotations
 
-import gc
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import diffusers
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..adapters.bundle import FACTS, read_facts
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
-from ..adapters.step_condition import NAME, baked
+from ..adapters.step_condition import baked
+from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
-from ..config import LoraSettings
 from ..data.files import usual_mode, write_json
-from ..data.video import write_image, write_video
-from ..diffusion.denoiser import Cond
-from ..diffusion.grid import TimeGrid
-from .card import Story, write_card
-from .consumers import check_formats, consumers
-
-if TYPE_CHECKING:
-    from ..backbones.base import Backbone
-
-TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Root mean square difference of latents between student and reloaded export, relative to theirs,
-by the dtype of base or whole network.
-"""
-GPU_TOLERANCE = 1e-4
-"""In float32 on a GPU, whose convolutions round to TF32 unless told otherwise."""
-LORA_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 1e-2}
-"""What the rounding of a LoRA file alone may change, by its dtype."""
+from ..data.video import write_clips
+from .card import write_card
+from .check import (
+    LORA_TOLERANCE,
+    TOLERANCE,
+    check_consumer_file,
+    check_lora,
+    check_network,
+    choose_tolerance,
+)
+from .consumers import consumers
+from .request import ExportRequest, check_request
+from .student import Student
 
 
-def export_lora(
-    folder: Path,
-    *,
-    backbone: Backbone,
-    module: nn.Module,
-    weights: dict[str, Tensor],
-    grid: TimeGrid,
-    settings: LoraSettings,
-    expected: Tensor,
-    z: Tensor,
-    cond: Cond,
-    formats: tuple[str, ...] = ("diffusers",),
-    dtype: str = "float32",
-    story: Story = Story(),
-    extra: dict | None = None,
-    tolerance: float = 0.0,
-) -> dict:
-    """Write the LoRA bundle to `folder` and return the check's figures.
+def write_bundles(
+    students: Mapping[Path, Student], request: ExportRequest = ExportRequest()
+) -> dict[Path, dict]:
+    """Write each student to its folder; all folders take their places together, or none does.
 
-    weights: adapter tensors by parameter name; expected: [B, ...] the student's final latents
-    from noise z under cond. formats: others beside diffusers', which is always written; dtype:
-    of the files. RuntimeError if a reloaded file differs by more than `tolerance`, 0 for that of
-    the dtypes.
+    Returns:
+        What export.json says, by folder.
+
+    Raises:
+        ValueError: the request does not suit a student, or a folder holds what no export wrote.
+        RuntimeError: a reloaded file differs from its student by more than the tolerance.
     """
-    check_formats(formats, backbone)
-    with replacing(folder) as written:
-        aside = written / Path(folder).resolve().name
-        aside.mkdir()
-        layers = get_peft_model_state_dict(module, state_dict=weights, adapter_name=ADAPTER)
-        layers, config = baked(layers, module.peft_config[ADAPTER], module, weights, grid.steps)
-        layers = {
-            key: tensor.to(getattr(torch, dtype)).contiguous().cpu()
-            for key, tensor in layers.items()
+    for student in students.values():
+        check_request(
+            request,
+            student.backbone,
+            adapted=student.adapter is not None,
+            conditioned_on_steps=student.conditioned_on_steps,
+        )
+    with replacing(*students) as aside:
+        return {
+            folder: _write_bundle(aside / Path(folder).resolve().name, student, request)
+            for folder, student in students.items()
         }
-        backbone.lora.save(aside, layers, config)
-        backbone.student_scheduler(grid).save_pretrained(aside)
-        check = _Check(
-            backbone,
-            grid,
-            dtype,
-            tolerance or usual_tolerance(backbone, grid, z, LORA_TOLERANCE[dtype]),
-            expected,
-            z,
-            cond,
-        )
-        facts = (
-            check.facts(check.lora(aside))
-            | {"rank": settings.rank, "alpha": settings.alpha}
-            | (extra or {})
-        )
-        facts["formats"], facts["errors"] = {}, {}
-        extras = {}
-        for name in formats:
-            if name != "diffusers":
-                consumer = consumers()[name]
-                stem = story.config.get("name") or Path(folder).resolve().name
-                path = f"{name}/{stem}_{grid.steps}steps.safetensors"
-                facts["formats"][name] = path
-                _write_format(aside / path, backbone, layers, settings.alpha, consumer.layout)
-                facts["errors"][name] = check.format(
-                    aside, aside / path, backbone, layers, consumer.layout
-                )
-                prompt = (*story.prompts, "a prompt")[0]
-                extras |= consumer.write_extras(aside / path, backbone, grid, prompt)
-        facts |= extras
-        _finish(aside, backbone, facts, story, expected)
+
+
+@torch.no_grad()
+def _write_bundle(folder: Path, student: Student, request: ExportRequest) -> dict:
+    folder.mkdir()
+    # a fused network copies the base, which then leaves the device: the check loads another one
+    fused = _fuse(student) if request.fuse and student.adapter else None
+    with in_host_memory([student.network]):
+        if student.adapter and not request.fuse:
+            facts = _write_lora(folder, student, request)
+        else:
+            network = _load_whole(student) if fused is None else fused
+            facts = _write_network(folder, student, request, network)
+        grid = student.provenance.config.get("grid", {})
+        if grid.get("kind") == "shifted":
+            facts["shift"] = grid["shift"]
+        write_card(folder, student, facts, _write_samples(folder, student))
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    facts["files"] = sorted(files)
+    write_json(folder / FACTS, facts)
     return facts
 
 
-@torch.no_grad()
-def export_network(
-    folder: Path,
-    *,
-    backbone: Backbone,
-    weights: dict[str, Tensor],
-    grid: TimeGrid,
-    expected: Tensor,
-    z: Tensor,
-    cond: Cond,
-    dtype: str | None = None,
-    story: Story = Story(),
-    tolerance: float = 0.0,
-) -> float:
-    """Write a student of whole-network training as a diffusers model folder with its scheduler; the
-    check's relative difference.
-
-    weights: all parameters by name; expected, z, cond and RuntimeError as in `export_lora`.
-    """
-    network = backbone.fresh_network().cpu().float()  # the backbone's own may be sharded
-    network.load_state_dict(weights, strict=False)
-    return _export_whole(
-        folder,
-        backbone,
-        network,
-        grid,
-        dtype or backbone.config.dtype,
-        story,
-        (expected, z, cond),
-        tolerance,
+def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict:
+    """Write and check a LoRA: diffusers' file, and one for each consumer that is asked for."""
+    backbone, module, settings = student.backbone, student.adapter.module, student.adapter.settings
+    dtype = request.dtype or "float32"
+    layers = get_peft_model_state_dict(module, state_dict=student.weights, adapter_name=ADAPTER)
+    layers, config = baked(
+        layers, module.peft_config[ADAPTER], module, student.weights, student.grid.steps
     )
+    layers = {
+        key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()
+    }
+    backbone.lora.save(folder, layers, config)
+    backbone.student_scheduler(student.grid).save_pretrained(folder)
+    tolerance = choose_tolerance(student, request, LORA_TOLERANCE[dtype])
+    error = check_lora(folder, student, tolerance)
+    facts = _student_facts(student, dtype, error, tolerance)
+    facts |= {"rank": settings.rank, "alpha": settings.alpha}
+    if student.extraction is not None:
+        facts["extraction"] = student.extraction
+    return facts | _write_consumer_files(folder, student, request.formats, layers, tolerance)
 
 
-@torch.no_grad()
-def export_fused(
+def _write_consumer_files(
     folder: Path,
-    *,
-    backbone: Backbone,
-    module: nn.Module,
-    weights: dict[str, Tensor],
-    grid: TimeGrid,
-    expected: Tensor,
-    z: Tensor,
-    cond: Cond,
-    dtype: str | None = None,
-    story: Story = Story(),
-    tolerance: float = 0.0,
-) -> float:
-    """Write base and LoRA in one diffusers model folder with its scheduler; arguments as in
-    `export_lora`, merged in float32.
-    """
-    if any(key.startswith(f"{NAME}.") for key in weights):
-        raise ValueError(
-            "fuse: this student is told its number of steps, which a plain network has no place"
-            " for: export its LoRA of each K"
-        )
-    network = host_copy(module).float()
-    network.load_state_dict(weights, strict=False)
-    with in_host_memory([module]):
-        return _export_whole(
-            folder,
-            backbone,
-            merge(network),
-            grid,
-            dtype or backbone.config.dtype,
-            story,
-            (expected, z, cond),
-            tolerance,
-        )
-
-
-def _export_whole(
-    folder: Path,
-    backbone: Backbone,
-    network: nn.Module,
-    grid: TimeGrid,
-    dtype: str,
-    story: Story,
-    samples: tuple[Tensor, Tensor, Cond],
+    student: Student,
+    formats: tuple[str, ...],
+    layers: dict[str, Tensor],
     tolerance: float,
-) -> float:
-    check = _Check(
-        backbone,
-        grid,
-        dtype,
-        tolerance or usual_tolerance(backbone, grid, samples[1], TOLERANCE[dtype]),
-        *samples,
-    )
+) -> dict:
+    """Write and check the LoRA for each consumer; layers: of diffusers' file, by peft's names."""
+    modules, extras = adapted_modules(layers), {}
+    stem = student.provenance.config.get("name") or folder.name
+    paths, errors = {}, {}
+    for name in formats:
+        if name == "diffusers":
+            continue
+        consumer = consumers()[name]
+        paths[name] = f"{name}/{stem}_{student.grid.steps}steps.safetensors"
+        path = folder / paths[name]
+        _save_layout(path, consumer.layout, student, layers)
+        errors[name] = check_consumer_file(path, consumer.layout, modules, student, tolerance)
+        extras |= consumer.write_extras(path, student)
+    return {"formats": paths, "errors": errors} | extras
+
+
+def _save_layout(
+    path: Path, layout: KeyLayout, student: Student, layers: dict[str, Tensor]
+) -> None:
+    alpha, rank = student.adapter.settings.alpha, str(_read_rank(layers))
+    tensors = layout.write(layers, alpha, student.backbone.pipeline_class)
+    path.parent.mkdir(exist_ok=True)
+    metadata = {"format": "pt", "ss_network_dim": rank, "ss_network_alpha": rank}
+    save_file(tensors, path, metadata=metadata)
+
+
+def _read_rank(layers: dict[str, Tensor]) -> int:
+    return next(len(tensor) for key, tensor in layers.items() if key.endswith("lora_A.weight"))
+
+
+def _write_network(
+    folder: Path, student: Student, request: ExportRequest, network: nn.Module
+) -> dict:
+    """Write and check a whole network, given in float32."""
+    backbone, dtype = student.backbone, request.dtype or student.backbone.config.dtype
     _cast(network, backbone, getattr(torch, dtype))
-    with replacing(folder) as written:
-        aside = written / Path(folder).resolve().name
-        network.save_pretrained(aside)
-        backbone.student_scheduler(grid).save_pretrained(aside)
-        error = check.network(aside)
-        _finish(aside, backbone, check.facts(error), story, check.expected)
-    return error
+    network.save_pretrained(folder)
+    backbone.student_scheduler(student.grid).save_pretrained(folder)
+    tolerance = choose_tolerance(student, request, TOLERANCE[dtype])
+    return _student_facts(student, dtype, check_network(folder, student, tolerance), tolerance)
+
+
+def _load_whole(student: Student) -> nn.Module:
+    network = student.backbone.fresh_network().cpu().float()  # the backbone's own may be sharded
+    network.load_state_dict(student.weights, strict=False)
+    return network
+
+
+def _fuse(student: Student) -> nn.Module:
+    """Return base and LoRA in one network, merged in float32 in host memory."""
+    network = host_copy(student.network).float()
+    network.load_state_dict(student.weights, strict=False)
+    return merge(network)
 
 
 def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
-    """Give a float32 copy of the backbone's network `dtype` where that has its base's; what a
-    family keeps in float32 stays.
+    """Give a float32 copy of the backbone's network `dtype` where that has its base's.
+
+    What a family keeps in float32 stays.
     """
     like = {
         name.replace(".base_layer", ""): x.dtype
@@ -228,165 +185,35 @@ def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
         x.data = x.data.to(dtype if like[name] == torch_dtype(backbone.config) else like[name])
 
 
-class _Check:
-    """What the student does, to compare an export with: its final latents from noise z under cond.
-
-    dtype: of the export.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        grid: TimeGrid,
-        dtype: str,
-        tolerance: float,
-        expected: Tensor,
-        z: Tensor,
-        cond: Cond,
-    ):
-        self.backbone, self.grid, self.dtype, self.tolerance, self.expected, self.z, self.cond = (
-            backbone,
-            grid,
-            dtype,
-            tolerance,
-            expected,
-            z,
-            cond,
-        )
-
-    def facts(self, error: float) -> dict:
-        scheduler = self.backbone.student_scheduler(self.grid)
-        module = (
-            "diffusers"
-            if hasattr(diffusers, type(scheduler).__name__)
-            else type(scheduler).__module__
-        )
-        return {
-            "error": error,
-            "tolerance": self.tolerance,
-            "samples": len(self.z),
-            "steps": self.grid.steps,
-            "timesteps": _timesteps(self.backbone, self.grid),
-            "guidance": 1.0,
-            "dtype": self.dtype,
-            "pipeline": self.backbone.pipeline_class,
-            "network": self.backbone.spec.network_folder,
-            "scheduler": {"module": module, "name": type(scheduler).__name__},
-            "model": asdict(self.backbone.config),
-            "video": asdict(self.backbone.size),
-        }
-
-    def lora(self, folder: Path) -> float:
-        return self._difference(stock_latents(folder, self.backbone, self.z, self.cond, self.grid))
-
-    def format(
-        self,
-        bundle: Path,
-        path: Path,
-        backbone: Backbone,
-        layers: dict[str, Tensor],
-        layout: KeyLayout,
-    ) -> float:
-        """The file of another program, read back by its rules, in the stock pipeline."""
-        state = layout.read(load_file(path), backbone.pipeline_class, adapted_modules(layers))
-        with tempfile.TemporaryDirectory() as scratch:
-            again = Path(scratch)
-            shutil.copy(bundle / "scheduler_config.json", again)
-            rank = next(
-                len(tensor) for key, tensor in state.items() if key.endswith("lora_A.weight")
-            )
-            biased = any(key.endswith("lora_B.bias") for key in state)
-            if biased:  # peft gives all layers a bias, or none
-                state |= {
-                    f"{n}.lora_B.bias": torch.zeros(len(state[f"{n}.lora_B.weight"]))
-                    for n in adapted_modules(state)
-                    if f"{n}.lora_B.bias" not in state
-                }
-            config = LoraConfig(
-                r=rank, lora_alpha=rank, target_modules=adapted_modules(state), lora_bias=biased
-            )
-            backbone.lora.save(again, state, config)
-            return self.lora(again)
-
-    def network(self, folder: Path) -> float:
-        backbone = self.backbone
-        reloaded = (
-            type(backbone.network)
-            .from_pretrained(folder, dtype=torch_dtype(backbone.config))
-            .to(self.z.device)
-        )
-        pipeline = backbone.stock.pipeline(reloaded)
-        pipeline.scheduler = backbone.student_scheduler(self.grid)
-        found = backbone.stock.latents(pipeline, self.z, self.cond, steps=self.grid.steps)
-        del pipeline, reloaded
-        gc.collect()  # as in stock_latents
-        return self._difference(found)
-
-    def _difference(self, found: Tensor) -> float:
-        error = ((found - self.expected).norm() / self.expected.norm()).item()
-        if not error <= self.tolerance:
-            raise RuntimeError(
-                f"the export, reloaded by stock diffusers, differs from the student by {error:.2e}"
-                f" of its size (tolerance {self.tolerance:.0e}); checkpoints are kept: if that is"
-                " the rounding of a deep network, launch/export_lora.py --tolerance allows it"
-            )
-        return error
+def _student_facts(student: Student, dtype: str, error: float, tolerance: float) -> dict:
+    """What export.json says of any student; dtype: of the files."""
+    backbone = student.backbone
+    scheduler = backbone.student_scheduler(student.grid)
+    kind = type(scheduler)
+    module = "diffusers" if hasattr(diffusers, kind.__name__) else kind.__module__
+    return {
+        "error": error,
+        "tolerance": tolerance,
+        "samples": len(student.reference.z),
+        "steps": student.grid.steps,
+        "timesteps": student.timesteps,
+        "guidance": 1.0,
+        "dtype": dtype,
+        "pipeline": backbone.pipeline_class,
+        "network": backbone.spec.network_folder,
+        "scheduler": {"module": module, "name": kind.__name__},
+        "model": asdict(backbone.config),
+        "video": asdict(backbone.size),
+    }
 
 
-def usual_tolerance(backbone: Backbone, grid: TimeGrid, z: Tensor, written: float) -> float:
-    """By the dtype of the base, the device, and what rounding the export to its own may change."""
-    return max(
-        TOLERANCE[backbone.config.dtype], GPU_TOLERANCE if z.is_cuda else 0.0, written
-    ) + _off(backbone, grid)
-
-
-def _write_format(
-    path: Path, backbone: Backbone, layers: dict[str, Tensor], alpha: float, layout: KeyLayout
-) -> None:
-    tensors = layout.write(layers, alpha, backbone.pipeline_class)
-    path.parent.mkdir(exist_ok=True)
-    rank = len(next(tensor for key, tensor in layers.items() if key.endswith("lora_A.weight")))
-    save_file(
-        tensors,
-        path,
-        metadata={"format": "pt", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)},
-    )
-
-
-def _finish(folder: Path, backbone: Backbone, facts: dict, story: Story, latents: Tensor) -> None:
-    """Sample videos, facts and card."""
-    samples = []
-    if story.prompts:
-        (folder / "samples").mkdir()
-        for index, (video, _) in enumerate(zip(backbone.decode(latents).cpu(), story.prompts)):
-            samples.append(f"samples/{index}.{'png' if video.shape[1] == 1 else 'mp4'}")
-            if video.shape[1] == 1:
-                write_image(folder / samples[-1], video[:, 0])
-            else:
-                write_video(folder / samples[-1], video, fps=backbone.size.fps)
-    grid = story.config.get("grid", {})
-    if grid.get("kind") == "shifted":
-        facts["shift"] = grid["shift"]
-    write_card(folder, backbone, facts, story, samples)
-    facts["files"] = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
-    write_json(folder / FACTS, facts)
-
-
-@torch.no_grad()
-def stock_latents(
-    folder: Path, backbone: Backbone, z: Tensor, cond: Cond, grid: TimeGrid
-) -> Tensor:
-    """The final latents of the stock pipeline with the LoRA and scheduler of `folder`: as `z`."""
-    pipeline = backbone.stock.pipeline()
-    backbone.lora.load(pipeline, folder)
-    latents = backbone.stock.latents(pipeline, z, cond, steps=grid.steps)
-    del pipeline
-    # it is in a cycle, which would keep its base on the device beside the next one, and beside the
-    # run's own
-    gc.collect()
-    return latents
+def _write_samples(folder: Path, student: Student) -> list[str]:
+    """Write the reference samples as videos or images, one a prompt; return their names."""
+    prompts = student.reference.prompts
+    if not prompts:
+        return []
+    videos = student.backbone.decode(student.latents).cpu()[: len(prompts)]
+    return write_clips(folder / "samples", videos, student.backbone.size.fps)
 
 
 @contextmanager
@@ -454,18 +281,3 @@ def _put_back(folders: list[Path], aside: Path, old: Path) -> None:
             (old / folder.name).rename(folder)
     for left in (aside, old):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _off(backbone: Backbone, grid: TimeGrid) -> float:
-    """By how many timesteps the stock scheduler rounds the grid, at most a thousandth: the network
-    embeds them by sines, which move by no more than that.
-    """
-    scheduler = backbone.student_scheduler(grid)
-    scheduler.set_timesteps(grid.steps)
-    return min(
-        1e-3, (scheduler.timesteps - torch.tensor(_timesteps(backbone, grid))).abs().max().item()
-    )
-
-
-def _timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:
-    return backbone.process.timestep(torch.tensor(grid.descending())).tolist()

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backbones.base import Backbone
 from ..config.resources import find_model
 from ..data.files import write_text
 from .consumers import consumers
-
-
-@dataclass(frozen=True)
-class Story:
-    """Where a student comes from, as far as it is known."""
-
-    config: dict = field(default_factory=dict)
-    """The run's resolved config."""
-    scores: dict = field(default_factory=dict)
-    """The run's scores.json, if it is of these weights."""
-    results: tuple[str, ...] = ()
-    """The results.md of evaluations of these weights."""
-    origin: str = "Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674)."
-    prompts: tuple[str, ...] = ()
-    """Of the check's samples: with them, their videos are part of the bundle."""
+from .student import Provenance, Student
 
 
 def base_licence(folder: Path) -> dict[str, str]:
@@ -43,24 +28,28 @@ def base_licence(folder: Path) -> dict[str, str]:
     )
 
 
-def write_card(
-    folder: Path, backbone: Backbone, facts: dict, story: Story, samples: list[str]
-) -> None:
-    """Write README.md for the files that lie in `folder`; samples: names of its videos, one a
-    prompt.
+def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) -> None:
+    """Write README.md for the files that lie in `folder`.
+
+    Args:
+        folder: the bundle.
+        student: whose bundle it is.
+        facts: what export.json says.
+        samples: names of its videos, one a prompt.
     """
+    backbone, provenance = student.backbone, student.provenance
     lora = "rank" in facts
     parts = [
         _front_matter(backbone, facts),
         f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {backbone.config.path}",
-        story.origin,
+        provenance.origin,
         _settings(backbone, facts),
         "## In diffusers",
         _python(backbone, facts),
         *_other_files(facts),
-        *_samples(samples, story.prompts),
-        *_scores(story),
-        *_recipe(story.config),
+        *_samples(samples, student.reference.prompts),
+        *_scores(provenance),
+        *_recipe(provenance.config),
         "## Licence",
         _licence(backbone),
     ]
@@ -164,8 +153,7 @@ def _python(backbone: Backbone, facts: dict) -> str:
         ]
     )
     short = (
-        "from tdmvid.adapters.bundle import load_pipeline; pipe ="
-        ' load_pipeline("path/to/this/folder")'
+        'from tdmvid.export.load import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
     )
     return (
         f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and"
@@ -197,9 +185,9 @@ def _samples(samples: list[str], prompts: tuple[str, ...]) -> list[str]:
     )
 
 
-def _scores(story: Story) -> list[str]:
-    tables = [_table(story.scores)] if story.scores.get("samplers") else []
-    tables += [re.sub(r"^# ", "### ", text, flags=re.M).strip() for text in story.results]
+def _scores(provenance: Provenance) -> list[str]:
+    tables = [_table(provenance.scores)] if provenance.scores.get("samplers") else []
+    tables += [re.sub(r"^# ", "### ", text, flags=re.M).strip() for text in provenance.results]
     return ["## Scores", *tables] if tables else []
 
 

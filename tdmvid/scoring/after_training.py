@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+from ..adapters.bundle import student_folder
 from ..config import RunConfig
 from ..config.resources import find_evaluation
 
@@ -48,7 +49,7 @@ def evaluation_command(config: RunConfig, *, ranks: int) -> list[str]:
     except ValueError as error:
         raise ValueError(f"evaluate.config={wanted.config!r}: {error}") from None
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    student = config.folder / ("lora" if config.trains_lora else "student")
+    student = student_folder(config.folder, config.training)
     return [
         sys.executable,
         *(launcher if ranks > 1 else []),

@@ -1,42 +1,36 @@
-"""After the last step: the LoRA, checked in a stock pipeline, the gallery, the report."""
+"""After the last step: the student's export, checked in a stock pipeline, gallery and report."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adapters.bundle import folders_of_set, student_folder
 from ..adapters.lora import in_host_memory
 from ..config import to_dict
-from ..data.files import write_json
-from ..data.video import few_frames, write_image, write_strip
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
-from ..export.bundle import export_lora, export_network, replacing
-from ..export.card import Story
+from ..export.bundle import write_bundles
+from ..export.student import Adapter, Provenance, Reference, Student
 from ..parallel import launch
+from ..report.gallery import Column, write_gallery
 from ..report.page import write_report
 from ..roles.rounding import difference, story
 from .run import Run, on_whole_base
-from .samples import fixed_noise, sample_student, write_clips
+from .samples import fixed_noise, sample_student
 
 
-def finish(run: Run) -> None:
-    """Write lora/ (or student/, of three whole networks), gallery/ and report.html of a trained
-    run.
-    """
+def finalize(run: Run) -> None:
+    """Write lora/ (or student/, of three whole networks), gallery/ and report.html of a run."""
     z = fixed_noise(run, run.gallery.batch)
-    student_steps: dict[int, Tensor] = {}
-    expected = sample_student(run, z, run.gallery, on_step=student_steps.__setitem__)
     weights = run.engines["student"].weights(averaged=True, everywhere=False)
-    deployed = _deployed(run, z, weights)
-    gallery = _Gallery(run, z)
-    gallery.student(expected, student_steps)
-    gallery.teacher()
+    student = _sample_student(run, z)
+    deployed = _sample_deployed(run, z, weights)
+    teachers = [_sample_teacher(run, z, grid) for grid in _teacher_grids(run)]
     # ranks leave NCCL together: one that leaves early may wait there for the others, and be ended
     # for it
     with launch.first_alone():
@@ -44,67 +38,63 @@ def finish(run: Run) -> None:
             try:
                 _export(run, weights, deployed, z)
             finally:  # an export that fails its check leaves all else to look at
-                gallery.write()
-                print(f"report: {write_report(run.config.folder)}")
+                folder, prompts = run.config.folder, run.gallery_prompts
+                write_gallery(
+                    folder / "gallery", teachers, student, backbone=run.backbone, prompts=prompts
+                )
+                print(f"report: {write_report(folder)}")
 
 
 def _export(
     run: Run, weights: dict[str, Tensor], deployed: dict[TimeGrid, Tensor], z: Tensor
 ) -> None:
-    common = {
-        "backbone": run.backbone,
-        "weights": weights,
-        "z": z,
-        "cond": run.gallery,
-        "story": Story(
-            to_dict(run.config),
-            origin=Story.origin + story(run.config.folder),
-            prompts=tuple(run.gallery_prompts),
-        ),
-    }
-    if run.config.training != "lora":
-        with base_waiting(run):
-            error = export_network(
-                run.config.folder / "student", grid=run.grid, expected=deployed[run.grid], **common
-            )
-        print(
-            f"student: {run.config.folder / 'student'}, reloaded in a stock pipeline: relative"
-            f" difference {error:.1e}"
+    """Write the student of each K; deployed: its samples."""
+    lora = run.config.training == "lora"
+    provenance = Provenance(
+        to_dict(run.config), origin=Provenance.origin + story(run.config.folder)
+    )
+    reference = Reference(z, run.gallery, tuple(run.gallery_prompts))
+    grids = list(deployed) if lora else [run.grid]
+    out = student_folder(run.config.folder, run.config.training)
+    students = {
+        folder: Student(
+            run.backbone,
+            grid,
+            weights,
+            reference,
+            deployed[grid],
+            Adapter(run.engines["student"].module, run.config.lora) if lora else None,
+            provenance,
         )
-        return
-    module, settings = run.engines["student"].module, run.config.lora
-    folders = {
-        grid: run.config.folder / ("lora" if grid == run.grid else f"lora_{grid.steps}steps")
-        for grid in deployed
+        for folder, grid in zip(folders_of_set(out, grids, run.grid), grids, strict=True)
     }
-    with base_waiting(run), replacing(*folders.values()) as together:
-        for grid, latents in deployed.items():
-            facts = export_lora(
-                together / folders[grid].name,
-                module=module,
-                settings=settings,
-                grid=grid,
-                expected=latents,
-                **common,
-            )
-            print(
-                f"lora: {folders[grid]}, reloaded in a stock pipeline: relative difference"
-                f" {facts['error']:.1e}"
-            )
+    with base_waiting(run):
+        written = write_bundles(students)
+    for folder, facts in written.items():
+        print(
+            f"{out.name}: {folder}, reloaded in a stock pipeline: relative difference"
+            f" {facts['error']:.1e}"
+        )
 
 
-def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid, Tensor]:
-    """What users get from each grid, and what an export is checked against: by DDIM, whatever the
-    solver of training, on the whole base.
+def _sample_student(run: Run, z: Tensor) -> Column:
+    """The gallery's column of the student as it was trained, by the solver of training."""
+    steps: dict[int, Tensor] = {}
+    latents = sample_student(run, z, run.gallery, on_step=steps.__setitem__)
+    path = {k: x0[:1] for k, x0 in steps.items()}
+    return Column(f"student, {run.grid.steps} steps", run.grid.steps, latents, run.grid, path)
+
+
+def _sample_deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid, Tensor]:
+    """What users get from each grid, and what an export is checked against: [B, ...] each.
+
+    It is sampled by DDIM, whatever the solver of training, on the whole base.
     """
-    samples = lambda run: {
-        grid: sample_student(run, z, run.gallery, grid=grid, solver="ddim") for grid in run.grids
-    }  # noqa: E731
-    trained = samples(run)
+    trained = _sample_grids(run, z)
     if run.rounding is None:
         return trained
     with base_waiting(run):
-        deployed = samples(on_whole_base(run, weights))
+        deployed = _sample_grids(on_whole_base(run, weights), z)
     moved = difference(trained[run.grid], deployed[run.grid])
     replace(run.rounding, student=moved).save(run.config.folder)
     print(
@@ -114,84 +104,40 @@ def _deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid,
     return deployed
 
 
+def _sample_grids(run: Run, z: Tensor) -> dict[TimeGrid, Tensor]:
+    return {
+        grid: sample_student(run, z, run.gallery, grid=grid, solver="ddim") for grid in run.grids
+    }
+
+
+def _teacher_grids(run: Run) -> tuple[TimeGrid, TimeGrid]:
+    """The long reference and the student's own grid."""
+    return reference_grid(run.config, run.backbone.process), run.grid
+
+
+def _sample_teacher(run: Run, z: Tensor, grid: TimeGrid) -> Column:
+    """The gallery's column of the guided teacher over a grid, with about eight of its steps."""
+    cfg, steps = run.config.objective.cfg, dict[int, Tensor]()
+    name = f"teacher, {grid.steps} steps"
+    with tqdm(total=grid.steps, desc=name, disable=not run.world.primary) as bar:
+
+        def keep(k: int, x0: Tensor) -> None:
+            steps[k] = x0[:1]
+            bar.update()
+
+        latents = ddim(run.roles.teacher, z, run.gallery, grid, on_step=keep)
+    shown = sorted(steps, reverse=True)[:: max(1, grid.steps // 8)]
+    path = {k: steps[k] for k in shown}
+    if cfg == 1:
+        return Column(name, grid.steps, latents, grid, path)
+    return Column(f"{name}, cfg {cfg:g}", 2 * grid.steps, latents, grid, path)
+
+
 def base_waiting(run: Run) -> AbstractContextManager:
-    """The run's frozen weights are in host memory while another base is on the device; nobody may
-    call its networks meanwhile.
+    """Keep the run's frozen weights in host memory while another base is on the device.
+
+    Nobody may call its networks meanwhile.
     """
     return in_host_memory(
         [run.backbone.network, *(engine.module for engine in run.engines.values())]
     )
-
-
-class _Gallery:
-    """Teacher and student side by side from the same noise, and their clean predictions along the
-    way.
-    """
-
-    def __init__(self, run: Run, z: Tensor):
-        self.run, self.z = run, z
-        self.columns: list[tuple[str, int, Tensor]] = []
-        self.paths: list[tuple[str, list[str], list[Tensor]]] = []
-
-    def student(self, latents: Tensor, steps: dict[int, Tensor]) -> None:
-        grid = self.run.grid
-        self.columns.append((f"student, {grid.steps} steps", grid.steps, latents))
-        self._path(f"student, {grid.steps} steps", grid, steps, list(steps))
-
-    def teacher(self) -> None:
-        """The long reference and the student's own grid, both guided."""
-        cfg, grid = self.run.config.objective.cfg, self.run.grid
-        long = reference_grid(self.run.config, self.run.backbone.process)
-        calls = 1 if cfg == 1 else 2
-        for position, times in enumerate((long, grid)):
-            steps: dict[int, Tensor] = {}
-            latents = self._sample(times, steps)
-            name = f"teacher, {times.steps} steps" + (f", cfg {cfg:g}" if calls == 2 else "")
-            self.columns.insert(position, (name, calls * times.steps, latents))
-            shown = sorted(steps, reverse=True)[:: max(1, times.steps // 8)]
-            self._path(name, times, steps, shown)
-
-    def _sample(self, times: TimeGrid, steps: dict[int, Tensor]) -> Tensor:
-        teacher = self.run.roles.teacher
-        with tqdm(
-            total=times.steps,
-            desc=f"teacher, {times.steps} steps",
-            disable=not self.run.world.primary,
-        ) as bar:
-
-            def seen(k: int, x0: Tensor) -> None:
-                steps[k] = x0[:1]
-                bar.update()
-
-            return ddim(teacher, self.z, self.run.gallery, times, on_step=seen)
-
-    def _path(self, name: str, times: TimeGrid, steps: dict[int, Tensor], shown: list[int]) -> None:
-        process = self.run.backbone.process
-        labels = [f"t = {process.timestep(torch.tensor([times.times[k]])).item():g}" for k in shown]
-        self.paths.append((name, labels, [steps[k][:1] for k in shown]))
-
-    def write(self) -> None:
-        run, folder = self.run, self.run.config.folder / "gallery"
-        columns, decoded = [], []
-        for index, (name, nfe, latents) in enumerate(self.columns):
-            videos = run.backbone.decode(latents).cpu()
-            decoded.append(few_frames(videos))
-            columns.append(
-                {
-                    "name": name,
-                    "nfe": nfe,
-                    "videos": write_clips(folder / str(index), videos, run.config.video.fps),
-                }
-            )
-        write_strip(
-            folder / "comparison.png", torch.stack(decoded, 1).flatten(0, 1), group=len(decoded)
-        )  # prompt by prompt
-        rows = []
-        for index, (name, labels, latents) in enumerate(self.paths):
-            images = [f"path/{index}_{i}.png" for i in range(len(latents))]
-            for image, x0 in zip(images, latents):
-                video = run.backbone.decode(x0)[0]
-                write_image(folder / image, video[:, video.shape[1] // 2])
-            rows.append({"name": name, "labels": labels, "images": images})
-        write_json(folder / "gallery.json", {"prompts": run.gallery_prompts, "columns": columns})
-        write_json(folder / "trajectories.json", {"prompt": run.gallery_prompts[0], "rows": rows})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from ..data.video import write_image, write_strip, write_video
+from ..data.video import write_clips, write_strip
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import Solver, sample
@@ -71,19 +69,3 @@ def write_samples(run: Run, step: int) -> None:
     folder = run.config.folder / "samples"
     write_strip(folder / f"step_{step:06d}.png", videos)
     write_clips(folder / f"step_{step:06d}", videos, run.config.video.fps)
-
-
-def write_clips(folder: Path, videos: Tensor, fps: int) -> list[str]:
-    """One mp4 per video [B, 3, F, H, W], or a png for a single frame; returns names relative to
-    `folder`'s parent.
-    """
-    names = []
-    for index, video in enumerate(videos):
-        if video.shape[1] == 1:
-            path = folder / f"{index}.png"
-            write_image(path, video[:, 0])
-        else:
-            path = folder / f"{index}.mp4"
-            write_video(path, video, fps=fps)
-        names.append(f"{folder.name}/{path.name}")
-    return names

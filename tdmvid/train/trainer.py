@@ -14,7 +14,7 @@ from ..distill.objective import build_objective
 from ..parallel import launch
 from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
-from .finalize import finish
+from .finalize import finalize
 from .monitor import Monitor
 from .run import Run, build_run
 from .samples import write_samples
@@ -64,7 +64,7 @@ def train(
     finally:
         checkpoints.close()
         monitor.close()
-    (at_end or finish)(run)
+    (at_end or finalize)(run)
     launch.finish()
     return config.folder
 

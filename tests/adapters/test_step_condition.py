@@ -13,7 +13,9 @@ from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 from tdmvid.diffusion.denoiser import step_level
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.export.bundle import export_lora
+from tdmvid.export.bundle import write_bundles
+from tdmvid.export.student import Adapter, Reference
+from tdmvid.export.student import Student as Exported
 
 SETTINGS = LoraSettings(rank=2, alpha=8)
 
@@ -93,17 +95,15 @@ def test_one_plain_lora_per_k_is_that_student_in_the_stock_pipeline(student, tmp
     weights = {
         name: p.detach().clone() for name, p in student.module.named_parameters() if p.requires_grad
     }
-    facts = export_lora(
-        tmp_path / "lora",
-        backbone=student.backbone,
-        module=student.module,
-        weights=weights,
-        grid=uniform(steps, student.backbone.process),
-        settings=SETTINGS,
-        expected=expected,
-        z=student.z,
-        cond=student.cond,
+    exported = Exported(
+        student.backbone,
+        uniform(steps, student.backbone.process),
+        weights,
+        Reference(student.z, student.cond),
+        expected,
+        Adapter(student.module, SETTINGS),
     )
+    facts = write_bundles({tmp_path / "lora": exported})[tmp_path / "lora"]
     assert facts["error"] < 1e-5
     assert (
         expected - student.sample(steps, student.backbone.denoiser(student.module))

@@ -19,7 +19,9 @@ from tdmvid.backbones.scheduler import TrajectoryScheduler
 from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 from tdmvid.diffusion.grid import explicit, uniform
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.export.bundle import export_lora, replacing
+from tdmvid.export.bundle import replacing, write_bundles
+from tdmvid.export.student import Adapter, Reference
+from tdmvid.export.student import Student as Exported
 
 PROMPTS = ["a red circle moves left", "a blue square"]
 SETTINGS = LoraSettings(rank=2, alpha=8)
@@ -54,17 +56,15 @@ class Student:
             for name, p in self.module.named_parameters()
             if p.requires_grad
         }
-        return export_lora(
-            folder,
-            backbone=self.backbone,
-            module=self.module,
-            weights=weights,
-            grid=self.grid,
-            settings=SETTINGS,
-            expected=self.expected if expected is None else expected,
-            z=self.z,
-            cond=self.cond,
+        student = Exported(
+            self.backbone,
+            self.grid,
+            weights,
+            Reference(self.z, self.cond),
+            self.expected if expected is None else expected,
+            Adapter(self.module, SETTINGS),
         )
+        return write_bundles({folder: student})[folder]
 
     def stock(self, folder, scheduler=CogVideoXDDIMScheduler):
         """As a user would: the stock pipeline with the exported folder, from prompts."""

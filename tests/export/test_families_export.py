@@ -12,7 +12,6 @@ from families import BUILDERS
 from refusals import refused
 from safetensors.torch import load_file
 
-from tdmvid.adapters.bundle import load_pipeline
 from tdmvid.adapters.extract import read_published
 from tdmvid.adapters.layouts import layouts_of
 from tdmvid.adapters.lora import attach
@@ -20,9 +19,12 @@ from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.config import LoraSettings, ModelConfig
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.export.bundle import export_fused, export_lora
-from tdmvid.export.card import Story
+from tdmvid.export.bundle import write_bundles
 from tdmvid.export.consumers.comfyui import workflow_lack
+from tdmvid.export.load import load_pipeline
+from tdmvid.export.request import ExportRequest
+from tdmvid.export.student import Adapter, Reference
+from tdmvid.export.student import Student as Exported
 from tdmvid.sampling.student import use_student
 
 PROMPTS = ("a red circle moves left", "a blue square")
@@ -54,20 +56,17 @@ class Student:
                 if "lora_B" in key:
                     parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         self.expected = self.sample()
-        self.common = {
-            "backbone": self.backbone,
-            "module": self.module,
-            "grid": self.grid,
-            "expected": self.expected,
-            "z": self.z,
-            "cond": self.cond,
-            "weights": {
-                key: p.detach().clone()
-                for key, p in self.module.named_parameters()
-                if p.requires_grad
-            },
-            "story": Story(prompts=PROMPTS),
+        weights = {
+            key: p.detach().clone() for key, p in self.module.named_parameters() if p.requires_grad
         }
+        self.exported = Exported(
+            self.backbone,
+            self.grid,
+            weights,
+            Reference(self.z, self.cond, PROMPTS),
+            self.expected,
+            Adapter(self.module, SETTINGS),
+        )
 
     def sample(self):
         return ddim(self.backbone.denoiser(self.backbone.network), self.z, self.cond, self.grid)
@@ -81,12 +80,8 @@ def student(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(student, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "lora"
-    export_lora(
-        folder,
-        settings=SETTINGS,
-        formats=tuple(layouts_of(student.backbone.pipeline_class)),
-        **student.common,
-    )
+    formats = tuple(layouts_of(student.backbone.pipeline_class))
+    write_bundles({folder: student.exported}, ExportRequest(formats))
     return folder
 
 
@@ -114,7 +109,7 @@ def test_every_format_gives_the_student(student, bundle):
 def test_a_format_is_read_back_as_the_lora_it_was(student, bundle):
     facts = json.loads((bundle / "export.json").read_text())
     trained = {
-        key.replace(".default", ""): value for key, value in student.common["weights"].items()
+        key.replace(".default", ""): value for key, value in student.exported.weights.items()
     }
     again = load_backbone(student.backbone.config, student.backbone.size)
     for path in (student.backbone.lora.file, *facts["formats"].values()):
@@ -144,7 +139,7 @@ def test_diffusers_itself_reads_the_other_programs_file(student, bundle):
 @pytest.mark.parametrize("student", ["StableDiffusion3Pipeline"], indirect=True, scope="module")
 def test_a_format_that_no_program_knows_for_the_family_is_refused(student, tmp_path):
     with refused("'kohya'", "StableDiffusion3Pipeline", "diffusers, comfyui"):
-        export_lora(tmp_path / "lora", settings=SETTINGS, formats=("kohya",), **student.common)
+        write_bundles({tmp_path / "lora": student.exported}, ExportRequest(("kohya",)))
     assert not list(tmp_path.iterdir())
 
 
@@ -185,8 +180,9 @@ def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
 
 
 def test_base_and_lora_become_one_network(student, tmp_path):
-    error = export_fused(tmp_path / "fused", **student.common)
-    assert error < 1e-5
+    out = tmp_path / "fused"
+    facts = write_bundles({out: student.exported}, ExportRequest(fuse=True))[out]
+    assert facts["error"] < 1e-5
     again = load_backbone(student.backbone.config, student.backbone.size)
     torch.testing.assert_close(
         again.stock.latents(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.config import load_config
-from tdmvid.export.requests import export_run
+from tdmvid.export.sources import export_run
 from tdmvid.train import trainer
 
 
@@ -21,7 +21,7 @@ def gathered_run(config, path):
         if run.world.primary:
             save_file(weights, path)
 
-    trainer.finish, trainer.write_samples = finish, lambda run, step: None
+    trainer.finalize, trainer.write_samples = finish, lambda run, step: None
     trainer.train(load_config(config))
 
 

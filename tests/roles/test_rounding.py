@@ -18,7 +18,8 @@ from tdmvid.backbones.quantize import QuantizedLinear, held_bytes
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import RunConfig, from_dict
 from tdmvid.data.video import write_video
-from tdmvid.export.requests import Options, export_run
+from tdmvid.export.request import ExportRequest
+from tdmvid.export.sources import export_run
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
 from tdmvid.plan.plan import GIB, make_plan
@@ -247,7 +248,7 @@ def test_the_lora_is_a_plain_one_for_the_whole_base(whole, tiny_run, tmp_path):
 @needs_torchao
 @pytest.mark.parametrize("fuse", [False, True])
 def test_an_export_of_its_checkpoint_is_of_the_whole_base(whole, tmp_path, fuse):
-    facts = export_run(tmp_path / "out", whole, Options(prompts=PROMPTS, fuse=fuse))
+    facts = export_run(tmp_path / "out", whole, ExportRequest(prompts=PROMPTS, fuse=fuse))
     assert facts["error"] < 1e-5
     config = from_dict(RunConfig, json.loads((whole / "config.json").read_text()))
     backbone = load_backbone(config.model, config.video)

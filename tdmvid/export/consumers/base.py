@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ...adapters.layouts import KeyLayout
 from ...backbones.base import Backbone
-from ...diffusion.grid import TimeGrid
+from ..student import Student
 
 
 class Consumer(ABC):
@@ -23,7 +23,7 @@ class Consumer(ABC):
     def card_text(self, facts: dict) -> str:
         """Return what the card says of the file, after "for "; facts: of export.json."""
 
-    def write_extras(self, lora: Path, backbone: Backbone, grid: TimeGrid, prompt: str) -> dict:
+    def write_extras(self, lora: Path, student: Student) -> dict:
         """Write what the program needs beside its file `lora`; return facts for export.json."""
         return {}
 

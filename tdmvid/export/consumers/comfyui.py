@@ -19,6 +19,7 @@ from ...backbones.cogvideox import Clip
 from ...data.files import write_json
 from ...diffusion.grid import TimeGrid
 from ...diffusion.process import RectifiedFlow
+from ..student import Student
 from .base import Consumer, register
 
 SIGMA_MAX = 4518.76
@@ -43,10 +44,11 @@ class ComfyUI(Consumer):
             )
         return f"ComfyUI (into `models/loras`; {flow})"
 
-    def write_extras(self, lora: Path, backbone: Backbone, grid: TimeGrid, prompt: str) -> dict:
-        lack = workflow_lack(backbone)
+    def write_extras(self, lora: Path, student: Student) -> dict:
+        lack = workflow_lack(student.backbone)
         if not lack:
-            nodes = build_workflow(backbone, grid, lora.name, prompt)
+            prompt = (*student.reference.prompts, "a prompt")[0]
+            nodes = build_workflow(student.backbone, student.grid, lora.name, prompt)
             write_json(lora.with_name("workflow.json"), nodes)
         return {"comfyui_lack": lack}
 

@@ -1,0 +1,134 @@
+"""Checks that an export, reloaded by a stock diffusers pipeline, gives the student's samples."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+from peft import LoraConfig
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..adapters.layouts import KeyLayout, adapted_modules
+from ..backbones.base import Backbone
+from ..backbones.dtype import torch_dtype
+from ..diffusion.grid import TimeGrid
+from ..roles.rounding import difference
+from .request import ExportRequest
+from .student import Student, list_timesteps
+
+TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Root mean square difference of latents between student and reloaded export, relative to theirs,
+by the dtype of base or whole network.
+"""
+GPU_TOLERANCE = 1e-4
+"""In float32 on a GPU, whose convolutions round to TF32 unless told otherwise."""
+LORA_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 1e-2}
+"""What the rounding of a LoRA file alone may change, by its dtype."""
+EMBEDDING_TOLERANCE = 1e-3
+"""What rounding a grid to whole timesteps may change: networks embed them by sines."""
+
+
+def choose_tolerance(student: Student, request: ExportRequest, rounding: float) -> float:
+    """Return the request's tolerance, or the usual one; rounding: what the files' dtype allows."""
+    usual = usual_tolerance(student.backbone, student.grid, student.reference.z, rounding)
+    return request.tolerance or usual
+
+
+def usual_tolerance(backbone: Backbone, grid: TimeGrid, z: Tensor, rounding: float) -> float:
+    """Return the tolerance by the base's dtype, the device, the files' rounding, and the grid's."""
+    gpu = GPU_TOLERANCE if z.is_cuda else 0.0
+    return max(TOLERANCE[backbone.config.dtype], gpu, rounding) + _grid_rounding(backbone, grid)
+
+
+def _grid_rounding(backbone: Backbone, grid: TimeGrid) -> float:
+    """By how many timesteps the stock scheduler rounds the grid, at most EMBEDDING_TOLERANCE."""
+    scheduler = backbone.student_scheduler(grid)
+    scheduler.set_timesteps(grid.steps)
+    off = scheduler.timesteps - torch.tensor(list_timesteps(backbone, grid))
+    return min(EMBEDDING_TOLERANCE, off.abs().max().item())
+
+
+def check_lora(folder: Path, student: Student, tolerance: float) -> float:
+    """Return how far a stock pipeline with the LoRA and scheduler of `folder` is from the student.
+
+    Returns:
+        The root mean square difference of the latents, relative to the student's.
+
+    Raises:
+        RuntimeError: it is above the tolerance.
+    """
+    backbone, reference = student.backbone, student.reference
+    pipeline = backbone.stock.pipeline()
+    backbone.lora.load(pipeline, folder)
+    found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=student.grid.steps)
+    del pipeline
+    gc.collect()  # a cycle would keep its base on the device beside the next, and the run's own
+    return _compare(found, student, tolerance)
+
+
+def check_network(folder: Path, student: Student, tolerance: float) -> float:
+    """Return how far a stock pipeline with the network in `folder` is from the student.
+
+    Returns and raises as `check_lora`.
+    """
+    backbone, reference = student.backbone, student.reference
+    kind, dtype = type(backbone.network), torch_dtype(backbone.config)
+    network = kind.from_pretrained(folder, dtype=dtype).to(reference.z.device)
+    pipeline = backbone.stock.pipeline(network)
+    pipeline.scheduler = backbone.student_scheduler(student.grid)
+    found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=student.grid.steps)
+    del pipeline, network
+    gc.collect()  # as in check_lora
+    return _compare(found, student, tolerance)
+
+
+def check_consumer_file(
+    path: Path, layout: KeyLayout, modules: list[str], student: Student, tolerance: float
+) -> float:
+    """Read another program's file back by its rules, and check the LoRA as `check_lora` does.
+
+    Args:
+        path: the file, in a folder of the bundle.
+        layout: the program's.
+        modules: names of the adapted modules.
+        student: what it must reproduce.
+        tolerance: of the relative difference.
+    """
+    backbone = student.backbone
+    state = layout.read(load_file(path), backbone.pipeline_class, modules)
+    rank = next(len(tensor) for key, tensor in state.items() if key.endswith("lora_A.weight"))
+    biased = any(key.endswith("lora_B.bias") for key in state)
+    if biased:
+        state = _fill_biases(state)
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=adapted_modules(state), lora_bias=biased
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copy(path.parents[1] / SCHEDULER_CONFIG_NAME, scratch)
+        backbone.lora.save(Path(scratch), state, config)
+        return check_lora(Path(scratch), student, tolerance)
+
+
+def _fill_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give every layer a bias, as peft wants them: all layers have one, or none has."""
+    zeros = {
+        f"{name}.lora_B.bias": torch.zeros(len(state[f"{name}.lora_B.weight"]))
+        for name in adapted_modules(state)
+    }
+    return state | {key: zero for key, zero in zeros.items() if key not in state}
+
+
+def _compare(found: Tensor, student: Student, tolerance: float) -> float:
+    error = difference(found, student.latents)
+    if not error <= tolerance:  # not a number is an error, too
+        raise RuntimeError(
+            f"the export, reloaded by stock diffusers, differs from the student by {error:.2e} of"
+            f" its size (tolerance {tolerance:.0e}); checkpoints are kept: if that is the rounding"
+            " of a deep network, launch/export_lora.py --tolerance allows it"
+        )
+    return error

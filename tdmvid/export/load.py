@@ -1,0 +1,59 @@
+"""Load an exported student: base, LoRA or network, and scheduler, in one call."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from ..adapters.bundle import FACTS, read_facts
+from ..backbones.registry import families
+
+PACKAGE = __package__.split(".")[0]
+
+
+def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionPipeline:
+    """Load the stock diffusers pipeline of an exported student, as its export.json names it.
+
+    Args:
+        folder: a bundle.
+        dtype: of the base, e.g. "float16"; the student's if not given.
+
+    Raises:
+        ValueError: the folder is no export.
+    """
+    folder = Path(folder)
+    facts = read_facts(folder)
+    if not facts:
+        raise ValueError(f"{folder} has no {FACTS}: give a folder that tdmvid exported")
+    model, part = facts["model"], facts["network"]
+    settings = {
+        "dtype": getattr(torch, dtype or model["dtype"]),
+        "revision": model["revision"],
+        "variant": model["variant"],
+    }
+    if "rank" not in facts:
+        kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        settings[part] = getattr(diffusers, kind).from_pretrained(folder, dtype=settings["dtype"])
+    pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(model["path"], **settings)
+    if model.get("tiling"):
+        pipeline.vae.enable_tiling()
+    if "rank" in facts:
+        families()[facts["pipeline"]].lora.add(pipeline, folder)
+    pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
+    return pipeline
+
+
+def _load_scheduler(folder: Path, kind: dict[str, str]):
+    """The scheduler beside a student; kind: its module and name. Only known modules are loaded."""
+    if kind["module"] != "diffusers" and not kind["module"].startswith(f"{PACKAGE}."):
+        raise ValueError(
+            f"{folder / FACTS}: scheduler of module {kind['module']!r}: only diffusers' and"
+            " tdmvid's are loaded"
+        )
+    scheduler = getattr(importlib.import_module(kind["module"]), kind["name"])
+    return scheduler.from_pretrained(folder)

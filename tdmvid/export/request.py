@@ -1,0 +1,78 @@
+"""What an export is asked to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..backbones.base import Backbone
+from .consumers import check_formats
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The files to write, and the samples that they are checked on."""
+
+    formats: tuple[str, ...] = ("diffusers",)
+    """Files of a LoRA: diffusers' is always written; others are names of consumers."""
+    dtype: str = ""
+    """Of the files; empty is float32 for a LoRA and the base's for a network."""
+    fuse: bool = False
+    """Write base and LoRA as one network."""
+    rank: int = 0
+    """Extract a LoRA of this rank from a full fine-tune; 0 writes the network itself."""
+    prompts: tuple[str, ...] = ()
+    """Of the check and the sample videos; empty takes the run's."""
+    seed: int = 1234
+    """Of the noise of those samples."""
+    tolerance: float = 0.0
+    """Of the check's relative difference; 0 is that of the dtypes."""
+
+    def __post_init__(self):
+        plain = not self.rank and self.formats == ("diffusers",)
+        rules = (
+            (
+                not 0 <= self.tolerance < 1,
+                f"tolerance={self.tolerance:g}: a relative difference below 1, or 0 for that of the"
+                " dtypes",
+            ),
+            (
+                self.dtype not in ("", *DTYPES),
+                f"dtype={self.dtype!r}: choose float32, float16 or bfloat16",
+            ),
+            (
+                self.fuse and not plain,
+                "fuse writes a whole network: leave out rank and formats",
+            ),
+        )
+        for broken, message in rules:
+            if broken:
+                raise ValueError(message)
+
+
+def check_request(
+    request: ExportRequest, backbone: Backbone, *, adapted: bool, conditioned_on_steps: bool = False
+) -> None:
+    """Check that the request can be met for a student.
+
+    Args:
+        request: what to write.
+        backbone: the student's base.
+        adapted: whether it is a LoRA, or becomes one.
+        conditioned_on_steps: whether K is a condition of its network.
+
+    Raises:
+        ValueError: a setting of the request does not suit the student.
+    """
+    if not adapted and request.formats != ("diffusers",):
+        raise ValueError(
+            f"format {','.join(request.formats)}: a whole network has no LoRA formats, give a rank"
+            " to extract a LoRA"
+        )
+    if request.fuse and conditioned_on_steps:
+        raise ValueError(
+            "fuse: this student is told its number of steps, which a plain network has no place"
+            " for: export its LoRA of each K"
+        )
+    check_formats(request.formats, backbone)

@@ -1,0 +1,292 @@
+"""Exports of a run's checkpoints, of published LoRAs and of full fine-tunes.
+
+Each takes one process, without a launcher: a checkpoint of any number of ranks holds the
+student's whole weights beside every rank's shards. Each makes students with their reference
+samples, and `write_bundles` writes them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..adapters.bundle import folders_of_set, read_facts, student_folder
+from ..adapters.extract import adapt, read_published
+from ..adapters.lora import attach
+from ..adapters.step_condition import condition_on_steps
+from ..backbones.base import Backbone
+from ..backbones.registry import load_backbone
+from ..config import RunConfig, load_config
+from ..data.prompts import read_prompts
+from ..diffusion.grid import TimeGrid
+from ..distill.grids import build_grid, build_grids
+from ..roles.rounding import story as base_story
+from ..sampling.student import weights_of
+from ..train.checkpoint import Checkpoints, whole
+from .bundle import write_bundles
+from .request import ExportRequest, check_request
+from .student import (
+    Adapter,
+    Provenance,
+    Reference,
+    Student,
+    draw_reference,
+    extract_lora,
+    sample_reference,
+)
+
+
+def export_run(
+    out: Path,
+    run: Path,
+    request: ExportRequest = ExportRequest(),
+    *,
+    checkpoint: Path | None = None,
+    weights: Literal["", "ema", "raw"] = "",
+) -> dict:
+    """Export a run's newest checkpoint, or another one, to `out`.
+
+    A run over a set of K has one bundle for each: `out`, and out_2steps and so on beside it.
+
+    Args:
+        out: the folder to write; an older export in it is replaced.
+        run: the run's folder.
+        request: what to write.
+        checkpoint: a folder of the run's checkpoints.
+        weights: the averaged or the raw ones; empty takes the average if the run keeps one.
+
+    Returns:
+        What export.json in `out` says.
+
+    Raises:
+        ValueError: a checkpoint is damaged, or the run does not have what is asked for.
+        RuntimeError: the export differs from the student.
+    """
+    config = _read_config(run)
+    tensors, step = _read_student(run, checkpoint, weights, config)
+    lora = config.training == "lora"
+    if lora and request.rank:
+        raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
+    backbone = load_backbone(config.model, config.video, device=_device())
+    check_request(
+        request,
+        backbone,
+        adapted=lora or bool(request.rank),
+        conditioned_on_steps=config.objective.conditioned_on_steps,
+    )
+    reference = draw_reference(backbone, request.prompts or _run_prompts(config), request.seed)
+    provenance = _trace(run, config, step)
+    if step == config.steps and weights != ("raw" if config.ema else "ema") and not request.rank:
+        provenance = replace(provenance, **_measured(run, config))  # what the run itself exported
+    if not lora:
+        grid = build_grid(config.grid, backbone.process)
+        student = _tuned_student(backbone, grid, tensors, reference, provenance)
+        return _write_tuned(out, student, request)
+    write_bundles(_students_of_set(out, config, backbone, tensors, reference, provenance), request)
+    return read_facts(out)
+
+
+def export_published(
+    out: Path,
+    path: Path,
+    backbone: Backbone,
+    grid: TimeGrid,
+    request: ExportRequest,
+    *,
+    scale: float = 1.0,
+) -> dict:
+    """Export a published LoRA with the grid it is meant for, and return what export.json says.
+
+    Args:
+        out: the folder to write.
+        path: the LoRA file.
+        backbone: its base; the LoRA is attached to it.
+        grid: the times of its steps.
+        request: what to write.
+        scale: at which its authors say to load it.
+    """
+    check_request(request, backbone, adapted=True)
+    reference = draw_reference(backbone, request.prompts, request.seed)
+    state, alpha = read_published(path, backbone, scale=scale)
+    module, tensors, settings = adapt(backbone, state, alpha)
+    included = f", its scale of {scale:g} included." if scale != 1 else "."
+    student = Student(
+        backbone,
+        grid,
+        tensors,
+        reference,
+        sample_reference(backbone, module, reference, grid),
+        Adapter(module, settings),
+        Provenance(origin=f"Converted from the published `{path.name}`{included}"),
+    )
+    write_bundles({out: student}, request)
+    return read_facts(out)
+
+
+def export_tuned(
+    out: Path, folder: Path, backbone: Backbone, grid: TimeGrid, request: ExportRequest
+) -> dict:
+    """Export a full fine-tune in a diffusers model folder, and return what export.json says.
+
+    With `request.rank` it becomes a LoRA, otherwise a checked copy with its scheduler.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"network={str(folder)!r} is no diffusers model folder: it has no config.json; of a"
+            " run's full fine-tune it is runs/X/student"
+        )
+    check_request(request, backbone, adapted=bool(request.rank))
+    reference = draw_reference(backbone, request.prompts, request.seed)
+    network = type(backbone.network).from_pretrained(folder)
+    tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    provenance = Provenance(origin=f"From the fine-tuned network `{folder.name}`.")
+    student = _tuned_student(backbone, grid, tensors, reference, provenance)
+    return _write_tuned(out, student, request)
+
+
+def _write_tuned(out: Path, student: Student, request: ExportRequest) -> dict:
+    write_bundles({out: extract_lora(student, request.rank) if request.rank else student}, request)
+    return read_facts(out)
+
+
+def _tuned_student(
+    backbone: Backbone,
+    grid: TimeGrid,
+    weights: dict[str, Tensor],
+    reference: Reference,
+    provenance: Provenance,
+) -> Student:
+    """The student of whole-network training; weights: all parameters by name."""
+    _check_shapes(weights, dict(backbone.network.named_parameters()))
+    network = copy.deepcopy(backbone.network)
+    network.load_state_dict(weights, strict=False)
+    latents = sample_reference(backbone, network, reference, grid)
+    return Student(backbone, grid, weights, reference, latents, provenance=provenance)
+
+
+def _students_of_set(
+    out: Path,
+    config: RunConfig,
+    backbone: Backbone,
+    weights: dict[str, Tensor],
+    reference: Reference,
+    provenance: Provenance,
+) -> dict[Path, Student]:
+    """The LoRA students of a run by their folders, one for each K; they share one network."""
+    module = _attach(config, backbone, weights)
+    own = build_grid(config.grid, backbone.process)
+    grids = build_grids(config.grid, backbone.process, config.objective.step_set)
+    return {
+        folder: Student(
+            backbone,
+            grid,
+            weights,
+            reference,
+            sample_reference(backbone, module, reference, grid),
+            Adapter(module, config.lora),
+            # scores are those of the run's own K
+            provenance if grid == own else replace(provenance, scores={}, results=()),
+        )
+        for folder, grid in zip(folders_of_set(out, grids, own), grids, strict=True)
+    }
+
+
+@torch.no_grad()
+def _attach(config: RunConfig, backbone: Backbone, weights: dict[str, Tensor]) -> nn.Module:
+    """Attach the run's LoRA, with its trained weights, to the backbone's network."""
+    module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
+    if config.objective.conditioned_on_steps:
+        condition_on_steps(module, seed=config.seed)
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    _check_shapes(weights, own)
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
+    return module
+
+
+def _read_config(run: Path) -> RunConfig:
+    if not (run / "config.json").is_file():
+        raise ValueError(
+            f"{run} is no run folder: it has no config.json; give the folder that launch/train.py"
+            " wrote, e.g. runs/shapes_4nfe"
+        )
+    return load_config(run / "config.json")
+
+
+def _read_student(
+    run: Path, checkpoint: Path | None, weights: str, config: RunConfig
+) -> tuple[dict[str, Tensor], int]:
+    """The student's whole trained tensors by parameter name, and after how many iterations."""
+    checkpoints = Checkpoints(run / "checkpoints", keep=1)
+    path = whole(checkpoint) if checkpoint else checkpoints.latest()
+    if path is None:
+        raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")
+    averaged = path / "student" / "average.safetensors"
+    if weights == "ema" and not averaged.is_file():
+        raise ValueError(
+            f"{path} holds no average, the run had ema={config.ema:g}: export the raw weights"
+        )
+    raw = weights == "raw" or not averaged.is_file()
+    tensors = load_file(path / "student" / "weights.safetensors" if raw else averaged)
+    return tensors, json.loads((path / "checkpoint.json").read_text())["step"]
+
+
+def _check_shapes(tensors: dict[str, Tensor], own: dict[str, nn.Parameter]) -> None:
+    given, here = (
+        {name: tuple(tensor.shape) for name, tensor in side.items()} for side in (tensors, own)
+    )
+    if given != here:
+        name, shape = sorted(set(given.items()) ^ set(here.items()))[0]
+        raise ValueError(
+            f"{name} {shape} does not fit: the weights are of another model or LoRA than the config"
+            " names"
+        )
+
+
+def _run_prompts(config: RunConfig) -> tuple[str, ...]:
+    if config.log.sample_prompts:
+        return tuple(config.log.sample_prompts)
+    path = Path(config.prompts.path)
+    return tuple(read_prompts(path, column=config.prompts.column)[: config.log.sample_count])
+
+
+def _trace(run: Path, config: RunConfig, step: int) -> Provenance:
+    """Where the student of a run's checkpoint comes from."""
+    return Provenance(
+        json.loads((run / "config.json").read_text(encoding="utf-8")),
+        origin=f"{Provenance.origin}{base_story(run)} Iteration {step}.",
+    )
+
+
+def _measured(run: Path, config: RunConfig) -> dict:
+    """scores and results of a Provenance: what evaluations left in the run's folder.
+
+    They count only if they are of the very student that lies in it.
+    """
+    folder = student_folder(run, config.training)
+    own = weights_of(folder) if folder.is_dir() else ""
+
+    def found(path: Path) -> dict:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content if own and content.get("weights") == own else {}
+
+    results = [
+        run / name / "results.md"
+        for name in ("vbench", "images")
+        if found(run / name / "results.json")
+    ]
+    return {
+        "scores": found(run / "scores.json"),
+        "results": tuple(path.read_text(encoding="utf-8") for path in results),
+    }
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

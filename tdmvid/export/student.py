@@ -1,0 +1,137 @@
+"""A student to export: its weights, its times, and the samples that its export must reproduce.
+
+Shapes: B samples, one a prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.extract import adapt, extract
+from ..adapters.step_condition import NAME, with_step_count
+from ..backbones.base import Backbone
+from ..config import LoraSettings
+from ..diffusion.denoiser import Cond
+from ..diffusion.grid import TimeGrid
+from ..diffusion.sampler import ddim
+from ..roles.rounding import difference
+from ..sampling.shots import noise
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a student comes from, as far as it is known."""
+
+    config: dict = field(default_factory=dict)
+    """The run's resolved config."""
+    scores: dict = field(default_factory=dict)
+    """The run's scores.json, if it is of these weights."""
+    results: tuple[str, ...] = ()
+    """The results.md of evaluations of these weights."""
+    origin: str = "Distilled with tdmvid by Trajectory Distribution Matching (arXiv 2503.06674)."
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the samples of a check start from."""
+
+    z: Tensor
+    """Noise: [B, ...]."""
+    cond: Cond
+    prompts: tuple[str, ...] = ()
+    """With them, videos of the samples are part of the bundle."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A network with a LoRA attached, and the LoRA's shape."""
+
+    module: nn.Module
+    settings: LoraSettings
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student with its reference samples; `adapter` is None for a whole network."""
+
+    backbone: Backbone
+    grid: TimeGrid
+    weights: dict[str, Tensor]
+    """Trained tensors by parameter name: of the adapter, or of the whole network."""
+    reference: Reference
+    latents: Tensor
+    """Its samples of the reference, from DDIM: [B, ...]."""
+    adapter: Adapter | None = None
+    provenance: Provenance = Provenance()
+    extraction: dict | None = None
+    """Errors of a LoRA that was extracted from a fine-tune."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is on the device."""
+        return self.adapter.module if self.adapter else self.backbone.network
+
+    @property
+    def conditioned_on_steps(self) -> bool:
+        """Whether K is a condition of the network, see adapters/step_condition.py."""
+        return any(key.startswith(f"{NAME}.") for key in self.weights)
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Its times as the network counts them, from noise to data."""
+        return list_timesteps(self.backbone, self.grid)
+
+
+def list_timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:
+    """Return the times of a grid as the network counts them, from noise to data."""
+    return backbone.process.timestep(torch.tensor(grid.descending())).tolist()
+
+
+def draw_reference(backbone: Backbone, prompts: tuple[str, ...], seed: int) -> Reference:
+    """Encode the prompts and draw the noise of each; the text encoder is released afterwards.
+
+    Raises:
+        ValueError: there are no prompts.
+    """
+    if not prompts:
+        raise ValueError(
+            "prompts is empty: the export is checked on samples, give at least one prompt"
+        )
+    cond = backbone.encode_prompts(list(prompts)).to(backbone.device)
+    backbone.release_text()
+    z = torch.stack([noise(prompt, seed, backbone.latent_shape()) for prompt in prompts])
+    return Reference(z.to(backbone.device), cond, prompts)
+
+
+def sample_reference(
+    backbone: Backbone, network: nn.Module, reference: Reference, grid: TimeGrid
+) -> Tensor:
+    """Return the samples of a network from the reference by DDIM: [B, ...].
+
+    A network with a condition on K gets the grid's number of steps.
+    """
+    z, cond = reference.z, reference.cond
+    if NAME in dict(network.named_children()):
+        cond = cond.with_step_count(grid.steps, len(z), z.device)
+    return ddim(with_step_count(backbone.denoiser(network), network), z, cond, grid)
+
+
+def extract_lora(student: Student, rank: int) -> Student:
+    """Return a whole network's LoRA of this rank as a student of its own.
+
+    Its `extraction` has the errors of the weights, and how far its samples are from the network's.
+    """
+    backbone = student.backbone
+    state, errors = extract(backbone.network, student.weights, rank)
+    module, weights, settings = adapt(backbone, state)
+    latents = sample_reference(backbone, module, student.reference, student.grid)
+    return replace(
+        student,
+        weights=weights,
+        latents=latents,
+        adapter=Adapter(module, settings),
+        extraction=errors | {"latents_error": difference(latents, student.latents)},
+    )
