@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "adapters": _MODELS,
     "sampling": _MODELS | {"distill", "parallel"},
     "roles": _STUDENTS,
-    "export": _STUDENTS | {"roles", "train"},
+    "export": _STUDENTS | {"roles"},
     "plan": _STUDENTS | {"roles"},
     "scoring": _STUDENTS | {"roles", "export", "plan"},
     "shapes": _STUDENTS | {"scoring"},

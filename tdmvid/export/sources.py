@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..adapters.bundle import folders_of_set, read_facts, student_folder
@@ -24,12 +23,12 @@ from ..adapters.step_condition import condition_on_steps
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
 from ..config import RunConfig, load_config
+from ..data.checkpoints import latest, read_meta, read_student, whole
 from ..data.prompts import read_prompts
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids
 from ..roles.rounding import story as base_story
 from ..sampling.student import weights_of
-from ..train.checkpoint import Checkpoints, whole
 from .bundle import write_bundles
 from .request import ExportRequest, check_request
 from .student import (
@@ -70,7 +69,8 @@ def export_run(
         RuntimeError: the export differs from the student.
     """
     config = _read_config(run)
-    tensors, step = _read_student(run, checkpoint, weights, config)
+    path = _find_checkpoint(run, checkpoint)
+    tensors, step = read_student(path, weights), read_meta(path)["step"]
     lora = config.training == "lora"
     if lora and request.rank:
         raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
@@ -220,22 +220,11 @@ def _read_config(run: Path) -> RunConfig:
     return load_config(run / "config.json")
 
 
-def _read_student(
-    run: Path, checkpoint: Path | None, weights: str, config: RunConfig
-) -> tuple[dict[str, Tensor], int]:
-    """The student's whole trained tensors by parameter name, and after how many iterations."""
-    checkpoints = Checkpoints(run / "checkpoints", keep=1)
-    path = whole(checkpoint) if checkpoint else checkpoints.latest()
+def _find_checkpoint(run: Path, checkpoint: Path | None) -> Path:
+    path = whole(checkpoint) if checkpoint else latest(run / "checkpoints")
     if path is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")
-    averaged = path / "student" / "average.safetensors"
-    if weights == "ema" and not averaged.is_file():
-        raise ValueError(
-            f"{path} holds no average, the run had ema={config.ema:g}: export the raw weights"
-        )
-    raw = weights == "raw" or not averaged.is_file()
-    tensors = load_file(path / "student" / "weights.safetensors" if raw else averaged)
-    return tensors, json.loads((path / "checkpoint.json").read_text())["step"]
+    return path
 
 
 def _check_shapes(tensors: dict[str, Tensor], own: dict[str, nn.Parameter]) -> None:

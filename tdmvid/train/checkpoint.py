@@ -5,22 +5,18 @@ A checkpoint is a folder `step_000123` (123 iterations done) with one folder per
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..data.checkpoints import META, file_sizes, latest, list_steps, read_meta, step_folder, whole
 from ..data.files import PART, write_files, write_json
 from ..parallel import launch
 
-_NAME = re.compile(r"step_(\d{6,})")
-META = "checkpoint.json"
 NOT_SHARED = (
     "files of other ranks do not appear here: the run's folder must be one that all machines share"
 )
@@ -110,7 +106,7 @@ class Checkpoints:
                 return False
         for marker in markers:
             marker.unlink()
-        write_json(aside / META, meta | {"files": _sizes(aside)})
+        write_json(aside / META, meta | {"files": file_sizes(aside)})
         _sync(aside)
         self._remove(final)
         os.rename(aside, final)
@@ -128,26 +124,15 @@ class Checkpoints:
         launch.barrier()
 
     def steps(self) -> list[int]:
-        """Return the steps of the whole checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [
-            _NAME.fullmatch(path.name) for path in self.folder.iterdir() if (path / META).is_file()
-        ]
-        return sorted(int(match[1]) for match in found if match)
+        """Return after how many iterations there are complete checkpoints, oldest first."""
+        return list_steps(self.folder)
 
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint; damaged ones are named and passed over."""
-        for step in reversed(self.steps()):
-            damage = _damage(self._path(step))
-            if not damage:
-                return self._path(step)
-            if self.primary:
-                print(f"{self._path(step)} is passed over: {damage}", file=sys.stderr)
-        return None
+        return latest(self.folder, report=self.primary)
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step_{step:06d}"
+        return step_folder(self.folder, step)
 
     @staticmethod
     def _remove(path: Path) -> None:
@@ -169,7 +154,7 @@ class Checkpoints:
         Raises:
             ValueError: If another run wrote it.
         """
-        meta = json.loads((whole(path) / META).read_text())
+        meta = read_meta(whole(path))
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
@@ -180,22 +165,6 @@ class Checkpoints:
         for role, engine in engines.items():
             engine.load(path / role)
         return meta["step"]
-
-
-def whole(path: Path) -> Path:
-    """Return the path itself.
-
-    Raises:
-        ValueError: If it is no checkpoint, or a damaged one.
-    """
-    if not (path / META).is_file():
-        raise ValueError(
-            f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto"
-        )
-    damage = _damage(path)
-    if damage:
-        raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
-    return path
 
 
 class _Writing:
@@ -237,23 +206,6 @@ class _Writing:
             self.error = error
         finally:
             self.own_part.set()
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _damage(folder: Path) -> str:
-    """What a checkpoint lacks of what was written, or ""."""
-    for name, size in json.loads((folder / META).read_text()).get("files", {}).items():
-        here = (folder / name).stat().st_size if (folder / name).is_file() else 0
-        if here != size:
-            return f"{name} has {here:,} bytes, {size:,} were written"
-    return ""
 
 
 def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from refusals import refused
 from safetensors.torch import load_file
 
 from tdmvid.config import RunConfig, from_dict, objective_settings, to_dict
+from tdmvid.data.checkpoints import META
 from tdmvid.data.video import write_video
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
@@ -15,7 +16,6 @@ from tdmvid.distill.grids import build_grids
 from tdmvid.distill.objective import build_objective, objectives
 from tdmvid.distill.tdm import TDM
 from tdmvid.plan.plan import make_plan
-from tdmvid.train.checkpoint import META
 from tdmvid.train.trainer import train
 
 UNIFY = ("objective.step_set=[1,2,4]", "objective.rollout=full")

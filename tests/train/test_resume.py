@@ -17,8 +17,9 @@ from refusals import refused
 from safetensors.torch import load_file
 
 from tdmvid.cli.main import main
+from tdmvid.data.checkpoints import META
 from tdmvid.train import checkpoint
-from tdmvid.train.checkpoint import META, Checkpoints
+from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.monitor import Monitor
 from tdmvid.train.signals import STOPPED
 from tdmvid.train.trainer import train
