@@ -20,7 +20,7 @@ from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import TimeGrid, explicit, shifted, uniform
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.export.bundle import TOLERANCE, usual_tolerance
+from tdmvid.export.check import TOLERANCE, usual_tolerance
 
 FLOW = RectifiedFlow()
 PROMPTS = ["a red circle moves left", "a blue square"]
