@@ -115,43 +115,27 @@ def _settings(backbone: Backbone, facts: dict) -> str:
 
 
 def _python(backbone: Backbone, facts: dict) -> str:
+    """The code that samples in stock diffusers, and the one line with tdmvid installed."""
     module, scheduler = facts["scheduler"]["module"], facts["scheduler"]["name"]
-    config, pipeline, whole = backbone.config, backbone.pipeline_class, "rank" not in facts
-    base = f'"{find_model(config.path)}"' + "".join(
-        f', {key}="{value}"'
-        for key, value in (("revision", config.revision), ("variant", config.variant))
-        if value
-    )
-    part, network, dtype = (
-        backbone.spec.network_folder,
-        type(backbone.network).__name__,
-        f"dtype=torch.{config.dtype}",
-    )
+    whole, stock = "rank" not in facts, backbone.stock
     ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
-    names = sorted({pipeline, *([network] if whole else []), *([] if ours else [scheduler])})
-    stock = backbone.stock
+    names = {backbone.pipeline_class} | ({type(backbone.network).__name__} if whole else set())
+    names |= set() if ours else {scheduler}
     made = "video" if stock.output == "frames" else "image"
-    ours = [*(() if whole else backbone.lora.load_imports), *ours]
-    load = [f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'] if whole else []
-    load += [
-        f"pipe = {pipeline}.from_pretrained({base}, {f'{part}={part}, ' if whole else ''}{dtype})"
+    lines = [
+        "import torch",
+        f"from diffusers import {', '.join(sorted(names))}",
+        *(() if whole else backbone.lora.load_imports),
+        *ours,
+        "",
+        *_loading(backbone, whole),
+        f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
+        (
+            f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]},'
+            f" guidance_scale=1.0, {stock.arguments_code()}).{stock.output}[0]"
+        ),
     ]
-    load += [] if whole else [backbone.lora.load_code]
-    load += ["pipe.vae.enable_tiling()"] if config.tiling else []
-    code = "\n".join(
-        [
-            "import torch",
-            f"from diffusers import {', '.join(names)}",
-            *ours,
-            "",
-            *load,
-            f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
-            (
-                f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]},'
-                f" guidance_scale=1.0, {stock.arguments_code()}).{stock.output}[0]"
-            ),
-        ]
-    )
+    code = "\n".join(lines)
     short = (
         'from tdmvid.export.load import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
     )
@@ -159,6 +143,22 @@ def _python(backbone: Backbone, facts: dict) -> str:
         f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and"
         f" scheduler:\n\n```python\n{short}\n```"
     )
+
+
+def _loading(backbone: Backbone, whole: bool) -> list[str]:
+    """The lines that load the base with the student's network or LoRA; whole: a network."""
+    config, part = backbone.config, backbone.spec.network_folder
+    dtype, network = f"dtype=torch.{config.dtype}", type(backbone.network).__name__
+    choices = (("revision", config.revision), ("variant", config.variant))
+    base = f'"{find_model(config.path)}"' + "".join(
+        f', {key}="{value}"' for key, value in choices if value
+    )
+    tiling = ["pipe.vae.enable_tiling()"] if config.tiling else []
+    pipeline = f"pipe = {backbone.pipeline_class}.from_pretrained"
+    if whole:
+        load = f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'
+        return [load, f"{pipeline}({base}, {part}={part}, {dtype})", *tiling]
+    return [f"{pipeline}({base}, {dtype})", backbone.lora.load_code, *tiling]
 
 
 def _other_files(facts: dict) -> list[str]:

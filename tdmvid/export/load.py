@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ..adapters.bundle import FACTS, read_facts
 from ..backbones.registry import families
+from ..config.resources import find_model
 
 PACKAGE = __package__.split(".")[0]
 
@@ -39,7 +40,9 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
     if "rank" not in facts:
         kind = json.loads((folder / "config.json").read_text())["_class_name"]
         settings[part] = getattr(diffusers, kind).from_pretrained(folder, dtype=settings["dtype"])
-    pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(model["path"], **settings)
+    pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(
+        find_model(model["path"]), **settings
+    )
     if model.get("tiling"):
         pipeline.vae.enable_tiling()
     if "rank" in facts:
