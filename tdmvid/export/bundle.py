@@ -118,17 +118,18 @@ def _write_consumer_files(
     tolerance: float,
 ) -> dict:
     """Write and check the LoRA for each consumer; layers: of diffusers' file, by peft's names."""
-    modules, extras = adapted_modules(layers), {}
+    extras: dict = {}
     stem = student.provenance.config.get("name") or folder.name
-    paths, errors = {}, {}
-    for name in formats:
-        if name == "diffusers":
-            continue
+    paths: dict[str, str] = {}
+    errors: dict[str, float] = {}
+    for name in sorted(set(formats) - {"diffusers"}, key=formats.index):
         consumer = consumers()[name]
         paths[name] = f"{name}/{stem}_{student.grid.steps}steps.safetensors"
         path = folder / paths[name]
         _save_layout(path, consumer.layout, student, layers)
-        errors[name] = check_consumer_file(path, consumer.layout, modules, student, tolerance)
+        errors[name] = check_consumer_file(
+            path, consumer.layout, adapted_modules(layers), student, tolerance
+        )
         extras |= consumer.write_extras(path, student)
     return {"formats": paths, "errors": errors} | extras
 
