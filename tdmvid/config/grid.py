@@ -31,14 +31,17 @@ RULES = (
         "has no effect with grid.kind='explicit', where grid.timesteps={timesteps} gives the number"
         " of steps: list as many timesteps, or use kind 'uniform' or 'shifted'",
     ),
-    *(
-        Rule(
-            lambda grid, name=name: grid.kind == "explicit" and getattr(grid, name) != 1,
-            f"grid.{name}",
-            "has no effect with grid.kind='explicit', which lists the timesteps: leave it out"
-            f" (--set grid.{name}=1), or use kind 'shifted'",
-        )
-        for name in ("shift", "start")
+    Rule(
+        lambda grid: grid.kind == "explicit" and grid.shift != 1,
+        "grid.shift",
+        "has no effect with grid.kind='explicit', which lists the timesteps: leave it out"
+        " (--set grid.shift=1), or use kind 'shifted'",
+    ),
+    Rule(
+        lambda grid: grid.kind == "explicit" and grid.start != 1,
+        "grid.start",
+        "has no effect with grid.kind='explicit', which lists the timesteps: leave it out"
+        " (--set grid.start=1), or use kind 'shifted'",
     ),
 )
 

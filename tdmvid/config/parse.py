@@ -77,16 +77,17 @@ def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
     """
     if not isinstance(data, dict):
         raise ValueError(f"{where or 'config'} must be a JSON object, not {data!r}")
-    cls = _variant(cls, data, where)
-    hints, known = typing.get_type_hints(cls), [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    chosen = _variant(cls, data, where)
+    hints = typing.get_type_hints(chosen)
+    known = [field.name for field in dataclasses.fields(chosen)]
     values = {}
     for key, value in data.items():
         dotted = f"{where}.{key}" if where else key
         if key not in known:
-            raise ValueError(f"unknown setting {dotted!r}: {_advice(cls, key, known)}")
+            raise ValueError(f"unknown setting {dotted!r}: {_advice(chosen, key, known)}")
         values[key] = _convert(hints[key], value, dotted)
     try:
-        return cls(**values)
+        return typing.cast(_Config, chosen(**values))
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(where) else f"{where}.{text}") from None
@@ -137,13 +138,13 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
     return _plain(kind, value, dotted)
 
 
-def _plain(kind: type, value: Any, dotted: str) -> Any:
+def _plain(kind: type[Any], value: Any, dotted: str) -> Any:
     """Check a string, number or boolean."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 10**308 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{dotted}={value!r} must be of type {kind.__name__}")
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{dotted}={value!r} must be a finite number")
     return value
 

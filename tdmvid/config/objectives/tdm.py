@@ -10,13 +10,15 @@ from .base import RULES, ObjectiveSettings, register_settings
 
 TDM_RULES = (
     *RULES,
-    *(
-        Rule(
-            lambda objective, name=name: not 0 <= getattr(objective, name) < 1,
-            f"objective.{name}",
-            "must lie in [0, 1)",
-        )
-        for name in ("margin_low", "margin_high")
+    Rule(
+        lambda objective: not 0 <= objective.margin_low < 1,
+        "objective.margin_low",
+        "must lie in [0, 1)",
+    ),
+    Rule(
+        lambda objective: not 0 <= objective.margin_high < 1,
+        "objective.margin_high",
+        "must lie in [0, 1)",
     ),
     Rule(
         lambda objective: objective.huber_c is not None and objective.huber_c <= 0,
