@@ -86,6 +86,7 @@ def latents(base, folder, steps=4):
 
 
 @pytest.mark.parametrize("kind, fuse", [("run", False), ("run", True), ("tuned", False)])
+@pytest.mark.slow
 def test_the_base_waits_in_host_memory_while_another_is_checked(
     kind, fuse, request, tmp_path, monkeypatch
 ):
@@ -111,6 +112,7 @@ def test_the_base_waits_in_host_memory_while_another_is_checked(
 @pytest.mark.parametrize(
     "words, most", [(("objective.step_set=[1,2,4]",), 1), (("training=full",), 2)]
 )
+@pytest.mark.slow
 def test_a_base_that_was_checked_is_gone_before_the_next_comes_and_the_run_s_own_returns(
     tiny_run, tmp_path, monkeypatch, words, most
 ):
@@ -145,6 +147,7 @@ def test_a_base_that_was_checked_is_gone_before_the_next_comes_and_the_run_s_own
     assert len(counts) >= 3 and max(counts) == most and counts[-1] == 0
 
 
+@pytest.mark.slow
 def test_average_and_raw_weights_of_any_checkpoint_come_out(run, tmp_path):
     found = {}
     for name, settings in {
@@ -221,6 +224,7 @@ def scored(run):
     shutil.rmtree(run / "lora")
 
 
+@pytest.mark.slow
 def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
     licence = base.folder / "README.md"
     licence.write_text(
@@ -273,6 +277,7 @@ def test_a_card_s_recipe_names_no_folder_of_the_machine():
     assert '"first/lora"' in text and '"limit": 3' in text and "ann" not in text
 
 
+@pytest.mark.slow
 def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
     out = tmp_path / "out"
     export_run(out, run, ExportRequest(prompts=PROMPTS))
@@ -291,6 +296,7 @@ def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
     exec(code.replace("path/to/this/folder", str(out)).rpartition("\n")[0].rpartition("\n")[0], {})
 
 
+@pytest.mark.slow
 def test_a_fused_network_is_base_and_lora(run, base, tmp_path):
     export_run(tmp_path / "lora", run, ExportRequest(prompts=PROMPTS))
     facts = export_run(tmp_path / "fused", run, ExportRequest(fuse=True, prompts=PROMPTS))
@@ -313,6 +319,7 @@ def test_a_network_keeps_its_precision_or_has_the_one_that_is_asked_for(tuned, t
         )
 
 
+@pytest.mark.slow
 def test_a_full_fine_tune_comes_out_whole_or_as_a_lora_with_its_error(tuned, base, tmp_path):
     export_run(tmp_path / "whole", tuned, ExportRequest(prompts=PROMPTS))
     errors = {}
@@ -330,6 +337,7 @@ def test_a_full_fine_tune_comes_out_whole_or_as_a_lora_with_its_error(tuned, bas
     )  # every layer is of 32 at least one way
 
 
+@pytest.mark.slow
 def test_a_published_lora_becomes_a_bundle_with_its_own_grid_and_scale(run, base, tmp_path):
     export_run(tmp_path / "mine", run, ExportRequest(prompts=PROMPTS))
     tensors = load_file(tmp_path / "mine" / LORA_FILE)
@@ -351,6 +359,7 @@ def test_a_published_lora_becomes_a_bundle_with_its_own_grid_and_scale(run, base
     assert difference(found, latents(again, tmp_path / "mine")) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
     export_run(tmp_path / "whole", tuned, ExportRequest(prompts=PROMPTS))
     facts = export_tuned(
@@ -364,6 +373,7 @@ def test_a_fine_tuned_folder_becomes_a_lora(tuned, base, tmp_path):
     assert facts["extraction"]["error"] == pytest.approx(same["extraction"]["error"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_tolerance_writes_it(
     tiny_run, tmp_path, monkeypatch
 ):
@@ -473,6 +483,7 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     ] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_card_has_the_scores_of_these_very_weights_alone(scored, tmp_path):
     def cards(**choices):
         out = {}
@@ -513,6 +524,7 @@ def test_damaged_checkpoints_and_missing_averages_are_refused(tuned, tmp_path):
         extra.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, monkeypatch, capsys):
     def program(*arguments):
         monkeypatch.setattr(sys, "argv", ["export_lora.py", *map(str, arguments)])
@@ -579,6 +591,7 @@ def test_each_kind_of_export_has_a_folder_of_its_own():
     ]
 
 
+@pytest.mark.slow
 def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr("tdmvid.train.trainer.finalize", lambda run: None)
     monkeypatch.setattr("tdmvid.train.trainer.write_samples", lambda run, step: None)

@@ -73,7 +73,14 @@ class Student:
         return ddim(self.backbone.denoiser(self.backbone.network), self.z, self.cond, self.grid)
 
 
-@pytest.fixture(scope="module", params=sorted(families()))
+QUICK = ("CogVideoXPipeline", "StableDiffusion3Pipeline")
+PARAMS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in sorted(families())
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def student(request, tmp_path_factory):
     return Student(request.param, tmp_path_factory.mktemp("base"))
 

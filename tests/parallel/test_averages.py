@@ -71,6 +71,7 @@ def sampled(stage: int, threshold: int) -> dict:
 
 
 @pytest.mark.parametrize("stage, threshold", [(3, 0), (3, 10), (3, 100_000), (2, 0)])
+@pytest.mark.slow
 def test_the_average_is_put_in_one_tensor_at_a_time(stage, threshold):
     for rank, found in enumerate(run_ranks(2, sampled, stage, threshold)):
         unmoved, own, average = found["same"]

@@ -139,6 +139,7 @@ def assert_compiled_is_plain(file, expected, *changes, backend="aot_eager", seco
 @pytest.mark.parametrize(
     "stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2]
 )
+@pytest.mark.slow
 def test_compiled_blocks_on_two_ranks_learn_what_one_process_learns(reference, stage):
     assert_compiled_is_plain(*reference("CogVideoXPipeline"), f"parallel.zero_stage={stage}")
 

@@ -330,7 +330,7 @@ def test_the_reference_moves_far_more_than_the_tolerance(reference, optim):
 
 
 @OPTIMS
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_zero_3_on_any_ranks_is_one_process_with_the_same_micro_batches(
     model, reference, ranks, optim
 ):
@@ -339,6 +339,7 @@ def test_zero_3_on_any_ranks_is_one_process_with_the_same_micro_batches(
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.slow
 def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(
     model, reference, stage
 ):
@@ -350,6 +351,7 @@ def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(
 @OPTIMS
 @pytest.mark.parametrize("rotary", [False, True], ids=["sincos", "rotary"])
 @pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.slow
 def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(
     tmp_path, ranks, rotary, optim
 ):
@@ -364,6 +366,7 @@ def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(
 
 
 @pytest.mark.parametrize("sequence", [1, 2])
+@pytest.mark.slow
 def test_three_whole_networks_are_sharded_too(model, reference, sequence):
     optim = replace(SGD, lr=0.05)
     whole = reference(full=True, optim=optim)
@@ -379,6 +382,7 @@ def test_three_whole_networks_are_sharded_too(model, reference, sequence):
 
 
 @pytest.mark.parametrize("sequence", [1, 2])
+@pytest.mark.slow
 def test_attention_is_kept_while_weights_are_gathered_again(model, reference, sequence):
     """Not as many of them as in the forward pass."""
     for result in run_ranks(2, run, Case(model, kept=True, sequence=sequence)):
@@ -386,6 +390,7 @@ def test_attention_is_kept_while_weights_are_gathered_again(model, reference, se
 
 
 @pytest.mark.parametrize("live", [2_000, 10_000])
+@pytest.mark.slow
 def test_a_base_larger_than_what_is_gathered_at_a_time_trains_as_in_one_process(tmp_path, live):
     """What one engine has begun to fetch ahead, another may need first."""
     case = Case(write_model(tmp_path, layers=4), optim=ADAMW, live=live)
@@ -395,18 +400,21 @@ def test_a_base_larger_than_what_is_gathered_at_a_time_trains_as_in_one_process(
 
 
 @pytest.mark.parametrize("offload", ["optimizer", "all"])
+@pytest.mark.slow
 def test_what_waits_in_host_memory_changes_nothing(model, reference, offload):
     trouble = dict(optim=ADAMW, steps=4, skip=(1, 1), poison=(2, 1))
     for result in run_ranks(2, run, Case(model, offload=offload, **trouble)):
         assert_same_run(result, reference(**trouble))
 
 
+@pytest.mark.slow
 def test_sharing_the_base_changes_nothing(model, reference):
     for result in run_ranks(2, run, Case(model, optim=ADAMW, shared=False)):
         assert_same_run(result, reference(optim=ADAMW))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.slow
 def test_one_rank_that_fails_makes_all_ranks_skip_and_forget(model, reference, stage):
     """Rank 1 asks to skip a student's step, then has a NaN: nothing moves, and learning goes on as
     if it had not been.
@@ -423,6 +431,7 @@ def test_one_rank_that_fails_makes_all_ranks_skip_and_forget(model, reference, s
 @pytest.mark.parametrize(
     "change", [{"threshold": 100}, {"zero_stage": 2}], ids=["zero-3", "zero-2"]
 )
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(model, tmp_path, change):
     case = Case(model, optim=ADAMW, steps=4, **change)
     whole = run_ranks(2, run, replace(case, save=str(tmp_path)))
@@ -436,6 +445,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(model, tmp_path, cha
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp_path, stage):
     """2 -> 1 -> 2 ranks: each part continues the last, in the numbers of the run in one process."""
     case, whole = (
@@ -462,6 +472,7 @@ def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp
 
 
 @pytest.mark.parametrize("stage, losses, weights", [(2, 1e-5, 1e-5), (3, 5e-2, 2e-3)])
+@pytest.mark.slow
 def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
     model, reference, stage, losses, weights
 ):
@@ -471,6 +482,7 @@ def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.slow
 def test_float16_arithmetic_trains_as_in_one_process(model, reference, stage):
     for result in run_ranks(2, run, Case(model, dtype="float16", zero_stage=stage)):
         assert_same_run(result, reference(dtype="float16"), losses=5e-2, weights=2e-3)
@@ -479,6 +491,7 @@ def test_float16_arithmetic_trains_as_in_one_process(model, reference, stage):
 @pytest.mark.parametrize(
     "backend, stage", [("torch", 0), ("deepspeed", 0), ("deepspeed", 2), ("deepspeed", 3)]
 )
+@pytest.mark.slow
 def test_a_loss_scale_that_overflows_is_halved_until_it_fits_and_the_run_goes_on(
     model, backend, stage
 ):

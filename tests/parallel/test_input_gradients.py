@@ -86,6 +86,7 @@ def weights(folder):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.slow
 def test_two_ranks_are_one_process_with_the_same_micro_batches(
     settings, reference, tmp_path, stage
 ):

@@ -64,6 +64,7 @@ def embed(prompts, cache, timeout):
     return time.monotonic() - start, cache.get(read)["prompt_embeds"].flatten().tolist()
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
     """One rank embeds them; the others hear of every shard, so that thousands of prompts do not end
     the job.
@@ -122,6 +123,7 @@ def work(fails: bool) -> tuple[float, str]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.slow
 def test_the_first_rank_may_work_alone_for_longer_than_one_wait_may_take(fails):
     (first, said), (other, nothing) = run_ranks(2, work, fails)
     assert (
@@ -132,6 +134,7 @@ def test_the_first_rank_may_work_alone_for_longer_than_one_wait_may_take(fails):
     )
 
 
+@pytest.mark.slow
 def test_ranks_that_end_right_behind_a_collective_end_well(tmp_path):
     """Gloo's threads want the interpreter once more; without a pause at the exit about every fourth
     such launch aborts.

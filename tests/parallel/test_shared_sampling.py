@@ -45,6 +45,7 @@ def sample(model, out, cache, hidden="", other=()):
     return wrote, [entry["file"] for entry in manifest]
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_list_and_make_the_videos_of_one(tiny_cogvideox, tmp_path):
     model = str(tiny_cogvideox("sincos"))
     (first, manifest), (second, other) = run_ranks(
@@ -58,6 +59,7 @@ def test_two_ranks_share_the_list_and_make_the_videos_of_one(tiny_cogvideox, tmp
         assert (one - two).abs().mean() < 0.01 < one.std()
 
 
+@pytest.mark.slow
 def test_ranks_that_see_another_folder_share_one_list(tiny_cogvideox, tmp_path):
     words = str(tiny_cogvideox("sincos")), str(tmp_path / "out"), str(tmp_path / "cache")
     ((_, manifest),) = run_ranks(1, sample, *words)

@@ -59,6 +59,7 @@ def compare(checkpointing: bool) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("ranks, checkpointing", [(2, False), (2, True), (4, False)])
+@pytest.mark.slow
 def test_ranks_that_share_a_video_give_the_output_and_gradients_of_one(ranks, checkpointing):
     for output, gradient, smallest in run_ranks(ranks, compare, checkpointing):
         assert output < 1e-5 and gradient < 1e-4 and smallest > 1e-6
