@@ -59,7 +59,7 @@ GALLERY = "a red circle"
 
 @pytest.fixture(scope="session")
 def tiny_json(tiny_cogvideox, tmp_path_factory):
-    """The config file of a tiny run with 8 prompts; its embeddings are cached once for all tests."""
+    """The config file of a tiny run with 8 prompts, whose embeddings are cached for all tests."""
     folder = tmp_path_factory.mktemp("tiny_run")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     (folder / "tiny.json").write_text(

@@ -42,6 +42,7 @@ def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),  # for a script that lies elsewhere
     }
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180

@@ -89,5 +89,8 @@ def test_a_published_layout_is_read_as_stock_diffusers_reads_it(tmp_path, case):
     )
     ours = ddim(backbone.denoiser(module), z, cond, grid)
     plain = ddim(backbone.denoiser(backbone.network), z, cond, grid)
-    difference = lambda a: ((a - theirs).norm() / theirs.norm()).item()  # noqa: E731
+
+    def difference(a):
+        return ((a - theirs).norm() / theirs.norm()).item()
+
     assert difference(ours) < 1e-5 and difference(plain) > 1e-2

@@ -26,7 +26,7 @@ RED, GREEN = torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, 1, -1])
 
 
 def brightness(number, frames):
-    """[3, F, 32, 32]: grey, a step brighter with every frame; a level of its own for every number."""
+    """[3, F, 32, 32]: grey, a step brighter with every frame; each number has its own level."""
     return (torch.arange(frames) * 0.05 + number * 0.1 - 0.8)[None, :, None, None].expand(
         3, frames, 32, 32
     )
@@ -225,7 +225,10 @@ def test_ranks_encode_a_share_each_and_any_of_them_reads_all(folder, tmp_path):
     )
     meetings = []
     for share, encoder in enumerate(encoders):
-        meet = lambda share=share: meetings.append(share)  # noqa: E731
+
+        def meet(share=share):
+            return meetings.append(share)
+
         RealLatents(config, "vae").encode(
             clip, encoder, share=share, shares=3, meet=meet, progress=False
         )

@@ -194,7 +194,10 @@ def test_dpm_starts_from_pure_noise_without_dividing_by_its_alpha(process):
 def test_a_rollout_and_one_more_step_is_the_sampler_s_path(process, solver):
     denoiser, grid, z = Counted(process, lambda x_t, out, t: out), uniform(4, process), noise(6)
     k = torch.tensor([4, 3, 2, 1, 2, 3])
-    fresh = lambda: torch.Generator().manual_seed(9)  # noqa: E731
+
+    def fresh():
+        return torch.Generator().manual_seed(9)
+
     predictions = {}
     sample(
         denoiser, z, NULL, grid, solver=solver, generator=fresh(), on_step=predictions.__setitem__

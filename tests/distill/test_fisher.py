@@ -1,4 +1,4 @@
-"""The Fisher objective's gradient against the divergence of two Gaussians, differentiated by hand."""
+"""The Fisher objective's gradient against the hand-made one of two Gaussians' divergence."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ NULL = Cond({})
 
 
 class Linear(torch.nn.Module):
-    """Predicts a + b x_t, exactly the denoiser of a Gaussian at one time; a and b are parameters."""
+    """Predict a + b x_t, exactly the denoiser of a Gaussian at one time; a, b are parameters."""
 
     def __init__(self, process, a, b):
         super().__init__()

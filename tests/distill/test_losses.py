@@ -23,7 +23,7 @@ def test_importance_weights_by_hand():
     assert importance_weight(eps_mix, eps, "sum").tolist() == [1.0, 20.0]
 
 
-def test_the_velocity_weight_makes_an_x0_error_that_of_the_velocity_and_teaches_where_the_snr_is_zero(
+def test_the_velocity_weight_makes_an_x0_error_that_of_the_velocity_at_zero_snr_too(
     vp,
 ):
     t = vp.snap(torch.tensor([0.5, 0.75, 1.0]))

@@ -1,4 +1,4 @@
-"""The acceptance test of the method: a mixture of Gaussians, and mutants of TDM that must do worse."""
+"""The method's acceptance test: a mixture of Gaussians, and mutants of TDM that must do worse."""
 
 import importlib.util
 import sys

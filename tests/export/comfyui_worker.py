@@ -1,6 +1,6 @@
 """Runs in ComfyUI's own Python: its loader and its sampling nodes on files of ours.
 
-    python comfyui_worker.py CHECKOUT FOLDER
+    PYTHONPATH=CHECKOUT python comfyui_worker.py FOLDER
 
 FOLDER/request.json lists cases: `config` (of the network, in ComfyUI's words; null lets ComfyUI
 detect it from `shapes`), `settings` (a class of its supported_models), `names` (a base key of
@@ -14,8 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
-CHECKOUT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(0, str(CHECKOUT))
+FOLDER = Path(sys.argv[1])
 sys.argv = ["main.py", "--cpu"]
 
 import comfy.options  # noqa: E402
@@ -33,7 +32,10 @@ from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_void 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 CPU = torch.device("cpu")
-result = lambda node, *args: getattr(node.execute(*args), "result", None)[0]  # noqa: E731
+
+
+def result(node, *args):
+    return getattr(node.execute(*args), "result", None)[0]
 
 
 class Warnings(logging.Handler):

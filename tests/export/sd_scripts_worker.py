@@ -1,6 +1,6 @@
 """Runs in the Python of kohya-ss/sd-scripts: its loader on kohya files of ours.
 
-    python sd_scripts_worker.py CHECKOUT FOLDER
+    PYTHONPATH=CHECKOUT python sd_scripts_worker.py FOLDER
 
 FOLDER has sd15.safetensors and sdxl.safetensors; FOLDER/answer.json says what of them was not
 taken, and by what factor it is added. Its UNets are made on the meta device.
@@ -10,13 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-CHECKOUT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(0, str(CHECKOUT))
+import torch
+from library.original_unet import UNet2DConditionModel
+from library.sdxl_original_unet import SdxlUNet2DConditionModel
+from networks.lora import create_network_from_weights
 
-import torch  # noqa: E402
-from library.original_unet import UNet2DConditionModel  # noqa: E402
-from library.sdxl_original_unet import SdxlUNet2DConditionModel  # noqa: E402
-from networks.lora import create_network_from_weights  # noqa: E402
+FOLDER = Path(sys.argv[1])
 
 answer = {}
 for name, make in (

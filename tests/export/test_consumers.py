@@ -47,9 +47,8 @@ def work(program, folder):
         os.environ.get(f"{variable}_PYTHON", sys.executable),
         Path(__file__).with_name(f"{program}_worker.py"),
     )
-    done = subprocess.run(
-        [python, worker, os.environ[variable], folder], capture_output=True, text=True
-    )
+    environment = os.environ | {"PYTHONPATH": os.environ[variable]}
+    done = subprocess.run([python, worker, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "answer.json").read_text())
 
@@ -297,7 +296,10 @@ def test_comfyui_s_nodes_of_the_workflow_give_the_student_s_latents(tmp_path, na
     )
     assert not answer["found"]["unloaded"] and answer["found"]["biases"] == 1
     found = turn(load_file(tmp_path / "found.safetensors")["latents"])
-    difference = lambda a: ((a - student).norm() / student.norm()).item()  # noqa: E731
+
+    def difference(a):
+        return ((a - student).norm() / student.norm()).item()
+
     print(f"{name}: {difference(found):.1e}")
     assert (
         difference(found) < 1e-2 and difference(plain) > 0.05

@@ -171,7 +171,7 @@ def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
     )
     ast.parse(code)
     names = {}
-    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], names)  # noqa: S102
+    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], names)
     made, loaded = names["pipe"], load_pipeline(bundle)
     assert (
         type(made.scheduler) is type(loaded.scheduler)

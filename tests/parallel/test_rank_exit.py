@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from tdmvid.parallel import launch
 launch.start("deepspeed", 1)
-kept = dist.group.WORLD, dist.new_group([0, 1, 2, 3])  # as DeepSpeed keeps them, so that their threads live on
+# DeepSpeed keeps them too, so that their threads live on.
+kept = dist.group.WORLD, dist.new_group([0, 1, 2, 3])
 tensor = torch.ones(1000)
 for _ in range(20):
     dist.all_reduce(tensor, group=kept[1])

@@ -81,7 +81,7 @@ def copied() -> bool:
 
 
 def test_a_copied_network_talks_to_the_same_ranks():
-    """The export of a fully trained student copies its network; a process group cannot be copied."""
+    """The export of a fully trained student copies its network; a process group cannot be."""
     assert run_ranks(2, copied) == [True, True]
 
 

@@ -91,11 +91,13 @@ def trajectories(out):
 
 
 def scores(out):
-    interval = lambda value: {
-        "value": value,
-        "low": value - 0.02,
-        "high": value + 0.02,
-    }  # noqa: E731
+    def interval(value):
+        return {
+            "value": value,
+            "low": value - 0.02,
+            "high": value + 0.02,
+        }
+
     write(
         out / "scores.json",
         {
@@ -173,7 +175,9 @@ def test_every_prompt_is_shown_as_text_and_never_as_markup(page):
 
 
 def test_exactly_the_given_videos_and_images_are_embedded_row_by_row(page):
-    uri = lambda mime, content: f"data:{mime};base64,{base64.b64encode(content).decode()}"  # noqa: E731
+    def uri(mime, content):
+        return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
     rows = [VIDEOS[f"{who}/{index}.mp4"] for index in range(3) for who in ("teacher", "student")]
     assert Page(page).sources("video") == [uri("video/mp4", content) for content in rows]
     assert Page(page).sources("img") == [uri("image/png", content) for content in IMAGES.values()]

@@ -208,7 +208,7 @@ def test_a_set_against_itself_has_no_distance_and_whole_precision_and_recall(pic
 def test_fid_precision_and_recall_are_their_papers_formulas_of_the_extractor_s_features(
     tmp_path, pictures, inception
 ):
-    """arXiv 1706.08500 and 1904.06991, written out here, on features of the library's own network."""
+    """arXiv 1706.08500 and 1904.06991, written out, on features of the library's own network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     torch.manual_seed(1)

@@ -26,7 +26,11 @@ def test_the_first_call_is_not_timed_and_the_median_is_given(monkeypatch):
 PEAKS = """
 import json, torch
 from tdmvid.scoring.latency import measure
-print(json.dumps([measure(lambda: torch.zeros(mib * 2**18).add_(1), torch.device("cpu"), repeats=1).peak for mib in (256, 1)]))
+def peak(mib):
+    def work():
+        return torch.zeros(mib * 2**18).add_(1)
+    return measure(work, torch.device("cpu"), repeats=1).peak
+print(json.dumps([peak(256), peak(1)]))
 """
 
 
@@ -53,7 +57,9 @@ def test_no_repeats_are_refused():
 
 
 def test_a_speed_up_of_the_whole_counts_what_did_not_get_faster():
-    stage = lambda seconds, peak=None: Stage(seconds, seconds, seconds, peak)  # noqa: E731
+    def stage(seconds, peak=None):
+        return Stage(seconds, seconds, seconds, peak)
+
     timed = {
         "teacher": {"text": stage(1.0, 5), "denoiser": stage(97.0, 9), "autoencoder": stage(2.0)},
         "student": {"text": stage(1.0), "denoiser": stage(2.0), "autoencoder": stage(2.0)},
@@ -96,7 +102,7 @@ def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(tiny_cogvideox):
 
 
 def test_a_whole_call_ends_in_pictures_of_the_stages_latents(tiny_cogvideox, monkeypatch):
-    """What is timed end to end is the stock call: from the same noise it ends where the stages do."""
+    """The stock call is timed end to end: from the same noise it ends where the stages do."""
     from tdmvid.backbones.registry import load_backbone
     from tdmvid.config import ClipSize, ModelConfig
     from tdmvid.sampling.student import use_student

@@ -80,8 +80,10 @@ import json, pathlib, sys
 request = json.loads(pathlib.Path(sys.argv[2]).read_text())
 videos = [path for entry in request["entries"] for path in entry["video_list"]]
 scores = [0.5 + 0.1 * path.endswith("-1.mp4") + 0.05 * ("/student/" in path) for path in videos]
-result = [sum(scores) / len(scores), [{{"video_path": path, "video_results": score}} for path, score in zip(videos, scores)]]
-(pathlib.Path(request["out"]) / "scores_eval_results.json").write_text(json.dumps({{"temporal_flickering": result}}))
+rows = [{{"video_path": path, "video_results": score}} for path, score in zip(videos, scores)]
+result = [sum(scores) / len(scores), rows]
+file = pathlib.Path(request["out"]) / "scores_eval_results.json"
+file.write_text(json.dumps({{"temporal_flickering": result}}))
 """)
     python.chmod(0o755)
     config = settings(

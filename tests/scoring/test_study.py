@@ -166,8 +166,13 @@ def test_a_person_votes_in_a_real_browser(study, tmp_path):
             "document.querySelector('#prompt b') === null"
         )  # prompts are text, not markup
         order, swapped = browser.value(ids), browser.value("mine.swapped")
-        left = lambda pair: "B" if swapped[pair] else "A"  # noqa: E731
-        right = lambda pair: "A" if swapped[pair] else "B"  # noqa: E731
+
+        def left(pair):
+            return "B" if swapped[pair] else "A"
+
+        def right(pair):
+            return "A" if swapped[pair] else "B"
+
         browser.key("ArrowLeft")
         assert (
             browser.value("mine.votes") == {str(order[0]): left(order[0])}

@@ -157,12 +157,13 @@ def test_a_dimension_that_was_not_reached_is_refused(tmp_path):
 
 
 def two_dimensions(prompts=40, seeds=3):
-    """Scores of samplers that share each prompt's difficulty and differ by 0.01 in one dimension."""
+    """Scores of samplers that share a prompt's difficulty and differ by 0.01 in one dimension."""
     files = {f"p{i}-{seed}.mp4": f"p{i}" for i in range(prompts) for seed in range(seeds)}
     names = {f"p{i}": frozenset({"scene"} if i % 4 == 0 else {"color"}) for i in range(prompts)}
     hard = 0.2 * torch.randn(prompts, generator=torch.Generator().manual_seed(0))
-    score = (
-        lambda shift: {  # noqa: E731
+
+    def score(shift):
+        return {
             name: {
                 file: 0.5 + shift + hard[int(prompt[1:])].item()
                 for file, prompt in files.items()
@@ -170,7 +171,7 @@ def two_dimensions(prompts=40, seeds=3):
             }
             for name in ("scene", "color")
         }
-    )
+
     return Bootstrap(files, names), score(0.0), score(0.01)
 
 

@@ -113,7 +113,8 @@ import argparse, sys, torch
 from vbench.third_party.RAFT.core.raft import RAFT
 
 torch.manual_seed(0)
-state = torch.nn.DataParallel(RAFT(argparse.Namespace(small=False, mixed_precision=False, alternate_corr=False))).state_dict()
+options = argparse.Namespace(small=False, mixed_precision=False, alternate_corr=False)
+state = torch.nn.DataParallel(RAFT(options)).state_dict()
 state["module.update_block.flow_head.conv2.bias"].fill_(0.3)
 torch.save(state, sys.argv[1])
 """
@@ -168,7 +169,8 @@ ANSWER = """
 videos = [path for entry in request["entries"] for path in entry["video_list"]]
 (out / "runs").open("a").write("run\\n")
 result = [{"video_path": path, "video_results": 0.5} for path in videos]
-(out / "scores_eval_results.json").write_text(json.dumps({name: [0.5, result] for name in request["dimensions"]}))
+scores = {name: [0.5, result] for name in request["dimensions"]}
+(out / "scores_eval_results.json").write_text(json.dumps(scores))
 """
 
 
@@ -210,7 +212,10 @@ def test_a_video_that_the_package_leaves_out_is_an_error(tmp_path, suite):
 
 def test_what_was_scored_is_not_scored_again_unless_a_video_changed(tmp_path, suite):
     config, entries, checked, digests = suite(stand_in(tmp_path / "env", ANSWER))
-    runs = lambda: (tmp_path / "scoring/temporal_flickering/runs").read_text().count("run")  # noqa: E731
+
+    def runs():
+        return (tmp_path / "scoring/temporal_flickering/runs").read_text().count("run")
+
     score(tmp_path, (config, entries, checked, digests))
     score(tmp_path, (config, entries, checked, digests))
     assert runs() == 1

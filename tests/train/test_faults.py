@@ -18,7 +18,6 @@ from tdmvid.train.trainer import train
 DIE_IN_THE_SECOND_SAVE = """
 import os, runpy, signal, sys
 sys.argv = sys.argv[1:]
-sys.path.insert(0, os.getcwd())
 os.environ["DS_ACCELERATOR"] = "cpu"
 from tdmvid.train import checkpoint
 write_files = checkpoint.write_files
@@ -37,7 +36,6 @@ runpy.run_path("launch/train.py", run_name="__main__")
 SEES_NO_CHECKPOINT = """
 import os, runpy, sys
 sys.argv = sys.argv[1:]
-sys.path.insert(0, os.getcwd())
 from tdmvid.train.checkpoint import Checkpoints
 latest = Checkpoints.latest
 Checkpoints.latest = lambda self: None if os.environ["RANK"] == "1" else latest(self)
@@ -46,7 +44,6 @@ runpy.run_path("launch/train.py", run_name="__main__")
 HANG = """
 import os, runpy, sys, time
 sys.argv = sys.argv[1:]
-sys.path.insert(0, os.getcwd())
 from tdmvid.train import trainer
 iterate = trainer.iterate
 def hang_here(step, *args, **options):
@@ -160,7 +157,10 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
         "--resume",
         "auto",
     ]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # noqa: E731
+
+    def limit():
+        return resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command,

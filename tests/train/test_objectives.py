@@ -139,7 +139,9 @@ def test_a_gradient_in_a_network_s_input_needs_whole_weights(tiny_run, tmp_path,
 
 @pytest.mark.slow
 def test_what_other_kinds_cost_beside_tdm_is_planned(tiny_run, tmp_path, real):
-    of = lambda *changes: make_plan(tiny_run(tmp_path, "objective.cfg=2", *changes))  # noqa: E731
+    def of(*changes):
+        return make_plan(tiny_run(tmp_path, "objective.cfg=2", *changes))
+
     plain, fisher, gan = of(), of("objective.kind=fisher"), of("objective.kind=gan", *real)
     assert (fisher.calls.backwards, fisher.graphs) == (
         5,

@@ -1,4 +1,4 @@
-"""A run that was interrupted, killed or continued is the run that never stopped, digit for digit."""
+"""An interrupted, killed or continued run is the run that never stopped, digit for digit."""
 
 import json
 import os

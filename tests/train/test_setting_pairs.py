@@ -50,7 +50,10 @@ def refused(row):
 def covering():
     """Few rows of CHOICES in which every two values that are not refused together meet."""
     generator, rows = random.Random(0), []
-    pairs = lambda row: set(itertools.combinations(row.items(), 2))  # noqa: E731
+
+    def pairs(row):
+        return set(itertools.combinations(row.items(), 2))
+
     left = {
         ((a, x), (b, y))
         for a, b in itertools.combinations(CHOICES, 2)

@@ -129,9 +129,10 @@ def test_a_run_with_another_start_does_not_continue_a_checkpoint(second, tmp_pat
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_without_the_lora_it_started_from(tiny_run, stage, tmp_path):
     start = shutil.copytree(stage / "lora", tmp_path / "start")
-    config = lambda name: tiny_run(
-        tmp_path / name, f"init={start}", "steps=2", "log.checkpoint_every=1"
-    )  # noqa: E731
+
+    def config(name):
+        return tiny_run(tmp_path / name, f"init={start}", "steps=2", "log.checkpoint_every=1")
+
     whole = train(config("whole"))
     shutil.copytree(whole, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step_000002")
