@@ -84,11 +84,14 @@ def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
     end.
     """
     objective = replace(stage.config.objective, rollout="stop")
-    drawn = lambda step: int(
-        pick_k(
-            objective, stage.grid, 1, stage.streams.generator(step, "k", device="cpu"), own=None
-        )[0]
-    )  # noqa: E731
+
+    def drawn(step):
+        return int(
+            pick_k(
+                objective, stage.grid, 1, stage.streams.generator(step, "k", device="cpu"), own=None
+            )[0]
+        )
+
     return tuple(
         next(step for step in itertools.count() if drawn(step) == k) for k in (stage.grid.steps, 1)
     )
@@ -122,9 +125,11 @@ def _set(things: list, name: str, value: bool) -> None:
 def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
     """By name, a call that makes the two iterations."""
     steps = steps_of_extreme_k(stage)
-    changed = lambda **change: replace(
-        stage, config=replace(stage.config, objective=replace(stage.config.objective, **change))
-    )  # noqa: E731
+
+    def changed(**change):
+        return replace(
+            stage, config=replace(stage.config, objective=replace(stage.config.objective, **change))
+        )
 
     def run(which: Stage, iteration, _turn: int) -> None:
         for step in steps:

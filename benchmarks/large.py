@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def measure(
         stage.iterate(0)  # not timed: counting costs time
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times = [seconds(lambda: stage.iterate(1 + step), device)[0] for step in range(iterations)]
+    times = [seconds(partial(stage.iterate, 1 + step), device)[0] for step in range(iterations)]
     return times, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0, kept.peak
 
 

@@ -94,10 +94,11 @@ def costs(runs: dict[str, Run], repeats: int) -> list[list[object]]:
     rows = []
     for kind, run in runs.items():
         errors = ", ".join(f"{error:.2%}" for error in run.rounding.errors) if run.rounding else ""
+        planned = make_plan(run.config).weights.base_bytes
         rows.append(
             [
                 kind,
-                f"{frozen_bytes(run) / MIB:.2f} ({make_plan(run.config).weights.base_bytes / MIB:.2f})",
+                f"{frozen_bytes(run) / MIB:.2f} ({planned / MIB:.2f})",
                 errors,
                 kept_bytes(run) / MIB,
                 1e3 * calls[kind].seconds,

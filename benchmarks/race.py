@@ -50,9 +50,12 @@ def fitting(
 def toy(seconds: float, seeds: int) -> Table:
     """The mixture of Gaussians, whose teacher is exact: distance to its law."""
     process, shift, each = mixture.stable_diffusion(), mixture.SHIFTS["vp"], 40
-    recipe = lambda options, iterations, seed=0: mixture.Recipe(
-        replace(mixture.OBJECTIVE, **options), iterations=iterations, shift=shift, seed=seed
-    )  # noqa: E731
+
+    def recipe(options, iterations, seed=0):
+        return mixture.Recipe(
+            replace(mixture.OBJECTIVE, **options), iterations=iterations, shift=shift, seed=seed
+        )
+
     start = mixture.pretrained(process, recipe({}, 0))
     loops = {
         name: lambda turn, iteration=iteration, options=options: mixture.distil(

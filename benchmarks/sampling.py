@@ -109,13 +109,12 @@ def compare(
                 batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)
             ).to(world.device)
 
+            options = {name: {"steps": few} for name in pipelines}
+            options["teacher"] = {"steps": steps, "cfg": cfg, "null": null}
+
             def sampler(name: str) -> Callable[[int], Tensor]:
-                options = (
-                    {"steps": steps, "cfg": cfg, "null": null}
-                    if name == "teacher"
-                    else {"steps": few}
-                )  # noqa: B023
-                return lambda turn: backbone.stock.latents(pipelines[name], z, cond, **options)  # noqa: B023
+                pipeline = pipelines[name]
+                return lambda turn: backbone.stock.latents(pipeline, z, cond, **options[name])  # noqa: B023
 
             calls = {name: sampler(name) for name in pipelines}
             ends = (
@@ -142,9 +141,12 @@ def _row(
 ) -> list[object]:
     """seconds: of every sampler's denoiser and of the stages around it."""
     known = "autoencoder" in seconds
-    whole = lambda one: (
-        seconds[one] + seconds["texts" if one == "teacher" else "text"] + seconds["autoencoder"]
-    )  # noqa: E731
+
+    def whole(one):
+        return (
+            seconds[one] + seconds["texts" if one == "teacher" else "text"] + seconds["autoencoder"]
+        )
+
     faster, linear = seconds["teacher"] / seconds[name], evaluations["teacher"] / evaluations[name]
     return [
         batch,

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,7 +48,7 @@ def alternate(
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            wall, processor = seconds(lambda: call(turn), device)  # noqa: B023: called at once
+            wall, processor = seconds(partial(call, turn), device)
             if turn:
                 taken[name].append((wall if device.type == "cuda" else processor, wall))
     return {

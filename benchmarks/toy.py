@@ -220,9 +220,10 @@ def score(
     """Sliced W2 of `steps` steps to the data (default: the circle); a student that listens is told
     how many they are.
     """
-    drawn = lambda generator: samples(
-        denoiser, steps, generator, shift=shift, count=count, solver=solver
-    )  # noqa: E731
+
+    def drawn(generator):
+        return samples(denoiser, steps, generator, shift=shift, count=count, solver=solver)
+
     return distance_to_data(drawn, mixture or Mixture.circle(), sets=sets, count=count)
 
 

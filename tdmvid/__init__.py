@@ -3,6 +3,7 @@
 """
 
 import logging
+from functools import partial
 
 _SAID_ON_IMPORT = {
     "torchao": "Failed to load ",  # kernels for GPUs that are not here
@@ -18,5 +19,10 @@ _SAID_ON_IMPORT = {
 first of a program's own.
 """
 
+
+def _says_nothing_of(words: str, record: logging.LogRecord) -> bool:
+    return words not in str(record.msg)
+
+
 for _logger, _words in _SAID_ON_IMPORT.items():
-    logging.getLogger(_logger).addFilter(lambda record, words=_words: words not in str(record.msg))
+    logging.getLogger(_logger).addFilter(partial(_says_nothing_of, _words))

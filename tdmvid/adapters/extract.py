@@ -75,7 +75,9 @@ def extract(base: nn.Module, tuned: dict[str, Tensor], rank: int) -> tuple[dict[
 
 
 def _factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A [r, in] and B [out, r] with B A nearest to `change` [out, in]; zeros beyond its own rank."""
+    """A [r, in] and B [out, r] with B A nearest to `change` [out, in]; zeros beyond its own
+    rank.
+    """
     with torch.random.fork_rng(devices=[change.device] if change.is_cuda else []):
         torch.manual_seed(0)
         u, s, v = torch.svd_lowrank(

@@ -83,7 +83,11 @@ def attach(
         )  # of merging into a quantised base, which nobody does
         # peft's own function: not every model of diffusers has an add_adapter.
         inject_adapter_in_model(
-            LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets)),
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes fractions too
+                target_modules=list(targets),
+            ),
             model,
             ADAPTER,
         )
@@ -91,6 +95,7 @@ def attach(
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
+    layer: Any
     for layer in tuner_layers(model):
         layer.cast_input_dtype_enabled = (
             False  # autocast casts: peft's copy in float32 would be cast straight back, and kept
@@ -179,9 +184,9 @@ class Base:
     of its own.
     """
 
-    def __init__(self, network, module: nn.Module):
+    def __init__(self, network: Callable[..., Any], module: nn.Module):
         self.network, self.module = network, module
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with adapters_off(self.module):
             return self.network(*args, **kwargs)

@@ -84,12 +84,12 @@ class EmbeddingCache:
         """The embeddings of `prompts`, one row each, on the CPU; raises ValueError if one is
         missing.
         """
-        if any(_key(prompt) not in self._entries for prompt in prompts):
-            if missing := self.missing(prompts):
-                raise ValueError(
-                    f"{self.folder}: no embedding of {missing[0]!r} ({len(missing)} missing): "
-                    "run tdmvid embed --config ..."
-                )
+        known = all(_key(prompt) in self._entries for prompt in prompts)
+        if not known and (missing := self.missing(prompts)):
+            raise ValueError(
+                f"{self.folder}: no embedding of {missing[0]!r} ({len(missing)} missing): "
+                "run tdmvid embed --config ..."
+            )
         rows = [self._row(prompt) for prompt in prompts]
         layouts = [{name: tensor.shape for name, tensor in row.items()} for row in rows]
         for prompt, layout in zip(prompts, layouts):

@@ -92,7 +92,9 @@ class RealLatents:
         return failed
 
     def missing(self, *, patience: float = 0.0) -> int:
-        """How many clips the cache lacks, as this process sees it after at most `patience` seconds."""
+        """How many clips the cache lacks, as this process sees it after at most `patience`
+        seconds.
+        """
         return len(self.cache.missing(self._keys, patience=patience))
 
     def __call__(self, pick: Tensor) -> Tensor:

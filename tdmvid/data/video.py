@@ -73,7 +73,8 @@ def read_image(path: Path) -> np.ndarray:
     bits a colour.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            image: Image.Image = file
             if image.mode.startswith(("I", "F")):
                 raise ValueError(
                     f"{path}: an image of mode {image.mode}: convert it to 8 bits a colour"
@@ -119,17 +120,20 @@ def write_video(path: Path, video: Tensor, *, fps: float, lossless: bool = False
     height, width = pixels.shape[-2:]
     pixels = functional.pad(pixels, (0, width % 2, 0, height % 2), mode="replicate")
     images = _uint8(pixels).permute(1, 2, 3, 0).numpy()
-    with atomic_path(path) as part:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width = images.shape[1:3]
-            stream.pix_fmt = "yuv444p" if lossless else "yuv420p"
-            stream.options = {"crf": "0" if lossless else "12"}
-            _tag_bt601(stream.codec_context)
-            for image in images:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+    options = {"movflags": "+faststart"}
+    with (
+        atomic_path(path) as part,
+        av.open(str(part), "w", format="mp4", options=options) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = images.shape[1:3]
+        stream.pix_fmt = "yuv444p" if lossless else "yuv420p"
+        stream.options = {"crf": "0" if lossless else "12"}
+        _tag_bt601(stream.codec_context)
+        for image in images:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def write_image(path: Path, image: Tensor) -> None:
@@ -221,7 +225,7 @@ def _decode(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
             f"{path}: has {len(wanted)} frames{rate}, {frames} are needed: use a longer video or"
             " fewer frames"
         )
-    if fps and len(set(wanted)) < 0.9 * frames:
+    if fps and frames and len(set(wanted)) < 0.9 * frames:
         raise ValueError(
             f"{path}: shows {len(set(wanted))} different frames where {frames} are needed{rate}:"
             " use a faster video or a lower rate"
@@ -279,11 +283,12 @@ def _times(container) -> list[float]:
     )
 
 
-def _on_screen(times: Sequence[float], frames: int, fps: float) -> list[int]:
+def _on_screen(shown: Sequence[float], frames: int | None, fps: float) -> list[int]:
     """Which frames are on the screen every 1 / fps seconds, for `frames` such moments or as long as
     the video lasts.
     """
-    times = np.asarray(times, dtype=float) - times[0]
+    assert frames is not None, "a rate comes with a number of frames"
+    times = np.asarray(shown, dtype=float) - shown[0]
     end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0)
     moments = np.arange(frames) / fps
     moments = moments[(moments < end - 1e-3) | (moments == 0)]

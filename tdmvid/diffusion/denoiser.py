@@ -6,7 +6,7 @@ Shapes: B batch; x_t and x0 are [B, ...] of any trailing shape; t is [B] in [0, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Cond(Mapping[str, Tensor]):
         """Batch size; 0 for an unconditional model's empty Cond."""
         return len(next(iter(self._tensors.values()))) if self._tensors else 0
 
-    def to(self, *args, **kwargs) -> Cond:
+    def to(self, *args: Any, **kwargs: Any) -> Cond:
         """As `Tensor.to`, for every tensor."""
         return Cond({name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
 

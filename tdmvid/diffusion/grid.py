@@ -16,7 +16,7 @@ class TimeGrid:
 
     times: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.times, self.times[1:]))
         if len(self.times) < 2 or self.times[0] != 0 or self.times[-1] > 1 or not ascending:
             raise ValueError(

@@ -116,7 +116,9 @@ class TabulatedVP(Process):
 
 
 class RectifiedFlow(Process):
-    """alpha = 1 - t, sigma = t; the network predicts the velocity eps - x0 and is told t * scale."""
+    """alpha = 1 - t, sigma = t; the network predicts the velocity eps - x0 and is told t *
+    scale.
+    """
 
     def __init__(self, scale: float = 1000.0):
         self.scale = scale

@@ -80,6 +80,7 @@ def advance(
 ) -> Tensor:
     """x_s from x_t and its clean prediction; `eps` is the fresh noise of `renoise`."""
     if solver == "renoise":
+        assert eps is not None, "renoise takes fresh noise"
         return process.noise(x0, eps, s)
     return ddim_step(
         process, x_t, extrapolated(process, x0, t, s, before) if solver == "dpm++" else x0, t, s

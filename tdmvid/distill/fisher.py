@@ -44,6 +44,7 @@ class Fisher(FisherSettings, TDM):
 
         `draw.slope` is the derivative of x_tau in x0_hat.
         """
+        assert draw.slope is not None
         along, clean = direction(roles, draw, cond)
         norm = per_sample_mean((draw.x0_hat.detach() - clean).abs()).clamp(min=1e-8)
         loss = per_sample_mean(

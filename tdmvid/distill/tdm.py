@@ -41,11 +41,10 @@ class TDM(TDMSettings):
         s, tau = self._times(path, u, process)
         if self.from_clean:
             s = torch.zeros_like(s)
-        ahead = (
-            clean
-            if self.solver != "dpm++"
-            else extrapolated(process, clean, path.upper, s, path.before)
-        )
+        ahead = clean
+        if self.solver == "dpm++":
+            assert path.before is not None, "dpm++ keeps the prediction before"
+            ahead = extrapolated(process, clean, path.upper, s, path.before)
         scale, beta = process.bridge(s, tau)
         x_tau = process.renoise(ddim_step(process, path.x, ahead, path.upper, s), eps, s, tau)
         return Draw(
@@ -65,8 +64,9 @@ class TDM(TDMSettings):
             process.alpha_sigma(s),
             process.alpha_sigma(path.upper),
         )
-        ahead = 1.0
+        ahead = torch.ones_like(s)
         if self.solver == "dpm++":
+            assert path.before is not None, "dpm++ keeps the prediction before"
             one = torch.ones_like(s)
             ahead = extrapolated(
                 process, one, path.upper, s, Before(torch.zeros_like(s), path.before.t)

@@ -251,7 +251,7 @@ def replacing(*folders: Path) -> Iterator[Path]:
 
 def _check_replaceable(folder: Path) -> None:
     """ValueError if the folder holds what no export wrote."""
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / FACTS).is_file():
         raise ValueError(

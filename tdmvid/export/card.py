@@ -1,4 +1,6 @@
-"""The card of an exported student: README.md with the front matter that the Hugging Face hub reads."""
+"""The card of an exported student: README.md with the front matter that the Hugging Face
+hub reads.
+"""
 
 from __future__ import annotations
 

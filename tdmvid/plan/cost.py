@@ -246,9 +246,12 @@ def _trace_call(
     )
 
 
-def decoding_bytes(vae: nn.Module, shape: tuple[int, ...]) -> int:
-    """Peak bytes of tensors while `vae` (on the meta device; it is changed) decodes latents of
-    `shape`, without its weights.
+def decoding_bytes(vae: Any, shape: tuple[int, ...]) -> int:
+    """Return the peak bytes of tensors while an autoencoder decodes, without its weights.
+
+    Args:
+        vae: on the meta device; it is changed.
+        shape: of the latents.
     """
     with FakeTensorMode():
         _materialise(vae)

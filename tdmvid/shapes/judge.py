@@ -68,6 +68,7 @@ class Judge(nn.Module):
         )
         self.object_head = nn.Linear(OBJECT_FEATURES, sum(_FIELDS.values()))
         self.shade_head = nn.Linear(BACKGROUND_FEATURES, 1)
+        self.palette: Tensor
         self.register_buffer(
             "palette", torch.tensor(list(world.COLOURS.values())) * 2 - 1, persistent=False
         )

@@ -34,7 +34,7 @@ class Monitor:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         _truncate(out / METRICS, start)
-        self._file = open(out / METRICS, "a", encoding="utf-8")
+        self._file = (out / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
         # A log file is no terminal: a line every half minute is enough there.
         patience = 0.2 if sys.stderr.isatty() else 30.0

@@ -29,7 +29,18 @@ from ..roles.rules import check_settings
 from .preflight import check_machine
 from .prepare import digest, prepare_embeddings, prepare_latents
 
-COMPARED = "seed model video grid objective training lora student fake ema".split()
+COMPARED = [
+    "seed",
+    "model",
+    "video",
+    "grid",
+    "objective",
+    "training",
+    "lora",
+    "student",
+    "fake",
+    "ema",
+]
 """Settings that a checkpoint and the run that resumes it have in common."""
 
 

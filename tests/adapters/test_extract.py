@@ -239,7 +239,7 @@ def test_missing_cut_and_foreign_files_are_refused(backbone, tmp_path):
 
 def test_an_extracted_lora_is_attached_as_a_trained_one_would_be(backbone):
     state = layers(backbone)
-    module, tensors, settings = adapt(backbone, state)
+    _module, tensors, settings = adapt(backbone, state)
     again = load_backbone(backbone.config, backbone.size)
     expected = attach(again.network, LoraSettings(RANK, float(RANK)), backbone.lora_targets, seed=5)
     assert {n: tuple(p.shape) for n, p in expected.named_parameters() if p.requires_grad} == {

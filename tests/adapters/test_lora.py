@@ -127,7 +127,7 @@ def test_calling_the_teacher_leaves_the_student_its_adapter(trio):
     trio.out(trio.teacher)
     assert torch.equal(trio.out(trio.student), student) and not torch.equal(student, trio.plain)
     with pytest.raises(ZeroDivisionError), adapters_off(trio.student):
-        1 / 0
+        raise ZeroDivisionError
     assert torch.equal(trio.out(trio.student), student)
 
 

@@ -8,10 +8,9 @@ from tdmvid.data.files import PART, atomic_path, write_json, write_text
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "score.txt"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt):
-        with atomic_path(path) as part:
-            part.write_text("half of the n")
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as part:
+        part.write_text("half of the n")
+        raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

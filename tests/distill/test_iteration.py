@@ -241,7 +241,7 @@ def test_the_kept_graph_gives_the_gradient_of_a_recomputed_call(monkeypatch):
             patch.setattr(
                 GradedPath,
                 "__init__",
-                lambda self, path, roles, keep, k=keep: original(self, path, roles, k),
+                lambda self, path, roles, keep, k=keep, init=original: init(self, path, roles, k),
             )
             before = world.weights("student")
             world.iterate()

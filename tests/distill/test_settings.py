@@ -43,10 +43,9 @@ def same_by_meaning(objective, pair):
     its exact target is x0_hat.
     """
     names = {name for name, _ in pair}
-    return (
-        names == {"margin_low", "fresh_noise"}
-        or objective.from_clean
-        and ("fake_target" in names or dict(pair).get("solver") == "renoise" and "match" in names)
+    return names == {"margin_low", "fresh_noise"} or (
+        objective.from_clean
+        and ("fake_target" in names or (dict(pair).get("solver") == "renoise" and "match" in names))
     )
 
 

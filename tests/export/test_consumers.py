@@ -76,7 +76,7 @@ def lora(network, targets, *, told=True):
     )
     for name, layer in network.named_modules():
         if isinstance(layer, torch.nn.Linear) and (
-            name.endswith(targets) or told and name == embedding
+            name.endswith(targets) or (told and name == embedding)
         ):
             state[f"{name}.lora_A.weight"] = torch.randn(
                 RANK, layer.in_features, generator=generator

@@ -141,7 +141,7 @@ def build(case: Case, world: launch.World):
         if world.sequence:
             backbone.share_tokens(tree, world.sequence)
         tree.enable_gradient_checkpointing(keep_attention if case.kept else None)
-        common = dict(total_steps=8, ema=0.9)
+        common = {"total_steps": 8, "ema": 0.9}
         optim = (
             replace(case.optim, lr=200.0) if (role, case.optim) == ("fake", SGD) else case.optim
         )  # its gradient is as small
@@ -402,7 +402,7 @@ def test_a_base_larger_than_what_is_gathered_at_a_time_trains_as_in_one_process(
 @pytest.mark.parametrize("offload", ["optimizer", "all"])
 @pytest.mark.slow
 def test_what_waits_in_host_memory_changes_nothing(model, reference, offload):
-    trouble = dict(optim=ADAMW, steps=4, skip=(1, 1), poison=(2, 1))
+    trouble = {"optim": ADAMW, "steps": 4, "skip": (1, 1), "poison": (2, 1)}
     for result in run_ranks(2, run, Case(model, offload=offload, **trouble)):
         assert_same_run(result, reference(**trouble))
 
@@ -419,7 +419,7 @@ def test_one_rank_that_fails_makes_all_ranks_skip_and_forget(model, reference, s
     """Rank 1 asks to skip a student's step, then has a NaN: nothing moves, and learning goes on as
     if it had not been.
     """
-    trouble = dict(optim=ADAMW, steps=4, skip=(1, 1), poison=(2, 1))
+    trouble = {"optim": ADAMW, "steps": 4, "skip": (1, 1), "poison": (2, 1)}
     for result in run_ranks(2, run, Case(model, zero_stage=stage, **trouble)):
         assert result["failed"] == [None, "student", "fake", None]
         assert_same_run(result, reference(**trouble))
@@ -548,9 +548,13 @@ def test_ranks_agree_and_average():
 
 
 def test_the_configuration_follows_the_optimiser_and_the_dtype():
-    choices = dict(
-        zero_stage=3, micro_batch=2, accumulation=4, trainable=1000, persistence_threshold=7
-    )
+    choices = {
+        "zero_stage": 3,
+        "micro_batch": 2,
+        "accumulation": 4,
+        "trainable": 1000,
+        "persistence_threshold": 7,
+    }
     config = deepspeed_config(ADAMW, dtype=torch.float32, **choices)
     assert config["gradient_clipping"] == ADAMW.clip and config["gradient_accumulation_steps"] == 4
     assert config["zero_optimization"] == {

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tdmvid.config import load_config
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.distill.iteration import iterate, pick_k
+from tdmvid.distill.objective import build_objective
 from tdmvid.parallel import launch
 from tdmvid.plan import cost
 from tdmvid.plan.counts import calls_per_iteration
@@ -117,7 +118,7 @@ def test_the_planned_calls_are_those_of_the_loop(
                 step,
                 _micro_batches(run, step),
                 (MICRO, *run.backbone.latent_shape()),
-                objective=objective,
+                objective=build_objective(objective),
                 roles=run.roles,
                 engines=engines,
                 grid=run.grid,
@@ -126,7 +127,7 @@ def test_the_planned_calls_are_those_of_the_loop(
             # The plan has the mean over k of K - k calls; here k is known.
             k = (
                 pick_k(
-                    objective,
+                    build_objective(objective),
                     run.grid,
                     MICRO,
                     run.streams.generator(step, "k", device="cpu"),
@@ -606,7 +607,7 @@ def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path, planned):
         ("batch.accumulation=2", 1),
         ("model.tiling=true", 1),
         ("model.attention=float32", 1),
-        ("video.frames=5", 1),
+        ("video.frames=17", 1),
     ],
 )
 def test_what_a_plan_takes_from_another_is_what_it_would_count(

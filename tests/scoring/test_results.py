@@ -65,7 +65,7 @@ def test_json_table_and_page_say_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    sorted((ROOT / "eval/configs").glob("vbench*.json")) + [ROOT / "eval/configs/shapes.json"],
+    [*sorted((ROOT / "eval/configs").glob("vbench*.json")), ROOT / "eval/configs/shapes.json"],
     ids=lambda path: path.stem,
 )
 def test_every_vbench_config_that_ships_is_one(path, monkeypatch):

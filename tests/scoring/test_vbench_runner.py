@@ -288,7 +288,7 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite):
 
 
 def test_all_dimensions_of_a_limited_run_make_no_total_either(tmp_path, suite):
-    config, *_ = suite(tmp_path)
+    _config, *_ = suite(tmp_path)
     from tdmvid.scoring.preflight import Preflight
     from tdmvid.scoring.vbench_scores import DIMENSIONS
 

@@ -84,7 +84,8 @@ def test_a_wrong_prompt_file_ends_with_its_name_and_line(call, tmp_path, place, 
 
 def test_what_looks_like_a_hub_id_may_be_a_folder_seen_from_elsewhere(call, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *args, **options: open("/nowhere/at/all")
+        "huggingface_hub.snapshot_download",
+        lambda *args, **options: Path("/nowhere/at/all").read_text(),
     )
     with refused("error", "model.path='my/teacher'", tmp_path, error=SystemExit):
         call("model.path=my/teacher")

@@ -95,7 +95,7 @@ def read_rgb(file: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-class Pictures(torch.utils.data.Dataset):
+class Pictures(torch.utils.data.Dataset[Tensor]):
     """Image files as [3, side, side] uint8, their middle square resized, so that sets of different
     sizes become comparable.
     """
