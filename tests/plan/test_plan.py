@@ -605,7 +605,6 @@ def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path, planned):
         ("parallel.sequence=2", 2),
         ("parallel.gradient_checkpointing=true", 1),
         ("batch.accumulation=2", 1),
-        ("model.tiling=true", 1),
         ("model.attention=float32", 1),
         ("video.frames=17", 1),
     ],
