@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,9 @@ OVERSAMPLING, ITERATIONS = (
 
 
 @torch.no_grad()
-def extract(base: nn.Module, tuned: dict[str, Tensor], rank: int) -> tuple[dict[str, Tensor], dict]:
+def extract(
+    base: nn.Module, tuned: dict[str, Tensor], rank: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The best rank-r approximation of every linear layer's change: a state dict of alpha = r, and
     its errors.
 
@@ -44,7 +47,10 @@ def extract(base: nn.Module, tuned: dict[str, Tensor], rank: int) -> tuple[dict[
         for name, layer in base.named_modules()
         if isinstance(layer, nn.Linear)
     }
-    state, layers, left_out, missing, whole = {}, {}, [], 0.0, 0.0
+    state: dict[str, Tensor] = {}
+    layers: dict[str, float] = {}
+    left_out: list[str] = []
+    missing = whole = 0.0
     for key, parameter in own.items():
         change = tuned[key].to(parameter.device).float() - parameter.float()
         size = change.square().sum().item()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding
@@ -42,7 +43,8 @@ class StepCondition(nn.Module):
         phase = TIMESTEPS * step_level(steps.float())[:, None] * exponent.exp()
         waves = nn.functional.pad(torch.cat([phase.cos(), phase.sin()], 1), (0, self.features % 2))
         with torch.autocast(steps.device.type, enabled=False):
-            return self.outer(nn.functional.silu(self.inner(waves)))
+            levels: Tensor = self.outer(nn.functional.silu(self.inner(waves)))
+        return levels
 
 
 def time_embedding(network: nn.Module) -> tuple[str, TimestepEmbedding]:
@@ -68,10 +70,10 @@ def condition_on_steps(network: nn.Module, *, seed: int) -> StepCondition:
         condition = StepCondition(embedding.linear_1.in_features, embedding.linear_2.out_features)
     network.add_module(NAME, condition.to(embedding.linear_2.weight.device))
 
-    def add(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+    def add(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         if condition.steps is None:
             return out
-        shift = condition(condition.steps)
+        shift: Tensor = condition(condition.steps)
         return out + shift.to(out.dtype).repeat(len(out) // len(shift), *[1] * (out.dim() - 1))
 
     embedding.register_forward_hook(add)
@@ -95,7 +97,9 @@ class _StepConditioned:
 def with_step_count(denoiser: Denoiser, module: nn.Module) -> Denoiser:
     """Return the denoiser of a role; it passes K on if `module` has the condition."""
     condition = dict(module.named_children()).get(NAME)
-    return denoiser if condition is None else _StepConditioned(denoiser, condition)
+    if not isinstance(condition, StepCondition):
+        return denoiser
+    return _StepConditioned(denoiser, condition)
 
 
 @torch.no_grad()
@@ -131,8 +135,10 @@ def baked(
         return layers, config
     name, shift = constant(network, weights, steps)
     layer, config = network.get_submodule(name), copy.deepcopy(config)
-    config.lora_bias, config.target_modules = True, sorted({*config.target_modules, name})
-    dtype, inner = next(iter(layers.values())).dtype, getattr(layer, "base_layer", layer)
+    config.lora_bias = True
+    config.target_modules = sorted({*(config.target_modules or ()), name})
+    dtype = next(iter(layers.values())).dtype
+    inner: Any = getattr(layer, "base_layer", layer)
     layers = dict(layers)
     layers.setdefault(
         f"{name}.lora_A.weight", torch.zeros(config.r, inner.in_features, dtype=dtype)

@@ -69,7 +69,8 @@ def check_fit(plan: Plan, device_memory: float) -> None:
 def _remedies(plan: Plan) -> Iterator[Remedy]:
     """What to change so that a rank needs less, each on top of those before it."""
     config = plan.config
-    now, changes = vars(config.parallel) | vars(config.model), {}
+    now = vars(config.parallel) | vars(config.model)
+    changes: dict[str, Any] = {}
     for change, ranks in _attempts(plan):
         wanted = {key: value for key, value in (changes | change).items() if now[key] != value}
         if wanted == changes:

@@ -119,7 +119,8 @@ def _set_execution(
 ) -> None:
     """Set what changes time and memory of a call, and no value."""
     if config.parallel.gradient_checkpointing:
-        network.enable_gradient_checkpointing(
+        model: Any = network
+        model.enable_gradient_checkpointing(
             keep_attention if config.parallel.keep_attention else None
         )
     if compiled:
@@ -216,7 +217,7 @@ def build_engine(network: nn.Module, role: str, config: RunConfig, world: launch
     """Build the engine that trains a role's network, of one process or over all ranks."""
     settings = getattr(config, role)
     updates = config.objective.roles.count(role)
-    common = {
+    common: dict[str, Any] = {
         "total_steps": config.steps * updates,
         "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,

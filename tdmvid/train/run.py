@@ -174,11 +174,11 @@ def _networks(
     """The network of every role behind the method's contract."""
     networks: dict[str, NetworkDenoiser | NetworkDiscriminator] = {"teacher": teacher}
     for role, engine in engines.items():
-        networks[role] = (
-            NetworkDiscriminator(backbone, engine, null)
-            if role == "discriminator"
-            else backbone.denoiser(engine)
-        )
+        if role == "discriminator":
+            assert isinstance(backbone, PipelineBackbone)
+            networks[role] = NetworkDiscriminator(backbone, engine, null)
+        else:
+            networks[role] = backbone.denoiser(engine)
     return networks
 
 
@@ -191,9 +191,10 @@ def _roles(
         for role in GENERATORS
         if role in engines
     }
+    fake: Any = predictors.get("fake")
     return Roles(
         student=predictors["student"],
-        fake=predictors.get("fake"),
+        fake=fake,
         teacher=teacher,
         discriminator=networks.get("discriminator"),
         real=real,

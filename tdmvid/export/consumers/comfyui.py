@@ -84,7 +84,8 @@ class _Model:
 
 
 def _lack_of_cogvideox(backbone: Backbone) -> str:
-    shift = backbone.spec.read_scheduler(backbone.folder).config.snr_shift_scale
+    spec: Any = backbone.spec
+    shift = spec.read_scheduler(backbone.folder).config.snr_shift_scale
     wrapper = "; ComfyUI-CogVideoXWrapper, with the diffusers file, can"
     if shift != 1:
         return (
@@ -110,7 +111,8 @@ def _frames_of_cogvideox(backbone: Backbone) -> tuple[int, int]:
     return backbone.size.frames + clip.extra_frames * clip.temporal, clip.extra_frames
 
 
-def _patch_unet(backbone: Backbone) -> Node | None:
+def _patch_unet(unet: Backbone) -> Node | None:
+    backbone: Any = unet
     if backbone.prediction_type == "epsilon":
         return None
     scheduler = backbone.spec.read_scheduler(backbone.folder)
