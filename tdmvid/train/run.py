@@ -175,8 +175,8 @@ def _networks(
     networks: dict[str, NetworkDenoiser | NetworkDiscriminator] = {"teacher": teacher}
     for role, engine in engines.items():
         if role == "discriminator":
-            assert isinstance(backbone, PipelineBackbone)
-            networks[role] = NetworkDiscriminator(backbone, engine, null)
+            family: Any = backbone  # one that has a discriminator's trunk
+            networks[role] = NetworkDiscriminator(family, engine, null)
         else:
             networks[role] = backbone.denoiser(engine)
     return networks
