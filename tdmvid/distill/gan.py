@@ -57,6 +57,7 @@ class GAN(GANSettings, TDM):
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
         """Return TDM's losses; the discriminator's compares the draw with real latents at tau."""
         if role == "discriminator":
+            assert isinstance(draw, RealDraw)
             return self._discriminator(roles, draw, cond)
         terms = super().loss(role, roles, draw, cond)
         if role == "fake":
@@ -68,6 +69,7 @@ class GAN(GANSettings, TDM):
         }
 
     def _discriminator(self, roles: Roles, draw: RealDraw, cond: Cond) -> dict[str, Tensor]:
+        assert roles.real is not None and roles.discriminator is not None
         real = roles.fake.process.noise(roles.real(draw.pick), draw.real_eps, draw.tau)
         both = torch.cat([real, draw.x_tau]), draw.tau.repeat(2), Cond.cat([cond, cond])
         of_real, of_fake = roles.discriminator(*both).chunk(
@@ -82,6 +84,7 @@ class GAN(GANSettings, TDM):
 
     def _generator(self, roles: Roles, draw: Draw, cond: Cond) -> tuple[Tensor, Tensor]:
         """L_G, without a graph, and what has its gradient in x0_hat."""
+        assert roles.discriminator is not None and draw.slope is not None
         with torch.enable_grad():
             x = draw.x_tau.detach().requires_grad_()
             logit = roles.discriminator(x, draw.tau, cond)

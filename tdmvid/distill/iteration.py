@@ -143,10 +143,10 @@ def iterate(
     scalars: dict[str, list[Tensor]] = {}  # on the device: they are fetched once, at the end
     norms: dict[str, float] = {}
     for turn, role in enumerate(objective.roles):
-        for stream, path in enumerate(paths, first_stream):
+        for stream, call in enumerate(paths, first_stream):
             generator = streams.generator(step, f"{role}/{turn}", stream)
-            draw = path.draw(objective, generator, graded=role == "student")
-            losses = objective.loss(role, path.roles, draw, path.path.cond)
+            draw = call.draw(objective, generator, graded=role == "student")
+            losses = objective.loss(role, call.roles, draw, call.path.cond)
             engines[role].backward(losses["loss"])
             for name, value in losses.items():
                 scalars.setdefault(f"{name}/{role}", []).append(value.detach())
