@@ -218,13 +218,13 @@ def _write_samples(folder: Path, student: Student) -> list[str]:
 
 
 @contextmanager
-def replacing(*folders: Path) -> Iterator[Path]:
-    """A folder to write exports in, by the names of `folders`: all take their places when the block
+def replacing(*targets: Path) -> Iterator[Path]:
+    """A folder to write exports in, by the names of `targets`: all take their places when the block
     ends without an error, else none does.
 
-    ValueError if one of `folders` holds anything but an export: it is replaced whole.
+    ValueError if one of `targets` holds anything but an export: it is replaced whole.
     """
-    folders = [Path(folder).resolve() for folder in folders]
+    folders = [Path(target).resolve() for target in targets]
     aside, old = (folders[0].with_name(f".{folders[0].name}.{state}") for state in ("part", "old"))
     _put_back(folders, aside, old)
     for folder in folders:

@@ -102,7 +102,7 @@ def test_color_is_averaged_over_the_videos_that_show_the_object_and_paired_over_
     ours = read_scores(path, {"color": ["a.mp4", "b.mp4", "c.mp4"]})
     assert ours == {"color": {"a.mp4": 0.5, "b.mp4": 1.0}}
     prompts, color = {f"{name}.mp4": name for name in "abc"}, frozenset({"color"})
-    bootstrap = Bootstrap(prompts, {name: color for name in "abc"})
+    bootstrap = Bootstrap(prompts, dict.fromkeys("abc", color))
     assert (
         bootstrap.differences(ours, {"color": {"b.mp4": 0.25, "c.mp4": 0.0}})["color"].value == 0.75
     )
