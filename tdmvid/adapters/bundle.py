@@ -27,7 +27,7 @@ def folders_of_set(out: Path, grids: Sequence[TimeGrid], own: TimeGrid) -> list[
     ]
 
 
-def read_facts(folder: Path) -> dict:
+def read_facts(folder: Path) -> dict[str, Any]:
     """Return what export.json says of a student (steps, timesteps, model, video, ...).
 
     It is empty for a LoRA from elsewhere.

@@ -88,14 +88,15 @@ def _write_bundle(folder: Path, student: Student, request: ExportRequest) -> dic
     return facts
 
 
-def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict:
+def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[str, Any]:
     """Write and check a LoRA: diffusers' file, and one for each consumer that is asked for."""
-    backbone, module, settings = student.backbone, student.adapter.module, student.adapter.settings
+    adapter = student.adapter
+    assert adapter is not None
+    backbone, module, settings = student.backbone, adapter.module, adapter.settings
     dtype = request.dtype or "float32"
     layers = get_peft_model_state_dict(module, state_dict=student.weights, adapter_name=ADAPTER)
-    layers, config = baked(
-        layers, module.peft_config[ADAPTER], module, student.weights, student.grid.steps
-    )
+    configs: Any = module.peft_config
+    layers, config = baked(layers, configs[ADAPTER], module, student.weights, student.grid.steps)
     layers = {
         key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()
     }
@@ -137,6 +138,7 @@ def _write_consumer_files(
 def _save_layout(
     path: Path, layout: KeyLayout, student: Student, layers: dict[str, Tensor]
 ) -> None:
+    assert student.adapter is not None
     alpha, rank = student.adapter.settings.alpha, str(_read_rank(layers))
     tensors = layout.write(layers, alpha, student.backbone.pipeline_class)
     path.parent.mkdir(exist_ok=True)
@@ -149,8 +151,8 @@ def _read_rank(layers: dict[str, Tensor]) -> int:
 
 
 def _write_network(
-    folder: Path, student: Student, request: ExportRequest, network: nn.Module
-) -> dict:
+    folder: Path, student: Student, request: ExportRequest, network: Any
+) -> dict[str, Any]:
     """Write and check a whole network, given in float32."""
     backbone, dtype = student.backbone, request.dtype or student.backbone.config.dtype
     _cast(network, backbone, getattr(torch, dtype))
