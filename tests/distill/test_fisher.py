@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, 
 
 def test_the_student_s_turn_reaches_the_student_alone_and_descends(process):
     draw, theta = one_tau_draw(process, 0.8, 0.3, batch=20_000)
-    (alpha_s, sigma_s), (alpha, sigma), (alpha_u, sigma_u) = levels(process)
+    (_alpha_s, _sigma_s), (alpha, sigma), (_alpha_u, _sigma_u) = levels(process)
     roles = Roles(
         None,
         denoiser_of(process, 0.8 * alpha, 1.0, alpha, sigma),
