@@ -19,6 +19,7 @@ from tdmvid.config import RunConfig, load_config
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.iteration import iterate
+from tdmvid.distill.objective import build_objective
 from tdmvid.parallel import launch
 from tdmvid.shapes import score, world
 from tdmvid.shapes.judge import features, load_judge
@@ -153,7 +154,7 @@ def _iterations(run: Run, name: str, steps: range) -> None:
             step,
             _micro_batches(run, step),
             (run.config.batch.micro, *run.backbone.latent_shape()),
-            objective=run.config.objective,
+            objective=build_objective(run.config.objective),
             roles=run.roles,
             engines=run.engines,
             grid=run.grid,

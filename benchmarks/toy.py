@@ -27,13 +27,13 @@ from tdmvid.backbones.gaussian import (
     fit_to_teacher,
     sliced_wasserstein,
 )
-from tdmvid.config import OptimConfig, from_dict, to_dict
+from tdmvid.config import OptimConfig, TDMSettings, from_dict, to_dict
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
 from tdmvid.diffusion.sampler import Solver, sample
 from tdmvid.distill.iteration import Outcome, iterate, pick_grid
-from tdmvid.distill.objective import Roles
+from tdmvid.distill.objective import Roles, build_objective
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.rng import Streams
@@ -271,7 +271,7 @@ def _objective(pairs: list[str]) -> TDM:
         except json.JSONDecodeError:
             data[name] = value
     try:
-        return from_dict(TDM, data, "objective")
+        return build_objective(from_dict(TDMSettings, data, "objective"))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -22,7 +22,7 @@ from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import TimeGrid
 from tdmvid.distill.grids import build_grid
 from tdmvid.distill.iteration import Outcome, iterate
-from tdmvid.distill.objective import Roles
+from tdmvid.distill.objective import Roles, build_objective
 from tdmvid.parallel import launch
 from tdmvid.parallel.rng import Streams
 from tdmvid.roles.build import build_engines
@@ -126,7 +126,7 @@ class Stage:
             step,
             self.conds,
             self.shape,
-            objective=self.config.objective,
+            objective=build_objective(self.config.objective),
             roles=roles or self.roles,
             engines=self.engines,
             grid=self.grid,
