@@ -7,7 +7,10 @@ from ranks import run_ranks
 
 from tdmvid.data.video import read_video
 from tdmvid.parallel import launch
+from tdmvid.sampling import manifest as manifests
 from tdmvid.sampling import sample as sampling
+from tdmvid.sampling.shots import plan_shots
+from tdmvid.sampling.student import load_for_sampling
 
 PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 
@@ -21,17 +24,17 @@ def sample(model, out, cache, hidden="", other=()):
     """
     world = launch.start("auto")
     if hidden and not world.primary:
-        read = sampling.read_manifest
-        sampling.read_manifest = lambda out: [
+        read = manifests.read_manifest
+        manifests.read_manifest = lambda out: [
             entry for entry in read(out) if entry["file"] != hidden
         ]
-    backbone = sampling.load_for_sampling(world, model=model, size="9x32x32")
+    backbone = load_for_sampling(world, model=model, size="9x32x32")
     wrote, write = [], sampling._write
     sampling._write = lambda out, shots, *rest: (
         wrote.extend(shot.file for shot in shots),
         write(out, shots, *rest),
     )
-    shots = sampling.plan_shots([*PROMPTS, *(() if world.primary else other)], (0, 1), frames=9)
+    shots = plan_shots([*PROMPTS, *(() if world.primary else other)], (0, 1), frames=9)
     manifest = sampling.sample_videos(
         Path(out),
         shots,
