@@ -137,7 +137,9 @@ def iterate(
     paths = []
     for stream, cond in enumerate(conds, first_stream):
         path = advance(step, cond, noise_shape, objective, roles, grid, streams, stream)
-        asked = roles if objective.draws == "own" else replace(roles, fake=AskedOnce(roles.fake))
+        asked = roles
+        if objective.draws == "shared" and roles.fake is not None:
+            asked = replace(roles, fake=AskedOnce(roles.fake))
         paths.append(GradedPath(path, asked, keep=len(conds) == 1))
 
     scalars: dict[str, list[Tensor]] = {}  # on the device: they are fetched once, at the end

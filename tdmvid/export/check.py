@@ -129,6 +129,6 @@ def _compare(found: Tensor, student: Student, tolerance: float) -> float:
         raise RuntimeError(
             f"the export, reloaded by stock diffusers, differs from the student by {error:.2e} of"
             f" its size (tolerance {tolerance:.0e}); checkpoints are kept: if that is the rounding"
-            " of a deep network, launch/export_lora.py --tolerance allows it"
+            " of a deep network, tdmvid export --tolerance allows it"
         )
     return error

@@ -27,6 +27,7 @@ from ..data.checkpoints import latest, read_meta, read_student, whole
 from ..data.prompts import read_prompts
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids
+from ..parallel.engine import check_shapes, shapes_of
 from ..roles.rounding import story as base_story
 from ..sampling.student import weights_of
 from .bundle import write_bundles
@@ -40,6 +41,8 @@ from .student import (
     extract_lora,
     sample_reference,
 )
+
+REMEDY = "export with the config or the model that the weights were trained with"
 
 
 def export_run(
@@ -164,7 +167,12 @@ def _tuned_student(
     provenance: Provenance,
 ) -> Student:
     """The student of whole-network training; weights: all parameters by name."""
-    _check_shapes(weights, dict(backbone.network.named_parameters()))
+    check_shapes(
+        shapes_of(weights),
+        shapes_of(dict(backbone.network.named_parameters())),
+        "fine-tuned weights:",
+        REMEDY,
+    )
     network = copy.deepcopy(backbone.network)
     network.load_state_dict(weights, strict=False)
     latents = sample_reference(backbone, network, reference, grid)
@@ -205,7 +213,7 @@ def _attach(config: RunConfig, backbone: Backbone, weights: dict[str, Tensor]) -
     if config.objective.conditioned_on_steps:
         condition_on_steps(module, seed=config.seed)
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    _check_shapes(weights, own)
+    check_shapes(shapes_of(weights), shapes_of(own), "trained weights:", REMEDY)
     for name, tensor in weights.items():
         own[name].copy_(tensor)
     return module
@@ -214,7 +222,7 @@ def _attach(config: RunConfig, backbone: Backbone, weights: dict[str, Tensor]) -
 def _read_config(run: Path) -> RunConfig:
     if not (run / "config.json").is_file():
         raise ValueError(
-            f"{run} is no run folder: it has no config.json; give the folder that launch/train.py"
+            f"{run} is no run folder: it has no config.json; give the folder that `tdmvid train`"
             " wrote, e.g. runs/shapes_4nfe"
         )
     return load_config(run / "config.json")
@@ -225,18 +233,6 @@ def _find_checkpoint(run: Path, checkpoint: Path | None) -> Path:
     if path is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")
     return path
-
-
-def _check_shapes(tensors: dict[str, Tensor], own: dict[str, nn.Parameter]) -> None:
-    given, here = (
-        {name: tuple(tensor.shape) for name, tensor in side.items()} for side in (tensors, own)
-    )
-    if given != here:
-        name, shape = sorted(set(given.items()) ^ set(here.items()))[0]
-        raise ValueError(
-            f"{name} {shape} does not fit: the weights are of another model or LoRA than the config"
-            " names"
-        )
 
 
 def _run_prompts(config: RunConfig) -> tuple[str, ...]:
