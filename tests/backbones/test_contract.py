@@ -144,7 +144,7 @@ def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, mon
         assert_close(ours, expected.float(), 1e-4)
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("cfg", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spacing", GRIDS)
 def test_four_steps_give_the_stock_pipeline_s_latents(case, backbone, spacing, cfg):
     grid, pipeline, z = GRIDS[spacing](4, backbone.process), case.stock(), noise(backbone)

@@ -74,6 +74,7 @@ def small_tiles(case, monkeypatch):
     monkeypatch.setattr(kind, "from_config", classmethod(made))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("tiling", [False, True], ids=["whole", "tiles"])
 def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_planned_tile(

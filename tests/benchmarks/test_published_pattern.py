@@ -87,6 +87,7 @@ def tiny(tiny_json, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_calls_are_those_of_the_published_loop_and_of_ours(tiny):
     rows = {row[0]: row for row in iteration.compare(tiny, launch.start("none"), repeats=1)}
     assert {name: row[1] for name, row in rows.items()} == {
@@ -101,6 +102,7 @@ def test_the_calls_are_those_of_the_published_loop_and_of_ours(tiny):
     )
 
 
+@pytest.mark.slow
 def test_every_sampler_is_timed_a_call(tiny):
     rows = sampling.compare(tiny, launch.start("none"), [1], steps=3, repeats=1, random=False)
     assert [(row[1], row[2]) for row in rows] == [
@@ -111,6 +113,7 @@ def test_every_sampler_is_timed_a_call(tiny):
     assert rows[0][5] == 1 and all(row[4] == pytest.approx(1000 * row[3] / row[2]) for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_work_of_an_iteration_is_the_planned_one(tiny, checkpointing):
     config = replace(tiny, parallel=replace(tiny.parallel, gradient_checkpointing=checkpointing))

@@ -107,6 +107,7 @@ def numbers():
     return numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(objectives()))
 def test_no_setting_is_without_effect_beside_another(numbers, kind):
     default, plain = objectives()[kind](), numbers(kind)

@@ -30,6 +30,7 @@ def teacher_distance(process):
     return toy.score(ExactDenoiser(Mixture.circle(), process), 4)
 
 
+@pytest.mark.slow
 def test_the_yardstick_is_the_one_of_the_table():
     assert 0.02 < toy.floor() < 0.045
     assert teacher_distance(toy.stable_diffusion()) == pytest.approx(0.22, abs=0.02)

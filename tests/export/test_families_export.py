@@ -129,6 +129,7 @@ def test_a_format_is_read_back_as_the_lora_it_was(student, bundle):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", list(DIFFUSERS_READS), indirect=True, scope="module")
 def test_diffusers_itself_reads_the_other_programs_file(student, bundle):
     consumer = DIFFUSERS_READS[student.backbone.pipeline_class]
