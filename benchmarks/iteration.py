@@ -152,7 +152,10 @@ def calls_of(stage: Stage, call: Callable[[int], None]) -> str:
     """Forwards and backwards of one iteration, in whole batches: "6.5F 2B"."""
     networks = [stage.roles.student, stage.roles.fake, stage.roles.teacher.denoiser]
     graded: list[int] = []
-    seen = lambda module, args, out: graded.append(1) if out[0].requires_grad else None  # noqa: E731
+
+    def seen(module, args, out):
+        return graded.append(1) if out[0].requires_grad else None
+
     hooks = [engine.module.register_forward_hook(seen) for engine in stage.engines.values()]
     before = sum(network.evaluated for network in networks)
     call(0)

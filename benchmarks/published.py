@@ -47,7 +47,10 @@ def published(
     with its random draws.
     """
     (cond,) = conds
-    generator = lambda name: streams.generator(step, name, first_stream)  # noqa: E731
+
+    def generator(name):
+        return streams.generator(step, name, first_stream)
+
     k = torch.randint(
         1, grid.steps + 1, noise_shape[:1], generator=generator("k"), device=streams.device
     )

@@ -142,7 +142,10 @@ def gather_little(values: int) -> None:
 def measure(config: RunConfig, world: launch.World, repeats: int) -> dict[str, float]:
     """What one iteration takes, the mean over k: FLOP, bytes, seconds."""
     stage = build_stage(config, world)
-    both = lambda turn=0: [stage.iterate(step) for step in steps_of_extreme_k(stage)]  # noqa: E731
+
+    def both(turn=0):
+        return [stage.iterate(step) for step in steps_of_extreme_k(stage)]
+
     modules = [engine.module for engine in stage.engines.values()]
     both()  # the optimiser's state is there afterwards
     with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
@@ -176,7 +179,10 @@ def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> l
     does not see what gloo's threads free.
     """
     memory, traffic = plan.memory(), plan.traffic()
-    over = lambda key, planned: measured[key] / planned if planned else "-"  # noqa: E731
+
+    def over(key, planned):
+        return measured[key] / planned if planned else "-"
+
     return [
         name,
         plan.tokens.count,

@@ -160,7 +160,10 @@ def machine(device: torch.device) -> str:
 
 def table(head: list[str], rows: list[list[object]]) -> str:
     """Markdown; numbers with three figures."""
-    cell = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)  # noqa: E731
+
+    def cell(value):
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
     lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

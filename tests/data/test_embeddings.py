@@ -65,7 +65,7 @@ def test_a_killed_run_leaves_whole_shards_and_is_resumed(tmp_path, monkeypatch):
 
 def test_a_reader_sees_what_another_writer_adds(tmp_path):
     reader, writer = EmbeddingCache(tmp_path, "t5"), EmbeddingCache(tmp_path, "t5")
-    with refused("'a scene with 0 circles'", "embed_prompts.py"):
+    with refused("'a scene with 0 circles'", "tdmvid embed"):
         reader.get(PROMPTS[:2])
     writer.add(PROMPTS[:2], Encoder()(PROMPTS[:2]))
     assert_equal(reader.get(PROMPTS[:2]), Encoder()(PROMPTS[:2]))

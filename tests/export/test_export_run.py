@@ -120,7 +120,10 @@ def test_a_base_that_was_checked_is_gone_before_the_next_comes_and_the_run_s_own
     the device. Of a whole network one is the copy that is written.
     """
     networks, counts, kind = [], [], CogVideoXTransformer3DModel
-    alive = lambda: sum(network() is not None for network in networks)  # noqa: E731
+
+    def alive():
+        return sum(network() is not None for network in networks)
+
     load, write = kind.from_pretrained.__func__, finishing.write_gallery
 
     def counted(cls, *args, **named):
