@@ -1,6 +1,6 @@
 # Every target works from a fresh clone and needs only python3 (3.11 or newer), git and make.
 #   make demo    distil the embedded teacher and score the student
-#   make test    the whole test suite; make quick: the part that takes under three minutes
+#   make test    the whole test suite; make quick: the tests that are not marked slow
 #   make lint    ruff and mypy
 #   make lowest  the quick suite with the lowest versions that setup.py allows
 PYTHON ?= python3
