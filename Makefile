@@ -8,6 +8,9 @@ VENV := .venv
 LOWEST := .venv-lowest
 RUN := runs/shapes_4nfe
 export TOKENIZERS_PARALLELISM ?= false
+# Tests run in this many processes with one thread each; one may take 6 GB of memory.
+WORKERS ?= 2
+PYTEST := -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Freed memory is kept for the next step: without this, sampling spends half its processor time in the kernel.
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
@@ -28,10 +31,10 @@ demo: install
 	@echo "the report: $(RUN)/report.html"
 
 test: install
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python $(PYTEST)
 
 quick: install
-	$(VENV)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python $(PYTEST) -m "not slow"
 
 lint: install
 	$(VENV)/bin/ruff check
@@ -39,7 +42,7 @@ lint: install
 	$(VENV)/bin/mypy
 
 lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(LOWEST)/bin/python $(PYTEST) -m "not slow"
 
 $(LOWEST)/installed: setup.py constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)

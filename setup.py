@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 QUANTIZE = ["torchao>=0.18,<0.19"]
-TEST = ["pytest>=8,<10", *QUANTIZE]
+TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", *QUANTIZE]
 
 setup(
     name="tdmvid",

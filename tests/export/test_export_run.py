@@ -388,7 +388,7 @@ def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_toleranc
             files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
         ),
     )
-    with refused("launch/export_lora.py", "--tolerance", error=RuntimeError):
+    with refused("tdmvid export", "--tolerance", error=RuntimeError):
         train(tiny_run(tmp_path / "run", "steps=1", "student.lr=0.05"))
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000 and (
         tmp_path / "run" / "gallery" / "comparison.png"
