@@ -22,6 +22,7 @@ import json
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import GIB, make_plan
+from tdmvid.plan.plan import GIB, Plan, make_plan
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -77,28 +78,48 @@ def measure(
     return times, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0, kept.peak
 
 
+def shares(plan: Plan, config: RunConfig, seconds_each: float, rate: float) -> dict[str, float]:
+    """Return the shares of the matrix rate: of all that is executed, and without recomputation."""
+    useful = config.batch.accumulation * (
+        plan.calls.forwards * plan.calls.network.forward_flops
+        + plan.calls.backwards * plan.calls.network.backward_flops
+    )
+    return {
+        "share_executed": plan.flops() / seconds_each / rate,
+        "share_useful": useful / seconds_each / rate,
+    }
+
+
+def print_result(plan: Plan, result: dict[str, Any]) -> None:
+    """Print the plan, the figures beside it, and one JSON line."""
+    times = result["seconds"]
+    each = ", ".join(f"{s:.3f}" for s in times)
+    print(describe(plan))
+    print(f"seconds per iteration: mean {statistics.mean(times):.3f}, {each}")
+    print(
+        f"matrix rate {result['matrix_tflops']:.2f} TFLOP/s; executed"
+        f" {result['share_executed']:.0%} of it, {result['share_useful']:.0%} without recomputation"
+    )
+    print(
+        f"activations kept {result['activations_gib']:.3f} GiB, planned"
+        f" {result['planned_activations_gib']:.3f} GiB"
+    )
+    if result["peak_gib"]:
+        print(f"peak {result['peak_gib']:.2f} GiB, planned {result['planned_gib']:.2f} GiB")
+    print(json.dumps(result))
+
+
 def main() -> None:
     args = arguments()
     config = load_config(args.config, args.set)
     world = launch.start(
         config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence
     )
-    config = untrained(
-        config,
-        args.work,
-        primary=world.primary,
-        **({"num_layers": args.layers} if args.layers else {}),
-    )
-    plan, rate = (
-        make_plan(config, ranks=world.size),
-        matrix_rate(world.device, torch_dtype(config.model)),
-    )
+    layers = {"num_layers": args.layers} if args.layers else {}
+    config = untrained(config, args.work, primary=world.primary, **layers)
+    plan = make_plan(config, ranks=world.size)
+    rate = matrix_rate(world.device, torch_dtype(config.model))
     times, allocated, kept = measure(config, world, args.iterations)
-    mean = statistics.mean(times)  # k differs between iterations, the plan has its mean
-    useful = config.batch.accumulation * (
-        plan.calls.forwards * plan.calls.network.forward_flops
-        + plan.calls.backwards * plan.calls.network.backward_flops
-    )
     result = {
         "config": args.config.name,
         "layers": args.layers,
@@ -106,27 +127,15 @@ def main() -> None:
         "device": str(world.device),
         "seconds": times,
         "matrix_tflops": rate / 1e12,
-        "share_executed": plan.flops() / mean / rate,
-        "share_useful": useful / mean / rate,
+        # k differs between iterations, the plan has its mean
+        **shares(plan, config, statistics.mean(times), rate),
         "peak_gib": allocated / GIB,
         "planned_gib": plan.moments()["training"] / GIB,
         "activations_gib": kept / GIB,
         "planned_activations_gib": plan.memory()["activations"] / GIB,
     }
     if world.primary:
-        print(describe(plan))
-        print(f"seconds per iteration: mean {mean:.3f}, {', '.join(f'{s:.3f}' for s in times)}")
-        print(
-            f"matrix rate {rate / 1e12:.2f} TFLOP/s; executed {result['share_executed']:.0%} of it,"
-            f" {result['share_useful']:.0%} without recomputation"
-        )
-        print(
-            f"activations kept {result['activations_gib']:.3f} GiB, planned"
-            f" {result['planned_activations_gib']:.3f} GiB"
-        )
-        if allocated:
-            print(f"peak {result['peak_gib']:.2f} GiB, planned {result['planned_gib']:.2f} GiB")
-        print(json.dumps(result))
+        print_result(plan, result)
     launch.finish()
 
 

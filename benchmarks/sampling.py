@@ -23,13 +23,16 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from benchmarks.iteration import NETWORKS, prepare
 from benchmarks.stopwatch import alternate, report
 from benchmarks.untrained import Stage, build_stage, text_like
+from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import RunConfig
 from tdmvid.diffusion.sampler import ddim
@@ -89,14 +92,12 @@ def compare(
     """One row a batch and sampler; random: the teacher has no weights of its own, so text encoder
     and autoencoder are left out.
     """
-    cfg, few = (
-        config.objective.cfg,
-        build_grid(config.grid, load_backbone(config.model, config.video).process).steps,
-    )
+    grid = build_grid(config.grid, load_backbone(config.model, config.video).process)
+    cfg = config.objective.cfg
     evaluations = {
         "teacher": steps * (1 if cfg == 1 else 2),
-        "student, LoRA": few,
-        "student, fused": few,
+        "student, LoRA": grid.steps,
+        "student, fused": grid.steps,
     }
     with TemporaryDirectory() as folder:
         folders = {"teacher": None, **export_students(build_stage(config, world), Path(folder))}
@@ -104,36 +105,54 @@ def compare(
         pipelines = {name: use_student(backbone, path) for name, path in folders.items()}
         rows = []
         for batch in batches:
-            cond, null = text_like(backbone, batch, 1), text_like(backbone, 1, 0)
-            z = torch.randn(
-                batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)
-            ).to(world.device)
-
-            options = {name: {"steps": few} for name in pipelines}
-            options["teacher"] = {"steps": steps, "cfg": cfg, "null": null}
-
-            def sampler(name: str) -> Callable[[int], Tensor]:
-                pipeline = pipelines[name]
-                return lambda turn: backbone.stock.latents(pipeline, z, cond, **options[name])  # noqa: B023
-
-            calls = {name: sampler(name) for name in pipelines}
-            ends = (
-                {}
-                if random
-                else {
-                    "text": lambda turn: backbone.encode_prompts([PROMPT] * batch),  # noqa: B023
-                    "texts": lambda turn: backbone.encode_prompts([PROMPT] * batch + [""]),  # noqa: B023
-                    "autoencoder": lambda turn: backbone.decode(z),  # noqa: B023
-                }
-            )
-            seconds = {
-                name: clock.seconds
-                for name, clock in alternate(
-                    calls | ends, repeats=repeats, device=world.device
-                ).items()
-            }
-            rows += [_row(name, batch, evaluations, seconds) for name in calls]
+            timed = _samplers(backbone, pipelines, batch, few=grid.steps, steps=steps, cfg=cfg)
+            if not random:
+                timed |= _ends(backbone, batch)
+            clocks = alternate(timed, repeats=repeats, device=world.device)
+            seconds = {name: clock.seconds for name, clock in clocks.items()}
+            rows += [_row(name, batch, evaluations, seconds) for name in pipelines]
     return rows
+
+
+def _noise(backbone: Backbone, batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, *backbone.latent_shape(), generator=generator).to(backbone.device)
+
+
+def _samplers(
+    backbone: Backbone,
+    pipelines: dict[str, DiffusionPipeline],
+    batch: int,
+    *,
+    few: int,
+    steps: int,
+    cfg: float,
+) -> dict[str, Callable[[int], Tensor]]:
+    """Return what draws a batch of latents, by the name of the sampler.
+
+    Args:
+        few: Steps of a student.
+        steps: Steps of the teacher, whose guidance scale is `cfg`.
+    """
+    cond, null = text_like(backbone, batch, 1), text_like(backbone, 1, 0)
+    z = _noise(backbone, batch)
+    options: dict[str, dict[str, Any]] = {name: {"steps": few} for name in pipelines}
+    options["teacher"] = {"steps": steps, "cfg": cfg, "null": null}
+
+    def sampler(name: str) -> Callable[[int], Tensor]:
+        return lambda turn: backbone.stock.latents(pipelines[name], z, cond, **options[name])
+
+    return {name: sampler(name) for name in pipelines}
+
+
+def _ends(backbone: Backbone, batch: int) -> dict[str, Callable[[int], object]]:
+    """Return the stages around the denoiser: `text` of a student, `texts` of guided sampling."""
+    prompts, z = [PROMPT] * batch, _noise(backbone, batch)
+    return {
+        "text": lambda turn: backbone.encode_prompts(prompts),
+        "texts": lambda turn: backbone.encode_prompts([*prompts, ""]),
+        "autoencoder": lambda turn: backbone.decode(z),
+    }
 
 
 def _row(

@@ -123,25 +123,9 @@ def distil(
     iteration: another call pattern. `on_step(done, averaged, calls, scalars)` may take the averaged
     student; calls: of all networks, in batches.
     """
-    objective, total, streams = recipe.objective, recipe.iterations, Streams(recipe.seed)
-    start = start or pretrained(process, recipe)
-    networks = {"student": copy.deepcopy(student or start), "fake": copy.deepcopy(start)}
-    if "discriminator" in objective.roles:
-        networks["discriminator"] = Critic(width=recipe.width, seed=recipe.seed)
-    rates = {"student": recipe.lr_student, "fake": recipe.lr_fake, "discriminator": recipe.lr_fake}
-    optim, ema = (
-        {role: OptimConfig(lr=rate, schedule="linear", clip=0) for role, rate in rates.items()},
-        {"student": recipe.ema},
-    )
-    engines = {
-        role: TorchEngine(
-            network,
-            optim[role],
-            total_steps=total * objective.roles.count(role),
-            ema=ema.get(role, 0.0),
-        )
-        for role, network in networks.items()
-    }
+    objective, streams = recipe.objective, Streams(recipe.seed)
+    networks = _networks(recipe, start or pretrained(process, recipe), student)
+    engines = _engines(recipe, networks)
     counted = {
         role: Counted(network)
         for role, network in (networks | {"teacher": ExactDenoiser(recipe.data(), process)}).items()
@@ -155,7 +139,7 @@ def distil(
         made.load_state_dict({**made.state_dict(), **engines["student"].weights(averaged=True)})
         return made
 
-    for step in range(total):
+    for step in range(recipe.iterations):
         outcome = iteration(
             step,
             [NULL],
@@ -171,13 +155,33 @@ def distil(
                 f"iteration {step}: the {outcome.failed}'s loss or gradient is not finite"
             )
         if on_step is not None:
-            on_step(
-                step + 1,
-                averaged,
-                sum(network.calls for network in counted.values()),
-                outcome.scalars,
-            )
+            calls = sum(network.calls for network in counted.values())
+            on_step(step + 1, averaged, calls, outcome.scalars)
     return averaged()
+
+
+def _networks(
+    recipe: Recipe, start: VelocityNetwork, student: VelocityNetwork | None
+) -> dict[str, torch.nn.Module]:
+    """Return the networks that are trained, by role."""
+    networks = {"student": copy.deepcopy(student or start), "fake": copy.deepcopy(start)}
+    if "discriminator" in recipe.objective.roles:
+        networks["discriminator"] = Critic(width=recipe.width, seed=recipe.seed)
+    return networks
+
+
+def _engines(recipe: Recipe, networks: dict[str, torch.nn.Module]) -> dict[str, TorchEngine]:
+    """Return an engine for every trained network; only the student's weights are averaged."""
+    rates = {"student": recipe.lr_student, "fake": recipe.lr_fake, "discriminator": recipe.lr_fake}
+    return {
+        role: TorchEngine(
+            network,
+            OptimConfig(lr=rates[role], schedule="linear", clip=0),
+            total_steps=recipe.iterations * recipe.objective.roles.count(role),
+            ema=recipe.ema if role == "student" else 0.0,
+        )
+        for role, network in networks.items()
+    }
 
 
 class Counted:

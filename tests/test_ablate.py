@@ -1,7 +1,7 @@
 """The ablations: they resume, refuse to mix settings, and their verdicts follow the figures."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ablate
@@ -219,6 +219,7 @@ def test_the_claims_of_a_suite_speak_of_its_rows_and_these_can_be_measured(kind,
     assert len(names) == len(set(names)) >= 6
     assert {row for claim in suite.claims() for row, _ in (claim.better, claim.worse)} <= set(names)
     row = next(row for row in suite.rows() if row.name == measured)
+    row = replace(row, recipe=replace(row.recipe, iterations=3))  # the longest row has 4,000
     assert figures <= suite.measure(row, 0).keys()
 
 
