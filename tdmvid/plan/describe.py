@@ -117,7 +117,7 @@ def _memory(plan: Plan, device_memory: float) -> Iterator[Row]:
         f"activations {gib(plan.activations(False))} without, {gib(plan.activations(True))} with",
     )
     if plan.ranks == 1 and (setting := _launched(plan.config)):
-        yield "start with", f"a launcher: deepspeed launch/train.py ..., for {setting}"
+        yield "start with", f"a launcher, for {setting}: torchrun -m tdmvid train ..."
 
 
 def _launched(config: RunConfig) -> str:

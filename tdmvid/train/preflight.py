@@ -27,8 +27,8 @@ def check_machine(config: RunConfig, world: launch.World) -> None:
     if config.parallel.offload != "none" and not world.distributed:
         raise ValueError(
             f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that"
-            " moves weights to host memory; start with `deepspeed launch/train.py ...`, or set it"
-            " to 'none'"
+            " moves weights to host memory; start with `torchrun -m tdmvid train ...`, or set it to"
+            " 'none'"
         )
     if config.model.quantize != "none":
         check_torchao()

@@ -274,7 +274,7 @@ def test_a_run_refuses_what_its_plan_does_in_the_same_words_and_before_any_work(
 @pytest.mark.parametrize("change", ["parallel.offload=optimizer", "parallel.backend=deepspeed"])
 def test_a_plan_says_what_needs_a_launcher(tiny_run, tmp_path, change, plan):
     assert "start with" not in plan(tiny_run(tmp_path)) and re.search(
-        r"start with +a launcher: .*for parallel", plan(tiny_run(tmp_path, change))
+        r"start with +a launcher, for parallel\S+: torchrun", plan(tiny_run(tmp_path, change))
     )
 
 
