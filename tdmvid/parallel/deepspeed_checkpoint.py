@@ -1,14 +1,18 @@
-"""DeepSpeed's checkpoint files: made in host memory, and converted for another number of ranks.
+"""DeepSpeed's checkpoint files: made in host memory, converted for another number of ranks, loaded.
 
-Imported late, like the library itself (see launch.start).
+The files are pickles, and the library loads them with `weights_only=False`: a foreign checkpoint
+could run code. Here torch loads nothing from them but tensors, plain values and the classes in
+`HELD`. Imported late, like the library itself (see launch.start).
 """
 
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from argparse import Namespace
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,9 +20,16 @@ import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .engine import Files
-from .launch import first_alone
+from .launch import broadcast_from_rank0, first_alone
+
+HELD = (LossScaler, ZeroStageEnum, fragment_address)
+"""The classes that the library's own files hold; they run no code when they are loaded."""
 
 
 class _HostMemory(TorchCheckpointEngine):
@@ -55,10 +66,32 @@ def in_memory(engine, tag: str) -> Files:
         engine.checkpoint_engine = usual
 
 
+def load_shards(engine, folder: Path, tag: str, *, universal: bool) -> None:
+    """Load the library's files of all ranks into its engine; collective.
+
+    Args:
+        folder: Of one role.
+        tag: The folder of the files in there.
+        universal: Whether they were converted by `make_universal`.
+
+    Raises:
+        ValueError: If a file holds more than data.
+    """
+    _check_data_only(folder / tag)
+    # The library reads it from its configuration only.
+    engine._config.load_universal_checkpoint = universal
+    with _data_only():
+        engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+
+
 def make_universal(shards: Path, universal: Path) -> None:
     """Convert the shards of ZeRO to a checkpoint that any number of ranks can load; rank 0 works,
     all wait.
+
+    Raises:
+        ValueError: If a file holds more than data.
     """
+    _check_data_only(shards)
     done = universal / "done"
     with first_alone():  # whole networks take long
         if dist.get_rank() == 0 and not done.exists():
@@ -72,6 +105,43 @@ def make_universal(shards: Path, universal: Path) -> None:
                 strict=True,
                 inject_missing_state=True,
             )
-            with redirect_stdout(io.StringIO()):
+            with redirect_stdout(io.StringIO()), _data_only():
                 ds_to_universal.main(options)
             done.touch()
+
+
+def _check_data_only(folder: Path) -> None:
+    """Check on rank 0 what the files below a folder would build; all ranks raise alike."""
+    refusal = ""
+    with first_alone():
+        if dist.get_rank() == 0:
+            refusal = next(filter(None, map(_more_than_data, sorted(folder.rglob("*.pt")))), "")
+    if refusal := broadcast_from_rank0(refusal):
+        raise ValueError(f"{refusal}; resume a checkpoint of your own")
+
+
+def _more_than_data(path: Path) -> str:
+    """What speaks against a file, from its text alone: nothing in it is built or called."""
+    with safe_globals(list(HELD)):
+        try:
+            foreign = get_unsafe_globals_in_checkpoint(path)
+        except Exception as error:  # of pickle, zipfile and torch, each of its own kind
+            reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+            return f"{path} is no file of a DeepSpeed checkpoint ({reason})"
+    if not foreign:
+        return ""
+    return f"{path} holds {min(foreign)[:80]}, which is no data and may run code: it is not loaded"
+
+
+@contextmanager
+def _data_only() -> Iterator[None]:
+    """Make every torch.load inside, the library's own too, load data and `HELD` only."""
+    force, never = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, never)}
+    os.environ[force] = "1"
+    try:
+        with safe_globals(list(HELD)):
+            yield
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})

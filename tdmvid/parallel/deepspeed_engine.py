@@ -24,6 +24,13 @@ from ..config import OptimConfig
 from .engine import REMEDY, Files, StepResult, check_shapes, shapes_of
 from .launch import all_agree
 from .optim import LossScale, build_optimizer
+from .zero_parts import (
+    assign_own_part,
+    full_shape,
+    gather_everywhere,
+    gather_on_rank0,
+    own_part,
+)
 
 TAG, UNIVERSAL = "zero", "universal"
 
@@ -146,7 +153,7 @@ class DeepSpeedEngine:
             config=settings,
         )[0]
         self.average = (
-            {name: _own_part(p).clone() for name, p in self.trainable.items()} if ema else {}
+            {name: own_part(p).clone() for name, p in self.trainable.items()} if ema else {}
         )
         self.updates = self._backwards = 0
         self._set_scale(LossScale.of(dtype))
@@ -234,7 +241,7 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def _update_average(self) -> None:
         if self.average:
-            own = [_own_part(p) for p in self.trainable.values()]
+            own = [own_part(p) for p in self.trainable.values()]
             torch._foreach_lerp_(list(self.average.values()), own, 1 - self.decay)
 
     def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
@@ -243,7 +250,7 @@ class DeepSpeedEngine:
 
         On every rank, or on rank 0; then empty elsewhere, and nothing is sent there.
         """
-        put_together = _whole if everywhere else _gathered
+        put_together = gather_everywhere if everywhere else gather_on_rank0
         whole = {
             name: put_together(part, self.trainable[name])
             for name, part in self._parts(averaged).items()
@@ -255,7 +262,7 @@ class DeepSpeedEngine:
         return (
             self.average
             if averaged and self.average
-            else {name: _own_part(p) for name, p in self.trainable.items()}
+            else {name: own_part(p) for name, p in self.trainable.items()}
         )
 
     @contextmanager
@@ -282,7 +289,7 @@ class DeepSpeedEngine:
 
         for name, parameter in self.trainable.items():
             sharded = hasattr(parameter, "ds_tensor")
-            whole = _gathered(parts[name], parameter) if sharded else parts[name]
+            whole = gather_on_rank0(parts[name], parameter) if sharded else parts[name]
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
                 if whole is not None:
                     parameter.copy_(whole)
@@ -313,7 +320,8 @@ class DeepSpeedEngine:
         """Restore the files of all ranks' `snapshot`s into a new engine: bit for bit on as many
         ranks, else converted once, beside it.
 
-        ValueError if it belongs to another model.
+        Raises:
+            ValueError: If it belongs to another model, or holds more than data.
         """
         state = json.loads((folder / "engine.json").read_text())
         if self.average and not (folder / "average.safetensors").exists():
@@ -321,24 +329,20 @@ class DeepSpeedEngine:
                 f"{folder} holds no average: resume with the ema it was written with, 0"
             )
         self._check_shapes(folder / "weights.safetensors")
+        from .deepspeed_checkpoint import load_shards, make_universal
+
         universal = state["ranks"] != dist.get_world_size()
         if universal:
-            from .deepspeed_checkpoint import make_universal
-
             make_universal(folder / TAG, folder / UNIVERSAL)
-        # The library reads it from its configuration only.
-        self.engine._config.load_universal_checkpoint = universal
-        self.engine.load_checkpoint(
-            str(folder), tag=UNIVERSAL if universal else TAG, load_module_strict=False
-        )
+        load_shards(self.engine, folder, UNIVERSAL if universal else TAG, universal=universal)
         if self.average:
             for name, tensor in load_file(folder / "average.safetensors").items():
-                _assign_own_part(self.average[name], tensor, self.trainable[name])
+                assign_own_part(self.average[name], tensor, self.trainable[name])
         self.updates = state["updates"]
         self._set_scale(LossScale(**state["scale"]))
 
     def _check_shapes(self, path: Path) -> None:
-        own = {name: _shape(p) for name, p in self.trainable.items()}
+        own = {name: full_shape(p) for name, p in self.trainable.items()}
         check_shapes(shapes_of(load_file(path)), own, f"{path}:", REMEDY)
 
 
@@ -380,53 +384,3 @@ def shard_frozen(
     if dtype == torch.float16:
         _autocast_inside(module, dtype)
     return deepspeed.initialize(model=module, config=settings)[0]
-
-
-# With ZeRO-3 a parameter is an empty tensor while nobody uses it. Its flattened values, padded
-# to a multiple of the ranks, are cut into equal parts, one a rank: `ds_tensor`.
-
-
-def _shape(parameter: Any) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _own_part(parameter: Any) -> Tensor:
-    """What this rank keeps of a parameter: a flat part with ZeRO-3, else all of it."""
-    return getattr(parameter, "ds_tensor", parameter).detach()
-
-
-def _whole(part: Tensor, parameter: Any) -> Tensor:
-    """The ranks' parts put together, on the CPU."""
-    if not hasattr(parameter, "ds_tensor"):
-        return part.clone().cpu()
-    part = _where_ranks_meet(part)
-    flat = part.new_empty(part.numel() * dist.get_world_size())
-    dist.all_gather_into_tensor(flat, part)
-    return flat[: parameter.ds_numel].view(parameter.ds_shape).clone().cpu()
-
-
-def _where_ranks_meet(part: Tensor) -> Tensor:
-    """On the device of the ranks' backend: NCCL does not read host memory."""
-    return part.contiguous().to("cuda" if dist.get_backend() == "nccl" else part.device)
-
-
-def _gathered(part: Tensor, parameter: Any) -> Tensor | None:
-    """The ranks' parts put together on rank 0's CPU; None elsewhere."""
-    first = dist.get_rank() == 0
-    if not hasattr(parameter, "ds_tensor"):
-        return part.clone().cpu() if first else None
-    part = _where_ranks_meet(part)
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())] if first else None
-    dist.gather(part, parts)
-    if parts is None:
-        return None
-    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape).cpu()
-
-
-def _assign_own_part(part: Tensor, whole: Tensor, parameter: Any) -> None:
-    if not hasattr(parameter, "ds_tensor"):
-        part.copy_(whole)
-        return
-    flat = torch.zeros(part.numel() * dist.get_world_size(), dtype=whole.dtype)
-    flat[: whole.numel()] = whole.flatten()
-    part.copy_(flat[dist.get_rank() * part.numel() :][: part.numel()])

@@ -49,7 +49,7 @@ def sampled(stage: int, threshold: int) -> dict:
     def refuse(*_):
         raise AssertionError("whole on every rank")
 
-    deepspeed.zero.GatheredParameters, deepspeed_engine._whole = counted, refuse
+    deepspeed.zero.GatheredParameters, deepspeed_engine.gather_everywhere = counted, refuse
     with torch.no_grad():
         before = engine(x)
         with engine.averaged():

@@ -1,0 +1,120 @@
+"""A checkpoint from somebody else is data: nothing in it runs, whoever loads it."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks, save
+from refusals import states
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def build(zero_stage: int):
+    from tdmvid.config import OptimConfig
+    from tdmvid.parallel import launch
+    from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine
+
+    launch.start("deepspeed", timeout_minutes=0.5)
+    torch.manual_seed(0)
+    optim = OptimConfig(lr=0.1)
+    return DeepSpeedEngine(
+        torch.nn.Linear(4, 4), optim, total_steps=2, micro_batch=1, zero_stage=zero_stage
+    )
+
+
+def write(folder: str, zero_stage: int) -> None:
+    from tdmvid.parallel import launch
+
+    engine = build(zero_stage)
+    engine.backward(engine(torch.ones(1, 4)).square().mean())
+    assert engine.step().applied
+    save(engine, Path(folder))
+    launch.finish()
+
+
+def read(folder: str, zero_stage: int) -> str:
+    """Load a checkpoint; what was raised, or ""."""
+    from tdmvid.parallel import launch
+
+    engine, said = build(zero_stage), ""
+    try:
+        engine.load(Path(folder))
+    except ValueError as error:
+        said = str(error)
+    launch.finish()
+    return said
+
+
+def set_traps(folder: Path, sprung: Path) -> list[Path]:
+    """Put a trap into every file that is loaded with torch, beside what was in it."""
+    paths = sorted(folder.rglob("*.pt"))
+    for path in paths:
+        torch.save({"was": path.name, "trap": Trap(sprung)}, path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    "stage, ranks",
+    [(2, 1), *(pytest.param(stage, 2, marks=pytest.mark.slow) for stage in (0, 3))],
+)
+def test_code_in_a_foreign_checkpoint_is_named_and_never_run(tmp_path, stage, ranks):
+    folder, sprung = tmp_path / "student", tmp_path / "sprung"
+    run_ranks(ranks, write, str(folder), stage)
+    assert run_ranks(ranks, read, str(folder), stage) == [""] * ranks, "our own is loaded"
+    name = set_traps(folder, sprung)[0]
+    for said in run_ranks(ranks, read, str(folder), stage):
+        assert states(said, name) and states(said, "posix.mkdir")
+    assert not sprung.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["zero", "universal"])
+def test_code_is_not_run_by_the_conversion_to_another_number_of_ranks_or_from_its_files(
+    tmp_path, where
+):
+    folder, sprung = tmp_path / "student", tmp_path / "sprung"
+    run_ranks(2, write, str(folder), 2)
+    if where == "universal":
+        assert run_ranks(1, read, str(folder), 2) == [""]
+    name = set_traps(folder / where, sprung)[0]
+    (said,) = run_ranks(1, read, str(folder), 2)
+    assert states(said, name) and states(said, "posix.mkdir")
+    assert not sprung.exists()
+
+
+def test_what_slips_past_the_look_is_refused_by_the_load(tmp_path, monkeypatch):
+    from tdmvid.parallel.deepspeed_checkpoint import HELD, _data_only
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    trapped, sprung, own = tmp_path / "trapped.pt", tmp_path / "sprung", tmp_path / "own.pt"
+    torch.save(Trap(sprung), trapped)
+    torch.save(list(HELD), own)
+    with _data_only():
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(trapped, weights_only=False)
+        assert torch.load(own, weights_only=False) == list(HELD)
+    assert not sprung.exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    from tdmvid.parallel.deepspeed_checkpoint import _more_than_data
+
+    path = tmp_path / "legacy.pt"
+    for content in (b"", b"text", pickle.dumps(Trap(tmp_path / "sprung"))):
+        path.write_bytes(content)
+        assert states(_more_than_data(path), path)
+    torch.jit.script(torch.nn.Linear(1, 1)).save(path)
+    assert states(_more_than_data(path), path)
+    assert not (tmp_path / "sprung").exists()
