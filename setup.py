@@ -64,6 +64,7 @@ setup(
         "numpy>=2,<3",
         "scipy>=1.13,<2",
         "pillow>=11,<14",
+        "pyyaml>=6.0.1,<7",
         "jinja2>=3.1,<4",
         "tensorboard>=2.18,<3",
         "tqdm>=4.66.3,<5",

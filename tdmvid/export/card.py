@@ -7,27 +7,24 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from ..backbones.base import Backbone
 from ..config.resources import find_model
 from ..data.files import write_text
+from ..data.markdown import code, escape, front_matter, one_line, read_front_matter
 from .consumers import consumers
 from .student import Provenance, Student
 
 
 def base_licence(folder: Path) -> dict[str, str]:
-    """licence, its name and link as the base's own card states them; {} if it has none."""
+    """Return licence, its name and link as the base's own card states them; {} if it has none."""
     card = folder / "README.md"
-    head = (
-        re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S)
-        if card.is_file()
-        else None
-    )
-    return (
-        dict(re.findall(r"^(license(?:_name|_link)?): *['\"]?([^'\"\n]+?)['\"]? *$", head[1], re.M))
-        if head
-        else {}
-    )
+    if not card.is_file():
+        return {}
+    stated = read_front_matter(card.read_text(encoding="utf-8", errors="replace"))
+    keys = ("license", "license_name", "license_link")
+    return {key: one_line(stated[key]) for key in keys if isinstance(stated.get(key), str)}
 
 
 def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) -> None:
@@ -40,10 +37,10 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
         samples: names of its videos, one a prompt.
     """
     backbone, provenance = student.backbone, student.provenance
-    lora = "rank" in facts
+    lora, base = "rank" in facts, escape(backbone.config.path)
     parts = [
         _front_matter(backbone, facts),
-        f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {backbone.config.path}",
+        f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {base}",
         provenance.origin,
         _settings(backbone, facts),
         "## In diffusers",
@@ -59,36 +56,26 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
 
 
 def _front_matter(backbone: Backbone, facts: dict) -> str:
-    path, video = backbone.config.path, backbone.stock.output == "frames"
+    path, lora = backbone.config.path, "rank" in facts
     hub = path.count("/") == 1 and not Path(path).is_dir()
-    lines = [
-        "---",
-        *(
-            [
-                f"base_model: {path}",
-                "base_model_relation: " + ("adapter" if "rank" in facts else "finetune"),
-            ]
-            if hub
-            else []
-        ),
-        *(f"{key}: {value}" for key, value in base_licence(backbone.folder).items()),
-        "library_name: diffusers",
-        f"pipeline_tag: {'text-to-video' if video else 'text-to-image'}",
-        "tags:",
-        *(
-            f"- {tag}"
-            for tag in (["lora"] if "rank" in facts else []) + ["distillation", "few-step", "tdm"]
-        ),
-        "---",
-    ]
-    return "\n".join(lines)
+    relation = "adapter" if lora else "finetune"
+    base = {"base_model": path, "base_model_relation": relation} if hub else {}
+    video = backbone.stock.output == "frames"
+    values: dict[str, Any] = {
+        **base,
+        **base_licence(backbone.folder),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-video" if video else "text-to-image",
+        "tags": [*(["lora"] if lora else []), "distillation", "few-step", "tdm"],
+    }
+    return front_matter(values)
 
 
 def _settings(backbone: Backbone, facts: dict) -> str:
     config, size = backbone.config, backbone.size
     shift = f" (flow shift {facts['shift']:g})" if facts.get("shift") else ""
     rows = {
-        "base": f"`{config.path}`, revision `{config.revision or 'as found'}`",
+        "base": f"{code(config.path)}, revision {code(config.revision or 'as found')}",
         "timesteps": f"{facts['timesteps']}{shift}",
         "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)",
         "guidance scale": "1.0 (off)",
@@ -152,8 +139,8 @@ def _loading(backbone: Backbone, whole: bool) -> list[str]:
     config, part = backbone.config, backbone.spec.network_folder
     dtype, network = f"dtype=torch.{config.dtype}", type(backbone.network).__name__
     choices = (("revision", config.revision), ("variant", config.variant))
-    base = f'"{find_model(config.path)}"' + "".join(
-        f', {key}="{value}"' for key, value in choices if value
+    base = json.dumps(find_model(config.path), ensure_ascii=False) + "".join(
+        f", {key}={json.dumps(value)}" for key, value in choices if value
     )
     tiling = ["pipe.vae.enable_tiling()"] if config.tiling else []
     pipeline = f"pipe = {backbone.pipeline_class}.from_pretrained"
@@ -165,7 +152,7 @@ def _loading(backbone: Backbone, whole: bool) -> list[str]:
 
 def _other_files(facts: dict) -> list[str]:
     rows = [
-        f"* `{path}`: for {consumers()[name].card_text(facts)}"
+        f"* {code(path)}: for {consumers()[name].card_text(facts)}"
         for name, path in facts.get("formats", {}).items()
     ]
     return (
@@ -181,7 +168,10 @@ def _other_files(facts: dict) -> list[str]:
 
 def _samples(samples: list[str], prompts: tuple[str, ...]) -> list[str]:
     return (
-        ["## Samples", "\n".join(f"* [{prompt}]({name})" for prompt, name in zip(prompts, samples))]
+        [
+            "## Samples",
+            "\n".join(f"* [{escape(prompt)}]({name})" for prompt, name in zip(prompts, samples)),
+        ]
         if samples
         else []
     )
@@ -196,15 +186,15 @@ def _scores(provenance: Provenance) -> list[str]:
 def _table(scores: dict) -> str:
     columns = scores["columns"]
     rows = [
-        "| sampler | NFE | " + " | ".join(column["label"] for column in columns) + " |",
+        "| sampler | NFE | " + " | ".join(escape(column["label"]) for column in columns) + " |",
         "|---" * (len(columns) + 2) + "|",
     ]
     for row in scores["samplers"]:
         cells = [
             _cell(row["metrics"].get(column["key"]), column.get("unit", "")) for column in columns
         ]
-        rows.append(f"| {row['name']} | {row.get('nfe', '')} | " + " | ".join(cells) + " |")
-    return "\n".join(rows) + f"\n\n{scores.get('protocol', '')}"
+        rows.append(f"| {escape(row['name'])} | {row.get('nfe', '')} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + f"\n\n{escape(scores.get('protocol', ''))}"
 
 
 def _cell(metric: dict | None, unit: str) -> str:
@@ -243,9 +233,11 @@ def _licence(backbone: Backbone) -> str:
     stated = base_licence(backbone.folder)
     if not stated:
         return (
-            f"The licence of the base model, `{backbone.config.path}`, applies; its folder does not"
-            " state which."
+            f"The licence of the base model, {code(backbone.config.path)}, applies; its folder does"
+            " not state which."
         )
-    name = stated.get("license_name", stated.get("license", ""))
-    link = f" ({stated['license_link']})" if "license_link" in stated else ""
-    return f"The licence of the base model applies: {name}{link}."
+    name = escape(stated.get("license_name", stated.get("license", "")))
+    link = stated.get("license_link", "")
+    web = re.fullmatch(r"https?://[\w./~%?=&#:+-]+", link)
+    shown = f" ({link if web else escape(link)})" if link else ""
+    return f"The licence of the base model applies: {name}{shown}."

@@ -24,6 +24,7 @@ from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
 from ..config import RunConfig, load_config
 from ..data.checkpoints import latest, read_meta, read_student, whole
+from ..data.markdown import code
 from ..data.prompts import read_prompts
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids
@@ -127,7 +128,7 @@ def export_published(
         reference,
         sample_reference(backbone, module, reference, grid),
         Adapter(module, settings),
-        Provenance(origin=f"Converted from the published `{path.name}`{included}"),
+        Provenance(origin=f"Converted from the published {code(path.name)}{included}"),
     )
     write_bundles({out: student}, request)
     return read_facts(out)
@@ -149,7 +150,7 @@ def export_tuned(
     reference = draw_reference(backbone, request.prompts, request.seed)
     network = type(backbone.network).from_pretrained(folder)
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    provenance = Provenance(origin=f"From the fine-tuned network `{folder.name}`.")
+    provenance = Provenance(origin=f"From the fine-tuned network {code(folder.name)}.")
     student = _tuned_student(backbone, grid, tensors, reference, provenance)
     return _write_tuned(out, student, request)
 

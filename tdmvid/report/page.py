@@ -6,39 +6,21 @@ the run folder is optional; what is not there yet is left out of the page.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from ..data.files import write_text
+from ..data.media import Media, embed, file_inside
 from ..train.monitor import METRICS, read_metrics
 from . import plots
 
 REPORT = "report.html"
-MEDIA_TYPES = {
-    ".mp4": "video/mp4",
-    ".webm": "video/webm",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".gif": "image/gif",
-    ".webp": "image/webp",
-}
-
-
-@dataclass(frozen=True)
-class Media:
-    """One video or image as a data URI; `source` is empty where the file does not exist."""
-
-    kind: str
-    source: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -98,17 +80,15 @@ def _load(path: Path) -> Any:
 
 
 def _media(folder: Path, name: str | None) -> Media:
-    """A file of the gallery. Raises ValueError for a type that browsers do not play."""
-    if name is None or not (folder / name).exists():
-        return Media("missing", "", name or "")
-    suffix = PurePath(name).suffix.lower()
-    if suffix not in MEDIA_TYPES:
-        raise ValueError(
-            f"{folder / name} cannot be shown in a page: use one of {', '.join(MEDIA_TYPES)}"
-        )
-    mime = MEDIA_TYPES[suffix]
-    data = base64.b64encode((folder / name).read_bytes()).decode()
-    return Media(mime.partition("/")[0], f"data:{mime};base64,{data}", name)
+    """Read a file of the gallery; its kind is "missing" where it was not made.
+
+    Raises:
+        ValueError: for what lies outside of the folder, or is no video or image.
+    """
+    if name is None:
+        return Media("missing", "")
+    path = file_inside(folder, name)
+    return embed(path) if path.exists() else Media("missing", "")
 
 
 def _gallery(folder: Path) -> dict | None:

@@ -4,7 +4,6 @@ side by side.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +11,9 @@ from pathlib import Path
 import jinja2
 
 from ..data.files import write_json, write_text
+from ..data.markdown import escape
+from ..data.media import embed, file_inside
 from .intervals import Measure
-
-MEDIA_TYPES = {
-    ".mp4": "video/mp4",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,13 @@ def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) ->
     best, worst = best_and_worst(pairs, shown)
     groups = [("Where the student falls furthest behind", worst), ("Where it gains most", best)]
     rows = [
-        (title, [(pair, [_embedded(file) for file in pair.files]) for pair in group])
+        (
+            title,
+            [
+                (pair, [embed(file_inside(file.parent, file.name)) for file in pair.files])
+                for pair in group
+            ],
+        )
         for title, group in groups
         if group
     ]
@@ -113,25 +112,13 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
 
 def markdown(result: Result) -> str:
     """Return the table with its protocol and notes, to paste beside a claim."""
-    lines = [f"# {result.title}", "", result.protocol, ""]
-    lines += [f"**{note}**\n" for note in result.notes]
-    lines += [f"| | {result.names[0]} | {result.names[1]} | difference |", "|---|---|---|---|"]
+    lines = [f"# {escape(result.title)}", "", escape(result.protocol), ""]
+    lines += [f"**{escape(note)}**\n" for note in result.notes]
+    names = " | ".join(map(escape, result.names))
+    lines += [f"| | {names} | difference |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in table(result)]
-    lines += [""] * bool(result.figures) + [f"* {line}" for line in result.figures]
+    lines += [""] * bool(result.figures) + [f"* {escape(line)}" for line in result.figures]
     return "\n".join(lines) + "\n"
-
-
-def media(path: Path) -> tuple[str, str]:
-    """Return ("video" or "image", media type) of a file; ValueError unless browsers show it."""
-    kind = MEDIA_TYPES.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(f"{path} cannot be shown in a page: use one of {', '.join(MEDIA_TYPES)}")
-    return kind.partition("/")[0], kind
-
-
-def _embedded(path: Path) -> tuple[str, str]:
-    tag, kind = media(path)
-    return tag, f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _template() -> jinja2.Template:

@@ -7,18 +7,17 @@ only as A and B, and the key that names them stays with whoever made it.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jinja2
 
 from ..data.files import write_json, write_text
+from ..data.media import embed, file_inside
 from .intervals import Measure, binomial
-from .results import media
 
 CHOICES = ("A", "B", "same")
 LARGEST = 500 * 2**20
@@ -37,31 +36,50 @@ class Question:
 
 
 def pair_samples(a: Path, b: Path) -> list[Question]:
-    """Pair the manifests of two sample folders (`tdmvid sample`), in A's order; ValueError without
-    any pair.
+    """Pair the manifests of two sample folders (`tdmvid sample`), in A's order.
+
+    Raises:
+        ValueError: without any pair, or where a manifest names a file outside of its folder.
     """
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} is given twice: a study compares two samplers")
-    prompts = {entry["file"]: entry["prompt"] for entry in _manifest(a)}
-    there = {entry["file"]: entry["prompt"] for entry in _manifest(b)}
+    prompts, there = _manifest(a), _manifest(b)
     common = [file for file in prompts if there.get(file) == prompts[file]]
     if not common:
         raise ValueError(
             f"{a} and {b} have no prompt and seed in common: sample both from the same prompts and"
             " seeds"
         )
-    return [Question(prompts[file], file, (a / file, b / file)) for file in common]
+    return [
+        Question(prompts[file], file, (file_inside(a, file), file_inside(b, file)))
+        for file in common
+    ]
 
 
-def _manifest(folder: Path) -> list[dict]:
+def _manifest(folder: Path) -> dict[str, str]:
+    """Return the prompt of every file that a folder's manifest names."""
     path = folder / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder} has no manifest.jsonl: give folders that `tdmvid sample` wrote")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    entries = [json.loads(line) for line in lines if line.strip()]
-    if not all("file" in entry and "prompt" in entry for entry in entries):
-        raise ValueError(f"{path}: a line has no file and prompt: `tdmvid sample` writes both")
-    return entries
+    prompts: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): sample again") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            file, prompt = entry["file"], entry["prompt"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            file = prompt = None
+        if not isinstance(file, str) or not isinstance(prompt, str):
+            raise ValueError(
+                f"{path}, line {number} has no file and prompt: `tdmvid sample` writes both"
+            )
+        prompts[file] = prompt
+    return prompts
 
 
 def write_study(
@@ -80,7 +98,11 @@ def write_study(
     """
     _check_size(questions)
     items = [
-        {"id": index, "prompt": q.prompt, "sides": [_source(path) for path in q.sides]}
+        {
+            "id": index,
+            "prompt": q.prompt,
+            "sides": [asdict(embed(path)) for path in q.sides],
+        }
         for index, q in enumerate(questions)
     ]
     study = hashlib.sha256(json.dumps([title, items]).encode()).hexdigest()[:12]
@@ -118,14 +140,6 @@ def _check_size(questions: list[Question]) -> None:
             raise ValueError(
                 f"{len(questions)} pairs are more than one page can hold ({limit}): {remedy}"
             )
-
-
-def _source(path: Path) -> dict:
-    tag, kind = media(path)
-    return {
-        "tag": tag,
-        "source": f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}",
-    }
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,44 @@
 """The page of a run: complete, self-contained, and safe to open whatever the prompts say."""
 
 import base64
+import io
 import json
 import re
 from html import unescape
 from html.parser import HTMLParser
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
+from refusals import refused
 
 from tdmvid.report import plots
 from tdmvid.report.page import write_report
 
 PROMPTS = ["a red circle moving left", '<script>alert("x")</script> & more', "it's 5 > 3"]
-VIDEOS = {
-    f"{who}/{index}.mp4": f"{who} {index}".encode()
-    for who in ("teacher", "student")
-    for index in range(3)
-}
-IMAGES = {"traj/teacher_0.png": b"noise", "traj/student_0.png": b"shape"}
+SIDES = [f"{who}/{index}.mp4" for who in ("teacher", "student") for index in range(3)]
+
+
+def picture(level):
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), (level, 0, 0)).save(data, format="PNG")
+    return data.getvalue()
+
+
+def clip(level):
+    data = io.BytesIO()
+    with av.open(data, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height = stream.width = 32
+        frame = np.full((32, 32, 3), level, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return data.getvalue()
+
+
+VIDEOS = {name: clip(40 * index) for index, name in enumerate(SIDES)}
+IMAGES = {"traj/teacher_0.png": picture(50), "traj/student_0.png": picture(200)}
 
 
 class Page(HTMLParser):
@@ -181,6 +201,21 @@ def test_exactly_the_given_videos_and_images_are_embedded_row_by_row(page):
     rows = [VIDEOS[f"{who}/{index}.mp4"] for index in range(3) for who in ("teacher", "student")]
     assert Page(page).sources("video") == [uri("video/mp4", content) for content in rows]
     assert Page(page).sources("img") == [uri("image/png", content) for content in IMAGES.values()]
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "link.mp4", "page.png"])
+def test_a_gallery_shows_its_own_videos_and_images_alone(tmp_path, name):
+    run = tmp_path / "run"
+    gallery(run)
+    (tmp_path / "secret.png").write_bytes(picture(9))
+    (run / "gallery/link.mp4").symlink_to(tmp_path / "secret.png")
+    (run / "gallery/page.png").write_text("<svg/>")
+    shown = json.loads((run / "gallery/gallery.json").read_text())
+    shown["columns"][0]["videos"][1] = name
+    write(run / "gallery/gallery.json", shown)
+    with refused(name.removeprefix("../../")):
+        write_report(run)
+    assert not (run / "report.html").exists()
 
 
 def test_nothing_is_fetched(page):

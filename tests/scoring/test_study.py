@@ -8,6 +8,7 @@ from browser import CHROMIUM, Browser
 from refusals import refused
 
 from tdmvid.cli.main import main
+from tdmvid.data.media import embed
 from tdmvid.data.video import write_image, write_video
 from tdmvid.scoring.study import Question, pair_samples, tally, write_study
 
@@ -51,6 +52,11 @@ def study(tmp_path, folders):
     return page, json.loads((tmp_path / "study.key.json").read_text())
 
 
+def write_png(path):
+    write_image(path, torch.zeros(3, 8, 8))
+    return path
+
+
 def ballot(key, person, **votes):
     return f"{person}.json", {
         "study": key["study"],
@@ -70,6 +76,63 @@ def test_only_pairs_of_one_prompt_and_seed_are_asked(folders):
         pair_samples(*folders)
     with refused(folders[0]):
         pair_samples(folders[0], folders[0])
+
+
+def test_a_file_outside_of_the_sample_folders_is_not_embedded(folders, tmp_path):
+    """A page is sent to people: a manifest from elsewhere must not choose what it holds."""
+    secret = write_png(tmp_path / "secret.png")
+    for name in ("../secret.png", str(secret), "link.png", "sub/secret.png", "", "a\0b.png", 7):
+        for folder in folders:
+            (folder / "sub").unlink(missing_ok=True)
+            (folder / "sub").symlink_to(tmp_path)
+            (folder / "link.png").unlink(missing_ok=True)
+            (folder / "link.png").symlink_to(secret)
+            line = json.dumps({"file": name, "prompt": "a lake"})
+            (folder / "manifest.jsonl").write_text(line)
+        with refused():
+            pair_samples(*folders)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("0-0.png", b"root:x:0:0:root:/root:/bin/sh\n"),
+        ("0-0.png", b"\x89PNG\r\n\x1a\n"),
+        ("0-0.mp4", b""),
+        ("0-0.mp4", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"),
+        ("0-0.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    ],
+)
+def test_what_is_no_video_or_image_is_not_embedded(folders, tmp_path, name, content):
+    for folder in folders:
+        (folder / name).write_bytes(content)
+        line = json.dumps({"file": name, "prompt": "a lake"})
+        (folder / "manifest.jsonl").write_text(line)
+    with refused(folders[0] / name):
+        write_study(
+            tmp_path / "page.html",
+            pair_samples(*folders),
+            title="Which?",
+            question="Which is better?",
+            names=("ours", "theirs"),
+        )
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_link_within_a_sample_folder_is_followed(folders):
+    for folder in folders:
+        (folder / "again-0.png").symlink_to("0-0.png")
+        line = json.dumps({"file": "again-0.png", "prompt": "a lake"})
+        (folder / "manifest.jsonl").write_text(line)
+    (question,) = pair_samples(*folders)
+    assert embed(question.sides[0]) == embed(folders[0] / "0-0.png")
+
+
+def test_a_broken_manifest_is_named_with_its_line(folders):
+    for line in ("[" * 100_000, "{", '"file prompt"', '{"file": "0-0.png"}'):
+        (folders[0] / "manifest.jsonl").write_text(f"\n{line}\n")
+        with refused(folders[0] / "manifest.jsonl", "line 2"):
+            pair_samples(*folders)
 
 
 def test_the_page_does_not_say_who_is_who(study):
