@@ -40,7 +40,7 @@ from benchmarks.untrained import SMALL, Stage, build_stage, untrained
 from tdmvid.adapters.lora import tuner_layers
 from tdmvid.backbones.cogvideox_parallel import JointAttention
 from tdmvid.config import RunConfig, load_config
-from tdmvid.distill.iteration import iterate, pick_k
+from tdmvid.distill.iteration import Place, iterate, pick_k
 from tdmvid.parallel import launch
 
 IMAGE = [
@@ -86,11 +86,7 @@ def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
     objective = replace(stage.config.objective, rollout="stop")
 
     def drawn(step):
-        return int(
-            pick_k(
-                objective, stage.grid, 1, stage.streams.generator(step, "k", device="cpu"), own=None
-            )[0]
-        )
+        return int(pick_k(Place(step), objective, stage.grid, 1, stage.streams)[0])
 
     return tuple(
         next(step for step in itertools.count() if drawn(step) == k) for k in (stage.grid.steps, 1)

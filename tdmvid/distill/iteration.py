@@ -96,14 +96,35 @@ class Outcome:
     failed: str | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which trajectory of a run it is, on which its random numbers depend."""
+
+    step: int
+    micro: int = 0
+    """Number of the micro-batch among those of its rank: the accumulation step."""
+    stream: int = 0
+    """Number of the micro-batch among those of all ranks."""
+    number: int = 0
+    """0 for the trajectory that turns of an iteration share, else that of a turn's own."""
+
+    def name(self, what: str) -> str:
+        """Return the name of a random stream."""
+        return f"{what}/{self.number}" if self.number else what
+
+
 def pick_k(
-    objective: Objective, grid: TimeGrid, batch: int, shared: torch.Generator, own: torch.Generator
+    place: Place, objective: Objective, grid: TimeGrid, batch: int, streams: Generators
 ) -> Tensor:
-    """The step of each sample, [B] in 1..K: one for all ranks if the rollout stops there, else per
-    sample.
+    """Draw the step of each sample, [B] in 1..K on the host.
+
+    Where the rollout stops it is one for the micro-batch, and the same on all ranks, which then
+    make as many calls; else one per sample.
     """
     if objective.rollout == "stop":
+        shared = streams.generator(place.step, place.name("k"), place.micro, device="cpu")
         return torch.randint(1, grid.steps + 1, (1,), generator=shared).expand(batch)
+    own = streams.generator(place.step, place.name("k"), place.stream, device="cpu")
     return torch.randint(1, grid.steps + 1, (batch,), generator=own)
 
 
@@ -124,27 +145,37 @@ def iterate(
     streams: Generators,
     first_stream: int = 0,
 ) -> Outcome:
-    """Roll out, then let each role of the objective take its turn on the same trajectories.
+    """Roll out, then let each role of the objective take its turn on these trajectories.
 
-    A turn whose loss or gradient is not finite changes nothing and ends the iteration; one whose
-    gradient overflowed for its loss scale alone changes nothing but that.
+    The first `objective.own_trajectories` turns each have trajectories of their own. A turn whose
+    loss or gradient is not finite changes nothing and ends the iteration; one whose gradient
+    overflowed for its loss scale alone changes nothing but that.
 
     Args:
         conds: One Cond per micro-batch.
         noise_shape: [B, ...] of a micro-batch.
         first_stream: Number of the first micro-batch among those of all ranks.
     """
-    paths = []
-    for stream, cond in enumerate(conds, first_stream):
-        path = advance(step, cond, noise_shape, objective, roles, grid, streams, stream)
-        asked = roles
-        if objective.draws == "shared" and roles.fake is not None:
-            asked = replace(roles, fake=AskedOnce(roles.fake))
-        paths.append(GradedPath(path, asked, keep=len(conds) == 1))
 
+    def roll_out(number: int, *, keep: bool) -> list[GradedPath]:
+        paths = []
+        for micro, cond in enumerate(conds):
+            place = Place(step, micro, first_stream + micro, number)
+            path = advance(place, cond, noise_shape, objective, roles, grid, streams)
+            asked = roles
+            if objective.draws == "shared" and roles.fake is not None:
+                asked = replace(roles, fake=AskedOnce(roles.fake))
+            paths.append(GradedPath(path, asked, keep=keep))
+        return paths
+
+    paths: list[GradedPath] = []
     scalars: dict[str, list[Tensor]] = {}  # on the device: they are fetched once, at the end
     norms: dict[str, float] = {}
     for turn, role in enumerate(objective.roles):
+        if turn < objective.own_trajectories:
+            paths = roll_out(turn + 1, keep=False)
+        elif turn == objective.own_trajectories:
+            paths = roll_out(0, keep=len(conds) == 1)
         for stream, call in enumerate(paths, first_stream):
             generator = streams.generator(step, f"{role}/{turn}", stream)
             draw = call.draw(objective, generator, graded=role == "student")
@@ -161,26 +192,21 @@ def iterate(
 
 
 def advance(
-    step: int,
+    place: Place,
     cond: Cond,
     noise_shape: tuple[int, ...],
     objective: Objective,
     roles: Roles,
     grid: TimeGrid,
     streams: Generators,
-    stream: int,
 ) -> Trajectory:
-    """Roll one micro-batch out from noise up to a step k of the student's grid.
-
-    Args:
-        noise_shape: [B, ...].
-        stream: Number of the micro-batch among those of all ranks.
+    """Roll one micro-batch, [B, ...] of `noise_shape`, out from noise up to a step k of the
+    student's grid.
     """
-    shared = streams.generator(step, "k", device="cpu")
-    own = streams.generator(step, "k", stream, device="cpu")
-    k = pick_k(objective, grid, noise_shape[0], shared, own)
-    device = streams.device
-    z = torch.randn(noise_shape, generator=streams.generator(step, "z", stream), device=device)
+    step, stream, device = place.step, place.stream, streams.device
+    k = pick_k(place, objective, grid, noise_shape[0], streams)
+    noise = streams.generator(step, place.name("z"), stream)
+    z = torch.randn(noise_shape, generator=noise, device=device)
     if objective.conditioned_on_steps:
         cond = cond.with_step_count(grid.steps, len(z), device)
     calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
@@ -192,7 +218,7 @@ def advance(
         k.to(device),
         calls=calls,
         solver=objective.solver,
-        generator=streams.generator(step, "renoise", stream),
+        generator=streams.generator(step, place.name("renoise"), stream),
     )
 
 

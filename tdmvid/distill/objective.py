@@ -79,8 +79,15 @@ class Objective(Protocol):
         ...
 
     @property
+    def own_trajectories(self) -> int:
+        """How many of the first turns roll out trajectories of their own; the others share some."""
+        ...
+
+    @property
     def rollout(self) -> Literal["stop", "full"]:
-        """stop: one k for the whole iteration, where the rollout ends; full: a k per sample."""
+        """stop: a k per micro-batch, the same on all ranks, where the rollout ends; full: a k per
+        sample.
+        """
         ...
 
     @property

@@ -157,7 +157,8 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
 
     Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
     twice, fake once unless the draw is shared, 1B); with accumulation the graded call is made
-    twice. A gradient that is taken through the scores adds their backwards.
+    twice. A turn with trajectories of its own rolls out and calls the student once more. A gradient
+    that is taken through the scores adds their backwards.
     """
     objective = config.objective
     steps = float(student_steps(config))
@@ -169,7 +170,8 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     scores = 1 + teacher if objective.through_scores else 0
     updates = objective.roles.count("fake")
     fake = updates + (objective.draws == "own") if updates else 0
-    return rollout + graded + fake + teacher, updates + 1 + scores
+    own = objective.own_trajectories * (rollout + 1)
+    return rollout + graded + own + fake + teacher, updates + 1 + scores
 
 
 def teacher_calls(config: RunConfig) -> int:

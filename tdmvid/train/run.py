@@ -92,9 +92,13 @@ class Run:
         compared = {key: settings[key] for key in COMPARED}
         if self.real_digest:
             compared |= {"discriminator": settings["discriminator"], "real": self.real_digest}
+        # where the rollout stops, all ranks have one k for each of their micro-batches
+        stops = config.objective.rollout == "stop"
+        stopped: dict[str, int] = {"accumulation": config.batch.accumulation} if stops else {}
         schedules = {getattr(config, role).schedule for role in self.engines}
         return compared | {
-            "batch": {
+            "batch": stopped
+            | {
                 "micro": config.batch.micro,
                 # of all ranks together
                 "micro_batches": config.batch.accumulation * self.world.data_size,

@@ -11,7 +11,7 @@ from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.fisher import Fisher
-from tdmvid.distill.iteration import GradedPath, iterate
+from tdmvid.distill.iteration import GradedPath, Place, iterate, pick_k
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel.engine import TorchEngine
@@ -96,9 +96,7 @@ def test_a_stopped_rollout_costs_k_dependent_calls_and_6_5_on_average():
     for step in range(200):
         before = world.forwards()
         world.iterate(step)
-        k = torch.randint(
-            1, 5, (1,), generator=Streams(0).generator(step, "k", device="cpu")
-        ).item()
+        k = int(pick_k(Place(step), world.objective, uniform(4, PROCESS), 1, Streams(0)))
         costs.append(world.forwards() - before)
         assert costs[-1] == (4 - k) + 5
     assert set(costs) == {5, 6, 7, 8} and sum(costs) / 200 == pytest.approx(6.5, abs=0.25)
@@ -186,13 +184,14 @@ def test_two_micro_batches_average_the_moves_of_two_iterations(draws):
 
 
 def test_the_fake_accumulates_over_micro_batches_too():
+    """With a full rollout: where it stops, a micro-batch's k depends on its number on the rank."""
     moves = {}
     for name, micros, accumulation, first in (
         ("both", 2, 2, 0),
         ("first", 1, 1, 0),
         ("second", 1, 1, 1),
     ):
-        world = World(TDM(rollout="stop"), accumulation=accumulation)
+        world = World(TDM(rollout="full"), accumulation=accumulation)
         before = world.weights("fake")
         world.iterate(micros=micros, first_stream=first)
         moves[name] = world.weights("fake").double() - before.double()

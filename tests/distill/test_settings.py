@@ -33,6 +33,7 @@ VALUES = {
     "fake_weight": ("velocity",),
     "snr_ceiling": (0.5,),
     "fake_updates": (2,),
+    "fake_trajectories": ("fresh", "same"),
     "draws": ("shared",),
     "rollout": ("full",),
 }

@@ -2,6 +2,7 @@
 the real networks.
 """
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tdmvid.config import load_config
 from tdmvid.diffusion.denoiser import Guided
-from tdmvid.distill.iteration import iterate, pick_k
+from tdmvid.distill.iteration import Place, iterate, pick_k
 from tdmvid.distill.objective import build_objective
 from tdmvid.parallel import launch
 from tdmvid.plan import cost
@@ -94,14 +95,22 @@ class Counted:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("fake_updates, draws", [(1, "own"), (2, "own"), (1, "shared")])
+@pytest.mark.parametrize(
+    "fake_updates, draws, fake_trajectories",
+    [(1, "own", "same"), (2, "own", "same"), (3, "own", "fresh"), (1, "shared", "same")],
+)
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("rollout", ["stop", "full"])
 def test_the_planned_calls_are_those_of_the_loop(
-    run, rollout, cfg, fake_updates, draws, accumulation
+    run, rollout, cfg, fake_updates, draws, fake_trajectories, accumulation
 ):
     objective = replace(
-        run.config.objective, rollout=rollout, cfg=cfg, fake_updates=fake_updates, draws=draws
+        run.config.objective,
+        rollout=rollout,
+        cfg=cfg,
+        fake_updates=fake_updates,
+        draws=draws,
+        fake_trajectories=fake_trajectories,
     )
     config = replace(
         run.config, objective=objective, batch=replace(run.config.batch, accumulation=accumulation)
@@ -112,7 +121,7 @@ def test_the_planned_calls_are_those_of_the_loop(
         roles=replace(run.roles, teacher=Guided(run.roles.teacher.denoiser, run.null, cfg)),
     )
     forwards, backwards = calls_per_iteration(config)
-    grid, expected = config.grid.steps, 0.0
+    grid, expected, own_trajectories = config.grid.steps, 0.0, objective.own_trajectories
     with Counted(run.engines) as counted:
         engines = {role: counted.backward(engine) for role, engine in run.engines.items()}
         for step in range(STEPS):
@@ -126,20 +135,13 @@ def test_the_planned_calls_are_those_of_the_loop(
                 grid=run.grid,
                 streams=run.streams,
             )
-            # The plan has the mean over k of K - k calls; here k is known.
-            k = (
-                pick_k(
-                    build_objective(objective),
-                    run.grid,
-                    MICRO,
-                    run.streams.generator(step, "k", device="cpu"),
-                    own=None,
-                )[0]
-                if rollout == "stop"
-                else None
-            )
-            expected += forwards + (0 if k is None else (grid - int(k)) - (grid - 1) / 2)
-    assert counted.forwards == accumulation * expected
+            # The plan has the mean over k of K - k calls; here every k is known.
+            expected += accumulation * forwards
+            for micro, own in itertools.product(range(accumulation), range(own_trajectories + 1)):
+                place = Place(step, micro, micro, own)
+                k = pick_k(place, objective, run.grid, MICRO, run.streams)[0]
+                expected += (grid - int(k)) - (grid - 1) / 2 if rollout == "stop" else 0
+    assert counted.forwards == expected
     assert counted.backwards == accumulation * STEPS * backwards
 
 

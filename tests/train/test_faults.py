@@ -183,14 +183,22 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(tiny_json, tmp_path, whole):
+def test_a_full_rollout_goes_on_with_another_number_of_ranks(tiny_json, tmp_path):
     """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding
     alone.
     """
-    out = tmp_path / "run"
-    for count, accumulation, steps in ((2, 1, 2), (1, 2, 4), (2, 1, len(whole))):
-        status, said = ranks(
-            tiny_json, out, f"steps={steps}", f"batch.accumulation={accumulation}", count=count
+
+    def layout(out, steps, count):
+        changes = (
+            "objective.rollout=full",
+            f"steps={steps}",
+            f"batch.accumulation={2 // count}",
         )
+        status, said = ranks(tiny_json, tmp_path / out, *changes, count=count)
         assert status == 0, said
-    assert losses(out) == [pytest.approx(pair, rel=1e-4, abs=0) for pair in whole]
+
+    layout("whole", 6, 2)
+    for steps, count in ((2, 2), (4, 1), (6, 2)):
+        layout("run", steps, count)
+    whole = losses(tmp_path / "whole")
+    assert losses(tmp_path / "run") == [pytest.approx(pair, rel=1e-4, abs=0) for pair in whole]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tdmvid.config import RunConfig, from_dict
-from tdmvid.distill.iteration import pick_grid, pick_k
+from tdmvid.distill.iteration import Place, pick_grid, pick_k
 from tdmvid.plan.plan import make_plan
 from tdmvid.roles.rules import check_settings
 from tdmvid.train.monitor import read_metrics
@@ -77,13 +77,17 @@ def covering():
 def planned_calls(plan, run, step):
     """The plan has the mean over K and k; a step knows its own."""
     steps = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
-    mean = sum(grid.steps for grid in run.grids) / len(run.grids)
-    if run.config.objective.rollout == "full":
-        return plan.calls.forwards + steps.steps - mean
-    k = pick_k(
-        run.config.objective, steps, 1, run.streams.generator(step, "k", device="cpu"), own=None
-    )
-    return plan.calls.forwards + steps.steps - int(k) - (mean - 1) / 2
+    mean, objective = sum(grid.steps for grid in run.grids) / len(run.grids), run.config.objective
+    if objective.rollout == "full":
+        rollouts = objective.own_trajectories + 1
+        return plan.calls.forwards + rollouts * (steps.steps - mean)
+    micros = range(run.config.batch.accumulation)
+    made = [
+        steps.steps - int(pick_k(Place(step, micro, micro, own), objective, steps, 1, run.streams))
+        for micro in micros
+        for own in range(objective.own_trajectories + 1)
+    ]
+    return plan.calls.forwards + (sum(made) - len(made) * (mean - 1) / 2) / len(micros)
 
 
 ROWS = [  # three of them are in the quick suite

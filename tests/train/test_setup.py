@@ -10,6 +10,7 @@ from refusals import refused
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
+from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.finalize import base_waiting
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
@@ -101,6 +102,28 @@ def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
         replace(tiled, real_digest="clips").fingerprint
         != replace(run, real_digest="clips").fingerprint
     )  # which are encoded in tiles
+
+
+def test_a_resume_names_the_accumulation_where_numbers_depend_on_it(tiny_run, tmp_path):
+    """A rollout that stops has a k for each micro-batch of a rank; a full one has one a sample."""
+
+    def laid_out(rollout, ranks):
+        changes = (f"objective.rollout={rollout}", f"batch.accumulation={4 // ranks}")
+        run = replace(stopped, config=tiny_run(tmp_path, *changes))
+        return replace(run, world=replace(run.world, size=ranks))
+
+    stopped = build_run(tiny_run(tmp_path), launch.start("none"))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    for rollout in ("stop", "full"):
+        path = checkpoints.save(1, stopped.engines, laid_out(rollout, 2).fingerprint)
+        checkpoints.wait()
+        for ranks in (1, 4):
+            other = laid_out(rollout, ranks)
+            if rollout == "full":
+                assert Checkpoints.load(path, other.engines, other.fingerprint) == 1
+                continue
+            with refused("batch.accumulation=2", f"has {4 // ranks}"):
+                Checkpoints.load(path, other.engines, other.fingerprint)
 
 
 def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_path):

@@ -50,8 +50,8 @@ class ObjectiveSettings:
     one call of the fake serve both.
     """
     rollout: Literal["stop", "full"] = "stop"
-    """stop: one k for the whole iteration, the rollout ends there; full: a k per sample, K - 1
-    calls.
+    """stop: a k for each micro-batch of a rank, the same on all ranks, and the rollout ends there;
+    full: a k per sample, K - 1 calls. With stop, numbers depend on `batch.accumulation`.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = RULES
@@ -65,6 +65,11 @@ class ObjectiveSettings:
     def roles(self) -> tuple[str, ...]:
         """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
         raise NotImplementedError(f"{type(self).__name__}.roles")
+
+    @property
+    def own_trajectories(self) -> int:
+        """How many of the first turns roll out trajectories of their own; the others share some."""
+        return 0
 
     @property
     def conditioned_on_steps(self) -> bool:

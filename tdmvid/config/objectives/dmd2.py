@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from ..rules import Rule
 from .base import Solver, register_settings
-from .tdm import TDMSettings
+from .tdm import FRESH_RULE, TDM_RULES, TDMSettings
+
+# `fresh` is the default here, and one update of the fake may be asked for alone
+DMD2_RULES = tuple(rule for rule in TDM_RULES if rule is not FRESH_RULE)
 
 
 @register_settings
@@ -20,3 +24,6 @@ class DMD2Settings(TDMSettings):
     segments: Literal["separate", "to_terminal", "everywhere"] = "everywhere"
     margin_high: float = 0.02
     fake_updates: int = 5
+    fake_trajectories: Literal["same", "fresh"] = "fresh"
+
+    rules: ClassVar[tuple[Rule, ...]] = DMD2_RULES

@@ -8,8 +8,15 @@ from typing import ClassVar, Literal
 from ..rules import Rule, at_least
 from .base import RULES, ObjectiveSettings, register_settings
 
+FRESH_RULE = Rule(
+    lambda objective: objective.fake_trajectories == "fresh" and objective.fake_updates == 1,
+    "objective.fake_trajectories",
+    "has no effect with fake_updates={fake_updates}, which shares the student's: use 'same', or"
+    " more updates",
+)
 TDM_RULES = (
     *RULES,
+    FRESH_RULE,
     Rule(
         lambda objective: not 0 <= objective.margin_low < 1,
         "objective.margin_low",
@@ -132,6 +139,10 @@ class TDMSettings(ObjectiveSettings):
     snr_ceiling: float = 5.0
     fake_updates: int = 1
     """Fake updates per student update, each with a draw of its own."""
+    fake_trajectories: Literal["same", "fresh"] = "same"
+    """same: all updates of the fake draw on the student's trajectories; fresh: all but the last
+    roll out new ones, of the same prompts.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = TDM_RULES
 
@@ -139,6 +150,11 @@ class TDMSettings(ObjectiveSettings):
     def roles(self) -> tuple[str, ...]:
         """The fake first, so that the student sees an updated score."""
         return ("fake",) * self.fake_updates + ("student",)
+
+    @property
+    def own_trajectories(self) -> int:
+        """All updates of the fake but the last, if they are to be fresh."""
+        return self.fake_updates - 1 if self.fake_trajectories == "fresh" else 0
 
     @property
     def from_clean(self) -> bool:
