@@ -183,22 +183,16 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
 
 
 @pytest.mark.slow
-def test_a_full_rollout_goes_on_with_another_number_of_ranks(tiny_json, tmp_path):
+def test_a_full_rollout_goes_on_with_another_number_of_ranks(
+    tiny_json, tiny_run, tmp_path, loop_only
+):
     """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding
-    alone.
+    alone, as those of one process without a launcher do.
     """
-
-    def layout(out, steps, count):
-        changes = (
-            "objective.rollout=full",
-            f"steps={steps}",
-            f"batch.accumulation={2 // count}",
-        )
-        status, said = ranks(tiny_json, tmp_path / out, *changes, count=count)
+    out, full = tmp_path / "run", "objective.rollout=full"
+    for count, accumulation, steps in ((2, 1, 2), (1, 2, 4), (2, 1, 6)):
+        changes = (full, f"steps={steps}", f"batch.accumulation={accumulation}")
+        status, said = ranks(tiny_json, out, *changes, count=count)
         assert status == 0, said
-
-    layout("whole", 6, 2)
-    for steps, count in ((2, 2), (4, 1), (6, 2)):
-        layout("run", steps, count)
-    whole = losses(tmp_path / "whole")
-    assert losses(tmp_path / "run") == [pytest.approx(pair, rel=1e-4, abs=0) for pair in whole]
+    whole = train(tiny_run(tmp_path / "whole", full, "steps=6", "batch.accumulation=2"))
+    assert losses(out) == [pytest.approx(pair, rel=1e-4, abs=0) for pair in losses(whole)]
