@@ -22,6 +22,8 @@ REGISTRY: dict[str, type[Backbone]] = {}
 """Pipeline class -> family; complete after `families()`."""
 ARCHITECTURES = Path(__file__).parent / "architectures"
 """Configs of well-known models, for plans without a network connection."""
+MOVED = {"zai-org": "thudm"}
+"""Owners on the hub whose models `ARCHITECTURES` has under their former name."""
 
 FamilyClass = TypeVar("FamilyClass", bound=type[Backbone])
 
@@ -101,14 +103,26 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     try:
         return _download(config, weights=weights)
     except Exception as error:  # the hub's client raises many kinds, of the network or the name
-        known = ARCHITECTURES / config.path.replace("/", "--")
-        if not weights and known.is_dir():
+        known = packaged_configs(config.path)
+        if known and not weights:
             return known
         raise ValueError(
             f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
             f" the hub ({type(error).__name__}): check the name and the network, or give the folder"
             " that `hf download NAME --local-dir FOLDER` made elsewhere"
         ) from error
+
+
+def packaged_configs(hub_id: str) -> Path | None:
+    """Return the folder of `ARCHITECTURES` that has a model's configs, None if none has.
+
+    Args:
+        hub_id: "owner/name", in any case, as on the hub; an owner's former or present name.
+    """
+    owner, _, name = hub_id.lower().partition("/")
+    wanted = f"{MOVED.get(owner, owner)}--{name}"
+    folders = (folder for folder in ARCHITECTURES.iterdir() if folder.name.lower() == wanted)
+    return next(folders, None)
 
 
 def _check_folder(folder: Path, config: ModelConfig, *, weights: bool) -> None:

@@ -72,6 +72,8 @@ class RunConfig:
     """One run."""
 
     name: str = "run"
+    notes: tuple[str, ...] = ()
+    """Where the values come from, in sentences for readers; without effect on the run."""
     out: str = ""
     """Run folder; empty means runs/<name>."""
     seed: int = 0

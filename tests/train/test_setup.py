@@ -126,6 +126,12 @@ def test_a_resume_names_the_accumulation_where_numbers_depend_on_it(tiny_run, tm
                 Checkpoints.load(path, other.engines, other.fingerprint)
 
 
+def test_notes_do_not_keep_a_run_from_its_checkpoints(tiny_run, tmp_path):
+    run = build_run(tiny_run(tmp_path), launch.start("none"))
+    noted = replace(run, config=replace(run.config, notes=("The rates are guesses.",)))
+    assert noted.fingerprint == run.fingerprint
+
+
 def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_path):
     """Before three bad iterations in a row could be counted."""
     with refused("metrics.jsonl", "student.lr=1e+30", "fake.lr=0.01", error=RuntimeError):
