@@ -21,7 +21,7 @@ from tdmvid.shapes import TEACHER
 from . import quality, text, train_judge, train_transformer, vae
 
 STAGES = ("vae", "judge", "teacher", "decoder", "assemble", "score")
-VAE_STEPS, JUDGE_STEPS, DECODER_STEPS = 7000, 1200, 1200
+VAE_ITERATIONS, JUDGE_ITERATIONS, DECODER_ITERATIONS = 7000, 1200, 1200
 
 
 def load_vae(work: Path, *, refined: bool = False) -> AutoencoderKLCogVideoX:
@@ -36,19 +36,19 @@ def load_vae(work: Path, *, refined: bool = False) -> AutoencoderKLCogVideoX:
 
 def make_vae(work: Path, device: str) -> None:
     """Train the autoencoder and write it to `work/vae`."""
-    vae.train_vae(work, steps=VAE_STEPS, device=device).save_pretrained(work / "vae")
+    vae.train_vae(work, iterations=VAE_ITERATIONS, device=device).save_pretrained(work / "vae")
 
 
 def make_decoder(work: Path, device: str) -> None:
     """Refine the decoder on the transformer's latents, into `work/vae_refined`."""
     model = load_vae(work)
-    vae.refine_decoder(work, model, steps=DECODER_STEPS, device=device)
+    vae.refine_decoder(work, model, iterations=DECODER_ITERATIONS, device=device)
     model.save_pretrained(work / "vae_refined")
 
 
-def make_transformer(work: Path, device: str, steps: int) -> None:
+def make_transformer(work: Path, device: str, iterations: int) -> None:
     """Train the transformer and the text encoder."""
-    recipe = train_transformer.Recipe(steps=steps)
+    recipe = train_transformer.Recipe(iterations=iterations)
     train_transformer.train_teacher(work, load_vae(work), recipe, device=device)
 
 
@@ -70,10 +70,10 @@ def assemble(work: Path, out: Path) -> None:
         settings.pop("_name_or_path", None)
         path.write_text(json.dumps(settings, indent=2) + "\n")
     size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
-    (aside / "made.json").write_text(json.dumps({"steps": step, "bytes": size}) + "\n")
+    (aside / "made.json").write_text(json.dumps({"iterations": step, "bytes": size}) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
-    print(f"{out}: {size / 1e6:.1f} MB after {step} steps")
+    print(f"{out}: {size / 1e6:.1f} MB after {step} iterations")
 
 
 def main() -> None:
@@ -88,7 +88,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=TEACHER)
     parser.add_argument(
-        "--steps", type=int, default=train_transformer.Recipe.steps, help="of the transformer"
+        "--iterations",
+        type=int,
+        default=train_transformer.Recipe.iterations,
+        help="of the transformer",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -97,9 +100,9 @@ def main() -> None:
     actions = {
         "vae": lambda: make_vae(args.work, args.device),
         "judge": lambda: train_judge.train_judge(
-            args.work, load_vae(args.work), steps=JUDGE_STEPS, device=args.device
+            args.work, load_vae(args.work), iterations=JUDGE_ITERATIONS, device=args.device
         ),
-        "teacher": lambda: make_transformer(args.work, args.device, args.steps),
+        "teacher": lambda: make_transformer(args.work, args.device, args.iterations),
         "decoder": lambda: make_decoder(args.work, args.device),
         "assemble": lambda: assemble(args.work, args.out),
         "score": lambda: quality.measure(args.out, device=args.device),

@@ -113,7 +113,7 @@ class Binding(nn.Module):
         return total
 
 
-def pretrain(encoder: T5EncoderModel, binding: Binding, *, steps: int, seed: int) -> None:
+def pretrain(encoder: T5EncoderModel, binding: Binding, *, iterations: int, seed: int) -> None:
     """Teach encoder and `binding` on captions alone, in place, half a minute on a CPU: real T5
     comes pretrained, too.
     """
@@ -124,9 +124,9 @@ def pretrain(encoder: T5EncoderModel, binding: Binding, *, steps: int, seed: int
     optimizer = torch.optim.AdamW(
         [*encoder.parameters(), *binding.parameters()], lr=1e-3, betas=(0.9, 0.99)
     )
-    for step in tqdm(range(steps), desc="text encoder", leave=False):
+    for step in tqdm(range(iterations), desc="text encoder", leave=False):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, 2 * (1 - step / steps))
+            group["lr"] = 1e-3 * min(1.0, 2 * (1 - step / iterations))
         batch = ids[torch.randint(len(ids), (64,), generator=generator)]
         loss = binding(encode(encoder, batch), batch)
         optimizer.zero_grad()

@@ -132,9 +132,9 @@ def _batch(
 
 
 def train_judge(
-    work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, device: str, seed: int = 5
+    work: Path, vae: AutoencoderKLCogVideoX, *, iterations: int, device: str, seed: int = 5
 ) -> Judge:
-    """Train for `steps` steps (resuming from `work`), write the weights in float16 to `WEIGHTS` and
+    """Train the judge (resuming from `work`), write its weights in float16 to `WEIGHTS` and
     return it.
     """
     torch.manual_seed(seed)
@@ -143,12 +143,14 @@ def train_judge(
     pool = _reconstructions(work, vae.to(device), seed)
     start = load(work / "judge.pt", judge, optimizer)
     bar, saved = (
-        tqdm(range(start, steps), initial=start, total=steps, desc="judge", mininterval=2),
+        tqdm(
+            range(start, iterations), initial=start, total=iterations, desc="judge", mininterval=2
+        ),
         time.time(),
     )
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = LR * schedule(step, steps, WARMUP)
+            group["lr"] = LR * schedule(step, iterations, WARMUP)
         videos, wanted = _batch(step, pool, seed)
         heads = judge.train()(videos.to(device))[1]
         loss = judge_loss(heads, {name: value.to(device) for name, value in wanted.items()})
@@ -160,7 +162,7 @@ def train_judge(
         if time.time() - saved > 60:
             save(work / "judge.pt", judge, optimizer, step + 1)
             saved = time.time()
-    save(work / "judge.pt", judge, optimizer, steps)
+    save(work / "judge.pt", judge, optimizer, iterations)
     half = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     save_file({k: v.cpu().contiguous() for k, v in half.items()}, WEIGHTS)
     WEIGHTS.chmod(0o644)

@@ -34,8 +34,8 @@ SHARD = 1000  # videos encoded between two writes
 class Recipe:
     """How the teacher is trained; `videos` ground-truth videos are encoded once."""
 
-    steps: int = 13_300
-    text_steps: int = 600
+    iterations: int = 13_300
+    text_iterations: int = 600
     batch: int = 64
     videos: int = 20_000
     pair_share: float = 0.6  # more pairs than the world has: they are what is hard
@@ -209,7 +209,7 @@ def build_states(
     """The live weights, their moving average, and the optimiser of the live ones."""
     torch.manual_seed(recipe.seed)
     live, average = Teacher(vocabulary), Teacher(vocabulary)
-    text.pretrain(live.encoder, live.binding, steps=recipe.text_steps, seed=recipe.seed)
+    text.pretrain(live.encoder, live.binding, iterations=recipe.text_iterations, seed=recipe.seed)
     average.load_state_dict(live.state_dict())
     states = nn.ModuleDict({"live": live, "average": average.requires_grad_(False)}).to(device)
     optimizer = for_transformer(
@@ -219,7 +219,7 @@ def build_states(
 
 
 def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, device: str) -> None:
-    """Train for `recipe.steps` steps; resume from `work/teacher.pt` and leave the result there."""
+    """Train for `recipe.iterations`; resume from `work/teacher.pt` and leave the result there."""
     data = encode_videos(
         work, vae, recipe.videos, pair_share=recipe.pair_share, device=device, seed=recipe.seed
     )
@@ -227,11 +227,15 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
     states, optimizer = build_states(len(text.build_tokenizer()), recipe, device)
     start = load(work / "teacher.pt", states, optimizer)
     bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc="teacher", mininterval=5
+        range(start, recipe.iterations),
+        initial=start,
+        total=recipe.iterations,
+        desc="teacher",
+        mininterval=5,
     )
     saved, recent = time.time(), None
     for step in bar:
-        optimizer.set_lr(schedule(step, recipe.steps, recipe.warmup))
+        optimizer.set_lr(schedule(step, recipe.iterations, recipe.warmup))
         loss = _loss(states["live"], scheduler, data, step, recipe)
         optimizer.zero_grad()
         loss.backward()
@@ -248,7 +252,7 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
         if time.time() - saved > recipe.save_every_s:
             save(work / "teacher.pt", states, optimizer, step + 1)
             saved = time.time()
-    save(work / "teacher.pt", states, optimizer, recipe.steps)
+    save(work / "teacher.pt", states, optimizer, recipe.iterations)
 
 
 def trained(work: Path) -> tuple[Teacher, int]:

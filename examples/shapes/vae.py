@@ -45,9 +45,9 @@ def videos_for(step: int, batch: int, seed: int) -> tuple[list, Tensor]:
     return things, world.draw_videos(things, generator)
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
+def schedule(step: int, iterations: int, warmup: int) -> float:
     """Linear warm-up, then cosine to zero; a factor in [0, 1]."""
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / iterations)))
 
 
 @torch.no_grad()
@@ -65,18 +65,21 @@ def psnr(vae: AutoencoderKLCogVideoX, count: int = 64, seed: int = 77) -> float:
     return total / count
 
 
-def train_vae(work: Path, *, steps: int, device: str, seed: int = 1) -> AutoencoderKLCogVideoX:
-    """Train for `steps` steps (resuming from `work`), with the latent scale measured into the
+def train_vae(work: Path, *, iterations: int, device: str, seed: int = 1) -> AutoencoderKLCogVideoX:
+    """Train the autoencoder (resuming from `work`), with the latent scale measured into the
     config.
     """
     torch.manual_seed(seed)
     vae = build_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.0)
     start = load(work / "vae.pt", vae, optimizer)
-    bar, saved = tqdm(range(start, steps), initial=start, total=steps, desc="vae"), time.time()
+    bar, saved = (
+        tqdm(range(start, iterations), initial=start, total=iterations, desc="vae"),
+        time.time(),
+    )
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = LR * schedule(step, steps, WARMUP)
+            group["lr"] = LR * schedule(step, iterations, WARMUP)
         x = videos_for(step, BATCH, seed)[1].to(device)
         generator = torch.Generator(device).manual_seed(seed * 7_000_003 + step)
         with torch.autocast(device, torch.bfloat16):
@@ -99,15 +102,15 @@ def train_vae(work: Path, *, steps: int, device: str, seed: int = 1) -> Autoenco
         if time.time() - saved > 120:
             save(work / "vae.pt", vae, optimizer, step + 1)
             saved = time.time()
-    save(work / "vae.pt", vae, optimizer, steps)
+    save(work / "vae.pt", vae, optimizer, iterations)
     _measure_scale(vae, seed)
     return vae.eval().requires_grad_(False)
 
 
 def refine_decoder(
-    work: Path, vae: AutoencoderKLCogVideoX, *, steps: int, device: str, seed: int = 3
+    work: Path, vae: AutoencoderKLCogVideoX, *, iterations: int, device: str, seed: int = 3
 ) -> None:
-    """Train the decoder alone for `steps` more steps, in place (resuming from `work`): latents stay
+    """Train the decoder alone, further and in place (resuming from `work`): latents stay
     what they were.
     """
     vae = vae.to(device)
@@ -118,12 +121,14 @@ def refine_decoder(
     )
     start = load(work / "decoder.pt", vae.decoder, optimizer)
     bar, saved = (
-        tqdm(range(start, steps), initial=start, total=steps, desc="decoder", mininterval=5),
+        tqdm(
+            range(start, iterations), initial=start, total=iterations, desc="decoder", mininterval=5
+        ),
         time.time(),
     )
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = DECODER_LR * schedule(step, steps, WARMUP)
+            group["lr"] = DECODER_LR * schedule(step, iterations, WARMUP)
         x = videos_for(step, BATCH, seed)[1].to(device)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
@@ -139,7 +144,7 @@ def refine_decoder(
         if time.time() - saved > 120:
             save(work / "decoder.pt", vae.decoder, optimizer, step + 1)
             saved = time.time()
-    save(work / "decoder.pt", vae.decoder, optimizer, steps)
+    save(work / "decoder.pt", vae.decoder, optimizer, iterations)
     vae.eval().requires_grad_(False)
 
 
