@@ -150,7 +150,7 @@ class Trajectory:
     """Where a batch stands on the student's trajectory: at s_k, before the call of step k.
 
     x: [B, ...] the state at `upper`; upper = s_k and lower = s_{k-1}: [B]; before: what a multistep
-    solver remembers.
+    solver remembers; start: s_K, where the trajectory begins.
     """
 
     x: Tensor
@@ -159,6 +159,7 @@ class Trajectory:
     upper: Tensor
     cond: Cond
     before: Before | None = None
+    start: float = 1.0
 
 
 @torch.no_grad()
@@ -201,4 +202,6 @@ def rollout(
     before = Before(
         torch.stack([m.x0 for m in memory])[here], torch.stack([m.t for m in memory])[here]
     )
-    return Trajectory(torch.stack(states)[here], k, times[k - 1], times[k], cond, before)
+    return Trajectory(
+        torch.stack(states)[here], k, times[k - 1], times[k], cond, before, grid.times[-1]
+    )

@@ -75,9 +75,11 @@ class TDM(TDMSettings):
 
     def _times(self, path: Trajectory, u: Tensor, process: Process) -> tuple[Tensor, Tensor]:
         s, gap = path.lower, max(self.margin_low, process.resolution)
-        if self.randmid:
-            s = process.snap(s + u[1] * (path.upper - gap - s).clamp(min=0))
-        upper = path.upper if self.segments == "separate" else torch.ones_like(s)
+        end = {"separate": path.upper, "to_terminal": path.start, "everywhere": 1.0}[self.segments]
+        upper = torch.as_tensor(end, dtype=s.dtype, device=s.device).expand_as(s)
+        if self.randmid:  # as far as both margins leave room for tau
+            last = torch.minimum(path.upper, upper - self.margin_high) - gap
+            s = process.snap(s + u[1] * (last - s).clamp(min=0))
         low = gap + (torch.zeros_like(s) if self.segments == "everywhere" else s)
         if self.fresh_noise > 0:
             low = torch.maximum(

@@ -7,7 +7,8 @@ from refusals import refused
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import broadcast
-from tdmvid.diffusion.sampler import Trajectory
+from tdmvid.diffusion.sampler import Trajectory, rollout
+from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.losses import importance_weight
 from tdmvid.distill.objective import Draw, Roles
 from tdmvid.distill.tdm import TDM
@@ -84,14 +85,58 @@ def test_to_terminal_reaches_beyond_the_segment_up_to_the_end(process):
     assert tau.mean().item() == pytest.approx((0.02 + 0.99) / 2, abs=0.01)
 
 
-def test_randmid_starts_anywhere_in_the_segment(process):
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_to_terminal_ends_where_a_later_start_of_the_trajectory_is(process, k):
+    grid = uniform(4, process, start=0.9)
+
+    def nothing(x_t, t, cond):
+        return torch.zeros_like(x_t)
+
+    nothing.process = process
+    z = torch.randn(20_000, 2, generator=generator(2))
+    path = rollout(nothing, z, NULL, grid, torch.full((20_000,), k), calls=4 - k)
+    draw = TDM(segments="to_terminal").draw(path, path.x, generator(1), process)
+    assert draw.tau.max() <= 0.89 + 1e-6 and draw.tau.max() > 0.885
+    assert (draw.tau - path.lower).min() >= 0.02 - 1e-6
+    separate = TDM().draw(path, path.x, generator(1), process)
+    assert (separate.tau <= path.upper - 0.01 + 1e-6).all()
+    anywhere = DMD2().draw(path, path.x, generator(1), process)
+    assert anywhere.tau.max() > 0.975  # a clean prediction may be noised to any time
+
+
+@pytest.mark.parametrize("margin_low, margin_high", [(0.02, 0.01), (0.05, 0.0), (0.0, 0.1)])
+def test_randmid_starts_anywhere_in_the_segment_that_leaves_tau_its_margins(
+    process, margin_low, margin_high
+):
     path = path_at(process, mixed_k(40_000))
-    draw = TDM(randmid=True).draw(path, path.x, generator(1), process)
-    into = draw.s - path.lower
-    assert (
-        into.min() >= 0 and into.min() < 0.002 and into.max() > 0.228 and into.max() <= 0.23 + 1e-6
-    )
-    assert (draw.tau - draw.s).min() >= 0.02 - 1e-5 and (draw.tau <= path.upper + 1e-6).all()
+    objective = TDM(randmid=True, margin_low=margin_low, margin_high=margin_high)
+    draw = objective.draw(path, path.x, generator(1), process)
+    into, last = draw.s - path.lower, 0.25 - margin_low - margin_high
+    assert 0 <= into.min() < 0.002 and last - 0.003 < into.max() <= last + 1e-6
+    assert into.mean().item() == pytest.approx(last / 2, abs=0.002)
+    assert (draw.tau - draw.s).min() >= margin_low - 1e-5
+    assert (path.upper - draw.tau).min() >= margin_high - 1e-5
+
+
+def test_randmid_to_the_terminal_keeps_to_the_margin_there(process):
+    path = path_at(process, mixed_k(40_000))
+    objective = TDM(randmid=True, segments="to_terminal")
+    draw = objective.draw(path, path.x, generator(1), process)
+    assert (draw.tau - draw.s).min() >= 0.02 - 1e-5 and draw.tau.max() <= 0.99 + 1e-6
+    assert (draw.s <= path.upper - 0.02 + 1e-6).all()
+
+
+@pytest.mark.parametrize("segments", ["separate", "to_terminal"])
+def test_where_the_draw_starts_says_nothing_of_where_in_the_rest_tau_lies(process, segments):
+    path = path_at(process, 2, batch=20_000)
+    objective = TDM(randmid=True, segments=segments)
+    draw = objective.draw(path, path.x, generator(1), process)
+    high = (path.upper if segments == "separate" else 1.0) - 0.01
+    left = high - draw.s - 0.02
+    roomy = left > 0.05  # where a table's rounding moves the place by little
+    place = ((draw.tau - draw.s - 0.02) / left)[roomy]
+    assert abs(torch.corrcoef(torch.stack([place, draw.s[roomy]]))[0, 1]) < 0.05
+    assert place.mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_table_s_tau_is_one_of_its_entries(vp):

@@ -106,11 +106,13 @@ class TDMSettings(ObjectiveSettings):
     Table 8; DMD2's draw).
     """
     segments: Literal["separate", "to_terminal", "everywhere"] = "separate"
-    """tau in [s_{k-1}, s_k], or in [s_{k-1}, 1]: overlapping segments, which bias the one fake
-    score; or in (0, 1], for `match` clean.
+    """tau in [s_{k-1}, s_k], or in [s_{k-1}, s_K], where the trajectory starts: overlapping
+    segments, which bias the one fake score; or in (0, 1], for `match` clean.
     """
     randmid: bool = False
-    """Start the draw at a uniform time in [s_{k-1}, s_k - margin_low] instead of s_{k-1}."""
+    """Start the draw at a uniform time of the segment instead of s_{k-1}, as late as both margins
+    of tau allow: [s_{k-1}, s_k - margin_low - margin_high].
+    """
     margin_low: float = 0.02
     """tau stays at least this far above s (and at least one table entry)."""
     fresh_noise: float = 0.0
