@@ -230,7 +230,8 @@ def _read_config(run: Path) -> RunConfig:
 
 
 def _find_checkpoint(run: Path, checkpoint: Path | None) -> Path:
-    path = whole(checkpoint) if checkpoint else latest(run / "checkpoints")
+    part = "student"  # all that is exported
+    path = whole(checkpoint, part=part) if checkpoint else latest(run / "checkpoints", part=part)
     if path is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")
     return path

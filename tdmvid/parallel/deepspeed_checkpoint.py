@@ -7,6 +7,7 @@ could run code. Here torch loads nothing from them but tensors, plain values and
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -17,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -25,8 +25,8 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from .engine import Files
-from .launch import broadcast_from_rank0, first_alone
+from .engine import Files, naming
+from .launch import on_rank0
 
 HELD = (LossScaler, ZeroStageEnum, fragment_address)
 """The classes that the library's own files hold; they run no code when they are loaded."""
@@ -80,44 +80,59 @@ def load_shards(engine, folder: Path, tag: str, *, universal: bool) -> None:
     _check_data_only(folder / tag)
     # The library reads it from its configuration only.
     engine._config.load_universal_checkpoint = universal
-    with _data_only():
+    with naming(folder / tag), _data_only():
         engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
 
 
 def make_universal(shards: Path, universal: Path) -> None:
     """Convert the shards of ZeRO to a checkpoint that any number of ranks can load; rank 0 works,
-    all wait.
+    all wait. An earlier conversion is used if it is whole.
 
     Raises:
         ValueError: If a file holds more than data.
     """
     _check_data_only(shards)
     done = universal / "done"
-    with first_alone():  # whole networks take long
-        if dist.get_rank() == 0 and not done.exists():
-            shutil.rmtree(universal, ignore_errors=True)
-            options = Namespace(
-                input_folder=str(shards),
-                output_folder=str(universal),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
-            with redirect_stdout(io.StringIO()), _data_only():
-                ds_to_universal.main(options)
-            done.touch()
+
+    def convert() -> None:
+        if done.exists() and done.read_bytes() == _sums(universal):
+            return
+        shutil.rmtree(universal, ignore_errors=True)
+        options = Namespace(
+            input_folder=str(shards),
+            output_folder=str(universal),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+        with naming(shards), redirect_stdout(io.StringIO()), _data_only():
+            ds_to_universal.main(options)
+        done.write_bytes(_sums(universal))
+
+    on_rank0(convert)  # whole networks take long
+
+
+def _sums(folder: Path) -> bytes:
+    """The SHA-256 of every file of a conversion, as `sha256sum` lists them."""
+    lines = []
+    for path in sorted(folder.rglob("*.pt")):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{digest}  {path.relative_to(folder)}\n")
+    return "".join(lines).encode()
 
 
 def _check_data_only(folder: Path) -> None:
     """Check on rank 0 what the files below a folder would build; all ranks raise alike."""
-    refusal = ""
-    with first_alone():
-        if dist.get_rank() == 0:
-            refusal = next(filter(None, map(_more_than_data, sorted(folder.rglob("*.pt")))), "")
-    if refusal := broadcast_from_rank0(refusal):
-        raise ValueError(f"{refusal}; resume a checkpoint of your own")
+
+    def check() -> None:
+        for path in sorted(folder.rglob("*.pt")):
+            if refusal := _more_than_data(path):
+                raise ValueError(f"{refusal}; resume a checkpoint of your own")
+
+    on_rank0(check)
 
 
 def _more_than_data(path: Path) -> str:

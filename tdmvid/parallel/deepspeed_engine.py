@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..config import OptimConfig
-from .engine import REMEDY, Files, StepResult, check_shapes, shapes_of
+from .engine import REMEDY, Files, StepResult, check_shapes, naming, shapes_of
 from .launch import all_agree
 from .optim import LossScale, build_optimizer
 from .zero_parts import (
@@ -323,7 +323,9 @@ class DeepSpeedEngine:
         Raises:
             ValueError: If it belongs to another model, or holds more than data.
         """
-        state = json.loads((folder / "engine.json").read_text())
+        with naming(folder / "engine.json") as path:
+            state = json.loads(path.read_text())
+            updates, ranks, scale = state["updates"], state["ranks"], LossScale(**state["scale"])
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(
                 f"{folder} holds no average: resume with the ema it was written with, 0"
@@ -331,19 +333,23 @@ class DeepSpeedEngine:
         self._check_shapes(folder / "weights.safetensors")
         from .deepspeed_checkpoint import load_shards, make_universal
 
-        universal = state["ranks"] != dist.get_world_size()
+        universal = ranks != dist.get_world_size()
         if universal:
             make_universal(folder / TAG, folder / UNIVERSAL)
         load_shards(self.engine, folder, UNIVERSAL if universal else TAG, universal=universal)
         if self.average:
-            for name, tensor in load_file(folder / "average.safetensors").items():
+            with naming(folder / "average.safetensors") as path:
+                average = load_file(path)
+            for name, tensor in average.items():
                 assign_own_part(self.average[name], tensor, self.trainable[name])
-        self.updates = state["updates"]
-        self._set_scale(LossScale(**state["scale"]))
+        self.updates = updates
+        self._set_scale(scale)
 
     def _check_shapes(self, path: Path) -> None:
         own = {name: full_shape(p) for name, p in self.trainable.items()}
-        check_shapes(shapes_of(load_file(path)), own, f"{path}:", REMEDY)
+        with naming(path):
+            saved = load_file(path)
+        check_shapes(shapes_of(saved), own, f"{path}:", REMEDY)
 
 
 def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:

@@ -152,22 +152,46 @@ class TorchEngine:
             raise ValueError(
                 f"{folder} holds no average: resume with the ema it was written with, 0"
             )
-        self._copy(load_file(folder / "weights.safetensors"), self.trainable, folder)
+        self._copy(folder / "weights.safetensors", self.trainable)
         if self.average:
-            self._copy(load_file(folder / "average.safetensors"), self.average, folder)
-        state = torch.load(folder / "optimizer.pt", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.updates, self.scale = state["updates"], LossScale(**state["scale"])
+            self._copy(folder / "average.safetensors", self.average)
+        with naming(folder / "optimizer.pt") as path:
+            state = torch.load(path, weights_only=True)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.updates, self.scale = state["updates"], LossScale(**state["scale"])
 
     @staticmethod
-    def _copy(saved: dict[str, Tensor], into: Mapping[str, Tensor], folder: Path) -> None:
-        check_shapes(shapes_of(saved), shapes_of(into), f"{folder}:", REMEDY)
+    def _copy(path: Path, into: Mapping[str, Tensor]) -> None:
+        with naming(path):
+            saved = load_file(path)
+        check_shapes(shapes_of(saved), shapes_of(into), f"{path}:", REMEDY)
         for name, tensor in saved.items():
             into[name].copy_(tensor)
 
 
 def _serialize(tensors: Mapping[str, Tensor]) -> bytes:
     return save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[Path]:
+    """Read a checkpoint's file inside.
+
+    Yields:
+        Its path.
+
+    Raises:
+        ValueError: With the path, for whatever a library raises about what the file holds.
+    """
+    try:
+        yield path
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of pickle, zipfile, torch, json, safetensors: each of its own kind
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise ValueError(
+            f"{path} cannot be loaded ({type(error).__name__}: {reason}): resume another checkpoint"
+        ) from error
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:

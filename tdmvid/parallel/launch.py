@@ -10,11 +10,11 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from .sequence import SequenceGroup
 
 Backend = Literal["auto", "none", "deepspeed"]
+Result = TypeVar("Result")
 
 SETTLE = 0.5
 """Seconds a rank waits as it ends, for gloo's threads to let go of their last tensors."""
@@ -204,6 +205,27 @@ def first_alone(*, every: float = 5.0) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def on_rank0(work: Callable[[], Result]) -> Result:
+    """Return what a call returns on rank 0 on every rank, however long it takes there.
+
+    Raises:
+        ValueError: On every rank, if the call raises it.
+    """
+    if not dist.is_initialized():
+        return work()
+    answer: Any = None
+    with first_alone():
+        if dist.get_rank() == 0:
+            try:
+                answer = work(), ""
+            except ValueError as error:
+                answer = None, str(error)
+    result, refusal = broadcast_from_rank0(answer)
+    if refusal:
+        raise ValueError(refusal)
+    return result
 
 
 def all_agree(flag: bool) -> bool:

@@ -5,6 +5,7 @@ A checkpoint is a folder `step_000123` (123 iterations done) with one folder per
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -13,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.checkpoints import META, file_sizes, latest, list_steps, read_meta, step_folder, whole
-from ..data.files import PART, write_files, write_json
+from ..data.checkpoints import checksum, latest, list_steps, read_meta, step_folder, write_meta
+from ..data.files import PART, write_files
 from ..parallel import launch
 
 NOT_SHARED = (
@@ -58,9 +59,8 @@ class Checkpoints:
             for name, data in engine.snapshot().items()
         }
         complete = partial(self._complete, final, aside, {"step": step, "fingerprint": fingerprint})
-        self._writing = _Writing(
-            final, files, aside / f"written_{self.rank}", complete if self.primary else None
-        )
+        marker = aside / f"written_{self.rank}.json"
+        self._writing = _Writing(final, files, marker, complete if self.primary else None)
         return final
 
     def wait(self) -> None:
@@ -100,13 +100,15 @@ class Checkpoints:
             self._writing.thread.join()
 
     def _complete(self, final: Path, aside: Path, meta: dict, give_up: threading.Event) -> bool:
-        markers = [aside / f"written_{rank}" for rank in range(self.ranks)]
+        markers = [aside / f"written_{rank}.json" for rank in range(self.ranks)]
         while not all(marker.exists() for marker in markers):
             if give_up.wait(0.05):
                 return False
+        files: dict[str, Any] = {}
         for marker in markers:
+            files |= json.loads(marker.read_text())
             marker.unlink()
-        write_json(aside / META, meta | {"files": file_sizes(aside)})
+        write_meta(aside, meta | {"files": dict(sorted(files.items()))})
         _sync(aside)
         self._remove(final)
         os.rename(aside, final)
@@ -128,8 +130,18 @@ class Checkpoints:
         return list_steps(self.folder)
 
     def latest(self) -> Path | None:
-        """Return the newest whole checkpoint; damaged ones are named and passed over."""
-        return latest(self.folder, report=self.primary)
+        """Return the newest whole checkpoint; damaged ones are named and passed over.
+
+        Raises:
+            ValueError: If there are checkpoints and none is whole.
+        """
+        found = latest(self.folder, report=self.primary)
+        if found is None and any(self.folder.glob("step_*")):
+            raise ValueError(
+                f"{self.folder} holds no whole checkpoint: choose another --out, or delete that"
+                " folder to train from the first step again"
+            )
+        return found
 
     def _path(self, step: int) -> Path:
         return step_folder(self.folder, step)
@@ -146,6 +158,7 @@ class Checkpoints:
         """Restore all roles.
 
         Args:
+            path: A checkpoint that was found whole.
             defaults: Values of settings that a checkpoint may be older than.
 
         Returns:
@@ -154,7 +167,7 @@ class Checkpoints:
         Raises:
             ValueError: If another run wrote it.
         """
-        meta = read_meta(whole(path))
+        meta = read_meta(path)
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
@@ -170,9 +183,9 @@ class Checkpoints:
 class _Writing:
     """One checkpoint on its way to the disk.
 
-    final: the folder it will be; files: this rank's; marker: tells rank 0 that they are written;
-    complete: on rank 0, makes the folder whole when all markers are there, or returns False at
-    `give_up`.
+    final: the folder it will be; files: this rank's; marker: tells rank 0 that they are written,
+    and their checksums; complete: on rank 0, makes the folder whole when all markers are there, or
+    returns False at `give_up`.
     """
 
     def __init__(
@@ -197,8 +210,11 @@ class _Writing:
         complete: Callable[[threading.Event], bool] | None,
     ) -> None:
         try:
+            written = {
+                str(path.relative_to(marker.parent)): checksum(data) for path, data in files.items()
+            }
             write_files(files)
-            marker.touch()
+            _tell(marker, written)
             self.own_part.set()
             if complete:
                 self.whole = complete(self.give_up)
@@ -214,6 +230,13 @@ def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
     return found
+
+
+def _tell(marker: Path, written: dict[str, Any]) -> None:
+    """Make a marker that is whole as soon as rank 0 sees it; its folder may be renamed then."""
+    part = marker.with_suffix(PART)
+    part.write_text(json.dumps(written))
+    os.replace(part, marker)
 
 
 def _sync(folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import RunConfig, to_dict
+from ..data.checkpoints import whole
 from ..data.files import write_json
 from ..distill.iteration import Outcome, iterate, pick_grid
 from ..distill.objective import build_objective
@@ -53,7 +54,7 @@ def train(
     launch.check_same("config", flat(to_dict(config)) | {"--resume": resume})
     check_folders(config)
     checkpoints = _open_checkpoints(config, world, resume)
-    path = _find_checkpoint(checkpoints, world, resume)
+    path = _find_checkpoint(checkpoints, resume)
     run = build_run(config, world, resumed=path is not None)
     start = _resume(run, checkpoints, path) if path else 0
     if world.primary:
@@ -80,12 +81,19 @@ def _open_checkpoints(config: RunConfig, world: launch.World, resume: str) -> Ch
     return checkpoints
 
 
-def _find_checkpoint(checkpoints: Checkpoints, world: launch.World, resume: str) -> Path | None:
-    """The checkpoint to go on from, the same on all ranks."""
-    if resume != "auto":
-        return Path(resume) if resume else None
-    # One rank looks: a shared file system may show another machine the folder as it was.
-    return launch.broadcast_from_rank0(checkpoints.latest() if world.primary else None)
+def _find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
+    """The checkpoint to go on from, the same on all ranks.
+
+    Rank 0 looks, and reads it whole: a shared file system may show another machine the folder as it
+    was.
+    """
+    if not resume:
+        return None
+
+    def find() -> Path | None:
+        return checkpoints.latest() if resume == "auto" else whole(Path(resume))
+
+    return launch.on_rank0(find)
 
 
 def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:

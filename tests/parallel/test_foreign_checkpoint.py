@@ -88,33 +88,50 @@ def test_code_is_not_run_by_the_conversion_to_another_number_of_ranks_or_from_it
     if where == "universal":
         assert run_ranks(1, read, str(folder), 2) == [""]
     name = set_traps(folder / where, sprung)[0]
+    if where == "universal":  # their author knows of the checksums
+        from tdmvid.parallel.deepspeed_checkpoint import _sums
+
+        (folder / where / "done").write_bytes(_sums(folder / where))
     (said,) = run_ranks(1, read, str(folder), 2)
     assert states(said, name) and states(said, "posix.mkdir")
     assert not sprung.exists()
 
 
+@pytest.mark.slow
+def test_a_damaged_conversion_is_made_again(tmp_path):
+    folder = tmp_path / "student"
+    run_ranks(2, write, str(folder), 2)
+    assert run_ranks(1, read, str(folder), 2) == [""]
+    converted = {path: path.read_bytes() for path in (folder / "universal").rglob("fp32.pt")}
+    for path, data in converted.items():
+        path.write_bytes(data[:-30] + bytes([data[-30] ^ 1]) + data[-29:])
+    assert run_ranks(1, read, str(folder), 2) == [""]
+    assert converted == {path: path.read_bytes() for path in converted} != {}
+
+
 def test_what_slips_past_the_look_is_refused_by_the_load(tmp_path, monkeypatch):
-    from tdmvid.parallel.deepspeed_checkpoint import HELD, _data_only
+    from tdmvid.parallel import deepspeed_checkpoint  # not for all: it takes seconds
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     trapped, sprung, own = tmp_path / "trapped.pt", tmp_path / "sprung", tmp_path / "own.pt"
     torch.save(Trap(sprung), trapped)
-    torch.save(list(HELD), own)
-    with _data_only():
+    held = list(deepspeed_checkpoint.HELD)
+    torch.save(held, own)
+    with deepspeed_checkpoint._data_only():
         with pytest.raises(pickle.UnpicklingError):
             torch.load(trapped, weights_only=False)
-        assert torch.load(own, weights_only=False) == list(HELD)
+        assert torch.load(own, weights_only=False) == held
     assert not sprung.exists()
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
-    from tdmvid.parallel.deepspeed_checkpoint import _more_than_data
+    from tdmvid.parallel import deepspeed_checkpoint  # not for all: it takes seconds
 
     path = tmp_path / "legacy.pt"
     for content in (b"", b"text", pickle.dumps(Trap(tmp_path / "sprung"))):
         path.write_bytes(content)
-        assert states(_more_than_data(path), path)
+        assert states(deepspeed_checkpoint._more_than_data(path), path)
     torch.jit.script(torch.nn.Linear(1, 1)).save(path)
-    assert states(_more_than_data(path), path)
+    assert states(deepspeed_checkpoint._more_than_data(path), path)
     assert not (tmp_path / "sprung").exists()

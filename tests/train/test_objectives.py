@@ -8,7 +8,7 @@ from refusals import refused
 from safetensors.torch import load_file
 
 from tdmvid.config import RunConfig, from_dict, objective_settings, to_dict
-from tdmvid.data.checkpoints import META
+from tdmvid.data.checkpoints import read_meta, write_meta
 from tdmvid.data.video import write_video
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
@@ -96,16 +96,16 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
 
 def test_a_checkpoint_older_than_a_setting_had_its_default(tiny_run, tmp_path, loop_only):
     folder = train(tiny_run(tmp_path, "steps=2"))
-    meta = folder / "checkpoints" / "step_000002" / META
-    written = json.loads(meta.read_text())
+    path = folder / "checkpoints" / "step_000002"
+    written = read_meta(path)
     for name in ("kind", "solver", "match", "step_set", "k_condition"):
         del written["fingerprint"]["objective"][name]
     del written["fingerprint"]["init"]
-    meta.write_text(json.dumps(written))
+    write_meta(path, written)
     train(tiny_run(tmp_path, "steps=3"), resume="auto")
-    meta.write_text(json.dumps(written))
+    write_meta(path, written)
     with refused("objective.kind='tdm'", "'dmd2'"):
-        train(tiny_run(tmp_path, "steps=4", "objective.kind=dmd2"), resume=str(meta.parent))
+        train(tiny_run(tmp_path, "steps=4", "objective.kind=dmd2"), resume=str(path))
 
 
 @pytest.mark.parametrize(
