@@ -47,6 +47,7 @@ IMAGE = [
     "video.height=128",
     "video.width=128",
     "batch.micro=8",
+    "model.dtype=bfloat16",
     "lora.rank=8",
     "lora.alpha=8",
     "parallel.gradient_checkpointing=false",
@@ -69,7 +70,8 @@ def prepare(
     many blocks, where its weights are random.
     """
     file, changes, family = NETWORKS[name]
-    config = load_config(file, [*changes, *overrides])
+    one = "batch.total=0"  # a micro-batch is timed, not a step of a whole run
+    config = load_config(file, [one, *changes, *overrides])
     if family is None:
         return config
     return untrained(

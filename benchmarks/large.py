@@ -29,7 +29,7 @@ import torch
 from benchmarks.stopwatch import Kept, seconds
 from benchmarks.untrained import build_stage, untrained
 from tdmvid.backbones.dtype import torch_dtype
-from tdmvid.config import RunConfig, load_config
+from tdmvid.config import RunConfig, load_config, share_batch
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
 from tdmvid.plan.plan import GIB, Plan, make_plan
@@ -115,6 +115,7 @@ def main() -> None:
     world = launch.start(
         config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence
     )
+    config = share_batch(config, world.data_size)
     layers = {"num_layers": args.layers} if args.layers else {}
     config = untrained(config, args.work, primary=world.primary, **layers)
     plan = make_plan(config, ranks=world.size)

@@ -46,6 +46,7 @@ BASE = [
     "lora.rank=16",
     "lora.alpha=16",
     "batch.micro=1",
+    "batch.total=0",
     "model.dtype=float32",
     "parallel.gradient_checkpointing=false",
     "parallel.zero_stage=2",

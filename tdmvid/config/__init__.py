@@ -3,6 +3,7 @@
 Imports the standard library only, so that a misspelt setting is reported at once.
 """
 
+from .batch import global_batch, share_batch
 from .data import BatchConfig, PromptConfig, RealConfig
 from .evaluation import EvaluateConfig, ImageConfig, TeacherSampling, VBenchConfig
 from .grid import GridConfig
@@ -51,9 +52,11 @@ __all__ = [
     "check_rules",
     "check_seed",
     "from_dict",
+    "global_batch",
     "load_config",
     "objective_settings",
     "read_settings",
     "register_settings",
+    "share_batch",
     "to_dict",
 ]

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from .rules import at_least, check_rules
 
 PROMPT_RULES = (at_least("prompts.limit", 0, "0 uses all prompts"),)
-BATCH_RULES = (at_least("batch.micro", 1), at_least("batch.accumulation", 1))
+BATCH_RULES = (
+    at_least("batch.micro", 1),
+    at_least("batch.accumulation", 1),
+    at_least("batch.total", 0, "0 leaves it to micro, accumulation and the number of ranks"),
+)
 REAL_RULES = (at_least("real.limit", 0, "0 uses all files"),)
 
 
@@ -28,10 +32,16 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Videos per optimiser step = micro x accumulation x data-parallel ranks."""
+    """Videos per optimiser step = micro x accumulation x data-parallel ranks = total."""
 
     micro: int = 1
+    """Videos of a micro-batch: what a rank holds at once."""
     accumulation: int = 1
+    """Micro-batches of a rank in each step; follows from `total`, if that is given."""
+    total: int = 0
+    """Videos of a step on all ranks together, the same on any number of them; 0 leaves it to the
+    others.
+    """
 
     def __post_init__(self) -> None:
         check_rules(self, BATCH_RULES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..config import RunConfig
+from ..config import RunConfig, global_batch
+from ..data.repetition import prompt_uses, repetition_warning
 from .counts import student_steps
 from .plan import GIB, Plan
 
@@ -66,15 +67,31 @@ def _networks(plan: Plan) -> Iterator[Row]:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (not there yet)")
     yield "student", f"{student_steps(config)} steps, {config.grid.kind} grid"
-    yield "prompts", f"{plan.prompts:,}"
+    yield from _prompts(plan)
+
+
+def _prompts(plan: Plan) -> Iterator[Row]:
+    """How many prompts there are, how often each is used, and whether that is too often."""
+    ranks = plan.ranks // plan.config.parallel.sequence
+    uses = prompt_uses(plan.config, prompts=plan.prompts, ranks=ranks)
+    yield "prompts", f"{plan.prompts:,}, each used {_number(uses)} times"
+    if warning := repetition_warning(plan.config, prompts=plan.prompts, ranks=ranks):
+        yield "", f"warning: {warning}"
 
 
 def _iteration(plan: Plan) -> Iterator[Row]:
     """The ranks, and what each does and sends in an iteration."""
     config, batch, tokens, calls = plan.config, plan.config.batch, plan.tokens, plan.calls
     share = config.parallel.sequence
-    videos = batch.micro * batch.accumulation * plan.ranks // share
+    data_ranks = plan.ranks // share
+    videos = global_batch(batch, data_ranks)
     yield "ranks", _ranks(plan)
+    yield (
+        "batch",
+        f"{_samples(config, videos)}{', as batch.total says' if batch.total else ''}:"
+        f" batch.micro={batch.micro} x batch.accumulation={batch.accumulation} x {data_ranks}"
+        " data parallel",
+    )
     yield (
         "one iteration",
         f"{calls.forwards:g} forwards and {calls.backwards} backwards of"

@@ -13,7 +13,7 @@ from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.registry import find_family
 from ..backbones.spec import Tokens
-from ..config import RunConfig
+from ..config import RunConfig, share_batch
 from ..data.prompts import read_training_prompts
 from ..distill.grids import build_grids, reference_grid
 from ..parallel.launch import check_sequence
@@ -43,6 +43,7 @@ class Plan:
     """A run on `ranks` ranks, counted. Bytes and floating-point operations are of one rank."""
 
     config: RunConfig
+    """With the accumulation that follows from the number of ranks."""
     ranks: int
     pipeline_class: str
     prompts: int
@@ -213,6 +214,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1, like: Plan | None = None) ->
         ValueError: the run itself would refuse its settings.
     """
     check_sequence(config.parallel.sequence, ranks)
+    config = share_batch(config, ranks // config.parallel.sequence)
     folder, family = find_family(config.model, weights=False)
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
     _check_grids(config, folder, family)

@@ -113,9 +113,13 @@ def _without_excess(remedy: Remedy, plan: Plan, limit: float) -> Remedy:
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """A run with other settings of `parallel` and `model`."""
+    """A run with other settings of `parallel` and `model`; `batch.total` is shared out anew."""
     model = {key: value for key, value in changes.items() if key in OF_MODEL}
     parallel = {key: value for key, value in changes.items() if key not in OF_MODEL}
+    batch = replace(config.batch, accumulation=1) if config.batch.total else config.batch
     return replace(
-        config, model=replace(config.model, **model), parallel=replace(config.parallel, **parallel)
+        config,
+        model=replace(config.model, **model),
+        parallel=replace(config.parallel, **parallel),
+        batch=batch,
     )

@@ -13,7 +13,7 @@ from ..adapters.step_condition import with_step_count
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
 from ..backbones.registry import load_backbone
-from ..config import RunConfig, to_dict
+from ..config import RunConfig, share_batch, to_dict
 from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond, Denoiser, Guided
@@ -49,6 +49,7 @@ class Run:
     """A run, set up: what the loop needs and nothing else."""
 
     config: RunConfig
+    """With the accumulation that follows from the number of ranks."""
     world: launch.World
     backbone: Backbone
     grid: TimeGrid
@@ -120,6 +121,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     Raises:
         ValueError: For what a user can mend.
     """
+    config = share_batch(config, world.data_size)
     check_settings(config, distributed=world.distributed)
     check_machine(config, world)
     backbone = load_backbone(config.model, config.video, device=world.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..config import RunConfig, to_dict
 from ..data.checkpoints import whole
 from ..data.files import write_json
+from ..data.repetition import repetition_warning
 from ..distill.iteration import Outcome, iterate, pick_grid
 from ..distill.objective import build_objective
 from ..parallel import launch
@@ -58,7 +59,8 @@ def train(
     run = build_run(config, world, resumed=path is not None)
     start = _resume(run, checkpoints, path) if path else 0
     if world.primary:
-        _write_settings(run, commands or {})
+        _write_settings(run, config, commands or {})
+        _warn(run)
     monitor = Monitor(config.folder, total=config.steps, start=start, primary=world.primary)
     try:
         _loop(run, start, checkpoints, monitor)
@@ -109,10 +111,10 @@ def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
     return start
 
 
-def _write_settings(run: Run, commands: dict[str, str]) -> None:
-    """Write what the run is into its folder."""
-    folder = run.config.folder
-    write_json(folder / "config.json", to_dict(run.config))
+def _write_settings(run: Run, config: RunConfig, commands: dict[str, str]) -> None:
+    """Write what the run is into its folder; config: as given, for any number of ranks."""
+    folder = config.folder
+    write_json(folder / "config.json", to_dict(config))
     shown = [{"what": what, "command": command} for what, command in commands.items()]
     write_json(folder / "commands.json", {"commands": shown})
     if run.rounding:
@@ -120,6 +122,13 @@ def _write_settings(run: Run, commands: dict[str, str]) -> None:
         print(run.rounding, flush=True)
     else:  # a run that ended here before its first checkpoint may have left one
         (folder / "quantized.json").unlink(missing_ok=True)
+
+
+def _warn(run: Run) -> None:
+    """Tell a user what a run may not be meant to do."""
+    prompts, ranks = run.order.count, run.world.data_size
+    if warning := repetition_warning(run.config, prompts=prompts, ranks=ranks):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> None:

@@ -14,7 +14,7 @@ import torch
 from refusals import refused
 from torch.utils.flop_counter import FlopCounterMode
 
-from tdmvid.config import load_config
+from tdmvid.config import load_config, share_batch
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.distill.iteration import Place, iterate, pick_k
 from tdmvid.distill.objective import build_objective
@@ -23,7 +23,7 @@ from tdmvid.plan import cost
 from tdmvid.plan.counts import calls_per_iteration
 from tdmvid.plan.describe import describe
 from tdmvid.plan.plan import GIB, make_plan
-from tdmvid.plan.remedies import check_fit
+from tdmvid.plan.remedies import _changed, check_fit
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import _micro_batches, train
@@ -526,6 +526,55 @@ def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path, planned):
     ):
         with refused(fact, error=(ValueError, OSError)):
             planned(tiny_run(tmp_path, change))
+
+
+def rows_of(text):
+    """The rows of a plan by name; a row without one goes on with the row above it."""
+    rows, name = {}, ""
+    for line in text.splitlines():
+        head, value = (part.strip() for part in [*line.split("  ", 1), ""][:2])
+        name = head or name
+        rows[name] = f"{rows.get(name, '')} {value}".strip()
+    return rows
+
+
+@pytest.mark.parametrize(
+    "total, ranks, sequence, accumulation", [(8, 1, 1, 4), (8, 2, 1, 2), (8, 4, 2, 2), (8, 4, 1, 1)]
+)
+def test_a_plan_says_how_the_ranks_share_the_total_batch(
+    tiny_run, tmp_path, planned, total, ranks, sequence, accumulation
+):
+    changes = (f"batch.total={total}", "batch.micro=2", f"parallel.sequence={sequence}")
+    made = planned(tiny_run(tmp_path, *changes), ranks=ranks)
+    rows = rows_of(describe(made))
+    assert made.config.batch.accumulation == accumulation
+    assert {"batch.total", "batch.micro=2", f"batch.accumulation={accumulation}"} <= set(
+        re.findall(r"batch\.[a-z]+(?:=\d+)?", rows["batch"])
+    )
+    assert rows["batch"].startswith(f"{total} videos") and rows["steps"].endswith(f"{total} videos")
+
+
+def test_a_plan_refuses_a_total_that_its_ranks_cannot_make(tiny_run, tmp_path, planned):
+    with refused("batch.total=8", "batch.total=6 or 12"):
+        planned(tiny_run(tmp_path, "batch.total=8"), ranks=6)
+
+
+def test_a_remedy_shares_the_total_out_anew(tiny_run, tmp_path):
+    """Of two ranks that share each video, one is data parallel."""
+    on_two = share_batch(tiny_run(tmp_path, "batch.total=8"), 2)
+    together = share_batch(_changed(on_two, {"sequence": 2}), 1)
+    assert (on_two.batch.accumulation, together.batch.accumulation) == (4, 8)
+    fixed = tiny_run(tmp_path, "batch.accumulation=4")
+    assert _changed(fixed, {"sequence": 2}).batch == fixed.batch
+
+
+@pytest.mark.parametrize("steps, uses", [(100, "50 "), (101, "50.5")])
+def test_a_plan_warns_where_prompts_are_repeated_more_than_fifty_times(
+    tiny_run, tmp_path, plan, steps, uses
+):
+    text = rows_of(plan(tiny_run(tmp_path, "batch.total=4", f"steps={steps}")))["prompts"]
+    assert text.startswith("8,") and f"used {uses}" in text
+    assert ("warning" in text) == (steps > 100)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from refusals import refused
 
 from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.config import load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
 from tdmvid.train.checkpoint import Checkpoints
@@ -130,6 +131,36 @@ def test_notes_do_not_keep_a_run_from_its_checkpoints(tiny_run, tmp_path):
     run = build_run(tiny_run(tmp_path), launch.start("none"))
     noted = replace(run, config=replace(run.config, notes=("The rates are guesses.",)))
     assert noted.fingerprint == run.fingerprint
+
+
+def test_a_total_batch_decides_the_accumulation_and_is_what_the_folder_keeps(
+    tiny_run, tmp_path, loop_only, capsys
+):
+    """The folder's config is for any number of ranks; eight prompts in 200 x 4 videos are few."""
+    config = tiny_run(tmp_path, "batch.total=4", "batch.micro=2", "steps=1", "prompts.limit=1")
+    kept = {}
+    train(config, at_end=lambda run: kept.update(batch=run.config.batch))
+    assert (kept["batch"].accumulation, load_config(tmp_path / "config.json")) == (2, config)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_run_that_repeats_its_prompts_too_often_is_warned_about(tiny_run, tmp_path, capsys):
+    """Before anything is trained; 8 prompts in 101 iterations of 4 videos are 50.5 uses each."""
+
+    class Started(Exception):
+        pass
+
+    def stop(*args):
+        raise Started
+
+    def warned(steps):
+        out = tmp_path / str(steps)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Started):
+            patch.setattr("tdmvid.train.trainer._loop", stop)
+            train(tiny_run(out, "batch.total=4", f"steps={steps}"))
+        return capsys.readouterr().err
+
+    assert "8 prompts" in warned(101) and "warning" not in warned(100)
 
 
 def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_path):
