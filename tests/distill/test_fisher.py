@@ -6,7 +6,7 @@ from refusals import refused
 
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
-from tdmvid.diffusion.sampler import Trajectory
+from tdmvid.diffusion.sampler import Before, Trajectory
 from tdmvid.distill.fisher import Fisher, direction
 from tdmvid.distill.objective import Roles
 
@@ -95,6 +95,41 @@ def test_the_student_s_turn_reaches_the_student_alone_and_descends(process):
     assert all(
         p.grad is None for network in (roles.fake, roles.teacher) for p in network.parameters()
     )
+
+
+def test_the_student_s_gradient_is_the_direction_with_the_slope_over_the_square_of_the_norm(
+    process,
+):
+    """With mixed k and unequal norms, in which neither slope nor norm is one number."""
+    batch, dim = 256, 3
+    k, times = torch.arange(batch) % 4 + 1, uniform(4, process).tensor()
+    x = torch.randn(batch, dim, generator=torch.Generator().manual_seed(4))
+    path = Trajectory(x, k, times[k - 1], times[k], NULL)
+    x0_hat = (0.5 * x + 0.3).requires_grad_()
+    draw = Fisher().draw(path, x0_hat, torch.Generator().manual_seed(5), process)
+    roles = Roles(None, Linear(process, 0.2, 0.6), Linear(process, -0.1, 0.8))
+    Fisher().loss("student", roles, draw, NULL)["loss"].backward()
+    along, teacher = direction(roles, draw, NULL)
+    norm = (x0_hat.detach() - teacher).abs().mean(1)
+    assert draw.slope.std() > 0.1 * draw.slope.mean() and norm.std() > 0.1 * norm.mean()
+    expected = along * (draw.slope / norm**2)[:, None] / (batch * dim)
+    torch.testing.assert_close(x0_hat.grad, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_slope_is_how_the_draw_moves_with_the_clean_prediction(process):
+    batch, times = 512, uniform(4, process).tensor()
+    k = torch.arange(batch) % 4 + 1
+    x = torch.randn(batch, 3, generator=torch.Generator().manual_seed(4))
+    earlier = times[(k + 1).clamp(max=4)]
+    path = Trajectory(x, k, times[k - 1], times[k], NULL, Before(0.3 * x, earlier))
+    for solver in ("ddim", "dpm++", "renoise"):
+        objective = Fisher(solver=solver)
+        here, moved = (
+            objective.draw(path, 0.5 * x + by, torch.Generator().manual_seed(5), process)
+            for by in (0.0, 1.0)
+        )
+        found = (moved.x_tau - here.x_tau).mean(1)
+        torch.testing.assert_close(found, here.slope, rtol=1e-4, atol=2e-5)
 
 
 def test_a_distance_is_refused():

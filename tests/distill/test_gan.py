@@ -137,6 +137,32 @@ def test_a_gradient_too_small_for_float16_is_not_lost_inside_the_discriminator(p
     )
 
 
+def test_real_latents_are_noised_to_tau_with_noise_of_their_own(process):
+    """Picked uniformly; else a discriminator could tell them by the noise that both share."""
+    objective, theta, asked = GAN(), torch.zeros(1), {}
+
+    def real(pick):
+        asked["pick"] = pick
+        return torch.full((len(pick), 1), 2.0)
+
+    def critic(x, t, cond):
+        asked.update(x=x, t=t)
+        return torch.zeros(len(x))
+
+    draw = one_tau(process, objective, theta, batch=20_000)
+    objective.loss("discriminator", Roles(None, Nothing(process), None, critic, real), draw, NULL)
+    noised, drawn = asked["x"].chunk(2)
+    assert torch.equal(drawn, draw.x_tau) and torch.equal(asked["t"], draw.tau.repeat(2))
+    eps = process.eps_from_x0(noised, torch.full_like(noised, 2.0), draw.tau)
+    assert abs(eps.mean()) < 0.04 and abs(eps.std() - 1) < 0.03
+    others = torch.stack([eps, draw.eps, draw.eps_mix, draw.x_tau]).flatten(1)
+    assert torch.corrcoef(others)[0, 1:].abs().max() < 0.04
+    pick = asked["pick"]
+    assert 0 <= pick.min() < 0.001 and 0.999 < pick.max() < 1
+    assert abs(pick.mean() - 0.5) < 0.011
+    assert torch.corrcoef(torch.stack([pick, draw.tau]))[0, 1].abs() < 0.04
+
+
 def test_the_critic_hears_k():
     critic, x, t = Critic(width=8), torch.ones(2, 2), torch.full((2,), 0.5)
     one, four = (critic(x, t, NULL.with_step_count(k, 2, "cpu")) for k in (1, 4))
