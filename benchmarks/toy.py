@@ -60,8 +60,7 @@ MIXTURES: dict[str, Callable[[], Mixture]] = {"circle": Mixture.circle, "grid": 
 OBJECTIVE = TDM(
     rollout="full", fake_target="exact", distance="l2", fresh_noise=0.1, snr_ceiling=50.0
 )
-"""What the table is made with; TDM's own defaults are the released code's. See docs/objectives.md
-for what was measured.
+"""What the table is made with, not TDM's defaults. docs/objectives.md says what was measured.
 
 - a fake that regresses on x0_hat recognises it in the noise of x_s, so no state of the trajectory
   has the right law;

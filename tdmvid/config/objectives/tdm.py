@@ -98,7 +98,12 @@ TDM_RULES = (
 @register_settings
 @dataclass(frozen=True)
 class TDMSettings(ObjectiveSettings):
-    """TDM's settings; the defaults are those of the authors' released code."""
+    """TDM's settings.
+
+    Draw and losses default to those of the authors' released code. Not so `rollout` (theirs is
+    full, with a k of its own for each turn), `cfg` (theirs is 4.5), `margin_low` (theirs bounds tau
+    alone, not its distance to s); docs/objectives.md has all differences and why.
+    """
 
     kind: Literal["tdm"] = "tdm"
     match: Literal["noisy", "clean"] = "noisy"
