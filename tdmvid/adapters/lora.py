@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbones.quantize import parts
 from ..config import LoraSettings
+from .weights import LoraWeights
 
 ADAPTER = "default"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -77,21 +78,38 @@ def attach(
                 f"lora.targets: {target!r} is of class {other[0]}: a LoRA adapts linear layers and"
                 " convolutions, name those inside"
             )
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes fractions too
+        target_modules=list(targets),
+    )
+    return _inject(model, config, seed=seed)
+
+
+@torch.no_grad()
+def attach_weights(model: nn.Module, lora: LoraWeights) -> nn.Module:
+    """Add a LoRA as an adapter of exactly its layers, with its weights, ranks and scales.
+
+    They are float32 and alone trainable, as those of `attach`.
+    """
+    state = lora.state()
+    _inject(model, lora.config(), seed=0, state=state)
+    for name, parameter in _adapter_parameters(model).items():
+        parameter.copy_(state[name].float())
+    return model
+
+
+def _inject(
+    model: nn.Module, config: LoraConfig, *, seed: int, state: dict[str, Tensor] | None = None
+) -> nn.Module:
+    """Add an adapter by peft's settings; with `state`, to the layers that it names alone."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.filterwarnings(
             "ignore", ".*get_apply_tensor_subclass"
         )  # of merging into a quantised base, which nobody does
         # peft's own function: not every model of diffusers has an add_adapter.
-        inject_adapter_in_model(
-            LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes fractions too
-                target_modules=list(targets),
-            ),
-            model,
-            ADAPTER,
-        )
+        inject_adapter_in_model(config, model, ADAPTER, state_dict=state)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
@@ -109,48 +127,50 @@ def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-@torch.no_grad()
-def start_from(
-    model: nn.Module,
-    settings: LoraSettings,
-    layers: dict[str, Tensor],
-    alpha: float | None,
-    *,
-    where: str,
-) -> None:
-    """Fill a new adapter with a LoRA of the same rank: layers by peft's names, and their alpha
-    (None: the rank).
-
-    Layers that it does not have stay zero. ValueError, naming `where` it is from, if the adapter
-    has no place for it.
-    """
-    own = {
+def _adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's parameters by peft's names in files."""
+    return {
         name.replace(f".{ADAPTER}.", "."): p
         for name, p in model.named_parameters()
         if "lora_" in name
     }
-    for name, tensor in layers.items():
-        if name.endswith(".bias"):
-            raise ValueError(
-                f"{where} holds biases, {name} among them, as the export of a set of step counts"
-                " does: start from the LoRA of a run with one"
-            )
-        if name not in own:
-            raise ValueError(
-                f"{where} adapts {name.split('.lora_')[0]}, this run does not: name its modules in"
-                " lora.targets"
-            )
-        if own[name].shape != tensor.shape:
-            rank = tensor.shape[".lora_B." in name]
-            raise ValueError(
-                f"{where} is of rank {rank}, this run has lora.rank={settings.rank}: use the same"
-            )
-        scale = (
-            (alpha / settings.rank if alpha else 1.0) * settings.rank / settings.alpha
-            if ".lora_B." in name
-            else 1.0
+
+
+@torch.no_grad()
+def start_from(model: nn.Module, settings: LoraSettings, lora: LoraWeights, *, where: str) -> None:
+    """Fill a new adapter with a LoRA: scales go into B, and missing ranks of a layer stay zero.
+
+    Layers that the LoRA does not have stay zero, too.
+
+    Args:
+        model: a network with a new adapter of `settings`.
+        settings: the adapter's rank and alpha.
+        lora: of at most this rank.
+        where: what messages call it.
+
+    Raises:
+        ValueError: the adapter has no place for the LoRA.
+    """
+    own = _adapter_parameters(model)
+    if lora.biased:
+        name = next(name for name, layer in lora.layers.items() if layer.bias is not None)
+        raise ValueError(
+            f"{where} holds biases, {name}.lora_B.bias among them, as the export of a set of step"
+            " counts does: start from the LoRA of a run with one"
         )
-        own[name].copy_(tensor.float() * scale)
+    ranks = [layer.rank for layer in lora.layers.values()]
+    if max(ranks) != settings.rank:
+        raise ValueError(
+            f"{where} is of rank {max(ranks)}, this run has lora.rank={settings.rank}: use the same"
+        )
+    for name, layer in lora.layers.items():
+        if f"{name}.lora_A.weight" not in own:
+            raise ValueError(
+                f"{where} adapts {name}, this run does not: name its modules in lora.targets"
+            )
+        a, b = own[f"{name}.lora_A.weight"], own[f"{name}.lora_B.weight"]
+        a[: layer.rank] = layer.a.float()
+        b[:, : layer.rank] = layer.b.float() * (layer.scale * settings.rank / settings.alpha)
 
 
 @torch.no_grad()

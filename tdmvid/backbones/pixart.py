@@ -85,9 +85,6 @@ class PeftFolder(LoraFiles):
         )
         config.save_pretrained(str(folder))
 
-    def read_alpha(self, folder: Path, metadata: dict[str, str]) -> float | None:
-        return LoraConfig.from_pretrained(str(folder)).lora_alpha
-
     def add(self, pipeline: Any, folder: Path) -> None:
         pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
 

@@ -24,6 +24,7 @@ from ..adapters.bundle import FACTS, read_facts
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import baked
+from ..adapters.weights import rank_and_scale
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..data.files import usual_mode, write_json
@@ -109,7 +110,16 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
     facts |= {"rank": settings.rank, "alpha": settings.alpha}
     if student.extraction is not None:
         facts["extraction"] = student.extraction
-    return facts | _write_consumer_files(folder, student, request.formats, layers, tolerance)
+    if student.original is not None:
+        facts["original"] = student.original
+    alpha = settings.alpha if not config.alpha_pattern else _alphas(config, layers)
+    return facts | _write_consumer_files(folder, student, request.formats, layers, alpha, tolerance)
+
+
+def _alphas(config: Any, layers: dict[str, Tensor]) -> dict[str, float]:
+    """The alpha of each layer, by peft's settings."""
+    found = {name: rank_and_scale(config, name) for name in adapted_modules(layers)}
+    return {name: rank * scale for name, (rank, scale) in found.items()}
 
 
 def _write_consumer_files(
@@ -117,9 +127,15 @@ def _write_consumer_files(
     student: Student,
     formats: tuple[str, ...],
     layers: dict[str, Tensor],
+    alpha: float | dict[str, float],
     tolerance: float,
 ) -> dict:
-    """Write and check the LoRA for each consumer; layers: of diffusers' file, by peft's names."""
+    """Write and check the LoRA for each consumer.
+
+    Args:
+        layers: of diffusers' file, by peft's names.
+        alpha: of all of them, or of each.
+    """
     extras: dict = {}
     stem = student.provenance.config.get("name") or folder.name
     paths: dict[str, str] = {}
@@ -128,7 +144,7 @@ def _write_consumer_files(
         consumer = consumers()[name]
         paths[name] = f"{name}/{stem}_{student.grid.steps}steps.safetensors"
         path = folder / paths[name]
-        _save_layout(path, consumer.layout, student, layers)
+        _save_layout(path, consumer.layout, student, layers, alpha)
         errors[name] = check_consumer_file(
             path, consumer.layout, adapted_modules(layers), student, tolerance
         )
@@ -137,10 +153,13 @@ def _write_consumer_files(
 
 
 def _save_layout(
-    path: Path, layout: KeyLayout, student: Student, layers: dict[str, Tensor]
+    path: Path,
+    layout: KeyLayout,
+    student: Student,
+    layers: dict[str, Tensor],
+    alpha: float | dict[str, float],
 ) -> None:
-    assert student.adapter is not None
-    alpha, rank = student.adapter.settings.alpha, str(_read_rank(layers))
+    rank = str(_read_rank(layers))
     tensors = layout.write(layers, alpha, student.backbone.pipeline_class)
     path.parent.mkdir(exist_ok=True)
     metadata = {"format": "pt", "ss_network_dim": rank, "ss_network_alpha": rank}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import gc
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
-from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
-from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..adapters.layouts import KeyLayout, adapted_modules
+from ..adapters.layouts import KeyLayout
+from ..adapters.load import load_student
+from ..adapters.lora import attach_weights
+from ..adapters.weights import weights_of_state
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
+from ..backbones.scheduler import load_scheduler
 from ..diffusion.grid import TimeGrid
 from ..roles.rounding import difference
 from .request import ExportRequest
@@ -62,10 +62,11 @@ def check_lora(folder: Path, student: Student, tolerance: float) -> float:
     Raises:
         RuntimeError: it is above the tolerance.
     """
-    backbone, reference = student.backbone, student.reference
+    backbone = student.backbone
     pipeline = backbone.stock.pipeline()
-    backbone.lora.load(pipeline, folder)
-    found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=student.grid.steps)
+    load_student(pipeline, folder, backbone.lora)
+    reference, steps = student.reference, student.grid.steps
+    found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
     del pipeline
     gc.collect()  # a cycle would keep its base on the device beside the next, and the run's own
     return _compare(found, student, tolerance)
@@ -100,27 +101,15 @@ def check_consumer_file(
         tolerance: of the relative difference.
     """
     backbone = student.backbone
+    pipeline = backbone.stock.pipeline()
     state = layout.read(load_file(path), backbone.pipeline_class, modules)
-    rank = next(len(tensor) for key, tensor in state.items() if key.endswith("lora_A.weight"))
-    biased = any(key.endswith("lora_B.bias") for key in state)
-    if biased:
-        state = _fill_biases(state)
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=adapted_modules(state), lora_bias=biased
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        shutil.copy(path.parents[1] / SCHEDULER_CONFIG_NAME, scratch)
-        backbone.lora.save(Path(scratch), state, config)
-        return check_lora(Path(scratch), student, tolerance)
-
-
-def _fill_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give every layer a bias, as peft wants them: all layers have one, or none has."""
-    zeros = {
-        f"{name}.lora_B.bias": torch.zeros(len(state[f"{name}.lora_B.weight"]))
-        for name in adapted_modules(state)
-    }
-    return state | {key: zero for key, zero in zeros.items() if key not in state}
+    attach_weights(getattr(pipeline, backbone.lora.part), weights_of_state(state))
+    pipeline.scheduler = load_scheduler(path.parents[1])
+    reference, steps = student.reference, student.grid.steps
+    found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
+    del pipeline
+    gc.collect()  # as in check_lora
+    return _compare(found, student, tolerance)
 
 
 def _compare(found: Tensor, student: Student, tolerance: float) -> float:

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..adapters.bundle import FACTS, read_facts
+from ..adapters.load import load_lora
 from ..backbones.registry import families
 from ..config.resources import find_model
 
@@ -46,7 +47,7 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
     if model.get("tiling"):
         pipeline.vae.enable_tiling()
     if "rank" in facts:
-        families()[facts["pipeline"]].lora.add(pipeline, folder)
+        load_lora(pipeline, folder, families()[facts["pipeline"]].lora)
     pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
     return pipeline
 

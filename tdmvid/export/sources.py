@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.bundle import folders_of_set, read_facts, student_folder
-from ..adapters.extract import adapt, read_published
+from ..adapters.extract import adapt
 from ..adapters.lora import attach
+from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
@@ -118,8 +119,8 @@ def export_published(
     """
     check_request(request, backbone, adapted=True)
     reference = draw_reference(backbone, request.prompts, request.seed)
-    state, alpha = read_published(path, backbone, scale=scale)
-    module, tensors, settings = adapt(backbone, state, alpha)
+    lora = read_lora(path, backbone.lora, backbone.network, bare=True).scaled(scale)
+    module, tensors, settings = adapt(backbone, lora)
     included = f", its scale of {scale:g} included." if scale != 1 else "."
     student = Student(
         backbone,

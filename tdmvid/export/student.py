@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters.extract import adapt, extract
 from ..adapters.step_condition import NAME, with_step_count
+from ..adapters.weights import weights_of_state
 from ..backbones.base import Backbone
 from ..config import LoraSettings
 from ..diffusion.denoiser import Cond
@@ -68,6 +69,8 @@ class Student:
     provenance: Provenance = Provenance()
     extraction: dict | None = None
     """Errors of a LoRA that was extracted from a fine-tune."""
+    original: dict | None = None
+    """Of a published LoRA: how far it is from what stock code makes of its file."""
 
     @property
     def network(self) -> nn.Module:
@@ -126,7 +129,7 @@ def extract_lora(student: Student, rank: int) -> Student:
     """
     backbone = student.backbone
     state, errors = extract(backbone.network, student.weights, rank)
-    module, weights, settings = adapt(backbone, state)
+    module, weights, settings = adapt(backbone, weights_of_state(state))
     latents = sample_reference(backbone, module, student.reference, student.grid)
     return replace(
         student,

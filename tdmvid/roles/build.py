@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapters.load import check_loaded
 from ..adapters.lora import Base, attach, shared_copy, start_from
+from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
 from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
@@ -106,12 +108,14 @@ def _adapt(
     network: nn.Module, spec: RoleSpec, config: RunConfig, family: type[Backbone], *, seed: int
 ) -> None:
     """Add all that a role trains beside a frozen base."""
-    start = family.lora.read(Path(spec.init), network) if spec.init else None
+    start = read_lora(Path(spec.init), family.lora, network) if spec.init else None
     attach(network, config.lora, family.lora_targets, seed=seed)
     if config.objective.conditioned_on_steps:
         condition_on_steps(network, seed=seed)
     if start:
-        start_from(network, config.lora, *start, where=f"init={spec.init!r}")
+        start_from(network, config.lora, start, where=f"init={spec.init!r}")
+        if not next(network.parameters()).is_meta:
+            check_loaded(network, start)
 
 
 def _set_execution(

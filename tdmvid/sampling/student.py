@@ -9,6 +9,7 @@ from pathlib import Path
 import diffusers
 
 from ..adapters.bundle import FACTS, read_facts
+from ..adapters.load import load_student
 from ..adapters.lora import shared_copy
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
@@ -40,7 +41,7 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
     if folder is None:
         return pipeline
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
-        backbone.lora.load(pipeline, folder)  # refuses what is neither
+        load_student(pipeline, folder, backbone.lora)  # refuses what is neither
         return pipeline
     network = (
         type(backbone.network)

@@ -11,8 +11,10 @@ import torch
 from refusals import refused
 from safetensors.torch import save_file
 
-from tdmvid.adapters.extract import adapt, extract, read_published
+from tdmvid.adapters.extract import adapt, extract
 from tdmvid.adapters.lora import attach
+from tdmvid.adapters.read import read_lora
+from tdmvid.adapters.weights import weights_of_state
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 from tdmvid.roles.rounding import difference
@@ -23,6 +25,11 @@ RANK = 2
 @pytest.fixture
 def backbone(tiny_cogvideox):
     return load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
+
+
+def read(path, backbone):
+    """A published LoRA, whose keys may lack a prefix."""
+    return read_lora(path, backbone.lora, backbone.network, bare=True)
 
 
 def layers(backbone, rank=RANK, seed=0):
@@ -144,9 +151,7 @@ def test_a_published_lora_of_any_layout_is_its_change_of_the_weights(
     save_file(layout(state), path) if suffix == ".safetensors" else torch.save(layout(state), path)
     merged = copy.deepcopy(backbone.network)
     merged.load_state_dict(tuned(backbone, state, scale=0.125), strict=False)
-    found, alpha = read_published(path, backbone, scale=0.125)
-    assert alpha == 0.125 * RANK
-    module, _, settings = adapt(backbone, found, alpha)
+    module, _, settings = adapt(backbone, read(path, backbone).scaled(0.125))
     assert (settings.rank, settings.alpha) == (RANK, 0.25)
     assert difference(output(backbone, module), output(backbone, merged)) < 1e-4
 
@@ -172,8 +177,8 @@ def test_the_alpha_of_a_file_s_metadata_or_of_its_keys_is_its_own(backbone, tmp_
         tmp_path / "b.safetensors",
     )
     assert (
-        read_published(tmp_path / "a.safetensors", backbone)[1] == 16
-        and read_published(tmp_path / "b.safetensors", backbone)[1] == 5
+        read(tmp_path / "a.safetensors", backbone).alpha == 16
+        and read(tmp_path / "b.safetensors", backbone).alpha == 5
     )
 
 
@@ -188,7 +193,7 @@ def test_a_file_that_would_run_code_is_not_loaded(backbone, tmp_path):
     ):
         write(tmp_path / name)
         with refused(name):
-            read_published(tmp_path / name, backbone)
+            read(tmp_path / name, backbone)
     assert not (tmp_path / "ran").exists()
 
 
@@ -218,7 +223,7 @@ def test_a_file_that_would_run_code_is_not_loaded(backbone, tmp_path):
 def test_a_file_of_something_else_is_refused(backbone, tmp_path, tensors, facts):
     save_file(tensors, tmp_path / "x.safetensors")
     with refused(*facts):
-        adapt(backbone, *read_published(tmp_path / "x.safetensors", backbone))
+        read(tmp_path / "x.safetensors", backbone)
 
 
 def test_missing_cut_and_foreign_files_are_refused(backbone, tmp_path):
@@ -231,15 +236,15 @@ def test_missing_cut_and_foreign_files_are_refused(backbone, tmp_path):
         ("", ValueError, tmp_path, "cut.safetensors"),
     ):
         with refused(*facts, error=error):
-            read_published(tmp_path / name, backbone)
+            read(tmp_path / name, backbone)
     (tmp_path / "x.ckpt").touch()
     with refused("x.ckpt", ".safetensors"):
-        read_published(tmp_path / "x.ckpt", backbone)
+        read(tmp_path / "x.ckpt", backbone)
 
 
 def test_an_extracted_lora_is_attached_as_a_trained_one_would_be(backbone):
     state = layers(backbone)
-    _module, tensors, settings = adapt(backbone, state)
+    _module, tensors, settings = adapt(backbone, weights_of_state(state))
     again = load_backbone(backbone.config, backbone.size)
     expected = attach(again.network, LoraSettings(RANK, float(RANK)), backbone.lora_targets, seed=5)
     assert {n: tuple(p.shape) for n, p in expected.named_parameters() if p.requires_grad} == {

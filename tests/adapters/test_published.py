@@ -10,7 +10,8 @@ import torch
 from families import BUILDERS
 from safetensors.torch import save_file
 
-from tdmvid.adapters.extract import adapt, read_published
+from tdmvid.adapters.extract import adapt
+from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import ModelConfig
 from tdmvid.diffusion.grid import uniform
@@ -84,9 +85,8 @@ def test_a_published_layout_is_read_as_stock_diffusers_reads_it(tmp_path, case):
     pipeline.set_adapters(["tdm"], [scale])
     pipeline.scheduler = backbone.student_scheduler(grid)
     theirs = backbone.stock.latents(pipeline, z, cond, steps=4)
-    module, _, _ = adapt(
-        load_backbone(backbone.config, backbone.size), *read_published(path, backbone, scale=scale)
-    )
+    lora = read_lora(path, backbone.lora, backbone.network).scaled(scale)
+    module, _, _ = adapt(load_backbone(backbone.config, backbone.size), lora)
     ours = ddim(backbone.denoiser(module), z, cond, grid)
     plain = ddim(backbone.denoiser(backbone.network), z, cond, grid)
 

@@ -14,7 +14,9 @@ from families import BUILDERS
 from refusals import refused
 from scales import assert_close
 
+from tdmvid.adapters.load import load_student
 from tdmvid.adapters.lora import attach, shared_copy, start_from
+from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes, quantize
 from tdmvid.backbones.registry import families, load_backbone
@@ -477,7 +479,7 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     lean = backbone.stock.pipeline()
     lean.scheduler = backbone.student_scheduler(shifted(4, 2.0, backbone.process))
     plain = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
-    backbone.lora.load(lean, trained / "lora")
+    load_student(lean, trained / "lora", backbone.lora)
     ours = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
     assert_close(ours, theirs, 1e-4)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
@@ -555,10 +557,10 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
     settings, found = (
         LoraSettings(rank=2, alpha=3),
-        other.lora.read(trained / "lora", other.network),
+        read_lora(trained / "lora", other.lora, other.network),
     )
     student = attach(other.network, settings, other.lora_targets, seed=0)
-    start_from(student, settings, *found, where="the LoRA")
+    start_from(student, settings, found, where="the LoRA")
     ours = ddim(other.denoiser(student), z, cond, grid)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()
     assert_close(ours, theirs, 1e-4)

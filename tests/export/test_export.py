@@ -13,6 +13,7 @@ from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.layouts import KeyLayout
+from tdmvid.adapters.load import load_student
 from tdmvid.adapters.lora import attach
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
@@ -288,12 +289,12 @@ def test_a_lora_of_another_model_is_refused_by_its_first_wrong_key(
     config = CogVideoXTransformer3DModel.load_config(student.source, subfolder="transformer")
     lora_of(CogVideoXTransformer3DModel.from_config({**config, **change}), tmp_path)
     with refused(LORA_FILE, *facts):
-        student.backbone.lora.load(student.backbone.stock.pipeline(), tmp_path)
+        load_student(student.backbone.stock.pipeline(), tmp_path, student.backbone.lora)
 
 
 def test_a_folder_without_a_lora_is_refused(student, tmp_path):
     with refused(tmp_path, LORA_FILE):
-        student.backbone.lora.load(student.backbone.stock.pipeline(), tmp_path)
+        load_student(student.backbone.stock.pipeline(), tmp_path, student.backbone.lora)
 
 
 def test_a_new_consumer_is_written_checked_and_named_on_the_card(student, tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ from families import BUILDERS
 from refusals import refused
 from safetensors.torch import load_file
 
-from tdmvid.adapters.extract import read_published
 from tdmvid.adapters.layouts import layouts_of
 from tdmvid.adapters.lora import attach
+from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.config import LoraSettings, ModelConfig
 from tdmvid.diffusion.grid import shifted
@@ -117,12 +117,13 @@ def test_a_format_is_read_back_as_the_lora_it_was(student, bundle):
     }
     again = load_backbone(student.backbone.config, student.backbone.size)
     for path in (student.backbone.lora.file, *facts["formats"].values()):
-        state, alpha = read_published(bundle / path, again)
-        assert state.keys() == trained.keys()
+        lora = read_lora(bundle / path, again.lora, again.network)
+        state = lora.state()
+        assert state.keys() == trained.keys() and lora.rank == 2
         for key in [key for key in trained if key.endswith("lora_B.weight")]:
             down = key.replace("lora_B", "lora_A")
             torch.testing.assert_close(
-                alpha / 2 * state[key] @ state[down],
+                lora.alpha / 2 * state[key] @ state[down],
                 6 / 2 * trained[key] @ trained[down],
                 atol=1e-6,
                 rtol=1e-4,

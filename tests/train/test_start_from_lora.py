@@ -9,6 +9,7 @@ import torch
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
+from tdmvid.adapters.load import load_student
 from tdmvid.adapters.lora import adapters_off
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.config import RunConfig
@@ -47,7 +48,7 @@ def sample(run, role):
 def first_stage_s_latents(run, stage):
     """Those of stock diffusers with the first stage's LoRA."""
     pipeline = run.backbone.stock.pipeline()
-    run.backbone.lora.load(pipeline, stage / "lora")
+    load_student(pipeline, stage / "lora", run.backbone.lora)
     z = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
     return run.backbone.stock.latents(pipeline, z, run.gallery, steps=4)
 

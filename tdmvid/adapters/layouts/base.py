@@ -28,13 +28,13 @@ class KeyLayout:
     """Whether its files always have an alpha for each layer."""
 
     def write(
-        self, state: dict[str, Tensor], alpha: float, pipeline_class: str
+        self, state: dict[str, Tensor], alpha: float | Mapping[str, float], pipeline_class: str
     ) -> dict[str, Tensor]:
         """Return the tensors of a file with alpha = r.
 
         Args:
             state: diffusers' state dict, see `adapted_modules`.
-            alpha: its alpha.
+            alpha: of all layers, or of each by its name.
             pipeline_class: the diffusers pipeline class of the base.
 
         Raises:
@@ -43,7 +43,8 @@ class KeyLayout:
         stem, out = self.stems[pipeline_class], dict[str, Tensor]()
         for name in adapted_modules(state):
             a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-            key, scale = stem(name), alpha / len(a)
+            own = alpha[name] if isinstance(alpha, Mapping) else alpha
+            key, scale = stem(name), own / len(a)
             if f"{key}.{self.up}" in out:
                 raise ValueError(
                     f"{name}: another module is called {key} too in {self.name}'s names"
@@ -65,7 +66,9 @@ class KeyLayout:
     def read(
         self, tensors: dict[str, Tensor], pipeline_class: str, modules: list[str]
     ) -> dict[str, Tensor]:
-        """Return diffusers' state dict of alpha = r, with each layer's alpha applied.
+        """Return diffusers' state dict of alpha = r of a file that `write` made, to check it.
+
+        Files of others are read by adapters/read.py.
 
         Args:
             tensors: of a file in this layout.
@@ -96,12 +99,6 @@ class KeyLayout:
                 " no module of this model"
             )
         return state
-
-    def matches(self, keys: list[str], pipeline_class: str, modules: list[str]) -> bool:
-        """Return whether a file with these keys is in this layout, of a model with `modules`."""
-        stem, up = self.stems[pipeline_class], f".{self.up}"
-        found = {key.removesuffix(up) for key in keys if key.endswith(up)}
-        return bool(found) and found <= {stem(name) for name in modules}
 
 
 def adapted_modules(state: dict[str, Tensor]) -> list[str]:

@@ -1,0 +1,101 @@
+"""By which names LoRA files call the modules of a network, in every layout that is read.
+
+| layout | names |
+|---|---|
+| diffusers | `transformer.<module>`, `unet.<module>` |
+| peft | `base_model.model.<module>` |
+| comfyui | `diffusion_model.<original or diffusers' module>` |
+| kohya | `lora_unet_`, `lora_unet__`, `lora_transformer_` and either module's name, "_" for "." |
+| bare | `<module>` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .ldm import name_ldm
+from .original import name_cogvideox, name_wan
+
+DIFFUSERS, PEFT, COMFY, KOHYA_STYLE, BARE = "diffusers", "peft", "comfyui", "kohya", "bare"
+_WRAPPERS = ("module.", "base_model.model.")
+
+
+@dataclass(frozen=True)
+class ModuleName:
+    """What a name in a file stands for."""
+
+    layout: str
+    module: str
+    """Its name in diffusers' network."""
+
+
+class ModuleNames:
+    """Find a network's modules by the names that files call them."""
+
+    def __init__(self, modules: Iterable[str], part: str, original: Callable[[str], str]):
+        """
+        Args:
+            modules: names in diffusers' network.
+            part: its component of the pipeline, "transformer" or "unet".
+            original: a module's name in the model's original repository.
+        """
+        self._known: dict[str, ModuleName] = {}
+        for module in modules:
+            for layout, name in _names(module, part, original(module)):
+                self._known.setdefault(name, ModuleName(layout, module))
+
+    def find(self, name: str) -> ModuleName | None:
+        """Return what a name stands for; None if it names no module of the network."""
+        wrapped, layout = name, ""
+        while name.startswith(_WRAPPERS):
+            layout = PEFT if name.startswith("base_model.") else layout
+            name = name.removeprefix("module.").removeprefix("base_model.model.")
+        found = self._known.get(name)
+        if found is None or name == wrapped or not layout:
+            return found
+        return ModuleName(layout, found.module)
+
+
+def _names(module: str, part: str, original: str) -> Iterable[tuple[str, str]]:
+    yield DIFFUSERS, f"{part}.{module}"
+    yield BARE, module
+    for dotted in (original, module):
+        yield COMFY, f"diffusion_model.{dotted}"
+        yield COMFY, f"model.diffusion_model.{dotted}"
+        for prefix in ("lora_unet_", "lora_unet__", f"lora_{part}_"):
+            yield KOHYA_STYLE, prefix + dotted.replace(".", "_")
+
+
+def module_names(network: nn.Module, pipeline_class: str, part: str) -> ModuleNames:
+    """Return the names of all modules of a network that have weights of their own."""
+    modules = [
+        name
+        for name, module in network.named_modules()
+        if name and any(True for _ in module.parameters(recurse=False))
+    ]
+    return ModuleNames(modules, part, original_names(network, pipeline_class))
+
+
+def original_names(network: nn.Module, pipeline_class: str) -> Callable[[str], str]:
+    """Return how the original repository of a family names diffusers' modules."""
+    if pipeline_class.startswith("CogVideoX"):
+        return name_cogvideox
+    if pipeline_class.startswith("Wan"):
+        return name_wan
+    if pipeline_class.startswith("StableDiffusion") and hasattr(network, "up_blocks"):
+        unet: Any = network
+        ups = frozenset(i for i, block in enumerate(unet.up_blocks) if hasattr(block, "attentions"))
+        layers = unet.config.layers_per_block
+
+        def name(module: str) -> str:
+            return name_ldm(module, layers, ups)
+
+        return name
+    return str
+
+
+__all__ = ["BARE", "COMFY", "DIFFUSERS", "KOHYA_STYLE", "PEFT", "ModuleNames", "module_names"]

@@ -1,0 +1,90 @@
+"""Give a stock pipeline a LoRA, and check that it holds what the file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..backbones.lora_files import LoraFiles
+from ..backbones.scheduler import load_scheduler
+from .layouts.names import DIFFUSERS, PEFT
+from .lora import attach_weights
+from .read import read_lora
+from .weights import LoraWeights, effect
+
+SCALE_TOLERANCE = 0.02
+"""What a LoRA's rounding to the base's dtype may change; a wrong scale changes far more."""
+
+
+def load_student(pipeline: Any, folder: Path, files: LoraFiles) -> None:
+    """Give the stock pipeline a LoRA and the scheduler beside it.
+
+    Raises:
+        ValueError: the folder has no LoRA, or one that cannot be loaded whole.
+    """
+    load_lora(pipeline, folder, files)
+    pipeline.scheduler = load_scheduler(folder)
+
+
+def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
+    """Give the stock pipeline a LoRA, by its own loader if that knows the layout.
+
+    Raises:
+        ValueError: the folder has no LoRA, or one that cannot be loaded whole.
+    """
+    network = getattr(pipeline, files.part)
+    lora = read_lora(folder, files, network)
+    own = DIFFUSERS if files.prefix == files.part else PEFT
+    if lora.plain and lora.layout == own and lora.where == str(Path(folder) / files.file):
+        try:
+            files.add(pipeline, folder)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ValueError(
+                f"{lora.where}: no LoRA of this {files.pipeline_class}"
+                f" ({str(error).splitlines()[0]})"
+            ) from error
+    else:
+        attach_weights(network, lora)
+    check_loaded(getattr(pipeline, files.part), lora)
+
+
+def check_loaded(network: nn.Module, lora: LoraWeights) -> None:
+    """Check that a network's adapter is the LoRA: every layer of it, no other, at its scale.
+
+    Raises:
+        ValueError: it is not.
+    """
+    left = dict(lora.layers)
+    for name, module in network.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        name = name.removeprefix("base_model.model.")
+        a, b, scale = _loaded(module)
+        if a.is_meta or b.is_meta:
+            raise ValueError(f"{lora.where}: {name} got no weights: the file lacks its factors")
+        found = effect(a, b, scale)
+        layer = left.pop(name, None)
+        if layer is None:
+            wrong, expected = found.norm() > 0, found
+        else:
+            expected = effect(layer.a, layer.b, layer.scale).to(found.device)
+            wrong = not (found - expected).norm() <= SCALE_TOLERANCE * expected.norm()
+        if wrong:
+            raise ValueError(
+                f"{lora.where}: {name} does not hold what the file has (an effect of size"
+                f" {found.norm():.3g} instead of {0 if layer is None else expected.norm():.3g})"
+            )
+    if left:
+        raise ValueError(
+            f"{lora.where}: {next(iter(left))} and {len(left) - 1} more of {len(lora.layers)}"
+            " layers were not loaded"
+        )
+
+
+def _loaded(layer: Any) -> tuple[Any, Any, float]:
+    """Both factors and the scale of an adapted layer."""
+    [name] = layer.active_adapters
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]

@@ -1,0 +1,444 @@
+"""Read anybody's LoRA file: one reader of all layouts; scales are those of the consumers.
+
+The scale of a layer is, in this order: that of its own `.alpha`; that of peft's settings, which lie
+in the file's header (diffusers) or in the adapter_config.json beside it (peft); 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..backbones.lora_files import LoraFiles
+from .layouts.names import BARE, COMFY, DIFFUSERS, PEFT, ModuleNames, module_names
+from .weights import LoraLayer, LoraWeights, rank_and_scale
+
+SETTINGS_FILE, PEFT_FILE = "adapter_config.json", "adapter_model"
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_KINDS = (
+    ("a", r"(?:\.lora_A(?:\.\w+)?|\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight"),
+    ("b", r"(?:\.lora_B(?:\.\w+)?|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight"),
+    ("bias", r"\.lora_B(?:\.\w+)?\.bias"),
+    ("alpha", r"\.alpha"),
+    ("diff", r"\.diff"),
+    ("diff_b", r"\.diff_b"),
+    ("DoRA", r"\.(?:lora_magnitude_vector(?:\.\w+)*|dora_scale|magnitude)"),
+    ("LoHa", r"\.hada_\w+"),
+    ("LoKr", r"\.lokr_\w+"),
+    ("OFT", r"\.(?:oft_\w+(?:\.\w+)*|oft_blocks)"),
+    ("GLoRA", r"\.(?:a1|a2|b1|b2)\.weight"),
+    ("LoCon with a middle factor", r"\.lora_mid\.weight"),
+)
+"""What a tensor is, by the end of its key."""
+_PATTERNS = [(kind, re.compile(rf"(.+?){end}")) for kind, end in _KINDS]
+_FOREIGN = frozenset(kind for kind, _ in _KINDS[6:])
+_NEWEST = re.compile(r".+\.lora_(?:[AB]\.weight|B\.bias)")
+_TEXT = re.compile(
+    r"(?:base_model\.model\.)?(?:text_encoders?(?:_\d)?\.|lora_te\d?_|te\d?\.|clip_[lgh]\.|t5xxl\."
+    r"|cond_stage_model\.|conditioner\.|bundle_emb\.)"
+)
+_CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+"""peft's ways to initialise that change the base's weights too."""
+
+
+@dataclass
+class _Parts:
+    """Tensors of one module by what they are."""
+
+    layout: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def read_lora(
+    path: Path, files: LoraFiles, network: nn.Module, *, bare: bool = False
+) -> LoraWeights:
+    """Return the LoRA of a file, checked against a network.
+
+    Args:
+        path: the file, or a folder that holds one.
+        files: the family's.
+        network: its network, without an adapter; the meta device will do.
+        bare: read keys without a prefix, which no pipeline loads by itself.
+
+    Raises:
+        ValueError: the file is damaged, of another model, or no LoRA that consumers can load.
+        FileNotFoundError: there is none.
+    """
+    path = find_lora(Path(path), files)
+    tensors, header = read_tensors(path)
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors: download or export it again")
+    _check_finite(path, tensors)
+    names = module_names(network, files.pipeline_class, files.part)
+    parts, left_out = _sort(path, tensors, names, type(network).__name__)
+    _check_prefixes(path, parts, files, bare)
+    if not parts:
+        raise ValueError(
+            f"{path} changes nothing but text encoders ({left_out[0]}): a student is a LoRA of the"
+            f" {files.part}"
+        )
+    config = _read_settings(path, header, files, parts)
+    modules = dict(network.named_modules())
+    layers, dropped = dict[str, LoraLayer](), list[str]()
+    for name, found in parts.items():
+        layer = _build_layer(path, name, found, modules[name], config, network)
+        if layer is None:
+            dropped += [key for kind, key in found.keys.items() if found.tensors[kind].any()]
+        else:
+            layers[name] = layer
+    if not layers:
+        raise ValueError(f"{path} adapts no linear layer and no convolution: it is no LoRA")
+    layout = next(iter(parts.values())).layout
+    plain = layout in (DIFFUSERS, PEFT) and not left_out and all(map(_NEWEST.fullmatch, tensors))
+    found_lora = LoraWeights(layers, str(path), layout, plain, tuple(left_out), tuple(dropped))
+    _announce(found_lora)
+    return found_lora
+
+
+def find_lora(path: Path, files: LoraFiles) -> Path:
+    """Return the LoRA file that a path names: itself, or the one in a folder.
+
+    Raises:
+        ValueError: there is no such folder, or none with a LoRA's usual name in it.
+        FileNotFoundError: there is no such file.
+    """
+    if path.is_file():
+        return path
+    if path.suffix in SUFFIXES and not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such LoRA file")
+    usual = [files.file, *(PEFT_FILE + suffix for suffix in SUFFIXES), "pytorch_lora_weights.bin"]
+    for name in usual:
+        if (path / name).is_file():
+            return path / name
+    others = ", ".join(found.name for found in sorted(path.glob("*.safetensors")))
+    raise ValueError(
+        f"{path} has no {files.file}: give"
+        + (f" the LoRA file in it ({others})" if others else " the lora/ folder of a finished run")
+    )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors and, of .safetensors, its header; no code in it is run.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path}: no whole safetensors file ({error}): download it again"
+            ) from error
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: a LoRA is a .safetensors, .pt, .pth or .bin file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickle, zipfile and torch, each of its own kind
+        raise ValueError(
+            f"{path}: not loaded, it holds more than tensors or is damaged"
+            f" ({str(error).splitlines()[0]})"
+        ) from error
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(
+        isinstance(value, Tensor) for value in loaded.values()
+    ):
+        raise ValueError(f"{path}: holds no flat dictionary of tensors")
+    return loaded, {}
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        whole = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # of float8
+        if not torch.isfinite(whole).all():
+            kind = "NaN" if whole.isnan().any() else "infinite values"
+            raise ValueError(f"{path}: {key} holds {kind}: the file is damaged, get another one")
+
+
+def _sort(
+    path: Path, tensors: Mapping[str, Tensor], names: ModuleNames, network: str
+) -> tuple[dict[str, _Parts], list[str]]:
+    """Tensors by module and by what they are, and the keys of text encoders."""
+    parts: dict[str, _Parts] = {}
+    text: list[str] = []
+    for key, tensor in tensors.items():
+        if _TEXT.match(key):
+            text.append(key)
+            continue
+        kind, name = _kind_of(path, key, tensor)
+        found = names.find(name)
+        if found is None:
+            raise ValueError(
+                f"{path}: {key} is {list(tensor.shape)}, {network} has no such layer: a LoRA fits"
+                " only the model it was trained on, see the card beside it"
+            )
+        part = parts.setdefault(found.module, _Parts(found.layout))
+        if kind in part.tensors:
+            raise ValueError(f"{path}: {key} and {part.keys[kind]} are of the same layer: keep one")
+        part.tensors[kind], part.keys[kind] = tensor, key
+    return parts, text
+
+
+def _kind_of(path: Path, key: str, tensor: Tensor) -> tuple[str, str]:
+    """What a tensor is, and the name of its module in the file."""
+    for kind, pattern in _PATTERNS:
+        match = pattern.fullmatch(key)
+        if not match:
+            continue
+        if kind in _FOREIGN:
+            raise ValueError(
+                f"{path} is a {kind}, not a plain LoRA ({key}): merge it into its base and"
+                " `tdmvid export --network ... --rank` makes a LoRA of it"
+            )
+        return kind, _without_processor(match[1])
+    raise ValueError(
+        f"{path}: {key} {list(tensor.shape)} is no tensor of a LoRA: a layer has lora_A and lora_B"
+        " (lora_down and lora_up), or diff"
+    )
+
+
+def _without_processor(name: str) -> str:
+    """A module's name, of keys from the time when attention processors held the LoRA."""
+    return re.sub(
+        r"\.processor\.(to_[qkv]|to_out)$",
+        lambda match: f".{match[1]}{'.0' if match[1] == 'to_out' else ''}",
+        name,
+    )
+
+
+def _check_prefixes(path: Path, parts: dict[str, _Parts], files: LoraFiles, bare: bool) -> None:
+    without = [found for found in parts.values() if found.layout == BARE]
+    if not without or (bare and len(without) == len(parts)):
+        return
+    key = next(iter(without[0].keys.values()))
+    if len(without) < len(parts):
+        raise ValueError(
+            f"{path}: {key} and {len(without) - 1} more of {len(parts)} layers lack the prefix"
+            f" {files.prefix!r} that the others have: pipelines would leave them out"
+        )
+    raise ValueError(
+        f"{path}: {key} has no prefix, so pipelines load nothing of it; `tdmvid export --published"
+        f" {path.name}` writes it with {files.prefix + '.'!r} in front"
+    )
+
+
+def _read_settings(
+    path: Path, header: Mapping[str, str], files: LoraFiles, parts: dict[str, _Parts]
+) -> LoraConfig | None:
+    """peft's settings of a file, as its consumer finds them; None if it has none."""
+    of_peft = path.stem == PEFT_FILE or any(found.layout == PEFT for found in parts.values())
+    beside = path.with_name(SETTINGS_FILE)
+    if LORA_ADAPTER_METADATA_KEY in header:
+        stated = _parse(header[LORA_ADAPTER_METADATA_KEY], f"{path}'s header")
+        settings = {
+            key.removeprefix(f"{files.part}."): value
+            for key, value in stated.items()
+            if key.startswith(f"{files.part}.")
+        }
+        settings = settings or {key: value for key, value in stated.items() if "." not in key}
+        return _config_of(settings, f"{path}'s header") if settings else None
+    if of_peft and beside.is_file():
+        return _config_of(_parse(beside.read_text(encoding="utf-8"), str(beside)), str(beside))
+    return None
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON ({error}): export or download it again") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where} is no JSON object: export or download it again")
+    return settings
+
+
+def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
+    """The LoraConfig of settings; refuses those that change more than two factors a layer do."""
+    kind = str(settings.get("peft_type") or "LORA").rpartition(".")[2].upper()
+    if kind != "LORA":
+        raise ValueError(f"{where}: peft_type={kind!r} is no LoRA, which is all that is read")
+    fields = LoraConfig.__dataclass_fields__
+    known = {key: value for key, value in settings.items() if key in fields}
+    if known.get("use_dora"):
+        raise ValueError(f"{where}: use_dora=true, it is a DoRA, not a plain LoRA")
+    start = known.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise ValueError(
+            f"{where}: init_lora_weights={start!r} changes the base's weights too: convert it to a"
+            " plain LoRA with peft (path_initial_model_for_weight_conversion)"
+        )
+    for name in (
+        "modules_to_save",
+        "layer_replication",
+        "target_parameters",
+        "trainable_token_indices",
+    ):
+        if known.get(name):
+            raise ValueError(f"{where}: {name} is set, which no plain LoRA holds")
+    known = {"init_lora_weights": True} | known
+    try:
+        config = LoraConfig(**known)
+        ranks = {"r": config.r} | (config.rank_pattern or {})
+        alphas = {"lora_alpha": config.lora_alpha} | (config.alpha_pattern or {})
+        wrong = {
+            name: value
+            for name, value in (ranks | alphas).items()
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{where}: no settings of peft's ({str(error).splitlines()[0]})"
+        ) from error
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise ValueError(f"{where}: {name}={str(value)[:40]!r} is no number")
+    return config
+
+
+def _build_layer(
+    path: Path,
+    name: str,
+    found: _Parts,
+    module: nn.Module,
+    config: LoraConfig | None,
+    network: nn.Module,
+) -> LoraLayer | None:
+    """The layer of a module's tensors; None if no LoRA can hold them, as of a norm."""
+    tensors, keys = found.tensors, found.keys
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    shape = () if weight is None else tuple(weight.shape)
+    adaptable = len(shape) >= 2 and not isinstance(module, nn.Embedding)
+    if not adaptable and not {"a", "b"} & tensors.keys():
+        return None
+    if "alpha" in tensors and not {"a", "b"} & tensors.keys():
+        raise ValueError(f"{path}: {keys['alpha']} is of a layer without factors")
+    if "diff" in tensors:
+        return _of_whole_change(path, found, shape)
+    if {"a", "b"} & tensors.keys():
+        a, b = _factors(path, name, found, shape, network)
+        layer = LoraLayer(a, b, _scale(path, name, found, len(a), config))
+    else:  # a change of the bias alone
+        layer = LoraLayer(torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *_ones(shape)))
+    return _with_bias(path, layer, found, shape)
+
+
+def _factors(
+    path: Path, name: str, found: _Parts, shape: tuple[int, ...], network: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """Both factors in the layer's own shape: 1 x 1 convolutions are written as matrices, too."""
+    for kind, other in (("a", "b"), ("b", "a")):
+        if kind not in found.tensors:
+            raise ValueError(
+                f"{path}: {name} has {found.keys[other]} and not the other factor: a LoRA layer has"
+                " both"
+            )
+    a, b = found.tensors["a"], found.tensors["b"]
+    for kind, tensor, fits in (
+        ("a", a, a.dim() > 1 and len(a) and a[0].numel() == torch.Size(shape[1:]).numel()),
+        ("b", b, b.dim() > 1 and len(b) == shape[0] and b.numel() == len(b) * b.shape[1]),
+    ):
+        if not fits:
+            raise ValueError(
+                f"{path}: {found.keys[kind]} is {list(tensor.shape)}, the layer there is"
+                f" {list(shape)} in {type(network).__name__}: a LoRA of"
+                f" {[len(b), *a.shape[1:]]} is of another model, see the card beside it"
+            )
+    if b.shape[1] != len(a):
+        raise ValueError(
+            f"{path}: {name} has factors of rank {len(a)} and {b.shape[1]}: the file is damaged"
+        )
+    return a.reshape(len(a), *shape[1:]), b.reshape(*b.shape[:2], *_ones(shape))
+
+
+def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * (len(shape) - 2)
+
+
+def _scale(path: Path, name: str, found: _Parts, rank: int, config: LoraConfig | None) -> float:
+    if "alpha" in found.tensors:
+        if found.tensors["alpha"].numel() != 1:
+            raise ValueError(
+                f"{path}: {found.keys['alpha']} is {list(found.tensors['alpha'].shape)}: a number"
+            )
+        return found.tensors["alpha"].item() / rank
+    if config is None:
+        return 1.0
+    stated, scale = rank_and_scale(config, name)
+    if stated != rank:
+        raise ValueError(
+            f"{path}: {name} is of rank {rank}, its settings say {stated}: peft would not load it"
+        )
+    return scale
+
+
+def _of_whole_change(path: Path, found: _Parts, shape: tuple[int, ...]) -> LoraLayer:
+    """A change of the whole weight [out, in, ...] as two factors, one of them the identity."""
+    if {"a", "b"} & found.tensors.keys():
+        raise ValueError(f"{path}: {found.keys['diff']} beside factors of the same layer")
+    diff = found.tensors["diff"].float()
+    if tuple(diff.shape) != shape:
+        raise ValueError(
+            f"{path}: {found.keys['diff']} is {list(diff.shape)}, the layer there is {list(shape)}:"
+            " it is of another model"
+        )
+    matrix = diff.flatten(1)
+    if len(matrix) > matrix.shape[1] and len(shape) == 2:
+        a, b = torch.eye(matrix.shape[1]), matrix
+    else:
+        a, b = matrix, torch.eye(len(matrix))
+    layer = LoraLayer(a.reshape(len(a), *shape[1:]), b.reshape(*b.shape, *_ones(shape)))
+    return _with_bias(path, layer, found, shape)
+
+
+def _with_bias(path: Path, layer: LoraLayer, found: _Parts, shape: tuple[int, ...]) -> LoraLayer:
+    """The layer with its bias: peft scales it as the factors, `diff_b` is added as it is."""
+    for kind in ("bias", "diff_b"):
+        bias = found.tensors.get(kind)
+        if bias is None:
+            continue
+        if tuple(bias.shape) != shape[:1]:
+            raise ValueError(
+                f"{path}: {found.keys[kind]} is {list(bias.shape)}, the layer there is"
+                f" {list(shape)}: it is of another model"
+            )
+        if kind == "diff_b" and layer.scale == 0:
+            layer = replace(layer, b=torch.zeros_like(layer.b), scale=1.0)
+        layer = replace(layer, bias=bias if kind == "bias" else bias.float() / layer.scale)
+    return layer
+
+
+def _announce(lora: LoraWeights) -> None:
+    """Say what of a file is not applied."""
+    log = logging.getLogger(__name__)
+    if lora.left_out:
+        log.warning(
+            "%s: %d tensors of text encoders are left out, %s among them: the student keeps its"
+            " base's text encoder",
+            lora.where,
+            len(lora.left_out),
+            lora.left_out[0],
+        )
+    if lora.dropped:
+        log.warning(
+            "%s: %d changes of layers that no LoRA of diffusers or peft holds are left out, %s"
+            " among them",
+            lora.where,
+            len(lora.dropped),
+            lora.dropped[0],
+        )
+
+
+__all__ = ["COMFY", "find_lora", "read_lora", "read_tensors"]

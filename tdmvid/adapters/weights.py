@@ -1,0 +1,149 @@
+"""A LoRA in memory: of each adapted layer its two factors and its scale, whatever file it is from.
+
+Shapes: r rank. A layer adds scale * (B A x + bias).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from .layouts import adapted_modules
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """What a LoRA adds to one layer."""
+
+    a: Tensor
+    """[r, in], of a convolution [r, in, h, w]."""
+    b: Tensor
+    """[out, r], of a convolution [out, r, 1, 1]."""
+    scale: float = 1.0
+    bias: Tensor | None = None
+    """[out], or None."""
+
+    @property
+    def rank(self) -> int:
+        """Return r."""
+        return len(self.a)
+
+    @property
+    def alpha(self) -> float:
+        """Return the alpha that gives the scale as alpha / r."""
+        return self.scale * self.rank
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """A LoRA's layers by their names in diffusers' network."""
+
+    layers: Mapping[str, LoraLayer]
+    where: str = "the LoRA"
+    """What messages call it: its file."""
+    layout: str = ""
+    """The layout of its file's keys, see layouts/names.py."""
+    plain: bool = True
+    """Whether the file holds two factors a layer and nothing else, by the layout's newest keys."""
+    left_out: tuple[str, ...] = ()
+    """Keys of the file that change something else than the network."""
+    dropped: tuple[str, ...] = ()
+    """Keys of the file that no LoRA of diffusers or peft holds, as changes of a norm are."""
+
+    @property
+    def rank(self) -> int:
+        """Return the rank that most layers have."""
+        return Counter(layer.rank for layer in self.layers.values()).most_common(1)[0][0]
+
+    @property
+    def alpha(self) -> float:
+        """Return the alpha of most layers of that rank."""
+        of_rank = [layer.alpha for layer in self.layers.values() if layer.rank == self.rank]
+        return Counter(of_rank).most_common(1)[0][0]
+
+    @property
+    def biased(self) -> bool:
+        """Return whether a layer has a bias."""
+        return any(layer.bias is not None for layer in self.layers.values())
+
+    def scaled(self, factor: float) -> LoraWeights:
+        """Return the LoRA with every scale times `factor`."""
+        layers = {
+            name: replace(layer, scale=layer.scale * factor) for name, layer in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors by peft's names; if one layer has a bias, all have."""
+        state = {}
+        for name, layer in self.layers.items():
+            state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = layer.a, layer.b
+            if self.biased:
+                none = layer.b.new_zeros(len(layer.b))
+                state[f"{name}.lora_B.bias"] = none if layer.bias is None else layer.bias
+        return state
+
+    def config(self) -> LoraConfig:
+        """Return peft's settings for `state`: exact rank and alpha of every layer."""
+        rank, alpha = self.rank, self.alpha
+        return LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes fractions too
+            target_modules=list(self.layers),
+            rank_pattern={
+                f"^{name}": layer.rank for name, layer in self.layers.items() if layer.rank != rank
+            },
+            alpha_pattern={
+                f"^{name}": layer.alpha
+                for name, layer in self.layers.items()
+                if layer.alpha != alpha
+            },
+            lora_bias=self.biased,
+        )
+
+
+def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
+    """Return rank and scale of a module by peft's settings, as peft itself computes them.
+
+    Args:
+        config: a LoraConfig.
+        module: its name in the network.
+    """
+    ranks, alphas = config.rank_pattern, config.alpha_pattern
+    rank = ranks.get(get_pattern_key(ranks.keys(), module), config.r)
+    alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.lora_alpha)
+    return rank, alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def weights_of_state(
+    state: Mapping[str, Tensor], alpha: float | None = None, *, where: str = "the LoRA"
+) -> LoraWeights:
+    """Return the LoRA of tensors by peft's names with one alpha for all layers.
+
+    Args:
+        state: see `layouts.adapted_modules`.
+        alpha: None is each layer's rank.
+        where: what messages call it.
+    """
+    layers = {}
+    for name in adapted_modules(dict(state)):
+        a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
+        scale = 1.0 if alpha is None else alpha / len(a)
+        layers[name] = LoraLayer(a, b, scale, state.get(f"{name}.lora_B.bias"))
+    return LoraWeights(layers, where)
+
+
+@torch.no_grad()
+def effect(a: Tensor, b: Tensor, scale: float, seed: int = 0) -> Tensor:
+    """Return scale * B A x [out] in float32 of one random x, to compare LoRAs by."""
+    a, b = a.detach().float().flatten(1), b.detach().float().flatten(1)
+    x = torch.randn(a.shape[1], generator=torch.Generator().manual_seed(seed)).to(a.device)
+    return scale * (b @ (a @ x))

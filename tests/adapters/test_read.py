@@ -1,0 +1,225 @@
+"""A LoRA file is what its consumer makes of it, or is refused by name: never silently less."""
+
+import copy
+import json
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from refusals import refused
+from safetensors.torch import load_file, save_file
+
+from tdmvid.adapters.layouts.names import BARE, PEFT
+from tdmvid.adapters.load import check_loaded
+from tdmvid.adapters.lora import attach_weights
+from tdmvid.adapters.read import read_lora
+from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.backbones.lora_files import LORA_FILE
+from tdmvid.parallel import launch
+from tdmvid.sampling.student import load_for_sampling, use_student
+from tdmvid.train.run import build_run
+
+FILES = CogVideoX.lora
+RANK = 4
+TO_Q, TO_K = (f"transformer_blocks.{i}.attn1.to_{x}" for i, x in ((0, "q"), (1, "k")))
+
+
+@pytest.fixture(scope="module")
+def network(tiny_cogvideox):
+    return CogVideoXTransformer3DModel.from_pretrained(tiny_cogvideox("sincos") / "transformer")
+
+
+def peft_lora(network, **settings):
+    """Tensors and settings of a LoRA that peft itself makes, with a B that matters."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        **{"r": RANK, "lora_alpha": 8, "target_modules": ["to_q", "to_k"]} | settings
+    )
+    model = PeftModel(copy.deepcopy(network), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return model, get_peft_model_state_dict(model)
+
+
+def write_peft(network, folder, **settings):
+    """A folder as peft writes it."""
+    peft_lora(network, **settings)[0].save_pretrained(folder)
+    return folder
+
+
+def write_diffusers(network, folder, **settings):
+    """A folder as diffusers writes it, with peft's settings in the header."""
+    model, state = peft_lora(network, **settings)
+    metadata = model.peft_config["default"].to_dict()
+    CogVideoXPipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers={
+            key.removeprefix("base_model.model."): tensor for key, tensor in state.items()
+        },
+        transformer_lora_adapter_metadata={
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in metadata.items()
+        },
+    )
+    return folder
+
+
+def load_stock(network, folder):
+    """The network with the LoRA as stock code loads it."""
+    network = copy.deepcopy(network)
+    if (folder / "adapter_config.json").is_file():
+        return PeftModel.from_pretrained(network, folder).base_model.model
+    state, metadata = CogVideoXPipeline.lora_state_dict(folder, return_lora_metadata=True)
+    CogVideoXPipeline.load_lora_into_transformer(state, transformer=network, metadata=metadata)
+    return network
+
+
+def changes(network):
+    """What an adapted network adds to each weight, by peft's own arithmetic."""
+    return {
+        name: layer.get_delta_weight(layer.active_adapters[0])
+        for name, layer in network.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    }
+
+
+def assert_same(network, lora, expected):
+    """Check the LoRA as it was read, and as it is attached."""
+    attached = changes(attach_weights(copy.deepcopy(network), lora))
+    assert lora.layers.keys() == expected.keys() == attached.keys()
+    for name, layer in lora.layers.items():
+        torch.testing.assert_close(layer.scale * layer.b @ layer.a, expected[name])
+        torch.testing.assert_close(attached[name], expected[name])
+
+
+SETTINGS = {
+    "alpha is twice the rank": {},
+    "rs-LoRA": {"use_rslora": True},
+    "an alpha for some layers": {"alpha_pattern": {"to_q": 3, TO_K: 5}},
+    "a rank for some layers": {"rank_pattern": {"to_q": 2}},
+    "ranks, alphas and rs-LoRA": {
+        "use_rslora": True,
+        "rank_pattern": {"to_q": 2},
+        "alpha_pattern": {"transformer_blocks.1.attn1.to_[qk]": 1},
+    },
+    "biases": {"lora_bias": True},
+}
+
+
+@pytest.mark.parametrize("write", [write_peft, write_diffusers])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_each_layer_has_the_scale_that_stock_code_gives_it(network, tmp_path, write, settings):
+    folder = write(network, tmp_path, **settings)
+    lora, stock = read_lora(folder, FILES, network), load_stock(network, folder)
+    assert_same(network, lora, changes(stock))
+    check_loaded(stock, lora)
+    wrong = next(layer for layer in stock.modules() if isinstance(layer, BaseTunerLayer))
+    wrong.scale_layer(0.25)
+    with refused(lora.where):
+        check_loaded(stock, lora)
+
+
+def test_without_settings_every_layer_has_a_scale_of_one(network, tmp_path):
+    folder = write_diffusers(network, tmp_path, rank_pattern={"to_q": 2})
+    save_file(load_file(folder / LORA_FILE), folder / LORA_FILE)
+    lora = read_lora(folder, FILES, network)
+    assert_same(network, lora, changes(load_stock(network, folder)))
+    assert {layer.scale for layer in lora.layers.values()} == {1.0}
+
+
+def broken_files(state):
+    """Name -> tensors of a file that is no whole LoRA, and what its refusal names."""
+    key = f"transformer.{TO_Q}.lora_B.weight"
+    without = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    half = {
+        name.removeprefix("transformer.") if "blocks.1" in name else name: tensor
+        for name, tensor in state.items()
+    }
+    nan, inf = state[key].clone(), state[key].clone()
+    nan[0, 0], inf[0, 0] = float("nan"), float("inf")
+    return {
+        "no layers": ({"x": torch.zeros(1)}, ("x",)),
+        "nothing": ({}, ()),
+        "no prefix": (without, (f"{TO_Q}.lora_A.weight",)),
+        "half a prefix": (half, ("transformer_blocks.1.attn1.to_q.lora_A.weight",)),
+        "no B": ({name: t for name, t in state.items() if name != key}, (TO_Q,)),
+        "no A": (
+            {name: t for name, t in state.items() if name != key.replace("_B", "_A")},
+            (TO_Q,),
+        ),
+        "NaN": (state | {key: nan}, (key, "NaN")),
+        "infinity": (state | {key: inf}, (key,)),
+        "DoRA": (state | {f"transformer.{TO_Q}.lora_magnitude_vector": torch.ones(32)}, ("DoRA",)),
+        "LoHa": ({f"transformer.{TO_Q}.hada_w1_a": torch.ones(32, 2)}, ("LoHa",)),
+        "two ranks": (state | {key: state[key][:, :2]}, (TO_Q, 2, 4)),
+        "text encoders": ({"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, ("text_encoder",)),
+        "twice": (
+            state | {f"diffusion_model.{TO_Q}.lora_B.weight": state[key].clone()},
+            (f"diffusion_model.{TO_Q}.lora_B.weight",),
+        ),
+    }
+
+
+BROKEN = tuple(
+    broken_files({f"transformer.{TO_Q}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"})
+)
+
+
+@pytest.fixture(scope="module")
+def whole(network, tmp_path_factory):
+    folder = write_diffusers(network, tmp_path_factory.mktemp("whole"))
+    return load_file(folder / LORA_FILE)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_is_no_whole_lora_is_refused_by_name(network, whole, tmp_path, name):
+    tensors, facts = broken_files(whole)[name]
+    save_file(tensors, tmp_path / LORA_FILE)
+    with refused(tmp_path / LORA_FILE, *facts):
+        read_lora(tmp_path, FILES, network)
+
+
+@pytest.mark.parametrize("name", ["no prefix", "half a prefix", "no B", "NaN", "DoRA"])
+def test_training_and_sampling_refuse_such_a_file(tiny_cogvideox, tiny_run, whole, tmp_path, name):
+    tensors, facts = broken_files(whole)[name]
+    save_file(tensors, tmp_path / LORA_FILE)
+    with refused(tmp_path / LORA_FILE, *facts):
+        build_run(tiny_run(tmp_path / "run", f"init={tmp_path}"), launch.start("none"))
+    world = launch.start("none")
+    backbone = load_for_sampling(world, model=str(tiny_cogvideox("sincos")), size="9x32x32")
+    with refused(tmp_path / LORA_FILE, *facts):
+        use_student(backbone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, facts",
+    [
+        ({"use_dora": True}, ("DoRA",)),
+        ({"peft_type": "LOHA"}, ("LOHA",)),
+        ({"r": 8}, (4, 8)),
+        ({"init_lora_weights": "pissa"}, ("pissa",)),
+        ({"modules_to_save": ["proj_out"]}, ("modules_to_save",)),
+        ({"lora_alpha": "many"}, ("lora_alpha", "many")),
+        (None, ("adapter_config.json",)),
+    ],
+)
+def test_settings_that_no_plain_lora_has_are_refused(network, tmp_path, change, facts):
+    path = write_peft(network, tmp_path) / "adapter_config.json"
+    path.write_text("{" if change is None else json.dumps(json.loads(path.read_text()) | change))
+    with refused(tmp_path, *facts):
+        read_lora(tmp_path, FILES, network)
+
+
+def test_keys_without_a_prefix_are_read_where_a_file_is_converted(network, whole, tmp_path):
+    state = {key.removeprefix("transformer."): tensor for key, tensor in whole.items()}
+    save_file(state, tmp_path / "bare.safetensors")
+    lora = read_lora(tmp_path / "bare.safetensors", FILES, network, bare=True)
+    assert lora.layout == BARE and len(lora.layers) == len(whole) // 2
+
+
+def test_a_folder_of_peft_s_is_found_by_its_own_name(network, tmp_path):
+    lora = read_lora(write_peft(network, tmp_path), FILES, network)
+    assert lora.layout == PEFT and lora.where.endswith("adapter_model.safetensors")
