@@ -37,7 +37,7 @@ setup(
         "tdmvid.configs.evaluation": ["*.json", "*.txt"],
         "tdmvid.slurm": ["*.sh", "*.sbatch"],
         "tdmvid.report": ["*.j2"],
-        "tdmvid.scoring": ["*.j2"],
+        "tdmvid.scoring": ["*.j2", "environment/*.sh", "environment/*.txt"],
         "tdmvid.backbones": ["architectures/*/*.json", "architectures/*/*/*.json"],
         "tdmvid.shapes": [
             "*.safetensors",

@@ -1,23 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment that scores with the real VBench package: about 6.5 GB.
-#
-#   eval/setup_vbench.sh                    # .venv-vbench beside eval/
-#   PYTHON=python3.11 eval/setup_vbench.sh /scratch/venv-vbench
-#
-# Pip prefers wheels without CUDA, much smaller, where its indexes hold them (PIP_EXTRA_INDEX_URL).
-set -euo pipefail
-here="$(cd "$(dirname "$0")" && pwd)"
-folder="${1:-$here/../.venv-vbench}"
-python="${PYTHON:-python3}"
-
-"$python" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' || {
-    echo "error: $python is $("$python" --version 2>&1): VBench's pinned packages have wheels for Python 3.9 to 3.11, set PYTHON to one" >&2
-    exit 1
-}
-test -x "$folder/bin/python" || "$python" -m venv "$folder"
-install() { "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$here/vbench_constraints.txt" "$@"; }
-install setuptools wheel # some of the packages build with the environment's own
-install --requirement "$here/vbench_requirements.txt"
-"$folder/bin/python" -m pip check
-"$folder/bin/python" -W ignore -c 'import vbench'
-echo "$folder"
+# Makes VBench's environment, .venv-vbench beside eval/ or in the folder that is named.
+#   PYTHON=python3.11 eval/setup_vbench.sh [FOLDER]
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+exec bash "$here/../tdmvid/scoring/environment/setup_vbench.sh" "${1:-$here/../.venv-vbench}"

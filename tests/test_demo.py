@@ -43,6 +43,8 @@ def run(tmp_path_factory):
         f"prompts.cache={out.parent / 'cache'}",
         "--set",
         "prompts.limit=20",
+        "--set",
+        "evaluate={}",
     )
     return out
 

@@ -12,10 +12,21 @@ if TYPE_CHECKING:
 STUDENT = "a run's lora/ or student/ folder, or an exported one"
 
 
-def add_config(parser: argparse.ArgumentParser, *, example: str) -> None:
-    """Add the options that name a JSON config and override its settings."""
+def add_config(
+    parser: argparse.ArgumentParser, *, example: str, required: bool = True, default: str = ""
+) -> None:
+    """Add the options that name a JSON config and override its settings.
+
+    Args:
+        example: the name of a ready config.
+        required: whether it must be named.
+        default: what is taken if it is not.
+    """
+    other = f" (default: {default})" if default else ""
     parser.add_argument(
-        "--config", required=True, help=f"a JSON file or the name of a ready one, e.g. {example}"
+        "--config",
+        required=required,
+        help=f"a JSON file or the name of a ready one, e.g. {example}{other}",
     )
     parser.add_argument(
         "--set",
@@ -83,8 +94,12 @@ def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str
         example: the name of a ready config.
         folder: where it writes by default, beside the student.
     """
-    add_config(parser, example=example)
-    parser.add_argument("--lora", type=Path, help=STUDENT)
+    add_config(
+        parser, example=example, required=False, default="that of the student's run or family"
+    )
+    parser.add_argument(
+        "--lora", type=Path, help=f"{STUDENT} (default: that of the newest finished run in runs/)"
+    )
     parser.add_argument("--out", type=Path, help=f"default: {folder}/ beside the LoRA")
     parser.add_argument(
         "--preflight",

@@ -1,6 +1,7 @@
 """Score a student beside its teacher, or samplers on the shapes world.
 
     eval/setup_vbench.sh                                                  # once
+    tdmvid score vbench                                     # the newest finished run in runs/
     tdmvid score vbench --config vbench_cogvideox2b --preflight
     tdmvid score vbench --config vbench_cogvideox2b --lora runs/X/lora
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from .options import add_evaluation, output_dir
 Command = Callable[[argparse.Namespace], None]
 VBENCH = """VBench of a student beside its teacher.
 
+    tdmvid score vbench                                     # the newest finished run in runs/
     tdmvid score vbench --config vbench_cogvideox2b --preflight
     tdmvid score vbench --config vbench_cogvideox2b --lora runs/X/lora
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
@@ -34,6 +37,7 @@ are left out and named; a total appears only where all sixteen were scored.
 """
 IMAGES = """Image metrics of a student beside its teacher.
 
+    tdmvid score images                                     # the newest finished run in runs/
     tdmvid score images --config images --preflight
     tdmvid score images --config images --lora runs/X/lora
     torchrun --nproc_per_node 8 -m tdmvid score images --config images --lora runs/X/lora
@@ -118,10 +122,47 @@ def _read_config(kind: type, args: argparse.Namespace) -> Any:
     return from_dict(kind, read_settings(find_evaluation(args.config), args.set))
 
 
+def _choose(args: argparse.Namespace, program: str) -> None:
+    """Take the newest finished run, and the config of its family, where none was named, and say so;
+    see scoring/finished_runs.py.
+    """
+    if args.config and (args.lora or args.preflight):
+        return
+    from ..adapters.bundle import read_facts
+    from ..scoring.finished_runs import evaluation_of, newest_student, read_student, size_overrides
+
+    newest = ""
+    if args.lora:
+        read_facts(args.lora)  # refuses what is no student's folder
+        student = read_student(args.lora)
+    else:
+        student, count = newest_student(program)
+        args.lora = student.folder
+        newest = f", the newest of {count} finished run{'s' * (count != 1)}"
+    if not args.config:
+        args.config = evaluation_of(student, program)
+        if program == "vbench":
+            args.set = [*size_overrides(student.size, args.config), *args.set]
+    if os.environ.get("RANK", "0") == "0":
+        changed = "".join(f" --set {override}" for override in args.set)
+        print(f"scores {args.lora}{newest}, by --config {args.config}{changed}", flush=True)
+
+
+def _renew_report(student: Path) -> None:
+    """Put the results into the report of the student's run, if it lies in one."""
+    if os.environ.get("RANK", "0") != "0" or not (student.parent / "config.json").is_file():
+        return
+    from ..report.page import REPORT, write_report
+
+    if (student.parent / REPORT).is_file():
+        print(f"report: {write_report(student.parent)}")
+
+
 def score_vbench(args: argparse.Namespace) -> None:
     """Sample both sides, score them by the VBench package and compare; or say what could be."""
     from ..config import VBenchConfig
 
+    _choose(args, "vbench")
     config: VBenchConfig = _read_config(VBenchConfig, args)
     from ..scoring import vbench_run
 
@@ -133,12 +174,15 @@ def score_vbench(args: argparse.Namespace) -> None:
     if not args.preflight:
         out = output_dir(args, "vbench")
         vbench_run.run(evaluation, args.lora, out, stage=args.stage)
+        if args.stage != "sample":
+            _renew_report(args.lora)
 
 
 def score_images(args: argparse.Namespace) -> None:
     """Sample both sides, measure them and compare; or say what could be measured."""
     from ..config import ImageConfig
 
+    _choose(args, "image")
     config: ImageConfig = _read_config(ImageConfig, args)
     from ..scoring import image_run
 
@@ -147,6 +191,7 @@ def score_images(args: argparse.Namespace) -> None:
         print(checked.describe())
     else:
         image_run.run(config, checked, args.lora, output_dir(args, "images"))
+        _renew_report(args.lora)
 
 
 def score_shapes(args: argparse.Namespace) -> None:

@@ -58,15 +58,18 @@ def run(args: argparse.Namespace) -> None:
     if args.plan:
         print_plan(config, ranks=args.ranks, device_memory=args.device_memory)
         return
-    from ..scoring.after_training import evaluate, preflight
+    from ..scoring.after_training import Evaluation, score_command
 
-    preflight(config)
+    evaluation = Evaluation(config)
+    evaluation.announce()
     from ..train.signals import STOPPED, Interrupted
     from ..train.trainer import train
 
+    scoring = {"score": score_command(config)} if config.evaluate.program else {}
+    commands = {"train": args.command_line, **scoring}
     try:
-        train(config, resume=args.resume, commands={"train": args.command_line})
-        evaluate(config)
+        train(config, resume=args.resume, commands=commands, before_leaving=evaluation.meet)
+        evaluation.run()
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(exit_status(STOPPED)) from None
@@ -79,11 +82,11 @@ def run(args: argparse.Namespace) -> None:
 def read_config(args: argparse.Namespace) -> RunConfig:
     """Load the run that the options name; what its end needs is refused here, at its start."""
     from ..config import load_config
-    from ..scoring.after_training import evaluation_command
+    from ..scoring.after_training import score_words
 
     overrides = args.set + ([f"out={json.dumps(args.out)}"] if args.out else [])
     config = load_config(args.config, overrides)
-    evaluation_command(config, ranks=1)
+    score_words(config)
     return config
 
 
@@ -92,9 +95,15 @@ def print_plan(config: RunConfig, *, ranks: int, device_memory: float) -> None:
     from ..plan.describe import describe
     from ..plan.plan import make_plan
     from ..plan.remedies import check_fit
+    from ..scoring.after_training import outlook
 
+    evaluation = outlook(config)
     plan = make_plan(config, ranks=ranks)
-    print(describe(plan, device_memory=device_memory))
+    print(
+        describe(
+            plan, device_memory=device_memory, evaluation=evaluation.text if evaluation else ""
+        )
+    )
     if device_memory:
         check_fit(plan, device_memory)
 

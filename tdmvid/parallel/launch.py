@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +160,20 @@ def _join(device: torch.device, timeout: timedelta) -> None:
     deepspeed.init_distributed(
         "gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout
     )
+
+
+def on_one_machine(world: World) -> bool:
+    """Return whether all ranks run on this machine, as far as the launcher says."""
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    return local is None or int(local) >= world.size
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def finish() -> None:

@@ -13,17 +13,19 @@ from .plan import GIB, Plan
 Row = tuple[str, str]
 
 
-def describe(plan: Plan, *, device_memory: float = 0.0) -> str:
+def describe(plan: Plan, *, device_memory: float = 0.0, evaluation: str = "") -> str:
     """Return the plan as text.
 
     Args:
         plan: what to describe.
         device_memory: GiB that a rank's device has, 0 if unknown.
+        evaluation: what scores the finished run, if anything does.
     """
     rows = [
         *_networks(plan),
         *_iteration(plan),
         *_memory(plan, device_memory),
+        *([("evaluation", evaluation)] if evaluation else []),
         ("writes", str(plan.config.folder)),
     ]
     pad = max(len(name) for name, _ in rows)

@@ -15,8 +15,10 @@ from typing import Any
 
 import jinja2
 
+from ..adapters.bundle import STUDENT_FOLDERS
 from ..data.files import write_text
 from ..data.media import Media, embed, file_inside
+from ..sampling.student import weights_of
 from ..train.monitor import METRICS, read_metrics
 from . import plots
 
@@ -55,6 +57,7 @@ def write_report(out: Path) -> Path:
         panels=plots.panels(metrics),
         plot=plots,
         scores=scores,
+        evaluations=_evaluations(out),
         lora=_lora(_load(out / "lora" / "export.json")),
         commands=commands["commands"],
     )
@@ -249,6 +252,40 @@ def _percent(share: float) -> str:
 def _digits(value: float) -> str:
     # Trailing zeros kept, so that a column's numbers have equally many digits.
     return f"{value:#.3g}".rstrip(".") if 0.001 <= abs(value) < 1000 else plots.short(value)
+
+
+def _evaluations(out: Path) -> list[dict]:
+    """What `tdmvid score` found of the run's student: VBench's or the image metrics' table."""
+    found = []
+    for folder in ("vbench", "images"):
+        results = _load(out / folder / "results.json")
+        if results and results.get("weights", weights := _weights(out)) == weights:
+            student, teacher = results["samplers"]
+            names = dict.fromkeys((*student["scores"], *teacher["scores"]))
+            sides = (student["scores"], teacher["scores"], results["differences"])
+            percent = results.get("percent", folder == "vbench")
+            rows = [(name, [_measure(side.get(name), percent) for side in sides]) for name in names]
+            found.append(results | {"id": folder, "rows": rows, "columns": _SIDES})
+    return found
+
+
+_SIDES = ("student", "teacher", "difference")
+
+
+def _weights(out: Path) -> str | None:
+    """The digest of the run's student as it is now; None without one."""
+    folders = [out / name for name in STUDENT_FOLDERS.values()]
+    return next((weights_of(folder) for folder in folders if folder.is_dir()), None)
+
+
+def _measure(measure: dict | None, percent: bool) -> Cell:
+    """A score with its interval, which has no place in a column of other measures."""
+    if measure is None:
+        return Cell("–")
+    text = _percent if percent else _digits
+    return Cell(
+        text(measure["value"]), interval=f"{text(measure['low'])} to {text(measure['high'])}"
+    )
 
 
 def _lora(export: dict | None) -> dict | None:

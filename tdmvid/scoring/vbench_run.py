@@ -18,7 +18,7 @@ from ..parallel import launch
 from .paired_samples import NAMES, check_sides, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight
 from .results import Pair, Result, write_result
-from .vbench_runner import Environment, ready, score_folder
+from .vbench_runner import Environment, find_environment, ready, score_folder
 from .vbench_scores import DIMENSIONS, Bootstrap, Scores
 from .vbench_suite import Entry, check_videos, files_of, load_suite, shots_of
 
@@ -38,12 +38,21 @@ class Evaluation:
     @property
     def environment(self) -> Environment:
         """Return the Python environment that holds the package."""
-        return Environment(Path(self.config.environment))
+        return find_environment(self.config)
+
+    def describe(self) -> str:
+        """Return how much is sampled and scored, in a few words."""
+        shots = shots_of(self.entries, self.config.video.frames)
+        dimensions = len(self.checked.ready)
+        return (
+            f"{len({entry.prompt for entry in self.entries}):,} prompts, {len(shots):,} videos of"
+            f" student and of teacher each, {dimensions} dimension{'s' * (dimensions != 1)}"
+        )
 
 
 def prepare(config: VBenchConfig) -> Evaluation:
     """Read the suite and check which of its dimensions can be scored."""
-    entries = load_suite(config, Environment(Path(config.environment)).full_info)
+    entries = load_suite(config, find_environment(config).full_info)
     return Evaluation(config, entries, ready(config, entries))
 
 
@@ -67,10 +76,18 @@ def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all
         print(evaluation.checked.describe(), flush=True)
     shots = shots_of(evaluation.entries, evaluation.config.video.frames)
     sample_sides(out, shots, evaluation.config, student, world)
-    launch.finish()
     torch.cuda.empty_cache()
-    if world.primary and stage == "all":
-        score_and_compare(evaluation, student, out)
+    if stage == "sample":
+        launch.finish()
+    elif launch.on_one_machine(world):
+        launch.finish()  # the GPUs are the workers' now
+        if world.primary:
+            score_and_compare(evaluation, student, out)
+    else:  # the launcher of a machine whose ranks leave could end those of the first
+        with launch.first_alone():
+            if world.primary:
+                score_and_compare(evaluation, student, out)
+        launch.finish()
 
 
 def score_and_compare(evaluation: Evaluation, student: Path, out: Path) -> None:

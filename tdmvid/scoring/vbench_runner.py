@@ -6,10 +6,12 @@ and does not take the others with it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import queue
+import shlex
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,8 @@ from .vbench_scores import DIMENSIONS, Scores, read_scores
 from .vbench_suite import Entry, files_of
 
 WORKER = Path(__file__).with_name("vbench_worker.py")
+SETUP = Path(__file__).with_name("environment") / "setup_vbench.sh"
+SETUP_IN_CLONE = Path(__file__).resolve().parents[2] / "eval" / "setup_vbench.sh"
 RESULT, LOG = "scores_eval_results.json", "log.txt"
 
 
@@ -33,15 +37,24 @@ class Environment:
 
     folder: Path
 
+    @property
+    def python(self) -> Path:
+        """Return its interpreter, whether it is there or not."""
+        return self.folder.resolve() / "bin" / "python"
+
     def find_python(self) -> Path:
         """Return its interpreter; ValueError if there is none."""
-        path = self.folder.resolve() / "bin" / "python"
-        if not path.exists():
+        if not self.python.exists():
             raise ValueError(
                 f"environment={str(self.folder)!r} has no bin/python: make it by"
-                f" eval/setup_vbench.sh {self.folder}"
+                f" `{setup_command(self.folder)}`"
             )
-        return path
+        return self.python
+
+    def holds(self, config: VBenchConfig) -> bool:
+        """Return whether it is there, with VBench's list of prompts where the run takes that."""
+        listed = config.custom or (self.full_info is not None and self.full_info.is_file())
+        return self.python.exists() and listed
 
     def _package(self, name: str) -> Path | None:
         return next(self.folder.glob(f"lib/python3*/site-packages/{name}"), None)
@@ -58,6 +71,22 @@ class Environment:
         return tuple(name for name in ("detectron2",) if self._package(name))
 
 
+def find_environment(config: VBenchConfig) -> Environment:
+    """Return the environment that a config names; a relative folder may also lie in the clone."""
+    folder = Path(config.environment).expanduser()
+    in_clone = SETUP_IN_CLONE.parents[1] / folder
+    elsewhere = not folder.is_dir() and SETUP_IN_CLONE.is_file() and in_clone.is_dir()
+    return Environment(in_clone if elsewhere else folder)
+
+
+def setup_command(folder: Path) -> str:
+    """Return the command that makes the environment, from a clone or from an installed package."""
+    script = SETUP_IN_CLONE if SETUP_IN_CLONE.is_file() else SETUP
+    with contextlib.suppress(ValueError):
+        script = script.relative_to(Path.cwd())
+    return shlex.join(["bash", str(script), str(folder)])
+
+
 def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
     """Check which of the run's dimensions can be scored with the files that are there."""
     names = [name for name in DIMENSIONS if any(name in entry.dimensions for entry in entries)]
@@ -66,7 +95,7 @@ def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
         names,
         needs_of(static_filter=config.filtered),
         cache.resolve(),
-        packages=Environment(Path(config.environment)).packages,
+        packages=find_environment(config).packages,
     )
 
 
@@ -85,7 +114,7 @@ def score_folder(
     temporal_flickering has none where the filter finds no static video.
     digests: what `check_videos` returned. devices: "cpu", or CUDA device numbers, one worker each.
     """
-    python = Environment(Path(config.environment)).find_python()
+    python = find_environment(config).find_python()
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:
         free.put(device)

@@ -84,8 +84,8 @@ def _suite_rows(config: VBenchConfig, full_info: Path | None) -> list[dict]:
     """Return VBench's own list."""
     if full_info is None or not full_info.is_file():
         raise ValueError(
-            f"VBench's prompts come with its environment, and {config.environment} has none: run"
-            " eval/setup_vbench.sh"
+            f"environment={config.environment!r} has no list of VBench's prompts: run"
+            " eval/setup_vbench.sh, or name prompts of your own (prompts)"
         )
     return json.loads(full_info.read_text())
 

@@ -33,6 +33,7 @@ def train(
     resume: str = "",
     commands: dict[str, str] | None = None,
     at_end: Callable[[Run], None] | None = None,
+    before_leaving: Callable[[], None] | None = None,
 ) -> Path:
     """Train, export and report.
 
@@ -40,6 +41,7 @@ def train(
         resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "".
         commands: What to show in the report, by what they do.
         at_end: What to do with the trained run instead of exporting and reporting.
+        before_leaving: What the ranks do last, while they still hear each other.
 
     Returns:
         The run folder.
@@ -68,6 +70,8 @@ def train(
         checkpoints.close()
         monitor.close()
     (at_end or finalize)(run)
+    if before_leaving:
+        before_leaving()
     launch.finish()
     return config.folder
 

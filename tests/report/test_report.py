@@ -164,12 +164,21 @@ def metrics(out):
     )
 
 
+def vbench(out):
+    score = {"value": 0.975, "low": 0.972, "high": 0.977}
+    samplers = [{"name": name, "scores": {"scene": score}} for name in ("student", "teacher")]
+    results = {"title": "VBench <i>", "protocol": "944 prompts", "notes": ["Partial."]}
+    results |= {"samplers": samplers, "differences": {}}
+    write(out / "vbench/results.json", results)
+
+
 EXPORT = {"error": 2e-6, "tolerance": 1e-4, "files": ["lora/a.safetensors"]}
 COMMANDS = {"commands": [{"what": "train", "command": "python a.py --x '<y>'"}]}
 PARTS = {
     "videos": gallery,
     "trajectories": trajectories,
     "scores": scores,
+    "vbench": vbench,
     "curves": metrics,
     "lora": lambda out: write(out / "lora/export.json", EXPORT),
     "commands": lambda out: write(out / "commands.json", COMMANDS),
@@ -231,6 +240,7 @@ def test_all_parts_are_there_in_reading_order(page):
         "videos",
         "trajectories",
         "scores",
+        "vbench",
         "lora",
         "curves",
         "commands",
@@ -270,6 +280,15 @@ def test_the_head_names_the_run_and_the_network_calls(page):
 def test_the_best_sampler_of_each_column_is_marked_and_the_data_is_out_of_competition(page):
     assert re.findall(r'class="best">([^<]*)<', page) == ["8.00", "95.0"]
     assert "93.0 to 97.0" in page and "97.0" in page
+
+
+def test_an_evaluation_s_table_is_shown_for_the_student_that_it_scored_alone(tmp_path):
+    vbench(tmp_path)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "VBench <i>" in text and "scene 97.5 97.2 to 97.7" in text and "Partial." in text
+    results = json.loads((tmp_path / "vbench/results.json").read_text())
+    write(tmp_path / "vbench/results.json", results | {"weights": "of another student"})
+    assert "VBench" not in Page(write_report(tmp_path).read_text()).text
 
 
 def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):

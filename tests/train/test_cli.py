@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from refusals import refused, states
 
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.cli.main import main
+from tdmvid.config import load_config
+from tdmvid.config.resources import CONFIGS
 from tdmvid.scoring import after_training
+from tdmvid.scoring.after_training import Evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -205,70 +209,132 @@ def test_an_evaluation_that_cannot_start_is_refused_before_training_and_by_the_p
             call(change, args=args)
 
 
-@pytest.mark.parametrize(
-    "settings, facts",
-    [
-        ({"promts": "x"}, ("'promts'", "'prompts'")),
-        ({"environment": "nowhere"}, ("nowhere", "eval/setup_vbench.sh")),
-    ],
-)
-@pytest.mark.slow
-def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
-    call, tmp_path, settings, facts
-):
-    """By the evaluating program itself, which days later would end with the same line."""
-    path = tmp_path / "vbench.json"
+def write_evaluation(path, **settings):
     path.write_text(
         json.dumps(
             {
-                "model": {"path": "x/y"},
+                "prompts": "vbench_shapes",
                 "video": {"frames": 9, "height": 32, "width": 32},
-                "dimensions": ["motion_smoothness"],
+                "dimensions": ["temporal_flickering"],
             }
             | settings
         )
     )
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings, facts",
+    [
+        ({"promts": "x"}, ("'promts'", "'prompts'")),
+        ({"prompts": "nowhere.txt", "environment": "nowhere"}, ("nowhere.txt",)),
+        ({"dimensions": ["beauty"]}, ("'beauty'",)),
+    ],
+)
+def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
+    call, tmp_path, settings, facts
+):
+    """By what evaluates, which days later would end with the same line."""
+    path = write_evaluation(tmp_path / "vbench.json", **settings)
     with refused("error", f"evaluate.config='{path}'", *facts, error=SystemExit):
         call("evaluate.program=vbench", f"evaluate.config={path}", args=["--out", "run"])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_scored_by_a_process_of_its_own(tiny_run, tmp_path, monkeypatch):
-    """By the first rank alone, on as many ranks as the machine had, and with nothing of the
-    launcher's in the environment.
-    """
-    (tmp_path / "v.json").write_text("{}")
-    config = tiny_run(
-        tmp_path / "run", "evaluate.program=vbench", f"evaluate.config={tmp_path / 'v.json'}"
-    )
+@pytest.fixture
+def evaluated(tiny_run, tmp_path):
+    """`evaluated(environment="x")`: a run that VBench is to score by these settings."""
+
+    def evaluated(**settings):
+        path = write_evaluation(tmp_path / "v.json", **settings)
+        return tiny_run(tmp_path / "run", "evaluate.program=vbench", f"evaluate.config={path}")
+
+    return evaluated
+
+
+def test_without_vbench_s_environment_one_line_says_how_to_make_it_and_score_later(
+    evaluated, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(after_training, "_call", lambda *_: pytest.fail("it scores"))
+    evaluation = Evaluation(evaluated(environment="no where"))
+    evaluation.announce()
+    evaluation.meet()
+    evaluation.run()
+    start, end = capsys.readouterr().out.splitlines()
+    for line in (start, end):
+        assert states(line, "environment='no where'") and "eval/setup_vbench.sh 'no where'" in line
+    assert f"--config {tmp_path / 'v.json'} --lora {tmp_path / 'run' / 'lora'}" in end
+
+
+@pytest.mark.parametrize("dimensions, called", [(["motion_smoothness"], 0), ([], 1)])
+def test_weights_that_vbench_lacks_are_said_and_the_rest_is_scored(
+    evaluated, tmp_path, capsys, monkeypatch, dimensions, called
+):
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python").touch()
     calls = []
-    monkeypatch.setattr(
-        after_training.subprocess,
-        "run",
-        lambda command, env: (
-            calls.append((command, env)) or subprocess.CompletedProcess(command, len(calls) - 1)
-        ),
+    monkeypatch.setattr(after_training, "_call", lambda *words: calls.append(words) or 0)
+    evaluation = Evaluation(
+        evaluated(
+            dimensions=dimensions, environment=str(tmp_path / "env"), cache=str(tmp_path / "none")
+        )
     )
+    evaluation.announce()
+    evaluation.meet()
+    evaluation.run()
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert len(calls) == called
+    assert "--preflight" in first and "--preflight" in last and "--lora" in last
+
+
+def test_every_ready_video_config_is_scored_at_its_size_when_it_is_finished():
+    for path in CONFIGS.glob("*.json"):
+        config = load_config(path)
+        if config.video.frames > 1:
+            words = after_training.score_words(config)
+            assert words[:3] == ["score", "vbench", "--config"] and "--set" not in words
+            small = load_config(path, ["video.frames=17"])
+            assert after_training.score_words(small)[-2:] == ["--set", "video.frames=17"]
+            off = load_config(path, ["evaluate={}"])
+            assert not after_training.score_words(off) and not after_training.outlook(off)
+
+
+def test_every_rank_takes_part_in_the_scoring_of_a_finished_run(evaluated, tmp_path, monkeypatch):
+    """At a port of its own, and without the store of the launcher's agent."""
+    calls = []
+    monkeypatch.setattr(after_training, "_call", lambda *words: calls.append(words) or 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    evaluation = Evaluation(evaluated(), outlook=after_training.Outlook("it scores"), port=1234)
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        after_training.evaluate(config)
-    ((command, env),) = calls
-    assert command[:6] == [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    assert command[-4:] == [
-        "--config",
-        str(tmp_path / "v.json"),
-        "--lora",
-        str(tmp_path / "run" / "lora"),
-    ]
-    assert not {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} & env.keys()
-    with refused("1", error=RuntimeError):
-        after_training.evaluate(config)
+        evaluation.run()
+    for (command, environment), rank in zip(calls, ("1", "0"), strict=True):
+        assert command[:4] == [sys.executable, "-m", "tdmvid", "score"]
+        assert command[-4:] == [
+            "--config",
+            str(tmp_path / "v.json"),
+            "--lora",
+            str(tmp_path / "run" / "lora"),
+        ]
+        assert environment["RANK"] == rank and environment["MASTER_PORT"] == "1234"
+        assert "TORCHELASTIC_USE_AGENT_STORE" not in environment
+
+
+def test_a_single_process_is_scored_without_a_launcher(evaluated, monkeypatch):
+    calls = []
+    monkeypatch.setattr(after_training, "_call", lambda *words: calls.append(words) or 3)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_PORT", "7")):
+        monkeypatch.setenv(name, value)
+    evaluation = Evaluation(evaluated(), outlook=after_training.Outlook("it scores"), port=1234)
+    with refused("3", "--lora", error=RuntimeError):
+        evaluation.run()
+    ((_, environment),) = calls
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & environment.keys()
+
+
+def test_a_signal_to_the_run_ends_its_evaluation(tmp_path):
+    """Else it would go on with the GPUs when the job is queued again."""
+    program = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
+    assert after_training._call([sys.executable, "-c", program], os.environ) == -signal.SIGUSR1

@@ -1,0 +1,144 @@
+"""Find what to score: the newest finished run, and the evaluation config of its family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..adapters.bundle import FACTS, STUDENT_FOLDERS
+from ..config import ClipSize, VBenchConfig, from_dict, read_settings
+from ..config.resources import CONFIGS, EVALUATIONS, find_evaluation
+
+RUNS = Path("runs")
+FAMILIES = {
+    "CogVideoXPipeline": "vbench_cogvideox2b",
+    "WanPipeline": "vbench_wan1.3b",
+}
+"""Stock pipeline -> the evaluation of its family's smallest model."""
+IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student on disk, with what its export.json and its run's config say."""
+
+    folder: Path
+    facts: dict[str, Any]
+    config: dict[str, Any]
+    """Of the run; empty for a student that lies outside of one."""
+
+    @property
+    def size(self) -> dict[str, Any]:
+        """Return the size that it was trained on, as settings of `video`."""
+        return dict(self.facts.get("video", {}))
+
+    @property
+    def is_video(self) -> bool:
+        """Return whether it makes videos."""
+        return self.size.get("frames", 1) > 1
+
+
+def read_student(folder: Path) -> Student:
+    """Return the student of a folder; what its files do not say stays empty."""
+    facts, config = _json(folder / FACTS), _json(folder.parent / "config.json")
+    own = folder.name in STUDENT_FOLDERS.values()
+    return Student(folder, facts, config if own else {})
+
+
+def newest_student(program: str, runs: Path = RUNS) -> tuple[Student, int]:
+    """Return the student of the newest finished run, and how many finished ones there are.
+
+    Args:
+        program: "vbench" takes runs of video models, "image" those of image models.
+        runs: the folder of run folders.
+
+    Raises:
+        ValueError: if no run of that kind is finished.
+    """
+    kind = "video" if program == "vbench" else "image"
+    found = [
+        path.parent
+        for name in STUDENT_FOLDERS.values()
+        for depth in ("*", "*/*")
+        for path in runs.glob(f"{depth}/{name}/{FACTS}")
+        if path.is_file()
+    ]
+    students = [student for student in map(read_student, found) if student.facts]
+    wanted = [student for student in students if student.is_video == (kind == "video")]
+    if not wanted:
+        example = "cogvideox2b_4nfe" if kind == "video" else "sd15_4nfe"
+        raise ValueError(
+            f"{runs}/ holds no finished run of {'a' if kind == 'video' else 'an'} {kind} model:"
+            f" train one (`tdmvid train --config {example}`), or name a student"
+            " (--lora FOLDER)"
+        )
+    return max(wanted, key=_finished), len(wanted)
+
+
+def evaluation_of(student: Student, program: str) -> str:
+    """Return the evaluation config for a student: its run's own, or the one of its family.
+
+    Args:
+        student: what is scored.
+        program: "vbench" or "image".
+
+    Raises:
+        ValueError: if the student belongs to no family with an evaluation.
+    """
+    own = student.config.get("evaluate") or {}
+    if own.get("program") == program and own.get("config"):
+        return str(own["config"])
+    if program == "image":
+        return IMAGES
+    ready = [_json(path) for path in sorted(CONFIGS.glob("*.json"))]
+    ready = [run for run in ready if (run.get("evaluate") or {}).get("program") == program]
+    alike = [run for run in ready if _model(run.get("model")) == _model(student.facts.get("model"))]
+    if alike:
+        return str(alike[0]["evaluate"]["config"])
+    pipeline = student.facts.get("pipeline", "")
+    if pipeline in FAMILIES:
+        return FAMILIES[pipeline]
+    known = ", ".join(sorted(path.stem for path in EVALUATIONS.glob("vbench_*.json")))
+    raise ValueError(
+        f"{student.folder} does not say which family it belongs to: name an evaluation"
+        f" (--config), e.g. {known}"
+    )
+
+
+def size_overrides(trained: Mapping[str, Any], evaluation: str) -> list[str]:
+    """Return `--set` values that score videos of the size that a student was trained on.
+
+    Args:
+        trained: settings of `video`.
+        evaluation: the VBench config; a file of the user's own is taken as it is.
+    """
+    if Path(evaluation).is_file():
+        return []
+    theirs = from_dict(VBenchConfig, read_settings(find_evaluation(evaluation))).video
+    return [
+        f"video.{field.name}={trained[field.name]}"
+        for field in fields(ClipSize)
+        if trained.get(field.name, getattr(theirs, field.name)) != getattr(theirs, field.name)
+    ]
+
+
+def _model(settings: object) -> str:
+    """Return the name of a model, whoever hosts it and wherever its folder lies."""
+    path = settings.get("path") if isinstance(settings, dict) else None
+    return Path(str(path or "")).name.lower()
+
+
+def _finished(student: Student) -> float:
+    return (student.folder / FACTS).stat().st_mtime
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file; empty if there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
