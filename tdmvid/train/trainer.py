@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import RunConfig, to_dict
 from ..data.checkpoints import whole
 from ..data.files import write_json
+from ..data.folder_lock import FolderLock
 from ..data.repetition import repetition_warning
 from ..distill.iteration import Outcome, iterate, pick_grid
 from ..distill.objective import build_objective
@@ -56,12 +58,34 @@ def train(
     )
     launch.check_same("config", flat(to_dict(config)) | {"--resume": resume})
     check_folders(config)
+    with _locked(config.folder):
+        run = _train(config, world, resume, commands or {})
+        (at_end or finalize)(run)
+        if before_leaving:
+            before_leaving()
+        launch.finish()
+    return config.folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run's folder; rank 0 holds the lock for all."""
+    lock = FolderLock(folder)
+    launch.on_rank0(lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()  # of no effect on the other ranks
+
+
+def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[str, str]) -> Run:
+    """Set a run up and go through its iterations."""
     checkpoints = _open_checkpoints(config, world, resume)
     path = _find_checkpoint(checkpoints, resume)
     run = build_run(config, world, resumed=path is not None)
     start = _resume(run, checkpoints, path) if path else 0
     if world.primary:
-        _write_settings(run, config, commands or {})
+        _write_settings(run, config, commands)
         _warn(run)
     monitor = Monitor(config.folder, total=config.steps, start=start, primary=world.primary)
     try:
@@ -69,11 +93,7 @@ def train(
     finally:
         checkpoints.close()
         monitor.close()
-    (at_end or finalize)(run)
-    if before_leaving:
-        before_leaving()
-    launch.finish()
-    return config.folder
+    return run
 
 
 def _open_checkpoints(config: RunConfig, world: launch.World, resume: str) -> Checkpoints:

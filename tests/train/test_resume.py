@@ -17,7 +17,9 @@ from refusals import refused
 from safetensors.torch import load_file
 
 from tdmvid.cli.main import main
+from tdmvid.data import folder_lock
 from tdmvid.data.checkpoints import META
+from tdmvid.data.folder_lock import LOCK, FolderLock
 from tdmvid.train import checkpoint
 from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.monitor import Monitor
@@ -247,6 +249,26 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tiny_run, tmp_path):
 def test_starting_afresh_over_checkpoints_is_refused(tiny_run, whole):
     with refused(whole, "--resume auto"):
         train(tiny_run(whole, *EVERYTHING))
+
+
+def test_a_second_run_in_the_folder_is_refused_and_changes_nothing(tiny_run, finished, monkeypatch):
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
+    first = FolderLock(finished)
+    first.acquire()
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    with refused(finished, os.getpid(), "--out"):
+        train(tiny_run(finished, *EVERYTHING), resume="auto")
+    first.release()
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert before.items() - after.items() == {(finished / LOCK, before[finished / LOCK])}, (
+        "only the lock went"
+    )
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tiny_run, tmp_path):
+    with refused(tmp_path / "none"):
+        train(tiny_run(tmp_path / "run"), resume=str(tmp_path / "none"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_with_constant_rates_may_be_made_longer_but_not_shorter_than_it_is(
