@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..config import RealConfig
 from ..diffusion.denoiser import Cond
 from .embeddings import EmbeddingCache
-from .video import IMAGES, VIDEOS, media_files
+from .video import IMAGES, VIDEOS, media_files, name_files, split_files
 
 NAME = "latents"
 PER_SHARD = 64
@@ -28,10 +28,26 @@ def real_files(config: RealConfig, *, frames: int) -> list[Path]:
     none.
     """
     try:
-        files = media_files(Path(config.path), VIDEOS | IMAGES if frames == 1 else VIDEOS)
+        files = media_files(Path(config.path), _kinds(frames))
     except ValueError as error:
         raise ValueError(f"real.path={error}") from None
     return files[: config.limit] if config.limit else files
+
+
+def note_unread(config: RealConfig, *, frames: int) -> str:
+    """Return one line that counts and names the files of the folder that are not read, or ""."""
+    folder = Path(config.path)
+    files, others = split_files(folder, _kinds(frames))
+    if not others:
+        return ""
+    return (
+        f"real.path={config.path!r}: of {len(files) + len(others):,} files these are not read:"
+        f" {name_files(folder, others)}; the kinds read are {', '.join(sorted(_kinds(frames)))}"
+    )
+
+
+def _kinds(frames: int) -> set[str]:
+    return VIDEOS | IMAGES if frames == 1 else VIDEOS
 
 
 class RealLatents:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from .files import short
+
 DEMUXERS = {".mp4": "mp4", ".webm": "matroska"}
 """Ending of a video -> the one format it is read as: ffmpeg left to guess would take a playlist for
 a video and open the files that it names.
 """
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP")
-SHOWN = 80
-"""Characters of a foreign name that a message repeats."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ def file_inside(folder: Path, name: object) -> Path:
     """
     remedy = "remove the entry, or copy the file into the folder"
     if not isinstance(name, str) or not name or Path(name).is_absolute():
-        raise ValueError(f"{folder}: {_short(name)} is no name of a file in this folder: {remedy}")
+        raise ValueError(f"{folder}: {short(name)} is no name of a file in this folder: {remedy}")
     try:
         inside = (folder / name).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL character
-        raise ValueError(f"{folder}: {_short(name)} names no file ({error}): {remedy}") from None
+        raise ValueError(f"{folder}: {short(name)} names no file ({error}): {remedy}") from None
     if not inside:
-        raise ValueError(f"{folder}: {_short(name)} lies outside of this folder: {remedy}")
+        raise ValueError(f"{folder}: {short(name)} lies outside of this folder: {remedy}")
     return folder / name
 
 
@@ -75,7 +75,7 @@ def embed(path: Path) -> Media:
         kind = _video_type(data, suffix) if suffix in DEMUXERS else _image_type(data)
     except Exception as error:  # decoders raise anything
         raise ValueError(
-            f"{path}: not a readable video or image ({_short(str(error))}): sample it again"
+            f"{path}: not a readable video or image ({short(str(error))}): sample it again"
         ) from error
     return Media(
         kind.partition("/")[0], f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
@@ -96,9 +96,3 @@ def _video_type(data: bytes, suffix: str) -> str:
     with av.open(io.BytesIO(data), "r", format=DEMUXERS[suffix]) as container:
         next(container.decode(video=0))
     return f"video/{suffix[1:]}"
-
-
-def _short(value: object) -> str:
-    """Return a value as a message repeats it."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

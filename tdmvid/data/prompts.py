@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config.resources import find_prompts
+from .files import short
 
 if TYPE_CHECKING:
     from ..config import PromptConfig
@@ -111,7 +112,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{where}: {_shown(line)} is not JSON ({error.msg}, character {error.colno}): "
+                f"{where}: {short(line)} is not JSON ({error.msg}, character {error.colno}): "
                 f'write {{"{column}": "..."}} or "..." on one line'
             ) from None
         if isinstance(value, dict):
@@ -136,7 +137,7 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
                 _require_column(column, header, where)
             elif len(row) != len(header):
                 raise ValueError(
-                    f"{where}: {_shown(','.join(row))} has {len(row)} fields, the header has "
+                    f"{where}: {short(','.join(row))} has {len(row)} fields, the header has "
                     f"{len(header)}: put double quotes around a prompt with commas"
                 )
             else:
@@ -205,16 +206,11 @@ def _require_column(column: str, columns: list[str], where: str) -> None:
 
 def _checked(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where}: prompt {_shown(value)} is no text: write a string or remove it")
+        raise ValueError(f"{where}: prompt {short(value)} is no text: write a string or remove it")
     if not value.strip():
         raise ValueError(f"{where}: prompt {value!r} is empty: write one or remove it")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(
-            f"{where}: prompt {_shown(value)} has half a surrogate pair: write the whole character"
+            f"{where}: prompt {short(value)} has half a surrogate pair: write the whole character"
         )
     return value.strip()
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -5,10 +5,8 @@ Shapes: F frames, H height, W width, N videos; pixels are RGB in [-1, 1].
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import os
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +15,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from .files import atomic_path
+from .decode import decode
+from .files import atomic_path, short
 
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
-IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".gif", ".flv", ".mxf", ".dv"}
+VIDEOS |= {".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".wmv", ".asf", ".ogv"}
+IMAGES = {".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+SHOWN_FILES = 3
+"""Files that a message names of those that it counts."""
 
 
 def read_video(path: Path, *, frames: int | None = None, fps: float | None = None) -> Tensor:
     """The first `frames` frames of a video (all by default), [3, F, H, W] float32 in [-1, 1]; with
     `fps`, at that rate.
 
-    Decoded by decord, by PyAV where decord is missing or cannot. Raises FileNotFoundError, or
-    ValueError for what is no video and for one of fewer frames.
+    Raises FileNotFoundError, or ValueError for what is no video and for one of fewer frames.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,7 +40,7 @@ def read_video(path: Path, *, frames: int | None = None, fps: float | None = Non
         raise ValueError(
             f"fps={fps}, frames={frames}: a rate is positive and takes a number of frames"
         )
-    return _unit(_decode(path, frames, fps)).permute(1, 0, 2, 3).contiguous()
+    return _unit(decode(path, frames, fps)).permute(1, 0, 2, 3).contiguous()
 
 
 def read_clip(path: Path, *, frames: int, height: int, width: int, fps: float) -> Tensor:
@@ -51,7 +52,7 @@ def read_clip(path: Path, *, frames: int, height: int, width: int, fps: float) -
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGES:
-        pixels = _decode(path, frames, fps if frames > 1 else None)
+        pixels = decode(path, frames, fps if frames > 1 else None)
     elif frames == 1:
         pixels = read_image(path)[None]
     else:
@@ -89,20 +90,47 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def media_files(folder: Path, kinds: set[str]) -> list[Path]:
-    """Every file of these endings in a folder and the folders below it, hidden ones aside, by name;
-    ValueError if there is none.
+    """Every file of these endings in a folder and the folders below it, links to folders followed,
+    hidden ones aside, by name; ValueError if there is none.
     """
-    kinds_named = ", ".join(sorted(kinds))
-    if not Path(folder).is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder: give one with {kinds_named} files")
-    found = sorted(
-        p
-        for p in Path(folder).rglob("*")
-        if p.suffix.lower() in kinds and p.is_file() and not p.name.startswith(".")
-    )
+    found, others = split_files(folder, kinds)
     if not found:
-        raise ValueError(f"{str(folder)!r} holds no {kinds_named} file")
+        there = f"; it holds {name_files(folder, others)}" if others else ""
+        raise ValueError(f"{str(folder)!r} holds no {', '.join(sorted(kinds))} file{there}")
     return found
+
+
+def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder and the folders below it that have one of these endings, and all
+    others, by name; hidden ones are in neither.
+
+    Raises:
+        ValueError: if there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{str(folder)!r} is no folder: give one with {', '.join(sorted(kinds))} files"
+        )
+    found: list[Path] = []
+    others: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link to a folder above it, or a second one
+            folders.clear()
+            continue
+        seen.add(real)
+        for path in (Path(root) / name for name in names if not name.startswith(".")):
+            if path.is_file():
+                (found if path.suffix.lower() in kinds else others).append(path)
+    return sorted(found), sorted(others)
+
+
+def name_files(folder: Path, files: list[Path]) -> str:
+    """Return how many files there are and which, the first of them by name: "2 files: 'a', 'b'"."""
+    shown = ", ".join(short(str(path.relative_to(folder))) for path in files[:SHOWN_FILES])
+    more = f", and {len(files) - SHOWN_FILES:,} more" if len(files) > SHOWN_FILES else ""
+    return f"{len(files):,} file{'s' * (len(files) != 1)}: {shown}{more}"
 
 
 def write_video(path: Path, video: Tensor, *, fps: float, lossless: bool = False) -> None:
@@ -206,95 +234,6 @@ def write_strip(path: Path, videos: Tensor, *, width: int = 1200, group: int = 0
     )
     scale = max(1, width // strip.shape[2])
     write_image(path, strip.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
-
-
-def _decode(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
-    """[F, H, W, 3] uint8; raises ValueError for what is no video and for one that is too short or
-    too slow.
-    """
-    try:
-        found = _decode_decord(path, frames, fps)
-    except (
-        Exception
-    ):  # not installed, or it cannot (width 48, say); what is wrong, PyAV says better
-        found = _decode_av(path, frames, fps)
-    pixels, wanted = found
-    rate = f" at {fps:g} frames a second" if fps else ""
-    if frames is not None and len(wanted) < frames:
-        raise ValueError(
-            f"{path}: has {len(wanted)} frames{rate}, {frames} are needed: use a longer video or"
-            " fewer frames"
-        )
-    if fps and frames and len(set(wanted)) < 0.9 * frames:
-        raise ValueError(
-            f"{path}: shows {len(set(wanted))} different frames where {frames} are needed{rate}:"
-            " use a faster video or a lower rate"
-        )
-    return pixels
-
-
-def _decode_decord(
-    path: Path, frames: int | None, fps: float | None
-) -> tuple[np.ndarray, list[int]]:
-    """[F, H, W, 3] uint8 and which frames they are, fewer than `frames` where the file has fewer;
-    raises anything.
-    """
-    import decord  # has no wheels for some platforms
-
-    reader = decord.VideoReader(str(path), num_threads=1)
-    count = len(reader)
-    wanted = list(range(count)) if frames is None else list(range(min(frames, count)))
-    if fps:
-        wanted = _on_screen(reader.get_frame_timestamp(range(count))[:, 0], frames, fps)
-    return reader.get_batch(wanted).asnumpy(), wanted
-
-
-def _decode_av(path: Path, frames: int | None, fps: float | None) -> tuple[np.ndarray, list[int]]:
-    """The same; raises ValueError for what is no video."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("it has no pictures")
-            wanted = _on_screen(_times(container), frames, fps) if fps else None
-            container.seek(0)
-            decoded = islice(container.decode(video=0), wanted[-1] + 1 if wanted else frames)
-            copies = Counter(wanted or ())
-            images = [
-                frame.to_ndarray(format="rgb24")
-                for n, frame in enumerate(decoded)
-                for _ in range(copies[n] if wanted else 1)
-            ]
-        return np.stack(images), wanted or list(range(len(images)))
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a readable video ({error}): it may be cut short; write it again"
-        ) from error
-
-
-def _times(container) -> list[float]:
-    """When each frame is shown, in seconds, from the packets alone."""
-    stream = container.streams.video[0]
-    return sorted(
-        float(packet.pts * stream.time_base)
-        for packet in container.demux(stream)
-        if packet.pts is not None
-    )
-
-
-def _on_screen(shown: Sequence[float], frames: int | None, fps: float) -> list[int]:
-    """Which frames are on the screen every 1 / fps seconds, for `frames` such moments or as long as
-    the video lasts.
-    """
-    assert frames is not None, "a rate comes with a number of frames"
-    times = np.asarray(shown, dtype=float) - shown[0]
-    end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0)
-    moments = np.arange(frames) / fps
-    moments = moments[(moments < end - 1e-3) | (moments == 0)]
-    return (
-        np.searchsorted(times, moments + 1e-3, side="right") - 1
-    ).tolist()  # times are rounded to a millisecond
 
 
 def _unit(pixels: np.ndarray) -> Tensor:

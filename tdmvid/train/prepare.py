@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ..adapters.lora import in_host_memory
 from ..backbones.base import Backbone
 from ..config import RunConfig
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
-from ..data.latents import RealLatents
+from ..data.latents import RealLatents, note_unread
 from ..data.prompts import read_training_prompts
 from ..data.video import read_clip
 from ..parallel import launch
@@ -62,6 +63,8 @@ def prepare_latents(config: RunConfig, backbone: Backbone, world: launch.World) 
     """
     size = config.video
     real = RealLatents(config.real, backbone.video_fingerprint(), frames=size.frames)
+    if world.primary and (note := note_unread(config.real, frames=size.frames)):
+        print(note, file=sys.stderr)
     clip = partial(
         read_clip, frames=size.frames, height=size.height, width=size.width, fps=size.fps
     )

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from refusals import refused
+from refusals import refused, states
 
 from tdmvid.config import RealConfig
-from tdmvid.data.latents import RealLatents
+from tdmvid.data.decode import _on_screen
+from tdmvid.data.latents import RealLatents, note_unread, real_files
 from tdmvid.data.video import (
     VIDEOS,
-    _on_screen,
     media_files,
     read_clip,
     read_video,
@@ -41,7 +41,7 @@ def test_frames_are_those_of_the_wanted_rate(tmp_path, monkeypatch, decoder, rat
     if decoder == "_decode_decord":
         pytest.importorskip("decord")
     monkeypatch.setattr(
-        f"tdmvid.data.video.{({'_decode_decord', '_decode_av'} - {decoder}).pop()}", None
+        f"tdmvid.data.decode.{({'_decode_decord', '_decode_av'} - {decoder}).pop()}", None
     )
     video = brightness(0, 12)
     write_video(tmp_path / "a.mp4", video, fps=rate, lossless=True)
@@ -56,8 +56,10 @@ def test_frames_are_those_of_the_wanted_rate(tmp_path, monkeypatch, decoder, rat
 def test_frames_of_uneven_length_are_taken_by_their_time():
     """Twenty frames of 100 ms, then forty of 17 ms: every quarter of a second."""
     times = [0.1 * n for n in range(20)] + [2 + 0.017 * n for n in range(40)]
-    assert _on_screen(times, 9, 4) == [0, 2, 5, 7, 10, 12, 15, 17, 20]
-    assert len(_on_screen(times, 20, 4)) == 11  # it lasts 2.68 seconds
+    shown = [(time, f"frame {n}") for n, time in enumerate(times)]
+    taken = [0, 2, 5, 7, 10, 12, 15, 17, 20]
+    assert list(_on_screen(shown, 9, 4)) == [(n, f"frame {n}") for n in taken]
+    assert len(list(_on_screen(shown, 20, 4))) == 11  # it lasts 2.68 seconds
 
 
 @pytest.mark.parametrize("height, width", [(40, 90), (90, 40), (64, 64)])
@@ -246,3 +248,24 @@ def test_uniform_numbers_pick_every_file_alike(folder, tmp_path):
     found = real(torch.rand(4000, generator=torch.Generator().manual_seed(0)))
     assert found[:, 0].unique(return_counts=True)[1].tolist() == pytest.approx([1000] * 4, abs=120)
     assert real(torch.tensor([0.999999])).isfinite().all()  # the last of them, not one behind it
+
+
+def test_files_that_are_not_read_are_counted_and_named(folder):
+    for name in ("0/4.txt", "notes.md", "a.heic", "b.json", "0/.hidden"):
+        (folder / name).write_text("a caption")
+    note = note_unread(RealConfig(path=str(folder)), frames=1)
+    assert states(note, "14 files") and states(note, "4 files") and states(note, "1 more")
+    assert all(states(note, name) for name in ("0/4.txt", "a.heic", "b.json"))
+    for name in ("0/4.txt", "notes.md", "a.heic", "b.json"):
+        (folder / name).unlink()
+    assert note_unread(RealConfig(path=str(folder)), frames=1) == ""
+    with refused(str(folder), "10 files", ".mp4"):
+        real_files(RealConfig(path=str(folder)), frames=9)
+
+
+def test_folders_behind_links_are_read_once(folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "links" / name).symlink_to(folder)
+    (folder / "loop").symlink_to(folder)
+    assert len(real_files(RealConfig(path=str(tmp_path / "links")), frames=1)) == 10

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from refusals import refused
 
-from tdmvid.data import video as files
+from tdmvid.data import decode as files
 from tdmvid.data.video import read_video, write_image, write_strip, write_video
 
 F, H, W = 17, 48, 64
