@@ -143,8 +143,8 @@ def broken_files(state):
     return {
         "no layers": ({"x": torch.zeros(1)}, ("x",)),
         "nothing": ({}, ()),
-        "no prefix": (without, (f"{TO_Q}.lora_A.weight",)),
-        "half a prefix": (half, ("transformer_blocks.1.attn1.to_q.lora_A.weight",)),
+        "no prefix": (without, ("lora_A.weight", "--published")),
+        "half a prefix": (half, ("transformer_blocks.1.attn1", "'transformer'")),
         "no B": ({name: t for name, t in state.items() if name != key}, (TO_Q,)),
         "no A": (
             {name: t for name, t in state.items() if name != key.replace("_B", "_A")},
@@ -154,7 +154,7 @@ def broken_files(state):
         "infinity": (state | {key: inf}, (key,)),
         "DoRA": (state | {f"transformer.{TO_Q}.lora_magnitude_vector": torch.ones(32)}, ("DoRA",)),
         "LoHa": ({f"transformer.{TO_Q}.hada_w1_a": torch.ones(32, 2)}, ("LoHa",)),
-        "two ranks": (state | {key: state[key][:, :2]}, (TO_Q, 2, 4)),
+        "two ranks": (state | {key: state[key][:, :2].contiguous()}, (TO_Q, 2, 4)),
         "text encoders": ({"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, ("text_encoder",)),
         "twice": (
             state | {f"diffusion_model.{TO_Q}.lora_B.weight": state[key].clone()},
