@@ -2,7 +2,8 @@
 
     eval/setup_vbench.sh                                                  # once
     tdmvid score vbench                                     # the newest finished run in runs/
-    tdmvid score vbench --config vbench_cogvideox2b --preflight
+    tdmvid score vbench --config vbench_cogvideox2b --preflight    # what is missing
+    tdmvid score vbench --config vbench_cogvideox2b --download     # fetches it
     tdmvid score vbench --config vbench_cogvideox2b --lora runs/X/lora
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
     tdmvid score images --config images --lora runs/X/lora
@@ -19,15 +20,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import add_evaluation, output_dir
+
+if TYPE_CHECKING:
+    from ..scoring.preflight import Preflight
 
 Command = Callable[[argparse.Namespace], None]
 VBENCH = """VBench of a student beside its teacher.
 
     tdmvid score vbench                                     # the newest finished run in runs/
-    tdmvid score vbench --config vbench_cogvideox2b --preflight
+    tdmvid score vbench --config vbench_cogvideox2b --preflight    # what is missing
+    tdmvid score vbench --config vbench_cogvideox2b --download     # fetches it
     tdmvid score vbench --config vbench_cogvideox2b --lora runs/X/lora
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
     python eval/vbench_run.py --config eval/configs/vbench_cogvideox2b.json --lora runs/X/lora
@@ -64,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="{vbench,images,shapes}")
     vbench = _add(commands, "vbench", VBENCH, score_vbench)
     add_evaluation(vbench, example="vbench_cogvideox2b", folder="vbench")
+    vbench.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch the weights that dimensions lack, say what can be scored then, and stop",
+    )
     vbench.add_argument(
         "--stage",
         choices=["all", "sample", "score"],
@@ -122,11 +132,13 @@ def _read_config(kind: type, args: argparse.Namespace) -> Any:
     return from_dict(kind, read_settings(find_evaluation(args.config), args.set))
 
 
-def _choose(args: argparse.Namespace, program: str) -> None:
+def _choose(args: argparse.Namespace, kind: type, program: str) -> None:
     """Take the newest finished run, and the config of its family, where none was named, and say so;
     see scoring/finished_runs.py.
     """
-    if args.config and (args.lora or args.preflight):
+    if args.config:
+        _read_config(kind, args)  # a typo in what was named comes first
+    if args.config and (args.lora or args.preflight or getattr(args, "download", False)):
         return
     from ..adapters.bundle import read_facts
     from ..scoring.finished_runs import evaluation_of, newest_student, read_student, size_overrides
@@ -162,11 +174,16 @@ def score_vbench(args: argparse.Namespace) -> None:
     """Sample both sides, score them by the VBench package and compare; or say what could be."""
     from ..config import VBenchConfig
 
-    _choose(args, "vbench")
+    _choose(args, VBenchConfig, "vbench")
     config: VBenchConfig = _read_config(VBenchConfig, args)
     from ..scoring import vbench_run
 
     evaluation = vbench_run.prepare(config)
+    if args.download:
+        _download(evaluation.checked, evaluation.environment.find_python())
+        evaluation = vbench_run.prepare(config)
+        print(evaluation.checked.describe())
+        return
     if args.preflight:
         print(evaluation.checked.describe())
     if args.stage != "sample":
@@ -178,11 +195,19 @@ def score_vbench(args: argparse.Namespace) -> None:
             _renew_report(args.lora)
 
 
+def _download(checked: Preflight, python: Path) -> None:
+    """Fetch what is missing; what cannot be had is said, and left out of the scoring."""
+    from ..scoring.vbench_download import download
+
+    for path, reason in download(checked, python).items():
+        print(f"not fetched: {path} ({reason})")
+
+
 def score_images(args: argparse.Namespace) -> None:
     """Sample both sides, measure them and compare; or say what could be measured."""
     from ..config import ImageConfig
 
-    _choose(args, "image")
+    _choose(args, ImageConfig, "image")
     config: ImageConfig = _read_config(ImageConfig, args)
     from ..scoring import image_run
 

@@ -127,8 +127,8 @@ def _vbench_outlook(config: RunConfig) -> Outlook:
     count = len(checked.ready) + len(checked.missing)
     lacking = (
         f"VBench ({name}) is to follow training, but {len(checked.missing)} of its {count}"
-        f" dimensions lack weights: `tdmvid score vbench --config {shlex.quote(name)} --preflight`"
-        " lists them"
+        f" dimensions lack weights: `tdmvid score vbench --config {shlex.quote(name)} --download`"
+        " fetches them"
     )
     return Outlook(lacking, ready=bool(checked.ready), whole=False)
 

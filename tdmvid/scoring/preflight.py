@@ -18,6 +18,15 @@ class Needed:
     path: str
     source: str
     package: bool = False
+    url: str = ""
+    """Where a program fetches it, if `source` is not that address: of a file, of a .zip that holds
+    it, "git+" with a repository, or "hub:" with the name of a model.
+    """
+
+    @property
+    def fetched_from(self) -> str:
+        """Return where a program fetches it."""
+        return self.url or self.source
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 from.
 
 The package would fetch a missing file itself, in the middle of a run and with no way to say no;
-so nothing is started before all files of a dimension are in place.
+so nothing is started before all files of a dimension are in place (`--download` fetches them).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _VIT_L = Needed(
 _BERT = Needed(
     "huggingface/hub/models--bert-base-uncased",
     "https://huggingface.co/bert-base-uncased, with HF_HOME set to that huggingface/",
+    url="hub:bert-base-uncased",
 )
 _GRIT = (
     Needed(
@@ -35,6 +36,7 @@ _GRIT = (
         "detectron2",
         "https://github.com/facebookresearch/detectron2, installed into the VBench environment",
         package=True,
+        url="git+https://github.com/facebookresearch/detectron2",
     ),
     _BERT,
 )
@@ -46,11 +48,13 @@ _VICLIP = (
     Needed(
         "ViCLIP/bpe_simple_vocab_16e6.txt.gz",
         "https://github.com/openai/CLIP, clip/bpe_simple_vocab_16e6.txt.gz",
+        url="https://raw.githubusercontent.com/openai/CLIP/main/clip/bpe_simple_vocab_16e6.txt.gz",
     ),
 )
 RAFT = Needed(
     "raft_model/models/raft-things.pth",
     "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip, unpacked",
+    url="https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip",
 )
 
 NEEDS: dict[str, tuple[Needed, ...]] = {
@@ -62,6 +66,7 @@ NEEDS: dict[str, tuple[Needed, ...]] = {
         Needed(
             "dino_model/facebookresearch_dino_main",
             "git clone https://github.com/facebookresearch/dino",
+            url="git+https://github.com/facebookresearch/dino",
         ),
     ),
     "background_consistency": (_VIT_B,),
@@ -76,6 +81,8 @@ NEEDS: dict[str, tuple[Needed, ...]] = {
         Needed(
             "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
             "https://github.com/LAION-AI/aesthetic-predictor, sa_0_4_vit_l_14_linear.pth",
+            url="https://raw.githubusercontent.com/LAION-AI/aesthetic-predictor/main/"
+            "sa_0_4_vit_l_14_linear.pth",
         ),
     ),
     "imaging_quality": (
@@ -83,6 +90,8 @@ NEEDS: dict[str, tuple[Needed, ...]] = {
             "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
             "https://github.com/chaofengc/IQA-PyTorch/releases, v0.1-weights,"
             " musiq_spaq_ckpt-358bb6af.pth",
+            url="https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/"
+            "musiq_spaq_ckpt-358bb6af.pth",
         ),
     ),
     "object_class": _GRIT,

@@ -1,6 +1,10 @@
 """A preflight names every file, its source and its place, before anything runs."""
 
-from tdmvid.scoring.preflight import preflight
+import re
+import zipfile
+
+from tdmvid.scoring.preflight import Needed, preflight
+from tdmvid.scoring.vbench_download import download
 from tdmvid.scoring.vbench_files import NEEDS, needs_of
 from tdmvid.scoring.vbench_scores import DIMENSIONS
 
@@ -33,6 +37,35 @@ def test_a_dimension_runs_when_all_its_files_are_there_and_not_empty(tmp_path):
         and set(checked.missing) == {"scene"}
         and not checked.whole
     )
+
+
+def test_what_is_missing_is_fetched_whole_or_not_at_all(tmp_path):
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    source.mkdir()
+    (source / "a.pth").write_bytes(b"weights")
+    (source / "page.pth").write_text("<!DOCTYPE html><p>sign in")
+    (source / "empty.pth").touch()
+    with zipfile.ZipFile(source / "models.zip", "w") as packed:
+        packed.writestr("models/deep/c.pth", b"packed")
+    url = source.as_uri()
+    needs = (
+        Needed("x/a.pth", f"{url}/a.pth"),
+        Needed("x/page.pth", f"{url}/page.pth"),
+        Needed("x/empty.pth", f"{url}/empty.pth"),
+        Needed("x/gone.pth", "a page", url=f"{url}/gone.pth"),
+        Needed("y/c.pth", "an archive", url=f"{url}/models.zip"),
+        Needed("y/d.pth", "an archive", url=f"{url}/models.zip"),
+    )
+    failed = download(preflight(["m"], {"m": needs}, cache), tmp_path / "python")
+    assert set(failed) == {"x/page.pth", "x/empty.pth", "x/gone.pth", "y/d.pth"}
+    assert (cache / "x/a.pth").read_bytes() == b"weights"
+    assert (cache / "y/c.pth").read_bytes() == b"packed"
+    assert len([path for path in cache.rglob("*") if path.is_file()]) == 2
+
+
+def test_everything_that_a_dimension_needs_has_an_address_to_fetch_it_from():
+    for need in (need for needs in needs_of(static_filter=True).values() for need in needs):
+        assert re.fullmatch(r"(hub:[\w-]+|(git\+)?https://[\w./-]+)", need.fetched_from), need
 
 
 def test_a_package_counts_where_the_metrics_will_run(tmp_path):

@@ -284,7 +284,7 @@ def test_weights_that_vbench_lacks_are_said_and_the_rest_is_scored(
     evaluation.run()
     first, *_, last = capsys.readouterr().out.splitlines()
     assert len(calls) == called
-    assert "--preflight" in first and "--preflight" in last and "--lora" in last
+    assert "--download" in first and "--download" in last and "--lora" in last
 
 
 def test_every_ready_video_config_is_scored_at_its_size_when_it_is_finished():
