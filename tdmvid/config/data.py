@@ -25,6 +25,8 @@ class PromptConfig:
     cache: str = "cache/embeddings"
     limit: int = 0
     """Use only the first so many prompts; 0 uses all."""
+    skip_empty: bool = False
+    """Leave out empty cells of a table, which are refused otherwise."""
 
     def __post_init__(self) -> None:
         check_rules(self, PROMPT_RULES)

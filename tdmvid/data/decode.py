@@ -136,7 +136,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 def _track(container: av.container.InputContainer) -> av.VideoStream:
     """The pictures that a player shows: not a cover, nor another camera."""
-    stream = container.streams.best("video")
+    stream: Any = container.streams.best("video")
     if stream is None:
         raise ValueError("it has no pictures")
     stream.thread_type = "AUTO"

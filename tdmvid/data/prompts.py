@@ -7,7 +7,10 @@ import glob
 import hashlib
 import io
 import json
+import math
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,14 +25,21 @@ from .files import short
 if TYPE_CHECKING:
     from ..config import PromptConfig
 
+SHOWN_COLUMNS, SHOWN_RANGES = 10, 20
+"""Columns of a table, and ranges of lines, that a message names."""
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # not those that end lines
 
-def read_prompts(path: Path | str, *, column: str = "prompt") -> list[str]:
+
+def read_prompts(
+    path: Path | str, *, column: str = "prompt", skip_empty: bool = False
+) -> list[str]:
     """The prompts of a .txt, .jsonl, .csv or .parquet file, in order, duplicates kept.
 
     Text has one prompt a line; JSON lines are strings or objects with `column`; tables have
     `column`; a ready list has a name, e.g. `videos`. Space around a prompt is dropped, blank lines
-    are skipped. Raises FileNotFoundError, or ValueError with the file and the line of what is
-    wrong.
+    are skipped, with `skip_empty` empty values of objects and tables too. Raises FileNotFoundError,
+    or ValueError with the file and the line of what is wrong.
     """
     path = find_prompts(path)
     reader = _READERS.get(path.suffix.lower())
@@ -39,7 +49,15 @@ def read_prompts(path: Path | str, *, column: str = "prompt") -> list[str]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such prompt file; paths are relative to {Path.cwd()}")
-    prompts = [_checked(value, where) for where, value in reader(path, column)]
+    prompts: list[str] = []
+    empty: list[str] = []
+    for place, value in reader(path, column):
+        if _is_empty(value):
+            empty.append(place)
+        else:
+            prompts.append(_checked(value, f"{path}, {place}"))
+    if empty and not skip_empty:
+        raise ValueError(_describe_empty(path, empty, len(prompts) + len(empty)))
     if not prompts:
         raise ValueError(f"{path}: has no prompts: at least one is needed")
     return prompts
@@ -56,7 +74,7 @@ def read_training_prompts(config: PromptConfig) -> list[str]:
         raise ValueError(
             "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts"
         )
-    prompts = read_prompts(config.path, column=config.column)
+    prompts = read_prompts(config.path, column=config.column, skip_empty=config.skip_empty)
     return prompts[: config.limit] if config.limit else prompts
 
 
@@ -97,12 +115,12 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-# Readers yield (where, value): the place in words for messages, the value still unchecked.
+# Readers yield (place, value): "line 3" for messages, and the value still unchecked.
 
 
 def _read_txt(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     for number, line in _lines(path):
-        yield f"{path}, line {number}", line
+        yield f"line {number}", line
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
@@ -118,7 +136,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             _require_column(column, list(value), where)
             value = value[column]
-        yield where, value
+        yield f"line {number}", value
 
 
 def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
@@ -129,23 +147,37 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     header: list[str] | None = None
     try:
         for row in rows:
-            where, line = f"{path}, line {line}", rows.line_num + 1
+            begin, line = line, rows.line_num + 1
             if not row:
                 continue
             if header is None:
                 header = [name.strip() for name in row]
-                _require_column(column, header, where)
+                _require_column(column, header, f"{path}, line {begin}")
             elif len(row) != len(header):
-                raise ValueError(
-                    f"{where}: {short(','.join(row))} has {len(row)} fields, the header has "
-                    f"{len(header)}: put double quotes around a prompt with commas"
-                )
+                raise ValueError(f"{path}, line {begin}: {_wrong_width(row, header)}")
             else:
-                yield where, row[header.index(column)]
+                yield f"line {begin}", row[header.index(column)]
     except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {line}: not CSV ({error}): write a quote inside quotes twice"
-        ) from None
+        raise ValueError(f"{path}, line {line}: not CSV ({error}): {_csv_remedy(error)}") from None
+
+
+def _wrong_width(row: list[str], header: list[str]) -> str:
+    """What is wrong with a row of more or fewer fields than the header has."""
+    remedy = (
+        "put double quotes around a prompt with commas"
+        if len(row) > len(header)
+        else "write a comma for each column, also for one that is empty"
+    )
+    return f"{short(','.join(row))} has {len(row)} fields, the header has {len(header)}: {remedy}"
+
+
+def _csv_remedy(error: csv.Error) -> str:
+    """What cures an error of the csv module, which has one class for all of them."""
+    if "field limit" in str(error):
+        return "close the quote that begins this field, or shorten the field or leave it out"
+    if "end of data" in str(error):
+        return "close the quote that was opened here"
+    return "write a quote inside quotes twice"
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
@@ -171,7 +203,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             ) from error
     _require_column(column, columns, str(path))
     for number, value in enumerate(values, start=1):
-        yield f"{path}, row {number}", value
+        yield f"row {number}", value
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
@@ -180,37 +212,74 @@ _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parqu
 def _text(path: Path) -> str:
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(_LINE_END.findall(data[: error.start].decode("latin-1"))) + 1
         raise ValueError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as"
             " UTF-8"
         ) from None
+    if (place := text.find("\0")) >= 0:
+        line = len(_LINE_END.findall(text[:place])) + 1
+        raise ValueError(
+            f"{path}, line {line}: holds a NUL character, as UTF-16 without a mark does: save the"
+            " file as UTF-8"
+        )
+    return text
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     # Not splitlines(): a prompt may hold U+2028 and the like, which end no line of a file.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_LINE_END.split(_text(path)), start=1):
         if line.strip():
             yield number, line.strip()
 
 
 def _require_column(column: str, columns: list[str], where: str) -> None:
     if column not in columns:
-        there = ", ".join(repr(name) for name in columns) or "none"
-        raise ValueError(
-            f"{where}: no column {column!r}; the columns are {there}: name one of them or rename it"
-        )
+        there = ", ".join(map(short, columns[:SHOWN_COLUMNS])) or "none"
+        there += f" and {len(columns) - SHOWN_COLUMNS} more" * (len(columns) > SHOWN_COLUMNS)
+        remedy = "name one of them or rename it"
+        if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
+            remedy = f"separate columns by commas, not by {found[0]!r}"
+        raise ValueError(f"{where}: no column {short(column)}; the columns are {there}: {remedy}")
 
 
 def _checked(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: prompt {short(value)} is no text: write a string or remove it")
-    if not value.strip():
-        raise ValueError(f"{where}: prompt {value!r} is empty: write one or remove it")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(
             f"{where}: prompt {short(value)} has half a surrogate pair: write the whole character"
         )
+    if found := _CONTROL.search(value):
+        raise ValueError(
+            f"{where}: prompt {short(value)} holds the control character {found[0]!r}: remove it"
+        )
     return value.strip()
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value is what tables have where there is no prompt: nothing, or nothing to see."""
+    if isinstance(value, str):
+        return all(letter.isspace() or unicodedata.category(letter) == "Cf" for letter in value)
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _describe_empty(path: Path, places: list[str], total: int) -> str:
+    """Return the message for empty prompts: how many, and where, neighbours as one range."""
+    kind = places[0].split()[0]
+    numbers = [int(place.split()[1]) for place in places]
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    named = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges[:SHOWN_RANGES])
+    named += ", ..." if len(ranges) > SHOWN_RANGES else ""
+    count = f"{len(places):,} of {total:,} prompts {'is' if len(places) == 1 else 'are'} empty"
+    return (
+        f"{path}, {places[0]}: {count} ({kind}{'s' * (len(places) > 1)} {named}): write them or"
+        " remove them; training skips them with prompts.skip_empty=true"
+    )

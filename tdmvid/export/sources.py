@@ -26,7 +26,7 @@ from ..backbones.registry import load_backbone
 from ..config import RunConfig, load_config
 from ..data.checkpoints import latest, read_meta, read_student, whole
 from ..data.markdown import code
-from ..data.prompts import read_prompts
+from ..data.prompts import read_training_prompts
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids
 from ..parallel.engine import check_shapes, shapes_of
@@ -241,8 +241,7 @@ def _find_checkpoint(run: Path, checkpoint: Path | None) -> Path:
 def _run_prompts(config: RunConfig) -> tuple[str, ...]:
     if config.log.sample_prompts:
         return tuple(config.log.sample_prompts)
-    path = Path(config.prompts.path)
-    return tuple(read_prompts(path, column=config.prompts.column)[: config.log.sample_count])
+    return tuple(read_training_prompts(config.prompts)[: config.log.sample_count])
 
 
 def _trace(run: Path, config: RunConfig, step: int) -> Provenance:

@@ -4,7 +4,8 @@ import json
 import pytest
 from refusals import refused
 
-from tdmvid.data.prompts import PromptOrder, read_prompts
+from tdmvid.config import PromptConfig
+from tdmvid.data.prompts import PromptOrder, read_prompts, read_training_prompts
 
 PROMPTS = [
     "a red circle, moving left",
@@ -62,12 +63,21 @@ def test_every_format_gives_the_same_list(tmp_path, name, write):
     [
         ("a.jsonl, line 3", b'"a cat"\n\n{"prompt": "a dog"\n', ("JSON",)),
         ("a.jsonl, line 2", b'"a cat"\n7\n', ("prompt 7",)),
-        ("a.jsonl, line 2", b'"a cat"\n{"prompt": " "}', ("prompt ' '",)),
+        ("a.jsonl, line 2", b'"a cat"\n{"prompt": " "}', ("1 of 2", "skip_empty")),
         ("a.jsonl, line 1", b'{"text": "a", "id": 1}', ("'prompt'", "'text', 'id'")),
         ("a.jsonl, line 1", rb'"\ud83d"', ("surrogate",)),
         ("a.csv, line 1", b"text,id\na,1\n", ("'prompt'", "'text', 'id'")),
         ("a.csv, line 2", b"prompt\na cat, sits\na dog, lies\n", ("'a cat, sits'", "2", "1")),
-        ("a.csv, line 4", b'prompt,id\n"two\nlines",1\n,2\n', ("prompt ''",)),
+        ("a.csv, line 4", b'prompt,id\n"two\nlines",1\n,2\n', ("1 of 2",)),
+        ("a.csv, line 2", b"prompt,id\n\xe2\x80\x8b,1\na,2\n , 3\n", ("2 of 3", "2, 4")),
+        ("a.csv, line 2", b"prompt,id\na cat\n", ("'a cat'", "1", "2", "comma")),
+        ("a.csv, line 1", b"prompt;id\na cat;1\n", ("'prompt;id'", "';'")),
+        ("a.csv, line 3", b'prompt\na\n"b' + b"c" * 200_000, ("131072", "quote")),
+        ("a.txt, line 1", "a cat\na dog\n".encode("utf-16-le"), ("NUL", "UTF-16", "UTF-8")),
+        ("a.csv, line 1", "prompt\na dog\n".encode("utf-16-be"), ("NUL", "UTF-8")),
+        ("a.jsonl, line 2", rb'"a"' + b"\n" + rb'"a\u0000b"', (repr("a\0b"), repr("\0"))),
+        ("a.txt, line 2", b"a\rb\x1b[0m\n", (repr("\x1b"),)),
+        ("a.txt, line 3", b"a\rb\r\xff", ("0xff",)),
         ("a.csv, line 3", b'prompt\na\n"b\n', ("CSV",)),
         ("a.txt, line 2", b"a cat\nun \xe9l\xe9phant\n", ("0xe9", "UTF-8")),
         ("a.txt", b"\n \n", ()),
@@ -81,6 +91,37 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, place, content, facts
     path.write_bytes(content)
     with refused(tmp_path / place, *facts):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n", "\r\r\n"])
+def test_every_kind_of_line_end_ends_a_line(tmp_path, end):
+    (tmp_path / "a.txt").write_bytes(end.join(["a cat", "", "a dog", "a bird"]).encode())
+    assert read_prompts(tmp_path / "a.txt") == ["a cat", "a dog", "a bird"]
+    (tmp_path / "a.csv").write_bytes(end.join(["id,prompt", "1,a cat", "2,a dog"]).encode())
+    assert read_prompts(tmp_path / "a.csv") == ["a cat", "a dog"]
+    (tmp_path / "a.jsonl").write_bytes(end.join(['"a cat"', '{"prompt": "a dog"}']).encode())
+    assert read_prompts(tmp_path / "a.jsonl") == ["a cat", "a dog"]
+
+
+def test_all_empty_captions_are_counted_at_once_and_can_be_skipped(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{n}," + ("" if n in (3, 4, 5, 900) else f"scene {n}") for n in range(1000)]
+    path.write_text("\n".join(["id,prompt", *rows]))
+    with refused("a.csv", "line 5", "4 of 1,000", "5-7, 902", "prompts.skip_empty=true"):
+        read_prompts(path)
+    config = PromptConfig(path=str(path), skip_empty=True, limit=6)
+    assert read_training_prompts(config) == [f"scene {n}" for n in (0, 1, 2, 6, 7, 8)]
+    path.write_text("id,prompt\n1,\n")
+    with refused("a.csv"):
+        read_prompts(path, skip_empty=True)
+
+
+@pytest.mark.parametrize("empty", ["null", "NaN", '""', '" "', r'"\u200b"', r'"\ufeff"'])
+def test_whatever_a_table_has_for_no_prompt_is_empty(tmp_path, empty):
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": {empty}}}\n"a cat"\n')
+    assert read_prompts(tmp_path / "a.jsonl", skip_empty=True) == ["a cat"]
+    with refused("a.jsonl", "line 1", "1 of 2"):
+        read_prompts(tmp_path / "a.jsonl")
 
 
 def test_a_null_or_absent_parquet_column_is_named(tmp_path):
