@@ -64,6 +64,15 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)",
     )
+    parser.add_argument(
+        "--negative", default="", metavar="TEXT", help="the prompt that guidance leads away from"
+    )
+    parser.add_argument(
+        "--shift",
+        type=float,
+        default=0.0,
+        help="flow shift of a teacher's times (default: that of the model's own scheduler)",
+    )
     parser.add_argument("--batch", type=int, default=1, help="samples at a time on each rank")
     parser.add_argument(
         "--cache",
@@ -84,7 +93,7 @@ def sampler_of(args: argparse.Namespace) -> Sampler:
     """Return the sampler that the options of `add_sampler` describe."""
     from ..sampling.sample import Sampler
 
-    return Sampler(args.lora, args.steps, args.cfg)
+    return Sampler(args.lora, args.steps, args.cfg, args.negative, args.shift)
 
 
 def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str) -> None:

@@ -27,6 +27,8 @@ class PromptConfig:
     """Use only the first so many prompts; 0 uses all."""
     skip_empty: bool = False
     """Leave out empty cells of a table, which are refused otherwise."""
+    negative: str = ""
+    """The prompt of the teacher's unconditional branch, which guidance leads away from."""
 
     def __post_init__(self) -> None:
         check_rules(self, PROMPT_RULES)

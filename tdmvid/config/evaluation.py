@@ -27,6 +27,15 @@ EVALUATE_RULES = (
         " leave the config out",
     ),
 )
+TEACHER_RULES = (
+    Rule(
+        lambda teacher: teacher.negative and teacher.cfg == 1,
+        "teacher.negative",
+        "has no effect with teacher.cfg={cfg}, which is no guidance: leave it out, or set a"
+        " guidance",
+    ),
+    at_least("teacher.shift", 0, "0 keeps that of the model's own scheduler"),
+)
 VBENCH_RULES = (
     at_least("seeds", 1),
     at_least("limit", 0, "0 takes all prompts"),
@@ -80,6 +89,13 @@ class TeacherSampling:
 
     steps: int = 50
     cfg: float = 6.0
+    negative: str = ""
+    """The prompt that guidance leads away from."""
+    shift: float = 0.0
+    """Flow shift of its times; 0 keeps that of the model's own scheduler."""
+
+    def __post_init__(self) -> None:
+        check_rules(self, TEACHER_RULES)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,12 @@ RULES = (
         "supports PyTorch's attention only, not model.attention={model.attention}: use 'sdpa', or"
         " set it to false",
     ),
+    Rule(
+        lambda run: run.prompts.negative and run.objective.cfg == 1,
+        "prompts.negative",
+        "has no effect with objective.cfg={objective.cfg}, which is no guidance: leave it out"
+        " (--set prompts.negative=), or set a guidance",
+    ),
     Rule(lambda run: not 0 <= run.ema < 1, "ema", "must lie in [0, 1); 0 turns averaging off"),
 )
 QUANTIZE_RULES = (

@@ -208,6 +208,14 @@ def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
         x.data = x.data.to(dtype if like[name] == torch_dtype(backbone.config) else like[name])
 
 
+def _teacher(config: dict) -> dict | None:
+    """The guidance that the student has learned; None if its run is not known."""
+    if "objective" not in config:
+        return None
+    negative = config.get("prompts", {}).get("negative", "")
+    return {"guidance": config["objective"]["cfg"], "negative_prompt": negative}
+
+
 def _student_facts(student: Student, dtype: str, error: float, tolerance: float) -> dict:
     """What export.json says of any student; dtype: of the files."""
     backbone = student.backbone
@@ -221,6 +229,7 @@ def _student_facts(student: Student, dtype: str, error: float, tolerance: float)
         "steps": student.grid.steps,
         "timesteps": student.timesteps,
         "guidance": 1.0,
+        "teacher": _teacher(student.provenance.config),
         "dtype": dtype,
         "pipeline": backbone.pipeline_class,
         "network": backbone.spec.network_folder,

@@ -79,6 +79,7 @@ def _settings(backbone: Backbone, facts: dict) -> str:
         "timesteps": f"{facts['timesteps']}{shift}",
         "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)",
         "guidance scale": "1.0 (off)",
+        **_learned_guidance(facts.get("teacher")),
         **(
             {
                 "LoRA scale": (
@@ -101,6 +102,15 @@ def _settings(backbone: Backbone, facts: dict) -> str:
             *(f"| {key} | {value} |" for key, value in rows.items()),
         ]
     )
+
+
+def _learned_guidance(teacher: dict | None) -> dict[str, str]:
+    """The teacher's guidance in training, if it is known and there was any."""
+    if not teacher or teacher["guidance"] == 1:
+        return {}
+    negative = teacher["negative_prompt"]
+    away = f", negative prompt {code(negative)}" if negative else ""
+    return {"the teacher's guidance": f"{teacher['guidance']:g}{away}"}
 
 
 def _python(backbone: Backbone, facts: dict) -> str:

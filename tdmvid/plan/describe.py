@@ -68,8 +68,17 @@ def _networks(plan: Plan) -> Iterator[Row]:
     if config.init:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (not there yet)")
+    yield "teacher's guidance", _guidance(config)
     yield "student", f"{student_steps(config)} steps, {config.grid.kind} grid"
     yield from _prompts(plan)
+
+
+def _guidance(config: RunConfig) -> str:
+    cfg, negative = config.objective.cfg, config.prompts.negative
+    if cfg == 1:
+        return "none"
+    cut = negative if len(negative) <= 40 else f"{negative[:37]}..."
+    return f"{cfg:g}, away from " + (f"prompts.negative={cut!r}" if cut else "the empty prompt")
 
 
 def _prompts(plan: Plan) -> Iterator[Row]:

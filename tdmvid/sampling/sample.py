@@ -25,7 +25,7 @@ from ..data.video import write_image, write_video
 from ..parallel import launch
 from .manifest import append_entry, claim_folder, gather_manifest
 from .shots import Shot, noise
-from .student import stock_defaults, use_student, weights_of
+from .student import set_flow_shift, stock_defaults, use_student, weights_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Sampler:
     """
     cfg: float | None = None
     """None: 1 (off) for a student, the stock pipeline's default for a teacher."""
+    negative: str = ""
+    """The prompt that guidance leads away from."""
+    shift: float = 0.0
+    """Flow shift of a teacher's times; 0 keeps that of the model's own scheduler."""
 
 
 def sample_videos(
@@ -73,7 +77,7 @@ def sample_videos(
     done = launch.broadcast_from_rank0(done)
     todo = [shot for shot in shots if shot.file not in done]
     if todo:
-        conds = _embed(todo, backbone, world, cache)
+        conds = _embed(todo, sampler.negative, backbone, world, cache)
         _sample_share(out, todo, backbone, sampler, conds, settings, world, batch)
         # The pipeline's copy of the network is in a cycle, which would keep the weights on the
         # device while another samples or scores there.
@@ -99,7 +103,9 @@ def _sample_share(
     """Sample this rank's share of the shots, a batch at a time."""
     pipeline = use_student(backbone, sampler.student)
     steps, cfg = settings["steps"], settings["cfg"]
-    null = conds.get([""]).to(world.device) if cfg != 1 else None
+    if sampler.shift:
+        set_flow_shift(pipeline, sampler.shift)
+    null = conds.get([sampler.negative]).to(world.device) if cfg != 1 else None
     mine = todo[world.rank :: world.size]
     with tqdm(total=len(mine), desc="sampling", unit="video", disable=not world.primary) as bar:
         for start in range(0, len(mine), batch):
@@ -139,6 +145,11 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
     """Return what every video of a folder has in common, as its sampling.json says it."""
     steps, cfg = _steps_and_cfg(backbone, sampler)
     folder = sampler.student
+    if sampler.negative and cfg == 1:
+        raise ValueError(
+            "the negative prompt has no effect with cfg=1, which is no guidance: leave it out, or"
+            " give a guidance scale"
+        )
     return {
         "model": asdict(backbone.config),
         "video": asdict(backbone.size),
@@ -146,18 +157,20 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
         "cfg": cfg,
         "weights": folder and weights_of(folder),
         "student": folder and str(folder),
+        "negative": sampler.negative or None,
+        "shift": sampler.shift or None,
     }
 
 
 def _embed(
-    shots: list[Shot], backbone: Backbone, world: launch.World, root: Path
+    shots: list[Shot], negative: str, backbone: Backbone, world: launch.World, root: Path
 ) -> EmbeddingCache:
-    """Return the embeddings of the prompts and of no prompt; the text encoder is gone before the
-    denoiser runs.
+    """Return the embeddings of the prompts and of the negative one; the text encoder is gone before
+    the denoiser runs.
     """
     cache = EmbeddingCache(root, backbone.text_fingerprint())
     if world.primary:
-        embed_prompts(cache, ["", *(shot.prompt for shot in shots)], backbone.encode_prompts)
+        embed_prompts(cache, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts)
     launch.barrier()
     backbone.release_text()
     return cache

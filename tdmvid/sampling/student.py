@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import diffusers
 
@@ -56,6 +57,22 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
         )
     pipeline.scheduler = backbone.student_scheduler(explicit(timesteps, backbone.process))
     return pipeline
+
+
+def set_flow_shift(pipeline: Any, shift: float) -> None:
+    """Give a stock pipeline's scheduler another flow shift.
+
+    Raises:
+        ValueError: If this scheduler has none.
+    """
+    scheduler = pipeline.scheduler
+    names = [name for name in ("flow_shift", "shift") if name in scheduler.config]
+    if not names:
+        raise ValueError(
+            f"shift={shift:g}: {type(scheduler).__name__} of this model has no flow shift: leave it"
+            " out"
+        )
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{names[0]: shift})
 
 
 def load_for_sampling(

@@ -29,7 +29,7 @@ def sample_sides(
     ranks this runs.
     """
     backbone = _backbone(config, student, world)
-    teacher = Sampler(None, config.teacher.steps, config.teacher.cfg)
+    teacher = Sampler(None, **asdict(config.teacher))
     for name, sampler in zip(NAMES, (Sampler(student), teacher), strict=True):
         sample_videos(
             out / name,
@@ -44,7 +44,8 @@ def sample_sides(
 
 def check_sides(out: Path, config: EvaluationConfig, student: Path) -> None:
     """Raise ValueError if the videos in `out` are of another student, teacher or size."""
-    teacher = {"steps": config.teacher.steps, "cfg": config.teacher.cfg, "weights": None}
+    teacher = {key: value or None for key, value in asdict(config.teacher).items()}
+    teacher |= {"cfg": config.teacher.cfg, "weights": None}
     both: dict = {"video": asdict(config.video)}
     if config.model.path:
         both["model"] = config.model.path

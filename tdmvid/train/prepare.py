@@ -31,7 +31,7 @@ def prepare_embeddings(
     """
     prompts = read_training_prompts(config.prompts)
     launch.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
-    needed = ["", *prompts, *config.log.sample_prompts]
+    needed = ["", config.prompts.negative, *prompts, *config.log.sample_prompts]
     root, key = Path(config.prompts.cache), backbone.text_fingerprint()
     if world.primary:
         # The base is offloaded: the device may not hold it beside the text encoder.

@@ -67,6 +67,7 @@ class Run:
     order: PromptOrder
     prompts_digest: str
     null: Cond
+    """Of the teacher's unconditional branch: `prompts.negative`."""
     gallery_prompts: list[str]
     gallery: Cond
     real_digest: str
@@ -105,6 +106,7 @@ class Run:
                 "micro_batches": config.batch.accumulation * self.world.data_size,
             },
             "prompts": self.prompts_digest,
+            "prompts.negative": config.prompts.negative or None,
             "init": config.init or None,
             "backend": type(self.engines["student"]).__name__,
             # a rate that falls to 0 at the last step depends on their number
@@ -137,11 +139,14 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
     adversarial = "discriminator" in objective.roles
     real = prepare_latents(config, backbone, world) if adversarial else None
-    null, gallery = (cache.get(each).to(world.device) for each in ([""], gallery_prompts))
+    null, gallery, empty = (
+        cache.get(each).to(world.device)
+        for each in ([config.prompts.negative], gallery_prompts, [""])
+    )
     quantized = config.model.quantize != "none"
     rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None
     engines, teacher = build_engines(started, world, backbone)
-    networks = _networks(backbone, engines, teacher, null)
+    networks = _networks(backbone, engines, teacher, empty)
     return Run(
         config=config,
         world=world,
@@ -175,14 +180,14 @@ def check_student(config: RunConfig, backbone: Backbone) -> None:
 
 
 def _networks(
-    backbone: Backbone, engines: dict[str, Any], teacher: NetworkDenoiser, null: Cond
+    backbone: Backbone, engines: dict[str, Any], teacher: NetworkDenoiser, empty: Cond
 ) -> dict[str, NetworkDenoiser | NetworkDiscriminator]:
     """The network of every role behind the method's contract."""
     networks: dict[str, NetworkDenoiser | NetworkDiscriminator] = {"teacher": teacher}
     for role, engine in engines.items():
         if role == "discriminator":
             family: Any = backbone  # one that has a discriminator's trunk
-            networks[role] = NetworkDiscriminator(family, engine, null)
+            networks[role] = NetworkDiscriminator(family, engine, empty)
         else:
             networks[role] = backbone.denoiser(engine)
     return networks
