@@ -82,6 +82,39 @@ def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, 
     assert blocks.mean(0)[0].item() == pytest.approx(by_hand[0].item(), rel=0.05)
 
 
+class Bent:
+    """The denoiser of a score that is not linear, -tanh(2 x) / w."""
+
+    def __init__(self, process, w, alpha, sigma):
+        self.process, self.w, self.alpha, self.sigma = process, w, alpha, sigma
+
+    def __call__(self, x_t, t, cond):
+        return (x_t - self.sigma**2 * torch.tanh(2 * x_t) / self.w) / self.alpha
+
+
+@pytest.mark.parametrize("m", [0.8, -0.3])
+def test_the_gradient_is_that_of_the_divergence_from_a_law_that_is_not_gaussian(process, m):
+    """F(m) by quadrature. Here the conditional score's noise counts, whose mean is zero if all
+    scores are linear.
+    """
+    draw, _theta = one_tau_draw(process, m, 0.0)
+    (alpha_s, sigma_s), (alpha, sigma), (_, sigma_u) = levels(process)
+    slope, w = draw.slope[0].double().item(), 0.5
+    v = (alpha / alpha_s * sigma_s / sigma_u) ** 2 + draw.beta[0].double().item() ** 2
+    x, shift = torch.linspace(-12, 12, 20_001).double(), torch.tensor(m).double().requires_grad_()
+    law = torch.distributions.Normal(slope * shift, v**0.5)
+    gap = -(x - slope * shift) / v + torch.tanh(2 * x) / w
+    divergence = (law.log_prob(x).exp() * gap.square()).sum() * (x[1] - x[0])
+    expected = torch.autograd.grad(divergence, shift)[0]
+
+    fake = denoiser_of(process, slope * m, v, alpha, sigma)
+    along, _ = direction(Roles(None, fake, Bent(process, w, alpha, sigma)), draw, NULL)
+    blocks = (along * slope * alpha / sigma**4).double().flatten().view(40, -1).mean(1)
+    deviation = (blocks.std() / len(blocks) ** 0.5).item()
+    assert deviation < 0.05 * expected.abs()
+    assert blocks.mean().item() == pytest.approx(expected.item(), abs=4 * deviation)
+
+
 def test_the_student_s_turn_reaches_the_student_alone_and_descends(process):
     draw, theta = one_tau_draw(process, 0.8, 0.3, batch=20_000)
     (_alpha_s, _sigma_s), (alpha, sigma), (_alpha_u, _sigma_u) = levels(process)
@@ -130,6 +163,10 @@ def test_the_slope_is_how_the_draw_moves_with_the_clean_prediction(process):
         )
         found = (moved.x_tau - here.x_tau).mean(1)
         torch.testing.assert_close(found, here.slope, rtol=1e-4, atol=2e-5)
+
+
+def test_by_default_the_fake_learns_the_score_for_which_the_identity_holds():
+    assert Fisher().fake_target == "exact"
 
 
 def test_a_distance_is_refused():

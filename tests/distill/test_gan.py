@@ -81,6 +81,46 @@ def test_the_logistic_discriminator_is_least_at_the_log_ratio_of_the_laws(proces
         assert error.max() < 4 if bound is None else error.max() > bound
 
 
+def test_the_discriminator_s_hinge_pushes_real_latents_above_one_and_drawn_ones_below_minus_one(
+    process,
+):
+    """Its loss and what it reports, by hand: three logits of reals, then three of draws."""
+    logits = torch.tensor([2.0, 0.5, -3.0, -2.0, -0.5, 3.0], requires_grad=True)
+    draw = one_tau(process, GAN(), torch.zeros(1), batch=3)
+    roles = Roles(
+        None, Nothing(process), None, lambda x, t, c: logits * 1, lambda pick: torch.ones(3, 1)
+    )
+    terms = GAN(adversarial="hinge").loss("discriminator", roles, draw, NULL)
+    terms["loss"].backward()
+    assert terms["loss"].item() == pytest.approx((0 + 0.5 + 4) / 3 + (0 + 0.5 + 4) / 3)
+    assert (logits.grad * 3).tolist() == pytest.approx([0, -1, -1, 0, 1, 1])
+    assert terms["right"].item() == pytest.approx(2 / 3)
+    terms = GAN(adversarial="logistic").loss("discriminator", roles, draw, NULL)
+    softplus = torch.nn.functional.softplus(torch.tensor([-2.0, -0.5, 3.0, -2.0, -0.5, 3.0]))
+    assert terms["loss"].item() == pytest.approx(softplus.sum().item() / 3)
+
+
+def test_the_generator_s_value_is_reported_and_is_high_where_draws_are_told_apart(process):
+    draw = one_tau(process, GAN(**OPTIONS), torch.tensor([0.6], requires_grad=True), batch=64)
+    for kind, expected in (("hinge", 3.0), ("logistic", 3.0486)):
+        roles = Roles(
+            None,
+            Nothing(process),
+            Nothing(process),
+            lambda x, t, c: -3 + 0 * x[:, 0],
+            None,
+        )
+        terms = GAN(adversarial=kind, weight=2.0).loss("student", roles, draw, NULL)
+        assert terms["adversarial"].item() == pytest.approx(expected, rel=1e-4)
+        plain = TDM().loss("student", roles, draw, NULL)["loss"]
+        assert (terms["loss"] - plain).item() == pytest.approx(2 * expected, rel=1e-4)
+
+
+def test_the_discriminator_is_updated_before_the_student():
+    roles = GAN(fake_updates=2).roles
+    assert roles == ("fake", "fake", "discriminator", "student")
+
+
 @pytest.mark.parametrize("kind", ["hinge", "logistic"])
 def test_the_generator_climbs_the_discriminator_with_the_slope_of_its_trajectory(process, kind):
     """L_G of D = a x + b: hinge -a slope exactly; logistic E[-a slope / (1 + e^D)]."""

@@ -158,6 +158,19 @@ def test_fresh_noise_keeps_draws_off_the_clean_end(process):
     assert not enough.all() and (draw.tau >= plain.tau - 1e-3).all()
 
 
+@pytest.mark.parametrize("options", [{"match": "clean"}, {"solver": "renoise"}], ids=str)
+def test_all_noise_of_a_noised_prediction_is_fresh(process, options):
+    """So a level bounds sigma itself, and a segment that lies above it is drawn as a whole."""
+    path = path_at(process, mixed_k(40_000))
+    draw = TDM(fresh_noise=0.4, **options).draw(path, path.x, generator(1), process)
+    sigma = process.alpha_sigma(draw.tau)[1]
+    torch.testing.assert_close(draw.beta, sigma)
+    reached = process.alpha_sigma(path.upper - 0.01)[1] >= 0.4
+    assert sigma[reached].min() >= 0.398
+    whole = process.alpha_sigma(path.lower + 0.02)[1] >= 0.4
+    assert whole.any() and (draw.tau - path.lower)[whole].min() < 0.022
+
+
 def test_a_segment_shorter_than_its_margin_is_drawn_at_its_end(process):
     path = Trajectory(
         torch.randn(8, 2), torch.ones(8).long(), torch.full((8,), 0.5), torch.full((8,), 0.51), NULL
@@ -278,6 +291,16 @@ def test_the_student_s_gradient_passes_through_x0_hat_alone(process):
     torch.testing.assert_close(
         x0_hat.grad, 2 * 0.2 * draw.x_tau / (norm * 3 * 64), rtol=1e-4, atol=1e-8
     )
+
+
+def test_the_reported_gap_is_that_of_teacher_and_fake_in_units_of_the_norm(process):
+    path, roles = path_at(process, 2, batch=64), Roles(*(Scale(process) for _ in range(3)))
+    with torch.no_grad():
+        roles.teacher.scale.fill_(0.3)
+    draw = TDM().draw(path, 0.8 * path.x, generator(1), process)
+    found = TDM().loss("student", roles, draw, NULL)["gap"]
+    expected = (0.2 * draw.x_tau).abs().mean() / (0.8 * path.x - 0.3 * draw.x_tau).abs().mean()
+    torch.testing.assert_close(found, expected)
 
 
 # The fake's targets
