@@ -13,6 +13,8 @@ import diffusers
 from peft import LoraConfig
 from torch import Tensor
 
+from ..data.files import sort_metadata
+
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file of every family whose pipeline has a LoRA loader."""
 
@@ -50,6 +52,7 @@ class LoraFiles:
                 f"{self.part}_lora_adapter_metadata": metadata,
             },
         )
+        sort_metadata(folder / self.file)
 
     def add(self, pipeline: Any, folder: Path) -> None:
         """Give the stock pipeline a LoRA that fits, as `load_code` tells users to."""

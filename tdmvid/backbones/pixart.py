@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is 
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,11 @@ class PeftFolder(LoraFiles):
             folder / self.file,
             metadata={"format": "pt"},
         )
-        config.save_pretrained(str(folder))
+        ordered = copy(config)  # of a set's order, another one in every process
+        for name, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(ordered, name, sorted(value))
+        ordered.save_pretrained(str(folder))
 
     def add(self, pipeline: Any, folder: Path) -> None:
         pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)

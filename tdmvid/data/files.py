@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any
 PART = ".part"
 SHOWN = 80
 """Characters of a foreign value that a message repeats."""
+_PARTS = re.compile(r"\.[0-9a-f]{8}\.part(\.\w+)?")
 _UMASK = os.umask(0o077)  # there is no reading it without setting it
 os.umask(_UMASK)
 
@@ -47,6 +49,13 @@ def short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove the files that killed processes left of `atomic_path`; nobody may write there now."""
+    for path in folder.glob(f".*{PART}*"):
+        if _PARTS.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def usual_mode(path: Path) -> None:
     """Whoever may read what `open` writes may read this file too: safetensors makes its files for
     their owner alone.
@@ -74,6 +83,20 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         _fsync(path)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library writes them in another one in
+    every process, so that equal students had different files.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, f"{path}: the header is not as compact as safetensors writes it"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def file_fingerprint(paths: list[Path], *extra: str) -> str:

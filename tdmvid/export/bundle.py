@@ -27,7 +27,7 @@ from ..adapters.step_condition import baked
 from ..adapters.weights import rank_and_scale
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
-from ..data.files import usual_mode, write_json
+from ..data.files import sort_metadata, usual_mode, write_json
 from ..data.video import write_clips
 from .card import write_card
 from .check import (
@@ -164,6 +164,7 @@ def _save_layout(
     path.parent.mkdir(exist_ok=True)
     metadata = {"format": "pt", "ss_network_dim": rank, "ss_network_alpha": rank}
     save_file(tensors, path, metadata=metadata)
+    sort_metadata(path)
 
 
 def _read_rank(layers: dict[str, Tensor]) -> int:

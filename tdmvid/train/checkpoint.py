@@ -41,16 +41,20 @@ class Checkpoints:
         self.rank, self.ranks, self.primary = rank, ranks, rank == 0
         self._writing: _Writing | None = None
 
-    def save(self, step: int, engines: dict, fingerprint: dict) -> Path:
+    def save(
+        self, step: int, engines: dict, fingerprint: dict, *, extra: dict[str, bytes] | None = None
+    ) -> Path:
         """Begin to write the state after `step` iterations; it is whole once `wait` has returned.
 
         A run killed meanwhile leaves the previous checkpoint whole, and so does a full disk.
+
+        Args:
+            extra: This rank's files beside those of the roles, by name.
         """
         self.wait()
         final, aside = self._path(step), self.folder / f".step_{step:06d}{PART}"
         if self.primary:
-            for left in self.folder.glob(f".step_*{PART}"):  # by a run that was killed in here
-                shutil.rmtree(left)
+            self.remove_parts()
             aside.mkdir(parents=True)
         launch.barrier()
         files = {
@@ -58,6 +62,7 @@ class Checkpoints:
             for role, engine in engines.items()
             for name, data in engine.snapshot().items()
         }
+        files |= {aside / name: data for name, data in (extra or {}).items()}
         complete = partial(self._complete, final, aside, {"step": step, "fingerprint": fingerprint})
         marker = aside / f"written_{self.rank}.json"
         self._writing = _Writing(final, files, marker, complete if self.primary else None)
@@ -116,6 +121,11 @@ class Checkpoints:
         for old in self.steps()[: -self.keep]:
             self._remove(self._path(old))
         return True
+
+    def remove_parts(self) -> None:
+        """Remove what a killed run left of checkpoints that it wrote or deleted."""
+        for left in self.folder.glob(f".step_*{PART}"):
+            shutil.rmtree(left)
 
     def forget_after(self, step: int) -> None:
         """Drop the checkpoints of later steps: the run, and its record, go on from `step`."""

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -24,16 +25,25 @@ class Monitor:
     """Logs the scalars of steps `start` .. `total` - 1 under `out`; silent unless `primary`.
 
     What an earlier run logged at or after `start` is dropped first, so the record of a
-    run that was killed and resumed is the record of one that never stopped.
+    run that was killed and resumed is the record of one that never stopped. What it lacks before
+    `start` is taken from `saved`, a folder with a copy, and what is in neither is named.
     """
 
-    def __init__(self, out: Path, *, total: int, start: int = 0, primary: bool = True):
+    def __init__(
+        self,
+        out: Path,
+        *,
+        total: int,
+        start: int = 0,
+        primary: bool = True,
+        saved: Path | None = None,
+    ):
         self._primary = primary
         if not primary:
             return
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        _truncate(out / METRICS, start)
+        _restore(out / METRICS, saved / METRICS if saved else None, start)
         self._file = (out / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
         # A log file is no terminal: a line every half minute is enough there.
@@ -77,23 +87,44 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     return {"step": [], **{name: [row.get(name, math.nan) for row in rows] for name in names}}
 
 
-def _truncate(path: Path, start: int) -> None:
-    if not path.exists():
-        return
-    kept = [row for row in _rows(path) if row["step"] < start]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+def _restore(path: Path, copy: Path | None, start: int) -> None:
+    """Leave the record of the steps before `start` in a file, as far as it or its copy has them."""
+    kept: dict[int, dict] = {}
+    for source in (copy, path):
+        if source and source.exists():
+            kept |= {row["step"]: row for _, row in _lines(source) if _is_row(row)}
+    rows = [json.dumps(kept[step]) + "\n" for step in sorted(kept) if step < start]
+    if path.exists() or rows:
+        write_text(path, "".join(rows))
+    if missing := start - len(rows):
+        print(
+            f"{path} lacks {missing:,} of the {start:,} steps so far: it was changed or lost, and"
+            " the report leaves them out",
+            file=sys.stderr,
+        )
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 0
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
+    lines = _lines(path)
+    for number, row in lines[:-1]:
+        if not _is_row(row):
+            raise ValueError(
+                f"{path}:{number} is no line of a record, or a damaged one: remove that line"
+            )
+    return [row for _, row in lines if _is_row(row)]
+
+
+def _lines(path: Path) -> list[tuple[int, Any]]:
+    """The number and the value of every line; None where that is no JSON."""
+    found = []
     # Bytes, since a tear may also split a character.
-    lines = path.read_bytes().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
+            found.append((number, json.loads(line)))
         except ValueError:
-            if number < len(lines):
-                raise ValueError(
-                    f"{path}:{number} is not JSON: {line[:80]!r}; remove that line"
-                ) from None
-    return rows
+            found.append((number, None))
+    return found

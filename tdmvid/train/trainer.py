@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..config import RunConfig, to_dict
 from ..data.checkpoints import whole
-from ..data.files import write_json
+from ..data.files import remove_parts, write_json
 from ..data.folder_lock import FolderLock
 from ..data.repetition import repetition_warning
 from ..distill.iteration import Outcome, iterate, pick_grid
@@ -19,7 +19,7 @@ from ..parallel import launch
 from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
 from .finalize import finalize
-from .monitor import Monitor
+from .monitor import METRICS, Monitor
 from .run import Run, build_run
 from .samples import write_samples
 from .signals import HangDetector, Interrupted, StopSignals
@@ -87,7 +87,10 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     if world.primary:
         _write_settings(run, config, commands)
         _warn(run)
-    monitor = Monitor(config.folder, total=config.steps, start=start, primary=world.primary)
+        _remove_parts(config.folder, checkpoints)
+    monitor = Monitor(
+        config.folder, total=config.steps, start=start, primary=world.primary, saved=path
+    )
     try:
         _loop(run, start, checkpoints, monitor)
     finally:
@@ -133,6 +136,15 @@ def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
         )
     checkpoints.forget_after(start)
     return start
+
+
+def _remove_parts(folder: Path, checkpoints: Checkpoints) -> None:
+    """Remove what a killed run left half written where only this run writes."""
+    checkpoints.remove_parts()
+    for written in (folder / "samples", folder / "gallery"):
+        for place in (written, *written.glob("*/")):
+            remove_parts(place)
+    remove_parts(folder)
 
 
 def _write_settings(run: Run, config: RunConfig, commands: dict[str, str]) -> None:
@@ -186,7 +198,9 @@ def _due(every: int, done: int) -> bool:
 
 def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:
     """Begin to write a checkpoint, and wait until it is whole."""
-    path = checkpoints.save(done, run.engines, run.fingerprint)
+    record = run.config.folder / METRICS
+    extra = {METRICS: record.read_bytes()} if run.world.primary and record.is_file() else {}
+    path = checkpoints.save(done, run.engines, run.fingerprint, extra=extra)
     if wait:
         checkpoints.wait()
     return path

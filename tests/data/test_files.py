@@ -1,8 +1,11 @@
 import json
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from tdmvid.data.files import PART, atomic_path, write_json, write_text
+from tdmvid.data.files import PART, atomic_path, remove_parts, sort_metadata, write_json, write_text
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -46,3 +49,33 @@ def test_a_file_of_a_private_writer_may_be_read_as_others_may(tmp_path):
     with atomic_path(tmp_path / "a.bin") as part:
         part.touch(mode=0o600)
     assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_equal_safetensors_have_equal_bytes(tmp_path):
+    """The library orders metadata by a hash that is another one for every file."""
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
+    metadata = {"format": "pt", "alpha": "4", "über": '{\n "x": "\\u00e9\\n"}', "z": "\t\x01"}
+    paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in paths:
+        save_file(tensors, path, metadata=metadata)
+        sort_metadata(path)
+    assert len({path.read_bytes() for path in paths}) == 1
+    with safe_open(paths[0], framework="pt") as file:
+        assert file.metadata() == metadata
+    loaded = load_file(paths[0])
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+def test_parts_of_the_killed_are_removed_and_nothing_else(tmp_path):
+    kept = {tmp_path / name for name in ("a.mp4", ".partners", ".0123456789.part", "x.part.mp4")}
+    parts = set()
+    for suffix in ("", ".mp4", ".safetensors"):
+        with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / f"a{suffix}") as part:
+            parts.add(part)
+            raise KeyboardInterrupt
+    for path in kept | parts:
+        path.touch()
+    remove_parts(tmp_path)
+    assert set(tmp_path.iterdir()) == kept
+    remove_parts(tmp_path / "missing")

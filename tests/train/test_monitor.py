@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from refusals import refused
+from refusals import refused, states
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tdmvid.train.monitor import METRICS, Monitor, read_metrics
@@ -73,6 +73,55 @@ def test_an_empty_record_has_no_steps(tmp_path):
 
 def test_a_bad_line_in_the_middle_is_refused_with_its_number(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 0}\n{"ste\n{"step": 2}\n')
+    with refused("metrics.jsonl:2"):
+        read_metrics(tmp_path / METRICS)
+
+
+def lose(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_text("")
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(b"{", 1)] ^= 2
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [lose, empty, damage])
+def test_a_record_that_was_lost_or_damaged_is_restored_from_its_copy(tmp_path, capsys, harm):
+    run(tmp_path / "whole", 0, 10)
+    run(tmp_path / "saved", 0, 5)
+    run(tmp_path / "run", 0, 7)
+    harm(tmp_path / "run" / METRICS)
+    capsys.readouterr()
+    monitor = Monitor(tmp_path / "run", total=10, start=5, saved=tmp_path / "saved")
+    assert states(capsys.readouterr().err, METRICS) is False, "nothing is missing"
+    for step in range(5, 10):
+        monitor.log(step, scalars(step))
+    monitor.close()
+    whole, restored = (tmp_path / name / METRICS for name in ("whole", "run"))
+    assert restored.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "harm, missing, left", [(lose, 5, []), (empty, 5, []), (damage, 1, [0, 2, 3, 4])]
+)
+def test_steps_that_no_record_has_are_counted(tmp_path, capsys, harm, missing, left):
+    run(tmp_path, 0, 7)
+    harm(tmp_path / METRICS)
+    run(tmp_path, 5, 6)
+    said = capsys.readouterr().err
+    assert states(said, tmp_path / METRICS) and states(said, f"{missing} of the 5 steps")
+    assert read_metrics(tmp_path / METRICS)["step"] == [*left, 5]
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"loss": 1}', '{"step": "x"}', "\x00"])
+def test_a_line_that_is_no_row_is_refused_with_its_number(tmp_path, line):
+    (tmp_path / METRICS).write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
     with refused("metrics.jsonl:2"):
         read_metrics(tmp_path / METRICS)
 

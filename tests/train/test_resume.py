@@ -271,6 +271,20 @@ def test_a_run_that_is_refused_leaves_no_folder(tiny_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_resumed_run_has_its_whole_record_and_none_of_a_killed_one_s_parts(tiny_run, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    (finished / "metrics.jsonl").write_text("")
+    parts = ["checkpoints/.step_000010.part/a", "samples/.0f0f0f0f.part.png", ".0f0f0f0f.part"]
+    for part in parts:
+        (finished / part).parent.mkdir(parents=True, exist_ok=True)
+        (finished / part).write_text("half")
+    train(tiny_run(finished, *EVERYTHING), resume="auto")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert [
+        path for path in finished.rglob("*") if ".part" in str(path.relative_to(finished))
+    ] == []
+
+
 def test_a_run_with_constant_rates_may_be_made_longer_but_not_shorter_than_it_is(
     tiny_run, tmp_path, loop_only
 ):
