@@ -38,8 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table of both samplers."""
-    if args.batch < 1:
-        raise ValueError(f"--batch {args.batch}: at least 1")
     from ..data.files import write_json
     from ..parallel import launch
     from ..sampling.student import load_for_sampling

@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
+from ..config.ranges import check_options
 from .options import add_launched
 
 COMMANDS = {
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(chosen.options)
     args.command_line = shlex.join(["tdmvid", chosen.command, *_typed(chosen.options)])
     with errors_as_one_line():
+        check_options(vars(args))
         command.run(args)
         sys.stdout.flush()
 

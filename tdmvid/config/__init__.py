@@ -22,7 +22,8 @@ from .objectives import (
 from .optim import OptimConfig
 from .parallel import ParallelConfig
 from .parse import from_dict, load_config, read_settings, to_dict
-from .rules import Rule, at_least, check_rules, check_seed
+from .ranges import check_number, check_options
+from .rules import Rule, at_least, check_rules, short
 from .run import RunConfig
 
 __all__ = [
@@ -49,8 +50,9 @@ __all__ = [
     "TeacherSampling",
     "VBenchConfig",
     "at_least",
+    "check_number",
+    "check_options",
     "check_rules",
-    "check_seed",
     "from_dict",
     "global_batch",
     "load_config",
@@ -58,5 +60,6 @@ __all__ = [
     "read_settings",
     "register_settings",
     "share_batch",
+    "short",
     "to_dict",
 ]

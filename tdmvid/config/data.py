@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .rules import at_least, check_rules
+from .ranges import ranges_of
+from .rules import check_rules
 
-PROMPT_RULES = (at_least("prompts.limit", 0, "0 uses all prompts"),)
-BATCH_RULES = (
-    at_least("batch.micro", 1),
-    at_least("batch.accumulation", 1),
-    at_least("batch.total", 0, "0 leaves it to micro, accumulation and the number of ranks"),
-)
-REAL_RULES = (at_least("real.limit", 0, "0 uses all files"),)
+PROMPT_RULES = ranges_of("prompts")
+BATCH_RULES = ranges_of("batch")
+REAL_RULES = ranges_of("real")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .model import ClipSize, ModelConfig
-from .rules import Rule, at_least, check_rules
+from .ranges import ranges_of
+from .rules import Rule, check_rules
 
 LONG_SECONDS = 5.0
 """From this length on VBench's maintainers ask for VBench-Long: plain VBench scores long videos
@@ -28,19 +29,16 @@ EVALUATE_RULES = (
     ),
 )
 TEACHER_RULES = (
+    *ranges_of("teacher"),
     Rule(
         lambda teacher: teacher.negative and teacher.cfg == 1,
         "teacher.negative",
         "has no effect with teacher.cfg={cfg}, which is no guidance: leave it out, or set a"
         " guidance",
     ),
-    at_least("teacher.shift", 0, "0 keeps that of the model's own scheduler"),
 )
 VBENCH_RULES = (
-    at_least("seeds", 1),
-    at_least("limit", 0, "0 takes all prompts"),
-    at_least("batch", 1),
-    at_least("pairs", 0, "0 shows none"),
+    *ranges_of("evaluation"),
     Rule(
         lambda config: config.static_filter and config.static_seeds < config.seeds,
         "static_seeds",
@@ -53,9 +51,7 @@ IMAGE_RULES = (
         "prompts",
         "is missing: name a .txt, .jsonl, .csv or .parquet file",
     ),
-    at_least("seeds", 1),
-    at_least("batch", 1),
-    at_least("limit", 0, "0 takes all prompts"),
+    *ranges_of("evaluation", ("seeds", "limit", "batch", "pairs")),
     Rule(
         lambda config: "diversity" in config.metrics and config.seeds < 2,
         "seeds",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .ranges import ranges_of
 from .rules import Rule, check_rules
 
 DEFAULT_STEPS = 4
 RULES = (
+    *ranges_of("grid"),
     Rule(
         lambda grid: grid.kind == "uniform" and grid.shift != 1,
         "grid.shift",

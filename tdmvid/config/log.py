@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .rules import at_least, check_rules, seed_rule
+from .ranges import ranges_of
+from .rules import check_rules
 
-RULES = (
-    at_least("log.checkpoint_every", 0, "0 turns checkpoints off"),
-    at_least("log.sample_every", 0, "0 turns samples off"),
-    at_least("log.keep_checkpoints", 1, "a run resumes from the newest"),
-    at_least("log.sample_count", 1),
-    at_least("log.teacher_steps", 1),
-    seed_rule("log.seed"),
-)
+RULES = ranges_of("log")
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .rules import Rule, check_rules
+from .ranges import ranges_of
+from .rules import check_rules
 
-WIDEST = 2**15
-"""No layer is wider than this, so no rank is larger."""
-RULES = (
-    Rule(
-        lambda lora: not 1 <= lora.rank <= WIDEST,
-        "lora.rank",
-        f"must lie between 1 and {WIDEST}, which is wider than any layer",
-    ),
-    Rule(lambda lora: not lora.alpha > 0, "lora.alpha", "must be positive; the rank is usual"),
-)
+RULES = ranges_of("lora")
 
 
 @dataclass(frozen=True)

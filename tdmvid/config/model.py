@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .rules import Rule, at_least, check_rules
+from .ranges import ranges_of
+from .rules import Rule, check_rules
 
 QuantizeKind = Literal["none", "int8", "float8"]
 """int8: 255 even levels between an output channel's -max and max; float8: e4m3 (3 bits of
@@ -18,7 +19,7 @@ MODEL_RULES = (
         "is not supported: choose float32, bfloat16 or float16",
     ),
 )
-SIZE_RULES = tuple(at_least(f"video.{name}", 1) for name in ("frames", "height", "width", "fps"))
+SIZE_RULES = ranges_of("video")
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .rules import Rule, at_least, check_rules
+from .ranges import ranges_of
+from .rules import Rule, check_rules
 
 RULES = (
-    Rule(lambda optim: not optim.lr > 0, "lr", "must be positive"),
-    at_least("clip", 0, "0 turns clipping off"),
-    at_least("warmup", 0, "0 turns warm-up off"),
-    at_least("weight_decay", 0, "0 turns it off"),
+    *ranges_of("optim"),
     Rule(
         lambda optim: optim.algorithm == "sgd" and optim.weight_decay,
         "weight_decay",
         "has no effect with algorithm='sgd': use algorithm='adamw' or weight_decay=0",
     ),
     Rule(
-        lambda optim: len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas),
+        lambda optim: len(optim.betas) != 2,
         "betas",
-        "must be two numbers in [0, 1)",
+        "must be two numbers",
     ),
 )
 

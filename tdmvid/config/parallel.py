@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .rules import Rule, at_least, check_rules
+from .ranges import ranges_of
+from .rules import Rule, check_rules
 
-MINUTES_OF_A_YEAR = 525_600
 RULES = (
-    Rule(
-        lambda parallel: not 0 < parallel.timeout_minutes <= MINUTES_OF_A_YEAR,
-        "parallel.timeout_minutes",
-        f"must be above 0 and at most {MINUTES_OF_A_YEAR}, a year",
-    ),
+    *ranges_of("parallel"),
     Rule(
         lambda parallel: parallel.zero_stage not in (0, 1, 2, 3),
         "parallel.zero_stage",
@@ -34,7 +30,6 @@ RULES = (
         "needs parallel.zero_stage=3, which shards the weights, not {zero_stage}: set"
         " zero_stage=3, or offload='optimizer'",
     ),
-    at_least("parallel.sequence", 1, "1 keeps a whole sequence on each rank"),
 )
 
 

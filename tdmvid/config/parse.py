@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
@@ -15,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .json_files import parse_json, read_json
 from .objectives import ObjectiveSettings, objective_settings
 from .resources import find_config
+from .rules import SHOWN, short
 from .run import RunConfig
 
 _Config = TypeVar("_Config")
@@ -44,15 +47,9 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     Raises:
         ValueError: With file and line, for what is not a JSON object.
     """
-    path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8: save the file as UTF-8") from None
+    data = read_json(path, unique=True)
     if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {data!r}")
+        raise ValueError(f"{path} must hold a JSON object, not {short(data)}")
     for override in overrides:
         _override(data, override)
     return data
@@ -76,21 +73,27 @@ def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
         ValueError: With the dotted path, the value and the rule.
     """
     if not isinstance(data, dict):
-        raise ValueError(f"{where or 'config'} must be a JSON object, not {data!r}")
+        raise ValueError(f"{where or 'config'} must be a JSON object, not {short(data)}")
     chosen = _variant(cls, data, where)
-    hints = typing.get_type_hints(chosen)
+    hints = _type_hints(chosen)
     known = [field.name for field in dataclasses.fields(chosen)]
     values = {}
     for key, value in data.items():
         dotted = f"{where}.{key}" if where else key
         if key not in known:
-            raise ValueError(f"unknown setting {dotted!r}: {_advice(chosen, key, known)}")
+            raise ValueError(f"unknown setting {short(dotted)}: {_advice(chosen, key, known)}")
         values[key] = _convert(hints[key], value, dotted)
     try:
         return typing.cast(_Config, chosen(**values))
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(where) else f"{where}.{text}") from None
+
+
+@functools.cache
+def _type_hints(cls: type[Any]) -> dict[str, Any]:
+    """Return what each setting is; evaluating the annotations takes longer than all the rest."""
+    return typing.get_type_hints(cls)
 
 
 def _variant(cls: type[Any], data: dict[str, Any], where: str) -> type[Any]:
@@ -100,7 +103,7 @@ def _variant(cls: type[Any], data: dict[str, Any], where: str) -> type[Any]:
     kind, known = data.get("kind", "tdm"), objective_settings()
     if not isinstance(kind, str) or kind not in known:
         raise ValueError(
-            f"{where}.kind={kind!r}: choose one of {', '.join(map(repr, sorted(known)))}"
+            f"{where}.kind={short(kind)}: choose one of {', '.join(map(repr, sorted(known)))}"
         )
     return known[kind]
 
@@ -115,7 +118,7 @@ def _advice(cls: type[Any], key: str, known: list[str]) -> str:
         ]
         if owners:
             return f"it belongs to kind {' or '.join(owners)}, this is {cls().kind!r}"
-    near = difflib.get_close_matches(key, known, 1)
+    near = difflib.get_close_matches(key[:SHOWN], known, 1)
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
 
 
@@ -126,14 +129,16 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in options:
-            raise ValueError(f"{dotted}={value!r}: choose one of {', '.join(map(repr, options))}")
+            raise ValueError(
+                f"{dotted}={short(value)}: choose one of {', '.join(map(repr, options))}"
+            )
         return value
     if origin in (typing.Union, types.UnionType):
         inner = next(option for option in options if option is not type(None))
         return None if value is None else _convert(inner, value, dotted)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{dotted}={value!r} must be a list")
+            raise ValueError(f"{dotted}={short(value)} must be a list")
         return tuple(_convert(options[0], one, f"{dotted}[{i}]") for i, one in enumerate(value))
     return _plain(kind, value, dotted)
 
@@ -143,23 +148,37 @@ def _plain(kind: type[Any], value: Any, dotted: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 10**308 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{dotted}={value!r} must be of type {kind.__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{dotted}={value!r} must be a finite number")
+        raise ValueError(f"{dotted}={short(value)} must be of type {kind.__name__}")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{dotted}={value!r} must be a finite number")
+        value += 0.0  # no negative zero, which prints and hashes as another value
+    if isinstance(value, str) and not value.isprintable():
+        _check_text(value, dotted)
     return value
+
+
+def _check_text(value: str, dotted: str) -> None:
+    """Refuse what neither a file name nor UTF-8 can hold."""
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{dotted}={short(value)} holds a NUL or half a character: remove it")
 
 
 def _override(data: dict[str, Any], text: str) -> None:
     """Set one value of a config's JSON object, in place."""
     dotted, equals, value = text.partition("=")
     if not equals or not dotted:
-        raise ValueError(f"--set {text!r}: write --set a.b=value")
+        raise ValueError(f"--set {short(text)}: write --set a.b=value")
     *parents, last = dotted.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise ValueError(f"--set {text!r}: {parent!r} is a value, not a group of settings")
+            raise ValueError(
+                f"--set {short(text)}: {short(parent)} is a value, not a group of settings"
+            )
     try:
-        data[last] = json.loads(value)
-    except json.JSONDecodeError:
+        json.loads(value)
+    except (ValueError, RecursionError):
         data[last] = value
+    else:
+        data[last] = parse_json(value, f"--set {short(text)}", unique=True)

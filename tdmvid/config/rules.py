@@ -16,10 +16,16 @@ value: "grid.shift=3.0 has no effect with ...".
 from __future__ import annotations
 
 import functools
+import itertools
 import string
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+SHOWN = 80
+"""Characters of a foreign value that a message repeats."""
+LONG_BITS = 256
+"""Bits of a whole number from which a message counts them instead."""
 
 
 @dataclass(frozen=True)
@@ -61,38 +67,40 @@ def at_least(setting: str, low: int, note: str = "") -> Rule:
         note: What the smallest value means, e.g. "0 uses all".
     """
     return Rule(
-        lambda settings: _value(settings, setting) < low,
+        lambda settings: value_of(settings, setting) < low,
         setting,
         f"must be at least {low}" + (f"; {note}" if note else ""),
     )
 
 
-def seed_rule(setting: str) -> Rule:
-    """Return the rule that a setting is a seed for torch's generators."""
-    return Rule(
-        lambda settings: abs(_value(settings, setting)) >= 2**62,
-        setting,
-        "is not a seed: choose a number between -2^62 and 2^62",
-    )
-
-
-def check_seed(name: str, seed: int) -> None:
-    """Check a seed that comes from a command line.
-
-    Raises:
-        ValueError: For a number that no generator takes; neighbouring numbers are used as well.
-    """
-    if abs(seed) >= 2**62:
-        raise ValueError(f"{name}={seed} is not a seed: choose a number between -2^62 and 2^62")
-
-
 def shown(value: Any) -> str:
-    """Return a value as a user writes it in JSON or with --set, with quotes around words."""
+    """Return a value as a user writes it in JSON or with --set, with quotes around words, of at
+    most SHOWN characters.
+    """
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(shown, value))}]"
-    return repr(value)
+        return _cut(f"[{', '.join(map(shown, value[:SHOWN]))}]")
+    return short(value)
+
+
+def short(value: Any) -> str:
+    """Return a foreign value as a message repeats it, of at most SHOWN characters."""
+    if isinstance(value, int) and value.bit_length() > LONG_BITS:  # Python refuses to print it
+        return f"a number of {value.bit_length():,} bits"
+    if isinstance(value, str):
+        return _cut(repr(value[:SHOWN])) if len(value) > SHOWN else _cut(repr(value))
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(short(one) for one in value[:SHOWN])
+        return _cut(f"[{inner}]" if isinstance(value, list) else f"({inner})")
+    if isinstance(value, dict):
+        entries = itertools.islice(value.items(), SHOWN)
+        return _cut(f"{{{', '.join(f'{short(key)}: {short(one)}' for key, one in entries)}}}")
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 class _Message(string.Formatter):
@@ -102,13 +110,13 @@ class _Message(string.Formatter):
         self.settings = settings
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
-        return _value(self.settings, field_name), field_name
+        return value_of(self.settings, field_name), field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
         return format(value, format_spec) if format_spec else shown(value)
 
 
-def _value(settings: Any, dotted: str) -> Any:
+def value_of(settings: Any, dotted: str) -> Any:
     """Look up a setting; the name may begin with the section that the settings are."""
     parts = dotted.split(".")
     return functools.reduce(getattr, parts if hasattr(settings, parts[0]) else parts[1:], settings)

@@ -15,17 +15,23 @@ from .model import ClipSize, ModelConfig
 from .objectives import ObjectiveSettings, TDMSettings
 from .optim import OptimConfig
 from .parallel import ParallelConfig
-from .rules import Rule, at_least, check_rules, seed_rule
+from .ranges import top_ranges
+from .rules import Rule, check_rules
 
+NAME_BYTES = 200
+"""Longest name of a run; file systems allow 255 bytes with what is added."""
 RULES = (
-    seed_rule("seed"),
+    *top_ranges(),
     Rule(
-        lambda run: run.name in ("", ".", "..") or any(c in run.name for c in "/\\\0"),
+        lambda run: (
+            run.name in ("", ".", "..")
+            or any(c in run.name for c in "/\\\0")
+            or len(run.name.encode()) > NAME_BYTES
+        ),
         "name",
-        "cannot name the run folder and its files: choose a name without slashes",
+        f"cannot name the run folder and its files: choose a name without slashes, of at most"
+        f" {NAME_BYTES} bytes",
     ),
-    at_least("steps", 1),
-    at_least("max_bad_steps", 1),
     Rule(
         lambda run: run.init and not run.trains_lora,
         "init",
@@ -50,7 +56,6 @@ RULES = (
         "has no effect with objective.cfg={objective.cfg}, which is no guidance: leave it out"
         " (--set prompts.negative=), or set a guidance",
     ),
-    Rule(lambda run: not 0 <= run.ema < 1, "ema", "must lie in [0, 1); 0 turns averaging off"),
 )
 QUANTIZE_RULES = (
     Rule(

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..config.rules import short as short
+
 PART = ".part"
-SHOWN = 80
-"""Characters of a foreign value that a message repeats."""
 _PARTS = re.compile(r"\.[0-9a-f]{8}\.part(\.\w+)?")
 _UMASK = os.umask(0o077)  # there is no reading it without setting it
 os.umask(_UMASK)
@@ -41,12 +41,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     _fsync(path.parent)  # the rename itself is on disk only after this
-
-
-def short(value: Any) -> str:
-    """Return a foreign value as a message repeats it, of at most SHOWN characters."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def remove_parts(folder: Path) -> None:

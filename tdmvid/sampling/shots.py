@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..config import check_number, short
+from ..config.ranges import SEED
+
 Naming = Literal["index", "prompt"]
 _SLUG, _NAME_BYTES = 60, 255
 
@@ -62,6 +65,11 @@ def noise(prompt: str, seed: int, shape: tuple[int, ...]) -> Tensor:
 def read_seeds(text: str) -> list[int]:
     """Return the seeds in "0,1,2"; ValueError for anything else."""
     try:
-        return [int(seed) for seed in text.split(",")]
+        seeds = [int(seed) for seed in text.split(",")]
     except ValueError:
-        raise ValueError(f"seeds={text!r}: whole numbers with commas between, e.g. 0,1,2") from None
+        raise ValueError(
+            f"seeds={short(text)}: whole numbers with commas between, e.g. 0,1,2"
+        ) from None
+    for seed in seeds:
+        check_number("seeds", seed, SEED)
+    return seeds

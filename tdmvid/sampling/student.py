@@ -15,7 +15,7 @@ from ..adapters.lora import shared_copy
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.registry import load_backbone
-from ..config import ClipSize, ModelConfig
+from ..config import ClipSize, ModelConfig, short
 from ..data.files import file_fingerprint
 from ..diffusion.grid import explicit
 from ..parallel import launch
@@ -119,10 +119,11 @@ def load_for_sampling(
 
 def _read_size(text: str) -> dict[str, int]:
     """Return frames, height and width of "49x480x720"."""
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", text)
     if not match:
         raise ValueError(
-            f"size={text!r}: frames x height x width, e.g. 49x480x720, or 1x512x512 for an image"
+            f"size={short(text)}: frames x height x width, e.g. 49x480x720, or 1x512x512 for an"
+            " image"
         )
     return dict(zip(("frames", "height", "width"), map(int, match.groups()), strict=True))
 

@@ -8,23 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
+from ..ranges import ranges_of
 from ..rules import Rule, check_rules
 
 Solver = Literal["ddim", "dpm++", "renoise"]
 """How a student's trajectory goes on, see diffusion/sampler.py."""
 RULES = (
+    *ranges_of("objective", ("cfg", "step_set")),
     Rule(
-        lambda objective: not 0 <= objective.cfg <= 1000,
-        "objective.cfg",
-        "must lie between 0 and 1000; 1 is no guidance",
-    ),
-    Rule(
-        lambda objective: (
-            any(k < 1 for k in objective.step_set)
-            or len(set(objective.step_set)) < len(objective.step_set)
-        ),
+        lambda objective: len(set(objective.step_set)) < len(objective.step_set),
         "objective.step_set",
-        "must list numbers of steps, each once and at least 1",
+        "must list each number of steps once",
     ),
 )
 

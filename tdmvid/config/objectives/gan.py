@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..rules import Rule, at_least
+from ..ranges import ranges_of
+from ..rules import Rule
 from .base import register_settings
 from .tdm import TDM_RULES, TDMSettings
 
-GAN_RULES = (*TDM_RULES, at_least("objective.weight", 0, "0 trains the discriminator only"))
+GAN_RULES = (*TDM_RULES, *ranges_of("objective", ("weight",)))
 
 
 @register_settings

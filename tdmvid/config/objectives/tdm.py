@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..rules import Rule, at_least
+from ..ranges import ranges_of
+from ..rules import Rule
 from .base import RULES, ObjectiveSettings, register_settings
 
 FRESH_RULE = Rule(
@@ -16,29 +17,17 @@ FRESH_RULE = Rule(
 )
 TDM_RULES = (
     *RULES,
+    *ranges_of(
+        "objective",
+        ("margin_low", "margin_high", "fresh_noise", "huber_c", "snr_ceiling", "fake_updates"),
+    ),
     FRESH_RULE,
-    Rule(
-        lambda objective: not 0 <= objective.margin_low < 1,
-        "objective.margin_low",
-        "must lie in [0, 1)",
-    ),
-    Rule(
-        lambda objective: not 0 <= objective.margin_high < 1,
-        "objective.margin_high",
-        "must lie in [0, 1)",
-    ),
-    Rule(
-        lambda objective: objective.huber_c is not None and objective.huber_c <= 0,
-        "objective.huber_c",
-        "must be positive; null takes the default of the distance",
-    ),
     Rule(
         lambda objective: objective.huber_c is not None and objective.distance == "l2",
         "objective.huber_c",
         "has no effect with distance={distance}: leave it out, or use distance 'huber' or"
         " 'huber_vector'",
     ),
-    at_least("objective.fake_updates", 1, "the fake score is updated in every iteration"),
     Rule(
         lambda objective: objective.draws == "shared" and objective.fake_updates > 1,
         "objective.draws",
@@ -50,16 +39,6 @@ TDM_RULES = (
         "objective.draws",
         "calls the fake without a graph, and the gradient of kind={kind} passes through it: use"
         " draws='own', or another kind",
-    ),
-    Rule(
-        lambda objective: not 0 <= objective.fresh_noise < 1,
-        "objective.fresh_noise",
-        "must lie in [0, 1); 0 leaves the margins alone",
-    ),
-    Rule(
-        lambda objective: objective.snr_ceiling <= 0,
-        "objective.snr_ceiling",
-        "must be positive",
     ),
     Rule(
         lambda objective: objective.fake_weight == "velocity" and objective.fake_target == "exact",

@@ -1,0 +1,200 @@
+"""The range of every number that a user gives: settings of a file, and options of a command.
+
+A section's dataclass checks its part of the table first (`ranges_of`), so that no other rule meets
+a number that it would hang on. What a message calls a setting is its name here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .rules import Rule, short, value_of
+
+MILLION, BILLION = 10**6, 10**9
+SEEDS = 2**62 - 1
+"""Largest seed: torch's generators take 64 bits, and neighbouring numbers are used as well."""
+LONGEST_LIST = 1000
+"""Numbers in one setting."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a number lies."""
+
+    low: float
+    high: float
+    unit: str = ""
+    """What is counted, and what the lowest value means, e.g. "prompts; 0 uses all"."""
+    open: str = ""
+    """Bounds that do not belong to the range: "low", "high"."""
+
+    def holds(self, value: float) -> bool:
+        """Return whether a number lies in the range; NaN does not."""
+        above = self.low < value if self.open == "low" else self.low <= value
+        below = value < self.high if self.open == "high" else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low, high = f"{self.low:,}", f"{self.high:,}"
+        if self.open:
+            first = "above" if self.open == "low" else "at least"
+            last = "below" if self.open == "high" else "at most"
+            text = f"{first} {low} and {last} {high}"
+        else:
+            text = f"between {low} and {high}"
+        return text + (self.unit if self.unit.startswith(";") else f" {self.unit}".rstrip())
+
+
+SEED = Range(-SEEDS, SEEDS)
+STEPS = Range(1, 1000, "network calls")
+GUIDANCE = Range(1, 1000, "(guidance scale); 1 is no guidance")
+FRACTION = Range(0, 1, open="high")
+POSITIVE = Range(0, MILLION, open="low")
+SHIFT = Range(0, 1000, "(flow shift); 1 is an even grid", open="low")
+EVERY = Range(0, BILLION, "iterations; 0 turns it off")
+FILES = Range(0, BILLION, "files; 0 uses all")
+PROMPTS = Range(0, BILLION, "prompts; 0 uses all")
+BATCH = Range(1, 4096, "samples")
+
+SETTINGS: dict[str, Range] = {
+    "seed": SEED,
+    "steps": Range(1, 10 * MILLION, "iterations"),
+    "max_bad_steps": Range(1, 10 * MILLION, "iterations"),
+    "ema": Range(0, 1, "(a decay); 0 turns averaging off", open="high"),
+    "video.frames": Range(1, 10_000, "frames"),
+    "video.height": Range(1, 16_384, "pixels"),
+    "video.width": Range(1, 16_384, "pixels"),
+    "video.fps": Range(1, 1000, "frames per second"),
+    "prompts.limit": PROMPTS,
+    "real.limit": FILES,
+    "grid.steps": STEPS,
+    "grid.start": Range(0, 1, "(a time)", open="low"),
+    "grid.shift": SHIFT,
+    "grid.timesteps": Range(0, MILLION, "(timesteps of the network)"),
+    "objective.cfg": Range(0, 1000, "(guidance scale); 1 is no guidance"),
+    "objective.step_set": STEPS,
+    "objective.margin_low": FRACTION,
+    "objective.margin_high": FRACTION,
+    "objective.fresh_noise": Range(0, 1, "; 0 leaves the margins alone", open="high"),
+    "objective.huber_c": POSITIVE,
+    "objective.snr_ceiling": POSITIVE,
+    "objective.fake_updates": Range(1, 1000, "updates in each iteration"),
+    "objective.weight": Range(0, MILLION, "; 0 trains the discriminator only"),
+    "lora.rank": Range(1, 4096),
+    "lora.alpha": Range(0, MILLION, "; the rank is usual", open="low"),
+    "optim.lr": Range(0, 1000, open="low"),
+    "optim.betas": FRACTION,
+    "optim.weight_decay": Range(0, 1000, "; 0 turns it off"),
+    "optim.clip": Range(0, BILLION, "(norm of a gradient); 0 turns clipping off"),
+    "optim.warmup": Range(0, 10 * MILLION, "iterations; 0 turns warm-up off"),
+    "batch.micro": BATCH,
+    "batch.accumulation": Range(1, 65_536, "micro-batches"),
+    "batch.total": Range(
+        0, 16_777_216, "samples; 0 leaves it to micro, accumulation and the number of ranks"
+    ),
+    "parallel.sequence": Range(1, 1024, "ranks; 1 keeps a whole sequence on each rank"),
+    "parallel.timeout_minutes": Range(0, 525_600, "minutes, a year", open="low"),
+    "log.checkpoint_every": EVERY,
+    "log.sample_every": EVERY,
+    "log.keep_checkpoints": Range(1, MILLION, "checkpoints; a run resumes from the newest"),
+    "log.sample_count": Range(1, 10_000, "samples"),
+    "log.seed": SEED,
+    "log.teacher_steps": STEPS,
+    "log.teacher_shift": SHIFT,
+    "teacher.steps": STEPS,
+    "teacher.cfg": GUIDANCE,
+    "teacher.shift": Range(0, 1000, "(flow shift); 0 keeps that of the model's own scheduler"),
+    "evaluation.seeds": Range(1, 1000, "seeds of each prompt"),
+    "evaluation.static_seeds": Range(0, 1000, "seeds of each prompt"),
+    "evaluation.limit": Range(0, BILLION, "prompts; 0 takes all"),
+    "evaluation.batch": BATCH,
+    "evaluation.pairs": Range(0, 1000, "pairs; 0 shows none"),
+}
+"""Dotted name of a setting -> its range; that of each entry for a list. A section that stands in
+several places (`optim`, `teacher`, `evaluation`) gets its name there from `parse.from_dict`.
+"""
+UNNAMED = ("optim", "teacher", "evaluation")
+"""Sections whose settings a message names without them."""
+OPTIONS: dict[str, Range] = {
+    "steps": STEPS,
+    "cfg": GUIDANCE,
+    "scale": Range(0, 1000, "(of a LoRA); 1 is the file's own", open="low"),
+    "fps": SETTINGS["video.fps"],
+    "batch": BATCH,
+    "seeds": Range(1, 1000, "seeds"),
+    "seed": SEED,
+    "limit": FILES,
+    "pairs": Range(0, BILLION, "pairs; 0 takes all"),
+    "rank": Range(0, 4096, "; 0 writes the whole network"),
+    "tolerance": Range(0, 1000, "(relative difference); 0 takes that of the dtypes"),
+    "ranks": Range(1, 65_536, "ranks"),
+    "device_memory": Range(0, MILLION, "GiB; 0 checks nothing"),
+    "repeats": Range(1, MILLION, "calls"),
+    "captions": Range(1, MILLION, "captions"),
+    "reference": Range(1, MILLION, "videos"),
+}
+"""Name of a command's option -> its range; `main` checks them for all commands."""
+
+
+def ranges_of(section: str, settings: Iterable[str] = ()) -> tuple[Rule, ...]:
+    """Return the rules of a section's numbers, or of those settings of it."""
+    names = [f"{section}.{name}" for name in settings] or [
+        name for name in SETTINGS if name.startswith(f"{section}.")
+    ]
+    return tuple(rule for name in names for rule in _rules(name, section))
+
+
+def top_ranges() -> tuple[Rule, ...]:
+    """Return the rules of the numbers that lie in no section."""
+    return tuple(rule for name in SETTINGS if "." not in name for rule in _rules(name, ""))
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Check the numbers among a command's options.
+
+    Args:
+        options: Name -> value, as argparse has them.
+
+    Raises:
+        ValueError: For a number out of its range.
+    """
+    for name, allowed in OPTIONS.items():
+        value = options.get(name)
+        if not all(allowed.holds(one) for one in _numbers(value)):
+            raise ValueError(f"--{name.replace('_', '-')}={short(value)} must be {allowed}")
+
+
+def check_number(name: str, value: float, allowed: Range) -> None:
+    """Check one number.
+
+    Raises:
+        ValueError: If it is out of its range.
+    """
+    if not allowed.holds(value):
+        raise ValueError(f"{name}={short(value)} must be {allowed}")
+
+
+def _rules(name: str, section: str) -> Iterator[Rule]:
+    """Yield the rules of one setting."""
+    allowed = SETTINGS[name]
+    setting = name.removeprefix(f"{section}.") if section in UNNAMED else name
+
+    def outside(settings: Any) -> bool:
+        return not all(allowed.holds(one) for one in _numbers(value_of(settings, setting)))
+
+    def too_long(settings: Any) -> bool:
+        return len(list(_numbers(value_of(settings, setting)))) > LONGEST_LIST
+
+    yield Rule(too_long, setting, f"has more than {LONGEST_LIST} entries: list fewer")
+    yield Rule(outside, setting, f"must be {allowed}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yield the numbers of a value: itself, or those of a list; nothing of None or of a text."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
