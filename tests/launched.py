@@ -45,6 +45,6 @@ def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
         "PYTHONPATH": str(ROOT),  # for a script that lies elsewhere
     }
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     return done.returncode, done.stdout + done.stderr

@@ -38,6 +38,8 @@ def run(tmp_path_factory):
         "--set",
         "batch.micro=4",
         "--set",
+        "model.dtype=float32",  # quick on every machine
+        "--set",
         "log.teacher_steps=6",
         "--set",
         f"prompts.cache={out.parent / 'cache'}",
@@ -87,7 +89,7 @@ def test_a_run_of_two_steps_still_leaves_all_that_a_user_takes_away(run):
     ):
         assert (run / name).stat().st_size > 0
     facts = json.loads((run / "lora" / "export.json").read_text())
-    assert facts["error"] < facts["tolerance"] == 5e-2 and facts["timesteps"] == [
+    assert facts["error"] < facts["tolerance"] == 1e-5 and facts["timesteps"] == [
         999,
         749,
         499,

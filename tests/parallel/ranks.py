@@ -45,7 +45,7 @@ def _rank_main(queue, function, arguments: tuple, rank: int, size: int, port: in
         queue.put((rank, None, traceback.format_exc()))
 
 
-def run_ranks(size: int, function, *arguments, seconds: float = 60.0) -> list:
+def run_ranks(size: int, function, *arguments, seconds: float = 240.0) -> list:
     """function(*arguments) in `size` ranks; their results (no tensors: they would share memory), by
     rank.
     """

@@ -156,5 +156,5 @@ def test_ranks_that_end_right_behind_a_collective_end_well(tmp_path):
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": str(ROOT),
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -168,7 +168,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         preexec_fn=limit,
     )
     assert (
