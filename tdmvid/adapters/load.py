@@ -58,10 +58,7 @@ def check_loaded(network: nn.Module, lora: LoraWeights) -> None:
         ValueError: it is not.
     """
     left = dict(lora.layers)
-    for name, module in network.named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        name = name.removeprefix("base_model.model.")
+    for name, module in adapted_layers(network).items():
         a, b, scale = _loaded(module)
         if a.is_meta or b.is_meta:
             raise ValueError(f"{lora.where}: {name} got no weights: the file lacks its factors")
@@ -82,6 +79,15 @@ def check_loaded(network: nn.Module, lora: LoraWeights) -> None:
             f"{lora.where}: {next(iter(left))} and {len(left) - 1} more of {len(lora.layers)}"
             " layers were not loaded"
         )
+
+
+def adapted_layers(network: nn.Module) -> dict[str, Any]:
+    """Return the layers with an adapter by their names in diffusers' network."""
+    return {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    }
 
 
 def _loaded(layer: Any) -> tuple[Any, Any, float]:

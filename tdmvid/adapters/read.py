@@ -33,6 +33,7 @@ _KINDS = (
     ("alpha", r"\.alpha"),
     ("diff", r"\.diff"),
     ("diff_b", r"\.diff_b"),
+    ("diff_m", r"\.diff_m"),
     ("DoRA", r"\.(?:lora_magnitude_vector(?:\.\w+)*|dora_scale|magnitude)"),
     ("LoHa", r"\.hada_\w+"),
     ("LoKr", r"\.lokr_\w+"),
@@ -42,7 +43,7 @@ _KINDS = (
 )
 """What a tensor is, by the end of its key."""
 _PATTERNS = [(kind, re.compile(rf"(.+?){end}")) for kind, end in _KINDS]
-_FOREIGN = frozenset(kind for kind, _ in _KINDS[6:])
+_FOREIGN = frozenset(kind for kind, _ in _KINDS[7:])
 _NEWEST = re.compile(r".+\.lora_(?:[AB]\.weight|B\.bias)")
 _TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:text_encoders?(?:_\d)?\.|lora_te\d?_|te\d?\.|clip_[lgh]\.|t5xxl\."
@@ -82,7 +83,7 @@ def read_lora(
         raise ValueError(f"{path} holds no tensors: download or export it again")
     _check_finite(path, tensors)
     names = module_names(network, files.pipeline_class, files.part)
-    parts, left_out = _sort(path, tensors, names, type(network).__name__)
+    parts, left_out, dropped = _sort(path, tensors, names, type(network).__name__)
     _check_prefixes(path, parts, files, bare)
     if not parts:
         raise ValueError(
@@ -91,7 +92,7 @@ def read_lora(
         )
     config = _read_settings(path, header, files, parts)
     modules = dict(network.named_modules())
-    layers, dropped = dict[str, LoraLayer](), list[str]()
+    layers = dict[str, LoraLayer]()
     for name, found in parts.items():
         layer = _build_layer(path, name, found, modules[name], config, network)
         if layer is None:
@@ -102,9 +103,16 @@ def read_lora(
         raise ValueError(f"{path} adapts no linear layer and no convolution: it is no LoRA")
     layout = next(iter(parts.values())).layout
     plain = layout in (DIFFUSERS, PEFT) and not left_out and all(map(_NEWEST.fullmatch, tensors))
-    found_lora = LoraWeights(layers, str(path), layout, plain, tuple(left_out), tuple(dropped))
-    _announce(found_lora)
-    return found_lora
+    alphas = frozenset(
+        found.tensors["alpha"].item() if "alpha" in found.tensors else None
+        for name, found in parts.items()
+        if name in layers
+    )
+    lora = LoraWeights(
+        layers, str(path), layout, plain, tuple(left_out), tuple(dropped), stated_alphas=alphas
+    )
+    _announce(lora)
+    return lora
 
 
 def find_lora(path: Path, files: LoraFiles) -> Path:
@@ -170,16 +178,20 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _sort(
     path: Path, tensors: Mapping[str, Tensor], names: ModuleNames, network: str
-) -> tuple[dict[str, _Parts], list[str]]:
-    """Tensors by module and by what they are, and the keys of text encoders."""
+) -> tuple[dict[str, _Parts], list[str], list[str]]:
+    """Tensors by module and by what they are; keys of text encoders; keys that no LoRA holds."""
     parts: dict[str, _Parts] = {}
     text: list[str] = []
+    dropped: list[str] = []
     for key, tensor in tensors.items():
         if _TEXT.match(key):
             text.append(key)
             continue
         kind, name = _kind_of(path, key, tensor)
         found = names.find(name)
+        if kind == "diff_m" or (found is None and kind.startswith("diff") and tensor.dim() < 2):
+            dropped += [key] if tensor.any() else []  # of a norm, or of a modulation
+            continue
         if found is None:
             raise ValueError(
                 f"{path}: {key} is {list(tensor.shape)}, {network} has no such layer: a LoRA fits"
@@ -189,7 +201,7 @@ def _sort(
         if kind in part.tensors:
             raise ValueError(f"{path}: {key} and {part.keys[kind]} are of the same layer: keep one")
         part.tensors[kind], part.keys[kind] = tensor, key
-    return parts, text
+    return parts, text, dropped
 
 
 def _kind_of(path: Path, key: str, tensor: Tensor) -> tuple[str, str]:

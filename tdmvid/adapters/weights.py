@@ -57,6 +57,10 @@ class LoraWeights:
     """Keys of the file that change something else than the network."""
     dropped: tuple[str, ...] = ()
     """Keys of the file that no LoRA of diffusers or peft holds, as changes of a norm are."""
+    stated_alphas: frozenset[float | None] = frozenset((None,))
+    """What its layers' own `.alpha` say; None of layers without one."""
+    strength: float = 1.0
+    """At which it is used; part of the layers' scales."""
 
     @property
     def rank(self) -> int:
@@ -79,7 +83,7 @@ class LoraWeights:
         layers = {
             name: replace(layer, scale=layer.scale * factor) for name, layer in self.layers.items()
         }
-        return replace(self, layers=layers)
+        return replace(self, layers=layers, strength=self.strength * factor)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors by peft's names; if one layer has a bias, all have."""

@@ -133,6 +133,10 @@ def run(args: argparse.Namespace) -> None:
     )
     for consumer, error in facts.get("errors", {}).items():
         print(f"{facts['formats'][consumer]}: {error:.1e}")
+    if "original" in facts:
+        from ..export.original import describe_comparison
+
+        print(f"{args.published.name}:{describe_comparison(facts['original'])}")
     if "extraction" in facts:
         extraction = facts["extraction"]
         print(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..adapters.bundle import folders_of_set, read_facts, student_folder
 from ..adapters.extract import adapt
-from ..adapters.lora import attach
+from ..adapters.lora import attach, in_host_memory
 from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
 from ..backbones.base import Backbone
@@ -33,6 +33,8 @@ from ..parallel.engine import check_shapes, shapes_of
 from ..roles.rounding import story as base_story
 from ..sampling.student import weights_of
 from .bundle import write_bundles
+from .check import LORA_TOLERANCE, choose_tolerance
+from .original import compare_with_original, describe_comparison
 from .request import ExportRequest, check_request
 from .student import (
     Adapter,
@@ -131,6 +133,12 @@ def export_published(
         Adapter(module, settings),
         Provenance(origin=f"Converted from the published {code(path.name)}{included}"),
     )
+    tolerance = choose_tolerance(student, request, LORA_TOLERANCE["float32"])
+    with in_host_memory([student.network]):
+        original = compare_with_original(student, lora, tolerance)
+    origin = student.provenance.origin + describe_comparison(original)
+    provenance = replace(student.provenance, origin=origin)
+    student = replace(student, original=original, provenance=provenance)
     write_bundles({out: student}, request)
     return read_facts(out)
 

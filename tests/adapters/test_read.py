@@ -5,14 +5,13 @@ import json
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from diffusers import CogVideoXTransformer3DModel
+from lora_makers import changes, load_stock, write_diffusers, write_peft
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.layouts.names import BARE, PEFT
-from tdmvid.adapters.load import check_loaded
+from tdmvid.adapters.load import adapted_layers, check_loaded
 from tdmvid.adapters.lora import attach_weights
 from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.cogvideox import CogVideoX
@@ -22,68 +21,12 @@ from tdmvid.sampling.student import load_for_sampling, use_student
 from tdmvid.train.run import build_run
 
 FILES = CogVideoX.lora
-RANK = 4
 TO_Q, TO_K = (f"transformer_blocks.{i}.attn1.to_{x}" for i, x in ((0, "q"), (1, "k")))
 
 
 @pytest.fixture(scope="module")
 def network(tiny_cogvideox):
     return CogVideoXTransformer3DModel.from_pretrained(tiny_cogvideox("sincos") / "transformer")
-
-
-def peft_lora(network, **settings):
-    """Tensors and settings of a LoRA that peft itself makes, with a B that matters."""
-    torch.manual_seed(0)
-    config = LoraConfig(
-        **{"r": RANK, "lora_alpha": 8, "target_modules": ["to_q", "to_k"]} | settings
-    )
-    model = PeftModel(copy.deepcopy(network), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    return model, get_peft_model_state_dict(model)
-
-
-def write_peft(network, folder, **settings):
-    """A folder as peft writes it."""
-    peft_lora(network, **settings)[0].save_pretrained(folder)
-    return folder
-
-
-def write_diffusers(network, folder, **settings):
-    """A folder as diffusers writes it, with peft's settings in the header."""
-    model, state = peft_lora(network, **settings)
-    metadata = model.peft_config["default"].to_dict()
-    CogVideoXPipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers={
-            key.removeprefix("base_model.model."): tensor for key, tensor in state.items()
-        },
-        transformer_lora_adapter_metadata={
-            key: sorted(value) if isinstance(value, set) else value
-            for key, value in metadata.items()
-        },
-    )
-    return folder
-
-
-def load_stock(network, folder):
-    """The network with the LoRA as stock code loads it."""
-    network = copy.deepcopy(network)
-    if (folder / "adapter_config.json").is_file():
-        return PeftModel.from_pretrained(network, folder).base_model.model
-    state, metadata = CogVideoXPipeline.lora_state_dict(folder, return_lora_metadata=True)
-    CogVideoXPipeline.load_lora_into_transformer(state, transformer=network, metadata=metadata)
-    return network
-
-
-def changes(network):
-    """What an adapted network adds to each weight, by peft's own arithmetic."""
-    return {
-        name: layer.get_delta_weight(layer.active_adapters[0])
-        for name, layer in network.named_modules()
-        if isinstance(layer, BaseTunerLayer)
-    }
 
 
 def assert_same(network, lora, expected):
@@ -116,8 +59,7 @@ def test_each_layer_has_the_scale_that_stock_code_gives_it(network, tmp_path, wr
     lora, stock = read_lora(folder, FILES, network), load_stock(network, folder)
     assert_same(network, lora, changes(stock))
     check_loaded(stock, lora)
-    wrong = next(layer for layer in stock.modules() if isinstance(layer, BaseTunerLayer))
-    wrong.scale_layer(0.25)
+    next(iter(adapted_layers(stock).values())).scale_layer(0.25)
     with refused(lora.where):
         check_loaded(stock, lora)
 

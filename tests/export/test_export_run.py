@@ -357,6 +357,7 @@ def test_a_published_lora_becomes_a_bundle_with_its_own_grid_and_scale(run, base
         scale=9.0,
     )
     assert facts["alpha"] == 18 and facts["timesteps"] == [999, 749, 499, 249]
+    assert facts["original"]["error"] < 1e-5
     again = load_backbone(base.config, SIZE)
     found = latents(again, tmp_path / "theirs")
     assert difference(found, latents(again, tmp_path / "mine")) < 1e-4

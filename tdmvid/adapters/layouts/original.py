@@ -18,6 +18,10 @@ _WAN_OUTSIDE = {
     "condition_embedder.text_embedder.linear_1": "text_embedding.0",
     "condition_embedder.text_embedder.linear_2": "text_embedding.2",
     "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.image_embedder.norm1": "img_emb.proj.0",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
     "proj_out": "head.head",
 }
 _WAN = {
@@ -27,6 +31,7 @@ _WAN = {
     "to_out.0": "o",
     "add_k_proj": "k_img",
     "add_v_proj": "v_img",
+    "norm_added_k": "norm_k_img",
 }
 
 
@@ -47,5 +52,6 @@ def name_wan(name: str) -> str:
     if match:
         attention = "self_attn" if match[2] == "1" else "cross_attn"
         return f"{match[1]}.{attention}.{_WAN.get(match[3], match[3])}"
+    name = re.sub(r"^(blocks\.\d+)\.norm2$", r"\1.norm3", name)
     name = name.replace("ffn.net.0.proj", "ffn.0").replace("ffn.net.2", "ffn.2")
     return _WAN_OUTSIDE.get(name, name)

@@ -1,0 +1,136 @@
+"""What stock code makes of a published LoRA's own file: an export of it is held to that."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ..adapters.layouts.names import BARE, COMFY, DIFFUSERS, KOHYA_STYLE, PEFT
+from ..adapters.load import adapted_layers, check_loaded
+from ..adapters.read import PEFT_FILE, SETTINGS_FILE, read_tensors
+from ..adapters.weights import LoraWeights
+from ..backbones.base import Backbone
+from ..roles.rounding import difference
+from .student import Student
+
+
+class NotStock(Exception):
+    """Stock code does not load a file, or not the whole of it."""
+
+
+def compare_with_original(student: Student, lora: LoraWeights, tolerance: float) -> dict[str, Any]:
+    """Return how far a student is from what stock diffusers or peft makes of its LoRA's own file.
+
+    Args:
+        student: with the LoRA attached.
+        lora: as it was read, the scale of its use included.
+        tolerance: of the relative difference of latents.
+
+    Returns:
+        `by`, the library, and `error`; or `not_compared`, the reason.
+
+    Raises:
+        RuntimeError: the difference is above the tolerance.
+    """
+    backbone = student.backbone
+    pipeline = backbone.stock.pipeline()
+    try:
+        library = _load_original(pipeline, lora, backbone)
+        check_loaded(getattr(pipeline, backbone.lora.part), lora)
+    except NotStock as reason:
+        return {"not_compared": str(reason)}
+    pipeline.scheduler = backbone.student_scheduler(student.grid)
+    reference, steps = student.reference, student.grid.steps
+    found: Tensor = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
+    del pipeline
+    gc.collect()  # a cycle would keep its base on the device
+    error = difference(student.latents, found)
+    if not error <= tolerance:
+        raise RuntimeError(
+            f"{lora.where}: the student differs by {error:.2e} of its size (tolerance"
+            f" {tolerance:.0e}) from what stock {library} makes of the file"
+        )
+    return {"by": f"{library} {importlib.metadata.version(library)}", "error": error}
+
+
+def describe_comparison(original: dict[str, Any]) -> str:
+    """Return what a card says of a comparison, after a space."""
+    if "error" not in original:
+        return f" Not compared with its own file: {original['not_compared']}."
+    return (
+        f" Its samples differ by {original['error']:.1e} of their size from those of stock"
+        f" {original['by']} with the published file."
+    )
+
+
+def _load_original(pipeline: Any, lora: LoraWeights, backbone: Backbone) -> str:
+    """Load the file by stock code, at the LoRA's scale; return the library that did."""
+    path, part = Path(lora.where), backbone.lora.part
+    network = getattr(pipeline, part)
+    if lora.layout == PEFT:
+        library = "peft"
+        setattr(pipeline, part, _load_peft(network, path))
+    else:
+        library = "diffusers"
+        _load_diffusers(pipeline, network, lora, path)
+    loaded = adapted_layers(getattr(pipeline, part))
+    if missing := lora.layers.keys() - loaded.keys():
+        if lora.layout in (DIFFUSERS, PEFT, BARE) and lora.plain:
+            return library  # check_loaded names what is missing
+        raise NotStock(
+            f"stock {library} leaves out {len(missing)} layers, {min(missing)} among them"
+        )
+    for layer in loaded.values():
+        layer.scale_layer(lora.strength)
+    return library
+
+
+def _load_peft(network: nn.Module, path: Path) -> nn.Module:
+    if path.stem != PEFT_FILE or not path.with_name(SETTINGS_FILE).is_file():
+        raise NotStock(f"peft loads folders with {PEFT_FILE}.safetensors and {SETTINGS_FILE}")
+    return PeftModel.from_pretrained(network, path.parent)
+
+
+def _load_diffusers(pipeline: Any, network: Any, lora: LoraWeights, path: Path) -> None:
+    if reason := _why_not_diffusers(pipeline, network, lora):
+        raise NotStock(reason)
+    # as tensors, where diffusers would unpickle the file
+    source = str(path) if path.suffix == ".safetensors" else read_tensors(path)[0]
+    try:
+        if lora.layout == BARE:
+            network.load_lora_adapter(source, prefix=None)
+            return
+        options = {"unet_config": network.config} if hasattr(network, "up_blocks") else {}
+        state, *alphas, metadata = pipeline.lora_state_dict(
+            source, return_lora_metadata=True, **options
+        )
+        if hasattr(network, "up_blocks"):
+            pipeline.load_lora_into_unet(state, *alphas, network, metadata=metadata)
+        else:
+            pipeline.load_lora_into_transformer(state, transformer=network, metadata=metadata)
+    except (ValueError, KeyError, RuntimeError, IndexError, AttributeError, TypeError) as error:
+        if lora.plain:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise NotStock(f"stock diffusers does not load it ({reason})") from error
+
+
+def _why_not_diffusers(pipeline: Any, network: Any, lora: LoraWeights) -> str:
+    """Why diffusers is no reference for a file; empty if it is."""
+    if lora.layout == BARE:
+        return "" if hasattr(network, "load_lora_adapter") else "stock diffusers has no loader"
+    if not hasattr(pipeline, "lora_state_dict"):
+        return f"{type(pipeline).__name__} has no LoRA loader"
+    by_layer = len(lora.stated_alphas) > 1 and not hasattr(network, "blocks")
+    if lora.layout == KOHYA_STYLE and by_layer:
+        return "stock diffusers applies one alpha to all layers, other programs each its own"
+    if lora.layout == DIFFUSERS and lora.stated_alphas != {None}:
+        return "stock diffusers reads no .alpha beside its own keys"
+    if lora.layout == COMFY and not type(pipeline).__name__.startswith("Wan"):
+        return f"{type(pipeline).__name__} does not read ComfyUI's names"
+    return ""
