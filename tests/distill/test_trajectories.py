@@ -1,5 +1,7 @@
 """Which trajectories an iteration rolls out: their noise, their steps, and what is told to whom."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ class Still:
         pass
 
     def step(self, *, skip=False):
-        return StepResult(True, 0.0, 0.0)
+        return StepResult(not bool(skip), 0.0, 0.0)
 
 
 def roll_out(objective, step=0, *, micro=0, stream=0, number=0, shape=(8, 2), student=None):
@@ -51,22 +53,42 @@ def roll_out(objective, step=0, *, micro=0, stream=0, number=0, shape=(8, 2), st
     return advance(place, Cond({}), shape, objective, roles, GRID, Streams(0))
 
 
-def recorded(objective, *, micros=1, first_stream=0, step=0, shape=(8, 2), grid=GRID):
-    """The networks of one iteration, which moved nothing."""
-    student, fake, teacher, critic = (Recorder(weight) for weight in (0.5, 0.6, 0.7, 0.8))
+def outcome(
+    objective,
+    *,
+    micros=1,
+    first_stream=0,
+    step=0,
+    shape=(8, 2),
+    grid=GRID,
+    networks=None,
+    engine=None,
+):
+    """What one iteration of networks that do not move reports."""
+    student, fake, teacher, critic = networks or four_networks()
     roles = Roles(student, fake, teacher, critic.logits, lambda pick: torch.zeros(len(pick), 2))
-    iterate(
+    return iterate(
         step,
         [Cond({})] * micros,
         shape,
         objective=objective,
         roles=roles,
-        engines=dict.fromkeys(("student", "fake", "discriminator"), Still()),
+        engines=dict.fromkeys(("student", "fake", "discriminator"), engine or Still()),
         grid=grid,
         streams=Streams(0),
         first_stream=first_stream,
     )
-    return student, fake, teacher, critic
+
+
+def four_networks():
+    return [Recorder(weight) for weight in (0.5, 0.6, 0.7, 0.8)]
+
+
+def recorded(objective, **options):
+    """Student, fake, teacher and discriminator after one iteration."""
+    networks = four_networks()
+    outcome(objective, networks=networks, **options)
+    return networks
 
 
 def correlation(a, b):
@@ -78,12 +100,12 @@ def correlation(a, b):
 
 @pytest.mark.parametrize("rollout", ["stop", "full"])
 def test_every_step_of_the_grid_is_drawn_as_often(rollout):
-    steps = 1600 if rollout == "stop" else 200
+    steps = 800 if rollout == "stop" else 100
     k = torch.cat([roll_out(TDM(rollout=rollout), step).k for step in range(steps)])
     k = k.view(steps, 8)[:, :1] if rollout == "stop" else k
     counts = torch.bincount(k.flatten(), minlength=5)
     assert len(counts) == 5 and counts[0] == 0
-    assert (counts[1:] - 400).abs().max() < 5 * (1600 * 0.25 * 0.75) ** 0.5
+    assert (counts[1:] - 200).abs().max() < 5 * (800 * 0.25 * 0.75) ** 0.5
 
 
 def test_where_the_rollout_stops_each_micro_batch_has_a_k_that_all_ranks_share():
@@ -121,6 +143,20 @@ def test_a_full_rollout_draws_a_k_for_each_sample_that_follows_the_micro_batch_a
     assert len(first.k.unique()) == 4
     assert torch.equal(roll_out(full, micro=1, stream=3, shape=(64, 2)).k, first.k)
     assert not torch.equal(roll_out(full, micro=0, stream=4, shape=(64, 2)).k, first.k)
+
+
+def test_the_student_is_called_at_the_times_of_the_grid_down_to_its_own_step():
+    for step in range(8):
+        student, *_ = recorded(TDM(), step=step)
+        times = [t.unique().item() for t in student.times]
+        k = int(roll_out(TDM(), step).k[0])
+        assert times == list(GRID.descending()[: 5 - k])
+        student, *_ = recorded(TDM(rollout="full"), step=step)
+        k = roll_out(TDM(rollout="full"), step).k
+        assert torch.equal(student.times[-1], GRID.tensor()[k])
+        for row, own in enumerate(k.tolist()):
+            if own > 1:  # the rollout has been there
+                assert torch.equal(student.states[-1][row], student.states[4 - own][row])
 
 
 def test_every_grid_is_trained_as_often():
@@ -164,13 +200,84 @@ def test_every_state_of_a_stochastic_trajectory_has_noise_of_its_own():
 
 
 def test_the_noise_of_two_iterations_micro_batches_and_trajectories_differs():
-    places = [{"step": 1}, {"stream": 1}, {"number": 1}, {"number": 2}, {}]
-    students = [Recorder() for _ in places]
-    for place, student in zip(places, students):
-        roll_out(TDM(rollout="full"), **place, shape=(4000, 2), student=student)
-    for a in range(len(places)):
-        for b in range(a):
-            assert abs(correlation(students[a].states[0], students[b].states[0])) < 0.06
+    """Also that between the steps of a stochastic sampler."""
+    noise = []
+    for place in ({"step": 1}, {"stream": 1}, {"number": 1}, {"number": 2}, {}):
+        student = Recorder()
+        roll_out(DMD2(rollout="full"), **place, shape=(4000, 2), student=student)
+        noise += student.states
+    found = torch.corrcoef(torch.stack([x.flatten() for x in noise]))
+    assert (found - torch.eye(len(noise))).abs().max() < 0.06
+
+
+class Drawn(TDM):
+    """TDM that keeps its draws."""
+
+    kept: ClassVar[list] = []
+
+    def draw(self, *args):
+        self.kept.append(super().draw(*args))
+        return self.kept[-1]
+
+
+def test_every_turn_of_every_micro_batch_and_iteration_has_noise_of_its_own():
+    Drawn.kept.clear()
+    for step in (0, 1):
+        recorded(Drawn(fake_updates=2), micros=2, step=step, shape=(4000, 2))
+    assert len(Drawn.kept) == 2 * 2 * 3
+    eps = torch.corrcoef(torch.stack([draw.eps.flatten() for draw in Drawn.kept]))
+    assert (eps - torch.eye(12)).abs().max() < 0.06
+    place = [(draw.tau - draw.s) / (draw.tau - draw.s).max() for draw in Drawn.kept]
+    assert (torch.corrcoef(torch.stack(place)) - torch.eye(12)).abs().max() < 0.09
+
+
+def test_own_trajectories_have_steps_of_their_own():
+    drawn = torch.stack(
+        [
+            torch.cat([roll_out(DMD2(), step, number=number).k[:1] for step in range(100)])
+            for number in range(5)
+        ]
+    ).float()
+    assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.5
+    full = [roll_out(DMD2(rollout="full"), number=number, shape=(500, 2)).k for number in range(5)]
+    assert (torch.corrcoef(torch.stack(full).float()) - torch.eye(5)).abs().max() < 0.25
+
+
+# What an iteration reports
+
+
+def test_what_is_reported_is_the_mean_over_the_micro_batches():
+    def scalars(micros, first_stream):
+        return outcome(TDM(rollout="full"), micros=micros, first_stream=first_stream).scalars
+
+    both, first, second = scalars(2, 0), scalars(1, 0), scalars(1, 1)
+    for name in ("loss/fake", "loss/student", "ess/fake", "gap/student"):
+        assert first[name] != second[name]
+        assert both[name] == pytest.approx((first[name] + second[name]) / 2, rel=1e-5)
+
+
+def test_an_overflow_of_the_loss_scale_alone_does_not_end_the_iteration():
+    class Overflows(Still):
+        def step(self, *, skip=False):
+            return StepResult(applied=False, grad_norm=0.0, lr=0.0, rescaled=True)
+
+    found = outcome(TDM(), engine=Overflows())
+    assert found.failed is None and "loss/student" in found.scalars
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_micro_batch_that_is_not_finite_skips_the_step(bad):
+    class Poisoned(TDM):
+        calls: ClassVar[list] = []
+
+        def loss(self, role, roles, draw, cond):
+            self.calls.append(role)
+            terms = super().loss(role, roles, draw, cond)
+            return terms | {
+                "loss": terms["loss"] * (torch.nan if len(self.calls) == bad + 1 else 1)
+            }
+
+    assert outcome(Poisoned(), micros=2).failed == "fake" and Poisoned.calls == ["fake"] * 2
 
 
 # Trajectories of the fake's own
