@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "print what a training run would do and what memory it needs",
     "sample": "sample prompts with a teacher or a student",
     "benchmark": "sample the prompts of a public benchmark for its own scorer",
+    "prompts": "write generated captions, or a public set of prompts, to a file",
     "embed": "embed a run's prompts ahead of training",
     "export": "write a checked bundle for diffusers, ComfyUI or kohya",
     "score": "score a student beside its teacher: vbench, images or shapes",

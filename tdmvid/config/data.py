@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from .ranges import ranges_of
-from .rules import check_rules
+from .rules import Rule, check_rules
 
-PROMPT_RULES = ranges_of("prompts")
+FILES_OF_PROMPTS = (".txt", ".jsonl", ".csv", ".parquet")
+
+
+def _names_a_part(prompts: PromptConfig, name: str) -> bool:
+    """Whether a setting of a data set is given beside a file."""
+    given = getattr(prompts, name) not in ("", "train", None)
+    return given and prompts.path.lower().endswith(FILES_OF_PROMPTS)
+
+
+PROMPT_RULES = (
+    *ranges_of("prompts"),
+    *(
+        Rule(
+            functools.partial(_names_a_part, name=name),
+            f"prompts.{name}",
+            "is of a data set on the hub, and prompts.path={path} is a file: leave it out",
+        )
+        for name in ("subset", "split", "revision")
+    ),
+)
 BATCH_RULES = ranges_of("batch")
 REAL_RULES = ranges_of("real")
 
@@ -17,8 +37,16 @@ class PromptConfig:
     """Training prompts, and where their embeddings are cached."""
 
     path: str = ""
-    """A .txt, .jsonl, .csv or .parquet file, or the name of a ready list."""
+    """A .txt, .jsonl, .csv or .parquet file, the name of a ready list, a generated list
+    (`images:20000`, `videos:5000`), or the hub id of a data set.
+    """
     column: str = "prompt"
+    subset: str = ""
+    """Of a data set on the hub; empty takes its default."""
+    split: str = "train"
+    """Of a data set on the hub."""
+    revision: str | None = None
+    """Of a data set on the hub: a branch, tag or commit."""
     cache: str = "cache/embeddings"
     limit: int = 0
     """Use only the first so many prompts; 0 uses all."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config.resources import find_prompts
 from .files import short
+from .prompt_sets import HubSet, find_set
 
 if TYPE_CHECKING:
     from ..config import PromptConfig
@@ -32,22 +33,30 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # not 
 
 
 def read_prompts(
-    path: Path | str, *, column: str = "prompt", skip_empty: bool = False
+    path: Path | str,
+    *,
+    column: str = "prompt",
+    skip_empty: bool = False,
+    limit: int = 0,
+    part: HubSet = HubSet(),
 ) -> list[str]:
     """The prompts of a .txt, .jsonl, .csv or .parquet file, in order, duplicates kept.
 
     Text has one prompt a line; JSON lines are strings or objects with `column`; tables have
-    `column`; a ready list has a name, e.g. `videos`. Space around a prompt is dropped, blank lines
-    are skipped, with `skip_empty` empty values of objects and tables too. Raises FileNotFoundError,
-    or ValueError with the file and the line of what is wrong.
+    `column`; a ready list has a name, e.g. `videos`, a generated one a number too, `videos:5000`,
+    and a data set on the hub its id, of which `part` is streamed up to `limit` prompts (0: all).
+    Space around a prompt is dropped, blank lines are skipped, with `skip_empty` empty values of
+    objects and tables too. Raises FileNotFoundError, or ValueError with the file and the line of
+    what is wrong.
     """
     path = find_prompts(path)
-    reader = _READERS.get(path.suffix.lower())
+    named = find_set(path, part, tuple(_READERS))
+    reader = named or _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
             f"{path}: unknown kind of prompt file {path.suffix!r}: use {', '.join(_READERS)}"
         )
-    if not path.is_file():
+    if not named and not path.is_file():
         raise FileNotFoundError(f"{path}: no such prompt file; paths are relative to {Path.cwd()}")
     prompts: list[str] = []
     empty: list[str] = []
@@ -56,6 +65,8 @@ def read_prompts(
             empty.append(place)
         else:
             prompts.append(_checked(value, f"{path}, {place}"))
+        if named and len(prompts) == limit:  # a set may have millions
+            break
     if empty and not skip_empty:
         raise ValueError(_describe_empty(path, empty, len(prompts) + len(empty)))
     if not prompts:
@@ -72,9 +83,16 @@ def read_training_prompts(config: PromptConfig) -> list[str]:
     """
     if not config.path:
         raise ValueError(
-            "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts"
+            "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts, a"
+            " generated list (videos:5000) or the hub id of a data set"
         )
-    prompts = read_prompts(config.path, column=config.column, skip_empty=config.skip_empty)
+    prompts = read_prompts(
+        config.path,
+        column=config.column,
+        skip_empty=config.skip_empty,
+        limit=config.limit,
+        part=HubSet(config.subset, config.split, config.revision),
+    )
     return prompts[: config.limit] if config.limit else prompts
 
 

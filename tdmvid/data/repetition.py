@@ -24,8 +24,10 @@ def repetition_warning(config: RunConfig, *, prompts: int, ranks: int) -> str:
     uses = prompt_uses(config, prompts=prompts, ranks=ranks)
     if uses <= MOST_USES:
         return ""
+    kind = "images" if config.video.frames == 1 else "videos"
     enough = -(-config.steps * global_batch(config.batch, ranks) // MOST_USES)
     return (
         f"each of {prompts:,} prompts is used {uses:,.0f} times, more than {MOST_USES}: the student"
-        f" may serve these captions only; use {enough:,} or more"
+        f" may serve these captions only; use {enough:,} or more, e.g. generated ones"
+        f" (prompts.path={kind}:{enough})"
     )

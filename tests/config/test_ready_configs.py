@@ -8,7 +8,9 @@ import torch
 
 from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.backbones.registry import ARCHITECTURES, find_family, packaged_configs
-from tdmvid.config import ModelConfig, load_config
+from tdmvid.config import ModelConfig, load_config, share_batch
+from tdmvid.data.prompts import read_training_prompts
+from tdmvid.data.repetition import repetition_warning
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.grids import build_grid
 
@@ -37,6 +39,13 @@ def grid_of(config):
 def test_a_ready_config_says_where_its_values_come_from(name):
     notes = load_config(name).notes
     assert notes and all(note.endswith(".") for note in notes)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, DEMO])
+def test_a_ready_config_has_prompts_enough(name):
+    config = share_batch(load_config(name), 1)
+    prompts = len(read_training_prompts(config.prompts))
+    assert not repetition_warning(config, prompts=prompts, ranks=1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,0 +1,122 @@
+"""Public sets of prompts are read by their hub id; here by a folder of the same name."""
+
+import json
+from pathlib import Path
+
+import pytest
+from refusals import refused
+
+from tdmvid.cli.main import main
+from tdmvid.config import PromptConfig
+from tdmvid.data.prompt_sets import HubSet, find_set
+from tdmvid.data.prompts import read_prompts, read_training_prompts
+
+CAPTIONS = ["a red ring", "a blue\ncross", "a cyan square"]
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path, monkeypatch):
+    """The folder me/captions, as `datasets` reads it in place of a set on the hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("me/captions").mkdir(parents=True)
+    lines = [json.dumps({"caption": caption, "score": 1.5}) for caption in CAPTIONS]
+    Path("me/captions/train.jsonl").write_text("\n".join(lines))
+
+
+def test_a_set_is_streamed_up_to_the_limit(monkeypatch):
+    import datasets
+
+    seen, load = [], datasets.load_dataset
+
+    def streamed(*args, streaming, **options):
+        assert streaming
+        table = load(*args, streaming=True, **options)
+        return table.map(lambda row: (seen.append(1), row)[1])
+
+    monkeypatch.setattr(datasets, "load_dataset", streamed)
+    file = Path("me/captions/train.jsonl")
+    file.write_text("\n".join([file.read_text()] * 500))
+    config = PromptConfig(path="me/captions", column="caption", limit=2)
+    assert read_training_prompts(config) == CAPTIONS[:2]
+    assert 2 <= len(seen) < 100
+
+
+def test_a_set_without_a_limit_is_read_whole():
+    assert read_prompts("me/captions", column="caption") == CAPTIONS
+
+
+def test_a_part_that_is_not_there_is_named():
+    with refused("me/captions", "prompts.split='test'"):
+        read_prompts("me/captions", column="caption", part=HubSet(split="test"))
+
+
+def test_a_missing_column_is_named_with_those_that_are_there():
+    with refused("'prompt'", "caption, score", "prompts.column"):
+        read_prompts("me/captions")
+
+
+def test_what_is_no_text_is_named_with_its_row():
+    with refused("me/captions, row 1", "1.5"):
+        read_prompts("me/captions", column="score")
+
+
+def test_a_hub_that_cannot_be_reached_is_named_with_a_way_around(monkeypatch):
+    import datasets
+
+    def unreachable(*args, **options):
+        raise ConnectionError("Couldn't reach\nthe Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with refused("someone/prompts", "ConnectionError", "tdmvid prompts someone/prompts"):
+        read_prompts("someone/prompts")
+
+
+def test_a_network_that_fails_on_the_way_is_named(monkeypatch):
+    import datasets
+
+    class Failing:
+        column_names = ("prompt",)
+
+        def select_columns(self, names):
+            yield {"prompt": "a red ring"}
+            raise TimeoutError("read timed out")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Failing())
+    with refused("someone/prompts", "TimeoutError"):
+        read_prompts("someone/prompts")
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "folder/mine.txt", "../set/x", "/a/b", "a/b/c", "x"])
+def test_what_looks_like_a_file_is_no_hub_id(name):
+    assert find_set(Path(name), HubSet(), (".txt", ".csv")) is None
+
+
+def test_a_file_of_that_name_is_read_as_one():
+    Path("videos:5").write_text("a red ring")
+    with refused("videos:5"):
+        read_prompts("videos:5")
+
+
+def test_a_part_of_a_file_is_refused():
+    for name, value in (("split", "test"), ("subset", "en"), ("revision", "main")):
+        with refused(f"prompts.{name}='{value}'", "mine.txt"):
+            PromptConfig(path="mine.txt", **{name: value})
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_the_command_writes_a_file_that_a_run_reads(suffix, capsys):
+    main(["prompts", "me/captions", "--column", "caption", "--out", f"new/mine{suffix}"])
+    assert "3 prompts" in capsys.readouterr().out
+    expected = CAPTIONS if suffix == ".jsonl" else [c.replace("\n", " ") for c in CAPTIONS]
+    assert read_prompts(f"new/mine{suffix}") == expected
+
+
+def test_the_command_prints_generated_captions(capsys):
+    main(["prompts", "videos:30", "--limit", "3"])
+    assert capsys.readouterr().out.splitlines() == read_prompts("videos:3")
+
+
+@pytest.mark.parametrize("option", [["--limit", "-1"], ["--out", "mine.docx"]])
+def test_a_wrong_option_of_the_command_is_named(option):
+    with refused(*option[1:], error=SystemExit):
+        main(["prompts", "videos:3", *option])
