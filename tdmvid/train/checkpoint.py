@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.checkpoints import checksum, latest, list_steps, read_meta, step_folder, write_meta
-from ..data.files import PART, write_files
+from ..data.files import PART, short, write_files
 from ..parallel import launch
 
 NOT_SHARED = (
@@ -181,9 +181,10 @@ class Checkpoints:
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
+                remedy = f"use the same, or another --out{LONGER if key == 'steps' else ''}"
                 raise ValueError(
-                    f"{path} was written with {key}={saved.get(key)!r}, this run has {value!r}: use"
-                    f" the same, or another --out{LONGER if key == 'steps' else ''}"
+                    f"{path} was written with {key}={short(saved.get(key))}, this run has"
+                    f" {short(value)}: {remedy}"
                 )
         for role, engine in engines.items():
             engine.load(path / role)

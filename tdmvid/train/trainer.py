@@ -180,6 +180,8 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> N
             if outcome.failed:
                 _report_failure(outcome.failed, step, failures)
             if failures >= config.max_bad_steps:
+                if broken := _broken_role(run):
+                    raise TrainingStopped(_diverged(broken, step, checkpoints.folder))
                 path = _save(run, checkpoints, done, wait=True)
                 raise TrainingStopped(_failed(outcome.failed, step, failures, path))
             stop = not last and signals.requested()
@@ -211,6 +213,23 @@ def _report_failure(role: str, step: int, failures: int) -> None:
         f"step {step}: loss or gradient of the {role} is not finite; it was not stepped"
         f" ({failures} in a row)",
         file=sys.stderr,
+    )
+
+
+def _broken_role(run: Run) -> str:
+    """A role whose weights are not finite, or ""; all ranks ask together."""
+    for role, engine in run.engines.items():
+        weights = engine.weights(averaged=False, everywhere=False)
+        if not launch.all_agree(all(bool(w.isfinite().all()) for w in weights.values())):
+            return role
+    return ""
+
+
+def _diverged(role: str, step: int, folder: Path) -> str:
+    return (
+        f"stopped: the {role}'s weights were not finite at step {step}, so this state was not"
+        f" saved. Lower {role}.lr in a new run (another --out), or --resume a checkpoint in"
+        f" {folder} from before they diverged"
     )
 
 

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.data.checkpoints import list_steps
 from tdmvid.data.prompts import PromptOrder
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
+from tdmvid.train import trainer
 from tdmvid.train.prepare import prepare_embeddings
 from tdmvid.train.trainer import TrainingStopped, train
 
@@ -131,6 +133,21 @@ def test_bad_iterations_with_good_ones_between_do_not_stop_it(poisoned, capsys):
 def test_how_many_are_too_many_is_a_setting(poisoned):
     with refused("1", "step 1", error=TrainingStopped):
         train(poisoned({1}, "max_bad_steps=1"))
+
+
+def test_weights_that_are_not_finite_are_no_good_state(tiny_run, tmp_path, monkeypatch):
+    iterate = trainer.iterate
+
+    def diverge(step, *args, engines, **options):
+        if step == 2:
+            next(iter(engines["student"].trainable.values())).data.fill_(math.nan)
+        return iterate(step, *args, engines=engines, **options)
+
+    monkeypatch.setattr(trainer, "iterate", diverge)
+    config = tiny_run(tmp_path / "run", "max_bad_steps=1")
+    with refused("student", "step 2", "student.lr", error=TrainingStopped):
+        train(config)
+    assert list_steps(config.folder / "checkpoints") == [2]
 
 
 class NaNStudent(TDM):

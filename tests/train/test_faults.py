@@ -4,6 +4,7 @@ the same numbers.
 
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from launched import ROOT, ranks
-from refusals import refused
+from refusals import refused, states
 
+from tdmvid.data.checkpoints import META, checksum, read_meta, write_meta
 from tdmvid.train.trainer import train
 
 DIE_IN_THE_SECOND_SAVE = """
@@ -135,6 +137,47 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(tiny_run, tmp_path, l
     os.truncate(weights, 100)
     with refused("step_000002", "fake/weights.safetensors", "100"):
         train(tiny_run(tmp_path / "run", "steps=4"), resume=str(weights.parents[1]))
+
+
+@pytest.mark.parametrize("name", [META, "fake/optimizer.pt"])
+def test_one_flipped_bit_is_found_by_every_resume(tiny_run, tmp_path, loop_only, capsys, name):
+    whole = train(tiny_run(tmp_path / "whole", "steps=6"))
+    out = train(tiny_run(tmp_path / "run", "steps=4", "log.checkpoint_every=2"))
+    path = out / "checkpoints" / "step_000004"
+    data = bytearray((path / name).read_bytes())
+    data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    (path / name).write_bytes(data)
+    with refused(path, name):
+        train(tiny_run(out, "steps=6"), resume=str(path))
+    capsys.readouterr()
+    train(tiny_run(out, "steps=6"), resume="auto")
+    (passed_over,) = [line for line in capsys.readouterr().err.splitlines() if states(line, path)]
+    assert states(passed_over, name)
+    assert losses(out) == losses(whole)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(
+    tiny_run, tmp_path, loop_only
+):
+    out = train(tiny_run(tmp_path / "run", "steps=2"))
+    (out / "checkpoints" / "step_000002" / "fake" / "optimizer.pt").unlink()
+    with refused(out / "checkpoints", "--out"):
+        train(tiny_run(out, "steps=4"), resume="auto")
+    assert len(losses(out)) == 2
+
+
+def test_a_file_that_holds_something_else_is_named(tiny_run, tmp_path, loop_only):
+    """Its checksum is right: it was written so."""
+    out = train(tiny_run(tmp_path / "run", "steps=2"))
+    path = out / "checkpoints" / "step_000002"
+    for name in ("fake/optimizer.pt", "fake/weights.safetensors"):
+        before, meta = (path / name).read_bytes(), read_meta(path)
+        (path / name).write_bytes(b"something else")
+        write_meta(path, meta | {"files": meta["files"] | {name: checksum(b"something else")}})
+        with refused(path / name):
+            train(tiny_run(out, "steps=4"), resume=str(path))
+        (path / name).write_bytes(before)
+        write_meta(path, meta)
 
 
 @pytest.mark.slow
