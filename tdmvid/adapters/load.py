@@ -47,8 +47,15 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
                 f" ({str(error).splitlines()[0]})"
             ) from error
     else:
-        attach_weights(network, lora)
+        attach_to_sample(network, lora)
     check_loaded(getattr(pipeline, files.part), lora)
+
+
+def attach_to_sample(network: nn.Module, lora: LoraWeights) -> None:
+    """Add a LoRA to the network of a stock pipeline, which is called without autocast."""
+    attach_weights(network, lora).requires_grad_(False)
+    for layer in adapted_layers(network).values():
+        layer.cast_input_dtype_enabled = True  # the LoRA is float32, the base may be less
 
 
 def check_loaded(network: nn.Module, lora: LoraWeights) -> None:

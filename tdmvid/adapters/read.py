@@ -6,26 +6,22 @@ in the file's header (diffusers) or in the adapter_config.json beside it (peft);
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..backbones.lora_files import LoraFiles
-from .layouts.names import BARE, COMFY, DIFFUSERS, PEFT, ModuleNames, module_names
+from .layouts.names import BARE, DIFFUSERS, PEFT, ModuleNames, module_names
+from .settings import PEFT_FILE, read_settings
+from .tensors import SUFFIXES, read_tensors
 from .weights import LoraLayer, LoraWeights, rank_and_scale
 
-SETTINGS_FILE, PEFT_FILE = "adapter_config.json", "adapter_model"
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _KINDS = (
     ("a", r"(?:\.lora_A(?:\.\w+)?|\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight"),
     ("b", r"(?:\.lora_B(?:\.\w+)?|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight"),
@@ -49,8 +45,6 @@ _TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:text_encoders?(?:_\d)?\.|lora_te\d?_|te\d?\.|clip_[lgh]\.|t5xxl\."
     r"|cond_stage_model\.|conditioner\.|bundle_emb\.)"
 )
-_CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
-"""peft's ways to initialise that change the base's weights too."""
 
 
 @dataclass
@@ -90,7 +84,8 @@ def read_lora(
             f"{path} changes nothing but text encoders ({left_out[0]}): a student is a LoRA of the"
             f" {files.part}"
         )
-    config = _read_settings(path, header, files, parts)
+    of_peft = any(found.layout == PEFT for found in parts.values())
+    config = read_settings(path, header, files.part, of_peft=of_peft)
     modules = dict(network.named_modules())
     layers = dict[str, LoraLayer]()
     for name, found in parts.items():
@@ -135,37 +130,6 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
         f"{path} has no {files.file}: give"
         + (f" the LoRA file in it ({others})" if others else " the lora/ folder of a finished run")
     )
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a file's tensors and, of .safetensors, its header; no code in it is run.
-
-    Raises:
-        ValueError: it is damaged, or holds something else.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path}: no whole safetensors file ({error}): download it again"
-            ) from error
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a LoRA is a .safetensors, .pt, .pth or .bin file")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zipfile and torch, each of its own kind
-        raise ValueError(
-            f"{path}: not loaded, it holds more than tensors or is damaged"
-            f" ({str(error).splitlines()[0]})"
-        ) from error
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(
-        isinstance(value, Tensor) for value in loaded.values()
-    ):
-        raise ValueError(f"{path}: holds no flat dictionary of tensors")
-    return loaded, {}
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -245,79 +209,6 @@ def _check_prefixes(path: Path, parts: dict[str, _Parts], files: LoraFiles, bare
         f"{path}: {key} has no prefix, so pipelines load nothing of it; `tdmvid export --published"
         f" {path.name}` writes it with {files.prefix + '.'!r} in front"
     )
-
-
-def _read_settings(
-    path: Path, header: Mapping[str, str], files: LoraFiles, parts: dict[str, _Parts]
-) -> LoraConfig | None:
-    """peft's settings of a file, as its consumer finds them; None if it has none."""
-    of_peft = path.stem == PEFT_FILE or any(found.layout == PEFT for found in parts.values())
-    beside = path.with_name(SETTINGS_FILE)
-    if LORA_ADAPTER_METADATA_KEY in header:
-        stated = _parse(header[LORA_ADAPTER_METADATA_KEY], f"{path}'s header")
-        settings = {
-            key.removeprefix(f"{files.part}."): value
-            for key, value in stated.items()
-            if key.startswith(f"{files.part}.")
-        }
-        settings = settings or {key: value for key, value in stated.items() if "." not in key}
-        return _config_of(settings, f"{path}'s header") if settings else None
-    if of_peft and beside.is_file():
-        return _config_of(_parse(beside.read_text(encoding="utf-8"), str(beside)), str(beside))
-    return None
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON ({error}): export or download it again") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{where} is no JSON object: export or download it again")
-    return settings
-
-
-def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
-    """The LoraConfig of settings; refuses those that change more than two factors a layer do."""
-    kind = str(settings.get("peft_type") or "LORA").rpartition(".")[2].upper()
-    if kind != "LORA":
-        raise ValueError(f"{where}: peft_type={kind!r} is no LoRA, which is all that is read")
-    fields = LoraConfig.__dataclass_fields__
-    known = {key: value for key, value in settings.items() if key in fields}
-    if known.get("use_dora"):
-        raise ValueError(f"{where}: use_dora=true, it is a DoRA, not a plain LoRA")
-    start = known.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise ValueError(
-            f"{where}: init_lora_weights={start!r} changes the base's weights too: convert it to a"
-            " plain LoRA with peft (path_initial_model_for_weight_conversion)"
-        )
-    for name in (
-        "modules_to_save",
-        "layer_replication",
-        "target_parameters",
-        "trainable_token_indices",
-    ):
-        if known.get(name):
-            raise ValueError(f"{where}: {name} is set, which no plain LoRA holds")
-    known = {"init_lora_weights": True} | known
-    try:
-        config = LoraConfig(**known)
-        ranks = {"r": config.r} | (config.rank_pattern or {})
-        alphas = {"lora_alpha": config.lora_alpha} | (config.alpha_pattern or {})
-        wrong = {
-            name: value
-            for name, value in (ranks | alphas).items()
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
-        }
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{where}: no settings of peft's ({str(error).splitlines()[0]})"
-        ) from error
-    if wrong:
-        name, value = next(iter(wrong.items()))
-        raise ValueError(f"{where}: {name}={str(value)[:40]!r} is no number")
-    return config
 
 
 def _build_layer(
@@ -451,6 +342,3 @@ def _announce(lora: LoraWeights) -> None:
             len(lora.dropped),
             lora.dropped[0],
         )
-
-
-__all__ = ["COMFY", "find_lora", "read_lora", "read_tensors"]

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..adapters.layouts import KeyLayout
-from ..adapters.load import load_student
-from ..adapters.lora import attach_weights
+from ..adapters.load import attach_to_sample, load_student
 from ..adapters.weights import weights_of_state
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
@@ -103,7 +102,7 @@ def check_consumer_file(
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()
     state = layout.read(load_file(path), backbone.pipeline_class, modules)
-    attach_weights(getattr(pipeline, backbone.lora.part), weights_of_state(state))
+    attach_to_sample(getattr(pipeline, backbone.lora.part), weights_of_state(state))
     pipeline.scheduler = load_scheduler(path.parents[1])
     reference, steps = student.reference, student.grid.steps
     found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..adapters.layouts.names import BARE, COMFY, DIFFUSERS, KOHYA_STYLE, PEFT
 from ..adapters.load import adapted_layers, check_loaded
-from ..adapters.read import PEFT_FILE, SETTINGS_FILE, read_tensors
+from ..adapters.settings import PEFT_FILE, SETTINGS_FILE
+from ..adapters.tensors import read_tensors
 from ..adapters.weights import LoraWeights
 from ..backbones.base import Backbone
 from ..roles.rounding import difference

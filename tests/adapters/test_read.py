@@ -2,16 +2,17 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from lora_makers import changes, load_stock, write_diffusers, write_peft
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.layouts.names import BARE, PEFT
-from tdmvid.adapters.load import adapted_layers, check_loaded
+from tdmvid.adapters.load import adapted_layers, check_loaded, load_lora
 from tdmvid.adapters.lora import attach_weights
 from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.cogvideox import CogVideoX
@@ -165,3 +166,27 @@ def test_keys_without_a_prefix_are_read_where_a_file_is_converted(network, whole
 def test_a_folder_of_peft_s_is_found_by_its_own_name(network, tmp_path):
     lora = read_lora(write_peft(network, tmp_path), FILES, network)
     assert lora.layout == PEFT and lora.where.endswith("adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("names", ["kohya", "text encoders too"])
+def test_sampling_in_half_precision_takes_files_that_the_stock_loader_does_not(
+    network, whole, tmp_path, names
+):
+    """The stock loader reads the same LoRA in its own layout."""
+    state = {
+        f"lora_unet__{key[12:].partition('.lora_')[0].replace('.', '_')}.lora_"
+        f"{'down' if 'lora_A' in key else 'up'}.weight": tensor
+        for key, tensor in whole.items()
+    }
+    if names != "kohya":
+        state = whole | {"text_encoder.x.lora_A.weight": torch.ones(2, 2)}
+    theirs = copy.deepcopy(network).to(torch.bfloat16)
+    ours = SimpleNamespace(transformer=copy.deepcopy(theirs))
+    save_file(state, tmp_path / LORA_FILE)
+    load_lora(ours, tmp_path, FILES)
+    CogVideoXPipeline.load_lora_into_transformer(dict(whole), transformer=theirs)
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    found, expected = (net.get_submodule(TO_Q)(x) for net in (ours.transformer, theirs))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+    assert not any(p.requires_grad for n, p in ours.transformer.named_parameters() if "lora" in n)

@@ -1,0 +1,99 @@
+"""peft's settings of a LoRA file, from its header or the adapter_config.json beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+
+SETTINGS_FILE, PEFT_FILE = "adapter_config.json", "adapter_model"
+_CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+"""peft's ways to initialise that change the base's weights too."""
+_NOT_PLAIN = (
+    "modules_to_save",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+)
+"""Settings of peft's by which more than two factors a layer change."""
+
+
+def read_settings(
+    path: Path, header: Mapping[str, str], part: str, *, of_peft: bool
+) -> LoraConfig | None:
+    """Return peft's settings of a file as its consumer finds them; None if it has none.
+
+    Args:
+        path: the file.
+        header: of it.
+        part: the adapted component of the pipeline.
+        of_peft: whether its keys are those that peft writes.
+
+    Raises:
+        ValueError: the settings are damaged, or of something else than a plain LoRA.
+    """
+    beside = path.with_name(SETTINGS_FILE)
+    if LORA_ADAPTER_METADATA_KEY in header:
+        stated = _parse(header[LORA_ADAPTER_METADATA_KEY], f"{path}'s header")
+        settings = {
+            key.removeprefix(f"{part}."): value
+            for key, value in stated.items()
+            if key.startswith(f"{part}.")
+        }
+        settings = settings or {key: value for key, value in stated.items() if "." not in key}
+        return _config_of(settings, f"{path}'s header") if settings else None
+    if (of_peft or path.stem == PEFT_FILE) and beside.is_file():
+        return _config_of(_parse(beside.read_text(encoding="utf-8"), str(beside)), str(beside))
+    return None
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON ({error}): export or download it again") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where} is no JSON object: export or download it again")
+    return settings
+
+
+def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
+    """The LoraConfig of settings; refuses those that change more than two factors a layer do."""
+    kind = str(settings.get("peft_type") or "LORA").rpartition(".")[2].upper()
+    if kind != "LORA":
+        raise ValueError(f"{where}: peft_type={kind!r} is no LoRA, which is all that is read")
+    fields = LoraConfig.__dataclass_fields__
+    known = {key: value for key, value in settings.items() if key in fields}
+    if known.get("use_dora"):
+        raise ValueError(f"{where}: use_dora=true, it is a DoRA, not a plain LoRA")
+    start = known.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise ValueError(
+            f"{where}: init_lora_weights={start!r} changes the base's weights too: convert it to a"
+            " plain LoRA with peft (path_initial_model_for_weight_conversion)"
+        )
+    for name in _NOT_PLAIN:
+        if known.get(name):
+            raise ValueError(f"{where}: {name} is set, which no plain LoRA holds")
+    known = {"init_lora_weights": True} | known
+    try:
+        config = LoraConfig(**known)
+        ranks = {"r": config.r} | (config.rank_pattern or {})
+        alphas = {"lora_alpha": config.lora_alpha} | (config.alpha_pattern or {})
+        wrong = {
+            name: value
+            for name, value in (ranks | alphas).items()
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{where}: no settings of peft's ({str(error).splitlines()[0]})"
+        ) from error
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise ValueError(f"{where}: {name}={str(value)[:40]!r} is no number")
+    return config
