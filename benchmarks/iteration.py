@@ -39,6 +39,7 @@ from benchmarks.stopwatch import MIB, alternate, peak_bytes, report
 from benchmarks.untrained import SMALL, Stage, build_stage, untrained
 from tdmvid.adapters.lora import tuner_layers
 from tdmvid.backbones.cogvideox_parallel import JointAttention
+from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.distill.iteration import Place, iterate, pick_k
 from tdmvid.parallel import launch
@@ -272,4 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -29,6 +29,7 @@ import torch
 from benchmarks.stopwatch import Kept, seconds
 from benchmarks.untrained import build_stage, untrained
 from tdmvid.backbones.dtype import torch_dtype
+from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config, share_batch
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
@@ -141,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -22,6 +22,7 @@ import torch
 from benchmarks import race
 from benchmarks.stopwatch import MIB, Kept, alternate, report
 from tdmvid.backbones.quantize import held_bytes
+from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
@@ -156,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

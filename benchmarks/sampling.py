@@ -34,6 +34,7 @@ from benchmarks.stopwatch import alternate, report
 from benchmarks.untrained import Stage, build_stage, text_like
 from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.grids import build_grid
@@ -229,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

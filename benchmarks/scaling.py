@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.iteration import steps_of_extreme_k
 from benchmarks.stopwatch import Kept, alternate, peak_bytes, report
 from benchmarks.untrained import SMALL, build_stage, untrained
+from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.cost import ATTENTION_ON_A_CPU
@@ -299,4 +300,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -27,6 +27,7 @@ from tdmvid.backbones.gaussian import (
     fit_to_teacher,
     sliced_wasserstein,
 )
+from tdmvid.cli.leave import run_program
 from tdmvid.config import OptimConfig, TDMSettings, from_dict, to_dict
 from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
@@ -319,4 +320,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 import ablations
+from tdmvid.cli.leave import run_program
 from tdmvid.data.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

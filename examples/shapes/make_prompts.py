@@ -9,6 +9,7 @@ import argparse
 
 import torch
 
+from tdmvid.cli.leave import run_program
 from tdmvid.shapes import PROMPTS, world
 
 
@@ -26,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

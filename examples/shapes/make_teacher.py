@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
+from tdmvid.cli.leave import run_program
 from tdmvid.shapes import TEACHER
 
 from . import quality, text, train_judge, train_transformer, vae
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from tdmvid.cli.leave import run_program
 from tdmvid.data.video import write_video
 from tdmvid.shapes import world
 
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..config.json_files import read_object
 
 if TYPE_CHECKING:
     from ..diffusion.grid import TimeGrid
@@ -47,4 +48,4 @@ def read_facts(folder: Path) -> dict[str, Any]:
                 raise ValueError(
                     f"{folder} is a run's folder: give its student, {Path(folder) / name}"
                 )
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
 from ..data.files import file_fingerprint
+from ..data.reading import reading
 from ..diffusion.denoiser import Cond
 from .base import Backbone
 from .dtype import torch_dtype
-from .stock import StockPipeline
+from .stock import AGAIN, StockPipeline
 
 
 class PipelineBackbone(Backbone):
@@ -87,13 +88,14 @@ class PipelineBackbone(Backbone):
         if variant and not any((self.folder / name).glob(f"*.{variant}*")):
             variant = None
         # straight to the device: on the host is never more than one file of the weights
-        return kind.from_pretrained(
-            self.folder,
-            subfolder=name,
-            dtype=dtype or torch_dtype(self.config),
-            variant=variant,
-            device_map=self.device,
-        ).eval()
+        with reading(self.folder / name, advice=AGAIN):
+            return kind.from_pretrained(
+                self.folder,
+                subfolder=name,
+                dtype=dtype or torch_dtype(self.config),
+                variant=variant,
+                device_map=self.device,
+            ).eval()
 
     @property
     def text(self) -> Any:

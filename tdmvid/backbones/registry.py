@@ -7,16 +7,18 @@ else in the project knows it.
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from ..config import ClipSize, ModelConfig
+from ..config import ClipSize, ModelConfig, short
+from ..config.json_files import read_object
 from ..config.resources import find_model
+from ..data.reading import reading
 from .base import Backbone
+from .stock import AGAIN
 
 REGISTRY: dict[str, type[Backbone]] = {}
 """Pipeline class -> family; complete after `families()`."""
@@ -51,12 +53,8 @@ def load_backbone(
             generate `size`.
     """
     folder, family = find_family(config)
-    try:
+    with reading(f"model.path={short(config.path)}", advice=AGAIN):
         return family(folder, config, size, device)
-    except OSError as error:  # what diffusers raises for a file that is not there
-        raise ValueError(
-            f"model.path={config.path!r} is not whole ({error}): copy or download the folder again"
-        ) from error
 
 
 def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, type[Backbone]]:
@@ -66,7 +64,7 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
         ValueError: the teacher is not found, or the class in its model_index.json is unknown.
     """
     folder = resolve(config, weights=weights)
-    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    name = read_object(folder / "model_index.json").get("_class_name")
     known = families()
     if name not in known:
         raise ValueError(

@@ -21,6 +21,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..data.reading import reading
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
 
@@ -179,7 +180,8 @@ def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> Sc
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
     """Load the scheduler that lies beside a LoRA, ours or one of diffusers."""
-    name = TrajectoryScheduler.load_config(folder)["_class_name"]
-    return (
-        TrajectoryScheduler if name == TrajectoryScheduler.__name__ else getattr(diffusers, name)
-    ).from_pretrained(folder)
+    with reading(folder / "scheduler_config.json"):
+        name = TrajectoryScheduler.load_config(folder)["_class_name"]
+        own = name == TrajectoryScheduler.__name__
+        kind = TrajectoryScheduler if own else getattr(diffusers, name)
+        return kind.from_pretrained(folder)

@@ -7,7 +7,6 @@ long one. A latent sample is [C, H, W].
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
+from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from .base import Tap, trunk_of
 from .flow import FlowBackbone, FlowSpec
@@ -148,7 +148,7 @@ def absent_parts(folder: Path) -> list[str]:
 
     The pipeline puts zeros in the place of its embeddings.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_object(folder / "model_index.json")
     return [
         part
         for part in ("text_encoder_3", "tokenizer_3")
@@ -169,6 +169,5 @@ def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize
 def text_tokens(folder: Path) -> int:
     """Return T: what the short encoders' tokenizer pads to, and what is read of the long one."""
     return (
-        json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())["model_max_length"]
-        + LONG_TEXT
+        read_object(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"] + LONG_TEXT
     )

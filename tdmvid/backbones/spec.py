@@ -5,7 +5,6 @@ No weights are read, so everything works on the meta device.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import transformers
 from torch import nn
 
 from ..config import ClipSize, ModelConfig
+from ..config.json_files import read_object
 from ..diffusion.process import Process
 from .dtype import torch_dtype
 
@@ -112,7 +112,7 @@ class FamilySpec(ABC):
 
     def text_bytes(self, folder: Path, config: ModelConfig) -> int:
         """Return the bytes of the text encoders whose configs the folder has."""
-        index = json.loads((folder / "model_index.json").read_text())
+        index = read_object(folder / "model_index.json")
         count = sum(_parameters(folder / part, index.get(part)) for part in self.text_parts)
         return count * torch_dtype(config).itemsize
 

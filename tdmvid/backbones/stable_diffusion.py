@@ -5,7 +5,6 @@ Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
+from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from .base import Tap
 from .images import Images, ImageSpec, ImageStock, image_latents
@@ -68,7 +68,7 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
-        text_config = json.loads((folder / "text_encoder" / "config.json").read_text())
+        text_config = read_object(folder / "text_encoder" / "config.json")
         text = text_config["max_position_embeddings"]
         return {
             "sample": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),

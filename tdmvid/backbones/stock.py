@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import diffusers
 from torch import Tensor, nn
 
+from ..data.reading import reading
 from ..diffusion.denoiser import Cond
 from .dtype import torch_dtype
 
 if TYPE_CHECKING:
     from .pipeline import PipelineBackbone
+
+AGAIN = "copy or download the folder again"
+"""What to do about a model folder whose files do not load."""
 
 
 class StockPipeline(ABC):
@@ -52,14 +56,15 @@ class StockPipeline(ABC):
     def load(self, *without: str, **given: nn.Module) -> Any:
         """Load the pipeline: without some components, and with others as they are given."""
         backbone = self.backbone
-        pipeline = getattr(diffusers, backbone.pipeline_class).from_pretrained(
-            backbone.folder,
-            **dict.fromkeys(without),
-            **given,
-            **self.options,
-            dtype=torch_dtype(backbone.config),
-            variant=backbone.config.variant,
-        )
+        with reading(backbone.folder, advice=AGAIN):
+            pipeline = getattr(diffusers, backbone.pipeline_class).from_pretrained(
+                backbone.folder,
+                **dict.fromkeys(without),
+                **given,
+                **self.options,
+                dtype=torch_dtype(backbone.config),
+                variant=backbone.config.variant,
+            )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(backbone.device)
 

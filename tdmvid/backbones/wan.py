@@ -6,7 +6,6 @@ is [C, F, H, W], the layout of `WanTransformer3DModel`.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
+from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
 from .base import Tap, TokenSharing, trunk_of
@@ -38,7 +38,7 @@ class WanSpec(FlowSpec):
 
     def read_process(self, folder: Path) -> RectifiedFlow:
         """Return the process; ValueError for Wan 2.2, which has two networks or a time a token."""
-        index = json.loads((folder / "model_index.json").read_text())
+        index = read_object(folder / "model_index.json")
         for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
             if index.get(name) not in (None, False, [None, None]):
                 raise ValueError(

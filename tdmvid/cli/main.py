@@ -8,14 +8,13 @@ help text or a misspelt option answers at once.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ..config.ranges import check_options
+from .leave import TRACEBACK, Parser, errors_as_one_line
 from .options import add_launched
 
 COMMANDS = {
@@ -30,8 +29,6 @@ COMMANDS = {
     "study": "make a blind A/B study of two sample folders, or count its votes",
     "latency": "time a student beside its teacher, stage by stage",
 }
-TRACEBACK = "TDMVID_TRACEBACK"
-"""Environment variable: set to show where an error came from."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,47 +41,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with "error: ..." (status 1) for what a user can mend, with 2 for wrong usage,
             with 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    chosen = _parser().parse_args(words)
-    command = importlib.import_module(f".{chosen.command}", __package__)
-    parser = argparse.ArgumentParser(
-        prog=f"tdmvid {chosen.command}",
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_arguments(parser)
-    args = parser.parse_args(chosen.options)
-    args.command_line = shlex.join(["tdmvid", chosen.command, *_typed(chosen.options)])
     with errors_as_one_line():
+        chosen = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+        command = importlib.import_module(f".{chosen.command}", __package__)
+        parser = Parser(
+            prog=f"tdmvid {chosen.command}",
+            description=command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(parser)
+        args = parser.parse_args(chosen.options)
+        args.command_line = shlex.join(["tdmvid", chosen.command, *_typed(chosen.options)])
         check_options(vars(args))
         command.run(args)
-        sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def errors_as_one_line() -> Iterator[None]:
-    """Turn what a user can mend into one line and an exit status; set TDMVID_TRACEBACK=1 to see
-    where it came from.
-    """
-    try:
-        yield
-    except BrokenPipeError:  # who read our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get(TRACEBACK):
-            raise
-        line = " ".join(str(error).split("\n")) or type(error).__name__
-        raise SystemExit(f"error: {line}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
     """Build the parser of the first word; the rest is the subcommand's own."""
     listed = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tdmvid",
         usage="tdmvid COMMAND [options]",
         description=f"Few-step students of diffusion models.\n\ncommands:\n{listed}",

@@ -16,12 +16,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.json_files import read_json
 from .options import add_evaluation, output_dir
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _read_run(run: Path) -> dict:
     path = run / "config.json"
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: it has no config.json")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _report_shapes(run: Path, config: dict, scores: dict) -> None:

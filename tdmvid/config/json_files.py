@@ -9,7 +9,7 @@ from typing import Any
 from .rules import short
 
 BIGGEST = 2**26
-"""Bytes of a JSON file; settings and manifests are far smaller."""
+"""Bytes of a file of settings."""
 
 
 def read_json(path: Path | str, *, unique: bool = False) -> Any:
@@ -24,12 +24,24 @@ def read_json(path: Path | str, *, unique: bool = False) -> Any:
         OSError: For a file that cannot be read.
     """
     path = Path(path)
-    if path.is_file() and path.stat().st_size > BIGGEST:
+    if unique and path.is_file() and path.stat().st_size > BIGGEST:
         raise ValueError(f"{path} has more than {BIGGEST:,} bytes: it is no file of settings")
     try:
         return parse_json(path.read_text(encoding="utf-8-sig"), path, unique=unique)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8: save the file as UTF-8") from None
+
+
+def read_object(path: Path | str, *, unique: bool = False) -> dict[str, Any]:
+    """Read a JSON file that holds an object; see `read_json`.
+
+    Raises:
+        ValueError: For anything else in it.
+    """
+    data = read_json(path, unique=unique)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {short(data)}")
+    return data
 
 
 def parse_json(text: str, source: Path | str, *, unique: bool = False) -> Any:

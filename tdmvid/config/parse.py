@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .json_files import parse_json, read_json
+from .json_files import parse_json, read_object
 from .objectives import ObjectiveSettings, objective_settings
 from .resources import find_config
 from .rules import SHOWN, short
@@ -47,9 +47,7 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     Raises:
         ValueError: With file and line, for what is not a JSON object.
     """
-    data = read_json(path, unique=True)
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {short(data)}")
+    data = read_object(path, unique=True)
     for override in overrides:
         _override(data, override)
     return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import diffusers
@@ -13,7 +12,9 @@ from diffusers import DiffusionPipeline
 from ..adapters.bundle import FACTS, read_facts
 from ..adapters.load import load_lora
 from ..backbones.registry import families
+from ..config.json_files import read_object
 from ..config.resources import find_model
+from ..data.reading import reading
 
 PACKAGE = __package__.split(".")[0]
 
@@ -39,11 +40,14 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         "variant": model["variant"],
     }
     if "rank" not in facts:
-        kind = json.loads((folder / "config.json").read_text())["_class_name"]
-        settings[part] = getattr(diffusers, kind).from_pretrained(folder, dtype=settings["dtype"])
-    pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(
-        find_model(model["path"]), **settings
-    )
+        kind = read_object(folder / "config.json")["_class_name"]
+        with reading(folder):
+            network = getattr(diffusers, kind).from_pretrained(folder, dtype=settings["dtype"])
+        settings[part] = network
+    with reading(model["path"]):
+        pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(
+            find_model(model["path"]), **settings
+        )
     if model.get("tiling"):
         pipeline.vae.enable_tiling()
     if "rank" in facts:

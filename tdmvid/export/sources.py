@@ -8,7 +8,6 @@ samples, and `write_bundles` writes them.
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,9 +23,11 @@ from ..adapters.step_condition import condition_on_steps
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
 from ..config import RunConfig, load_config
+from ..config.json_files import read_object
 from ..data.checkpoints import latest, read_meta, read_student, whole
 from ..data.markdown import code
 from ..data.prompts import read_training_prompts
+from ..data.reading import reading
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids
 from ..parallel.engine import check_shapes, shapes_of
@@ -157,7 +158,8 @@ def export_tuned(
         )
     check_request(request, backbone, adapted=bool(request.rank))
     reference = draw_reference(backbone, request.prompts, request.seed)
-    network = type(backbone.network).from_pretrained(folder)
+    with reading(folder):
+        network = type(backbone.network).from_pretrained(folder)
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
     provenance = Provenance(origin=f"From the fine-tuned network {code(folder.name)}.")
     student = _tuned_student(backbone, grid, tensors, reference, provenance)
@@ -255,7 +257,7 @@ def _run_prompts(config: RunConfig) -> tuple[str, ...]:
 def _trace(run: Path, config: RunConfig, step: int) -> Provenance:
     """Where the student of a run's checkpoint comes from."""
     return Provenance(
-        json.loads((run / "config.json").read_text(encoding="utf-8")),
+        read_object(run / "config.json"),
         origin=f"{Provenance.origin}{base_story(run)} Iteration {step}.",
     )
 
@@ -269,7 +271,7 @@ def _measured(run: Path, config: RunConfig) -> dict:
     own = weights_of(folder) if folder.is_dir() else ""
 
     def found(path: Path) -> dict:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_object(path) if path.is_file() else {}
         return content if own and content.get("weights") == own else {}
 
     results = [

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 from ..adapters.bundle import STUDENT_FOLDERS
+from ..config.json_files import read_json
 from ..data.files import write_text
 from ..data.media import Media, embed, file_inside
 from ..sampling.student import weights_of
@@ -79,7 +80,7 @@ def _template() -> jinja2.Template:
 
 
 def _load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def _media(folder: Path, name: str | None) -> Media:

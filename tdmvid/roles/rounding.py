@@ -4,7 +4,6 @@ of the student.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..backbones.base import Backbone
 from ..backbones.quantize import held_bytes, quantize
 from ..config import QuantizeKind, RunConfig
+from ..config.json_files import read_object
 from ..data.files import write_json
 from ..diffusion.denoiser import Cond, Guided
 from ..diffusion.grid import TimeGrid
@@ -95,7 +95,7 @@ def story(folder: Path) -> str:
     path = folder / "quantized.json"
     if not path.is_file():
         return ""
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_object(path)
     student = (
         f", and the student's latents by {facts['student']:.2%} when it was put on the whole one"
         if facts["student"] is not None

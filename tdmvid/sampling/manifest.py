@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from ..config.json_files import read_object
 from ..data.files import write_json, write_text
 from .shots import Shot
 
@@ -25,7 +26,7 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
     """
     path = out / SETTINGS
     if path.is_file():
-        there = json.loads(path.read_text())
+        there = read_object(path)
         for key, value in settings.items():
             if key != "student" and there.get(key) != value:
                 raise ValueError(

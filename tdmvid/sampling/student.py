@@ -17,6 +17,7 @@ from ..backbones.dtype import torch_dtype
 from ..backbones.registry import load_backbone
 from ..config import ClipSize, ModelConfig, short
 from ..data.files import file_fingerprint
+from ..data.reading import reading
 from ..diffusion.grid import explicit
 from ..parallel import launch
 
@@ -44,11 +45,9 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
         load_student(pipeline, folder, backbone.lora)  # refuses what is neither
         return pipeline
-    network = (
-        type(backbone.network)
-        .from_pretrained(folder, dtype=torch_dtype(backbone.config))
-        .to(backbone.device)
-    )
+    with reading(folder):
+        network = type(backbone.network).from_pretrained(folder, dtype=torch_dtype(backbone.config))
+    network = network.to(backbone.device)
     pipeline.register_modules(**{backbone.spec.network_folder: network})
     timesteps = read_facts(folder).get("timesteps")
     if not timesteps:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..config.json_files import read_json
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot
 
@@ -84,7 +85,7 @@ def _coco(path: Path, _: int) -> Layout:
     """One caption an image, the one with the lowest id: FID wants as many samples as images."""
     captions: dict[int, tuple[int, str]] = {}
     try:
-        for row in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
+        for row in read_json(path)["annotations"]:
             captions[row["image_id"]] = min(
                 captions.get(row["image_id"], (row["id"], row["caption"])),
                 (row["id"], row["caption"]),
@@ -147,7 +148,7 @@ def _sorted(folder: Path, pattern: str, rule: str) -> list[Path]:
 
 
 def _list(path: Path) -> list[str]:
-    prompts = json.loads(path.read_text(encoding="utf-8"))
+    prompts = read_json(path)
     if not isinstance(prompts, list) or not all(
         isinstance(prompt, str) and prompt.strip() for prompt in prompts
     ):

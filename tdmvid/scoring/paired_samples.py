@@ -4,7 +4,6 @@ the same noise.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
 from ..config import ImageConfig, ModelConfig, VBenchConfig
+from ..config.json_files import read_object
 from ..parallel import launch
 from ..sampling.manifest import SETTINGS
 from ..sampling.sample import Sampler, sample_videos
@@ -57,7 +57,7 @@ def check_sides(out: Path, config: EvaluationConfig, student: Path) -> None:
                 f"{path.parent} has no {SETTINGS}: sample first (--stage sample), or give another"
                 " --out"
             )
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = read_object(path)
         there["model"] = there["model"]["path"]
         for key, value in (wanted | both).items():
             if there.get(key) != value:
@@ -71,7 +71,7 @@ def sample_metadata(out: Path) -> dict:
     """Return whose samples lie in `out`: the student's `weights` (a digest of its folder) and the
     `model` that both sides were computed with.
     """
-    settings = json.loads((out / NAMES[0] / SETTINGS).read_text(encoding="utf-8"))
+    settings = read_object(out / NAMES[0] / SETTINGS)
     return {key: settings[key] for key in ("weights", "model")}
 
 
