@@ -18,7 +18,7 @@ from ..data.files import file_fingerprint
 from ..data.reading import reading
 from ..diffusion.denoiser import Cond
 from .base import Backbone
-from .dtype import torch_dtype
+from .dtype import accept_other_dtypes, torch_dtype
 from .stock import AGAIN, StockPipeline
 
 
@@ -111,6 +111,7 @@ class PipelineBackbone(Backbone):
             self._vae = self._part(
                 self.spec.vae_class, "vae", self.spec.vae_dtype(self.folder, self.config)
             )
+            accept_other_dtypes(self._vae)
             if self.config.tiling:
                 self._vae.enable_tiling()
         return self._vae
