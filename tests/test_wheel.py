@@ -6,6 +6,8 @@ nothing is downloaded.
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +28,20 @@ for path in sorted(CONFIGS.glob("*.json")):
     folder, family = find_family(config.model, weights=False)
     print("ready", config.name, family.__name__, len(read_prompts(config.prompts.path)))
 """
-PLANNED = ("shapes_4nfe", "sd15_4nfe")
+PLAN_ALL = """
+from tdmvid.cli.main import main
+from tdmvid.config.resources import CONFIGS
+from tdmvid.plan import plan
+def once(count):
+    first = []
+    def counted(networks):
+        first or first.append(count(networks))
+        return first[0]
+    return counted
+plan.count_calls, plan.count_pipeline = once(plan.count_calls), once(plan.count_pipeline)
+for path in sorted(CONFIGS.glob("*.json"), key=lambda path: path.name != "shapes_4nfe.json"):
+    main(["plan", "--ranks", "8", "--config", path.name.removesuffix(".json")])
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -109,11 +124,31 @@ def test_every_ready_config_is_found_with_its_teachers_configs_and_its_prompts(i
     assert printed.count("ready ") == len(list((ROOT / "configs").glob("*.json")))
 
 
-def test_ready_configs_are_planned_by_their_names(installed):
-    """A few in one process; tests/plan has them all."""
-    lines = [f"main(['plan', '--config', '{name}'])" for name in PLANNED]
-    code = "; ".join(["from tdmvid.cli.main import main", *lines])
-    assert installed("python", "-c", code).count("runs/") == len(PLANNED)
+def test_every_ready_config_is_planned_by_its_name_and_says_what_vbench_lacks(installed):
+    """In one process, from the files in the package alone. What a network's calls cost is
+    counted for the first alone, as it depends on no further file: tests/plan counts all.
+    """
+    printed = installed("python", "-c", PLAN_ALL).splitlines()
+    configs = [json.loads(path.read_text()) for path in (ROOT / "configs").glob("*.json")]
+    assert sum(line.startswith("writes ") for line in printed) == len(configs)
+    evaluated = [line for line in printed if line.startswith("evaluation ")]
+    assert len(evaluated) == sum("evaluate" in config for config in configs)
+    for line in evaluated:
+        command = shlex.split(re.search(r"`([^`]+)`", line)[1])
+        assert command[0] == "bash" and command[2] == ".venv-vbench"
+        script = installed.folder / command[1]
+        assert script.name == "setup_vbench.sh"
+        for name in ("vbench_requirements.txt", "vbench_constraints.txt"):
+            assert name in script.read_text() and script.with_name(name).is_file()
+
+
+def test_the_setup_of_vbench_refuses_a_python_without_its_wheels(installed):
+    """As far as it goes without a network."""
+    (script,) = installed.environment.glob("lib/*/site-packages/tdmvid/**/setup_vbench.sh")
+    done = subprocess.run(
+        ["bash", script], env=installed.variables | {"PYTHON": "false"}, capture_output=True
+    )
+    assert done.returncode == 1 and b"PYTHON" in done.stderr
 
 
 def test_the_demo_trains_and_writes_a_checked_lora_and_a_report(run):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jinja2
 
-from ..data.files import write_json, write_text
+from ..data.files import short, write_json, write_text
 from ..data.media import embed, file_inside
 from .intervals import Measure, binomial
 
@@ -168,14 +168,20 @@ def tally(key: dict, ballots: Iterable[tuple[str, dict]]) -> Tally:
     too narrow.
     """
     per_pair = {index: [0, 0, 0] for index in range(len(key["pairs"]))}
+    known = set(map(str, per_pair))
     people: dict[str, str] = {}
     for where, ballot in ballots:
         if ballot.get("study") != key["study"]:
             raise ValueError(
-                f"{where} is of study {ballot.get('study')!r}, the key of {key['study']!r}: sort"
-                " the files by study"
+                f"{where} is of study {short(ballot.get('study'))}, the key of {key['study']!r}:"
+                " sort the files by study"
             )
-        person = ballot.get("person")
+        person, choices = ballot.get("person"), ballot.get("votes")
+        if not isinstance(choices, dict):
+            raise ValueError(
+                f"{where}: votes={short(choices)} are no choices by pair: use the file that the"
+                " page saved"
+            )
         if not isinstance(person, str) or not person:
             raise ValueError(f"{where} names no person: use the file that the page saved")
         if person in people:
@@ -183,11 +189,11 @@ def tally(key: dict, ballots: Iterable[tuple[str, dict]]) -> Tally:
                 f"{where} is by the same person as {people[person]}: keep the newer of the two"
             )
         people[person] = where
-        for pair, choice in ballot["votes"].items():
-            if choice not in CHOICES or not pair.isdecimal() or int(pair) not in per_pair:
+        for pair, choice in choices.items():
+            if choice not in CHOICES or pair not in known:
                 raise ValueError(
-                    f"{where}: vote {choice!r} on pair {pair!r} is none of {', '.join(CHOICES)} on"
-                    f" pairs 0 to {len(per_pair) - 1}"
+                    f"{where}: vote {short(choice)} on pair {short(pair)} is none of"
+                    f" {', '.join(CHOICES)} on pairs 0 to {len(per_pair) - 1}"
                 )
             per_pair[int(pair)][CHOICES.index(choice)] += 1
     a, b, same = (sum(votes[i] for votes in per_pair.values()) for i in range(3))
@@ -220,7 +226,7 @@ def read_votes(path: Path, *needed: str) -> dict:
         raise ValueError(f"{path} does not exist")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(name in found for name in needed):
         raise ValueError(

@@ -65,7 +65,10 @@ def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all
     """
     if not evaluation.checked.ready and stage != "sample":
         print(evaluation.checked.describe())
-        raise ValueError("no dimension can be scored: the files that are missing are listed above")
+        raise ValueError(
+            "no dimension can be scored: the files that are missing are listed above, --download"
+            " fetches them"
+        )
     if stage == "score":
         if not int(os.environ.get("RANK", "0")):  # the first process scores, on every GPU
             score_and_compare(evaluation, student, out)

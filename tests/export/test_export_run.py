@@ -25,7 +25,7 @@ from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export import bundle as exporting
 from tdmvid.export import check as checking
-from tdmvid.export.card import _recipe
+from tdmvid.export.card import _recipe, _samples
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_published, export_run, export_tuned
@@ -264,6 +264,12 @@ def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
     ):
         assert text in card
     assert "cache" not in card and (tmp_path / "out" / "samples" / "1.mp4").stat().st_size > 0
+
+
+def test_a_prompt_on_a_card_is_text_and_never_markup():
+    prompt = "a](javascript:x) <img src=x>\n\n# b | c"
+    (_, listed) = _samples(["samples/0.mp4"], (prompt,))
+    assert listed == r"* [a\](javascript:x) \<img src=x\> \# b \| c](samples/0.mp4)"
 
 
 def test_a_card_s_recipe_names_no_folder_of_the_machine():

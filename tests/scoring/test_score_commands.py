@@ -4,10 +4,10 @@ metrics would need.
 
 import json
 import shutil
-import sys
 
 import pytest
 from refusals import refused
+from vbench_stand_in import write_stand_in
 
 from tdmvid.cli.main import main
 from tdmvid.config import load_config
@@ -72,20 +72,7 @@ def settings(tmp_path, student, **changes):
 
 @pytest.mark.slow
 def test_vbench_run_samples_once_scores_and_compares(tmp_path, student, call, monkeypatch):
-    """A stand-in answers for the package: 0.5 and 0.1 more for every second seed."""
-    python = tmp_path / "env" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f"""#!{sys.executable}
-import json, pathlib, sys
-request = json.loads(pathlib.Path(sys.argv[2]).read_text())
-videos = [path for entry in request["entries"] for path in entry["video_list"]]
-scores = [0.5 + 0.1 * path.endswith("-1.mp4") + 0.05 * ("/student/" in path) for path in videos]
-rows = [{{"video_path": path, "video_results": score}} for path, score in zip(videos, scores)]
-result = [sum(scores) / len(scores), rows]
-file = pathlib.Path(request["out"]) / "scores_eval_results.json"
-file.write_text(json.dumps({{"temporal_flickering": result}}))
-""")
-    python.chmod(0o755)
+    write_stand_in(tmp_path / "env")
     config = settings(
         tmp_path,
         student,

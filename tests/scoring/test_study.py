@@ -189,13 +189,17 @@ def test_a_tie_is_undecided_and_no_choice_is_no_share(study):
         ({"votes": {"7": "A"}}, ("'7'",)),
         ({"person": "p"}, ("p.json",)),
         ({"person": None}, ("person",)),
+        ({"votes": ["A"]}, ("votes=['A']",)),
+        ({"votes": {"0": "A" * 10_000}}, ("second.json",)),
+        ({"votes": {"9" * 5000: "A"}}, ("second.json",)),
     ],
 )
 def test_ballots_that_do_not_count_are_refused(study, change, facts):
     _, key = study
     name, good = ballot(key, "p", _0="A")
-    with refused(*facts):
+    with refused(*facts) as caught:
         tally(key, [(name, good), ("second.json", good | {"person": "q"} | change)])
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from vbench_stand_in import write_stand_in
 
 SLURM = Path(__file__).resolve().parents[2] / "launch" / "slurm"
 
@@ -82,6 +83,22 @@ def wait(nodes: list[subprocess.Popen], seconds: float = 400) -> list[int]:
                 os.killpg(node.pid, signal.SIGKILL)
     print(*said, sep="\n")
     return [node.returncode for node in nodes]
+
+
+def write_evaluation(folder: Path) -> str:
+    """Write an evaluation by a stand-in of VBench; return the setting that asks for it."""
+    (folder / "scored.txt").write_text("a red circle\na blue square")
+    settings = {
+        "prompts": str(folder / "scored.txt"),
+        "video": {"frames": 9, "height": 32, "width": 32},
+        "dimensions": ["temporal_flickering"],
+        "teacher": {"steps": 2, "cfg": 2.0},
+        "seeds": 2,
+        "embeddings": str(folder / "embeddings"),
+        "environment": str(write_stand_in(folder / "env")),
+    }
+    (folder / "v.json").write_text(json.dumps(settings))
+    return "evaluate=" + json.dumps({"program": "vbench", "config": str(folder / "v.json")})
 
 
 def rows(out: Path) -> list[dict]:
@@ -172,7 +189,12 @@ def test_the_ranks_of_a_node_share_its_cpus(tmp_path, cpus, chosen, threads):
 def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_been(
     tiny_json, tmp_path
 ):
-    assert wait(start_nodes(tiny_json, tmp_path / "whole")) == [0, 0]
+    """The run that is not stopped is scored, too: by both nodes, inside the allocation."""
+    evaluate = write_evaluation(tmp_path)
+    assert wait(start_nodes(tiny_json, tmp_path / "whole", evaluate)) == [0, 0]
+    results = json.loads((tmp_path / "whole" / "vbench" / "results.json").read_text())
+    assert results["videos_scored"] == {"temporal_flickering": [4, 4]}
+    assert "VBench" in (tmp_path / "whole" / "report.html").read_text()
     nodes, out = start_nodes(tiny_json, tmp_path / "run"), tmp_path / "run"
     while not rows(out) and all(node.poll() is None for node in nodes):
         time.sleep(0.01)
