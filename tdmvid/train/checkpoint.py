@@ -21,9 +21,13 @@ from ..parallel import launch
 NOT_SHARED = (
     "files of other ranks do not appear here: the run's folder must be one that all machines share"
 )
-LONGER = (
-    " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this student)"
-)
+NOTES = {
+    "steps": " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this"
+    " student)",
+    "batch.accumulation": " (with objective.rollout='stop' each micro-batch of a rank has its own"
+    " step k; batch.total divides by the number of ranks: start as many)",
+}
+"""What to say of a setting that differs, beside its values."""
 PATIENCE = 300.0
 """Seconds until files that another machine has written must be visible."""
 
@@ -181,7 +185,7 @@ class Checkpoints:
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
-                remedy = f"use the same, or another --out{LONGER if key == 'steps' else ''}"
+                remedy = f"use the same, or another --out{NOTES.get(key, '')}"
                 raise ValueError(
                     f"{path} was written with {key}={short(saved.get(key))}, this run has"
                     f" {short(value)}: {remedy}"
