@@ -7,12 +7,14 @@ touched: every function here then answers for itself.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -25,6 +27,10 @@ from .sequence import SequenceGroup
 Backend = Literal["auto", "none", "deepspeed"]
 Result = TypeVar("Result")
 
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
+"""What torchrun and deepspeed set: launchers that outlive the ranks that they start."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
 SETTLE = 0.5
 """Seconds a rank waits as it ends, for gloo's threads to let go of their last tensors."""
 
@@ -94,6 +100,8 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
     if backend == "none" or not launched:
         check_sequence(sequence, 1)
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if any(name in os.environ for name in LAUNCHERS):
+        end_with_parent()
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     device = _own_device(local_rank)
     timeout = timedelta(minutes=timeout_minutes)
@@ -106,6 +114,16 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
         device,
         _sequence_group(sequence, timeout),
     )
+
+
+def end_with_parent() -> None:
+    """Have this process asked to stop (SIGTERM) when its parent has died.
+
+    A launcher that is killed with SIGKILL tells its ranks nothing: they would train on, hold their
+    devices and the lock of the run's folder.
+    """
+    with suppress(OSError, AttributeError):  # Linux has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check_sequence(sequence: int, size: int) -> None:
@@ -226,7 +244,7 @@ def on_rank0(work: Callable[[], Result]) -> Result:
     """Return what a call returns on rank 0 on every rank, however long it takes there.
 
     Raises:
-        ValueError: On every rank, if the call raises it.
+        ValueError: On every rank, if the call raises that or an OSError.
     """
     if not dist.is_initialized():
         return work()
@@ -235,7 +253,7 @@ def on_rank0(work: Callable[[], Result]) -> Result:
         if dist.get_rank() == 0:
             try:
                 answer = work(), ""
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 answer = None, str(error)
     result, refusal = broadcast_from_rank0(answer)
     if refusal:

@@ -158,3 +158,28 @@ def test_ranks_that_end_right_behind_a_collective_end_well(tmp_path):
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+LAUNCH_AND_WAIT = """
+import subprocess, sys, time
+rank = (
+    "import time; from tdmvid.parallel.launch import end_with_parent; end_with_parent();"
+    "print('here', flush=True); time.sleep(60)"
+)
+subprocess.Popen([sys.executable, "-c", rank], start_new_session=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of that")
+def test_a_rank_ends_with_a_launcher_that_was_killed():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", LAUNCH_AND_WAIT]
+    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    assert launcher.stdout.readline() == b"here\n"
+    launcher.kill()
+    began = time.monotonic()
+    assert launcher.stdout.read() == b"", "until the rank has closed it"
+    assert time.monotonic() - began < 30
+    launcher.wait()
