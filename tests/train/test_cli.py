@@ -57,7 +57,7 @@ def call(tiny_json, tmp_path, monkeypatch):
         ("grid.steps=0", ("grid.steps=0",)),
         ("grid.kind=explicit", ("grid.timesteps=[]",)),
         ("log.teacher_steps=1001", ("log.teacher_steps=1001",)),
-        ("parallel.offload=optimizer", ("parallel.offload='optimizer'", "deepspeed")),
+        ("parallel.offload=optimizer", ("parallel.offload='optimizer'", "torchrun")),
         ("parallel.backend=deepspeed", ("parallel.backend='deepspeed'",)),
     ],
 )
