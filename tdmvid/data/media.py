@@ -82,6 +82,28 @@ def embed(path: Path) -> Media:
     )
 
 
+def is_whole(path: Path, *, frames: int, height: int, width: int) -> bool:
+    """Return whether a sample can be read to its end and has so many frames of this size; an odd
+    side of a video may have been made even.
+    """
+    import av
+
+    try:
+        if frames == 1:
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                return (image.height, image.width) == (height, width)
+        with av.open(str(path), "r", format=DEMUXERS[path.suffix.lower()]) as container:
+            stream = container.streams.video[0]
+            next(container.decode(stream))
+            container.seek(0)
+            packets = sum(packet.size > 0 for packet in container.demux(stream))
+            found = (packets, stream.height, stream.width)
+            return found == (frames, height + height % 2, width + width % 2)
+    except Exception:  # decoders raise anything
+        return False
+
+
 def _image_type(data: bytes) -> str:
     """Return the media type of an image, whose pixels it decodes."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:

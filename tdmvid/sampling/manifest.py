@@ -13,13 +13,14 @@ from pathlib import Path
 
 from ..config.json_files import read_object
 from ..data.files import write_json, write_text
+from ..data.media import file_inside, is_whole
 from .shots import Shot
 
 SETTINGS, MANIFEST = "sampling.json", "manifest.jsonl"
 
 
 def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
-    """Take the folder for these settings and return the names of the files that it has.
+    """Take the folder for these settings and return the names of the files that it has, whole.
 
     Raises:
         ValueError: if it has other settings, or one of the files for another prompt.
@@ -36,15 +37,26 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
     wanted = {shot.file: shot for shot in shots}
     for entry in read_manifest(out):
         shot = wanted.get(entry["file"])
-        if shot and (shot.prompt, shot.seed) != (entry["prompt"], entry["seed"]):
+        if shot and (shot.prompt, shot.seed) != (entry.get("prompt"), entry.get("seed")):
             raise ValueError(
-                f"{out / shot.file} shows {entry['prompt']!r} of seed {entry['seed']}, not"
-                f" {shot.prompt!r} of seed {shot.seed}: use the same prompts and seeds, or another"
-                " --out"
+                f"{out / shot.file} shows {entry.get('prompt')!r} of seed {entry.get('seed')},"
+                f" not {shot.prompt!r} of seed {shot.seed}: use the same prompts and seeds, or"
+                " another --out"
             )
     write_json(path, settings)
     gather_manifest(out)
-    return {entry["file"] for entry in read_manifest(out) if (out / entry["file"]).is_file()}
+    size = {name: settings["video"][name] for name in ("frames", "height", "width")}
+    listed = {entry["file"] for entry in read_manifest(out)}
+    return {file for file in wanted if file in listed and _made(out, file, size)}
+
+
+def _made(out: Path, file: str, size: dict[str, int]) -> bool:
+    """Return whether a sample lies in the folder, and can be read to its end."""
+    try:
+        path = file_inside(out, file)
+    except ValueError:  # a link to somewhere else
+        return False
+    return path.is_file() and is_whole(path, **size)
 
 
 def read_manifest(out: Path) -> list[dict]:
@@ -61,9 +73,10 @@ def read_manifest(out: Path) -> list[dict]:
         for line in lines:
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            entries[entry["file"]] = entry
+            if isinstance(entry, dict) and isinstance(entry.get("file"), str):
+                entries[entry["file"]] = entry
     return [entries[file] for file in sorted(entries)]
 
 

@@ -17,7 +17,7 @@ from refusals import refused
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.stock import StockPipeline
 from tdmvid.config import ClipSize, ModelConfig
-from tdmvid.data.video import read_video
+from tdmvid.data.video import read_video, write_video
 from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.launch import World
 from tdmvid.sampling import manifest
@@ -143,6 +143,32 @@ def test_nothing_is_sampled_twice(make, written, tmp_path):
     assert read_manifest(tmp_path / "out") == manifest and {
         p.name for p in (tmp_path / "out").iterdir()
     } == {"manifest.jsonl", "sampling.json", *(entry["file"] for entry in manifest)}
+
+
+def test_what_is_no_whole_sample_is_made_again(make, written, tmp_path):
+    """An empty or cut file, one of another length or size, and a link to a file elsewhere."""
+    files = [entry["file"] for entry in make("out")]
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere.mp4"
+    whole = (out / files[0]).read_bytes()
+    (out / files[0]).write_bytes(b"")
+    (out / files[1]).write_bytes(whole[: len(whole) * 3 // 4])
+    write_video(out / files[2], torch.zeros(3, 8, 32, 32), fps=8)
+    write_video(out / files[3], torch.zeros(3, 9, 32, 64), fps=8)
+    elsewhere.write_bytes(whole)
+    (out / files[4]).unlink()
+    (out / files[4]).symlink_to(elsewhere)
+    written.clear()
+    make("out")
+    assert written == files[:5] and not (out / files[4]).is_symlink()
+    assert elsewhere.read_bytes() == whole
+
+
+def test_a_manifest_with_lines_that_are_no_entries_is_read(make, written, tmp_path):
+    entries = make("out", PROMPTS[:1])
+    with (tmp_path / "out" / "manifest.jsonl").open("a") as file:
+        file.write('[1]\n{"file": 3}\n"a"\n' + "[" * 100_000 + '\n{"file": "../../x.mp4"}\n')
+    written.clear()
+    assert make("out", PROMPTS[:1]) == entries and not written
 
 
 def test_a_killed_run_goes_on_where_it_was(make, written, backbone, tmp_path, monkeypatch):
