@@ -170,7 +170,9 @@ def _is_own(meta: dict[str, Any], text: bytes) -> bool:
 
 def _wrong_size(path: Path, name: str, of: Any) -> str:
     size = of if isinstance(of, int) else of["bytes"]
-    here = (path / name).stat().st_size if (path / name).is_file() else 0
+    if not (path / name).is_file():
+        return f"{name} is missing"
+    here = (path / name).stat().st_size
     return "" if here == size else f"{name} has {here:,} bytes, {size:,} were written"
 
 

@@ -46,10 +46,18 @@ def test_one_flipped_bit_in_a_file_is_found_and_the_file_named(tmp_path, name):
         whole(path)
 
 
+@pytest.mark.parametrize("name", ["student/gone.pt", "/dev/zero"])
+def test_what_is_no_file_of_the_checkpoint_is_named_and_not_read(tmp_path, name):
+    path = write(tmp_path)
+    meta = read_meta(path)
+    write_meta(path, meta | {"files": meta["files"] | {name: checksum(b"")}})
+    assert states(find_damage(path), name)
+
+
 def test_every_flipped_bit_of_what_a_checkpoint_says_of_itself_is_found(tmp_path):
     path = write(tmp_path, files={"a": b"1"})
     meta, written = read_meta(path), (path / META).read_bytes()
-    for bit in range(random.randrange(11), 8 * len(written), 11):
+    for bit in range(random.randrange(37), 8 * len(written), 37):
         flip(path / META, bit)
         with refused(path / META):
             read_meta(path)
