@@ -2,8 +2,9 @@
 
 A shard is a safetensors file under root/<fingerprint>/; its tensors are named
 <sha256 of the prompt>.<name of the tensor in Cond>, each without the batch dimension, for
-instance prompt_embeds [T, D] of T tokens and D channels. Shards are written whole and never
-changed, so that any number of processes may read and write one cache.
+instance prompt_embeds [T, D] of T tokens and D channels. Its metadata hold a checksum of every
+tensor, which is compared when the tensor is first read. Shards are written whole and never changed,
+so that any number of processes may read and write one cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..diffusion.denoiser import Cond
-from .files import PART, atomic_path
+from .files import PART, atomic_path, short
 
 PROMPTS_PER_SHARD = 512
 PATIENCE = 120.0
@@ -35,8 +36,10 @@ show a folder as it was a minute ago.
 class _Entry:
     """Where one prompt's tensors are."""
 
+    path: Path
     shard: safe_open
-    names: tuple[str, ...]
+    checksums: dict[str, str]
+    """Name of each tensor in Cond -> its checksum."""
 
 
 class EmbeddingCache:
@@ -54,6 +57,8 @@ class EmbeddingCache:
         self.folder, self.fingerprint = Path(root) / fingerprint, fingerprint
         self._shards: dict[str, safe_open] = {}
         self._entries: dict[str, _Entry] = {}
+        self._compared: set[str] = set()
+        """Keys of prompts whose checksums were compared."""
 
     def missing(self, prompts: Iterable[str], *, patience: float = 0.0) -> list[str]:
         """The prompts that no shard has, each once, in order; asked again for `patience` seconds
@@ -68,7 +73,9 @@ class EmbeddingCache:
             time.sleep(min(1.0, patience))
 
     def add(self, prompts: list[str], cond: Cond) -> None:
-        """Writes one new shard with the embeddings of `prompts`, in the dtype they have."""
+        """Writes one new shard with the embeddings of `prompts`, in the dtype they have; raises
+        ValueError if one is not finite.
+        """
         assert len(prompts) == cond.batch > 0, f"{len(prompts)} prompts, batch of {cond.batch}"
         # Contiguous first: safetensors refuses rows that overlap, as those of an expanded batch do.
         batches = {name: tensor.detach().cpu().contiguous() for name, tensor in cond.items()}
@@ -77,26 +84,34 @@ class EmbeddingCache:
             for name, batch in batches.items()
             for i, p in enumerate(prompts)
         }
+        for i, prompt in enumerate(prompts):
+            if not all(batch[i].isfinite().all() for batch in batches.values()):
+                raise ValueError(
+                    f"the embedding of {short(prompt)} is not finite: encode in float32 or bfloat16"
+                    " (--dtype, or model.dtype of a config)"
+                )
+        checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
         with atomic_path(self.folder / f"{uuid.uuid4().hex}.safetensors") as part:
-            save_file(tensors, part, metadata={"fingerprint": self.fingerprint})
+            save_file(tensors, part, metadata=checksums | {"fingerprint": self.fingerprint})
 
     def get(self, prompts: list[str]) -> Cond:
         """The embeddings of `prompts`, one row each, on the CPU; raises ValueError if one is
-        missing.
+        missing or damaged.
         """
         known = all(_key(prompt) in self._entries for prompt in prompts)
         if not known and (missing := self.missing(prompts)):
             raise ValueError(
-                f"{self.folder}: no embedding of {missing[0]!r} ({len(missing)} missing): "
+                f"{self.folder}: no embedding of {short(missing[0])} ({len(missing)} missing): "
                 "run tdmvid embed --config ..."
             )
         rows = [self._row(prompt) for prompt in prompts]
-        layouts = [{name: tensor.shape for name, tensor in row.items()} for row in rows]
+        layouts = [{name: list(tensor.shape) for name, tensor in row.items()} for row in rows]
         for prompt, layout in zip(prompts, layouts):
             if layout != layouts[0]:
                 raise ValueError(
-                    f"{self.folder}: {prompt!r} has {layout}, {prompts[0]!r} has {layouts[0]}: "
-                    "the shards are of different encoders; delete the folder and embed again"
+                    f"{self.folder}: {short(prompt)} has {layout}, {short(prompts[0])} has"
+                    f" {layouts[0]}: the shards are of different encoders; delete the folder and"
+                    " start again"
                 )
         return Cond(
             {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
@@ -105,16 +120,32 @@ class EmbeddingCache:
     def _row(self, prompt: str) -> dict[str, torch.Tensor]:
         key = _key(prompt)
         entry = self._entries[key]
-        return {name: entry.shard.get_tensor(f"{key}.{name}") for name in entry.names}
+        row = {name: entry.shard.get_tensor(f"{key}.{name}") for name in entry.checksums}
+        if key not in self._compared:
+            if any(_checksum(row[name]) != entry.checksums[name] for name in row):
+                raise ValueError(
+                    f"{entry.path}: damaged, the embedding of {short(prompt)} is not what was"
+                    " written: delete the file and start again, or --resume auto"
+                )
+            self._compared.add(key)
+        return row
 
     def _scan(self) -> None:
         """Opens the shards that came since the last look, whoever wrote them."""
+        broken = []
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name in self._shards or PART in path.name:
                 continue
-            shard, entries = _open(path, self.fingerprint)
+            try:
+                shard, entries = _open(path, self.fingerprint)
+            except ValueError as error:
+                broken.append(error)
+                continue
             self._shards[path.name] = shard
             self._entries.update(entries)
+        if broken:
+            more = f" (and {len(broken) - 1} more such shards)" if len(broken) > 1 else ""
+            raise ValueError(f"{broken[0]}{more}: delete it and start again")
 
 
 def embed_prompts(
@@ -155,19 +186,27 @@ def _key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
+def _checksum(tensor: torch.Tensor) -> str:
+    """A hash of dtype, shape and values."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _open(path: Path, fingerprint: str) -> tuple[safe_open, dict[str, _Entry]]:
     """A shard, memory mapped, and its prompts by their keys; raises ValueError if it is not one."""
     try:
         shard = safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise ValueError(f"{path}: broken shard ({error}): delete it and embed again") from error
-    found = (shard.metadata() or {}).get("fingerprint")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: broken shard ({error})") from error
+    metadata = shard.metadata() or {}
+    found = metadata.pop("fingerprint", None)
     if found != fingerprint:
-        raise ValueError(
-            f"{path}: shard of encoder {found!r}, not {fingerprint!r}: delete it and embed again"
-        )
-    names: dict[str, list[str]] = {}
-    for tensor in shard.keys():
-        key, name = tensor.split(".", 1)
-        names.setdefault(key, []).append(name)
-    return shard, {key: _Entry(shard, tuple(sorted(of_key))) for key, of_key in names.items()}
+        raise ValueError(f"{path}: shard of encoder {found!r}, not {fingerprint!r}")
+    if set(metadata) != set(shard.keys()):
+        raise ValueError(f"{path}: broken shard (its checksums are not those of its tensors)")
+    entries: dict[str, _Entry] = {}
+    for tensor, checksum in sorted(metadata.items()):
+        key, _, name = tensor.partition(".")
+        entries.setdefault(key, _Entry(path, shard, {})).checksums[name] = checksum
+    return shard, entries

@@ -16,6 +16,8 @@ from ..config.rules import short as short
 
 PART = ".part"
 _PARTS = re.compile(r"\.[0-9a-f]{8}\.part(\.\w+)?")
+LARGE_FILE = 64 << 20
+"""Bytes of a file whose hash is kept, as reading it takes a while."""
 _UMASK = os.umask(0o077)  # there is no reading it without setting it
 os.umask(_UMASK)
 
@@ -94,16 +96,54 @@ def sort_metadata(path: Path) -> None:
 
 
 def file_fingerprint(paths: list[Path], *extra: str) -> str:
-    """Return a short hash of files (names, sizes, first and last MiB) and of strings."""
+    """Return a short hash of files (their names and whole content) and of strings.
+
+    Large files are read once: their hashes are kept in the user's cache folder, by place, size and
+    times.
+    """
     digest = hashlib.sha256("\0".join(extra).encode())
-    for path in sorted(paths):
-        size = path.stat().st_size
-        digest.update(f"{path.name}/{size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
+    paths = sorted(paths)
+    kept = _read_digests() if any(_is_large(path) for path in paths) else {}
+    known = len(kept)
+    for path in paths:
+        digest.update(f"{path.name}/{_content(path, kept)}".encode())
+    if len(kept) > known:
+        with suppress(OSError):  # a home that is read-only or full costs time alone
+            write_json(_digests_path(), kept)
     return digest.hexdigest()[:24]
+
+
+def _content(path: Path, kept: dict[str, str]) -> str:
+    """The SHA-256 of a file, from `kept` where it is large and known; new ones are added."""
+    status = path.stat()
+    # The time of the last change of status moves with every write, and no program sets it.
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    key = f"{path.resolve()} {' '.join(map(str, state))}"
+    if key in kept:
+        return kept[key]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if _is_large(path):
+        kept[key] = found
+    return found
+
+
+def _is_large(path: Path) -> bool:
+    return path.stat().st_size >= LARGE_FILE
+
+
+def _digests_path() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "tdmvid" / "digests.json"
+
+
+def _read_digests() -> dict[str, str]:
+    """The hashes kept so far; none where they cannot be read."""
+    try:
+        kept = json.loads(_digests_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # not there, damaged, no home
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def _fsync(path: Path) -> None:

@@ -98,7 +98,13 @@ class RealLatents:
                 for number in numbers:
                     if self._keys[number] in lacking:
                         try:
-                            made[self._keys[number]] = encoder(clip(self.files[number])[None])
+                            latents = encoder(clip(self.files[number])[None])
+                            if not latents.isfinite().all():
+                                raise ValueError(
+                                    f"{self.files[number]}: its latents are not finite, use another"
+                                    " model.dtype"
+                                )
+                            made[self._keys[number]] = latents
                         except (ValueError, OSError) as error:
                             failed[self.files[number]] = error
                     bar.update()

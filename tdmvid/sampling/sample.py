@@ -168,7 +168,8 @@ def _embed(
     """Return the embeddings of the prompts and of the negative one; the text encoder is gone before
     the denoiser runs.
     """
-    cache = EmbeddingCache(root, backbone.text_fingerprint())
+    key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
+    cache = EmbeddingCache(root, key)
     if world.primary:
         embed_prompts(cache, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts)
     launch.barrier()

@@ -32,7 +32,9 @@ def prepare_embeddings(
     prompts = read_training_prompts(config.prompts)
     launch.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
     needed = ["", config.prompts.negative, *prompts, *config.log.sample_prompts]
-    root, key = Path(config.prompts.cache), backbone.text_fingerprint()
+    root = Path(config.prompts.cache)
+    # One rank reads the files of its text encoder: no other uses its own.
+    key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
     if world.primary:
         # The base is offloaded: the device may not hold it beside the text encoder.
         with in_host_memory([backbone.network]):

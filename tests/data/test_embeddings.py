@@ -1,9 +1,11 @@
+import random
 import threading
 import time
 
 import pytest
 import torch
 from refusals import refused
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tdmvid.data import embeddings
@@ -101,6 +103,53 @@ def test_a_broken_or_foreign_shard_is_named(tmp_path):
     save_file({"weight": torch.zeros(2)}, shard)
     with refused(shard.name, "'t5'"):
         EmbeddingCache(tmp_path, "t5").missing(PROMPTS)
+
+
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path):
+    """Whatever is read is what was written, or one line names the file."""
+    EmbeddingCache(tmp_path, "t5").add(PROMPTS, Encoder()(PROMPTS))
+    (shard,) = (tmp_path / "t5").iterdir()
+    whole = shard.read_bytes()
+    draw = random.Random(0)
+    header = int.from_bytes(whole[:8], "little") + 8
+    places = [draw.randrange(header) for _ in range(60)]
+    places += [draw.randrange(header, len(whole)) for _ in range(30)]
+    noticed = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        shard.write_bytes(damaged)
+        cache = EmbeddingCache(tmp_path, "t5")
+        try:
+            found = cache.get(PROMPTS)
+        except ValueError as error:
+            noticed += 1
+            assert str(error).count("\n") == 0 and (shard.name in str(error) or "t5" in str(error))
+        else:
+            assert_equal(found, Encoder()(PROMPTS))
+    assert noticed > 80  # a flip in the padding of the header changes nothing
+
+
+def test_tensors_of_another_shape_are_refused_by_name(tmp_path):
+    EmbeddingCache(tmp_path, "t5").add(PROMPTS, Encoder()(PROMPTS))
+    (shard,) = (tmp_path / "t5").iterdir()
+    with safe_open(shard, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    save_file({name: x[:-1].contiguous() for name, x in tensors.items()}, shard, metadata=metadata)
+    with refused(shard.name, "'a scene with 3 circles'"):
+        EmbeddingCache(tmp_path, "t5").get(PROMPTS[3:4])
+    for foreign in (tensors, {"weight": torch.zeros(2)}):
+        save_file(foreign, shard, metadata={"fingerprint": "t5"})
+        with refused(shard.name):
+            EmbeddingCache(tmp_path, "t5").missing(PROMPTS)
+
+
+def test_embeddings_that_are_not_finite_are_not_kept(tmp_path):
+    cache, cond = EmbeddingCache(tmp_path, "t5"), Encoder()(PROMPTS)
+    cond["prompt_embeds"][3, 0, 0] = torch.inf
+    with refused("'a scene with 3 circles'", "model.dtype"):
+        cache.add(PROMPTS, cond)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_shards_of_unlike_encoders_are_not_stacked(tmp_path):

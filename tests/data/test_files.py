@@ -1,11 +1,23 @@
+import hashlib
 import json
+import os
+import time
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tdmvid.data.files import PART, atomic_path, remove_parts, sort_metadata, write_json, write_text
+from tdmvid.data import files
+from tdmvid.data.files import (
+    PART,
+    atomic_path,
+    file_fingerprint,
+    remove_parts,
+    sort_metadata,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -79,3 +91,36 @@ def test_parts_of_the_killed_are_removed_and_nothing_else(tmp_path):
     remove_parts(tmp_path)
     assert set(tmp_path.iterdir()) == kept
     remove_parts(tmp_path / "missing")
+
+
+def test_a_fingerprint_is_of_the_whole_content(tmp_path):
+    """One value in the middle of the weights, as a fine-tune of one layer changes."""
+    path, weights = tmp_path / "model.safetensors", bytearray(6 << 20)
+    path.write_bytes(weights)
+    first = file_fingerprint([path], "bfloat16")
+    assert first == file_fingerprint([path], "bfloat16") != file_fingerprint([path], "float32")
+    weights[3 << 20] ^= 1
+    path.write_bytes(weights)
+    assert file_fingerprint([path], "bfloat16") != first
+
+
+def test_a_large_file_is_read_once_and_again_after_any_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(files, "LARGE_FILE", 100)
+    reads, digest = [], hashlib.file_digest
+
+    def counted(file, kind):
+        reads.append(file.name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"a" * 1000)
+    first, before = file_fingerprint([path]), path.stat()
+    assert file_fingerprint([path]) == first and len(reads) == 1
+    time.sleep(0.02)  # the clock of a file system ticks slowly
+    path.write_bytes(b"a" * 500 + b"b" + b"a" * 499)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_fingerprint([path]) != first and len(reads) == 2
+    (tmp_path / "home" / "tdmvid" / "digests.json").write_text("[broken")
+    assert file_fingerprint([path]) != first and len(reads) == 3

@@ -198,6 +198,20 @@ def test_files_that_cannot_be_read_are_all_named_and_the_others_are_encoded(fold
     )
 
 
+def test_latents_that_are_not_finite_or_were_damaged_are_named(folder, tmp_path):
+    config = RealConfig(path=str(folder), cache=str(tmp_path / "cache"))
+    real = RealLatents(config, "vae")
+    failed = real.encode(clip, lambda videos: torch.full((1, 4), torch.nan), progress=False)
+    assert len(failed) == 10 and real.missing() == 10
+    real.encode(clip, Encoder(), progress=False)
+    (shard,) = (tmp_path / "cache" / "vae").iterdir()
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with refused(shard):
+        RealLatents(config, "vae")(torch.arange(10) / 10 + 0.05)
+
+
 def test_another_folder_with_the_same_names_is_encoded_for_itself(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other", copy_function=shutil.copy2)
     config = RealConfig(path=str(folder), cache=str(tmp_path / "cache"))
