@@ -27,12 +27,19 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         dtype: of the base, e.g. "float16"; the student's if not given.
 
     Raises:
-        ValueError: the folder is no export.
+        ValueError: the folder is no export, or its LoRA is not loaded whole.
     """
     folder = Path(folder)
     facts = read_facts(folder)
     if not facts:
         raise ValueError(f"{folder} has no {FACTS}: give a folder that tdmvid exported")
+    if lacking := sorted({"model", "network", "pipeline", "scheduler"} - facts.keys()):
+        raise ValueError(f"{folder / FACTS} lacks {lacking[0]}: export the student again")
+    if facts["pipeline"] not in families():
+        raise ValueError(
+            f"{folder / FACTS}: pipeline={str(facts['pipeline'])[:80]!r}: choose from"
+            f" {', '.join(sorted(families()))}"
+        )
     model, part = facts["model"], facts["network"]
     settings = {
         "dtype": getattr(torch, dtype or model["dtype"]),

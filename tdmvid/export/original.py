@@ -130,6 +130,9 @@ def _why_not_diffusers(pipeline: Any, network: Any, lora: LoraWeights) -> str:
     by_layer = len(lora.stated_alphas) > 1 and not hasattr(network, "blocks")
     if lora.layout == KOHYA_STYLE and by_layer:
         return "stock diffusers applies one alpha to all layers, other programs each its own"
+    unet_or_wan = hasattr(network, "up_blocks") or type(pipeline).__name__.startswith("Wan")
+    if lora.layout == KOHYA_STYLE and not unet_or_wan:
+        return f"{type(pipeline).__name__} does not read kohya's names"
     if lora.layout == DIFFUSERS and lora.stated_alphas != {None}:
         return "stock diffusers reads no .alpha beside its own keys"
     if lora.layout == COMFY and not type(pipeline).__name__.startswith("Wan"):

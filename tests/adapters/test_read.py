@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from tdmvid.adapters.layouts.names import BARE, PEFT
 from tdmvid.adapters.load import adapted_layers, check_loaded, load_lora
-from tdmvid.adapters.lora import attach_weights
+from tdmvid.adapters.lora import attach, attach_weights, start_from
 from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.lora_files import LORA_FILE
+from tdmvid.config import LoraSettings
 from tdmvid.parallel import launch
 from tdmvid.sampling.student import load_for_sampling, use_student
 from tdmvid.train.run import build_run
@@ -190,3 +191,14 @@ def test_sampling_in_half_precision_takes_files_that_the_stock_loader_does_not(
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
     assert not any(p.requires_grad for n, p in ours.transformer.named_parameters() if "lora" in n)
+
+
+def test_a_run_starts_from_the_effect_of_every_layer_whatever_its_rank_and_scale(network, tmp_path):
+    folder = write_diffusers(network, tmp_path, **SETTINGS["ranks, alphas and rs-LoRA"])
+    settings, lora = LoraSettings(rank=4, alpha=3), read_lora(folder, FILES, network)
+    module = attach(copy.deepcopy(network), settings, CogVideoX.lora_targets, seed=0)
+    start_from(module, settings, lora, where="init")
+    found, expected = changes(module), changes(load_stock(network, folder))
+    assert expected.keys() < found.keys()
+    for name, change in found.items():
+        torch.testing.assert_close(change, expected.get(name, torch.zeros_like(change)))
