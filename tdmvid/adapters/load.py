@@ -41,7 +41,7 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     if lora.plain and lora.layout == own and lora.where == str(Path(folder) / files.file):
         try:
             files.add(pipeline, folder)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{lora.where}: no LoRA of this {files.pipeline_class}"
                 f" ({str(error).splitlines()[0]})"

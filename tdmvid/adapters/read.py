@@ -97,7 +97,11 @@ def read_lora(
     if not layers:
         raise ValueError(f"{path} adapts no linear layer and no convolution: it is no LoRA")
     layout = next(iter(parts.values())).layout
-    plain = layout in (DIFFUSERS, PEFT) and not left_out and all(map(_NEWEST.fullmatch, tensors))
+    prefix = {DIFFUSERS: f"{files.part}.", PEFT: "base_model.model."}.get(layout)
+    plain = prefix is not None and all(
+        _NEWEST.fullmatch(key) and key.partition(".lora_")[0].removeprefix(prefix) in layers
+        for key in tensors
+    )
     alphas = frozenset(
         found.tensors["alpha"].item() if "alpha" in found.tensors else None
         for name, found in parts.items()
@@ -134,6 +138,8 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and not key.endswith(".alpha"):
+            raise ValueError(f"{path}: {key} is of {tensor.dtype}: quantised LoRAs are not read")
         whole = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # of float8
         if not torch.isfinite(whole).all():
             kind = "NaN" if whole.isnan().any() else "infinite values"
@@ -279,7 +285,12 @@ def _scale(path: Path, name: str, found: _Parts, rank: int, config: LoraConfig |
         return found.tensors["alpha"].item() / rank
     if config is None:
         return 1.0
-    stated, scale = rank_and_scale(config, name)
+    try:
+        stated, scale = rank_and_scale(config, name)
+    except re.error as error:
+        raise ValueError(
+            f"{path}: rank_pattern or alpha_pattern of its settings is no pattern ({error})"
+        ) from error
     if stated != rank:
         raise ValueError(
             f"{path}: {name} is of rank {rank}, its settings say {stated}: peft would not load it"

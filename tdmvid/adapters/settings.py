@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,16 +85,18 @@ def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
         config = LoraConfig(**known)
         ranks = {"r": config.r} | (config.rank_pattern or {})
         alphas = {"lora_alpha": config.lora_alpha} | (config.alpha_pattern or {})
-        wrong = {
-            name: value
-            for name, value in (ranks | alphas).items()
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
-        }
+        wrong = {name: value for name, value in ranks.items() if not _is_number(value, 1)}
+        wrong |= {name: value for name, value in alphas.items() if not _is_number(value)}
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{where}: no settings of peft's ({str(error).splitlines()[0]})"
         ) from error
     if wrong:
         name, value = next(iter(wrong.items()))
-        raise ValueError(f"{where}: {name}={str(value)[:40]!r} is no number")
+        raise ValueError(f"{where}: {name}={str(value)[:40]!r} is no number that peft takes")
     return config
+
+
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    kind = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return kind and math.isfinite(value) and value >= least

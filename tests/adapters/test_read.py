@@ -100,6 +100,7 @@ def broken_files(state):
         "LoHa": ({f"transformer.{TO_Q}.hada_w1_a": torch.ones(32, 2)}, ("LoHa",)),
         "two ranks": (state | {key: state[key][:, :2].contiguous()}, (TO_Q, 2, 4)),
         "text encoders": ({"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, ("text_encoder",)),
+        "quantised": (state | {key: state[key].to(torch.int8)}, (key, "int8")),
         "twice": (
             state | {f"diffusion_model.{TO_Q}.lora_B.weight": state[key].clone()},
             (f"diffusion_model.{TO_Q}.lora_B.weight",),
@@ -147,6 +148,9 @@ def test_training_and_sampling_refuse_such_a_file(tiny_cogvideox, tiny_run, whol
         ({"init_lora_weights": "pissa"}, ("pissa",)),
         ({"modules_to_save": ["proj_out"]}, ("modules_to_save",)),
         ({"lora_alpha": "many"}, ("lora_alpha", "many")),
+        ({"lora_alpha": float("inf")}, ("lora_alpha", "inf")),
+        ({"rank_pattern": {"to_q": 0}}, ("to_q", 0)),
+        ({"alpha_pattern": {"to_(q": 1}}, ("alpha_pattern",)),
         (None, ("adapter_config.json",)),
     ],
 )
@@ -162,6 +166,21 @@ def test_keys_without_a_prefix_are_read_where_a_file_is_converted(network, whole
     save_file(state, tmp_path / "bare.safetensors")
     lora = read_lora(tmp_path / "bare.safetensors", FILES, network, bare=True)
     assert lora.layout == BARE and len(lora.layers) == len(whole) // 2
+
+
+@pytest.mark.parametrize("prefix", ["module.transformer.", "base_model.model.", "diffusion_model."])
+def test_a_file_that_the_stock_loader_passes_over_is_sampled_all_the_same(
+    network, whole, tmp_path, prefix
+):
+    state = {prefix + key.removeprefix("transformer."): tensor for key, tensor in whole.items()}
+    save_file(state, tmp_path / LORA_FILE)
+    ours, theirs = (SimpleNamespace(transformer=copy.deepcopy(network)) for _ in range(2))
+    load_lora(ours, tmp_path, FILES)
+    CogVideoXPipeline.load_lora_into_transformer(dict(whole), transformer=theirs.transformer)
+    found, expected = changes(ours.transformer), changes(theirs.transformer)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name])
 
 
 def test_a_folder_of_peft_s_is_found_by_its_own_name(network, tmp_path):
