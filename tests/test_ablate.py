@@ -212,6 +212,7 @@ def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
         (ImportanceSuite, "25 modes, 4 steps: sum", {"4/ddim", "state", "missing"}),
     ],
 )
+@pytest.mark.slow
 def test_the_claims_of_a_suite_speak_of_its_rows_and_these_can_be_measured(kind, measured, figures):
     suite = kind(3)
     suite.count = suite.shares = 2000

@@ -91,6 +91,7 @@ def test_a_full_rollout_costs_8_forwards_and_2_backwards():
     assert world.forwards() == 8 and world.backwards() == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_rollout_costs_k_dependent_calls_and_6_5_on_average():
     world, costs = World(TDM(rollout="stop")), []
     for step in range(200):

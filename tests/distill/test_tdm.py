@@ -512,7 +512,7 @@ def test_the_sum_weight_is_the_density_ratio_up_to_a_constant_of_tau(process):
             {"fake_weight": "velocity", "fake_target": "exact"},
             ("fake_weight='velocity'", "fake_target='x0_hat'"),
         ),
-        ({"fresh_noise": 1.0}, ("fresh_noise=1.0", "[0, 1)")),
+        ({"fresh_noise": 1.0}, ("fresh_noise=1.0", "below 1")),
     ],
 )
 def test_an_impossible_option_is_refused_with_value_and_rule(options, facts):

@@ -321,6 +321,7 @@ OPTIMS = pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw"])
 
 
 @OPTIMS
+@pytest.mark.slow
 def test_the_reference_moves_far_more_than_the_tolerance(reference, optim):
     first, *_, last = reference(optim=optim)["weights"]
     for role in ("student/own", "fake/own"):

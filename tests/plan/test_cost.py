@@ -48,11 +48,13 @@ def calls(config, few, monkeypatch):
     "stem, changes",
     [
         ("cogvideox2b_4nfe", ("training=full",)),
-        ("cogvideox2b_4nfe", ("parallel.sequence=2",)),
-        ("cogvideox2b_4nfe", ("objective.kind=gan", "real.path=.")),
+        pytest.param("cogvideox2b_4nfe", ("parallel.sequence=2",), marks=pytest.mark.slow),
+        pytest.param(
+            "cogvideox2b_4nfe", ("objective.kind=gan", "real.path=."), marks=pytest.mark.slow
+        ),
         ("wan1.3b_4nfe", ("parallel.sequence=2",)),
         pytest.param("sd35_4nfe", (), marks=pytest.mark.slow),
-        ("pixart512_4nfe", ()),
+        pytest.param("pixart512_4nfe", (), marks=pytest.mark.slow),
         pytest.param("sdxl_4nfe_512", (), marks=pytest.mark.slow),
     ],
 )

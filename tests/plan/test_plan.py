@@ -30,7 +30,7 @@ from tdmvid.train.trainer import _micro_batches, train
 
 STEPS, MICRO = 2, 2
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
-QUICK = ("shapes_4nfe", "sd15_4nfe", "cogvideox2b_4nfe")
+QUICK = ("shapes_4nfe", "cogvideox2b_4nfe")
 """Configs whose plans the quick suite makes."""
 
 
@@ -203,6 +203,7 @@ def test_the_planned_parameters_and_tokens_are_those_of_the_networks(run, plan):
     assert numbers(text, r"tokens +([\d,]+) per video") == tokens[0]
 
 
+@pytest.mark.slow
 def test_whole_networks_are_planned_as_such(tiny_run, tmp_path, plan):
     text = plan(tiny_run(tmp_path, "training=full"))
     assert (
@@ -315,6 +316,7 @@ def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
     )  # converting v to x0 keeps a little more
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tmp_path, planned):
     one = planned(tiny_run(tmp_path))
     two = planned(tiny_run(tmp_path, "parallel.sequence=2"), ranks=2)
@@ -357,6 +359,7 @@ def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path, pla
     )
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path, planned):
     made = planned(tiny_run(tmp_path, "batch.micro=64"))
     checkpointed = planned(
@@ -371,6 +374,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path
         check_fit(made, 1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_but_has_no_room_for_the_rest_is_told_where_to_export(
     tiny_run, tmp_path, monkeypatch
 ):
@@ -384,6 +388,7 @@ def test_a_run_that_trains_but_has_no_room_for_the_rest_is_told_where_to_export(
     assert "tdmvid export" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_remedy_that_takes_more_ranks_says_so(tiny_run, tmp_path, monkeypatch):
     """Whatever else is left out of it because it is not needed: sharding over the new ranks is part
     of what helps.
@@ -498,6 +503,7 @@ def test_full_training_holds_a_copy_in_float32_at_both_ends(tiny_run, tmp_path, 
     )  # student and fake are still there
 
 
+@pytest.mark.slow
 def test_pictures_are_made_of_tiles_where_that_is_what_does_not_fit(
     tiny_run, tmp_path, monkeypatch
 ):

@@ -34,6 +34,7 @@ print(json.dumps([peak(256), peak(1)]))
 """
 
 
+@pytest.mark.slow
 def test_the_peak_is_of_this_stage_and_not_of_an_earlier_one():
     """In a process of its own, whose allocator gives freed memory back."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}

@@ -59,6 +59,7 @@ def test_frechet_distance_of_shifted_scaled_sets_is_the_closed_form():
     assert metrics.frechet_distance(2 * x + shift, x) == pytest.approx(expected.item(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_ground_truth_scores_better_than_other_captions_and_is_reproducible(judge, truth):
     videos, things = truth
     reference = score.reference_features(judge, things, 512, seed=9)
