@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -73,7 +73,7 @@ def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
     if not isinstance(data, dict):
         raise ValueError(f"{where or 'config'} must be a JSON object, not {short(data)}")
     chosen = _variant(cls, data, where)
-    hints = _type_hints(chosen)
+    hints = _type_hints(typing.cast(Hashable, chosen))
     known = [field.name for field in dataclasses.fields(chosen)]
     values = {}
     for key, value in data.items():
@@ -89,7 +89,7 @@ def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
 
 
 @functools.cache
-def _type_hints(cls: type[Any]) -> dict[str, Any]:
+def _type_hints(cls: Hashable) -> dict[str, Any]:
     """Return what each setting is; evaluating the annotations takes longer than all the rest."""
     return typing.get_type_hints(cls)
 

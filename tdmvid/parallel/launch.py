@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
+from .environment import environment_number, launched, waiting
 from .sequence import SequenceGroup
 
 Backend = Literal["auto", "none", "deepspeed"]
@@ -85,27 +86,30 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
     """
     if backend not in ("auto", "none", "deepspeed"):
         raise ValueError(f"parallel.backend={backend!r}: choose auto, none or deepspeed")
-    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if backend == "deepspeed" and not launched:
+    found = launched()
+    if backend == "deepspeed" and not found:
         raise ValueError(
             "parallel.backend='deepspeed' but no launcher set RANK and WORLD_SIZE: start with"
             " `deepspeed` or `torchrun --nproc_per_node N`, or choose parallel.backend='none'"
         )
-    if backend == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    size = environment_number("WORLD_SIZE") or 1
+    if backend == "none" and size > 1:
         raise ValueError(
-            f"parallel.backend='none' in WORLD_SIZE={os.environ['WORLD_SIZE']} processes, each of"
+            f"parallel.backend='none' in WORLD_SIZE={size} processes, each of"
             " which would train alone: choose 'auto' or 'deepspeed', or start one process without"
             " a launcher"
         )
-    if backend == "none" or not launched:
+    if backend == "none" or not found:
         check_sequence(sequence, 1)
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if any(name in os.environ for name in LAUNCHERS):
         end_with_parent()
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    local_rank = environment_number("LOCAL_RANK") or 0
+    os.environ["LOCAL_RANK"] = str(local_rank)
     device = _own_device(local_rank)
     timeout = timedelta(minutes=timeout_minutes)
-    _join(device, timeout)
+    with waiting(found):
+        _join(device, timeout)
     check_sequence(sequence, dist.get_world_size())
     return World(
         dist.get_rank(),
@@ -182,8 +186,8 @@ def _join(device: torch.device, timeout: timedelta) -> None:
 
 def on_one_machine(world: World) -> bool:
     """Return whether all ranks run on this machine, as far as the launcher says."""
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
-    return local is None or int(local) >= world.size
+    local = environment_number("LOCAL_WORLD_SIZE") or environment_number("LOCAL_SIZE")
+    return local is None or local >= world.size
 
 
 def free_port() -> int:

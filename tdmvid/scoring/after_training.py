@@ -20,6 +20,7 @@ from pathlib import Path
 from ..adapters.bundle import student_folder
 from ..config import RunConfig, VBenchConfig, from_dict, read_settings
 from ..config.resources import find_evaluation
+from ..parallel.environment import environment_number
 from .finished_runs import size_overrides
 
 COMMANDS = {"vbench": "vbench", "image": "images", "shapes": "shapes"}
@@ -237,7 +238,7 @@ def _first_rank() -> bool:
 
 def _local_ranks() -> int:
     """Return how many ranks of the run this machine has."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return environment_number("LOCAL_WORLD_SIZE") or environment_number("LOCAL_SIZE") or 1
 
 
 def _call(command: list[str], environment: Mapping[str, str]) -> int:
@@ -261,6 +262,6 @@ def _environment(port: int) -> dict[str, str]:
         port: where its ranks meet, one for each of the run's; 0 for a single process.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(AGENT)}
-    if port and int(kept.get("WORLD_SIZE", "1")) > 1:
+    if port and (environment_number("WORLD_SIZE") or 1) > 1:
         return kept | {"MASTER_PORT": str(port)}
     return {key: value for key, value in kept.items() if key not in LAUNCHER}
