@@ -20,6 +20,7 @@ from ..diffusion.denoiser import Cond
 from .base import Backbone
 from .dtype import accept_other_dtypes, torch_dtype
 from .stock import AGAIN, StockPipeline
+from .weight_files import load_whole, weights_variant
 
 
 class PipelineBackbone(Backbone):
@@ -82,20 +83,16 @@ class PipelineBackbone(Backbone):
         )
 
     def _part(self, kind: Any, name: str, dtype: torch.dtype | None = None) -> Any:
-        # Often only some parts of a model have the variant; for whole pipelines the library looks
-        # itself.
-        variant = self.config.variant
-        if variant and not any((self.folder / name).glob(f"*.{variant}*")):
-            variant = None
+        folder = self.folder / name
         # straight to the device: on the host is never more than one file of the weights
-        with reading(self.folder / name, advice=AGAIN):
-            return kind.from_pretrained(
-                self.folder,
-                subfolder=name,
+        with reading(folder, advice=AGAIN):
+            return load_whole(
+                kind,
+                folder,
                 dtype=dtype or torch_dtype(self.config),
-                variant=variant,
+                variant=weights_variant(folder, self.config.variant),
                 device_map=self.device,
-            ).eval()
+            )
 
     @property
     def text(self) -> Any:

@@ -11,6 +11,7 @@ import pkgutil
 from pathlib import Path
 from typing import TypeVar
 
+import diffusers
 import torch
 
 from ..config import ClipSize, ModelConfig, short
@@ -19,6 +20,7 @@ from ..config.resources import find_model
 from ..data.reading import reading
 from .base import Backbone
 from .stock import AGAIN
+from .weight_files import HALF, has_weights
 
 REGISTRY: dict[str, type[Backbone]] = {}
 """Pipeline class -> family; complete after `families()`."""
@@ -90,6 +92,10 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
             "model.path is empty: give a diffusers folder or a hub id, e.g. THUDM/CogVideoX-2b"
         )
     folder = Path(find_model(config.path))
+    if folder.is_file():
+        raise ValueError(
+            f"model.path={short(config.path)} is one file: {convert_single_file(folder)}"
+        )
     if folder.is_dir():
         _check_folder(folder, config, weights=weights)
         return folder
@@ -104,6 +110,11 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
         known = packaged_configs(config.path)
         if known and not weights:
             return known
+        if type(error).__name__ == "GatedRepoError":
+            raise ValueError(
+                f"model.path={short(config.path)} is gated: accept its terms at"
+                f" https://huggingface.co/{config.path}, then `hf auth login`"
+            ) from error
         raise ValueError(
             f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
             f" the hub ({type(error).__name__}): check the name and the network, or give the folder"
@@ -126,8 +137,7 @@ def packaged_configs(hub_id: str) -> Path | None:
 def _check_folder(folder: Path, config: ModelConfig, *, weights: bool) -> None:
     if not (folder / "model_index.json").exists():
         raise ValueError(
-            f"model.path={config.path!r} has no model_index.json: point to a diffusers pipeline"
-            " folder"
+            f"model.path={short(config.path)} has no model_index.json: {_other_folder(folder)}"
         )
     if config.revision:
         raise ValueError(
@@ -141,17 +151,75 @@ def _check_folder(folder: Path, config: ModelConfig, *, weights: bool) -> None:
         )
 
 
+def _other_folder(folder: Path) -> str:
+    """Say how a folder that is no pipeline becomes one."""
+    if (folder / "config.json").is_file():
+        kind = str(read_object(folder / "config.json").get("_class_name", "its class"))
+        families()
+        for name, family in REGISTRY.items():
+            spec = getattr(family, "spec", None)
+            if spec and spec.network_class.__name__ == kind:
+                return (
+                    f"it is a {spec.network_folder} alone, which becomes a pipeline by `pipe ="
+                    f' diffusers.{name}.from_pretrained("BASE", {spec.network_folder}='
+                    f'diffusers.{kind}.from_pretrained("{folder}"))` and'
+                    ' `pipe.save_pretrained("FOLDER")`'
+                )
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.ckpt"))
+    if files:
+        return f"it holds single-file checkpoints: {convert_single_file(files[0])}"
+    return "point to a diffusers pipeline folder"
+
+
+def convert_single_file(path: Path) -> str:
+    """Return the lines that convert a single-file checkpoint."""
+    names = [name for name in families() if hasattr(getattr(diffusers, name), "from_single_file")]
+    return (
+        f'convert it by `pipe = diffusers.PIPELINE.from_single_file("{path}")` and'
+        f' `pipe.save_pretrained("FOLDER")`, where PIPELINE is {" or ".join(names)}'
+    )
+
+
 def _download(config: ModelConfig, *, weights: bool) -> Path:
+    """Download configs, and the weights of those parts that the pipeline has and we load."""
     from huggingface_hub import snapshot_download
 
-    # Weights lie in subfolders: single-file checkpoints at the top, and variants that were not
-    # asked for, are passed over.
-    of_weights = ["*/*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*"]
-    return Path(
-        snapshot_download(
-            config.path,
-            revision=config.revision,
-            allow_patterns=["*.json", *(of_weights if weights else [])],
-            ignore_patterns=None if config.variant else ["*/*.*.safetensors"],
+    def fetch(*wanted: str, without: list[str] | None = None) -> Path:
+        return Path(
+            snapshot_download(
+                config.path,
+                revision=config.revision,
+                allow_patterns=list(wanted),
+                ignore_patterns=without,
+            )
         )
-    )
+
+    folder = fetch("*.json", "README.md", "LICENSE*")
+    if not weights:
+        return folder
+    parts = _loaded_parts(folder)
+    texts = [f"{part}/*{suffix}" for part in parts for suffix in (".model", ".txt")]
+    # Variants that were not asked for are passed over.
+    others = None if config.variant else ["*/*.*.safetensors"]
+    folder = fetch("*.json", *texts, *(f"{part}/*.safetensors" for part in parts), without=others)
+    for suffix in (f".{HALF}*.safetensors", ".bin"):  # what some repositories have instead
+        lacking = [
+            part
+            for part in parts
+            if (folder / part / "config.json").is_file() and not has_weights(folder / part)
+        ]
+        if lacking:
+            fetch(*(f"{part}/*{suffix}" for part in lacking))
+    return folder
+
+
+def _loaded_parts(folder: Path) -> list[str]:
+    """Return the folders of a pipeline's parts, without those that its family never loads."""
+    index = read_object(folder / "model_index.json")
+    family = families().get(index.get("_class_name", ""))
+    options = getattr(getattr(family, "stock_class", None), "options", {})
+    return [
+        part
+        for part, entry in index.items()
+        if isinstance(entry, list) and entry and entry[0] and options.get(part, "") is not None
+    ]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import transformers
 from torch import nn
 
 from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.process import Process
 from .dtype import torch_dtype
+from .weight_files import encoder_class
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,8 @@ def _parameters(folder: Path, entry: list | None) -> int:
 
     entry: of the part in model_index.json, [library, class].
     """
-    if not entry or not (folder / "config.json").is_file():
-        return 0
-    kind = getattr(transformers, entry[1] or "", None)
-    if kind is None or not issubclass(kind, transformers.PreTrainedModel):
+    kind = encoder_class(entry)
+    if kind is None or not (folder / "config.json").is_file():
         return 0
     with torch.device("meta"):
         encoder = kind(kind.config_class.from_pretrained(folder))

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import diffusers
 from torch import Tensor, nn
 
+from ..config.json_files import read_object
 from ..data.reading import reading
 from ..diffusion.denoiser import Cond
 from .dtype import torch_dtype
+from .weight_files import encoder_class, load_whole, weights_variant
 
 if TYPE_CHECKING:
     from .pipeline import PipelineBackbone
@@ -56,6 +58,9 @@ class StockPipeline(ABC):
     def load(self, *without: str, **given: nn.Module) -> Any:
         """Load the pipeline: without some components, and with others as they are given."""
         backbone = self.backbone
+        given = self._encoders([*without, *given]) | given
+        if backbone.spec.network_folder not in {*without, *given}:
+            given[backbone.spec.network_folder] = backbone.fresh_network()
         with reading(backbone.folder, advice=AGAIN):
             pipeline = getattr(diffusers, backbone.pipeline_class).from_pretrained(
                 backbone.folder,
@@ -67,6 +72,23 @@ class StockPipeline(ABC):
             )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(backbone.device)
+
+    def _encoders(self, without: list[str]) -> dict[str, nn.Module]:
+        """Load the text encoders, each whole; the library would not say what its files lack."""
+        backbone = self.backbone
+        index, made = read_object(backbone.folder / "model_index.json"), {}
+        for part in backbone.spec.text_parts:
+            kind, folder = encoder_class(index.get(part)), backbone.folder / part
+            if kind is None or part in without or not folder.is_dir():
+                continue
+            with reading(folder, advice=AGAIN):
+                made[part] = load_whole(
+                    kind,
+                    folder,
+                    dtype=torch_dtype(backbone.config),
+                    variant=weights_variant(folder, backbone.config.variant),
+                )
+        return made
 
     def pipeline(self, network: nn.Module | None = None) -> Any:
         """Load the pipeline without text encoder and autoencoder.

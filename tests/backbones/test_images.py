@@ -180,7 +180,7 @@ def test_a_unet_does_not_share_its_tokens(folders):
             True,
             {
                 "unet/diffusion_pytorch_model.safetensors",
-                "text_encoder_3/model-00001-of-00002.safetensors",
+                "text_encoder_2/model-00001-of-00002.safetensors",
             },
         ),
         (
@@ -189,8 +189,8 @@ def test_a_unet_does_not_share_its_tokens(folders):
             {
                 "unet/diffusion_pytorch_model.safetensors",
                 "unet/diffusion_pytorch_model.fp16.safetensors",
-                "text_encoder_3/model-00001-of-00002.safetensors",
-                "text_encoder_3/model.fp16-00001-of-00002.safetensors",
+                "text_encoder_2/model-00001-of-00002.safetensors",
+                "text_encoder_2/model.fp16-00001-of-00002.safetensors",
             },
         ),
         (None, False, set()),
@@ -207,8 +207,8 @@ def test_of_a_hub_s_many_weights_only_those_of_the_pipeline_are_fetched(
         "tokenizer/merges.txt",
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "unet/model.onnx_data",
-        "text_encoder_3/model-00001-of-00002.safetensors",
-        "text_encoder_3/model.fp16-00001-of-00002.safetensors",
+        "text_encoder_2/model-00001-of-00002.safetensors",
+        "text_encoder_2/model.fp16-00001-of-00002.safetensors",
         "text_encoder/flax_model.msgpack",
     ]
     fetched = []

@@ -1,0 +1,185 @@
+"""Model folders as people have them: what diffusers can load is loaded whole, the rest is named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from families import BUILDERS
+from huggingface_hub.utils import GatedRepoError, filter_repo_objects
+from refusals import refused
+from safetensors.torch import load_file, save_file
+
+from tdmvid.backbones.registry import load_backbone, resolve
+from tdmvid.backbones.weight_files import weights_variant
+from tdmvid.config import ModelConfig
+
+FAMILY = "StableDiffusionPipeline"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    BUILDERS[FAMILY].build("epsilon").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+def load(folder, **changes):
+    return load_backbone(ModelConfig(path=str(folder), **changes), BUILDERS[FAMILY].SIZE)
+
+
+def parts(backbone):
+    return backbone.network, backbone.vae, backbone.text.text_encoder
+
+
+def assert_same(one, other):
+    for a, b in zip(parts(one), parts(other), strict=True):
+        assert a.state_dict().keys() == b.state_dict().keys()
+        assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def test_a_folder_of_one_variant_is_loaded_without_naming_it(whole, folder):
+    for path in folder.glob("*/*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    assert_same(load(folder), load(whole))
+
+
+def test_a_folder_of_bin_files_is_loaded(whole, folder):
+    for path in folder.glob("*/*.safetensors"):
+        name = "pytorch_model.bin" if path.stem == "model" else f"{path.stem}.bin"
+        torch.save(load_file(path), path.with_name(name))
+        path.unlink()
+    assert_same(load(folder), load(whole))
+
+
+class Harm:
+    def __reduce__(self):
+        return (print, ("HARM",))
+
+
+def test_a_bin_file_that_would_run_code_is_refused(folder, capsys):
+    for part in ("unet", "vae", "text_encoder"):
+        for path in (folder / part).glob("*.safetensors"):
+            path.unlink()
+        name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+        torch.save({"a": torch.ones(1), "b": Harm()}, folder / part / name)
+    with refused("model"):
+        load(folder)
+    assert "HARM" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("damage", ["a missing weight", "another shape", "no safetensors"])
+def test_a_part_whose_weights_are_not_whole_is_refused(folder, part, damage):
+    [path] = (folder / part).glob("*.safetensors")
+    weights = load_file(path)
+    name = max(weights)
+    if damage == "no safetensors":
+        path.write_bytes(b"{}" * 50)
+    elif damage == "another shape":
+        save_file(weights | {name: torch.ones(1, 2, 3)}, path)
+    else:
+        save_file({key: x for key, x in weights.items() if key != name}, path)
+    with refused(str(folder)):
+        parts(load(folder))
+
+
+def test_variants_are_told_from_shards(tmp_path):
+    def found(*names, wanted=None):
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        (tmp_path / "x").mkdir()
+        for name in names:
+            (tmp_path / "x" / name).touch()
+        return weights_variant(tmp_path / "x", wanted)
+
+    assert found("model-00001-of-00002.safetensors", "config.json") is None
+    assert found("model.fp16-00001-of-00002.safetensors") == "fp16"
+    assert found("diffusion_pytorch_model-00001-of-00002.fp16.safetensors") == "fp16"
+    assert found("model.fp16.safetensors", "model.safetensors") is None
+    assert found("model.fp16.safetensors", "model.safetensors", wanted="fp16") == "fp16"
+    assert found("model.safetensors", wanted="fp16") is None
+    assert found("diffusion_pytorch_model.non_ema.bin") == "non_ema"
+    assert found() is None
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 10**5, "{}"])
+def test_damaged_configs_are_named_in_one_line(folder, name, content):
+    (folder / name).write_text(content)
+    with refused(str(folder)):
+        parts(load(folder))
+
+
+def test_a_single_file_is_refused_with_the_lines_that_convert_it(tmp_path):
+    (tmp_path / "sd.safetensors").touch()
+    for path in (tmp_path / "sd.safetensors", tmp_path):
+        with refused("from_single_file", "save_pretrained", str(tmp_path / "sd.safetensors")):
+            resolve(ModelConfig(path=str(path)))
+
+
+def test_a_network_alone_is_refused_with_the_lines_that_make_a_pipeline(whole):
+    with refused("diffusers.StableDiffusionPipeline", "UNet2DConditionModel", "save_pretrained"):
+        resolve(ModelConfig(path=str(whole / "unet")))
+
+
+def hub(monkeypatch, source, there, target):
+    """A hub that holds files of `source` under other names; returns the names that were fetched."""
+    fetched = []
+
+    def download(name, *, revision, allow_patterns, ignore_patterns):
+        wanted = list(
+            filter_repo_objects(
+                there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            )
+        )
+        fetched.extend(wanted)
+        for one in wanted:
+            (target / one).parent.mkdir(parents=True, exist_ok=True)
+            if (source / one).is_file():
+                shutil.copy(source / one, target / one)
+            else:
+                (target / one).touch()
+        return str(target)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return fetched
+
+
+@pytest.mark.parametrize(
+    "rename, expected",
+    [
+        (lambda name: name, ".safetensors"),
+        (lambda name: name.replace(".safetensors", ".fp16.safetensors"), ".fp16.safetensors"),
+        (lambda name: name.replace(".safetensors", ".bin"), ".bin"),
+    ],
+)
+def test_only_what_a_pipeline_uses_is_downloaded(whole, tmp_path, monkeypatch, rename, expected):
+    index = json.loads((whole / "model_index.json").read_text())
+    names = [str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()]
+    used = [name for name in names if name.endswith(".safetensors")]
+    extra = [
+        "text_encoders/t5xxl.safetensors",
+        "big.safetensors",
+        "safety_checker/model.safetensors",
+    ]
+    there = [name for name in names if name not in used] + [rename(name) for name in used] + extra
+    fetched = hub(monkeypatch, whole, there, tmp_path / "hub")
+    resolve(ModelConfig(path="owner/name"))
+    weights = {name for name in fetched if name.endswith((".safetensors", ".bin"))}
+    assert weights == {rename(name) for name in used} and "text_encoders" not in index
+    assert all(name.endswith(expected) for name in weights)
+
+
+def test_a_gated_model_says_so(monkeypatch):
+    def download(*_, **__):
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with refused("'owner/name'", "https://huggingface.co/owner/name", "hf auth login"):
+        resolve(ModelConfig(path="owner/name"))
