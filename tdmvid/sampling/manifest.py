@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config.json_files import read_object
-from ..data.files import write_json, write_text
+from ..data.files import short, write_json, write_text
 from ..data.media import file_inside, is_whole
 from .shots import Shot
 
@@ -31,8 +31,8 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
         for key, value in settings.items():
             if key != "student" and there.get(key) != value:
                 raise ValueError(
-                    f"{out} holds videos of {key}={there.get(key)!r}, these have {value!r}: use the"
-                    " same, or another --out"
+                    f"{out} holds videos of {key}={_told(there.get(key))}, these have"
+                    f" {_told(value)}: use the same, or another --out"
                 )
     wanted = {shot.file: shot for shot in shots}
     for entry in read_manifest(out):
@@ -57,6 +57,11 @@ def _made(out: Path, file: str, size: dict[str, int]) -> bool:
     except ValueError:  # a link to somewhere else
         return False
     return path.is_file() and is_whole(path, **size)
+
+
+def _told(value: object) -> str:
+    """A value in a message; a long text, as a negative prompt may be, is cut."""
+    return short(value) if isinstance(value, str) else repr(value)
 
 
 def read_manifest(out: Path) -> list[dict]:

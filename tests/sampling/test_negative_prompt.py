@@ -76,6 +76,9 @@ def test_the_stock_pipeline_samples_the_teacher_with_it(tiny_cogvideox, tmp_path
     torch.testing.assert_close(nulls[0], backbone.encode_prompts([NEGATIVE])["prompt_embeds"])
     with refused(NEGATIVE):
         sample_videos(out, shots, sampler=Sampler(None, 2, 3.0), **common)
+    with refused("negative") as caught:
+        sample_videos(out, shots, sampler=Sampler(None, 2, 3.0, "blur " * 99), **common)
+    assert str(caught.value).count("blur") < 20
     with refused("cfg=1"):
         sample_videos(tmp_path / "off", shots, sampler=Sampler(None, 2, 1.0, NEGATIVE), **common)
 
