@@ -189,7 +189,7 @@ def _key(prompt: str) -> str:
 def _checksum(tensor: torch.Tensor) -> str:
     """A hash of dtype, shape and values."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
