@@ -68,6 +68,29 @@ def shifted(steps: int, shift: float, process: Process, *, start: float = 1.0) -
     return TimeGrid(tuple(times))
 
 
+def resampled(grid: TimeGrid, steps: int, process: Process) -> TimeGrid:
+    """Return another number of steps over the same trajectory: times between those of the grid are
+    interpolated in k / K; a table's entries are rounded down.
+
+    Raises:
+        ValueError: For more steps than the trajectory has table entries.
+    """
+    times = []
+    for k in range(steps + 1):
+        place = k * grid.steps / steps
+        below = min(int(place), grid.steps - 1)
+        low, high = grid.times[below], grid.times[below + 1]
+        times.append(low + (place - below) * (high - low))
+    if isinstance(process, TabulatedVP):
+        times = [int(t * process.count + 1e-6) / process.count for t in times]
+        if len(set(times)) < len(times):
+            raise ValueError(
+                f"steps={steps}: two of them fall on one of the table's {process.count} entries;"
+                " take fewer"
+            )
+    return TimeGrid(tuple(times))
+
+
 def explicit(timesteps: list[float], process: Process) -> TimeGrid:
     """From network timesteps in sampling order, e.g. [999, 856, 665, 399].
 

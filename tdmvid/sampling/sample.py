@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
+from ..config import check_number
+from ..config.ranges import OPTIONS
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.video import write_image, write_video
 from ..parallel import launch
@@ -66,12 +68,13 @@ def sample_videos(
     Raises:
         ValueError: if `out` holds videos of other settings or prompts.
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch}: at least 1 video at a time")
+    check_number("batch", batch, OPTIONS["batch"])
     digest = hashlib.sha256(repr(shots).encode()).hexdigest()[:16]
     launch.check_same("list of prompts", {"videos": digest})
     settings = _settings(backbone, sampler)
     done = claim_folder(out, settings, shots) if world.primary else None
+    for line in settings.get("untrained", ()) if world.primary else ():
+        print(line, flush=True)
     # What machines see of a shared folder may differ for a while, and each would share out another
     # list.
     done = launch.broadcast_from_rank0(done)
@@ -101,7 +104,7 @@ def _sample_share(
     batch: int,
 ) -> None:
     """Sample this rank's share of the shots, a batch at a time."""
-    pipeline = use_student(backbone, sampler.student)
+    pipeline = use_student(backbone, sampler.student, steps=settings["steps"])
     steps, cfg = settings["steps"], settings["cfg"]
     if sampler.shift:
         set_flow_shift(pipeline, sampler.shift)
@@ -122,23 +125,39 @@ def _sample_share(
 def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
     if sampler.student is not None:
         trained = read_facts(sampler.student).get("steps")
-        steps = sampler.steps or trained
-        if not steps:
+        steps = trained if sampler.steps is None else sampler.steps
+        if steps is None:
             raise ValueError(
                 f"{sampler.student} does not say for how many steps it was trained: give steps"
             )
-        if trained and steps != trained:
-            raise ValueError(
-                f"steps={steps}: the student in {sampler.student} was trained for {trained} steps,"
-                " leave steps out"
-            )
-        return steps, 1.0 if sampler.cfg is None else sampler.cfg
-    steps, cfg = stock_defaults(backbone)
-    steps = steps if sampler.steps is None else sampler.steps
+        cfg = 1.0
+    else:
+        steps, cfg = stock_defaults(backbone)
+        steps = steps if sampler.steps is None else sampler.steps
     cfg = cfg if sampler.cfg is None else sampler.cfg
-    if steps < 1:
-        raise ValueError(f"steps={steps}: at least 1")
+    check_number("steps", steps, OPTIONS["steps"])
+    check_number("cfg", cfg, OPTIONS["cfg"])
     return steps, cfg
+
+
+def _untrained(backbone: Backbone, student: Path, steps: int, cfg: float) -> list[str]:
+    """Return sentences on what a student was not trained for; they belong beside its videos."""
+    facts, size, found = read_facts(student), asdict(backbone.size), []
+    if (trained := facts.get("steps")) and steps != trained:
+        found.append(f"The student was trained for {trained} steps, and samples with {steps}.")
+    video = facts.get("video") or size
+    if any(video.get(name) != size[name] for name in ("frames", "height", "width")):
+        first, last = (
+            " x ".join(str(one.get(name)) for name in ("frames", "height", "width"))
+            for one in (video, size)
+        )
+        found.append(f"The student was trained on {first}, and samples {last}.")
+    if cfg != 1:
+        found.append(
+            f"The student was trained to sample without guidance, which cfg={cfg:g} adds: expect"
+            " burnt colours."
+        )
+    return found
 
 
 def _settings(backbone: Backbone, sampler: Sampler) -> dict:
@@ -150,7 +169,9 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
             "the negative prompt has no effect with cfg=1, which is no guidance: leave it out, or"
             " give a guidance scale"
         )
+    untrained = _untrained(backbone, folder, steps, cfg) if folder else []
     return {
+        **({"untrained": untrained} if untrained else {}),
         "model": asdict(backbone.config),
         "video": asdict(backbone.size),
         "steps": steps,

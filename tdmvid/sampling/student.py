@@ -18,7 +18,7 @@ from ..backbones.registry import load_backbone
 from ..config import ClipSize, ModelConfig, short
 from ..data.files import file_fingerprint
 from ..data.reading import reading
-from ..diffusion.grid import explicit
+from ..diffusion.grid import explicit, resampled
 from ..parallel import launch
 
 
@@ -28,7 +28,9 @@ def stock_defaults(backbone: Backbone) -> tuple[int, float]:
     return call["num_inference_steps"].default, float(call["guidance_scale"].default)
 
 
-def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False):
+def use_student(
+    backbone: Backbone, folder: Path | None, *, whole: bool = False, steps: int | None = None
+):
     """Return the stock pipeline with the LoRA or network of `folder` and the scheduler beside it.
 
     It shares the backbone's weights and leaves them as they are.
@@ -36,6 +38,7 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
     Args:
         folder: None samples with the teacher.
         whole: with text encoder and autoencoder.
+        steps: of a student, another number than it was trained for; None: as trained.
     """
     network = shared_copy(backbone.network)
     pipeline = backbone.stock.whole_pipeline() if whole else backbone.stock.pipeline(network)
@@ -44,7 +47,7 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
         return pipeline
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
         load_student(pipeline, folder, backbone.lora)  # refuses what is neither
-        return pipeline
+        return _with_steps(pipeline, backbone, folder, steps)
     with reading(folder):
         network = type(backbone.network).from_pretrained(folder, dtype=torch_dtype(backbone.config))
     network = network.to(backbone.device)
@@ -55,6 +58,15 @@ def use_student(backbone: Backbone, folder: Path | None, *, whole: bool = False)
             f"{folder} has no {FACTS} with its timesteps: export it again (`tdmvid export`)"
         )
     pipeline.scheduler = backbone.student_scheduler(explicit(timesteps, backbone.process))
+    return _with_steps(pipeline, backbone, folder, steps)
+
+
+def _with_steps(pipeline: Any, backbone: Backbone, folder: Path, steps: int | None) -> Any:
+    """Give a student's pipeline another number of steps over its trajectory."""
+    timesteps = read_facts(folder).get("timesteps")
+    if steps and timesteps and steps != len(timesteps):
+        grid = resampled(explicit(timesteps, backbone.process), steps, backbone.process)
+        pipeline.scheduler = backbone.student_scheduler(grid)
     return pipeline
 
 

@@ -4,6 +4,7 @@ alone.
 
 import gc
 import json
+import math
 import runpy
 import shutil
 import sys
@@ -324,14 +325,31 @@ def test_the_student_s_bundle_decides_steps_size_and_base(make, student, backbon
     assert (found.size, found.config.path) == (ClipSize(9, 32, 32, 5), str(backbone.folder))
     manifest = make("student", PROMPTS[:1], (0,), sampler=Sampler(student))
     assert (manifest[0]["settings"]["steps"], manifest[0]["settings"]["cfg"]) == (2, 1.0)
-    with refused("steps=4", student, "2"):
-        make("more", sampler=Sampler(student, steps=4))
     make("teacher", PROMPTS[:1], (0,))  # after the student, on the same backbone
     teacher, small = (
         next(iter(videos(tmp_path / name).values())) for name in ("teacher", "student")
     )
     assert (teacher - small).abs().mean() > 0.01
     assert not any("lora" in name for name, _ in backbone.network.named_parameters())
+
+
+def test_what_a_student_was_not_trained_for_is_said_beside_its_videos(make, student, capsys):
+    [made] = make("more", PROMPTS[:1], (0,), sampler=Sampler(student, steps=4, cfg=3.0))
+    steps, guidance = made["settings"]["untrained"]
+    assert "2" in steps and "4" in steps and "cfg=3" in guidance
+    assert steps in capsys.readouterr().out
+    [made] = make("trained", PROMPTS[:1], (0,), sampler=Sampler(student))
+    assert "untrained" not in made["settings"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"cfg": 0.0}, {"cfg": -1.0}, {"cfg": math.nan}, {"steps": 0}, {"steps": -1}], ids=str
+)
+def test_numbers_that_no_sampler_takes_are_refused(make, student, change):
+    [(name, value)] = change.items()
+    for folder in (student, None):
+        with refused(f"{name}={value}"):
+            make("out", PROMPTS[:1], (0,), sampler=Sampler(folder, **change))
 
 
 def test_a_teacher_samples_as_its_pipeline_does_by_default(make):
@@ -379,7 +397,8 @@ def test_the_program_samples_from_a_bundle_alone_and_refuses_in_one_line(
         f"{prompt}-{seed}.mp4" for prompt in PROMPTS[:2] for seed in (3, 4)
     }
     for wrong, fact in (
-        (["--steps", "4"], "steps=4"),
+        (["--steps", "-1"], "--steps=-1"),
+        (["--cfg", "nan"], "--cfg=nan"),
         (["--batch", "0"], "batch=0"),
     ):
         with refused("error", fact, error=SystemExit):
