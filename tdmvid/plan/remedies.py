@@ -10,8 +10,16 @@ from ..config import RunConfig
 from .describe import gib
 from .plan import GIB, Plan, make_plan
 
-OF_MODEL = ("quantize", "tiling")
-"""Remedies that are settings of `model`; the others are of `parallel`."""
+SECTIONS = {
+    **dict.fromkeys(("quantize", "tiling"), "model"),
+    **dict.fromkeys(("frames", "height", "width"), "video"),
+    "micro": "batch",
+}
+"""Section of the settings that remedies change; the others are of `parallel`."""
+OF_WEIGHTS = ("loading the base", "embedding the prompts")
+"""Moments that hold whole weights and nothing else, whatever is generated."""
+SIDES = 32
+"""Pixels that most teachers' sides divide by."""
 WHOLE = {"quantize": "none", "compile": False}
 """What goes with sharded and offloaded weights: a base that is neither quantised nor compiled."""
 
@@ -24,11 +32,13 @@ class Remedy:
     ranks: int
     plan: Plan
 
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
     def __str__(self) -> str:
         notes = {"sequence": f" on {self.ranks} ranks", "offload": " (under deepspeed)"}
         return " and ".join(
-            f"{'model' if key in OF_MODEL else 'parallel'}.{key}={str(value).lower()}"
-            + notes.get(key, "")
+            f"{SECTIONS.get(key, 'parallel')}.{key}={str(value).lower()}" + notes.get(key, "")
             for key, value in self.changes.items()
         )
 
@@ -41,7 +51,8 @@ def check_fit(plan: Plan, device_memory: float) -> None:
         device_memory: GiB of the device.
 
     Raises:
-        ValueError: it does not fit; the message has the first remedy that helps.
+        ValueError: it does not fit; the message has the first remedy that helps, planned before it
+            is named, or says that none does.
     """
     limit = device_memory * GIB
     if plan.total() <= limit:
@@ -50,26 +61,80 @@ def check_fit(plan: Plan, device_memory: float) -> None:
         f"this run needs {gib(plan.total())} on the first rank, {plan.narrowest}, more than"
         f" {device_memory:g} GiB"
     )
+    best = Remedy({}, plan.ranks, plan)
     for remedy in _remedies(plan):
         if remedy.plan.total() <= limit:
             remedy = _without_excess(remedy, plan, limit)
             raise ValueError(f"{needs}: {remedy} needs {gib(remedy.plan.total())}")
-    smaller = "fewer frames or pixels"
-    if plan.config.batch.micro > 1:
-        smaller += ", or a smaller batch.micro"
-    later = ""
-    if plan.moments()["training"] <= limit:
-        later = (
-            "; it would leave its last checkpoint, which `tdmvid export` exports on a larger"
-            " device, or with CUDA_VISIBLE_DEVICES='' on the CPU"
-        )
-    raise ValueError(f"{needs}: use {smaller}{later}")
+        if remedy.ranks == plan.ranks and remedy.plan.total() <= best.plan.total():
+            best = remedy
+    if floor := _weights_alone(best.plan, limit):
+        raise ValueError(f"{needs}: {floor}{_later(plan, limit)}")
+    for remedy in _smaller(best):
+        if remedy.plan.total() <= limit:
+            remedy = _without_excess(remedy, plan, limit)
+            raise ValueError(
+                f"{needs}: {remedy} needs {gib(remedy.plan.total())}{_later(plan, limit)}"
+            )
+    raise ValueError(
+        f"{needs}: no other settings, batch, number of frames or size that were tried fit; with"
+        f" {best or 'its own settings'} it needs {gib(best.plan.total())}, {best.plan.narrowest}"
+        f"{_later(plan, limit)}"
+    )
+
+
+def _weights_alone(plan: Plan, limit: float) -> str:
+    """Say which weights alone are too large, whatever is set; "" if none are."""
+    for moment in OF_WEIGHTS:
+        needed = plan.moments()[moment]
+        if needed > limit:
+            return (
+                f"{moment} alone needs {gib(needed)}, whatever is generated, and no setting of this"
+                " run changes that: use a larger device, or a smaller teacher"
+            )
+    return ""
+
+
+def _later(plan: Plan, limit: float) -> str:
+    """Say what becomes of a run that has no room only after it has trained."""
+    if plan.moments()["training"] > limit:
+        return ""
+    return (
+        "; as it is, it would leave its last checkpoint, which `tdmvid export` exports on a larger"
+        " device, or with CUDA_VISIBLE_DEVICES='' on the CPU"
+    )
+
+
+def _smaller(best: Remedy) -> Iterator[Remedy]:
+    """What to generate less of, on top of the settings that need least."""
+    config = best.plan.config
+    video = config.video
+    attempts: list[dict[str, Any]] = []
+    if config.batch.micro > 1:
+        attempts += [{"micro": config.batch.micro // 2}, {"micro": 1}]
+    one = {"micro": 1} if config.batch.micro > 1 else {}
+    for share in (2, 4):
+        fewer = {"frames": (video.frames - 1) // share // 8 * 8 + 1} if video.frames > 1 else {}
+        sides = {
+            name: max(getattr(video, name) // share // SIDES * SIDES, SIDES)
+            for name in ("height", "width")
+        }
+        attempts += [one | fewer, one | sides, one | fewer | sides]
+    for attempt in attempts:
+        if all(getattr(getattr(config, SECTIONS[key]), key) == x for key, x in attempt.items()):
+            continue
+        changes = best.changes | attempt
+        try:
+            made = make_plan(_changed(config, changes), ranks=best.ranks, like=best.plan)
+        except ValueError:  # a size that this teacher does not generate
+            continue
+        yield Remedy(changes, best.ranks, made)
 
 
 def _remedies(plan: Plan) -> Iterator[Remedy]:
     """What to change so that a rank needs less, each on top of those before it."""
     config = plan.config
-    now = vars(config.parallel) | vars(config.model)
+    now = vars(config.video) | vars(config.batch) | vars(config.parallel) | vars(config.model)
     changes: dict[str, Any] = {}
     for change, ranks in _attempts(plan):
         wanted = {key: value for key, value in (changes | change).items() if now[key] != value}
@@ -113,13 +178,13 @@ def _without_excess(remedy: Remedy, plan: Plan, limit: float) -> Remedy:
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """A run with other settings of `parallel` and `model`; `batch.total` is shared out anew."""
-    model = {key: value for key, value in changes.items() if key in OF_MODEL}
-    parallel = {key: value for key, value in changes.items() if key not in OF_MODEL}
-    batch = replace(config.batch, accumulation=1) if config.batch.total else config.batch
+    """A run with other settings; `batch.total` is shared out anew."""
+    sections: dict[str, dict[str, Any]] = {}
+    if config.batch.total:
+        sections["batch"] = {"accumulation": 1}
+    for key, value in changes.items():
+        sections.setdefault(SECTIONS.get(key, "parallel"), {})[key] = value
     return replace(
         config,
-        model=replace(config.model, **model),
-        parallel=replace(config.parallel, **parallel),
-        batch=batch,
+        **{name: replace(getattr(config, name), **given) for name, given in sections.items()},
     )

@@ -370,8 +370,16 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path
     with refused("GiB", "parallel.gradient_checkpointing=true"):
         check_fit(made, limit)
     check_fit(checkpointed, limit)
-    with refused("GiB", "frames"):
+    with refused("GiB", "loading the base", "no setting"):
         check_fit(made, 1e-9)
+
+
+def test_less_is_generated_where_no_setting_helps_and_that_was_planned(tiny_run, tmp_path, planned):
+    from tdmvid.plan.remedies import Remedy, _smaller
+
+    made = planned(tiny_run(tmp_path, "batch.micro=64"))
+    found = next(_smaller(Remedy({}, 1, made)))
+    assert str(found) == "batch.micro=32" and found.plan.total() < made.total()
 
 
 @pytest.mark.slow
@@ -413,7 +421,7 @@ def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path, pl
         ),
         ranks=8,
     )
-    with refused("GiB", "frames"):  # it has neither ZeRO-3 nor shared tokens
+    with refused("GiB", "no setting"):  # it has neither ZeRO-3 nor shared tokens
         check_fit(made, 1e-9)
 
 
