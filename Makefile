@@ -26,7 +26,7 @@ $(VENV)/installed: setup.py constraints.txt
 	touch $@
 
 demo: install
-	$(VENV)/bin/python launch/train.py --config configs/shapes_4nfe.json --resume auto
+	$(VENV)/bin/python launch/train.py --config configs/shapes_4nfe.json --set evaluate={} --resume auto
 	$(VENV)/bin/python eval/shapes_run.py --run $(RUN)
 	@echo "the report: $(RUN)/report.html"
 
