@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,6 +22,7 @@ from ..diffusion.process import Process
 from .lora_files import LoraFiles
 from .spec import FamilySpec
 from .stock import StockPipeline
+from .text_limit import CutPrompts
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,10 @@ class Backbone(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
         """Encode prompts as the stock pipeline does; loads the text encoder on first use."""
+
+    def find_cut_prompts(self, prompts: Sequence[str]) -> CutPrompts:
+        """Find the prompts whose ends the text encoder does not read."""
+        return CutPrompts(0)
 
     @abstractmethod
     def release_text(self) -> None:

@@ -161,6 +161,9 @@ class CogVideoX(VPBackbone):
             )
         return Cond({"prompt_embeds": embeds})
 
+    def text_limit(self) -> tuple[str, int]:
+        return "tokenizer", self.network.config.max_text_seq_length
+
     def text_settings(self) -> tuple[str, ...]:
         return (str(self.network.config.max_text_seq_length),)
 

@@ -7,6 +7,7 @@ prompts become conditions, and the sizes it can generate.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from ..diffusion.denoiser import Cond
 from .base import Backbone
 from .dtype import accept_other_dtypes, torch_dtype
 from .stock import AGAIN, StockPipeline
+from .text_limit import CutPrompts, find_cut_prompts
 from .weight_files import load_whole, weights_variant
 
 
@@ -118,6 +120,14 @@ class PipelineBackbone(Backbone):
 
     def release_vae(self) -> None:
         self._vae = None
+
+    @abstractmethod
+    def text_limit(self) -> tuple[str, int]:
+        """Return the folder of the tokenizer whose limit counts, and how many tokens are read."""
+
+    def find_cut_prompts(self, prompts: Sequence[str]) -> CutPrompts:
+        part, limit = self.text_limit()
+        return find_cut_prompts(self.folder / part, limit, prompts)
 
     def text_settings(self) -> tuple[str, ...]:
         """Return settings that change what prompts are encoded to."""

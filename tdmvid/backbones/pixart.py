@@ -125,6 +125,9 @@ class PixArt(Images, VPBackbone):
             x_t, out[:, : x_t.shape[1]], t
         )  # the other half, if any, is the variance
 
+    def text_limit(self) -> tuple[str, int]:
+        return "tokenizer", TEXT_LENGTH
+
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
             embeds, mask, _, _ = self.text.encode_prompt(

@@ -133,6 +133,12 @@ class StableDiffusion3(Images, FlowBackbone):
             )
         return Cond({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
+    def text_limit(self) -> tuple[str, int]:
+        """The short encoders read no more than 77 tokens, whatever the long one reads."""
+        if absent_parts(self.folder):
+            return "tokenizer", short_text(self.folder)
+        return "tokenizer_3", LONG_TEXT
+
     def text_settings(self) -> tuple[str, ...]:
         return (str(LONG_TEXT), *absent_parts(self.folder))
 
@@ -168,6 +174,9 @@ def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize
 
 def text_tokens(folder: Path) -> int:
     """Return T: what the short encoders' tokenizer pads to, and what is read of the long one."""
-    return (
-        read_object(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"] + LONG_TEXT
-    )
+    return short_text(folder) + LONG_TEXT
+
+
+def short_text(folder: Path) -> int:
+    """Return how many tokens the short encoders read."""
+    return read_object(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"]

@@ -116,6 +116,10 @@ class StableDiffusion(Images, VPBackbone):
             "encoder_hidden_states": cond["prompt_embeds"],
         }
 
+    def text_limit(self) -> tuple[str, int]:
+        settings = read_object(self.folder / "tokenizer" / "tokenizer_config.json")
+        return "tokenizer", settings["model_max_length"]
+
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
             embeds, _ = self.text.encode_prompt(

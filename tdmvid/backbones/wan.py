@@ -147,6 +147,9 @@ class Wan(FlowBackbone):
             )
         return Cond({"prompt_embeds": embeds})
 
+    def text_limit(self) -> tuple[str, int]:
+        return "tokenizer", TEXT_LENGTH
+
     def text_settings(self) -> tuple[str, ...]:
         return (str(TEXT_LENGTH),)
 

@@ -7,7 +7,7 @@ rank gathers the parts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -104,7 +104,13 @@ def gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
         part.unlink(missing_ok=True)
 
 
-def append_entry(out: Path, rank: int, shot: Shot, settings: dict) -> None:
+def entry_of(shot: Shot, settings: dict, cut: Mapping[str, int]) -> dict:
+    """Return the line of a video; cut: prompts of which only so many tokens are read."""
+    cut_to = {"cut_to_tokens": cut[shot.prompt]} if shot.prompt in cut else {}
+    return asdict(shot) | cut_to | {"settings": settings}
+
+
+def append_entry(out: Path, rank: int, entry: dict) -> None:
     """Add a video to the rank's own part."""
     with (out / f".{rank}.{MANIFEST}").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(shot) | {"settings": settings}, ensure_ascii=False) + "\n")
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")

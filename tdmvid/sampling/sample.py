@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from tqdm import tqdm
 
 from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
+from ..backbones.text_limit import without_warnings
 from ..config import check_number
 from ..config.ranges import OPTIONS
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.video import write_image, write_video
 from ..parallel import launch
-from .manifest import append_entry, claim_folder, gather_manifest
+from .manifest import append_entry, claim_folder, entry_of, gather_manifest
 from .shots import Shot, noise
 from .student import set_flow_shift, stock_defaults, use_student, weights_of
 
@@ -79,14 +81,16 @@ def sample_videos(
     # list.
     done = launch.broadcast_from_rank0(done)
     todo = [shot for shot in shots if shot.file not in done]
+    cut = _cut(backbone, shots, world)
+    entries = {shot.file: entry_of(shot, settings, cut) for shot in shots}
     if todo:
         conds = _embed(todo, sampler.negative, backbone, world, cache)
-        _sample_share(out, todo, backbone, sampler, conds, settings, world, batch)
+        _sample_share(out, todo, backbone, sampler, conds, entries, world, batch)
         # The pipeline's copy of the network is in a cycle, which would keep the weights on the
         # device while another samples or scores there.
         gc.collect()
     launch.barrier()
-    made = [asdict(shot) | {"settings": settings} for shot in shots]
+    made = [entries[shot.file] for shot in shots]
     if world.primary:
         gather_manifest(out, made)
     launch.barrier()
@@ -99,13 +103,13 @@ def _sample_share(
     backbone: Backbone,
     sampler: Sampler,
     conds: EmbeddingCache,
-    settings: dict,
+    entries: dict[str, dict],
     world: launch.World,
     batch: int,
 ) -> None:
     """Sample this rank's share of the shots, a batch at a time."""
-    pipeline = use_student(backbone, sampler.student, steps=settings["steps"])
-    steps, cfg = settings["steps"], settings["cfg"]
+    steps, cfg = _steps_and_cfg(backbone, sampler)
+    pipeline = use_student(backbone, sampler.student, steps=steps)
     if sampler.shift:
         set_flow_shift(pipeline, sampler.shift)
     null = conds.get([sampler.negative]).to(world.device) if cfg != 1 else None
@@ -118,7 +122,7 @@ def _sample_share(
             cond = conds.get([shot.prompt for shot in some]).to(world.device)
             latents = backbone.stock.latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
             videos = backbone.decode(latents).cpu()
-            _write(out, some, videos, backbone.size.fps, settings, world.rank)
+            _write(out, some, videos, backbone, entries, world.rank)
             bar.update(len(some))
 
 
@@ -192,14 +196,31 @@ def _embed(
     key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
     cache = EmbeddingCache(root, key)
     if world.primary:
-        embed_prompts(cache, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts)
+        with without_warnings():
+            embed_prompts(
+                cache, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts
+            )
     launch.barrier()
     backbone.release_text()
     return cache
 
 
+def _cut(backbone: Backbone, shots: list[Shot], world: launch.World) -> dict[str, int]:
+    """Return how many tokens are read of each prompt that is longer, and say how many there are."""
+    prompts = list(dict.fromkeys(shot.prompt for shot in shots))
+    cut = backbone.find_cut_prompts(prompts)
+    if world.primary and (note := cut.note(prompts)):
+        print(note, file=sys.stderr, flush=True)
+    return {prompts[place]: cut.limit for place in cut.places}
+
+
 def _write(
-    out: Path, shots: list[Shot], videos: Tensor, fps: int, settings: dict, rank: int
+    out: Path,
+    shots: list[Shot],
+    videos: Tensor,
+    backbone: Backbone,
+    entries: dict[str, dict],
+    rank: int,
 ) -> None:
     """Write each video [3, F, H, W] to its file, then its line to the rank's manifest."""
     for shot, video in zip(shots, videos, strict=True):
@@ -207,13 +228,13 @@ def _write(
             if video.shape[1] == 1:
                 write_image(out / shot.file, video[:, 0])
             else:
-                write_video(out / shot.file, video, fps=fps)
+                write_video(out / shot.file, video, fps=backbone.size.fps)
         except ValueError as error:  # pixels that are not finite: of thousands, say which
             raise ValueError(
                 f"{shot.file}, seed {shot.seed} of {shot.prompt!r}: {error};"
-                f"{_other_dtype(settings['model']['dtype'])} leave the prompt out"
+                f"{_other_dtype(backbone.config.dtype)} leave the prompt out"
             ) from error
-        append_entry(out, rank, shot, settings)
+        append_entry(out, rank, entries[shot.file])
 
 
 def _other_dtype(dtype: str) -> str:

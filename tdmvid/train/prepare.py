@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..adapters.lora import in_host_memory
 from ..backbones.base import Backbone
+from ..backbones.text_limit import without_warnings
 from ..config import RunConfig
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.latents import RealLatents, note_unread
@@ -36,8 +37,10 @@ def prepare_embeddings(
     # One rank reads the files of its text encoder: no other uses its own.
     key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
     if world.primary:
+        if note := backbone.find_cut_prompts(prompts).note(prompts):
+            print(f"prompts.path={config.prompts.path!r}: {note}", file=sys.stderr)
         # The base is offloaded: the device may not hold it beside the text encoder.
-        with in_host_memory([backbone.network]):
+        with in_host_memory([backbone.network]), without_warnings():
             embed_prompts(
                 EmbeddingCache(root, key),
                 needed,

@@ -108,6 +108,25 @@ def noise(backbone, batch=2):
     return torch.randn(batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(3))
 
 
+def test_a_prompt_is_called_cut_from_the_first_token_that_changes_nothing(backbone):
+    def same(words):
+        """Whether prompts of so many words that differ in the last one are one to the network."""
+        first, second = (
+            backbone.encode_prompts([" ".join(["a"] * (words - 1) + [last])])
+            for last in ("red", "blue")
+        )
+        return all(torch.equal(first[name], second[name]) for name in first)
+
+    prompts = [" ".join(["a"] * words) for words in range(1, 601)]
+    cut = backbone.find_cut_prompts(prompts)
+    assert cut.places == tuple(range(cut.places[0], 600))  # the longer ones and no other
+    longest = cut.places[0]
+    assert not same(longest) and same(longest + 1)
+    note = cut.note(prompts)
+    assert f"{600 - longest} of 600 prompts" in note and f"{cut.limit} tokens" in note
+    assert f"first line {longest + 1}," in note and len(note) < 250
+
+
 def test_prompts_are_encoded_as_by_the_pipeline(case, backbone):
     prompts = [*PROMPTS, "a " * 150]  # the last one is longer than any of these models reads
     expected, null = case.builder.encoded(case.stock(), prompts)

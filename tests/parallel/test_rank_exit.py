@@ -39,6 +39,11 @@ class Slow:
     def release_text(self):
         pass
 
+    def find_cut_prompts(self, prompts):
+        from tdmvid.backbones.text_limit import CutPrompts
+
+        return CutPrompts(0)
+
     def encode_prompts(self, prompts):
         import torch
 

@@ -164,6 +164,20 @@ def test_what_is_no_whole_sample_is_made_again(make, written, tmp_path):
     assert elsewhere.read_bytes() == whole
 
 
+def test_the_manifest_and_one_line_name_the_prompts_that_are_cut(make, tmp_path, capsys):
+    """The tiny pipeline reads 12 tokens: 11 words and the mark of the end."""
+    long, fits = " ".join(["red"] * 12), " ".join(["red"] * 11)
+    make("out", [fits, long], (0, 1))
+    assert [entry.get("cut_to_tokens") for entry in read_manifest(tmp_path / "out")] == [
+        None,
+        None,
+        12,
+        12,
+    ]
+    said = capsys.readouterr().err
+    assert said.count("12 tokens") == 1 and "1 of 2 prompts" in said and "first line 2," in said
+
+
 def test_a_manifest_with_lines_that_are_no_entries_is_read(make, written, tmp_path):
     entries = make("out", PROMPTS[:1])
     with (tmp_path / "out" / "manifest.jsonl").open("a") as file:

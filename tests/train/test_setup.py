@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from refusals import refused
+from refusals import refused, states
 
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.config import load_config
@@ -169,3 +169,12 @@ def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_
     object.__setattr__(config.student, "lr", 1e30)  # no setting that is allowed overflows at once
     with refused("metrics.jsonl", "student.lr=1e+30", "fake.lr=0.01", error=RuntimeError):
         train(config)
+
+
+def test_a_run_says_once_how_many_of_its_prompts_are_cut(tiny_run, tmp_path, capsys):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red circle\n" + "red " * 12 + "\n" + "blue " * 13 + "\n")
+    train(tiny_run(tmp_path / "run", "steps=1", f"prompts.path={path}"))
+    said = capsys.readouterr().err
+    assert said.count("tokens") == 1
+    assert states(said, "2 of 3 prompts") and states(said, "first line 2") and str(path) in said
