@@ -11,12 +11,13 @@ from .describe import gib
 from .plan import GIB, Plan, make_plan
 
 SECTIONS = {
-    **dict.fromkeys(("quantize", "tiling"), "model"),
+    **dict.fromkeys(("dtype", "quantize", "tiling"), "model"),
     **dict.fromkeys(("frames", "height", "width"), "video"),
     "micro": "batch",
 }
 """Section of the settings that remedies change; the others are of `parallel`."""
-OF_WEIGHTS = ("loading the base", "embedding the prompts")
+EMBEDDING = "embedding the prompts"
+OF_WEIGHTS = ("loading the base", EMBEDDING)
 """Moments that hold whole weights and nothing else, whatever is generated."""
 SIDES = 32
 """Pixels that most teachers' sides divide by."""
@@ -68,6 +69,11 @@ def check_fit(plan: Plan, device_memory: float) -> None:
             raise ValueError(f"{needs}: {remedy} needs {gib(remedy.plan.total())}")
         if remedy.ranks == plan.ranks and remedy.plan.total() <= best.plan.total():
             best = remedy
+    if (half := _half_precision(best)) and half.plan.total() <= limit:
+        raise ValueError(f"{needs}: {half} needs {gib(half.plan.total())}")
+    for remedy in (Remedy({}, plan.ranks, plan), best):
+        if rest := _embedded_ahead(remedy, limit):
+            raise ValueError(f"{needs}: {rest}")
     if floor := _weights_alone(best.plan, limit):
         raise ValueError(f"{needs}: {floor}{_later(plan, limit)}")
     for remedy in _smaller(best):
@@ -80,6 +86,30 @@ def check_fit(plan: Plan, device_memory: float) -> None:
         f"{needs}: no other settings, batch, number of frames or size that were tried fit; with"
         f" {best or 'its own settings'} it needs {gib(best.plan.total())}, {best.plan.narrowest}"
         f"{_later(plan, limit)}"
+    )
+
+
+def _half_precision(best: Remedy) -> Remedy | None:
+    """Return the run in bfloat16, on top of other settings; None if it is not in float32."""
+    config, changes = best.plan.config, best.changes | {"dtype": "bfloat16"}
+    if config.model.dtype != "float32":
+        return None
+    try:
+        return Remedy(changes, best.ranks, make_plan(_changed(config, changes), ranks=best.ranks))
+    except ValueError:  # this teacher cannot have it
+        return None
+
+
+def _embedded_ahead(best: Remedy, limit: float) -> str:
+    """Say how a run fits whose text encoder alone does not; "" if it is not that alone."""
+    moments = best.plan.moments()
+    others = max(size for moment, size in moments.items() if moment != EMBEDDING)
+    if others > limit:
+        return ""
+    return (
+        f"{EMBEDDING} needs {gib(moments[EMBEDDING])}; embed them ahead on the CPU, by"
+        " `tdmvid embed` with this config and CUDA_VISIBLE_DEVICES='', and"
+        f" {'with ' + str(best) if best else 'the run'} needs {gib(others)}"
     )
 
 

@@ -374,6 +374,28 @@ def test_what_does_not_fit_is_refused_with_a_remedy_that_fits(tiny_run, tmp_path
         check_fit(made, 1e-9)
 
 
+def test_a_base_that_fits_in_bfloat16_alone_is_told_so(tiny_run, tmp_path, planned, monkeypatch):
+    monkeypatch.setattr("tdmvid.plan.remedies._remedies", lambda plan: [])
+    made, half = (
+        planned(tiny_run(tmp_path, f"model.dtype={dtype}")) for dtype in ("float32", "bfloat16")
+    )
+    limit = (made.total() + half.total()) / 2 / GIB
+    with refused("GiB", "model.dtype=bfloat16"):
+        check_fit(made, limit)
+    check_fit(half, limit)
+
+
+def test_a_text_encoder_that_does_not_fit_works_ahead_of_the_run(tiny_run, tmp_path, planned):
+    made = planned(tiny_run(tmp_path, "model.dtype=bfloat16"))
+    made = replace(made, pipeline=replace(made.pipeline, text=10 * GIB))
+    rest = max(size for moment, size in made.moments().items() if "embedding" not in moment) / GIB
+    with refused("GiB", "tdmvid embed", "CUDA_VISIBLE_DEVICES=''"):
+        check_fit(made, rest * 1.01)
+    with refused("GiB") as caught:
+        check_fit(made, rest * 1e-6)
+    assert "tdmvid embed" not in str(caught.value)
+
+
 def test_less_is_generated_where_no_setting_helps_and_that_was_planned(tiny_run, tmp_path, planned):
     from tdmvid.plan.remedies import Remedy, _smaller
 
