@@ -55,7 +55,9 @@ def load_backbone(
             generate `size`.
     """
     folder, family = find_family(config)
-    with reading(f"model.path={short(config.path)}", advice=AGAIN):
+    # A path that exists is a place, and is named whole.
+    named = repr(config.path) if Path(config.path).exists() else short(config.path)
+    with reading(f"model.path={named}", advice=AGAIN):
         return family(folder, config, size, device)
 
 

@@ -2,22 +2,21 @@
 it stays.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 from refusals import refused
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.data.checkpoints import list_steps
+from tdmvid.data.embeddings import EmbeddingCache
 from tdmvid.data.prompts import PromptOrder
+from tdmvid.diffusion.denoiser import Cond
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
 from tdmvid.train import trainer
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("loop_only")
 
 
 @pytest.fixture
-def poisoned(tiny_run, tmp_path):
+def poisoned(tiny_run, tmp_path, monkeypatch):
     """`poisoned(steps, *changes)`: a run whose prompts at these steps have NaN embeddings."""
 
     def make(steps, *changes):
@@ -42,18 +41,15 @@ def poisoned(tiny_run, tmp_path):
             config, load_backbone(config.model, config.video), launch.start("none")
         )
         order = PromptOrder(len(prompts), config.seed)
-        bad = {
-            hashlib.sha256(prompts[order.indices(step, 1, 0, 1)[0]].encode()).hexdigest()
-            for step in steps
-        }
-        for shard in Path(config.prompts.cache).rglob("*.safetensors"):
-            with safe_open(shard, "pt") as file:
-                metadata = file.metadata()
-            tensors = {
-                name: t * math.nan if name.split(".")[0] in bad else t.clone()
-                for name, t in load_file(shard).items()
-            }
-            save_file(tensors, shard, metadata)
+        bad = {prompts[order.indices(step, 1, 0, 1)[0]] for step in steps}
+
+        def get(cache, some):
+            cond = intact(cache, some)
+            factor = torch.tensor([math.nan if prompt in bad else 1.0 for prompt in some])
+            return Cond({name: (t.T * factor).T for name, t in cond.items()})
+
+        intact = EmbeddingCache.get
+        monkeypatch.setattr(EmbeddingCache, "get", get)
         return config
 
     return make
