@@ -104,6 +104,7 @@ def test_some_rows_make_a_page_of_those(tmp_path):
 
 
 @pytest.mark.parametrize("row", SHAPES, ids=lambda row: row.name)
+@pytest.mark.slow
 def test_every_row_of_the_shapes_suite_is_a_run_that_can_be_planned(row):
     config = load_config(Path("configs/shapes_4nfe.json"), list(row.changes))
     assert make_plan(config).calls.forwards > 0

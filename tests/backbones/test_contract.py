@@ -36,9 +36,12 @@ CASES = [
     for name in sorted(families())
     for variant in (BUILDERS[name].VARIANTS if name in BUILDERS else [None])
 ]
-FIRST = dict(reversed(CASES))  # of every family one variant is in the quick suite
+FIRST = dict(reversed(CASES))  # of most families one variant is in the quick suite
+LARGE = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 PARAMS = [
-    pytest.param(case, marks=() if FIRST[case[0]] == case[1] else pytest.mark.slow)
+    pytest.param(
+        case, marks=() if FIRST[case[0]] == case[1] and case[0] not in LARGE else pytest.mark.slow
+    )
     for case in CASES
 ]
 GRIDS = {"uniform": uniform, "shifted": lambda steps, process: shifted(steps, 2.0, process)}

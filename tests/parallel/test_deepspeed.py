@@ -333,6 +333,7 @@ def test_the_reference_moves_far_more_than_the_tolerance(reference, optim):
 
 @OPTIMS
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
 def test_zero_3_on_any_ranks_is_one_process_with_the_same_micro_batches(
     model, reference, ranks, optim
 ):

@@ -52,7 +52,7 @@ def calls(config, few, monkeypatch):
         pytest.param(
             "cogvideox2b_4nfe", ("objective.kind=gan", "real.path=."), marks=pytest.mark.slow
         ),
-        ("wan1.3b_4nfe", ("parallel.sequence=2",)),
+        pytest.param("wan1.3b_4nfe", ("parallel.sequence=2",), marks=pytest.mark.slow),
         pytest.param("sd35_4nfe", (), marks=pytest.mark.slow),
         pytest.param("pixart512_4nfe", (), marks=pytest.mark.slow),
         pytest.param("sdxl_4nfe_512", (), marks=pytest.mark.slow),

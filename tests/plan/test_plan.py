@@ -385,6 +385,7 @@ def test_a_base_that_fits_in_bfloat16_alone_is_told_so(tiny_run, tmp_path, plann
     check_fit(half, limit)
 
 
+@pytest.mark.slow
 def test_a_text_encoder_that_does_not_fit_works_ahead_of_the_run(tiny_run, tmp_path, planned):
     made = planned(tiny_run(tmp_path, "model.dtype=bfloat16"))
     made = replace(made, pipeline=replace(made.pipeline, text=10 * GIB))

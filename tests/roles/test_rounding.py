@@ -59,6 +59,7 @@ def difference(a, b):
 @needs_torchao
 @pytest.mark.parametrize("kind", ["int8", "float8"])
 @pytest.mark.parametrize("changes", [[], ["parallel.share_base=false"]], ids=["shared", "two"])
+@pytest.mark.slow
 def test_the_frozen_base_takes_the_planned_bytes(tiny_run, tmp_path, kind, changes):
     config = tiny_run(tmp_path, f"model.quantize={kind}", *changes)
     run, plan = build_run(config, launch.start("none")), make_plan(config)
@@ -76,6 +77,7 @@ def test_the_frozen_base_takes_the_planned_bytes(tiny_run, tmp_path, kind, chang
     )
 
 
+@pytest.mark.slow
 def test_the_plan_names_the_quantised_base_and_needs_no_torchao(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchao", None)
     plan = make_plan(tiny_run(tmp_path, INT8))

@@ -29,6 +29,7 @@ def test_its_scheduler_is_that_of_cogvideox_2b(pipe):
     assert pipe.scheduler.alphas_cumprod[-1] == 0
 
 
+@pytest.mark.slow
 def test_the_stock_pipeline_samples_what_the_caption_says(pipe):
     from tdmvid.shapes import judge, world
 
