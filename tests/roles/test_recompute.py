@@ -107,6 +107,7 @@ def test_the_plan_counts_what_is_kept_and_what_is_not_computed_again(tiny_run, t
     assert kept.memory()["activations"] - again.memory()["activations"] == 2 * call.attention_bytes
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_is_kept_of_a_discriminator(tiny_run, tmp_path):
     """A call of it beside two of the network; of several micro-batches one graph of the network is
     there at a time, and the discriminator's.

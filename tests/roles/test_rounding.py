@@ -181,6 +181,7 @@ RUNS = {
 
 @needs_torchao
 @pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_not_stopped(
     tiny_run, tmp_path, loop_only, real, capsys, changes
 ):

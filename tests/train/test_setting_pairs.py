@@ -97,6 +97,7 @@ ROWS = [  # three of them are in the quick suite
 
 
 @pytest.mark.parametrize("row", ROWS)
+@pytest.mark.slow
 def test_any_two_settings_train_as_planned_and_resume_to_the_digit(
     tiny_run, tmp_path, loop_only, row
 ):
