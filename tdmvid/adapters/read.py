@@ -280,7 +280,8 @@ def _scale(path: Path, name: str, found: _Parts, rank: int, config: LoraConfig |
     if "alpha" in found.tensors:
         if found.tensors["alpha"].numel() != 1:
             raise ValueError(
-                f"{path}: {found.keys['alpha']} is {list(found.tensors['alpha'].shape)}: a number"
+                f"{path}: {found.keys['alpha']} is {list(found.tensors['alpha'].shape)}, and must"
+                " be one number"
             )
         return found.tensors["alpha"].item() / rank
     if config is None:
