@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from ..config.ranges import check_options
 from .leave import TRACEBACK, Parser, errors_as_one_line
+from .openmp import sleep_between_kernels
 from .options import add_launched
 
 COMMANDS = {
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with "error: ..." (status 1) for what a user can mend, with 2 for wrong usage,
             with 130 after Ctrl-C.
     """
+    sleep_between_kernels()
     with errors_as_one_line():
         chosen = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
         command = importlib.import_module(f".{chosen.command}", __package__)

@@ -1,0 +1,5 @@
+"""Programs that measure speed and memory."""
+
+from tdmvid.cli.openmp import sleep_between_kernels
+
+sleep_between_kernels()  # here, because the programs import torch
