@@ -95,8 +95,13 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
     example = type(backbone).spec.example(
         backbone.network, backbone.folder, backbone.size, batch, torch_dtype(backbone.config)
     )
-    shape = example["encoder_hidden_states"].shape
-    tensors = {"prompt_embeds": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
+    shape, generator = example["encoder_hidden_states"].shape, torch.Generator().manual_seed(seed)
+    tensors = {"prompt_embeds": torch.randn(shape, generator=generator)}
+    pooled = example.get(
+        "pooled_projections", example.get("added_cond_kwargs", {}).get("text_embeds")
+    )
+    if pooled is not None:
+        tensors["pooled_prompt_embeds"] = torch.randn(pooled.shape, generator=generator)
     if "encoder_attention_mask" in example:
         tensors["prompt_attention_mask"] = torch.ones(shape[:2], dtype=torch.long)
     return Cond(tensors).to(backbone.device)
