@@ -79,9 +79,14 @@ class Browser:
                 return answer["result"]
 
     def open(self, path: Path) -> None:
-        """Show a file and wait until its script has run."""
+        """Show a file, or show it anew, and wait until it has loaded."""
+        before = self.value("performance.timeOrigin")
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.wait(f"performance.timeOrigin !== {before} && document.readyState === 'complete'")
+
+    def before_scripts(self, source: str) -> None:
+        """Run JavaScript in every page opened from now on, before its own."""
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=source)
 
     def value(self, expression: str):
         """What a JavaScript expression is in the page."""

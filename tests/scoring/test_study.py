@@ -1,7 +1,6 @@
 """A blind study: pairs, the page in a real browser, and the count."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -13,6 +12,14 @@ from tdmvid.data.media import embed
 from tdmvid.data.video import write_image, write_video
 from tdmvid.scoring.study import Question, pair_samples, tally, write_study
 
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="the study page was not opened: no Chromium here (apt-get install chromium)",
+)
+# What a busy browser's localStorage is where a file's script runs before its page is registered.
+FORGETFUL = """Object.defineProperty(window, 'localStorage', {
+    value: {getItem: () => null, setItem() {}, removeItem() {}},
+})"""
 PROMPTS = ["a red <b>ring</b>", "a blue\u2028square", "a still lake"]
 
 
@@ -217,10 +224,13 @@ def test_a_file_that_holds_no_votes_is_named(tmp_path, text):
         main(["study", "tally", "--key", key, votes])
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="the study page was not opened: no Chromium here (apt-get install chromium)",
-)
+def open_study(browser, page):
+    """Open a study page and wait until it has read what it has kept."""
+    browser.open(page)
+    browser.wait("mine !== null")
+
+
+@needs_chromium
 @pytest.mark.slow
 def test_a_person_votes_in_a_real_browser(study, tmp_path):
     """By key, by touch and by 'no difference'; back again changes a vote, a reload loses none, the
@@ -229,7 +239,8 @@ def test_a_person_votes_in_a_real_browser(study, tmp_path):
     page, key = study
     ids = "items.map(i => i.id).map(i => mine.order[i])"
     with Browser(tmp_path) as browser:
-        browser.open(page)
+        browser.before_scripts(FORGETFUL)
+        open_study(browser, page)
         assert browser.value(
             "document.querySelector('#prompt b') === null"
         )  # prompts are text, not markup
@@ -255,8 +266,8 @@ def test_a_person_votes_in_a_real_browser(study, tmp_path):
             str(order[2]): "same",
         }
         assert browser.value("mine.votes") == expected
-        time.sleep(2)  # the browser stores votes a moment later; on a busy machine it takes longer
-        browser.open(page)  # a reload goes on with the same order, sides and votes
+        browser.wait("unwritten === 0")
+        open_study(browser, page)  # a reload goes on with the same order, sides and votes
         assert (
             browser.value("mine.votes") == expected
             and browser.value(ids) == order
@@ -278,16 +289,13 @@ def test_a_person_votes_in_a_real_browser(study, tmp_path):
     assert tally(key, [("saved", saved)]).people == 1
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="the study page was not opened: no Chromium here (apt-get install chromium)",
-)
+@needs_chromium
 @pytest.mark.slow
 def test_sides_are_drawn_anew_for_every_person(study, tmp_path):
     """Over 20 people each side of each pair is seen; the pictures are where the page says."""
     page, _ = study
     with Browser(tmp_path) as browser:
-        browser.open(page)
+        open_study(browser, page)
         drawn = browser.value("Array.from({length: 20}, () => fresh().swapped.join(''))")
         browser.value("mine.at = mine.order.indexOf(0), show()")
         first = browser.value("sides()[0]")
@@ -300,3 +308,21 @@ def test_sides_are_drawn_anew_for_every_person(study, tmp_path):
     assert all(len({people[pair] for people in drawn}) == 2 for pair in range(3)) and light == (
         first == "A"
     )
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_browser_that_keeps_nothing_says_so(study, tmp_path):
+    """The page works without storage, and where storing a vote fails."""
+    page, _ = study
+    said = "document.querySelector('#state').textContent.includes('save before')"
+    with Browser(tmp_path) as browser:
+        open_study(browser, page)
+        assert not browser.value(said)
+        browser.value("database.close()")
+        browser.key("ArrowDown")
+        assert browser.value("Object.values(mine.votes)") == ["same"] and browser.value(said)
+        browser.before_scripts("Object.defineProperty(window, 'indexedDB', {value: undefined})")
+        open_study(browser, page)
+        browser.key("ArrowDown")
+        assert browser.value("Object.values(mine.votes)") == ["same"] and browser.value(said)
