@@ -39,6 +39,7 @@ from benchmarks.stopwatch import MIB, alternate, peak_bytes, report
 from benchmarks.untrained import SMALL, Stage, build_stage, untrained
 from tdmvid.adapters.lora import tuner_layers
 from tdmvid.backbones.cogvideox_parallel import JointAttention
+from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.distill.iteration import Place, iterate, pick_k
@@ -98,7 +99,9 @@ def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
 
 @contextmanager
 def library_defaults(stage: Stage) -> Iterator[None]:
-    """Inside, adapters and attention compute as peft and diffusers have them by default."""
+    """Inside, adapters and attention compute as peft and diffusers have them by default, which
+    autocast serves.
+    """
     modules = [engine.module for engine in stage.engines.values()]
     layers = [layer for module in modules for layer in tuner_layers(module)]
     processors = [
@@ -135,7 +138,12 @@ def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
             which.iterate(step, iteration)
 
     def plain(turn: int) -> None:
-        with library_defaults(stage):
+        dtype = torch_dtype(stage.config.model)
+        low = dtype != torch.float32
+        with (
+            library_defaults(stage),
+            torch.autocast(stage.backbone.device.type, dtype, enabled=low, cache_enabled=False),
+        ):
             run(stage, published, turn)
 
     return {

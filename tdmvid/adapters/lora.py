@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbones.quantize import parts
 from ..config import LoraSettings
+from .low_rank import use_own_layers
 from .weights import LoraWeights
 
 ADAPTER = "default"
@@ -109,16 +110,14 @@ def _inject(
             "ignore", ".*get_apply_tensor_subclass"
         )  # of merging into a quantised base, which nobody does
         # peft's own function: not every model of diffusers has an add_adapter.
-        inject_adapter_in_model(config, model, ADAPTER, state_dict=state)
+        inject_adapter_in_model(use_own_layers(config), model, ADAPTER, state_dict=state)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
     layer: Any
     for layer in tuner_layers(model):
-        layer.cast_input_dtype_enabled = (
-            False  # autocast casts: peft's copy in float32 would be cast straight back, and kept
-        )
+        layer.cast_input_dtype_enabled = False  # a copy in float32 would be kept for the backward
     return model
 
 

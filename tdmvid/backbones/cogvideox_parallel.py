@@ -69,7 +69,8 @@ class JointAttention:
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
         if attn.norm_q is not None:
-            query, key = attn.norm_q(query), attn.norm_k(key)
+            # a norm under autocast returns float32 on a GPU: kernels and ranks want one dtype
+            query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
             if image_rotary_emb is not None:

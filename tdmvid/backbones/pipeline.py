@@ -67,10 +67,7 @@ class PipelineBackbone(Backbone):
         """
         dtype = torch_dtype(self.config)
         inputs = self.inputs(x_t.to(dtype), t, self.cast(cond))
-        with torch.autocast(
-            x_t.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
-        ):  # a cache would hold all weights that are cast
-            return network(**inputs, **more, return_dict=False)[0].float()
+        return network(**inputs, **more, return_dict=False)[0].float()
 
     def fresh_network(self) -> nn.Module:
         return self._part(self.spec.network_class, self.spec.network_folder).requires_grad_(False)

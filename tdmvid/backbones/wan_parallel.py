@@ -50,10 +50,11 @@ class SharedTokens:
         assert encoder_hidden_states is None and attention_mask is None, (
             "self-attention to every token"
         )
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        query, key, value = (
-            x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states))
-        )
+        value = attn.to_v(hidden_states)
+        # a norm under autocast returns float32 on a GPU: kernels and ranks want one dtype
+        query = attn.norm_q(attn.to_q(hidden_states)).to(value.dtype)
+        key = attn.norm_k(attn.to_k(hidden_states)).to(value.dtype)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
         assert rotary_emb is not None, "Wan's tokens have positions"
         turns = tuple(x[0, :, 0] for x in rotary_emb)  # of [1, L, 1, D], the whole video
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..config import OptimConfig
+from .arithmetic import autocast, casts_weights
 from .engine import REMEDY, Files, StepResult, check_shapes, naming, shapes_of
 from .launch import all_agree
 from .optim import LossScale, build_optimizer
@@ -41,7 +42,7 @@ def deepspeed_config(
     zero_stage: int,
     micro_batch: int,
     accumulation: int,
-    dtype: torch.dtype,
+    cast_to: torch.dtype | None,
     trainable: int,
     persistence_threshold: int,
     offload: str = "none",
@@ -49,6 +50,7 @@ def deepspeed_config(
     """Return DeepSpeed's configuration of one role.
 
     Args:
+        cast_to: What autocast casts to, None without autocast.
         trainable: The role's number of trainable values.
         persistence_threshold: With ZeRO-3, smaller parameters stay whole on every rank.
     """
@@ -64,7 +66,7 @@ def deepspeed_config(
         zero["offload_param"] = host
     if zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = persistence_threshold
-    return _common_config(micro_batch, zero, dtype) | {
+    return _common_config(micro_batch, zero, cast_to) | {
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optim.clip,
         "zero_force_ds_cpu_optimizer": False,
@@ -73,7 +75,9 @@ def deepspeed_config(
     }
 
 
-def _common_config(micro_batch: int, zero: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _common_config(
+    micro_batch: int, zero: dict[str, Any], cast_to: torch.dtype | None = None
+) -> dict[str, Any]:
     """The configuration of any engine, trained or frozen."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -82,12 +86,12 @@ def _common_config(micro_batch: int, zero: dict[str, Any], dtype: torch.dtype) -
         # or the host waits for the device in every forward
         "timers": {"throughput": {"enabled": False}},
     }
-    if dtype == torch.bfloat16:
+    if cast_to == torch.bfloat16:
         # The engine switches the caller's autocast off unless it has its own. No module is
         # listed: a listed one has its parameters communicated in the lower precision.
         config["torch_autocast"] = {
             "enabled": True,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(cast_to).removeprefix("torch."),
             "lower_precision_safe_modules": [],
         }
     return config
@@ -138,13 +142,14 @@ class DeepSpeedEngine:
             zero_stage=zero_stage,
             micro_batch=micro_batch,
             accumulation=accumulation,
-            dtype=dtype,
+            cast_to=dtype if casts_weights(module, dtype) else None,
             trainable=sum(p.numel() for p in parameters),
             persistence_threshold=persistence_threshold,
             offload=offload,
         )
-        if dtype == torch.float16:
-            _autocast_inside(module, dtype)
+        self.autocast = autocast(module, dtype)
+        if dtype == torch.float16 and casts_weights(module, dtype):
+            _autocast_inside(module, self.autocast)
         _share_fetches(module)
         self.engine = deepspeed.initialize(
             model=module,
@@ -170,7 +175,8 @@ class DeepSpeedEngine:
             # A gradient in the inputs, which the library would take for a training step, and which
             # needs whole weights.
             assert self.stage < 3, "ZeRO-3 has no gradient in a call's inputs"
-            return self.module(*args, **kwargs)
+            with self.autocast:
+                return self.module(*args, **kwargs)
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
@@ -352,13 +358,11 @@ class DeepSpeedEngine:
         check_shapes(shapes_of(saved), own, f"{path}:", REMEDY)
 
 
-def _autocast_inside(module: nn.Module, dtype: torch.dtype) -> None:
+def _autocast_inside(module: nn.Module, autocast: torch.autocast) -> None:
     """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler
     that clips scaled gradients.
     """
-    module.forward = torch.autocast(
-        next(module.parameters()).device.type, dtype, cache_enabled=False
-    )(module.forward)
+    module.forward = autocast(module.forward)
 
 
 def _share_fetches(module: nn.Module) -> None:
@@ -376,7 +380,7 @@ def _share_fetches(module: nn.Module) -> None:
 
 
 def shard_frozen(
-    module: nn.Module, *, micro_batch: int, dtype: torch.dtype, persistence_threshold: int = 100_000
+    module: nn.Module, *, micro_batch: int, persistence_threshold: int = 100_000
 ) -> Any:
     """Spread the weights of a network that is never trained over the ranks (ZeRO-3).
 
@@ -386,7 +390,4 @@ def shard_frozen(
     import deepspeed
 
     zero = {"stage": 3, "stage3_param_persistence_threshold": persistence_threshold}
-    settings = _common_config(micro_batch, zero, dtype)
-    if dtype == torch.float16:
-        _autocast_inside(module, dtype)
-    return deepspeed.initialize(model=module, config=settings)[0]
+    return deepspeed.initialize(model=module, config=_common_config(micro_batch, zero))[0]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..config import OptimConfig
+from .arithmetic import autocast
 from .optim import LossScale, build_optimizer
 
 Files = dict[str, bytes | memoryview]
@@ -64,10 +65,12 @@ class TorchEngine:
             {name: p.detach().clone() for name, p in self.trainable.items()} if ema else {}
         )
         self.scale = LossScale.of(dtype)
+        self.autocast = autocast(module, dtype)
         self.updates = 0
 
     def __call__(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
+        with self.autocast:
+            return self.module(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of the mean over micro-batches."""

@@ -21,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..parallel.arithmetic import autocast
 from ..parallel.sequence import PlannedGroup
 from ..roles.recompute import is_attention
+from .gpu_dtypes import GpuAutocast
 
 aten = torch.ops.aten
 FEW = 2
@@ -227,8 +229,7 @@ def _trace_call(
     sent = group.sent if group else 0
     saved = _Saved(network, blocks)
     forward, backward, attention = _counter(), _counter(), _Attention()
-    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with saved, forward, attention, autocast:
+    with saved, forward, attention, autocast(network, dtype), GpuAutocast():
         out = network(**example(), return_dict=False)[0]
     with backward:
         out.sum().backward()

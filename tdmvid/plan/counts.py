@@ -92,6 +92,8 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
     there = Path(config.init).is_dir()  # a stage that is not finished yet can be planned on
     startable = config if there else replace(config, init="")
     build_role(network, "student", startable, family, group=group)
+    if not config.trains_lora:
+        network.float()  # as whole trained copies are
     critic = None
     if "discriminator" in config.objective.roles:
         half = empty_base(config, folder, family)

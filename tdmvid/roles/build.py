@@ -214,7 +214,7 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World) -> Any:
         return network
     from ..parallel.deepspeed_engine import shard_frozen
 
-    return shard_frozen(network, micro_batch=config.batch.micro, dtype=torch_dtype(config.model))
+    return shard_frozen(network, micro_batch=config.batch.micro)
 
 
 def build_engine(network: nn.Module, role: str, config: RunConfig, world: launch.World) -> Any:

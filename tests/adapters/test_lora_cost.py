@@ -82,14 +82,14 @@ def kept(student) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_inputs_that_are_not_copied_for_the_adapter_give_the_same_gradients_from_less_memory(
+def test_an_adapter_in_its_input_s_dtype_has_the_gradients_of_one_in_float32_from_less_memory(
     tiny_cogvideox, dtype
 ):
     student = Student(tiny_cogvideox("sincos"), dtype)
     gradients, bytes_kept = student.gradients(), kept(student)
     for layer in tuner_layers(student.network):
         layer.cast_input_dtype_enabled = True
-    assert all(torch.equal(a, b) for a, b in zip(gradients, student.gradients())) and all(
-        g.abs().sum() > 0 for g in gradients
-    )
+    bound = {"bfloat16": 0.03, "float16": 0.004, "float32": 1e-6}[dtype]
+    for found, exact in zip(gradients, student.gradients()):
+        assert found.norm() > 0 and (found - exact).norm() < bound * exact.norm()
     assert bytes_kept == kept(student) if dtype == "float32" else bytes_kept < 0.95 * kept(student)

@@ -179,9 +179,7 @@ def build(case: Case, world: launch.World):
         (
             teacher
             if case.backend == "torch"
-            else shard_frozen(
-                teacher, micro_batch=BATCH, dtype=torch.float32, persistence_threshold=0
-            )
+            else shard_frozen(teacher, micro_batch=BATCH, persistence_threshold=0)
         ),
     )
 
@@ -560,7 +558,7 @@ def test_the_configuration_follows_the_optimiser_and_the_dtype():
         "trainable": 1000,
         "persistence_threshold": 7,
     }
-    config = deepspeed_config(ADAMW, dtype=torch.float32, **choices)
+    config = deepspeed_config(ADAMW, cast_to=None, **choices)
     assert config["gradient_clipping"] == ADAMW.clip and config["gradient_accumulation_steps"] == 4
     assert config["zero_optimization"] == {
         "stage": 3,
@@ -569,6 +567,6 @@ def test_the_configuration_follows_the_optimiser_and_the_dtype():
     }
     assert "torch_autocast" not in config
     assert (
-        deepspeed_config(ADAMW, dtype=torch.bfloat16, **choices)["torch_autocast"]["dtype"]
+        deepspeed_config(ADAMW, cast_to=torch.bfloat16, **choices)["torch_autocast"]["dtype"]
         == "bfloat16"
     )

@@ -1,0 +1,109 @@
+"""LoRA layers that compute in the dtype of their input, whatever dtype their weights are kept in.
+
+The base keeps its own dtype and needs no autocast: its norms return what they return in the stock
+pipeline, on every device. The update is added by the matrix product itself, not by passes of its
+own over the activations.
+
+Shapes: M rows (batch and tokens), r rank, N outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+def use_own_layers(config: LoraConfig) -> LoraConfig:
+    """Return `config`, by which peft adapts layers with the classes here."""
+    config._register_custom_module(
+        {
+            nn.Linear: AdaptedLinear,
+            nn.Conv1d: _AdaptedConv1d,
+            nn.Conv2d: _AdaptedConv2d,
+            nn.Conv3d: _AdaptedConv3d,
+        }
+    )
+    return config
+
+
+class _Down(nn.Linear):
+    """x A^T in the dtype of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.to(x.dtype))
+
+
+class _Up(nn.Linear):
+    """base + scale h B^T in the dtype of h; without a graph, written into `base`."""
+
+    def forward(self, h: Tensor, base: Tensor, scale: float) -> Tensor:
+        rows, weight = base.flatten(0, -2), self.weight.to(h.dtype).t()
+        if torch.is_grad_enabled():
+            out = torch.addmm(rows, h.flatten(0, -2), weight, alpha=scale)
+        else:
+            out = rows.addmm_(h.flatten(0, -2), weight, alpha=scale)
+        if self.bias is not None:
+            out = out + (scale * self.bias).to(h.dtype)
+        return out.view(base.shape)
+
+
+def _as(kind: type[nn.Linear], layer: nn.Linear) -> nn.Linear:
+    """Return a layer of another class with the very parameters of `layer`."""
+    with torch.device("meta"):
+        made = kind(layer.in_features, layer.out_features, layer.bias is not None)
+    made.weight, made.bias = layer.weight, layer.bias
+    return made
+
+
+class AdaptedLinear(lora.Linear):  # type: ignore[misc]
+    """A linear layer with adapters in the dtype of its input.
+
+    With peft's `cast_input_dtype_enabled` it computes as peft does, in the adapter's dtype.
+    """
+
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().update_layer(adapter_name, *args, **kwargs)
+        self.lora_A[adapter_name] = _as(_Down, self.lora_A[adapter_name])
+        self.lora_B[adapter_name] = _as(_Up, self.lora_B[adapter_name])
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return out
+        for name in self.active_adapters:
+            if name in self.lora_A:
+                out = self._add(name, x, out)
+        return out
+
+    def _add(self, name: str, x: Tensor, base: Tensor) -> Tensor:
+        down, up = self.lora_A[name], self.lora_B[name]
+        dtype = down.weight.dtype if self.cast_input_dtype_enabled else x.dtype
+        out: Tensor = up(down(x.to(dtype)), base.to(dtype), self.scaling[name])
+        return out.to(base.dtype)
+
+
+class _InInputDtype:
+    """Makes peft's layer compute in the dtype of its input."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        low = x.dtype != torch.float32 and not self.cast_input_dtype_enabled  # type: ignore[attr-defined]
+        with torch.autocast(x.device.type, x.dtype, enabled=low, cache_enabled=False):
+            out: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        return out
+
+
+class _AdaptedConv1d(_InInputDtype, lora.layer.Conv1d):
+    """A convolution with adapters in the dtype of its input."""
+
+
+class _AdaptedConv2d(_InInputDtype, lora.layer.Conv2d):
+    """A convolution with adapters in the dtype of its input."""
+
+
+class _AdaptedConv3d(_InInputDtype, lora.layer.Conv3d):
+    """A convolution with adapters in the dtype of its input."""
