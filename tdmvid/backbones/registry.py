@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from ..config.resources import find_model
 from ..data.reading import reading
 from .base import Backbone
 from .stock import AGAIN
-from .weight_files import HALF, has_weights
+from .weight_files import HALF
 
 REGISTRY: dict[str, type[Backbone]] = {}
 """Pipeline class -> family; complete after `families()`."""
@@ -107,21 +108,40 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
             f" relative to {Path.cwd()}"
         )
     try:
-        return _download(config, weights=weights)
+        folder = _download(config, weights=weights)
     except Exception as error:  # the hub's client raises many kinds, of the network or the name
+        kind = type(error).__name__
         known = packaged_configs(config.path)
-        if known and not weights:
+        if known and not weights and kind != "RevisionNotFoundError":
             return known
-        if type(error).__name__ == "GatedRepoError":
-            raise ValueError(
-                f"model.path={short(config.path)} is gated: accept its terms at"
-                f" https://huggingface.co/{config.path}, then `hf auth login`"
-            ) from error
+        raise ValueError(_explain_failure(config, kind)) from error
+    if not (folder / "model_index.json").is_file():
         raise ValueError(
-            f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
-            f" the hub ({type(error).__name__}): check the name and the network, or give the folder"
-            " that `hf download NAME --local-dir FOLDER` made elsewhere"
-        ) from error
+            f"model.path={config.path!r} has no model_index.json on the hub: it is no diffusers"
+            " pipeline; give the repository that has the same model in that layout, whose name"
+            " often ends with -Diffusers or -diffusers"
+        )
+    _check_variant(folder, config, weights=weights)
+    return folder
+
+
+def _explain_failure(config: ModelConfig, kind: str) -> str:
+    """Return why a model could not be downloaded, and what to do."""
+    if kind == "GatedRepoError":
+        return (
+            f"model.path={config.path!r} is gated: accept its terms at"
+            f" https://huggingface.co/{config.path}, then `hf auth login`"
+        )
+    if kind == "RevisionNotFoundError":
+        return (
+            f"model.revision={config.revision!r} is no branch, tag or commit of"
+            f" model.path={config.path!r} on the hub: leave it out for the newest"
+        )
+    return (
+        f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
+        f" the hub ({kind}): check the name and the network and try again (files that have arrived"
+        " are kept), or give the folder that `hf download NAME --local-dir FOLDER` made elsewhere"
+    )
 
 
 def packaged_configs(hub_id: str) -> Path | None:
@@ -146,6 +166,10 @@ def _check_folder(folder: Path, config: ModelConfig, *, weights: bool) -> None:
             f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is"
             " a folder here: leave one of them out"
         )
+    _check_variant(folder, config, weights=weights)
+
+
+def _check_variant(folder: Path, config: ModelConfig, *, weights: bool) -> None:
     if weights and config.variant and not any(folder.glob(f"*/*.{config.variant}*")):
         raise ValueError(
             f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name:"
@@ -197,22 +221,37 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
         )
 
     folder = fetch("*.json", "README.md", "LICENSE*")
-    if not weights:
+    if not weights or not (folder / "model_index.json").is_file():
         return folder
     parts = _loaded_parts(folder)
-    texts = [f"{part}/*{suffix}" for part in parts for suffix in (".model", ".txt")]
-    # Variants that were not asked for are passed over.
-    others = None if config.variant else ["*/*.*.safetensors"]
-    folder = fetch("*.json", *texts, *(f"{part}/*.safetensors" for part in parts), without=others)
-    for suffix in (f".{HALF}*.safetensors", ".bin"):  # what some repositories have instead
+    fetch("*.json", *(f"{part}/*{suffix}" for part in parts for suffix in (".model", ".txt")))
+    lacking = [part for part in parts if (folder / part / "config.json").is_file()]
+    for pattern, without in _weight_patterns(config.variant):
+        # Always asked for, whatever is here: an interrupted download leaves some of the shards.
+        fetch(
+            *(f"{part}/{pattern}" for part in lacking),
+            without=[f"*/{without}"] if without else None,
+        )
         lacking = [
             part
-            for part in parts
-            if (folder / part / "config.json").is_file() and not has_weights(folder / part)
+            for part in lacking
+            if all(fnmatch(path.name, without) for path in (folder / part).glob(pattern))
         ]
-        if lacking:
-            fetch(*(f"{part}/*{suffix}" for part in lacking))
+        if not lacking:
+            break
     return folder
+
+
+def _weight_patterns(variant: str | None) -> list[tuple[str, str]]:
+    """Return which files of a part are wanted, best first: a pattern, and that of exceptions."""
+    return [
+        *([(f"*.{variant}*.safetensors", "")] if variant else []),
+        ("*.safetensors", "*.*.safetensors"),
+        (f"*.{HALF}*.safetensors", ""),  # what some repositories have instead
+        *([(f"*.{variant}*.bin", "")] if variant else []),
+        ("*.bin", "*.*.bin"),
+        ("*.bin", ""),
+    ]
 
 
 def _loaded_parts(folder: Path) -> list[str]:

@@ -37,11 +37,6 @@ def weights_variant(folder: Path, wanted: str | None) -> str | None:
     return HALF if HALF in found else min(filter(None, found))
 
 
-def has_weights(folder: Path) -> bool:
-    """Return whether a part's folder has a file of weights."""
-    return folder.is_dir() and any(WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
-
-
 def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
     """Load a part and check that its files have every weight of it: libraries draw the others at
     random and only log it.

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, PixArtAlphaPipeline
 from families import pixart, sdxl, stable_diffusion
-from huggingface_hub.utils import filter_repo_objects
 from refusals import refused
 from scales import assert_close
 
@@ -170,63 +169,6 @@ def test_a_unet_does_not_share_its_tokens(folders):
     backbone = load(folders(stable_diffusion, "epsilon"))
     with refused("parallel.sequence=2", "UNet2DConditionModel"):
         backbone.share_tokens(backbone.network, PlannedGroup(2))
-
-
-@pytest.mark.parametrize(
-    "variant, weights, wanted",
-    [
-        (
-            None,
-            True,
-            {
-                "unet/diffusion_pytorch_model.safetensors",
-                "text_encoder_2/model-00001-of-00002.safetensors",
-            },
-        ),
-        (
-            "fp16",
-            True,
-            {
-                "unet/diffusion_pytorch_model.safetensors",
-                "unet/diffusion_pytorch_model.fp16.safetensors",
-                "text_encoder_2/model-00001-of-00002.safetensors",
-                "text_encoder_2/model.fp16-00001-of-00002.safetensors",
-            },
-        ),
-        (None, False, set()),
-    ],
-)
-def test_of_a_hub_s_many_weights_only_those_of_the_pipeline_are_fetched(
-    folders, monkeypatch, variant, weights, wanted
-):
-    there = [
-        "model_index.json",
-        "sd_xl_base_1.0.safetensors",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "tokenizer/merges.txt",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "unet/model.onnx_data",
-        "text_encoder_2/model-00001-of-00002.safetensors",
-        "text_encoder_2/model.fp16-00001-of-00002.safetensors",
-        "text_encoder/flax_model.msgpack",
-    ]
-    fetched = []
-
-    def download(name, *, revision, allow_patterns, ignore_patterns):
-        fetched.extend(
-            filter_repo_objects(
-                there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
-            )
-        )
-        return str(folders(sdxl, "zeros"))
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    resolve(ModelConfig(path="owner/name", variant=variant), weights=weights)
-    assert {name for name in fetched if name.endswith("safetensors")} == wanted
-    assert {"model_index.json", "unet/config.json"} <= set(fetched) and (
-        "tokenizer/merges.txt" in fetched
-    ) == weights
 
 
 @pytest.mark.parametrize(

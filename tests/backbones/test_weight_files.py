@@ -1,12 +1,10 @@
 """Model folders as people have them: what diffusers can load is loaded whole, the rest is named."""
 
-import json
 import shutil
 
 import pytest
 import torch
 from families import BUILDERS
-from huggingface_hub.utils import GatedRepoError, filter_repo_objects
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
@@ -126,60 +124,3 @@ def test_a_single_file_is_refused_with_the_lines_that_convert_it(tmp_path):
 def test_a_network_alone_is_refused_with_the_lines_that_make_a_pipeline(whole):
     with refused("diffusers.StableDiffusionPipeline", "UNet2DConditionModel", "save_pretrained"):
         resolve(ModelConfig(path=str(whole / "unet")))
-
-
-def hub(monkeypatch, source, there, target):
-    """A hub that holds files of `source` under other names; returns the names that were fetched."""
-    fetched = []
-
-    def download(name, *, revision, allow_patterns, ignore_patterns):
-        wanted = list(
-            filter_repo_objects(
-                there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
-            )
-        )
-        fetched.extend(wanted)
-        for one in wanted:
-            (target / one).parent.mkdir(parents=True, exist_ok=True)
-            if (source / one).is_file():
-                shutil.copy(source / one, target / one)
-            else:
-                (target / one).touch()
-        return str(target)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    return fetched
-
-
-@pytest.mark.parametrize(
-    "rename, expected",
-    [
-        (lambda name: name, ".safetensors"),
-        (lambda name: name.replace(".safetensors", ".fp16.safetensors"), ".fp16.safetensors"),
-        (lambda name: name.replace(".safetensors", ".bin"), ".bin"),
-    ],
-)
-def test_only_what_a_pipeline_uses_is_downloaded(whole, tmp_path, monkeypatch, rename, expected):
-    index = json.loads((whole / "model_index.json").read_text())
-    names = [str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()]
-    used = [name for name in names if name.endswith(".safetensors")]
-    extra = [
-        "text_encoders/t5xxl.safetensors",
-        "big.safetensors",
-        "safety_checker/model.safetensors",
-    ]
-    there = [name for name in names if name not in used] + [rename(name) for name in used] + extra
-    fetched = hub(monkeypatch, whole, there, tmp_path / "hub")
-    resolve(ModelConfig(path="owner/name"))
-    weights = {name for name in fetched if name.endswith((".safetensors", ".bin"))}
-    assert weights == {rename(name) for name in used} and "text_encoders" not in index
-    assert all(name.endswith(expected) for name in weights)
-
-
-def test_a_gated_model_says_so(monkeypatch):
-    def download(*_, **__):
-        raise GatedRepoError.__new__(GatedRepoError)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with refused("'owner/name'", "https://huggingface.co/owner/name", "hf auth login"):
-        resolve(ModelConfig(path="owner/name"))
