@@ -4,16 +4,37 @@
 #   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config NAME --resume auto
 set -uo pipefail
 HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500} NODES=${NODES:-1} GPUS=${GPUS:-8} JOB=${JOB:-tdmvid} PYTHON=${PYTHON:-python}
+if [ "$NODES" -eq 1 ]; then  # one node needs no name that the network knows, and any free port will do
+    rendezvous=(--rdzv_endpoint 127.0.0.1:0 --local_addr 127.0.0.1)
+else
+    rendezvous=(--rdzv_endpoint "$HEAD:$PORT")
+fi
 
-TDMVID_STOPPED=$(mktemp -u) told=0
+TDMVID_STOPPED=$(mktemp -u) told=0 launcher=
 threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun gives each rank one: little for real clips and an offloaded optimiser
 export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-"$PYTHON" -m torch.distributed.run \
+
+pass_on() {  # the ranks stop at the end of their iteration; a launcher without ranks has nothing to save
+    told=1
+    local ranks
+    ranks=$(cat "/proc/$launcher/task/"*/children 2>/dev/null)
+    if [ -n "$ranks" ]; then
+        kill -USR1 $ranks 2>/dev/null
+    elif [ -n "$launcher" ]; then
+        kill -TERM "$launcher" 2>/dev/null
+    fi
+}
+trap pass_on USR1 TERM
+
+# SLURM signals every process of a node: the launcher has to outlive the USR1 that its ranks wait for.
+"$PYTHON" -c 'import runpy, signal
+signal.signal(signal.SIGUSR1, lambda *_: None)
+runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)' \
     --nnodes "$NODES" --nproc_per_node "$GPUS" \
-    --rdzv_backend c10d --rdzv_endpoint "$HEAD:$PORT" --rdzv_id "$JOB" \
+    --rdzv_backend c10d "${rendezvous[@]}" --rdzv_id "$JOB" \
     -m tdmvid train "$@" &
 launcher=$!
-trap 'told=1; kill -USR1 $(cat /proc/$launcher/task/*/children)' USR1 TERM  # the ranks stop at the end of their iteration
+[ $told -eq 1 ] && pass_on
 
 wait $launcher
 status=$?

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
     if backend == "none" or not found:
         check_sequence(sequence, 1)
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    # DeepSpeed calls collectives by their old names, several times an iteration.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if any(name in os.environ for name in LAUNCHERS):
         end_with_parent()
     local_rank = environment_number("LOCAL_RANK") or 0

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from slurm_cluster import missing
 from vbench_stand_in import write_stand_in
 
 SLURM = Path(__file__).resolve().parents[2] / "launch" / "slurm"
@@ -110,6 +111,7 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
 
 
+@pytest.mark.skipif(not missing(), reason="the same jobs run on a real cluster")
 @pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
 @pytest.mark.parametrize("status, queued", [(0, ""), (75, "requeue 12"), (1, "")])
 def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(
@@ -119,10 +121,11 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
     left when the first node ends.
     """
     for name, script in {
-        "srun": f'echo "$@" > {tmp_path}/srun.said; exit {status}',
-        "scontrol": f"""case "$1 $2" in
-            "show hostnames") echo node1;;
-            "show job") echo "JobId=12"; echo "   Command={SLURM / batch} a.json";;
+        "srun": f'echo "$HEAD" "$@" > {tmp_path}/srun.said; exit {status}',
+        "scontrol": f"""case "$1 $2 $3" in
+            "show hostnames "*) echo node1;;
+            "show job "*) echo "JobId=12"; echo "   Command={SLURM / batch} a.json";;
+            *"show node"*) echo "NodeName=node1 NodeAddr=10.0.0.1 Port=1";;
             *) echo "$@" > {tmp_path}/queued;;
         esac""",
     }.items():
@@ -140,7 +143,8 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
     assert done.returncode == status
     said = (tmp_path / "srun.said").read_text()
     assert (
-        "--cpus-per-task=64" in said
+        said.startswith("10.0.0.1 ")  # no node1 is known to the network
+        and "--cpus-per-task=64" in said
         and "--wait=0" in said
         and said.strip().endswith(f"{SLURM / 'node.sh'} --config a.json --resume auto")
     )
@@ -149,7 +153,7 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
     ) == queued
 
 
-def node(tmp_path, script: str, **environment: str) -> subprocess.Popen:
+def node(tmp_path, script: str, **environment: str) -> subprocess.Popen[str]:
     """launch/slurm/node.sh with a shell script in the place of Python."""
     (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
@@ -158,6 +162,8 @@ def node(tmp_path, script: str, **environment: str) -> subprocess.Popen:
         [str(SLURM / "node.sh")],
         cwd=tmp_path,
         env=inherited | {"PYTHON": str(tmp_path / "python"), "GPUS": "4"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -174,6 +180,16 @@ def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too
     if told:
         run.send_signal(signal.SIGUSR1)
     assert run.wait(20) == status
+
+
+def test_a_launcher_without_ranks_is_ended_and_queued_again(tmp_path):
+    """It still imports PyTorch, or its ranks have gone."""
+    run = node(tmp_path, f"touch {tmp_path}/begun; exec sleep 30")
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    run.send_signal(signal.SIGUSR1)
+    said = run.communicate(timeout=20)[1]
+    assert run.returncode == 75 and "usage" not in said
 
 
 @pytest.mark.parametrize(
@@ -198,7 +214,7 @@ def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_be
     nodes, out = start_nodes(tiny_json, tmp_path / "run"), tmp_path / "run"
     while not rows(out) and all(node.poll() is None for node in nodes):
         time.sleep(0.01)
-    nodes[1].send_signal(signal.SIGUSR1)
+    os.killpg(nodes[1].pid, signal.SIGUSR1)  # as SLURM does, the launcher included
     assert wait(nodes) == [75, 75]
     assert (
         1 <= len(rows(out)) < 8
