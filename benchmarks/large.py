@@ -33,7 +33,8 @@ from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config, share_batch
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import GIB, Plan, make_plan
+from tdmvid.plan.plan import Plan, make_plan
+from tdmvid.plan.units import GIB
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -254,6 +254,42 @@ def _weight_patterns(variant: str | None) -> list[tuple[str, str]]:
     ]
 
 
+def published_bytes(config: ModelConfig, folder: Path) -> int | None:
+    """Return the bytes of weights that a download of a teacher fetches, as its repository lists
+    them; None if that cannot be asked.
+
+    Args:
+        config: a hub id.
+        folder: what `resolve` returned for it.
+    """
+    if folder.is_relative_to(ARCHITECTURES):  # the hub could not be reached a moment ago
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        asked = HfApi().model_info(
+            config.path, revision=config.revision, files_metadata=True, timeout=5
+        )
+    except Exception:  # as many kinds as in `resolve`
+        return None
+    sizes = {Path(file.rfilename): file.size or 0 for file in asked.siblings or ()}
+    return sum(_part_bytes(part, sizes, config.variant) for part in _loaded_parts(folder))
+
+
+def _part_bytes(part: str, sizes: dict[Path, int], variant: str | None) -> int:
+    """Bytes of those of a part's files that `_download` fetches."""
+    own = {path.name: size for path, size in sizes.items() if path.parent == Path(part)}
+    for pattern, without in _weight_patterns(variant):
+        found = [
+            size
+            for name, size in own.items()
+            if fnmatch(name, pattern) and not fnmatch(name, without)
+        ]
+        if found:
+            return sum(found)
+    return 0
+
+
 def _loaded_parts(folder: Path) -> list[str]:
     """Return the folders of a pipeline's parts, without those that its family never loads."""
     index = read_object(folder / "model_index.json")

@@ -1,6 +1,7 @@
-"""Print what a training run would do, and what memory it needs, without loading any weights.
+"""Print what a training run would do, what memory it needs and what it costs, without loading any
+weights.
 
-tdmvid plan --config cogvideox5b_4nfe --ranks 8 --device-memory 80
+tdmvid plan --config cogvideox5b_4nfe --ranks 8 --device h100 --device-memory 80
 python launch/train.py --config configs/cogvideox5b_4nfe.json --plan --ranks 8
 """
 
@@ -19,4 +20,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan."""
-    print_plan(read_config(args), ranks=args.ranks, device_memory=args.device_memory)
+    print_plan(read_config(args), args)

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..plan.devices import DEFAULT, DEVICES, choose_device
 from .options import add_config, add_launched
 
 if TYPE_CHECKING:
@@ -50,13 +51,27 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="memory of a rank's device: a plan refuses what does not fit",
     )
+    parser.add_argument(
+        "--device",
+        choices=list(DEVICES),
+        help=f"what a plan is priced on, by its maker's sheet (default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--tflops", type=float, help="the device's peak in the run's dtype, dense, in TFLOP/s"
+    )
+    parser.add_argument("--bandwidth", type=float, help="of the device's memory, in TB/s")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="of an iteration, as measured: a plan then has measured hours, not estimated ones",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, export and score; or print the plan."""
     config = read_config(args)
     if args.plan:
-        print_plan(config, ranks=args.ranks, device_memory=args.device_memory)
+        print_plan(config, args)
         return
     from ..scoring.after_training import Evaluation, score_command
 
@@ -90,22 +105,32 @@ def read_config(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def print_plan(config: RunConfig, *, ranks: int, device_memory: float) -> None:
-    """Print the plan of a run; ValueError if it does not fit into `device_memory` GiB."""
+def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
+    """Print the plan of a run; ValueError if it does not fit into `--device-memory` GiB.
+
+    Args:
+        config: the run.
+        args: the options of `add_plan`.
+    """
     from ..plan.describe import describe
     from ..plan.plan import make_plan
+    from ..plan.price import Terms
     from ..plan.remedies import check_fit
     from ..scoring.after_training import outlook
 
+    device = choose_device(args.device, tflops=args.tflops or 0, bandwidth=args.bandwidth or 0)
     evaluation = outlook(config)
-    plan = make_plan(config, ranks=ranks)
+    plan = make_plan(config, ranks=args.ranks)
     print(
         describe(
-            plan, device_memory=device_memory, evaluation=evaluation.text if evaluation else ""
+            plan,
+            device_memory=args.device_memory,
+            evaluation=evaluation.text if evaluation else "",
+            terms=Terms(device=device, seconds=args.seconds or 0),
         )
     )
-    if device_memory:
-        check_fit(plan, device_memory)
+    if args.device_memory:
+        check_fit(plan, args.device_memory)
 
 
 def exit_status(status: int) -> int:

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from ..parallel.arithmetic import autocast
 from ..parallel.sequence import PlannedGroup
@@ -47,6 +52,14 @@ ATTENTION_ON_A_CPU = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
 """Operations that the library's counter leaves out."""
+NO_KERNEL = {
+    getattr(aten, name)
+    for name in (
+        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+        *("_unsafe_view", "_local_scalar_dense", "lift_fresh", "set_", "resize_"),
+    )
+}
+"""Operations, beside views, that start no kernel on a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +81,11 @@ class Trace:
     """
     exchanged: int = 0
     """Bytes that the rank sends in the forward to those that share its sample."""
+    forward_moved: int = 0
+    """Bytes that all kernels but matrix products and attention read and write."""
+    backward_moved: int = 0
+    forward_kernels: int = 0
+    backward_kernels: int = 0
 
     def plus(self, count: int, few: Trace, more: Trace) -> Trace:
         """Return this cost and `count` times what `more` costs beyond `few`."""
@@ -84,18 +102,34 @@ class Trace:
         return self.saved_inputs + self.saved_block
 
 
-class _Attention(TorchDispatchMode):
-    """Bytes of the outputs of attention kernels."""
+class _Kernels(TorchDispatchMode):
+    """Bytes that attention returns, bytes that all but matrix products move, and kernels."""
 
     def __init__(self):
         super().__init__()
-        self.bytes = 0
+        self.attention, self.moved, self.count = 0, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        if func.is_view or func.namespace != "aten" or func.overloadpacket in NO_KERNEL:
+            return out
+        self.count += 1
         if is_attention(func):
-            self.bytes += sum(x.numel() * x.element_size() for x in out if isinstance(x, Tensor))
+            self.attention += sum(map(_tensor_bytes, out))
+        elif not _is_matrix_product(func):
+            self.moved += sum(map(_tensor_bytes, tree_leaves((args, kwargs, out))))
         return out
+
+
+def _is_matrix_product(func: Any) -> bool:
+    return func.overloadpacket in flop_registry or "scaled_dot_product" in str(func)
+
+
+def _tensor_bytes(x: Any) -> int:
+    """Bytes of a tensor, those of its storage if it is expanded; 0 of anything else."""
+    if not isinstance(x, Tensor):
+        return 0
+    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
 
 
 class _Saved:
@@ -228,10 +262,11 @@ def _trace_call(
     """Trace one call of a network of fake tensors, as it is."""
     sent = group.sent if group else 0
     saved = _Saved(network, blocks)
-    forward, backward, attention = _counter(), _counter(), _Attention()
-    with saved, forward, attention, autocast(network, dtype), GpuAutocast():
+    forward, backward = _counter(), _counter()
+    called, returned = _Kernels(), _Kernels()
+    with saved, forward, called, autocast(network, dtype), GpuAutocast():
         out = network(**example(), return_dict=False)[0]
-    with backward:
+    with backward, returned:
         out.sum().backward()
     network.zero_grad()
     counts = forward.get_flop_counts()["Global"]
@@ -242,8 +277,12 @@ def _trace_call(
         saved_inputs=saved.outside + saved.inputs,
         saved_block=max(saved.inside, default=0),
         attention_flops=sum(flops for name, flops in counts.items() if is_attention(name)),
-        attention_bytes=attention.bytes,
+        attention_bytes=called.attention,
         exchanged=group.sent - sent if group else 0,
+        forward_moved=called.moved,
+        backward_moved=returned.moved,
+        forward_kernels=called.count,
+        backward_kernels=returned.count,
     )
 
 

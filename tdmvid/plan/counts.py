@@ -62,6 +62,8 @@ class Pipeline:
     """Weights of the autoencoder."""
     decoding: int
     """Peak bytes of tensors while it decodes one sample."""
+    embedding: int = 0
+    """Bytes of one prompt's embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,20 @@ def count_pipeline(networks: Outline) -> Pipeline:
     """Count the text encoders and the autoencoder."""
     config, folder, family = networks.config, networks.folder, networks.family
     vae, decoding = _autoencoder(config, folder, family, networks.network)
-    return Pipeline(text=family.spec.text_bytes(folder, config.model), vae=vae, decoding=decoding)
+    return Pipeline(
+        text=family.spec.text_bytes(folder, config.model),
+        vae=vae,
+        decoding=decoding,
+        embedding=_embedding_bytes(networks),
+    )
+
+
+def _embedding_bytes(networks: Outline) -> int:
+    config, folder, spec = networks.config, networks.folder, networks.family.spec
+    with torch.device("meta"):
+        inputs = spec.example(networks.network, folder, config.video, 1, torch_dtype(config.model))
+    states: torch.Tensor = inputs["encoder_hidden_states"]
+    return states.numel() * states.element_size()
 
 
 def decoded_settings(config: RunConfig) -> tuple[object, ...]:

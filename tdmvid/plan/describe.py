@@ -8,18 +8,21 @@ from pathlib import Path
 from ..config import RunConfig, global_batch
 from ..data.repetition import prompt_uses, repetition_warning
 from .counts import student_steps
-from .plan import GIB, Plan
+from .plan import Plan
+from .price import Row, Terms, price_rows
+from .units import gib, number
 
-Row = tuple[str, str]
 
-
-def describe(plan: Plan, *, device_memory: float = 0.0, evaluation: str = "") -> str:
+def describe(
+    plan: Plan, *, device_memory: float = 0.0, evaluation: str = "", terms: Terms | None = None
+) -> str:
     """Return the plan as text.
 
     Args:
         plan: what to describe.
         device_memory: GiB that a rank's device has, 0 if unknown.
         evaluation: what scores the finished run, if anything does.
+        terms: on what its price is estimated.
     """
     rows = [
         *_networks(plan),
@@ -27,14 +30,10 @@ def describe(plan: Plan, *, device_memory: float = 0.0, evaluation: str = "") ->
         *_memory(plan, device_memory),
         *([("evaluation", evaluation)] if evaluation else []),
         ("writes", str(plan.config.folder)),
+        *price_rows(plan, terms or Terms()),
     ]
     pad = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{pad}}  {value}" for name, value in rows)
-
-
-def gib(size: float) -> str:
-    """Return so many bytes in GiB, for people."""
-    return f"{size / GIB:,.2f} GiB"
 
 
 def _networks(plan: Plan) -> Iterator[Row]:
@@ -85,7 +84,7 @@ def _prompts(plan: Plan) -> Iterator[Row]:
     """How many prompts there are, how often each is used, and whether that is too often."""
     ranks = plan.ranks // plan.config.parallel.sequence
     uses = prompt_uses(plan.config, prompts=plan.prompts, ranks=ranks)
-    yield "prompts", f"{plan.prompts:,}, each used {_number(uses)} times"
+    yield "prompts", f"{plan.prompts:,}, each used {number(uses)} times"
     if warning := repetition_warning(plan.config, prompts=plan.prompts, ranks=ranks):
         yield "", f"warning: {warning}"
 
@@ -108,7 +107,7 @@ def _iteration(plan: Plan) -> Iterator[Row]:
         f"{calls.forwards:g} forwards and {calls.backwards} backwards of"
         f" {_samples(config, batch.micro)} x {batch.accumulation} micro-batches",
     )
-    yield "work", f"{_number(plan.flops() / 1e12)} TFLOP a rank and iteration"
+    yield "work", f"{number(plan.flops() / 1e12)} TFLOP a rank and iteration"
     shared = f", {-(-tokens.count // share):,} tokens and {-(-tokens.heads // share)} heads a rank"
     yield (
         "tokens",
@@ -162,7 +161,3 @@ def _kind(config: RunConfig) -> str:
 
 def _samples(config: RunConfig, number: int) -> str:
     return f"{number:,} {_kind(config)}{'' if number == 1 else 's'}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -6,6 +6,7 @@ Needs the teacher's config files only: no weights, no GPU, no other rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from .counts import (
 
 LIVE_VALUES = 1e9
 """Gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)."""
-GIB = 2**30
+OPTIMISER_BYTES = 7 * 4
+"""Read and written for each trained number by AdamW: itself, two moments, and its gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class Plan:
     config: RunConfig
     """With the accumulation that follows from the number of ranks."""
     ranks: int
+    folder: Path
+    """Of the teacher, or of its configs."""
     pipeline_class: str
     prompts: int
     tokens: Tokens
@@ -164,38 +168,78 @@ class Plan:
 
     def flops(self) -> float:
         """Return the operations of one iteration on one rank, recomputed forwards included."""
+        kept = self.config.parallel.keep_attention
+        return self._per_iteration(
+            lambda call: call.forward_flops,
+            lambda call: call.backward_flops,
+            lambda call: call.forward_flops - kept * call.attention_flops,
+        )
+
+    def moved(self) -> float:
+        """Return the bytes that all kernels but matrix products and attention read and write in one
+        iteration on one rank: in calls, to make rounded weights whole, and in the optimiser.
+        """
+        calls = self._per_iteration(
+            lambda call: call.forward_moved,
+            lambda call: call.backward_moved,
+            lambda call: call.forward_moved,
+        )
+        rounded = self.config.model.quantize != "none"
+        uses = self.base_uses + self.checkpointing * self.calls.backwards
+        whole = rounded * uses * self.config.batch.accumulation * (self.weights.base + self.whole)
+        return calls + whole + OPTIMISER_BYTES * self.weights.trained / self._shards(1)
+
+    def kernels(self) -> float:
+        """Return the kernels that one rank starts in one iteration's calls."""
+        return self._per_iteration(
+            lambda call: call.forward_kernels,
+            lambda call: call.backward_kernels,
+            lambda call: call.forward_kernels,
+        )
+
+    def _per_iteration(
+        self,
+        forward: Callable[[Trace], float],
+        backward: Callable[[Trace], float],
+        again: Callable[[Trace], float],
+    ) -> float:
+        """Sum up over an iteration what a forward, a backward, and with checkpointing the forward
+        that is computed again take.
+        """
         calls, critic = self.calls, self.calls.discriminator
-        backward = calls.network.backward_flops + self._recomputed(calls.network)
-        per_micro = calls.forwards * calls.network.forward_flops + calls.backwards * backward
+
+        def both_ways(call: Trace) -> float:
+            return backward(call) + (again(call) if self.checkpointing else 0.0)
+
+        total = calls.forwards * forward(calls.network) + calls.backwards * both_ways(calls.network)
         if critic:
             # Its own turn compares two batches, without a gradient but in its heads; the student's
             # goes through it.
-            per_micro += 3 * critic.forward_flops + critic.backward_flops + self._recomputed(critic)
-        return per_micro * self.config.batch.accumulation
+            total += 3 * forward(critic) + both_ways(critic)
+        return total * self.config.batch.accumulation
 
-    def _recomputed(self, call: Trace) -> float:
-        """Operations that checkpointing makes again in a backward pass."""
-        if not self.checkpointing:
-            return 0.0
-        return call.forward_flops - self.config.parallel.keep_attention * call.attention_flops
+    @property
+    def base_uses(self) -> float:
+        """How often a micro-batch needs the whole base: once a call, of any batch, and once a
+        backward; what a block is computed again with stays for its backward.
+        """
+        return self.calls.forwards - (teacher_calls(self.config) - 1) + self.calls.backwards
 
     def traffic(self) -> dict[str, float]:
         """Return the bytes that one rank sends in one iteration, by purpose.
 
         In a ring, adding up costs every byte once and spreading the sum once more. ZeRO-3 adds up
         only; 1 and 2 do both, and then spread what their shares of the optimiser made of the
-        weights. ZeRO-3 gathers the base once a call, of any batch, and once a backward: what a
-        block is computed again with stays for its backward.
+        weights.
         """
         if self.ranks == 1:
             return {}
         calls, stage = self.calls, self.config.parallel.zero_stage
         away, micros = (self.ranks - 1) / self.ranks, self.config.batch.accumulation
-        gathers = calls.forwards - (teacher_calls(self.config) - 1) + calls.backwards
         forwards = calls.forwards + (2 if self.checkpointing else 1) * calls.backwards
         trained = self.weights.trained * 4 * away
         return {
-            "weights": gathers * micros * self.whole * away if stage == 3 else 0.0,
+            "weights": self.base_uses * micros * self.whole * away if stage == 3 else 0.0,
             "gradients": trained if stage == 3 else 2 * trained,
             "updated weights": trained if stage in (1, 2) else 0.0,
             "tokens": micros * calls.network.exchanged * forwards,
@@ -232,6 +276,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1, like: Plan | None = None) ->
     return Plan(
         config=config,
         ranks=ranks,
+        folder=folder,
         pipeline_class=family.pipeline_class,
         prompts=prompts,
         tokens=networks.tokens,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import RunConfig
-from .describe import gib
-from .plan import GIB, Plan, make_plan
+from .plan import Plan, make_plan
+from .units import GIB, gib
 
 SECTIONS = {
     **dict.fromkeys(("dtype", "quantize", "tiling"), "model"),

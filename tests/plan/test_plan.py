@@ -22,8 +22,9 @@ from tdmvid.parallel import launch
 from tdmvid.plan import cost
 from tdmvid.plan.counts import calls_per_iteration
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import GIB, make_plan
+from tdmvid.plan.plan import make_plan
 from tdmvid.plan.remedies import _changed, check_fit
+from tdmvid.plan.units import GIB
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import _micro_batches, train

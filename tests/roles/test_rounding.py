@@ -22,8 +22,9 @@ from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import GIB, make_plan
+from tdmvid.plan.plan import make_plan
 from tdmvid.plan.remedies import check_fit
+from tdmvid.plan.units import GIB
 from tdmvid.roles.rounding import story
 from tdmvid.roles.rules import check_settings
 from tdmvid.sampling.student import use_student

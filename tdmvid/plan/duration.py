@@ -1,0 +1,164 @@
+"""Predict how long a planned run takes on a device that has not run it.
+
+A model: work over an assumed share of the device's peak, bytes over an assumed share of its memory
+bandwidth, and what ranks send over their links. Every share is a constant here, with its source.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..backbones.dtype import torch_dtype
+from .counts import bytes_per_value, student_steps, teacher_calls
+from .devices import Device
+from .plan import Plan
+
+MATRIX_SHARE = 0.51
+"""Of the sheet's dense peak, by matrix products and attention of a network. An H200 was measured at
+788 TFLOP/s for large bfloat16 products, 0.80 of its sheet; CogVideoX-2B is estimated to reach 55 to
+60 % of that with all else that it does, which is 0.51 of the sheet for its products alone. No
+iteration was measured on a GPU.
+"""
+MEMORY_SHARE = 0.8
+"""Of the sheet's bandwidth, by elementwise kernels: assumed."""
+LINK_SHARE = 0.8
+"""Of links and networks, by collectives of many bytes: assumed."""
+KERNEL_SECONDS = 8e-6
+"""Of the host, to start one kernel by PyTorch: assumed."""
+HIDDEN = 4.8 / 7.6
+"""Share of ZeRO-3's gathers that run ahead while something else is computed: counted on a CPU
+(benchmarks/NOTES.md).
+"""
+HOP = 1.9e-6
+HOP_BETWEEN_NODES = 4.0e-6
+START = 12e-6
+"""Seconds of each step of a ring, within and between nodes, and of a collective's start: NCCL's own
+table (src/graph/tuning.cc, LL128).
+"""
+FETCHED = 5e7
+"""Weights that DeepSpeed gathers at a time (stage3_prefetch_bucket_size)."""
+HOST_ADAM = 1e9
+"""Numbers that AdamW updates in a second in host memory, shared by a node's ranks: assumed."""
+ALL_TO_ALLS = 4
+"""Of each block where ranks share a video: query, key, value, and the way back."""
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """Seconds of one iteration on one rank, by what takes them."""
+
+    matrix: float
+    """Matrix products and attention."""
+    memory: float
+    """All other kernels, which are bound by memory."""
+    starting: float
+    """Of the host, to start all kernels, while those before run."""
+    sending: float
+    """Between ranks, beyond what is hidden behind computing."""
+    offloaded: float
+    """To host memory and there."""
+
+    @property
+    def computing(self) -> float:
+        return max(self.matrix + self.memory, self.starting)
+
+    @property
+    def total(self) -> float:
+        return self.computing + self.sending + self.offloaded
+
+
+def predict_iteration(plan: Plan, device: Device, *, gpus: int = GPUS_PER_NODE) -> Duration:
+    """Predict one iteration.
+
+    Args:
+        plan: The run.
+        device: What each rank has.
+        gpus: Ranks of a node; with fewer ranks there is one node.
+    """
+    computing = Duration(
+        matrix=plan.flops() / matrix_rate(plan, device),
+        memory=plan.moved() / memory_rate(device),
+        starting=plan.kernels() * KERNEL_SECONDS,
+        sending=0.0,
+        offloaded=0.0,
+    )
+    return Duration(
+        matrix=computing.matrix,
+        memory=computing.memory,
+        starting=computing.starting,
+        sending=_sending(plan, device, gpus, computing.computing),
+        offloaded=_offloaded(plan, device, gpus),
+    )
+
+
+def predict_samples(plan: Plan, device: Device) -> float:
+    """Predict the seconds of a run's network calls for samples: the student's while it trains, and
+    the teacher's long ones at the end.
+    """
+    log, call = plan.config.log, plan.calls.network
+    each = call.forward_flops / matrix_rate(plan, device) + call.forward_moved / memory_rate(device)
+    times = (plan.config.steps - 1) // log.sample_every + 1 if log.sample_every else 1
+    count = len(log.sample_prompts) or min(log.sample_count, plan.prompts)
+    calls = times * student_steps(plan.config) + log.teacher_steps * teacher_calls(plan.config)
+    return calls * count * each / plan.config.batch.micro
+
+
+def matrix_rate(plan: Plan, device: Device) -> float:
+    """Return the assumed FLOP/s of matrix products in the run's dtype."""
+    half = bytes_per_value(torch_dtype(plan.config.model)) < 4
+    return MATRIX_SHARE * 1e12 * (device.tflops if half else device.tflops_float32)
+
+
+def memory_rate(device: Device) -> float:
+    """Return the assumed bytes/s of elementwise kernels."""
+    return MEMORY_SHARE * 1e12 * device.bandwidth
+
+
+def _sending(plan: Plan, device: Device, gpus: int, computing: float) -> float:
+    """Seconds of an iteration's collectives that computing does not hide."""
+    traffic, parallel, micros = plan.traffic(), plan.config.parallel, plan.config.batch.accumulation
+    if not traffic:
+        return 0.0
+    rate, delay = _ring_rate(device, plan.ranks, gpus), _ring_delay(plan.ranks, gpus)
+    gathers = plan.base_uses * micros * math.ceil(plan.weights.base / FETCHED)
+    weights = traffic["weights"] / rate + delay * gathers * (parallel.zero_stage == 3)
+    trained = (traffic["gradients"] + traffic["updated weights"]) / rate
+    updates = delay * len(plan.config.objective.roles)
+    tokens = 0.0
+    if parallel.sequence > 1:
+        calls = plan.calls.forwards + (1 + plan.checkpointing) * plan.calls.backwards
+        tokens = traffic["tokens"] / _ring_rate(device, parallel.sequence, gpus)
+        times = ALL_TO_ALLS * plan.tokens.blocks * calls * micros
+        tokens += times * _ring_delay(parallel.sequence, gpus)
+    ahead = max(HIDDEN * weights - computing, 0.0)
+    return (1 - HIDDEN) * weights + ahead + trained + updates + tokens
+
+
+def _ring_rate(device: Device, ranks: int, gpus: int) -> float:
+    """Bytes/s that each rank of a ring sends. Between nodes all adapters of a node work at once, in
+    as many rings.
+    """
+    inside = device.link
+    return LINK_SHARE * 1e9 * (min(inside, gpus * device.network) if ranks > gpus else inside)
+
+
+def _ring_delay(ranks: int, gpus: int) -> float:
+    """Seconds that a collective of no bytes takes around a ring."""
+    nodes = math.ceil(ranks / gpus)
+    between = nodes if nodes > 1 else 0
+    return START + (ranks - 1 - between) * HOP + between * HOP_BETWEEN_NODES
+
+
+def _offloaded(plan: Plan, device: Device, gpus: int) -> float:
+    """Seconds of an iteration for what is kept in host memory."""
+    offload, rate = plan.config.parallel.offload, LINK_SHARE * 1e9 * device.host
+    if offload == "none":
+        return 0.0
+    trained = plan.weights.trained / plan.ranks
+    updates = trained * min(gpus, plan.ranks) / HOST_ADAM + 2 * 4 * trained / rate
+    if offload != "all":
+        return updates
+    uses = plan.base_uses * plan.config.batch.accumulation
+    return updates + uses * plan.whole / plan.ranks / rate
