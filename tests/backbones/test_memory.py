@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 import torch
+from contract_cases import CASES, Case, noise
 from refusals import refused
-from test_contract import CASES, Case, noise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdmvid.backbones.registry import families

@@ -1,0 +1,72 @@
+"""A tiny pipeline of each family and variant."""
+
+import diffusers
+import pytest
+import torch
+from families import BUILDERS
+
+from tdmvid.backbones.registry import families, load_backbone
+from tdmvid.config import ModelConfig
+
+PROMPTS = ["a red circle moves left", "a blue square"]
+CASES = [
+    (name, variant)
+    for name in sorted(families())
+    for variant in (BUILDERS[name].VARIANTS if name in BUILDERS else [None])
+]
+FIRST = dict(reversed(CASES))  # of most families one variant is in the quick suite
+LARGE = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+PARAMS = [
+    pytest.param(
+        case, marks=() if FIRST[case[0]] == case[1] and case[0] not in LARGE else pytest.mark.slow
+    )
+    for case in CASES
+]
+
+
+class Case:
+    """One tiny pipeline folder, and the two who read it: diffusers and our backbone."""
+
+    def __init__(self, name, variant, folder):
+        self.builder, self.folder, self.name = BUILDERS[name], folder, name
+        self.size = self.builder.SIZE
+        torch.manual_seed(0)
+        self.built = self.builder.build(variant)
+        self.built.save_pretrained(folder)
+
+    def backbone(self, folder=None, **changes):
+        return load_backbone(ModelConfig(path=str(folder or self.folder), **changes), self.size)
+
+    def stock(self, folder=None):
+        pipeline = getattr(diffusers, self.name).from_pretrained(folder or self.folder)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def another_base(self, folder):
+        """The same architecture with other weights of the network."""
+        pipeline = self.stock()
+        network = getattr(pipeline, families()[self.name].spec.network_folder)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+        pipeline.save_pretrained(folder)
+        return folder
+
+    def sample(self, pipeline, backbone, z, *, steps=4, cfg=1.0, output="latent"):
+        """A stock call as a user makes it, from prompts, with the further arguments that a model
+        card names.
+        """
+        call = eval(f"dict({backbone.stock.arguments_code()})")
+        return pipeline(
+            prompt=PROMPTS,
+            latents=z,
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            output_type=output,
+            return_dict=False,
+            **call,
+        )[0]
+
+
+def noise(backbone, batch=2):
+    return torch.randn(batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(3))

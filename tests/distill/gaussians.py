@@ -1,0 +1,25 @@
+"""Trajectories of Gaussians, and generators."""
+
+import torch
+
+from tdmvid.diffusion.denoiser import Cond
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.sampler import Trajectory
+
+NULL = Cond({})
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def path_at(process, k, batch=4096, dim=3, seed=0):
+    """Standard normal states before call k (1..4, or a tensor of them) of a uniform grid of 4."""
+    k = torch.full((batch,), k) if isinstance(k, int) else k
+    times = uniform(4, process).tensor()
+    x = torch.randn(len(k), dim, generator=generator(seed))
+    return Trajectory(x, k, times[k - 1], times[k], NULL)
+
+
+def mixed_k(batch=4096):
+    return torch.arange(batch) % 4 + 1

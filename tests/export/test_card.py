@@ -1,0 +1,145 @@
+"""The card of an export: recipe, code, scores, and prompts as text."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from exported import PROMPTS, latents
+
+from tdmvid.export.card import _recipe, _samples
+from tdmvid.export.load import load_pipeline
+from tdmvid.export.request import ExportRequest
+from tdmvid.export.sources import export_run
+from tdmvid.sampling.shots import noise
+from tdmvid.sampling.student import weights_of
+
+
+@pytest.fixture
+def scored(run):
+    """The folder of a run that has exported its student, and scored it by a program of its own and
+    by VBench.
+    """
+    export_run(run / "lora", run, ExportRequest(prompts=PROMPTS))
+    own = {"weights": weights_of(run / "lora")}
+    (run / "scores.json").write_text(
+        json.dumps(
+            own
+            | {
+                "protocol": "8 prompts",
+                "columns": [{"key": "all", "label": "all right", "unit": "%"}],
+                "samplers": [{"name": "student", "nfe": 4, "metrics": {"all": {"value": 0.957}}}],
+            }
+        )
+    )
+    (run / "vbench").mkdir()
+    (run / "vbench" / "results.json").write_text(json.dumps(own))
+    (run / "vbench" / "results.md").write_text(
+        "# VBench: mine\n\n| temporal_flickering | 97.50 [97.20, 97.70] |\n"
+    )
+    yield run
+    (run / "scores.json").unlink()
+    shutil.rmtree(run / "vbench")
+    shutil.rmtree(run / "lora")
+
+
+@pytest.mark.slow
+def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
+    licence = base.folder / "README.md"
+    licence.write_text(
+        "---\nlicense: other\nlicense_name: cogvideox\nlicense_link:"
+        " https://example.org/LICENSE\n---\n# base\n"
+    )
+    try:
+        export_run(tmp_path / "out", scored, ExportRequest(("comfyui",), prompts=PROMPTS))
+    finally:
+        licence.unlink()
+    card = (tmp_path / "out" / "README.md").read_text()
+    head = re.match(r"---\n(.*?)\n---\n", card, re.S)[1].splitlines()
+    assert {
+        "license: other",
+        "license_name: cogvideox",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-video",
+        "- lora",
+    } <= set(head)
+    for text in (
+        "[999, 749, 499, 249]",
+        "| guidance scale | 1.0 (off) |",
+        "rank 2, alpha 6",
+        "9 x 32 x 32, 8 fps",
+        "| student | 4 | 95.7 % |",
+        "8 prompts",
+        "### VBench: mine",
+        "| temporal_flickering | 97.50 [97.20, 97.70] |",
+        "applies: cogvideox (https://example.org/LICENSE)",
+        '"lr": 0.05',
+        f"[{PROMPTS[1]}](samples/1.mp4)",
+        "Iteration 4.",
+        "comfyui/tiny_4steps.safetensors",
+    ):
+        assert text in card
+    assert "cache" not in card and (tmp_path / "out" / "samples" / "1.mp4").stat().st_size > 0
+
+
+def test_a_prompt_on_a_card_is_text_and_never_markup():
+    prompt = "a](javascript:x) <img src=x>\n\n# b | c"
+    (_, listed) = _samples(["samples/0.mp4"], (prompt,))
+    assert listed == r"* [a\](javascript:x) \<img src=x\> \# b \| c](samples/0.mp4)"
+
+
+def test_a_card_s_recipe_names_no_folder_of_the_machine():
+    text = "".join(
+        _recipe(
+            {
+                "out": "/home/ann/run",
+                "init": "/home/ann/first/lora",
+                "evaluate": {"config": "/home/ann/eval.json"},
+                "prompts": {"path": "/home/ann/p.txt", "limit": 3},
+            }
+        )
+    )
+    assert '"first/lora"' in text and '"limit": 3' in text and "ann" not in text
+
+
+@pytest.mark.slow
+def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
+    out = tmp_path / "out"
+    export_run(out, run, ExportRequest(prompts=PROMPTS))
+    code, short = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    expected = latents(base, out)
+    for source in (code.split("pipe.scheduler")[0], short):
+        names = {}
+        exec(source.replace("path/to/this/folder", str(out)), names)
+        pipeline = names["pipe"]
+        pipeline.scheduler = load_pipeline(out).scheduler
+        pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = 8, 4
+        z = torch.stack([noise(prompt, 7, base.latent_shape()) for prompt in PROMPTS])
+        torch.testing.assert_close(
+            base.stock.latents(pipeline, z, base.encode_prompts(list(PROMPTS)), steps=4), expected
+        )
+    exec(code.replace("path/to/this/folder", str(out)).rpartition("\n")[0].rpartition("\n")[0], {})
+
+
+@pytest.mark.slow
+def test_a_card_has_the_scores_of_these_very_weights_alone(scored, tmp_path):
+    def cards(**choices):
+        out = {}
+        for name, choice in choices.items():
+            export_run(tmp_path / name, scored, ExportRequest(prompts=PROMPTS), **choice)
+            out[name] = [
+                part in (tmp_path / name / "README.md").read_text() for part in ("95.7 %", "97.50")
+            ]
+        return out
+
+    first = sorted((scored / "checkpoints").glob("step_*"))[0]
+    assert cards(scored={}, earlier={"checkpoint": first}, raw={"weights": "raw"}) == {
+        "scored": [True, True],
+        "earlier": [False, False],
+        "raw": [False, False],
+    }
+    (scored / "vbench" / "results.json").write_text(
+        json.dumps({"weights": "of a LoRA that lay there before"})
+    )
+    assert cards(other={}) == {"other": [True, False]}

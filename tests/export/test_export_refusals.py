@@ -1,0 +1,139 @@
+"""What cannot be exported, or would not give the student, leaves nothing behind."""
+
+import pytest
+from exported import PROMPTS
+from refusals import refused
+
+from tdmvid.adapters.layouts import KeyLayout
+from tdmvid.backbones.lora_files import LORA_FILE, LoraFiles
+from tdmvid.diffusion.grid import uniform
+from tdmvid.export.request import ExportRequest
+from tdmvid.export.sources import export_run, export_tuned
+from tdmvid.train.trainer import train
+
+
+@pytest.mark.slow
+def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_tolerance_writes_it(
+    tiny_run, tmp_path, monkeypatch
+):
+    save = LoraFiles.save
+    monkeypatch.setattr(
+        LoraFiles,
+        "save",
+        lambda files, folder, layers, config: save(
+            files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
+        ),
+    )
+    with refused("tdmvid export", "--tolerance", error=RuntimeError):
+        train(tiny_run(tmp_path / "run", "steps=1", "student.lr=0.05"))
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000 and (
+        tmp_path / "run" / "gallery" / "comparison.png"
+    ).is_file()
+    assert not (tmp_path / "run" / "lora").exists()
+    facts = export_run(
+        tmp_path / "out", tmp_path / "run", ExportRequest(prompts=PROMPTS, tolerance=0.5)
+    )
+    assert (
+        facts["tolerance"] == 0.5 > facts["error"] > 1e-5
+        and (tmp_path / "out" / LORA_FILE).is_file()
+    )
+    with refused("tolerance=-1"):
+        ExportRequest(tolerance=-1)
+
+
+def test_a_folder_without_a_network_is_called_so(base, tmp_path):
+    with refused(f"network='{tmp_path}'", "config.json"):
+        export_tuned(
+            tmp_path / "out",
+            tmp_path,
+            base,
+            uniform(4, base.process),
+            ExportRequest(prompts=PROMPTS),
+        )
+
+
+@pytest.mark.parametrize("spoiled", ["diffusers", "comfyui"])
+def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoiled):
+    if spoiled == "diffusers":
+        save = LoraFiles.save
+        monkeypatch.setattr(
+            LoraFiles,
+            "save",
+            lambda files, folder, layers, config: save(
+                files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
+            ),
+        )
+    else:
+        write = KeyLayout.write
+        monkeypatch.setattr(
+            KeyLayout,
+            "write",
+            lambda layout, state, alpha, model: write(layout, state, 2 * alpha, model),
+        )
+    with refused("tolerance", error=RuntimeError):
+        export_run(tmp_path / "out", run, ExportRequest(("comfyui",), prompts=PROMPTS))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "settings, options, facts",
+    [
+        ({"checkpoint": "none"}, {}, ("none", "step_")),
+        ({}, {"formats": ("gguf",)}, ("'gguf'", "diffusers, comfyui, kohya")),
+        ({}, {"rank": 4}, ("rank",)),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch, settings, options, facts):
+    monkeypatch.chdir(tmp_path)
+    settings = {key: tmp_path / value for key, value in settings.items()}
+    with refused(*facts):
+        export_run(tmp_path / "out", run, ExportRequest(**options, prompts=PROMPTS), **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_run_is_called_so(tmp_path):
+    with refused(tmp_path, "config.json"):
+        export_run(tmp_path / "out", tmp_path)
+
+
+def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with refused(out, "export.json", "--out"):
+        export_run(out, run, ExportRequest(prompts=PROMPTS))
+    assert (out / "thesis.txt").read_text() == "years of work" and len(
+        list(tmp_path.iterdir())
+    ) == 1
+    (out / "thesis.txt").unlink()
+    export_run(out, run, ExportRequest(prompts=PROMPTS))
+    first = (out / "export.json").read_bytes()
+    (tmp_path / ".out.old").mkdir()
+    out.rename(tmp_path / ".out.old" / "out")  # where a kill between the two renames leaves it
+    (tmp_path / ".out.part" / "out").mkdir(parents=True)
+    with refused("'gguf'"):
+        export_run(out, run, ExportRequest(("gguf",), prompts=PROMPTS))
+    with refused("tolerance", error=RuntimeError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tdmvid.export.check.TOLERANCE", {"float32": 0.0})
+        export_run(out, run, ExportRequest(prompts=PROMPTS))
+    assert (out / "export.json").read_bytes() == first and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["out"]
+
+
+def test_damaged_checkpoints_and_missing_averages_are_refused(tuned, tmp_path):
+    with refused("ema=0"):
+        export_run(tmp_path / "out", tuned, ExportRequest(prompts=PROMPTS), weights="ema")
+    checkpoint = tuned / "checkpoints" / "step_000002"
+    extra = checkpoint / "student" / "weights.safetensors"
+    whole = extra.read_bytes()
+    extra.write_bytes(whole[:-1])
+    try:
+        with refused("step_000002", "student/weights.safetensors"):
+            export_run(
+                tmp_path / "out", tuned, ExportRequest(prompts=PROMPTS), checkpoint=checkpoint
+            )
+        with refused(tuned):
+            export_run(tmp_path / "out", tuned, ExportRequest(prompts=PROMPTS))
+    finally:
+        extra.write_bytes(whole)

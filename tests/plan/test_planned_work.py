@@ -1,0 +1,271 @@
+"""The planned calls, parameters, activations and work are those of real networks and runs."""
+
+import itertools
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tdmvid.diffusion.denoiser import Guided
+from tdmvid.distill.iteration import Place, iterate, pick_k
+from tdmvid.distill.objective import build_objective
+from tdmvid.parallel import launch
+from tdmvid.plan import cost
+from tdmvid.plan.counts import calls_per_iteration
+from tdmvid.plan.plan import make_plan
+from tdmvid.train.monitor import read_metrics
+from tdmvid.train.run import build_run
+from tdmvid.train.trainer import _micro_batches, train
+
+STEPS, MICRO = 2, 2
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    return build_run(
+        tiny_run(tmp_path_factory.mktemp("plan"), f"batch.micro={MICRO}"), launch.start("none")
+    )
+
+
+class Counted:
+    """Whole-batch forwards (a guided call is two) and backwards of the engines, while it is
+    entered.
+    """
+
+    def __init__(self, engines):
+        self.engines, self.forwards, self.backwards = engines, 0.0, 0
+
+    def __enter__(self):
+        self.hooks = [
+            e.module.register_forward_pre_hook(self._forward, with_kwargs=True)
+            for e in self.engines.values()
+        ]
+        return self
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+    def _forward(self, module, args, kwargs):
+        self.forwards += len(kwargs["hidden_states"]) / MICRO
+
+    def backward(self, engine):
+        counted = self
+
+        class Wrapped:
+            def backward(self, loss):
+                counted.backwards += 1
+                engine.backward(loss)
+
+            def step(self, **options):
+                return engine.step(**options)
+
+        return Wrapped()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "fake_updates, draws, fake_trajectories",
+    [(1, "own", "same"), (2, "own", "same"), (3, "own", "fresh"), (1, "shared", "same")],
+)
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("rollout", ["stop", "full"])
+def test_the_planned_calls_are_those_of_the_loop(
+    run, rollout, cfg, fake_updates, draws, fake_trajectories, accumulation
+):
+    objective = replace(
+        run.config.objective,
+        rollout=rollout,
+        cfg=cfg,
+        fake_updates=fake_updates,
+        draws=draws,
+        fake_trajectories=fake_trajectories,
+    )
+    config = replace(
+        run.config, objective=objective, batch=replace(run.config.batch, accumulation=accumulation)
+    )
+    run = replace(
+        run,
+        config=config,
+        roles=replace(run.roles, teacher=Guided(run.roles.teacher.denoiser, run.null, cfg)),
+    )
+    forwards, backwards = calls_per_iteration(config)
+    grid, expected, own_trajectories = config.grid.steps, 0.0, objective.own_trajectories
+    with Counted(run.engines) as counted:
+        engines = {role: counted.backward(engine) for role, engine in run.engines.items()}
+        for step in range(STEPS):
+            iterate(
+                step,
+                _micro_batches(run, step),
+                (MICRO, *run.backbone.latent_shape()),
+                objective=build_objective(objective),
+                roles=run.roles,
+                engines=engines,
+                grid=run.grid,
+                streams=run.streams,
+            )
+            # The plan has the mean over k of K - k calls; here every k is known.
+            expected += accumulation * forwards
+            for micro, own in itertools.product(range(accumulation), range(own_trajectories + 1)):
+                place = Place(step, micro, micro, own)
+                k = pick_k(place, objective, run.grid, MICRO, run.streams)[0]
+                expected += (grid - int(k)) - (grid - 1) / 2 if rollout == "stop" else 0
+    assert counted.forwards == expected
+    assert counted.backwards == accumulation * STEPS * backwards
+
+
+def test_with_guidance_four_steps_cost_six_and_a_half_forwards(tiny_run, tmp_path):
+    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3")) == (6.5, 2)
+    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.rollout=full")) == (
+        8,
+        2,
+    )
+    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.draws=shared")) == (
+        5.5,
+        2,
+    )
+
+
+def test_a_run_records_the_calls_that_were_planned(tiny_run, tmp_path, loop_only):
+    train(
+        tiny_run(
+            tmp_path, "objective.cfg=3", "objective.rollout=full", "batch.accumulation=2", "steps=2"
+        )
+    )
+    assert read_metrics(tmp_path / "metrics.jsonl")["calls"] == [
+        9.0,
+        9.0,
+    ]  # 8, and the graded call again for each micro-batch
+
+
+def test_an_explicit_grid_counts_its_timesteps(tiny_run, tmp_path, plan):
+    config = tiny_run(
+        tmp_path, "grid.kind=explicit", "grid.timesteps=[999,499]", "objective.rollout=full"
+    )
+    assert calls_per_iteration(config)[0] == 1 + 1 + 1 + 1 + 1
+    assert re.search("student +2 steps, explicit grid", plan(config))
+
+
+def numbers(text, pattern):
+    return int(re.search(pattern, text)[1].replace(",", ""))
+
+
+def test_the_planned_parameters_and_tokens_are_those_of_the_networks(run, plan):
+    text, student = plan(run.config), run.engines["student"]
+    adapters = sum(p.numel() for p in student.trainable.values())
+    base = sum(p.numel() for p in student.module.parameters()) - adapters
+    assert numbers(text, r"([\d,]+) parameters in float32") == base > 10_000
+    assert (
+        numbers(text, r"([\d,]+) trainable parameters each")
+        == adapters
+        == sum(p.numel() for p in run.engines["fake"].trainable.values())
+    )
+    tokens = []
+    hook = student.module.transformer_blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(
+            sum(kwargs[name].shape[1] for name in ("hidden_states", "encoder_hidden_states"))
+        ),
+        with_kwargs=True,
+    )
+    run.roles.student(torch.randn(1, *run.backbone.latent_shape()), torch.ones(1), run.null)
+    hook.remove()
+    assert numbers(text, r"tokens +([\d,]+) per video") == tokens[0]
+
+
+@pytest.mark.slow
+def test_whole_networks_are_planned_as_such(tiny_run, tmp_path, plan):
+    text = plan(tiny_run(tmp_path, "training=full"))
+    assert (
+        numbers(text, r"([\d,]+) parameters in") == numbers(text, r"([\d,]+) trainable")
+        and "3 whole networks" in text
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [(), ("objective.step_set=[2,4]",), ("training=full",)],
+    ids=["lora", "told K", "full"],
+)
+def test_the_planned_trainable_parameters_are_those_of_each_role(
+    tiny_run, tmp_path, changes, planned
+):
+    config = tiny_run(tmp_path, *changes)
+    expected, run = planned(config).weights.trainable, build_run(config, launch.start("none"))
+    assert [
+        sum(p.numel() for p in run.engines[role].trainable.values()) for role in ("student", "fake")
+    ] == [expected, expected]
+
+
+def kept_by_autograd(network, call) -> int:
+    """Bytes of activations that a real forward keeps for its backward."""
+    storages = {
+        p.untyped_storage().data_ptr(): 0 for p in (*network.parameters(), *network.buffers())
+    }
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()
+    assert out.requires_grad
+    return sum(storages.values())
+
+
+def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
+    made, student = make_plan(run.config), run.engines["student"]
+    x, t = torch.randn(MICRO, *run.backbone.latent_shape()), torch.ones(MICRO)
+    with FlopCounterMode(display=False, custom_mapping=cost.ATTENTION_ON_A_CPU) as counter:
+        kept = kept_by_autograd(
+            student.module, lambda: run.roles.student(x, t, run.null.expand(MICRO))
+        )
+    assert made.calls.network.forward_flops == counter.get_total_flops() > 1e5
+    assert made.calls.network.saved == pytest.approx(
+        kept, rel=0.02
+    )  # converting v to x0 keeps a little more
+
+
+@pytest.mark.slow
+def test_checkpointing_keeps_less_and_a_second_rank_takes_its_share(tiny_run, tmp_path, planned):
+    one = planned(tiny_run(tmp_path))
+    two = planned(tiny_run(tmp_path, "parallel.sequence=2"), ranks=2)
+    inside = one.calls.network.saved - one.calls.network.saved_checkpointed
+    assert inside > 0 and two.calls.network.saved < 0.7 * one.calls.network.saved
+    assert two.calls.network.forward_flops < 0.7 * one.calls.network.forward_flops
+    assert two.traffic()["tokens"] > 0 and one.traffic() == {}
+
+
+def test_only_one_graph_computes_a_block_again_at_a_time(tiny_run, tmp_path, planned):
+    made = planned(tiny_run(tmp_path, "parallel.gradient_checkpointing=true"))
+    call = made.calls.network
+    assert (
+        made.graphs == 2
+        and made.memory()["activations"]
+        == 2 * call.saved_inputs + call.saved_block * 3 // 2
+        < 2 * call.saved_checkpointed
+    )
+
+
+@pytest.mark.parametrize("stage, trained", [(0, 2), (1, 3), (2, 3), (3, 1)])
+def test_a_ring_adds_gradients_up_and_spreads_what_is_not_sharded(
+    tiny_run, tmp_path, stage, trained, planned
+):
+    made = planned(tiny_run(tmp_path, f"parallel.zero_stage={stage}"), ranks=4)
+    traffic = made.traffic()
+    assert (
+        traffic["gradients"] + traffic["updated weights"]
+        == trained * 2 * made.weights.trainable * 4 * 3 / 4
+    )
+
+
+def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path, planned):
+    one, four = (planned(tiny_run(tmp_path, "ema=0.9"), ranks=ranks).memory() for ranks in (1, 4))
+    for name in ("frozen weights", "trained weights, float32", "gradients", "optimiser", "average"):
+        assert four[name] == one[name] / 4
+    assert (
+        "optimiser"
+        not in planned(tiny_run(tmp_path, "parallel.offload=optimizer"), ranks=4).memory()
+    )
