@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 QUANTIZE = ["torchao>=0.18,<0.19"]
-TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", *QUANTIZE]
+TEST = ["pytest>=8.2,<10", "pytest-xdist>=3.6,<4", *QUANTIZE]
 
 setup(
     name="tdmvid",
@@ -59,7 +59,7 @@ setup(
         "sentencepiece>=0.2,<0.3",
         "protobuf>=5.26,<8",
         "datasets>=4,<6",
-        "av>=14,<19",
+        "av>=17.1,<19",
         "decord>=0.6,<0.7; platform_machine == 'x86_64'",
         "numpy>=2,<3",
         "scipy>=1.13,<2",

@@ -107,7 +107,9 @@ def test_variants_are_told_from_shards(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
-@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 10**5, "{}"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "[" * 10**5, "{}"], ids=["empty", "cut", "list", "deep", "object"]
+)
 def test_damaged_configs_are_named_in_one_line(folder, name, content):
     (folder / name).write_text(content)
     with refused(str(folder)):

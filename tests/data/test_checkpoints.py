@@ -65,7 +65,11 @@ def test_every_flipped_bit_of_what_a_checkpoint_says_of_itself_is_found(tmp_path
     assert repr(read_meta(path)) == repr(meta)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"null", b"[" * 100_000, b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[1]", b"null", b"[" * 100_000, b"\xff\xfe"],
+    ids=["empty", "object", "list", "null", "deep", "bytes"],
+)
 def test_what_is_no_checkpoint_s_json_is_refused_in_one_line(tmp_path, content):
     path = write(tmp_path)
     (path / META).write_bytes(content)
