@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from .options import add_config, add_launched
 
 if TYPE_CHECKING:
     from ..config import RunConfig
+    from ..plan.plan import Plan
+    from ..plan.price import Terms
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Add the options that only a plan reads."""
     parser.add_argument("--ranks", type=int, default=1, help="ranks that a plan counts with")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        help="search how the run is best spread over so many nodes: the three quickest layouts that"
+        " fit, and the plan of the first",
+    )
+    parser.add_argument(
+        "--gpus", type=int, help="devices of a node, for --nodes (default: 8); alone, of one node"
+    )
     parser.add_argument(
         "--device-memory",
         type=float,
@@ -119,18 +131,57 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
     from ..scoring.after_training import outlook
 
     device = choose_device(args.device, tflops=args.tflops or 0, bandwidth=args.bandwidth or 0)
+    terms = Terms(device=device, seconds=args.seconds or 0)
     evaluation = outlook(config)
-    plan = make_plan(config, ranks=args.ranks)
+    if args.nodes or args.gpus:
+        plan, terms = _quickest(config, args, terms)
+    else:
+        plan = make_plan(config, ranks=args.ranks)
     print(
         describe(
             plan,
             device_memory=args.device_memory,
             evaluation=evaluation.text if evaluation else "",
-            terms=Terms(device=device, seconds=args.seconds or 0),
+            terms=terms,
         )
     )
     if args.device_memory:
         check_fit(plan, args.device_memory)
+
+
+def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tuple[Plan, Terms]:
+    """Print the quickest layouts on `--nodes` of `--gpus`; return the first one's plan, and the
+    terms with so many devices a node.
+    """
+    from tqdm import tqdm
+
+    from ..plan.describe_layouts import describe_layouts, layout_limit
+    from ..plan.layouts import find_layouts
+
+    nodes, gpus = args.nodes or 1, args.gpus or 8
+    if args.ranks not in (1, nodes * gpus):
+        raise ValueError(
+            f"--ranks={args.ranks} contradicts --nodes={nodes} --gpus={gpus}, which are"
+            f" {nodes * gpus} ranks: leave it out"
+        )
+    if args.seconds:
+        raise ValueError(
+            f"--seconds={args.seconds:g} is of one layout, and --nodes compares several: give it"
+            " with --ranks"
+        )
+    terms = replace(terms, gpus=gpus)
+    limit = layout_limit(terms.device, args.device_memory)
+    with tqdm(desc="searching layouts", unit="trace", leave=False) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update()
+
+        layouts = find_layouts(
+            config, ranks=nodes * gpus, terms=terms, limit=limit, progress=progress
+        )
+    print(describe_layouts(layouts, limit=limit, terms=terms), end="\n\n")
+    return layouts[0].plan, terms
 
 
 def exit_status(status: int) -> int:

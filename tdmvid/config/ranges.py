@@ -130,6 +130,8 @@ OPTIONS: dict[str, Range] = {
     "rank": Range(0, 4096, "; 0 writes the whole network"),
     "tolerance": Range(0, 1000, "(relative difference); 0 takes that of the dtypes"),
     "ranks": Range(1, 65_536, "ranks"),
+    "nodes": Range(1, 65_536, "nodes"),
+    "gpus": Range(1, 1024, "devices of a node"),
     "tflops": Range(0, MILLION, "TFLOP/s", open="low"),
     "bandwidth": Range(0, MILLION, "TB/s", open="low"),
     "seconds": Range(0, MILLION, "seconds of an iteration", open="low"),

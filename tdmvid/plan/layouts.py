@@ -1,0 +1,247 @@
+"""Search how a run is best spread over given devices: what fits, and what is quickest.
+
+Networks are traced once for each number of ranks that share a video, and twice for the size of the
+micro-batch, in which every cost is a line; all else is arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from ..config import RunConfig, global_batch
+from ..roles.rules import check_settings
+from .cost import Trace
+from .counts import Calls, calls_per_iteration
+from .plan import Plan, make_plan
+from .price import Price, Terms, price_run
+from .units import GIB
+
+ALIKE = 1.01
+"""Of two layouts that differ by less in time, and only in what is sharded or offloaded, one is
+shown.
+"""
+LARGEST_MICRO = 16
+RECOMPUTED: tuple[dict[str, Any], ...] = (
+    {"gradient_checkpointing": False, "keep_attention": False},
+    {"gradient_checkpointing": True, "keep_attention": True},
+    {"gradient_checkpointing": True, "keep_attention": False},
+)
+Progress = Callable[[str], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way to spread a run, its plan and its price."""
+
+    plan: Plan
+    price: Price
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Dotted settings that the search chooses."""
+        config, parallel = self.plan.config, self.plan.config.parallel
+        return {
+            "parallel.zero_stage": parallel.zero_stage,
+            "parallel.sequence": parallel.sequence,
+            "batch.micro": config.batch.micro,
+            "batch.total": config.batch.total,
+            "parallel.gradient_checkpointing": parallel.gradient_checkpointing,
+            "parallel.keep_attention": parallel.keep_attention,
+            "parallel.offload": parallel.offload,
+            "model.quantize": config.model.quantize,
+        }
+
+    @property
+    def twin(self) -> tuple[Any, ...]:
+        """What layouts share that differ only in what is sharded or offloaded."""
+        config = self.plan.config
+        parallel = config.parallel
+        recomputed = (parallel.gradient_checkpointing, parallel.keep_attention)
+        return parallel.sequence, config.batch.micro, *recomputed, config.model.quantize
+
+
+def find_layouts(
+    config: RunConfig,
+    *,
+    ranks: int,
+    terms: Terms,
+    limit: float,
+    count: int = 3,
+    progress: Progress = lambda text: None,
+    traces: dict[tuple[int, int], Plan] | None = None,
+) -> list[Layout]:
+    """Return the quickest layouts that fit, the quickest first.
+
+    Args:
+        config: The run; its global batch stays.
+        ranks: The number of devices.
+        terms: The device, and how many are in a node.
+        limit: Bytes that a plan may need.
+        count: How many to return.
+        progress: Called with what is traced next.
+        traces: Plans of this run by sequence and micro-batch, of any number of ranks, that another
+            search has made; new ones are added.
+
+    Raises:
+        ValueError: No layout shares the batch, or none fits.
+    """
+    found = [
+        Layout(plan=plan, price=price_run(plan, terms))
+        for plan in _candidates(config, ranks, terms.gpus, progress, traces)
+    ]
+    fitting = sorted(
+        (layout for layout in found if layout.plan.total() <= limit),
+        key=lambda layout: layout.price.iteration,
+    )
+    if not fitting:
+        least = min(found, key=lambda layout: layout.plan.total()).plan
+        raise ValueError(
+            f"no layout of {ranks} x {terms.device.name} fits into {limit / GIB:.1f} GiB each: the"
+            f" one that needs least takes {least.total() / GIB:.1f} GiB, {least.narrowest}; use"
+            " more or larger devices, or `tdmvid plan --device-memory` to see what to generate less"
+            " of"
+        )
+    chosen: list[Layout] = []
+    for layout in fitting:
+        same = [one for one in chosen if one.twin == layout.twin]
+        if all(layout.price.iteration > ALIKE * one.price.iteration for one in same):
+            chosen.append(layout)
+    return chosen[:count]
+
+
+def _candidates(
+    config: RunConfig,
+    ranks: int,
+    gpus: int,
+    progress: Progress,
+    traces: dict[tuple[int, int], Plan] | None,
+) -> Iterator[Plan]:
+    """Every layout that the run's rules allow.
+
+    Raises:
+        ValueError: there is none.
+    """
+    total = config.batch.total or global_batch(config.batch, ranks // config.parallel.sequence)
+    traces = {} if traces is None else traces
+    shares = list(_shares(total, ranks, gpus))
+    if not shares:
+        raise ValueError(
+            f"batch.total={total} cannot be shared by {ranks:,} devices, of which up to {gpus} may"
+            f" share a video: set it to a multiple of {-(-ranks // gpus)}"
+        )
+    refused: ValueError | None = None
+    made = False
+    for sequence, micro in shares:
+        batch = replace(config.batch, micro=micro, total=total, accumulation=1)
+        try:
+            traced = _traced(replace(config, batch=batch), ranks, sequence, traces, progress)
+        except ValueError as error:  # a sequence that this teacher or method cannot share
+            refused = refused or error
+            continue
+        for plan in _variants(traced):
+            made = True
+            yield plan
+    if not made:
+        raise refused or ValueError(f"no layout of {ranks} devices is allowed for this run")
+
+
+def _shares(total: int, ranks: int, gpus: int) -> Iterator[tuple[int, int]]:
+    """Ranks that share a video, in one node, and sizes of a micro-batch that make the total; ranks
+    that share a video take one at a time.
+    """
+    for sequence in range(1, gpus + 1):
+        if ranks % sequence or gpus % sequence or total % (ranks // sequence):
+            continue
+        share = total // (ranks // sequence)
+        largest = min(share, LARGEST_MICRO) if sequence == 1 else 1
+        yield from ((sequence, micro) for micro in range(1, largest + 1) if share % micro == 0)
+
+
+def _traced(
+    config: RunConfig,
+    ranks: int,
+    sequence: int,
+    traces: dict[tuple[int, int], Plan],
+    progress: Progress,
+) -> Plan:
+    """The plan of a run in so large micro-batches, in a form that any rule allows."""
+    micro = config.batch.micro
+    needed = (1,) if micro == 1 else (1, 2)
+    plans = []
+    for size in needed:
+        if (sequence, size) not in traces:
+            progress(f"tracing batch.micro={size}, parallel.sequence={sequence}")
+            traces[sequence, size] = make_plan(
+                _plain(config, sequence, size),
+                ranks=sequence,
+                like=next(iter(traces.values()), None),
+            )
+        plans.append(traces[sequence, size])
+    one, two = plans[0], plans[-1]
+    calls = one.calls if micro == 1 else _of_size(micro, one.calls, two.calls)
+    accumulation = config.batch.total // (micro * (ranks // sequence))
+    batch = replace(config.batch, accumulation=accumulation)
+    parallel = replace(config.parallel, sequence=sequence)
+    return replace(
+        one, config=replace(config, batch=batch, parallel=parallel), ranks=ranks, calls=calls
+    )
+
+
+def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:
+    """A run that costs the same to call, in one micro-batch a rank."""
+    return replace(
+        config,
+        batch=replace(config.batch, micro=micro, total=0, accumulation=1),
+        model=replace(config.model, quantize="none"),
+        parallel=replace(
+            config.parallel, sequence=sequence, zero_stage=2, offload="none", backend="auto"
+        ),
+    )
+
+
+def _of_size(micro: int, one: Calls, two: Calls) -> Calls:
+    """Calls of a larger micro-batch, from those of one and of two samples."""
+
+    def line(first: Trace, second: Trace) -> Trace:
+        return first.along(micro - 1, second)
+
+    critic = one.discriminator and two.discriminator and line(one.discriminator, two.discriminator)
+    return replace(one, network=line(one.network, two.network), discriminator=critic)
+
+
+def _variants(traced: Plan) -> Iterator[Plan]:
+    """The same calls with all that they do not depend on."""
+    alone = traced.ranks == 1
+    offloads = ("none",) if alone else ("none", "optimizer", "all")
+    for stage, recomputed, offload in product(
+        (3,) if alone else (0, 1, 2, 3), RECOMPUTED, offloads
+    ):
+        given = recomputed | {"zero_stage": stage, "offload": offload}
+        try:
+            plan = _changed(traced, given, quantize="none")
+        except ValueError:
+            continue
+        yield plan
+        if alone and offload == "none":
+            try:
+                rounded = _changed(traced, given, quantize="int8")
+                yield make_plan(rounded.config, ranks=1, like=plan)
+            except ValueError:
+                continue
+
+
+def _changed(traced: Plan, parallel: dict[str, Any], *, quantize: Any) -> Plan:
+    """A plan with other settings; ValueError if the run would refuse them."""
+    config = traced.config
+    config = replace(
+        config,
+        parallel=replace(config.parallel, **parallel),
+        model=replace(config.model, quantize=quantize),
+    )
+    check_settings(config, distributed=traced.ranks > 1 or parallel["offload"] != "none")
+    forwards, backwards = calls_per_iteration(config)
+    calls = replace(traced.calls, forwards=forwards, backwards=backwards)
+    return replace(traced, config=config, calls=calls)

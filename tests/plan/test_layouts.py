@@ -1,0 +1,157 @@
+"""The search for a layout: what it finds, fits, and is no slower than what it leaves out."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from refusals import refused
+
+from tdmvid.cli import train as command
+from tdmvid.config import load_config
+from tdmvid.plan import layouts as search
+from tdmvid.plan.describe_layouts import describe_layouts
+from tdmvid.plan.devices import DEVICES
+from tdmvid.plan.layouts import find_layouts
+from tdmvid.plan.plan import make_plan
+from tdmvid.plan.price import Terms, price_run
+from tdmvid.plan.units import GIB
+
+TERMS = Terms(device=DEVICES["h100"])
+TOTAL = 32
+
+
+@pytest.fixture(scope="module")
+def traces(tiny_run, tmp_path_factory):
+    """Plans by sequence and micro-batch, shared by the searches of this file, with the work of
+    billions of parameters.
+    """
+    run = tiny_run(tmp_path_factory.mktemp("layouts"))
+    config = replace(run, model=replace(run.model, dtype="bfloat16"))
+    plans = {}
+    for sequence, micro in ((1, 1), (1, 2), (2, 1)):
+        parallel = replace(config.parallel, sequence=sequence, zero_stage=2)
+        changed = replace(config, parallel=parallel, batch=replace(config.batch, micro=micro))
+        made = make_plan(changed, ranks=sequence)
+        call = replace(
+            made.calls.network,
+            forward_flops=3e14 * micro / sequence,
+            backward_flops=6e14 * micro / sequence,
+            saved=40 * GIB * micro // sequence,
+            saved_inputs=2 * GIB * micro // sequence,
+            saved_block=GIB * micro // sequence,
+        )
+        weights = replace(made.weights, base=5 * 10**9, base_bytes=10**10)
+        plans[sequence, micro] = replace(
+            made, calls=replace(made.calls, network=call), weights=weights
+        )
+    return plans
+
+
+@pytest.fixture
+def found(traces):
+    """`found(ranks, limit, count)`: layouts of a run of TOTAL videos, without a trace."""
+    config = traces[1, 1].config
+
+    def find(ranks=8, limit=70.0, count=3, total=TOTAL, gpus=2):
+        run = replace(config, batch=replace(config.batch, total=total))
+        return find_layouts(
+            run,
+            ranks=ranks,
+            terms=replace(TERMS, gpus=gpus),
+            limit=limit * GIB,
+            count=count,
+            traces=dict(traces),
+        )
+
+    return find
+
+
+def test_costs_of_a_call_are_a_line_in_the_size_of_its_micro_batch(tiny_run, tmp_path):
+    one, two, four = (
+        make_plan(tiny_run(tmp_path, f"batch.micro={micro}")).calls.network for micro in (1, 2, 4)
+    )
+    assert one.along(3, two) == four
+
+
+def test_the_quickest_come_first_and_fit_and_keep_the_global_batch(found):
+    layouts = found(count=100)
+    times = [layout.price.iteration for layout in layouts]
+    assert times == sorted(times) and len(layouts) > 3
+    for layout in layouts:
+        batch, parallel = layout.plan.config.batch, layout.plan.config.parallel
+        assert layout.plan.total() <= 70 * GIB
+        assert batch.micro * batch.accumulation * (8 // parallel.sequence) == TOTAL
+    assert found() == layouts[:3]
+
+
+def test_less_memory_never_makes_a_run_quicker(found):
+    quickest = [found(limit=limit)[0].price.iteration for limit in (200, 100, 40, 20)]
+    assert quickest == sorted(quickest) and quickest[0] < quickest[-1]
+
+
+def test_devices_share_videos_where_there_are_fewer_videos_than_devices(found):
+    assert {layout.plan.config.parallel.sequence for layout in found(ranks=16, total=8)} == {2}
+    with refused("batch.total=8", "32"):
+        found(ranks=32, total=8)
+
+
+def test_what_fits_nowhere_is_refused_with_what_is_least(found):
+    with refused("0.5 GiB", "8 x H100 SXM"):
+        found(limit=0.5)
+
+
+def test_one_device_may_round_its_base(traces):
+    config = replace(traces[1, 1].config, batch=replace(traces[1, 1].config.batch, total=1))
+    layouts = find_layouts(
+        config, ranks=1, terms=TERMS, limit=500 * GIB, count=99, traces=dict(traces)
+    )
+    assert {layout.plan.config.model.quantize for layout in layouts} == {"none", "int8"}
+
+
+def test_a_search_traces_twice_for_all_micro_batches(found, traces, monkeypatch):
+    traced = []
+    monkeypatch.setattr(
+        search, "make_plan", lambda config, **_: traced.append(config) or traces[1, 1]
+    )
+    find_layouts(
+        replace(traces[1, 1].config, batch=replace(traces[1, 1].config.batch, total=TOTAL)),
+        ranks=8,
+        terms=replace(TERMS, gpus=1),
+        limit=1000 * GIB,
+    )
+    assert sorted(config.batch.micro for config in traced) == [1, 2]
+
+
+def test_a_layout_is_planned_and_priced_as_its_settings_are(tiny_run, tmp_path):
+    """The words that are printed give the same plan by themselves."""
+    terms = replace(TERMS, gpus=2)
+    run = tiny_run(tmp_path, "batch.total=8", "model.dtype=bfloat16")
+    (layout,) = find_layouts(run, ranks=2, terms=terms, limit=GIB, count=1)
+    text = describe_layouts([layout], limit=GIB, terms=terms)
+    words = re.findall(r"--set (\S+)", text)
+    again = make_plan(tiny_run(tmp_path, "model.dtype=bfloat16", *words), ranks=2)
+    assert again.total() == layout.plan.total()
+    assert price_run(again, terms) == layout.price
+
+
+def test_every_layout_has_a_reason(found):
+    for limit in (200, 40):
+        layouts = found(limit=limit)
+        text = describe_layouts(layouts, limit=limit * GIB, terms=TERMS)
+        assert text.count("GPU-hours") == len(layouts) == 3
+        assert all(re.search(r"\n +- ", part) for part in re.split(r"\n\d\. ", text)[1:])
+    assert "computed again" in text
+
+
+def test_contradicting_numbers_of_devices_are_refused(tiny_run, tmp_path):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_plan(parser)
+    config = load_config("shapes_4nfe")
+    for words, fact in (
+        (["--ranks", "3", "--nodes", "2"], "--ranks=3"),
+        (["--nodes", "2", "--seconds", "1"], "--seconds=1"),
+    ):
+        with refused(fact):
+            command.print_plan(config, parser.parse_args(words))
