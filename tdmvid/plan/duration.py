@@ -32,7 +32,7 @@ HIDDEN = 4.8 / 7.6
 """
 HOP = 1.9e-6
 HOP_BETWEEN_NODES = 4.0e-6
-START = 12e-6
+START = 10e-6
 """Seconds of each step of a ring, within and between nodes, and of a collective's start: NCCL's own
 table (src/graph/tuning.cc, LL128).
 """

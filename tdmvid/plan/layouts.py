@@ -112,6 +112,19 @@ def find_layouts(
     return chosen[:count]
 
 
+def plan_layout(
+    config: RunConfig,
+    *,
+    ranks: int,
+    traces: dict[tuple[int, int], Plan],
+    progress: Progress = lambda text: None,
+) -> Plan:
+    """Return the plan of a run with a `batch.total`, as it is configured, from traces that searches
+    share; see `find_layouts`.
+    """
+    return _traced(config, ranks, config.parallel.sequence, traces, progress)
+
+
 def _candidates(
     config: RunConfig,
     ranks: int,
@@ -183,11 +196,14 @@ def _traced(
     one, two = plans[0], plans[-1]
     calls = one.calls if micro == 1 else _of_size(micro, one.calls, two.calls)
     accumulation = config.batch.total // (micro * (ranks // sequence))
-    batch = replace(config.batch, accumulation=accumulation)
-    parallel = replace(config.parallel, sequence=sequence)
-    return replace(
-        one, config=replace(config, batch=batch, parallel=parallel), ranks=ranks, calls=calls
+    config = replace(
+        config,
+        batch=replace(config.batch, accumulation=accumulation),
+        parallel=replace(config.parallel, sequence=sequence),
     )
+    forwards, backwards = calls_per_iteration(config)
+    calls = replace(calls, forwards=forwards, backwards=backwards)
+    return replace(one, config=config, ranks=ranks, calls=calls)
 
 
 def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:
