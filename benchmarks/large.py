@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.stopwatch import Kept, seconds
-from benchmarks.untrained import build_stage, untrained
+from benchmarks.untrained import Stage, build_stage, untrained
 from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config, share_batch
@@ -65,19 +66,56 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(
-    config: RunConfig, world: launch.World, iterations: int
-) -> tuple[list[float], int, int]:
-    """Seconds of each iteration, peak bytes of the allocator (0 on a CPU), peak bytes that autograd
-    keeps.
-    """
-    device, stage = world.device, build_stage(config, world)
+@dataclass(frozen=True)
+class Measured:
+    """What iterations took."""
+
+    seconds: list[float]
+    forwards: float
+    """Network calls of a micro-batch that an iteration made, on average."""
+    allocated: int
+    """Peak bytes of tensors on a GPU, 0 on a CPU."""
+    reserved: int
+    """Peak bytes that the allocator took for them."""
+    kept: int
+    """Peak bytes that autograd kept."""
+
+
+def measure(config: RunConfig, stage: Stage, steps: list[int]) -> Measured:
+    """Time iterations, after one that is not timed."""
+    device = stage.backbone.device
     with Kept([engine.module for engine in stage.engines.values()]) as kept:
         stage.iterate(0)  # not timed: counting costs time
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    times = [seconds(partial(stage.iterate, 1 + step), device)[0] for step in range(iterations)]
-    return times, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0, kept.peak
+    before = calls_made(stage)
+    times = [seconds(partial(stage.iterate, step), device)[0] for step in steps]
+    micros = config.batch.micro * config.batch.accumulation * len(steps)
+    return Measured(
+        times,
+        (calls_made(stage) - before) / micros,
+        torch.cuda.max_memory_allocated(device) if on_gpu else 0,
+        torch.cuda.max_memory_reserved(device) if on_gpu else 0,
+        kept.peak,
+    )
+
+
+def calls_made(stage: Stage) -> int:
+    """Samples that went through any network so far."""
+    roles = stage.roles
+    return sum(each.evaluated for each in (roles.student, roles.fake, roles.teacher.denoiser))
+
+
+def with_calls(plan: Plan, forwards: float) -> Plan:
+    """A plan of the calls that were made: k differs between iterations, a plan has its mean."""
+    return replace(plan, calls=replace(plan.calls, forwards=forwards))
+
+
+def planned_peak(plan: Plan) -> float:
+    """Planned bytes of an iteration without the autoencoder, which is not loaded here."""
+    memory = plan.memory()
+    return sum(memory.values()) - memory.get("autoencoder", 0.0)
 
 
 def shares(plan: Plan, config: RunConfig, seconds_each: float, rate: float) -> dict[str, float]:
@@ -107,7 +145,10 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
         f" {result['planned_activations_gib']:.3f} GiB"
     )
     if result["peak_gib"]:
-        print(f"peak {result['peak_gib']:.2f} GiB, planned {result['planned_gib']:.2f} GiB")
+        print(
+            f"peak {result['peak_gib']:.2f} GiB, planned {result['planned_gib']:.2f} GiB;"
+            f" reserved {result['reserved_gib']:.2f} GiB"
+        )
     print(json.dumps(result))
 
 
@@ -120,21 +161,22 @@ def main() -> None:
     config = share_batch(config, world.data_size)
     layers = {"num_layers": args.layers} if args.layers else {}
     config = untrained(config, args.work, primary=world.primary, **layers)
-    plan = make_plan(config, ranks=world.size)
+    plan = make_plan(config, ranks=world.size, launched=world.distributed)
     rate = matrix_rate(world.device, torch_dtype(config.model))
-    times, allocated, kept = measure(config, world, args.iterations)
+    stage = build_stage(config, world)
+    found = measure(config, stage, list(range(1, 1 + args.iterations)))
     result = {
         "config": args.config.name,
         "layers": args.layers,
         "ranks": world.size,
         "device": str(world.device),
-        "seconds": times,
+        "seconds": found.seconds,
         "matrix_tflops": rate / 1e12,
-        # k differs between iterations, the plan has its mean
-        **shares(plan, config, statistics.mean(times), rate),
-        "peak_gib": allocated / GIB,
-        "planned_gib": plan.moments()["training"] / GIB,
-        "activations_gib": kept / GIB,
+        **shares(with_calls(plan, found.forwards), config, statistics.mean(found.seconds), rate),
+        "peak_gib": found.allocated / GIB,
+        "reserved_gib": found.reserved / GIB,
+        "planned_gib": planned_peak(plan) / GIB,
+        "activations_gib": found.kept / GIB,
         "planned_activations_gib": plan.memory()["activations"] / GIB,
     }
     if world.primary:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.dtype import torch_dtype
+from tdmvid.backbones.quantize import quantize
 from tdmvid.backbones.registry import find_family, load_backbone
 from tdmvid.config import RunConfig
 from tdmvid.diffusion.denoiser import Cond, Guided
@@ -25,7 +26,7 @@ from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import Roles, build_objective
 from tdmvid.parallel import launch
 from tdmvid.parallel.rng import Streams
-from tdmvid.roles.build import build_engines
+from tdmvid.roles.build import build_engines, empty_base
 
 SMALL = {
     "StableDiffusionPipeline": {
@@ -107,6 +108,34 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
     return Cond(tensors).to(backbone.device)
 
 
+def random_backbone(config: RunConfig, device: torch.device) -> Backbone:
+    """A teacher of `config.model` with random weights, made on the device: nothing is written."""
+    folder, family = find_family(config.model, weights=False)
+
+    class Untrained(family):  # type: ignore[misc, valid-type]
+        """The family, with a network from its config."""
+
+        def fresh_network(self) -> nn.Module:
+            return _filled(empty_base(config, folder, family), device)
+
+    Untrained.__name__ = family.__name__
+    return Untrained(folder, config.model, config.video, device)
+
+
+@torch.no_grad()
+def _filled(network: nn.Module, device: torch.device) -> nn.Module:
+    """A network of the meta device with small random values on `device`."""
+    for part in network.modules():
+        for name, old in part._parameters.items():
+            if old is not None:
+                new = torch.empty(old.shape, dtype=old.dtype, device=device)
+                part._parameters[name] = nn.Parameter(new.normal_(0, 0.02), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
+    return network.eval()
+
+
 @dataclass(frozen=True)
 class Stage:
     """What an iteration needs, without prompts and files."""
@@ -154,6 +183,14 @@ class Stage:
 def build_stage(config: RunConfig, world: launch.World) -> Stage:
     """The networks and engines of a run, with random text."""
     backbone = load_backbone(config.model, config.video, device=world.device)
+    return stage_of(backbone, config, world)
+
+
+def stage_of(backbone: Backbone, config: RunConfig, world: launch.World) -> Stage:
+    """The networks and engines of a run on a loaded backbone, with random text."""
+    if config.model.quantize != "none":
+        network = backbone.network
+        quantize(network, backbone.spec.blocks(network), config.model.quantize)
     engines, teacher = build_engines(config, world, backbone)
     denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
     roles = Roles(

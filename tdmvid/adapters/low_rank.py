@@ -41,7 +41,7 @@ class _Down(nn.Linear):
 class _Up(nn.Linear):
     """base + scale h B^T in the dtype of h; without a graph, written into `base`."""
 
-    def forward(self, h: Tensor, base: Tensor, scale: float) -> Tensor:
+    def forward(self, h: Tensor, base: Tensor, scale: float) -> Tensor:  # type: ignore[override]
         rows, weight = base.flatten(0, -2), self.weight.to(h.dtype).t()
         if torch.is_grad_enabled():
             out = torch.addmm(rows, h.flatten(0, -2), weight, alpha=scale)
@@ -52,7 +52,7 @@ class _Up(nn.Linear):
         return out.view(base.shape)
 
 
-def _as(kind: type[nn.Linear], layer: nn.Linear) -> nn.Linear:
+def _as(kind: type[nn.Linear], layer: Any) -> nn.Linear:
     """Return a layer of another class with the very parameters of `layer`."""
     with torch.device("meta"):
         made = kind(layer.in_features, layer.out_features, layer.bias is not None)
@@ -60,7 +60,7 @@ def _as(kind: type[nn.Linear], layer: nn.Linear) -> nn.Linear:
     return made
 
 
-class AdaptedLinear(lora.Linear):  # type: ignore[misc]
+class AdaptedLinear(lora.Linear):
     """A linear layer with adapters in the dtype of its input.
 
     With peft's `cast_input_dtype_enabled` it computes as peft does, in the adapter's dtype.
@@ -81,7 +81,8 @@ class AdaptedLinear(lora.Linear):  # type: ignore[misc]
         return out
 
     def _add(self, name: str, x: Tensor, base: Tensor) -> Tensor:
-        down, up = self.lora_A[name], self.lora_B[name]
+        down: Any = self.lora_A[name]
+        up: Any = self.lora_B[name]
         dtype = down.weight.dtype if self.cast_input_dtype_enabled else x.dtype
         out: Tensor = up(down(x.to(dtype)), base.to(dtype), self.scaling[name])
         return out.to(base.dtype)

@@ -5,7 +5,6 @@ One family is one file in this folder; registry.py finds it.
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +86,8 @@ class Backbone(ABC):
     """The family's LoRA files."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Module names that a LoRA adapts by default: attention."""
+    kernels: ClassVar[tuple[str, ...]] = ("sdpa", "xformers")
+    """What `model.attention` can name."""
     folder: Path
     config: ModelConfig
     size: ClipSize
@@ -127,6 +128,13 @@ class Backbone(ABC):
         """Load the network as it lies in the folder, whole on every rank."""
 
     @staticmethod
+    def fuse(network: Any) -> None:
+        """Replace modules of `network` by ones that compute the same with fewer passes over memory,
+        where the family has any; call it before anything is hooked on.
+        """
+        assert isinstance(network, nn.Module)
+
+    @staticmethod
     def share_tokens(network: Any, sharing: TokenSharing) -> None:
         """Spread the tokens of every later call of `network` over ranks.
 
@@ -150,7 +158,7 @@ class Backbone(ABC):
         elif kernel != "sdpa":
             raise ValueError(
                 f"model.attention={kernel!r}: {type(network).__name__} attends in its own dtype"
-                " only, use 'sdpa'"
+                " and by PyTorch's own choice of a kernel only, use 'auto' or 'sdpa'"
             )
 
     @staticmethod
@@ -204,19 +212,6 @@ class Backbone(ABC):
     @abstractmethod
     def student_scheduler(self, grid: TimeGrid) -> Any:
         """Return a diffusers scheduler for the stock pipeline that steps over exactly this grid."""
-
-
-def check_attention(kernel: str, device: torch.device) -> None:
-    """Check that this machine has what an attention kernel needs.
-
-    Raises:
-        ValueError: xformers without a CUDA device, or not installed.
-    """
-    if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
-        raise ValueError(
-            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the"
-            " package: pip install -e '.[xformers]' in the clone, or choose 'sdpa'"
-        )
 
 
 def trunk_of(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from .base import Tap, TokenSharing, trunk_of
+from .cogvideox_fused import fuse
 from .cogvideox_parallel import set_attention, share_tokens
 from .dtype import torch_dtype
 from .lora_files import LoraFiles
@@ -115,6 +116,7 @@ class CogVideoX(VPBackbone):
     pipeline_class = "CogVideoXPipeline"
     spec, stock_class = CogVideoXSpec(), CogVideoXStock
     lora = LoraFiles(pipeline_class)
+    kernels = ("sdpa", "float32", "cudnn", "flash", "xformers")
     network: CogVideoXTransformer3DModel
 
     def __init__(
@@ -144,6 +146,10 @@ class CogVideoX(VPBackbone):
         if self._rotary is None:
             self._rotary = rotary_embedding(self.network, self.clip, x_t.device)
         return self._rotary
+
+    @staticmethod
+    def fuse(network: CogVideoXTransformer3DModel) -> None:
+        fuse(network)
 
     @staticmethod
     def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:

@@ -16,10 +16,11 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
+from .attention import BACKENDS
 from .base import TokenSharing
+from .fused import rotate
 
 BLOCK_ARGUMENTS = (
     "hidden_states",
@@ -73,8 +74,8 @@ class JointAttention:
             query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
-            if image_rotary_emb is not None:
-                q, k = (self._rotate(x, image_rotary_emb) for x in (q, k))
+            if image_rotary_emb is not None:  # text has no position
+                q, k = (rotate(x, *image_rotary_emb, text=self.layout.text) for x in (q, k))
             return self._attend(q, k, v)
 
         if self.sharing is None:
@@ -82,7 +83,8 @@ class JointAttention:
         else:
             out = self.sharing.attend(query, key, value, self.layout.length, whole)
         out = attn.to_out[1](attn.to_out[0](out.flatten(2)))
-        return out[:, text:], out[:, :text]
+        own_text, video = out.split([text, out.shape[1] - text], 1)
+        return video, own_text
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of [B, L, h, D] by the chosen kernel, in the chosen dtype."""
@@ -91,11 +93,6 @@ class JointAttention:
         with torch.autocast(q.device.type, enabled=False):  # which would cast straight back
             out = dispatch_attention_fn(q.float(), k.float(), v.float(), backend=self.kernel)
         return out.to(v.dtype)
-
-    def _rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Turn the video tokens of [B, L, h, D]; text has no position."""
-        text = self.layout.text
-        return torch.cat([x[:, :text], apply_rotary_emb(x[:, text:], rotary, sequence_dim=1)], 1)
 
 
 def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
@@ -140,7 +137,7 @@ def set_attention(network: CogVideoXTransformer3DModel, kernel: str) -> None:
     if not any(isinstance(processor, JointAttention) for processor in processors):
         network.set_attn_processor(JointAttention())
     for processor in network.attn_processors.values():
-        if kernel == "xformers":
-            processor.kernel = AttentionBackendName.XFORMERS
-        else:
+        if kernel == "float32":
             processor.float32 = True
+        else:
+            processor.kernel = BACKENDS[kernel]

@@ -19,6 +19,7 @@ from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from ..diffusion.process import RectifiedFlow
+from .attention import BACKENDS
 from .base import Tap, TokenSharing, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
@@ -26,6 +27,7 @@ from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens, check_sides
 from .stock import StockPipeline
+from .wan_fused import fuse
 from .wan_parallel import share_tokens
 
 TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock call
@@ -118,6 +120,7 @@ class Wan(FlowBackbone):
     pipeline_class = "WanPipeline"
     spec, stock_class = WanSpec(), WanStock
     lora = LoraFiles(pipeline_class)
+    kernels = ("sdpa", "cudnn", "flash", "xformers")
     network: WanTransformer3DModel
 
     def __init__(
@@ -135,6 +138,10 @@ class Wan(FlowBackbone):
             "timestep": self.process.timestep(t),
             "encoder_hidden_states": cond["prompt_embeds"],
         }
+
+    @staticmethod
+    def fuse(network: WanTransformer3DModel) -> None:
+        fuse(network)
 
     @staticmethod
     def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
@@ -184,8 +191,8 @@ class Wan(FlowBackbone):
 
     @staticmethod
     def set_attention(network: WanTransformer3DModel, kernel: str) -> None:
-        if kernel == "xformers":
-            network.set_attention_backend("xformers")
+        if kernel in Wan.kernels:
+            network.set_attention_backend(BACKENDS[kernel].value)
         else:
             FlowBackbone.set_attention(network, kernel)
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from ..config.ranges import check_options
+from .allocator import expand_segments
 from .leave import TRACEBACK, Parser, errors_as_one_line
 from .openmp import sleep_between_kernels
 from .options import add_launched
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with 130 after Ctrl-C.
     """
     sleep_between_kernels()
+    expand_segments()
     with errors_as_one_line():
         chosen = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
         command = importlib.import_module(f".{chosen.command}", __package__)

@@ -31,9 +31,11 @@ class ModelConfig:
     variant: str | None = None
     dtype: str = "float32"
     """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
-    attention: Literal["sdpa", "float32", "xformers"] = "sdpa"
-    """The kernel: PyTorch's scaled_dot_product_attention, the same in float32 (faster on a CPU,
-    see benchmarks/NOTES.md), or xformers' on a GPU.
+    attention: Literal["auto", "sdpa", "float32", "cudnn", "flash", "xformers"] = "auto"
+    """The kernel: PyTorch's scaled_dot_product_attention by its own choice (sdpa), the same in
+    float32 (faster on a CPU, see benchmarks/NOTES.md), or on a GPU cuDNN's, FlashAttention or
+    xformers'. auto: on a GPU cuDNN's from Hopper on, else FlashAttention, then xformers', as far as
+    the family and the machine have them; the start of a run names it.
     """
     quantize: QuantizeKind = "none"
     """Of the frozen weights in training: keep a run's base in eight bits a weight, see

@@ -18,7 +18,8 @@ RULES = (
     ),
     Rule(
         lambda parallel: (
-            parallel.keep_attention and (not parallel.gradient_checkpointing or parallel.compile)
+            parallel.keep_attention
+            and (not parallel.gradient_checkpointing or parallel.compile is True)
         ),
         "parallel.keep_attention",
         "works with gradient_checkpointing and without compile: set gradient_checkpointing=true"
@@ -49,9 +50,10 @@ class ParallelConfig:
     """With gradient_checkpointing: keep each attention's output too, which on a long sequence is
     little to hold and most of what is computed again.
     """
-    compile: bool = False
+    compile: Literal["auto", True, False] = "auto"
     """Compile the network's blocks by torch.compile: a minute or more at the start, then faster
-    calls. With ZeRO up to stage 2.
+    calls. With ZeRO up to stage 2. auto: on a GPU that has triton and a C compiler, in runs of 200
+    iterations and more, where no other setting forbids it.
     """
     share_base: bool = True
     """One frozen base for student and fake; false gives the fake a copy, to compare with."""

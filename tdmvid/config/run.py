@@ -65,7 +65,7 @@ QUANTIZE_RULES = (
         " training='lora'",
     ),
     Rule(
-        lambda run: run.parallel.compile,
+        lambda run: run.parallel.compile is True,
         "model.quantize",
         "saves nothing with parallel.compile={parallel.compile}, as compiled blocks keep every"
         " unquantized weight: use 'none', or compile=false",

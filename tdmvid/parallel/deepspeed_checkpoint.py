@@ -26,6 +26,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .engine import Files, naming
+from .host_copies import to_host
 from .launch import on_rank0
 
 HELD = (LossScaler, ZeroStageEnum, fragment_address)
@@ -44,7 +45,7 @@ class _HostMemory(TorchCheckpointEngine):
 
     def save(self, state_dict, path):
         data = io.BytesIO()
-        torch.save(state_dict, data)
+        torch.save(to_host(state_dict), data)
         self.files[path] = data.getbuffer()
 
 

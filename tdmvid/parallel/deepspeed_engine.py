@@ -154,7 +154,7 @@ class DeepSpeedEngine:
         self.engine = deepspeed.initialize(
             model=module,
             model_parameters=parameters,
-            optimizer=build_optimizer(config, parameters),
+            optimizer=build_optimizer(config, parameters, fused=True),
             config=settings,
         )[0]
         self.average = (

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import OptimConfig
 from .arithmetic import autocast
+from .host_copies import to_host
 from .optim import LossScale, build_optimizer
 
 Files = dict[str, bytes | memoryview]
@@ -134,11 +135,14 @@ class TorchEngine:
 
     def snapshot(self) -> Files:
         """Weights, average and optimiser state as they are now: what `load` reads."""
-        files: Files = {"weights.safetensors": _serialize(self.trainable)}
-        if self.average:
-            files["average.safetensors"] = _serialize(self.average)
+        weights, average, optimizer_state = to_host(
+            (self.trainable, self.average, self.optimizer.state_dict())
+        )
+        files: Files = {"weights.safetensors": _serialize(weights)}
+        if average:
+            files["average.safetensors"] = _serialize(average)
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state,
             "updates": self.updates,
             "scale": asdict(self.scale),
         }

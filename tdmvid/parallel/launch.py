@@ -100,6 +100,7 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
             " which would train alone: choose 'auto' or 'deepspeed', or start one process without"
             " a launcher"
         )
+    _choose_convolutions()
     if backend == "none" or not found:
         check_sequence(sequence, 1)
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -121,6 +122,15 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
         device,
         _sequence_group(sequence, timeout),
     )
+
+
+def _choose_convolutions() -> None:
+    """Let cuDNN time its kernels for each shape of a convolution, unless the program asked for
+    deterministic ones.
+    """
+    cudnn = torch.backends.cudnn
+    if not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled()):
+        cudnn.benchmark = True
 
 
 def end_with_parent() -> None:
@@ -191,6 +201,11 @@ def on_one_machine(world: World) -> bool:
     """Return whether all ranks run on this machine, as far as the launcher says."""
     local = environment_number("LOCAL_WORLD_SIZE") or environment_number("LOCAL_SIZE")
     return local is None or local >= world.size
+
+
+def distributed() -> bool:
+    """Return whether this process has joined others, so that DeepSpeed runs it."""
+    return dist.is_initialized()
 
 
 def free_port() -> int:

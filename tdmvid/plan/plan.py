@@ -55,6 +55,8 @@ class Plan:
     weights: Weights
     calls: Calls
     pipeline: Pipeline
+    launched: bool = False
+    """Whether a launcher starts even one rank, so that DeepSpeed runs it."""
 
     @property
     def checkpointing(self) -> bool:
@@ -121,7 +123,8 @@ class Plan:
 
     @property
     def _zero_stage(self) -> int:
-        return self.config.parallel.zero_stage if self.ranks > 1 else 0
+        sharded = self.ranks > 1 or self.launched
+        return self.config.parallel.zero_stage if sharded else 0
 
     def _shards(self, stage: int) -> int:
         """Ranks over which ZeRO spreads what it shards from `stage` on."""
@@ -246,13 +249,16 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, *, ranks: int = 1, like: Plan | None = None) -> Plan:
+def make_plan(
+    config: RunConfig, *, ranks: int = 1, like: Plan | None = None, launched: bool = False
+) -> Plan:
     """Plan a run on `ranks` ranks.
 
     Args:
         config: the run.
         ranks: the number of ranks.
         like: a plan of a similar run; what costs the same in both is not traced again.
+        launched: whether a launcher starts the run, though it be one rank.
 
     Raises:
         ValueError: the run itself would refuse its settings.
@@ -283,6 +289,7 @@ def make_plan(config: RunConfig, *, ranks: int = 1, like: Plan | None = None) ->
         weights=networks.weights,
         calls=calls,
         pipeline=pipeline,
+        launched=launched,
     )
 
 

@@ -8,6 +8,9 @@ device, a plan and the check at the start of a run on the meta device.
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +24,7 @@ from ..adapters.load import check_loaded
 from ..adapters.lora import Base, attach, shared_copy, start_from
 from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
+from ..backbones.attention import choose_attention
 from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
 from ..backbones.dtype import torch_dtype
@@ -32,6 +36,8 @@ from .recompute import keep_attention
 
 SEED_OFFSETS = {"student": 0, "fake": 1, "discriminator": 2}
 """Added to the run's seed for what a role starts from."""
+WORTH_COMPILING = 200
+"""Iterations from which "auto" compiles."""
 GENERATORS = ("student", "fake")
 """Trained roles that predict x0; the others are frozen, or train heads on a frozen network."""
 
@@ -46,7 +52,6 @@ class RoleSpec:
     """Train all weights."""
     init: str = ""
     """A LoRA folder that the adapter starts from."""
-    compiled: bool = False
 
     @classmethod
     def of(cls, role: str, config: RunConfig) -> RoleSpec:
@@ -58,8 +63,6 @@ class RoleSpec:
             adapter=trained and lora,
             whole=trained and not lora,
             init=config.init if role == "student" else "",
-            # the discriminator reads features block by block
-            compiled=config.parallel.compile and role != "discriminator",
         )
 
 
@@ -90,18 +93,49 @@ def build_role(
         ValueError: For what this family, or the LoRA of `init`, cannot do.
     """
     spec = RoleSpec.of(role, config)
+    family.fuse(network)
     if spec.adapter:
         _adapt(network, spec, config, family, seed=config.seed + SEED_OFFSETS[role])
     else:
         network.requires_grad_(spec.whole)
     if group is not None and group.size > 1:
         family.share_tokens(network, group)
-    on_meta, attention = next(network.parameters()).is_meta, config.model.attention
+    device = next(network.parameters()).device
+    on_meta, attention = device.type == "meta", attention_of(config, family, device)
     if not on_meta or attention == "float32":
         family.set_attention(network, attention)
     if not on_meta:
-        _set_execution(network, config, family, compiled=spec.compiled)
+        # the discriminator reads features block by block
+        compiled = role != "discriminator" and compiles(config, device)
+        _set_execution(network, config, family, compiled=compiled)
     return network
+
+
+def attention_of(config: RunConfig, family: type[Backbone], device: torch.device) -> str:
+    """Return the attention kernel of a run on a device."""
+    chosen = config.model.attention
+    if chosen != "auto":
+        return chosen
+    dtype, kept = torch_dtype(config.model), config.parallel.keep_attention
+    return choose_attention(family.kernels, device, dtype, kept=kept)
+
+
+def compiles(config: RunConfig, device: torch.device) -> bool:
+    """Return whether a run compiles its blocks: as it says, or for "auto" where that works and a
+    long run gains from it.
+    """
+    parallel = config.parallel
+    if parallel.compile != "auto":
+        return parallel.compile
+    gathers = launch.distributed() and parallel.zero_stage == 3  # inside the blocks, layer by layer
+    forbidden = gathers or parallel.keep_attention or config.model.quantize != "none"
+    return (
+        device.type == "cuda"
+        and not forbidden
+        and config.steps >= WORTH_COMPILING
+        and bool(importlib.util.find_spec("triton"))
+        and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    )
 
 
 def _adapt(
@@ -164,6 +198,10 @@ def build_engines(
     made one after the other.
     """
     family, base = type(backbone), backbone.network
+    if world.primary and world.device.type == "cuda":
+        kernel = attention_of(config, family, world.device)
+        blocks = "compiled" if compiles(config, world.device) else "not compiled"
+        print(f"attention: {kernel}; blocks: {blocks}", flush=True)
     build = partial(build_role, config=config, family=family, group=world.sequence)
     roles = [role for role in GENERATORS if role in config.objective.roles]
     adversarial = "discriminator" in config.objective.roles

@@ -53,7 +53,7 @@ LAUNCHED_RULES = (
         " launcher, or use 'none'",
     ),
     Rule(
-        lambda run: run.parallel.compile and run.parallel.zero_stage == 3,
+        lambda run: run.parallel.compile is True and run.parallel.zero_stage == 3,
         "parallel.compile",
         "does not work with parallel.zero_stage={parallel.zero_stage}, as DeepSpeed's hooks gather"
         " the weights of every layer and break the blocks' graphs: set zero_stage to 2, or"

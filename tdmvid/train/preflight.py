@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from ..backbones.base import check_attention
+from ..backbones.attention import check_attention
 from ..backbones.quantize import check_torchao
 from ..config import RunConfig
 from ..parallel import launch
@@ -22,7 +22,7 @@ def check_machine(config: RunConfig, world: launch.World) -> None:
         ValueError: For what is missing.
     """
     check_attention(config.model.attention, world.device)
-    if config.parallel.compile:
+    if config.parallel.compile is True:
         check_compiler(world.device)
     if config.parallel.offload != "none" and not world.distributed:
         raise ValueError(

@@ -10,7 +10,8 @@ from diffusers import CogVideoXPipeline
 from refusals import refused
 from scales import assert_close
 
-from tdmvid.backbones.base import Backbone, check_attention
+from tdmvid.backbones.attention import check_attention
+from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.cogvideox_parallel import JointAttention
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import ClipSize, ModelConfig

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-MATRIX = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
+MATRIX = ("mm", "addmm", "bmm", "baddbmm", "addmm_", "convolution", "convolution_backward")
 NO_KERNEL = (
     "empty",
     "empty_like",

@@ -1,0 +1,40 @@
+"""The tests' pretended CUDA device for a trial of a benchmark: nothing is computed or measured."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+DEVICE = Path(__file__).resolve().parents[1] / "tests" / "gpu"
+ANSWERS = {
+    "synchronize": None,
+    "max_memory_allocated": 2**30,
+    "max_memory_reserved": 2**30,
+    "memory_allocated": 0,
+}
+"""What `torch.cuda` answers beside what the tests need."""
+
+
+@contextmanager
+def pretended() -> Iterator[None]:
+    """Inside, "cuda" is a device without data; torch must not be imported before."""
+    assert "torch" not in sys.modules, "torch is imported already"
+    sys.path.insert(0, str(DEVICE))
+    device = importlib.import_module("pretended")
+    device.load()
+    counting = importlib.import_module("counting")
+    for name in ("benchmarks.gpu_rows", "diffusers", "torchao"):
+        importlib.import_module(name)
+    import torch
+
+    with ExitStack() as stack:
+        stack.enter_context(device.pretend())
+        for name, value in ANSWERS.items():
+            answer = patch.object(torch.cuda, name, lambda *_, value=value, **__: value)
+            stack.enter_context(answer)
+        stack.enter_context(counting.device())
+        yield

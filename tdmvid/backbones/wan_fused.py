@@ -1,0 +1,67 @@
+"""Wan's blocks without detours through float32, over the library's own parameters.
+
+The library computes norms, modulation and residuals in float32, tensor by tensor. Here a kernel
+reads and writes the activations' dtype and computes in float32 inside; the modulation itself stays
+float32.
+
+Shapes: B batch, L tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from .fused import add_gated, as_class, modulate
+from .wan_parallel import Attention
+
+
+def fuse(network: WanTransformer3DModel) -> None:
+    """Replace blocks and attention processors in place; parameters keep their names."""
+    attention = Attention()
+    for name, block in list(network.blocks.named_children()):
+        fused = as_class(FusedBlock, block)
+        for norm in ("norm1", "norm2", "norm3"):
+            own = fused.get_submodule(norm)
+            if isinstance(own, FP32LayerNorm):
+                fused.add_module(norm, as_class(_NormInItsDtype, own))
+        network.blocks._modules[name] = fused
+        for attn in (fused.attn1, fused.attn2):
+            attn.set_processor(attention)
+
+
+class _NormInItsDtype(FP32LayerNorm):
+    """A layer norm that reads and writes its input's dtype, and computes in float32."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            weight, bias = (
+                None if p is None else p.to(inputs.dtype) for p in (self.weight, self.bias)
+            )
+            return layer_norm(inputs, self.normalized_shape, weight, bias, self.eps)
+
+
+class FusedBlock(WanTransformerBlock):
+    """A block of the library with modulation and residuals in one pass each."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        rotary_emb: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        x = hidden_states
+        assert temb.ndim == 3, "one time a sample, as in Wan 2.1"
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = (
+            self.scale_shift_table + temb.float()
+        ).chunk(6, dim=1)  # each [B, 1, D] float32
+        normed = modulate(self.norm1(x), scale, shift)
+        x = add_gated(x, gate, self.attn1(normed, None, None, rotary_emb))
+        x = x + self.attn2(self.norm2(x), encoder_hidden_states, None, None)
+        normed = modulate(self.norm3(x), ff_scale, ff_shift)
+        return add_gated(x, ff_gate, self.ffn(normed))
