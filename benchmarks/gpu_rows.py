@@ -21,7 +21,8 @@ from tdmvid.config import RunConfig, load_config
 from tdmvid.diffusion.sampler import sample
 from tdmvid.parallel import launch
 from tdmvid.parallel.launch import free_port
-from tdmvid.plan.plan import GIB, make_plan
+from tdmvid.plan.plan import make_plan
+from tdmvid.plan.units import GIB
 
 Row = dict[str, Any]
 Rows = Iterator[Row]

@@ -28,7 +28,8 @@ import counting
 import stage
 
 from tdmvid.config import load_config, share_batch
-from tdmvid.plan.plan import GIB, make_plan
+from tdmvid.plan.plan import make_plan
+from tdmvid.plan.units import GIB
 
 GB = 1e9
 
