@@ -69,11 +69,11 @@ class StableDiffusionXL(StableDiffusion):
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         height, width = self.size.height, self.size.width
         sizes = torch.tensor(
-            [height, width, 0, 0, height, width], dtype=x_t.dtype, device=x_t.device
+            [height, width, 0, 0, height, width], dtype=x_t.dtype
         )  # original, crop, target
         added = {
             "text_embeds": cond["pooled_prompt_embeds"],
-            "time_ids": sizes.expand(len(x_t), -1),
+            "time_ids": sizes.to(x_t.device, non_blocking=True).expand(len(x_t), -1),
         }
         return super().inputs(x_t, t, cond) | {"added_cond_kwargs": added}
 

@@ -30,7 +30,7 @@ class TimeGrid:
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """s_0 ... s_K as float32 [K + 1]."""
-        return torch.tensor(self.times, device=device)
+        return torch.tensor(self.times).to(device, non_blocking=True)
 
     def descending(self) -> tuple[float, ...]:
         """s_K, ..., s_1: the times of the student's calls in order."""

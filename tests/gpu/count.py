@@ -15,6 +15,7 @@ import pretended
 pretended.load()
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -27,8 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import counting
 import stage
 
-from tdmvid.config import load_config, share_batch
-from tdmvid.plan.plan import make_plan
+from tdmvid.config import load_config
 from tdmvid.plan.units import GIB
 
 GB = 1e9
@@ -57,14 +57,14 @@ def print_tally(name: str, tally: Tally[str], *, unit: float = 1, most: int = 12
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory() as work:
-        config = load_config(args.config, args.set)
-        config = share_batch(config, config.batch.total // config.batch.micro)
-        config = stage.shorten(config, args.blocks, Path(work))
-        plan = make_plan(config)
-        with pretended.pretend(), counting.device(host_value=args.k) as counter:
-            counts = stage.measure(config, counter)
-    memory = plan.memory()
-    planned = sum(memory.values()) - memory.get("autoencoder", 0.0)
+        config = stage.shorten(load_config(args.config, args.set), args.blocks, Path(work))
+        plan = stage.plan(config)
+        with (
+            pretended.pretend(),
+            counting.device(host_value=args.k, lines=args.lines > 0) as counter,
+        ):
+            counts = stage.measure(plan.config, counter)
+    planned = math.fsum(plan.memory().values())
     print(f"{config.name}: {plan.weights.base / 1e6:,.0f} M parameters, k = {args.k}")
     print(f"launches: {counts.launches:,}")
     print(
@@ -75,6 +75,9 @@ def main() -> None:
         f"peak GiB: {counts.peak / GIB:.2f}, planned {planned / GIB:.2f}"
         f" ({counts.peak / planned - 1:+.1%})"
     )
+    if counts.sent:
+        sent, tokens = sum(counts.sent.values()), plan.traffic()["tokens"]
+        print(f"GB sent for tokens: {sent / GB:.3f}, planned {tokens / GB:.3f}")
     for name in ("kernels", "waits", "copies", "unequal", "slow", "doubles"):
         print_tally(name, getattr(counts, name))
     print_tally("elementwise GB, operations", counts.by_operation, unit=GB, most=args.lines)

@@ -11,19 +11,21 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as nnf
+from collectives import collect
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
+ATTEND = nnf.scaled_dot_product_attention
 MATRIX = ("mm", "addmm", "bmm", "baddbmm", "addmm_", "convolution", "convolution_backward")
 NO_KERNEL = (
     "empty",
@@ -37,6 +39,8 @@ NO_KERNEL = (
 )
 FLASH_WIDTH = 256
 """Channels of a head up to which FlashAttention works."""
+FEW_VALUES = 64
+"""Values up to which float64 is no fault: the times of samples are counted in it on purpose."""
 SKIPPED = ("/torch/", "/tests/gpu/", "/contextlib.py", "<")
 
 
@@ -69,43 +73,18 @@ class Counts:
     slow: Tally[str] = field(default_factory=Tally)
     """Attention that FlashAttention could do, by another kernel."""
     doubles: Tally[str] = field(default_factory=Tally)
-    """Kernels in float64."""
+    """Kernels in float64 of more than `FEW_VALUES`."""
 
     @property
     def bytes(self) -> int:
         return self.matrix_bytes + self.elementwise_bytes
 
-
-class _Attention(TorchFunctionMode):
-    """Attention as it is called, before autocast makes dtypes equal."""
-
-    def __init__(self, counter: Counter):
-        super().__init__()
-        self.counter = counter
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is not scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        counts = self.counter.counts
-        query, key, value, *rest = args if len(args) > 2 else _named(args, kwargs)
-        if len({query.dtype, key.dtype, value.dtype}) > 1 and query.is_cuda:
-            counts.unequal[f"{query.dtype}, {key.dtype}, {value.dtype} at {_line()}"] += 1
-        self.counter.kernel = "math"
-        out = func(*args, **kwargs)
-        if self.counter.kernel == "math":
-            counts.kernels["math"] += 1
-        mask = rest[0] if rest else kwargs.get("attn_mask")
-        possible = mask is None and query.shape[-1] <= FLASH_WIDTH
-        if query.is_cuda and possible and self.counter.kernel not in ("flash", "cudnn"):
-            where = f"{self.counter.kernel} in {out.dtype}, {tuple(query.shape)} at {_line()}"
-            counts.slow[where] += 1
-        return out
-
-
-def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("query", "key", "value")[len(args) :]
-    return *args, *(kwargs[name] for name in names)
+    def as_dict(self) -> dict[str, Any]:
+        """Return all counts for JSON (`asdict` would build a Counter of pairs)."""
+        return {
+            name: dict(value) if isinstance(value, Tally) else value
+            for name, value in vars(self).items()
+        }
 
 
 class Counter(TorchDispatchMode):
@@ -115,9 +94,9 @@ class Counter(TorchDispatchMode):
     own tensors, among which is the step k where a rollout stops.
     """
 
-    def __init__(self, *, host_value: int = 1):
+    def __init__(self, *, host_value: int = 1, lines: bool = False):
         super().__init__()
-        self.host_value = host_value
+        self.host_value, self.lines = host_value, lines
         self.counts = Counts()
         self.kernel = ""
         self.live = 0
@@ -125,13 +104,29 @@ class Counter(TorchDispatchMode):
         self.stack = ExitStack()
 
     def __enter__(self):
-        self.stack.enter_context(_Attention(self))
+        self.stack.enter_context(patch.object(nnf, ATTEND.__name__, self._attend))
         self.stack.enter_context(patch.object(FakeTensor, "tolist", self._tolist()))
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
         self.stack.close()
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options
+    ) -> Tensor:
+        """Attention as it is called, before autocast makes dtypes equal."""
+        if len({query.dtype, key.dtype, value.dtype}) > 1 and query.is_cuda:
+            self.counts.unequal[f"{query.dtype}, {key.dtype}, {value.dtype} at {_line()}"] += 1
+        self.kernel = "math"
+        out = ATTEND(query, key, value, attn_mask, **options)
+        if self.kernel == "math":
+            self.counts.kernels["math"] += 1
+        possible = attn_mask is None and query.shape[-1] <= FLASH_WIDTH
+        if query.is_cuda and possible and self.kernel not in ("flash", "cudnn"):
+            where = f"{self.kernel} in {out.dtype}, {tuple(query.shape)} at {_line()}"
+            self.counts.slow[where] += 1
+        return out
 
     def restart(self) -> Counts:
         """Count anew from here; return what was counted."""
@@ -144,6 +139,8 @@ class Counter(TorchDispatchMode):
             if not isinstance(args[0], FakeTensor) or args[0].constant is not None:
                 return func(*args, **kwargs)
             return self._read(args[0])
+        if func.namespace == "c10d":
+            return collect(func, args, self.counts.sent)
         out = func(*args, **kwargs)
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
@@ -187,8 +184,10 @@ class Counter(TorchDispatchMode):
             counts.elementwise_bytes += moved
             dtypes = "+".join(sorted({str(x.dtype)[6:] for x in (*inputs, *outputs)}))
             counts.by_operation[f"{name} {dtypes}"] += moved
-            counts.by_line[_line()] += moved
-        if any(x.dtype in (torch.float64, torch.complex128) and x.is_cuda for x in outputs):
+            if self.lines:
+                counts.by_line[_line()] += moved
+        double = (x for x in outputs if x.dtype in (torch.float64, torch.complex128))
+        if any(x.numel() > FEW_VALUES for x in double):
             counts.doubles[f"{name} at {_line()}"] += 1
 
     def _note_copy(
@@ -262,13 +261,17 @@ def _filled(shape: tuple[int, ...], value: Any) -> Any:
     return [_filled(shape[1:], value) for _ in range(shape[0])] if shape else value
 
 
+@cache
+def _is_library(path: str) -> bool:
+    return any(part in path for part in SKIPPED)
+
+
 def _line() -> str:
     """The line of a model or of ours that is being run, "backward" in autograd's threads."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not any(part in name for part in SKIPPED):
-            return f"{'/'.join(Path(name).parts[-2:])}:{frame.f_lineno}"
+        if not _is_library(frame.f_code.co_filename):
+            return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
         frame = frame.f_back
     return "backward"
 
@@ -298,11 +301,11 @@ def _apply(module: nn.Module, convert: Any, recurse: bool = True) -> nn.Module:
 
 
 @contextmanager
-def device(*, host_value: int = 1) -> Iterator[Counter]:
-    """Inside, tensors have no data, and those on "cuda" are counted."""
+def device(*, host_value: int = 1, lines: bool = False) -> Iterator[Counter]:
+    """Inside, tensors have no data, and those on "cuda" are counted, by line of code if asked."""
     with (
         _NoData(allow_non_fake_inputs=True),
-        Counter(host_value=host_value) as counter,
+        Counter(host_value=host_value, lines=lines) as counter,
         patch.object(nn.Module, "_apply", _apply),
     ):
         yield counter

@@ -99,6 +99,10 @@ def _replacements() -> dict[str, Any]:
     }
 
 
+def _own(function: Any) -> Any:
+    return lambda *args, **options: function(*args, **options)
+
+
 @contextmanager
 def pretend() -> Iterator[None]:
     """Inside, `torch.cuda` has one device."""
@@ -106,5 +110,6 @@ def pretend() -> Iterator[None]:
 
     with ExitStack() as stack:
         for name, value in _replacements().items():
-            stack.enter_context(patch.object(torch.cuda, name, value))
+            # of its own each: Dynamo's tables take no function twice
+            stack.enter_context(patch.object(torch.cuda, name, _own(value)))
         yield

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import collectives
+import counting
 import torch
+import torch.distributed as dist
+from cases import Case
 from counting import Counter, Counts
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from benchmarks.untrained import Stage, text_like
+from benchmarks.untrained import Stage, stage_of
 from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.registry import find_family
-from tdmvid.config import RunConfig
-from tdmvid.diffusion.denoiser import Guided
-from tdmvid.distill.grids import build_grid
-from tdmvid.distill.objective import Roles
+from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
-from tdmvid.parallel.rng import Streams
-from tdmvid.roles.build import build_engines, empty_base
+from tdmvid.parallel.sequence import SequenceGroup
+from tdmvid.plan.counts import Pipeline, student_steps
+from tdmvid.plan.plan import Plan, make_plan
+from tdmvid.roles.build import empty_base
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 UNET = {
     "block_out_channels": [320, 640],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": 1,
+    "mid_block_type": None,
 }
 FEW_BLOCKS = {
     "StableDiffusionPipeline": UNET,
     "StableDiffusionXLPipeline": UNET
-    | {"transformer_layers_per_block": [1, 2], "attention_head_dim": [5, 10]},
+    | {"transformer_layers_per_block": [1, 1], "attention_head_dim": [5, 10]},
 }
 """What leaves a family two blocks of their own width, where it is not `num_layers`."""
 
@@ -77,7 +85,11 @@ def load_untrained(config: RunConfig) -> Backbone:
         """The family, with parts from their configs."""
 
         def _part(self, kind: Any, name: str, dtype: torch.dtype | None = None) -> Any:
-            return empty_base(config, folder, family)
+            if kind is self.spec.network_class:
+                return empty_base(config, folder, family)
+            with unset_fake_temporarily(), torch.device("meta"):
+                vae, _ = self.spec.empty_vae(self.network, folder, self.config, self.size)
+            return on_device(vae)
 
     Untrained.__name__ = family.__name__
     with unset_fake_temporarily():
@@ -86,34 +98,66 @@ def load_untrained(config: RunConfig) -> Backbone:
     return backbone
 
 
+class _Alone(launch.World):
+    """A rank that shares its sequence, and trains without DeepSpeed."""
+
+    distributed = False
+
+
 def build_stage(config: RunConfig) -> Stage:
-    """Return a run's networks and engines, with text, on one rank."""
-    world = launch.World(0, 1, 0, torch.device("cuda"))
-    backbone = load_untrained(config)
-    engines, teacher = build_engines(config, world, backbone)
-    denoisers = {role: backbone.denoiser(engine) for role, engine in engines.items()}
-    roles = Roles(
-        denoisers["student"],
-        denoisers["fake"],
-        Guided(teacher, text_like(backbone, 1, 0), config.objective.cfg),
-    )
-    conds = [text_like(backbone, config.batch.micro, 1) for _ in range(config.batch.accumulation)]
-    return Stage(
-        config,
-        backbone,
-        roles,
-        engines,
-        build_grid(config.grid, backbone.process),
-        conds,
-        Streams(config.seed, world.device),
-        0,
-    )
+    """Return a run's networks and engines, with text, on one rank or the first of a sequence."""
+    shared = SequenceGroup(dist.group.WORLD) if config.parallel.sequence > 1 else None
+    world = _Alone(0, config.parallel.sequence, 0, torch.device("cuda"), shared)
+    return stage_of(load_untrained(config), config, world)
+
+
+def plan(config: RunConfig) -> Plan:
+    """Plan a run with one micro-batch an iteration, as on the first of many ranks.
+
+    It knows nothing of text encoders and autoencoder, which are not loaded here.
+    """
+    config = replace(config, batch=replace(config.batch, total=config.batch.micro))
+    nothing = Pipeline(text=0, vae=0, decoding=0)
+    with patch("tdmvid.plan.plan.count_pipeline", lambda networks: nothing):
+        return make_plan(config, ranks=config.parallel.sequence)
+
+
+def prime(stage: Stage) -> None:
+    """Make the state of the optimisers and what first calls keep, as a first iteration would."""
+    for engine in stage.engines.values():
+        for parameter in engine.trainable.values():
+            parameter.grad = torch.zeros_like(parameter)
+        engine.step()
+    with torch.no_grad():
+        stage.call("teacher")
 
 
 def measure(config: RunConfig, counter: Counter) -> Counts:
-    """Count the second iteration of a run."""
-    stage = build_stage(config)
-    stage.iterate(0)  # makes the optimiser's state
-    counter.restart()
-    stage.iterate(1)
+    """Count an iteration of a run that is not its first."""
+    with collectives.ranks(config.parallel.sequence):
+        stage = build_stage(config)
+        prime(stage)
+        counter.restart()
+        stage.iterate(1)
     return counter.restart()
+
+
+def attempt(case: Case, work: Path) -> dict[str, Any]:
+    """Return the counts of a case beside its plan, or its error; its rollout makes no call."""
+    try:
+        config = shorten(
+            load_config(CONFIGS / f"{case.config}.json", case.changes), case.blocks, work
+        )
+        planned = plan(config)
+        steps = student_steps(config)
+        with counting.device(host_value=steps) as counter:
+            counts = measure(planned.config, counter)
+    except Exception as error:  # whatever a library raises: the other cases go on
+        return {"error": "".join(traceback.format_exception(error))[-3000:]}
+    forwards = planned.calls.forwards - (steps - 1) / 2
+    made = replace(planned, calls=replace(planned.calls, forwards=forwards))
+    return counts.as_dict() | {
+        "error": None,
+        "planned_peak": math.fsum(planned.memory().values()),
+        "planned_sent": made.traffic().get("tokens", 0.0),
+    }

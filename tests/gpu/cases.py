@@ -1,0 +1,77 @@
+"""Runs that are counted on the pretended device, and the program that counts them.
+
+    python tests/gpu/cases.py FILE NAME...
+
+writes what each run does as one JSON object, by name. A run that raises gives its error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A ready config, changed."""
+
+    config: str
+    changes: tuple[str, ...] = ()
+    blocks: int = 2
+    """0: all of them."""
+
+
+FAMILIES = {
+    "cogvideox": "cogvideox2b_4nfe",
+    "cogvideox-rotary": "cogvideox5b_4nfe",
+    "wan": "wan1.3b_4nfe",
+    "pixart": "pixart512_4nfe",
+    "sd3": "sd3_4nfe",
+    "sd15": "sd15_4nfe",
+    "sdxl": "sdxl_4nfe_512",
+}
+PLAIN = "parallel.gradient_checkpointing=false"
+SHARED = ("parallel.sequence=4", "parallel.zero_stage=0")
+CASES = {
+    **{name: Case(config) for name, config in FAMILIES.items()},
+    "cogvideox-plain": Case("cogvideox2b_4nfe", (PLAIN,)),
+    "cogvideox-shared": Case("cogvideox5b_4nfe", SHARED),
+}
+SLOW = {
+    "wan-shared": Case("wan1.3b_4nfe", SHARED),
+    "cogvideox-full": Case("cogvideox2b_4nfe", ("training=full",)),
+    **{f"{name}-whole": Case(config, blocks=0) for name, config in FAMILIES.items()},
+    "cogvideox-plain-whole": Case("cogvideox2b_4nfe", (PLAIN,), blocks=0),
+    "cogvideox-shared-whole": Case("cogvideox5b_4nfe", SHARED, blocks=0),
+}
+
+
+def main() -> None:
+    import pretended
+
+    pretended.load()
+
+    import json
+    import os
+    import sys
+    import time
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import self_check
+    import stage
+
+    out, results = Path(sys.argv[1]), {}
+    for name in sys.argv[2:]:
+        began = time.process_time()
+        case = (CASES | SLOW).get(name)
+        with pretended.pretend():
+            results[name] = stage.attempt(case, out.parent) if case else self_check.FAULTS[name]()
+        results[name]["processor_seconds"] = time.process_time() - began
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(results))
+    part.replace(out)
+
+
+if __name__ == "__main__":
+    main()

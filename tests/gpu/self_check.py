@@ -1,0 +1,84 @@
+"""Small programs that each do one thing which a GPU should not: a counter that misses it is
+blind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import collectives
+import counting
+import torch
+import torch.distributed as dist
+import torch.nn.functional as nnf
+
+
+def _heads(dtype: torch.dtype = torch.bfloat16, width: int = 64) -> torch.Tensor:
+    return torch.ones(1, 2, 16, width, dtype=dtype, device="cuda")
+
+
+def unequal() -> None:
+    with torch.autocast("cuda", torch.bfloat16):
+        nnf.scaled_dot_product_attention(_heads(torch.float32), _heads(), _heads())
+
+
+def masked() -> None:
+    nnf.scaled_dot_product_attention(_heads(), _heads(), _heads(), attn_mask=_heads()[..., :16])
+
+
+def slow() -> None:
+    nnf.scaled_dot_product_attention(
+        _heads(torch.float32), _heads(torch.float32), _heads(torch.float32)
+    )
+
+
+def waiting() -> None:
+    torch.ones(3, device="cuda").tolist()
+    float(torch.ones((), device="cuda"))
+
+
+def copying() -> None:
+    torch.ones(3, device="cuda").to("cpu")
+    torch.ones(3).to("cuda")
+    torch.ones(3).to("cuda", non_blocking=True)
+    torch.tensor([1.0, 2.0], device="cuda")
+
+
+def doubled() -> None:
+    torch.ones(1000, device="cuda").double()
+
+
+def mixed() -> None:
+    torch.ones(3, device="cuda") + torch.ones(3)
+
+
+def sending() -> None:
+    """Three quarters of 12 bytes, and in a ring twice as much."""
+    with collectives.ranks(4):
+        x = torch.ones(3, device="cuda")
+        dist.all_to_all_single(torch.empty_like(x), x)
+        dist.all_reduce(x)
+
+
+def elementwise() -> None:
+    """1 MB written, then read and written; then a graph that keeps 1 MB while 2 more are made."""
+    x = torch.zeros(250_000, device="cuda")
+    y = x.requires_grad_() * 2
+    del x
+    y.exp().sum().backward()
+
+
+def _counted(program: Callable[[], None]) -> dict[str, Any]:
+    with counting.device() as counter:
+        try:
+            program()
+        except RuntimeError as error:
+            return {"error": str(error)}
+        return counter.counts.as_dict() | {"error": None, "live": counter.live}
+
+
+FAULTS = {
+    program.__name__: lambda program=program: _counted(program)
+    for program in (unequal, masked, slow, waiting, copying, doubled, mixed, sending, elementwise)
+}
