@@ -13,6 +13,7 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789" * 4
+LARGE = (".safetensors", ".bin", ".msgpack", ".ckpt", ".onnx_data")
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             self._describe(*found.groups())
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"(/store)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._give(*found.groups())
         else:
             self._refuse(404, "")
@@ -82,7 +83,8 @@ class Handler(BaseHTTPRequestHandler):
             ]
         self._answer(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    def _give(self, name: str, revision: str, path: str) -> None:
+    def _give(self, store: str | None, name: str, revision: str, path: str) -> None:
+        """Give a file; large ones lie in a store of another host."""
         repository = self._repository(name, revision)
         if repository is None:
             return
@@ -92,6 +94,13 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound")
         content = repository.files[path]
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(content)}"', "Accept-Ranges": "bytes"}
+        if path.endswith(LARGE) and not store:
+            headers |= {
+                "X-Linked-Size": str(len(content)),
+                "X-Linked-ETag": headers["ETag"],
+                "Location": f"http://localhost:{self.server.server_address[1]}/store{self.path}",
+            }
+            return self._answer(302, b"", headers)
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         begin = int(asked[1]) if asked else 0
         if asked:

@@ -23,7 +23,18 @@ fi
 # srun takes the job's CPUs for a task from no option of the job (Slurm 22.05), and WaitTime of some clusters would kill the node that exports last.
 srun --kill-on-bad-exit=0 --wait=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$here/node.sh" --config "$config" --resume auto "$@"
 status=$?
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # the last task of an array has the number of the whole array
+job=${job:-$SLURM_JOB_ID}
 if [ $status -eq 75 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol update JobId="$job" Comment=tdmvid:0
+    scontrol requeue "$job"
+elif [ $status -eq 76 ]; then  # stopped before there was anything to save: not for ever
+    stops=$(scontrol --oneliner show job "$job" | sed -n 's/.* Comment=tdmvid:\([0-9]*\).*/\1/p')
+    if [ "${stops:-0}" -ge 3 ]; then
+        echo "stopped ${stops} times before the first iteration: the signal comes --signal=USR1@SECONDS before the end of --time; give more time, or fewer seconds" >&2
+        exit 1
+    fi
+    scontrol update JobId="$job" Comment="tdmvid:$((${stops:-0} + 1))"
+    scontrol requeue "$job"
 fi
 exit $status

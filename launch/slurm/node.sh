@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One node of a run: starts its ranks, hands them the signals of the cluster, and exits with 75
-# if they saved their state because they were asked to stop, or had none to save.
+# if they saved their state because they were asked to stop, with 76 if they had none to save.
 #   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config NAME --resume auto
 set -uo pipefail
 HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500} NODES=${NODES:-1} GPUS=${GPUS:-8} JOB=${JOB:-tdmvid} PYTHON=${PYTHON:-python}
@@ -27,9 +27,12 @@ pass_on() {  # the ranks stop at the end of their iteration; a launcher without 
 trap pass_on USR1 TERM
 
 # SLURM signals every process of a node: the launcher has to outlive the USR1 that its ranks wait for.
-"$PYTHON" -c 'import runpy, signal
+"$PYTHON" -c 'import runpy, signal, sys
 signal.signal(signal.SIGUSR1, lambda *_: None)
-runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)' \
+try:
+    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+except Exception as error:  # which rank failed, and how; not where torchrun stood
+    sys.exit(str(error))' \
     --nnodes "$NODES" --nproc_per_node "$GPUS" \
     --rdzv_backend c10d "${rendezvous[@]}" --rdzv_id "$JOB" \
     -m tdmvid train "$@" &
@@ -42,8 +45,10 @@ while kill -0 $launcher 2>/dev/null; do  # a signal ends `wait` early
     wait $launcher
     status=$?
 done
-if [ -e "$TDMVID_STOPPED" ] || { [ $told -eq 1 ] && [ $status -ne 0 ]; }; then  # before the first iteration and behind the last a signal ends the ranks
+if [ -e "$TDMVID_STOPPED" ]; then
     rm -f "$TDMVID_STOPPED"
     exit 75
+elif [ $told -eq 1 ] && [ $status -ne 0 ]; then  # before the first iteration and behind the last a signal ends the ranks
+    exit 76
 fi
 exit $status

@@ -1,17 +1,20 @@
 """Downloads from a hub on the loopback, of repositories in the layouts of the real ones."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import huggingface_hub.constants
 import pytest
-from hub_server import Repository, serve
+from hub_server import LARGE, Repository, serve
+from launched import ROOT
 from refusals import refused
 
 from tdmvid.backbones.registry import ARCHITECTURES, resolve
 from tdmvid.config import ModelConfig
 
-WEIGHTS = (".safetensors", ".bin", ".msgpack", ".ckpt", ".pth", ".onnx_data")
 NET, TEXT = "diffusion_pytorch_model", "model"
 SHARDS = ("-00001-of-00002", "-00002-of-00002")
 
@@ -176,7 +179,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def weights(there) -> set[str]:
-    return {path for path, count in there.sent.items() if count and path.endswith(WEIGHTS)}
+    return {path for path, count in there.sent.items() if count and path.endswith(LARGE)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -203,11 +206,12 @@ def test_a_plan_takes_no_weights(hub):
     assert not weights(there) and there.sent["unet/config.json"]
 
 
-def test_a_second_run_needs_no_network(hub, monkeypatch):
+@pytest.mark.parametrize("said", [True, False], ids=["HF_HUB_OFFLINE", "unreachable"])
+def test_a_second_run_needs_no_network(hub, monkeypatch, said):
     architecture, files, _, _ = LAYOUTS["half only"]
     hub(repository(architecture, *files))
     folder = resolve(ModelConfig(path="owner/name"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", said)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     assert resolve(ModelConfig(path="owner/name")) == folder
 
@@ -270,3 +274,27 @@ def test_a_repository_in_another_layout_is_named(hub):
     with refused("model.path='owner/name'", "model_index.json"):
         resolve(ModelConfig(path="owner/name"))
     assert not weights(there)
+
+
+@pytest.mark.slow
+def test_a_run_trains_a_model_of_the_hub_without_a_network(
+    hub, tiny_json, tiny_cogvideox, tmp_path
+):
+    folder = tiny_cogvideox("sincos")
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    there = hub(Repository({name: path.read_bytes() for name, path in files.items()}))
+    resolve(ModelConfig(path="owner/name"))
+    assert weights(there) == {name for name in files if name.endswith(LARGE)}
+    settings = json.loads(tiny_json.read_text()) | {"model": {"path": "owner/name"}, "steps": 1}
+    settings["prompts"]["cache"] = str(tmp_path / "embedded")
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    environment = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tdmvid", "train", "--config", "run.json", "--out", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()

@@ -111,27 +111,28 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
 
 
-@pytest.mark.skipif(not missing(), reason="the same jobs run on a real cluster")
-@pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
-@pytest.mark.parametrize("status, queued", [(0, ""), (75, "requeue 12"), (1, "")])
-def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(
-    tmp_path, batch, status, queued
-):
-    """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is
-    left when the first node ends.
+def job(
+    tmp_path, batch: str, status: int, comment: str = "", config="a.json", **environment: str
+) -> str:
+    """Run an sbatch file with stand-ins of srun, which ends with a status, and scontrol.
+
+    Returns:
+        How srun was called, behind HEAD, and in further lines what scontrol was asked to change.
     """
+    said = tmp_path / "said"
     for name, script in {
-        "srun": f'echo "$HEAD" "$@" > {tmp_path}/srun.said; exit {status}',
-        "scontrol": f"""case "$1 $2 $3" in
+        "srun": f'echo "$HEAD" "$@" > {said}; exit {status}',
+        "scontrol": f"""case "$*" in
             "show hostnames "*) echo node1;;
-            "show job "*) echo "JobId=12"; echo "   Command={SLURM / batch} a.json";;
-            *"show node"*) echo "NodeName=node1 NodeAddr=10.0.0.1 Port=1";;
-            *) echo "$@" > {tmp_path}/queued;;
+            *"show job "*) echo "JobId=12 Comment={comment} x=1"
+                           echo "   Command={SLURM / batch} a.json";;
+            *"show node "*) echo "NodeName=node1 NodeAddr=10.0.0.1 Port=1";;
+            *) echo "$@" >> {said};;
         esac""",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
-    environment = os.environ | {
+    there = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_NNODES": "2",
         "SLURM_JOB_ID": "12",
@@ -139,18 +140,47 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
         "SLURM_CPUS_PER_TASK": "64",
     }
     copy = shutil.copy(SLURM / batch, tmp_path / "slurm_script")  # as Slurm does
-    done = subprocess.run(["bash", str(copy), "a.json"], cwd=tmp_path, env=environment)
-    assert done.returncode == status
-    said = (tmp_path / "srun.said").read_text()
+    done = subprocess.run(["bash", str(copy), config], cwd=tmp_path, env=there | environment)
+    assert done.returncode == (1 if comment == "tdmvid:3" else status)
+    return said.read_text()
+
+
+@pytest.mark.skipif(not missing(), reason="the same jobs run on a real cluster")
+@pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
+@pytest.mark.parametrize("status, queued", [(0, False), (75, True), (1, False)])
+def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(
+    tmp_path, batch, status, queued
+):
+    """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is
+    left when the first node ends.
+    """
+    [started, *asked] = job(tmp_path, batch, status).splitlines()
     assert (
-        said.startswith("10.0.0.1 ")  # no node1 is known to the network
-        and "--cpus-per-task=64" in said
-        and "--wait=0" in said
-        and said.strip().endswith(f"{SLURM / 'node.sh'} --config a.json --resume auto")
+        started.startswith("10.0.0.1 ")  # no node1 is known to the network
+        and "--cpus-per-task=64" in started
+        and "--wait=0" in started
+        and started.endswith(f"{SLURM / 'node.sh'} --config a.json --resume auto")
     )
-    assert (
-        (tmp_path / "queued").read_text().strip() if (tmp_path / "queued").exists() else ""
-    ) == queued
+    assert ("requeue 12" in asked) == queued
+
+
+@pytest.mark.parametrize(
+    "comment, queued", [("", 1), ("mine", 1), ("tdmvid:0", 1), ("tdmvid:2", 3), ("tdmvid:3", 0)]
+)
+def test_a_job_that_is_always_stopped_before_its_first_iteration_is_not_queued_for_ever(
+    tmp_path, comment, queued
+):
+    """As with a time limit that is shorter than the signal's lead."""
+    asked = job(tmp_path, "one_node.sbatch", 76, comment).splitlines()[1:]
+    changes = [f"update JobId=12 Comment=tdmvid:{queued}", "requeue 12"]
+    assert asked == (changes if queued else [])
+
+
+def test_only_the_stopped_task_of_an_array_is_queued_again(tmp_path):
+    """The number of its last task is that of the whole array."""
+    array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    [started, *asked] = job(tmp_path, "one_node.sbatch", 75, config="%a.json", **array).splitlines()
+    assert "--config 3.json" in started and asked[-1] == "requeue 12_3"
 
 
 def node(tmp_path, script: str, **environment: str) -> subprocess.Popen[str]:
@@ -167,7 +197,7 @@ def node(tmp_path, script: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("told, status", [(True, 75), (False, 3)])
+@pytest.mark.parametrize("told, status", [(True, 76), (False, 3)])
 def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too(
     tmp_path, told, status
 ):
@@ -189,7 +219,7 @@ def test_a_launcher_without_ranks_is_ended_and_queued_again(tmp_path):
         time.sleep(0.01)
     run.send_signal(signal.SIGUSR1)
     said = run.communicate(timeout=20)[1]
-    assert run.returncode == 75 and "usage" not in said
+    assert run.returncode == 76 and "usage" not in said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Jobs on a real SLURM cluster of two nodes, as users submit them; see `slurm_cluster`."""
 
+import contextlib
 import json
 
 import pytest
@@ -30,6 +31,9 @@ class Run:
         self._settings |= changes
         self.config.write_text(json.dumps(self._settings | {"parallel": {"timeout_minutes": 1}}))
 
+    def set_logging(self, **changes) -> None:
+        self.set(log=self._settings["log"] | changes)
+
     def submit(self, batch: str, *slurm: str, options: tuple[str, ...] = ()) -> int:
         options = options or ("--out", str(self.out))
         return self.cluster.submit(
@@ -40,13 +44,19 @@ class Run:
         path = self.out / "metrics.jsonl"
         return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_for_rows(self, number: int, count: int) -> None:
+    def wait_for_rows(self, number: int | str, count: int) -> None:
         def reached() -> bool:
             state = self.cluster.job(number)["JobState"]
-            assert state in ("PENDING", "RUNNING"), self.cluster.log(number)
+            assert state in ("PENDING", "RUNNING", "COMPLETING"), self.cluster.log(number)
             return len(self.rows()) >= count
 
         wait_until(reached, 120, f"{count} iterations")
+
+    def has_step(self, number: int | str) -> bool:
+        job = self.cluster.job(number)["JobId"]
+        with contextlib.suppress(RuntimeError):  # "not found"
+            return "StepId=" in self.cluster.call("scontrol", "show", "step", f"{job}.0")
+        return False
 
     def completed(self, number: int | str) -> str:
         """Wait for the end of a job; return its log."""
@@ -64,7 +74,7 @@ def run(cluster, tiny_json, tmp_path):
     cluster.end_jobs()
 
 
-def test_two_nodes_stop_ahead_of_the_limit_are_queued_again_and_end(run):
+def test_a_job_of_two_nodes_outlives_its_limit_and_a_node_that_dies(run):
     """The batch file's own `--signal=USR1@900` is used: the limit is moved to the job."""
     run.set(steps=FOREVER)
     number = run.submit("nodes.sbatch", "--nodes=2")
@@ -74,51 +84,44 @@ def test_two_nodes_stop_ahead_of_the_limit_are_queued_again_and_end(run):
     run.cluster.call("scontrol", "update", f"JobId={number}", "TimeLimit=10")
     record = run.cluster.wait_for(number, "PENDING")
     run.cluster.call("scontrol", "update", f"JobId={number}", "TimeLimit=60")
-    done = len(run.rows())
-    assert record["Restarts"] == "1" and 1 <= done < FOREVER
-    assert (run.out / "checkpoints" / f"step_{done:06d}").is_dir()
-    run.set(steps=done + 2)
-    log = run.completed(number)
-    assert [row["step"] for row in run.rows()] == list(range(done + 2))
-    assert "stopped as asked" in log and (run.out / "lora").is_dir()
+    stopped = len(run.rows())
+    assert record["Restarts"] == "1" and 1 <= stopped < FOREVER
+    assert (run.out / "checkpoints" / f"step_{stopped:06d}").is_dir()
 
-
-def test_a_job_whose_node_dies_is_queued_again_and_goes_on(run):
-    run.set(steps=FOREVER)
-    run.set(log=run._settings["log"] | {"checkpoint_every": 1})
-    number = run.submit("nodes.sbatch", "--nodes=2")
-    run.wait_for_rows(number, 3)
+    run.set_logging(checkpoint_every=1)
+    run.wait_for_rows(number, stopped + 2)
     run.cluster.kill_node("n2")
     record = run.cluster.wait_for(number, "PENDING", "COMPLETED", "FAILED", "NODE_FAIL")
-    done = len(run.rows())
-    assert record["JobState"] == "PENDING" and record["Restarts"] == "1" and done >= 3
-    run.set(steps=done + 2)
+    died = len(run.rows())
+    assert record["JobState"] == "PENDING" and record["Restarts"] == "2" and died > stopped
+
+    run.set(steps=died + 2)
     run.cluster.start_node("n2")
-    run.completed(number)
-    assert [row["step"] for row in run.rows()] == list(range(done + 2))
+    log = run.completed(number)
+    assert [row["step"] for row in run.rows()] == list(range(died + 2))
+    assert f"stopped as asked, {stopped} of" in log and (run.out / "lora").is_dir()
 
 
-def test_a_cancelled_job_keeps_its_state_and_is_not_queued_again(run):
-    run.set(steps=FOREVER)
-    number = run.submit("one_node.sbatch")
-    run.wait_for_rows(number, 1)
-    run.cluster.call("scancel", number)
-    record = run.cluster.wait_for(number, "CANCELLED", "PENDING", "FAILED", "COMPLETED")
-    assert record["JobState"] == "CANCELLED" and record["Restarts"] == "0"
+def test_of_an_array_one_task_ends_and_the_last_is_stopped_queued_again_and_cancelled(run):
+    """Each has a node, and for its seed and its steps its number; the last one's job has the number
+    of the whole array.
+    """
+    options = ("--set", "seed=%a", "--set", "steps=%a", "--out", str(run.out.with_name("run_%a")))
+    number = run.submit("one_node.sbatch", "--array=2,1000", options=options)
+    first, last = f"{number}_2", f"{number}_1000"
+    wait_until(lambda: run.has_step(last), 30, "the last task starts its node")
+    run.cluster.call("scancel", "--signal=USR1", last)
+    run.out = run.out.with_name("run_1000")
+    run.wait_for_rows(last, 1)
+    run.cluster.call("scancel", last)
+    cancelled = run.cluster.wait_for(last, "CANCELLED", "PENDING", "FAILED", "COMPLETED")
+    assert cancelled["JobState"] == "CANCELLED" and cancelled["Restarts"] == "1"
     assert (run.out / "checkpoints" / f"step_{len(run.rows()):06d}").is_dir()
 
-
-def test_the_tasks_of_an_array_train_one_seed_each_on_one_node_each(run):
-    out = run.out.parent / "seed_%a"
-    options = ("--set", "seed=%a", "--set", "steps=2", "--out", str(out))
-    number = run.submit("one_node.sbatch", "--array=5-6", options=options)
-    losses = []
-    for seed in (5, 6):
-        run.completed(f"{number}_{seed}")
-        run.out = run.out.with_name(f"seed_{seed}")
-        losses.append(run.rows()[0]["loss/fake"])
-        assert len(run.rows()) == 2 and (run.out / "lora").is_dir()
-    assert losses[0] != losses[1]
+    run.completed(first)
+    assert run.cluster.job(first)["Restarts"] == "0"
+    run.out = run.out.with_name("run_2")
+    assert len(run.rows()) == 2 and (run.out / "lora").is_dir()
 
 
 def test_an_array_whose_tasks_would_share_a_directory_is_refused_and_failures_end_the_job(run):
