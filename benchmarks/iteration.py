@@ -6,19 +6,17 @@ as ratios.
     python -m benchmarks.iteration --networks sd15 --whole --set batch.micro=2
     python -m benchmarks.iteration --networks cogvideox2b --layers 2 \
         --set video.frames=9 --set video.height=256 --set video.width=256
-    python -m benchmarks.iteration --race toy
-    python -m benchmarks.iteration --race shapes --seconds 120
 
 By default: the embedded teacher, small SD1.5 and PixArt, and CogVideoX-2B where there is a GPU.
-`--whole` takes a network in its own size, `--layers` so many blocks of their own width. `--race`
-asks whose student is closer to the teacher after equal seconds.
+`--whole` takes a network in its own size, `--layers` so many blocks of their own width.
+`benchmarks.race` asks whose student is closer to the teacher after equal seconds.
 
-Both patterns run on the same networks, batch, grid and loss mathematics, in turn, and move the
-weights alike, but for the shared draw: there the student is compared with the fake of before its
-update. "library defaults" also leaves adapters and attention as peft and diffusers have them. A
-row's time is the mean of an iteration with the cheapest and one with the dearest k, which is the
-mean over k. Memory is that of tensors alive at once, over what was there before: networks,
-optimiser and prompts.
+All patterns run on the same networks, batch, grid and loss mathematics, in turn. Published, full
+and stop move the weights alike; with a shared draw the student is compared with the fake of before
+its update, and a stream's states were made by weights of up to K - 1 updates ago. "library
+defaults" also leaves adapters and attention as peft and diffusers have them. A row's time is the
+mean of an iteration with the cheapest and one with the dearest k, which is the mean over k. Memory
+is that of tensors alive at once, over what was there before: networks, optimiser and prompts.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import race
 from benchmarks.published import published
 from benchmarks.stopwatch import MIB, alternate, peak_bytes, report
 from benchmarks.untrained import SMALL, Stage, build_stage, untrained
@@ -42,7 +39,8 @@ from tdmvid.backbones.cogvideox_parallel import JointAttention
 from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
-from tdmvid.distill.iteration import Place, iterate, pick_k
+from tdmvid.distill.iteration import iterate
+from tdmvid.distill.trajectories import Place, pick_k
 from tdmvid.parallel import launch
 
 IMAGE = [
@@ -126,12 +124,7 @@ def _set(things: list, name: str, value: bool) -> None:
 
 def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
     """By name, a call that makes the two iterations."""
-    steps = steps_of_extreme_k(stage)
-
-    def changed(**change):
-        return replace(
-            stage, config=replace(stage.config, objective=replace(stage.config.objective, **change))
-        )
+    steps, changed = steps_of_extreme_k(stage), stage.with_objective
 
     def run(which: Stage, iteration, _turn: int) -> None:
         for step in steps:
@@ -144,14 +137,18 @@ def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
             library_defaults(stage),
             torch.autocast(stage.backbone.device.type, dtype, enabled=low, cache_enabled=False),
         ):
-            run(stage, published, turn)
+            run(changed(rollout="full"), published, turn)
 
     return {
         "published pattern, library defaults": plain,
-        "published pattern": partial(run, stage, published),
-        "tdmvid, full rollout": partial(run, changed(rollout="full"), iterate),
-        "tdmvid": partial(run, stage, iterate),
-        "tdmvid, shared draw": partial(run, changed(draws="shared"), iterate),
+        "published pattern": partial(run, changed(rollout="full"), published),
+        **{
+            f"{rollout}{', shared draw' * (draws == 'shared')}": partial(
+                run, changed(rollout=rollout, draws=draws), iterate
+            )
+            for rollout in ("stop", "full", "stream")
+            for draws in ("own", "shared")
+        },
     }
 
 
@@ -235,17 +232,6 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--race",
-        choices=["toy", "shapes"],
-        help="train both patterns for equal seconds and compare the students",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        help="of the race, for each student (default: 20 for toy, 120 for shapes)",
-    )
-    parser.add_argument("--seeds", type=int, default=2, help="of the race")
-    parser.add_argument(
         "--work",
         type=Path,
         default=Path("cache/untrained"),
@@ -259,12 +245,6 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
     world = launch.start("none")
-    if args.race:
-        runner = {"toy": race.toy, "shapes": race.shapes}[args.race]
-        title, head, rows = runner(
-            args.seconds or {"toy": 20.0, "shapes": 120.0}[args.race], args.seeds
-        )
-        return report(title, head, rows, device=world.device, path=args.json)
     names = args.networks or [
         name for name in NETWORKS if name != "cogvideox2b" or world.device.type == "cuda"
     ]

@@ -1,21 +1,31 @@
-"""The same seconds for the published call pattern and for this project's: whose student is closer
-to the teacher?
+"""The same seconds for several call patterns: whose student is closer to the teacher?
 
-How many iterations fit into the time is measured first, the two patterns in turn; each student is
-then trained for its own number of them, its learning rate falling to the end.
+How many iterations fit into the time is measured first, the patterns in turn; each student is then
+trained for its own number of them, its learning rate falling to the end. With --results every
+figure is kept as it comes, and a second start goes on where the first stopped.
+
+    python -m benchmarks.race toy --seconds 20 --seeds 3
+    python -m benchmarks.race shapes --seconds 100 --seeds 4 --results race.json
+    python -m benchmarks.race shapes --patterns stop stream "stream, shared draw"
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import toy as mixture
 from benchmarks.published import published
-from benchmarks.stopwatch import alternate
+from benchmarks.stopwatch import alternate, report
+from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
+from tdmvid.data.files import write_json
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.iteration import iterate
@@ -26,16 +36,54 @@ from tdmvid.shapes.judge import features, load_judge
 from tdmvid.shapes.metrics import frechet_distance
 from tdmvid.train.run import Run, build_run
 from tdmvid.train.samples import sample_student
-from tdmvid.train.trainer import _micro_batches
+from tdmvid.train.trainer import micro_batches
 
 Table = tuple[str, list[str], list[list[object]]]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An iteration, its objective's options, and in how many micro-batches it takes its batch."""
+
+    iteration: Callable[..., Any] = iterate
+    options: dict[str, Any] = field(default_factory=dict)
+    micros: int = 1
+
+
 PATTERNS = {
-    "published pattern": (published, {"rollout": "full"}),
-    "tdmvid, full rollout": (iterate, {"rollout": "full"}),
-    "tdmvid": (iterate, {"rollout": "stop"}),
-    "tdmvid, shared draw": (iterate, {"rollout": "stop", "draws": "shared"}),
+    "published pattern": Pattern(published, {"rollout": "full"}),
+    **{
+        f"{rollout}{', shared draw' * (draws == 'shared')}": Pattern(
+            options={"rollout": rollout, "draws": draws}
+        )
+        for draws in ("own", "shared")
+        for rollout in ("stop", "full", "stream")
+    },
+    "stream, 2 micro-batches": Pattern(options={"rollout": "stream"}, micros=2),
+    "stream, 2 micro-batches, joint": Pattern(
+        options={"rollout": "stream", "updates": "joint"}, micros=2
+    ),
+    "stream, joint": Pattern(options={"rollout": "stream", "updates": "joint"}),
 }
-"""The iteration, and the objective's options."""
+
+
+class Results:
+    """What a race has found so far, in a file if there is one."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.found: dict[str, Any] = {}
+        if path is not None and path.exists():
+            self.found = json.loads(path.read_text())
+
+    def get(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Return a result; what is not known yet is measured, kept and printed."""
+        if key not in self.found:
+            self.found[key] = measure()
+            print(f"{key}: {self.found[key]}", flush=True)
+            if self.path is not None:
+                write_json(self.path, self.found)
+        return self.found[key]
 
 
 def fitting(
@@ -48,36 +96,34 @@ def fitting(
     }
 
 
-def toy(seconds: float, seeds: int) -> Table:
+def toy(seconds: float, seeds: int, names: Sequence[str], results: Results) -> Table:
     """The mixture of Gaussians, whose teacher is exact: distance to its law."""
     process, shift, each = mixture.stable_diffusion(), mixture.SHIFTS["vp"], 40
+    names = [name for name in names if PATTERNS[name].micros == 1]
 
-    def recipe(options, iterations, seed=0):
-        return mixture.Recipe(
-            replace(mixture.OBJECTIVE, **options), iterations=iterations, shift=shift, seed=seed
+    def recipe(name: str, iterations: int, seed: int = 0) -> mixture.Recipe:
+        objective = replace(mixture.OBJECTIVE, **PATTERNS[name].options)
+        return mixture.Recipe(objective, iterations=iterations, shift=shift, seed=seed)
+
+    start = mixture.pretrained(process, recipe("stop", 0))
+
+    def distilled(name: str, iterations: int, seed: int = 0):
+        return mixture.distil(
+            process,
+            recipe(name, iterations, seed),
+            start=start,
+            iteration=PATTERNS[name].iteration,
         )
 
-    start = mixture.pretrained(process, recipe({}, 0))
-    loops = {
-        name: lambda turn, iteration=iteration, options=options: mixture.distil(
-            process, recipe(options, each), start=start, iteration=iteration
-        )
-        for name, (iteration, options) in PATTERNS.items()
-    }
-    rows = []
-    for name, count in fitting(loops, seconds, torch.device("cpu"), each=each).items():
-        iteration, options = PATTERNS[name]
-        students = [
-            mixture.distil(process, recipe(options, count, seed), start=start, iteration=iteration)
-            for seed in range(seeds)
-        ]
-        rows.append(
-            [
-                name,
-                count,
-                ", ".join(f"{mixture.score(student, 4, shift=shift):.3f}" for student in students),
-            ]
-        )
+    def measured(name: str, seed: int) -> float:
+        return mixture.score(distilled(name, counts[name], seed), 4, shift=shift)
+
+    loops = {name: lambda turn, name=name: distilled(name, each) for name in names}
+    counts = results.get(
+        f"iterations in {seconds:g} s, toy",
+        lambda: fitting(loops, seconds, torch.device("cpu"), each=each),
+    )
+    rows = _rows(counts, seeds, names, results, f"{seconds:g} s, toy", measured)
     return (
         f"mixture of Gaussians, {seconds:g} s for each student",
         ["iteration", "iterations", "sliced W2 to the teacher's law"],
@@ -85,28 +131,66 @@ def toy(seconds: float, seeds: int) -> Table:
     )
 
 
-def shapes(seconds: float, seeds: int, *, captions: int = 32, each_caption: int = 4) -> Table:
+def shapes(
+    seconds: float,
+    seeds: int,
+    names: Sequence[str],
+    results: Results,
+    overrides: Sequence[str] = (),
+    *,
+    captions: int = 32,
+    each_caption: int = 4,
+) -> Table:
     """The embedded teacher: Fréchet distance of the judge's features to the teacher's own long
     samples, from the same noise.
     """
-    config = load_config("shapes_4nfe")
-    run = build_run(config, launch.start("none"))
-    loops = {
-        name: lambda turn, name=name: _iterations(
-            _with_options(run, name), name, range(turn, turn + 4)
-        )
-        for name in PATTERNS
-    }
-    counts = fitting(loops, seconds, run.world.device, each=4)
-    distance, rows = Distance(run, captions, each_caption), []
-    for name, count in counts.items():
-        found = []
-        for seed in range(seeds):
-            trained = _trained(replace(config, steps=count, seed=seed), name)
-            found.append(distance(trained))
-        rows.append([name, count, ", ".join(f"{value:.3f}" for value in found)])
+    config, alone = load_config("shapes_4nfe", list(overrides)), launch.start("none")
+
+    def built(name: str, **changes: Any) -> Run:
+        return build_run(_config(replace(config, **changes), name), alone)
+
+    def calibrated() -> dict[str, int]:
+        runs = {name: built(name) for name in names}
+        loops = {
+            name: lambda turn, name=name: _iterations(
+                runs[name], name, range(4 * turn, 4 * turn + 4)
+            )
+            for name in names
+        }
+        return fitting(loops, seconds, alone.device, each=4)
+
+    def measured(name: str, seed: int) -> float:
+        run = built(name, steps=counts[name], seed=seed)
+        _iterations(run, name, range(counts[name]))
+        return distance(run)
+
+    counts = results.get(f"iterations in {seconds:g} s, shapes", calibrated)
+    distance = Distance(built("stop"), captions, each_caption)
+    rows = _rows(counts, seeds, names, results, f"{seconds:g} s, shapes", measured)
     title = f"shapes, {seconds:g} s for each student; {len(distance.z)} videos of held-out captions"
     return title, ["iteration", "iterations", "Fréchet distance to the teacher's samples"], rows
+
+
+def _rows(
+    counts: dict[str, int],
+    seeds: int,
+    names: Sequence[str],
+    results: Results,
+    where: str,
+    measured: Callable[[str, int], float],
+) -> list[list[object]]:
+    """A row for each pattern; all patterns of a seed are measured before the next seed."""
+    found = {
+        (name, seed): results.get(
+            f"{name}, seed {seed}, {where}", lambda name=name, seed=seed: measured(name, seed)
+        )
+        for seed in range(seeds)
+        for name in names
+    }
+    return [
+        [name, counts[name], ", ".join(f"{found[name, seed]:.3f}" for seed in range(seeds))]
+        for name in names
+    ]
 
 
 class Distance:
@@ -137,27 +221,62 @@ class Distance:
         return features(self.judge, self.backbone.decode(latents).cpu())
 
 
-def _with_options(run: Run, name: str) -> Run:
-    objective = replace(run.config.objective, **PATTERNS[name][1])
-    return replace(run, config=replace(run.config, objective=objective))
-
-
-def _trained(config: RunConfig, name: str) -> Run:
-    run = _with_options(build_run(config, launch.start("none")), name)
-    _iterations(run, name, range(config.steps))
-    return run
+def _config(config: RunConfig, name: str) -> RunConfig:
+    """The run with a pattern's options; micro-batches share its batch."""
+    pattern = PATTERNS[name]
+    batch = replace(
+        config.batch, micro=config.batch.micro // pattern.micros, accumulation=pattern.micros
+    )
+    return replace(config, objective=replace(config.objective, **pattern.options), batch=batch)
 
 
 def _iterations(run: Run, name: str, steps: range) -> None:
     for step in steps:
-        outcome = PATTERNS[name][0](
+        options = {} if run.stream is None else {"stream": run.stream}
+        outcome = PATTERNS[name].iteration(
             step,
-            _micro_batches(run, step),
+            micro_batches(run, step),
             (run.config.batch.micro, *run.backbone.latent_shape()),
             objective=build_objective(run.config.objective),
             roles=run.roles,
             engines=run.engines,
             grid=run.grid,
             streams=run.streams,
+            **options,
         )
         assert outcome.failed is None, outcome
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("teacher", choices=["toy", "shapes"])
+    parser.add_argument(
+        "--seconds", type=float, default=100.0, help="processor time of each student"
+    )
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--patterns", nargs="+", choices=[*PATTERNS], default=[*PATTERNS], metavar="NAME"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="change the config of the shapes run",
+    )
+    parser.add_argument("--results", type=Path, help="JSON file that keeps every figure")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(args.results)
+    if args.teacher == "toy":
+        found = toy(args.seconds, args.seeds, args.patterns, results)
+    else:
+        found = shapes(args.seconds, args.seeds, args.patterns, results, args.set)
+    title, head, rows = found
+    report(title, head, rows, device=torch.device("cpu"), path=None)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -33,9 +33,11 @@ from tdmvid.diffusion.denoiser import Cond, Denoiser
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
 from tdmvid.diffusion.sampler import Solver, sample
-from tdmvid.distill.iteration import Outcome, iterate, pick_grid
+from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import Roles, build_objective
+from tdmvid.distill.stream import Stream
 from tdmvid.distill.tdm import TDM
+from tdmvid.distill.trajectories import pick_grid
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.rng import Streams
 
@@ -133,6 +135,9 @@ def distil(
     data = recipe.data().sample(20_000, torch.Generator().manual_seed(recipe.seed))
     roles = Roles(**counted, real=lambda pick: data[(pick * len(data)).long()])
     grids = [shifted(k, recipe.shift, process) for k in objective.step_set or (recipe.steps,)]
+    going = {}
+    if objective.rollout == "stream":
+        going = {"stream": Stream(objective, grids, streams, (recipe.batch, 2))}
 
     def averaged() -> VelocityNetwork:
         made = copy.deepcopy(networks["student"])
@@ -149,6 +154,7 @@ def distil(
             engines=engines,
             grid=pick_grid(grids, streams.generator(step, "K")),
             streams=streams,
+            **going,
         )
         if outcome.failed:
             raise RuntimeError(

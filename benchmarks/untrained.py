@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from tdmvid.diffusion.grid import TimeGrid
 from tdmvid.distill.grids import build_grid
 from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import Roles, build_objective
+from tdmvid.distill.stream import Stream
 from tdmvid.parallel import launch
 from tdmvid.parallel.rng import Streams
 from tdmvid.roles.build import build_engines, empty_base
@@ -148,6 +150,10 @@ class Stage:
     conds: list[Cond]
     streams: Streams
     first_stream: int
+    total_micros: int
+    """Micro-batches of all ranks."""
+    stream: Stream | None = None
+    """Trajectories that go on."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -166,9 +172,28 @@ class Stage:
             grid=self.grid,
             streams=self.streams,
             first_stream=self.first_stream,
+            **({} if self.stream is None else {"stream": self.stream}),
         )
         assert outcome.failed is None, outcome
         return outcome
+
+    def with_objective(self, **changes: Any) -> Stage:
+        """The same networks under other settings of the objective; a stream has begun."""
+        objective = replace(self.config.objective, **changes)
+        stage = replace(self, config=replace(self.config, objective=objective), stream=None)
+        if objective.rollout != "stream":
+            return stage
+        stream = Stream(
+            build_objective(objective),
+            (self.grid,),
+            self.streams,
+            self.shape,
+            micros=len(self.conds),
+            first_stream=self.first_stream,
+            total_micros=self.total_micros,
+        )
+        stream.begin(self.roles.student, self.conds)
+        return replace(stage, stream=stream)
 
     def call(self, role: str) -> Tensor:
         """One call of a role at a middle time; with a graph, where gradients are on."""
@@ -203,7 +228,7 @@ def stage_of(backbone: Backbone, config: RunConfig, world: launch.World) -> Stag
         for _ in range(config.batch.accumulation)
     ]
     first = world.data_rank * config.batch.accumulation
-    return Stage(
+    stage = Stage(
         config,
         backbone,
         roles,
@@ -212,4 +237,6 @@ def stage_of(backbone: Backbone, config: RunConfig, world: launch.World) -> Stag
         conds,
         Streams(config.seed, world.device),
         first,
+        world.data_size * config.batch.accumulation,
     )
+    return stage.with_objective()

@@ -117,9 +117,10 @@ class PromptOrder:
         """
         assert 0 <= micro < micros, f"micro-batch {micro} of {micros}"
         start = (step * micros + micro) * batch
-        return [self._at(position) for position in range(start, start + batch)]
+        return [self.at(position) for position in range(start, start + batch)]
 
-    def _at(self, position: int) -> int:
+    def at(self, position: int) -> int:
+        """Return the prompt at a position of the endless sequence: an index < count."""
         epoch, place = divmod(position, self.count)
         return int(_permutation(self.count, self.seed, epoch)[place])
 

@@ -54,7 +54,11 @@ class Cond(Mapping[str, Tensor]):
 
     def with_step_count(self, steps: int, batch: int, device: torch.device | str) -> Cond:
         """Return the conditioning with K for each of `batch` samples."""
-        return Cond({**self, STEPS: torch.full((batch,), float(steps), device=device)})
+        return self.with_step_counts(torch.full((batch,), float(steps), device=device))
+
+    def with_step_counts(self, steps: Tensor) -> Cond:
+        """Return the conditioning with each sample's own K: [B]."""
+        return Cond({**self, STEPS: steps.float()})
 
     def expand(self, batch: int) -> Cond:
         """One sample's conditioning for a batch of `batch`, without copying."""

@@ -150,7 +150,7 @@ class Trajectory:
     """Where a batch stands on the student's trajectory: at s_k, before the call of step k.
 
     x: [B, ...] the state at `upper`; upper = s_k and lower = s_{k-1}: [B]; before: what a multistep
-    solver remembers; start: s_K, where the trajectory begins.
+    solver remembers; start: s_K, where the trajectory begins; [B] where samples have their own K.
     """
 
     x: Tensor
@@ -159,7 +159,7 @@ class Trajectory:
     upper: Tensor
     cond: Cond
     before: Before | None = None
-    start: float = 1.0
+    start: float | Tensor = 1.0
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Cond, Denoiser
 from ..diffusion.grid import TimeGrid
-from ..diffusion.sampler import Trajectory, rollout
+from ..diffusion.process import Process
+from ..diffusion.sampler import Trajectory
 from .objective import Draw, Objective, Roles
+from .stream import Stream
+from .trajectories import Generators, Place, advance
 
 
 class Step(Protocol):
@@ -31,16 +34,6 @@ class Engine(Protocol):
 
     def backward(self, loss: Tensor) -> None: ...
     def step(self, *, skip: bool | Tensor = False) -> Step: ...
-
-
-class Generators(Protocol):
-    """Seeded randomness by step and name; see `parallel.rng.Streams`."""
-
-    @property
-    def device(self) -> torch.device | str: ...
-    def generator(
-        self, step: int, name: str, stream: int = 0, *, device: torch.device | str | None = None
-    ) -> torch.Generator: ...
 
 
 class AskedOnce:
@@ -80,6 +73,11 @@ class GradedPath:
                 self._x0 = self.roles.student(self.path.x, self.path.upper, self.path.cond)
         return self._x0 if graded else self._x0.detach()
 
+    @property
+    def detached(self) -> Tensor | None:
+        """The clean prediction, if it was asked for."""
+        return None if self._x0 is None else self._x0.detach()
+
     def draw(self, objective: Objective, generator: torch.Generator, *, graded: bool) -> Draw:
         """A new draw on this trajectory, or its first again if the objective's turns share one."""
         x0_hat = self.x0_hat(graded=graded)
@@ -96,41 +94,40 @@ class Outcome:
     failed: str | None = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which trajectory of a run it is, on which its random numbers depend."""
+@dataclass
+class Turns:
+    """The turns of an iteration: what they report, and whose loss or gradient was not finite."""
 
     step: int
-    micro: int = 0
-    """Number of the micro-batch among those of its rank: the accumulation step."""
-    stream: int = 0
-    """Number of the micro-batch among those of all ranks."""
-    number: int = 0
-    """0 for the trajectory that turns of an iteration share, else that of a turn's own."""
+    objective: Objective
+    engines: Mapping[str, Engine]
+    streams: Generators
+    first_stream: int
+    scalars: dict[str, list[Tensor]] = field(default_factory=dict)
+    """On the device: they are fetched once, at the end."""
+    norms: dict[str, float] = field(default_factory=dict)
+    failed: str | None = None
+    applied: bool = True
+    """Whether every step so far changed weights."""
 
-    def name(self, what: str) -> str:
-        """Return the name of a random stream."""
-        return f"{what}/{self.number}" if self.number else what
+    def backward(self, turn: int, micro: int, call: GradedPath) -> None:
+        """Take a turn on one micro-batch: a draw, its loss, the gradient."""
+        role, stream = self.objective.roles[turn], self.first_stream + micro
+        generator = self.streams.generator(self.step, f"{role}/{turn}", stream)
+        draw = call.draw(self.objective, generator, graded=role == "student")
+        losses = self.objective.loss(role, call.roles, draw, call.path.cond)
+        self.engines[role].backward(losses["loss"])
+        for name, value in losses.items():
+            self.scalars.setdefault(f"{name}/{role}", []).append(value.detach())
 
-
-def pick_k(
-    place: Place, objective: Objective, grid: TimeGrid, batch: int, streams: Generators
-) -> Tensor:
-    """Draw the step of each sample, [B] in 1..K on the host.
-
-    Where the rollout stops it is one for the micro-batch, and the same on all ranks, which then
-    make as many calls; else one per sample.
-    """
-    if objective.rollout == "stop":
-        shared = streams.generator(place.step, place.name("k"), place.micro, device="cpu")
-        return torch.randint(1, grid.steps + 1, (1,), generator=shared).expand(batch)
-    own = streams.generator(place.step, place.name("k"), place.stream, device="cpu")
-    return torch.randint(1, grid.steps + 1, (batch,), generator=own)
-
-
-def pick_grid(grids: Sequence[TimeGrid], shared: torch.Generator) -> TimeGrid:
-    """The grid of one iteration, the same on all ranks: it decides how many calls are made."""
-    return grids[int(torch.randint(len(grids), (1,), generator=shared))]
+    def update(self, role: str) -> None:
+        """Step a role's weights; behind one that failed, only forget the gradient."""
+        finite = torch.stack(self.scalars[f"loss/{role}"]).isfinite().all()
+        result = self.engines[role].step(skip=~finite if self.failed is None else True)
+        self.norms[f"grad_norm/{role}"] = result.grad_norm
+        self.applied &= result.applied
+        if self.failed is None and not result.applied and not result.rescaled:
+            self.failed = role
 
 
 def iterate(
@@ -144,8 +141,9 @@ def iterate(
     grid: TimeGrid,
     streams: Generators,
     first_stream: int = 0,
+    stream: Stream | None = None,
 ) -> Outcome:
-    """Roll out, then let each role of the objective take its turn on these trajectories.
+    """Let each role of the objective take its turn on trajectories, new ones or those of `stream`.
 
     The first `objective.own_trajectories` turns each have trajectories of their own. A turn whose
     loss or gradient is not finite changes nothing and ends the iteration; one whose gradient
@@ -154,80 +152,67 @@ def iterate(
     Args:
         conds: One Cond per micro-batch.
         noise_shape: [B, ...] of a micro-batch.
+        grid: Of new trajectories.
         first_stream: Number of the first micro-batch among those of all ranks.
+        stream: Trajectories that go on, and are moved.
     """
+    joint = objective.updates == "joint"
+    paths: dict[int, list[GradedPath]] = {}
 
     def roll_out(number: int, *, keep: bool) -> list[GradedPath]:
-        paths = []
+        paths[number] = []
         for micro, cond in enumerate(conds):
-            place = Place(step, micro, first_stream + micro, number)
-            path = advance(place, cond, noise_shape, objective, roles, grid, streams)
+            if stream is not None:
+                path = stream.path(micro, cond, number)
+            else:
+                place = Place(step, micro, first_stream + micro, number)
+                path = advance(place, cond, noise_shape, objective, roles, grid, streams)
             asked = roles
             if objective.draws == "shared" and roles.fake is not None:
                 asked = replace(roles, fake=AskedOnce(roles.fake))
-            paths.append(GradedPath(path, asked, keep=keep))
-        return paths
+            paths[number].append(GradedPath(path, asked, keep=keep))
+        return paths[number]
 
-    paths: list[GradedPath] = []
-    scalars: dict[str, list[Tensor]] = {}  # on the device: they are fetched once, at the end
-    norms: dict[str, float] = {}
-    for turn, role in enumerate(objective.roles):
-        if turn < objective.own_trajectories:
-            paths = roll_out(turn + 1, keep=False)
-        elif turn == objective.own_trajectories:
-            paths = roll_out(0, keep=len(conds) == 1)
-        for stream, call in enumerate(paths, first_stream):
-            generator = streams.generator(step, f"{role}/{turn}", stream)
-            draw = call.draw(objective, generator, graded=role == "student")
-            losses = objective.loss(role, call.roles, draw, call.path.cond)
-            engines[role].backward(losses["loss"])
-            for name, value in losses.items():
-                scalars.setdefault(f"{name}/{role}", []).append(value.detach())
-        finite = torch.stack(scalars[f"loss/{role}"]).isfinite().all()
-        result = engines[role].step(skip=~finite)
-        norms[f"grad_norm/{role}"] = result.grad_norm
-        if not result.applied and not result.rescaled:
-            return Outcome(_means(scalars) | norms, failed=role)
-    return Outcome(_means(scalars) | norms)
-
-
-def advance(
-    place: Place,
-    cond: Cond,
-    noise_shape: tuple[int, ...],
-    objective: Objective,
-    roles: Roles,
-    grid: TimeGrid,
-    streams: Generators,
-) -> Trajectory:
-    """Roll one micro-batch, [B, ...] of `noise_shape`, out from noise up to a step k of the
-    student's grid.
-    """
-    step, stream, device = place.step, place.stream, streams.device
-    k = pick_k(place, objective, grid, noise_shape[0], streams)
-    noise = streams.generator(step, place.name("z"), stream)
-    z = torch.randn(noise_shape, generator=noise, device=device)
-    if objective.conditioned_on_steps:
-        cond = cond.with_step_count(grid.steps, len(z), device)
-    calls = grid.steps - int(k[0]) if objective.rollout == "stop" else grid.steps - 1
-    return rollout(
-        roles.student,
-        z,
-        cond,
-        grid,
-        k.to(device),
-        calls=calls,
-        solver=objective.solver,
-        generator=streams.generator(step, place.name("renoise"), stream),
-    )
+    if stream is not None:
+        stream.begin(roles.student, conds)
+    turns = Turns(step, objective, engines, streams, first_stream)
+    if joint:
+        for micro, call in enumerate(roll_out(0, keep=True)):
+            for turn in range(len(objective.roles)):
+                turns.backward(turn, micro, call)
+        for role in objective.roles:
+            turns.update(role)
+    else:
+        calls: list[GradedPath] = []
+        for turn, role in enumerate(objective.roles):
+            if turn <= objective.own_trajectories:
+                own = turn < objective.own_trajectories
+                calls = roll_out(turn + 1 if own else 0, keep=not own and len(conds) == 1)
+            for micro, call in enumerate(calls):
+                turns.backward(turn, micro, call)
+            turns.update(role)
+            if turns.failed:
+                break
+    return _outcome(turns, paths, stream, process=roles.student.process)
 
 
-def _means(scalars: dict[str, list[Tensor]]) -> dict[str, float]:
-    return dict(
-        zip(
-            scalars,
-            torch.stack(
-                [torch.stack(values).float().mean() for values in scalars.values()]
-            ).tolist(),
-        )
-    )
+def _outcome(
+    turns: Turns, paths: Mapping[int, list[GradedPath]], stream: Stream | None, process: Process
+) -> Outcome:
+    """Move the trajectories that go on, and fetch all that the host wants to know at once."""
+    on, moved = turns.failed is None and turns.applied, torch.ones(0)
+    means = torch.stack([torch.stack(each).float().mean() for each in turns.scalars.values()])
+    if stream is not None:
+        predictions = [
+            [
+                paths[number][micro].detached if number in paths else None
+                for number in stream.numbers
+            ]
+            for micro in range(len(stream.states))
+        ]
+        moved = stream.move(turns.step, predictions, process, on=on)
+    values = torch.cat([means, moved.flatten().to(means)]).tolist()
+    if stream is not None:
+        flags = torch.tensor(values[len(means) :], dtype=torch.bool).view(moved.shape)
+        stream.settle(flags.tolist(), on=on)
+    return Outcome(dict(zip(turns.scalars, values)) | turns.norms, failed=turns.failed)

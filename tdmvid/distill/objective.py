@@ -84,10 +84,20 @@ class Objective(Protocol):
         ...
 
     @property
-    def rollout(self) -> Literal["stop", "full"]:
+    def rollout(self) -> Literal["stop", "full", "stream"]:
         """stop: a k per micro-batch, the same on all ranks, where the rollout ends; full: a k per
-        sample.
+        sample; stream: trajectories go on from iteration to iteration.
         """
+        ...
+
+    @property
+    def stagger(self) -> Literal["even", "none"]:
+        """How k differs over the slots of a stream: even: as far as may be; none: not at all."""
+        ...
+
+    @property
+    def updates(self) -> Literal["sequential", "joint"]:
+        """sequential: a role meets those updated before it; joint: all are updated at the end."""
         ...
 
     @property

@@ -19,7 +19,8 @@ from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond, Denoiser, Guided
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids, reference_grid
-from ..distill.objective import Roles
+from ..distill.objective import Roles, build_objective
+from ..distill.stream import Stream
 from ..parallel import launch
 from ..parallel.rng import Streams
 from ..parallel.sequence import PlannedGroup
@@ -72,6 +73,8 @@ class Run:
     gallery: Cond
     real_digest: str
     """Of the real clips; empty if there are none."""
+    stream: Stream | None = None
+    """The trajectories that go on from iteration to iteration, if any do."""
     rounding: Rounding | None = None
     """Of the base, if it is quantised."""
 
@@ -147,6 +150,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None
     engines, teacher = build_engines(started, world, backbone)
     networks = _networks(backbone, engines, teacher, empty)
+    streams = Streams(config.seed, world.device)
     return Run(
         config=config,
         world=world,
@@ -156,7 +160,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         roles=_roles(networks, engines, Guided(teacher, null, objective.cfg), real),
         engines=engines,
         networks=networks,
-        streams=Streams(config.seed, world.device),
+        streams=streams,
         conds=lambda indices: cache.get([prompts[i] for i in indices]).to(world.device),
         order=PromptOrder(len(prompts), config.seed),
         prompts_digest=digest("prompts", prompts),
@@ -164,7 +168,29 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         gallery_prompts=gallery_prompts,
         gallery=gallery,
         real_digest=digest("clips", real.known) if real else "",
+        stream=build_stream(config, world, streams, grids, backbone.latent_shape()),
         rounding=rounding,
+    )
+
+
+def build_stream(
+    config: RunConfig,
+    world: launch.World,
+    streams: Streams,
+    grids: tuple[TimeGrid, ...],
+    latent_shape: tuple[int, ...],
+) -> Stream | None:
+    """Build the trajectories of this rank that go on, None if the run rolls out new ones."""
+    if config.objective.rollout != "stream":
+        return None
+    return Stream(
+        build_objective(config.objective),
+        grids,
+        streams,
+        (config.batch.micro, *latent_shape),
+        micros=config.batch.accumulation,
+        first_stream=world.data_rank * config.batch.accumulation,
+        total_micros=world.data_size * config.batch.accumulation,
     )
 
 

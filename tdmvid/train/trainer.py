@@ -13,8 +13,10 @@ from ..data.checkpoints import whole
 from ..data.files import remove_parts, write_json
 from ..data.folder_lock import FolderLock
 from ..data.repetition import repetition_warning
-from ..distill.iteration import Outcome, iterate, pick_grid
+from ..diffusion.denoiser import Cond
+from ..distill.iteration import Outcome, iterate
 from ..distill.objective import build_objective
+from ..distill.trajectories import pick_grid
 from ..parallel import launch
 from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
@@ -23,6 +25,7 @@ from .monitor import METRICS, Monitor
 from .run import Run, build_run
 from .samples import write_samples
 from .signals import HangDetector, Interrupted, StopSignals
+from .trajectory_files import load_stream, save_stream
 
 
 class TrainingStopped(RuntimeError):
@@ -134,6 +137,7 @@ def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
             f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or"
             " resume an earlier checkpoint"
         )
+    load_stream(run, path)
     checkpoints.forget_after(start)
     return start
 
@@ -202,6 +206,7 @@ def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:
     """Begin to write a checkpoint, and wait until it is whole."""
     record = run.config.folder / METRICS
     extra = {METRICS: record.read_bytes()} if run.world.primary and record.is_file() else {}
+    extra |= save_stream(run)
     path = checkpoints.save(done, run.engines, run.fingerprint, extra=extra)
     if wait:
         checkpoints.wait()
@@ -255,7 +260,7 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
     batch, began, before = run.config.batch, time.perf_counter(), run.evaluated()
     outcome = iterate(
         step,
-        _micro_batches(run, step),
+        micro_batches(run, step),
         (batch.micro, *run.backbone.latent_shape()),
         objective=build_objective(run.config.objective),
         roles=run.roles,
@@ -263,6 +268,7 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
         grid=pick_grid(run.grids, run.streams.generator(step, "K", device="cpu")),
         streams=run.streams,
         first_stream=run.world.data_rank * batch.accumulation,
+        stream=run.stream,
     )
     calls = (run.evaluated() - before) / (batch.micro * batch.accumulation)
     return outcome, launch.mean(outcome.scalars) | {
@@ -271,8 +277,16 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
     }
 
 
-def _micro_batches(run: Run, step: int) -> list:
-    batch, world = run.config.batch, run.world
+def micro_batches(run: Run, step: int) -> list[Cond]:
+    """Return the conditioning of this rank's micro-batches; trajectories that go on keep their
+    prompts.
+    """
+    batch, world, stream = run.config.batch, run.world, run.stream
+    if stream is not None:
+        return [
+            run.conds([run.order.at(position) for position in stream.prompts(micro)])
+            for micro in range(batch.accumulation)
+        ]
     micros = batch.accumulation * world.data_size
     first = world.data_rank * batch.accumulation
     return [

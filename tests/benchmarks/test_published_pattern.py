@@ -93,9 +93,12 @@ def test_the_calls_are_those_of_the_published_loop_and_of_ours(tiny):
     assert {name: row[1] for name, row in rows.items()} == {
         "published pattern, library defaults": "11F 2B",
         "published pattern": "11F 2B",
-        "tdmvid, full rollout": "8F 2B",
-        "tdmvid": "6.5F 2B",
-        "tdmvid, shared draw": "5.5F 2B",
+        "full": "8F 2B",
+        "full, shared draw": "7F 2B",
+        "stream": "5F 2B",
+        "stream, shared draw": "4F 2B",
+        "stop": "6.5F 2B",
+        "stop, shared draw": "5.5F 2B",
     }
     assert rows["published pattern"][3] == rows["published pattern"][6] == 1 and all(
         row[2] > 0 for row in rows.values()

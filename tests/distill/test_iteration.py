@@ -11,9 +11,10 @@ from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.fisher import Fisher
-from tdmvid.distill.iteration import GradedPath, Place, iterate, pick_k
+from tdmvid.distill.iteration import GradedPath, iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
+from tdmvid.distill.trajectories import Place, pick_k
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.rng import Streams
 

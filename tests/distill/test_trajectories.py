@@ -10,9 +10,10 @@ from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.gan import GAN
-from tdmvid.distill.iteration import Place, advance, iterate, pick_grid
+from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
+from tdmvid.distill.trajectories import Place, advance, pick_grid
 from tdmvid.parallel.engine import StepResult
 from tdmvid.parallel.rng import Streams
 

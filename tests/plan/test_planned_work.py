@@ -9,15 +9,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tdmvid.diffusion.denoiser import Guided
-from tdmvid.distill.iteration import Place, iterate, pick_k
+from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import build_objective
+from tdmvid.distill.trajectories import Place, pick_k
 from tdmvid.parallel import launch
 from tdmvid.plan import cost
 from tdmvid.plan.counts import calls_per_iteration
 from tdmvid.plan.plan import make_plan
 from tdmvid.train.monitor import read_metrics
-from tdmvid.train.run import build_run
-from tdmvid.train.trainer import _micro_batches, train
+from tdmvid.train.run import build_run, build_stream
+from tdmvid.train.trainer import micro_batches, train
 
 STEPS, MICRO = 2, 2
 
@@ -71,7 +72,7 @@ class Counted:
     [(1, "own", "same"), (2, "own", "same"), (3, "own", "fresh"), (1, "shared", "same")],
 )
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize("rollout", ["stop", "full"])
+@pytest.mark.parametrize("rollout", ["stop", "full", "stream"])
 def test_the_planned_calls_are_those_of_the_loop(
     run, rollout, cfg, fake_updates, draws, fake_trajectories, accumulation
 ):
@@ -86,11 +87,15 @@ def test_the_planned_calls_are_those_of_the_loop(
     config = replace(
         run.config, objective=objective, batch=replace(run.config.batch, accumulation=accumulation)
     )
+    world, shape = launch.start("none"), run.backbone.latent_shape()
     run = replace(
         run,
         config=config,
         roles=replace(run.roles, teacher=Guided(run.roles.teacher.denoiser, run.null, cfg)),
+        stream=build_stream(config, world, run.streams, run.grids, shape),
     )
+    if run.stream is not None:  # its first rollout is none of an iteration's calls
+        run.stream.begin(run.roles.student, micro_batches(run, 0))
     forwards, backwards = calls_per_iteration(config)
     grid, expected, own_trajectories = config.grid.steps, 0.0, objective.own_trajectories
     with Counted(run.engines) as counted:
@@ -98,16 +103,19 @@ def test_the_planned_calls_are_those_of_the_loop(
         for step in range(STEPS):
             iterate(
                 step,
-                _micro_batches(run, step),
-                (MICRO, *run.backbone.latent_shape()),
+                micro_batches(run, step),
+                (MICRO, *shape),
                 objective=build_objective(objective),
                 roles=run.roles,
                 engines=engines,
                 grid=run.grid,
                 streams=run.streams,
+                stream=run.stream,
             )
             # The plan has the mean over k of K - k calls; here every k is known.
             expected += accumulation * forwards
+            if rollout == "stream":
+                continue
             for micro, own in itertools.product(range(accumulation), range(own_trajectories + 1)):
                 place = Place(step, micro, micro, own)
                 k = pick_k(place, objective, run.grid, MICRO, run.streams)[0]
@@ -116,16 +124,21 @@ def test_the_planned_calls_are_those_of_the_loop(
     assert counted.backwards == accumulation * STEPS * backwards
 
 
-def test_with_guidance_four_steps_cost_six_and_a_half_forwards(tiny_run, tmp_path):
-    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3")) == (6.5, 2)
-    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.rollout=full")) == (
-        8,
-        2,
-    )
-    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", "objective.draws=shared")) == (
-        5.5,
-        2,
-    )
+@pytest.mark.parametrize(
+    "changes, forwards",
+    [
+        ((), 6.5),
+        (("objective.draws=shared",), 5.5),
+        (("objective.rollout=full",), 8),
+        (("objective.rollout=stream",), 5),
+        (("objective.rollout=stream", "grid.steps=8"), 5),
+        (("objective.rollout=stream", "objective.draws=shared"), 4),
+        (("objective.rollout=stream", "batch.accumulation=2"), 6),
+        (("objective.rollout=stream", "batch.accumulation=2", "objective.updates=joint"), 5),
+    ],
+)
+def test_what_four_steps_with_guidance_cost(tiny_run, tmp_path, changes, forwards):
+    assert calls_per_iteration(tiny_run(tmp_path, "objective.cfg=3", *changes)) == (forwards, 2)
 
 
 def test_a_run_records_the_calls_that_were_planned(tiny_run, tmp_path, loop_only):

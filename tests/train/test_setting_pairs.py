@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tdmvid.config import RunConfig, from_dict
-from tdmvid.distill.iteration import Place, pick_grid, pick_k
+from tdmvid.distill.trajectories import Place, pick_grid, pick_k
 from tdmvid.plan.plan import make_plan
 from tdmvid.roles.rules import check_settings
 from tdmvid.train.monitor import read_metrics

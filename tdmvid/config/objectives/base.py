@@ -20,6 +20,12 @@ RULES = (
         "objective.step_set",
         "must list each number of steps once",
     ),
+    Rule(
+        lambda objective: objective.stagger == "none" and objective.rollout != "stream",
+        "objective.stagger",
+        "has no effect with rollout={rollout}, where no trajectory goes on: leave it out, or use"
+        " rollout='stream'",
+    ),
 )
 
 
@@ -43,9 +49,18 @@ class ObjectiveSettings:
     """own: each turn has its own draw, and the student sees the updated fake; shared: one draw and
     one call of the fake serve both.
     """
-    rollout: Literal["stop", "full"] = "stop"
+    rollout: Literal["stop", "full", "stream"] = "stop"
     """stop: a k for each micro-batch of a rank, the same on all ranks, and the rollout ends there;
     full: a k per sample, K - 1 calls. With stop, numbers depend on `batch.accumulation`.
+    stream: no rollout; every sample's trajectory goes on by one step an iteration.
+    """
+    stagger: Literal["even", "none"] = "even"
+    """even: the trajectories of a stream are spread over the steps, so that each iteration covers
+    all k where the global batch is a multiple of K; none: all stand at the same k.
+    """
+    updates: Literal["sequential", "joint"] = "sequential"
+    """sequential: the student meets the updated fake; with accumulation its graded call is made
+    twice. joint: each micro-batch takes all turns, and all roles are updated at the end.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = RULES

@@ -35,6 +35,12 @@ TDM_RULES = (
         " draws='own' or fake_updates=1",
     ),
     Rule(
+        lambda objective: objective.updates == "joint" and objective.fake_updates > 1,
+        "objective.updates",
+        "takes one turn of each role, not {fake_updates} of the fake: use updates='sequential', or"
+        " fake_updates=1",
+    ),
+    Rule(
         lambda objective: objective.draws == "shared" and objective.through_scores,
         "objective.draws",
         "calls the fake without a graph, and the gradient of kind={kind} passes through it: use"

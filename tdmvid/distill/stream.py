@@ -1,0 +1,334 @@
+"""Trajectories that go on from iteration to iteration: `objective.rollout` "stream".
+
+A rollout starts every trajectory at pure noise, uses one of its states and throws the others away.
+Here each sample of the global batch is a slot, which keeps a state x at s_k. The student's one
+graded call there serves all turns of an iteration, and its clean prediction moves the slot to
+s_{k-1} for the next one. After k = 1 the slot starts again from noise, with the next prompt. With
+guidance an iteration makes 5 forwards and 2 backwards for any K. The weights that made a state are
+at most K - 1 updates old.
+
+Which k, K and prompt a slot has follows from its number in the global batch and from how often it
+has started, so another number of ranks continues the same trajectories.
+
+Shapes: B slots of a micro-batch; states are [B, ...], times and steps [B].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..diffusion.denoiser import Cond, Denoiser
+from ..diffusion.grid import TimeGrid
+from ..diffusion.process import Process
+from ..diffusion.sampler import Before, Trajectory, advance, fresh_noise
+from .objective import Objective
+from .trajectories import Generators, Place
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the slots of a micro-batch do next, as the host knows it: lists of B entries."""
+
+    k: list[int]
+    """Step of the next call."""
+    grid: list[int]
+    """Which of the run's grids."""
+    starts: list[int]
+    """How often the slot has started again with another prompt."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Where a micro-batch stands, on the device; k, grid: [B], as in `Schedule`."""
+
+    k: Tensor
+    grid: Tensor
+    sets: tuple[Tensor, ...]
+    """x, [B, ...]: one that turns share, then those of turns with trajectories of their own."""
+    before: tuple[Before, ...] = ()
+    """Of a multistep solver, for each set."""
+
+
+class Stream:
+    """The slots of one rank, in micro-batches."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        grids: Sequence[TimeGrid],
+        streams: Generators,
+        shape: tuple[int, ...],
+        *,
+        micros: int = 1,
+        first_stream: int = 0,
+        total_micros: int | None = None,
+    ):
+        """Schedule the first trajectories; `begin` rolls them out.
+
+        Args:
+            objective: The method.
+            grids: One for each number of steps K that is trained.
+            streams: The run's randomness.
+            shape: [B, ...] of a micro-batch.
+            micros: Micro-batches of this rank.
+            first_stream: Number of its first micro-batch among those of all ranks.
+            total_micros: Micro-batches of all ranks; None if this rank is alone.
+        """
+        self.objective, self.streams, self.shape = objective, streams, shape
+        self.first_stream, self.total = first_stream, (total_micros or micros) * shape[0]
+        self.steps = [grid.steps for grid in grids]
+        width = max(self.steps) + 1
+        rows = [[*grid.times, *[0.0] * (width - len(grid.times))] for grid in grids]
+        self.times = torch.tensor(rows, device=streams.device)  # [grids, K + 1]
+        self.steps_of = torch.tensor(self.steps, device=streams.device)  # [grids]
+        self.schedules = [self._first(micro) for micro in range(micros)]
+        self.states: list[States] = []
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of the sets of trajectories: 0 for the one that turns share."""
+        return range(self.objective.own_trajectories + 1)
+
+    def prompts(self, micro: int) -> list[int]:
+        """Return the position of each slot's prompt in the endless order of prompts: [B]."""
+        starts = self.schedules[micro].starts
+        return [start * self.total + slot for start, slot in zip(starts, self._slots(micro))]
+
+    @torch.no_grad()
+    def begin(self, student: Denoiser, conds: Sequence[Cond]) -> None:
+        """Roll the first trajectories out from noise to their k, if none go on.
+
+        All ranks make the same number of calls, whatever their k.
+        """
+        if not self.states:
+            found = [self._rolled_out(student, micro, cond) for micro, cond in enumerate(conds)]
+            self.states = found
+
+    def path(self, micro: int, cond: Cond, number: int = 0) -> Trajectory:
+        """Return the trajectories of a micro-batch, at s_k."""
+        return self._path(self.states[micro], cond, number)
+
+    @torch.no_grad()
+    def move(
+        self,
+        step: int,
+        predictions: Sequence[Sequence[Tensor | None]],
+        process: Process,
+        *,
+        on: bool,
+    ) -> Tensor:
+        """Move the slots behind the calls of an iteration.
+
+        One that is done, or whose next state is not finite, starts again from noise.
+
+        Args:
+            step: The iteration.
+            predictions: The clean predictions [B, ...] by micro-batch and set; None where the
+                iteration ended before the call.
+            process: The student's.
+            on: Whether all turns were applied. If not, slots stay where they are.
+
+        Returns:
+            Which next states were finite, [micro-batches, B], on the device: `settle` takes it.
+        """
+        found = []
+        for micro, state in enumerate(self.states):
+            made: list[Made] = []
+            for number, x0 in zip(self.numbers, predictions[micro]):
+                path, name = (
+                    self._path(state, Cond({}), number),
+                    Place(step, number=number).name("renoise"),
+                )
+                if x0 is None:
+                    made.append((path.x, Before(path.x, path.upper)))
+                else:
+                    made.append(self._ahead(path, x0, process, micro, step, name))
+            finite = torch.stack([x.flatten(1).isfinite().all(1) for x, _ in made]).all(0)
+            self.states[micro] = self._moved(step, micro, made if on else None, finite)
+            found.append(finite)
+        return torch.stack(found)
+
+    def settle(self, finite: Sequence[Sequence[bool]], *, on: bool) -> None:
+        """Note on the host what `move` did on the device."""
+        for micro, well in enumerate(finite):
+            now = self.schedules[micro]
+            then = self._following(micro) if on else now
+            k = [
+                k if fine or (on and last == 1) else self.steps[grid]
+                for k, last, grid, fine in zip(then.k, now.k, then.grid, well)
+            ]
+            self.schedules[micro] = Schedule(k, then.grid, then.starts)
+
+    def tensors(self, micro: int) -> dict[str, Tensor]:
+        """Return all that `restore` needs of a micro-batch, by name."""
+        state = self.states[micro]
+        found = {name: torch.tensor(each) for name, each in vars(self.schedules[micro]).items()}
+        for number, x in enumerate(state.sets):
+            found[f"x/{number}"] = x
+        for number, before in enumerate(state.before):
+            found |= {f"before/{number}": before.x0, f"before/{number}/t": before.t}
+        return found
+
+    def restore(self, found: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from what `tensors` returned of each of this rank's micro-batches.
+
+        Raises:
+            ValueError: If a tensor is missing or has another shape.
+        """
+        self.schedules = [
+            Schedule(**{name: _named(each, name, self.shape[:1]).tolist() for name in LISTS})
+            for each in found
+        ]
+        self.states = [self._restored(*both) for both in zip(self.schedules, found)]
+
+    # On the host
+
+    def _slots(self, micro: int) -> range:
+        """Numbers of a micro-batch's slots in the global batch."""
+        first = (self.first_stream + micro) * self.shape[0]
+        return range(first, first + self.shape[0])
+
+    def _first(self, micro: int) -> Schedule:
+        """Slots of one K begin spread over its steps; those of many K wherever they may be."""
+        slots = self._slots(micro)
+        grids = [self._pick_grid(slot, 0) for slot in slots]
+        steps = [self.steps[grid] for grid in grids]
+        if self.objective.stagger == "none":
+            k = steps
+        elif len(self.steps) == 1:
+            k = [slot % steps[0] + 1 for slot in slots]
+        else:
+            k = [
+                1 + int(torch.randint(count, (), generator=self._of_slot("k", slot, 0)))
+                for slot, count in zip(slots, steps)
+            ]
+        return Schedule(k, grids, [0] * len(slots))
+
+    def _following(self, micro: int) -> Schedule:
+        """The schedule after an iteration in which all is well."""
+        now = self.schedules[micro]
+        starts = [start + (k == 1) for start, k in zip(now.starts, now.k)]
+        grids = [
+            self._pick_grid(slot, start) if k == 1 else grid
+            for slot, start, k, grid in zip(self._slots(micro), starts, now.k, now.grid)
+        ]
+        return Schedule([k - 1 or self.steps[g] for k, g in zip(now.k, grids)], grids, starts)
+
+    def _pick_grid(self, slot: int, start: int) -> int:
+        """The grid of a slot's trajectory, which has K calls: K with a probability in 1 / K gives
+        each K the same share of calls. A run starts amid trajectories, where each K is as likely.
+        """
+        if len(self.steps) == 1:
+            return 0
+        weights = torch.tensor([1 / count if start else 1.0 for count in self.steps])
+        return int(torch.multinomial(weights, 1, generator=self._of_slot("K", slot, start)))
+
+    def _of_slot(self, name: str, slot: int, start: int) -> torch.Generator:
+        together = self.objective.stagger == "none"
+        return self.streams.generator(start, f"slot/{name}", 0 if together else slot, device="cpu")
+
+    # On the device
+
+    def _rolled_out(self, student: Denoiser, micro: int, cond: Cond) -> States:
+        """The first states of a micro-batch: all slots walk, and each stops at its k."""
+        schedule = self.schedules[micro]
+        last, grid = torch.tensor([schedule.k, schedule.grid], device=self.streams.device)
+        state = self._fresh(0, micro, grid)
+        for call in range(max(self.steps) - 1 if self.objective.stagger == "even" else 0):
+            made = []
+            for number in self.numbers:
+                path, name = self._path(state, cond, number), f"begin/{call}"
+                x0 = student(path.x, path.upper, path.cond)
+                made.append(
+                    self._ahead(
+                        path, x0, student.process, micro, 0, Place(0, number=number).name(name)
+                    )
+                )
+            state = _select(state.k > last, _stepped(state, made), state)
+        return state
+
+    def _path(self, state: States, cond: Cond, number: int) -> Trajectory:
+        steps = self.steps_of[state.grid]
+        if self.objective.conditioned_on_steps:
+            cond = cond.with_step_counts(steps)
+        lower, upper, start = (self.times[state.grid, k] for k in (state.k - 1, state.k, steps))
+        before = state.before[number] if state.before else None
+        return Trajectory(state.sets[number], state.k, lower, upper, cond, before, start)
+
+    def _moved(self, step: int, micro: int, made: list[Made] | None, finite: Tensor) -> States:
+        """The states of the next iteration; without `made` only what is not finite moves."""
+        state, again = self.states[micro], ~finite
+        grid, ahead = state.grid, state
+        if made is not None:
+            ahead, again = _stepped(state, made), again | (state.k == 1)
+            if len(self.steps) > 1:
+                grid = torch.tensor(self._following(micro).grid, device=grid.device)
+        return _select(again, self._fresh(step + 1, micro, grid), ahead)
+
+    def _fresh(self, step: int, micro: int, grid: Tensor) -> States:
+        """Slots at the noise with which they start."""
+        sets, start = [], self.times[grid, self.steps_of[grid]]
+        for number in self.numbers:
+            place = Place(step, number=number)
+            noise = self.streams.generator(step, place.name("z"), self.first_stream + micro)
+            sets.append(torch.randn(self.shape, generator=noise, device=self.streams.device))
+        keeps = self.objective.solver == "dpm++"
+        before = tuple(Before(torch.zeros_like(x), start) for x in sets) if keeps else ()
+        return States(self.steps_of[grid], grid, tuple(sets), before)
+
+    def _ahead(
+        self, path: Trajectory, x0: Tensor, process: Process, micro: int, step: int, name: str
+    ) -> Made:
+        """One step of the solver from its clean prediction, and what a multistep one remembers."""
+        solver, before = self.objective.solver, path.before or Before(x0, path.upper)
+        noise = self.streams.generator(step, name, self.first_stream + micro)
+        eps = fresh_noise(path.x, solver, noise)
+        x = advance(process, path.x, x0, path.upper, path.lower, before, solver=solver, eps=eps)
+        return x, Before(x0, path.upper)
+
+    def _restored(self, schedule: Schedule, found: Mapping[str, Tensor]) -> States:
+        device = self.streams.device
+        k, grid = torch.tensor([schedule.k, schedule.grid], device=device)
+        sets = [_named(found, f"x/{number}", self.shape).to(device) for number in self.numbers]
+        before = []
+        if self.objective.solver == "dpm++":
+            for number in self.numbers:
+                x0 = _named(found, f"before/{number}", self.shape)
+                t = _named(found, f"before/{number}/t", self.shape[:1])
+                before.append(Before(x0.to(device), t.to(device)))
+        return States(k, grid, tuple(sets), tuple(before))
+
+
+Made = tuple[Tensor, Before]
+LISTS = ("k", "grid", "starts")
+
+
+def _stepped(state: States, made: Sequence[Made]) -> States:
+    """The states one step on, for slots that are not done."""
+    before = tuple(each for _, each in made) if state.before else ()
+    return States(state.k - 1, state.grid, tuple(x for x, _ in made), before)
+
+
+def _select(mask: Tensor, one: States, other: States) -> States:
+    """The slots of `one` where the mask is set, [B], and those of `other` elsewhere."""
+
+    def where(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)
+
+    return States(
+        where(one.k, other.k),
+        where(one.grid, other.grid),
+        tuple(map(where, one.sets, other.sets)),
+        tuple(Before(where(a.x0, b.x0), where(a.t, b.t)) for a, b in zip(one.before, other.before)),
+    )
+
+
+def _named(found: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    if name not in found or tuple(found[name].shape) != shape:
+        held = tuple(found[name].shape) if name in found else "not there"
+        raise ValueError(f"{name} is {held}, and {shape} is needed")
+    return found[name]
