@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -67,6 +68,13 @@ PATTERNS = {
 }
 
 
+class Student(NamedTuple):
+    """How far a trained student is from its teacher, and the processor seconds of its training."""
+
+    distance: float
+    seconds: float
+
+
 class Results:
     """What a race has found so far, in a file if there is one."""
 
@@ -115,8 +123,11 @@ def toy(seconds: float, seeds: int, names: Sequence[str], results: Results) -> T
             iteration=PATTERNS[name].iteration,
         )
 
-    def measured(name: str, seed: int) -> float:
-        return mixture.score(distilled(name, counts[name], seed), 4, shift=shift)
+    def measured(name: str, seed: int) -> Student:
+        began = time.process_time()
+        student = distilled(name, counts[name], seed)
+        seconds = time.process_time() - began
+        return Student(mixture.score(student, 4, shift=shift), seconds)
 
     loops = {name: lambda turn, name=name: distilled(name, each) for name in names}
     counts = results.get(
@@ -126,7 +137,7 @@ def toy(seconds: float, seeds: int, names: Sequence[str], results: Results) -> T
     rows = _rows(counts, seeds, names, results, f"{seconds:g} s, toy", measured)
     return (
         f"mixture of Gaussians, {seconds:g} s for each student",
-        ["iteration", "iterations", "sliced W2 to the teacher's law"],
+        ["iteration", "iterations", "sliced W2 to the teacher's law", "seconds"],
         rows,
     )
 
@@ -159,16 +170,18 @@ def shapes(
         }
         return fitting(loops, seconds, alone.device, each=4)
 
-    def measured(name: str, seed: int) -> float:
+    def measured(name: str, seed: int) -> Student:
         run = built(name, steps=counts[name], seed=seed)
+        began = time.process_time()
         _iterations(run, name, range(counts[name]))
-        return distance(run)
+        return Student(distance(run), time.process_time() - began)
 
     counts = results.get(f"iterations in {seconds:g} s, shapes", calibrated)
     distance = Distance(built("stop"), captions, each_caption)
     rows = _rows(counts, seeds, names, results, f"{seconds:g} s, shapes", measured)
     title = f"shapes, {seconds:g} s for each student; {len(distance.z)} videos of held-out captions"
-    return title, ["iteration", "iterations", "Fréchet distance to the teacher's samples"], rows
+    head = ["iteration", "iterations", "Fréchet distance to the teacher's samples", "seconds"]
+    return title, head, rows
 
 
 def _rows(
@@ -177,7 +190,7 @@ def _rows(
     names: Sequence[str],
     results: Results,
     where: str,
-    measured: Callable[[str, int], float],
+    measured: Callable[[str, int], Student],
 ) -> list[list[object]]:
     """A row for each pattern; all patterns of a seed are measured before the next seed."""
     found = {
@@ -187,8 +200,14 @@ def _rows(
         for seed in range(seeds)
         for name in names
     }
+    students = {name: [found[name, seed] for seed in range(seeds)] for name in names}
     return [
-        [name, counts[name], ", ".join(f"{found[name, seed]:.3f}" for seed in range(seeds))]
+        [
+            name,
+            counts[name],
+            ", ".join(f"{distance:.3f}" for distance, _ in students[name]),
+            ", ".join(f"{seconds:.0f}" for _, seconds in students[name]),
+        ]
         for name in names
     ]
 

@@ -213,6 +213,6 @@ def _outcome(
         moved = stream.move(turns.step, predictions, process, on=on)
     values = torch.cat([means, moved.flatten().to(means)]).tolist()
     if stream is not None:
-        flags = torch.tensor(values[len(means) :], dtype=torch.bool).view(moved.shape)
-        stream.settle(flags.tolist(), on=on)
+        flags, width = values[len(means) :], moved.shape[1]
+        stream.settle([flags[i : i + width] for i in range(0, len(flags), width)], on=on)
     return Outcome(dict(zip(turns.scalars, values)) | turns.norms, failed=turns.failed)

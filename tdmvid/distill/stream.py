@@ -152,8 +152,8 @@ class Stream:
             found.append(finite)
         return torch.stack(found)
 
-    def settle(self, finite: Sequence[Sequence[bool]], *, on: bool) -> None:
-        """Note on the host what `move` did on the device."""
+    def settle(self, finite: Sequence[Sequence[float]], *, on: bool) -> None:
+        """Note on the host what `move` did on the device; finite: what it returned."""
         for micro, well in enumerate(finite):
             now = self.schedules[micro]
             then = self._following(micro) if on else now

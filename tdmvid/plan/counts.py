@@ -159,23 +159,29 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     """Return the mean forwards and the backwards of one iteration, in whole-batch network calls per
     micro-batch.
 
-    Rollout + the graded call + per fake update (1F1B) + the student's turn (teacher once or
-    twice, fake once unless the draw is shared, 1B); with accumulation the graded call is made
-    twice. A turn with trajectories of its own rolls out and calls the student once more. A gradient
-    that is taken through the scores adds their backwards.
+    Rollout (none if trajectories go on) + the graded call + per fake update (1F1B) + the student's
+    turn (teacher once or twice, fake once unless the draw is shared, 1B); with accumulation the
+    graded call is made twice, unless each micro-batch takes all turns. A turn with trajectories of
+    its own rolls out and calls the student once more. A gradient that is taken through the scores
+    adds their backwards.
     """
     objective = config.objective
     steps = float(student_steps(config))
     if objective.step_set:
         steps = sum(objective.step_set) / len(objective.step_set)
-    rollout = steps - 1 if objective.rollout == "full" else (steps - 1) / 2
-    graded = 1 if config.batch.accumulation == 1 else 2
+    rollout = {"full": steps - 1, "stop": (steps - 1) / 2, "stream": 0.0}[objective.rollout]
+    graded = 2 if graded_twice(config) else 1
     teacher = teacher_calls(config)
     scores = 1 + teacher if objective.through_scores else 0
     updates = objective.roles.count("fake")
     fake = updates + (objective.draws == "own") if updates else 0
     own = objective.own_trajectories * (rollout + 1)
     return rollout + graded + own + fake + teacher, updates + 1 + scores
+
+
+def graded_twice(config: RunConfig) -> bool:
+    """Return whether the student's call of the fake's turn is made again, with a graph."""
+    return config.batch.accumulation > 1 and config.objective.updates == "sequential"
 
 
 def teacher_calls(config: RunConfig) -> int:

@@ -29,6 +29,7 @@ from .counts import (
     count_calls,
     count_pipeline,
     decoded_settings,
+    graded_twice,
     outline_networks,
     teacher_calls,
     traced_settings,
@@ -64,14 +65,14 @@ class Plan:
 
     @property
     def graphs(self) -> int:
-        """Graphs alive at once: the student's kept call beside the fake's; with accumulation calls
-        are made twice instead.
+        """Graphs alive at once: the student's kept call beside the fake's, or one where the call is
+        made twice instead.
         """
         objective = self.config.objective
         if objective.through_scores:  # the student's, the fake's and the teacher's
             return 2 + teacher_calls(self.config)
         fake = "fake" in objective.roles
-        return 2 if fake and self.config.batch.accumulation == 1 else 1
+        return 2 if fake and not graded_twice(self.config) else 1
 
     @property
     def whole(self) -> int:

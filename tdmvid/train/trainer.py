@@ -257,10 +257,13 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
     """One iteration, and its scalars averaged over the ranks; `calls` are of all networks, per
     sample.
     """
-    batch, began, before = run.config.batch, time.perf_counter(), run.evaluated()
+    batch, began, conds = run.config.batch, time.perf_counter(), micro_batches(run, step)
+    if run.stream is not None:
+        run.stream.begin(run.roles.student, conds)  # once a run: no call of this iteration
+    before = run.evaluated()
     outcome = iterate(
         step,
-        micro_batches(run, step),
+        conds,
         (batch.micro, *run.backbone.latent_shape()),
         objective=build_objective(run.config.objective),
         roles=run.roles,

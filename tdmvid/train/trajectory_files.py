@@ -1,4 +1,4 @@
-"""Files of trajectories that go on: one in a checkpoint for each micro-batch of the global batch."""
+"""Files of trajectories that go on: in a checkpoint, one for each micro-batch of all ranks."""
 
 from __future__ import annotations
 

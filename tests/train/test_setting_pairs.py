@@ -23,7 +23,9 @@ CHOICES = {
     "objective.kind": ("tdm", "fisher", "dmd2"),
     "objective.solver": ("ddim", "dpm++", "renoise"),
     "objective.step_set": ((), (2, 4)),
-    "objective.rollout": ("stop", "full"),
+    "objective.rollout": ("stop", "full", "stream"),
+    "objective.stagger": ("even", "none"),
+    "objective.updates": ("sequential", "joint"),
     "objective.cfg": (1, 3),
     "training": ("lora", "full"),
     "ema": (0, 0.9),
@@ -78,6 +80,8 @@ def planned_calls(plan, run, step):
     """The plan has the mean over K and k; a step knows its own."""
     steps = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
     mean, objective = sum(grid.steps for grid in run.grids) / len(run.grids), run.config.objective
+    if objective.rollout == "stream":
+        return plan.calls.forwards
     if objective.rollout == "full":
         rollouts = objective.own_trajectories + 1
         return plan.calls.forwards + rollouts * (steps.steps - mean)

@@ -1,0 +1,85 @@
+"""Three small networks on the mixture of Gaussians, whose moves are their gradients."""
+
+import torch
+
+from tdmvid.backbones.gaussian import ExactDenoiser, Mixture, VelocityNetwork
+from tdmvid.config import OptimConfig
+from tdmvid.diffusion.denoiser import Cond, Guided
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.distill.iteration import iterate
+from tdmvid.distill.objective import Roles
+from tdmvid.distill.stream import Stream
+from tdmvid.parallel.engine import TorchEngine
+from tdmvid.parallel.rng import Streams
+
+PROCESS, BATCH = RectifiedFlow(), 8
+GRID = uniform(4, PROCESS)
+
+
+class Counted:
+    """A denoiser that counts the samples it sees, and those with a gradient to its weights."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.process, self.samples, self.graded = denoiser, denoiser.process, 0, 0
+
+    def __call__(self, x_t, t, cond):
+        self.samples += len(x_t)
+        out = self.denoiser(x_t, t, cond)
+        if out.requires_grad:
+            self.graded += len(x_t)
+        return out
+
+
+class World:
+    """Roles and sgd engines of lr 1 without clip: the move of the weights is the gradient."""
+
+    def __init__(self, objective, *, accumulation=1, cfg=3.0, seed=0, stream=None, lr=1e-3):
+        exact = ExactDenoiser(Mixture.circle(), PROCESS)
+        self.networks = {
+            role: VelocityNetwork(exact.process, width=16, seed=i)
+            for i, role in enumerate(("student", "fake"))
+        }
+        for i, network in enumerate(self.networks.values()):
+            torch.nn.init.normal_(
+                network.layers[-1].weight, std=0.1, generator=torch.Generator().manual_seed(i)
+            )
+        config = OptimConfig(lr=lr, clip=0, algorithm="sgd")
+        self.engines = {
+            role: TorchEngine(network, config, total_steps=1, accumulation=accumulation)
+            for role, network in self.networks.items()
+        }
+        self.counted = {role: Counted(network) for role, network in self.networks.items()} | {
+            "teacher": Counted(exact)
+        }
+        self.roles = Roles(
+            self.counted["student"],
+            self.counted["fake"],
+            Guided(self.counted["teacher"], Cond({}), cfg),
+        )
+        self.objective, self.seed, self.stream = objective, seed, stream
+        if objective.rollout == "stream" and stream is None:
+            self.stream = Stream(objective, [GRID], Streams(seed), (BATCH, 2), micros=accumulation)
+
+    def iterate(self, step=0, micros=1, first_stream=0):
+        return iterate(
+            step,
+            [Cond({})] * micros,
+            (BATCH, 2),
+            objective=self.objective,
+            roles=self.roles,
+            engines=self.engines,
+            grid=GRID,
+            streams=Streams(self.seed),
+            first_stream=first_stream,
+            stream=self.stream,
+        )
+
+    def weights(self, role):
+        return torch.cat([p.flatten() for p in self.engines[role].weights(averaged=False).values()])
+
+    def forwards(self):
+        return sum(role.samples for role in self.counted.values()) / BATCH
+
+    def backwards(self):
+        return sum(role.graded for role in self.counted.values()) / BATCH
