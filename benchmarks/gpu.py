@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stopwatch import table
 from tdmvid.cli.leave import run_program
 from tdmvid.data.files import write_json
 
@@ -112,6 +111,13 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
             write_json(args.json, {"rows": rows})
+    print_table(rows)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print all rows; a column that no row has is left out."""
+    from benchmarks.stopwatch import table  # which imports torch: a pretended device comes first
+
     shown = [column for column in COLUMNS if any(column in row for row in rows)]
     print("\n" + table(shown, [[row.get(column, "") for column in shown] for row in rows]))
 

@@ -14,14 +14,14 @@ import torch
 from benchmarks.iteration import steps_of_extreme_k
 from benchmarks.large import measure, planned_peak, shares, with_calls
 from benchmarks.stopwatch import seconds
-from benchmarks.untrained import random_backbone, stage_of, text_like
+from benchmarks.untrained import Stage, random_backbone, stage_of, text_like
 from tdmvid.backbones.attention import BACKENDS
 from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.config import RunConfig, load_config
 from tdmvid.diffusion.sampler import sample
 from tdmvid.parallel import launch
 from tdmvid.parallel.launch import free_port
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.plan import Plan, make_plan
 from tdmvid.plan.units import GIB
 
 Row = dict[str, Any]
@@ -92,24 +92,32 @@ def iterations(
     plan = make_plan(config, launched=world.distributed)
     stage = stage_of(random_backbone(config, world.device), config, world)
     for change in ("", *draws):
-        key, _, value = change.partition("=")
-        objective = replace(config.objective, **({key: value} if change else {}))
-        changed = replace(config, objective=objective)
-        trial = replace(stage, config=changed)
-        steps = [1] if objective.rollout not in ("stop",) else list(steps_of_extreme_k(trial))
-        found = measure(changed, trial, steps)
-        took = statistics.mean(found.seconds)
-        made = with_calls(replace(plan, config=changed), found.forwards)
-        yield {
-            "row": f"{title}{', ' + change if change else ''}",
-            "seconds": took,
-            "forwards": found.forwards,
-            "peak GiB": found.allocated / GIB,
-            "planned GiB": planned_peak(made) / GIB,
-            "reserved GiB": found.reserved / GIB,
-            "share": shares(made, changed, took, rate)["share_executed"],
-        }
+        row: Row = {"row": f"{title}{', ' + change if change else ''}"}
+        try:
+            yield row | _iterate(config, change, stage, plan, rate)
+        except Exception as error:  # of whatever kind: the rows of other choices go on
+            yield row | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
     launch.finish()
+
+
+def _iterate(config: RunConfig, change: str, stage: Stage, plan: Plan, rate: float) -> Row:
+    """Iterations of one choice of the objective, such as "draws=shared"."""
+    key, _, value = change.partition("=")
+    choice: dict[str, Any] = {key: value} if change else {}
+    config = replace(config, objective=replace(config.objective, **choice))
+    stage = replace(stage, config=config)
+    stops = config.objective.rollout == "stop"
+    found = measure(config, stage, list(steps_of_extreme_k(stage)) if stops else [1, 2])
+    took = statistics.mean(found.seconds)
+    made = with_calls(replace(plan, config=config), found.forwards)
+    return {
+        "seconds": took,
+        "forwards": found.forwards,
+        "peak GiB": found.allocated / GIB,
+        "planned GiB": planned_peak(made) / GIB,
+        "reserved GiB": found.reserved / GIB,
+        "share": shares(made, config, took, rate)["share_executed"],
+    }
 
 
 def zero3(small: bool) -> Rows:

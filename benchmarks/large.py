@@ -103,8 +103,9 @@ def measure(config: RunConfig, stage: Stage, steps: list[int]) -> Measured:
 
 def calls_made(stage: Stage) -> int:
     """Samples that went through any network so far."""
-    roles = stage.roles
-    return sum(each.evaluated for each in (roles.student, roles.fake, roles.teacher.denoiser))
+    roles: Any = stage.roles
+    networks = (roles.student, roles.fake, roles.teacher.denoiser)
+    return sum(int(network.evaluated) for network in networks)
 
 
 def with_calls(plan: Plan, forwards: float) -> Plan:

@@ -118,14 +118,14 @@ def random_backbone(config: RunConfig, device: torch.device) -> Backbone:
         """The family, with a network from its config."""
 
         def fresh_network(self) -> nn.Module:
-            return _filled(empty_base(config, folder, family), device)
+            return filled(empty_base(config, folder, family), device)
 
     Untrained.__name__ = family.__name__
     return Untrained(folder, config.model, config.video, device)
 
 
 @torch.no_grad()
-def _filled(network: nn.Module, device: torch.device) -> nn.Module:
+def filled(network: nn.Module, device: torch.device) -> nn.Module:
     """A network of the meta device with small random values on `device`."""
     for part in network.modules():
         for name, old in part._parameters.items():

@@ -21,7 +21,8 @@ from .fused import add_gated, as_class, modulate
 def fuse(network: CogVideoXTransformer3DModel) -> None:
     """Replace blocks and attention processors in place; parameters keep their names."""
     for name, block in list(network.transformer_blocks.named_children()):
-        network.transformer_blocks._modules[name] = _fused_block(block)
+        if not isinstance(block, FusedBlock):
+            network.transformer_blocks._modules[name] = _fused_block(block)
     network.set_attn_processor(JointAttention())
 
 

@@ -24,6 +24,8 @@ def fuse(network: WanTransformer3DModel) -> None:
     """Replace blocks and attention processors in place; parameters keep their names."""
     attention = Attention()
     for name, block in list(network.blocks.named_children()):
+        if isinstance(block, FusedBlock):
+            continue
         fused = as_class(FusedBlock, block)
         for norm in ("norm1", "norm2", "norm3"):
             own = fused.get_submodule(norm)

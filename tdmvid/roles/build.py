@@ -184,6 +184,7 @@ def build_discriminator(
     group: SequenceGroup | None = None,
 ) -> Discriminator:
     """Make a discriminator of a base: its first half, frozen, and trained heads."""
+    family.fuse(network)  # which replaces blocks, so before they are tapped
     taps = family.discriminator_trunk(network)
     build_role(network, "discriminator", config, family, group=group)
     return Discriminator(network, taps, seed=config.seed + SEED_OFFSETS["discriminator"])

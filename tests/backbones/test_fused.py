@@ -8,9 +8,11 @@ from closeness import assert_near
 from families import BUILDERS
 
 from tdmvid.adapters.lora import attach
+from tdmvid.backbones.discriminator import NetworkDiscriminator
 from tdmvid.backbones.fused import rotate
-from tdmvid.backbones.registry import load_backbone
+from tdmvid.backbones.registry import find_family, load_backbone
 from tdmvid.config import LoraSettings, ModelConfig
+from tdmvid.roles.build import build_discriminator
 
 CASES = [
     *(("CogVideoXPipeline", variant) for variant in ("sincos", "rotary", "temporal")),
@@ -87,3 +89,16 @@ def test_a_rotation_turns_pairs_and_leaves_text_alone():
     weight = torch.randn_like(out)
     (a,), (b,) = (torch.autograd.grad((y * weight).sum(), x) for y in (out, expected))
     torch.testing.assert_close(a, b)
+
+
+def test_a_discriminator_reads_the_fused_blocks(tiny_run, tmp_path):
+    (tmp_path / "clip.mp4").touch()
+    config = tiny_run(tmp_path, "objective.kind=gan", f"real.path={tmp_path}")
+    _, family = find_family(config.model)
+    backbone = load_backbone(config.model, config.video)
+    critic = build_discriminator(backbone.network, config, family)
+    cond = backbone.encode_prompts([""])
+    logits = NetworkDiscriminator(backbone, critic, cond)(
+        torch.randn(1, *backbone.latent_shape()), torch.full((1,), 0.5), cond
+    )
+    assert logits.shape == (1,) and logits.isfinite().all()
