@@ -10,17 +10,20 @@ else
     rendezvous=(--rdzv_endpoint "$HEAD:$PORT")
 fi
 
-TDMVID_STOPPED=$(mktemp -u) told=0 launcher=
+TDMVID_STOPPED=$(mktemp -u) told=0 launcher= reached=
 threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun gives each rank one: little for real clips and an offloaded optimiser
 export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
 pass_on() {  # the ranks stop at the end of their iteration; a launcher without ranks has nothing to save
     told=1
-    local ranks
+    local rank ranks
     ranks=$(cat "/proc/$launcher/task/"*/children 2>/dev/null)
-    if [ -n "$ranks" ]; then
-        kill -USR1 $ranks 2>/dev/null
-    elif [ -n "$launcher" ]; then
+    for rank in $ranks; do
+        case "$reached " in *" $rank "*) continue ;; esac
+        kill -USR1 "$rank" 2>/dev/null
+        reached+=" $rank"
+    done
+    if [ -z "$ranks" ] && [ -n "$launcher" ]; then
         kill -TERM "$launcher" 2>/dev/null
     fi
 }
@@ -42,6 +45,8 @@ launcher=$!
 wait $launcher
 status=$?
 while kill -0 $launcher 2>/dev/null; do  # a signal ends `wait` early
+    sleep 1
+    pass_on  # to ranks that came behind it, if it met a helper of the launcher only
     wait $launcher
     status=$?
 done

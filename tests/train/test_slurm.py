@@ -212,9 +212,10 @@ def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too
     assert run.wait(20) == status
 
 
-def test_a_launcher_without_ranks_is_ended_and_queued_again(tmp_path):
-    """It still imports PyTorch, or its ranks have gone."""
-    run = node(tmp_path, f"touch {tmp_path}/begun; exec sleep 30")
+@pytest.mark.parametrize("helper", ["", "sleep 0.5;"])
+def test_a_launcher_without_ranks_is_ended_and_queued_again(tmp_path, helper):
+    """It still imports PyTorch, which may start a helper, or its ranks have gone."""
+    run = node(tmp_path, f": > {tmp_path}/begun; {helper} exec sleep 30")
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     run.send_signal(signal.SIGUSR1)
