@@ -171,7 +171,7 @@ def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tupl
         )
     terms = replace(terms, gpus=gpus)
     limit = layout_limit(terms.device, args.device_memory)
-    with tqdm(desc="searching layouts", unit="trace", leave=False) as bar:
+    with tqdm(desc="searching layouts", unit=" traces", leave=False) as bar:
 
         def progress(what: str) -> None:
             bar.set_postfix_str(what, refresh=False)

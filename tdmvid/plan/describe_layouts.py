@@ -106,6 +106,12 @@ def _sharding(plan: Plan, limit: float) -> Iterator[str]:
     if config.model.quantize != "none":
         held = gib(plan.weights.base_bytes)
         yield f"the frozen base is rounded to {config.model.quantize} and takes {held}"
+    if config.parallel.offload != "none":
+        here = _with(plan, offload="none")
+        yield (
+            f"offloading ({config.parallel.offload}) leaves {gib(here.total() - plan.total())} of"
+            f" the device's memory{', started by a launcher' * (plan.ranks == 1)}"
+        )
     if plan.ranks == 1:
         return
     if stage < 3:
@@ -123,8 +129,6 @@ def _sharding(plan: Plan, limit: float) -> Iterator[str]:
         )
     else:
         yield f"the base is sharded, though a whole one fits: {gathered} of gathers mostly hide"
-    if config.parallel.offload != "none":
-        yield f"offloading ({config.parallel.offload}) leaves more of the device's memory"
 
 
 def _with(plan: Plan, **parallel: object) -> Plan:

@@ -19,10 +19,6 @@ from .plan import Plan, make_plan
 from .price import Price, Terms, price_run
 from .units import GIB
 
-ALIKE = 1.01
-"""Of two layouts that differ by less in time, and only in what is sharded or offloaded, one is
-shown.
-"""
 LARGEST_MICRO = 16
 RECOMPUTED: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": False, "keep_attention": False},
@@ -73,7 +69,8 @@ def find_layouts(
     progress: Progress = lambda text: None,
     traces: dict[tuple[int, int], Plan] | None = None,
 ) -> list[Layout]:
-    """Return the quickest layouts that fit, the quickest first.
+    """Return the quickest layouts that fit, the quickest first; of those that differ only in what
+    is sharded or offloaded, one.
 
     Args:
         config: The run; its global batch stays.
@@ -94,7 +91,7 @@ def find_layouts(
     ]
     fitting = sorted(
         (layout for layout in found if layout.plan.total() <= limit),
-        key=lambda layout: layout.price.iteration,
+        key=lambda layout: (layout.price.iteration, layout.plan.total()),
     )
     if not fitting:
         least = min(found, key=lambda layout: layout.plan.total()).plan
@@ -104,12 +101,10 @@ def find_layouts(
             " more or larger devices, or `tdmvid plan --device-memory` to see what to generate less"
             " of"
         )
-    chosen: list[Layout] = []
+    chosen: dict[tuple[Any, ...], Layout] = {}
     for layout in fitting:
-        same = [one for one in chosen if one.twin == layout.twin]
-        if all(layout.price.iteration > ALIKE * one.price.iteration for one in same):
-            chosen.append(layout)
-    return chosen[:count]
+        chosen.setdefault(layout.twin, layout)
+    return list(chosen.values())[:count]
 
 
 def plan_layout(
@@ -231,7 +226,7 @@ def _of_size(micro: int, one: Calls, two: Calls) -> Calls:
 def _variants(traced: Plan) -> Iterator[Plan]:
     """The same calls with all that they do not depend on."""
     alone = traced.ranks == 1
-    offloads = ("none",) if alone else ("none", "optimizer", "all")
+    offloads = ("none", "optimizer", "all")
     for stage, recomputed, offload in product(
         (3,) if alone else (0, 1, 2, 3), RECOMPUTED, offloads
     ):

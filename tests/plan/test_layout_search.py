@@ -143,6 +143,16 @@ def test_every_layout_has_a_reason(found):
     assert "computed again" in text
 
 
+def test_the_command_prints_layouts_and_ends_with_the_price_of_the_first(tiny_json, capsys):
+    from tdmvid.cli.main import main
+
+    main(["plan", "--config", str(tiny_json), "--gpus", "2", "--device", "rtx5090"])
+    lines = capsys.readouterr().out.splitlines()
+    first = next(line for line in lines if line.startswith("1. "))
+    assert lines[0].startswith("the quickest layouts on 2 x RTX 5090")
+    assert lines[-1].startswith("cost ") and lines[-1].split()[1] == first.split()[1]
+
+
 def test_contradicting_numbers_of_devices_are_refused(tiny_run, tmp_path):
     import argparse
 
