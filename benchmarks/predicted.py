@@ -2,14 +2,15 @@
 
     python -m benchmarks.predicted
 
-Writes docs/scaling.md and docs/scaling.png. Nothing is measured, and no GPU is needed.
+Writes docs/scaling.md and docs/scaling.svg. Nothing is measured, and no GPU is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ MODELS = {
 }
 NODE = 8
 COUNTS = (1, 8, 16, 32, 64, 128, 256, 512)
+COLOURS = ("#1f77b4", "#d95f02", "#2ca02c")
+DASHES = ("2 3", "none", "8 4")
 FIXED = 64
 """Videos of the batch that does not grow."""
 HEAD = ("GPUs", "videos an iteration", "layout", "s", "videos/s", "of linear", "GB sent", "sending")
@@ -43,7 +46,7 @@ No figure here was measured on a GPU. `python -m benchmarks.predicted` writes th
 the ready configs on 1 to {most} x {device.name}, {node} in a node, and prices each plan as
 `tdmvid plan --nodes N --gpus {node}` does.
 
-![predicted throughput and traffic](scaling.png)
+![predicted throughput and traffic](scaling.svg)
 
 ## Where it stops, and why
 
@@ -241,31 +244,61 @@ def page(models: dict[str, dict[str, list[Point]]], terms: Terms) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def draw(models: dict[str, dict[str, list[Point]]], path: Path) -> None:
-    """Draw throughput and traffic over the number of GPUs."""
-    import matplotlib
+def draw(models: dict[str, dict[str, list[Point]]]) -> str:
+    """Return throughput and traffic over the number of GPUs as an SVG picture, both axes in powers.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    A colour is a model, a dash a case.
+    """
+    curves = [
+        (COLOURS[index], dash, f"{name}: {case}", points)
+        for index, (name, cases) in enumerate(models.items())
+        for dash, (case, points) in zip(DASHES, cases.items(), strict=True)
+    ]
+    throughput = [(*curve[:2], [(p.gpus, p.throughput) for p in curve[3]]) for curve in curves]
+    sent = [(*curve[:2], [(p.gpus, p.sent) for p in curve[3] if p.sent]) for curve in curves]
+    lines = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 470" font-size="11"'
+        ' font-family="sans-serif"><rect width="900" height="470" fill="white"/>',
+        *_panel("predicted: videos a second, all GPUs", 50, throughput),
+        *_panel("predicted: GB sent, one GPU, one iteration", 500, sent),
+    ]
+    for place, (colour, dash, label, _) in enumerate(curves):
+        x, y = 50 + 290 * (place // 3), 400 + 18 * (place % 3)
+        lines.append(_line(colour, dash, [(x, y), (x + 28, y)]))
+        lines.append(f'<text x="{x + 34}" y="{y + 4}">{label}</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    styles = (":", "-", "--")
-    for index, (name, cases) in enumerate(models.items()):
-        for style, (case, points) in zip(styles, cases.items(), strict=True):
-            gpus, label = [p.gpus for p in points], f"{name}: {case}"
-            axes[0].plot(
-                gpus, [p.throughput for p in points], style, color=f"C{index}", label=label
-            )
-            sent = [max(p.sent, 1e-3) for p in points]
-            axes[1].plot(gpus[1:], sent[1:], style, color=f"C{index}")
-    for axis, title in zip(axes, ("videos a second", "GB sent, a GPU and iteration"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="H100", title=f"predicted: {title}")
-        axis.set_xticks(COUNTS, [str(count) for count in COUNTS])
-        axis.minorticks_off()
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7
+
+def _panel(
+    title: str, left: int, curves: Sequence[tuple[str, str, list[tuple[int, float]]]]
+) -> Iterator[str]:
+    """One plot of 360 x 300 points."""
+    values = [value for *_, points in curves for _, value in points]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+
+    def place(gpus: int, value: float) -> tuple[float, float]:
+        across = math.log2(gpus) / math.log2(COUNTS[-1])
+        return left + 360 * across, 340 - 300 * (math.log10(value) - low) / (high - low)
+
+    yield f'<text x="{left}" y="25" font-size="14">{title}</text>'
+    for gpus in COUNTS:
+        x, _ = place(gpus, 10.0**low)
+        yield f'<text x="{x:.1f}" y="358" text-anchor="middle">{gpus}</text>'
+    yield f'<text x="{left + 180}" y="376" text-anchor="middle">GPUs</text>'
+    for power in range(low, high + 1):
+        y = place(1, 10.0**power)[1]
+        yield _line("#ddd", "none", [(left, y), (left + 360, y)])
+        yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>'
+    for colour, dash, points in curves:
+        yield _line(colour, dash, [place(gpus, value) for gpus, value in points])
+
+
+def _line(colour: str, dash: str, points: Sequence[tuple[float, float]]) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"'
+        f' stroke-dasharray="{dash}"/>'
     )
-    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -279,8 +312,8 @@ def main() -> None:
     for name, stem in MODELS.items():
         print(f"planning {name}", file=sys.stderr, flush=True)
         models[name] = predict(load_config(stem), terms, COUNTS)
-    draw(models, args.out / "scaling.png")
     write_text(args.out / "scaling.md", page(models, terms))
+    write_text(args.out / "scaling.svg", draw(models))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..config.rules import shown
 from .devices import Device
@@ -67,8 +68,7 @@ def _sharing(plan: Plan) -> Iterator[str]:
             f" there are devices"
         )
     elif sequence > 1:
-        part = {2: "half", 4: "quarter"}.get(sequence, f"{sequence}th")
-        yield f"{sequence} devices share a video, so each keeps a {part} of its activations"
+        yield f"{sequence} devices share a video, so each keeps 1/{sequence} of its activations"
     if batch.accumulation > 1:
         yield (
             f"{batch.accumulation} micro-batches one after the other, each of which calls the"
@@ -131,7 +131,7 @@ def _sharding(plan: Plan, limit: float) -> Iterator[str]:
         yield f"the base is sharded, though a whole one fits: {gathered} of gathers mostly hide"
 
 
-def _with(plan: Plan, **parallel: object) -> Plan:
+def _with(plan: Plan, **parallel: Any) -> Plan:
     """The plan with other settings that change neither traces nor the number of calls."""
     config = plan.config
     return replace(plan, config=replace(config, parallel=replace(config.parallel, **parallel)))
