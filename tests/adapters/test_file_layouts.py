@@ -23,17 +23,7 @@ RANK = 2
 @pytest.fixture(scope="module")
 def unet():
     torch.manual_seed(0)
-    return sdxl.unet(
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
-        cross_attention_dim=32,
-        transformer_layers_per_block=(1, 2),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=16 + 6 * 8,
-    )
+    return sdxl.unet(layers_per_block=2)
 
 
 @pytest.fixture(scope="module")

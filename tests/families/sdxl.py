@@ -4,24 +4,30 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTextModelWithProjection
 
 from . import stable_diffusion
-from .stable_diffusion import BETAS, autoencoder, clip_text, clip_tokenizer, unet
+from .stable_diffusion import BETAS, autoencoder, clip_text, clip_tokenizer
 
 PIPELINE = "StableDiffusionXLPipeline"
 VARIANTS = ("zeros", "encoded")
 SIZE = stable_diffusion.SIZE
 
 
+def unet(**changes):
+    """Build its tiny network; `changes` are of its config."""
+    settings = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 32,
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    }
+    return stable_diffusion.unet(**settings | changes)
+
+
 def build(variant):
-    network = unet(
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        transformer_layers_per_block=(1, 2),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=16 + 6 * 8,
-    )
+    network = unet()
     return StableDiffusionXLPipeline(
         autoencoder(),
         clip_text(),
