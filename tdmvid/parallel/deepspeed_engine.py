@@ -97,6 +97,31 @@ def _common_config(
     return config
 
 
+def _trained_together(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, with rank 0's values on all ranks."""
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    assert trainable, "a role without trainable parameters"
+    for name, parameter in trainable.items():
+        assert parameter.dtype == torch.float32, f"{name} is trained and not float32"
+        # DeepSpeed leaves this out when it finds the base already sharded.
+        dist.broadcast(parameter.data, 0)
+    return trainable
+
+
+def _initialize(
+    module: nn.Module,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+) -> Any:
+    # not before launch.start, which chooses the accelerator that deepspeed finds on import
+    import deepspeed
+
+    return deepspeed.initialize(
+        model=module, model_parameters=parameters, optimizer=optimizer, config=settings
+    )[0]
+
+
 class DeepSpeedEngine:
     """A role over all ranks; the gradient is the mean over ranks and micro-batches.
 
@@ -122,21 +147,11 @@ class DeepSpeedEngine:
     ):
         if zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"parallel.zero_stage={zero_stage}: choose 0, 1, 2 or 3")
-        # not before launch.start, which chooses the accelerator that deepspeed finds on import
-        import deepspeed
-
         self.module, self.config = module, config
         self.total_steps, self.accumulation = total_steps, accumulation
         self.decay, self.stage = ema, zero_stage
-        self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        assert self.trainable, "a role without trainable parameters"
-        assert all(p.dtype == torch.float32 for p in self.trainable.values()), (
-            "trainable parameters are float32"
-        )
+        self.trainable = _trained_together(module)
         parameters = list(self.trainable.values())
-        for parameter in parameters:
-            # DeepSpeed leaves this out when it finds the base already sharded.
-            dist.broadcast(parameter.data, 0)
         settings = deepspeed_config(
             config,
             zero_stage=zero_stage,
@@ -151,12 +166,8 @@ class DeepSpeedEngine:
         if dtype == torch.float16 and casts_weights(module, dtype):
             _autocast_inside(module, self.autocast)
         _share_fetches(module)
-        self.engine = deepspeed.initialize(
-            model=module,
-            model_parameters=parameters,
-            optimizer=build_optimizer(config, parameters, fused=True),
-            config=settings,
-        )[0]
+        optimizer = build_optimizer(config, parameters, fused=True)
+        self.engine = _initialize(module, parameters, optimizer, settings)
         self.average = (
             {name: own_part(p).clone() for name, p in self.trainable.items()} if ema else {}
         )
