@@ -158,6 +158,7 @@ def talk() -> list:
     return [world.rank, world.size, world.device.type, *said]
 
 
+@pytest.mark.slow
 def test_ranks_agree_and_average():
     assert run_ranks(2, talk) == [
         [rank, 2, "cpu", True, False, {"b": 0.5, "a": 1.0}] for rank in (0, 1)

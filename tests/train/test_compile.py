@@ -140,5 +140,6 @@ def test_sharded_weights_are_not_compiled_nor_planned_so(tiny_run, tmp_path):
         check_settings(config, distributed=True)
     with refused(*facts):
         make_plan(config, ranks=2)
-    make_plan(config)
-    make_plan(tiny_run(tmp_path, "parallel.compile=true", "parallel.zero_stage=2"), ranks=2)
+    alone = make_plan(config)
+    sharded = tiny_run(tmp_path, "parallel.compile=true", "parallel.zero_stage=2")
+    make_plan(sharded, ranks=2, like=alone)
