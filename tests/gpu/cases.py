@@ -18,6 +18,8 @@ class Case:
     changes: tuple[str, ...] = ()
     blocks: int = 2
     """0: all of them."""
+    what: str = "iteration"
+    """Or "samples", made and decoded by a run, or "stock", by the pipeline that users have."""
 
 
 FAMILIES = {
@@ -35,9 +37,12 @@ CASES = {
     **{name: Case(config) for name, config in FAMILIES.items()},
     "cogvideox-plain": Case("cogvideox2b_4nfe", (PLAIN,)),
     "cogvideox-shared": Case("cogvideox5b_4nfe", SHARED),
+    "cogvideox-stock": Case("cogvideox2b_4nfe", what="stock"),
 }
 SLOW = {
+    "sd15-samples": Case("sd15_4nfe", ("log.sample_count=1",), what="samples"),
     "wan-shared": Case("wan1.3b_4nfe", SHARED),
+    "cogvideox-stream": Case("cogvideox2b_4nfe", ("objective.rollout=stream",)),
     "cogvideox-full": Case("cogvideox2b_4nfe", ("training=full",)),
     **{f"{name}-whole": Case(config, blocks=0) for name, config in FAMILIES.items()},
     "cogvideox-plain-whole": Case("cogvideox2b_4nfe", (PLAIN,), blocks=0),

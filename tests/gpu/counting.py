@@ -201,7 +201,7 @@ class Counter(TorchDispatchMode):
         """Copies between host and device that wait."""
         name = func._schema.name.split("::")[-1]
         devices = {x.device.type for x in (*inputs, *outputs)}
-        if not {"cuda", "cpu"} <= devices:
+        if not {"cuda", "cpu"} <= devices or not outputs[0].numel():
             return
         blocking = not kwargs.get("non_blocking", len(args) > 2 and args[2])
         if name in ("_to_copy", "copy_") and blocking:

@@ -20,10 +20,12 @@ from counting import Counter, Counts
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from benchmarks.untrained import Stage, stage_of
+from benchmarks.untrained import Stage, stage_of, text_like
 from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.registry import find_family
 from tdmvid.config import RunConfig, load_config
+from tdmvid.diffusion.sampler import sample
+from tdmvid.distill.grids import build_grid
 from tdmvid.parallel import launch
 from tdmvid.parallel.sequence import SequenceGroup
 from tdmvid.plan.counts import Pipeline, student_steps
@@ -111,12 +113,14 @@ def build_stage(config: RunConfig) -> Stage:
     return stage_of(load_untrained(config), config, world)
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig, *, pictures: bool = False) -> Plan:
     """Plan a run with one micro-batch an iteration, as on the first of many ranks.
 
-    It knows nothing of text encoders and autoencoder, which are not loaded here.
+    Without pictures it knows nothing of text encoders and autoencoder, which are not loaded then.
     """
     config = replace(config, batch=replace(config.batch, total=config.batch.micro))
+    if pictures:
+        return make_plan(config)
     nothing = Pipeline(text=0, vae=0, decoding=0)
     with patch("tdmvid.plan.plan.count_pipeline", lambda networks: nothing):
         return make_plan(config, ranks=config.parallel.sequence)
@@ -142,22 +146,54 @@ def measure(config: RunConfig, counter: Counter) -> Counts:
     return counter.restart()
 
 
+def draw_samples(config: RunConfig, counter: Counter) -> Counts:
+    """Count what a run does for the picture of one prompt."""
+    stage = build_stage(config)
+    prime(stage)
+    assert stage.backbone.vae
+    counter.restart()
+    z = torch.randn(1, *stage.shape[1:], device="cuda")
+    with stage.engines["student"].averaged():
+        latents = sample(stage.roles.student, z, stage.conds[0].rows(slice(0, 1)), stage.grid)
+    stage.backbone.decode(latents)
+    return counter.restart()
+
+
+def run_stock(config: RunConfig, counter: Counter) -> Counts:
+    """Count what the stock pipeline does with a student's scheduler, as in the export's check."""
+    backbone = load_untrained(config)
+    grid = build_grid(config.grid, backbone.process)
+    pipeline = backbone.stock.pipeline(backbone.network)
+    pipeline.scheduler = backbone.student_scheduler(grid)
+    z, text = torch.randn(1, *backbone.latent_shape(), device="cuda"), text_like(backbone, 1, 0)
+    counter.restart()
+    backbone.stock.latents(pipeline, z, text, steps=grid.steps)
+    return counter.restart()
+
+
+COUNT = {"iteration": measure, "samples": draw_samples, "stock": run_stock}
+
+
 def attempt(case: Case, work: Path) -> dict[str, Any]:
-    """Return the counts of a case beside its plan, or its error; its rollout makes no call."""
+    """Return the counts of a case beside its plan, or its error; a rollout makes no call."""
     try:
         config = shorten(
             load_config(CONFIGS / f"{case.config}.json", case.changes), case.blocks, work
         )
-        planned = plan(config)
+        planned = plan(config, pictures=case.what == "samples")
         steps = student_steps(config)
         with counting.device(host_value=steps) as counter:
-            counts = measure(planned.config, counter)
+            counts = COUNT[case.what](planned.config, counter)
     except Exception as error:  # whatever a library raises: the other cases go on
         return {"error": "".join(traceback.format_exception(error))[-3000:]}
     forwards = planned.calls.forwards - (steps - 1) / 2
     made = replace(planned, calls=replace(planned.calls, forwards=forwards))
+    peaks = {
+        "iteration": math.fsum(planned.memory().values()),
+        "samples": planned.moments()["making samples"],
+    }
     return counts.as_dict() | {
         "error": None,
-        "planned_peak": math.fsum(planned.memory().values()),
+        "planned_peak": peaks.get(case.what),
         "planned_sent": made.traffic().get("tokens", 0.0),
     }

@@ -5,6 +5,11 @@ and autograd follow CUDA's rules and `counting.Counter` sees every kernel. What 
 time; what compiled code does (Inductor has no Triton here, and its code passes by the counter);
 kernels of xformers, cuDNN and torchao; what the allocator rounds up or loses between blocks;
 workspaces of libraries; values, and with them whether a loss is finite.
+
+A run's samples are drawn and decoded, and the stock pipeline runs with a student's scheduler, as
+the export's check calls it. The check itself does not run: it writes and reads files and compares
+values. Nor do DeepSpeed's engines: an engine of ZeRO-2 can be built with `torch.cuda`'s streams,
+events and memory statistics replaced, and then asks for NVTX in its first forward.
 """
 
 import fcntl
@@ -60,6 +65,8 @@ def waits(result):
 
 
 def peak(result):
+    if result["planned_peak"] is None:
+        return {}
     share = result["peak"] / result["planned_peak"] - 1
     return {"peak beside plan": share} if abs(share) > OFF else {}
 
@@ -82,13 +89,28 @@ CHECKS = {
 """What an iteration must not do, and what it did."""
 K_COPIED = "the host waits while it copies k, the rollout's step, to the device"
 WORKING = "the plan leaves out what a backward without checkpointing works with"
+BLOCK = "the plan leaves out a part of what a block works with while it is computed again"
+BUFFERS = "the plan leaves out buffers, of SD3 a table of all positions"
 EMBEDDING = "the plan leaves out the whole sequence before and behind the blocks"
+TRAINED = "the plan takes the activations of a whole trained copy for larger than they are"
+SCHEDULER = "the student's scheduler asks the device at each step which one it is"
 KNOWN = {
-    **{(name, "copies"): K_COPIED for name in (*CASES, *SLOW)},
+    **{
+        (name, "copies"): K_COPIED
+        for name, case in (CASES | SLOW).items()
+        if case.what == "iteration" and name != "cogvideox-stream"
+    },
+    ("cogvideox-stock", "waits"): SCHEDULER,
+    ("cogvideox-stock", "copies"): SCHEDULER,
+    ("cogvideox", "peak"): BLOCK,
+    ("cogvideox-rotary", "peak"): BLOCK,
     ("pixart", "peak"): WORKING,
     ("cogvideox-plain", "peak"): WORKING,
-    ("sd3", "peak"): EMBEDDING,
+    ("sd3", "peak"): BUFFERS,
     ("cogvideox-shared", "peak"): EMBEDDING,
+    ("wan-shared", "peak"): EMBEDDING,
+    ("cogvideox-stream", "peak"): BLOCK,
+    ("cogvideox-full", "peak"): TRAINED,
 }
 """Defects by case and check; a check that succeeds again fails until its defect is removed here."""
 
@@ -109,7 +131,7 @@ def pairs(cases):
 
 
 @pytest.mark.parametrize("name, check", pairs(CASES))
-def test_an_iteration_of_two_blocks(results, name, check):
+def test_a_case_of_two_blocks(results, name, check):
     if results[name]["error"]:
         pytest.fail(results[name]["error"])
     assert CHECKS[check](results[name]) == {}
@@ -117,7 +139,7 @@ def test_an_iteration_of_two_blocks(results, name, check):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_an_iteration_of_a_whole_model(tmp_path, name):
+def test_a_slow_case(tmp_path, name):
     result = counted(tmp_path, name)[name]
     assert not result["error"], result["error"]
     faults = {check for check, find in CHECKS.items() if find(result)}
