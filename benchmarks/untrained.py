@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.dtype import torch_dtype
@@ -83,6 +84,16 @@ def write_untrained(config: RunConfig, work: Path, **changes) -> Path:
     return out
 
 
+def shortened(config: RunConfig, layers: int, work: Path) -> RunConfig:
+    """The run on a copy of its teacher's configs with so many blocks, and no weights."""
+    folder, family = find_family(config.model, weights=False)
+    out = work / f"{folder.name}-{layers}"
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    path = out / family.spec.network_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": layers}))
+    return replace(config, model=replace(config.model, path=str(out), revision=None))
+
+
 def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes) -> RunConfig:
     """The run on its own architecture with random weights, which the primary rank writes."""
     if primary:
@@ -118,7 +129,9 @@ def random_backbone(config: RunConfig, device: torch.device) -> Backbone:
         """The family, with a network from its config."""
 
         def fresh_network(self) -> nn.Module:
-            return filled(empty_base(config, folder, family), device)
+            with unset_fake_temporarily():
+                network = empty_base(config, folder, family)
+            return filled(network, device)
 
     Untrained.__name__ = family.__name__
     return Untrained(folder, config.model, config.video, device)
