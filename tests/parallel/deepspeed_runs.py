@@ -20,6 +20,7 @@ from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
 from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
+from tdmvid.distill.stream import Stream
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import deepspeed_engine, launch
 from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, shard_frozen
@@ -58,6 +59,7 @@ class Case:
     scale: float = 0.0  # the loss scale to start with
     draws: str = "own"  # or one for both turns
     rollout: str = "full"  # with "stop", numbers depend on the micro-batches of a rank
+    updates: str = "sequential"  # or joint
     live: int = 0  # weights that may be gathered at a time; 0 is the library's default
     kept: bool = False  # attention is not computed again
 
@@ -217,6 +219,11 @@ def run(case: Case) -> dict:
     denoiser, student = backbone.denoiser, engines["student"]
     roles = Roles(denoiser(student), denoiser(engines["fake"]), denoiser(teacher))
     grid, streams, local = uniform(4, backbone.process), Streams(7), GLOBAL // world.data_size
+    objective = TDM(draws=case.draws, rollout=case.rollout, updates=case.updates)
+    stream, shape = None, (BATCH, *backbone.latent_shape())
+    if case.rollout == "stream":
+        layout = {"micros": local, "first_stream": world.data_rank * local, "total_micros": GLOBAL}
+        stream = Stream(objective, [grid], streams, shape, **layout)
     log, failed, snapshots = [], [], []
     first_step, last_step = case.span or (case.steps // 2 if case.load else 0, case.steps)
     saved_at = last_step if case.span else case.steps // 2
@@ -239,13 +246,14 @@ def run(case: Case) -> dict:
         outcome = iterate(
             step,
             [Cond({"prompt_embeds": text}) for text in texts],
-            (BATCH, *backbone.latent_shape()),
-            objective=TDM(draws=case.draws, rollout=case.rollout),
+            shape,
+            objective=objective,
             roles=roles,
             engines=asked,
             grid=grid,
             streams=streams,
             first_stream=first,
+            stream=stream,
         )
         log.append(launch.mean(outcome.scalars))
         failed.append(outcome.failed)

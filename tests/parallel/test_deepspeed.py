@@ -60,6 +60,19 @@ def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(
         assert_same_run(result, expected)
 
 
+@pytest.mark.parametrize(
+    "sequence, updates", [(1, "joint"), (2, "sequential")], ids=["data-joint", "sequence"]
+)
+@pytest.mark.slow
+def test_trajectories_that_go_on_are_those_of_one_process(model, reference, sequence, updates):
+    """Through a turn that fails, after which they stand where they were."""
+    case = {"rollout": "stream", "updates": updates, "steps": 4, "poison": (2, 1)}
+    expected = reference(**case)
+    assert expected["failed"] == [None, None, "fake", None]
+    for result in run_ranks(2, run, Case(model, sequence=sequence, **case)):
+        assert_same_run(result, expected)
+
+
 @OPTIMS
 @pytest.mark.parametrize("rotary", [False, True], ids=["sincos", "rotary"])
 @pytest.mark.parametrize("ranks", [2, 4])

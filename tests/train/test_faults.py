@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from launched import ROOT, ranks
 from refusals import refused, states
 
 from tdmvid.data.checkpoints import META, checksum, read_meta, write_meta
+from tdmvid.train.monitor import read_metrics
 from tdmvid.train.trainer import train
 
 DIE_IN_THE_SECOND_SAVE = """
@@ -226,16 +228,32 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
 
 
 @pytest.mark.slow
-def test_a_full_rollout_goes_on_with_another_number_of_ranks(
-    tiny_json, tiny_run, tmp_path, loop_only
-):
+def test_trajectories_go_on_with_another_number_of_ranks(tiny_json, tiny_run, tmp_path, loop_only):
     """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding
     alone, as those of one process without a launcher do.
     """
-    out, full = tmp_path / "run", "objective.rollout=full"
+    out, stream = tmp_path / "run", "objective.rollout=stream"
     for count, accumulation, steps in ((2, 1, 2), (1, 2, 4), (2, 1, 6)):
-        changes = (full, f"steps={steps}", f"batch.accumulation={accumulation}")
+        changes = (stream, f"steps={steps}", f"batch.accumulation={accumulation}")
         status, said = ranks(tiny_json, out, *changes, count=count)
         assert status == 0, said
-    whole = train(tiny_run(tmp_path / "whole", full, "steps=6", "batch.accumulation=2"))
+    whole = train(tiny_run(tmp_path / "whole", stream, "steps=6", "batch.accumulation=2"))
     assert losses(out) == [pytest.approx(pair, rel=1e-4, abs=0) for pair in losses(whole)]
+
+
+@pytest.mark.slow
+def test_trajectories_on_sharded_weights_and_videos_resume_to_the_digit(tiny_json, tmp_path):
+    """Of the ranks that share a video, one writes its state."""
+    out, changes = tmp_path / "run", ("objective.rollout=stream", "parallel.sequence=2", "steps=6")
+    status, said = ranks(tiny_json, out, *changes)
+    assert status == 0, said
+    whole, clock = losses(out), read_metrics(out / "metrics.jsonl")["seconds"]
+    steps = out / "checkpoints"
+    assert [file.name for file in (steps / "step_000006").glob("trajectories_*")] == [
+        "trajectories_00000.safetensors"
+    ]
+    shutil.rmtree(steps / "step_000006")
+    status, said = ranks(tiny_json, out, *changes)
+    assert status == 0 and losses(out) == whole, said
+    again = read_metrics(out / "metrics.jsonl")["seconds"]
+    assert again[:4] == clock[:4] and again[4:] != clock[4:]  # only the last two were made again
