@@ -89,19 +89,12 @@ class Trace:
 
     def plus(self, count: int, few: Trace, more: Trace) -> Trace:
         """Return this cost and `count` times what `more` costs beyond `few`."""
-        summed = self._summed(count, few, more)
-        return Trace(**summed | {"saved_block": max(self.saved_block, more.saved_block)})
-
-    def along(self, steps: int, following: Trace) -> Trace:
-        """Return the cost so many steps ahead on the line through this one and the following."""
-        return Trace(**self._summed(steps, self, following))
-
-    def _summed(self, count: int, few: Trace, more: Trace) -> dict[str, Any]:
-        return {
+        summed = {
             field.name: getattr(self, field.name)
             + count * (getattr(more, field.name) - getattr(few, field.name))
             for field in fields(self)
         }
+        return Trace(**summed | {"saved_block": max(self.saved_block, more.saved_block)})
 
     @property
     def saved_checkpointed(self) -> int:

@@ -1,7 +1,7 @@
 """Search how a run is best spread over given devices: what fits, and what is quickest.
 
-Networks are traced once for each number of ranks that share a video, and twice for the size of the
-micro-batch, in which every cost is a line; all else is arithmetic.
+Networks are traced once for each number of ranks that share a video and each size of the
+micro-batch; all else is arithmetic.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 from ..config import RunConfig, global_batch
 from ..roles.rules import check_settings
-from .cost import Trace
-from .counts import Calls, calls_per_iteration
+from .counts import calls_per_iteration
 from .plan import Plan, make_plan
 from .price import Price, Terms, price_run
 from .units import GIB
 
-LARGEST_MICRO = 16
+LARGEST_MICRO = 8
 RECOMPUTED: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": False, "keep_attention": False},
     {"gradient_checkpointing": True, "keep_attention": True},
@@ -177,19 +176,12 @@ def _traced(
 ) -> Plan:
     """The plan of a run in so large micro-batches, in a form that any rule allows."""
     micro = config.batch.micro
-    needed = (1,) if micro == 1 else (1, 2)
-    plans = []
-    for size in needed:
-        if (sequence, size) not in traces:
-            progress(f"tracing batch.micro={size}, parallel.sequence={sequence}")
-            traces[sequence, size] = make_plan(
-                _plain(config, sequence, size),
-                ranks=sequence,
-                like=next(iter(traces.values()), None),
-            )
-        plans.append(traces[sequence, size])
-    one, two = plans[0], plans[-1]
-    calls = one.calls if micro == 1 else _of_size(micro, one.calls, two.calls)
+    if (sequence, micro) not in traces:
+        progress(f"tracing batch.micro={micro}, parallel.sequence={sequence}")
+        like = next(iter(traces.values()), None)
+        plain = _plain(config, sequence, micro)
+        traces[sequence, micro] = make_plan(plain, ranks=sequence, like=like)
+    traced = traces[sequence, micro]
     accumulation = config.batch.total // (micro * (ranks // sequence))
     config = replace(
         config,
@@ -197,8 +189,8 @@ def _traced(
         parallel=replace(config.parallel, sequence=sequence),
     )
     forwards, backwards = calls_per_iteration(config)
-    calls = replace(calls, forwards=forwards, backwards=backwards)
-    return replace(one, config=config, ranks=ranks, calls=calls)
+    calls = replace(traced.calls, forwards=forwards, backwards=backwards)
+    return replace(traced, config=config, ranks=ranks, calls=calls)
 
 
 def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:
@@ -211,16 +203,6 @@ def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:
             config.parallel, sequence=sequence, zero_stage=2, offload="none", backend="auto"
         ),
     )
-
-
-def _of_size(micro: int, one: Calls, two: Calls) -> Calls:
-    """Calls of a larger micro-batch, from those of one and of two samples."""
-
-    def line(first: Trace, second: Trace) -> Trace:
-        return first.along(micro - 1, second)
-
-    critic = one.discriminator and two.discriminator and line(one.discriminator, two.discriminator)
-    return replace(one, network=line(one.network, two.network), discriminator=critic)
 
 
 def _variants(traced: Plan) -> Iterator[Plan]:
