@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -110,7 +110,32 @@ class Turns:
     applied: bool = True
     """Whether every step so far changed weights."""
 
-    def backward(self, turn: int, micro: int, call: GradedPath) -> None:
+    def take_in_sequence(self, roll_out: Callable[[int], list[GradedPath]]) -> None:
+        """Let each role take its turn on all micro-batches, and meet those updated before it.
+
+        Args:
+            roll_out: Makes a set of trajectories by its number: 0 for the one that turns share.
+        """
+        calls: list[GradedPath] = []
+        own = self.objective.own_trajectories
+        for turn, role in enumerate(self.objective.roles):
+            if turn <= own:
+                calls = roll_out(turn + 1 if turn < own else 0)
+            for micro, call in enumerate(calls):
+                self._backward(turn, micro, call)
+            self._update(role)
+            if self.failed:
+                return
+
+    def take_jointly(self, calls: list[GradedPath]) -> None:
+        """Let each micro-batch take all turns, and update all roles at the end."""
+        for micro, call in enumerate(calls):
+            for turn in range(len(self.objective.roles)):
+                self._backward(turn, micro, call)
+        for role in self.objective.roles:
+            self._update(role)
+
+    def _backward(self, turn: int, micro: int, call: GradedPath) -> None:
         """Take a turn on one micro-batch: a draw, its loss, the gradient."""
         role, stream = self.objective.roles[turn], self.first_stream + micro
         generator = self.streams.generator(self.step, f"{role}/{turn}", stream)
@@ -120,7 +145,7 @@ class Turns:
         for name, value in losses.items():
             self.scalars.setdefault(f"{name}/{role}", []).append(value.detach())
 
-    def update(self, role: str) -> None:
+    def _update(self, role: str) -> None:
         """Step a role's weights; behind one that failed, only forget the gradient."""
         finite = torch.stack(self.scalars[f"loss/{role}"]).isfinite().all()
         result = self.engines[role].step(skip=~finite if self.failed is None else True)
@@ -156,10 +181,10 @@ def iterate(
         first_stream: Number of the first micro-batch among those of all ranks.
         stream: Trajectories that go on, and are moved.
     """
-    joint = objective.updates == "joint"
     paths: dict[int, list[GradedPath]] = {}
+    once = len(conds) == 1 or objective.updates == "joint"
 
-    def roll_out(number: int, *, keep: bool) -> list[GradedPath]:
+    def roll_out(number: int) -> list[GradedPath]:
         paths[number] = []
         for micro, cond in enumerate(conds):
             if stream is not None:
@@ -170,29 +195,16 @@ def iterate(
             asked = roles
             if objective.draws == "shared" and roles.fake is not None:
                 asked = replace(roles, fake=AskedOnce(roles.fake))
-            paths[number].append(GradedPath(path, asked, keep=keep))
+            paths[number].append(GradedPath(path, asked, keep=once and number == 0))
         return paths[number]
 
     if stream is not None:
         stream.begin(roles.student, conds)
     turns = Turns(step, objective, engines, streams, first_stream)
-    if joint:
-        for micro, call in enumerate(roll_out(0, keep=True)):
-            for turn in range(len(objective.roles)):
-                turns.backward(turn, micro, call)
-        for role in objective.roles:
-            turns.update(role)
+    if objective.updates == "joint":
+        turns.take_jointly(roll_out(0))
     else:
-        calls: list[GradedPath] = []
-        for turn, role in enumerate(objective.roles):
-            if turn <= objective.own_trajectories:
-                own = turn < objective.own_trajectories
-                calls = roll_out(turn + 1 if own else 0, keep=not own and len(conds) == 1)
-            for micro, call in enumerate(calls):
-                turns.backward(turn, micro, call)
-            turns.update(role)
-            if turns.failed:
-                break
+        turns.take_in_sequence(roll_out)
     return _outcome(turns, paths, stream, process=roles.student.process)
 
 
