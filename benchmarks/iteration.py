@@ -15,8 +15,9 @@ All patterns run on the same networks, batch, grid and loss mathematics, in turn
 and stop move the weights alike; with a shared draw the student is compared with the fake of before
 its update, and a stream's states were made by weights of up to K - 1 updates ago. "library
 defaults" also leaves adapters and attention as peft and diffusers have them. A row's time is the
-mean of an iteration with the cheapest and one with the dearest k, which is the mean over k. Memory
-is that of tensors alive at once, over what was there before: networks, optimiser and prompts.
+mean of an iteration with the cheapest and one with the dearest k, which is the mean over k; "sum of
+calls" is the ratio that its calls predict, timed one at a time. Memory is that of tensors alive at
+once, over what was there before: networks, optimiser and prompts.
 """
 
 from __future__ import annotations
@@ -171,12 +172,50 @@ def calls_of(stage: Stage, call: Callable[[int], None]) -> str:
     return f"{forwards:g}F {len(graded) / 2:g}B"
 
 
+def calls_alone(stage: Stage) -> dict[str, Callable[[int], None]]:
+    """The calls that iterations are made of, one at a time; branch: half of a guided pair."""
+
+    @torch.no_grad()
+    def forward(role: str, _turn: int, of: Stage = stage) -> None:
+        of.call(role)
+
+    def step(role: str, _turn: int) -> None:
+        for _ in stage.conds:
+            stage.engines[role].backward(stage.call(role).square().mean())
+        stage.engines[role].step(skip=True)
+
+    branch = replace(stage, roles=replace(stage.roles, teacher=stage.roles.teacher.denoiser))
+    return {
+        "student": partial(forward, "student"),
+        "fake": partial(forward, "fake"),
+        "teacher": partial(forward, "teacher"),
+        "branch": partial(forward, "teacher", of=branch),
+        "student step": partial(step, "student"),
+        "fake step": partial(step, "fake"),
+    }
+
+
+def sum_of_calls(name: str, alone: dict[str, float], steps: int) -> float:
+    """Seconds that the calls of a pattern take one at a time."""
+    if name.startswith("published"):
+        counts = {"student": steps + 1, "branch": 3, "fake": 1}
+    else:
+        rollout, _, shared = name.partition(", ")
+        walked = {"stop": (steps - 1) / 2, "full": steps - 1, "stream": 0}[rollout]
+        counts = {"student": walked, "teacher": 1, "fake": 0 if shared else 1}
+    counts |= {"student step": 1, "fake step": 1}
+    return sum(count * alone[call] for call, count in counts.items())
+
+
 def compare(config: RunConfig, world: launch.World, repeats: int) -> list[list[object]]:
     """One row a pattern; ratios are to the published pattern on the same networks."""
     stage = build_stage(config, world)
     calls = patterns(stage)
     counted = {name: calls_of(stage, call) for name, call in calls.items()}
     times = alternate(calls, repeats=repeats, device=world.device)
+    single = alternate(calls_alone(stage), repeats=repeats, device=world.device)
+    alone = {name: clock.seconds for name, clock in single.items()}
+    sums = {name: sum_of_calls(name, alone, stage.grid.steps) for name in calls}
     memory = {name: peak_bytes(lambda: call(0), world.device) for name, call in calls.items()}  # noqa: B023
     base = "published pattern"
     return [
@@ -185,6 +224,7 @@ def compare(config: RunConfig, world: launch.World, repeats: int) -> list[list[o
             counted[name],
             times[name].seconds / 2,
             times[name].seconds / times[base].seconds,
+            sums[name] / sums[base],
             times[name].wall / times[base].wall,
             f"{memory[name] / MIB:.0f} MiB",
             memory[name] / memory[base],
@@ -199,6 +239,7 @@ HEAD = [
     "calls",
     "seconds",
     "ratio",
+    "sum of calls",
     "ratio, wall clock",
     "peak memory",
     "ratio",

@@ -100,9 +100,19 @@ def test_the_calls_are_those_of_the_published_loop_and_of_ours(tiny):
         "stop": "6.5F 2B",
         "stop, shared draw": "5.5F 2B",
     }
-    assert rows["published pattern"][3] == rows["published pattern"][6] == 1 and all(
-        row[2] > 0 for row in rows.values()
-    )
+    base = rows["published pattern"]
+    assert base[3] == base[4] == base[7] == 1 and all(row[2] > 0 for row in rows.values())
+    predicted = [rows[name][4] for name in ("stream, shared draw", "stream", "stop", "full")]
+    assert predicted == sorted(predicted) and predicted[-1] < 1
+
+
+def test_the_sum_of_calls_is_that_of_the_pattern():
+    """With calls that all cost one and steps that cost three: F + 2 B, at K = 4."""
+    alone = dict.fromkeys(("student", "fake", "branch"), 1.0)
+    alone |= {"teacher": 2.0, "student step": 3.0, "fake step": 3.0}
+    expected = {"published pattern": 15, "full": 12, "stop": 10.5, "stream": 9}
+    expected |= {"full, shared draw": 11, "stop, shared draw": 9.5, "stream, shared draw": 8}
+    assert {name: iteration.sum_of_calls(name, alone, 4) for name in expected} == expected
 
 
 @pytest.mark.slow
@@ -121,7 +131,8 @@ def test_every_sampler_is_timed_a_call(tiny):
 def test_the_work_of_an_iteration_is_the_planned_one(tiny, checkpointing):
     config = replace(tiny, parallel=replace(tiny.parallel, gradient_checkpointing=checkpointing))
     plan, measured = make_plan(config), scaling.measure(config, launch.start("none"), repeats=1)
-    assert measured["flops"] == pytest.approx(plan.flops(), rel=0.02)
+    # a checkpointed block's last product, of which no gradient has need, is not made again
+    assert measured["flops"] == pytest.approx(plan.flops(), rel=0.03 if checkpointing else 0.02)
     if not checkpointing:
         assert measured["kept"] == pytest.approx(plan.memory()["activations"], rel=0.05)
 
