@@ -1,4 +1,6 @@
-"""Three small networks on the mixture of Gaussians, whose moves are their gradients."""
+"""Three small networks on the mixture of Gaussians, whose moves are their gradients, and
+trajectories that go on without any.
+"""
 
 import torch
 
@@ -10,6 +12,7 @@ from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.stream import Stream
+from tdmvid.distill.tdm import TDM
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.rng import Streams
 
@@ -83,3 +86,34 @@ class World:
 
     def backwards(self):
         return sum(role.graded for role in self.counted.values()) / BATCH
+
+
+STREAM = TDM(rollout="stream")
+
+
+def stream(objective=STREAM, grids=(GRID,), *, batch=BATCH, **layout):
+    return Stream(objective, grids, Streams(0), (batch, 2), **layout)
+
+
+def shrink(x_t, t, cond):
+    """A student that is no linear function of time alone."""
+    return x_t * (0.3 + 0.5 * t[:, None]) + 0.1
+
+
+shrink.process = PROCESS
+
+
+def walk(slots, iterations, *, student=shrink, on=True):
+    """Iterations without turns; the schedules before each."""
+    seen = []
+    conds = [Cond({})] * len(slots.schedules)
+    slots.begin(student, conds)
+    for step in range(iterations):
+        seen.append(list(slots.schedules))
+        predictions = []
+        for micro, cond in enumerate(conds):
+            paths = [slots.path(micro, cond, number) for number in slots.numbers]
+            predictions.append([student(path.x, path.upper, path.cond) for path in paths])
+        finite = slots.move(step, predictions, PROCESS, on=on)
+        slots.settle(finite.tolist(), on=on)
+    return seen

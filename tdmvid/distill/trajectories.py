@@ -88,7 +88,7 @@ def advance(
         z,
         cond,
         grid,
-        k.to(device),
+        k.to(device, non_blocking=True),
         calls=calls,
         solver=objective.solver,
         generator=streams.generator(step, place.name("renoise"), stream),

@@ -1,54 +1,22 @@
-"""Trajectories that go on from iteration to iteration: where they stand, what they cost, and that
-neither ranks nor failures lose them.
-"""
+"""Trajectories that go on from iteration to iteration: what they cost, and where they stand."""
 
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from refusals import refused
-from toy_world import BATCH, GRID, PROCESS, World
+from toy_world import BATCH, GRID, PROCESS, STREAM, World, shrink, stream, walk
 
 from tdmvid.data.prompts import PromptOrder
 from tdmvid.diffusion.denoiser import STEPS, Cond
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import sample
-from tdmvid.distill.dmd2 import DMD2
-from tdmvid.distill.stream import Stream
+from tdmvid.distill.gan import GAN
+from tdmvid.distill.iteration import iterate
+from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
+from tdmvid.parallel.engine import StepResult
 from tdmvid.parallel.rng import Streams
-
-STREAM = TDM(rollout="stream")
-
-
-def stream(objective=STREAM, grids=(GRID,), *, batch=BATCH, **layout):
-    return Stream(objective, grids, Streams(0), (batch, 2), **layout)
-
-
-def shrink(x_t, t, cond):
-    """A student that is no linear function of time alone."""
-    return x_t * (0.3 + 0.5 * t[:, None]) + 0.1
-
-
-shrink.process = PROCESS
-
-
-def walk(slots, iterations, *, student=shrink, on=True):
-    """Iterations without turns; the schedules before each."""
-    seen = []
-    conds = [Cond({})] * len(slots.schedules)
-    slots.begin(student, conds)
-    for step in range(iterations):
-        seen.append(list(slots.schedules))
-        predictions = []
-        for micro, cond in enumerate(conds):
-            paths = [slots.path(micro, cond, number) for number in slots.numbers]
-            predictions.append([student(path.x, path.upper, path.cond) for path in paths])
-        finite = slots.move(step, predictions, PROCESS, on=on)
-        slots.settle(finite.tolist(), on=on)
-    return seen
-
 
 # What an iteration costs and computes
 
@@ -249,137 +217,62 @@ def test_each_number_of_steps_gets_the_same_share_of_graded_calls():
     )
 
 
-# Failures
-
-
-@pytest.mark.parametrize("role", ["fake", "student"])
-def test_a_turn_that_is_skipped_leaves_its_slots_where_they_are(role):
-    class Bad(TDM):
-        bad = False
-
-        def loss(self, which, *args):
-            terms = super().loss(which, *args)
-            spoilt = Bad.bad and which == role
-            return terms | {"loss": terms["loss"] * float("nan")} if spoilt else terms
-
-    world = World(Bad(rollout="stream"))
-    world.iterate(0)
-    state, schedule = world.stream.states[0], world.stream.schedules[0]
-    Bad.bad = True
-    assert world.iterate(1).failed == role
-    assert torch.equal(world.stream.states[0].sets[0], state.sets[0])
-    assert world.stream.schedules[0] == schedule
-    Bad.bad = False
-    assert world.iterate(2).failed is None
-    assert world.stream.schedules[0] != schedule
-
-
-def test_a_slot_whose_state_is_not_finite_starts_again_from_noise_with_its_prompt():
-    slots = stream()
-    walk(slots, 3)
-    path, before = slots.path(0, Cond({})), slots.schedules[0]
+@pytest.mark.parametrize("randmid", [False, True])
+@pytest.mark.parametrize("segments", ["separate", "to_terminal"])
+def test_tau_lies_in_the_segment_of_each_slot_s_own_grid(segments, randmid):
+    """One call holds several K: s_{k-1}, s_k and s_K are each sample's own."""
+    starts = (0.9, 1.0)
+    grids = [uniform(K, PROCESS, start=start) for K, start in zip((2, 4), starts)]
+    objective = TDM(rollout="stream", step_set=(2, 4), segments=segments, randmid=randmid)
+    slots = stream(objective, grids, batch=400)
+    slots.begin(shrink, [Cond({})])
+    path, schedule = slots.path(0, Cond({})), slots.schedules[0]
     x0 = shrink(path.x, path.upper, path.cond)
-    going = next(slot for slot, k in enumerate(before.k) if k == 3)
-    x0[going] = float("inf")
-    finite = slots.move(3, [[x0]], PROCESS, on=True)
-    slots.settle(finite.tolist(), on=True)
-    state, after = slots.states[0], slots.schedules[0]
-    assert finite[0].tolist() == [slot != going for slot in range(BATCH)]
-    assert after.k[going] == 4 and after.starts == [
-        start + (k == 1) for start, k in zip(before.starts, before.k)
-    ]
-    assert state.k.tolist() == after.k and state.sets[0].isfinite().all()
-    assert [k for slot, k in enumerate(after.k) if slot != going] == [
-        k - 1 or 4 for slot, k in enumerate(before.k) if slot != going
-    ]
+    draw = objective.draw(path, x0, torch.Generator().manual_seed(0), PROCESS)
+    for slot, (k, grid) in enumerate(zip(schedule.k, schedule.grid)):
+        times = grids[grid].times
+        end = times[k] if segments == "separate" else starts[grid]
+        assert times[k - 1] <= draw.s[slot] < times[k]
+        assert draw.s[slot] + 0.02 - 1e-6 <= draw.tau[slot] <= end - 0.01 + 1e-6
 
 
-def test_where_a_prediction_fails_the_iteration_the_others_stay():
-    """Or the same state would fail it again and again."""
-    slots = stream()
-    walk(slots, 3)
-    path, before, x = slots.path(0, Cond({})), slots.schedules[0], slots.states[0].sets[0]
-    x0 = shrink(path.x, path.upper, path.cond)
-    x0[2] = float("nan")
-    slots.settle(slots.move(3, [[x0]], PROCESS, on=False).tolist(), on=False)
-    state, after = slots.states[0], slots.schedules[0]
-    others = [slot for slot in range(BATCH) if slot != 2]
-    assert torch.equal(state.sets[0][others], x[others]) and state.sets[0].isfinite().all()
-    assert not torch.equal(state.sets[0][2], x[2]) and after.k[2] == state.k[2] == 4
-    assert [after.k[slot] for slot in others] == [before.k[slot] for slot in others]
+def test_an_adversarial_method_s_turns_share_the_one_graded_call():
+    """Fake, discriminator and student; then the slots go on."""
 
+    class Asked:
+        def __init__(self, weight):
+            self.process, self.calls = PROCESS, 0
+            self.weight = torch.tensor(weight, requires_grad=True)
 
-# Layouts and checkpoints
+        def __call__(self, x_t, t, cond):
+            self.calls += 1
+            return self.weight * x_t
 
+        def logits(self, x_t, t, cond):
+            return self(x_t, t, cond).mean(1)
 
-@pytest.mark.parametrize(
-    "objective, steps",
-    [
-        (STREAM, (4,)),
-        (TDM(rollout="stream", stagger="none", solver="dpm++"), (4,)),
-        (TDM(rollout="stream", step_set=(2, 4)), (2, 4)),
-        (TDM(rollout="stream", solver="renoise"), (4,)),
-    ],
-)
-def test_another_number_of_ranks_goes_on_with_the_same_trajectories(objective, steps):
-    """Two ranks, one rank of two micro-batches, and two again after a checkpoint of the one."""
-    grids = [uniform(K, PROCESS) for K in steps]
-    whole = stream(objective, grids, micros=2)
-    parts = [stream(objective, grids, first_stream=rank, total_micros=2) for rank in (0, 1)]
-    for rank, part in enumerate(parts):
-        walk(part, 5)
-        if rank == 0:
-            walk(whole, 5)
-        assert part.schedules == whole.schedules[rank : rank + 1]
-        assert part.prompts(0) == whole.prompts(rank)
-        assert torch.equal(part.states[0].sets[0], whole.states[rank].sets[0])
-    for rank in (0, 1):
-        again = stream(objective, grids, first_stream=rank, total_micros=2)
-        again.restore([whole.tensors(rank)])
-        walk(again, 5), walk(parts[rank], 5)
-        assert again.schedules == parts[rank].schedules
-        assert torch.equal(again.states[0].sets[0], parts[rank].states[0].sets[0])
+    class Still:
+        def backward(self, loss):
+            pass
 
+        def step(self, *, skip=False):
+            return StepResult(not bool(skip), 0.0, 0.0)
 
-def test_states_of_another_shape_or_solver_are_refused():
-    slots = stream()
-    walk(slots, 2)
-    with refused("x/0", "(8, 2)", "(4, 2)"):
-        stream(batch=4).restore(
-            [
-                {
-                    **slots.tensors(0),
-                    "k": torch.ones(4),
-                    "grid": torch.ones(4),
-                    "starts": torch.ones(4),
-                }
-            ]
-        )
-    with refused("before/0", "not there"):
-        stream(TDM(rollout="stream", solver="dpm++")).restore([slots.tensors(0)])
-
-
-def test_turns_with_trajectories_of_their_own_have_states_of_their_own():
-    """DMD2's fresh ones: the same k and prompts, other noise."""
-    objective = DMD2(rollout="stream", fake_updates=3)
-    world = World(objective, stream=stream(objective))
-    world.stream.begin(world.roles.student, [Cond({})])
-    assert world.forwards() == 3 * 3
-    for step in range(6):
-        before = world.forwards()
-        assert world.iterate(step).failed is None
-        assert world.forwards() - before == 2 * 2 + 5  # student and fake of the two other sets
-    a, b, c = world.stream.states[0].sets
-    assert not (torch.isclose(a, b).any() or torch.isclose(b, c).any())
-
-
-@pytest.mark.parametrize(
-    "change, setting",
-    [
-        ({"stagger": "none"}, "objective.stagger='none'"),
-        ({"updates": "joint", "fake_updates": 2}, "objective.updates='joint'"),
-    ],
-)
-def test_what_has_no_effect_is_refused(change, setting):
-    with refused(setting):
-        TDM(**change)
+    student, fake, teacher, critic = map(Asked, (0.5, 0.6, 0.7, 0.8))
+    roles = Roles(student, fake, teacher, critic.logits, lambda pick: torch.zeros(len(pick), 2))
+    objective = GAN(rollout="stream")
+    slots, before = stream(objective), stream(objective).schedules
+    slots.begin(student, [Cond({})])
+    begun = student.calls
+    outcome = iterate(
+        0,
+        [Cond({})],
+        (BATCH, 2),
+        objective=objective,
+        roles=roles,
+        engines=dict.fromkeys(("student", "fake", "discriminator"), Still()),
+        grid=GRID,
+        streams=Streams(0),
+        stream=slots,
+    )
+    assert outcome.failed is None and student.calls == begun + 1 and slots.schedules != before

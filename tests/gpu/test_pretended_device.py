@@ -87,7 +87,6 @@ CHECKS = {
     "peak": peak,
 }
 """What an iteration must not do, and what it did."""
-K_COPIED = "the host waits while it copies k, the rollout's step, to the device"
 WORKING = "the plan leaves out what a backward without checkpointing works with"
 BLOCK = "the plan leaves out a part of what a block works with while it is computed again"
 BUFFERS = "the plan leaves out buffers, of SD3 a table of all positions"
@@ -95,11 +94,6 @@ EMBEDDING = "the plan leaves out the whole sequence before and behind the blocks
 TRAINED = "the plan takes the activations of a whole trained copy for larger than they are"
 SCHEDULER = "the student's scheduler asks the device at each step which one it is"
 KNOWN = {
-    **{
-        (name, "copies"): K_COPIED
-        for name, case in (CASES | SLOW).items()
-        if case.what == "iteration" and name != "cogvideox-stream"
-    },
     ("cogvideox-stock", "waits"): SCHEDULER,
     ("cogvideox-stock", "copies"): SCHEDULER,
     ("cogvideox", "peak"): BLOCK,
