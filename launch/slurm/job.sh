@@ -28,7 +28,7 @@ job=${job:-$SLURM_JOB_ID}
 if [ $status -eq 75 ]; then
     scontrol update JobId="$job" Comment=tdmvid:0
     scontrol requeue "$job"
-elif [ $status -eq 76 ]; then  # stopped before there was anything to save: not for ever
+elif [ $status -eq 76 ] || [ $status -eq 138 ]; then  # stopped before there was anything to save (138: before node.sh began): not for ever
     stops=$(scontrol --oneliner show job "$job" | sed -n 's/.* Comment=tdmvid:\([0-9]*\).*/\1/p')
     if [ "${stops:-0}" -ge 3 ]; then
         echo "stopped ${stops} times before the first iteration: the signal comes --signal=USR1@SECONDS before the end of --time; give more time, or fewer seconds" >&2

@@ -3,6 +3,8 @@
 # if they saved their state because they were asked to stop, with 76 if they had none to save.
 #   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config NAME --resume auto
 set -uo pipefail
+told=0
+trap told=1 USR1 TERM  # a signal may come before there is a launcher
 HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500} NODES=${NODES:-1} GPUS=${GPUS:-8} JOB=${JOB:-tdmvid} PYTHON=${PYTHON:-python}
 if [ "$NODES" -eq 1 ]; then  # one node needs no name that the network knows, and any free port will do
     rendezvous=(--rdzv_endpoint 127.0.0.1:0 --local_addr 127.0.0.1)
@@ -10,7 +12,7 @@ else
     rendezvous=(--rdzv_endpoint "$HEAD:$PORT")
 fi
 
-TDMVID_STOPPED=$(mktemp -u) told=0 launcher= reached=
+TDMVID_STOPPED=$(mktemp -u) launcher= reached=
 threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun gives each rank one: little for real clips and an offloaded optimiser
 export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 

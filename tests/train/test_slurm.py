@@ -167,11 +167,14 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
 @pytest.mark.parametrize(
     "comment, queued", [("", 1), ("mine", 1), ("tdmvid:0", 1), ("tdmvid:2", 3), ("tdmvid:3", 0)]
 )
+@pytest.mark.parametrize("status", [76, 128 + signal.SIGUSR1])
 def test_a_job_that_is_always_stopped_before_its_first_iteration_is_not_queued_for_ever(
-    tmp_path, comment, queued
+    tmp_path, comment, queued, status
 ):
-    """As with a time limit that is shorter than the signal's lead."""
-    asked = job(tmp_path, "one_node.sbatch", 76, comment).splitlines()[1:]
+    """As with a time limit that is shorter than the signal's lead; the signal may come before the
+    task's script has begun.
+    """
+    asked = job(tmp_path, "one_node.sbatch", status, comment).splitlines()[1:]
     changes = [f"update JobId=12 Comment=tdmvid:{queued}", "requeue 12"]
     assert asked == (changes if queued else [])
 
