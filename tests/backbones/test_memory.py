@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdmvid.backbones.registry import families
 from tdmvid.config import ModelConfig
+from tdmvid.parallel.arithmetic import autocast
 from tdmvid.plan.cost import decoding_bytes
 
 FIRST = [
@@ -167,7 +168,8 @@ def test_no_second_copy_of_a_whole_network_is_made_for_a_call(case):
     """Of float32 weights that are trained; sharded over ranks, each would hold such a copy."""
     backbone = case.backbone(dtype="bfloat16")
     network = copy.deepcopy(backbone.network).float().requires_grad_(True)
-    with torch.no_grad(), Casts(network.parameters()) as casts:
+    dtype = torch.bfloat16
+    with torch.no_grad(), autocast(network, dtype), Casts(network.parameters()) as casts:
         backbone.predict_x0(
             network,
             noise(backbone, 1),

@@ -115,7 +115,7 @@ def test_what_needs_a_launcher_is_refused_as_it_would_be_there(tiny_run, tmp_pat
 
 
 def test_kept_attention_is_given_up_first(tiny_run, tmp_path, planned):
-    settings = ("batch.micro=64", "parallel.gradient_checkpointing=true")
+    settings = ("batch.micro=512", "parallel.gradient_checkpointing=true")
     plain, kept = (
         planned(tiny_run(tmp_path, *settings)),
         planned(tiny_run(tmp_path, *settings, "parallel.keep_attention=true")),
