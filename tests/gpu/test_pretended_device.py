@@ -20,10 +20,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from gpu.cases import CASES, SLOW
 from gpu.pretended import compiler
 
-pytestmark = pytest.mark.skipif(not compiler(), reason="the pretended device needs g++")
+pytestmark = pytest.mark.skipif(
+    not compiler() or torch.backends.cuda.is_built(),
+    reason="the pretended device needs g++ and a CPU build of PyTorch",
+)
 
 PROGRAM = Path(__file__).with_name("cases.py")
 ROOT = PROGRAM.parents[2]
