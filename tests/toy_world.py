@@ -13,7 +13,7 @@ from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.stream import Stream
 from tdmvid.distill.tdm import TDM
-from tdmvid.parallel.engine import TorchEngine
+from tdmvid.parallel.engine import StepResult, TorchEngine
 from tdmvid.parallel.rng import Streams
 
 PROCESS, BATCH = RectifiedFlow(), 8
@@ -86,6 +86,16 @@ class World:
 
     def backwards(self):
         return sum(role.graded for role in self.counted.values()) / BATCH
+
+
+class Still:
+    """An engine that steps nothing."""
+
+    def backward(self, loss):
+        pass
+
+    def step(self, *, skip=False):
+        return StepResult(not bool(skip), 0.0, 0.0)
 
 
 STREAM = TDM(rollout="stream")

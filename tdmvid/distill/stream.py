@@ -139,10 +139,8 @@ class Stream:
         for micro, state in enumerate(self.states):
             made: list[Made] = []
             for number, x0 in zip(self.numbers, predictions[micro]):
-                path, name = (
-                    self._path(state, Cond({}), number),
-                    Place(step, number=number).name("renoise"),
-                )
+                path = self._path(state, Cond({}), number)
+                name = Place(step, number=number).name("renoise")
                 if x0 is None:
                     made.append((path.x, Before(path.x, path.upper)))
                 else:
@@ -241,13 +239,10 @@ class Stream:
         for call in range(max(self.steps) - 1 if self.objective.stagger == "even" else 0):
             made = []
             for number in self.numbers:
-                path, name = self._path(state, cond, number), f"begin/{call}"
+                path = self._path(state, cond, number)
+                name = Place(0, number=number).name(f"begin/{call}")
                 x0 = student(path.x, path.upper, path.cond)
-                made.append(
-                    self._ahead(
-                        path, x0, student.process, micro, 0, Place(0, number=number).name(name)
-                    )
-                )
+                made.append(self._ahead(path, x0, student.process, micro, 0, name))
             state = _select(state.k > last, _stepped(state, made), state)
         return state
 

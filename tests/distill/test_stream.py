@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_world import BATCH, GRID, PROCESS, STREAM, World, shrink, stream, walk
+from toy_world import BATCH, GRID, PROCESS, STREAM, Still, World, shrink, stream, walk
 
 from tdmvid.data.prompts import PromptOrder
 from tdmvid.diffusion.denoiser import STEPS, Cond
@@ -15,7 +15,6 @@ from tdmvid.distill.gan import GAN
 from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.tdm import TDM
-from tdmvid.parallel.engine import StepResult
 from tdmvid.parallel.rng import Streams
 
 # What an iteration costs and computes
@@ -250,13 +249,6 @@ def test_an_adversarial_method_s_turns_share_the_one_graded_call():
 
         def logits(self, x_t, t, cond):
             return self(x_t, t, cond).mean(1)
-
-    class Still:
-        def backward(self, loss):
-            pass
-
-        def step(self, *, skip=False):
-            return StepResult(not bool(skip), 0.0, 0.0)
 
     student, fake, teacher, critic = map(Asked, (0.5, 0.6, 0.7, 0.8))
     roles = Roles(student, fake, teacher, critic.logits, lambda pick: torch.zeros(len(pick), 2))

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from toy_world import Still
 
 from tdmvid.diffusion.denoiser import STEPS, Cond
 from tdmvid.diffusion.grid import uniform
@@ -36,16 +37,6 @@ class Recorder:
 
     def logits(self, x_t, t, cond):
         return self(x_t, t, cond).mean(1)
-
-
-class Still:
-    """An engine that steps nothing."""
-
-    def backward(self, loss):
-        pass
-
-    def step(self, *, skip=False):
-        return StepResult(not bool(skip), 0.0, 0.0)
 
 
 def roll_out(objective, step=0, *, micro=0, stream=0, number=0, shape=(8, 2), student=None):
