@@ -79,9 +79,15 @@ def rows_of(name: str, command: list[str], limit: float) -> Iterator[dict[str, A
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    timer = threading.Timer(limit, process.kill)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(limit, end)
     timer.start()
-    last, began = "", time.monotonic()
+    last = ""
     assert process.stdout
     for line in process.stdout:
         if line.startswith(MARK):
@@ -91,8 +97,7 @@ def rows_of(name: str, command: list[str], limit: float) -> Iterator[dict[str, A
             print(f"  {last[:160]}", file=sys.stderr)
     timer.cancel()
     if process.wait():
-        late = time.monotonic() - began >= limit
-        reason = f"ended after {limit:.0f} s" if late else last[:120]
+        reason = f"ended after {limit:.0f} s" if late.is_set() else last[:120]
         yield {"row": name, "job": name, "error": reason}
 
 
