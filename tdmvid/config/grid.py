@@ -60,3 +60,8 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)
+
+    @property
+    def calls(self) -> int:
+        """The number of steps K."""
+        return len(self.timesteps) if self.kind == "explicit" else self.steps

@@ -166,7 +166,7 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     adds their backwards.
     """
     objective = config.objective
-    steps = float(student_steps(config))
+    steps = float(config.grid.calls)
     if objective.step_set:
         steps = sum(objective.step_set) / len(objective.step_set)
     rollout = {"full": steps - 1, "stop": (steps - 1) / 2, "stream": 0.0}[objective.rollout]
@@ -187,11 +187,6 @@ def graded_twice(config: RunConfig) -> bool:
 def teacher_calls(config: RunConfig) -> int:
     """Return the network calls of one guided call of the teacher."""
     return 1 if config.objective.cfg == 1 else 2
-
-
-def student_steps(config: RunConfig) -> int:
-    """Return the steps of the student's grid."""
-    return len(config.grid.timesteps) if config.grid.kind == "explicit" else config.grid.steps
 
 
 def count_pipeline(networks: Outline) -> Pipeline:

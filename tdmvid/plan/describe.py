@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..config import RunConfig, global_batch
 from ..data.repetition import prompt_uses, repetition_warning
-from .counts import student_steps
 from .plan import Plan
 from .price import Row, Terms, price_rows
 from .units import gib, number
@@ -68,7 +67,7 @@ def _networks(plan: Plan) -> Iterator[Row]:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (not there yet)")
     yield "teacher's guidance", _guidance(config)
-    yield "student", f"{student_steps(config)} steps, {config.grid.kind} grid"
+    yield "student", f"{config.grid.calls} steps, {config.grid.kind} grid"
     yield from _prompts(plan)
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ..backbones.dtype import torch_dtype
-from .counts import bytes_per_value, student_steps, teacher_calls
+from .counts import bytes_per_value, teacher_calls
 from .devices import Device
 from .plan import Plan
 
@@ -101,7 +101,7 @@ def predict_samples(plan: Plan, device: Device) -> float:
     each = call.forward_flops / matrix_rate(plan, device) + call.forward_moved / memory_rate(device)
     times = (plan.config.steps - 1) // log.sample_every + 1 if log.sample_every else 1
     count = len(log.sample_prompts) or min(log.sample_count, plan.prompts)
-    calls = times * student_steps(plan.config) + log.teacher_steps * teacher_calls(plan.config)
+    calls = times * plan.config.grid.calls + log.teacher_steps * teacher_calls(plan.config)
     return calls * count * each / plan.config.batch.micro
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..config import global_batch
+from ..data.repetition import trajectories
 from .devices import DEFAULT, DEVICES, Device
 from .duration import (
     GPUS_PER_NODE,
@@ -66,11 +67,12 @@ def price_run(plan: Plan, terms: Terms) -> Price:
 def price_rows(plan: Plan, terms: Terms) -> Iterator[Row]:
     """Return the last rows of a plan."""
     config, price, device = plan.config, price_run(plan, terms), terms.device
-    batch = global_batch(config.batch, plan.ranks // config.parallel.sequence)
+    ranks = plan.ranks // config.parallel.sequence
+    batch, prompts = global_batch(config.batch, ranks), trajectories(config, ranks=ranks)
     kind = "image" if config.video.frames == 1 else "video"
     yield (
         "global batch",
-        f"{batch:,} {kind}{'' if batch == 1 else 's'}; {batch * config.steps:,} prompts seen in"
+        f"{batch:,} {kind}{'' if batch == 1 else 's'}; {prompts:,} prompts seen in"
         f" {config.steps:,} iterations",
     )
     yield from _storage(plan)

@@ -28,7 +28,7 @@ from tdmvid.diffusion.sampler import sample
 from tdmvid.distill.grids import build_grid
 from tdmvid.parallel import launch
 from tdmvid.parallel.sequence import SequenceGroup
-from tdmvid.plan.counts import Pipeline, student_steps
+from tdmvid.plan.counts import Pipeline
 from tdmvid.plan.plan import Plan, make_plan
 from tdmvid.roles.build import empty_base
 
@@ -181,7 +181,7 @@ def attempt(case: Case, work: Path) -> dict[str, Any]:
             load_config(CONFIGS / f"{case.config}.json", case.changes), case.blocks, work
         )
         planned = plan(config, pictures=case.what == "samples")
-        steps = student_steps(config)
+        steps = config.grid.calls
         with counting.device(host_value=steps) as counter:
             counts = COUNT[case.what](planned.config, counter)
     except Exception as error:  # whatever a library raises: the other cases go on

@@ -1,0 +1,34 @@
+"""How many prompts a run reads."""
+
+import pytest
+from toy_world import BATCH, PROCESS, stream, walk
+
+from tdmvid.config import load_config
+from tdmvid.data.repetition import repetition_warning, trajectories
+from tdmvid.diffusion.grid import uniform
+from tdmvid.distill.tdm import TDM
+
+
+def run(*overrides):
+    return load_config("shapes_4nfe", [f"batch.micro={BATCH}", "steps=400", *overrides])
+
+
+def test_a_rollout_reads_a_prompt_for_each_sample_of_an_iteration():
+    assert trajectories(run(), ranks=2) == 400 * 2 * BATCH
+
+
+@pytest.mark.parametrize("steps", [(4,), (1, 2, 4)])
+def test_a_stream_reads_a_prompt_for_each_trajectory_that_it_starts(steps):
+    slots = stream(
+        TDM(rollout="stream", step_set=steps), [uniform(count, PROCESS) for count in steps]
+    )
+    walk(slots, 400)
+    started = sum(slots.schedules[0].starts) + BATCH
+    config = run("objective.rollout=stream", f"objective.step_set={[*steps] * (len(steps) > 1)}")
+    assert started == pytest.approx(trajectories(config, ranks=1), rel=0.03)
+
+
+def test_a_stream_may_use_its_prompts_in_more_iterations():
+    prompts = 400 * BATCH // 100
+    assert "used 100 times" in repetition_warning(run(), prompts=prompts, ranks=1)
+    assert not repetition_warning(run("objective.rollout=stream"), prompts=prompts, ranks=1)
