@@ -242,7 +242,7 @@ HEAD = [
     "sum of calls",
     "ratio, wall clock",
     "peak memory",
-    "ratio",
+    "memory ratio",
     "spread",
 ]
 

@@ -177,6 +177,7 @@ def report(
     path: Path | None,
 ) -> None:
     """Print the table, and add it to the JSON file `path`, if one is wanted."""
+    assert len({*head}) == len(head), head
     print(f"\n{title}\n{machine(device)}\n\n{table(head, rows)}", flush=True)
     if path:
         known = json.loads(path.read_text()) if path.exists() else {}
