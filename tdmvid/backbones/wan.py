@@ -1,4 +1,4 @@
-"""Wan 2.1 text to video, 1.3B and 14B, by what their configs say.
+"""Wan text to video, 2.1 (1.3B, 14B) and 2.2 (TI2V-5B), by what their configs say.
 
 Shapes: B batch, C channels, F latent frames, H W latent size, T text tokens. A latent sample
 is [C, F, H, W], the layout of `WanTransformer3DModel`.
@@ -34,18 +34,18 @@ TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock cal
 
 
 class WanSpec(FlowSpec):
-    """A Wan 2.1 pipeline folder, from its configs."""
+    """A Wan pipeline folder, from its configs."""
 
     network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
 
     def read_process(self, folder: Path) -> RectifiedFlow:
-        """Return the process; ValueError for Wan 2.2, which has two networks or a time a token."""
+        """Return the process; ValueError for a Wan 2.2 of two networks."""
         index = read_object(folder / "model_index.json")
-        for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
-            if index.get(name) not in (None, False, [None, None]):
+        for name in ("transformer_2", "boundary_ratio"):
+            if index.get(name) not in (None, [None, None]):
                 raise ValueError(
-                    f"{folder}: model_index.json has {name}={index[name]}, which is Wan 2.2: give a"
-                    " Wan 2.1, one transformer with one time"
+                    f"{folder}: model_index.json has {name}={index[name]}, which is a Wan of two"
+                    " networks: give one of a single transformer"
                 )
         return super().read_process(folder)
 
@@ -115,7 +115,7 @@ class WanStock(StockPipeline):
 
 @register
 class Wan(FlowBackbone):
-    """A Wan 2.1 pipeline folder as a backbone."""
+    """A Wan pipeline folder as a backbone."""
 
     pipeline_class = "WanPipeline"
     spec, stock_class = WanSpec(), WanStock
@@ -133,6 +133,8 @@ class Wan(FlowBackbone):
         return self.clip.latent_shape
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        # A pipeline with `expand_timesteps` repeats the time for every token, which computes the
+        # same, as without an image they all have one time.
         return {
             "hidden_states": x_t,
             "timestep": self.process.timestep(t),

@@ -182,10 +182,9 @@ def test_a_variant_that_only_the_text_encoders_have_is_used_for_them_alone(tmp_p
     [
         ("transformer_2", ["diffusers", "WanTransformer3DModel"]),
         ("boundary_ratio", 0.875),
-        ("expand_timesteps", True),
     ],
 )
-def test_wan_2_2_is_refused_by_what_makes_it_so(tmp_path, setting, value):
+def test_a_wan_of_two_networks_is_refused_by_what_makes_it_so(tmp_path, setting, value):
     saved(wan, tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps(index | {setting: value}))

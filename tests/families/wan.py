@@ -1,4 +1,6 @@
-"""Wan 2.1, with and without a norm in front of its attention to text."""
+"""Wan 2.1, with and without a norm in front of its attention to text, and Wan 2.2 TI2V, with a time
+a token and an autoencoder that works on patches.
+"""
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
@@ -8,8 +10,11 @@ from transformers import UMT5Config, UMT5EncoderModel
 from tdmvid.config import ClipSize
 
 PIPELINE = "WanPipeline"
-VARIANTS = ("cross_norm", "no_cross_norm")
-SIZE = ClipSize(frames=9, height=32, width=48)
+VARIANTS = ("cross_norm", "no_cross_norm", "ti2v")
+SIZE = ClipSize(frames=9, height=32, width=64)
+PATCHES = {"is_residual": True, "patch_size": 2, "scale_factor_spatial": 16, "decoder_base_dim": 6}
+PATCHES |= {"in_channels": 12, "out_channels": 12}
+"""What makes an autoencoder that of TI2V."""
 
 
 def tiny_transformer(**changes):
@@ -35,8 +40,8 @@ def tiny_transformer(**changes):
 
 
 def build(variant):
-    """A random Wan of a few thousand weights: 9 frames of 32 x 48 pixels give latents of 4
-    channels, 3 x 4 x 6.
+    """A random Wan of a few thousand weights: 9 frames of 32 x 64 pixels give latents of 4
+    channels, 3 x 4 x 8, or 3 x 2 x 4 for "ti2v".
     """
     vae = AutoencoderKLWan(
         base_dim=4,
@@ -45,6 +50,7 @@ def build(variant):
         num_res_blocks=1,
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.5, 0.8, 1.1, 2.0],
+        **(PATCHES if variant == "ti2v" else {}),
     )
     encoder = UMT5EncoderModel(
         UMT5Config(
@@ -59,7 +65,8 @@ def build(variant):
         encoder.eval(),
         vae.eval(),
         scheduler,
-        tiny_transformer(cross_attn_norm=variant == "cross_norm"),
+        tiny_transformer(cross_attn_norm=variant != "no_cross_norm"),
+        expand_timesteps=variant == "ti2v",
     )
 
 

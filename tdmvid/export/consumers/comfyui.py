@@ -25,6 +25,8 @@ from .base import Consumer, register
 
 SIGMA_MAX = 4518.76
 """ComfyUI's noise level where alpha is 0 (comfy/model_sampling.py, zero terminal SNR)."""
+WAN22_CHANNELS = 48
+"""Of the latents of Wan 2.2's own autoencoder, which one node of ComfyUI makes."""
 
 Node = tuple[str, dict]
 """Class of a node and its inputs; an input [name, i] is output i of another node."""
@@ -66,12 +68,18 @@ def _ask_for_all_frames(backbone: Backbone) -> tuple[int, int]:
     return backbone.size.frames, 0
 
 
+def _take_its_latent(backbone: Backbone) -> Node | None:
+    return None
+
+
 @dataclass(frozen=True)
 class _Model:
     """How ComfyUI samples the base of one pipeline class."""
 
     latent: str
     """Its node for empty latents."""
+    other_latent: Callable[[Backbone], Node | None] = _take_its_latent
+    """Its node for empty latents of a base with another autoencoder."""
     text: str = ""
     """Type of its CLIPLoader; empty: the base is one checkpoint file."""
     sampler: Node = ("KSamplerSelect", {"sampler_name": "euler"})
@@ -123,21 +131,27 @@ def _patch_unet(unet: Backbone) -> Node | None:
     }
 
 
+def _latent_of_wan(backbone: Backbone) -> Node | None:
+    if backbone.latent_shape()[0] == WAN22_CHANNELS:
+        return "Wan22ImageToVideoLatent", {"vae": ["vae", 0]}
+    return None
+
+
 _UNET = _Model("EmptyLatentImage", patch=_patch_unet)
 MODELS = {
     "CogVideoXPipeline": _Model(
         "EmptyHunyuanLatentVideo",  # of 16 channels and the same compression
-        "cogvideox",
+        text="cogvideox",
         # ComfyUI's CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
         sampler=("VOIDSampler", {}),
         lack=_lack_of_cogvideox,
         frames=_frames_of_cogvideox,
     ),
-    "WanPipeline": _Model("EmptyHunyuanLatentVideo", "wan"),
+    "WanPipeline": _Model("EmptyHunyuanLatentVideo", other_latent=_latent_of_wan, text="wan"),
     "StableDiffusionPipeline": _UNET,
     "StableDiffusionXLPipeline": _UNET,
     "StableDiffusion3Pipeline": _Model("EmptySD3LatentImage"),
-    "PixArtAlphaPipeline": _Model("EmptyLatentImage", "pixart", lack=_lack_of_pixart),
+    "PixArtAlphaPipeline": _Model("EmptyLatentImage", text="pixart", lack=_lack_of_pixart),
 }
 """Pipeline class -> how ComfyUI samples its base."""
 
@@ -205,9 +219,10 @@ def _load_base(model: _Model) -> tuple[list, list, dict[str, Node]]:
 
 def _sample(model: _Model, backbone: Backbone, sigmas: str, patched: list) -> dict[str, Node]:
     size = backbone.size
-    latent = {"width": size.width, "height": size.height, "batch_size": 1}
+    latent: dict[str, Any] = {"width": size.width, "height": size.height, "batch_size": 1}
     if size.frames > 1:
         latent["length"] = model.frames(backbone)[0]
+    kind, more = model.other_latent(backbone) or (model.latent, {})
     inputs = {
         "noise": ["noise", 0],
         "guider": ["guider", 0],
@@ -216,7 +231,7 @@ def _sample(model: _Model, backbone: Backbone, sigmas: str, patched: list) -> di
         "latent_image": ["latent", 0],
     }
     return {
-        "latent": (model.latent, latent),
+        "latent": (kind, latent | more),
         "noise": ("RandomNoise", {"noise_seed": 0}),
         "guider": ("BasicGuider", {"model": patched, "conditioning": ["text", 0]}),
         "sampler": model.sampler,
