@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each folder may import of this package (its own folder aside), lowest layer first.
 _MODELS = {"config", "diffusion", "data", "backbones", "adapters"}
-_STUDENTS = _MODELS | {"distill", "parallel", "sampling"}
+_STUDENTS = _MODELS | {"distill", "parallel", "sampling", "guard"}
 _RUNS = _STUDENTS | {"roles", "export", "plan", "scoring", "shapes"}
 MAY_IMPORT = {
     "config": set(),
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "distill": {"config", "diffusion"},
     "parallel": {"config", "diffusion"},
     "data": {"config", "diffusion"},
+    "guard": {"config", "data"},
     "backbones": {"config", "diffusion", "data"},
     "adapters": _MODELS,
     "sampling": _MODELS | {"distill", "parallel"},

@@ -27,7 +27,7 @@ COMMANDS = {
     "prompts": "write generated captions, or a public set of prompts, to a file",
     "embed": "embed a run's prompts ahead of training",
     "export": "write a checked bundle for diffusers, ComfyUI or kohya",
-    "score": "score a student beside its teacher: vbench, images or shapes",
+    "score": "score a student beside its teacher, or any folder of samples",
     "study": "make a blind A/B study of two sample folders, or count its votes",
     "latency": "time a student beside its teacher, stage by stage",
 }

@@ -8,6 +8,8 @@
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
     tdmvid score images --config images --lora runs/X/lora
     tdmvid score shapes --run runs/shapes_4nfe
+    tdmvid score samples videos teacher                     # motion, colour, diversity
+    tdmvid score --compare A/vbench B/vbench                # results of two machines or versions
     python eval/vbench_run.py --config eval/configs/vbench_cogvideox2b.json --lora runs/X/lora
 
 `tdmvid score vbench --help` and its siblings explain one of them.
@@ -34,6 +36,7 @@ VBENCH = """VBench of a student beside its teacher.
     tdmvid score vbench --config vbench_cogvideox2b --preflight    # what is missing
     tdmvid score vbench --config vbench_cogvideox2b --download     # fetches it
     tdmvid score vbench --config vbench_cogvideox2b --lora runs/X/lora
+    tdmvid score vbench --verify                            # known answers: totals and defects
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
     python eval/vbench_run.py --config eval/configs/vbench_cogvideox2b.json --lora runs/X/lora
 
@@ -62,17 +65,39 @@ Captions are held out, seeds are fixed, and the noise is the same for all. --run
 student beside its teacher and renews the run's report. Every sampler is the STOCK diffusers
 pipeline, with the LoRA and the scheduler that the run exported.
 """
+SAMPLES = """Motion, colour, sharpness and diversity of folders of samples, without network weights.
+
+    tdmvid score samples videos
+    tdmvid score samples videos teacher --json measures.json
+
+Any folder of videos or images of one size will do. Where it has no manifest.jsonl of `tdmvid
+sample`, files that differ in the number at the end of their names alone are seeds of one prompt.
+Intervals are a bootstrap over prompts.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `tdmvid score` with their options."""
-    commands = parser.add_subparsers(required=True, metavar="{vbench,images,shapes}")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="compare the results.json of two evaluations, or refuse where their protocols differ",
+    )
+    parser.set_defaults(function=score_nothing)
+    commands = parser.add_subparsers(metavar="{vbench,images,shapes,samples}")
     vbench = _add(commands, "vbench", VBENCH, score_vbench)
     add_evaluation(vbench, example="vbench_cogvideox2b", folder="vbench")
     vbench.add_argument(
         "--download",
         action="store_true",
         help="fetch the weights that dimensions lack, say what can be scored then, and stop",
+    )
+    vbench.add_argument(
+        "--verify",
+        action="store_true",
+        help="check the chain against published totals and videos with known defects, and stop",
     )
     vbench.add_argument(
         "--stage",
@@ -83,6 +108,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = _add(commands, "images", IMAGES, score_images)
     add_evaluation(images, example="images", folder="images")
     _add_shapes(_add(commands, "shapes", SHAPES, score_shapes))
+    samples = _add(commands, "samples", SAMPLES, score_samples)
+    samples.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    samples.add_argument(
+        "--limit", type=int, default=0, help="files of each folder; 0 (default) takes all"
+    )
+    samples.add_argument("--json", type=Path, help="write the scores here")
 
 
 def _add_shapes(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +150,19 @@ def _add(
 
 def run(args: argparse.Namespace) -> None:
     """Run the chosen command."""
+    if args.compare:
+        from ..scoring.compare import compare
+
+        if args.function is not score_nothing:
+            raise ValueError("--compare reads results that are there: leave the other command out")
+        print(compare(*args.compare))
+        return
     args.function(args)
+
+
+def score_nothing(args: argparse.Namespace) -> None:
+    """Refuse a line that names neither a command nor results."""
+    raise ValueError("choose vbench, images, shapes or samples, or give --compare A B")
 
 
 def _read_config(kind: type, args: argparse.Namespace) -> Any:
@@ -174,6 +217,9 @@ def score_vbench(args: argparse.Namespace) -> None:
     """Sample both sides, score them by the VBench package and compare; or say what could be."""
     from ..config import VBenchConfig
 
+    if args.verify:
+        _verify(args)
+        return
     _choose(args, VBenchConfig, "vbench")
     config: VBenchConfig = _read_config(VBenchConfig, args)
     from ..scoring import vbench_run
@@ -193,6 +239,22 @@ def score_vbench(args: argparse.Namespace) -> None:
         vbench_run.run(evaluation, args.lora, out, stage=args.stage)
         if args.stage != "sample":
             _renew_report(args.lora)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    """Check the chain against known answers.
+
+    Raises:
+        RuntimeError: if one is wrong.
+    """
+    from ..config import VBenchConfig, from_dict, read_settings
+    from ..config.resources import find_evaluation
+
+    settings = read_settings(find_evaluation(args.config), args.set) if args.config else {}
+    from ..scoring.vbench_verify import verify
+
+    if not verify(from_dict(VBenchConfig, settings)):
+        raise RuntimeError("VBench's chain gives a wrong answer: see the lines marked WRONG")
 
 
 def _download(checked: Preflight, python: Path) -> None:
@@ -262,3 +324,14 @@ def _report_shapes(run: Path, config: dict, scores: dict) -> None:
     for check in checks:
         print(f"{'kept  ' if check['passed'] else 'MISSED'}  {check['claim']}: {check['value']}")
     print(f"report: {write_report(run)}")
+
+
+def score_samples(args: argparse.Namespace) -> None:
+    """Measure folders of samples and print them side by side."""
+    from ..data.files import write_json
+    from ..scoring.sample_folders import describe, score_folder
+
+    scored = [score_folder(folder, limit=args.limit) for folder in args.folders]
+    print(describe(scored))
+    if args.json:
+        write_json(args.json, {"folders": [one.facts() for one in scored]})

@@ -7,6 +7,7 @@ from .batch import global_batch, share_batch
 from .data import BatchConfig, PromptConfig, RealConfig
 from .evaluation import EvaluateConfig, ImageConfig, TeacherSampling, VBenchConfig
 from .grid import GridConfig
+from .guard import ExportConfig, GuardConfig
 from .log import LogConfig
 from .lora import LoraSettings
 from .model import ClipSize, ModelConfig, QuantizeKind
@@ -31,9 +32,11 @@ __all__ = [
     "ClipSize",
     "DMD2Settings",
     "EvaluateConfig",
+    "ExportConfig",
     "FisherSettings",
     "GANSettings",
     "GridConfig",
+    "GuardConfig",
     "ImageConfig",
     "LogConfig",
     "LoraSettings",

@@ -9,6 +9,7 @@ from typing import Literal
 from .data import BatchConfig, PromptConfig, RealConfig
 from .evaluation import EvaluateConfig
 from .grid import GridConfig
+from .guard import ExportConfig, GuardConfig
 from .log import LogConfig
 from .lora import LoraSettings
 from .model import ClipSize, ModelConfig
@@ -55,6 +56,24 @@ RULES = (
         "prompts.negative",
         "has no effect with objective.cfg={objective.cfg}, which is no guidance: leave it out"
         " (--set prompts.negative=), or set a guidance",
+    ),
+    Rule(
+        lambda run: run.guard.action == "stop" and not run.log.sample_every,
+        "guard.action",
+        "has nothing to compare before the last iteration with log.sample_every=0: set that to a"
+        " number of iterations, or use 'warn'",
+    ),
+    Rule(
+        lambda run: run.export.select == "best" and run.guard.action == "off",
+        "export.select",
+        "needs the guard's measures, and guard.action is 'off': use 'warn' or 'stop', or select"
+        " 'last'",
+    ),
+    Rule(
+        lambda run: run.export.select == "best" and not run.log.sample_every,
+        "export.select",
+        "has one student to choose from with log.sample_every=0: set that to a number of"
+        " iterations, or select 'last'",
     ),
 )
 QUANTIZE_RULES = (
@@ -115,6 +134,8 @@ class RunConfig:
     batch: BatchConfig = BatchConfig()
     parallel: ParallelConfig = ParallelConfig()
     log: LogConfig = LogConfig()
+    guard: GuardConfig = GuardConfig()
+    export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:

@@ -22,14 +22,15 @@ from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
 from ..backbones.base import Backbone
 from ..backbones.registry import load_backbone
-from ..config import RunConfig, load_config
+from ..config import RunConfig, load_config, short, to_dict
 from ..config.json_files import read_object
-from ..data.checkpoints import latest, read_meta, read_student, whole
+from ..data.checkpoints import latest, read_meta, read_student, step_folder, whole
 from ..data.markdown import code
 from ..data.prompts import read_training_prompts
 from ..data.reading import reading
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids
+from ..guard.record import GuardRecord
 from ..parallel.engine import check_shapes, shapes_of
 from ..roles.rounding import story as base_story
 from ..sampling.student import weights_of
@@ -77,8 +78,10 @@ def export_run(
         RuntimeError: the export differs from the student.
     """
     config = _read_config(run)
-    path = _find_checkpoint(run, checkpoint)
-    tensors, step = read_student(path, weights), read_meta(path)["step"]
+    path = _find_checkpoint(run, config, checkpoint)
+    tensors, meta = read_student(path, weights), read_meta(path)
+    step = meta["step"]
+    _check_grid(config, meta["fingerprint"], path)
     lora = config.training == "lora"
     if lora and request.rank:
         raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
@@ -91,7 +94,8 @@ def export_run(
     )
     reference = draw_reference(backbone, request.prompts or _run_prompts(config), request.seed)
     provenance = _trace(run, config, step)
-    if step == config.steps and weights != ("raw" if config.ema else "ema") and not request.rank:
+    exported = GuardRecord.read(run).exported or config.steps
+    if step == exported and weights != ("raw" if config.ema else "ema") and not request.rank:
         provenance = replace(provenance, **_measured(run, config))  # what the run itself exported
     if not lora:
         grid = build_grid(config.grid, backbone.process)
@@ -240,12 +244,26 @@ def _read_config(run: Path) -> RunConfig:
     return load_config(run / "config.json")
 
 
-def _find_checkpoint(run: Path, checkpoint: Path | None) -> Path:
+def _find_checkpoint(run: Path, config: RunConfig, checkpoint: Path | None) -> Path:
     part = "student"  # all that is exported
+    best = GuardRecord.read(run).best if config.export.select == "best" else 0
+    if best and checkpoint is None:
+        checkpoint = step_folder(run / "checkpoints", best)
     path = whole(checkpoint, part=part) if checkpoint else latest(run / "checkpoints", part=part)
     if path is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")
     return path
+
+
+def _check_grid(config: RunConfig, fingerprint: dict, path: Path) -> None:
+    """Refuse a config whose grid is not the one that a checkpoint was trained on."""
+    trained = fingerprint.get("grid", {})
+    for name, value in to_dict(config)["grid"].items():
+        if name in trained and trained[name] != value:
+            raise ValueError(
+                f"grid.{name}={short(value)} in the run's config.json, and {path} was trained with"
+                f" {short(trained[name])}: its samples would be wrong; put that value back"
+            )
 
 
 def _run_prompts(config: RunConfig) -> tuple[str, ...]:
@@ -258,7 +276,8 @@ def _trace(run: Path, config: RunConfig, step: int) -> Provenance:
     """Where the student of a run's checkpoint comes from."""
     return Provenance(
         read_object(run / "config.json"),
-        origin=f"{Provenance.origin}{base_story(run)} Iteration {step}.",
+        origin=f"{Provenance.origin}{base_story(run)} Iteration {step}."
+        f"{GuardRecord.read(run).story(step, config.steps)}",
     )
 
 

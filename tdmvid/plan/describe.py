@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import RunConfig, global_batch
 from ..data.repetition import prompt_uses, repetition_warning
+from .guard import GuardCalls
 from .plan import Plan
 from .price import Row, Terms, price_rows
 from .units import gib, number
@@ -116,9 +117,25 @@ def _iteration(plan: Plan) -> Iterator[Row]:
     if tokens.note:
         yield "", tokens.note
     yield "steps", f"{config.steps:,} of {_samples(config, videos)}"
+    yield "guard", _guard(plan)
     for name, size in plan.traffic().items():
         if size:
             yield f"sent: {name}", f"{gib(size)} a rank and iteration"
+
+
+def _guard(plan: Plan) -> str:
+    """What the comparison with the teacher costs."""
+    guard, calls = plan.config.guard, GuardCalls.of(plan)
+    if guard.action == "off":
+        return "off (guard.action)"
+    every = plan.config.log.sample_every
+    when = f"every {every:,} iterations" if every else "after the last iteration"
+    cfg = guard.cfg or plan.config.objective.cfg
+    return (
+        f"{guard.action}; {calls.each} calls of the student {when}"
+        f"{f', {calls.share:.2%} of the training' if every else ''}, and {calls.once:,} of the"
+        f" teacher once, at guidance {cfg:g}"
+    )
 
 
 def _ranks(plan: Plan) -> str:

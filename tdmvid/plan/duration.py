@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..backbones.dtype import torch_dtype
 from .counts import bytes_per_value, teacher_calls
 from .devices import Device
+from .guard import GuardCalls, count_samples
 from .plan import Plan
 
 MATRIX_SHARE = 0.51
@@ -95,14 +96,17 @@ def predict_iteration(plan: Plan, device: Device, *, gpus: int = GPUS_PER_NODE) 
 
 def predict_samples(plan: Plan, device: Device) -> float:
     """Predict the seconds of a run's network calls for samples: the student's while it trains, and
-    the teacher's long ones at the end.
+    the teacher's long ones, at the end and once for the guard.
     """
     log, call = plan.config.log, plan.calls.network
     each = call.forward_flops / matrix_rate(plan, device) + call.forward_moved / memory_rate(device)
     times = (plan.config.steps - 1) // log.sample_every + 1 if log.sample_every else 1
-    count = len(log.sample_prompts) or min(log.sample_count, plan.prompts)
-    calls = times * plan.config.grid.calls + log.teacher_steps * teacher_calls(plan.config)
-    return calls * count * each / plan.config.batch.micro
+    count, guarded = count_samples(plan.config, plan.prompts), GuardCalls.of(plan)
+    calls = count * (
+        times * plan.config.grid.calls + log.teacher_steps * teacher_calls(plan.config)
+    )
+    calls += guarded.once + times * guarded.each
+    return calls * each / plan.config.batch.micro
 
 
 def matrix_rate(plan: Plan, device: Device) -> float:

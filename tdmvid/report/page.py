@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..adapters.bundle import STUDENT_FOLDERS
 from ..config.json_files import read_json
 from ..data.files import write_text
 from ..data.media import Media, embed, file_inside
+from ..guard.record import GuardRecord
 from ..sampling.student import weights_of
 from ..train.monitor import METRICS, read_metrics
 from . import plots
@@ -48,18 +50,30 @@ def write_report(out: Path) -> Path:
     scores = _scores(_load(out / "scores.json"))
     metrics = read_metrics(out / METRICS) if (out / METRICS).exists() else {"step": []}
     commands = _load(out / "commands.json") or {"commands": []}
+    record, lora, evaluations = (
+        GuardRecord.read(out),
+        _lora(_load(out / "lora" / "export.json")),
+        _evaluations(out),
+    )
+    check = record.exported_check()
+    problems = [str(finding) for finding in check.findings] if check else []
+    if lora and not lora["passed"]:
+        problems.append("The export differs from the trained student.")
     page = _template().render(
         title=(config or {}).get("name") or out.resolve().name,
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
         headline=_headline(gallery),
-        facts=_facts(metrics, scores),
+        problems=problems,
+        badges=list(_badges(record, lora, scores)),
+        unscored="" if scores or evaluations else _score_command(out, config, commands),
+        facts=_facts(metrics),
         gallery=gallery,
         trajectories=_trajectories(out / "gallery"),
         panels=plots.panels(metrics),
         plot=plots,
         scores=scores,
-        evaluations=_evaluations(out),
-        lora=_lora(_load(out / "lora" / "export.json")),
+        evaluations=evaluations,
+        lora=lora,
         commands=commands["commands"],
     )
     write_text(out / REPORT, page)
@@ -144,18 +158,47 @@ def _headline(gallery: dict | None) -> dict | None:
     return {"teacher": teacher, "student": student, "times": plots.short(teacher / student)}
 
 
-def _facts(metrics: dict[str, list[float]], scores: dict | None) -> list[str]:
+@dataclass(frozen=True)
+class Badge:
+    """One verdict in the page's head."""
+
+    passed: bool
+    text: str
+
+
+def _badges(record: GuardRecord, lora: dict | None, scores: dict | None) -> Iterator[Badge]:
+    """What the guard, the check of the export and the scores say, in one line each."""
+    if check := record.exported_check():
+        count = len(check.findings)
+        found = "looks like its teacher" if not count else f"{count} measures off the teacher's"
+        yield Badge(not count, f"guard: {found}")
+    if lora:
+        yield Badge(lora["passed"], "export reloaded in the stock pipeline")
+    if scores and scores["checks"]:
+        passed = sum(check["passed"] for check in scores["checks"])
+        total = len(scores["checks"])
+        yield Badge(passed == total, f"{passed} of {total} checks passed")
+
+
+def _score_command(out: Path, config: dict | None, commands: dict) -> str:
+    """The command that scores a run which has no scores yet; "" for what is no run's folder."""
+    for item in commands["commands"]:
+        if item["what"] == "score":
+            return str(item["command"])
+    if not config or "video" not in config:
+        return ""
+    program = "images" if config["video"].get("frames") == 1 else "vbench"
+    student = STUDENT_FOLDERS[config.get("training", "lora")]
+    return shlex.join(["tdmvid", "score", program, "--lora", str(out / student)])
+
+
+def _facts(metrics: dict[str, list[float]]) -> list[str]:
     facts = []
     if metrics["step"]:
         facts.append(f"{int(metrics['step'][-1]) + 1:,} steps")
     seconds = [value for value in metrics.get("seconds", []) if math.isfinite(value)]
     if seconds:
         facts.append(f"{_duration(sum(seconds))} of training")
-    if scores and scores["checks"]:
-        facts.append(
-            f"{sum(check['passed'] for check in scores['checks'])} of {len(scores['checks'])}"
-            " checks passed"
-        )
     return facts
 
 

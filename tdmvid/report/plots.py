@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..guard.bands import BANDS, DEMO
+
 WIDTH, HEIGHT = 380, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 372, 10, 176
 COLOURS = 6
@@ -27,6 +29,7 @@ TITLES = {  # what a reader of the page may not know by its short name
     "lr": "learning rate",
     "seconds": "seconds a step",
 }
+GUARD = "guard"
 _BINS = 220  # points of a drawn line; more would be finer than the screen
 _LOG_SPREAD = 20.0  # a panel whose values spread by more is drawn on a log scale
 
@@ -54,6 +57,8 @@ class Panel:
     """
 
     title: str
+    band: tuple[float, float] | None
+    """Top and height of where healthy values lie."""
     log: bool
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
@@ -64,19 +69,33 @@ class Panel:
 def panels(metrics: dict[str, list[float]]) -> list[Panel]:
     """Lay out one panel per group of scalars, in order of first appearance.
 
-    A group is what stands before "/" in a name.
+    A group is what stands before "/" in a name; each of the guard's measures is its own.
     """
     steps = np.asarray(metrics["step"], dtype=float)
     groups: dict[str, dict[str, np.ndarray]] = {}
     for name, values in metrics.items():
         if name not in BOOKKEEPING:
             group, _, own = name.partition("/")
+            if group == GUARD:
+                group, own = name, ""
             groups.setdefault(group, {})[own] = np.asarray(values, dtype=float)
-    return (
-        [_panel(TITLES.get(name, name), steps, group) for name, group in groups.items()]
-        if len(steps)
-        else []
-    )
+    return [_panel(name, steps, group) for name, group in groups.items()] if len(steps) else []
+
+
+def healthy_range(key: str) -> tuple[float, float] | None:
+    """Return where a group's healthy values lie, if that is known."""
+    group, _, measure = key.partition("/")
+    if group == GUARD and measure in BANDS:
+        return BANDS[measure].low, BANDS[measure].high
+    return DEMO.get(key)
+
+
+def _title(key: str) -> str:
+    group, _, measure = key.partition("/")
+    if group != GUARD:
+        return TITLES.get(key, key)
+    off = "" if measure not in BANDS else ": ratio" if BANDS[measure].ratio else ": difference"
+    return f"guard, {measure}{off}"
 
 
 def short(value: float) -> str:
@@ -157,6 +176,13 @@ class _Axes:
         share = (scale(values) - low) / (high - low)
         return BOTTOM - np.clip(share, -0.1, 1.1) * (BOTTOM - TOP)
 
+    def band(self, low: float, high: float) -> tuple[float, float]:
+        """Return top and height of the values between two bounds; on a log scale from its start."""
+        bottom, top = (
+            float(self.y(max(end, self.low) if self.log else end)) for end in (low, high)
+        )
+        return top, bottom - top
+
     def x_ticks(self) -> list[tuple[float, str]]:
         steps = ticks(self.first, max(self.last, self.first + 1), 5)
         return [(float(self.x(step)), short(step)) for step in steps if step == int(step)]
@@ -166,8 +192,9 @@ class _Axes:
         return [(float(self.y(value)), label) for value, label in labelled(values)]
 
 
-def _panel(title: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel:
+def _panel(key: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel:
     """Lay out one group of scalars; values that are not finite are left out."""
+    title, healthy = _title(key), healthy_range(key)
     finite = {name: np.isfinite(values) for name, values in group.items()}
     log, low, high = _range([values[finite[name]] for name, values in group.items()])
     axes = _Axes(steps[0], steps[-1], low, high, log)
@@ -182,6 +209,7 @@ def _panel(title: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel
     x = axes.x(where).round(1).tolist()
     return Panel(
         title=title,
+        band=axes.band(*healthy) if healthy else None,
         log=log,
         lines=lines,
         x_ticks=axes.x_ticks(),

@@ -43,6 +43,8 @@ class Checkpoints:
         assert keep >= 1, "a run that keeps no checkpoint cannot resume"
         self.folder, self.keep = folder, keep
         self.rank, self.ranks, self.primary = rank, ranks, rank == 0
+        self.best = 0
+        """The step of a checkpoint that is kept beside the newest; 0 keeps none."""
         self._writing: _Writing | None = None
 
     def save(
@@ -123,7 +125,8 @@ class Checkpoints:
         os.rename(aside, final)
         _sync(self.folder)
         for old in self.steps()[: -self.keep]:
-            self._remove(self._path(old))
+            if old != self.best:
+                self._remove(self._path(old))
         return True
 
     def remove_parts(self) -> None:

@@ -16,6 +16,7 @@ from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
 from ..export.bundle import write_bundles
 from ..export.student import Adapter, Provenance, Reference, Student
+from ..guard.record import GuardRecord
 from ..parallel import launch
 from ..report.gallery import Column, write_gallery
 from ..report.page import write_report
@@ -42,6 +43,8 @@ def finalize(run: Run) -> None:
                 write_gallery(
                     folder / "gallery", teachers, student, backbone=run.backbone, prompts=prompts
                 )
+                if verdict := GuardRecord.read(folder).summary():
+                    print(verdict)
                 print(f"report: {write_report(folder)}")
 
 
@@ -50,14 +53,14 @@ def _export(
 ) -> None:
     """Write the student of each K; deployed: its samples."""
     lora = run.config.training == "lora"
-    provenance = Provenance(
-        to_dict(run.config), origin=Provenance.origin + story(run.config.folder)
-    )
+    folder, record = run.config.folder, GuardRecord.read(run.config.folder)
+    origin = f"{Provenance.origin}{story(folder)}{record.story(record.exported, run.config.steps)}"
+    provenance = Provenance(to_dict(run.config), origin=origin)
     reference = Reference(z, run.gallery, tuple(run.gallery_prompts))
     grids = list(deployed) if lora else [run.grid]
-    out = student_folder(run.config.folder, run.config.training)
+    out = student_folder(folder, run.config.training)
     students = {
-        folder: Student(
+        place: Student(
             run.backbone,
             grid,
             weights,
@@ -66,13 +69,13 @@ def _export(
             Adapter(run.engines["student"].module, run.config.lora) if lora else None,
             provenance,
         )
-        for folder, grid in zip(folders_of_set(out, grids, run.grid), grids, strict=True)
+        for place, grid in zip(folders_of_set(out, grids, run.grid), grids, strict=True)
     }
     with base_waiting(run):
         written = write_bundles(students)
-    for folder, facts in written.items():
+    for bundle, facts in written.items():
         print(
-            f"{out.name}: {folder}, reloaded in a stock pipeline: relative difference"
+            f"{out.name}: {bundle}, reloaded in a stock pipeline: relative difference"
             f" {facts['error']:.1e}"
         )
 

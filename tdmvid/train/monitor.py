@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ class Monitor:
         shown = {name: f"{scalars[name]:.3g}" for name in ON_THE_BAR if name in scalars}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step + 1 - self._bar.n)
+
+    def warn(self, step: int, lines: Sequence[str]) -> None:
+        """Show warnings in TensorBoard, beside the curves."""
+        if not self._primary:
+            return
+        for number, line in enumerate(lines):
+            self._board.add_text(f"warning/{number}", line, step)
 
     def close(self) -> None:
         """Flush and release everything; the monitor logs no more."""

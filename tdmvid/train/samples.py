@@ -1,6 +1,8 @@
-"""Pictures of the student at fixed noise, while it trains and at the end."""
+"""Samples of the student at fixed noise, while it trains and at the end."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,12 +14,50 @@ from ..diffusion.sampler import Solver, sample
 from .run import Run
 
 
-def fixed_noise(run: Run, count: int) -> Tensor:
-    """The same noise in every call: [count, ...]."""
-    generator = torch.Generator(run.world.device).manual_seed(run.config.log.seed)
+class NotFinite(RuntimeError):
+    """The student's samples are not finite."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is sampled in one batch."""
+
+    z: Tensor
+    """Noise: [B, ...]."""
+    cond: Cond
+    prompts: range
+    """Numbers of the gallery's prompts."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The student's samples of all parts."""
+
+    latents: Tensor
+    """[B, ...], on the device."""
+    videos: Tensor | None
+    """[B, 3, F, H, W] on the CPU; rank 0 has them."""
+
+
+def fixed_noise(run: Run, count: int, *, further: int = 0) -> Tensor:
+    """The same noise in every call: [count, ...]; further: other noise for each such number."""
+    generator = torch.Generator(run.world.device).manual_seed(run.config.log.seed + further)
     return torch.randn(
         (count, *run.backbone.latent_shape()), generator=generator, device=run.world.device
     )
+
+
+def sample_parts(run: Run) -> list[Part]:
+    """Return what is sampled while a run trains: its gallery, and for the guard some of the
+    gallery's prompts once more, from other noise.
+    """
+    count = run.gallery.batch
+    again = 0 if run.config.guard.action == "off" else min(run.config.guard.pairs, count)
+    parts = [Part(fixed_noise(run, count), run.gallery, range(count))]
+    if again:  # a second batch, which needs no more memory than the first
+        cond = run.gallery.rows(slice(again))
+        parts.append(Part(fixed_noise(run, again, further=2), cond, range(again)))
+    return parts
 
 
 def sample_student(
@@ -31,8 +71,8 @@ def sample_student(
 ) -> Tensor:
     """K steps of the student, with its averaged weights if it keeps any, from z: latents [B, ...].
 
-    By the run's own grid and the solver it was trained with, unless others are given. RuntimeError
-    if they are not finite.
+    By the run's own grid and the solver it was trained with, unless others are given. NotFinite if
+    they are not.
     """
     objective, grid = run.config.objective, grid or run.grid
     cond = (
@@ -52,7 +92,7 @@ def sample_student(
             on_step=on_step,
         )
     if not latents.isfinite().all():
-        raise RuntimeError(
+        raise NotFinite(
             "the student's samples are not finite: it has diverged, see metrics.jsonl; lower"
             f" student.lr={run.config.student.lr:g} or fake.lr={run.config.fake.lr:g}, and start"
             " again or --resume from an earlier checkpoint"
@@ -60,12 +100,16 @@ def sample_student(
     return latents
 
 
-def write_samples(run: Run, step: int) -> None:
-    """samples/step_*.png (one row per prompt) and an mp4 per prompt."""
-    latents = sample_student(run, fixed_noise(run, run.gallery.batch), run.gallery)
+def write_samples(run: Run, step: int) -> Samples:
+    """Sample the student, and write samples/step_*.png (one row per prompt of the gallery) and an
+    mp4 per prompt.
+    """
+    parts = sample_parts(run)
+    latents = [sample_student(run, part.z, part.cond) for part in parts]
     if not run.world.primary:
-        return
-    videos = run.backbone.decode(latents).cpu()
+        return Samples(torch.cat(latents), None)
+    videos = [run.backbone.decode(each).cpu() for each in latents]
     folder = run.config.folder / "samples"
-    write_strip(folder / f"step_{step:06d}.png", videos)
-    write_clips(folder / f"step_{step:06d}", videos, run.config.video.fps)
+    write_strip(folder / f"step_{step:06d}.png", videos[0])
+    write_clips(folder / f"step_{step:06d}", videos[0], run.config.video.fps)
+    return Samples(torch.cat(latents), torch.cat(videos))

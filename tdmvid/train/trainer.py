@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import RunConfig, to_dict
-from ..data.checkpoints import whole
+from ..data.checkpoints import step_folder, whole
 from ..data.files import remove_parts, write_json
 from ..data.folder_lock import FolderLock
 from ..data.repetition import repetition_warning
@@ -21,9 +21,10 @@ from ..parallel import launch
 from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
 from .finalize import finalize
+from .guard import NOTHING, Check, Guard
 from .monitor import METRICS, Monitor
 from .run import Run, build_run
-from .samples import write_samples
+from .samples import NotFinite, write_samples
 from .signals import HangDetector, Interrupted, StopSignals
 from .trajectory_files import load_stream, save_stream
 
@@ -94,11 +95,14 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     monitor = Monitor(
         config.folder, total=config.steps, start=start, primary=world.primary, saved=path
     )
+    guard = Guard(run, start)
+    checkpoints.best = guard.record.best
     try:
-        _loop(run, start, checkpoints, monitor)
+        _loop(run, start, checkpoints, monitor, guard)
     finally:
         checkpoints.close()
         monitor.close()
+    _choose_student(run, checkpoints, guard)
     return run
 
 
@@ -171,35 +175,66 @@ def _warn(run: Run) -> None:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
-def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor) -> None:
+def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guard: Guard) -> None:
     config, log, failures = run.config, run.config.log, 0
     hangs = HangDetector(config.folder, run.world, config.parallel.timeout_minutes)
     with StopSignals(announce=run.world.primary) as signals, hangs:
         for step in range(start, config.steps):
             hangs.start_iteration()
             outcome, scalars = _iteration(run, step)
-            monitor.log(step, scalars)
             failures = failures + 1 if outcome.failed else 0
-            done, last = step + 1, step + 1 == config.steps
+            done, last, check = step + 1, step + 1 == config.steps, NOTHING
+            failed = failures >= config.max_bad_steps
+            if not failed and (last or _due(log.sample_every, done)):
+                check = _check(run, guard, done)
+            monitor.log(step, scalars | check.scalars)
+            monitor.warn(step, check.lines)
             if outcome.failed:
                 _report_failure(outcome.failed, step, failures)
-            if failures >= config.max_bad_steps:
+            if failed:
                 if broken := _broken_role(run):
                     raise TrainingStopped(_diverged(broken, step, checkpoints.folder))
                 path = _save(run, checkpoints, done, wait=True)
                 raise TrainingStopped(_failed(outcome.failed, step, failures, path))
+            if check.stop:
+                raise TrainingStopped(check.stop)
+            if best := check.best and _keeps_best(config):
+                checkpoints.best = done
             stop = not last and signals.requested()
-            if last or stop or _due(log.checkpoint_every, done):
+            if last or stop or best or _due(log.checkpoint_every, done):
                 path = _save(run, checkpoints, done, wait=last or stop)
             if stop:
                 raise Interrupted(_stopped(done, config.steps, path))
-            if last or _due(log.sample_every, done):
-                write_samples(run, done)
 
 
 def _due(every: int, done: int) -> bool:
     """Whether something that happens every so many iterations, or never (0), happens now."""
     return every > 0 and done % every == 0
+
+
+def _check(run: Run, guard: Guard, done: int) -> Check:
+    """Sample the student and compare it with its teacher."""
+    try:
+        samples = write_samples(run, done)
+    except NotFinite as error:
+        return guard.fail(done, str(error))
+    return guard.check(done, samples)
+
+
+def _keeps_best(config: RunConfig) -> bool:
+    """Whether the best student so far is saved where no checkpoint is due."""
+    return config.log.checkpoint_every > 0 or config.export.select == "best"
+
+
+def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
+    """Load the student that the end of the run exports, if that is not the last one."""
+    chosen = run.config.steps
+    if run.config.export.select == "best":
+        chosen = launch.broadcast_from_rank0(guard.record.best)
+    if chosen != run.config.steps:
+        path = whole(step_folder(checkpoints.folder, chosen), part="student")
+        run.engines["student"].load(path / "student")
+    guard.note_exported(chosen)
 
 
 def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:

@@ -53,7 +53,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def record(folder):
     """All rows of metrics.jsonl but for the seconds."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows
+    ]
 
 
 def tensors(folder):

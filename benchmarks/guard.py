@@ -1,0 +1,250 @@
+"""What the guard's measures say of healthy and of deliberately broken runs of the embedded teacher.
+
+Every run is the demo's, in float32 with half its batch, changed in one respect; its student is
+sampled every ten iterations, from the noise and the prompts of the guard. A broken run ends once it
+was outside of the bands twice in a row. With --results each run's samples are kept beside the file
+as they come, and a second start goes on where the first stopped. Measures and bands are applied to
+the kept samples, so they can be changed afterwards.
+
+    python -m benchmarks.guard --results guard.json
+    python -m benchmarks.guard --results guard.json --show      # judge what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.stopwatch import machine, table
+from tdmvid.cli.leave import run_program
+from tdmvid.config import load_config
+from tdmvid.data.files import atomic_path, write_json, write_text
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.distill.grids import reference_grid
+from tdmvid.distill.iteration import Outcome, iterate
+from tdmvid.distill.objective import build_objective
+from tdmvid.guard.bands import Verdict, judge
+from tdmvid.guard.measures import latent_distance, measure
+from tdmvid.parallel import launch
+from tdmvid.train.run import Run, build_run
+from tdmvid.train.samples import NotFinite, Part, sample_parts, sample_student
+from tdmvid.train.trainer import micro_batches
+
+EVERY = 10
+"""Iterations between two samplings."""
+SHOWN = ("run", "iterations", "left the bands after", "outside at the end", "ended")
+PATIENCE = 3
+"""Failed iterations in a row that end a run, as in training."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run by what it changes in the demo's."""
+
+    settings: tuple[str, ...] = ()
+    iterations: int = 100
+    broken: bool = True
+    against: bool = False
+    """Whether the student climbs its loss."""
+
+
+def _healthy(*settings: str, iterations: int = 120) -> Recipe:
+    return Recipe(settings, iterations, broken=False)
+
+
+RECIPES = {
+    "demo": _healthy(),
+    "student.lr=0.1": Recipe(("student.lr=0.1",)),
+    "no guidance": Recipe(("objective.cfg=1",)),
+    "far too much guidance": Recipe(("objective.cfg=15",)),
+    "frozen fake": Recipe(("fake.lr=1e-12",)),
+    "stream": _healthy('objective.rollout="stream"'),
+    "wrong sign": Recipe(against=True),
+    "one prompt": Recipe(("prompts.limit=1",)),
+    "fake.lr=2e-5": Recipe(("fake.lr=2e-5",)),
+    "float16, student.lr=10": Recipe(('model.dtype="float16"', "student.lr=10")),
+    "demo, seed 1": _healthy("seed=1"),
+    "dmd2": _healthy('objective.kind="dmd2"'),
+    "stream, seed 1": _healthy('objective.rollout="stream"', "seed=1"),
+    "stop, shared draw": _healthy('objective.draws="shared"'),
+    "full": _healthy('objective.rollout="full"'),
+    "student.lr=4e-4": _healthy("student.lr=4e-4"),
+}
+
+
+class Climbing:
+    """An engine whose role climbs its loss."""
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(-loss)
+
+    def step(self, *, skip: bool | Tensor = False) -> Any:
+        return self.engine.step(skip=skip)
+
+
+def build(recipe: Recipe, folder: Path) -> Run:
+    """Build the run of a recipe."""
+    settings = ["model.dtype=float32", "batch.micro=8", f'prompts.cache="{folder / "cache"}"']
+    config = load_config("shapes_4nfe", [*settings, *recipe.settings])
+    return build_run(config, launch.start("none"))
+
+
+def train(recipe: Recipe, folder: Path) -> None:
+    """Train a recipe's student and keep its samples and its logged numbers in a folder; what ended
+    it early is in `ended.txt`.
+    """
+    run = build(recipe, folder.parent)
+    parts = sample_parts(run)
+    _keep(run, parts, folder, 0)
+    failures, record = 0, []
+    for step in range(recipe.iterations):
+        outcome = _iteration(run, step, against=recipe.against)
+        record.append(json.dumps({"step": step, **outcome.scalars}) + "\n")
+        write_text(folder / "metrics.jsonl", "".join(record))
+        failures = failures + 1 if outcome.failed else 0
+        if failures >= PATIENCE:
+            write_text(folder / "ended.txt", f"{step + 1} the loss is not finite")
+            return
+        if (step + 1) % EVERY == 0:
+            try:
+                _keep(run, parts, folder, step + 1)
+            except NotFinite:
+                write_text(folder / "ended.txt", f"{step + 1} the samples are not finite")
+                return
+            if recipe.broken and len(out_of_bands(folder)) > 1:
+                return
+
+
+def _iteration(run: Run, step: int, *, against: bool) -> Outcome:
+    """Do one iteration of training."""
+    engines = dict(run.engines)
+    if against:
+        engines["student"] = Climbing(engines["student"])
+    return iterate(
+        step,
+        micro_batches(run, step),
+        (run.config.batch.micro, *run.backbone.latent_shape()),
+        objective=build_objective(run.config.objective),
+        roles=run.roles,
+        engines=engines,
+        grid=run.grid,
+        streams=run.streams,
+        stream=run.stream,
+    )
+
+
+def _keep(run: Run, parts: list[Part], folder: Path, step: int) -> None:
+    """Sample the student and keep what it made."""
+    latents = [sample_student(run, part.z, part.cond) for part in parts]
+    _save(run, torch.cat(latents), folder / f"step_{step:06d}.safetensors")
+
+
+def _save(run: Run, latents: Tensor, path: Path) -> None:
+    pixels = run.backbone.decode(latents).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    with atomic_path(path) as part:
+        save_file({"latents": latents.float().contiguous(), "pixels": pixels.contiguous()}, part)
+
+
+def sample_teacher(folder: Path) -> None:
+    """Keep the long samples of the demo's teacher, with the demo's guidance."""
+    run = build(Recipe(), folder)
+    parts = sample_parts(run)
+    grid = reference_grid(run.config, run.backbone.process)
+    latents = [ddim(run.roles.teacher, part.z, part.cond, grid) for part in parts]
+    _save(run, torch.cat(latents), folder / "teacher.safetensors")
+    prompts = [prompt for part in parts for prompt in part.prompts]
+    write_json(folder / "batch.json", {"prompts": prompts})
+
+
+def verdicts(folder: Path) -> dict[int, Verdict]:
+    """Judge the kept samples of a run, by iterations."""
+    prompts = json.loads((folder.parent / "batch.json").read_text())["prompts"]
+    teacher, reference = _measure(folder.parent / "teacher.safetensors", prompts, None)
+    found = {}
+    for path in sorted(folder.glob("step_*.safetensors")):
+        student, _ = _measure(path, prompts, reference)
+        found[int(path.stem.removeprefix("step_"))] = judge(student, teacher)
+    return found
+
+
+def _measure(
+    path: Path, prompts: list[int], reference: Tensor | None
+) -> tuple[dict[str, float], Tensor]:
+    """The measures of kept samples, and their latents."""
+    kept = load_file(path)
+    latents = kept["latents"]
+    distance = latent_distance(latents, latents if reference is None else reference)
+    return measure(kept["pixels"].float() / 127.5 - 1, prompts) | {"latents": distance}, latents
+
+
+def out_of_bands(folder: Path) -> list[int]:
+    """After how many iterations the student was outside of a band, up to the last sampling."""
+    found = []
+    for step, verdict in verdicts(folder).items():
+        found = [*found, step] if verdict.findings else []
+    return found
+
+
+def summary(name: str, folder: Path) -> dict[str, Any]:
+    """Return the row of a run: when it left the bands for good, and at the end how."""
+    found = verdicts(folder)
+    last, out = max(found), out_of_bands(folder)
+    ended = folder / "ended.txt"
+    outside = [finding.measure for finding in found[last].findings]
+    widest = {
+        measure: [f(v.relative[measure] for v in found.values()) for f in (min, max)]
+        for measure in found[last].relative
+    }
+    return {
+        "run": name,
+        "broken": RECIPES[name].broken,
+        "settings": list(RECIPES[name].settings),
+        "iterations": last,
+        "left the bands after": out[0] if out else None,
+        "outside at the end": outside,
+        "ended": ended.read_text() if ended.exists() else "",
+        "distance": [round(v.distance, 3) for v in found.values()],
+        "range": {key: [round(x, 3) for x in ends] for key, ends in widest.items()},
+    }
+
+
+def main() -> None:
+    """Train what is missing, and write a row a run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, required=True, help="JSON file; samples lie beside")
+    parser.add_argument(
+        "--show", action="store_true", help="judge what is there, and train nothing"
+    )
+    args, rows = parser.parse_args(), []
+    torch.set_num_threads(1)
+    folder = args.results.with_suffix("")
+    if not (folder / "teacher.safetensors").exists():
+        sample_teacher(folder)
+    for name, recipe in RECIPES.items():
+        own = folder / name.replace(" ", "_")
+        if not (own / "done.txt").exists() and not args.show:
+            began = time.process_time()
+            train(recipe, own)
+            write_text(own / "done.txt", f"{time.process_time() - began:.0f}")
+            print(f"{name}: {time.process_time() - began:.0f} s", flush=True)
+        if (own / "done.txt").exists():
+            rows.append(summary(name, own))
+            write_json(args.results, {"machine": machine(torch.device("cpu")), "runs": rows})
+    print(table([*SHOWN], [[row[key] for key in SHOWN] for row in rows]))
+
+
+if __name__ == "__main__":
+    run_program(main)

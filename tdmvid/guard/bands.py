@@ -1,0 +1,248 @@
+"""How far a student's measures may be from its teacher's, and what is wrong where they are not.
+
+The bands were measured: docs/troubleshooting.md has the runs that stay within them and those that
+leave them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+FAR = 100.0
+"""What counts as the farthest from the teacher's value, in bands."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a measure leaves its band at one end, and what to change."""
+
+    symptom: str
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where a measure of the student lies, relative to the teacher's.
+
+    As a ratio, (student + floor) / (teacher + floor), so that a teacher that hardly moves is not
+    divided by; where `ratio` is False, as the student's value less the teacher's.
+    """
+
+    low: float
+    high: float
+    below: Cause | None
+    above: Cause
+    floor: float = 0.0
+    ratio: bool = True
+
+    def relative(self, student: float, teacher: float) -> float:
+        """Return the student's measure relative to the teacher's."""
+        if self.ratio:
+            return (student + self.floor) / (teacher + self.floor)
+        return student - teacher
+
+    def excess(self, relative: float) -> float:
+        """Return how far a relative measure is from the teacher's: 0 there, 1 at an end of the
+        band.
+        """
+        if self.ratio:
+            end = self.high if relative > 1 else self.low
+            return min(abs(math.log(max(relative, 1e-9)) / math.log(end)), FAR)
+        end = self.high if relative > 0 else self.low
+        return min(abs(relative / end), FAR) if end else 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A measure outside of its band."""
+
+    measure: str
+    relative: float
+    low: float
+    high: float
+    symptom: str
+    cause: str
+    remedy: str
+
+    @property
+    def place(self) -> str:
+        """Where the measure is, and where it should be."""
+        if self.measure == PROGRESS:
+            return f"distance {self.relative:.2g} times the untrained network's, not less"
+        band = BANDS[self.measure]
+        if not band.ratio:
+            return f"{self.measure} {self.relative:.2g} off the teacher's, not up to {self.high:g}"
+        return (
+            f"{self.measure} {self.relative:.2g} times the teacher's, not {self.low:g} to"
+            f" {self.high:g}"
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.symptom} ({self.place}). Likely cause: {self.cause}. What to change:"
+            f" {self.remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the measures of a student's samples say beside its teacher's."""
+
+    relative: dict[str, float]
+    distance: float
+    """Root mean square over the measures, each 0 at the teacher's value and 1 at its band's end."""
+    findings: tuple[Finding, ...]
+
+
+def judge(
+    student: Mapping[str, float], teacher: Mapping[str, float], *, untrained: float = 0.0
+) -> Verdict:
+    """Compare the measures that both sides have.
+
+    Args:
+        untrained: The distance that the student's must be below by now; 0 asks for nothing.
+    """
+    relative = {
+        name: band.relative(student[name], teacher[name])
+        for name, band in BANDS.items()
+        if name in student and name in teacher
+    }
+    excess = {name: BANDS[name].excess(value) for name, value in relative.items()}
+    findings = tuple(
+        _finding(name, relative[name]) for name, size in excess.items() if not size <= 1
+    )
+    mean = sum(size * size for size in excess.values()) / max(len(excess), 1)
+    distance = math.sqrt(mean)
+    if untrained and distance >= untrained:
+        findings = (*findings, replace(NO_PROGRESS, relative=distance / untrained))
+    return Verdict(relative, distance, findings)
+
+
+def _finding(name: str, relative: float) -> Finding:
+    band = BANDS[name]
+    low = relative < (1.0 if band.ratio else 0.0)
+    cause = band.below if low and band.below else band.above
+    return Finding(name, relative, band.low, band.high, cause.symptom, cause.cause, cause.remedy)
+
+
+_NOISE = Cause(
+    "the samples are noisy",
+    "the student's steps are too large, or the fake does not follow it",
+    "lower student.lr, raise fake.lr",
+)
+_BURNT = Cause(
+    "colours are too strong",
+    "the teacher's guidance is too high, or the fake does not follow the student",
+    "lower objective.cfg, raise fake.lr",
+)
+_FADED = Cause(
+    "colours are washed out",
+    "the teacher has too little guidance, or the student's steps are too large",
+    "raise objective.cfg, lower student.lr",
+)
+
+BANDS = {
+    "motion": Band(
+        0.4,
+        2.5,
+        Cause(
+            "the videos hardly move",
+            "the student has collapsed to stills",
+            "lower student.lr, and check that video.frames and video.fps are the teacher's",
+        ),
+        _NOISE,
+        floor=0.005,
+    ),
+    "flicker": Band(
+        0.5,
+        2.0,
+        Cause(
+            "frames change too evenly",
+            "the student has collapsed to stills or fades",
+            "lower student.lr",
+        ),
+        _NOISE,
+        floor=0.1,
+    ),
+    "contrast": Band(0.5, 2.0, _FADED, _BURNT, floor=0.02),
+    "saturation": Band(0.5, 2.0, _FADED, _BURNT, floor=0.02),
+    "clipped": Band(-1.0, 0.2, None, _BURNT, ratio=False),
+    "sharpness": Band(
+        0.4,
+        2.5,
+        Cause(
+            "the samples are blurred",
+            "the student was not trained long enough, or the teacher has too little guidance",
+            "train longer, raise objective.cfg",
+        ),
+        _NOISE,
+        floor=0.005,
+    ),
+    "seeds": Band(
+        0.4,
+        2.5,
+        Cause(
+            "seeds of a prompt look alike",
+            "the student has collapsed to one sample a prompt",
+            "raise fake.lr or objective.fake_updates, lower objective.cfg",
+        ),
+        _NOISE,
+        floor=0.02,
+    ),
+    "prompts": Band(
+        0.5,
+        2.0,
+        Cause(
+            "prompts look alike",
+            "the student ignores its prompt: too few training prompts, or too little guidance",
+            "check prompts.path and prompts.limit, raise objective.cfg",
+        ),
+        _NOISE,
+        floor=0.02,
+    ),
+    "latents": Band(
+        0.0,
+        1.0,
+        None,
+        Cause(
+            "the latents are not the teacher's kind",
+            "the student has diverged",
+            "lower student.lr, and check model.dtype",
+        ),
+        ratio=False,
+    ),
+}
+"""Measure -> its band. "latents" is guard.measures.latent_distance, 0 for the teacher."""
+
+PROGRESS = "progress"
+NO_PROGRESS = Finding(
+    PROGRESS,
+    1.0,
+    0.0,
+    1.0,
+    "the student is no closer to its teacher than the untrained network in as many steps",
+    "the teacher has no guidance or the fake does not follow the student, or the rates are too low",
+    "check objective.cfg, fake.lr and student.lr; guard.patience says when this is asked",
+)
+
+NOT_FINITE = Verdict(
+    {},
+    FAR,
+    (
+        Finding(
+            "latents",
+            FAR,
+            0.0,
+            1.0,
+            "the samples are not finite",
+            "a number has overflowed: the student has diverged, or float16 is too narrow",
+            "lower student.lr, or use model.dtype='bfloat16'",
+        ),
+    ),
+)
+
+DEMO: dict[str, tuple[float, float]] = {}
+"""Logged number, or group of them -> its range in healthy runs of the demo, after warm-up."""

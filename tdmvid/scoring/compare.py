@@ -1,0 +1,127 @@
+"""Compare the results of two evaluations, of other machines or versions, if they are of one
+protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..config.json_files import read_object
+from ..data.files import short
+
+RESULTS = "results.json"
+LOCAL = {"batch", "embeddings", "environment", "cache", "pairs"}
+"""Settings of an evaluation that change no figure."""
+PLACES = {"path", "prompts", "augmented", "reference"}
+"""Settings that name a file or folder: machines keep the same one in other places."""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read the results of an evaluation, given as a file or by its folder.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"{str(path)!r} holds no {RESULTS}: give the folder or the file that `tdmvid score"
+            " vbench` or `tdmvid score images` wrote"
+        )
+    found = read_object(file)
+    missing = [key for key in ("title", "protocol", "samplers", "differences") if key not in found]
+    if missing:
+        raise ValueError(f"{file} is no evaluation's results: it has no {missing[0]!r}")
+    return found
+
+
+def compare(first: Path, second: Path) -> str:
+    """Return a table of both students' and both teachers' scores, and whether they agree.
+
+    Two scores agree if the 95 % interval of each holds the other's value.
+
+    Raises:
+        ValueError: If their protocols differ, with what differs.
+    """
+    one, other = read_results(first), read_results(second)
+    for name, ours, theirs in _protocol_differences(one, other):
+        raise ValueError(
+            f"{second} is not of the protocol of {first}: {name} is {short(theirs)}, not"
+            f" {short(ours)}; score both by the same config"
+        )
+    rows: list[tuple[str, ...]] = [("", "", str(first), str(second), "difference", "")]
+    for mine, yours in zip(one["samplers"], other["samplers"], strict=True):
+        rows += _rows(mine, yours)
+    same = one.get("weights") == other.get("weights")
+    weights = "the same student" if same else "two students"
+    return f"{one['protocol']}\n{weights}\n\n{_columns(rows)}"
+
+
+def _protocol_differences(one: dict, other: dict) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what decides figures and differs: its name and both values."""
+    facts = [_flat(_protocol(results)) for results in (one, other)]
+    for name in sorted(facts[0].keys() | facts[1].keys()):
+        ours, theirs = (_portable(name, each.get(name)) for each in facts)
+        if ours != theirs:
+            yield name, ours, theirs
+
+
+def _protocol(results: dict) -> dict[str, Any]:
+    """What decides the figures of an evaluation: its settings come first, then what follows from
+    them.
+    """
+    config = {k: v for k, v in results.get("config", {}).items() if k not in LOCAL}
+    model = results.get("model", {})
+    return {
+        "config": config,
+        "evaluation": results["title"].partition(":")[0],
+        "model": {key: model.get(key) for key in ("path", "revision", "dtype") if model},
+        "samplers": [side["name"] for side in results["samplers"]],
+        "scores": sorted(results["samplers"][0]["scores"]),
+        "text of the protocol": results["protocol"],
+        "videos_scored": results.get("videos_scored"),
+    }
+
+
+def _rows(mine: dict, yours: dict) -> Iterator[tuple[str, ...]]:
+    """A row a score of one sampler."""
+    for name, ours in mine["scores"].items():
+        theirs = yours["scores"][name]
+        near = all(
+            one["low"] <= other["value"] <= one["high"]
+            for one, other in ((ours, theirs), (theirs, ours))
+        )
+        yield (
+            mine["name"],
+            name,
+            f"{ours['value']:.4f}",
+            f"{theirs['value']:.4f}",
+            f"{theirs['value'] - ours['value']:+.4f}",
+            "agree" if near else "DIFFER",
+        )
+
+
+def _portable(name: str, value: Any) -> Any:
+    """Return a setting as it is on any machine."""
+    place = name.rpartition(".")[2] in PLACES
+    return Path(value).name if place and isinstance(value, str) else value
+
+
+def _flat(value: Any, where: str = "") -> dict[str, Any]:
+    """Return the leaves of nested objects by dotted name."""
+    if not isinstance(value, dict):
+        return {where: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{where}.{key}" if where else str(key))
+    return found
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,210 @@
+"""The guard: the student's samples beside its teacher's long ones, whenever samples are made.
+
+What it finds is in the run's guard.json, which the report and the end of the run read; a resumed
+run goes on with it. The teacher's samples are made once and kept in guard/.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import to_dict
+from ..data.files import atomic_path
+from ..diffusion.denoiser import Guided
+from ..diffusion.grid import TimeGrid
+from ..diffusion.sampler import ddim
+from ..distill.grids import reference_grid
+from ..guard.bands import NOT_FINITE, Verdict, judge
+from ..guard.measures import latent_distance, measure
+from ..guard.record import GuardRecord
+from ..parallel import launch
+from ..report.page import write_report
+from .run import Run
+from .samples import Samples, sample_parts
+
+REFERENCE = "guard/teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one comparison, the same on all ranks."""
+
+    scalars: dict[str, float]
+    """To log."""
+    lines: tuple[str, ...] = ()
+    """Warnings that were not given before."""
+    stop: str = ""
+    """Why the run ends here, if it does."""
+    best: bool = False
+    """Whether no earlier student was closer to the teacher."""
+
+
+NOTHING = Check({})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The teacher's side of the comparison; rank 0 has it."""
+
+    latents: Tensor
+    """[B, ...] on the CPU."""
+    measures: dict[str, float]
+    untrained: float
+    """How far the network without a LoRA or guidance is from it, in the student's steps."""
+
+
+class Guard:
+    """Compares samples of a run; every method is called by all ranks alike.
+
+    Args:
+        start: The iterations done; what was found later is forgotten.
+    """
+
+    def __init__(self, run: Run, start: int):
+        self.run = run
+        self.record = GuardRecord.read(run.config.folder).until(start)
+        self._reference: Reference | None = None
+
+    def check(self, step: int, samples: Samples | None) -> Check:
+        """Compare the samples that were made after `step` iterations."""
+        config = self.run.config
+        if samples is None or config.guard.action == "off":
+            return NOTHING
+        if self._reference is None:
+            self._reference = self._make_reference()
+        began, answer = time.perf_counter(), NOTHING
+        if self.run.world.primary:
+            answer = self._judge(step, samples, began)
+        return launch.broadcast_from_rank0(answer)
+
+    def fail(self, step: int, reason: str) -> Check:
+        """Note samples that are not finite, which ends a run whatever its settings are."""
+        if self.run.world.primary:
+            self.record = self.record.with_check(step, {}, NOT_FINITE)
+            self.record.write(self.run.config.folder)
+            write_report(self.run.config.folder)
+        return Check({}, stop=reason)
+
+    def note_exported(self, step: int) -> None:
+        """Note which student the end of the run exports, by its iterations."""
+        if self.run.world.primary and self.record.checks:
+            self.record = replace(self.record, exported=step)
+            self.record.write(self.run.config.folder)
+
+    def _judge(self, step: int, samples: Samples, began: float) -> Check:
+        assert samples.videos is not None and self._reference is not None
+        student = self._measure(samples.latents.cpu(), samples.videos, self._reference.latents)
+        patience = self.run.config.guard.patience
+        due = 0 < patience <= step
+        untrained = self._reference.untrained if due else 0.0
+        verdict = judge(student, self._reference.measures, untrained=untrained)
+        known = self.record.open_measures()
+        self.record = self.record.with_check(step, student, verdict)
+        self.record.write(self.run.config.folder)
+        scalars = {f"guard/{name}": value for name, value in verdict.relative.items()}
+        scalars |= {
+            "guard/distance": verdict.distance,
+            "guard/seconds": time.perf_counter() - began,
+        }
+        lines = tuple(
+            f"guard, {step:,} iterations: {finding}"
+            for finding in verdict.findings
+            if finding.measure not in known
+        )
+        for line in lines:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+        return Check(scalars, lines, self._stop(step, verdict), self.record.best == step)
+
+    def _stop(self, step: int, verdict: Verdict) -> str:
+        """Why the run ends, if the settings ask for it."""
+        if self.run.config.guard.action != "stop" or not verdict.findings:
+            return ""
+        write_report(self.run.config.folder)
+        return (
+            f"stopped by guard.action='stop' after {step:,} iterations: {verdict.findings[0]}."
+            " This state was not saved; guard.action='warn' would have gone on"
+        )
+
+    def _make_reference(self) -> Reference | None:
+        """Read the teacher's samples, or make them."""
+        run, path = self.run, self.run.config.folder / REFERENCE
+        key = self._key()
+        found = _read_reference(path, key) if run.world.primary else None
+        if launch.broadcast_from_rank0(found is not None):
+            return found
+        long = reference_grid(run.config, run.backbone.process)
+        latents, videos = self._sample_teacher(long, self.cfg)
+        base, base_videos = self._sample_teacher(run.grid, 1.0)
+        if not run.world.primary:
+            return None
+        measures = self._measure(latents, videos, latents)
+        untrained = judge(self._measure(base, base_videos, latents), measures).distance
+        with atomic_path(path) as part:
+            known = {"measures": measures, "untrained": untrained}
+            metadata = {"key": key, "known": json.dumps(known)}
+            save_file({"latents": latents.contiguous()}, part, metadata=metadata)
+        return Reference(latents, measures, untrained)
+
+    def _sample_teacher(self, grid: TimeGrid, cfg: float) -> tuple[Tensor, Tensor]:
+        """Latents of the teacher, and on rank 0 its videos, both on the CPU."""
+        run, parts = self.run, sample_parts(self.run)
+        teacher = Guided(run.networks["teacher"], run.null, cfg)
+        name = f"guard: teacher, {grid.steps} steps, cfg {cfg:g}, once a run"
+        with tqdm(total=grid.steps * len(parts), desc=name, disable=not run.world.primary) as bar:
+            made = [
+                ddim(teacher, part.z, part.cond, grid, on_step=lambda k, x0: bar.update())
+                for part in parts
+            ]
+        latents = torch.cat(made).float().cpu()
+        if not run.world.primary:
+            return latents, latents.new_empty(0)
+        return latents, torch.cat([run.backbone.decode(part).cpu() for part in made])
+
+    @property
+    def cfg(self) -> float:
+        """Guidance of the teacher's samples."""
+        return self.run.config.guard.cfg or self.run.config.objective.cfg
+
+    def _key(self) -> str:
+        """What the teacher's samples depend on."""
+        config = self.run.config
+        log, model = config.log, to_dict(config)["model"]
+        return json.dumps(
+            {
+                "model": model,
+                "video": to_dict(config)["video"],
+                "grid": list(self.run.grid.times),
+                "sampling": [self.cfg, log.teacher_steps, log.teacher_shift, log.seed],
+                "negative": config.prompts.negative,
+                "prompts": self.run.gallery_prompts,
+                "pairs": config.guard.pairs,
+            }
+        )
+
+    def _measure(self, latents: Tensor, videos: Tensor, reference: Tensor) -> dict[str, float]:
+        prompts = [prompt for part in sample_parts(self.run) for prompt in part.prompts]
+        distance = latent_distance(latents, reference)
+        return measure(videos.float(), prompts) | {"latents": distance}
+
+
+def _read_reference(path: Path, key: str) -> Reference | None:
+    """Read the teacher's samples, None if there are none of these settings."""
+    try:
+        with safe_open(path, "pt") as file:
+            known = file.metadata()
+            if known["key"] != key:
+                return None
+            facts = json.loads(known["known"])
+            return Reference(file.get_tensor("latents"), facts["measures"], facts["untrained"])
+    except Exception:  # not there, or torn: it is made again
+        return None

@@ -1,0 +1,119 @@
+"""The bands around a teacher's measures, and what is said of a student outside of them."""
+
+import dataclasses
+import re
+
+import pytest
+
+from tdmvid.config import RunConfig, to_dict
+from tdmvid.guard.bands import BANDS, FAR, judge
+from tdmvid.guard.record import GuardRecord
+
+TEACHER = {
+    "motion": 0.05,
+    "flicker": 1.0,
+    "contrast": 0.3,
+    "saturation": 0.4,
+    "clipped": 0.1,
+    "sharpness": 0.1,
+    "seeds": 0.3,
+    "prompts": 0.3,
+    "latents": 0.0,
+}
+
+
+def beside(name, relative):
+    """A student whose one measure is so far from the teacher's."""
+    band, value = BANDS[name], TEACHER[name]
+    moved = relative * (value + band.floor) - band.floor if band.ratio else value + relative
+    return TEACHER | {name: moved}
+
+
+ENDS = [
+    (name, end)
+    for name, band in BANDS.items()
+    for end, cause in (("low", band.below), ("high", band.above))
+    if cause
+]
+
+
+def test_the_teacher_itself_is_at_the_centre_of_every_band():
+    verdict = judge(TEACHER, TEACHER)
+    assert verdict.distance == 0 and not verdict.findings
+    assert set(verdict.relative) == set(BANDS)
+
+
+@pytest.mark.parametrize("name, end", ENDS)
+def test_a_measure_beyond_an_end_is_found_and_one_within_is_not(name, end):
+    band = BANDS[name]
+    edge = getattr(band, end)
+    centre = 1.0 if band.ratio else 0.0
+    within, beyond = (edge + share * (edge - centre) for share in (-0.05, 0.05))
+    assert not judge(beside(name, within), TEACHER).findings
+    (finding,) = judge(beside(name, beyond), TEACHER).findings
+    assert finding.measure == name
+    assert finding.symptom == (band.below if end == "low" else band.above).symptom
+
+
+@pytest.mark.parametrize("name, end", ENDS)
+def test_every_remedy_names_a_setting_that_exists(name, end):
+    def has(dotted):
+        settings = to_dict(RunConfig())
+        for part in dotted.split("."):
+            settings = settings.get(part) if isinstance(settings, dict) else None
+        return settings is not None
+
+    band = BANDS[name]
+    cause = band.below if end == "low" else band.above
+    named = re.findall(r"\b[a-z]+\.[a-z_]+\b", cause.remedy)
+    known = {field.name for field in dataclasses.fields(RunConfig().objective)}
+    assert named
+    assert all(has(one) or one.removeprefix("objective.") in known for one in named)
+
+
+def test_a_student_farther_from_the_teacher_has_a_larger_distance():
+    near, far = (judge(beside("motion", relative), TEACHER).distance for relative in (1.2, 2.0))
+    assert 0 < near < far < FAR
+
+
+def test_a_teacher_that_does_not_move_is_not_divided_by():
+    still = TEACHER | {"motion": 0.0}
+    assert not judge(still, still).findings
+    assert [one.measure for one in judge(TEACHER, still).findings] == ["motion"]
+
+
+def test_a_student_must_come_closer_than_the_untrained_network():
+    near = judge(beside("motion", 1.2), TEACHER)
+    assert not judge(beside("motion", 1.2), TEACHER, untrained=1.01 * near.distance).findings
+    (finding,) = judge(beside("motion", 1.2), TEACHER, untrained=near.distance).findings
+    assert finding.measure == "progress" and "objective.cfg" in str(finding)
+
+
+def record_of(*distances):
+    """A record whose checks, every 100 iterations, are so far from the teacher."""
+    record = GuardRecord()
+    for number, relative in enumerate(distances, start=1):
+        student = beside("contrast", relative)
+        record = record.with_check(100 * number, student, judge(student, TEACHER))
+    return record
+
+
+def test_the_best_student_is_the_closest_one_wherever_it_came(tmp_path):
+    record = record_of(1.6, 1.1, 1.3)
+    record.write(tmp_path)
+    assert GuardRecord.read(tmp_path) == record and record.best == 200
+    assert record.until(100).best == 100 and record.until(50).best == 0
+    assert GuardRecord.read(tmp_path / "elsewhere") == GuardRecord()
+
+
+def test_a_card_says_which_student_it_is_of_and_whether_it_is_healthy():
+    record = record_of(1.1, 5.0)
+    assert "100 of 200" in record.story(100, 200) and "not healthy" not in record.story(100, 200)
+    assert "not healthy" in record.story(200, 200) and "of 200" not in record.story(200, 200)
+    assert record.story(150, 200) == ""
+
+
+def test_the_end_of_a_run_speaks_of_the_exported_student():
+    record = record_of(1.1, 5.0)
+    assert "NOT HEALTHY after 200" in record.summary()
+    assert "NOT" not in dataclasses.replace(record, exported=100).summary()

@@ -1,0 +1,77 @@
+"""Results of two machines: compared, or refused by what their protocols do not share."""
+
+import copy
+import json
+
+import pytest
+from refusals import refused
+
+from tdmvid.cli.main import main
+
+
+def results(value=0.97):
+    score = {"value": value, "low": value - 0.01, "high": value + 0.01}
+    return {
+        "title": "VBench: a run",
+        "protocol": "944 prompts",
+        "notes": [],
+        "samplers": [{"name": name, "scores": {"scene": score}} for name in ("student", "teacher")],
+        "differences": {},
+        "weights": "abc",
+        "model": {"path": "/data/one/CogVideoX-2b", "dtype": "bfloat16"},
+        "config": {"seeds": 5, "batch": 1, "teacher": {"cfg": 6.0}},
+    }
+
+
+@pytest.fixture
+def compare(tmp_path, capsys):
+    def compare(one, other):
+        for name, content in (("a", one), ("b", other)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "results.json").write_text(json.dumps(content))
+        main(["score", "--compare", str(tmp_path / "a"), str(tmp_path / "b" / "results.json")])
+        return capsys.readouterr().out
+
+    return compare
+
+
+def test_scores_within_each_other_s_interval_agree(compare):
+    assert "agree" in compare(results(), results(0.975)) and "DIFFER" not in compare(
+        results(), results(0.975)
+    )
+    table = compare(results(), results(0.95))
+    assert "DIFFER" in table and "-0.0200" in table
+
+
+def test_what_changes_no_figure_may_differ(compare):
+    other = results()
+    other["config"]["batch"], other["model"]["path"] = 8, "/mnt/CogVideoX-2b"
+    assert "agree" in compare(results(), other)
+
+
+@pytest.mark.parametrize(
+    "place, value, facts",
+    [
+        (("config", "seeds"), 1, ("config.seeds", "1", "5")),
+        (("config", "teacher", "cfg"), 4.5, ("config.teacher.cfg", "4.5", "6.0")),
+        (("model", "dtype"), "float32", ("model.dtype", "'float32'", "'bfloat16'")),
+        (("protocol",), "20 prompts", ("'20 prompts'", "'944 prompts'")),
+        (("title",), "VBench-Long: a run", ("'VBench-Long'", "'VBench'")),
+        (("videos_scored",), {"scene": [4, 5]}, ("videos_scored.scene", "[4, 5]")),
+    ],
+)
+def test_another_protocol_is_refused_by_what_differs(compare, place, value, facts):
+    other = copy.deepcopy(results())
+    inner = other
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with refused(*facts, error=SystemExit):
+        compare(results(), other)
+
+
+def test_what_holds_no_results_is_refused(tmp_path):
+    with refused("results.json", error=SystemExit):
+        main(["score", "--compare", str(tmp_path), str(tmp_path)])
+    with refused("--compare", error=SystemExit):
+        main(["score"])
