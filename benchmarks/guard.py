@@ -8,6 +8,7 @@ the kept samples, so they can be changed afterwards.
 
     python -m benchmarks.guard --results guard.json
     python -m benchmarks.guard --results guard.json --show      # judge what is there
+    python -m benchmarks.guard --results guard.json --cost      # what the guard of a run costs
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.grids import reference_grid
 from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import build_objective
-from tdmvid.guard.bands import Verdict, judge
+from tdmvid.guard.bands import SETTINGS, Verdict, judge
 from tdmvid.guard.measures import latent_distance, measure
 from tdmvid.parallel import launch
 from tdmvid.train.run import Run, build_run
@@ -56,7 +57,7 @@ class Recipe:
     """Whether the student climbs its loss."""
 
 
-def _healthy(*settings: str, iterations: int = 120) -> Recipe:
+def _healthy(*settings: str, iterations: int = 100) -> Recipe:
     return Recipe(settings, iterations, broken=False)
 
 
@@ -66,11 +67,11 @@ RECIPES = {
     "no guidance": Recipe(("objective.cfg=1",)),
     "far too much guidance": Recipe(("objective.cfg=15",)),
     "frozen fake": Recipe(("fake.lr=1e-12",)),
-    "stream": _healthy('objective.rollout="stream"'),
     "wrong sign": Recipe(against=True),
+    "float16, student.lr=10": Recipe(('model.dtype="float16"', "student.lr=10")),
+    "stream": _healthy('objective.rollout="stream"'),
     "one prompt": Recipe(("prompts.limit=1",)),
     "fake.lr=2e-5": Recipe(("fake.lr=2e-5",)),
-    "float16, student.lr=10": Recipe(('model.dtype="float16"', "student.lr=10")),
     "demo, seed 1": _healthy("seed=1"),
     "dmd2": _healthy('objective.kind="dmd2"'),
     "stream, seed 1": _healthy('objective.rollout="stream"', "seed=1"),
@@ -171,11 +172,25 @@ def verdicts(folder: Path) -> dict[int, Verdict]:
     """Judge the kept samples of a run, by iterations."""
     prompts = json.loads((folder.parent / "batch.json").read_text())["prompts"]
     teacher, reference = _measure(folder.parent / "teacher.safetensors", prompts, None)
-    found = {}
+    teacher["guidance"] = load_config("shapes_4nfe").guard.cfg
+    cfg, found = _guidance(folder), {}
     for path in sorted(folder.glob("step_*.safetensors")):
         student, _ = _measure(path, prompts, reference)
+        student["guidance"] = cfg
         found[int(path.stem.removeprefix("step_"))] = judge(student, teacher)
     return found
+
+
+def _guidance(folder: Path) -> float:
+    """The guidance that a run trains with."""
+    (recipe,) = (
+        recipe for name, recipe in RECIPES.items() if _place(folder.parent, name) == folder
+    )
+    return load_config("shapes_4nfe", list(recipe.settings)).objective.cfg
+
+
+def _place(folder: Path, name: str) -> Path:
+    return folder / name.replace(" ", "_")
 
 
 def _measure(
@@ -189,11 +204,41 @@ def _measure(
 
 
 def out_of_bands(folder: Path) -> list[int]:
-    """After how many iterations the student was outside of a band, up to the last sampling."""
+    """After how many iterations the student's samples were outside of a band, up to the last
+    sampling.
+    """
     found = []
     for step, verdict in verdicts(folder).items():
-        found = [*found, step] if verdict.findings else []
+        outside = {finding.measure for finding in verdict.findings} - SETTINGS
+        found = [*found, step] if outside else []
     return found
+
+
+def cost(folder: Path) -> dict[str, float]:
+    """Return processor seconds of the demo's guard and of its training, by what takes them."""
+    config = load_config(
+        "shapes_4nfe", ["model.dtype=float32", f'prompts.cache="{folder / "cache"}"']
+    )
+    run = build_run(config, launch.start("none"))
+    clocks = {"an iteration": time.process_time()}
+    for step in range(3):
+        _iteration(run, step, against=False)
+    clocks["an iteration"] = (time.process_time() - clocks["an iteration"]) / 3
+    gallery, pairs = sample_parts(run)
+    made = {}
+    for name, part in (("the gallery", gallery), ("the guard's samples", pairs)):
+        began = time.process_time()
+        latents = sample_student(run, part.z, part.cond)
+        made[name] = (latents, run.backbone.decode(latents))
+        clocks[name] = time.process_time() - began
+    latents, videos = (torch.cat(both) for both in zip(*made.values(), strict=True))
+    began = time.process_time()
+    measure(videos, [prompt for part in (gallery, pairs) for prompt in part.prompts])
+    latent_distance(latents, latents)
+    clocks["the measures"] = time.process_time() - began
+    trained = clocks["an iteration"] * config.log.sample_every
+    guarded = clocks["the guard's samples"] + clocks["the measures"]
+    return clocks | {"share of the training": guarded / trained}
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
@@ -228,13 +273,17 @@ def main() -> None:
     parser.add_argument(
         "--show", action="store_true", help="judge what is there, and train nothing"
     )
+    parser.add_argument("--cost", action="store_true", help="time the demo's guard, and stop")
     args, rows = parser.parse_args(), []
     torch.set_num_threads(1)
     folder = args.results.with_suffix("")
+    if args.cost:
+        print(json.dumps(cost(folder), indent=2))
+        return
     if not (folder / "teacher.safetensors").exists():
         sample_teacher(folder)
     for name, recipe in RECIPES.items():
-        own = folder / name.replace(" ", "_")
+        own = _place(folder, name)
         if not (own / "done.txt").exists() and not args.show:
             began = time.process_time()
             train(recipe, own)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import short
 from ..config.json_files import read_object
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 FACTS = "export.json"
 STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
 """Where a run writes its student, by what it trains."""
+CLOSE = 1e-3
+"""Difference of two timesteps that is rounding, as a share of the first one."""
 
 
 def student_folder(run: Path, training: str) -> Path:
@@ -49,3 +52,28 @@ def read_facts(folder: Path) -> dict[str, Any]:
                     f"{folder} is a run's folder: give its student, {Path(folder) / name}"
                 )
     return read_object(path) if path.is_file() else {}
+
+
+def check_times(scheduler: Any, folder: Path) -> None:
+    """Check that the scheduler beside a student steps over the times that it was trained for.
+
+    Raises:
+        ValueError: It steps over others.
+    """
+    trained = read_facts(folder).get("timesteps")
+    if not trained:
+        return
+    scheduler.set_timesteps(len(trained))
+    found = [float(time) for time in scheduler.timesteps]
+    near = len(found) == len(trained) and all(
+        abs(one - other) <= CLOSE * max(trained) for one, other in zip(found, trained, strict=True)
+    )
+    if not near:
+        ours, theirs = (
+            short(", ".join(f"{time:g}" for time in times)) for times in (trained, found)
+        )
+        raise ValueError(
+            f"{Path(folder) / 'scheduler_config.json'} samples at timesteps={theirs}, and the"
+            f" student was trained at {ours}: put the exported file back, or export it again"
+            " (`tdmvid export`)"
+        )

@@ -9,7 +9,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from ..adapters.bundle import FACTS, read_facts
+from ..adapters.bundle import FACTS, check_times, read_facts
 from ..adapters.load import load_lora
 from ..backbones.registry import families
 from ..config.json_files import read_object
@@ -60,6 +60,7 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
     if "rank" in facts:
         load_lora(pipeline, folder, families()[facts["pipeline"]].lora)
     pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
+    check_times(pipeline.scheduler, folder)
     return pipeline
 
 

@@ -114,8 +114,8 @@ def judge(
     findings = tuple(
         _finding(name, relative[name]) for name, size in excess.items() if not size <= 1
     )
-    mean = sum(size * size for size in excess.values()) / max(len(excess), 1)
-    distance = math.sqrt(mean)
+    weighed = [size * size for name, size in excess.items() if name not in SETTINGS]
+    distance = math.sqrt(sum(weighed) / max(len(weighed), 1))
     if untrained and distance >= untrained:
         findings = (*findings, replace(NO_PROGRESS, relative=distance / untrained))
     return Verdict(relative, distance, findings)
@@ -214,9 +214,25 @@ BANDS = {
         ),
         ratio=False,
     ),
+    "guidance": Band(
+        0.6,
+        2.5,
+        Cause(
+            "the student is trained with less guidance than its teacher is used with",
+            "objective.cfg was changed, or left at 1, which is none",
+            "raise objective.cfg, or set guard.cfg to it if this is meant",
+        ),
+        Cause(
+            "the student is trained with more guidance than its teacher is used with",
+            "objective.cfg was changed",
+            "lower objective.cfg, or set guard.cfg to it if this is meant",
+        ),
+    ),
 }
 """Measure -> its band. "latents" is guard.measures.latent_distance, 0 for the teacher."""
 
+SETTINGS = {"guidance"}
+"""What is compared of the settings, not of the samples: no part of the distance."""
 PROGRESS = "progress"
 NO_PROGRESS = Finding(
     PROGRESS,
@@ -244,5 +260,12 @@ NOT_FINITE = Verdict(
     ),
 )
 
-DEMO: dict[str, tuple[float, float]] = {}
-"""Logged number, or group of them -> its range in healthy runs of the demo, after warm-up."""
+DEMO = {
+    "loss/fake": (0.007, 0.13),
+    "loss/student": (0.5, 2.2),
+    "gap/student": (0.5, 2.2),
+    "grad_norm/fake": (0.0075, 0.16),
+    "grad_norm/student": (0.2, 2.5),
+    "ess/fake": (0.99, 1.0),
+}
+"""Logged number -> its range in the demo's first hundred iterations, with half its batch."""

@@ -37,7 +37,7 @@ _LOG_SPREAD = 20.0  # a panel whose values spread by more is drawn on a log scal
 @dataclass(frozen=True)
 class Line:
     """One scalar: `raw` and `smooth` are SVG path data, `last` its last smoothed value, `note` what
-    is amiss.
+    is amiss, `band` top and height of where healthy values lie.
 
     `name` is what follows the "/", empty for a scalar that is its panel's only one.
     """
@@ -48,6 +48,7 @@ class Line:
     smooth: str
     last: str
     note: str
+    band: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,6 @@ class Panel:
     """
 
     title: str
-    band: tuple[float, float] | None
-    """Top and height of where healthy values lie."""
     log: bool
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
@@ -83,7 +82,7 @@ def panels(metrics: dict[str, list[float]]) -> list[Panel]:
 
 
 def healthy_range(key: str) -> tuple[float, float] | None:
-    """Return where a group's healthy values lie, if that is known."""
+    """Return where a scalar's healthy values lie, if that is known."""
     group, _, measure = key.partition("/")
     if group == GUARD and measure in BANDS:
         return BANDS[measure].low, BANDS[measure].high
@@ -194,7 +193,7 @@ class _Axes:
 
 def _panel(key: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel:
     """Lay out one group of scalars; values that are not finite are left out."""
-    title, healthy = _title(key), healthy_range(key)
+    title = _title(key)
     finite = {name: np.isfinite(values) for name, values in group.items()}
     log, low, high = _range([values[finite[name]] for name, values in group.items()])
     axes = _Axes(steps[0], steps[-1], low, high, log)
@@ -204,12 +203,13 @@ def _panel(key: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel:
         own, known = finite[name], values[finite[name]]
         curve = smoothed(known)
         note = _note(name or title, own)
-        lines.append(_line(name, index % COLOURS, axes, steps[own], known, curve, note))
+        healthy = healthy_range(f"{key}/{name}" if name else key)
+        band = axes.band(*healthy) if healthy else None
+        lines.append(_line(name, index % COLOURS, axes, steps[own], known, curve, note, band))
         hover.append(_hover(where, steps[own], curve))
     x = axes.x(where).round(1).tolist()
     return Panel(
         title=title,
-        band=axes.band(*healthy) if healthy else None,
         log=log,
         lines=lines,
         x_ticks=axes.x_ticks(),
@@ -226,6 +226,7 @@ def _line(
     values: np.ndarray,
     curve: np.ndarray,
     note: str,
+    band: tuple[float, float] | None,
 ) -> Line:
     """Draw one scalar, as it was logged and smoothed: [N] each."""
     thin = _outline(values)
@@ -240,6 +241,7 @@ def _line(
         smooth=_path(x[even], axes.y(curve[even])),
         last=short(curve[-1]) if len(curve) else "none",
         note=note,
+        band=band,
     )
 
 

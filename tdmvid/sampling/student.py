@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 
-from ..adapters.bundle import FACTS, read_facts
+from ..adapters.bundle import FACTS, check_times, read_facts
 from ..adapters.load import load_student
 from ..adapters.lora import shared_copy
 from ..backbones.base import Backbone
@@ -20,9 +20,6 @@ from ..data.files import file_fingerprint
 from ..data.reading import reading
 from ..diffusion.grid import explicit, resampled
 from ..parallel import launch
-
-CLOSE = 1e-3
-"""Difference of two timesteps that is rounding, as a share of the first one."""
 
 
 def stock_defaults(backbone: Backbone) -> tuple[int, float]:
@@ -50,7 +47,7 @@ def use_student(
         return pipeline
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
         load_student(pipeline, folder, backbone.lora)  # refuses what is neither
-        _check_grid(pipeline.scheduler, folder)
+        check_times(pipeline.scheduler, folder)
         return _with_steps(pipeline, backbone, folder, steps)
     with reading(folder):
         network = type(backbone.network).from_pretrained(folder, dtype=torch_dtype(backbone.config))
@@ -63,25 +60,6 @@ def use_student(
         )
     pipeline.scheduler = backbone.student_scheduler(explicit(timesteps, backbone.process))
     return _with_steps(pipeline, backbone, folder, steps)
-
-
-def _check_grid(scheduler: Any, folder: Path) -> None:
-    """Refuse a scheduler that steps over other times than those that a student was trained for."""
-    trained = read_facts(folder).get("timesteps")
-    if not trained:
-        return
-    scheduler.set_timesteps(len(trained))
-    found = [float(time) for time in scheduler.timesteps]
-    near = len(found) == len(trained) and all(
-        abs(one - other) <= CLOSE * max(trained) for one, other in zip(found, trained, strict=True)
-    )
-    if not near:
-        times = ", ".join(f"{time:g}" for time in found)
-        raise ValueError(
-            f"{folder / 'scheduler_config.json'} samples at timesteps={short(times)}, and the"
-            f" student was trained at {short(', '.join(f'{time:g}' for time in trained))}: put the"
-            " exported file back, or export it again (`tdmvid export`)"
-        )
 
 
 def _with_steps(pipeline: Any, backbone: Backbone, folder: Path, steps: int | None) -> Any:

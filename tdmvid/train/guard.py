@@ -104,6 +104,7 @@ class Guard:
     def _judge(self, step: int, samples: Samples, began: float) -> Check:
         assert samples.videos is not None and self._reference is not None
         student = self._measure(samples.latents.cpu(), samples.videos, self._reference.latents)
+        student["guidance"] = self.run.config.objective.cfg
         patience = self.run.config.guard.patience
         due = 0 < patience <= step
         untrained = self._reference.untrained if due else 0.0
@@ -147,7 +148,7 @@ class Guard:
         base, base_videos = self._sample_teacher(run.grid, 1.0)
         if not run.world.primary:
             return None
-        measures = self._measure(latents, videos, latents)
+        measures = self._measure(latents, videos, latents) | {"guidance": self.cfg}
         untrained = judge(self._measure(base, base_videos, latents), measures).distance
         with atomic_path(path) as part:
             known = {"measures": measures, "untrained": untrained}

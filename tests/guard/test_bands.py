@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ TEACHER = {
     "seeds": 0.3,
     "prompts": 0.3,
     "latents": 0.0,
+    "guidance": 6.0,
 }
 
 
@@ -117,3 +119,12 @@ def test_the_end_of_a_run_speaks_of_the_exported_student():
     record = record_of(1.1, 5.0)
     assert "NOT HEALTHY after 200" in record.summary()
     assert "NOT" not in dataclasses.replace(record, exported=100).summary()
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_the_page_on_troubleshooting_states_every_band(name):
+    band = BANDS[name]
+    page = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    told = f"{band.low:g} to {band.high:g} times" if band.ratio else f"up to {band.high:g} more"
+    assert row.rstrip(" |").endswith(told)

@@ -1,13 +1,17 @@
 """A run with its guard: what is logged, said, kept and exported."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from refusals import refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tdmvid.export.sources import export_run
 from tdmvid.guard.bands import BANDS
+from tdmvid.parallel import launch
+from tdmvid.sampling.student import load_for_sampling, use_student
 from tdmvid.train import guard as guarding
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.trainer import TrainingStopped, train
@@ -103,3 +107,24 @@ def test_the_best_student_is_kept_and_exported(broken):
     card = (broken / "lora" / "README.md").read_text()
     assert ("1 of 2 iterations" in card) == (best == 1)
     assert "not healthy" in card
+
+
+def test_a_scheduler_of_other_times_is_refused_by_sampling(broken, tmp_path):
+    folder = tmp_path / "lora"
+    shutil.copytree(broken / "lora", folder)
+    scheduler = folder / "scheduler_config.json"
+    backbone = load_for_sampling(launch.start("none"), student=folder)
+    use_student(backbone, folder)
+    scheduler.write_text(scheduler.read_text().replace('"trailing"', '"leading"'))
+    with refused("scheduler_config.json", "timesteps"):
+        use_student(backbone, folder)
+
+
+def test_a_grid_that_was_not_trained_is_refused_by_export(broken, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(broken, run)
+    config = json.loads((run / "config.json").read_text())
+    config["grid"]["start"] = 0.9
+    (run / "config.json").write_text(json.dumps(config))
+    with refused("grid.start=0.9", "1.0"):
+        export_run(tmp_path / "out", run)

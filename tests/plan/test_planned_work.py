@@ -282,3 +282,15 @@ def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path, pla
         "optimiser"
         not in planned(tiny_run(tmp_path, "parallel.offload=optimizer"), ranks=4).memory()
     )
+
+
+def test_the_guard_s_calls_are_counted(tiny_run, tmp_path, plan):
+    """One prompt, sampled from two noises: 4 calls of the student beyond the gallery, and of the
+    teacher 50 steps of both with guidance.
+    """
+    changes = ("log.teacher_steps=50", "objective.cfg=3", "log.sample_every=10")
+    text = plan(tiny_run(tmp_path, *changes))
+    row = next(line for line in text.splitlines() if line.startswith("guard"))
+    assert "4 calls of the student every 10 iterations" in row and "200 of the teacher" in row
+    off = plan(tiny_run(tmp_path, *changes, "guard.action=off"))
+    assert "off (guard.action)" in off

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from refusals import refused
 
+from tdmvid.guard.bands import judge
+from tdmvid.guard.record import GuardRecord
 from tdmvid.report import plots
 from tdmvid.report.page import write_report
 
@@ -394,3 +396,49 @@ def test_ticks_are_round_and_inside():
     assert plots.ticks(0.1, 0.32, 5) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
     assert plots.log_ticks(0.015, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])
     assert plots.log_ticks(1e-4, 1) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+
+
+def guarded(out, relative):
+    """A run whose last check found its sharpness so many times the teacher's."""
+    measures = {"sharpness": 0.1}
+    verdict = judge({"sharpness": 0.1 * relative}, measures)
+    GuardRecord().with_check(100, measures, verdict).write(out)
+
+
+def test_a_student_that_is_not_healthy_has_no_proud_head(tmp_path):
+    for part in PARTS.values():
+        part(tmp_path)
+    guarded(tmp_path, 20)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "not healthy" in text and "student.lr" in text and "100 → 4" not in text
+    guarded(tmp_path, 1)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "not healthy" not in text and "100 → 4" in text
+
+
+def test_an_export_that_fails_its_check_has_no_proud_head(tmp_path):
+    gallery(tmp_path)
+    write(tmp_path / "lora/export.json", EXPORT | {"error": 1.0})
+    assert "100 → 4" not in Page(write_report(tmp_path).read_text()).text
+
+
+def test_a_run_without_scores_names_the_command_that_scores_it(tmp_path):
+    command = {"what": "score", "command": "tdmvid score shapes --run here"}
+    write(tmp_path / "commands.json", {"commands": [command]})
+    head = Page(write_report(tmp_path).read_text()).text
+    assert "not scored yet: tdmvid score shapes --run here" in head
+    scores(tmp_path)
+    assert "not scored yet" not in Page(write_report(tmp_path).read_text()).text
+
+
+def test_bands_lie_behind_the_curves_that_have_one():
+    """A guard's measure has a panel of its own, whose middle is the teacher's value."""
+    columns = {"step": [0, 1, 2], "guard/motion": [0.5, 1.0, 1.5], "guard/contrast": [1, 1, 1]}
+    panels = plots.panels(columns | {"loss/fake": [0.01, 0.02, 0.05], "loss/else": [1, 1, 1]})
+    assert [panel.title for panel in panels][:2] == [
+        "guard, motion: ratio",
+        "guard, contrast: ratio",
+    ]
+    assert all(panel.lines[0].band for panel in panels[:2])
+    bands = {line.name: line.band for line in panels[2].lines}
+    assert bands["fake"] and bands["fake"][1] > 0 and bands["else"] is None
