@@ -74,14 +74,15 @@ class Guard:
         self.run = run
         self.record = GuardRecord.read(run.config.folder).until(start)
         self._reference: Reference | None = None
+        self._prepared = False
 
     def check(self, step: int, samples: Samples | None) -> Check:
         """Compare the samples that were made after `step` iterations."""
         config = self.run.config
         if samples is None or config.guard.action == "off":
             return NOTHING
-        if self._reference is None:
-            self._reference = self._make_reference()
+        if not self._prepared:  # of the other ranks none has the reference
+            self._reference, self._prepared = self._make_reference(), True
         began, answer = time.perf_counter(), NOTHING
         if self.run.world.primary:
             answer = self._judge(step, samples, began)

@@ -3,8 +3,10 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from refusals import refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -14,6 +16,7 @@ from tdmvid.parallel import launch
 from tdmvid.sampling.student import load_for_sampling, use_student
 from tdmvid.train import guard as guarding
 from tdmvid.train.monitor import read_metrics
+from tdmvid.train.samples import Samples
 from tdmvid.train.trainer import TrainingStopped, train
 
 OFTEN = ("steps=2", "log.sample_every=1")
@@ -107,6 +110,17 @@ def test_the_best_student_is_kept_and_exported(broken):
     card = (broken / "lora" / "README.md").read_text()
     assert ("1 of 2 iterations" in card) == (best == 1)
     assert "not healthy" in card
+
+
+def test_every_rank_makes_the_reference_once(tiny_run, tmp_path, monkeypatch):
+    """A rank that made it again at the next check would wait for others that do not."""
+    made = []
+    monkeypatch.setattr(guarding.Guard, "_make_reference", lambda guard: made.append(guard))
+    run = SimpleNamespace(config=tiny_run(tmp_path), world=SimpleNamespace(primary=False))
+    guard = guarding.Guard(run, 0)
+    for step in (1, 2):
+        guard.check(step, Samples(torch.zeros(1), None))
+    assert len(made) == 1
 
 
 def test_a_scheduler_of_other_times_is_refused_by_sampling(broken, tmp_path):
