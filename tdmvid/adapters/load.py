@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,11 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     """
     network = getattr(pipeline, files.part)
     lora = read_lora(folder, files, network)
-    own = DIFFUSERS if files.prefix == files.part else PEFT
-    if lora.plain and lora.layout == own and lora.where == str(Path(folder) / files.file):
+    if (
+        lora.plain
+        and lora.layout == _own_layout(files)
+        and lora.where == str(Path(folder) / files.file)
+    ):
         try:
             files.add(pipeline, folder)
         except (RuntimeError, OSError, TypeError, ValueError) as error:
@@ -51,6 +57,50 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     check_loaded(getattr(pipeline, files.part), lora)
 
 
+def load_beside(
+    pipeline: Any, folder: Path, adapters: Sequence[LoraWeights], files: LoraFiles
+) -> None:
+    """Give the stock pipeline the user's LoRAs and a student's beside them, by its own loader.
+
+    Args:
+        pipeline: of the plain base.
+        folder: the student's.
+        adapters: the user's, at their scales; a file that the loader does not know is converted.
+        files: the family's.
+
+    Raises:
+        ValueError: one of them is not loaded whole.
+    """
+    loaded = {"student": read_lora(folder, files, getattr(pipeline, files.part))}
+    scales = {f"adapter_{i}": lora.strength for i, lora in enumerate(adapters)}
+    for name, lora in zip(scales, adapters, strict=True):
+        with _stock_folder(lora, files) as place:
+            files.add(pipeline, place, name)
+        loaded[name] = lora
+    files.add(pipeline, folder, "student")
+    files.use(pipeline, scales | {"student": 1.0})
+    for name, lora in loaded.items():
+        check_loaded(getattr(pipeline, files.part), lora, adapter=name)
+
+
+@contextmanager
+def _stock_folder(lora: LoraWeights, files: LoraFiles) -> Iterator[Path]:
+    """A folder that has a LoRA in the layout that the family's own loader knows, at scale 1."""
+    place = Path(lora.where)
+    if lora.plain and lora.layout == _own_layout(files) and place.name == files.file:
+        yield place.parent
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        own = lora.scaled(1 / lora.strength)
+        state = {key: tensor.contiguous() for key, tensor in own.state().items()}
+        files.save(Path(folder), state, own.config())
+        yield Path(folder)
+
+
+def _own_layout(files: LoraFiles) -> str:
+    return DIFFUSERS if files.prefix == files.part else PEFT
+
+
 def attach_to_sample(network: nn.Module, lora: LoraWeights) -> None:
     """Add a LoRA to the network of a stock pipeline, which is called without autocast."""
     attach_weights(network, lora).requires_grad_(False)
@@ -58,15 +108,20 @@ def attach_to_sample(network: nn.Module, lora: LoraWeights) -> None:
         layer.cast_input_dtype_enabled = True  # the LoRA is float32, the base may be less
 
 
-def check_loaded(network: nn.Module, lora: LoraWeights) -> None:
+def check_loaded(network: nn.Module, lora: LoraWeights, *, adapter: str | None = None) -> None:
     """Check that a network's adapter is the LoRA: every layer of it, no other, at its scale.
+
+    Args:
+        adapter: its name, where the network has several.
 
     Raises:
         ValueError: it is not.
     """
     left = dict(lora.layers)
     for name, module in adapted_layers(network).items():
-        a, b, scale = _loaded(module)
+        if adapter and adapter not in module.lora_A:
+            continue
+        a, b, scale = _loaded(module, adapter)
         if a.is_meta or b.is_meta:
             raise ValueError(f"{lora.where}: {name} got no weights: the file lacks its factors")
         found = effect(a, b, scale)
@@ -97,7 +152,7 @@ def adapted_layers(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def _loaded(layer: Any) -> tuple[Any, Any, float]:
-    """Both factors and the scale of an adapted layer."""
-    [name] = layer.active_adapters
+def _loaded(layer: Any, adapter: str | None) -> tuple[Any, Any, float]:
+    """Both factors and the scale of an adapted layer, of its only adapter if none is named."""
+    [name] = [adapter] if adapter else layer.active_adapters
     return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,25 @@ class LoraWeights:
         )
 
 
+def join(loras: Sequence[LoraWeights], where: str = "the LoRA") -> LoraWeights:
+    """Return one LoRA that adds what several add: their ranks are concatenated, nothing is lost.
+
+    Scales go into B where a layer has several.
+    """
+    names = dict.fromkeys(name for lora in loras for name in lora.layers)
+    found = {name: [lora.layers[name] for lora in loras if name in lora.layers] for name in names}
+    return LoraWeights({name: _join_layers(layers) for name, layers in found.items()}, where)
+
+
+def _join_layers(layers: Sequence[LoraLayer]) -> LoraLayer:
+    if len(layers) == 1:
+        return layers[0]
+    a = torch.cat([layer.a.float() for layer in layers])
+    b = torch.cat([layer.scale * layer.b.float() for layer in layers], 1)
+    biases = [layer.scale * layer.bias.float() for layer in layers if layer.bias is not None]
+    return LoraLayer(a, b, 1.0, torch.stack(biases).sum(0) if biases else None)
+
+
 def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
     """Return rank and scale of a module by peft's settings, as peft itself computes them.
 
@@ -143,6 +162,20 @@ def weights_of_state(
         scale = 1.0 if alpha is None else alpha / len(a)
         layers[name] = LoraLayer(a, b, scale, state.get(f"{name}.lora_B.bias"))
     return LoraWeights(layers, where)
+
+
+def weights_of_config(state: Mapping[str, Tensor], config: Any) -> LoraWeights:
+    """Return the LoRA of tensors by peft's names with peft's settings (a LoraConfig)."""
+    layers = {
+        name: LoraLayer(
+            state[f"{name}.lora_A.weight"],
+            state[f"{name}.lora_B.weight"],
+            rank_and_scale(config, name)[1],
+            state.get(f"{name}.lora_B.bias"),
+        )
+        for name in adapted_modules(dict(state))
+    }
+    return LoraWeights(layers)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ Files of any layout are read by adapters/read.py.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,33 @@ class LoraFiles:
         )
         sort_metadata(folder / self.file)
 
-    def add(self, pipeline: Any, folder: Path) -> None:
-        """Give the stock pipeline a LoRA that fits, as `load_code` tells users to."""
-        pipeline.load_lora_weights(folder)
+    def add(self, pipeline: Any, folder: Path, name: str | None = None) -> None:
+        """Give the stock pipeline a LoRA that fits, as `load_code` tells users to.
+
+        Args:
+            name: of the adapter, where there are several.
+        """
+        pipeline.load_lora_weights(folder, **({"adapter_name": name} if name else {}))
+
+    def use(self, pipeline: Any, scales: Mapping[str, float]) -> None:
+        """Switch on adapters that were added by their names, each at its scale."""
+        pipeline.set_adapters(list(scales), list(scales.values()))
+
+    def stack_code(self, adapters: Sequence[tuple[str, float]]) -> list[str]:
+        """Return the lines that give the stock pipeline `pipe` LoRAs and, last, a student beside
+        them.
+
+        Args:
+            adapters: file and scale of each.
+        """
+        names = [f"adapter_{i}" for i in range(len(adapters))]
+        return [
+            *(
+                f"pipe.load_lora_weights({json.dumps(path, ensure_ascii=False)},"
+                f' adapter_name="{name}")'
+                for name, (path, _) in zip(names, adapters, strict=True)
+            ),
+            'pipe.load_lora_weights("path/to/this/folder", adapter_name="student")',
+            f"pipe.set_adapters({json.dumps([*names, 'student'])},"
+            f" {[*(scale for _, scale in adapters), 1.0]})",
+        ]

@@ -6,6 +6,8 @@ Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import PixArtTransformer2DModel
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -90,8 +93,42 @@ class PeftFolder(LoraFiles):
                 setattr(ordered, name, sorted(value))
         ordered.save_pretrained(str(folder))
 
-    def add(self, pipeline: Any, folder: Path) -> None:
-        pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
+    def add(self, pipeline: Any, folder: Path, name: str | None = None) -> None:
+        if isinstance(pipeline.transformer, PeftModel):
+            pipeline.transformer.load_adapter(folder, name)
+        else:
+            named = {"adapter_name": name} if name else {}
+            pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder, **named)
+
+    def use(self, pipeline: Any, scales: Mapping[str, float]) -> None:
+        pipeline.transformer.base_model.set_adapter(list(scales))
+        for layer in pipeline.transformer.modules():
+            if isinstance(layer, LoraLayer):
+                for name, scale in scales.items():
+                    layer.set_scale(name, scale)
+
+    def stack_code(self, adapters: Sequence[tuple[str, float]]) -> list[str]:
+        names = [f"adapter_{i}" for i in range(len(adapters))]
+        folders = [
+            *(json.dumps(path, ensure_ascii=False) for path, _ in adapters),
+            '"path/to/this/folder"',
+        ]
+        first, *others = zip(folders, [*names, "student"], strict=True)
+        return [
+            f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {first[0]},"
+            f' adapter_name="{first[1]}")',
+            *(
+                f'pipe.transformer.load_adapter({folder}, adapter_name="{name}")'
+                for folder, name in others
+            ),
+            f"pipe.transformer.base_model.set_adapter({json.dumps([*names, 'student'])})",
+            "for layer in pipe.transformer.modules():",
+            '    if hasattr(layer, "lora_A"):',
+            *(
+                f'        layer.set_scale("{name}", {scale})'
+                for name, (_, scale) in zip(names, adapters, strict=True)
+            ),
+        ]
 
 
 @register

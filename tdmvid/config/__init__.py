@@ -10,7 +10,7 @@ from .grid import GridConfig
 from .guard import ExportConfig, GuardConfig
 from .log import LogConfig
 from .lora import LoraSettings
-from .model import ClipSize, ModelConfig, QuantizeKind
+from .model import AdapterSettings, ClipSize, ModelConfig, QuantizeKind
 from .objectives import (
     DMD2Settings,
     FisherSettings,
@@ -28,6 +28,7 @@ from .rules import Rule, at_least, check_rules, short
 from .run import RunConfig
 
 __all__ = [
+    "AdapterSettings",
     "BatchConfig",
     "ClipSize",
     "DMD2Settings",

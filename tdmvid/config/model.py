@@ -20,6 +20,32 @@ MODEL_RULES = (
     ),
 )
 SIZE_RULES = ranges_of("video")
+ADAPTER_RULES = (
+    *ranges_of("adapter"),
+    Rule(
+        lambda adapter: not adapter.path,
+        "path",
+        "names no LoRA: give a file or a folder that holds one",
+    ),
+    Rule(
+        lambda adapter: adapter.scale == 0,
+        "scale",
+        "switches the LoRA off: leave it out of model.adapters, or give another scale",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """A LoRA of the user's that is part of the teacher."""
+
+    path: str = ""
+    """A file, or a folder that holds one; of any layout that is read, see docs/export.md."""
+    scale: float = 1.0
+    """As of `pipe.set_adapters`: a factor of what the file itself states."""
+
+    def __post_init__(self) -> None:
+        check_rules(self, ADAPTER_RULES)
 
 
 @dataclass(frozen=True)
@@ -29,6 +55,10 @@ class ModelConfig:
     path: str = ""
     revision: str | None = None
     variant: str | None = None
+    adapters: tuple[AdapterSettings, ...] = ()
+    """LoRAs that the teacher has, frozen and not merged: student and fake start from the base with
+    them, and train their own LoRA beside them.
+    """
     dtype: str = "float32"
     """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
     attention: Literal["auto", "sdpa", "float32", "cudnn", "flash", "xformers"] = "auto"

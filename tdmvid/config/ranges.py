@@ -106,6 +106,7 @@ SETTINGS: dict[str, Range] = {
     "guard.cfg": Range(0, 1000, "(guidance scale); 0 takes objective.cfg"),
     "guard.patience": Range(0, BILLION, "iterations; 0 does not ask for progress"),
     "guard.pairs": Range(0, 10_000, "prompts; 0 tells nothing of seeds"),
+    "adapter.scale": Range(-1000, 1000, "(of a LoRA); 1 is the file's own"),
     "teacher.steps": STEPS,
     "teacher.cfg": GUIDANCE,
     "teacher.shift": Range(0, 1000, "(flow shift); 0 keeps that of the model's own scheduler"),
@@ -116,9 +117,10 @@ SETTINGS: dict[str, Range] = {
     "evaluation.pairs": Range(0, 1000, "pairs; 0 shows none"),
 }
 """Dotted name of a setting -> its range; that of each entry for a list. A section that stands in
-several places (`optim`, `teacher`, `evaluation`) gets its name there from `parse.from_dict`.
+several places (`optim`, `teacher`, `evaluation`) or in a list (`adapter`) gets its name there from
+`parse.from_dict`.
 """
-UNNAMED = ("optim", "teacher", "evaluation")
+UNNAMED = ("optim", "teacher", "evaluation", "adapter")
 """Sections whose settings a message names without them."""
 OPTIONS: dict[str, Range] = {
     "steps": STEPS,

@@ -40,6 +40,12 @@ RULES = (
         " training='lora'",
     ),
     Rule(
+        lambda run: run.model.adapters and not run.trains_lora,
+        "training",
+        "trains whole networks, in which model.adapters would not stay LoRAs of their own: use"
+        " 'lora', or merge them into the base first",
+    ),
+    Rule(
         lambda run: not run.trains_lora and not run.parallel.share_base,
         "parallel.share_base",
         "has no effect with training={training}, where no networks share weights: leave it out, or"
@@ -77,6 +83,11 @@ RULES = (
     ),
 )
 QUANTIZE_RULES = (
+    Rule(
+        lambda run: run.model.adapters,
+        "model.quantize",
+        "does not keep model.adapters={model.adapters} in its layers: use 'none'",
+    ),
     Rule(
         lambda run: not run.trains_lora,
         "model.quantize",

@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..adapters.bundle import FACTS, read_facts
+from ..adapters.frozen import merge_carried
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import baked
-from ..adapters.weights import rank_and_scale
+from ..adapters.weights import join, rank_and_scale, weights_of_config
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..data.files import sort_metadata, usual_mode, write_json
@@ -99,6 +100,10 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
     layers = get_peft_model_state_dict(module, state_dict=student.weights, adapter_name=ADAPTER)
     configs: Any = module.peft_config
     layers, config = baked(layers, configs[ADAPTER], module, student.weights, student.grid.steps)
+    rank, alpha = settings.rank, settings.alpha
+    if student.merged:
+        whole = join([*student.adapters, weights_of_config(layers, config)])
+        layers, config, rank, alpha = whole.state(), whole.config(), whole.rank, whole.alpha
     layers = {
         key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()
     }
@@ -106,14 +111,17 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
     backbone.student_scheduler(student.grid).save_pretrained(folder)
     tolerance = choose_tolerance(student, request, LORA_TOLERANCE[dtype])
     error = check_lora(folder, student, tolerance)
-    facts = _student_facts(student, dtype, error, tolerance)
-    facts |= {"rank": settings.rank, "alpha": settings.alpha}
+    facts = _student_facts(student, dtype, error, tolerance, adapted=True)
+    facts |= {"rank": rank, "alpha": alpha}
     if student.extraction is not None:
         facts["extraction"] = student.extraction
     if student.original is not None:
         facts["original"] = student.original
-    alpha = settings.alpha if not config.alpha_pattern else _alphas(config, layers)
-    return facts | _write_consumer_files(folder, student, request.formats, layers, alpha, tolerance)
+    plain = not (config.alpha_pattern or config.rank_pattern)
+    alphas = alpha if plain else _alphas(config, layers)
+    return facts | _write_consumer_files(
+        folder, student, request.formats, layers, alphas, tolerance
+    )
 
 
 def _alphas(config: Any, layers: dict[str, Tensor]) -> dict[str, float]:
@@ -180,7 +188,8 @@ def _write_network(
     network.save_pretrained(folder)
     backbone.student_scheduler(student.grid).save_pretrained(folder)
     tolerance = choose_tolerance(student, request, TOLERANCE[dtype])
-    return _student_facts(student, dtype, check_network(folder, student, tolerance), tolerance)
+    error = check_network(folder, student, tolerance)
+    return _student_facts(student, dtype, error, tolerance, adapted=False)
 
 
 def _load_whole(student: Student) -> nn.Module:
@@ -193,7 +202,8 @@ def _fuse(student: Student) -> nn.Module:
     """Return base and LoRA in one network, merged in float32 in host memory."""
     network = host_copy(student.network).float()
     network.load_state_dict(student.weights, strict=False)
-    return merge(network)
+    merge_carried(merge(network))
+    return network
 
 
 def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
@@ -217,10 +227,21 @@ def _teacher(config: dict) -> dict | None:
     return {"guidance": config["objective"]["cfg"], "negative_prompt": negative}
 
 
-def _student_facts(student: Student, dtype: str, error: float, tolerance: float) -> dict:
-    """What export.json says of any student; dtype: of the files."""
+def _student_facts(
+    student: Student, dtype: str, error: float, tolerance: float, *, adapted: bool
+) -> dict:
+    """What export.json says of any student.
+
+    Its `model` is what the files are loaded on; `merged` are the user's LoRAs that they hold.
+
+    Args:
+        dtype: of the files.
+        adapted: whether they are a LoRA.
+    """
     backbone = student.backbone
     scheduler = backbone.student_scheduler(student.grid)
+    model = asdict(backbone.config)
+    inside = student.adapters and (student.merged or not adapted)
     kind = type(scheduler)
     module = "diffusers" if hasattr(diffusers, kind.__name__) else kind.__module__
     return {
@@ -235,7 +256,8 @@ def _student_facts(student: Student, dtype: str, error: float, tolerance: float)
         "pipeline": backbone.pipeline_class,
         "network": backbone.spec.network_folder,
         "scheduler": {"module": module, "name": kind.__name__},
-        "model": asdict(backbone.config),
+        "model": model | ({"adapters": ()} if inside else {}),
+        **({"merged": model["adapters"]} if inside else {}),
         "video": asdict(backbone.size),
     }
 

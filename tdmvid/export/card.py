@@ -76,6 +76,7 @@ def _settings(backbone: Backbone, facts: dict) -> str:
     shift = f" (flow shift {facts['shift']:g})" if facts.get("shift") else ""
     rows = {
         "base": f"{code(config.path)}, revision {code(config.revision or 'as found')}",
+        **_adapters(facts),
         "timesteps": f"{facts['timesteps']}{shift}",
         "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)",
         "guidance scale": "1.0 (off)",
@@ -104,6 +105,24 @@ def _settings(backbone: Backbone, facts: dict) -> str:
     )
 
 
+def _adapters(facts: dict) -> dict[str, str]:
+    """The user's LoRAs that the teacher had, if any: beside the student's, or in it."""
+    rows = {}
+    for row, found in (
+        ("LoRAs to load beside it", facts["model"]["adapters"]),
+        ("LoRAs that it includes", facts.get("merged", ())),
+    ):
+        if found:
+            named = (f"{code(_place(one['path']))} at scale {one['scale']:g}" for one in found)
+            rows[row] = ", ".join(named)
+    return rows
+
+
+def _place(path: str) -> str:
+    """A path without the folders of one machine."""
+    return "/".join(Path(path).parts[-2:])
+
+
 def _learned_guidance(teacher: dict | None) -> dict[str, str]:
     """The teacher's guidance in training, if it is known and there was any."""
     if not teacher or teacher["guidance"] == 1:
@@ -127,7 +146,7 @@ def _python(backbone: Backbone, facts: dict) -> str:
         *(() if whole else backbone.lora.load_imports),
         *ours,
         "",
-        *_loading(backbone, whole),
+        *_loading(backbone, facts),
         f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
         (
             f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]},'
@@ -144,8 +163,8 @@ def _python(backbone: Backbone, facts: dict) -> str:
     )
 
 
-def _loading(backbone: Backbone, whole: bool) -> list[str]:
-    """The lines that load the base with the student's network or LoRA; whole: a network."""
+def _loading(backbone: Backbone, facts: dict) -> list[str]:
+    """The lines that load the base with the student's network or LoRA, and the user's LoRAs."""
     config, part = backbone.config, backbone.spec.network_folder
     dtype, network = f"dtype=torch.{config.dtype}", type(backbone.network).__name__
     choices = (("revision", config.revision), ("variant", config.variant))
@@ -154,10 +173,12 @@ def _loading(backbone: Backbone, whole: bool) -> list[str]:
     )
     tiling = ["pipe.vae.enable_tiling()"] if config.tiling else []
     pipeline = f"pipe = {backbone.pipeline_class}.from_pretrained"
-    if whole:
+    if "rank" not in facts:
         load = f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'
         return [load, f"{pipeline}({base}, {part}={part}, {dtype})", *tiling]
-    return [f"{pipeline}({base}, {dtype})", backbone.lora.load_code, *tiling]
+    adapters = [(one["path"], one["scale"]) for one in facts["model"]["adapters"]]
+    lora = backbone.lora.stack_code(adapters) if adapters else [backbone.lora.load_code]
+    return [f"{pipeline}({base}, {dtype})", *lora, *tiling]
 
 
 def _other_files(facts: dict) -> list[str]:
@@ -229,7 +250,12 @@ def _recipe(config: dict) -> list[str]:
         key: value for key, value in config.items() if key not in ("out", "log", "evaluate")
     } | data  # without the paths of one machine
     if shown.get("init"):
-        shown["init"] = "/".join(Path(shown["init"]).parts[-2:])
+        shown["init"] = _place(shown["init"])
+    shown["model"] = shown["model"] | {
+        "adapters": [
+            one | {"path": _place(one["path"])} for one in shown["model"].get("adapters", ())
+        ]
+    }
     return [
         "## Training",
         (

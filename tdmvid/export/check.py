@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..adapters.frozen import carry
 from ..adapters.layouts import KeyLayout
-from ..adapters.load import attach_to_sample, load_student
+from ..adapters.load import attach_to_sample, load_beside, load_student
 from ..adapters.weights import weights_of_state
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
@@ -63,7 +64,11 @@ def check_lora(folder: Path, student: Student, tolerance: float) -> float:
     """
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()
-    load_student(pipeline, folder, backbone.lora)
+    if student.adapters and not student.merged:
+        load_beside(pipeline, folder, student.adapters, backbone.lora)
+        pipeline.scheduler = load_scheduler(folder)
+    else:
+        load_student(pipeline, folder, backbone.lora)
     reference, steps = student.reference, student.grid.steps
     found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
     del pipeline
@@ -102,7 +107,10 @@ def check_consumer_file(
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()
     state = layout.read(load_file(path), backbone.pipeline_class, modules)
-    attach_to_sample(getattr(pipeline, backbone.lora.part), weights_of_state(state))
+    network = getattr(pipeline, backbone.lora.part)
+    if not student.merged:
+        carry(network, student.adapters)
+    attach_to_sample(network, weights_of_state(state))
     pipeline.scheduler = load_scheduler(path.parents[1])
     reference, steps = student.reference, student.grid.steps
     found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)

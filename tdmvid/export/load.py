@@ -10,8 +10,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..adapters.bundle import FACTS, check_times, read_facts
-from ..adapters.load import load_lora
+from ..adapters.load import load_beside, load_lora
+from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
+from ..config import ModelConfig, from_dict
 from ..config.json_files import read_object
 from ..config.resources import find_model
 from ..data.reading import reading
@@ -41,6 +43,7 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
             f" {', '.join(sorted(families()))}"
         )
     model, part = facts["model"], facts["network"]
+    files = families()[facts["pipeline"]].lora
     settings = {
         "dtype": getattr(torch, dtype or model["dtype"]),
         "revision": model["revision"],
@@ -58,7 +61,11 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
     if model.get("tiling"):
         pipeline.vae.enable_tiling()
     if "rank" in facts:
-        load_lora(pipeline, folder, families()[facts["pipeline"]].lora)
+        stated = from_dict(ModelConfig, {"adapters": model.get("adapters", ())}, "model")
+        if adapters := read_adapters(getattr(pipeline, part), stated, files):
+            load_beside(pipeline, folder, adapters, files)
+        else:
+            load_lora(pipeline, folder, files)
     pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
     check_times(pipeline.scheduler, folder)
     return pipeline

@@ -20,8 +20,8 @@ from ..adapters.extract import adapt
 from ..adapters.lora import attach, in_host_memory
 from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
+from ..adapters.teacher import adapters_of, load_teacher
 from ..backbones.base import Backbone
-from ..backbones.registry import load_backbone
 from ..config import RunConfig, load_config, short, to_dict
 from ..config.json_files import read_object
 from ..data.checkpoints import latest, read_meta, read_student, step_folder, whole
@@ -46,6 +46,7 @@ from .student import (
     draw_reference,
     extract_lora,
     sample_reference,
+    with_merged,
 )
 
 REMEDY = "export with the config or the model that the weights were trained with"
@@ -85,7 +86,7 @@ def export_run(
     lora = config.training == "lora"
     if lora and request.rank:
         raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
-    backbone = load_backbone(config.model, config.video, device=_device())
+    backbone = load_teacher(config.model, config.video, device=_device())
     check_request(
         request,
         backbone,
@@ -101,7 +102,8 @@ def export_run(
         grid = build_grid(config.grid, backbone.process)
         student = _tuned_student(backbone, grid, tensors, reference, provenance)
         return _write_tuned(out, student, request)
-    write_bundles(_students_of_set(out, config, backbone, tensors, reference, provenance), request)
+    students = _students_of_set(out, config, backbone, tensors, reference, provenance)
+    write_bundles(students if request.fuse else with_merged(students), request)
     return read_facts(out)
 
 
@@ -204,6 +206,7 @@ def _students_of_set(
     provenance: Provenance,
 ) -> dict[Path, Student]:
     """The LoRA students of a run by their folders, one for each K; they share one network."""
+    adapters = adapters_of(backbone)
     module = _attach(config, backbone, weights)
     own = build_grid(config.grid, backbone.process)
     grids = build_grids(config.grid, backbone.process, config.objective.step_set)
@@ -217,6 +220,7 @@ def _students_of_set(
             Adapter(module, config.lora),
             # scores are those of the run's own K
             provenance if grid == own else replace(provenance, scores={}, results=()),
+            adapters=adapters,
         )
         for folder, grid in zip(folders_of_set(out, grids, own), grids, strict=True)
     }

@@ -5,14 +5,16 @@ Shapes: B samples, one a prompt.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.extract import adapt, extract
 from ..adapters.step_condition import NAME, with_step_count
-from ..adapters.weights import weights_of_state
+from ..adapters.weights import LoraWeights, weights_of_state
 from ..backbones.base import Backbone
 from ..config import LoraSettings
 from ..diffusion.denoiser import Cond
@@ -71,6 +73,10 @@ class Student:
     """Errors of a LoRA that was extracted from a fine-tune."""
     original: dict | None = None
     """Of a published LoRA: how far it is from what stock code makes of its file."""
+    adapters: tuple[LoraWeights, ...] = ()
+    """The user's LoRAs that its base has."""
+    merged: bool = False
+    """Whether they are part of its own LoRA file, which is then loaded on the plain base."""
 
     @property
     def network(self) -> nn.Module:
@@ -86,6 +92,20 @@ class Student:
     def timesteps(self) -> list[float]:
         """Its times as the network counts them, from noise to data."""
         return list_timesteps(self.backbone, self.grid)
+
+
+def with_merged(students: Mapping[Path, Student]) -> dict[Path, Student]:
+    """Add to students on a base with the user's LoRAs those whose file has them in it.
+
+    Returns:
+        The students by folder: `lora`, to load beside the user's, and `lora_merged`.
+    """
+    merged = {
+        folder.with_name(f"{folder.name}_merged"): replace(student, merged=True)
+        for folder, student in students.items()
+        if student.adapters
+    }
+    return {**students, **merged}
 
 
 def list_timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:

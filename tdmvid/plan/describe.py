@@ -44,6 +44,9 @@ def _networks(plan: Plan) -> Iterator[Row]:
         "teacher",
         f"{model.path} ({plan.pipeline_class}), {weights.base:,} parameters in {model.dtype}",
     )
+    if model.adapters:
+        named = (f"{one.path} at scale {one.scale:g}" for one in model.adapters)
+        yield "teacher's LoRAs", ", ".join(named)
     if model.quantize != "none":
         yield (
             "frozen base",

@@ -24,6 +24,7 @@ from ..adapters.load import check_loaded
 from ..adapters.lora import Base, attach, shared_copy, start_from
 from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
+from ..adapters.teacher import carry_adapters
 from ..backbones.attention import choose_attention
 from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
@@ -67,10 +68,16 @@ class RoleSpec:
 
 
 def empty_base(config: RunConfig, folder: Path, family: type[Backbone]) -> nn.Module:
-    """Build the frozen base from its config alone, on the meta device."""
+    """Build the frozen base from its config alone, with the LoRAs of `model.adapters`, on the meta
+    device.
+
+    Raises:
+        ValueError: For a LoRA that is not found, or does not fit.
+    """
     with torch.device("meta"):
-        network = family.spec.empty_network(folder)
-        return nn.Module.to(network, torch_dtype(config.model)).requires_grad_(False)
+        network = nn.Module.to(family.spec.empty_network(folder), torch_dtype(config.model))
+    carry_adapters(network, config.model, family.lora)
+    return network.requires_grad_(False)
 
 
 def build_role(

@@ -12,10 +12,10 @@ import diffusers
 from ..adapters.bundle import FACTS, check_times, read_facts
 from ..adapters.load import load_student
 from ..adapters.lora import shared_copy
+from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
-from ..backbones.registry import load_backbone
-from ..config import ClipSize, ModelConfig, short
+from ..config import ClipSize, ModelConfig, from_dict, short
 from ..data.files import file_fingerprint
 from ..data.reading import reading
 from ..diffusion.grid import explicit, resampled
@@ -126,7 +126,7 @@ def load_for_sampling(
             " x height x width)"
         )
     clip = ClipSize(**(shape | ({"fps": fps} if fps else {})))
-    return load_backbone(ModelConfig(**known), clip, device=world.device)
+    return load_teacher(from_dict(ModelConfig, known, "model"), clip, device=world.device)
 
 
 def _read_size(text: str) -> dict[str, int]:

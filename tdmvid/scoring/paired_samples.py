@@ -4,13 +4,13 @@ the same noise.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..adapters.bundle import read_facts
+from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
-from ..backbones.registry import load_backbone
-from ..config import ImageConfig, ModelConfig, VBenchConfig
+from ..config import ImageConfig, ModelConfig, VBenchConfig, from_dict
 from ..config.json_files import read_object
 from ..parallel import launch
 from ..sampling.manifest import SETTINGS
@@ -104,7 +104,11 @@ def _backbone(config: EvaluationConfig, student: Path, world: launch.World) -> B
     for line in config_mismatches(config, student) if world.primary else ():
         print(line, flush=True)
     if config.model.path:
-        return load_backbone(config.model, config.video, device=world.device)
+        model = config.model
+        if not model.adapters:  # whatever names the base anew, the student has them beneath it
+            stated = {"adapters": read_facts(student).get("model", {}).get("adapters", ())}
+            model = replace(model, adapters=from_dict(ModelConfig, stated, "model").adapters)
+        return load_teacher(model, config.video, device=world.device)
     if config.model != ModelConfig():
         raise ValueError(
             "model.path is empty, so the student names its base, and other settings of `model`"

@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from ..adapters.bundle import folders_of_set, student_folder
 from ..adapters.lora import in_host_memory
+from ..adapters.teacher import adapters_of
 from ..config import to_dict
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
 from ..export.bundle import write_bundles
-from ..export.student import Adapter, Provenance, Reference, Student
+from ..export.student import Adapter, Provenance, Reference, Student, with_merged
 from ..guard.record import GuardRecord
 from ..parallel import launch
 from ..report.gallery import Column, write_gallery
@@ -59,6 +60,7 @@ def _export(
     reference = Reference(z, run.gallery, tuple(run.gallery_prompts))
     grids = list(deployed) if lora else [run.grid]
     out = student_folder(folder, run.config.training)
+    adapters = adapters_of(run.backbone)
     students = {
         place: Student(
             run.backbone,
@@ -68,14 +70,15 @@ def _export(
             deployed[grid],
             Adapter(run.engines["student"].module, run.config.lora) if lora else None,
             provenance,
+            adapters=adapters,
         )
         for place, grid in zip(folders_of_set(out, grids, run.grid), grids, strict=True)
     }
     with base_waiting(run):
-        written = write_bundles(students)
+        written = write_bundles(with_merged(students))
     for bundle, facts in written.items():
         print(
-            f"{out.name}: {bundle}, reloaded in a stock pipeline: relative difference"
+            f"{bundle.name}: {bundle}, reloaded in a stock pipeline: relative difference"
             f" {facts['error']:.1e}"
         )
 

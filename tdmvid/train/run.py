@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..adapters.step_condition import with_step_count
+from ..adapters.teacher import adapters_digest, load_teacher
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
-from ..backbones.registry import load_backbone
 from ..config import RunConfig, share_batch, to_dict
 from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder
@@ -97,6 +97,8 @@ class Run:
         compared = {key: settings[key] for key in COMPARED}
         if self.real_digest:
             compared |= {"discriminator": settings["discriminator"], "real": self.real_digest}
+        if config.model.adapters:
+            compared["files of model.adapters"] = adapters_digest(config.model, self.backbone.lora)
         # where the rollout stops, all ranks have one k for each of their micro-batches
         stops = config.objective.rollout == "stop"
         stopped: dict[str, int] = {"accumulation": config.batch.accumulation} if stops else {}
@@ -129,7 +131,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     config = share_batch(config, world.data_size)
     check_settings(config, distributed=world.distributed)
     check_machine(config, world)
-    backbone = load_backbone(config.model, config.video, device=world.device)
+    backbone = load_teacher(config.model, config.video, device=world.device)
     process, objective = backbone.process, config.objective
     grid, grids = (
         build_grid(config.grid, process),

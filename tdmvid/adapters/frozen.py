@@ -1,0 +1,135 @@
+"""Layers that carry a user's LoRAs, frozen and not merged, beneath the adapters that are trained.
+
+Such a layer is a layer of the base with more frozen parameters: the adapter that is attached to it
+later is switched on and off by itself, and trees that share the base share them, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..backbones.fused import as_class
+from .weights import LoraLayer, LoraWeights
+
+PARTS = ("a", "b", "bias")
+
+
+class _Carrier(nn.Module):
+    """Adds scale * (B A x + bias) of each LoRA to what its layer gives, in the dtype of x."""
+
+    carried_scales: tuple[float, ...]
+
+    def carry(self, layers: Sequence[LoraLayer], weight: Tensor) -> None:
+        """Take LoRA layers up, in the dtype and on the device of the layer's weight."""
+        self.carried_scales = tuple(layer.scale for layer in layers)
+        for i, layer in enumerate(layers):
+            for part in PARTS:
+                tensor = getattr(layer, part)
+                kept = None if tensor is None else nn.Parameter(tensor.to(weight), False)
+                self.register_parameter(f"carried_{part}_{i}", kept)
+
+    def carried(self) -> list[LoraLayer]:
+        """Return the LoRA layers that it carries."""
+        found = []
+        for i, scale in enumerate(self.carried_scales):
+            a, b, bias = (getattr(self, f"carried_{part}_{i}") for part in PARTS)
+            found.append(LoraLayer(a, b, scale, bias))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)
+        for layer in self.carried():
+            bias = None if layer.bias is None else layer.bias.to(x.dtype)
+            out = out + layer.scale * self._update(
+                x, layer.a.to(x.dtype), layer.b.to(x.dtype), bias
+            )
+        return out
+
+    def _update(self, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class _CarrierLinear(_Carrier, nn.Linear):
+    def _update(self, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(linear(x, a), b, bias)
+
+
+class _CarrierConv(_Carrier):
+    def _update(self, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        layer: Any = self
+        inner = layer._conv_forward(x, a, None)  # with the layer's own stride and padding
+        return linear(inner.movedim(1, -1), b.flatten(1), bias).movedim(-1, 1)
+
+
+class _CarrierConv1d(_CarrierConv, nn.Conv1d):
+    pass
+
+
+class _CarrierConv2d(_CarrierConv, nn.Conv2d):
+    pass
+
+
+class _CarrierConv3d(_CarrierConv, nn.Conv3d):
+    pass
+
+
+CARRIERS: dict[type[nn.Module], type[_Carrier]] = {
+    nn.Linear: _CarrierLinear,
+    nn.Conv1d: _CarrierConv1d,
+    nn.Conv2d: _CarrierConv2d,
+    nn.Conv3d: _CarrierConv3d,
+}
+
+
+def carry(network: nn.Module, loras: Sequence[LoraWeights]) -> None:
+    """Give a plain network LoRAs that stay frozen, in place.
+
+    Raises:
+        ValueError: a LoRA adapts a layer of a kind that cannot carry one.
+    """
+    for name in dict.fromkeys(name for lora in loras for name in lora.layers):
+        layer: Any = network.get_submodule(name)
+        kind = next((own for base, own in CARRIERS.items() if isinstance(layer, base)), None)
+        if kind is None:
+            where = next(lora.where for lora in loras if name in lora.layers)
+            raise ValueError(
+                f"{where} adapts {name}, a {type(layer).__name__}: a teacher's LoRA adapts linear"
+                " layers and convolutions, merge it into the base first"
+            )
+        carrier = as_class(kind, layer)
+        carrier.carry([lora.layers[name] for lora in loras if name in lora.layers], layer.weight)
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, carrier)
+
+
+@torch.no_grad()
+def merge_carried(network: nn.Module) -> None:
+    """Add the LoRAs that a network's layers carry to their weights, in place: plain layers again.
+
+    Raises:
+        ValueError: a LoRA has a bias where the layer has none.
+    """
+    for name, carrier in list(network.named_modules()):
+        if not isinstance(carrier, _Carrier):
+            continue
+        kind = next(base for base, own in CARRIERS.items() if isinstance(carrier, own))
+        layer: Any = as_class(kind, carrier)
+        for lora in carrier.carried():
+            change = lora.scale * lora.b.float().flatten(1) @ lora.a.float().flatten(1)
+            layer.weight += change.view(layer.weight.shape).to(layer.weight)
+            if lora.bias is not None and lora.bias.any():
+                if layer.bias is None:
+                    raise ValueError(
+                        f"model.adapters give {name} a bias, which the base's layer has not: export"
+                        " a LoRA instead of a whole network"
+                    )
+                layer.bias += (lora.scale * lora.bias.float()).to(layer.bias)
+        for key in [key for key in layer._parameters if key.startswith("carried_")]:
+            del layer._parameters[key]
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, layer)

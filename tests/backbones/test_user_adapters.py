@@ -1,0 +1,176 @@
+"""A teacher with a user's LoRAs, of every family: what stock code makes of them, distilled."""
+
+import copy
+
+import pytest
+import torch
+from contract_cases import FIRST, PROMPTS, noise
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import load_file
+from scales import assert_close
+
+from tdmvid.adapters.frozen import merge_carried
+from tdmvid.adapters.lora import attach, shared_copy
+from tdmvid.adapters.read import read_lora
+from tdmvid.adapters.teacher import adapters_of, load_teacher
+from tdmvid.config import LoraSettings, ModelConfig, RunConfig, from_dict
+from tdmvid.diffusion.denoiser import Guided
+from tdmvid.diffusion.grid import shifted
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.export.bundle import write_bundles
+from tdmvid.export.load import load_pipeline
+from tdmvid.export.student import Adapter, Reference, Student, sample_reference, with_merged
+from tdmvid.roles.build import empty_base
+
+pytestmark = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case[0] == "CogVideoXPipeline" else pytest.mark.slow)
+        for case in FIRST.items()
+    ],
+    indirect=True,
+    scope="module",
+    ids=lambda case: case[0],
+)
+"""One variant of each family."""
+SCALES = (0.75, -1.5)
+GRID = (4, 2.0)
+
+
+def write_lora(backbone, folder, seed, **settings):
+    """A LoRA folder as peft and diffusers make it of the plain base; B matters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = backbone.fresh_network()
+        config = LoraConfig(**settings)
+        inject_adapter_in_model(config, network, "default")
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        state = get_peft_model_state_dict(network, adapter_name="default")
+    backbone.lora.save(folder, {key: x.contiguous() for key, x in state.items()}, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loras(case, backbone, tmp_path_factory):
+    """Two LoRAs of a user: other ranks, alphas and targets, one with a bias."""
+    folder, targets = tmp_path_factory.mktemp("users"), list(backbone.lora_targets)
+    return (
+        write_lora(backbone, folder / "style", 1, r=3, lora_alpha=5, target_modules=targets),
+        write_lora(
+            backbone, folder / "motion", 2, r=1, lora_alpha=2, target_modules=targets[:2],
+            lora_bias=True,
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapters(loras):
+    return [{"path": str(path), "scale": scale} for path, scale in zip(loras, SCALES, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def teacher(case, adapters):
+    config = from_dict(ModelConfig, {"path": str(case.folder), "adapters": adapters}, "model")
+    return load_teacher(config, case.size)
+
+
+def stock_teacher(backbone, loras):
+    """The stock pipeline with the LoRAs, loaded by stock code as users do."""
+    pipeline = backbone.stock.pipeline()
+    for name, folder in zip(("style", "motion"), loras, strict=True):
+        backbone.lora.add(pipeline, folder, name)
+    backbone.lora.use(pipeline, dict(zip(("style", "motion"), SCALES, strict=True)))
+    pipeline.scheduler = backbone.student_scheduler(shifted(*GRID, backbone.process))
+    return pipeline
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_the_teacher_is_the_stock_pipeline_with_the_user_s_loras(
+    teacher, backbone, loras, case, cfg
+):
+    z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+    null, grid = backbone.encode_prompts([""]), shifted(*GRID, backbone.process)
+    stock = stock_teacher(backbone, loras)
+    theirs = backbone.stock.latents(stock, z, cond, steps=4, cfg=cfg, null=null)
+    denoiser = Guided(teacher.denoiser(teacher.network), null, cfg)
+    with torch.no_grad():
+        ours = ddim(denoiser, z, cond, grid)
+        plain = ddim(Guided(backbone.denoiser(backbone.network), null, cfg), z, cond, grid)
+    assert_close(ours, theirs, 1e-4)
+    assert (ours - plain).norm() > 0.01 * plain.norm()
+
+
+def test_merged_layers_are_plain_and_compute_the_same(teacher, backbone, case):
+    z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+    network, t = copy.deepcopy(teacher.network), torch.full((len(z),), 0.5)
+    for name in [name for name, p in network.named_parameters() if "carried_bias" in name]:
+        network.get_parameter(name).data.zero_()  # not every layer has a bias to merge it in
+    with torch.no_grad():
+        carried = teacher.predict_x0(network, z, t, cond)
+        merge_carried(network)
+        merged = teacher.predict_x0(network, z, t, cond)
+    assert network.state_dict().keys() == backbone.network.state_dict().keys()
+    assert_close(merged, carried, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def student(teacher, case):
+    """A student on the teacher's base, with a LoRA that matters."""
+    settings, grid = LoraSettings(rank=2, alpha=6), shifted(*GRID, teacher.process)
+    module = attach(shared_copy(teacher.network), settings, teacher.lora_targets, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in weights.items():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    reference = Reference(noise(teacher), teacher.encode_prompts(PROMPTS))
+    latents = sample_reference(teacher, module, reference, grid)
+    weights = {name: p.detach().clone() for name, p in weights.items()}
+    adapter = Adapter(module, settings)
+    return Student(
+        teacher, grid, weights, reference, latents, adapter, adapters=adapters_of(teacher)
+    )
+
+
+def card_code(folder):
+    """What the card tells users to do, up to the call itself."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code, scope = code.replace("path/to/this/folder", str(folder)), {}
+    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], scope)
+    return scope["pipe"]
+
+
+@pytest.mark.slow
+def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
+    case, backbone, student, adapters, tmp_path
+):
+    stack, merged = tmp_path / "lora", tmp_path / "lora_merged"
+    written = write_bundles(with_merged({stack: student}))
+    assert list(written) == [stack, merged]  # each was reloaded and compared
+    assert written[stack]["model"]["adapters"] == tuple(adapters)
+    assert written[merged]["model"]["adapters"] == () and written[merged]["merged"]
+    one_file = read_lora(merged, backbone.lora, backbone.network)
+    assert {layer.rank for layer in one_file.layers.values()} == {6, 5}
+    own = read_lora(stack, backbone.lora, backbone.network)
+    assert {layer.rank for layer in own.layers.values()} == {2}
+    reference, part = student.reference, backbone.spec.network_folder
+    for folder in (stack, merged):
+        card = (folder / "README.md").read_text()
+        assert all(text in card for text in ("style", "at scale 0.75", "motion", "at scale -1.5"))
+        for pipeline in (card_code(folder), load_pipeline(folder)):
+            lean = backbone.stock.pipeline(getattr(pipeline, part))
+            lean.scheduler = pipeline.scheduler
+            found = backbone.stock.latents(lean, reference.z, reference.cond, steps=GRID[0])
+            assert_close(found, student.latents, 1e-4)
+
+
+def test_a_plan_counts_the_loras(case, backbone, teacher, loras):
+    base = empty_base(RunConfig(model=teacher.config), case.folder, type(backbone))
+    own, added = (
+        sum(p.numel() for p in backbone.network.parameters()),
+        sum(x.numel() for lora in loras for x in load_file(lora / backbone.lora.file).values()),
+    )
+    assert sum(p.numel() for p in base.parameters()) == own + added

@@ -1,0 +1,109 @@
+"""A run whose teacher has a user's LoRA: what it starts from, resumes and refuses."""
+
+import json
+
+import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from lora_makers import write_diffusers
+from refusals import refused
+from safetensors.torch import load_file, save_file
+
+from tdmvid.backbones.lora_files import LORA_FILE
+from tdmvid.config import RunConfig, from_dict
+from tdmvid.export.sources import export_run
+from tdmvid.parallel import launch
+from tdmvid.plan.plan import make_plan
+from tdmvid.train.run import build_run
+from tdmvid.train.trainer import train
+
+
+@pytest.fixture(scope="module")
+def network(tiny_cogvideox):
+    return CogVideoXTransformer3DModel.from_pretrained(tiny_cogvideox("sincos") / "transformer")
+
+
+@pytest.fixture
+def lora(network, tmp_path):
+    return write_diffusers(network, tmp_path / "style")
+
+
+def adapters(path, scale=0.5):
+    return f"model.adapters={json.dumps([{'path': str(path), 'scale': scale}])}"
+
+
+def test_student_and_fake_start_from_the_teacher_with_the_lora(tiny_run, lora, tmp_path):
+    runs = [
+        build_run(tiny_run(tmp_path / name, *changes), launch.start("none"))
+        for name, changes in (("plain", ()), ("style", (adapters(lora),)))
+    ]
+    outputs = []
+    for run in runs:
+        x = torch.randn(2, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+        t, cond = torch.full((2,), 0.5), run.conds([0, 1])
+        with torch.no_grad():
+            roles = run.roles.student, run.roles.fake, run.networks["teacher"]
+            outputs.append([role(x, t, cond) for role in roles])
+    plain, style = outputs
+    for role in style:
+        torch.testing.assert_close(role, style[0])
+    assert (style[0] - plain[0]).norm() > 0.01 * plain[0].norm()
+    trained = [
+        name for name, p in runs[1].engines["student"].module.named_parameters() if p.requires_grad
+    ]
+    assert trained and all("lora_" in name for name in trained)
+
+
+@pytest.mark.slow
+def test_a_run_writes_both_forms_and_resumes_with_the_same_loras_alone(
+    tiny_run, lora, tmp_path, network
+):
+    out = tmp_path / "out"
+    config = tiny_run(out, "steps=2", adapters(lora))
+    train(config)
+    for name in ("lora", "lora_merged"):
+        facts = json.loads((out / name / "export.json").read_text())
+        assert facts["error"] <= facts["tolerance"]
+    assert "style" in (out / "report.html").read_text()
+    export_run(tmp_path / "again", out)
+    for name in ("again", "again_merged"):
+        found, made = (
+            load_file(folder / LORA_FILE)
+            for folder in (tmp_path / name, out / name.replace("again", "lora"))
+        )
+        assert found.keys() == made.keys()
+        assert all(torch.equal(x, made[key]) for key, x in found.items())
+    with refused("model.adapters"):
+        train(tiny_run(out, "steps=4", adapters(lora, 1.0)), resume="auto")
+    with refused("model.adapters"):
+        train(tiny_run(out, "steps=4"), resume="auto")
+    write_diffusers(network, lora, target_modules=["to_q"])  # other content in the same place
+    with refused("model.adapters"):
+        train(config, resume="auto")
+
+
+def test_a_lora_that_the_teacher_cannot_have_is_refused_by_the_plan(tiny_run, lora, tmp_path):
+    with refused("model.adapters[0].path", tmp_path / "nowhere"):
+        make_plan(tiny_run(tmp_path, adapters(tmp_path / "nowhere")))
+    state = load_file(lora / LORA_FILE)
+    foreign = {key: torch.randn(*x.shape[:-1], x.shape[-1] + 1) for key, x in state.items()}
+    save_file(foreign, tmp_path / "foreign.safetensors")
+    with refused("model.adapters[0].path", "another model"):
+        make_plan(tiny_run(tmp_path, adapters(tmp_path / "foreign.safetensors")))
+
+
+@pytest.mark.parametrize(
+    "settings, facts",
+    [
+        ({"model": {"adapters": [{"path": "a", "scale": 0}]}}, "model.adapters[0].scale=0.0"),
+        ({"model": {"adapters": [{"scale": 1}]}}, "model.adapters[0].path=''"),
+        ({"model": {"adapters": [{"path": "a"}]}, "training": "full"}, "training='full'"),
+        (
+            {"model": {"adapters": [{"path": "a"}], "quantize": "int8"}},
+            "model.quantize='int8'",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_with_a_lora_are_refused(settings, facts):
+    with refused(facts):
+        from_dict(RunConfig, settings)
