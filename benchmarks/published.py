@@ -28,7 +28,8 @@ class TwoCalls:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         without = self.guided.denoiser(x_t, t, self.guided.null.expand(len(x_t)))
-        return without + self.guided.cfg * (self.guided.denoiser(x_t, t, cond) - without)
+        scale = self.guided.scale(x_t, t)
+        return without + scale * (self.guided.denoiser(x_t, t, cond) - without)
 
 
 def published(

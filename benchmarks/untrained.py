@@ -21,7 +21,7 @@ from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.backbones.quantize import quantize
 from tdmvid.backbones.registry import find_family, load_backbone
 from tdmvid.config import RunConfig
-from tdmvid.diffusion.denoiser import Cond, Guided
+from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import TimeGrid
 from tdmvid.distill.grids import build_grid
 from tdmvid.distill.iteration import Outcome, iterate
@@ -30,6 +30,7 @@ from tdmvid.distill.stream import Stream
 from tdmvid.parallel import launch
 from tdmvid.parallel.rng import Streams
 from tdmvid.roles.build import build_engines, empty_base
+from tdmvid.roles.guidance import guide
 
 SMALL = {
     "StableDiffusionPipeline": {
@@ -234,7 +235,7 @@ def stage_of(backbone: Backbone, config: RunConfig, world: launch.World) -> Stag
     roles = Roles(
         denoisers["student"],
         denoisers["fake"],
-        Guided(teacher, text_like(backbone, 1, 0), config.objective.cfg),
+        guide(config, teacher, text_like(backbone, 1, 0)),
     )
     conds = [
         text_like(backbone, config.batch.micro, 1 + world.data_rank)

@@ -88,6 +88,8 @@ class Backbone(ABC):
     """Module names that a LoRA adapts by default: attention."""
     kernels: ClassVar[tuple[str, ...]] = ("sdpa", "xformers")
     """What `model.attention` can name."""
+    dynamic_guidance: ClassVar[bool] = False
+    """Whether the stock call has `use_dynamic_cfg`."""
     folder: Path
     config: ModelConfig
     size: ClipSize

@@ -117,6 +117,7 @@ class CogVideoX(VPBackbone):
     spec, stock_class = CogVideoXSpec(), CogVideoXStock
     lora = LoraFiles(pipeline_class)
     kernels = ("sdpa", "float32", "cudnn", "flash", "xformers")
+    dynamic_guidance = True
     network: CogVideoXTransformer3DModel
 
     def __init__(

@@ -74,6 +74,7 @@ SETTINGS: dict[str, Range] = {
     "grid.shift": SHIFT,
     "grid.timesteps": Range(0, MILLION, "(timesteps of the network)"),
     "objective.cfg": Range(0, 1000, "(guidance scale); 1 is no guidance"),
+    "objective.cfg_interval": Range(0, 1, "(times)"),
     "objective.step_set": STEPS,
     "objective.margin_low": FRACTION,
     "objective.margin_high": FRACTION,

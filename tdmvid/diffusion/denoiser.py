@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .process import Process
+from .guidance import CONSTANT, GuidanceSchedule
+from .process import Process, broadcast
 
 STEPS = "steps"
 """Name of the condition that tells student and fake in how many steps they are to sample: K, [B].
@@ -92,16 +93,30 @@ class Denoiser(Protocol):
 class Guided:
     """Classifier-free guidance, D(null) + cfg (D(cond) - D(null)); cfg = 1 is the plain denoiser.
 
-    Both branches go through the network in one call of twice the batch.
+    Both branches go through the network in one call of twice the batch, at every time.
+
+    Args:
+        denoiser: unguided.
+        null: the condition of the other branch, of one sample.
+        cfg: the scale.
+        schedule: how the scale changes with time.
     """
 
-    def __init__(self, denoiser: Denoiser, null: Cond, cfg: float):
-        self.denoiser, self.null, self.cfg = denoiser, null, cfg
+    def __init__(
+        self, denoiser: Denoiser, null: Cond, cfg: float, schedule: GuidanceSchedule = CONSTANT
+    ):
+        self.denoiser, self.null, self.cfg, self.schedule = denoiser, null, cfg, schedule
         self.process = denoiser.process
+
+    def scale(self, x_t: Tensor, t: Tensor) -> float | Tensor:
+        """Return the scale at t: one number, or of each sample, [B, 1, ...]."""
+        if self.schedule == CONSTANT:
+            return self.cfg
+        return broadcast(self.schedule(self.cfg, t, self.process.timestep(t)), x_t)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if self.cfg == 1.0:
             return self.denoiser(x_t, t, cond)
         both = Cond.cat([self.null.expand(len(x_t)), cond])
         without, with_ = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return without + self.cfg * (with_ - without)
+        return without + self.scale(x_t, t) * (with_ - without)

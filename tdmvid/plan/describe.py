@@ -80,7 +80,18 @@ def _guidance(config: RunConfig) -> str:
     if cfg == 1:
         return "none"
     cut = negative if len(negative) <= 40 else f"{negative[:37]}..."
-    return f"{cfg:g}, away from " + (f"prompts.negative={cut!r}" if cut else "the empty prompt")
+    return f"{cfg:g}{_schedule(config)}, away from " + (
+        f"prompts.negative={cut!r}" if cut else "the empty prompt"
+    )
+
+
+def _schedule(config: RunConfig) -> str:
+    """How the guidance changes with time, if it does."""
+    objective = config.objective
+    low, high = objective.cfg_interval
+    dynamic = f", dynamic over {config.log.teacher_steps} steps" * objective.use_dynamic_cfg
+    limited = f" from t = {low:g} to {high:g}" * ((low, high) != (0, 1))
+    return dynamic + limited
 
 
 def _prompts(plan: Plan) -> Iterator[Row]:

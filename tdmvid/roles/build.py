@@ -33,6 +33,7 @@ from ..config import RunConfig
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
 from ..parallel.sequence import SequenceGroup
+from .guidance import check_guidance
 from .recompute import keep_attention
 
 SEED_OFFSETS = {"student": 0, "fake": 1, "discriminator": 2}
@@ -99,6 +100,7 @@ def build_role(
     Raises:
         ValueError: For what this family, or the LoRA of `init`, cannot do.
     """
+    check_guidance(config, family)
     spec = RoleSpec.of(role, config)
     family.fuse(network)
     if spec.adapter:

@@ -15,8 +15,9 @@ from ..backbones.quantize import held_bytes, quantize
 from ..config import QuantizeKind, RunConfig
 from ..config.json_files import read_object
 from ..data.files import write_json
-from ..diffusion.denoiser import Cond, Guided
+from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
+from .guidance import guide
 
 GIB = 2**30
 
@@ -69,7 +70,7 @@ def quantize_base(
     z = torch.randn(
         (cond.batch, *backbone.latent_shape()), generator=generator, device=backbone.device
     )
-    teacher = Guided(backbone.denoiser(network), null, config.objective.cfg)
+    teacher = guide(config, backbone.denoiser(network), null)
     first_time, *other_times = [torch.full((len(z),), t, device=z.device) for t in times]
     first = teacher(z, first_time, cond)
     noised = [(backbone.process.noise(first, z, t), t) for t in other_times]

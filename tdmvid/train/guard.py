@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from ..config import to_dict
 from ..data.files import atomic_path
-from ..diffusion.denoiser import Guided
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
@@ -29,6 +28,7 @@ from ..guard.measures import latent_distance, measure
 from ..guard.record import GuardRecord
 from ..parallel import launch
 from ..report.page import write_report
+from ..roles.guidance import guide
 from .run import Run
 from .samples import Samples, sample_parts
 
@@ -160,7 +160,7 @@ class Guard:
     def _sample_teacher(self, grid: TimeGrid, cfg: float) -> tuple[Tensor, Tensor]:
         """Latents of the teacher, and on rank 0 its videos, both on the CPU."""
         run, parts = self.run, sample_parts(self.run)
-        teacher = Guided(run.networks["teacher"], run.null, cfg)
+        teacher = guide(run.config, run.networks["teacher"], run.null, cfg)
         name = f"guard: teacher, {grid.steps} steps, cfg {cfg:g}, once a run"
         with tqdm(total=grid.steps * len(parts), desc=name, disable=not run.world.primary) as bar:
             made = [
@@ -180,13 +180,14 @@ class Guard:
     def _key(self) -> str:
         """What the teacher's samples depend on."""
         config = self.run.config
-        log, model = config.log, to_dict(config)["model"]
+        log, model, objective = config.log, to_dict(config)["model"], config.objective
+        schedule = (*objective.cfg_interval, objective.use_dynamic_cfg)
         return json.dumps(
             {
                 "model": model,
                 "video": to_dict(config)["video"],
                 "grid": list(self.run.grid.times),
-                "sampling": [self.cfg, log.teacher_steps, log.teacher_shift, log.seed],
+                "sampling": [self.cfg, log.teacher_steps, log.teacher_shift, log.seed, *schedule],
                 "negative": config.prompts.negative,
                 "prompts": self.run.gallery_prompts,
                 "pairs": config.guard.pairs,

@@ -16,7 +16,7 @@ from ..backbones.discriminator import NetworkDiscriminator
 from ..config import RunConfig, share_batch, to_dict
 from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder
-from ..diffusion.denoiser import Cond, Denoiser, Guided
+from ..diffusion.denoiser import Cond, Denoiser
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids, reference_grid
 from ..distill.objective import Roles, build_objective
@@ -25,6 +25,7 @@ from ..parallel import launch
 from ..parallel.rng import Streams
 from ..parallel.sequence import PlannedGroup
 from ..roles.build import GENERATORS, build_engines, build_role, empty_base
+from ..roles.guidance import guide
 from ..roles.rounding import Rounding, quantize_base
 from ..roles.rules import check_settings
 from .preflight import check_machine
@@ -159,7 +160,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         backbone=backbone,
         grid=grid,
         grids=grids,
-        roles=_roles(networks, engines, Guided(teacher, null, objective.cfg), real),
+        roles=_roles(networks, engines, guide(config, teacher, null), real),
         engines=engines,
         networks=networks,
         streams=streams,

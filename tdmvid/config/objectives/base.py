@@ -14,7 +14,25 @@ from ..rules import Rule, check_rules
 Solver = Literal["ddim", "dpm++", "renoise"]
 """How a student's trajectory goes on, see diffusion/sampler.py."""
 RULES = (
-    *ranges_of("objective", ("cfg", "step_set")),
+    *ranges_of("objective", ("cfg", "cfg_interval", "step_set")),
+    Rule(
+        lambda objective: (
+            len(objective.cfg_interval) != 2
+            or objective.cfg_interval[0] >= objective.cfg_interval[1]
+        ),
+        "objective.cfg_interval",
+        "must be two times, the smaller first, e.g. [0.2, 0.9]",
+    ),
+    Rule(
+        lambda objective: objective.cfg == 1 and objective.cfg_interval != (0.0, 1.0),
+        "objective.cfg_interval",
+        "has no effect with cfg={cfg}, which is no guidance: leave it out, or set a guidance",
+    ),
+    Rule(
+        lambda objective: objective.cfg == 1 and objective.use_dynamic_cfg,
+        "objective.use_dynamic_cfg",
+        "has no effect with cfg={cfg}, which is no guidance: leave it out, or set a guidance",
+    ),
     Rule(
         lambda objective: len(set(objective.step_set)) < len(objective.step_set),
         "objective.step_set",
@@ -39,6 +57,14 @@ class ObjectiveSettings:
     kind: str = ""
     cfg: float = 1.0
     """The teacher's guidance; 1 is none."""
+    cfg_interval: tuple[float, ...] = (0.0, 1.0)
+    """Times from which and to which there is guidance, both included; 1 is noise, 0 is clean.
+    Elsewhere the teacher is unguided.
+    """
+    use_dynamic_cfg: bool = False
+    """As of CogVideoX's stock call: the scale swings between 1 and 1 + cfg, by a formula of the
+    timestep and of the number of steps, which is `log.teacher_steps` here.
+    """
     solver: Solver = "ddim"
     """How the student's trajectory goes on, see diffusion/sampler.py."""
     step_set: tuple[int, ...] = ()
