@@ -155,9 +155,6 @@ def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tupl
     """
     from tqdm import tqdm
 
-    from ..plan.describe_layouts import describe_layouts, layout_limit
-    from ..plan.layouts import find_layouts
-
     nodes, gpus = args.nodes or 1, args.gpus or 8
     if args.ranks not in (1, nodes * gpus):
         raise ValueError(
@@ -170,13 +167,16 @@ def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tupl
             " with --ranks"
         )
     terms = replace(terms, gpus=gpus)
-    limit = layout_limit(terms.device, args.device_memory)
-    with tqdm(desc="searching layouts", unit=" traces", leave=False) as bar:
+    with tqdm(desc="searching layouts", unit=" traces", leave=False, total=0) as bar:
+        from ..plan.describe_layouts import describe_layouts, layout_limit
+        from ..plan.layouts import find_layouts
 
-        def progress(what: str) -> None:
-            bar.set_postfix_str(what, refresh=False)
-            bar.update()
+        def progress(left: int) -> None:
+            bar.total = bar.total or left
+            bar.n = bar.total - left
+            bar.refresh()
 
+        limit = layout_limit(terms.device, args.device_memory)
         layouts = find_layouts(
             config, ranks=nodes * gpus, terms=terms, limit=limit, progress=progress
         )

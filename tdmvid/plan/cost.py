@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
-    FlopCounterMode,
     flop_registry,
     sdpa_backward_flop_count,
     sdpa_flop_count,
+    shape_wrapper,
 )
 
 from ..parallel.arithmetic import autocast
@@ -33,7 +33,8 @@ from .gpu_dtypes import GpuAutocast
 
 aten = torch.ops.aten
 FEW = 2
-"""Blocks of a run of equal ones that are traced: the first and the last may differ at their ends.
+"""Blocks that are traced of a list of equal ones: the first and the last may differ at their ends.
+Behind a single other block, which has the first end, one is enough.
 """
 
 
@@ -51,7 +52,9 @@ ATTENTION_ON_A_CPU = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-"""Operations that the library's counter leaves out."""
+"""Operations that the library's table leaves out."""
+FLOPS = flop_registry | {func: shape_wrapper(count) for func, count in ATTENTION_ON_A_CPU.items()}
+"""Operations of matrix products and attention, by what they are called with."""
 NO_KERNEL = {
     getattr(aten, name)
     for name in (
@@ -102,34 +105,39 @@ class Trace:
         return self.saved_inputs + self.saved_block
 
 
-class _Kernels(TorchDispatchMode):
-    """Bytes that attention returns, bytes that all but matrix products move, and kernels."""
+class Kernels(TorchDispatchMode):
+    """Operations of matrix products and attention, bytes that attention returns, bytes that all
+    others move, and kernels.
+    """
 
     def __init__(self):
         super().__init__()
-        self.attention, self.moved, self.count = 0, 0, 0
+        self.flops, self.attention_flops = 0, 0
+        self.attention_bytes, self.moved, self.count = 0, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.is_view or func.namespace != "aten" or func.overloadpacket in NO_KERNEL:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        kind = func.overloadpacket
+        if func.is_view or func.namespace != "aten" or kind in NO_KERNEL:
             return out
         self.count += 1
+        flops = FLOPS[kind](*args, **kwargs, out_val=out) if kind in FLOPS else 0
+        self.flops += flops
         if is_attention(func):
-            self.attention += sum(map(_tensor_bytes, out))
-        elif not _is_matrix_product(func):
+            self.attention_flops += flops
+            self.attention_bytes += sum(map(_tensor_bytes, out))
+        elif kind not in FLOPS and "scaled_dot_product" not in str(func):
             self.moved += sum(map(_tensor_bytes, tree_leaves((args, kwargs, out))))
         return out
-
-
-def _is_matrix_product(func: Any) -> bool:
-    return func.overloadpacket in flop_registry or "scaled_dot_product" in str(func)
 
 
 def _tensor_bytes(x: Any) -> int:
     """Bytes of a tensor, those of its storage if it is expanded; 0 of anything else."""
     if not isinstance(x, Tensor):
         return 0
-    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
+    size = x.numel() * x.element_size()
+    return size if x.is_contiguous() else min(size, x.untyped_storage().nbytes())
 
 
 class _Saved:
@@ -139,6 +147,7 @@ class _Saved:
         self.seen = {_storage(p) for p in (*network.parameters(), *network.buffers())}
         self.inside, self.inputs, self.outside = [0] * len(blocks), 0, 0
         self.current: int | None = None
+        self.kept = list[torch.UntypedStorage]()  # or another tensor could get the address of one
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unchanged)
         self.handles = [
             handle
@@ -171,7 +180,8 @@ class _Saved:
     def _pack(self, tensor: Tensor) -> Tensor:
         if _storage(tensor) not in self.seen:
             self.seen.add(_storage(tensor))
-            size = tensor.untyped_storage().nbytes()
+            self.kept.append(tensor.untyped_storage())
+            size = self.kept[-1].nbytes()
             if self.current is None:
                 self.outside += size
             else:
@@ -199,20 +209,20 @@ def trace(
         group: the ranks that share the sample, if the network shares its tokens.
     """
     stacks = [_Stack(each, blocks) for each in network.modules() if isinstance(each, nn.ModuleList)]
-    lengths = sorted({len(run) for stack in stacks for run in stack.runs if len(run) > FEW + 1})
+    counts = sorted({left for stack in stacks for left in stack.left_out if left})
 
     def call(longer: int = 0) -> Trace:
         for stack in stacks:
             stack.shorten(longer)
+        materialise(network)  # as far as it is called
         there = set(network.modules())
         kept = [block for block in blocks if block in there]
         return _trace_call(network, kept, example, dtype=dtype, group=group)
 
     with FakeTensorMode():
-        _materialise(network)
         few = total = call()
-        for length in lengths:
-            total = total.plus(length - FEW, few, call(length))
+        for count in counts:
+            total = total.plus(count, few, call(count))
     return total
 
 
@@ -223,18 +233,21 @@ class _Stack:
         self.stack = stack
         equal = groupby(stack, key=_signature) if set(stack) <= set(blocks) else ()
         self.runs = [list(run) for _, run in equal]
+        behind_first = len(self.runs) == 2 and len(self.runs[0]) == 1
+        few = FEW - 1 if behind_first else FEW
+        self.left_out = [len(run) - few if len(run) > few + 1 else 0 for run in self.runs]
+        """Blocks of each run that are not traced."""
 
     def shorten(self, longer: int) -> None:
-        """Leave few blocks of each long run, the last among them; one more of runs that have
-        `longer` blocks.
+        """Leave few blocks of each long run, the last among them; one more of runs of which
+        `longer` are left out.
         """
-        if not any(len(run) > FEW + 1 for run in self.runs):
+        if not any(self.left_out):
             return
         del self.stack[:]
-        for run in self.runs:
-            count = FEW + (len(run) == longer)
-            long = len(run) > FEW + 1
-            self.stack.extend([*run[: count - 1], run[-1]] if long else run)
+        for run, left in zip(self.runs, self.left_out, strict=True):
+            count = len(run) - left + (left == longer and left > 0)
+            self.stack.extend([*run[: count - 1], run[-1]] if left else run)
 
 
 def _signature(block: nn.Module) -> list[tuple[object, ...]]:
@@ -262,27 +275,25 @@ def _trace_call(
     """Trace one call of a network of fake tensors, as it is."""
     sent = group.sent if group else 0
     saved = _Saved(network, blocks)
-    forward, backward = _counter(), _counter()
-    called, returned = _Kernels(), _Kernels()
-    with saved, forward, called, autocast(network, dtype), GpuAutocast():
+    forward, backward = Kernels(), Kernels()
+    with saved, forward, autocast(network, dtype), GpuAutocast():
         out = network(**example(), return_dict=False)[0]
-    with backward, returned:
+    with backward:
         out.sum().backward()
     network.zero_grad()
-    counts = forward.get_flop_counts()["Global"]
     return Trace(
-        forward_flops=forward.get_total_flops(),
-        backward_flops=backward.get_total_flops(),
+        forward_flops=forward.flops,
+        backward_flops=backward.flops,
         saved=sum(saved.inside) + saved.outside,
         saved_inputs=saved.outside + saved.inputs,
         saved_block=max(saved.inside, default=0),
-        attention_flops=sum(flops for name, flops in counts.items() if is_attention(name)),
-        attention_bytes=called.attention,
+        attention_flops=forward.attention_flops,
+        attention_bytes=forward.attention_bytes,
         exchanged=group.sent - sent if group else 0,
-        forward_moved=called.moved,
-        backward_moved=returned.moved,
-        forward_kernels=called.count,
-        backward_kernels=returned.count,
+        forward_moved=forward.moved,
+        backward_moved=backward.moved,
+        forward_kernels=forward.count,
+        backward_kernels=backward.count,
     )
 
 
@@ -294,7 +305,7 @@ def decoding_bytes(vae: Any, shape: tuple[int, ...]) -> int:
         shape: of the latents.
     """
     with FakeTensorMode():
-        _materialise(vae)
+        materialise(vae)
         latents = torch.empty(shape, dtype=next(vae.parameters()).dtype)
         with torch.no_grad(), _Live() as live:
             vae.decode(latents)
@@ -330,19 +341,15 @@ def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU)
-
-
-def _materialise(network: nn.Module) -> None:
+def materialise(network: nn.Module) -> None:
     """Meta tensors become fake CPU ones: the kernels, and so what they keep, are a device's."""
     for module in network.modules():
         for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
+            if parameter is not None and parameter.is_meta:
                 fake = torch.empty(parameter.shape, dtype=parameter.dtype)
                 module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
         for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
+            if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 

@@ -93,7 +93,8 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
     group = PlannedGroup(config.parallel.sequence)
     there = Path(config.init).is_dir()  # a stage that is not finished yet can be planned on
     startable = config if there else replace(config, init="")
-    build_role(network, "student", startable, family, group=group)
+    with torch.device("meta"):
+        build_role(network, "student", startable, family, group=group)
     if not config.trains_lora:
         network.float()  # as whole trained copies are
     critic = None
@@ -142,6 +143,16 @@ def count_calls(networks: Outline) -> Calls:
     if critic:
         judged = trace(critic, family.spec.blocks(critic.network), example_of_critic, dtype=dtype)
     return Calls(forwards=forwards, backwards=backwards, network=call, discriminator=judged)
+
+
+def weighed_settings(config: RunConfig) -> tuple[object, ...]:
+    """Return all settings on which the tokens and weights of `outline_networks` depend."""
+    model, objective = config.model, config.objective
+    return (
+        (model.path, model.revision, model.dtype, model.quantize, config.video),
+        (config.training, config.lora, config.init),
+        (objective.conditioned_on_steps, objective.roles),
+    )
 
 
 def traced_settings(config: RunConfig) -> tuple[object, ...]:

@@ -24,7 +24,7 @@ RECOMPUTED: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True, "keep_attention": True},
     {"gradient_checkpointing": True, "keep_attention": False},
 )
-Progress = Callable[[str], object]
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def find_layouts(
     terms: Terms,
     limit: float,
     count: int = 3,
-    progress: Progress = lambda text: None,
+    progress: Progress | None = None,
     traces: dict[tuple[int, int], Plan] | None = None,
 ) -> list[Layout]:
     """Return the quickest layouts that fit, the quickest first; of those that differ only in what
@@ -77,7 +77,7 @@ def find_layouts(
         terms: The device, and how many are in a node.
         limit: Bytes that a plan may need.
         count: How many to return.
-        progress: Called with what is traced next.
+        progress: Called before each trace with how many are left.
         traces: Plans of this run by sequence and micro-batch, of any number of ranks, that another
             search has made; new ones are added.
 
@@ -111,19 +111,18 @@ def plan_layout(
     *,
     ranks: int,
     traces: dict[tuple[int, int], Plan],
-    progress: Progress = lambda text: None,
 ) -> Plan:
     """Return the plan of a run with a `batch.total`, as it is configured, from traces that searches
     share; see `find_layouts`.
     """
-    return _traced(config, ranks, config.parallel.sequence, traces, progress)
+    return _traced(config, ranks, config.parallel.sequence, traces)
 
 
 def _candidates(
     config: RunConfig,
     ranks: int,
     gpus: int,
-    progress: Progress,
+    progress: Progress | None,
     traces: dict[tuple[int, int], Plan] | None,
 ) -> Iterator[Plan]:
     """Every layout that the run's rules allow.
@@ -143,8 +142,10 @@ def _candidates(
     made = False
     for sequence, micro in shares:
         batch = replace(config.batch, micro=micro, total=total, accumulation=1)
+        if progress and (sequence, micro) not in traces:
+            progress(sum(share not in traces for share in shares))
         try:
-            traced = _traced(replace(config, batch=batch), ranks, sequence, traces, progress)
+            traced = _traced(replace(config, batch=batch), ranks, sequence, traces)
         except ValueError as error:  # a sequence that this teacher or method cannot share
             refused = refused or error
             continue
@@ -172,12 +173,10 @@ def _traced(
     ranks: int,
     sequence: int,
     traces: dict[tuple[int, int], Plan],
-    progress: Progress,
 ) -> Plan:
     """The plan of a run in so large micro-batches, in a form that any rule allows."""
     micro = config.batch.micro
     if (sequence, micro) not in traces:
-        progress(f"tracing batch.micro={micro}, parallel.sequence={sequence}")
         like = next(iter(traces.values()), None)
         plain = _plain(config, sequence, micro)
         traces[sequence, micro] = make_plan(plain, ranks=sequence, like=like)
@@ -208,6 +207,7 @@ def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:
 def _variants(traced: Plan) -> Iterator[Plan]:
     """The same calls with all that they do not depend on."""
     alone = traced.ranks == 1
+    rounded: Plan | None = None
     offloads = ("none", "optimizer", "all")
     for stage, recomputed, offload in product(
         (3,) if alone else (0, 1, 2, 3), RECOMPUTED, offloads
@@ -220,10 +220,11 @@ def _variants(traced: Plan) -> Iterator[Plan]:
         yield plan
         if alone and offload == "none":
             try:
-                rounded = _changed(traced, given, quantize="int8")
-                yield make_plan(rounded.config, ranks=1, like=plan)
+                config = _changed(traced, given, quantize="int8").config
+                rounded = make_plan(config, like=rounded or plan)
             except ValueError:
                 continue
+            yield rounded
 
 
 def _changed(traced: Plan, parallel: dict[str, Any], *, quantize: Any) -> Plan:

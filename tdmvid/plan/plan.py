@@ -33,6 +33,7 @@ from .counts import (
     outline_networks,
     teacher_calls,
     traced_settings,
+    weighed_settings,
 )
 
 LIVE_VALUES = 1e9
@@ -270,28 +271,42 @@ def make_plan(
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
     _check_grids(config, folder, family)
     prompts = len(read_training_prompts(config.prompts))
-    networks = outline_networks(config, folder, family)
-    if like and traced_settings(like.config) == traced_settings(config):
-        forwards, backwards = calls_per_iteration(config)
-        calls = replace(like.calls, forwards=forwards, backwards=backwards)
-    else:
-        calls = count_calls(networks)
-    if like and decoded_settings(like.config) == decoded_settings(config):
-        pipeline = like.pipeline
-    else:
-        pipeline = count_pipeline(networks)
+    tokens, weights, calls, pipeline = _counted(config, folder, family, like)
     return Plan(
         config=config,
         ranks=ranks,
         folder=folder,
         pipeline_class=family.pipeline_class,
         prompts=prompts,
-        tokens=networks.tokens,
-        weights=networks.weights,
+        tokens=tokens,
+        weights=weights,
         calls=calls,
         pipeline=pipeline,
         launched=launched,
     )
+
+
+def _counted(
+    config: RunConfig, folder: Path, family: type[Backbone], like: Plan | None
+) -> tuple[Tokens, Weights, Calls, Pipeline]:
+    """Count the networks, as far as a similar run has not."""
+
+    def same(settings: Callable[[RunConfig], object]) -> Plan | None:
+        return like if like and settings(like.config) == settings(config) else None
+
+    weighed, traced, decoded = map(same, (weighed_settings, traced_settings, decoded_settings))
+    if weighed and traced and decoded:
+        return weighed.tokens, weighed.weights, _called(traced.calls, config), decoded.pipeline
+    networks = outline_networks(config, folder, family)
+    calls = _called(traced.calls, config) if traced else count_calls(networks)
+    pipeline = decoded.pipeline if decoded else count_pipeline(networks)
+    return networks.tokens, networks.weights, calls, pipeline
+
+
+def _called(calls: Calls, config: RunConfig) -> Calls:
+    """The same calls, as often as a run makes them."""
+    forwards, backwards = calls_per_iteration(config)
+    return replace(calls, forwards=forwards, backwards=backwards)
 
 
 def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> None:

@@ -21,28 +21,30 @@ TOTAL = 32
 
 
 @pytest.fixture(scope="module")
-def traces(tiny_run, tmp_path_factory):
-    """Plans by sequence and micro-batch, shared by the searches of this file, with the work of
-    billions of parameters.
+def traces(traced):
+    """Plans by sequence and micro-batch, shared by the searches of this file: the tiny run with the
+    work of billions of parameters, untraced.
     """
-    run = tiny_run(tmp_path_factory.mktemp("layouts"))
-    config = replace(run, model=replace(run.model, dtype="bfloat16"))
+    run = traced.config
+    run = replace(run, model=replace(run.model, dtype="bfloat16"))
     plans = {}
     for sequence, micro in ((1, 1), (1, 2), (1, 4), (2, 1)):
-        parallel = replace(config.parallel, sequence=sequence, zero_stage=2)
-        changed = replace(config, parallel=parallel, batch=replace(config.batch, micro=micro))
-        made = make_plan(changed, ranks=sequence)
+        parallel = replace(run.parallel, sequence=sequence, zero_stage=2)
         call = replace(
-            made.calls.network,
+            traced.calls.network,
             forward_flops=3e14 * micro / sequence,
             backward_flops=6e14 * micro / sequence,
             saved=40 * GIB * micro // sequence,
             saved_inputs=2 * GIB * micro // sequence,
             saved_block=GIB * micro // sequence,
+            exchanged=(sequence - 1) * GIB,
         )
-        weights = replace(made.weights, base=5 * 10**9, base_bytes=10**10)
         plans[sequence, micro] = replace(
-            made, calls=replace(made.calls, network=call), weights=weights
+            traced,
+            config=replace(run, parallel=parallel, batch=replace(run.batch, micro=micro)),
+            ranks=sequence,
+            calls=replace(traced.calls, network=call),
+            weights=replace(traced.weights, base=5 * 10**9, base_bytes=10**10),
         )
     return plans
 
@@ -118,7 +120,7 @@ def test_a_search_traces_each_micro_batch_once_for_all_layouts(found, traces, mo
 def test_a_layout_is_planned_and_priced_as_its_settings_are(tiny_run, tmp_path):
     """The words that are printed give the same plan by themselves."""
     terms = replace(TERMS, gpus=2)
-    run = tiny_run(tmp_path, "batch.total=8", "model.dtype=bfloat16")
+    run = tiny_run(tmp_path, "batch.total=2", "model.dtype=bfloat16")
     (layout,) = find_layouts(run, ranks=2, terms=terms, limit=GIB, count=1)
     text = describe_layouts([layout], limit=GIB, terms=terms)
     words = re.findall(r"--set (\S+)", text)

@@ -12,7 +12,7 @@ from tdmvid.backbones.registry import ARCHITECTURES, load_backbone, published_by
 from tdmvid.cli.main import main
 from tdmvid.config import ModelConfig
 from tdmvid.plan import duration
-from tdmvid.plan.cost import _Kernels
+from tdmvid.plan.cost import Kernels
 from tdmvid.plan.describe import describe
 from tdmvid.plan.devices import DEFAULT, DEVICES, choose_device
 from tdmvid.plan.duration import predict_iteration, predict_samples
@@ -143,10 +143,10 @@ def test_a_base_in_eight_bits_is_made_whole_for_every_call(large):
 
 def test_kernels_are_counted_with_what_they_move_but_not_views_and_products():
     a, b = torch.ones(8, 4), torch.ones(4, 8)
-    with _Kernels() as counted:
+    with Kernels() as counted:
         (a.t() @ b.t()).view(16)
     assert (counted.count, counted.moved) == (1, 0)
-    with _Kernels() as counted:
+    with Kernels() as counted:
         a.expand(8, 4).mul(2)
         torch.ones(1, 4).expand(8, 4).add(a)
     assert counted.count == 3  # ones makes a kernel too
