@@ -38,7 +38,16 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     Raises:
         ValueError: the folder has no LoRA, or one that cannot be loaded whole.
     """
-    network = getattr(pipeline, files.part)
+    of_pipeline = files.of_pipeline(pipeline)
+    if len(of_pipeline) > 1 and not Path(folder).is_dir():
+        raise ValueError(f"{folder} is one file: give a folder with the LoRAs of both experts")
+    for one in of_pipeline:
+        _load_one(pipeline, folder, one)
+
+
+def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
+    """Give one network of the stock pipeline its LoRA."""
+    network = getattr(pipeline, files.component)
     lora = read_lora(folder, files, network)
     if (
         lora.plain
@@ -54,7 +63,7 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
             ) from error
     else:
         attach_to_sample(network, lora)
-    check_loaded(getattr(pipeline, files.part), lora)
+    check_loaded(getattr(pipeline, files.component), lora)
 
 
 def load_beside(

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from ..backbones.experts import Experts
 from ..backbones.lora_files import LoraFiles
 from .layouts.names import BARE, DIFFUSERS, PEFT, ModuleNames, module_names
 from .settings import PEFT_FILE, read_settings
@@ -71,6 +72,8 @@ def read_lora(
         ValueError: the file is damaged, of another model, or no LoRA that consumers can load.
         FileNotFoundError: there is none.
     """
+    if isinstance(network, Experts):
+        return _read_pair(Path(path), files, network, bare=bare)
     path = find_lora(Path(path), files)
     tensors, header = read_tensors(path)
     if not tensors:
@@ -112,6 +115,25 @@ def read_lora(
     )
     _announce(lora)
     return lora
+
+
+def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> LoraWeights:
+    """Return the LoRAs of both experts as one, by the names of the pair's layers."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is one file: give a folder with the LoRAs of both experts")
+    found = {
+        name: read_lora(path, of_expert, pair.networks[name], bare=bare)
+        for name, of_expert in files.of_experts(pair.split.names).items()
+    }
+    return replace(
+        next(iter(found.values())),
+        layers={
+            f"{name}.{key}": x for name, lora in found.items() for key, x in lora.layers.items()
+        },
+        where=str(path),
+        plain=all(lora.plain for lora in found.values()),
+        stated_alphas=frozenset().union(*(lora.stated_alphas for lora in found.values())),
+    )
 
 
 def find_lora(path: Path, files: LoraFiles) -> Path:

@@ -17,6 +17,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from ..backbones.experts import experts_of
 from ..diffusion.denoiser import STEPS, Cond, Denoiser, step_level
 
 NAME = "step_condition"
@@ -60,10 +61,14 @@ def time_embedding(network: nn.Module) -> tuple[str, TimestepEmbedding]:
     )
 
 
-def condition_on_steps(network: nn.Module, *, seed: int) -> StepCondition:
-    """Give an adapted network the condition, trainable beside its adapter and the same on every
-    rank.
+def condition_on_steps(network: nn.Module, *, seed: int) -> list[StepCondition]:
+    """Give an adapted network, or each of two experts, the condition, trainable beside its adapter
+    and the same on every rank.
     """
+    return [_condition(each, seed) for each in experts_of(network)]
+
+
+def _condition(network: nn.Module, seed: int) -> StepCondition:
     _, embedding = time_embedding(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,23 +88,31 @@ def condition_on_steps(network: nn.Module, *, seed: int) -> StepCondition:
 class _StepConditioned:
     """A denoiser whose network learns K from the conditioning."""
 
-    def __init__(self, denoiser: Denoiser, condition: StepCondition):
-        self.denoiser, self.condition, self.process = denoiser, condition, denoiser.process
+    def __init__(self, denoiser: Denoiser, conditions: list[StepCondition]):
+        self.denoiser, self.conditions, self.process = denoiser, conditions, denoiser.process
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        self.condition.steps = cond[STEPS]
+        self._tell(cond[STEPS])
         try:
             return self.denoiser(x_t, t, cond)
         finally:
-            self.condition.steps = None  # the teacher runs on the same modules
+            self._tell(None)  # the teacher runs on the same modules
+
+    def _tell(self, steps: Tensor | None) -> None:
+        for condition in self.conditions:
+            condition.steps = steps
+
+
+def conditions_of(network: nn.Module) -> list[StepCondition]:
+    """Return the conditions of a network, or of both experts; none if it is not told K."""
+    found = [dict(each.named_children()).get(NAME) for each in experts_of(network)]
+    return [condition for condition in found if isinstance(condition, StepCondition)]
 
 
 def with_step_count(denoiser: Denoiser, module: nn.Module) -> Denoiser:
     """Return the denoiser of a role; it passes K on if `module` has the condition."""
-    condition = dict(module.named_children()).get(NAME)
-    if not isinstance(condition, StepCondition):
-        return denoiser
-    return _StepConditioned(denoiser, condition)
+    conditions = conditions_of(module)
+    return _StepConditioned(denoiser, conditions) if conditions else denoiser
 
 
 @torch.no_grad()

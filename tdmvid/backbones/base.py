@@ -18,6 +18,7 @@ from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
+from .experts import Experts
 from .lora_files import LoraFiles
 from .spec import FamilySpec
 from .stock import StockPipeline
@@ -96,12 +97,19 @@ class Backbone(ABC):
     device: torch.device
     process: Process
     network: Any
-    """The teacher's module; a family names its class."""
+    """The teacher's module; a family names its class. Of two experts it is both, see experts.py."""
 
     @abstractmethod
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
     ): ...
+
+    @property
+    def lora_files(self) -> list[LoraFiles]:
+        """The files of a student: one, or one for each of two experts."""
+        if isinstance(self.network, Experts):
+            return list(self.lora.of_experts(self.network.split.names).values())
+        return [self.lora]
 
     @property
     @abstractmethod

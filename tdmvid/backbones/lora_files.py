@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from peft import LoraConfig
 from torch import Tensor
 
 from ..data.files import sort_metadata
+from .experts import Split
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file of every family whose pipeline has a LoRA loader."""
+SECOND_FILE = "pytorch_lora_weights_2.safetensors"
+"""Beside it, of a second expert."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,31 @@ class LoraFiles:
     """How a user gives the stock pipeline `pipe` a LoRA."""
     load_imports: tuple[str, ...] = ()
     """What has to be imported for `load_code`."""
+    second: str = ""
+    """The component that it adapts where that is the second of two experts; its keys name the
+    first, as the stock loader wants them.
+    """
+
+    @property
+    def component(self) -> str:
+        """The component of the pipeline that the LoRA adapts."""
+        return self.second or self.part
+
+    def of_experts(self, names: tuple[str, ...]) -> dict[str, LoraFiles]:
+        """Return the files of a pair's LoRAs, by the components that they adapt."""
+        first, second = names
+        file = SECOND_FILE
+        code = (
+            f'pipe.load_lora_weights("path/to/this/folder", weight_name="{file}",'
+            " load_into_transformer_2=True)"
+        )
+        return {first: self, second: replace(self, second=second, file=file, load_code=code)}
+
+    def of_pipeline(self, pipeline: Any) -> list[LoraFiles]:
+        """Return the files of the LoRAs of a stock pipeline, one for each of its experts."""
+        if getattr(pipeline, Split.names[1], None) is None:
+            return [self]
+        return list(self.of_experts(Split.names).values())
 
     def save(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
         """Write a LoRA to `folder`.
@@ -53,6 +81,7 @@ class LoraFiles:
                 f"{self.part}_lora_layers": layers,
                 f"{self.part}_lora_adapter_metadata": metadata,
             },
+            **({"weight_name": self.file} if self.second else {}),
         )
         sort_metadata(folder / self.file)
 
@@ -62,7 +91,10 @@ class LoraFiles:
         Args:
             name: of the adapter, where there are several.
         """
-        pipeline.load_lora_weights(folder, **({"adapter_name": name} if name else {}))
+        options: dict[str, Any] = {"adapter_name": name} if name else {}
+        if self.second:
+            options |= {"weight_name": self.file, "load_into_transformer_2": True}
+        pipeline.load_lora_weights(folder, **options)
 
     def use(self, pipeline: Any, scales: Mapping[str, float]) -> None:
         """Switch on adapters that were added by their names, each at its scale."""

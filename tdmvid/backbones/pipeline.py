@@ -20,6 +20,7 @@ from ..data.reading import reading
 from ..diffusion.denoiser import Cond
 from .base import Backbone
 from .dtype import accept_other_dtypes, torch_dtype
+from .experts import Experts
 from .stock import AGAIN, StockPipeline
 from .text_limit import CutPrompts, find_cut_prompts
 from .weight_files import load_whole, weights_variant
@@ -70,7 +71,17 @@ class PipelineBackbone(Backbone):
         return network(**inputs, **more, return_dict=False)[0].float()
 
     def fresh_network(self) -> nn.Module:
-        return self._part(self.spec.network_class, self.spec.network_folder).requires_grad_(False)
+        idle_in_host_memory = self.config.idle_expert == "host"
+        place = torch.device("cpu") if idle_in_host_memory else self.device
+
+        def load(_: Path, name: str) -> nn.Module:
+            part: nn.Module = self._part(self.spec.network_class, name, place=place)
+            return part
+
+        network = self.spec.assemble(self.folder, load).requires_grad_(False)
+        if idle_in_host_memory and isinstance(network, Experts):
+            network.keep_idle_in_host_memory(self.device)
+        return network
 
     def cast(self, cond: Cond) -> Cond:
         """Return conditions in the network's dtype; integers and masks stay as they are."""
@@ -81,7 +92,14 @@ class PipelineBackbone(Backbone):
             }
         )
 
-    def _part(self, kind: Any, name: str, dtype: torch.dtype | None = None) -> Any:
+    def _part(
+        self,
+        kind: Any,
+        name: str,
+        dtype: torch.dtype | None = None,
+        *,
+        place: torch.device | None = None,
+    ) -> Any:
         folder = self.folder / name
         # straight to the device: on the host is never more than one file of the weights
         with reading(folder, advice=AGAIN):
@@ -90,14 +108,14 @@ class PipelineBackbone(Backbone):
                 folder,
                 dtype=dtype or torch_dtype(self.config),
                 variant=weights_variant(folder, self.config.variant),
-                device_map=self.device,
+                device_map=place or self.device,
             )
 
     @property
     def text(self) -> Any:
         """The stock pipeline with nothing but its text encoders, loaded on first use."""
         if self._text is None:
-            self._text = self.stock.load(self.spec.network_folder, "vae")
+            self._text = self.stock.load(*self.spec.components(self.folder), "vae")
         return self._text
 
     @property

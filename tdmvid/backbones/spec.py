@@ -6,6 +6,7 @@ No weights are read, so everything works on the meta device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.process import Process
 from .dtype import torch_dtype
+from .experts import Experts, Split
 from .weight_files import encoder_class
 
 
@@ -56,6 +58,15 @@ class FamilySpec(ABC):
     def read_process(self, folder: Path) -> Process:
         """Return the process of the teacher's scheduler."""
 
+    def read_split(self, folder: Path) -> Split | None:
+        """Return how two experts share the times; None of a teacher of one network."""
+        return None
+
+    def components(self, folder: Path) -> tuple[str, ...]:
+        """Return what the pipeline calls its networks."""
+        split = self.read_split(folder)
+        return split.names if split else (self.network_folder,)
+
     @abstractmethod
     def tokens(self, network: nn.Module, folder: Path, size: ClipSize) -> Tokens:
         """Return the sequence of one sample.
@@ -90,8 +101,29 @@ class FamilySpec(ABC):
 
     def empty_network(self, folder: Path) -> nn.Module:
         """Build the network from its config alone: for counting, on the meta device."""
-        config = self.network_class.load_config(folder, subfolder=self.network_folder)
-        return self.network_class.from_config(config)
+        return self.assemble(folder, self._empty_component)
+
+    def _empty_component(self, folder: Path, name: str) -> nn.Module:
+        config = self.network_class.load_config(folder, subfolder=name)
+        network: nn.Module = self.network_class.from_config(config)
+        return network
+
+    def assemble(self, folder: Path, make: Callable[[Path, str], nn.Module]) -> nn.Module:
+        """Return the network of the pipeline's component, or both experts as one.
+
+        Args:
+            make: returns a component by the pipeline's folder and its name.
+        """
+        split = self.read_split(folder)
+        if split is None:
+            return make(folder, self.network_folder)
+        one = torch.ones(1, device="cpu")  # also where all else is on the meta device
+        scale = self.read_process(folder).timestep(one).item()
+        return Experts({name: make(folder, name) for name in split.names}, split, scale)
+
+    def named_components(self, network: nn.Module) -> dict[str, nn.Module]:
+        """Return a network, or both experts, by the names of the pipeline's components."""
+        return network.networks if isinstance(network, Experts) else {self.network_folder: network}
 
     def empty_vae(
         self, network: nn.Module, folder: Path, config: ModelConfig, size: ClipSize

@@ -59,8 +59,8 @@ class StockPipeline(ABC):
         """Load the pipeline: without some components, and with others as they are given."""
         backbone = self.backbone
         given = self._encoders([*without, *given]) | given
-        if backbone.spec.network_folder not in {*without, *given}:
-            given[backbone.spec.network_folder] = backbone.fresh_network()
+        if not {*backbone.spec.components(backbone.folder)} & {*without, *given}:
+            given |= backbone.spec.named_components(backbone.fresh_network())
         with reading(backbone.folder, advice=AGAIN):
             pipeline = getattr(diffusers, backbone.pipeline_class).from_pretrained(
                 backbone.folder,
@@ -71,6 +71,9 @@ class StockPipeline(ABC):
                 variant=backbone.config.variant,
             )
         pipeline.set_progress_bar_config(disable=True)
+        if backbone.config.idle_expert == "host" and backbone.device.type != "cpu":
+            pipeline.enable_model_cpu_offload(device=backbone.device)
+            return pipeline
         return pipeline.to(backbone.device)
 
     def _encoders(self, without: list[str]) -> dict[str, nn.Module]:
@@ -97,7 +100,7 @@ class StockPipeline(ABC):
             network: what it samples with; None loads the teacher's once more.
         """
         spec = self.backbone.spec
-        given = {} if network is None else {spec.network_folder: network}
+        given = {} if network is None else spec.named_components(network)
         pipeline = self.load(*spec.text_parts, "vae", **given)
         self.set_scales(pipeline)
         return pipeline
@@ -105,7 +108,7 @@ class StockPipeline(ABC):
     def whole_pipeline(self) -> Any:
         """Load the pipeline with all its parts, around the backbone's network and autoencoder."""
         backbone = self.backbone
-        given = {backbone.spec.network_folder: backbone.network, "vae": backbone.vae}
+        given = backbone.spec.named_components(backbone.network) | {"vae": backbone.vae}
         return self.load(*self.absent_parts(), **given)
 
     def latents(

@@ -1,4 +1,4 @@
-"""Wan text to video, 2.1 (1.3B, 14B) and 2.2 (TI2V-5B), by what their configs say.
+"""Wan text to video, 2.1 (1.3B, 14B) and 2.2 (TI2V-5B, A14B), by what their configs say.
 
 Shapes: B batch, C channels, F latent frames, H W latent size, T text tokens. A latent sample
 is [C, F, H, W], the layout of `WanTransformer3DModel`.
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
-from ..diffusion.process import RectifiedFlow
 from .attention import BACKENDS
 from .base import Tap, TokenSharing, trunk_of
 from .dtype import torch_dtype
+from .experts import Split, experts_of
 from .flow import FlowBackbone, FlowSpec
 from .lora_files import LoraFiles
 from .registry import register
@@ -38,16 +38,24 @@ class WanSpec(FlowSpec):
 
     network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
 
-    def read_process(self, folder: Path) -> RectifiedFlow:
-        """Return the process; ValueError for a Wan 2.2 of two networks."""
+    def read_split(self, folder: Path) -> Split | None:
+        """Return how the two experts of Wan 2.2 A14B share the times.
+
+        Raises:
+            ValueError: one of the experts or the boundary is missing.
+        """
         index = read_object(folder / "model_index.json")
-        for name in ("transformer_2", "boundary_ratio"):
-            if index.get(name) not in (None, [None, None]):
-                raise ValueError(
-                    f"{folder}: model_index.json has {name}={index[name]}, which is a Wan of two"
-                    " networks: give one of a single transformer"
-                )
-        return super().read_process(folder)
+        boundary, names = index.get("boundary_ratio"), Split.names
+        there = [index.get(name) not in (None, [None, None]) for name in names]
+        if boundary is None and there == [True, False]:
+            return None
+        if not all(there) or not isinstance(boundary, float) or not 0 < boundary < 1:
+            raise ValueError(
+                f"{folder}: model_index.json has boundary_ratio={boundary} and"
+                f" {' and '.join(n for n, has in zip(names, there) if has) or 'no transformer'}: a"
+                " Wan has a transformer, or both and a boundary between 0 and 1"
+            )
+        return Split(boundary)
 
     def tokens(self, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
         net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
@@ -57,7 +65,7 @@ class WanSpec(FlowSpec):
         return Tokens.of_transformer(count, net)
 
     def blocks(self, network: WanTransformer3DModel) -> list[nn.Module]:
-        return list(network.blocks)
+        return [block for each in experts_of(network) for block in each.blocks]
 
     def example(
         self,
@@ -143,11 +151,13 @@ class Wan(FlowBackbone):
 
     @staticmethod
     def fuse(network: WanTransformer3DModel) -> None:
-        fuse(network)
+        for each in experts_of(network):
+            fuse(each)
 
     @staticmethod
     def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
-        share_tokens(network, sharing)
+        for each in experts_of(network):
+            share_tokens(each, sharing)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         with torch.no_grad():
@@ -193,10 +203,11 @@ class Wan(FlowBackbone):
 
     @staticmethod
     def set_attention(network: WanTransformer3DModel, kernel: str) -> None:
-        if kernel in Wan.kernels:
-            network.set_attention_backend(BACKENDS[kernel].value)
-        else:
-            FlowBackbone.set_attention(network, kernel)
+        for each in experts_of(network):
+            if kernel in Wan.kernels:
+                each.set_attention_backend(BACKENDS[kernel].value)
+            else:
+                FlowBackbone.set_attention(each, kernel)
 
     @staticmethod
     def discriminator_trunk(network: WanTransformer3DModel) -> list[Tap]:

@@ -71,6 +71,10 @@ class ModelConfig:
     """Of the frozen weights in training: keep a run's base in eight bits a weight, see
     backbones/quantize.py. Exports and evaluations load the unquantized base.
     """
+    idle_expert: Literal["device", "host"] = "device"
+    """Of a teacher of two experts in one process: where the frozen weights of the one that is not
+    called are. host: calls of the other side wait until its weights are on the device.
+    """
     tiling: bool = False
     """Run the autoencoder tile by tile, blended where tiles overlap: less memory for large
     pictures, but slower.

@@ -75,6 +75,7 @@ SETTINGS: dict[str, Range] = {
     "grid.timesteps": Range(0, MILLION, "(timesteps of the network)"),
     "objective.cfg": Range(0, 1000, "(guidance scale); 1 is no guidance"),
     "objective.cfg_interval": Range(0, 1, "(times)"),
+    "objective.cfg_2": Range(0, 1000, "(guidance scale); 1 is no guidance"),
     "objective.step_set": STEPS,
     "objective.margin_low": FRACTION,
     "objective.margin_high": FRACTION,

@@ -58,7 +58,7 @@ RULES = (
         " set it to false",
     ),
     Rule(
-        lambda run: run.prompts.negative and run.objective.cfg == 1,
+        lambda run: run.prompts.negative and not run.objective.guided,
         "prompts.negative",
         "has no effect with objective.cfg={objective.cfg}, which is no guidance: leave it out"
         " (--set prompts.negative=), or set a guidance",

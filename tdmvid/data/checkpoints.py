@@ -139,11 +139,18 @@ def read_student(path: Path, weights: str = "") -> dict[str, Tensor]:
     Raises:
         ValueError: there is no average.
     """
-    averaged = path / "student" / "average.safetensors"
-    if weights == "ema" and not averaged.is_file():
+    folder = path / "student"
+    parts = sorted(file.parent for file in folder.rglob("weights.safetensors"))
+    if weights == "ema" and not all((part / "average.safetensors").is_file() for part in parts):
         raise ValueError(f"{path} holds no average, the run had ema=0: export the raw weights")
-    raw = weights == "raw" or not averaged.is_file()
-    return load_file(path / "student" / "weights.safetensors" if raw else averaged)
+    found: dict[str, Tensor] = {}
+    for part in parts:  # one, or one for each of two experts
+        averaged = part / "average.safetensors"
+        raw = weights == "raw" or not averaged.is_file()
+        prefix = "".join(f"{name}." for name in part.relative_to(folder).parts)
+        tensors = load_file(part / "weights.safetensors" if raw else averaged)
+        found |= {prefix + key: tensor for key, tensor in tensors.items()}
+    return found
 
 
 def _named_steps(folder: Path) -> list[int]:

@@ -115,7 +115,7 @@ class Guided:
         return broadcast(self.schedule(self.cfg, t, self.process.timestep(t)), x_t)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        if self.cfg == 1.0:
+        if self.cfg == 1.0 and self.schedule.second in (None, 1.0):
             return self.denoiser(x_t, t, cond)
         both = Cond.cat([self.null.expand(len(x_t)), cond])
         without, with_ = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)

@@ -15,6 +15,8 @@ class TimeGrid:
     """`times[k]` is s_k; `times[0]` is 0. Step k goes from s_k to s_{k-1}."""
 
     times: tuple[float, ...]
+    boundary: float = 0.0
+    """The time from which on calls are another network's; 0 where there is one network."""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.times, self.times[1:]))
@@ -31,6 +33,16 @@ class TimeGrid:
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """s_0 ... s_K as float32 [K + 1]."""
         return torch.tensor(self.times).to(device, non_blocking=True)
+
+    def sides(self) -> list[list[int]]:
+        """Return the steps k of each network's calls, in rising order of k."""
+        low = [k for k in range(1, self.steps + 1) if self.times[k] < self.boundary]
+        return [side for side in (low, list(range(len(low) + 1, self.steps + 1))) if side]
+
+    def floors(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return the lowest time of each step's network, [K + 1]: the boundary above it, else 0."""
+        floors = [self.boundary if t >= self.boundary else 0.0 for t in self.times]
+        return torch.tensor(floors).to(device, non_blocking=True)
 
     def descending(self) -> tuple[float, ...]:
         """s_K, ..., s_1: the times of the student's calls in order."""

@@ -21,6 +21,9 @@ class GuidanceSchedule:
     """Guidance is on from `low` to `high`, both included, and 1 elsewhere (arXiv 2404.07724)."""
     cosine_steps: int = 0
     """Of CogVideoX's `use_dynamic_cfg`: the number of steps of its call; 0 is off."""
+    boundary: float = 0.0
+    second: float | None = None
+    """The scale below `boundary`, as of a second expert; None is no other."""
 
     def __call__(self, cfg: float, t: Tensor, timestep: Tensor) -> Tensor:
         """Return the scale of each sample, [B] float32.
@@ -35,6 +38,8 @@ class GuidanceSchedule:
             steps = self.cosine_steps  # CogVideoXPipeline.__call__
             phase = math.pi * ((steps - timestep.double()) / steps) ** 5.0
             scale = 1 + cfg * (1 - phase.cos()) / 2
+        if self.second is not None:
+            scale = torch.where(t >= self.boundary, scale, self.second)
         inside = (self.low <= t) & (t <= self.high)
         return torch.where(inside, scale, 1.0).float()
 

@@ -160,6 +160,8 @@ class Trajectory:
     cond: Cond
     before: Before | None = None
     start: float | Tensor = 1.0
+    floor: Tensor | None = None
+    """The lowest time of the network that is called at `upper`, [B]; None is 0."""
 
 
 @torch.no_grad()
@@ -203,5 +205,12 @@ def rollout(
         torch.stack([m.x0 for m in memory])[here], torch.stack([m.t for m in memory])[here]
     )
     return Trajectory(
-        torch.stack(states)[here], k, times[k - 1], times[k], cond, before, grid.times[-1]
+        torch.stack(states)[here],
+        k,
+        times[k - 1],
+        times[k],
+        cond,
+        before,
+        grid.times[-1],
+        grid.floors(z.device)[k] if grid.boundary else None,
     )

@@ -74,6 +74,11 @@ class Objective(Protocol):
         ...
 
     @property
+    def cfg_2(self) -> float | None:
+        """That of the teacher's low-noise expert; None: the same."""
+        ...
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
         ...

@@ -85,6 +85,7 @@ class Stream:
         rows = [[*grid.times, *[0.0] * (width - len(grid.times))] for grid in grids]
         self.times = torch.tensor(rows, device=streams.device)  # [grids, K + 1]
         self.steps_of = torch.tensor(self.steps, device=streams.device)  # [grids]
+        self.boundary = grids[0].boundary
         self.schedules = [self._first(micro) for micro in range(micros)]
         self.states: list[States] = []
 
@@ -155,6 +156,8 @@ class Stream:
         for micro, well in enumerate(finite):
             now = self.schedules[micro]
             then = self._following(micro) if on else now
+            if not on and self.boundary:
+                well = [0.0] * len(well)
             k = [
                 k if fine or (on and last == 1) else self.steps[grid]
                 for k, last, grid, fine in zip(then.k, now.k, then.grid, well)
@@ -252,12 +255,19 @@ class Stream:
             cond = cond.with_step_counts(steps)
         lower, upper, start = (self.times[state.grid, k] for k in (state.k - 1, state.k, steps))
         before = state.before[number] if state.before else None
-        return Trajectory(state.sets[number], state.k, lower, upper, cond, before, start)
+        floor = None
+        if self.boundary:
+            floor = torch.where(upper >= self.boundary, self.boundary, 0.0)
+        return Trajectory(state.sets[number], state.k, lower, upper, cond, before, start, floor)
 
     def _moved(self, step: int, micro: int, made: list[Made] | None, finite: Tensor) -> States:
-        """The states of the next iteration; without `made` only what is not finite moves."""
+        """The states of the next iteration; without `made` only what is not finite moves, or all
+        slots start again where they share one of two networks, so must stay together.
+        """
         state, again = self.states[micro], ~finite
         grid, ahead = state.grid, state
+        if made is None and self.boundary:
+            again = torch.ones_like(again)
         if made is not None:
             ahead, again = _stepped(state, made), again | (state.k == 1)
             if len(self.steps) > 1:

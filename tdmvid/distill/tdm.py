@@ -88,6 +88,8 @@ class TDM(TDMSettings):
                     process, torch.zeros_like(s) if self.from_clean else s, upper, self.fresh_noise
                 ),
             )
+        if path.floor is not None:
+            low = torch.maximum(low, path.floor)
         low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
         high = torch.maximum(upper - self.margin_high, low)
         return s, process.snap(low + u[0] * (high - low))

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..config import ObjectiveSettings
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import Trajectory, rollout
@@ -50,18 +51,44 @@ def pick_k(
     """Draw the step of each sample, [B] in 1..K on the host.
 
     Where the rollout stops it is one for the micro-batch, and the same on all ranks, which then
-    make as many calls; else one per sample.
+    make as many calls; else one per sample. Of a grid for two networks all samples of an iteration
+    have steps of one of them, each with the probability of its steps' number.
     """
+    first, last = 1, grid.steps
+    if grid.boundary:
+        shared = streams.generator(place.step, "side", device="cpu")
+        some = int(torch.randint(1, grid.steps + 1, (1,), generator=shared))
+        side = next(side for side in grid.sides() if some in side)
+        first, last = side[0], side[-1]
     if objective.rollout == "stop":
         shared = streams.generator(place.step, place.name("k"), place.micro, device="cpu")
-        return torch.randint(1, grid.steps + 1, (1,), generator=shared).expand(batch)
+        return torch.randint(first, last + 1, (1,), generator=shared).expand(batch)
     own = streams.generator(place.step, place.name("k"), place.stream, device="cpu")
-    return torch.randint(1, grid.steps + 1, (batch,), generator=own)
+    return torch.randint(first, last + 1, (batch,), generator=own)
 
 
 def pick_grid(grids: Sequence[TimeGrid], shared: torch.Generator) -> TimeGrid:
     """The grid of one iteration, the same on all ranks: it decides how many calls are made."""
     return grids[int(torch.randint(len(grids), (1,), generator=shared))]
+
+
+def count_swaps(grid: TimeGrid, objective: ObjectiveSettings, micros: int) -> float:
+    """Return how often the calls of an iteration change from one of two networks to the other, on
+    average and at most.
+
+    A rollout begins at the high side. The iteration's graded calls are at the low side with the
+    share of its steps; a full rollout has been there before.
+
+    Args:
+        grid: With a boundary.
+        objective: The run's.
+        micros: Micro-batches, each of which is rolled out.
+    """
+    low = len(grid.sides()[0])
+    if objective.rollout == "stream":
+        return 2 / grid.steps
+    passes = objective.rollout == "full" and low > 1
+    return 2 * (1.0 if passes else low / grid.steps) * micros * (objective.own_trajectories + 1)
 
 
 def advance(

@@ -28,6 +28,7 @@ from ..adapters.step_condition import baked
 from ..adapters.weights import join, rank_and_scale, weights_of_config
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
+from ..backbones.experts import Experts, split_names
 from ..data.files import sort_metadata, usual_mode, write_json
 from ..data.video import write_clips
 from .card import write_card
@@ -95,19 +96,13 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
     """Write and check a LoRA: diffusers' file, and one for each consumer that is asked for."""
     adapter = student.adapter
     assert adapter is not None
-    backbone, module, settings = student.backbone, adapter.module, adapter.settings
+    backbone, settings = student.backbone, adapter.settings
     dtype = request.dtype or "float32"
-    layers = get_peft_model_state_dict(module, state_dict=student.weights, adapter_name=ADAPTER)
-    configs: Any = module.peft_config
-    layers, config = baked(layers, configs[ADAPTER], module, student.weights, student.grid.steps)
     rank, alpha = settings.rank, settings.alpha
+    for files, (layers, config) in zip(backbone.lora_files, _plain_loras(student, dtype)):
+        files.save(folder, layers, config)
     if student.merged:
-        whole = join([*student.adapters, weights_of_config(layers, config)])
-        layers, config, rank, alpha = whole.state(), whole.config(), whole.rank, whole.alpha
-    layers = {
-        key: tensor.to(getattr(torch, dtype)).contiguous().cpu() for key, tensor in layers.items()
-    }
-    backbone.lora.save(folder, layers, config)
+        rank, alpha = config.r, config.lora_alpha
     backbone.student_scheduler(student.grid).save_pretrained(folder)
     tolerance = choose_tolerance(student, request, LORA_TOLERANCE[dtype])
     error = check_lora(folder, student, tolerance)
@@ -122,6 +117,28 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
     return facts | _write_consumer_files(
         folder, student, request.formats, layers, alphas, tolerance
     )
+
+
+def _plain_loras(student: Student, dtype: str) -> Iterator[tuple[dict[str, Tensor], Any]]:
+    """Yield layers and peft's settings of the student's LoRA, or of each expert's."""
+    assert student.adapter is not None
+    module, steps = student.adapter.module, student.grid.steps
+    configs: Any = module.peft_config
+    found = get_peft_model_state_dict(module, state_dict=student.weights, adapter_name=ADAPTER)
+    parts = [(module, found, student.weights)]
+    if isinstance(module, Experts):
+        names, networks = module.split.names, module.networks
+        layers, weights = split_names(found, names), split_names(student.weights, names)
+        parts = [(networks[name], layers[name], weights[name]) for name in names]
+    for network, own, weights in parts:
+        layers, config = baked(own, configs[ADAPTER], network, weights, steps)
+        if student.merged:
+            whole = join([*student.adapters, weights_of_config(layers, config)])
+            layers, config = whole.state(), whole.config()
+        yield (
+            {key: x.to(getattr(torch, dtype)).contiguous().cpu() for key, x in layers.items()},
+            config,
+        )
 
 
 def _alphas(config: Any, layers: dict[str, Tensor]) -> dict[str, float]:
@@ -224,7 +241,12 @@ def _teacher(config: dict) -> dict | None:
     if "objective" not in config:
         return None
     negative = config.get("prompts", {}).get("negative", "")
-    return {"guidance": config["objective"]["cfg"], "negative_prompt": negative}
+    second = config["objective"].get("cfg_2")
+    return {
+        "guidance": config["objective"]["cfg"],
+        **({} if second is None else {"guidance_2": second}),
+        "negative_prompt": negative,
+    }
 
 
 def _student_facts(

@@ -177,7 +177,9 @@ def _loading(backbone: Backbone, facts: dict) -> list[str]:
         load = f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'
         return [load, f"{pipeline}({base}, {part}={part}, {dtype})", *tiling]
     adapters = [(one["path"], one["scale"]) for one in facts["model"]["adapters"]]
-    lora = backbone.lora.stack_code(adapters) if adapters else [backbone.lora.load_code]
+    lora = [files.load_code for files in backbone.lora_files]
+    if adapters:
+        lora = backbone.lora.stack_code(adapters)
     return [f"{pipeline}({base}, {dtype})", *lora, *tiling]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..backbones.base import Backbone
+from ..backbones.experts import Experts
 from .consumers import check_formats
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -69,6 +70,13 @@ def check_request(
         raise ValueError(
             f"format {','.join(request.formats)}: a whole network has no LoRA formats, give a rank"
             " to extract a LoRA"
+        )
+    if isinstance(backbone.network, Experts) and (
+        not adapted or request.fuse or request.formats != ("diffusers",)
+    ):
+        raise ValueError(
+            "fuse, formats and whole networks: a student of two experts is written as two LoRA"
+            " files for diffusers only: leave them out"
         )
     if request.fuse and conditioned_on_steps:
         raise ValueError(

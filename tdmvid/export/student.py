@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.extract import adapt, extract
-from ..adapters.step_condition import NAME, with_step_count
+from ..adapters.step_condition import NAME, conditions_of, with_step_count
 from ..adapters.weights import LoraWeights, weights_of_state
 from ..backbones.base import Backbone
 from ..config import LoraSettings
@@ -86,7 +86,7 @@ class Student:
     @property
     def conditioned_on_steps(self) -> bool:
         """Whether K is a condition of the network, see adapters/step_condition.py."""
-        return any(key.startswith(f"{NAME}.") for key in self.weights)
+        return any(NAME in key.split(".") for key in self.weights)
 
     @property
     def timesteps(self) -> list[float]:
@@ -137,7 +137,7 @@ def sample_reference(
     A network with a condition on K gets the grid's number of steps.
     """
     z, cond = reference.z, reference.cond
-    if NAME in dict(network.named_children()):
+    if conditions_of(network):
         cond = cond.with_step_count(grid.steps, len(z), z.device)
     return ddim(with_step_count(backbone.denoiser(network), network), z, cond, grid)
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
 from ..backbones.dtype import torch_dtype
+from ..backbones.experts import experts_of
 from ..backbones.quantize import planned_bytes
 from ..backbones.spec import Tokens
 from ..config import RunConfig
@@ -25,7 +26,7 @@ class Weights:
     """Parameters of the run's networks."""
 
     base: int
-    """Parameters of one network."""
+    """Parameters of one network, or of both experts."""
     base_bytes: int
     """Bytes that hold them, frozen."""
     trainable: int
@@ -34,6 +35,13 @@ class Weights:
     """Those of student and fake that the objective trains."""
     heads: int = 0
     """Trainable parameters of the discriminator."""
+    experts: int = 1
+    """Networks of which an iteration trains one, and a call uses one."""
+
+    @property
+    def called(self) -> int:
+        """Parameters of the network of one call."""
+        return self.base // self.experts
 
     @property
     def trained(self) -> int:
@@ -116,13 +124,15 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
             trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
             generators=tuple(role for role in GENERATORS if role in config.objective.roles),
             heads=_parameters(critic.heads) if critic else 0,
+            experts=len(experts_of(network)),
         ),
     )
 
 
 def count_calls(networks: Outline) -> Calls:
     """Count and trace the calls of an iteration; the networks are changed."""
-    config, family, network = networks.config, networks.family, networks.network
+    config, family = networks.config, networks.family
+    network = experts_of(networks.network)[0]  # a call goes through one, and they are alike
     dtype, critic = torch_dtype(config.model), networks.discriminator
 
     def example() -> dict[str, Any]:
@@ -197,7 +207,7 @@ def graded_twice(config: RunConfig) -> bool:
 
 def teacher_calls(config: RunConfig) -> int:
     """Return the network calls of one guided call of the teacher."""
-    return 1 if config.objective.cfg == 1 else 2
+    return 2 if config.objective.guided else 1
 
 
 def count_pipeline(networks: Outline) -> Pipeline:

@@ -42,7 +42,8 @@ def _networks(plan: Plan) -> Iterator[Row]:
     trained = weights.generators
     yield (
         "teacher",
-        f"{model.path} ({plan.pipeline_class}), {weights.base:,} parameters in {model.dtype}",
+        f"{model.path} ({plan.pipeline_class}), {weights.base:,} parameters in {model.dtype}"
+        + (f", of {weights.experts} experts together" if weights.experts > 1 else ""),
     )
     if model.adapters:
         named = (f"{one.path} at scale {one.scale:g}" for one in model.adapters)
@@ -77,10 +78,12 @@ def _networks(plan: Plan) -> Iterator[Row]:
 
 def _guidance(config: RunConfig) -> str:
     cfg, negative = config.objective.cfg, config.prompts.negative
-    if cfg == 1:
+    if not config.objective.guided:
         return "none"
     cut = negative if len(negative) <= 40 else f"{negative[:37]}..."
-    return f"{cfg:g}{_schedule(config)}, away from " + (
+    second = config.objective.cfg_2
+    pair = f"{cfg:g}" + ("" if second is None else f" and {second:g} by expert")
+    return f"{pair}{_schedule(config)}, away from " + (
         f"prompts.negative={cut!r}" if cut else "the empty prompt"
     )
 
@@ -130,6 +133,9 @@ def _iteration(plan: Plan) -> Iterator[Row]:
     )
     if tokens.note:
         yield "", tokens.note
+    if plan.swapping:
+        size = plan.whole / plan.weights.experts
+        yield "experts", f"{plan.swaps:.2g} swaps an iteration, {gib(size)} from host memory each"
     yield "steps", f"{config.steps:,} of {_samples(config, videos)}"
     yield "guard", _guard(plan)
     for name, size in plan.traffic().items():

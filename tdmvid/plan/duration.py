@@ -126,7 +126,7 @@ def _sending(plan: Plan, device: Device, gpus: int, computing: float) -> float:
     if not traffic:
         return 0.0
     rate, delay = _ring_rate(device, plan.ranks, gpus), _ring_delay(plan.ranks, gpus)
-    gathers = plan.base_uses * micros * math.ceil(plan.weights.base / FETCHED)
+    gathers = plan.base_uses * micros * math.ceil(plan.weights.called / FETCHED)
     weights = traffic["weights"] / rate + delay * gathers * (parallel.zero_stage == 3)
     trained = (traffic["gradients"] + traffic["updated weights"]) / rate
     updates = delay * len(plan.config.objective.roles)
@@ -158,11 +158,12 @@ def _ring_delay(ranks: int, gpus: int) -> float:
 def _offloaded(plan: Plan, device: Device, gpus: int) -> float:
     """Seconds of an iteration for what is kept in host memory."""
     offload, rate = plan.config.parallel.offload, LINK_SHARE * 1e9 * device.host
+    swapped = plan.swaps * plan.whole / plan.weights.experts / rate
     if offload == "none":
-        return 0.0
+        return swapped
     trained = plan.weights.trained / plan.ranks
     updates = trained * min(gpus, plan.ranks) / HOST_ADAM + 2 * 4 * trained / rate
     if offload != "all":
         return updates
     uses = plan.base_uses * plan.config.batch.accumulation
-    return updates + uses * plan.whole / plan.ranks / rate
+    return updates + uses * plan.whole / plan.weights.experts / plan.ranks / rate

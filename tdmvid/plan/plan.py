@@ -17,8 +17,9 @@ from ..backbones.spec import Tokens
 from ..config import RunConfig, share_batch
 from ..data.prompts import read_training_prompts
 from ..distill.grids import build_grids, reference_grid
+from ..distill.trajectories import count_swaps
 from ..parallel.launch import check_sequence
-from ..roles.rules import check_settings
+from ..roles.rules import check_settings, check_teacher
 from .cost import Trace
 from .counts import (
     Calls,
@@ -57,6 +58,8 @@ class Plan:
     weights: Weights
     calls: Calls
     pipeline: Pipeline
+    swaps: float = 0.0
+    """How often an iteration brings the other expert's weights to the device, on average."""
     launched: bool = False
     """Whether a launcher starts even one rank, so that DeepSpeed runs it."""
 
@@ -106,22 +109,29 @@ class Plan:
         parallel, lora = self.config.parallel, self.config.trains_lora
         bases = 1 if parallel.share_base or not lora else len(self.weights.generators)
         frozen = bases * self.weights.base_bytes / self._shards(3)
+        if self.swapping:
+            frozen /= self.weights.experts
         trained = self.weights.trained * 4
         offloaded = parallel.offload == "all"
-        gathered = min(self.weights.base, LIVE_VALUES) * bytes_per_value(
+        gathered = min(self.weights.called, LIVE_VALUES) * bytes_per_value(
             torch_dtype(self.config.model)
         )
         parts = {
             "frozen weights": 0.0 if offloaded and lora else frozen,  # or the whole teacher
             "gathered weights": gathered if self._zero_stage == 3 else 0.0,
             "trained weights, float32": 0.0 if offloaded else trained / self._shards(3),
-            "gradients": trained / self._shards(2),
+            "gradients": trained / self.weights.experts / self._shards(2),
             "optimiser": 0.0 if parallel.offload != "none" else 2 * trained / self._shards(1),
             "average": self.weights.trainable * 4 / self._shards(3) if self.config.ema else 0.0,
             "autoencoder": float(self.pipeline.vae),
             "activations": float(self.activations(self.checkpointing)),
         }
         return {name: value for name, value in parts.items() if value}
+
+    @property
+    def swapping(self) -> bool:
+        """Whether the expert that is not called waits in host memory."""
+        return self.config.model.idle_expert == "host"
 
     @property
     def _zero_stage(self) -> int:
@@ -153,9 +163,10 @@ class Plan:
         parked = 0.0 if sharded else memory.get("frozen weights", 0.0)  # in host memory
         # In float32: of each role as it is made, of the student as it is written.
         copies = self.weights.base * 4 if not self.config.trains_lora else 0
-        checked = self.whole + copies + self.pictures(self.config.parallel.sequence)
+        whole = self.whole / (1 + self.swapping)
+        checked = whole + copies + self.pictures(self.config.parallel.sequence)
         return {
-            "loading the base": float(self.whole + copies),
+            "loading the base": float(whole + copies),
             "embedding the prompts": float(self.pipeline.text),  # the base is in host memory
             "training": training,
             "making samples": training - passing + self.pictures(teacher_calls(self.config)),
@@ -191,8 +202,9 @@ class Plan:
         )
         rounded = self.config.model.quantize != "none"
         uses = self.base_uses + self.checkpointing * self.calls.backwards
-        whole = rounded * uses * self.config.batch.accumulation * (self.weights.base + self.whole)
-        return calls + whole + OPTIMISER_BYTES * self.weights.trained / self._shards(1)
+        experts, micros = self.weights.experts, self.config.batch.accumulation
+        whole = rounded * uses * micros * (self.weights.base + self.whole) / experts
+        return calls + whole + OPTIMISER_BYTES * self.weights.trained / experts / self._shards(1)
 
     def kernels(self) -> float:
         """Return the kernels that one rank starts in one iteration's calls."""
@@ -242,9 +254,11 @@ class Plan:
         calls, stage = self.calls, self.config.parallel.zero_stage
         away, micros = (self.ranks - 1) / self.ranks, self.config.batch.accumulation
         forwards = calls.forwards + (2 if self.checkpointing else 1) * calls.backwards
-        trained = self.weights.trained * 4 * away
+        experts = self.weights.experts
+        trained = self.weights.trained * 4 * away / experts
+        called = self.whole / experts
         return {
-            "weights": self.base_uses * micros * self.whole * away if stage == 3 else 0.0,
+            "weights": self.base_uses * micros * called * away if stage == 3 else 0.0,
             "gradients": trained if stage == 3 else 2 * trained,
             "updated weights": trained if stage in (1, 2) else 0.0,
             "tokens": micros * calls.network.exchanged * forwards,
@@ -269,7 +283,7 @@ def make_plan(
     config = share_batch(config, ranks // config.parallel.sequence)
     folder, family = find_family(config.model, weights=False)
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
-    _check_grids(config, folder, family)
+    swaps = _check_grids(config, folder, family)
     prompts = len(read_training_prompts(config.prompts))
     tokens, weights, calls, pipeline = _counted(config, folder, family, like)
     return Plan(
@@ -282,6 +296,7 @@ def make_plan(
         weights=weights,
         calls=calls,
         pipeline=pipeline,
+        swaps=swaps,
         launched=launched,
     )
 
@@ -309,10 +324,18 @@ def _called(calls: Calls, config: RunConfig) -> Calls:
     return replace(calls, forwards=forwards, backwards=backwards)
 
 
-def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> None:
-    """ValueError where the teacher's process has not the times of the student, or of the teacher's
-    long samples.
+def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> float:
+    """Return how often an iteration changes the expert on the device.
+
+    Raises:
+        ValueError: the teacher's process has not the times of the student, or of the teacher's long
+            samples.
     """
-    process = family.spec.read_process(folder)
-    build_grids(config.grid, process, config.objective.step_set)
+    process, split = family.spec.read_process(folder), family.spec.read_split(folder)
+    check_teacher(config, experts=split is not None)
+    boundary = split.time if split else 0.0
+    grid, *_ = build_grids(config.grid, process, config.objective.step_set, boundary)
     reference_grid(config, process)
+    if config.model.idle_expert == "device":
+        return 0.0
+    return count_swaps(grid, config.objective, config.batch.accumulation)

@@ -29,10 +29,14 @@ from ..backbones.attention import choose_attention
 from ..backbones.base import Backbone
 from ..backbones.discriminator import Discriminator
 from ..backbones.dtype import torch_dtype
+from ..backbones.experts import Experts
 from ..config import RunConfig
+from ..diffusion.process import RectifiedFlow
+from ..distill.grids import build_grid
 from ..parallel import launch
 from ..parallel.engine import TorchEngine
 from ..parallel.sequence import SequenceGroup
+from .experts import ExpertEngines
 from .guidance import check_guidance
 from .recompute import keep_attention
 
@@ -105,6 +109,8 @@ def build_role(
     family.fuse(network)
     if spec.adapter:
         _adapt(network, spec, config, family, seed=config.seed + SEED_OFFSETS[role])
+        if isinstance(network, Experts):
+            network.place_trained()
     else:
         network.requires_grad_(spec.whole)
     if group is not None and group.size > 1:
@@ -265,12 +271,35 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World) -> Any:
     return shard_frozen(network, micro_batch=config.batch.micro)
 
 
-def build_engine(network: nn.Module, role: str, config: RunConfig, world: launch.World) -> Any:
-    """Build the engine that trains a role's network, of one process or over all ranks."""
+def expert_shares(config: RunConfig, experts: Experts) -> dict[str, float]:
+    """Return the share of the student's steps that each expert takes, by name."""
+    grid = build_grid(config.grid, RectifiedFlow(experts.scale), experts.split.time)
+    low, high = (len(side) / grid.steps for side in grid.sides())
+    return dict(zip(experts.split.names, (high, low), strict=True))
+
+
+def build_engine(
+    network: nn.Module, role: str, config: RunConfig, world: launch.World, *, share: float = 1.0
+) -> Any:
+    """Build the engine that trains a role's network, of one process or over all ranks.
+
+    Args:
+        network: One network, or both experts, which get an engine each.
+        role: Whose settings it takes.
+        config: The run's.
+        world: Its ranks.
+        share: Of the iterations that train this network.
+    """
+    if isinstance(network, Experts):
+        shares = expert_shares(config, network)
+        return ExpertEngines(
+            network,
+            lambda each, name: build_engine(each, role, config, world, share=shares[name]),
+        )
     settings = getattr(config, role)
     updates = config.objective.roles.count(role)
     common: dict[str, Any] = {
-        "total_steps": config.steps * updates,
+        "total_steps": round(config.steps * updates * share),
         "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,
         "dtype": torch_dtype(config.model),

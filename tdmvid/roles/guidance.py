@@ -8,20 +8,29 @@ from ..diffusion.denoiser import Cond, Denoiser, Guided
 from ..diffusion.guidance import GuidanceSchedule
 
 
-def guide(config: RunConfig, denoiser: Denoiser, null: Cond, cfg: float | None = None) -> Guided:
+def guide(
+    config: RunConfig,
+    denoiser: Denoiser,
+    null: Cond,
+    cfg: float | None = None,
+    *,
+    boundary: float = 0.0,
+) -> Guided:
     """Return the guided teacher.
 
     Args:
         config: whose `objective` sets the guidance.
         denoiser: the unguided teacher.
         null: the condition of the other branch, of one sample.
-        cfg: another scale than `objective.cfg`.
+        cfg: another scale than `objective.cfg`, and `cfg_2`.
+        boundary: the time below which a teacher's second expert is called; 0 of one network.
     """
     objective = config.objective
     low, high = objective.cfg_interval
     steps = config.log.teacher_steps if objective.use_dynamic_cfg else 0
     scale = objective.cfg if cfg is None else cfg
-    return Guided(denoiser, null, scale, GuidanceSchedule(low, high, steps))
+    second = objective.cfg_2 if scale == objective.cfg else None
+    return Guided(denoiser, null, scale, GuidanceSchedule(low, high, steps, boundary, second))
 
 
 def check_guidance(config: RunConfig, family: type[Backbone]) -> None:

@@ -70,7 +70,7 @@ def quantize_base(
     z = torch.randn(
         (cond.batch, *backbone.latent_shape()), generator=generator, device=backbone.device
     )
-    teacher = guide(config, backbone.denoiser(network), null)
+    teacher = guide(config, backbone.denoiser(network), null, boundary=grid.boundary)
     first_time, *other_times = [torch.full((len(z),), t, device=z.device) for t in times]
     first = teacher(z, first_time, cond)
     noised = [(backbone.process.noise(first, z, t), t) for t in other_times]

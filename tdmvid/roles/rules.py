@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import RunConfig
+from ..config import RunConfig, TDMSettings
 from ..config.rules import Rule, check_rules
 from ..data.latents import real_files
 
@@ -53,6 +53,12 @@ LAUNCHED_RULES = (
         " launcher, or use 'none'",
     ),
     Rule(
+        lambda run: run.model.idle_expert == "host",
+        "model.idle_expert",
+        "does not work under a launcher, as DeepSpeed moves every parameter to the device: start"
+        " one process without a launcher, or use 'device' with parallel.zero_stage=3",
+    ),
+    Rule(
         lambda run: run.parallel.compile is True and run.parallel.zero_stage == 3,
         "parallel.compile",
         "does not work with parallel.zero_stage={parallel.zero_stage}, as DeepSpeed's hooks gather"
@@ -61,6 +67,59 @@ LAUNCHED_RULES = (
     ),
 )
 """Of runs under a launcher, which DeepSpeed runs."""
+EXPERT_RULES = (
+    Rule(
+        lambda run: isinstance(run.objective, TDMSettings) and run.objective.segments != "separate",
+        "objective.segments",
+        "compares scores on both sides of the boundary between the teacher's experts, and each"
+        " segment belongs to one: use 'separate' and match='noisy'",
+    ),
+    Rule(
+        lambda run: run.objective.rollout == "stream" and run.objective.stagger != "none",
+        "objective.stagger",
+        "spreads the trajectories over both of the teacher's experts, and an iteration trains one:"
+        " use 'none', or rollout='stop'",
+    ),
+    Rule(
+        _is_adversarial,
+        "objective.kind",
+        "needs features of one network, and this teacher has two experts: use kind 'tdm'",
+    ),
+    Rule(
+        lambda run: not run.trains_lora,
+        "training",
+        "would hold six whole networks of this teacher of two experts: use 'lora'",
+    ),
+    Rule(
+        lambda run: run.model.adapters,
+        "model.adapters",
+        "names LoRAs of one network, and this teacher has two experts: leave them out",
+    ),
+    Rule(
+        lambda run: (
+            run.model.idle_expert == "host"
+            and (run.model.quantize != "none" or not run.parallel.share_base)
+        ),
+        "model.idle_expert",
+        "moves the one unrounded base that all roles share: use model.quantize='none' and"
+        " parallel.share_base=true, or 'device'",
+    ),
+)
+"""Of teachers of two experts."""
+SINGLE_RULES = (
+    Rule(
+        lambda run: run.model.idle_expert == "host",
+        "model.idle_expert",
+        "is of a teacher of two experts, and this one has one network: use 'device'",
+    ),
+    Rule(
+        lambda run: run.objective.cfg_2 is not None,
+        "objective.cfg_2",
+        "is of a teacher's second expert, and this one has one network: leave it out"
+        " (--set objective.cfg_2=null)",
+    ),
+)
+"""Of teachers of one network."""
 
 
 def check_settings(config: RunConfig, *, distributed: bool) -> None:
@@ -78,6 +137,15 @@ def check_settings(config: RunConfig, *, distributed: bool) -> None:
     if _is_adversarial(config):
         real_files(config.real, frames=config.video.frames)
     check_folders(config)
+
+
+def check_teacher(config: RunConfig, *, experts: bool) -> None:
+    """Check the settings that depend on whether the teacher has two experts.
+
+    Raises:
+        ValueError: For the first broken rule.
+    """
+    check_rules(config, EXPERT_RULES if experts else SINGLE_RULES)
 
 
 def check_folders(config: RunConfig) -> None:

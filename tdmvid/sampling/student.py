@@ -42,7 +42,7 @@ def use_student(
     """
     network = shared_copy(backbone.network)
     pipeline = backbone.stock.whole_pipeline() if whole else backbone.stock.pipeline(network)
-    pipeline.register_modules(**{backbone.spec.network_folder: network})
+    pipeline.register_modules(**backbone.spec.named_components(network))
     if folder is None:
         return pipeline
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():

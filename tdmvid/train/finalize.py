@@ -134,9 +134,11 @@ def _sample_teacher(run: Run, z: Tensor, grid: TimeGrid) -> Column:
         latents = ddim(run.roles.teacher, z, run.gallery, grid, on_step=keep)
     shown = sorted(steps, reverse=True)[:: max(1, grid.steps // 8)]
     path = {k: steps[k] for k in shown}
-    if cfg == 1:
+    if not run.config.objective.guided:
         return Column(name, grid.steps, latents, grid, path)
-    return Column(f"{name}, cfg {cfg:g}", 2 * grid.steps, latents, grid, path)
+    second = run.config.objective.cfg_2
+    scales = f"{cfg:g}" if second is None else f"{cfg:g} and {second:g}"
+    return Column(f"{name}, cfg {scales}", 2 * grid.steps, latents, grid, path)
 
 
 def base_waiting(run: Run) -> AbstractContextManager:

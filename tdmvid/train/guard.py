@@ -160,7 +160,9 @@ class Guard:
     def _sample_teacher(self, grid: TimeGrid, cfg: float) -> tuple[Tensor, Tensor]:
         """Latents of the teacher, and on rank 0 its videos, both on the CPU."""
         run, parts = self.run, sample_parts(self.run)
-        teacher = guide(run.config, run.networks["teacher"], run.null, cfg)
+        teacher = guide(
+            run.config, run.networks["teacher"], run.null, cfg, boundary=run.grid.boundary
+        )
         name = f"guard: teacher, {grid.steps} steps, cfg {cfg:g}, once a run"
         with tqdm(total=grid.steps * len(parts), desc=name, disable=not run.world.primary) as bar:
             made = [
@@ -181,7 +183,7 @@ class Guard:
         """What the teacher's samples depend on."""
         config = self.run.config
         log, model, objective = config.log, to_dict(config)["model"], config.objective
-        schedule = (*objective.cfg_interval, objective.use_dynamic_cfg)
+        schedule = (*objective.cfg_interval, objective.use_dynamic_cfg, objective.cfg_2)
         return json.dumps(
             {
                 "model": model,

@@ -25,9 +25,10 @@ from ..parallel import launch
 from ..parallel.rng import Streams
 from ..parallel.sequence import PlannedGroup
 from ..roles.build import GENERATORS, build_engines, build_role, empty_base
+from ..roles.experts import backend_of
 from ..roles.guidance import guide
 from ..roles.rounding import Rounding, quantize_base
-from ..roles.rules import check_settings
+from ..roles.rules import check_settings, check_teacher
 from .preflight import check_machine
 from .prepare import digest, prepare_embeddings, prepare_latents
 
@@ -93,6 +94,7 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed by this run."""
         config, settings = self.config, to_dict(self.config)
+        settings["model"].pop("idle_expert")  # which changes no value
         if not self.real_digest:  # only pictures are decoded in tiles
             settings["model"].pop("tiling")
         compared = {key: settings[key] for key in COMPARED}
@@ -114,7 +116,7 @@ class Run:
             "prompts": self.prompts_digest,
             "prompts.negative": config.prompts.negative or None,
             "init": config.init or None,
-            "backend": type(self.engines["student"]).__name__,
+            "backend": backend_of(self.engines["student"]),
             # a rate that falls to 0 at the last step depends on their number
             "steps": None if schedules == {"constant"} else config.steps,
         }
@@ -134,9 +136,12 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     check_machine(config, world)
     backbone = load_teacher(config.model, config.video, device=world.device)
     process, objective = backbone.process, config.objective
+    split = backbone.spec.read_split(backbone.folder)
+    check_teacher(config, experts=split is not None)
+    boundary = split.time if split else 0.0
     grid, grids = (
-        build_grid(config.grid, process),
-        build_grids(config.grid, process, objective.step_set),
+        build_grid(config.grid, process, boundary),
+        build_grids(config.grid, process, objective.step_set, boundary),
     )
     reference_grid(config, process)  # what the end of the run needs is refused at its start
     started = replace(config, init="") if resumed else config
@@ -160,7 +165,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         backbone=backbone,
         grid=grid,
         grids=grids,
-        roles=_roles(networks, engines, guide(config, teacher, null), real),
+        roles=_roles(networks, engines, guide(config, teacher, null, boundary=boundary), real),
         engines=engines,
         networks=networks,
         streams=streams,

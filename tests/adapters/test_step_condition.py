@@ -35,7 +35,7 @@ class Student:
                 if "lora_B" in name:
                     parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         self.before = self.sample(4, self.backbone.denoiser(self.module))
-        self.condition = condition_on_steps(self.module, seed=0)
+        [self.condition] = condition_on_steps(self.module, seed=0)
 
     def wake(self):
         with torch.no_grad():

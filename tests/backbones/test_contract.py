@@ -14,6 +14,7 @@ from scales import assert_close
 
 from tdmvid.adapters.lora import attach, shared_copy
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
+from tdmvid.backbones.experts import experts_of
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes, quantize
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import LoraSettings, ModelConfig
@@ -183,7 +184,7 @@ def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
     backbone.predict_x0(
         backbone.network, noise(backbone), torch.ones(2), backbone.encode_prompts(PROMPTS)
     )
-    expected = backbone.spec.blocks(backbone.network)
+    expected = backbone.spec.blocks(experts_of(backbone.network)[0])
     assert len(called) == len(set(called)) == len(expected) > 0 and set(called) == set(expected)
 
 
@@ -223,6 +224,7 @@ def test_what_is_decoded_is_what_was_encoded(case, backbone, monkeypatch):
 def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_its_input(
     case, checkpointing
 ):
+    case.need_one_network()
     backbone = case.backbone()
     halved = shared_copy(backbone.network)
     taps = backbone.discriminator_trunk(halved)
@@ -280,6 +282,7 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
     case, kind, monkeypatch
 ):
     pytest.importorskip("torchao", reason="torchao is not installed: pip install -e '.[quantize]'")
+    case.need_one_network()
     backbone = case.backbone(dtype="bfloat16")
     network, blocks = backbone.network, backbone.spec.blocks(backbone.network)
     planned = planned_bytes(network, blocks, kind)

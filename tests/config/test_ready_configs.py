@@ -31,8 +31,8 @@ def offline(monkeypatch):
 def grid_of(config):
     """A config's grid and its teacher's process."""
     folder, family = find_family(config.model, weights=False)
-    process = family.spec.read_process(folder)
-    return build_grid(config.grid, process), process
+    process, split = family.spec.read_process(folder), family.spec.read_split(folder)
+    return build_grid(config.grid, process, split.time if split else 0.0), process
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -73,7 +73,8 @@ def test_the_fake_learns_at_least_five_times_as_fast_as_the_student(name):
 def test_the_teacher_s_reference_samples_have_the_shift_of_the_student_s_grid(name):
     config = load_config(name)
     if isinstance(grid_of(config)[1], RectifiedFlow):
-        assert config.grid.kind == "shifted" and config.log.teacher_shift == config.grid.shift
+        official = {"wan2.2_a14b_4nfe": 12.0}.get(name, config.grid.shift)
+        assert config.grid.kind == "shifted" and config.log.teacher_shift == official
 
 
 def test_the_wan_models_have_the_guidance_and_shift_that_their_authors_recommend():
@@ -82,6 +83,11 @@ def test_the_wan_models_have_the_guidance_and_shift_that_their_authors_recommend
         "wan1.3b_4nfe": (6.0, 8.0),
         "wan14b_4nfe": (5.0, 5.0),
     }
+
+
+def test_the_experts_have_the_official_boundary_and_meet_just_above_a_step():
+    grid, _ = grid_of(load_config("wan2.2_a14b_4nfe"))
+    assert grid.boundary == 0.875 and grid.sides() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize("name", ["cogvideox5b_4nfe", "cogvideox1.5_5b_4nfe"])

@@ -1,5 +1,5 @@
 """Wan 2.1, with and without a norm in front of its attention to text, and Wan 2.2 TI2V, with a time
-a token and an autoencoder that works on patches.
+a token and an autoencoder that works on patches, and A14B, with two experts.
 """
 
 import torch
@@ -10,7 +10,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from tdmvid.config import ClipSize
 
 PIPELINE = "WanPipeline"
-VARIANTS = ("cross_norm", "no_cross_norm", "ti2v")
+VARIANTS = ("cross_norm", "no_cross_norm", "ti2v", "experts")
+BOUNDARY = 0.86
+"""Of the experts: above 6/7, a time of the grid with shift 2."""
 SIZE = ClipSize(frames=9, height=32, width=64)
 PATCHES = {"is_residual": True, "patch_size": 2, "scale_factor_spatial": 16, "decoder_base_dim": 6}
 PATCHES |= {"in_channels": 12, "out_channels": 12}
@@ -67,6 +69,8 @@ def build(variant):
         scheduler,
         tiny_transformer(cross_attn_norm=variant != "no_cross_norm"),
         expand_timesteps=variant == "ti2v",
+        **({"transformer_2": tiny_transformer()} if variant == "experts" else {}),
+        boundary_ratio=BOUNDARY if variant == "experts" else None,
     )
 
 

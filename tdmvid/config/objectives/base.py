@@ -14,7 +14,7 @@ from ..rules import Rule, check_rules
 Solver = Literal["ddim", "dpm++", "renoise"]
 """How a student's trajectory goes on, see diffusion/sampler.py."""
 RULES = (
-    *ranges_of("objective", ("cfg", "cfg_interval", "step_set")),
+    *ranges_of("objective", ("cfg", "cfg_2", "cfg_interval", "step_set")),
     Rule(
         lambda objective: (
             len(objective.cfg_interval) != 2
@@ -65,6 +65,8 @@ class ObjectiveSettings:
     """As of CogVideoX's stock call: the scale swings between 1 and 1 + cfg, by a formula of the
     timestep and of the number of steps, which is `log.teacher_steps` here.
     """
+    cfg_2: float | None = None
+    """That of the low-noise expert of a teacher of two; None: the same."""
     solver: Solver = "ddim"
     """How the student's trajectory goes on, see diffusion/sampler.py."""
     step_set: tuple[int, ...] = ()
@@ -105,6 +107,11 @@ class ObjectiveSettings:
     def own_trajectories(self) -> int:
         """How many of the first turns roll out trajectories of their own; the others share some."""
         return 0
+
+    @property
+    def guided(self) -> bool:
+        """Whether the teacher is called without a prompt, too."""
+        return self.cfg != 1 or self.cfg_2 not in (None, 1)
 
     @property
     def conditioned_on_steps(self) -> bool:
