@@ -32,7 +32,7 @@ from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.grids import reference_grid
 from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import build_objective
-from tdmvid.guard.bands import SETTINGS, Verdict, judge
+from tdmvid.guard.bands import BANDS, SETTINGS, Verdict, judge
 from tdmvid.guard.measures import latent_distance, measure
 from tdmvid.parallel import launch
 from tdmvid.train.run import Run, build_run
@@ -41,7 +41,7 @@ from tdmvid.train.trainer import micro_batches
 
 EVERY = 10
 """Iterations between two samplings."""
-SHOWN = ("run", "iterations", "left the bands after", "outside at the end", "ended")
+SHOWN = ("run", "iterations", "left the bands after", "outside at the end", "farthest", "distance")
 PATIENCE = 3
 """Failed iterations in a row that end a run, as in training."""
 
@@ -246,21 +246,25 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
     found = verdicts(folder)
     last, out = max(found), out_of_bands(folder)
     ended = folder / "ended.txt"
-    outside = [finding.measure for finding in found[last].findings]
-    widest = {
-        measure: [f(v.relative[measure] for v in found.values()) for f in (min, max)]
-        for measure in found[last].relative
-    }
+    at_end = found[last]
+    outside = [finding.measure for finding in at_end.findings]
+    farthest = max(
+        (BANDS[measure].excess(value), measure, step)
+        for step, verdict in found.items()
+        for measure, value in verdict.relative.items()
+        if measure not in SETTINGS
+    )
     return {
         "run": name,
         "broken": RECIPES[name].broken,
         "settings": list(RECIPES[name].settings),
         "iterations": last,
-        "left the bands after": out[0] if out else None,
-        "outside at the end": outside,
-        "ended": ended.read_text() if ended.exists() else "",
-        "distance": [round(v.distance, 3) for v in found.values()],
-        "range": {key: [round(x, 3) for x in ends] for key, ends in widest.items()},
+        "left the bands after": out[0] if out else "",
+        "outside at the end": ", ".join(outside) or (ended.read_text() if ended.exists() else ""),
+        "farthest": f"{farthest[1]}, {farthest[0]:.2f} of its band, after {farthest[2]}",
+        "distance": f"{found[0].distance:.2f} to {at_end.distance:.2f}",
+        "distances": {step: round(verdict.distance, 3) for step, verdict in found.items()},
+        "last": {key: round(value, 3) for key, value in at_end.relative.items()},
     }
 
 

@@ -26,8 +26,8 @@ class GuardConfig:
     pairs: int = 2
     """Sample prompts that are sampled from a second noise too, to tell whether seeds differ."""
     patience: int = 200
-    """Iterations after which a student must be closer to its teacher than the untrained network is
-    in as many steps; 0 does not ask.
+    """Iterations during which the student may be as far from its teacher as the untrained network
+    is in as many steps, and after which it must be closer; 0 does not look at that network.
     """
 
     def __post_init__(self) -> None:

@@ -106,7 +106,7 @@ SETTINGS: dict[str, Range] = {
     "log.teacher_steps": STEPS,
     "log.teacher_shift": SHIFT,
     "guard.cfg": Range(0, 1000, "(guidance scale); 0 takes objective.cfg"),
-    "guard.patience": Range(0, BILLION, "iterations; 0 does not ask for progress"),
+    "guard.patience": Range(0, BILLION, "iterations; 0 does not look at the untrained network"),
     "guard.pairs": Range(0, 10_000, "prompts; 0 tells nothing of seeds"),
     "adapter.scale": Range(-1000, 1000, "(of a LoRA); 1 is the file's own"),
     "teacher.steps": STEPS,

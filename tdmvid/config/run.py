@@ -160,6 +160,12 @@ class RunConfig:
         return self.training == "lora"
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint of the best student by the guard is kept beside the newest."""
+        wanted = self.log.checkpoint_every > 0 or self.export.select == "best"
+        return wanted and self.guard.action != "off" and self.log.sample_every > 0
+
+    @property
     def folder(self) -> Path:
         """Where the run writes."""
         return Path(self.out or f"runs/{self.name}")

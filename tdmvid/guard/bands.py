@@ -98,27 +98,49 @@ class Verdict:
 
 
 def judge(
-    student: Mapping[str, float], teacher: Mapping[str, float], *, untrained: float = 0.0
+    student: Mapping[str, float],
+    teacher: Mapping[str, float],
+    *,
+    untrained: Mapping[str, float] | None = None,
+    early: bool = False,
 ) -> Verdict:
     """Compare the measures that both sides have.
 
     Args:
-        untrained: The distance that the student's must be below by now; 0 asks for nothing.
+        untrained: Measures of the network before training, in the student's steps. Early, the
+            student may be as far from its teacher as that; later its distance must be less.
+        early: Whether the run has just begun.
     """
-    relative = {
+    relative = _relative(student, teacher)
+    excess = {name: BANDS[name].excess(value) for name, value in relative.items()}
+    start = {
+        name: BANDS[name].excess(value)
+        for name, value in _relative(untrained or {}, teacher).items()
+    }
+    allowed = {name: max(1.0, start.get(name, 0.0)) if early else 1.0 for name in excess}
+    findings = tuple(
+        _finding(name, relative[name]) for name, size in excess.items() if size > allowed[name]
+    )
+    distance = _distance(excess)
+    if start and not early and distance >= _distance(start):
+        share = distance / max(_distance(start), 1e-9)
+        findings = (*findings, replace(NO_PROGRESS, relative=share))
+    return Verdict(relative, distance, findings)
+
+
+def _relative(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float]:
+    """The measures that both sides have, relative to the teacher's."""
+    return {
         name: band.relative(student[name], teacher[name])
         for name, band in BANDS.items()
         if name in student and name in teacher
     }
-    excess = {name: BANDS[name].excess(value) for name, value in relative.items()}
-    findings = tuple(
-        _finding(name, relative[name]) for name, size in excess.items() if not size <= 1
-    )
+
+
+def _distance(excess: Mapping[str, float]) -> float:
+    """Root mean square of what is measured of samples."""
     weighed = [size * size for name, size in excess.items() if name not in SETTINGS]
-    distance = math.sqrt(sum(weighed) / max(len(weighed), 1))
-    if untrained and distance >= untrained:
-        findings = (*findings, replace(NO_PROGRESS, relative=distance / untrained))
-    return Verdict(relative, distance, findings)
+    return math.sqrt(sum(weighed) / max(len(weighed), 1))
 
 
 def _finding(name: str, relative: float) -> Finding:

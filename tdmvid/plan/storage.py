@@ -20,7 +20,7 @@ class Storage:
     """Whether its repository says so; else it is counted in the run's dtype."""
     embeddings: float
     checkpoints: float
-    """Those that are kept, and the one that is written meanwhile."""
+    """Those that are kept, the best one among them, and the one that is written meanwhile."""
     export: float
 
     @property
@@ -42,6 +42,7 @@ def count_storage(plan: Plan) -> Storage:
         download = published or float(plan.whole + pipeline.text + pipeline.vae)
     state = 3 * 4 * weights.trained + (4 * weights.trainable if config.ema else 0)
     kept = config.log.keep_checkpoints + 1 if config.log.checkpoint_every else 1
+    kept += config.keeps_best
     return Storage(
         download=download,
         listed=listed,

@@ -59,8 +59,8 @@ class Reference:
     latents: Tensor
     """[B, ...] on the CPU."""
     measures: dict[str, float]
-    untrained: float
-    """How far the network without a LoRA or guidance is from it, in the student's steps."""
+    untrained: dict[str, float]
+    """Measures of the network without a LoRA or guidance, in the student's steps."""
 
 
 class Guard:
@@ -107,9 +107,12 @@ class Guard:
         student = self._measure(samples.latents.cpu(), samples.videos, self._reference.latents)
         student["guidance"] = self.run.config.objective.cfg
         patience = self.run.config.guard.patience
-        due = 0 < patience <= step
-        untrained = self._reference.untrained if due else 0.0
-        verdict = judge(student, self._reference.measures, untrained=untrained)
+        verdict = judge(
+            student,
+            self._reference.measures,
+            untrained=self._reference.untrained if patience else None,
+            early=step < patience,
+        )
         known = self.record.open_measures()
         self.record = self.record.with_check(step, student, verdict)
         self.record.write(self.run.config.folder)
@@ -150,7 +153,7 @@ class Guard:
         if not run.world.primary:
             return None
         measures = self._measure(latents, videos, latents) | {"guidance": self.cfg}
-        untrained = judge(self._measure(base, base_videos, latents), measures).distance
+        untrained = self._measure(base, base_videos, latents)
         with atomic_path(path) as part:
             known = {"measures": measures, "untrained": untrained}
             metadata = {"key": key, "known": json.dumps(known)}

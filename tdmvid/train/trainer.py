@@ -198,7 +198,7 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guar
                 raise TrainingStopped(_failed(outcome.failed, step, failures, path))
             if check.stop:
                 raise TrainingStopped(check.stop)
-            if best := check.best and _keeps_best(config):
+            if best := check.best and config.keeps_best:
                 checkpoints.best = done
             stop = not last and signals.requested()
             if last or stop or best or _due(log.checkpoint_every, done):
@@ -219,11 +219,6 @@ def _check(run: Run, guard: Guard, done: int) -> Check:
     except NotFinite as error:
         return guard.fail(done, str(error))
     return guard.check(done, samples)
-
-
-def _keeps_best(config: RunConfig) -> bool:
-    """Whether the best student so far is saved where no checkpoint is due."""
-    return config.log.checkpoint_every > 0 or config.export.select == "best"
 
 
 def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:

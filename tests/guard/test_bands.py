@@ -85,10 +85,22 @@ def test_a_teacher_that_does_not_move_is_not_divided_by():
 
 
 def test_a_student_must_come_closer_than_the_untrained_network():
-    near = judge(beside("motion", 1.2), TEACHER)
-    assert not judge(beside("motion", 1.2), TEACHER, untrained=1.01 * near.distance).findings
-    (finding,) = judge(beside("motion", 1.2), TEACHER, untrained=near.distance).findings
+    near, far = beside("motion", 1.2), beside("motion", 1.3)
+    assert not judge(near, TEACHER, untrained=far).findings
+    (finding,) = judge(far, TEACHER, untrained=near).findings
     assert finding.measure == "progress" and "objective.cfg" in str(finding)
+    assert not judge(far, TEACHER, untrained=near, early=True).findings
+
+
+def test_what_the_untrained_network_shows_too_is_no_finding_early():
+    """A base without guidance is blurred in few steps, whatever is trained."""
+    blurred, worse = beside("sharpness", 0.2), beside("sharpness", 0.1)
+    assert not judge(blurred, TEACHER, untrained=blurred, early=True).findings
+    assert judge(worse, TEACHER, untrained=blurred, early=True).findings
+    assert {one.measure for one in judge(blurred, TEACHER, untrained=blurred).findings} == {
+        "sharpness",
+        "progress",
+    }
 
 
 def record_of(*distances):

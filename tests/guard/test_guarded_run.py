@@ -19,7 +19,7 @@ from tdmvid.train.monitor import read_metrics
 from tdmvid.train.samples import Samples
 from tdmvid.train.trainer import TrainingStopped, train
 
-OFTEN = ("steps=2", "log.sample_every=1")
+OFTEN = ("steps=2", "log.sample_every=1", "guard.patience=0")
 
 
 def narrow(monkeypatch):

@@ -16,6 +16,7 @@ from tdmvid.parallel import launch
 from tdmvid.plan import cost
 from tdmvid.plan.counts import calls_per_iteration
 from tdmvid.plan.plan import make_plan
+from tdmvid.plan.storage import count_storage
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.run import build_run, build_stream
 from tdmvid.train.trainer import micro_batches, train
@@ -294,3 +295,9 @@ def test_the_guard_s_calls_are_counted(tiny_run, tmp_path, plan):
     assert "4 calls of the student every 10 iterations" in row and "200 of the teacher" in row
     off = plan(tiny_run(tmp_path, *changes, "guard.action=off"))
     assert "off (guard.action)" in off
+
+
+def test_the_best_checkpoint_is_counted_where_it_is_kept(tiny_run, tmp_path, planned):
+    sampled = count_storage(planned(tiny_run(tmp_path, "log.sample_every=1"))).checkpoints
+    plain = count_storage(planned(tiny_run(tmp_path))).checkpoints
+    assert sampled == pytest.approx(4 / 3 * plain)
