@@ -56,7 +56,14 @@ def tiny_pipeline(variant: str):
     """A random CogVideoX of a few thousand weights: 9 frames of 32 x 32 give latents of 8 channels,
     4 x 4.
     """
+    return CogVideoXPipeline(*tiny_parts(VARIANTS[variant]))
 
+
+def tiny_parts(network: dict, vae: dict | None = None) -> tuple:
+    """The parts of a tiny pipeline, in the order of the pipeline's arguments.
+
+    network, vae: changes of their configs.
+    """
     torch.manual_seed(0)
     transformer = CogVideoXTransformer3DModel(
         **{
@@ -73,26 +80,33 @@ def tiny_pipeline(variant: str):
             "patch_size": 2,
             "max_text_seq_length": 12,
         }
-        | VARIANTS[variant]
+        | network
     )
     with torch.no_grad():  # as initialised, the modulated blocks hardly see time and text
         for parameter in transformer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
-    vae = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8),
-        latent_channels=8,
-        layers_per_block=1,
-        norm_num_groups=2,
-        down_block_types=("CogVideoXDownBlock3D",) * 4,
-        up_block_types=("CogVideoXUpBlock3D",) * 4,
-        temporal_compression_ratio=4,
-        scaling_factor=0.7,
-        sample_height=32,
-        sample_width=32,
+    autoencoder = AutoencoderKLCogVideoX(
+        **{
+            "block_out_channels": (8, 8, 8, 8),
+            "latent_channels": 8,
+            "layers_per_block": 1,
+            "norm_num_groups": 2,
+            "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+            "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+            "temporal_compression_ratio": 4,
+            "scaling_factor": 0.7,
+            "sample_height": 32,
+            "sample_width": 32,
+        }
+        | (vae or {})
     )
     encoder = T5EncoderModel(
         T5Config(vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     )
-    return CogVideoXPipeline(
-        tiny_tokenizer(), encoder.eval(), vae.eval(), transformer.eval(), cogvideox_scheduler()
+    return (
+        tiny_tokenizer(),
+        encoder.eval(),
+        autoencoder.eval(),
+        transformer.eval(),
+        cogvideox_scheduler(),
     )

@@ -91,6 +91,8 @@ class Backbone(ABC):
     """What `model.attention` can name."""
     dynamic_guidance: ClassVar[bool] = False
     """Whether the stock call has `use_dynamic_cfg`."""
+    takes_images: ClassVar[bool] = False
+    """Whether a video starts from a given image, which is a part of its condition."""
     folder: Path
     config: ModelConfig
     size: ClipSize
@@ -183,6 +185,37 @@ class Backbone(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
         """Encode prompts as the stock pipeline does; loads the text encoder on first use."""
+
+    def encode_images(self, images: Tensor) -> Cond:
+        """Encode given first frames as the stock pipeline does; loads what it needs on first use.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], of the clip's height and width.
+
+        Returns:
+            What stands beside the conditions of `encode_prompts`, for both branches of guidance.
+        """
+        raise ValueError(f"{self.pipeline_class} takes no images")
+
+    def release_image(self) -> None:
+        """Free the memory of what encodes images."""
+        self.release_vae()
+
+    def image_fingerprint(self) -> str:
+        """Identify what encodes images, and for which clip: the key of cached conditions."""
+        raise ValueError(f"{self.pipeline_class} takes no images")
+
+    def encode_items(self, prompts: list[str], images: Tensor | None) -> Cond:
+        """Encode prompts, each with its image where the family takes images."""
+        cond = self.encode_prompts(prompts)
+        if not self.takes_images:
+            return cond
+        assert images is not None, "this family takes images"
+        return cond.replaced_by(self.encode_images(images))
+
+    def blank_images(self, count: int) -> Tensor:
+        """Return images that tell nothing, where there must be some: grey, [B, 3, H, W]."""
+        return torch.zeros(count, 3, self.size.height, self.size.width)
 
     def find_cut_prompts(self, prompts: Sequence[str]) -> CutPrompts:
         """Find the prompts whose ends the text encoder does not read."""

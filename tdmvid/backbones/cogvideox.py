@@ -250,7 +250,7 @@ class Clip:
                 f" {(net.sample_height, net.sample_width)}, not {(height, width)}"
             )
         extra = -frames % (net.patch_size_t or 1)
-        return cls((frames + extra, net.in_channels, height, width), extra, spatial, temporal)
+        return cls((frames + extra, net.out_channels, height, width), extra, spatial, temporal)
 
 
 def rotary_embedding(

@@ -156,7 +156,15 @@ class PipelineBackbone(Backbone):
         return file_fingerprint(files, self.config.dtype, *self.text_settings())
 
     def video_fingerprint(self) -> str:
-        files = [path for path in (self.folder / "vae").iterdir() if path.is_file()]
+        return self._fingerprint_of("vae")
+
+    def image_fingerprint(self) -> str:
+        return self._fingerprint_of("vae", *self.spec.image_parts)
+
+    def _fingerprint_of(self, *parts: str) -> str:
+        """Identify components of the folder and the size of a clip."""
+        folders = [self.folder / part for part in parts if (self.folder / part).is_dir()]
+        files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         tiled = ["tiled"] if self.config.tiling else []
         return file_fingerprint(
             files,

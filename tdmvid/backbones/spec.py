@@ -54,6 +54,9 @@ class FamilySpec(ABC):
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     """Components that turn prompts into conditions; one that a folder lacks is passed over."""
 
+    image_parts: ClassVar[tuple[str, ...]] = ()
+    """Components that encode a given image, beside the autoencoder."""
+
     @abstractmethod
     def read_process(self, folder: Path) -> Process:
         """Return the process of the teacher's scheduler."""

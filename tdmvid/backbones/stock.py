@@ -111,6 +111,10 @@ class StockPipeline(ABC):
         given = backbone.spec.named_components(backbone.network) | {"vae": backbone.vae}
         return self.load(*self.absent_parts(), **given)
 
+    def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
+        """Return the arguments of a stock call that stand for conditions: each by its own name."""
+        return dict(cond)
+
     def latents(
         self,
         pipeline: Any,
@@ -130,7 +134,7 @@ class StockPipeline(ABC):
             null: the condition of the empty prompt; needed with guidance.
         """
         backbone = self.backbone
-        conds: dict[str, Tensor | None] = dict(backbone.cast(cond))
+        conds = self.conditions(pipeline, backbone.cast(cond))
         if cfg != 1.0:
             assert null is not None, "guidance needs the null condition"
             for name, x in backbone.cast(null).items():
@@ -147,14 +151,27 @@ class StockPipeline(ABC):
             **self.arguments(),
         )[0].float()
 
-    def videos(self, pipeline: Any, prompts: list[str], *, steps: int, cfg: float) -> Any:
+    def videos(
+        self,
+        pipeline: Any,
+        prompts: list[str],
+        *,
+        steps: int,
+        cfg: float,
+        images: Tensor | None = None,
+    ) -> Any:
         """Return what a user gets from one call of a whole pipeline.
+
+        Args:
+            images: first frames [B, 3, H, W] in [-1, 1], where the family takes images.
 
         Returns:
             The pipeline's own kind of videos or images, one a prompt.
         """
+        given = {} if images is None else {"image": (images + 1) / 2}
         return pipeline(
-            prompts,
+            prompt=prompts,
+            **given,
             guidance_scale=cfg,
             num_inference_steps=steps,
             return_dict=False,

@@ -94,6 +94,12 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="of the check and the sample videos; may be given again (default: the run's)",
     )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        help="the first frame of a prompt, for an image-to-video model; once for each, or for all",
+    )
     parser.add_argument("--seed", type=int, default=1234, help="of their noise")
     parser.add_argument(
         "--tolerance",
@@ -177,6 +183,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         args.fuse,
         args.rank,
         tuple(args.prompt),
+        tuple(args.image),
         args.seed,
         args.tolerance,
     )

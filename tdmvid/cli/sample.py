@@ -1,11 +1,17 @@
 """Sample prompts with a teacher or a few-step student.
 
     tdmvid sample --lora runs/shapes_4nfe/lora --prompts prompts.txt --seeds 0,1 --out videos
+    tdmvid sample --lora runs/cogvideox5b_i2v_4nfe/lora --prompts items.csv --out videos
+    tdmvid sample --lora runs/cogvideox5b_i2v_4nfe/lora --prompts prompts.txt --images stills \\
+        --out videos
     tdmvid sample --model THUDM/CogVideoX-2b --size 49x480x720 --prompts prompts.txt \\
         --steps 50 --cfg 6 --out teacher
     torchrun --nproc_per_node 8 -m tdmvid sample --lora runs/X/lora --prompts prompts.txt \\
         --batch 4 --out videos
     python launch/sample.py --lora runs/shapes_4nfe/lora --prompts prompts.txt --out videos
+
+An image-to-video model starts from an image: the column `image` of the table of prompts, or
+--images. An image of another size is scaled to cover the video's, and cut to its middle.
 
 The scheduler beside the LoRA decides the timesteps. A video's noise depends on its seed and prompt
 alone. The same command again makes only what is missing.
@@ -15,8 +21,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .options import add_sampler, base_of, sampler_of
+
+if TYPE_CHECKING:
+    from ..data.items import Item
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", type=Path, required=True, help=".txt (one a line), .jsonl, .csv or .parquet"
     )
     parser.add_argument("--column", default="prompt", help="of a .jsonl, .csv or .parquet file")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="first frames for an image-to-video model: a folder with one image (or video) for each"
+        " prompt, in the order of their names, or one file for all prompts",
+    )
+    parser.add_argument(
+        "--image-column",
+        default="image",
+        help="of a .jsonl, .csv or .parquet file, without --images",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
     parser.add_argument(
@@ -38,17 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the files that the folder lacks."""
-    from ..data.prompts import read_prompts
     from ..parallel import launch
     from ..sampling.sample import sample_videos
     from ..sampling.shots import plan_shots, read_seeds
     from ..sampling.student import load_for_sampling
 
-    prompts, seeds = read_prompts(args.prompts, column=args.column), read_seeds(args.seeds)
+    seeds = read_seeds(args.seeds)
     # Ranks wait for the slowest one's last video.
     world = launch.start("auto", timeout_minutes=24 * 60)
     backbone = load_for_sampling(world, **base_of(args))
-    shots = plan_shots(prompts, seeds, frames=backbone.size.frames, naming=args.names)
+    items = _items(args, takes_images=backbone.takes_images)
+    shots = plan_shots(items, seeds, frames=backbone.size.frames, naming=args.names)
     sample_videos(
         args.out,
         shots,
@@ -61,3 +82,19 @@ def run(args: argparse.Namespace) -> None:
     if world.primary:
         print(f"{len(shots)} files and their manifest.jsonl are in {args.out}")
     launch.finish()
+
+
+def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:
+    """Return the prompts, with their images where the model takes them."""
+    from ..config import PromptConfig
+    from ..data.items import find_images, pair_items, read_items
+    from ..data.prompts import read_prompts
+
+    if takes_images and not args.images:
+        table = PromptConfig(
+            path=str(args.prompts), column=args.column, image_column=args.image_column
+        )
+        return read_items(table, images=True)
+    prompts = read_prompts(args.prompts, column=args.column)
+    images = find_images(args.images) if args.images else []
+    return pair_items(prompts, images, takes_images=takes_images, setting="--images")

@@ -41,6 +41,12 @@ class PromptConfig:
     (`images:20000`, `videos:5000`), or the hub id of a data set.
     """
     column: str = "prompt"
+    image_column: str = "image"
+    """Of a table for an image-to-video model: the files of first frames, images or videos."""
+    images: str = ""
+    """First frames for an image-to-video model instead of `image_column`: a folder in which `tdmvid
+    sample` has made an image of every prompt.
+    """
     subset: str = ""
     """Of a data set on the hub; empty takes its default."""
     split: str = "train"

@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .ranges import ranges_of
-from .rules import check_rules
+from .rules import Rule, check_rules
 
-RULES = ranges_of("log")
+RULES = (
+    *ranges_of("log"),
+    Rule(
+        lambda log: bool(log.sample_images) and not log.sample_prompts,
+        "log.sample_images",
+        "are of log.sample_prompts, which is empty: give prompts too, or leave it out",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,10 @@ class LogConfig:
     sample_every: int = 100
     sample_prompts: tuple[str, ...] = ()
     """Prompts of the samples and of the report's gallery; empty takes the first training prompts.
+    """
+    sample_images: tuple[str, ...] = ()
+    """First frames of `sample_prompts` for an image-to-video model, one for each or one for all;
+    empty takes those of the first training prompts.
     """
     sample_count: int = 4
     seed: int = 1234

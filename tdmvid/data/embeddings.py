@@ -154,23 +154,27 @@ def embed_prompts(
     encode: Callable[[list[str]], Cond],
     *,
     batch: int = 16,
+    per_shard: int = 0,
+    what: str = "prompt",
     progress: bool = True,
     each: Callable[[], object] = lambda: None,
 ) -> int:
     """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were.
-    `each` is called after each shard.
+    `each` is called after each shard. per_shard: of how many; 0 is usual for prompts. what: what is
+    encoded, for the progress bar.
 
     Each shard is on disk before the next is begun: a killed run loses the work of one.
     """
     missing = cache.missing(prompts)
+    per_shard = per_shard or PROMPTS_PER_SHARD
     with tqdm(
         total=len(missing),
-        desc="embedding prompts",
-        unit="prompt",
+        desc=f"embedding {what}s",
+        unit=what,
         disable=not (progress and missing),
     ) as bar:
-        for first in range(0, len(missing), PROMPTS_PER_SHARD):
-            shard = missing[first : first + PROMPTS_PER_SHARD]
+        for first in range(0, len(missing), per_shard):
+            shard = missing[first : first + per_shard]
             conds = []
             for start in range(0, len(shard), batch):
                 some = shard[start : start + batch]

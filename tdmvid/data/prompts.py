@@ -74,6 +74,39 @@ def read_prompts(
     return prompts
 
 
+def read_rows(
+    path: Path, columns: tuple[str, ...], *, skip_empty: bool = False, limit: int = 0
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the rows of a table that have text in every one of `columns`.
+
+    Args:
+        path: a file of one of the kinds in `TABLES`.
+        skip_empty: leave out rows with an empty cell, which are refused otherwise.
+        limit: only the first so many; 0 for all.
+
+    Returns:
+        (place, values) of each row, the place as messages name it, e.g. "line 3".
+
+    Raises:
+        ValueError: for what is wrong in the file, with its line.
+    """
+    reader = _READERS[path.suffix.lower()]
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    empty: list[str] = []
+    for cells in zip(*(reader(path, column) for column in columns), strict=True):
+        place, values = cells[0][0], [value for _, value in cells]
+        if any(map(_is_empty, values)):
+            empty.append(place)
+        else:
+            where = f"{path}, {place}"
+            rows.append((place, tuple(_checked(value, where) for value in values)))
+    if empty and not skip_empty:
+        raise ValueError(_describe_empty(path, empty, len(rows) + len(empty)))
+    if not rows:
+        raise ValueError(f"{path}: has no rows: at least one is needed")
+    return rows[:limit] if limit else rows
+
+
 def read_training_prompts(config: PromptConfig) -> list[str]:
     """Return the prompts that a run trains on.
 
@@ -226,6 +259,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+TABLES = (".csv", ".jsonl", ".parquet")
+"""Kinds of files whose rows have columns."""
 
 
 def _text(path: Path) -> str:

@@ -67,6 +67,10 @@ class Cond(Mapping[str, Tensor]):
             {name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in self.items()}
         )
 
+    def replaced_by(self, other: Cond) -> Cond:
+        """Return the conditioning with those tensors that `other` has; all others stay."""
+        return Cond({**self, **other})
+
     @staticmethod
     def cat(conds: list[Cond]) -> Cond:
         """Batches joined along the batch dimension; all must have the same names."""
@@ -93,7 +97,8 @@ class Denoiser(Protocol):
 class Guided:
     """Classifier-free guidance, D(null) + cfg (D(cond) - D(null)); cfg = 1 is the plain denoiser.
 
-    Both branches go through the network in one call of twice the batch, at every time.
+    Both branches go through the network in one call of twice the batch, at every time. What `null`
+    does not name, such as a given first frame, is the same in both.
 
     Args:
         denoiser: unguided.
@@ -117,6 +122,6 @@ class Guided:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if self.cfg == 1.0 and self.schedule.second in (None, 1.0):
             return self.denoiser(x_t, t, cond)
-        both = Cond.cat([self.null.expand(len(x_t)), cond])
+        both = Cond.cat([cond.replaced_by(self.null.expand(len(x_t))), cond])
         without, with_ = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return without + self.scale(x_t, t) * (with_ - without)

@@ -60,12 +60,13 @@ def _front_matter(backbone: Backbone, facts: dict) -> str:
     hub = path.count("/") == 1 and not Path(path).is_dir()
     relation = "adapter" if lora else "finetune"
     base = {"base_model": path, "base_model_relation": relation} if hub else {}
-    video = backbone.stock.output == "frames"
+    given = "image" if backbone.takes_images else "text"
+    made = "video" if backbone.stock.output == "frames" else "image"
     values: dict[str, Any] = {
         **base,
         **base_licence(backbone.folder),
         "library_name": "diffusers",
-        "pipeline_tag": "text-to-video" if video else "text-to-image",
+        "pipeline_tag": f"{given}-to-{made}",
         "tags": [*(["lora"] if lora else []), "distillation", "few-step", "tdm"],
     }
     return front_matter(values)
@@ -143,13 +144,14 @@ def _python(backbone: Backbone, facts: dict) -> str:
     lines = [
         "import torch",
         f"from diffusers import {', '.join(sorted(names))}",
+        *(["from diffusers.utils import load_image"] if backbone.takes_images else []),
         *(() if whole else backbone.lora.load_imports),
         *ours,
         "",
         *_loading(backbone, facts),
         f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
         (
-            f'{made} = pipe("a prompt", num_inference_steps={facts["steps"]},'
+            f"{made} = pipe({_given(backbone)}, num_inference_steps={facts['steps']},"
             f" guidance_scale=1.0, {stock.arguments_code()}).{stock.output}[0]"
         ),
     ]
@@ -161,6 +163,11 @@ def _python(backbone: Backbone, facts: dict) -> str:
         f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and"
         f" scheduler:\n\n```python\n{short}\n```"
     )
+
+
+def _given(backbone: Backbone) -> str:
+    """The first arguments of a call: what a user gives the pipeline."""
+    return 'load_image("image.png"), "a prompt"' if backbone.takes_images else '"a prompt"'
 
 
 def _loading(backbone: Backbone, facts: dict) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..backbones.base import Backbone
 from ..backbones.experts import Experts
+from ..data.items import Item, pair_items
 from .consumers import check_formats
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -25,6 +26,8 @@ class ExportRequest:
     """Extract a LoRA of this rank from a full fine-tune; 0 writes the network itself."""
     prompts: tuple[str, ...] = ()
     """Of the check and the sample videos; empty takes the run's."""
+    images: tuple[str, ...] = ()
+    """First frames of `prompts` for an image-to-video model: one for each, or one for all."""
     seed: int = 1234
     """Of the noise of those samples."""
     tolerance: float = 0.0
@@ -50,6 +53,19 @@ class ExportRequest:
         for broken, message in rules:
             if broken:
                 raise ValueError(message)
+
+
+def items_of(request: ExportRequest, backbone: Backbone) -> list[Item]:
+    """Return what the samples of a request are of; none if it names no prompts.
+
+    Raises:
+        ValueError: its images do not suit the prompts or the model.
+    """
+    if not request.prompts and not request.images:
+        return []
+    return pair_items(
+        request.prompts, request.images, takes_images=backbone.takes_images, setting="image"
+    )
 
 
 def check_request(

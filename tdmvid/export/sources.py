@@ -25,8 +25,8 @@ from ..backbones.base import Backbone
 from ..config import RunConfig, load_config, short, to_dict
 from ..config.json_files import read_object
 from ..data.checkpoints import latest, read_meta, read_student, step_folder, whole
+from ..data.items import Item, gallery_items, read_items
 from ..data.markdown import code
-from ..data.prompts import read_training_prompts
 from ..data.reading import reading
 from ..diffusion.grid import TimeGrid
 from ..distill.grids import build_grid, build_grids
@@ -37,7 +37,7 @@ from ..sampling.student import weights_of
 from .bundle import write_bundles
 from .check import LORA_TOLERANCE, choose_tolerance
 from .original import compare_with_original, describe_comparison
-from .request import ExportRequest, check_request
+from .request import ExportRequest, check_request, items_of
 from .student import (
     Adapter,
     Provenance,
@@ -93,7 +93,8 @@ def export_run(
         adapted=lora or bool(request.rank),
         conditioned_on_steps=config.objective.conditioned_on_steps,
     )
-    reference = draw_reference(backbone, request.prompts or _run_prompts(config), request.seed)
+    items = items_of(request, backbone) or _run_items(config, backbone)
+    reference = draw_reference(backbone, items, request.seed)
     provenance = _trace(run, config, step)
     exported = GuardRecord.read(run).exported or config.steps
     if step == exported and weights != ("raw" if config.ema else "ema") and not request.rank:
@@ -127,7 +128,7 @@ def export_published(
         scale: at which its authors say to load it.
     """
     check_request(request, backbone, adapted=True)
-    reference = draw_reference(backbone, request.prompts, request.seed)
+    reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     lora = read_lora(path, backbone.lora, backbone.network, bare=True).scaled(scale)
     module, tensors, settings = adapt(backbone, lora)
     included = f", its scale of {scale:g} included." if scale != 1 else "."
@@ -163,7 +164,7 @@ def export_tuned(
             " run's full fine-tune it is runs/X/student"
         )
     check_request(request, backbone, adapted=bool(request.rank))
-    reference = draw_reference(backbone, request.prompts, request.seed)
+    reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     with reading(folder):
         network = type(backbone.network).from_pretrained(folder)
     tensors = {name: parameter.detach() for name, parameter in network.named_parameters()}
@@ -270,10 +271,11 @@ def _check_grid(config: RunConfig, fingerprint: dict, path: Path) -> None:
             )
 
 
-def _run_prompts(config: RunConfig) -> tuple[str, ...]:
-    if config.log.sample_prompts:
-        return tuple(config.log.sample_prompts)
-    return tuple(read_training_prompts(config.prompts)[: config.log.sample_count])
+def _run_items(config: RunConfig, backbone: Backbone) -> list[Item]:
+    takes_images = backbone.takes_images
+    own = bool(config.log.sample_prompts) and (bool(config.log.sample_images) or not takes_images)
+    items = [] if own else read_items(config.prompts, images=takes_images)
+    return gallery_items(config.log, items, takes_images=takes_images)
 
 
 def _trace(run: Path, config: RunConfig, step: int) -> Provenance:

@@ -5,7 +5,7 @@ Shapes: B samples, one a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..adapters.step_condition import NAME, conditions_of, with_step_count
 from ..adapters.weights import LoraWeights, weights_of_state
 from ..backbones.base import Backbone
 from ..config import LoraSettings
+from ..data.items import Item, read_images
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
@@ -44,8 +45,13 @@ class Reference:
     z: Tensor
     """Noise: [B, ...]."""
     cond: Cond
-    prompts: tuple[str, ...] = ()
+    items: tuple[Item, ...] = ()
     """With them, videos of the samples are part of the bundle."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The items' prompts."""
+        return tuple(item.prompt for item in self.items)
 
 
 @dataclass(frozen=True)
@@ -113,20 +119,23 @@ def list_timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:
     return backbone.process.timestep(torch.tensor(grid.descending())).tolist()
 
 
-def draw_reference(backbone: Backbone, prompts: tuple[str, ...], seed: int) -> Reference:
-    """Encode the prompts and draw the noise of each; the text encoder is released afterwards.
+def draw_reference(backbone: Backbone, items: Sequence[Item], seed: int) -> Reference:
+    """Encode items and draw the noise of each; what encoded them is released afterwards.
 
     Raises:
-        ValueError: there are no prompts.
+        ValueError: there are no items.
     """
-    if not prompts:
+    if not items:
         raise ValueError(
             "prompts is empty: the export is checked on samples, give at least one prompt"
         )
-    cond = backbone.encode_prompts(list(prompts)).to(backbone.device)
+    prompts = [item.prompt for item in items]
+    files = [item.image for item in items if item.image is not None]
+    images = read_images(files, backbone.size) if files else None
+    cond = backbone.encode_items(prompts, images).to(backbone.device)
     backbone.release_text()
     z = torch.stack([noise(prompt, seed, backbone.latent_shape()) for prompt in prompts])
-    return Reference(z.to(backbone.device), cond, prompts)
+    return Reference(z.to(backbone.device), cond, tuple(items))
 
 
 def sample_reference(

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from ..config.json_files import read_object
 from ..data.files import short, write_json, write_text
+from ..data.items import MANIFEST
 from ..data.media import file_inside, is_whole
 from .shots import Shot
 
-SETTINGS, MANIFEST = "sampling.json", "manifest.jsonl"
+SETTINGS = "sampling.json"
 
 
 def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
@@ -42,6 +43,11 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
                 f"{out / shot.file} shows {entry.get('prompt')!r} of seed {entry.get('seed')},"
                 f" not {shot.prompt!r} of seed {shot.seed}: use the same prompts and seeds, or"
                 " another --out"
+            )
+        if shot and shot.image_sha256 != entry.get("image_sha256", ""):
+            raise ValueError(
+                f"{out / shot.file} starts from another image than {_told(shot.image)}: use the"
+                " same, or another --out"
             )
     write_json(path, settings)
     gather_manifest(out)
@@ -107,7 +113,12 @@ def gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
 def entry_of(shot: Shot, settings: dict, cut: Mapping[str, int]) -> dict:
     """Return the line of a video; cut: prompts of which only so many tokens are read."""
     cut_to = {"cut_to_tokens": cut[shot.prompt]} if shot.prompt in cut else {}
-    return asdict(shot) | cut_to | {"settings": settings}
+    known = {
+        name: value
+        for name, value in asdict(shot).items()
+        if value or name not in ("image", "image_sha256")
+    }
+    return known | cut_to | {"settings": settings}
 
 
 def append_entry(out: Path, rank: int, entry: dict) -> None:

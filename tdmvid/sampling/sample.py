@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
+from ..backbones.encoded_images import embed_images
 from ..backbones.text_limit import without_warnings
 from ..config import check_number
 from ..config.ranges import OPTIONS
+from ..data.conditions import Conditions
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.video import write_image, write_video
 from ..parallel import launch
@@ -102,7 +104,7 @@ def _sample_share(
     todo: list[Shot],
     backbone: Backbone,
     sampler: Sampler,
-    conds: EmbeddingCache,
+    conds: Conditions,
     entries: dict[str, dict],
     world: launch.World,
     batch: int,
@@ -112,14 +114,14 @@ def _sample_share(
     pipeline = use_student(backbone, sampler.student, steps=steps)
     if sampler.shift:
         set_flow_shift(pipeline, sampler.shift)
-    null = conds.get([sampler.negative]).to(world.device) if cfg != 1 else None
+    null = conds.of_prompts([sampler.negative]).to(world.device) if cfg != 1 else None
     mine = todo[world.rank :: world.size]
     with tqdm(total=len(mine), desc="sampling", unit="video", disable=not world.primary) as bar:
         for start in range(0, len(mine), batch):
             some = mine[start : start + batch]
             draws = [noise(shot.prompt, shot.seed, backbone.latent_shape()) for shot in some]
             z = torch.stack(draws).to(world.device)  # [B, C, F, H, W]
-            cond = conds.get([shot.prompt for shot in some]).to(world.device)
+            cond = conds.get([shot.item for shot in some]).to(world.device)
             latents = backbone.stock.latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
             videos = backbone.decode(latents).cpu()
             _write(out, some, videos, backbone, entries, world.rank)
@@ -189,20 +191,27 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
 
 def _embed(
     shots: list[Shot], negative: str, backbone: Backbone, world: launch.World, root: Path
-) -> EmbeddingCache:
-    """Return the embeddings of the prompts and of the negative one; the text encoder is gone before
-    the denoiser runs.
+) -> Conditions:
+    """Return the conditions of the shots and of the negative prompt; what encodes them is gone
+    before the denoiser runs.
     """
     key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
-    cache = EmbeddingCache(root, key)
+    texts = EmbeddingCache(root, key)
     if world.primary:
         with without_warnings():
             embed_prompts(
-                cache, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts
+                texts, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts
             )
     launch.barrier()
     backbone.release_text()
-    return cache
+    if not backbone.takes_images:
+        return Conditions(texts)
+    key = launch.broadcast_from_rank0(backbone.image_fingerprint() if world.primary else "")
+    images = EmbeddingCache(root, key)
+    if world.primary:
+        embed_images(images, {shot.image_sha256: Path(shot.image) for shot in shots}, backbone)
+    launch.barrier()
+    return Conditions(texts, images, {Path(shot.image): shot.image_sha256 for shot in shots})
 
 
 def _cut(backbone: Backbone, shots: list[Shot], world: launch.World) -> dict[str, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..config import check_number, short
 from ..config.ranges import SEED
+from ..data.items import Item, image_digest
 
 Naming = Literal["index", "prompt"]
 _SLUG, _NAME_BYTES = 60, 255
@@ -25,20 +27,31 @@ class Shot:
     prompt: str
     seed: int
     file: str
+    image: str = ""
+    """The file of its first frame, where the model takes one."""
+    image_sha256: str = ""
+    """Of the content of that file."""
+
+    @property
+    def item(self) -> Item:
+        """What it is made from."""
+        return Item(self.prompt, Path(self.image) if self.image else None)
 
 
 def plan_shots(
-    prompts: list[str], seeds: Iterable[int], *, frames: int, naming: Naming = "index"
+    items: Sequence[Item | str], seeds: Iterable[int], *, frames: int, naming: Naming = "index"
 ) -> list[Shot]:
-    """Return every prompt with every seed; a prompt that comes twice is made once.
+    """Return every item with every seed; one that comes twice is made once.
 
-    naming: "index" gives 00012_a-red-ring-0.mp4 (the prompt's place in the list, then its seed),
-    "prompt" gives `{prompt}-{seed}.mp4`, which VBench reads. ValueError for a prompt that cannot
-    name a file.
+    items: prompts, or prompts with images. naming: "index" gives 00012_a-red-ring-0.mp4 (the item's
+    place in the list, then its seed), "prompt" gives `{prompt}-{seed}.mp4`, which VBench reads.
+    ValueError for a prompt that cannot name a file.
     """
     suffix, seeds, shots = ".png" if frames == 1 else ".mp4", list(dict.fromkeys(seeds)), []
-    first = {prompt: index for index, prompt in reversed(list(enumerate(prompts)))}
-    for prompt, index in sorted(first.items(), key=lambda item: item[1]):
+    first: dict[tuple[str, str, str], int] = {}
+    for index, item in enumerate(items):
+        first.setdefault(_known(item), index)
+    for (prompt, image, digest), index in first.items():
         slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:_SLUG].rstrip("-")
         stem = prompt if naming == "prompt" else f"{index:05d}_{slug or 'prompt'}"
         for seed in seeds:
@@ -48,8 +61,28 @@ def plan_shots(
                     f"prompt {prompt!r} cannot name a file (no '/', at most {_NAME_BYTES} bytes"
                     " with the seed): use naming by index"
                 )
-            shots.append(Shot(prompt, seed, name))
+            shots.append(Shot(prompt, seed, name, image, digest))
+    _check_names(shots)
     return shots
+
+
+def _known(item: Item | str) -> tuple[str, str, str]:
+    """Prompt, image file and digest of its content of an item."""
+    if isinstance(item, str) or item.image is None:
+        return (item if isinstance(item, str) else item.prompt), "", ""
+    return item.prompt, str(item.image), image_digest(item.image)
+
+
+def _check_names(shots: list[Shot]) -> None:
+    """Raise ValueError if two shots have one file name."""
+    named: dict[str, Shot] = {}
+    for shot in shots:
+        other = named.setdefault(shot.file, shot)
+        if other is not shot:
+            raise ValueError(
+                f"prompt {short(shot.prompt)} comes with two images, {short(other.image)} and"
+                f" {short(shot.image)}, and names one file: use naming by index"
+            )
 
 
 def noise(prompt: str, seed: int, shape: tuple[int, ...]) -> Tensor:

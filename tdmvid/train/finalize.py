@@ -40,7 +40,7 @@ def finalize(run: Run) -> None:
             try:
                 _export(run, weights, deployed, z)
             finally:  # an export that fails its check leaves all else to look at
-                folder, prompts = run.config.folder, run.gallery_prompts
+                folder, prompts = run.config.folder, [item.prompt for item in run.gallery_items]
                 write_gallery(
                     folder / "gallery", teachers, student, backbone=run.backbone, prompts=prompts
                 )
@@ -57,7 +57,7 @@ def _export(
     folder, record = run.config.folder, GuardRecord.read(run.config.folder)
     origin = f"{Provenance.origin}{story(folder)}{record.story(record.exported, run.config.steps)}"
     provenance = Provenance(to_dict(run.config), origin=origin)
-    reference = Reference(z, run.gallery, tuple(run.gallery_prompts))
+    reference = Reference(z, run.gallery, tuple(run.gallery_items))
     grids = list(deployed) if lora else [run.grid]
     out = student_folder(folder, run.config.training)
     adapters = adapters_of(run.backbone)

@@ -194,7 +194,7 @@ class Guard:
                 "grid": list(self.run.grid.times),
                 "sampling": [self.cfg, log.teacher_steps, log.teacher_shift, log.seed, *schedule],
                 "negative": config.prompts.negative,
-                "prompts": self.run.gallery_prompts,
+                "prompts": [item.prompt for item in self.run.gallery_items],
                 "pairs": config.guard.pairs,
             }
         )

@@ -14,6 +14,7 @@ from ..adapters.teacher import adapters_digest, load_teacher
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
 from ..config import RunConfig, share_batch, to_dict
+from ..data.items import Item, gallery_items
 from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond, Denoiser
@@ -70,8 +71,8 @@ class Run:
     order: PromptOrder
     prompts_digest: str
     null: Cond
-    """Of the teacher's unconditional branch: `prompts.negative`."""
-    gallery_prompts: list[str]
+    """Of the teacher's unconditional branch: `prompts.negative`, without an image."""
+    gallery_items: list[Item]
     gallery: Cond
     real_digest: str
     """Of the real clips; empty if there are none."""
@@ -146,13 +147,17 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     reference_grid(config, process)  # what the end of the run needs is refused at its start
     started = replace(config, init="") if resumed else config
     check_student(started, backbone)  # before anything is encoded
-    cache, prompts = prepare_embeddings(config, backbone, world)
-    gallery_prompts = list(config.log.sample_prompts) or prompts[: config.log.sample_count]
+    conditions, items = prepare_embeddings(config, backbone, world)
+    shown = gallery_items(config.log, items, takes_images=backbone.takes_images)
     adversarial = "discriminator" in objective.roles
     real = prepare_latents(config, backbone, world) if adversarial else None
     null, gallery, empty = (
-        cache.get(each).to(world.device)
-        for each in ([config.prompts.negative], gallery_prompts, [""])
+        cond.to(world.device)
+        for cond in (
+            conditions.of_prompts([config.prompts.negative]),
+            conditions.get(shown),
+            conditions.blank(),
+        )
     )
     quantized = config.model.quantize != "none"
     rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None
@@ -169,11 +174,11 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         engines=engines,
         networks=networks,
         streams=streams,
-        conds=lambda indices: cache.get([prompts[i] for i in indices]).to(world.device),
-        order=PromptOrder(len(prompts), config.seed),
-        prompts_digest=digest("prompts", prompts),
+        conds=lambda indices: conditions.get([items[i] for i in indices]).to(world.device),
+        order=PromptOrder(len(items), config.seed),
+        prompts_digest=digest("prompts", conditions.describe(items)),
         null=null,
-        gallery_prompts=gallery_prompts,
+        gallery_items=shown,
         gallery=gallery,
         real_digest=digest("clips", real.known) if real else "",
         stream=build_stream(config, world, streams, grids, backbone.latent_shape()),

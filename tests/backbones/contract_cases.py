@@ -7,6 +7,7 @@ from families import BUILDERS
 
 from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.config import ModelConfig
+from tdmvid.data.video import write_image
 
 PROMPTS = ["a red circle moves left", "a blue square"]
 CASES = [
@@ -58,11 +59,39 @@ class Case:
         pipeline.save_pretrained(folder)
         return folder
 
+    def images(self):
+        """The given first frames of the prompts: [2, 3, H, W] in [-1, 1]."""
+        coarse = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(4)) * 2 - 1
+        size = (self.size.height, self.size.width)
+        return torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+
+    def cond(self, backbone):
+        """The condition of the prompts, with their images where the family takes images."""
+        return backbone.encode_items(PROMPTS, self.images() if backbone.takes_images else None)
+
+    def write_prompts(self, folder):
+        """Write what a run trains on: a list of the prompts, or a table of prompts and images."""
+        if not families()[self.name].takes_images:
+            (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+            return folder / "prompts.txt"
+        for index, image in enumerate(self.images()):
+            write_image(folder / f"{index}.png", image)
+        rows = [f"{index}.png,{prompt}" for index, prompt in enumerate(PROMPTS)]
+        (folder / "items.csv").write_text("\n".join(["image,prompt", *rows]))
+        return folder / "items.csv"
+
+    def no_cond(self, backbone, count=1):
+        """The condition that says nothing: no prompt, and a grey image where there must be one."""
+        blank = backbone.blank_images(count) if backbone.takes_images else None
+        return backbone.encode_items([""] * count, blank)
+
     def sample(self, pipeline, backbone, z, *, steps=4, cfg=1.0, output="latent"):
         """A stock call as a user makes it, from prompts, with the further arguments that a model
         card names.
         """
         call = eval(f"dict({backbone.stock.arguments_code()})")
+        if backbone.takes_images:
+            call["image"] = (self.images() + 1) / 2
         return pipeline(
             prompt=PROMPTS,
             latents=z,

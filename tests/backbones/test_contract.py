@@ -72,7 +72,7 @@ def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, mon
 
     monkeypatch.setattr(type(pipeline.scheduler), "step", spy)
     case.sample(pipeline, backbone, noise(backbone))
-    cond = backbone.encode_prompts(PROMPTS)
+    cond = case.cond(backbone)
     assert len(seen) == 4
     for (timestep, x, expected), time in zip(seen, grid.descending(), strict=True):
         t = torch.full((2,), time)
@@ -88,7 +88,7 @@ def test_four_steps_give_the_stock_pipeline_s_latents(case, backbone, spacing, c
     grid, pipeline, z = GRIDS[spacing](4, backbone.process), case.stock(), noise(backbone)
     pipeline.scheduler = backbone.student_scheduler(grid)
     denoiser = Guided(backbone.denoiser(backbone.network), backbone.encode_prompts([""]), cfg)
-    cond = backbone.encode_prompts(PROMPTS)
+    cond = case.cond(backbone)
     ours, theirs = ddim(denoiser, z, cond, grid), case.sample(pipeline, backbone, z, cfg=cfg)
     assert theirs.abs().mean() > 0.1 and (theirs[0] - theirs[1]).abs().mean() > 1e-3
     assert_close(ours, theirs, 1e-4)
@@ -116,8 +116,8 @@ def test_latents_have_the_pipeline_s_shape_and_are_decoded_as_by_it(case, backbo
     assert_close(ours, theirs, 1e-4)
 
 
-def test_the_network_sees_its_prompt_and_its_time(case, backbone):
-    x, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+def test_the_network_sees_its_condition_and_its_time(case, backbone):
+    x, cond = noise(backbone), case.cond(backbone)
 
     def out(cond, timestep):
         inputs = backbone.inputs(x, backbone.process.snap(torch.full((2,), 0.5)), cond)
@@ -130,6 +130,9 @@ def test_the_network_sees_its_prompt_and_its_time(case, backbone):
     first = out(cond, 499)
     assert (out(cond, 99) - first).abs().mean() > 1e-3
     assert (out(cond.rows(torch.tensor([1, 0])), 499) - first).abs().mean() > 1e-4
+    if backbone.takes_images:
+        other = backbone.encode_images(case.images().flip(0))
+        assert (out(cond.replaced_by(other), 499) - first).abs().mean() > 1e-4
 
 
 def test_a_gradient_reaches_the_latents_and_weights_stay_frozen(case, backbone):
@@ -138,7 +141,7 @@ def test_a_gradient_reaches_the_latents_and_weights_stay_frozen(case, backbone):
         backbone.network,
         x,
         backbone.process.snap(torch.full((2,), 0.5)),
-        backbone.encode_prompts(PROMPTS),
+        case.cond(backbone),
     ).sum().backward()
     assert x.grad.abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
@@ -148,7 +151,7 @@ def test_bfloat16_weights_give_float32_predictions_near_the_exact_ones(case, bac
     half = case.backbone(dtype="bfloat16")
     x, cond, t = (
         noise(backbone),
-        backbone.encode_prompts(PROMPTS),
+        case.cond(backbone),
         backbone.process.snap(torch.full((2,), 0.5)),
     )
     with torch.no_grad():
@@ -163,8 +166,8 @@ def test_a_variant_of_the_weights_is_loaded_in_every_part(case, backbone, tmp_pa
     case.built.save_pretrained(tmp_path, variant="fp16")
     variant = case.backbone(tmp_path, variant="fp16")
     assert not list(tmp_path.rglob("*model.safetensors"))
-    z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
-    for name, tensor in variant.encode_prompts(PROMPTS).items():
+    z, cond = noise(backbone), case.cond(backbone)
+    for name, tensor in case.cond(variant).items():
         assert_close(tensor, cond[name], 1e-5)
     assert_close(variant.decode(z), backbone.decode(z), 1e-5)
     grid = uniform(1, backbone.process)
@@ -181,9 +184,7 @@ def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
 
     backbone.network.enable_gradient_checkpointing(checkpoint)
     backbone.network.train()
-    backbone.predict_x0(
-        backbone.network, noise(backbone), torch.ones(2), backbone.encode_prompts(PROMPTS)
-    )
+    backbone.predict_x0(backbone.network, noise(backbone), torch.ones(2), case.cond(backbone))
     expected = backbone.spec.blocks(experts_of(backbone.network)[0])
     assert len(called) == len(set(called)) == len(expected) > 0 and set(called) == set(expected)
 
@@ -238,7 +239,7 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
                 lambda _, __, out, place=place, into=into: into.update({place: out})
             )
     critic = NetworkDiscriminator(
-        backbone, Discriminator(halved, taps, seed=0), backbone.encode_prompts([""])
+        backbone, Discriminator(halved, taps, seed=0), case.no_cond(backbone)
     )
     x, tau, direction = (
         noise(backbone),
@@ -247,7 +248,7 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
     )
     four = Cond({}).with_step_count(4, 2, "cpu")
     with torch.no_grad():
-        backbone.predict_x0(whole, x, tau, backbone.encode_prompts([""] * 2))
+        backbone.predict_x0(whole, x, tau, case.no_cond(backbone, 2))
         at = critic(x, tau, four)
         assert (critic(x, tau, Cond({}).with_step_count(1, 2, "cpu")) - at).abs().min() > 1e-5 and (
             critic(x, 1 - tau, four) - at
@@ -292,7 +293,7 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
     critic = NetworkDiscriminator(
         backbone,
         Discriminator(halved, backbone.discriminator_trunk(halved), seed=0),
-        backbone.encode_prompts([""]),
+        case.no_cond(backbone),
     )
     trainable = [
         p
@@ -309,7 +310,7 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
         noise(backbone).requires_grad_(),
         torch.tensor([0.4, 0.7]),
         Cond({}).with_step_count(4, 2, "cpu"),
-        backbone.encode_prompts(PROMPTS),
+        case.cond(backbone),
     )
 
     def gradients():

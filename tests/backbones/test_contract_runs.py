@@ -25,15 +25,14 @@ from tdmvid.train.trainer import train
 @pytest.fixture(scope="module")
 def run_json(case, tmp_path_factory):
     """The config file of a run of three steps."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    size = case.size
+    folder, size = tmp_path_factory.mktemp("run"), case.size
+    prompts = case.write_prompts(folder)
     (folder / "tiny.json").write_text(
         json.dumps(
             {
                 "model": {"path": str(case.folder)},
                 "video": {"frames": size.frames, "height": size.height, "width": size.width},
-                "prompts": {"path": str(folder / "prompts.txt"), "cache": str(folder / "cache")},
+                "prompts": {"path": str(prompts), "cache": str(folder / "cache")},
                 "out": str(folder / "out"),
                 "grid": {"kind": "shifted", "shift": 2.0},
                 "objective": {"cfg": 2.0},
@@ -97,9 +96,9 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     theirs = case.sample(user_s_pipeline(case, trained / "lora"), backbone, z)
     lean = backbone.stock.pipeline()
     lean.scheduler = backbone.student_scheduler(shifted(4, 2.0, backbone.process))
-    plain = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
+    plain = backbone.stock.latents(lean, z, case.cond(backbone), steps=4)
     load_student(lean, trained / "lora", backbone.lora)
-    ours = backbone.stock.latents(lean, z, backbone.encode_prompts(PROMPTS), steps=4)
+    ours = backbone.stock.latents(lean, z, case.cond(backbone), steps=4)
     assert_close(ours, theirs, 1e-4)
     assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
 
@@ -176,7 +175,7 @@ def test_a_whole_network_is_trained_and_exported_as_a_folder_of_the_library(
 def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     torch.manual_seed(1)
     other = case.backbone(case.another_base(tmp_path))
-    grid, z, cond = shifted(4, 2.0, other.process), noise(other), other.encode_prompts(PROMPTS)
+    grid, z, cond = shifted(4, 2.0, other.process), noise(other), case.cond(other)
     plain = ddim(other.denoiser(other.network), z, cond, grid)
     theirs = case.sample(user_s_pipeline(case, trained / "lora", base=tmp_path), other, z)
     settings, found = (
@@ -201,7 +200,7 @@ def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json
     student = run.engines["student"]
     x, t = noise(run.backbone), torch.ones(2)
     with FlopCounterMode(display=False, custom_mapping=trace.ATTENTION_ON_A_CPU) as counter:
-        run.roles.student(x, t, run.null.expand(2))
+        run.roles.student(x, t, run.gallery)
     assert made.calls.network.forward_flops == counter.get_total_flops() > 1e5
     assert made.weights.trainable == sum(p.numel() for p in student.trainable.values())
     assert (

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from contract_cases import FIRST, PROMPTS, noise
+from contract_cases import FIRST, noise
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file
 from scales import assert_close
@@ -90,7 +90,7 @@ def stock_teacher(backbone, loras):
 def test_the_teacher_is_the_stock_pipeline_with_the_user_s_loras(
     teacher, backbone, loras, case, cfg
 ):
-    z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+    z, cond = noise(backbone), case.cond(backbone)
     null, grid = backbone.encode_prompts([""]), shifted(*GRID, backbone.process)
     stock = stock_teacher(backbone, loras)
     theirs = backbone.stock.latents(stock, z, cond, steps=4, cfg=cfg, null=null)
@@ -103,7 +103,7 @@ def test_the_teacher_is_the_stock_pipeline_with_the_user_s_loras(
 
 
 def test_merged_layers_are_plain_and_compute_the_same(teacher, backbone, case):
-    z, cond = noise(backbone), backbone.encode_prompts(PROMPTS)
+    z, cond = noise(backbone), case.cond(backbone)
     network, t = copy.deepcopy(teacher.network), torch.full((len(z),), 0.5)
     for name in [name for name, p in network.named_parameters() if "carried_bias" in name]:
         network.get_parameter(name).data.zero_()  # not every layer has a bias to merge it in
@@ -126,7 +126,7 @@ def student(teacher, case):
         for name, parameter in weights.items():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    reference = Reference(noise(teacher), teacher.encode_prompts(PROMPTS))
+    reference = Reference(noise(teacher), case.cond(teacher))
     latents = sample_reference(teacher, module, reference, grid)
     weights = {name: p.detach().clone() for name, p in weights.items()}
     adapter = Adapter(module, settings)

@@ -17,6 +17,7 @@ from tdmvid.adapters.lora import attach
 from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.config import LoraSettings, ModelConfig
+from tdmvid.data.items import Item
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import write_bundles
@@ -47,7 +48,11 @@ class Student:
         builder.build(builder.VARIANTS[0]).save_pretrained(folder)
         self.backbone = load_backbone(ModelConfig(path=str(folder)), builder.SIZE)
         self.grid = shifted(2, 2.0, self.backbone.process)
-        self.cond = self.backbone.encode_prompts(list(PROMPTS))
+        taken = self.backbone.takes_images
+        images = (
+            torch.rand(2, 3, builder.SIZE.height, builder.SIZE.width) * 2 - 1 if taken else None
+        )
+        self.cond = self.backbone.encode_items(list(PROMPTS), images)
         generator = torch.Generator().manual_seed(1)
         self.z = torch.randn(2, *self.backbone.latent_shape(), generator=generator)
         self.plain = self.sample()
@@ -64,7 +69,7 @@ class Student:
             self.backbone,
             self.grid,
             weights,
-            Reference(self.z, self.cond, PROMPTS),
+            Reference(self.z, self.cond, tuple(map(Item, PROMPTS))),
             self.expected,
             Adapter(self.module, SETTINGS),
         )

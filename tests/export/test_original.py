@@ -13,6 +13,7 @@ from tdmvid.adapters.read import read_lora
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import ClipSize, ModelConfig
+from tdmvid.data.items import Item
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export.original import compare_with_original
 from tdmvid.export.request import ExportRequest
@@ -99,7 +100,7 @@ def test_a_reading_of_another_scale_is_caught_by_stock_code(backbone, tmp_path):
     folder = write_diffusers(backbone.network, tmp_path, use_rslora=True)
     lora = read_lora(folder, backbone.lora, backbone.network)
     wrong = replace(lora.scaled(0.5), strength=1.0)
-    reference, grid = draw_reference(backbone, (PROMPT,), 1), uniform(2, backbone.process)
+    reference, grid = draw_reference(backbone, [Item(PROMPT)], 1), uniform(2, backbone.process)
     module, tensors, settings = adapt(backbone, wrong)
     latents = sample_reference(backbone, module, reference, grid)
     student = Student(backbone, grid, tensors, reference, latents, Adapter(module, settings))

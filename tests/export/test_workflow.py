@@ -13,7 +13,7 @@ from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import uniform
-from tdmvid.export.consumers.comfyui import SIGMA_MAX, build_workflow, workflow_lack
+from tdmvid.export.consumers.comfyui import MODELS, SIGMA_MAX, build_workflow, workflow_lack
 
 
 def loaded(pipeline, folder, size):
@@ -86,7 +86,7 @@ def test_what_a_unet_predicts_is_said_where_its_file_does_not(tmp_path, variant,
     assert (nodes["patch"]["inputs"] if said else None) == (said and {"model": ["lora", 0], **said})
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_link_leads_to_a_node(tmp_path, name):
     torch.manual_seed(0)
     backbone = loaded(

@@ -28,6 +28,8 @@ launch.finish()
 class Slow:
     """A backbone whose text encoder takes its time."""
 
+    takes_images = False
+
     def __init__(self):
         from torch import nn
 

@@ -37,11 +37,11 @@ def poisoned(tiny_run, tmp_path, monkeypatch):
             "log.keep_checkpoints=9",
             *changes,
         )
-        _, prompts = prepare_embeddings(
+        _, items = prepare_embeddings(
             config, load_backbone(config.model, config.video), launch.start("none")
         )
-        order = PromptOrder(len(prompts), config.seed)
-        bad = {prompts[order.indices(step, 1, 0, 1)[0]] for step in steps}
+        order = PromptOrder(len(items), config.seed)
+        bad = {items[order.indices(step, 1, 0, 1)[0]].prompt for step in steps}
 
         def get(cache, some):
             cond = intact(cache, some)

@@ -31,6 +31,7 @@ COMFYUI = KeyLayout(
     bias="diff_b",
     stems={
         "CogVideoXPipeline": _name_cogvideox,
+        "CogVideoXImageToVideoPipeline": _name_cogvideox,
         "WanPipeline": _name_wan,
         "StableDiffusionPipeline": name_unet,
         "StableDiffusionXLPipeline": name_unet,

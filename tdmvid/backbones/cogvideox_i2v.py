@@ -1,0 +1,85 @@
+"""CogVideoX image to video: 5B-I2V (learned positions), 1.5-5B-I2V (temporal patches and `ofs`).
+
+The network takes the noisy latents and, beside them in the channels, the latents of the given
+first frame, with zeros for all later frames.
+
+Shapes: B batch, F latent frames, C channels, H W latent size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from torch import Tensor
+
+from ..config import ClipSize
+from ..diffusion.denoiser import Cond
+from .cogvideox import Clip, CogVideoX, CogVideoXSpec, CogVideoXStock
+from .dtype import torch_dtype
+from .encoded_images import EncodedImages, blank_images
+from .lora_files import LoraFiles
+from .registry import register
+
+IMAGE = "image_latents"
+"""The condition: latents of the first frame, [B, C, H, W], scaled as the network takes them."""
+
+
+class CogVideoXImageSpec(CogVideoXSpec):
+    """A CogVideoX image-to-video pipeline folder, from its configs."""
+
+    def example(
+        self,
+        network: CogVideoXTransformer3DModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        made = super().example(network, folder, size, batch, dtype)
+        frames, _, height, width = Clip.of(network, folder, size).latent_shape
+        channels = network.config.in_channels
+        made["hidden_states"] = torch.empty(batch, frames, channels, height, width, dtype=dtype)
+        return made
+
+
+class CogVideoXImageStock(CogVideoXStock):
+    """The stock CogVideoX image-to-video pipeline."""
+
+    def set_scales(self, pipeline: Any) -> None:
+        super().set_scales(pipeline)
+        pipeline.vae_scaling_factor_image = 1.0  # a cached condition is scaled
+
+    def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
+        given = dict(cond)
+        latents, size = given.pop(IMAGE), self.backbone.size
+        pipeline.vae = EncodedImages(latents[:, :, None], invert_scale_latents=False)
+        return given | {"image": blank_images(len(latents), size.height, size.width, latents)}
+
+
+@register
+class CogVideoXImageToVideo(CogVideoX):
+    """A CogVideoX image-to-video pipeline folder as a backbone."""
+
+    pipeline_class = "CogVideoXImageToVideoPipeline"
+    spec, stock_class = CogVideoXImageSpec(), CogVideoXImageStock
+    lora = LoraFiles(pipeline_class)
+    takes_images = True
+
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        first = cond[IMAGE][:, None].to(x_t.dtype)  # [B, 1, C, H, W]
+        later = first.new_zeros(len(first), x_t.shape[1] - 1, *first.shape[2:])
+        given = torch.cat([first, later], 1)
+        return super().inputs(x_t, t, cond) | {"hidden_states": torch.cat([x_t, given], 2)}
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Cond:
+        """Return the mean of what the stock pipeline draws: [B, C, H, W] in the network's dtype."""
+        videos = images.to(self.device, self.vae.dtype)[:, :, None]
+        mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.split(1)])
+        config, latents = self.vae.config, mean[:, :, 0].to(torch_dtype(self.config))
+        scale = config.scaling_factor
+        # 1.5 was trained with latents that are divided by the factor
+        return Cond({IMAGE: latents / scale if config.invert_scale_latents else latents * scale})

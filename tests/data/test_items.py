@@ -1,0 +1,137 @@
+"""Items of image-to-video models: which image belongs to which prompt, and how it is fitted."""
+
+import json
+
+import pytest
+import torch
+from refusals import refused
+
+from tdmvid.config import ClipSize, LogConfig, PromptConfig
+from tdmvid.data.items import (
+    Item,
+    find_images,
+    gallery_items,
+    image_digest,
+    pair_items,
+    read_images,
+    read_items,
+)
+from tdmvid.data.video import write_image, write_video
+
+PROMPTS = ["a cat", "a dog, asleep"]
+
+
+def flat(value, height=8, width=8):
+    return torch.full((3, height, width), value)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two image files in a folder below the table's."""
+    for index, value in enumerate((-1.0, 1.0)):
+        write_image(tmp_path / "stills" / f"{index}.png", flat(value))
+    return [tmp_path / "stills" / f"{index}.png" for index in range(2)]
+
+
+def write_csv(path, rows):
+    lines = [f'stills/{index}.png,"{prompt}"' for index, prompt in enumerate(rows)]
+    path.write_text("\n".join(["image,prompt", *lines]))
+
+
+def write_jsonl(path, rows):
+    lines = [{"prompt": p, "image": f"stills/{index}.png"} for index, p in enumerate(rows)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize("name, write", [("a.csv", write_csv), ("a.jsonl", write_jsonl)])
+def test_a_table_gives_each_prompt_the_image_of_its_row(tmp_path, images, name, write):
+    write(tmp_path / name, PROMPTS)
+    config = PromptConfig(path=str(tmp_path / name))
+    assert read_items(config, images=True) == list(map(Item, PROMPTS, images))
+    assert read_items(config, images=False) == list(map(Item, PROMPTS))
+
+
+def test_a_row_without_an_image_is_named_and_may_be_skipped_with_its_prompt(tmp_path, images):
+    path = tmp_path / "a.csv"
+    path.write_text("image,prompt\n,a cat\nstills/1.png,a dog")
+    with refused(path, "line 2"):
+        read_items(PromptConfig(path=str(path)), images=True)
+    found = read_items(PromptConfig(path=str(path), skip_empty=True), images=True)
+    assert found == [Item("a dog", images[1])]
+
+
+def test_an_image_that_is_not_there_is_named_with_its_line(tmp_path, images):
+    path = tmp_path / "a.csv"
+    path.write_text("image,prompt\nstills/0.png,a cat\nstills/7.png,a dog")
+    with refused(path, "line 3", "'stills/7.png'"):
+        read_items(PromptConfig(path=str(path)), images=True)
+
+
+def test_prompts_without_images_are_refused_with_what_would_do(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a cat")
+    with refused("prompts.path=", "prompts.images", "'image'"):
+        read_items(PromptConfig(path=str(path)), images=True)
+
+
+def test_images_made_of_the_prompts_are_found_by_their_prompts(tmp_path, images):
+    prompts, folder = tmp_path / "a.txt", tmp_path / "stills"
+    prompts.write_text("\n".join(PROMPTS))
+    config = PromptConfig(path=str(prompts), images=str(folder))
+    with refused("prompts.images=", "manifest.jsonl", "tdmvid sample"):
+        read_items(config, images=True)
+    entries = [{"prompt": PROMPTS[1], "file": "1.png"}, {"prompt": PROMPTS[0], "file": "0.png"}]
+    (folder / "manifest.jsonl").write_text(json.dumps(entries[0]))
+    with refused("prompts.images=", "1 of 2 prompts", "'a cat'"):
+        read_items(config, images=True)
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    assert read_items(config, images=True) == list(map(Item, PROMPTS, images))
+
+
+def test_one_image_serves_all_prompts_and_another_number_does_not(images):
+    def pair(prompts, files, takes=True):
+        return pair_items(prompts, files, takes_images=takes, setting="log.sample_images")
+
+    assert pair(PROMPTS, images[:1]) == [Item(prompt, images[0]) for prompt in PROMPTS]
+    assert pair(PROMPTS, images) == list(map(Item, PROMPTS, images))
+    with refused("log.sample_images", "2 images", "3 prompts"):
+        pair([*PROMPTS, "a bird"], images)
+    with refused("log.sample_images", "0 images"):
+        pair(PROMPTS, [])
+    with refused("log.sample_images="):
+        pair(PROMPTS, images, takes=False)
+
+
+def test_samples_of_prompts_alone_start_from_the_first_training_images(images):
+    items = list(map(Item, PROMPTS, images))
+    log = LogConfig(sample_prompts=("one", "two", "three"))
+    found = gallery_items(log, items, takes_images=True)
+    assert [item.image for item in found] == [images[0], images[1], images[0]]
+    assert gallery_items(LogConfig(sample_count=1), items, takes_images=True) == items[:1]
+    with refused("log.sample_images"):
+        LogConfig(sample_images=("a.png",))
+
+
+def test_an_image_covers_the_clip_and_is_cut_to_its_middle(tmp_path):
+    """20 x 40 pixels for 16 x 16: the left and the right quarter are cut off."""
+    wide = torch.cat([flat(-1.0, 20, 10), flat(0.5, 20, 20), flat(-1.0, 20, 10)], 2)
+    write_image(tmp_path / "wide.png", wide)
+    found = read_images([tmp_path / "wide.png"], ClipSize(9, 16, 16))
+    assert found.shape == (1, 3, 16, 16)
+    assert (found[:, :, :, 1:-1] - 0.5).abs().max() < 0.01
+
+
+def test_a_video_gives_its_first_frame(tmp_path):
+    video = torch.cat(
+        [flat(0.5, 16, 16)[:, None], flat(-1.0, 16, 16)[:, None].expand(3, 8, 16, 16)], 1
+    )
+    write_video(tmp_path / "a.mp4", video, fps=8)
+    found = read_images([tmp_path / "a.mp4"], ClipSize(9, 16, 16))
+    assert (found - 0.5).abs().max() < 0.1
+
+
+def test_images_are_known_by_their_content(images, tmp_path):
+    (tmp_path / "copy.png").write_bytes(images[0].read_bytes())
+    assert image_digest(tmp_path / "copy.png") == image_digest(images[0]) != image_digest(images[1])
+    assert find_images(tmp_path / "stills") == images
+    assert find_images(images[1]) == [images[1]]
