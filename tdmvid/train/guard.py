@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..config import to_dict
 from ..data.files import atomic_path
+from ..data.items import image_digest
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
@@ -187,6 +188,7 @@ class Guard:
         config = self.run.config
         log, model, objective = config.log, to_dict(config)["model"], config.objective
         schedule = (*objective.cfg_interval, objective.use_dynamic_cfg, objective.cfg_2)
+        items = self.run.gallery_items
         return json.dumps(
             {
                 "model": model,
@@ -194,7 +196,8 @@ class Guard:
                 "grid": list(self.run.grid.times),
                 "sampling": [self.cfg, log.teacher_steps, log.teacher_shift, log.seed, *schedule],
                 "negative": config.prompts.negative,
-                "prompts": [item.prompt for item in self.run.gallery_items],
+                "prompts": [item.prompt for item in items],
+                "images": [image_digest(item.image) for item in items if item.image],
                 "pairs": config.guard.pairs,
             }
         )
