@@ -283,20 +283,24 @@ def score_images(args: argparse.Namespace) -> None:
 
 def score_shapes(args: argparse.Namespace) -> None:
     """Score a run's student beside its teacher, or one sampler."""
-    from ..backbones.registry import load_backbone
-    from ..config import ModelConfig
+    from ..adapters.bundle import read_facts
+    from ..adapters.teacher import load_teacher
+    from ..config import ModelConfig, from_dict
     from ..data.files import write_json
     from ..shapes import TEACHER, evaluate
 
     protocol = evaluate.Protocol(args.captions, args.seeds, args.reference, args.seed, args.batch)
     if args.run:
         config = _read_run(args.run)
-        samplers, model = evaluate.run_samplers(args.run, config), config["model"]["path"]
+        samplers, model = evaluate.run_samplers(args.run, config), config["model"]
     else:
         name = f"{args.steps} steps, cfg {args.cfg:g}"
         samplers = [evaluate.ScoredSampler(name, args.steps, args.cfg, args.lora)]
-        model = args.model or str(TEACHER)
-    backbone = load_backbone(ModelConfig(path=model), evaluate.SIZE)
+        known = read_facts(args.lora).get("model", {}) if args.lora else {}
+        model = known | {"path": args.model or str(TEACHER)}
+    # in float32, whatever the run computed in
+    base = {"path": model["path"], "adapters": model.get("adapters", ())}
+    backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE)
     scores = evaluate.evaluate(backbone, samplers, protocol)
     if args.json:
         write_json(args.json, scores)

@@ -24,12 +24,12 @@ RULES = (
         "must be two times, the smaller first, e.g. [0.2, 0.9]",
     ),
     Rule(
-        lambda objective: objective.cfg == 1 and objective.cfg_interval != (0.0, 1.0),
+        lambda objective: not objective.guided and objective.cfg_interval != (0.0, 1.0),
         "objective.cfg_interval",
         "has no effect with cfg={cfg}, which is no guidance: leave it out, or set a guidance",
     ),
     Rule(
-        lambda objective: objective.cfg == 1 and objective.use_dynamic_cfg,
+        lambda objective: not objective.guided and objective.use_dynamic_cfg,
         "objective.use_dynamic_cfg",
         "has no effect with cfg={cfg}, which is no guidance: leave it out, or set a guidance",
     ),
