@@ -173,11 +173,14 @@ def verdicts(folder: Path) -> dict[int, Verdict]:
     prompts = json.loads((folder.parent / "batch.json").read_text())["prompts"]
     teacher, reference = _measure(folder.parent / "teacher.safetensors", prompts, None)
     teacher["guidance"] = load_config("shapes_4nfe").guard.cfg
+    untrained, _ = _measure(folder / "step_000000.safetensors", prompts, reference)
+    patience = load_config("shapes_4nfe").guard.patience
     cfg, found = _guidance(folder), {}
     for path in sorted(folder.glob("step_*.safetensors")):
         student, _ = _measure(path, prompts, reference)
         student["guidance"] = cfg
-        found[int(path.stem.removeprefix("step_"))] = judge(student, teacher)
+        step = int(path.stem.removeprefix("step_"))
+        found[step] = judge(student, teacher, untrained=untrained, early=step < patience)
     return found
 
 
@@ -207,7 +210,7 @@ def out_of_bands(folder: Path) -> list[int]:
     """After how many iterations the student's samples were outside of a band, up to the last
     sampling.
     """
-    found = []
+    found: list[int] = []
     for step, verdict in verdicts(folder).items():
         outside = {finding.measure for finding in verdict.findings} - SETTINGS
         found = [*found, step] if outside else []

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 FAR = 100.0
 """What counts as the farthest from the teacher's value, in bands."""
 
+EARLY = 1.25
+"""How many times the untrained network's a student's distance may be at first."""
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -107,9 +110,9 @@ def judge(
     """Compare the measures that both sides have.
 
     Args:
-        untrained: Measures of the network before training, in the student's steps. Early, the
-            student may be as far from its teacher as that; later its distance must be less.
-        early: Whether the run has just begun.
+        untrained: Measures of the network before training, in the student's steps.
+        early: Whether the run has just begun: a measure may then be as far from the teacher's as
+            the untrained network's, and the distance EARLY times as large. Later it must be less.
     """
     relative = _relative(student, teacher)
     excess = {name: BANDS[name].excess(value) for name, value in relative.items()}
@@ -122,8 +125,8 @@ def judge(
         _finding(name, relative[name]) for name, size in excess.items() if size > allowed[name]
     )
     distance = _distance(excess)
-    if start and not early and distance >= _distance(start):
-        share = distance / max(_distance(start), 1e-9)
+    share = distance / max(_distance(start), 1e-9) if start else 0.0
+    if share >= (EARLY if early else 1.0):
         findings = (*findings, replace(NO_PROGRESS, relative=share))
     return Verdict(relative, distance, findings)
 
@@ -162,8 +165,8 @@ _BURNT = Cause(
 )
 _FADED = Cause(
     "colours are washed out",
-    "the teacher has too little guidance, or the student's steps are too large",
-    "raise objective.cfg, lower student.lr",
+    "the student's steps are too large, or the teacher has too little guidance",
+    "lower student.lr, or raise objective.cfg if it was lowered",
 )
 
 BANDS = {
@@ -208,8 +211,8 @@ BANDS = {
         2.5,
         Cause(
             "seeds of a prompt look alike",
-            "the student has collapsed to one sample a prompt",
-            "raise fake.lr or objective.fake_updates, lower objective.cfg",
+            "the student has collapsed: its steps are too large, or the fake does not follow it",
+            "lower student.lr, raise fake.lr or objective.fake_updates",
         ),
         _NOISE,
         floor=0.02,
@@ -219,8 +222,8 @@ BANDS = {
         2.0,
         Cause(
             "prompts look alike",
-            "the student ignores its prompt: too few training prompts, or too little guidance",
-            "check prompts.path and prompts.limit, raise objective.cfg",
+            "the student has collapsed: its steps are too large, or it trains on too few prompts",
+            "lower student.lr, check prompts.path and prompts.limit",
         ),
         _NOISE,
         floor=0.02,
@@ -262,8 +265,9 @@ NO_PROGRESS = Finding(
     0.0,
     1.0,
     "the student is no closer to its teacher than the untrained network in as many steps",
-    "the teacher has no guidance or the fake does not follow the student, or the rates are too low",
-    "check objective.cfg, fake.lr and student.lr; guard.patience says when this is asked",
+    "the fake does not follow the student, the rates are too high or too low, or there is no"
+    " guidance",
+    "check fake.lr, student.lr and objective.cfg",
 )
 
 NOT_FINITE = Verdict(

@@ -23,7 +23,7 @@ from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
 from ..backbones.encoded_images import embed_images
 from ..backbones.text_limit import without_warnings
-from ..config import check_number
+from ..config import check_number, to_dict
 from ..config.ranges import OPTIONS
 from ..data.conditions import Conditions
 from ..data.embeddings import EmbeddingCache, embed_prompts
@@ -178,7 +178,7 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
     untrained = _untrained(backbone, folder, steps, cfg) if folder else []
     return {
         **({"untrained": untrained} if untrained else {}),
-        "model": asdict(backbone.config),
+        "model": to_dict(backbone.config),  # as JSON holds it
         "video": asdict(backbone.size),
         "steps": steps,
         "cfg": cfg,

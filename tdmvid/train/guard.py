@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -128,7 +129,7 @@ class Guard:
             if finding.measure not in known
         )
         for line in lines:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            tqdm.write(f"warning: {line}", file=sys.stderr)
         return Check(scalars, lines, self._stop(step, verdict), self.record.best == step)
 
     def _stop(self, step: int, verdict: Verdict) -> str:
@@ -164,9 +165,8 @@ class Guard:
     def _sample_teacher(self, grid: TimeGrid, cfg: float) -> tuple[Tensor, Tensor]:
         """Latents of the teacher, and on rank 0 its videos, both on the CPU."""
         run, parts = self.run, sample_parts(self.run)
-        teacher = guide(
-            run.config, run.networks["teacher"], run.null, cfg, boundary=run.grid.boundary
-        )
+        network: Any = run.networks["teacher"]  # no discriminator
+        teacher = guide(run.config, network, run.null, cfg, boundary=run.grid.boundary)
         name = f"guard: teacher, {grid.steps} steps, cfg {cfg:g}, once a run"
         with tqdm(total=grid.steps * len(parts), desc=name, disable=not run.world.primary) as bar:
             made = [

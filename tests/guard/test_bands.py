@@ -85,10 +85,11 @@ def test_a_teacher_that_does_not_move_is_not_divided_by():
 
 
 def test_a_student_must_come_closer_than_the_untrained_network():
-    near, far = beside("motion", 1.2), beside("motion", 1.3)
+    near, far, away = (beside("motion", relative) for relative in (1.3, 1.35, 1.6))
     assert not judge(near, TEACHER, untrained=far).findings
-    (finding,) = judge(far, TEACHER, untrained=near).findings
-    assert finding.measure == "progress" and "objective.cfg" in str(finding)
+    for student, early in ((far, False), (away, True)):
+        (finding,) = judge(student, TEACHER, untrained=near, early=early).findings
+        assert finding.measure == "progress" and "objective.cfg" in str(finding)
     assert not judge(far, TEACHER, untrained=near, early=True).findings
 
 
