@@ -6,6 +6,8 @@ Shapes: B batch. A latent sample is [B, ...], as the family's network takes it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import diffusers
@@ -124,6 +126,7 @@ class StockPipeline(ABC):
         steps: int,
         cfg: float = 1.0,
         null: Cond | None = None,
+        guidance: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tensor:
         """Sample a pipeline's final latents, [B, ...] float32.
 
@@ -132,6 +135,7 @@ class StockPipeline(ABC):
             cond: the prompts' conditions.
             cfg: the guidance scale; 1 is no guidance.
             null: the condition of the empty prompt; needed with guidance.
+            guidance: further arguments of the call, such as `use_dynamic_cfg`.
         """
         backbone = self.backbone
         conds = self.conditions(pipeline, backbone.cast(cond))
@@ -148,6 +152,7 @@ class StockPipeline(ABC):
             num_inference_steps=steps,
             output_type="latent",
             return_dict=False,
+            **guidance,
             **self.arguments(),
         )[0].float()
 

@@ -31,6 +31,18 @@ EVALUATE_RULES = (
 TEACHER_RULES = (
     *ranges_of("teacher"),
     Rule(
+        lambda teacher: teacher.use_dynamic_cfg and teacher.cfg == 1,
+        "teacher.use_dynamic_cfg",
+        "has no effect with teacher.cfg={cfg}, which is no guidance: leave it out, or set a"
+        " guidance",
+    ),
+    Rule(
+        lambda teacher: teacher.cfg_2 is not None and teacher.cfg == 1,
+        "teacher.cfg_2",
+        "has no effect with teacher.cfg={cfg}: the stock call takes that for no guidance of either"
+        " expert",
+    ),
+    Rule(
         lambda teacher: teacher.negative and teacher.cfg == 1,
         "teacher.negative",
         "has no effect with teacher.cfg={cfg}, which is no guidance: leave it out, or set a"
@@ -89,9 +101,19 @@ class TeacherSampling:
     """The prompt that guidance leads away from."""
     shift: float = 0.0
     """Flow shift of its times; 0 keeps that of the model's own scheduler."""
+    cfg_2: float | None = None
+    """Guidance of the low-noise expert of a teacher of two; None: the same."""
+    use_dynamic_cfg: bool = False
+    """As of CogVideoX's stock call."""
 
     def __post_init__(self) -> None:
         check_rules(self, TEACHER_RULES)
+
+    @property
+    def guidance(self) -> str:
+        """Return the guidance in words."""
+        second = "" if self.cfg_2 is None else f" and {self.cfg_2:g} by expert"
+        return f"{self.cfg:g}{second}" + ", dynamic" * self.use_dynamic_cfg
 
 
 @dataclass(frozen=True)

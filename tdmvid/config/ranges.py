@@ -111,6 +111,7 @@ SETTINGS: dict[str, Range] = {
     "adapter.scale": Range(-1000, 1000, "(of a LoRA); 1 is the file's own"),
     "teacher.steps": STEPS,
     "teacher.cfg": GUIDANCE,
+    "teacher.cfg_2": GUIDANCE,
     "teacher.shift": Range(0, 1000, "(flow shift); 0 keeps that of the model's own scheduler"),
     "evaluation.seeds": Range(1, 1000, "seeds of each prompt"),
     "evaluation.static_seeds": Range(0, 1000, "seeds of each prompt"),

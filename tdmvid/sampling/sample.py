@@ -14,6 +14,7 @@ import hashlib
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from ..data.video import write_image, write_video
 from ..parallel import launch
 from .manifest import append_entry, claim_folder, entry_of, gather_manifest
 from .shots import Shot, noise
-from .student import set_flow_shift, stock_defaults, use_student, weights_of
+from .student import check_guidance, set_flow_shift, stock_defaults, use_student, weights_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Sampler:
     """The prompt that guidance leads away from."""
     shift: float = 0.0
     """Flow shift of a teacher's times; 0 keeps that of the model's own scheduler."""
+    cfg_2: float | None = None
+    """`guidance_scale_2` of the stock call of a teacher of two experts."""
+    use_dynamic_cfg: bool = False
+    """As of CogVideoX's stock call."""
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """Return the arguments of the stock call that change its guidance with time."""
+        second = {} if self.cfg_2 is None else {"guidance_scale_2": self.cfg_2}
+        return second | ({"use_dynamic_cfg": True} if self.use_dynamic_cfg else {})
 
 
 def sample_videos(
@@ -122,7 +133,9 @@ def _sample_share(
             draws = [noise(shot.prompt, shot.seed, backbone.latent_shape()) for shot in some]
             z = torch.stack(draws).to(world.device)  # [B, C, F, H, W]
             cond = conds.get([shot.item for shot in some]).to(world.device)
-            latents = backbone.stock.latents(pipeline, z, cond, steps=steps, cfg=cfg, null=null)
+            latents = backbone.stock.latents(
+                pipeline, z, cond, steps=steps, cfg=cfg, null=null, guidance=sampler.guidance
+            )
             videos = backbone.decode(latents).cpu()
             _write(out, some, videos, backbone, entries, world.rank)
             bar.update(len(some))
@@ -169,6 +182,7 @@ def _untrained(backbone: Backbone, student: Path, steps: int, cfg: float) -> lis
 def _settings(backbone: Backbone, sampler: Sampler) -> dict:
     """Return what every video of a folder has in common, as its sampling.json says it."""
     steps, cfg = _steps_and_cfg(backbone, sampler)
+    check_guidance(backbone, sampler.guidance)
     folder = sampler.student
     if sampler.negative and cfg == 1:
         raise ValueError(
@@ -186,6 +200,8 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
         "student": folder and str(folder),
         "negative": sampler.negative or None,
         "shift": sampler.shift or None,
+        **({} if sampler.cfg_2 is None else {"cfg_2": sampler.cfg_2}),
+        **({"use_dynamic_cfg": True} if sampler.use_dynamic_cfg else {}),
     }
 
 

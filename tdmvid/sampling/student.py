@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..config import ClipSize, ModelConfig, from_dict, short
+from ..config.rules import shown
 from ..data.files import file_fingerprint
 from ..data.reading import reading
 from ..diffusion.grid import explicit, resampled
@@ -26,6 +28,22 @@ def stock_defaults(backbone: Backbone) -> tuple[int, float]:
     """Return steps and guidance of a stock call that names neither."""
     call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
     return call["num_inference_steps"].default, float(call["guidance_scale"].default)
+
+
+def check_guidance(backbone: Backbone, guidance: Mapping[str, Any]) -> None:
+    """Check that a stock call has these arguments.
+
+    Raises:
+        ValueError: it lacks one.
+    """
+    call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
+    for name, value in guidance.items():
+        if name not in call:
+            setting = {"guidance_scale_2": "cfg_2"}.get(name, name)
+            raise ValueError(
+                f"{setting}={shown(value)}: {backbone.pipeline_class} has no argument {name}: leave"
+                " it out"
+            )
 
 
 def use_student(

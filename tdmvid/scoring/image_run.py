@@ -192,7 +192,7 @@ def compare(
     protocol = (
         f"{len({shot.prompt for shot in shots})} prompts of {config.prompts}, {config.seeds} seeds"
         f" each, the same noise for both; {size.height} x {size.width}; teacher in"
-        f" {config.teacher.steps} steps with guidance {config.teacher.cfg:g}; 95 % bootstrap"
+        f" {config.teacher.steps} steps with guidance {config.teacher.guidance}; 95 % bootstrap"
         " intervals over prompts, the difference paired."
     )
     result = Result(

@@ -195,7 +195,7 @@ def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
         f"{len({entry.prompt for entry in entries})} prompts of {suite}{shown}, {config.seeds}"
         f" seeds each, the same noise for both; {size.frames} frames of {size.height} x"
         f" {size.width} at {size.fps} fps; teacher in {config.teacher.steps} steps with guidance"
-        f" {config.teacher.cfg:g}; vbench 0.1.5{', VBench-Long' if config.long else ''}; 95 %"
+        f" {config.teacher.guidance}; vbench 0.1.5{', VBench-Long' if config.long else ''}; 95 %"
         " bootstrap intervals over prompts, the difference paired."
     )
 

@@ -42,6 +42,8 @@ class ScoredSampler:
     cfg: float
     student: Path | None = None
     """A folder with a LoRA or a whole network and its scheduler; None samples with the teacher."""
+    dynamic: bool = False
+    """Whether the guidance is that of the stock call's `use_dynamic_cfg`."""
 
     @property
     def nfe(self) -> int:
@@ -90,9 +92,11 @@ def run_samplers(run: Path, config: dict) -> list[ScoredSampler]:
             f"{run} has no {student.name}/: train it to the end first (tdmvid train --config ..."
             " --resume auto)"
         )
+    dynamic = config["objective"].get("use_dynamic_cfg", False)
+    scale = f"cfg {cfg:g}" + ", dynamic" * dynamic
     return [
-        ScoredSampler(f"teacher, {long} steps, cfg {cfg:g}", long, cfg),
-        ScoredSampler(f"teacher, {few} steps, cfg {cfg:g}", few, cfg),
+        ScoredSampler(f"teacher, {long} steps, {scale}", long, cfg, dynamic=dynamic),
+        ScoredSampler(f"teacher, {few} steps, {scale}", few, cfg, dynamic=dynamic),
         ScoredSampler(f"teacher, {few} steps, no guidance", few, 1.0),
         ScoredSampler(f"student, {few} steps", few, 1.0, student),
     ]
@@ -142,7 +146,13 @@ def _sample(
         rows = slice(start, start + batch)
         parts.append(
             backbone.stock.latents(
-                pipeline, z[rows], cond.rows(rows), steps=sampler.steps, cfg=sampler.cfg, null=null
+                pipeline,
+                z[rows],
+                cond.rows(rows),
+                steps=sampler.steps,
+                cfg=sampler.cfg,
+                null=null,
+                guidance={"use_dynamic_cfg": True} if sampler.dynamic else {},
             )
         )
     return torch.cat(parts), (time.perf_counter() - began) / len(z)

@@ -1,15 +1,19 @@
 """Guidance that changes with time gives what users of the stock CogVideoX pipeline get."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from refusals import refused
 from scales import assert_close
 
 from tdmvid.backbones.registry import families, load_backbone
-from tdmvid.config import ClipSize, ModelConfig, RunConfig, from_dict
+from tdmvid.config import ClipSize, ModelConfig, RunConfig, TeacherSampling, from_dict
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.roles.guidance import check_guidance, guide
+from tdmvid.sampling.sample import Sampler
+from tdmvid.sampling.student import check_guidance as check_stock_guidance
 
 CFG, STEPS = 6.0, 5
 
@@ -51,6 +55,27 @@ def test_dynamic_guidance_is_that_of_the_stock_call(sampled):
     assert_close(ours, theirs, 1e-4)
     constant, _ = sampled({})
     assert (ours - constant).norm() > 1e-3 * constant.norm()
+
+
+def test_the_teacher_of_an_evaluation_has_dynamic_guidance_too(tiny_cogvideox, sampled):
+    backbone = load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
+    z = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(3))
+    teacher = from_dict(TeacherSampling, {"steps": STEPS, "cfg": CFG, "use_dynamic_cfg": True})
+    sampler, pipeline = Sampler(None, **asdict(teacher)), backbone.stock.pipeline()
+    pipeline.scheduler = backbone.student_scheduler(uniform(STEPS, backbone.process))
+    found = backbone.stock.latents(
+        pipeline,
+        z,
+        backbone.encode_prompts(["a red circle", "a blue square"]),
+        steps=STEPS,
+        cfg=CFG,
+        null=backbone.encode_prompts([""]),
+        guidance=sampler.guidance,
+    )
+    assert_close(found, sampled({"use_dynamic_cfg": True})[0], 1e-4)
+    check_stock_guidance(backbone, sampler.guidance)
+    with refused("cfg_2=3.0", "CogVideoXPipeline"):
+        check_stock_guidance(backbone, Sampler(cfg=6, cfg_2=3.0).guidance)
 
 
 def test_an_interval_is_that_of_a_stock_call_whose_scale_is_set_before_each_step(sampled):
