@@ -24,6 +24,7 @@ from tdmvid.plan.duration import predict_iteration
 from tdmvid.plan.layouts import find_layouts, plan_layout
 from tdmvid.plan.plan import Plan
 from tdmvid.plan.price import Terms
+from tdmvid.plan.units import number
 
 MODELS = {
     "CogVideoX-2B": "cogvideox2b_4nfe",
@@ -34,6 +35,8 @@ NODE = 8
 COUNTS = (1, 8, 16, 32, 64, 128, 256, 512)
 COLOURS = ("#1f77b4", "#d95f02", "#2ca02c")
 DASHES = ("2 3", "none", "8 4")
+LOW = 0.8
+"""Of linear, below which a verdict says that it does not scale."""
 FIXED = 64
 """Videos of the batch that does not grow."""
 HEAD = ("GPUs", "videos an iteration", "layout", "s", "videos/s", "of linear", "GB sent", "sending")
@@ -67,14 +70,15 @@ Common to all of them:
 
 ## What is assumed
 
-* Peaks of the sheet ({device.sheet}): {device.tflops:g} TFLOP/s, {device.bandwidth:g} TB/s,
-  {device.link:g} GB/s of NVLink in one direction. {device.network:g} GB/s of network a GPU, as in a
-  DGX.
+* Peaks of the sheet ({device.sheet}):
+  {device.tflops:g} TFLOP/s, {device.bandwidth:g} TB/s, {device.link:g} GB/s of NVLink in one
+  direction. {device.network:g} GB/s of network a GPU, as in a DGX.
 * Matrix products and attention run at {matrix} of the sheet's dense peak. An H200 was measured at
   788 TFLOP/s for large bfloat16 products, 80 % of it; CogVideoX-2B is estimated, not measured, to
   reach 55 to 60 % of that with all its other kernels.
 * All other kernels read and write what a trace of the network counts, at {memory} of the memory's
   bandwidth; the host starts a kernel in {kernel} us, which binds small networks only.
+  Compiled blocks would move less.
 * Links and networks carry {link} of their rate. Between nodes all adapters of a node work at once,
   in as many rings. A collective takes {start} us, and {hop} us a step within a node and
   {between} us between nodes, as in NCCL's own table (src/graph/tuning.cc).
@@ -87,7 +91,8 @@ A measured iteration (`python -m benchmarks.large`) replaces all of this: `tdmvi
 ## Tables
 
 s: seconds of an iteration. GB sent: by one GPU in an iteration. sending: share of the iteration
-that waits for it. of linear: throughput of a GPU, over that of the first row."""
+that waits for it. of linear: throughput of a GPU, over that of the first row; over 100 % where more
+GPUs need no accumulation, which makes the graded call twice, or nothing computed again."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +187,10 @@ def table(points: Sequence[Point]) -> str:
             f"{point.gpus}",
             f"{point.videos}",
             point.layout,
-            f"{point.seconds:.3g}",
-            f"{point.throughput:.3g}",
+            number(point.seconds),
+            number(point.throughput),
             f"{point.throughput / point.gpus / first:.0%}",
-            f"{point.sent:.3g}",
+            number(point.sent),
             f"{point.sending:.1%}",
         )
         for point in points
@@ -196,9 +201,11 @@ def table(points: Sequence[Point]) -> str:
 def verdict(name: str, cases: dict[str, list[Point]]) -> str:
     """Say where a model stops scaling, and why."""
     own, grown, fixed = cases.values()
-    half = [p.gpus for p in fixed if p.throughput / p.gpus < 0.8 * fixed[0].throughput]
+    low = [p.gpus for p in fixed if p.throughput / p.gpus < LOW * fixed[0].throughput]
     where = (
-        f"from {half[0]} GPUs on it is below 80 % of linear" if half else "80 % or more of linear"
+        f"from {low[0]} GPUs on it is below {LOW:.0%} of linear"
+        if low
+        else f"never below {LOW:.0%} of linear until no layout is left"
     )
     last, first = fixed[-1], fixed[0]
     work = last.plan.flops() * last.gpus / (first.plan.flops() * first.gpus)
@@ -250,23 +257,30 @@ def draw(models: dict[str, dict[str, list[Point]]]) -> str:
     A colour is a model, a dash a case.
     """
     curves = [
-        (COLOURS[index], dash, f"{name}: {case}", points)
-        for index, (name, cases) in enumerate(models.items())
-        for dash, (case, points) in zip(DASHES, cases.items(), strict=True)
+        (colour, dash, points)
+        for colour, cases in zip(COLOURS, models.values(), strict=True)
+        for dash, points in zip(DASHES, cases.values(), strict=True)
     ]
-    throughput = [(*curve[:2], [(p.gpus, p.throughput) for p in curve[3]]) for curve in curves]
-    sent = [(*curve[:2], [(p.gpus, p.sent) for p in curve[3] if p.sent]) for curve in curves]
+    throughput = [(*look, [(p.gpus, p.throughput) for p in points]) for *look, points in curves]
+    sent = [(*look, [(p.gpus, p.sent) for p in points if p.sent]) for *look, points in curves]
     lines = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 470" font-size="11"'
         ' font-family="sans-serif"><rect width="900" height="470" fill="white"/>',
         *_panel("predicted: videos a second, all GPUs", 50, throughput),
         *_panel("predicted: GB sent, one GPU, one iteration", 500, sent),
     ]
-    for place, (colour, dash, label, _) in enumerate(curves):
-        x, y = 50 + 290 * (place // 3), 400 + 18 * (place % 3)
-        lines.append(_line(colour, dash, [(x, y), (x + 28, y)]))
-        lines.append(f'<text x="{x + 34}" y="{y + 4}">{label}</text>')
+    lines += _legend(list(models), list(next(iter(models.values()))))
     return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _legend(models: Sequence[str], cases: Sequence[str]) -> Iterator[str]:
+    """Colours of models, and dashes of cases."""
+    entries = [*zip(COLOURS, ("none",) * len(models), models, strict=True)]
+    entries += zip(("#444",) * len(cases), DASHES, cases, strict=True)
+    for place, (colour, dash, label) in enumerate(entries):
+        x, y = (50 if place < len(models) else 500), 400 + 18 * (place % len(models))
+        yield _line(colour, dash, [(x, y), (x + 28, y)])
+        yield f'<text x="{x + 34}" y="{y + 4}">{label}</text>'
 
 
 def _panel(
