@@ -76,13 +76,20 @@ def write_untrained(config: RunConfig, work: Path, **changes) -> Path:
         return out
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder, out)
-    path = out / family.spec.network_folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    _change(out, family, changes)
     torch.manual_seed(0)
     network = nn.Module.to(family.spec.empty_network(out), torch_dtype(config.model))
-    network.save_pretrained(out / family.spec.network_folder)
+    for name, part in family.spec.named_components(network).items():
+        part.save_pretrained(out / name)
     (out / "done").touch()
     return out
+
+
+def _change(folder: Path, family: type[Backbone], changes: dict) -> None:
+    """Change the configs of a teacher's networks."""
+    for name in family.spec.components(folder):
+        path = folder / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def shortened(config: RunConfig, layers: int, work: Path) -> RunConfig:
@@ -90,8 +97,7 @@ def shortened(config: RunConfig, layers: int, work: Path) -> RunConfig:
     folder, family = find_family(config.model, weights=False)
     out = work / f"{folder.name}-{layers}"
     shutil.copytree(folder, out, dirs_exist_ok=True)
-    path = out / family.spec.network_folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": layers}))
+    _change(out, family, {"num_layers": layers})
     return replace(config, model=replace(config.model, path=str(out), revision=None))
 
 

@@ -31,9 +31,9 @@ class Split:
             scale: the timestep of t = 1.
         """
         above = timestep >= self.time * scale
-        every, some = above.all(), above.any()
-        assert bool(every == some), f"a call on both sides of the boundary {self.time}"
-        return self.names[0 if bool(every) else 1]
+        every, some = torch.stack([above.all(), above.any()]).tolist()
+        assert every == some, f"a call on both sides of the boundary {self.time}"
+        return self.names[0 if every else 1]
 
 
 class HostMemory:

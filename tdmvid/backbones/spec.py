@@ -124,7 +124,7 @@ class FamilySpec(ABC):
         scale = self.read_process(folder).timestep(one).item()
         return Experts({name: make(folder, name) for name in split.names}, split, scale)
 
-    def named_components(self, network: nn.Module) -> dict[str, nn.Module]:
+    def named_components(self, network: nn.Module) -> dict[str, Any]:
         """Return a network, or both experts, by the names of the pipeline's components."""
         return network.networks if isinstance(network, Experts) else {self.network_folder: network}
 

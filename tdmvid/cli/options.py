@@ -65,6 +65,9 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)",
     )
     parser.add_argument(
+        "--cfg-2", type=float, help="guidance scale of a teacher's second expert (default: --cfg)"
+    )
+    parser.add_argument(
         "--negative", default="", metavar="TEXT", help="the prompt that guidance leads away from"
     )
     parser.add_argument(
@@ -93,7 +96,7 @@ def sampler_of(args: argparse.Namespace) -> Sampler:
     """Return the sampler that the options of `add_sampler` describe."""
     from ..sampling.sample import Sampler
 
-    return Sampler(args.lora, args.steps, args.cfg, args.negative, args.shift)
+    return Sampler(args.lora, args.steps, args.cfg, args.negative, args.shift, args.cfg_2)
 
 
 def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str) -> None:

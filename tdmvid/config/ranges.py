@@ -128,6 +128,7 @@ UNNAMED = ("optim", "teacher", "evaluation", "adapter")
 OPTIONS: dict[str, Range] = {
     "steps": STEPS,
     "cfg": GUIDANCE,
+    "cfg_2": GUIDANCE,
     "scale": Range(0, 1000, "(of a LoRA); 1 is the file's own", open="low"),
     "fps": SETTINGS["video.fps"],
     "batch": BATCH,

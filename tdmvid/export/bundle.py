@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from ..adapters.weights import join, rank_and_scale, weights_of_config
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.experts import Experts, split_names
+from ..backbones.lora_files import LoraFiles
 from ..data.files import sort_metadata, usual_mode, write_json
 from ..data.video import write_clips
 from .card import write_card
 from .check import (
     LORA_TOLERANCE,
     TOLERANCE,
-    check_consumer_file,
+    check_consumer_files,
     check_lora,
     check_network,
     choose_tolerance,
@@ -43,6 +44,9 @@ from .check import (
 from .consumers import consumers
 from .request import ExportRequest, check_request
 from .student import Student
+
+EXPERT_ENDS = ("_high_noise", "_low_noise")
+"""What the names of other programs' files end with, of two experts."""
 
 
 def write_bundles(
@@ -94,33 +98,45 @@ def _write_bundle(folder: Path, student: Student, request: ExportRequest) -> dic
 
 def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[str, Any]:
     """Write and check a LoRA: diffusers' file, and one for each consumer that is asked for."""
-    adapter = student.adapter
-    assert adapter is not None
-    backbone, settings = student.backbone, adapter.settings
-    dtype = request.dtype or "float32"
-    rank, alpha = settings.rank, settings.alpha
-    for files, (layers, config) in zip(backbone.lora_files, _plain_loras(student, dtype)):
-        files.save(folder, layers, config)
-    if student.merged:
-        rank, alpha = config.r, config.lora_alpha
+    assert student.adapter is not None
+    backbone, dtype = student.backbone, request.dtype or "float32"
+    loras = list(_plain_loras(student, dtype))
+    for lora in loras:
+        lora.files.save(folder, lora.layers, lora.config)
     backbone.student_scheduler(student.grid).save_pretrained(folder)
     tolerance = choose_tolerance(student, request, LORA_TOLERANCE[dtype])
     error = check_lora(folder, student, tolerance)
     facts = _student_facts(student, dtype, error, tolerance, adapted=True)
-    facts |= {"rank": rank, "alpha": alpha}
+    facts |= {"rank": loras[0].config.r, "alpha": loras[0].config.lora_alpha}
     if student.extraction is not None:
         facts["extraction"] = student.extraction
     if student.original is not None:
         facts["original"] = student.original
-    plain = not (config.alpha_pattern or config.rank_pattern)
-    alphas = alpha if plain else _alphas(config, layers)
-    return facts | _write_consumer_files(
-        folder, student, request.formats, layers, alphas, tolerance
-    )
+    return facts | _write_consumer_files(folder, student, request.formats, loras, tolerance)
 
 
-def _plain_loras(student: Student, dtype: str) -> Iterator[tuple[dict[str, Tensor], Any]]:
-    """Yield layers and peft's settings of the student's LoRA, or of each expert's."""
+@dataclass(frozen=True)
+class _PlainLora:
+    """What a LoRA file holds, of a network or of one expert."""
+
+    files: LoraFiles
+    layers: dict[str, Tensor]
+    """By peft's names."""
+    config: Any
+    """peft's settings."""
+
+    @property
+    def alpha(self) -> float | dict[str, float]:
+        """The alpha of all layers, or of each."""
+        if not (self.config.alpha_pattern or self.config.rank_pattern):
+            alpha: float = self.config.lora_alpha
+            return alpha
+        found = {name: rank_and_scale(self.config, name) for name in adapted_modules(self.layers)}
+        return {name: rank * scale for name, (rank, scale) in found.items()}
+
+
+def _plain_loras(student: Student, dtype: str) -> Iterator[_PlainLora]:
+    """Yield the LoRA of the student, or that of each expert."""
     assert student.adapter is not None
     module, steps = student.adapter.module, student.grid.steps
     configs: Any = module.peft_config
@@ -128,53 +144,41 @@ def _plain_loras(student: Student, dtype: str) -> Iterator[tuple[dict[str, Tenso
     parts = [(module, found, student.weights)]
     if isinstance(module, Experts):
         names, networks = module.split.names, module.networks
-        layers, weights = split_names(found, names), split_names(student.weights, names)
-        parts = [(networks[name], layers[name], weights[name]) for name in names]
-    for network, own, weights in parts:
-        layers, config = baked(own, configs[ADAPTER], network, weights, steps)
+        pair, trained_pair = split_names(found, names), split_names(student.weights, names)
+        parts = [(networks[name], pair[name], trained_pair[name]) for name in names]
+    for files, (network, own, trained) in zip(student.backbone.lora_files, parts, strict=True):
+        layers, config = baked(own, configs[ADAPTER], network, trained, steps)
         if student.merged:
             whole = join([*student.adapters, weights_of_config(layers, config)])
             layers, config = whole.state(), whole.config()
-        yield (
-            {key: x.to(getattr(torch, dtype)).contiguous().cpu() for key, x in layers.items()},
-            config,
-        )
-
-
-def _alphas(config: Any, layers: dict[str, Tensor]) -> dict[str, float]:
-    """The alpha of each layer, by peft's settings."""
-    found = {name: rank_and_scale(config, name) for name in adapted_modules(layers)}
-    return {name: rank * scale for name, (rank, scale) in found.items()}
+        kept = {key: x.to(getattr(torch, dtype)).contiguous().cpu() for key, x in layers.items()}
+        yield _PlainLora(files, kept, config)
 
 
 def _write_consumer_files(
     folder: Path,
     student: Student,
     formats: tuple[str, ...],
-    layers: dict[str, Tensor],
-    alpha: float | dict[str, float],
+    loras: list[_PlainLora],
     tolerance: float,
 ) -> dict:
-    """Write and check the LoRA for each consumer.
-
-    Args:
-        layers: of diffusers' file, by peft's names.
-        alpha: of all of them, or of each.
-    """
+    """Write and check the LoRA, or those of both experts, for each consumer."""
     extras: dict = {}
     stem = student.provenance.config.get("name") or folder.name
-    paths: dict[str, str] = {}
+    written: dict[str, str | list[str]] = {}
     errors: dict[str, float] = {}
     for name in sorted(set(formats) - {"diffusers"}, key=formats.index):
         consumer = consumers()[name]
-        paths[name] = f"{name}/{stem}_{student.grid.steps}steps.safetensors"
-        path = folder / paths[name]
-        _save_layout(path, consumer.layout, student, layers, alpha)
-        errors[name] = check_consumer_file(
-            path, consumer.layout, adapted_modules(layers), student, tolerance
-        )
-        extras |= consumer.write_extras(path, student)
-    return {"formats": paths, "errors": errors} | extras
+        ends = EXPERT_ENDS if len(loras) > 1 else ("",)
+        paths = [f"{name}/{stem}_{student.grid.steps}steps{end}.safetensors" for end in ends]
+        files = [folder / path for path in paths]
+        for file, lora in zip(files, loras, strict=True):
+            _save_layout(file, consumer.layout, student, lora.layers, lora.alpha)
+        modules = [adapted_modules(lora.layers) for lora in loras]
+        errors[name] = check_consumer_files(files, consumer.layout, modules, student, tolerance)
+        written[name] = paths if len(paths) > 1 else paths[0]
+        extras |= consumer.write_extras(files, student)
+    return {"formats": written, "errors": errors} | extras
 
 
 def _save_layout(

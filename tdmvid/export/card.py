@@ -192,8 +192,9 @@ def _loading(backbone: Backbone, facts: dict) -> list[str]:
 
 def _other_files(facts: dict) -> list[str]:
     rows = [
-        f"* {code(path)}: for {consumers()[name].card_text(facts)}"
-        for name, path in facts.get("formats", {}).items()
+        f"* {' and '.join(map(code, [paths] if isinstance(paths, str) else paths))}: for"
+        f" {consumers()[name].card_text(facts)}"
+        for name, paths in facts.get("formats", {}).items()
     ]
     return (
         [

@@ -92,26 +92,31 @@ def check_network(folder: Path, student: Student, tolerance: float) -> float:
     return _compare(found, student, tolerance)
 
 
-def check_consumer_file(
-    path: Path, layout: KeyLayout, modules: list[str], student: Student, tolerance: float
+def check_consumer_files(
+    paths: list[Path],
+    layout: KeyLayout,
+    modules: list[list[str]],
+    student: Student,
+    tolerance: float,
 ) -> float:
     """Read another program's file back by its rules, and check the LoRA as `check_lora` does.
 
     Args:
-        path: the file, in a folder of the bundle.
+        paths: the file, or those of both experts, in a folder of the bundle.
         layout: the program's.
-        modules: names of the adapted modules.
+        modules: names of the modules that each file adapts.
         student: what it must reproduce.
         tolerance: of the relative difference.
     """
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()
-    state = layout.read(load_file(path), backbone.pipeline_class, modules)
-    network = getattr(pipeline, backbone.lora.part)
-    if not student.merged:
-        carry(network, student.adapters)
-    attach_to_sample(network, weights_of_state(state))
-    pipeline.scheduler = load_scheduler(path.parents[1])
+    for path, names, files in zip(paths, modules, backbone.lora_files, strict=True):
+        state = layout.read(load_file(path), backbone.pipeline_class, names)
+        network = getattr(pipeline, files.component)
+        if not student.merged:
+            carry(network, student.adapters)
+        attach_to_sample(network, weights_of_state(state))
+    pipeline.scheduler = load_scheduler(paths[0].parents[1])
     reference, steps = student.reference, student.grid.steps
     found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
     del pipeline

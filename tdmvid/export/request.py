@@ -87,12 +87,9 @@ def check_request(
             f"format {','.join(request.formats)}: a whole network has no LoRA formats, give a rank"
             " to extract a LoRA"
         )
-    if isinstance(backbone.network, Experts) and (
-        not adapted or request.fuse or request.formats != ("diffusers",)
-    ):
+    if isinstance(backbone.network, Experts) and (not adapted or request.fuse):
         raise ValueError(
-            "fuse, formats and whole networks: a student of two experts is written as two LoRA"
-            " files for diffusers only: leave them out"
+            "fuse: a student of two experts is no one network: export its two LoRAs instead"
         )
     if request.fuse and conditioned_on_steps:
         raise ValueError(

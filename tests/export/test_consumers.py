@@ -21,6 +21,7 @@ from tiny import VARIANTS, cogvideox_scheduler, tiny_pipeline
 
 from tdmvid.adapters.layouts import COMFYUI, KOHYA, layouts_of
 from tdmvid.adapters.step_condition import time_embedding
+from tdmvid.backbones.experts import experts_of
 from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import shifted
@@ -114,6 +115,7 @@ def test_comfyui_takes_every_key_of_every_model_in_the_right_shape(tmp_path):
     cases, layers = {}, {}
     for folder in sorted(ARCHITECTURES.iterdir()):
         family, network = architecture(folder)
+        network = experts_of(network)[0]  # they are alike
         shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
         for consumer, layout in layouts_of(family.pipeline_class).items():
             name, state = (
@@ -277,7 +279,7 @@ def test_comfyui_s_nodes_of_the_workflow_give_the_student_s_latents(tmp_path, na
         tmp_path / "inputs.safetensors",
     )
     (tmp_path / "workflow.json").write_text(
-        json.dumps(build_workflow(backbone, grid, "lora.safetensors", "a prompt"))
+        json.dumps(build_workflow(backbone, grid, ["lora.safetensors"], "a prompt"))
     )
     answer = ask(
         tmp_path,

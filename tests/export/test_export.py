@@ -306,8 +306,8 @@ def test_a_new_consumer_is_written_checked_and_named_on_the_card(student, tmp_pa
         def card_text(self, facts):
             return f"Other, in {facts['steps']} steps"
 
-        def write_extras(self, lora, student):
-            lora.with_name("steps.txt").write_text(str(student.grid.steps))
+        def write_extras(self, loras, student):
+            loras[0].with_name("steps.txt").write_text(str(student.grid.steps))
             return {"other_steps": student.grid.steps}
 
     monkeypatch.setitem(consumers(), "other", Other())

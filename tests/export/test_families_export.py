@@ -42,10 +42,10 @@ DIFFUSERS_READS = {
 class Student:
     """A tiny student of a family, with a LoRA that matters."""
 
-    def __init__(self, name, folder):
+    def __init__(self, name, folder, variant=None):
         builder = BUILDERS[name]
         torch.manual_seed(0)
-        builder.build(builder.VARIANTS[0]).save_pretrained(folder)
+        builder.build(variant or builder.VARIANTS[0]).save_pretrained(folder)
         self.backbone = load_backbone(ModelConfig(path=str(folder)), builder.SIZE)
         self.grid = shifted(2, 2.0, self.backbone.process)
         taken = self.backbone.takes_images

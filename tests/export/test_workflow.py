@@ -36,7 +36,9 @@ def read(nodes):
 
 def test_the_sigmas_are_the_trained_times_and_there_is_no_guidance(tmp_path):
     backbone = cogvideox(tmp_path)
-    nodes = build_workflow(backbone, uniform(4, backbone.process), "a.safetensors", "a red circle")
+    nodes = build_workflow(
+        backbone, uniform(4, backbone.process), ["a.safetensors"], "a red circle"
+    )
     table = CogVideoX.spec.read_scheduler(tmp_path).alphas_cumprod
     assert read(nodes) == pytest.approx(
         [SIGMA_MAX, *(((1 - table[t]) / table[t]).sqrt().item() for t in (749, 499, 249)), 0]
@@ -50,22 +52,22 @@ def test_the_sigmas_are_the_trained_times_and_there_is_no_guidance(tmp_path):
 
 def test_one_step_from_pure_noise_starts_at_comfyui_s_largest_sigma(tmp_path):
     backbone = cogvideox(tmp_path)
-    assert read(build_workflow(backbone, uniform(1, backbone.process), "a", "b")) == pytest.approx(
-        [SIGMA_MAX, 0]
-    )
+    assert read(
+        build_workflow(backbone, uniform(1, backbone.process), ["a"], "b")
+    ) == pytest.approx([SIGMA_MAX, 0])
 
 
 def test_the_times_of_a_flow_are_its_sigmas(tmp_path):
     backbone = loaded(wan.build("cross_norm"), tmp_path, wan.SIZE)
-    assert read(build_workflow(backbone, uniform(4, backbone.process), "a", "b")) == pytest.approx(
-        [1, 0.75, 0.5, 0.25, 0]
-    )
+    assert read(
+        build_workflow(backbone, uniform(4, backbone.process), ["a"], "b")
+    ) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
 def test_cogvideox_is_sampled_in_its_own_noise_and_its_added_frames_are_cut(tmp_path):
     """9 frames are 3 latent ones, in temporal patches of 2: one is added in front."""
     backbone = cogvideox(tmp_path)
-    nodes = build_workflow(backbone, uniform(4, backbone.process), "a", "b")
+    nodes = build_workflow(backbone, uniform(4, backbone.process), ["a"], "b")
     assert (
         nodes["sampler"]["class_type"] == "VOIDSampler"
         and nodes["latent"]["inputs"]["length"] == 13
@@ -81,7 +83,7 @@ def test_cogvideox_is_sampled_in_its_own_noise_and_its_added_frames_are_cut(tmp_
 )
 def test_what_a_unet_predicts_is_said_where_its_file_does_not(tmp_path, variant, said):
     backbone = loaded(stable_diffusion.build(variant), tmp_path, stable_diffusion.SIZE)
-    nodes = build_workflow(backbone, uniform(4, backbone.process), "a", "b")
+    nodes = build_workflow(backbone, uniform(4, backbone.process), ["a"], "b")
     assert nodes["guider"]["inputs"]["model"] == (["patch", 0] if said else ["lora", 0])
     assert (nodes["patch"]["inputs"] if said else None) == (said and {"model": ["lora", 0], **said})
 
@@ -92,7 +94,8 @@ def test_every_link_leads_to_a_node(tmp_path, name):
     backbone = loaded(
         BUILDERS[name].build(BUILDERS[name].VARIANTS[-1]), tmp_path, BUILDERS[name].SIZE
     )
-    nodes = build_workflow(backbone, uniform(2, backbone.process), "a", "b")
+    loras = ["a"] * len(backbone.lora_files)
+    nodes = build_workflow(backbone, uniform(2, backbone.process), loras, "b")
     links = [
         value
         for node in nodes.values()

@@ -60,9 +60,10 @@ def shorten(config: RunConfig, blocks: int, work: Path) -> RunConfig:
         return config
     out = work / f"{folder.name}-{blocks}"
     shutil.copytree(folder, out, dirs_exist_ok=True)
-    path = out / family.spec.network_folder / "config.json"
     changes = FEW_BLOCKS.get(family.pipeline_class, {"num_layers": blocks})
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for name in family.spec.components(out):
+        path = out / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return replace(config, model=replace(config.model, path=str(out)))
 
 

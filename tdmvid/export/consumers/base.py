@@ -23,8 +23,12 @@ class Consumer(ABC):
     def card_text(self, facts: dict) -> str:
         """Return what the card says of the file, after "for "; facts: of export.json."""
 
-    def write_extras(self, lora: Path, student: Student) -> dict:
-        """Write what the program needs beside its file `lora`; return facts for export.json."""
+    def write_extras(self, loras: list[Path], student: Student) -> dict:
+        """Write what the program needs beside its file, or its files of both experts.
+
+        Returns:
+            Facts for export.json.
+        """
         return {}
 
 

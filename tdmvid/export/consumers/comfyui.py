@@ -17,6 +17,7 @@ import torch
 from ...adapters.layouts import COMFYUI
 from ...backbones.base import Backbone
 from ...backbones.cogvideox import Clip
+from ...backbones.experts import Experts
 from ...data.files import write_json
 from ...diffusion.grid import TimeGrid
 from ...diffusion.process import RectifiedFlow
@@ -25,6 +26,8 @@ from .base import Consumer, register
 
 SIGMA_MAX = 4518.76
 """ComfyUI's noise level where alpha is 0 (comfy/model_sampling.py, zero terminal SNR)."""
+LOW_NOISE = "BASE_LOW_NOISE.safetensors"
+"""What the second expert's file is called until the user chooses his."""
 WAN22_CHANNELS = 48
 """Of the latents of Wan 2.2's own autoencoder, which one node of ComfyUI makes."""
 
@@ -47,12 +50,13 @@ class ComfyUI(Consumer):
             )
         return f"ComfyUI (into `models/loras`; {flow})"
 
-    def write_extras(self, lora: Path, student: Student) -> dict:
+    def write_extras(self, loras: list[Path], student: Student) -> dict:
         lack = workflow_lack(student.backbone)
         if not lack:
             prompt = (*student.reference.prompts, "a prompt")[0]
-            nodes = build_workflow(student.backbone, student.grid, lora.name, prompt)
-            write_json(lora.with_name("workflow.json"), nodes)
+            names = [lora.name for lora in loras]
+            nodes = build_workflow(student.backbone, student.grid, names, prompt)
+            write_json(loras[0].with_name("workflow.json"), nodes)
         return {"comfyui_lack": lack}
 
 
@@ -163,40 +167,72 @@ def workflow_lack(backbone: Backbone) -> str:
     return MODELS[backbone.pipeline_class].lack(backbone)
 
 
-def format_sigmas(backbone: Backbone, grid: TimeGrid) -> str:
-    """Return sigma / alpha of the student's times, then 0, as ManualSigmas reads them.
+def format_sigmas(backbone: Backbone, grid: TimeGrid) -> list[str]:
+    """Return sigma / alpha of the student's times, then 0, as ManualSigmas reads them: one list, or
+    one for each expert.
 
     For a flow it is sigma itself. There are no exponents.
     """
     alpha, sigma = backbone.process.alpha_sigma(torch.tensor(grid.descending()))
     flow = isinstance(backbone.process, RectifiedFlow)
     levels = sigma if flow else (sigma / alpha).clamp(max=SIGMA_MAX)
-    return ", ".join([*(f"{level:.9f}" for level in levels.tolist()), "0.0"])
+    texts, split = [*(f"{level:.9f}" for level in levels.tolist()), "0.0"], 0
+    if isinstance(backbone.network, Experts):
+        boundary = backbone.network.split.time
+        split = sum(t >= boundary for t in grid.descending())
+    if not 0 < split < grid.steps:
+        return [", ".join(texts)]
+    return [", ".join(texts[: split + 1]), ", ".join(texts[split:])]
 
 
-def build_workflow(backbone: Backbone, grid: TimeGrid, lora: str, prompt: str) -> dict:
+def build_workflow(backbone: Backbone, grid: TimeGrid, loras: list[str], prompt: str) -> dict:
     """Return the nodes by id; the file names of the base are the user's to choose.
 
     Args:
         backbone: the student's base.
         grid: its times.
-        lora: name of the LoRA file in `models/loras`.
+        loras: name of the LoRA file in `models/loras`, or those of both experts.
         prompt: of the text node.
     """
     model = MODELS[backbone.pipeline_class]
     text, vae, nodes = _load_base(model)
-    nodes["lora"] = (
-        "LoraLoaderModelOnly",
-        {"model": ["model", 0], "lora_name": lora, "strength_model": 1.0},
-    )
-    patch = model.patch(backbone)
-    if patch:
-        nodes["patch"] = (patch[0], {"model": ["lora", 0], **patch[1]})
     nodes["text"] = ("CLIPTextEncode", {"clip": text, "text": prompt})
-    patched = ["patch" if patch else "lora", 0]
-    nodes |= _sample(model, backbone, format_sigmas(backbone, grid), patched)
-    nodes |= _decode(model, backbone, vae)
+    patched = []
+    for number, lora in enumerate(loras):
+        end = f"_{number + 1}" if number else ""
+        if end:
+            nodes[f"model{end}"] = ("UNETLoader", {**nodes["model"][1], "unet_name": LOW_NOISE})
+        nodes[f"lora{end}"] = (
+            "LoraLoaderModelOnly",
+            {"model": [f"model{end}", 0], "lora_name": lora, "strength_model": 1.0},
+        )
+        patch = model.patch(backbone)
+        if patch:
+            nodes[f"patch{end}"] = (patch[0], {"model": [f"lora{end}", 0], **patch[1]})
+        patched.append([f"patch{end}" if patch else f"lora{end}", 0])
+    sigmas = format_sigmas(backbone, grid)
+    nodes |= _sample(model, backbone, sigmas[0], patched[0])
+    if len(sigmas) > 1:
+        nodes |= _go_on(sigmas[1], patched[-1])
+    nodes |= _decode(model, backbone, vae, "sample_2" if len(sigmas) > 1 else "sample")
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def _go_on(sigmas: str, patched: list) -> dict[str, Node]:
+    """The second expert's steps, from where the first one's ended, without new noise."""
+    inputs = {
+        "noise": ["noise_2", 0],
+        "guider": ["guider_2", 0],
+        "sampler": ["sampler", 0],
+        "sigmas": ["sigmas_2", 0],
+        "latent_image": ["sample", 0],
+    }
+    return {
+        "noise_2": ("DisableNoise", {}),
+        "guider_2": ("BasicGuider", {"model": patched, "conditioning": ["text", 0]}),
+        "sigmas_2": ("ManualSigmas", {"sigmas": sigmas}),
+        "sample_2": ("SamplerCustomAdvanced", inputs),
+    }
 
 
 def _load_base(model: _Model) -> tuple[list, list, dict[str, Node]]:
@@ -240,13 +276,13 @@ def _sample(model: _Model, backbone: Backbone, sigmas: str, patched: list) -> di
     }
 
 
-def _decode(model: _Model, backbone: Backbone, vae: list) -> dict[str, Node]:
+def _decode(model: _Model, backbone: Backbone, vae: list, sampled: str) -> dict[str, Node]:
     size, (length, cut) = backbone.size, model.frames(backbone)
     nodes: dict[str, Node] = {}
     if cut:
-        part = {"samples": ["sample", 0], "dim": "t", "index": cut, "amount": length}
+        part = {"samples": [sampled, 0], "dim": "t", "index": cut, "amount": length}
         nodes["cut"] = ("LatentCut", part)
-    nodes["decode"] = ("VAEDecode", {"samples": ["cut" if cut else "sample", 0], "vae": vae})
+    nodes["decode"] = ("VAEDecode", {"samples": ["cut" if cut else sampled, 0], "vae": vae})
     if size.frames == 1:
         nodes["save"] = ("SaveImage", {"images": ["decode", 0], "filename_prefix": "tdm"})
         return nodes
