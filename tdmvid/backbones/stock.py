@@ -35,6 +35,8 @@ class StockPipeline(ABC):
 
     output: ClassVar[str] = "frames"
     """The field of a stock pipeline's result."""
+    one_image_a_call: ClassVar[bool] = False
+    """Whether a stock call takes one given image."""
     options: ClassVar[dict[str, Any]] = {}
     """Of every loading of the pipeline; None for a component that is never needed."""
 
@@ -173,6 +175,12 @@ class StockPipeline(ABC):
         Returns:
             The pipeline's own kind of videos or images, one a prompt.
         """
+        if images is not None and self.one_image_a_call and len(images) > 1:
+            rows = zip(prompts, images.split(1), strict=True)
+            return [
+                self.videos(pipeline, [prompt], steps=steps, cfg=cfg, images=image)[0]
+                for prompt, image in rows
+            ]
         given = {} if images is None else {"image": (images + 1) / 2}
         return pipeline(
             prompt=prompts,

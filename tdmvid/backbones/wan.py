@@ -172,13 +172,23 @@ class Wan(FlowBackbone):
     def text_settings(self) -> tuple[str, ...]:
         return (str(TEXT_LENGTH),)
 
+    def vae_config(self) -> dict[str, Any]:
+        """Return the autoencoder's config, without loading it."""
+        config: dict[str, Any] = AutoencoderKLWan.load_config(self.folder, subfolder="vae")
+        return config
+
+    def latent_scale(self) -> tuple[Tensor, Tensor]:
+        """Return what the autoencoder's latents are less and divided by, [C, 1, 1, 1] each."""
+        config = self.vae_config()
+        mean, std = (
+            torch.tensor(config[name], device=self.device).view(-1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return mean, std
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(x, device=latents.device).view(-1, 1, 1, 1)
-            for x in (config.latents_mean, config.latents_std)
-        )
+        mean, std = self.latent_scale()
         return torch.cat(
             [
                 self.vae.decode(one).sample.clamp(-1, 1)
@@ -188,11 +198,7 @@ class Wan(FlowBackbone):
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(x, device=self.device).view(-1, 1, 1, 1)
-            for x in (config.latents_mean, config.latents_std)
-        )
+        mean, std = self.latent_scale()
         latents = torch.cat(
             [
                 self.vae.encode(one).latent_dist.mode()
@@ -248,7 +254,7 @@ class WanClip:
             )
         frames = (size.frames - 1) // temporal + 1
         return cls(
-            (network.config.in_channels, frames, size.height // spatial, size.width // spatial),
+            (network.config.out_channels, frames, size.height // spatial, size.width // spatial),
             spatial,
             temporal,
         )

@@ -85,6 +85,18 @@ class Case:
         blank = backbone.blank_images(count) if backbone.takes_images else None
         return backbone.encode_items([""] * count, blank)
 
+    def row_by_row(self, pipeline, images):
+        """Arguments with which a pipeline of one image a call encodes another one for each row."""
+        rows, vae = iter(pipeline.video_processor.preprocess(images)), pipeline.vae
+
+        def encode_next(video):
+            given = video.clone()
+            given[:, :, 0] = next(rows)
+            return type(vae).encode(vae, given)
+
+        vae.encode = encode_next
+        return {"image": images[:1], "generator": [torch.Generator() for _ in images]}
+
     def sample(self, pipeline, backbone, z, *, steps=4, cfg=1.0, output="latent"):
         """A stock call as a user makes it, from prompts, with the further arguments that a model
         card names.
@@ -92,6 +104,8 @@ class Case:
         call = eval(f"dict({backbone.stock.arguments_code()})")
         if backbone.takes_images:
             call["image"] = (self.images() + 1) / 2
+        if backbone.stock.one_image_a_call:
+            call |= self.row_by_row(pipeline, call["image"])
         return pipeline(
             prompt=PROMPTS,
             latents=z,

@@ -17,6 +17,8 @@ from tdmvid.distill.grids import build_grid
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "shapes_4nfe"
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if path.stem != DEMO)
+EXPERTS = {"wan2.2_a14b_4nfe": 12.0, "wan2.2_i2v_a14b_4nfe": 5.0}
+"""Official shifts of the teachers whose students have another: two experts."""
 ZERO_SNR = [name for name in CONFIGS if name.startswith(("cogvideox", "wan", "sd3"))]
 
 
@@ -73,7 +75,9 @@ def test_the_fake_learns_at_least_five_times_as_fast_as_the_student(name):
 def test_the_teacher_s_reference_samples_have_the_shift_of_the_student_s_grid(name):
     config = load_config(name)
     if isinstance(grid_of(config)[1], RectifiedFlow):
-        official = {"wan2.2_a14b_4nfe": 12.0}.get(name, config.grid.shift)
+        official = {"wan2.2_a14b_4nfe": 12.0, "wan2.2_i2v_a14b_4nfe": 5.0}.get(
+            name, config.grid.shift
+        )
         assert config.grid.kind == "shifted" and config.log.teacher_shift == official
 
 
@@ -85,9 +89,10 @@ def test_the_wan_models_have_the_guidance_and_shift_that_their_authors_recommend
     }
 
 
-def test_the_experts_have_the_official_boundary_and_meet_just_above_a_step():
-    grid, _ = grid_of(load_config("wan2.2_a14b_4nfe"))
-    assert grid.boundary == 0.875 and grid.sides() == [[1, 2], [3, 4]]
+@pytest.mark.parametrize("name, boundary", zip(EXPERTS, (0.875, 0.9)))
+def test_the_experts_have_the_official_boundary_and_meet_just_above_a_step(name, boundary):
+    grid, _ = grid_of(load_config(name))
+    assert grid.boundary == boundary and grid.sides() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize("name", ["cogvideox5b_4nfe", "cogvideox1.5_5b_4nfe"])

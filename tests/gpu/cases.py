@@ -42,8 +42,6 @@ CASES = {
 SLOW = {
     "sd15-samples": Case("sd15_4nfe", ("log.sample_count=1",), what="samples"),
     "wan-shared": Case("wan1.3b_4nfe", SHARED),
-    "wan-ti2v": Case("wan2.2_5b_4nfe"),
-    "wan-experts": Case("wan2.2_a14b_4nfe"),
     "cogvideox-stream": Case("cogvideox2b_4nfe", ("objective.rollout=stream",)),
     "cogvideox-full": Case("cogvideox2b_4nfe", ("training=full",)),
     **{

@@ -232,6 +232,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "wan14b_4nfe": (14_288_491_584, 32_760),
         "wan2.2_5b_4nfe": (4_999_787_712, 27_280),
         "wan2.2_a14b_4nfe": (2 * 14_288_491_584, 32_760),
+        "wan2.2_i2v_a14b_4nfe": (2 * (14_288_491_584 + 20 * 4 * 5120), 32_760),
         "sd15_4nfe": (859_520_964, 4_096),
         "sdxl_4nfe_512": (2_567_463_684, 1_024),
         "sdxl_4nfe_1024": (2_567_463_684, 4_096),

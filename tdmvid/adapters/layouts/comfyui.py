@@ -33,6 +33,7 @@ COMFYUI = KeyLayout(
         "CogVideoXPipeline": _name_cogvideox,
         "CogVideoXImageToVideoPipeline": _name_cogvideox,
         "WanPipeline": _name_wan,
+        "WanImageToVideoPipeline": _name_wan,
         "StableDiffusionPipeline": name_unet,
         "StableDiffusionXLPipeline": name_unet,
         "StableDiffusion3Pipeline": name_transformer,

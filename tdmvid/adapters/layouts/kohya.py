@@ -34,6 +34,7 @@ KOHYA = KeyLayout(
     stems={
         "CogVideoXPipeline": _name_cogvideox,
         "WanPipeline": _name_wan,
+        "WanImageToVideoPipeline": _name_wan,
         "StableDiffusionPipeline": name_unet,
         "StableDiffusionXLPipeline": name_unet,
     },

@@ -1,0 +1,117 @@
+"""Wan 2.2 image to video, I2V-A14B: two experts, without an image encoder.
+
+The network takes the noisy latents and, beside them in the channels, a mask of the frames that are
+given, and the latents of a video that begins with the given frame and is grey behind it.
+
+Shapes: B batch, C channels, F latent frames, H W latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+from ..config import ClipSize
+from ..diffusion.denoiser import Cond
+from .dtype import torch_dtype
+from .encoded_images import EncodedImages, blank_images
+from .lora_files import LoraFiles
+from .registry import register
+from .spec import Tokens
+from .wan import Wan, WanClip, WanSpec, WanStock
+
+GIVEN = "image_latents"
+"""The condition: latents of the video behind the given frame, [B, C, F, H, W], normalised."""
+
+
+class WanImageSpec(WanSpec):
+    """A Wan image-to-video pipeline folder, from its configs."""
+
+    def tokens(self, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
+        if network.config.image_dim is not None:
+            raise ValueError(
+                f"{folder}: image_dim={network.config.image_dim}, this Wan reads an image encoder's"
+                " embeddings, as 2.1 does: give Wan 2.2 I2V-A14B"
+            )
+        return super().tokens(network, folder, size)
+
+    def example(
+        self,
+        network: WanTransformer3DModel,
+        folder: Path,
+        size: ClipSize,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> dict:
+        made = super().example(network, folder, size, batch, dtype)
+        _, *latent = WanClip.of(network, folder, size).latent_shape
+        made["hidden_states"] = torch.empty(batch, network.config.in_channels, *latent, dtype=dtype)
+        return made
+
+
+class EncodedVideos(EncodedImages):
+    """Given latents in place of the autoencoder, for a pipeline that asks where that computes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the latents are."""
+        return self.latents.device
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Return no modules, so no hooks."""
+        return iter(())
+
+
+class WanImageStock(WanStock):
+    """The stock Wan image-to-video pipeline, which takes one image a call."""
+
+    one_image_a_call = True
+
+    def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
+        """Return the arguments of a call; with a generator each, the pipeline encodes each row."""
+        given, backbone = dict(cond), self.backbone
+        latents, size = given.pop(GIVEN).float(), backbone.size
+        mean, std = backbone.latent_scale()
+        config = backbone.vae_config()
+        pipeline.vae = EncodedVideos(
+            latents * std + mean,
+            z_dim=latents.shape[1],
+            latents_mean=config["latents_mean"],
+            latents_std=config["latents_std"],
+        )
+        generators = [torch.Generator(latents.device) for _ in latents]  # nothing is drawn
+        blank = blank_images(1, size.height, size.width, latents)
+        return given | {"image": blank, "generator": generators}
+
+
+@register
+class WanImageToVideo(Wan):
+    """A Wan image-to-video pipeline folder as a backbone."""
+
+    pipeline_class = "WanImageToVideoPipeline"
+    spec, stock_class = WanImageSpec(), WanImageStock
+    lora = LoraFiles(pipeline_class)
+    takes_images = True
+
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        given = cond[GIVEN].to(x_t.dtype)
+        mask = given.new_zeros(len(given), self.clip.temporal, *given.shape[2:])
+        mask[:, :, 0] = 1
+        return super().inputs(x_t, t, cond) | {"hidden_states": torch.cat([x_t, mask, given], 1)}
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Cond:
+        """Return the latents of each image and grey frames behind it, in the network's dtype."""
+        first = images.to(self.device, self.vae.dtype)[:, :, None]
+        mean, std = self.latent_scale()
+        encoded = []
+        for one in first.split(1):
+            later = one.new_zeros(1, 3, self.size.frames - 1, *one.shape[3:])
+            encoded.append(self.vae.encode(torch.cat([one, later], 2)).latent_dist.mode())
+        latents = (torch.cat(encoded).float() - mean) / std
+        return Cond({GIVEN: latents.to(torch_dtype(self.config))})
