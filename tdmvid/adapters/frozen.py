@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..backbones.fused import as_class
+from ..backbones.quantize import QuantizedLinear
 from .weights import LoraLayer, LoraWeights
 
 PARTS = ("a", "b", "bias")
@@ -57,6 +58,14 @@ class _Carrier(nn.Module):
 class _CarrierLinear(_Carrier, nn.Linear):
     def _update(self, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         return linear(linear(x, a), b, bias)
+
+    def quantized(self) -> _CarrierQuantized:
+        """Return a replacement whose own weight can be quantised; the LoRAs' stay as they are."""
+        return as_class(_CarrierQuantized, self)
+
+
+class _CarrierQuantized(_CarrierLinear, QuantizedLinear):
+    pass
 
 
 class _CarrierConv(_Carrier):

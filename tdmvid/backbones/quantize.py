@@ -8,7 +8,7 @@ What lies outside the blocks (embeddings, last projection), norms and convolutio
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,13 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Linear.apply(x, self.weight, self.bias)
+
+
+@runtime_checkable
+class Quantizable(Protocol):
+    """A linear layer with more than a weight and a bias, which knows its own replacement."""
+
+    def quantized(self) -> QuantizedLinear: ...
 
 
 class _Linear(torch.autograd.Function):
@@ -69,7 +76,8 @@ def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) ->
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and id(child) in chosen:
-                setattr(parent, name, QuantizedLinear.of(child))
+                own = child.quantized() if isinstance(child, Quantizable) else None
+                setattr(parent, name, own or QuantizedLinear.of(child))
     # Its own settings of the compiler would also turn float32 products on a GPU into TF32.
     settings = {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}[kind](
         set_inductor_config=False

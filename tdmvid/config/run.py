@@ -84,11 +84,6 @@ RULES = (
 )
 QUANTIZE_RULES = (
     Rule(
-        lambda run: run.model.adapters,
-        "model.quantize",
-        "does not keep model.adapters={model.adapters} in its layers: use 'none'",
-    ),
-    Rule(
         lambda run: not run.trains_lora,
         "model.quantize",
         "needs a frozen base, and training={training} trains its weights: use 'none', or"

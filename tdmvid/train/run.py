@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.step_condition import with_step_count
-from ..adapters.teacher import adapters_digest, load_teacher
+from ..adapters.teacher import adapters_digest, carry_adapters, load_teacher
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
 from ..config import RunConfig, share_batch, to_dict
@@ -260,7 +260,9 @@ def on_whole_base(run: Run, weights: dict[str, Tensor]) -> Run:
     """
     backbone, config = run.backbone, replace(run.config, init="")
     group = run.world.sequence
-    network = build_role(backbone.fresh_network(), "student", config, type(backbone), group=group)
+    base = backbone.fresh_network()
+    carry_adapters(base, config.model, backbone.lora)
+    network = build_role(base, "student", config, type(backbone), group=group)
     own = dict(network.named_parameters())
     for name, tensor in weights.items():
         own[name].copy_(tensor)

@@ -11,6 +11,7 @@ from torch import nn
 from tdmvid.adapters.frozen import carry, merge_carried
 from tdmvid.adapters.lora import adapters_off, attach
 from tdmvid.adapters.weights import LoraLayer, LoraWeights, join, weights_of_config
+from tdmvid.backbones.quantize import quantize
 from tdmvid.config import LoraSettings
 
 LAYERS = {
@@ -67,6 +68,21 @@ def test_an_adapter_on_top_is_switched_off_alone_and_trains_alone():
         assert not torch.allclose(network(x), teacher)
         with adapters_off(network):
             torch.testing.assert_close(network(x), teacher)
+
+
+def test_a_quantised_layer_keeps_its_lora_as_it_is():
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(64, 32)), torch.randn(3, 64)
+    _, lora = peft_lora(network)
+    carrying = copy.deepcopy(network)
+    carry(carrying, [lora])
+    for one in (network, carrying):
+        quantize(one, [one], "int8")
+        assert type(one[0].weight) is not nn.Parameter
+    layer = lora.layers["0"]
+    change = layer.scale * (x @ layer.a.T @ layer.b.T + layer.bias)
+    torch.testing.assert_close(carrying(x), network(x) + change, atol=1e-4, rtol=1e-4)
 
 
 def test_what_cannot_carry_a_lora_or_merge_it_is_refused():

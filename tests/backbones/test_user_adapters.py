@@ -19,6 +19,7 @@ from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import write_bundles
 from tdmvid.export.load import load_pipeline
+from tdmvid.export.request import ExportRequest
 from tdmvid.export.student import Adapter, Reference, Student, sample_reference, with_merged
 from tdmvid.roles.build import empty_base
 
@@ -148,7 +149,9 @@ def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
     case, backbone, student, adapters, tmp_path
 ):
     stack, merged = tmp_path / "lora", tmp_path / "lora_merged"
-    written = write_bundles(with_merged({stack: student}))
+    written = write_bundles(
+        with_merged({stack: student}), ExportRequest(formats=("diffusers", "comfyui"))
+    )
     assert list(written) == [stack, merged]  # each was reloaded and compared
     assert written[stack]["model"]["adapters"] == tuple(adapters)
     assert written[merged]["model"]["adapters"] == () and written[merged]["merged"]

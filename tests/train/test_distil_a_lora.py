@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.config import RunConfig, from_dict
+from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
@@ -73,6 +74,9 @@ def test_a_run_writes_both_forms_and_resumes_with_the_same_loras_alone(
         )
         assert found.keys() == made.keys()
         assert all(torch.equal(x, made[key]) for key, x in found.items())
+    fused = export_run(tmp_path / "fused", out, ExportRequest(fuse=True))
+    assert fused["error"] <= fused["tolerance"] and fused["model"]["adapters"] == []
+    assert not (tmp_path / "fused_merged").exists()
     with refused("model.adapters"):
         train(tiny_run(out, "steps=4", adapters(lora, 1.0)), resume="auto")
     with refused("model.adapters"):
@@ -80,6 +84,16 @@ def test_a_run_writes_both_forms_and_resumes_with_the_same_loras_alone(
     write_diffusers(network, lora, target_modules=["to_q"])  # other content in the same place
     with refused("model.adapters"):
         train(config, resume="auto")
+
+
+@pytest.mark.slow
+def test_a_quantised_base_keeps_the_lora_and_the_student_leaves_it(tiny_run, lora, tmp_path):
+    pytest.importorskip("torchao")
+    changes = "steps=2", "log.checkpoint_every=0", "model.quantize=int8", adapters(lora)
+    out = train(tiny_run(tmp_path / "out", *changes))
+    for name in ("lora", "lora_merged"):
+        facts = json.loads((out / name / "export.json").read_text())
+        assert facts["error"] <= facts["tolerance"]
 
 
 def test_a_lora_that_the_teacher_cannot_have_is_refused_by_the_plan(tiny_run, lora, tmp_path):
@@ -98,10 +112,6 @@ def test_a_lora_that_the_teacher_cannot_have_is_refused_by_the_plan(tiny_run, lo
         ({"model": {"adapters": [{"path": "a", "scale": 0}]}}, "model.adapters[0].scale=0.0"),
         ({"model": {"adapters": [{"scale": 1}]}}, "model.adapters[0].path=''"),
         ({"model": {"adapters": [{"path": "a"}]}, "training": "full"}, "training='full'"),
-        (
-            {"model": {"adapters": [{"path": "a"}], "quantize": "int8"}},
-            "model.quantize='int8'",
-        ),
     ],
 )
 def test_settings_that_do_not_go_with_a_lora_are_refused(settings, facts):
