@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "plan": _STUDENTS | {"roles"},
     "scoring": _STUDENTS | {"roles", "export", "plan"},
     "shapes": _STUDENTS | {"scoring"},
+    "rewards": _RUNS,
     "report": _RUNS | {"train"},
-    "train": _RUNS | {"report"},
-    "cli": _RUNS | {"report", "train"},
+    "train": _RUNS | {"report", "rewards"},
+    "cli": _RUNS | {"report", "train", "rewards"},
 }
 
 

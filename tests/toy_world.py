@@ -64,7 +64,7 @@ class World:
         if objective.rollout == "stream" and stream is None:
             self.stream = Stream(objective, [GRID], Streams(seed), (BATCH, 2), micros=accumulation)
 
-    def iterate(self, step=0, micros=1, first_stream=0):
+    def iterate(self, step=0, micros=1, first_stream=0, reweigh=None):
         return iterate(
             step,
             [Cond({})] * micros,
@@ -76,6 +76,7 @@ class World:
             streams=Streams(self.seed),
             first_stream=first_stream,
             stream=self.stream,
+            reweigh=reweigh,
         )
 
     def weights(self, role):

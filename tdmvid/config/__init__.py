@@ -24,6 +24,7 @@ from .optim import OptimConfig
 from .parallel import ParallelConfig
 from .parse import from_dict, load_config, read_settings, to_dict
 from .ranges import check_number, check_options
+from .rewards import RewardConfig
 from .rules import Rule, at_least, check_rules, short
 from .run import RunConfig
 
@@ -48,6 +49,7 @@ __all__ = [
     "PromptConfig",
     "QuantizeKind",
     "RealConfig",
+    "RewardConfig",
     "Rule",
     "RunConfig",
     "TDMSettings",

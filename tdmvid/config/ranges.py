@@ -86,6 +86,12 @@ SETTINGS: dict[str, Range] = {
     "objective.weight": Range(0, MILLION, "; 0 trains the discriminator only"),
     "lora.rank": Range(1, 4096),
     "lora.alpha": Range(0, MILLION, "; the rank is usual", open="low"),
+    "rewards.strength": Range(-1000, 1000, "(of the tilt exp(strength x reward))"),
+    "rewards.floor": Range(0, MILLION, open="low"),
+    "rewards.warmup": Range(0, 10 * MILLION, "iterations; 0 turns the warm-up off"),
+    "rewards.timeout": Range(0, MILLION, "seconds; 0 waits for ever"),
+    "rewards.deviation_prompts": Range(1, 10_000, "prompts"),
+    "rewards.deviation_samples": Range(2, 10_000, "samples of each prompt"),
     "optim.lr": Range(0, 1000, open="low"),
     "optim.betas": FRACTION,
     "optim.weight_decay": Range(0, 1000, "; 0 turns it off"),
@@ -123,7 +129,7 @@ SETTINGS: dict[str, Range] = {
 several places (`optim`, `teacher`, `evaluation`) or in a list (`adapter`) gets its name there from
 `parse.from_dict`.
 """
-UNNAMED = ("optim", "teacher", "evaluation", "adapter")
+UNNAMED = ("optim", "teacher", "evaluation", "adapter", "rewards")
 """Sections whose settings a message names without them."""
 OPTIONS: dict[str, Range] = {
     "steps": STEPS,

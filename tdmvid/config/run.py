@@ -17,6 +17,7 @@ from .objectives import ObjectiveSettings, TDMSettings
 from .optim import OptimConfig
 from .parallel import ParallelConfig
 from .ranges import top_ranges
+from .rewards import RewardConfig, reward_rules
 from .rules import Rule, check_rules
 
 NAME_BYTES = 200
@@ -82,6 +83,7 @@ RULES = (
         " iterations, or select 'last'",
     ),
 )
+REWARD_RULES = reward_rules()
 QUANTIZE_RULES = (
     Rule(
         lambda run: not run.trains_lora,
@@ -135,6 +137,8 @@ class RunConfig:
     """Of the kind `gan`, whose heads it trains."""
     real: RealConfig = RealConfig()
     """What the kind `gan` compares with."""
+    rewards: tuple[RewardConfig, ...] = ()
+    """What the student is to follow beside its teacher."""
     ema: float = 0.0
     """Decay of the student's averaged weights, which are what is sampled and exported; 0 is off."""
     batch: BatchConfig = BatchConfig()
@@ -146,6 +150,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)
+        check_rules(self, REWARD_RULES)
         if self.model.quantize != "none":
             check_rules(self, QUANTIZE_RULES)
 

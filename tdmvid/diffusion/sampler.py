@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,14 @@ class Before:
 
     x0: Tensor
     t: Tensor
+
+
+class Tip(NamedTuple):
+    """The end of a rollout: all samples at s_k of one k, before its call."""
+
+    x: Tensor
+    before: Before
+    k: int
 
 
 def log_snr(process: Process, t: Tensor) -> Tensor:
@@ -113,24 +121,58 @@ def sample(
 
     `on_step(k, x0)` sees the clean prediction of every step; `generator` is for `renoise`.
     """
-    x, before = z, Before(torch.zeros_like(z), times_like(z, grid.times[-1]))
-    for k in range(grid.steps, 0, -1):
+    tip = Tip(z, Before(torch.zeros_like(z), times_like(z, grid.times[-1])), grid.steps)
+    return _walk(denoiser, tip, cond, grid, solver=solver, generator=generator, on_step=on_step)
+
+
+@torch.no_grad()
+def finish(
+    denoiser: Denoiser,
+    path: Trajectory,
+    grid: TimeGrid,
+    *,
+    x0_hat: Tensor | None = None,
+    solver: Solver = "ddim",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Go on from where a rollout ended: the final clean prediction [B, ...].
+
+    Args:
+        denoiser: That of the rollout.
+        path: What `rollout` returned.
+        grid: That of the rollout.
+        x0_hat: The clean prediction where the rollout ended, if it is known: one call less.
+        solver: That of the rollout.
+        generator: For `renoise`.
+    """
+    assert path.tip is not None, "a rollout knows where it ended"
+    return _walk(
+        denoiser, path.tip, path.cond, grid, first=x0_hat, solver=solver, generator=generator
+    )
+
+
+def _walk(
+    denoiser: Denoiser,
+    tip: Tip,
+    cond: Cond,
+    grid: TimeGrid,
+    *,
+    first: Tensor | None = None,
+    solver: Solver,
+    generator: torch.Generator | None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """The final clean prediction; first: that of the first call, if it is known."""
+    x, before, _ = tip
+    for k in range(tip.k, 0, -1):
         t, s = times_like(x, grid.times[k]), times_like(x, grid.times[k - 1])
-        x0 = denoiser(x, t, cond)
+        x0 = first if k == tip.k and first is not None else denoiser(x, t, cond)
         if on_step is not None:
             on_step(k, x0)
-        x = advance(
-            denoiser.process,
-            x,
-            x0,
-            t,
-            s,
-            before,
-            solver=solver,
-            eps=fresh_noise(x, solver, generator),
-        )
+        eps = fresh_noise(x, solver, generator)
+        x = advance(denoiser.process, x, x0, t, s, before, solver=solver, eps=eps)
         before = Before(x0, t)
-    return x0
+    return before.x0
 
 
 def ddim(
@@ -162,6 +204,8 @@ class Trajectory:
     start: float | Tensor = 1.0
     floor: Tensor | None = None
     """The lowest time of the network that is called at `upper`, [B]; None is 0."""
+    tip: Tip | None = None
+    """Where the rollout ended, for all samples alike."""
 
 
 @torch.no_grad()
@@ -213,4 +257,5 @@ def rollout(
         before,
         grid.times[-1],
         grid.floors(z.device)[k] if grid.boundary else None,
+        Tip(states[-1], memory[-1], grid.steps - calls),
     )

@@ -63,6 +63,8 @@ class GradedPath:
     path: Trajectory
     roles: Roles
     keep: bool
+    weight: Tensor | None = None
+    """How much the trajectory counts for the fake, [B]."""
     _x0: Tensor | None = field(default=None, repr=False)
     _draw: Draw | None = field(default=None, repr=False)
 
@@ -83,7 +85,16 @@ class GradedPath:
         x0_hat = self.x0_hat(graded=graded)
         if self._draw is None or objective.draws == "own":
             self._draw = objective.draw(self.path, x0_hat, generator, self.roles.student.process)
-        return replace(self._draw, x0_hat=x0_hat)
+        return replace(self._draw, x0_hat=x0_hat, weight=self.weight)
+
+    @classmethod
+    def of_past(cls, path: Trajectory, x0: Tensor, weight: Tensor, roles: Roles) -> GradedPath:
+        """Return a state of a trajectory that has ended, whose clean prediction is known."""
+        return cls(path, roles, keep=False, weight=weight, _x0=x0)
+
+
+Reweigh = Callable[[int, list[GradedPath]], list[GradedPath]]
+"""Number of a set of trajectories and its calls -> what the fake learns from in their place."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,7 @@ class Turns:
     engines: Mapping[str, Engine]
     streams: Generators
     first_stream: int
+    reweigh: Reweigh | None = None
     scalars: dict[str, list[Tensor]] = field(default_factory=dict)
     """On the device: they are fetched once, at the end."""
     norms: dict[str, float] = field(default_factory=dict)
@@ -117,11 +129,14 @@ class Turns:
             roll_out: Makes a set of trajectories by its number: 0 for the one that turns share.
         """
         calls: list[GradedPath] = []
+        learned: list[GradedPath] = []
         own = self.objective.own_trajectories
         for turn, role in enumerate(self.objective.roles):
             if turn <= own:
-                calls = roll_out(turn + 1 if turn < own else 0)
-            for micro, call in enumerate(calls):
+                number = turn + 1 if turn < own else 0
+                calls = roll_out(number)
+                learned = self._learned(number, calls)
+            for micro, call in enumerate(learned if role == "fake" else calls):
                 self._backward(turn, micro, call)
             self._update(role)
             if self.failed:
@@ -129,11 +144,16 @@ class Turns:
 
     def take_jointly(self, calls: list[GradedPath]) -> None:
         """Let each micro-batch take all turns, and update all roles at the end."""
+        learned = self._learned(0, calls)
         for micro, call in enumerate(calls):
-            for turn in range(len(self.objective.roles)):
-                self._backward(turn, micro, call)
+            for turn, role in enumerate(self.objective.roles):
+                self._backward(turn, micro, learned[micro] if role == "fake" else call)
         for role in self.objective.roles:
             self._update(role)
+
+    def _learned(self, number: int, calls: list[GradedPath]) -> list[GradedPath]:
+        """What the fake learns from: the student's own calls, unless a reward says otherwise."""
+        return calls if self.reweigh is None else self.reweigh(number, calls)
 
     def _backward(self, turn: int, micro: int, call: GradedPath) -> None:
         """Take a turn on one micro-batch: a draw, its loss, the gradient."""
@@ -167,6 +187,7 @@ def iterate(
     streams: Generators,
     first_stream: int = 0,
     stream: Stream | None = None,
+    reweigh: Reweigh | None = None,
 ) -> Outcome:
     """Let each role of the objective take its turn on trajectories, new ones or those of `stream`.
 
@@ -180,6 +201,7 @@ def iterate(
         grid: Of new trajectories.
         first_stream: Number of the first micro-batch among those of all ranks.
         stream: Trajectories that go on, and are moved.
+        reweigh: Gives trajectories their weights by a reward.
     """
     paths: dict[int, list[GradedPath]] = {}
     once = len(conds) == 1 or objective.updates == "joint"
@@ -200,7 +222,7 @@ def iterate(
 
     if stream is not None:
         stream.begin(roles.student, conds)
-    turns = Turns(step, objective, engines, streams, first_stream)
+    turns = Turns(step, objective, engines, streams, first_stream, reweigh)
     if objective.updates == "joint":
         turns.take_jointly(roll_out(0))
     else:

@@ -58,6 +58,8 @@ class Draw:
     """d x_tau / d x0_hat along the trajectory, [B]; for methods whose gradient passes through
     x_tau.
     """
+    weight: Tensor | None = None
+    """How much the trajectory counts for the fake, [B]; see reward.py."""
 
 
 class Objective(Protocol):

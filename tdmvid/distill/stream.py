@@ -25,6 +25,7 @@ from ..diffusion.denoiser import Cond, Denoiser
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
 from ..diffusion.sampler import Before, Trajectory, advance, fresh_noise
+from .ended import Ended
 from .objective import Objective
 from .trajectories import Generators, Place
 
@@ -66,6 +67,7 @@ class Stream:
         micros: int = 1,
         first_stream: int = 0,
         total_micros: int | None = None,
+        rewards: int = 0,
     ):
         """Schedule the first trajectories; `begin` rolls them out.
 
@@ -77,6 +79,7 @@ class Stream:
             micros: Micro-batches of this rank.
             first_stream: Number of its first micro-batch among those of all ranks.
             total_micros: Micro-batches of all ranks; None if this rank is alone.
+            rewards: How many rewards ended trajectories are given; 0 keeps none of them.
         """
         self.objective, self.streams, self.shape = objective, streams, shape
         self.first_stream, self.total = first_stream, (total_micros or micros) * shape[0]
@@ -88,6 +91,12 @@ class Stream:
         self.boundary = grids[0].boundary
         self.schedules = [self._first(micro) for micro in range(micros)]
         self.states: list[States] = []
+        self.ended: list[Ended] = []
+        """The last ended trajectories of each micro-batch, if rewards are given."""
+        if rewards:
+            self.ended = [
+                Ended.empty(max(self.steps), shape, rewards, streams.device) for _ in range(micros)
+            ]
 
     @property
     def numbers(self) -> range:
@@ -108,10 +117,29 @@ class Stream:
         if not self.states:
             found = [self._rolled_out(student, micro, cond) for micro, cond in enumerate(conds)]
             self.states = found
+            for micro, ended in enumerate(self.ended):
+                ended.end(dict(enumerate(zip(self.schedules[micro].grid, self.prompts(micro)))))
 
     def path(self, micro: int, cond: Cond, number: int = 0) -> Trajectory:
         """Return the trajectories of a micro-batch, at s_k."""
         return self._path(self.states[micro], cond, number)
+
+    def past(self, step: int, micro: int, cond: Cond) -> tuple[Trajectory, Tensor]:
+        """Return a state of each slot's last ended trajectory, at a k that is drawn, and the clean
+        prediction there; cond: of its prompts.
+        """
+        ended, device = self.ended[micro], self.streams.device
+        grid = torch.tensor(ended.grid, device=device)
+        steps = self.steps_of[grid]
+        drawn = self.streams.generator(step, "ended/k", self.first_stream + micro)
+        u = torch.rand(len(grid), generator=drawn, device=device)
+        k = torch.minimum((u * steps).long() + 1, steps)
+        x, x0 = ended.past.at(k)
+        before = ()
+        if self.objective.solver == "dpm++":
+            earlier = torch.minimum(k + 1, steps)  # of the first call: itself, which means none
+            before = (Before(ended.past.at(earlier)[1], self.times[grid, earlier]),)
+        return self._path(States(k, grid, (x,), before), cond, 0), x0
 
     @torch.no_grad()
     def move(
@@ -147,6 +175,8 @@ class Stream:
                 else:
                     made.append(self._ahead(path, x0, process, micro, step, name))
             finite = torch.stack([x.flatten(1).isfinite().all(1) for x, _ in made]).all(0)
+            if self.ended and on:
+                self._remember(micro, state, predictions[micro][0], finite)
             self.states[micro] = self._moved(step, micro, made if on else None, finite)
             found.append(finite)
         return torch.stack(found)
@@ -158,6 +188,15 @@ class Stream:
             then = self._following(micro) if on else now
             if not on and self.boundary:
                 well = [0.0] * len(well)
+            if self.ended and on:
+                done = zip(now.k, well, now.grid, self.prompts(micro))
+                self.ended[micro].end(
+                    {
+                        slot: (grid, position)
+                        for slot, (k, fine, grid, position) in enumerate(done)
+                        if k == 1 and fine
+                    }
+                )
             k = [
                 k if fine or (on and last == 1) else self.steps[grid]
                 for k, last, grid, fine in zip(then.k, now.k, then.grid, well)
@@ -172,7 +211,7 @@ class Stream:
             found[f"x/{number}"] = x
         for number, before in enumerate(state.before):
             found |= {f"before/{number}": before.x0, f"before/{number}/t": before.t}
-        return found
+        return found | (self.ended[micro].tensors() if self.ended else {})
 
     def restore(self, found: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from what `tensors` returned of each of this rank's micro-batches.
@@ -185,6 +224,10 @@ class Stream:
             for each in found
         ]
         self.states = [self._restored(*both) for both in zip(self.schedules, found)]
+        for ended, each in zip(self.ended, found):
+            ended.restore(
+                {name: _named(each, name, t.shape) for name, t in ended.tensors().items()}
+            )
 
     # On the host
 
@@ -235,19 +278,35 @@ class Stream:
     # On the device
 
     def _rolled_out(self, student: Denoiser, micro: int, cond: Cond) -> States:
-        """The first states of a micro-batch: all slots walk, and each stops at its k."""
+        """The first states of a micro-batch: all slots walk, and each is left where it is at its k.
+
+        For rewards they walk to the end.
+        """
         schedule = self.schedules[micro]
         last, grid = torch.tensor([schedule.k, schedule.grid], device=self.streams.device)
-        state = self._fresh(0, micro, grid)
-        for call in range(max(self.steps) - 1 if self.objective.stagger == "even" else 0):
-            made = []
+        state = walking = self._fresh(0, micro, grid)
+        calls = max(self.steps) - 1 if self.objective.stagger == "even" else 0
+        for call in range(max(self.steps) if self.ended else calls):
+            made, predictions = [], []
             for number in self.numbers:
-                path = self._path(state, cond, number)
+                path = self._path(walking, cond, number)
                 name = Place(0, number=number).name(f"begin/{call}")
-                x0 = student(path.x, path.upper, path.cond)
-                made.append(self._ahead(path, x0, student.process, micro, 0, name))
-            state = _select(state.k > last, _stepped(state, made), state)
+                predictions.append(student(path.x, path.upper, path.cond))
+                made.append(self._ahead(path, predictions[-1], student.process, micro, 0, name))
+            if self.ended:
+                self.ended[micro].past.note(walking.k, walking.sets[0], predictions[0])
+            walking = _select(walking.k > 1, _stepped(walking, made), walking)
+            state = _select(walking.k >= last, walking, state)
+        if self.ended:
+            self.ended[micro].begin()
         return state
+
+    def _remember(self, micro: int, state: States, x0: Tensor | None, finite: Tensor) -> None:
+        """Keep the states of an iteration, and the trajectories that end in it."""
+        ended = self.ended[micro]
+        assert x0 is not None, "all turns were applied"
+        ended.going.note(state.k, state.sets[0], x0)
+        ended.past.take((state.k == 1) & finite, ended.going)
 
     def _path(self, state: States, cond: Cond, number: int) -> Trajectory:
         steps = self.steps_of[state.grid]

@@ -124,7 +124,8 @@ class TDM(TDMSettings):
                 else velocity_weight(sigma, self.snr_ceiling)
             )
             importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
-        loss = (importance * weight * per_sample_mean(error)).mean()
+        counted = weight if draw.weight is None else weight * draw.weight
+        loss = (importance * counted * per_sample_mean(error)).mean()
         return {"loss": loss, "ess": effective_sample_share(importance)}
 
     def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:

@@ -320,6 +320,20 @@ def check_same(what: str, settings: dict[str, object]) -> None:
                 )
 
 
+def first_of_sequence(world: World, values: torch.Tensor) -> torch.Tensor:
+    """Return the values of the first of the ranks that share this rank's sequence.
+
+    Args:
+        values: On the host, of the same shape on all of them.
+    """
+    if world.sequence is None:
+        return values
+    group = world.sequence.group
+    shared = _tensor(values.flatten().tolist())
+    dist.broadcast(shared, dist.get_global_rank(group, 0), group=group)
+    return shared.cpu().to(values.dtype).view(values.shape)
+
+
 def mean(scalars: dict[str, float]) -> dict[str, float]:
     """Each scalar averaged over the ranks, which all pass the same names; a NaN on one is a NaN for
     all.

@@ -197,12 +197,22 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     updates = objective.roles.count("fake")
     fake = updates + (objective.draws == "own") if updates else 0
     own = objective.own_trajectories * (rollout + 1)
-    return rollout + graded + own + fake + teacher, updates + 1 + scores
+    finished = rest_of_rollouts(config, steps) * (1 + objective.own_trajectories)
+    return rollout + graded + own + fake + teacher + finished, updates + 1 + scores
+
+
+def rest_of_rollouts(config: RunConfig, steps: float) -> float:
+    """Return the mean calls by which a rollout of K steps is finished, for a reward to see."""
+    if not config.rewards:
+        return 0.0
+    return {"full": 1.0, "stop": (steps - 1) / 2, "stream": 0.0}[config.objective.rollout]
 
 
 def graded_twice(config: RunConfig) -> bool:
     """Return whether the student's call of the fake's turn is made again, with a graph."""
-    return config.batch.accumulation > 1 and config.objective.updates == "sequential"
+    # with rewards a stream's fake learns from trajectories that have ended
+    own_turns = not (config.rewards and config.objective.rollout == "stream")
+    return config.batch.accumulation > 1 and config.objective.updates == "sequential" and own_turns
 
 
 def teacher_calls(config: RunConfig) -> int:

@@ -28,6 +28,7 @@ COLOURS = {
 }
 SHAPES = ("ring", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+SHADE, SHADES = 0.08, 0.42  # the darkest background, and how much brighter it may be
 PAIR_SHARE = 0.4  # share of captions that name two objects
 EDGE = 2.5  # width of an object's anti-aliased edge, in pixels
 HELD_OUT_SHARE = 0.1  # share of captions that no training ever sees
@@ -172,7 +173,7 @@ def _sample_free(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
         speed=speed,
         angle=0.2 * (2 * u[..., 4] - 1),
         spin=0.025 * (2 * u[..., 5] - 1),
-        shade=0.08 + 0.42 * torch.rand(count, generator=generator),
+        shade=SHADE + SHADES * torch.rand(count, generator=generator),
     )
 
 

@@ -32,6 +32,7 @@ from ..roles.rounding import Rounding, quantize_base
 from ..roles.rules import check_settings, check_teacher
 from .preflight import check_machine
 from .prepare import digest, prepare_embeddings, prepare_latents
+from .rewards import Rewards, check_rewards
 
 COMPARED = [
     "seed",
@@ -39,6 +40,7 @@ COMPARED = [
     "video",
     "grid",
     "objective",
+    "rewards",
     "training",
     "lora",
     "student",
@@ -78,6 +80,8 @@ class Run:
     """Of the real clips; empty if there are none."""
     stream: Stream | None = None
     """The trajectories that go on from iteration to iteration, if any do."""
+    rewards: Rewards | None = None
+    """What the student is to follow beside its teacher, if anything."""
     rounding: Rounding | None = None
     """Of the base, if it is quantised."""
 
@@ -135,6 +139,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     config = share_batch(config, world.data_size)
     check_settings(config, distributed=world.distributed)
     check_machine(config, world)
+    check_rewards(config)
     backbone = load_teacher(config.model, config.video, device=world.device)
     process, objective = backbone.process, config.objective
     split = backbone.spec.read_split(backbone.folder)
@@ -164,6 +169,16 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     engines, teacher = build_engines(started, world, backbone)
     networks = _networks(backbone, engines, teacher, empty)
     streams = Streams(config.seed, world.device)
+
+    def conds(indices: list[int]) -> Cond:
+        return conditions.get([items[i] for i in indices]).to(world.device)
+
+    order = PromptOrder(len(items), config.seed)
+    stream = build_stream(config, world, streams, grids, backbone.latent_shape())
+    rewards = None
+    if config.rewards:
+        texts = [item.prompt for item in items]
+        rewards = Rewards(config, world, streams, backbone.decode, conds, texts, order, stream)
     return Run(
         config=config,
         world=world,
@@ -174,14 +189,15 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         engines=engines,
         networks=networks,
         streams=streams,
-        conds=lambda indices: conditions.get([items[i] for i in indices]).to(world.device),
-        order=PromptOrder(len(items), config.seed),
+        conds=conds,
+        order=order,
         prompts_digest=digest("prompts", conditions.describe(items)),
         null=null,
         gallery_items=shown,
         gallery=gallery,
         real_digest=digest("clips", real.known) if real else "",
-        stream=build_stream(config, world, streams, grids, backbone.latent_shape()),
+        stream=stream,
+        rewards=rewards,
         rounding=rounding,
     )
 
@@ -204,6 +220,7 @@ def build_stream(
         micros=config.batch.accumulation,
         first_stream=world.data_rank * config.batch.accumulation,
         total_micros=world.data_size * config.batch.accumulation,
+        rewards=len(config.rewards),
     )
 
 

@@ -88,6 +88,8 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     path = _find_checkpoint(checkpoints, resume)
     run = build_run(config, world, resumed=path is not None)
     start = _resume(run, checkpoints, path) if path else 0
+    if run.rewards is not None and not path:
+        run.rewards.prepare(run.roles.student, run.grid, run.backbone.latent_shape())
     if world.primary:
         _write_settings(run, config, commands)
         _warn(run)
@@ -102,6 +104,8 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     finally:
         checkpoints.close()
         monitor.close()
+        if run.rewards is not None:
+            run.rewards.close()
     _choose_student(run, checkpoints, guard)
     return run
 
@@ -142,6 +146,8 @@ def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
             " resume an earlier checkpoint"
         )
     load_stream(run, path)
+    if run.rewards is not None:
+        run.rewards.load(path)
     checkpoints.forget_after(start)
     return start
 
@@ -236,7 +242,7 @@ def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:
     """Begin to write a checkpoint, and wait until it is whole."""
     record = run.config.folder / METRICS
     extra = {METRICS: record.read_bytes()} if run.world.primary and record.is_file() else {}
-    extra |= save_stream(run)
+    extra |= save_stream(run) | (run.rewards.save() if run.rewards is not None else {})
     path = checkpoints.save(done, run.engines, run.fingerprint, extra=extra)
     if wait:
         checkpoints.wait()
@@ -287,9 +293,13 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
     """One iteration, and its scalars averaged over the ranks; `calls` are of all networks, per
     sample.
     """
-    batch, began, conds = run.config.batch, time.perf_counter(), micro_batches(run, step)
+    batch, began, indices = run.config.batch, time.perf_counter(), prompt_indices(run, step)
+    conds, rewards = [run.conds(chosen) for chosen in indices], run.rewards
     if run.stream is not None:
         run.stream.begin(run.roles.student, conds)  # once a run: no call of this iteration
+        if rewards is not None:
+            rewards.score_ended()
+    grid = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
     before = run.evaluated()
     outcome = iterate(
         step,
@@ -298,31 +308,35 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
         objective=build_objective(run.config.objective),
         roles=run.roles,
         engines=run.engines,
-        grid=pick_grid(run.grids, run.streams.generator(step, "K", device="cpu")),
+        grid=grid,
         streams=run.streams,
         first_stream=run.world.data_rank * batch.accumulation,
         stream=run.stream,
+        reweigh=None if rewards is None else rewards.reweigh(step, grid, indices),
     )
     calls = (run.evaluated() - before) / (batch.micro * batch.accumulation)
-    return outcome, launch.mean(outcome.scalars) | {
+    scalars = outcome.scalars | ({} if rewards is None else rewards.scalars)
+    return outcome, launch.mean(scalars) | {
         "calls": calls,
         "seconds": time.perf_counter() - began,
     }
 
 
 def micro_batches(run: Run, step: int) -> list[Cond]:
-    """Return the conditioning of this rank's micro-batches; trajectories that go on keep their
-    prompts.
-    """
+    """Return the conditioning of this rank's micro-batches."""
+    return [run.conds(chosen) for chosen in prompt_indices(run, step)]
+
+
+def prompt_indices(run: Run, step: int) -> list[list[int]]:
+    """Return the prompts of this rank's micro-batches; trajectories that go on keep theirs."""
     batch, world, stream = run.config.batch, run.world, run.stream
     if stream is not None:
         return [
-            run.conds([run.order.at(position) for position in stream.prompts(micro)])
+            [run.order.at(position) for position in stream.prompts(micro)]
             for micro in range(batch.accumulation)
         ]
     micros = batch.accumulation * world.data_size
     first = world.data_rank * batch.accumulation
     return [
-        run.conds(run.order.indices(step, batch.micro, first + i, micros))
-        for i in range(batch.accumulation)
+        run.order.indices(step, batch.micro, first + i, micros) for i in range(batch.accumulation)
     ]

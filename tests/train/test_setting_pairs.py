@@ -29,6 +29,7 @@ CHOICES = {
     "objective.cfg": (1, 3),
     "training": ("lora", "full"),
     "ema": (0, 0.9),
+    "rewards": ((), ({"function": "saturation", "strength": 3.0},)),
     "batch.accumulation": (1, 2),
     "parallel.gradient_checkpointing": (False, True),
     "model.dtype": ("float32", "bfloat16"),

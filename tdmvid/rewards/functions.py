@@ -1,0 +1,143 @@
+"""Find reward functions, call them, and check what they return."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import Pool
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..config import RewardConfig
+
+Function = Callable[[Tensor, list[str]], Any]
+"""Samples [B, 3, F, H, W] in [-1, 1] (or latents [B, ...]) and B prompts -> B numbers."""
+BUILT_IN = {
+    "motion": "tdmvid.rewards.measures:motion",
+    "saturation": "tdmvid.rewards.measures:saturation",
+    "sharpness": "tdmvid.rewards.measures:sharpness",
+    "shapes_bright": "tdmvid.rewards.shapes:bright",
+    "shapes_correct": "tdmvid.rewards.shapes:correct",
+}
+"""Name of a reward that comes with the toolkit -> its function."""
+
+
+class RewardFailed(ValueError):
+    """A reward function raised, took too long, or returned something that is no reward."""
+
+
+def find_function(name: str) -> Function:
+    """Return the function of a name: 'package.module:name', or a built-in one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module, _, attribute = BUILT_IN.get(name, name).partition(":")
+    remedy = f"write 'package.module:name', or choose from {', '.join(BUILT_IN)}"
+    if not attribute:
+        raise ValueError(f"rewards.function={name!r} is no function: {remedy}")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ValueError(
+            f"rewards.function={name!r} cannot be imported ({error}): install its package, or add"
+            " its folder to PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"rewards.function={name!r}: {module} has no such function; {remedy}")
+    return found  # type: ignore[no-any-return]
+
+
+class Scorer:
+    """One reward of a run: calls its function on batches.
+
+    Raises:
+        ValueError: If the function cannot be found.
+    """
+
+    def __init__(self, config: RewardConfig):
+        self.config, self.failed = config, 0
+        """failed: samples that counted as the mean because the function failed."""
+        self.mean: float | None = None
+        """Of the rewards of the last batch with any."""
+        self._function = find_function(config.function)
+        self._pool: Pool | None = None
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the reward of each sample: [B], float64 on the host.
+
+        Args:
+            samples: Decoded samples [B, 3, F, H, W] in [-1, 1], or latents [B, ...].
+            prompts: What each was asked for.
+
+        Raises:
+            RewardFailed: If the function failed and the run is to stop then.
+        """
+        try:
+            values = _checked(self._call(samples, list(prompts)), len(prompts))
+        except Exception as error:
+            if self.config.on_failure == "stop" or self.mean is None:
+                raise RewardFailed(self._message(error)) from error
+            values = torch.full((len(prompts),), math.nan, dtype=torch.float64)
+        known = values[values.isfinite()]
+        if len(known) < len(values):
+            if self.config.on_failure == "stop":
+                raise RewardFailed(self._message("it returned numbers that are not finite"))
+            self.failed += len(values) - len(known)
+        if len(known):
+            self.mean = float(known.mean())
+        elif self.mean is None:
+            raise RewardFailed(self._message("it returned no finite number"))
+        return torch.where(values.isfinite(), values, self.mean)
+
+    def close(self) -> None:
+        """End the process of the function, if it has one."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool = None
+
+    def _call(self, samples: Tensor, prompts: list[str]) -> Any:
+        if self.config.process == "main":
+            with torch.no_grad():
+                return self._function(samples, prompts)
+        if self._pool is None:
+            self._pool = multiprocessing.get_context("spawn").Pool(1)
+        work = self.config.function, samples.float().cpu().numpy(), prompts, self.config.device
+        try:
+            return _in_own_process(self._pool, work, self.config.timeout)
+        except multiprocessing.TimeoutError:
+            self.close()
+            raise TimeoutError(f"it took more than {self.config.timeout:g} s") from None
+
+    def _message(self, error: Exception | str) -> str:
+        what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"[:200]
+        return (
+            f"rewards.function={self.config.function!r} failed ({what}): mend it, or set its"
+            " on_failure='mean' to count such samples as the mean of their batch"
+        )
+
+
+def _in_own_process(pool: Pool, work: tuple[Any, ...], timeout: float) -> Any:
+    return pool.apply_async(_serve, work).get(timeout or None)
+
+
+def _serve(name: str, samples: numpy.ndarray, prompts: list[str], device: str) -> list[float]:
+    """Call a function, in a process of its own."""
+    with torch.no_grad():
+        found = find_function(name)(torch.from_numpy(samples).to(device or "cpu"), prompts)
+    return _checked(found, len(prompts)).tolist()
+
+
+def _checked(found: Any, count: int) -> Tensor:
+    """What a function returned, as [count] float64 on the host."""
+    values = torch.as_tensor(found).detach().cpu().double()
+    if values.shape not in ((count,), (count, 1)):
+        raise ValueError(
+            f"it returned shape {tuple(values.shape)} for {count} samples, not ({count},)"
+        )
+    return values.flatten()

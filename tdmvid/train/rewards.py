@@ -1,0 +1,243 @@
+"""The rewards of a run: they score finished samples, and weigh what the fake learns from.
+
+With objective.rollout "stream" an ended trajectory is scored once, after the iteration in which it
+ended; the fake learns from states of ended ones. Otherwise the student walks each rollout on to its
+end, and the fake learns from the state that the student is trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..data.prompts import PromptOrder
+from ..diffusion.denoiser import Cond
+from ..diffusion.grid import TimeGrid
+from ..diffusion.sampler import finish, sample
+from ..distill.iteration import GradedPath, Reweigh
+from ..distill.objective import Roles, build_objective
+from ..distill.reward import RunningMean
+from ..distill.stream import Stream
+from ..distill.trajectories import Place
+from ..parallel import launch
+from ..parallel.engine import naming
+from ..parallel.rng import Streams
+from ..rewards import Scorer
+
+FILE = "rewards.json"
+"""In a checkpoint: what the weights depend on beside the rewards."""
+LOW_SHARE = 0.1
+"""Effective sample share of the weights under which a run warns once."""
+
+
+@dataclass
+class Rewards:
+    """The rewards of a run, and all that they need of it."""
+
+    config: RunConfig
+    world: launch.World
+    streams: Streams
+    decode: Callable[[Tensor], Tensor]
+    """Latents [B, ...] -> samples [B, 3, F, H, W] in [-1, 1]."""
+    conds: Callable[[list[int]], Cond]
+    """Conditioning by prompt index."""
+    prompts: Sequence[str]
+    order: PromptOrder
+    stream: Stream | None
+    scorers: list[Scorer] = field(init=False)
+    mean: RunningMean = field(init=False)
+    scale: list[float] = field(init=False)
+    """What each strength is divided by."""
+    scalars: dict[str, float] = field(default_factory=dict)
+    """To be logged of the last iteration."""
+    warned: bool = False
+
+    def __post_init__(self) -> None:
+        self.scorers = [Scorer(reward) for reward in self.config.rewards]
+        self.mean = RunningMean(launch.mean)
+        self.scale = [1.0] * len(self.scorers)
+
+    def prepare(self, student: Any, grid: TimeGrid, shape: tuple[int, ...]) -> None:
+        """Measure what `normalise` divides strengths by, at the start of a run; shape: of a latent.
+
+        The deviation is that within a prompt, over samples of the student as it is.
+        """
+        rewards, device = self.config.rewards, self.streams.device
+        wanted = [i for i, reward in enumerate(rewards) if reward.normalise == "prompt"]
+        if not wanted:
+            return
+        prompts = max(rewards[i].deviation_prompts for i in wanted)
+        each = max(rewards[i].deviation_samples for i in wanted)
+        variances = torch.zeros(len(rewards), dtype=torch.float64)
+        for number in range(prompts):
+            noise = self.streams.generator(0, "reward/deviation", number)
+            z = torch.randn((each, *shape), generator=noise, device=device)
+            index = number % len(self.prompts)
+            cond = self.conds([index] * each)
+            objective = build_objective(self.config.objective)
+            if objective.conditioned_on_steps:
+                cond = cond.with_step_count(grid.steps, each, device)
+            found = sample(student, z, cond, grid, solver=objective.solver, generator=noise)
+            variances += self._score(found, [self.prompts[index]] * each).var(0)
+        deviations = (variances / prompts).sqrt().tolist()
+        for i in wanted:
+            self.scale[i] = max(deviations[i], rewards[i].floor)
+
+    def reweigh(self, step: int, grid: TimeGrid, indices: Sequence[Sequence[int]]) -> Reweigh:
+        """Return how an iteration weighs its trajectories; indices: of each micro-batch's
+        prompts.
+        """
+        return partial(self._learned, step, grid, indices)
+
+    def score_ended(self) -> None:
+        """Score the trajectories of a stream that have ended and are not scored yet."""
+        assert self.stream is not None, "only a stream keeps ended trajectories"
+        for ended in self.stream.ended:
+            if slots := ended.unscored:
+                at = [self.order.at(ended.position[slot]) for slot in slots]
+                texts = [self.prompts[index] for index in at]
+                ended.rewards[slots] = self._score(ended.past.x0[0, slots], texts).float()
+
+    def save(self) -> dict[str, bytes]:
+        """Return the file of a checkpoint, on rank 0."""
+        means = [scorer.mean for scorer in self.scorers]
+        state = {"log_mean": self.mean.log, "scale": self.scale, "means": means}
+        return {FILE: json.dumps(state).encode()} if self.world.primary else {}
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: If it has no file of rewards.
+        """
+        with naming(folder / FILE) as path:
+            state = json.loads(path.read_text())
+        self.mean.log, self.scale = state["log_mean"], list(state["scale"])
+        for scorer, mean in zip(self.scorers, state["means"]):
+            scorer.mean = mean
+
+    def close(self) -> None:
+        """End the processes of reward functions."""
+        for scorer in self.scorers:
+            scorer.close()
+
+    def _learned(
+        self,
+        step: int,
+        grid: TimeGrid,
+        indices: Sequence[Sequence[int]],
+        number: int,
+        calls: list[GradedPath],
+    ) -> list[GradedPath]:
+        if self.stream is not None:
+            found = [ended.rewards for ended in self.stream.ended]
+            weights = self._weigh(step, found)
+            return [
+                self._past(step, micro, weight, calls[micro].roles)
+                for micro, weight in enumerate(weights)
+            ]
+        found = [
+            self._score(
+                self._finished(step, grid, number, micro, call),
+                [self.prompts[index] for index in chosen],
+            )
+            for micro, (call, chosen) in enumerate(zip(calls, indices))
+        ]
+        for call, weight in zip(calls, self._weigh(step, found)):
+            call.weight = weight
+        return calls
+
+    def _past(self, step: int, micro: int, weight: Tensor, roles: Roles) -> GradedPath:
+        """A state of each slot's last ended trajectory."""
+        assert self.stream is not None
+        positions = self.stream.ended[micro].position
+        cond = self.conds([self.order.at(position) for position in positions])
+        path, x0 = self.stream.past(step, micro, cond)
+        return GradedPath.of_past(path, x0, weight, roles)
+
+    def _finished(
+        self, step: int, grid: TimeGrid, number: int, micro: int, call: GradedPath
+    ) -> Tensor:
+        """The finished samples of a micro-batch's rollout."""
+        objective, first = build_objective(self.config.objective), self._first_stream()
+        place = Place(step, micro, first + micro, number)
+        stops = objective.rollout == "stop"  # where the student is called for its turn anyway
+        return finish(
+            call.roles.student,
+            call.path,
+            grid,
+            x0_hat=call.x0_hat(graded=False) if stops else None,
+            solver=objective.solver,
+            generator=self.streams.generator(step, place.name("finish"), place.stream),
+        )
+
+    def _first_stream(self) -> int:
+        return self.world.data_rank * self.config.batch.accumulation
+
+    def _weigh(self, step: int, found: Sequence[Tensor]) -> list[Tensor]:
+        """The weights of each micro-batch [B] by its rewards [B, rewards], and what to log."""
+        strengths = torch.tensor(
+            [
+                reward.strength / scale * min(1.0, (step + 1) / max(1, reward.warmup))
+                for reward, scale in zip(self.config.rewards, self.scale)
+            ],
+            dtype=torch.float64,
+        )
+        weights, share = self.mean.weigh([each.double() @ strengths for each in found])
+        means = torch.cat(list(found)).double().mean(0).tolist()
+        names = [reward.function for reward in self.config.rewards]
+        self.scalars = {f"reward/{name}": mean for name, mean in zip(names, means)}
+        self.scalars["ess/reward"] = share
+        self.scalars |= {
+            f"failed/{name}": float(scorer.failed)
+            for name, scorer in zip(names, self.scorers)
+            if scorer.config.on_failure == "mean"
+        }
+        self._warn(share, step)
+        return [weight.to(self.streams.device) for weight in weights]
+
+    def _warn(self, share: float, step: int) -> None:
+        if share >= LOW_SHARE or self.warned or not self.world.primary:
+            return
+        self.warned = True
+        print(
+            f"warning: step {step}: the rewards' weights use {share:.0%} of the batch (ess/reward):"
+            " lower rewards.strength, or raise the batch",
+            file=sys.stderr,
+        )
+
+    @torch.no_grad()
+    def _score(self, latents: Tensor, prompts: list[str]) -> Tensor:
+        """The rewards of finished latents [B, ...]: [B, rewards], float64 on the host.
+
+        The ranks that share a sequence take those of the first.
+        """
+        samples = None
+        columns = []
+        for scorer in self.scorers:
+            if scorer.config.input == "latents":
+                columns.append(scorer(latents, prompts))
+                continue
+            if samples is None:
+                samples = self.decode(latents)
+            columns.append(scorer(samples, prompts))
+        return launch.first_of_sequence(self.world, torch.stack(columns, dim=1))
+
+
+def check_rewards(config: RunConfig) -> None:
+    """Find the functions of a run's rewards.
+
+    Raises:
+        ValueError: If one cannot be found.
+    """
+    for reward in config.rewards:
+        Scorer(reward)

@@ -1,0 +1,225 @@
+"""A reward through the fake alone: exp(-tilt) weighs what the fake learns from."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from toy_world import BATCH, GRID, PROCESS, World, shrink, stream, walk
+
+from tdmvid.diffusion.denoiser import Cond
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.sampler import Trajectory, finish, rollout, sample
+from tdmvid.distill.iteration import GradedPath
+from tdmvid.distill.objective import Roles
+from tdmvid.distill.reward import RunningMean
+from tdmvid.distill.tdm import TDM
+
+# The fixed point
+
+
+class Affine:
+    """The exact x0-prediction of N(mean, spread^2), and an error that a gradient asks for."""
+
+    def __init__(self, mean, spread):
+        self.process, self.mean, self.spread = PROCESS, mean, spread
+        self.error = torch.zeros(2, 2, requires_grad=True)  # of the offset, and of the slope
+
+    def __call__(self, x_t, t, cond):
+        alpha, sigma = (each[:, None] for each in PROCESS.alpha_sigma(t))
+        gain = self.spread**2 * alpha / (alpha**2 * self.spread**2 + sigma**2)
+        x0 = self.mean + gain * (x_t - alpha * self.mean)
+        return x0 + self.error[0] + self.error[1] * x_t
+
+
+@pytest.mark.parametrize("strength", [0.7, -0.4])
+def test_the_weighted_fake_is_the_score_of_the_tilted_gaussian(strength):
+    """Student N(m, S), reward c.x, last step: the optimum is the score of N(m - lam S c, S)."""
+    mean, spread, reward = torch.tensor([0.3, -0.5]), 0.8, torch.tensor([1.0, -2.0])
+    draws = torch.Generator().manual_seed(0)
+    finished = mean + spread * torch.randn(400_000, 2, generator=draws)
+    k, t = torch.ones(len(finished), dtype=torch.long), torch.full((len(finished),), 0.25)
+    path = Trajectory(finished, k, torch.zeros_like(t), t, Cond({}))  # x is not used at s = 0
+    tilts = strength * (finished @ reward)
+    [weights], _ = RunningMean(dict).weigh([tilts])
+    objective = TDM(importance="none")
+
+    def gradient(fake):
+        roles = Roles(fake, fake, None)  # the student gives its process only
+        call = GradedPath.of_past(path, finished, weights, roles)
+        noise = torch.Generator().manual_seed(1)
+        draw = call.draw(objective, noise, graded=False)
+        loss = objective.loss("fake", roles, draw, Cond({}))["loss"]
+        return torch.autograd.grad(loss, fake.error)
+
+    [at_optimum] = gradient(Affine(mean - strength * spread**2 * reward, spread))
+    [without_reward] = gradient(Affine(mean, spread))
+    assert at_optimum.abs().max() < 0.06 * without_reward.abs().max()
+
+
+# The weights
+
+
+def test_weights_are_divided_by_the_mean_of_earlier_batches():
+    """A sample's own weight is not in its divisor, behind the first batch."""
+    mean, draws = RunningMean(dict, decay=0.5), torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 6, generator=draws).double()
+    [weights], _ = mean.weigh([first])
+    assert float(weights.mean()) == pytest.approx(1)
+    expected = float((-first).exp().mean())
+    [weights], share = mean.weigh([second])
+    torch.testing.assert_close(weights, ((-second).exp() / expected).float())
+    assert share == pytest.approx(float(weights.sum() ** 2 / weights.square().sum() / 6))
+    [weights], _ = mean.weigh([first])
+    expected = 0.5 * expected + 0.5 * float((-second).exp().mean())
+    torch.testing.assert_close(weights, ((-first).exp() / expected).float())
+
+
+def test_ranks_divide_by_the_mean_of_the_global_batch():
+    draws = torch.Generator().manual_seed(0)
+    batches = [3 * torch.randn(4, 5, generator=draws).double() for _ in range(3)]
+    whole, met = RunningMean(dict), threading.Barrier(2, timeout=30)
+    passed = [{}, {}]
+
+    def work(rank):
+        def over_ranks(scalars):
+            passed[rank] = scalars
+            met.wait()
+            found = {name: (passed[0][name] + passed[1][name]) / 2 for name in scalars}
+            met.wait()
+            return found
+
+        mean = RunningMean(over_ranks)
+        return [mean.weigh([*batch.chunk(2)[rank]]) for batch in batches]
+
+    expected = [whole.weigh([*batch]) for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        ranks = list(pool.map(work, range(2)))
+    for step, (weights, share) in enumerate(expected):
+        found = [*ranks[0][step][0], *ranks[1][step][0]]
+        torch.testing.assert_close(found, weights)
+        assert [rank[step][1] for rank in ranks] == pytest.approx([share, share])
+
+
+def test_weights_of_extreme_tilts_are_finite():
+    for scale in (1e3, -1e3):
+        mean = RunningMean(dict)
+        for _ in range(3):
+            [weights], share = mean.weigh([scale * torch.linspace(0.9, 1, 8)])
+            assert weights.isfinite().all() and 0 < share <= 1
+
+
+# Where the rewards are known: ended trajectories
+
+
+@pytest.mark.parametrize("stagger", ["even", "none"])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+@pytest.mark.parametrize("steps", [(4,), (1, 2, 4)])
+def test_an_ended_trajectory_is_the_sampler_s(stagger, solver, steps):
+    """Its states are those of a sampler from the same noise, and so is its finished sample."""
+    objective = TDM(rollout="stream", stagger=stagger, solver=solver, step_set=steps[1:] and steps)
+    grids = [uniform(count, PROCESS) for count in steps]
+    slots = stream(objective, grids, rewards=1)
+    for iterations in (1, 9):
+        walk(slots, iterations)
+        [ended] = slots.ended
+        for slot in range(BATCH):
+            grid, one = grids[ended.grid[slot]], slice(slot, slot + 1)
+            found = {}
+            z = ended.past.x[grid.steps - 1, one]
+            last = sample(shrink, z, Cond({}), grid, solver=solver, on_step=found.__setitem__)
+            torch.testing.assert_close(ended.past.x0[0, one], last)
+            for k, x0 in found.items():
+                torch.testing.assert_close(ended.past.x0[k - 1, one], x0)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_the_fake_learns_from_each_step_of_an_ended_trajectory(solver):
+    slots = stream(TDM(rollout="stream", solver=solver), rewards=1)
+    walk(slots, 5)
+    [ended], seen = slots.ended, set()
+    for step in range(20):
+        path, x0 = slots.past(step, 0, Cond({}))
+        for slot, k in enumerate(path.k.tolist()):
+            seen.add((slot, k))
+            torch.testing.assert_close(path.x[slot], ended.past.x[k - 1, slot])
+            torch.testing.assert_close(x0[slot], ended.past.x0[k - 1, slot])
+            assert float(path.upper[slot]) == GRID.times[k]
+            if solver == "dpm++" and k < 4:
+                torch.testing.assert_close(path.before.x0[slot], ended.past.x0[k, slot])
+                assert float(path.before.t[slot]) == GRID.times[k + 1]
+    assert seen == {(slot, k) for slot in range(BATCH) for k in range(1, 5)}
+
+
+def test_a_trajectory_keeps_its_prompt_when_its_slot_goes_on_with_another():
+    slots = stream(rewards=1)
+    slots.begin(shrink, [Cond({})])
+    for _ in range(12):
+        before, prompts = slots.schedules[0], slots.prompts(0)
+        walk(slots, 1)
+        for slot, k in enumerate(before.k):
+            if k == 1:
+                assert slots.ended[0].position[slot] == prompts[slot]
+                assert slot in slots.ended[0].unscored
+        slots.ended[0].rewards[:] = 0.0
+        assert not slots.ended[0].unscored
+
+
+def test_a_slot_that_is_not_finite_ends_no_trajectory():
+    slots = stream(rewards=1)
+    walk(slots, 3)
+    slots.ended[0].rewards[:] = 1.0
+    path, last = slots.path(0, Cond({})), slots.ended[0].past.x0.clone()
+    x0 = shrink(path.x, path.upper, path.cond)
+    x0[path.k == 1] = float("nan")
+    slots.settle(slots.move(3, [[x0]], PROCESS, on=True).tolist(), on=True)
+    assert torch.equal(slots.ended[0].past.x0, last) and not slots.ended[0].unscored
+
+
+def test_ended_trajectories_are_part_of_what_a_checkpoint_keeps():
+    first, second = stream(rewards=2), stream(rewards=2)
+    walk(first, 6)
+    first.ended[0].rewards[:3] = 0.5
+    second.restore([first.tensors(0)])
+    for slots in (first, second):
+        walk(slots, 5)
+    kept, again = (slots.tensors(0) for slots in (first, second))
+    assert kept.keys() == again.keys()
+    for name, tensor in kept.items():
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+# What it costs
+
+
+@pytest.mark.parametrize("stagger", ["even", "none"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_stream_pays_no_call_for_its_rewards(stagger, accumulation):
+    objective = TDM(rollout="stream", stagger=stagger)
+    slots = stream(objective, rewards=1, micros=accumulation)
+    world = World(objective, stream=slots, accumulation=accumulation)
+    slots.begin(world.roles.student, [Cond({})] * accumulation)
+
+    def learn(number, calls):
+        past = (slots.past(0, micro, Cond({})) for micro in range(accumulation))
+        weight = torch.ones(BATCH)
+        return [GradedPath.of_past(*each, weight, world.roles) for each in past]
+
+    for step in range(5):
+        before = world.forwards(), world.backwards()
+        world.iterate(step, micros=accumulation, reweigh=learn)
+        counts = world.forwards() - before[0], world.backwards() - before[1]
+        assert counts == (5 * accumulation, 2 * accumulation)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+@pytest.mark.parametrize("calls", [0, 2, 3])
+def test_a_finished_rollout_is_the_sampler_s(solver, calls):
+    z = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(0))
+    k = torch.full((BATCH,), 4 - calls)
+    path = rollout(shrink, z, Cond({}), GRID, k, calls=calls, solver=solver)
+    known = shrink(path.x, path.upper, path.cond)
+    expected = sample(shrink, z, Cond({}), GRID, solver=solver)
+    for x0_hat in (None, known):
+        found = finish(shrink, path, GRID, x0_hat=x0_hat, solver=solver)
+        torch.testing.assert_close(found, expected)

@@ -1,0 +1,121 @@
+"""Reward functions: finding them, calling them, and what becomes of those that fail."""
+
+import math
+import time
+
+import pytest
+import torch
+from refusals import refused
+
+from tdmvid.config import RewardConfig
+from tdmvid.rewards import BUILT_IN, Scorer, find_function
+from tdmvid.shapes import world
+
+SAMPLES = torch.linspace(-1, 1, 3 * 3 * 2 * 4 * 4).view(3, 3, 2, 4, 4)
+PROMPTS = ["a red ring moving left"] * 3
+
+
+def brightness(samples, prompts):
+    assert not torch.is_grad_enabled() and len(prompts) == len(samples)
+    return samples.flatten(1).mean(1)
+
+
+def one_too_many(samples, prompts):
+    return torch.zeros(len(samples) + 1)
+
+
+def broken(samples, prompts):
+    raise RuntimeError("no such weights")
+
+
+def partly(samples, prompts):
+    return [1.0, math.nan, 3.0]
+
+
+def slow(samples, prompts):
+    time.sleep(60)
+
+
+def scorer(function, **settings):
+    return Scorer(RewardConfig(function=f"{__name__}:{function.__name__}", **settings))
+
+
+@pytest.mark.parametrize("process", ["main", pytest.param("own", marks=pytest.mark.slow)])
+def test_a_function_gets_samples_and_prompts_and_returns_a_number_for_each(process):
+    found = scorer(brightness, process=process)
+    try:
+        expected = SAMPLES.flatten(1).mean(1).double()
+        torch.testing.assert_close(found(SAMPLES, PROMPTS), expected)
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("function", [one_too_many, broken, partly])
+def test_a_function_that_fails_stops_the_run_by_its_name(function):
+    with refused("rewards.function", f"{__name__}:{function.__name__}"):
+        scorer(function)(SAMPLES, PROMPTS)
+
+
+def test_a_sample_without_a_reward_counts_as_the_mean_of_the_others_if_set():
+    found = scorer(partly, on_failure="mean")
+    assert found(SAMPLES, PROMPTS).tolist() == [1.0, 2.0, 3.0] and found.failed == 1
+    found._function = broken
+    assert found(SAMPLES, PROMPTS).tolist() == [2.0] * 3 and found.failed == 4
+
+
+def test_the_first_batch_must_have_a_reward():
+    with refused("rewards.function", "broken"):
+        scorer(broken, on_failure="mean")(SAMPLES, PROMPTS)
+
+
+@pytest.mark.slow
+def test_a_function_that_takes_too_long_is_ended():
+    found = scorer(slow, process="own", timeout=0.2)
+    began = time.monotonic()
+    with refused("rewards.function", "0.2 s"):
+        found(SAMPLES, PROMPTS)
+    assert found._pool is None and time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize("name", ["nothing", "no.such.module:f", f"{__name__}:nothing", "os:sep"])
+def test_a_name_without_a_function_is_refused(name):
+    with refused("rewards.function", name):
+        find_function(name)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_reward_scores_each_sample_by_itself(name):
+    things = [world.parse("a red ring moving left"), world.parse("a cyan cross moving down")] * 2
+    samples = world.draw_videos(things, torch.Generator().manual_seed(0))
+    prompts = [world.caption(thing) for thing in things]
+    found = Scorer(RewardConfig(function=name))
+    together = found(samples, prompts)
+    assert together.shape == (4,)
+    for i in range(4):
+        torch.testing.assert_close(
+            found(samples[i : i + 1], prompts[i : i + 1]), together[i : i + 1]
+        )
+
+
+def test_measures_know_more_of_what_they_measure():
+    still = torch.rand(1, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(
+        1, 3, 4, 8, 8
+    )
+    moving = torch.stack([still[:, :, 0].roll(i, -1) for i in range(4)], dim=2)
+    grey = still.mean(1, keepdim=True).expand_as(still)
+    blurred = torch.nn.functional.avg_pool3d(still, (1, 3, 3), 1, (0, 1, 1))
+    for name, more, less in (
+        ("motion", moving, still),
+        ("saturation", still, grey),
+        ("sharpness", still, blurred),
+    ):
+        measure = find_function(name)
+        assert measure(more, [""]) > 1.5 * measure(less, [""])
+
+
+def test_half_of_the_world_s_backgrounds_are_bright_and_its_videos_are_right():
+    captions = world.draw_captions(24, torch.Generator().manual_seed(0))
+    videos = world.draw_videos(captions, torch.Generator().manual_seed(1))
+    prompts = [world.caption(things) for things in captions]
+    assert 0.2 < find_function("shapes_bright")(videos, prompts).mean() < 0.8
+    assert find_function("shapes_correct")(videos, prompts).mean() > 0.9
