@@ -132,8 +132,13 @@ class Stream:
         grid = torch.tensor(ended.grid, device=device)
         steps = self.steps_of[grid]
         drawn = self.streams.generator(step, "ended/k", self.first_stream + micro)
-        u = torch.rand(len(grid), generator=drawn, device=device)
-        k = torch.minimum((u * steps).long() + 1, steps)
+        u = torch.rand(len(grid), max(self.steps), generator=drawn, device=device)
+        there = torch.arange(1, max(self.steps) + 1, device=device) <= steps[:, None]
+        if self.boundary:  # one network serves all calls of an iteration
+            now = self.states[micro]
+            high = self.times[now.grid, now.k] >= self.boundary
+            there &= (self.times[grid][:, 1:] >= self.boundary) == high[:, None]
+        k = torch.where(there, u, -1.0).argmax(1) + 1
         x, x0 = ended.past.at(k)
         before = ()
         if self.objective.solver == "dpm++":

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,6 +150,19 @@ def test_the_fake_learns_from_each_step_of_an_ended_trajectory(solver):
                 torch.testing.assert_close(path.before.x0[slot], ended.past.x0[k, slot])
                 assert float(path.before.t[slot]) == GRID.times[k + 1]
     assert seen == {(slot, k) for slot in range(BATCH) for k in range(1, 5)}
+
+
+def test_with_two_experts_the_fake_learns_on_the_student_s_side_of_the_boundary():
+    grid = replace(GRID, boundary=0.6)
+    slots = stream(TDM(rollout="stream", stagger="none"), [grid], rewards=1)
+    sides = set()
+    for step in range(12):
+        walk(slots, 1)
+        now, past = slots.path(0, Cond({})), slots.past(step, 0, Cond({}))[0]
+        [high] = {bool(upper >= 0.6) for upper in now.upper}
+        assert ((past.upper >= 0.6) == high).all()
+        sides |= {(high, float(upper)) for upper in past.upper}
+    assert sides == {(True, 1.0), (True, 0.75), (False, 0.5), (False, 0.25)}
 
 
 def test_a_trajectory_keeps_its_prompt_when_its_slot_goes_on_with_another():
