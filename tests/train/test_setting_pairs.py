@@ -19,6 +19,17 @@ from tdmvid.roles.rules import check_settings
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.trainer import train
 
+
+class Rewards(list):
+    """A list of rewards that can be a member of a set."""
+
+    def __init__(self, *rewards):
+        super().__init__(rewards)
+
+    def __hash__(self):
+        return hash(json.dumps(self))
+
+
 CHOICES = {
     "objective.kind": ("tdm", "fisher", "dmd2"),
     "objective.solver": ("ddim", "dpm++", "renoise"),
@@ -29,7 +40,7 @@ CHOICES = {
     "objective.cfg": (1, 3),
     "training": ("lora", "full"),
     "ema": (0, 0.9),
-    "rewards": ((), ({"function": "saturation", "strength": 3.0},)),
+    "rewards": (Rewards(), Rewards({"function": "saturation", "strength": 3.0})),
     "batch.accumulation": (1, 2),
     "parallel.gradient_checkpointing": (False, True),
     "model.dtype": ("float32", "bfloat16"),
