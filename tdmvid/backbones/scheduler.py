@@ -60,8 +60,8 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
                 f"{len(trajectory)} timesteps, {len(alphas)} alphas and {len(sigmas)} sigmas: each"
                 " timestep has one of both"
             )
-        self.timesteps = torch.tensor(list(trajectory))
         self.num_inference_steps: int | None = None
+        self._place(None)
 
     @classmethod
     def of(
@@ -93,8 +93,18 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
                 f" {len(steps)} timesteps, {steps}"
             )
         self.num_inference_steps = num_inference_steps
-        self.timesteps = torch.tensor(steps, device=device)
+        self._place(device)
         self.sigmas = torch.tensor([*self.config.sigmas, 0.0])  # some pipelines look at it
+
+    def _place(self, device: str | torch.device | None) -> None:
+        """Put the list on a device, and beside each timestep alpha and sigma there and at the next;
+        from memory that is not pinned, a copy has left the host when it returns.
+        """
+        config = self.config
+        alphas, sigmas = [*config.alphas, 1.0], [*config.sigmas, 0.0]
+        levels = torch.tensor([alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:]])
+        self.timesteps = torch.tensor(list(config.trajectory)).to(device, non_blocking=True)
+        self._levels = levels.to(device, non_blocking=True)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Accept the first step, which some pipelines name; this scheduler always begins there."""
@@ -119,19 +129,27 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         Args:
             model_output, sample: [B, ...].
         """
-        position = self.timesteps.tolist().index(float(timestep))
-        alpha, sigma = self.config.alphas[position], self.config.sigmas[position]
+        alpha, sigma, next_alpha, next_sigma = self._levels_at(timestep)
         x, out = sample.float(), model_output.float()
         x0 = clean_sample(self.config.prediction_type, x, out, alpha, sigma)
-        last = position + 1 == len(self.timesteps)
-        next_alpha, next_sigma = (
-            (1.0, 0.0)
-            if last
-            else (self.config.alphas[position + 1], self.config.sigmas[position + 1])
-        )
         previous = next_alpha * x0 + next_sigma * (x - alpha * x0) / sigma
         previous, x0 = previous.to(sample.dtype), x0.to(sample.dtype)
         return TrajectoryOutput(previous, x0) if return_dict else (previous, x0)
+
+    def _levels_at(self, timestep: float | Tensor) -> Tensor:
+        """Alpha and sigma at a timestep and at the next, [4].
+
+        A timestep on the device is looked up there, so that the host does not wait for it.
+
+        Raises:
+            ValueError: the list has not this timestep, and the host knows it.
+        """
+        known = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
+        trained = list(self.config.trajectory)
+        if known and timestep not in torch.tensor(trained):
+            raise ValueError(f"timestep={float(timestep):g}: this student was trained on {trained}")
+        here = self.timesteps == timestep
+        return torch.where(here.any(), torch.where(here, self._levels, 0.0).sum(1), torch.nan)
 
 
 def clean_sample(

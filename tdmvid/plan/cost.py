@@ -7,10 +7,8 @@ family's blocks do is counted as it is, LoRA included.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -29,6 +27,7 @@ from torch.utils.flop_counter import (
 from ..parallel.arithmetic import autocast
 from ..parallel.sequence import PlannedGroup
 from ..roles.recompute import is_attention
+from .footprint import Footprint, Live, checkpointed, measure_footprint
 from .gpu_dtypes import GpuAutocast
 
 aten = torch.ops.aten
@@ -63,6 +62,8 @@ NO_KERNEL = {
     )
 }
 """Operations, beside views, that start no kernel on a device."""
+FOOTPRINTS = ("plain", "checkpointed")
+"""Fields of a trace that are made of several numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,12 @@ class Trace:
     forward_flops: float
     backward_flops: float
     """Without recomputation."""
-    saved: int
-    """Bytes of activations kept for the backward pass."""
-    saved_inputs: int
-    """The same when every block keeps only its inputs."""
-    saved_block: int
-    """What the largest block keeps inside, once more while it is recomputed."""
+    plain: Footprint
+    """Where every block keeps its activations."""
+    checkpointed: Footprint
+    """Where every block keeps only its inputs, and is computed again."""
+    ungraded: int
+    """Most bytes alive in a call without a graph."""
     attention_flops: float
     attention_bytes: int
     """The forward's attention, and its outputs: what need not be computed again if they are kept.
@@ -92,17 +93,21 @@ class Trace:
 
     def plus(self, count: int, few: Trace, more: Trace) -> Trace:
         """Return this cost and `count` times what `more` costs beyond `few`."""
-        summed = {
+        numbers = {
             field.name: getattr(self, field.name)
             + count * (getattr(more, field.name) - getattr(few, field.name))
             for field in fields(self)
+            if field.name not in FOOTPRINTS
         }
-        return Trace(**summed | {"saved_block": max(self.saved_block, more.saved_block)})
+        footprints = {
+            name: getattr(self, name).plus(count, getattr(few, name), getattr(more, name))
+            for name in FOOTPRINTS
+        }
+        return Trace(**numbers, **footprints)
 
-    @property
-    def saved_checkpointed(self) -> int:
-        """Bytes that one call keeps when every block keeps only its inputs, at most."""
-        return self.saved_inputs + self.saved_block
+    def footprint(self, checkpointing: bool) -> Footprint:
+        """Return the bytes alive with or without gradient checkpointing."""
+        return self.checkpointed if checkpointing else self.plain
 
 
 class Kernels(TorchDispatchMode):
@@ -138,55 +143,6 @@ def _tensor_bytes(x: Any) -> int:
         return 0
     size = x.numel() * x.element_size()
     return size if x.is_contiguous() else min(size, x.untyped_storage().nbytes())
-
-
-class _Saved:
-    """Bytes that autograd keeps, per block; every storage counts once, parameters not at all."""
-
-    def __init__(self, network: nn.Module, blocks: list[nn.Module]):
-        self.seen = {_storage(p) for p in (*network.parameters(), *network.buffers())}
-        self.inside, self.inputs, self.outside = [0] * len(blocks), 0, 0
-        self.current: int | None = None
-        self.kept = list[torch.UntypedStorage]()  # or another tensor could get the address of one
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unchanged)
-        self.handles = [
-            handle
-            for index, block in enumerate(blocks)
-            for handle in (
-                block.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True),
-                block.register_forward_hook(self._leave),
-            )
-        ]
-
-    def __enter__(self) -> None:
-        self.hooks.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self.hooks.__exit__(*error)
-        for handle in self.handles:
-            handle.remove()
-
-    def _enter(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self.current = index
-        for x in (*args, *kwargs.values()):
-            if isinstance(x, Tensor) and x.dim() > 2:  # not the time embedding
-                self.inputs += x.numel() * x.element_size()
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        self.current = None
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in self.seen:
-            self.seen.add(_storage(tensor))
-            self.kept.append(tensor.untyped_storage())
-            size = self.kept[-1].nbytes()
-            if self.current is None:
-                self.outside += size
-            else:
-                self.inside[self.current] += size
-        return tensor
 
 
 def trace(
@@ -273,27 +229,39 @@ def _trace_call(
     group: PlannedGroup | None,
 ) -> Trace:
     """Trace one call of a network of fake tensors, as it is."""
-    sent = group.sent if group else 0
-    saved = _Saved(network, blocks)
-    forward, backward = Kernels(), Kernels()
-    with saved, forward, autocast(network, dtype), GpuAutocast():
-        out = network(**example(), return_dict=False)[0]
-    with backward:
-        out.sum().backward()
-    network.zero_grad()
+    called, returned = Kernels(), Kernels()
+    sent = [group.sent] if group else [0]
+
+    def call() -> Tensor:
+        with autocast(network, dtype):
+            out: Tensor = network(**example(), return_dict=False)[0]
+        return out
+
+    def first_call() -> Tensor:
+        with called:
+            out = call()
+        sent.append(group.sent if group else 0)
+        return out
+
+    with GpuAutocast():
+        plain = measure_footprint(network, blocks, first_call, backward=returned)
+        with checkpointed(network):
+            again = measure_footprint(network, blocks, call)
+        with torch.no_grad(), Live((*network.parameters(), *network.buffers())) as live:
+            call()
     return Trace(
-        forward_flops=forward.flops,
-        backward_flops=backward.flops,
-        saved=sum(saved.inside) + saved.outside,
-        saved_inputs=saved.outside + saved.inputs,
-        saved_block=max(saved.inside, default=0),
-        attention_flops=forward.attention_flops,
-        attention_bytes=forward.attention_bytes,
-        exchanged=group.sent - sent if group else 0,
-        forward_moved=forward.moved,
-        backward_moved=backward.moved,
-        forward_kernels=forward.count,
-        backward_kernels=backward.count,
+        forward_flops=called.flops,
+        backward_flops=returned.flops,
+        plain=plain,
+        checkpointed=again,
+        ungraded=live.peak,
+        attention_flops=called.attention_flops,
+        attention_bytes=called.attention_bytes,
+        exchanged=sent[-1] - sent[0],
+        forward_moved=called.moved,
+        backward_moved=returned.moved,
+        forward_kernels=called.count,
+        backward_kernels=returned.count,
     )
 
 
@@ -307,38 +275,9 @@ def decoding_bytes(vae: Any, shape: tuple[int, ...]) -> int:
     with FakeTensorMode():
         materialise(vae)
         latents = torch.empty(shape, dtype=next(vae.parameters()).dtype)
-        with torch.no_grad(), _Live() as live:
+        with torch.no_grad(), Live((*vae.parameters(), *vae.buffers())) as live:
             vae.decode(latents)
     return live.peak
-
-
-class _Live(TorchDispatchMode):
-    """Bytes of the storages that operations made and nobody has let go of yet, and the most of them
-    at once.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.now, self.peak = set(), 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and _storage(x) not in self.seen:
-                storage = x.untyped_storage()
-                self.seen.add(_storage(x))
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, _storage(x), storage.nbytes())
-        return out
-
-    def _gone(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def materialise(network: nn.Module) -> None:
@@ -351,7 +290,3 @@ def materialise(network: nn.Module) -> None:
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

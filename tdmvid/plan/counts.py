@@ -29,6 +29,8 @@ class Weights:
     """Parameters of one network, or of both experts."""
     base_bytes: int
     """Bytes that hold them, frozen."""
+    buffers: int = 0
+    """Bytes of a network's tables, of positions chiefly."""
     trainable: int
     """Trainable parameters of the student, and as many of the fake, if there is one."""
     generators: tuple[str, ...] = GENERATORS
@@ -121,6 +123,7 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
         weights=Weights(
             base=base,
             base_bytes=base_bytes,
+            buffers=sum(b.numel() * b.element_size() for b in network.buffers()),
             trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
             generators=tuple(role for role in GENERATORS if role in config.objective.roles),
             heads=_parameters(critic.heads) if critic else 0,

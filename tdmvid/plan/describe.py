@@ -177,7 +177,8 @@ def _memory(plan: Plan, device_memory: float) -> Iterator[Row]:
     yield "at its peak", peak + (f", of {device_memory:g} GiB" if device_memory else "")
     yield (
         "checkpointing",
-        f"activations {gib(plan.activations(False))} without, {gib(plan.activations(True))} with",
+        f"activations, with what works on them: {gib(plan.alive(False)[0])} without,"
+        f" {gib(plan.alive(True)[0])} with",
     )
     if plan.ranks == 1 and (setting := _launched(plan.config)):
         yield "start with", f"a launcher, for {setting}: torchrun -m tdmvid train ..."

@@ -41,6 +41,8 @@ LIVE_VALUES = 1e9
 """Gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)."""
 OPTIMISER_BYTES = 7 * 4
 """Read and written for each trained number by AdamW: itself, two moments, and its gradient."""
+PASSING = ("activations", "working memory", "gradients")
+"""What is there within an iteration only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,28 +86,58 @@ class Plan:
         return self.weights.base * bytes_per_value(torch_dtype(self.config.model))
 
     def activations(self, checkpointing: bool) -> int:
-        """Bytes of all graphs alive at once.
-
-        With checkpointing one of them computes a block again, whose gradients in flight take half
-        as much once more (measured, benchmarks/scaling.py); without, they are little beside the
-        rest.
-        """
+        """Return the bytes that all graphs alive at once keep."""
         network, critic = self.calls.network, self.calls.discriminator
         graph = self._graph(network, checkpointing)
         others = (self.graphs - 1) * graph  # the fake's
         if critic:
             others = max(others, self._graph(critic, checkpointing))
-        block = network.saved_block * 3 // 2 if checkpointing else 0
-        return graph + others + block
+        return graph + others
 
     def _graph(self, call: Trace, checkpointing: bool) -> int:
         """Bytes that the graph of one call keeps."""
-        if not checkpointing:
-            return call.saved
-        return call.saved_inputs + self.config.parallel.keep_attention * call.attention_bytes
+        return call.footprint(checkpointing).kept + self._attention(call, checkpointing)
+
+    def _attention(self, call: Trace, checkpointing: bool) -> int:
+        """Bytes that are kept beside the inputs of blocks."""
+        return call.attention_bytes * (checkpointing and self.config.parallel.keep_attention)
+
+    def alive(self, checkpointing: bool) -> tuple[float, float]:
+        """Return the most bytes alive in a turn of an iteration, with the graphs of other calls: of
+        activations and what a backward pass works with, and of gradients at that time.
+
+        A first micro-batch has its gradients at the end of its backward pass, when its activations
+        are gone.
+        """
+        network, critic = self.calls.network, self.calls.discriminator
+        graph, attention = (f(network, checkpointing) for f in (self._graph, self._attention))
+        others = (self.graphs - 1) * graph
+        teacher = teacher_calls(self.config) * network.ungraded
+        early = max(others + network.footprint(checkpointing).early + attention, graph + teacher)
+        if critic:
+            kept = self._attention(critic, checkpointing)
+            early = max(early, graph + critic.footprint(checkpointing).peak + kept)
+        late, gradients = others + network.footprint(checkpointing).end, self._gradients
+        if self._accumulates:
+            return max(early, late), gradients
+        return max((early, 0.0), (late, gradients), key=sum)
+
+    @property
+    def _accumulates(self) -> bool:
+        """Whether a backward pass meets gradients of another."""
+        batch, objective = self.config.batch, self.config.objective
+        return self._sharded or batch.accumulation > 1 or objective.updates == "joint"
+
+    @property
+    def _gradients(self) -> float:
+        """Bytes of all gradients at once: those of one role, which are dropped behind its step."""
+        together = self._sharded or self.config.objective.updates == "joint"
+        values = max(self.weights.trainable, self.weights.heads)
+        at_once = self.weights.trained if together else values
+        return 4 * at_once / self.weights.experts / self._shards(2)
 
     def memory(self) -> dict[str, float]:
-        """Return estimated bytes on one rank's device in an iteration, by purpose."""
+        """Return estimated bytes on one rank's device at the peak of an iteration, by purpose."""
         parallel, lora = self.config.parallel, self.config.trains_lora
         bases = 1 if parallel.share_base or not lora else len(self.weights.generators)
         frozen = bases * self.weights.base_bytes / self._shards(3)
@@ -116,15 +148,19 @@ class Plan:
         gathered = min(self.weights.called, LIVE_VALUES) * bytes_per_value(
             torch_dtype(self.config.model)
         )
+        alive, gradients = self.alive(self.checkpointing)
+        activations = min(self.activations(self.checkpointing), alive)
         parts = {
             "frozen weights": 0.0 if offloaded and lora else frozen,  # or the whole teacher
+            "buffers": float(bases * self.weights.buffers),
             "gathered weights": gathered if self._zero_stage == 3 else 0.0,
             "trained weights, float32": 0.0 if offloaded else trained / self._shards(3),
-            "gradients": trained / self.weights.experts / self._shards(2),
+            "gradients": gradients,
             "optimiser": 0.0 if parallel.offload != "none" else 2 * trained / self._shards(1),
             "average": self.weights.trainable * 4 / self._shards(3) if self.config.ema else 0.0,
             "autoencoder": float(self.pipeline.vae),
-            "activations": float(self.activations(self.checkpointing)),
+            "activations": float(activations),
+            "working memory": alive - activations,
         }
         return {name: value for name, value in parts.items() if value}
 
@@ -135,8 +171,12 @@ class Plan:
 
     @property
     def _zero_stage(self) -> int:
-        sharded = self.ranks > 1 or self.launched
-        return self.config.parallel.zero_stage if sharded else 0
+        return self.config.parallel.zero_stage if self._sharded else 0
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether DeepSpeed runs it."""
+        return self.ranks > 1 or self.launched
 
     def _shards(self, stage: int) -> int:
         """Ranks over which ZeRO spreads what it shards from `stage` on."""
@@ -144,11 +184,11 @@ class Plan:
 
     def pictures(self, calls: int) -> float:
         """Return the bytes while all samples are made, in so many calls' room, or one of them is
-        decoded, whichever is more; a call keeps nothing but a block.
+        decoded, whichever is more.
         """
         log, batch = self.config.log, self.config.batch
         samples = len(log.sample_prompts) or min(log.sample_count, self.prompts)
-        made = calls * self.calls.network.saved_block * samples / batch.micro
+        made = calls * self.calls.network.ungraded * samples / batch.micro
         return max(self.pipeline.decoding, made)
 
     def moments(self) -> dict[str, float]:
@@ -156,7 +196,7 @@ class Plan:
         needs most; the library's workspace is left out.
         """
         memory = self.memory()
-        passing = math.fsum(memory.get(name, 0.0) for name in ("activations", "gradients"))
+        passing = math.fsum(memory.get(name, 0.0) for name in PASSING)
         training = math.fsum(memory.values())
         resting = training - passing - memory.get("gathered weights", 0.0)
         sharded = self.ranks > 1 and self.config.parallel.zero_stage == 3

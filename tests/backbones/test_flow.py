@@ -94,6 +94,8 @@ def test_any_other_grid_ships_its_times_and_gives_the_stock_pipeline_s_latents(
     assert_close(backbone.stock.latents(lean, z, cond, steps=grid.steps), ours, 1e-4)
     with refused("num_inference_steps=5", str(grid.steps)):
         backbone.stock.latents(lean, z, cond, steps=5)
+    with refused("timestep=-1"):
+        lean.scheduler.step(z, -1, z)
 
 
 @pytest.mark.parametrize(

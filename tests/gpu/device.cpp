@@ -9,6 +9,7 @@
 #include <ATen/native/transformers/attention.h>
 #include <ATen/native/transformers/sdp_utils_cpp.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/library.h>
 
 namespace {
 
@@ -56,7 +57,14 @@ const bool chosen = [] {
   return true;
 }();
 
+// PyTorch takes this one apart for a device without a kernel for it, which CUDA has.
+at::Tensor silu_backward(const at::Tensor& gradient, const at::Tensor&) {
+  return at::empty_like(gradient);
+}
+
 }  // namespace
+
+TORCH_LIBRARY_IMPL(aten, CUDA, library) { library.impl("silu_backward", &silu_backward); }
 
 namespace c10::impl {
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)

@@ -69,6 +69,10 @@ def elementwise() -> None:
     y.exp().sum().backward()
 
 
+def activated() -> None:
+    nnf.silu(torch.ones(3, device="cuda").requires_grad_()).sum().backward()
+
+
 def _counted(program: Callable[[], None]) -> dict[str, Any]:
     with counting.device() as counter:
         try:
@@ -80,5 +84,8 @@ def _counted(program: Callable[[], None]) -> dict[str, Any]:
 
 FAULTS = {
     program.__name__: lambda program=program: _counted(program)
-    for program in (unequal, masked, slow, waiting, copying, doubled, mixed, sending, elementwise)
+    for program in (
+        *(unequal, masked, slow, waiting, copying, doubled, mixed, sending, elementwise),
+        activated,
+    )
 }

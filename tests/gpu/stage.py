@@ -87,9 +87,10 @@ def load_untrained(config: RunConfig) -> Backbone:
     class Untrained(family):
         """The family, with parts from their configs."""
 
-        def _part(self, kind: Any, name: str, dtype: torch.dtype | None = None) -> Any:
-            if kind is self.spec.network_class:
-                return empty_base(config, folder, family)
+        def fresh_network(self) -> nn.Module:
+            return empty_base(config, folder, family)
+
+        def _part(self, *_: Any, **__: Any) -> Any:
             with unset_fake_temporarily(), torch.device("meta"):
                 vae, _ = self.spec.empty_vae(self.network, folder, self.config, self.size)
             return on_device(vae)

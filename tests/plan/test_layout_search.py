@@ -11,6 +11,7 @@ from tdmvid.config import load_config
 from tdmvid.plan import layouts as search
 from tdmvid.plan.describe_layouts import describe_layouts
 from tdmvid.plan.devices import DEVICES
+from tdmvid.plan.footprint import Footprint
 from tdmvid.plan.layouts import find_layouts
 from tdmvid.plan.plan import make_plan
 from tdmvid.plan.price import Terms, price_run
@@ -18,6 +19,13 @@ from tdmvid.plan.units import GIB
 
 TERMS = Terms(device=DEVICES["h100"])
 TOTAL = 32
+
+
+def footprint(kept, *, working):
+    """GiB that a graph keeps, and what its backward pass works with."""
+    peak = int((kept + working) * GIB)
+    parts = dict.fromkeys(("before", "forward", "backward", "end"), peak)
+    return Footprint(kept=int(kept * GIB), **parts)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +42,8 @@ def traces(traced):
             traced.calls.network,
             forward_flops=3e14 * micro / sequence,
             backward_flops=6e14 * micro / sequence,
-            saved=40 * GIB * micro // sequence,
-            saved_inputs=2 * GIB * micro // sequence,
-            saved_block=GIB * micro // sequence,
+            plain=footprint(40 * micro / sequence, working=0),
+            checkpointed=footprint(2 * micro / sequence, working=1.5 * micro / sequence),
             exchanged=(sequence - 1) * GIB,
         )
         plans[sequence, micro] = replace(

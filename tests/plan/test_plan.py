@@ -10,7 +10,7 @@ from refusals import refused
 
 from tdmvid.config import load_config
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.plan import PASSING, make_plan
 from tdmvid.plan.remedies import check_fit
 from tdmvid.plan.units import GIB
 from tdmvid.train.trainer import train
@@ -83,7 +83,7 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path, planned):
     """
     made = planned(tiny_run(tmp_path, "ema=0.9"))
     moments, memory = made.moments(), made.memory()
-    passing = memory["activations"] + memory["gradients"]
+    passing = math.fsum(memory.get(name, 0.0) for name in PASSING)
     assert moments["training"] == math.fsum(memory.values()) and moments[
         "making samples"
     ] == moments["training"] - passing + made.pictures(1)
@@ -92,6 +92,7 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path, planned):
         + memory["optimiser"]
         + memory["average"]
         + memory["autoencoder"]
+        + memory["buffers"]
     )
     assert moments["checking the export"] == rest + made.whole + made.pictures(
         1
@@ -105,7 +106,7 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path, planned):
         == memory["frozen weights"]
     )
     assert four["checking the export"] == rest - 3 / 4 * (
-        rest - memory["autoencoder"]
+        rest - memory["autoencoder"] - memory["buffers"]
     ) + made.whole / 4 + made.whole + made.pictures(1)
     assert made.total() == max(moments.values()) == moments[
         made.narrowest
@@ -120,10 +121,10 @@ def test_samples_take_the_guided_teacher_s_calls_and_the_check_all_tokens_on_one
     alone, guided = (
         make_plan(tiny_run(tmp_path, f"objective.cfg={cfg}", prompts)) for cfg in (1, 3)
     )
-    assert guided.pictures(1) == 3 * guided.calls.network.saved_block
+    assert guided.pictures(1) == 3 * guided.calls.network.ungraded
     assert (
         guided.moments()["making samples"] - alone.moments()["making samples"]
-        == 3 * guided.calls.network.saved_block
+        == 3 * guided.calls.network.ungraded
     )
     assert guided.moments()["checking the export"] == alone.moments()["checking the export"]
     shared = make_plan(tiny_run(tmp_path, "parallel.sequence=2", prompts), ranks=2)
