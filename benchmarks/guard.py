@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from tdmvid.distill.objective import build_objective
 from tdmvid.guard.bands import BANDS, SETTINGS, Verdict, judge
 from tdmvid.guard.measures import latent_distance, measure
 from tdmvid.parallel import launch
+from tdmvid.report import plots
 from tdmvid.train.run import Run, build_run
 from tdmvid.train.samples import NotFinite, Part, sample_parts, sample_student
 from tdmvid.train.trainer import micro_batches
@@ -42,6 +44,7 @@ from tdmvid.train.trainer import micro_batches
 EVERY = 10
 """Iterations between two samplings."""
 SHOWN = ("run", "iterations", "left the bands after", "outside at the end", "farthest", "distance")
+PALETTE = ("#2a6fa8", "#cc5a36", "#3a8a63", "#8359ad", "#ab7b16", "#5f6b76", "#b23a6b", "#17695f")
 PATIENCE = 3
 """Failed iterations in a row that end a run, as in training."""
 
@@ -271,6 +274,43 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def draw(folder: Path, path: Path) -> None:
+    """Draw every run's distance over its iterations, on a log scale, as SVG."""
+    found = {name: verdicts(_place(folder, name)) for name in RECIPES if _is_done(folder, name)}
+    steps = sorted({step for run in found.values() for step in run})
+    columns: dict[str, list[float]] = {"step": [float(step) for step in steps]}
+    for name, run in found.items():
+        known = {step: math.log10(max(verdict.distance, 0.01)) for step, verdict in run.items()}
+        columns[f"distance/{name}"] = [known.get(step, math.nan) for step in steps]
+    (panel,) = plots.panels(columns)
+    right, bottom = plots.RIGHT, plots.BOTTOM
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right + 170} {plots.HEIGHT}"'
+        ' font-family="sans-serif" font-size="10"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for y, label in panel.y_ticks:
+        value = f"{10 ** float(label):.2f}"
+        parts.append(
+            f'<path d="M{plots.LEFT} {y:.1f}H{right}" stroke="#ddd"/>'
+            f'<text x="{plots.LEFT - 6}" y="{y + 3:.1f}" text-anchor="end">{value}</text>'
+        )
+    for x, label in panel.x_ticks:
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>')
+    for number, line in enumerate(panel.lines):
+        colour = PALETTE[number % len(PALETTE)]
+        dash = ' stroke-dasharray="4 3"' if not RECIPES[line.name].broken else ""
+        y = plots.TOP + 8 + 14 * number
+        parts.append(
+            f'<path d="{line.raw}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>'
+            f'<text x="{right + 8}" y="{y}" fill="{colour}">{line.name}</text>'
+        )
+    write_text(path, "\n".join([*parts, "</svg>\n"]))
+
+
+def _is_done(folder: Path, name: str) -> bool:
+    return (_place(folder, name) / "done.txt").exists()
+
+
 def main() -> None:
     """Train what is missing, and write a row a run."""
     parser = argparse.ArgumentParser(
@@ -291,14 +331,15 @@ def main() -> None:
         sample_teacher(folder)
     for name, recipe in RECIPES.items():
         own = _place(folder, name)
-        if not (own / "done.txt").exists() and not args.show:
+        if not _is_done(folder, name) and not args.show:
             began = time.process_time()
             train(recipe, own)
             write_text(own / "done.txt", f"{time.process_time() - began:.0f}")
             print(f"{name}: {time.process_time() - began:.0f} s", flush=True)
-        if (own / "done.txt").exists():
+        if _is_done(folder, name):
             rows.append(summary(name, own))
             write_json(args.results, {"machine": machine(torch.device("cpu")), "runs": rows})
+    draw(folder, args.results.with_suffix(".svg"))
     print(table([*SHOWN], [[row[key] for key in SHOWN] for row in rows]))
 
 

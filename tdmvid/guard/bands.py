@@ -171,8 +171,8 @@ _FADED = Cause(
 
 BANDS = {
     "motion": Band(
-        0.4,
-        2.5,
+        0.5,
+        2.0,
         Cause(
             "the videos hardly move",
             "the student has collapsed to stills",
@@ -192,12 +192,12 @@ BANDS = {
         _NOISE,
         floor=0.1,
     ),
-    "contrast": Band(0.5, 2.0, _FADED, _BURNT, floor=0.02),
-    "saturation": Band(0.5, 2.0, _FADED, _BURNT, floor=0.02),
+    "contrast": Band(0.6, 1.6, _FADED, _BURNT, floor=0.02),
+    "saturation": Band(0.6, 1.6, _FADED, _BURNT, floor=0.02),
     "clipped": Band(-1.0, 0.2, None, _BURNT, ratio=False),
     "sharpness": Band(
-        0.4,
-        2.5,
+        0.5,
+        2.0,
         Cause(
             "the samples are blurred",
             "the student was not trained long enough, or the teacher has too little guidance",
@@ -207,8 +207,8 @@ BANDS = {
         floor=0.005,
     ),
     "seeds": Band(
-        0.4,
-        2.5,
+        0.5,
+        2.0,
         Cause(
             "seeds of a prompt look alike",
             "the student has collapsed: its steps are too large, or the fake does not follow it",

@@ -44,6 +44,13 @@ def test_a_ready_config_says_where_its_values_come_from(name):
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, DEMO])
+def test_a_ready_config_states_the_guidance_that_its_guard_compares_with(name):
+    """So that a run with another objective.cfg is noticed."""
+    config = load_config(name)
+    assert config.guard.cfg == config.objective.cfg > 1
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, DEMO])
 def test_a_ready_config_has_prompts_enough(name):
     config = share_batch(load_config(name), 1)
     prompts = len(read_training_prompts(config.prompts))
