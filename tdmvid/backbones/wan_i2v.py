@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 
 from ..config import ClipSize
@@ -97,6 +97,18 @@ class WanImageToVideo(Wan):
     spec, stock_class = WanImageSpec(), WanImageStock
     lora = LoraFiles(pipeline_class)
     takes_images = True
+
+    @property
+    def text(self) -> Any:
+        """The text-to-video pipeline with nothing but the text encoder: it reads prompts alike, and
+        needs no ftfy for it.
+        """
+        if self._text is None:
+            loaded = self.stock.load(*self.spec.components(self.folder), "vae")
+            self._text = WanPipeline(
+                loaded.tokenizer, loaded.text_encoder, vae=None, scheduler=loaded.scheduler
+            )
+        return self._text
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         given = cond[GIVEN].to(x_t.dtype)
