@@ -78,7 +78,8 @@ Common to all of them:
   reach 55 to 60 % of that with all its other kernels.
 * All other kernels read and write what a trace of the network counts, at {memory} of the memory's
   bandwidth; the host starts a kernel in {kernel} us, which binds small networks only.
-  Compiled blocks would move less.
+  Compiled blocks would move less. Wan's root mean square norms are taken apart as on a CPU; a GPU
+  has one kernel for each, so Wan is predicted slower, and its activations larger, than they are.
 * Links and networks carry {link} of their rate. Between nodes all adapters of a node work at once,
   in as many rings. A collective takes {start} us, and {hop} us a step within a node and
   {between} us between nodes, as in NCCL's own table (src/graph/tuning.cc).
