@@ -37,8 +37,9 @@ class PromptConfig:
     """Training prompts, and where their embeddings are cached."""
 
     path: str = ""
-    """A .txt, .jsonl, .csv or .parquet file, the name of a ready list, a generated list
-    (`images:20000`, `videos:5000`), or the hub id of a data set.
+    """A .txt, .jsonl, .csv or .parquet file, a folder of videos or images with captions beside
+    them, the name of a ready list, a generated list (`images:20000`, `videos:5000`), or the hub id
+    of a data set.
     """
     column: str = "prompt"
     image_column: str = "image"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import ClipSize, LogConfig, PromptConfig
 from ..config.resources import find_prompts
+from .captioned import read_captioned
 from .files import short
 from .media import file_inside
 from .prompts import TABLES, read_rows, read_training_prompts
@@ -48,6 +49,9 @@ def read_items(config: PromptConfig, *, images: bool) -> list[Item]:
     if config.images:
         return _made_items(read_training_prompts(config), config)
     path = find_prompts(config.path)
+    if path.is_dir():
+        pairs = read_captioned(path)
+        return [Item(caption, file) for file, caption in pairs[: config.limit or None]]
     if not path.is_file() or path.suffix.lower() not in TABLES:
         raise ValueError(
             f"prompts.path={short(config.path)}: this model starts from an image: give a"

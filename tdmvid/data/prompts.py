@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..config.resources import find_prompts
+from .captioned import read_captioned
 from .files import short
 from .prompt_sets import HubSet, find_set
 
@@ -43,13 +44,16 @@ def read_prompts(
     """The prompts of a .txt, .jsonl, .csv or .parquet file, in order, duplicates kept.
 
     Text has one prompt a line; JSON lines are strings or objects with `column`; tables have
-    `column`; a ready list has a name, e.g. `videos`, a generated one a number too, `videos:5000`,
-    and a data set on the hub its id, of which `part` is streamed up to `limit` prompts (0: all).
+    `column`; a folder of videos or images has captions beside them (a.mp4, a.txt); a ready list has
+    a name, e.g. `videos`, a generated one a number too, `videos:5000`, and a data set on the hub
+    its id, of which `part` is streamed up to `limit` prompts (0: all).
     Space around a prompt is dropped, blank lines are skipped, with `skip_empty` empty values of
     objects and tables too. Raises FileNotFoundError, or ValueError with the file and the line of
     what is wrong.
     """
     path = find_prompts(path)
+    if path.is_dir():
+        return [_checked(caption, str(file)) for file, caption in read_captioned(path)]
     named = find_set(path, part, tuple(_READERS))
     reader = named or _READERS.get(path.suffix.lower())
     if reader is None:

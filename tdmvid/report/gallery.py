@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..data.files import write_json
+from ..data.items import Item, read_images
 from ..data.video import few_frames, write_clips, write_image, write_strip
 from ..diffusion.grid import TimeGrid
 
@@ -38,7 +39,7 @@ def write_gallery(
     student: Column,
     *,
     backbone: Backbone,
-    prompts: list[str],
+    items: Sequence[Item],
 ) -> None:
     """Write videos, a comparison strip, trajectories, and the JSON files that the report reads.
 
@@ -47,8 +48,9 @@ def write_gallery(
         teachers: columns to the left of the student's.
         student: the last column; its trajectory comes first.
         backbone: decodes the latents.
-        prompts: one a sample.
+        items: one a sample; the first frames that were given become the first column.
     """
+    prompts, given = [item.prompt for item in items], _write_given(folder, items, backbone)
     columns, decoded = [], []
     for index, column in enumerate((*teachers, student)):
         videos = backbone.decode(column.latents).cpu()
@@ -61,8 +63,17 @@ def write_gallery(
         _write_trajectory(folder, index, column, backbone)
         for index, column in enumerate((student, *teachers))
     ]
-    write_json(folder / "gallery.json", {"prompts": prompts, "columns": columns})
+    write_json(folder / "gallery.json", {"prompts": prompts, "columns": [*given, *columns]})
     write_json(folder / "trajectories.json", {"prompt": prompts[0], "rows": rows})
+
+
+def _write_given(folder: Path, items: Sequence[Item], backbone: Backbone) -> list[dict]:
+    """Write given first frames as the model got them; return their column, if there are any."""
+    files = [item.image for item in items if item.image is not None]
+    if not files:
+        return []
+    names = write_clips(folder / "given", read_images(files, backbone.size)[:, :, None], 1)
+    return [{"name": "first frame", "nfe": None, "videos": names}]
 
 
 def _write_trajectory(folder: Path, index: int, column: Column, backbone: Backbone) -> dict:

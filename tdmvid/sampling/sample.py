@@ -84,6 +84,11 @@ def sample_videos(
         ValueError: if `out` holds videos of other settings or prompts.
     """
     check_number("batch", batch, OPTIONS["batch"])
+    if backbone.takes_images and any(not shot.image for shot in shots):
+        raise ValueError(
+            f"model={backbone.config.path!r} starts from an image, and prompts alone are to be"
+            " sampled: use `tdmvid sample` with images"
+        )
     digest = hashlib.sha256(repr(shots).encode()).hexdigest()[:16]
     launch.check_same("list of prompts", {"videos": digest})
     settings = _settings(backbone, sampler)

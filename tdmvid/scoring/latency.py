@@ -119,11 +119,18 @@ def stages(
     repeats: int,
 ) -> dict[str, Stage]:
     """Time every stage of one sampler's batch alone; what a stage gives is made once, for the
-    next.
+    next. Given first frames, which are grey here, count as text.
     """
     device, texts = backbone.device, prompts if cfg == 1 else [*prompts, ""]
-    timed = {"text": measure(lambda: backbone.encode_prompts(texts), device, repeats=repeats)}
-    cond = backbone.encode_prompts(prompts).to(device)
+    images = backbone.blank_images(len(prompts)) if backbone.takes_images else None
+
+    def encode() -> None:
+        backbone.encode_prompts(texts)
+        if images is not None:
+            backbone.encode_images(images)
+
+    timed = {"text": measure(encode, device, repeats=repeats)}
+    cond = backbone.encode_items(prompts, images).to(device)
     null = None if cfg == 1 else backbone.encode_prompts([""]).to(device)
     backbone.release_text()
     pipeline = use_student(backbone, student)
@@ -151,8 +158,9 @@ def end_to_end(
 ) -> Stage:
     """Time the stock pipeline's call as a user makes it, from prompts to pictures."""
     pipeline = use_student(backbone, student, whole=True)
+    images = backbone.blank_images(len(prompts)) if backbone.takes_images else None
     return measure(
-        lambda: backbone.stock.videos(pipeline, prompts, steps=steps, cfg=cfg),
+        lambda: backbone.stock.videos(pipeline, prompts, steps=steps, cfg=cfg, images=images),
         backbone.device,
         repeats=repeats,
     )

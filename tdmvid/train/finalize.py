@@ -40,9 +40,9 @@ def finalize(run: Run) -> None:
             try:
                 _export(run, weights, deployed, z)
             finally:  # an export that fails its check leaves all else to look at
-                folder, prompts = run.config.folder, [item.prompt for item in run.gallery_items]
+                folder, items = run.config.folder, run.gallery_items
                 write_gallery(
-                    folder / "gallery", teachers, student, backbone=run.backbone, prompts=prompts
+                    folder / "gallery", teachers, student, backbone=run.backbone, items=items
                 )
                 if verdict := GuardRecord.read(folder).summary():
                     print(verdict)

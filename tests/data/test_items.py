@@ -16,6 +16,7 @@ from tdmvid.data.items import (
     read_images,
     read_items,
 )
+from tdmvid.data.prompts import read_training_prompts
 from tdmvid.data.video import write_image, write_video
 
 PROMPTS = ["a cat", "a dog, asleep"]
@@ -135,3 +136,17 @@ def test_images_are_known_by_their_content(images, tmp_path):
     assert image_digest(tmp_path / "copy.png") == image_digest(images[0]) != image_digest(images[1])
     assert find_images(tmp_path / "stills") == images
     assert find_images(images[1]) == [images[1]]
+
+
+def test_a_folder_of_clips_gives_captions_and_first_frames(tmp_path):
+    for name, value in (("a", 0.5), ("b", -0.5)):
+        video = flat(value, 16, 16)[:, None].expand(3, 3, 16, 16)
+        write_video(tmp_path / "clips" / f"{name}.mp4", video, fps=8)
+        (tmp_path / "clips" / f"{name}.txt").write_text(f"clip {name}\n")
+    config = PromptConfig(path=str(tmp_path / "clips"))
+    found = read_items(config, images=True)
+    assert found == [Item(f"clip {name}", tmp_path / "clips" / f"{name}.mp4") for name in "ab"]
+    assert read_training_prompts(config) == [item.prompt for item in found]
+    (tmp_path / "clips" / "b.txt").write_text(" ")
+    with refused(tmp_path / "clips", "1 of 2", "'b.txt'"):
+        read_items(config, images=True)

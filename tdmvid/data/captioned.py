@@ -1,0 +1,38 @@
+"""A folder of videos or images with captions beside them, as many data sets come: a.mp4, a.txt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .files import short
+from .video import IMAGES, VIDEOS, media_files
+
+
+def read_captioned(folder: Path) -> list[tuple[Path, str]]:
+    """Return the videos and images of a folder and the folders below it, each with its caption.
+
+    Raises:
+        ValueError: the folder has none, or one has no caption.
+    """
+    pairs, lacking = [], []
+    for file in media_files(folder, IMAGES | VIDEOS):
+        text = file.with_suffix(".txt")
+        caption = _read(text) if text.is_file() else ""
+        if caption:
+            pairs.append((file, caption))
+        else:
+            lacking.append(text)
+    if lacking:
+        raise ValueError(
+            f"{folder}: {len(lacking):,} of {len(pairs) + len(lacking):,} videos and images have no"
+            f" caption, e.g. {short(str(lacking[0].relative_to(folder)))} is missing or empty:"
+            " write one .txt file beside each"
+        )
+    return pairs
+
+
+def _read(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8: save the file as UTF-8") from None
