@@ -57,4 +57,4 @@ class RunningMean:
         if means["w"] > 0:  # else all weights are below the smallest number
             self.log += math.log(self.decay + (1 - self.decay) * means["w"])
         share = means["w"] ** 2 / means["w2"] if means["w2"] > 0 else 0.0
-        return [*weights.float().split([len(tilt) for tilt in tilts])], share
+        return list(torch.split(weights.float(), [len(tilt) for tilt in tilts])), share

@@ -140,7 +140,7 @@ class Stream:
             there &= (self.times[grid][:, 1:] >= self.boundary) == high[:, None]
         k = torch.where(there, u, -1.0).argmax(1) + 1
         x, x0 = ended.past.at(k)
-        before = ()
+        before: tuple[Before, ...] = ()
         if self.objective.solver == "dpm++":
             earlier = torch.minimum(k + 1, steps)  # of the first call: itself, which means none
             before = (Before(ended.past.at(earlier)[1], self.times[grid, earlier]),)

@@ -94,7 +94,7 @@ def planned_calls(plan, run, step):
     mean, objective = sum(grid.steps for grid in run.grids) / len(run.grids), run.config.objective
     if objective.rollout == "stream":
         return plan.calls.forwards
-    if objective.rollout == "full":
+    if objective.rollout == "full" or run.config.rewards:  # which finish a rollout that stops
         rollouts = objective.own_trajectories + 1
         return plan.calls.forwards + rollouts * (steps.steps - mean)
     micros = range(run.config.batch.accumulation)
