@@ -94,11 +94,11 @@ class PeftFolder(LoraFiles):
         ordered.save_pretrained(str(folder))
 
     def add(self, pipeline: Any, folder: Path, name: str | None = None) -> None:
-        if isinstance(pipeline.transformer, PeftModel):
-            pipeline.transformer.load_adapter(folder, name)
+        network, adapter = pipeline.transformer, name or "default"  # peft's own name
+        if isinstance(network, PeftModel):
+            network.load_adapter(folder, adapter)
         else:
-            named = {"adapter_name": name} if name else {}
-            pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder, **named)
+            pipeline.transformer = PeftModel.from_pretrained(network, folder, adapter_name=adapter)
 
     def use(self, pipeline: Any, scales: Mapping[str, float]) -> None:
         pipeline.transformer.base_model.set_adapter(list(scales))
