@@ -178,7 +178,7 @@ def main() -> None:
         "reserved_gib": found.reserved / GIB,
         "planned_gib": planned_peak(plan) / GIB,
         "activations_gib": found.kept / GIB,
-        "planned_activations_gib": plan.memory()["activations"] / GIB,
+        "planned_activations_gib": plan.activations(plan.checkpointing) / GIB,
     }
     if world.primary:
         print_result(plan, result)

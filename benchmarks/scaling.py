@@ -8,10 +8,10 @@ A small CogVideoX with random weights is measured, a few minutes on one core; `-
 out the last rows, which take two processes (gloo).
 
 Work, activations and bytes sent are measured over planned: 1 is a formula that holds. Peak is of
-all tensors alive at once beyond those that stay (networks, optimiser), over the planned activations
-and gradients; of several ranks it is not compared, since the profiler does not see what gloo's
-threads free. Seconds are compared by their ratio to planned work, as a share of the first row's:
-above 1, a FLOP costs more there.
+all tensors alive at once beyond those that stay (networks, optimiser), over the planned
+activations, working memory and gradients; of several ranks it is not compared, since the profiler
+does not see what gloo's threads free. Seconds are compared by their ratio to planned work, as a
+share of the first row's: above 1, a FLOP costs more there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.cost import ATTENTION_ON_A_CPU
-from tdmvid.plan.plan import Plan, make_plan
+from tdmvid.plan.plan import PASSING, Plan, make_plan
 
 BASE = [
     "grid.kind=uniform",
@@ -190,8 +190,8 @@ def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> l
         plan.tokens.count,
         f"{plan.calls.forwards:g}F {plan.calls.backwards}B",
         over("flops", plan.flops()),
-        "-" if plan.checkpointing else over("kept", memory["activations"]),
-        "-" if plan.ranks > 1 else over("peak", memory["activations"] + memory["gradients"]),
+        "-" if plan.checkpointing else over("kept", plan.activations(False)),
+        "-" if plan.ranks > 1 else over("peak", sum(memory.get(name, 0.0) for name in PASSING)),
         over("tokens", traffic.get("tokens")),
         over("weights", traffic.get("weights")),
         over("trained", sum(traffic.get(key, 0.0) for key in ("gradients", "updated weights"))),

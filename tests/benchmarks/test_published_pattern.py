@@ -134,7 +134,7 @@ def test_the_work_of_an_iteration_is_the_planned_one(tiny, checkpointing):
     # a checkpointed block's last product, of which no gradient has need, is not made again
     assert measured["flops"] == pytest.approx(plan.flops(), rel=0.03 if checkpointing else 0.02)
     if not checkpointing:
-        assert measured["kept"] == pytest.approx(plan.memory()["activations"], rel=0.05)
+        assert measured["kept"] == pytest.approx(plan.activations(False), rel=0.05)
 
 
 @pytest.mark.slow
