@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from .ranges import ranges_of
 from .rules import Rule, check_rules
@@ -71,57 +71,50 @@ class RewardConfig:
         check_rules(self, RULES)
 
 
-def reward_rules() -> tuple[Rule, ...]:
-    """Return the rules between a run and its rewards."""
-
-    def rewarded(broken: Any) -> Any:
-        return lambda run: run.rewards and broken(run)
-
-    return (
-        Rule(
-            rewarded(lambda run: run.objective.kind == "gan"),
-            "objective.kind",
-            "has an adversarial term, which pulls back to the law of real clips without the reward:"
-            " use kind 'tdm', or no rewards",
+REWARD_RULES = (
+    Rule(
+        lambda run: run.rewards and run.objective.kind == "gan",
+        "objective.kind",
+        "has an adversarial term, which pulls back to the law of real clips without the reward: use"
+        " kind 'tdm', or no rewards",
+    ),
+    Rule(
+        lambda run: run.rewards and run.objective.through_scores,
+        "objective.kind",
+        "needs a fake that is the student's own score, and rewards move it away: use kind 'tdm', or"
+        " no rewards",
+    ),
+    Rule(
+        lambda run: run.rewards and run.objective.kind == "dmd2",
+        "objective.kind",
+        "compares predictions of all steps at all times, and a reward is known of finished samples:"
+        " use kind 'tdm', or no rewards",
+    ),
+    Rule(
+        lambda run: run.rewards and "fake" not in run.objective.roles,
+        "objective.kind",
+        "has no fake, through which rewards enter: use kind 'tdm', or no rewards",
+    ),
+    Rule(
+        lambda run: (
+            run.rewards and run.objective.rollout == "stream" and run.objective.draws == "shared"
         ),
-        Rule(
-            rewarded(lambda run: run.objective.through_scores),
-            "objective.kind",
-            "needs a fake that is the student's own score, and rewards move it away: use kind"
-            " 'tdm', or no rewards",
+        "objective.draws",
+        "has nothing to share where rewards teach the fake on trajectories that have ended"
+        " (rollout={objective.rollout}): use draws='own', or no rewards",
+    ),
+    Rule(
+        lambda run: (
+            run.rewards and run.objective.rollout == "stream" and run.objective.own_trajectories > 0
         ),
-        Rule(
-            rewarded(lambda run: run.objective.kind == "dmd2"),
-            "objective.kind",
-            "compares predictions of all steps at all times, and a reward is known of finished"
-            " samples: use kind 'tdm', or no rewards",
-        ),
-        Rule(
-            rewarded(lambda run: "fake" not in run.objective.roles),
-            "objective.kind",
-            "has no fake, through which rewards enter: use kind 'tdm', or no rewards",
-        ),
-        Rule(
-            rewarded(
-                lambda run: run.objective.rollout == "stream" and run.objective.draws == "shared"
-            ),
-            "objective.draws",
-            "has nothing to share where rewards teach the fake on trajectories that have ended"
-            " (rollout={objective.rollout}): use draws='own', or no rewards",
-        ),
-        Rule(
-            rewarded(
-                lambda run: run.objective.rollout == "stream" and run.objective.own_trajectories > 0
-            ),
-            "objective.fake_trajectories",
-            "has no ended trajectories for the updates of its own with rollout="
-            "{objective.rollout} and rewards: use 'same'",
-        ),
-        Rule(
-            rewarded(
-                lambda run: len({reward.function for reward in run.rewards}) < len(run.rewards)
-            ),
-            "rewards",
-            "lists a function twice: add their strengths",
-        ),
-    )
+        "objective.fake_updates",
+        "has no ended trajectories for the updates of its own with rollout={objective.rollout} and"
+        " rewards: use fake_trajectories='same', or fake_updates=1",
+    ),
+    Rule(
+        lambda run: len({reward.function for reward in run.rewards}) < len(run.rewards),
+        "rewards",
+        "lists a function twice: add their strengths",
+    ),
+)
+"""Rules between a run and its rewards."""

@@ -17,7 +17,7 @@ from .objectives import ObjectiveSettings, TDMSettings
 from .optim import OptimConfig
 from .parallel import ParallelConfig
 from .ranges import top_ranges
-from .rewards import RewardConfig, reward_rules
+from .rewards import REWARD_RULES, RewardConfig
 from .rules import Rule, check_rules
 
 NAME_BYTES = 200
@@ -83,7 +83,6 @@ RULES = (
         " iterations, or select 'last'",
     ),
 )
-REWARD_RULES = reward_rules()
 QUANTIZE_RULES = (
     Rule(
         lambda run: not run.trains_lora,

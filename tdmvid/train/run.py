@@ -141,33 +141,20 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     check_machine(config, world)
     check_rewards(config)
     backbone = load_teacher(config.model, config.video, device=world.device)
-    process, objective = backbone.process, config.objective
-    split = backbone.spec.read_split(backbone.folder)
-    check_teacher(config, experts=split is not None)
-    boundary = split.time if split else 0.0
-    grid, grids = (
-        build_grid(config.grid, process, boundary),
-        build_grids(config.grid, process, objective.step_set, boundary),
-    )
-    reference_grid(config, process)  # what the end of the run needs is refused at its start
+    boundary = _boundary(config, backbone)
+    grid, grids = _grids(config, backbone, boundary)
     started = replace(config, init="") if resumed else config
     check_student(started, backbone)  # before anything is encoded
     conditions, items = prepare_embeddings(config, backbone, world)
     shown = gallery_items(config.log, items, takes_images=backbone.takes_images)
-    adversarial = "discriminator" in objective.roles
+    adversarial = "discriminator" in config.objective.roles
     real = prepare_latents(config, backbone, world) if adversarial else None
-    null, gallery, empty = (
-        cond.to(world.device)
-        for cond in (
-            conditions.of_prompts([config.prompts.negative]),
-            conditions.get(shown),
-            conditions.blank(),
-        )
-    )
+    null = conditions.of_prompts([config.prompts.negative]).to(world.device)
+    gallery = conditions.get(shown).to(world.device)
     quantized = config.model.quantize != "none"
     rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None
     engines, teacher = build_engines(started, world, backbone)
-    networks = _networks(backbone, engines, teacher, empty)
+    networks = _networks(backbone, engines, teacher, conditions.blank().to(world.device))
     streams = Streams(config.seed, world.device)
 
     def conds(indices: list[int]) -> Cond:
@@ -175,10 +162,8 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
 
     order = PromptOrder(len(items), config.seed)
     stream = build_stream(config, world, streams, grids, backbone.latent_shape())
-    rewards = None
-    if config.rewards:
-        texts = [item.prompt for item in items]
-        rewards = Rewards(config, world, streams, backbone.decode, conds, texts, order, stream)
+    texts = [item.prompt for item in items]
+    rewards = Rewards(config, world, streams, backbone.decode, conds, texts, order, stream)
     return Run(
         config=config,
         world=world,
@@ -197,9 +182,28 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         gallery=gallery,
         real_digest=digest("clips", real.known) if real else "",
         stream=stream,
-        rewards=rewards,
+        rewards=rewards if config.rewards else None,
         rounding=rounding,
     )
+
+
+def _boundary(config: RunConfig, backbone: Backbone) -> float:
+    """The time from which a teacher of two experts calls the first; 0 for one network."""
+    split = backbone.spec.read_split(backbone.folder)
+    check_teacher(config, experts=split is not None)
+    return split.time if split else 0.0
+
+
+def _grids(
+    config: RunConfig, backbone: Backbone, boundary: float
+) -> tuple[TimeGrid, tuple[TimeGrid, ...]]:
+    """The grid of samples, and those of training; that of long samples is checked too, because the
+    end of the run needs it.
+    """
+    process, step_set = backbone.process, config.objective.step_set
+    grid = build_grid(config.grid, process, boundary)
+    reference_grid(config, process)
+    return grid, build_grids(config.grid, process, step_set, boundary)
 
 
 def build_stream(

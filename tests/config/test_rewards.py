@@ -1,0 +1,63 @@
+"""What rewards are refused with, and by which setting."""
+
+import json
+
+import pytest
+from refusals import refused
+
+from tdmvid.config import load_config
+
+MOTION = {"function": "motion"}
+
+
+def run(*rewards, **objective):
+    changes = [f"objective.{name}={value}" for name, value in objective.items()]
+    return load_config("shapes_4nfe", [f"rewards={json.dumps(rewards)}", *changes])
+
+
+@pytest.mark.parametrize("rollout", ["stop", "full", "stream"])
+def test_tdm_takes_rewards_with_any_rollout(rollout):
+    [reward] = run(MOTION, rollout=rollout).rewards
+    assert reward.function == "motion" and reward.strength == 1.0
+
+
+@pytest.mark.parametrize(
+    "objective, facts",
+    [
+        ({"kind": "gan"}, ["objective.kind='gan'", "tdm"]),
+        ({"kind": "dmd2"}, ["objective.kind='dmd2'", "tdm"]),
+        ({"kind": "fisher", "fake_weight": "snr"}, ["objective.kind='fisher'", "tdm"]),
+        ({"rollout": "stream", "draws": "shared"}, ["objective.draws='shared'", "own"]),
+        (
+            {"rollout": "stream", "fake_updates": 3, "fake_trajectories": "fresh"},
+            ["objective.fake_updates=3", "same"],
+        ),
+    ],
+)
+def test_what_no_reward_can_reach_is_refused(objective, facts):
+    assert not run(**objective).rewards
+    with refused(*facts):
+        run(MOTION, **objective)
+
+
+@pytest.mark.parametrize(
+    "changes, facts",
+    [
+        ({"function": ""}, ["rewards[0].function=''", "package.module:name"]),
+        ({"strength": 0}, ["rewards[0].strength=0.0"]),
+        ({"strength": 5000}, ["rewards[0].strength=5000.0", "1,000"]),
+        ({"timeout": 3}, ["rewards[0].timeout=3.0", "own"]),
+        ({"device": "cuda:1"}, ["rewards[0].device='cuda:1'", "own"]),
+        ({"input": "latents", "process": "own"}, ["rewards[0].process='own'", "samples"]),
+        ({"deviation_samples": 1}, ["rewards[0].deviation_samples=1"]),
+        ({"strenght": 1}, ["rewards[0].strenght", "strength"]),
+    ],
+)
+def test_a_wrong_setting_of_a_reward_is_refused_by_its_place(changes, facts):
+    with refused(*facts):
+        run(MOTION | changes)
+
+
+def test_a_function_is_listed_once():
+    with refused("rewards", "strengths"):
+        run(MOTION, MOTION | {"strength": 2})
