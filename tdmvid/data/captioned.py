@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from .files import short
-from .video import IMAGES, VIDEOS, media_files
+from .video import IMAGES, VIDEOS, media_files, split_files
+
+
+def holds_media(folder: Path) -> bool:
+    """Return whether a folder, or one below it, has videos or images."""
+    return bool(split_files(folder, IMAGES | VIDEOS)[0])
 
 
 def read_captioned(folder: Path) -> list[tuple[Path, str]]:

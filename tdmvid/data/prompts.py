@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..config.resources import find_prompts
-from .captioned import read_captioned
+from .captioned import holds_media, read_captioned
 from .files import short
 from .prompt_sets import HubSet, find_set
 
@@ -52,9 +52,9 @@ def read_prompts(
     what is wrong.
     """
     path = find_prompts(path)
-    if path.is_dir():
-        return [_checked(caption, str(file)) for file, caption in read_captioned(path)]
     named = find_set(path, part, tuple(_READERS))
+    if path.is_dir() and not (named and not holds_media(path)):  # it may be called like a set
+        return [_checked(caption, str(file)) for file, caption in read_captioned(path)]
     reader = named or _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(

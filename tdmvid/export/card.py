@@ -261,11 +261,9 @@ def _recipe(config: dict) -> list[str]:
     } | data  # without the paths of one machine
     if shown.get("init"):
         shown["init"] = _place(shown["init"])
-    shown["model"] = shown["model"] | {
-        "adapters": [
-            one | {"path": _place(one["path"])} for one in shown["model"].get("adapters", ())
-        ]
-    }
+    if adapters := shown.get("model", {}).get("adapters"):
+        placed = [one | {"path": _place(one["path"])} for one in adapters]
+        shown["model"] = shown["model"] | {"adapters": placed}
     return [
         "## Training",
         (

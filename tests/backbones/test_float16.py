@@ -39,7 +39,10 @@ def whole_call(name, folder, dtype):
     """Return the pictures of a whole stock pipeline around a backbone, 0 ... 255."""
     backbone = load_backbone(ModelConfig(path=str(folder), dtype=dtype), BUILDERS[name].SIZE)
     torch.manual_seed(1)
-    made = backbone.stock.videos(use_student(backbone, None, whole=True), PROMPTS, steps=2, cfg=2.0)
+    images = backbone.blank_images(len(PROMPTS)) if backbone.takes_images else None
+    made = backbone.stock.videos(
+        use_student(backbone, None, whole=True), PROMPTS, steps=2, cfg=2.0, images=images
+    )
     latents = torch.randn(1, *backbone.latent_shape(), generator=torch.Generator().manual_seed(2))
     assert backbone.decode(latents).isfinite().all()
     return np.stack([np.asarray(one, dtype=np.float32) for one in made])

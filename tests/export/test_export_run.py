@@ -17,6 +17,7 @@ from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tdmvid.adapters.teacher import load_teacher
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.cli.export import default_name
@@ -38,8 +39,8 @@ def test_the_base_waits_in_host_memory_while_another_is_checked(
 ):
     held, call = [], checking._compare
     monkeypatch.setattr(
-        "tdmvid.export.sources.load_backbone",
-        lambda *args, **named: held.append(load_backbone(*args, **named)) or held[0],
+        "tdmvid.export.sources.load_teacher",
+        lambda *args, **named: held.append(load_teacher(*args, **named)) or held[0],
     )
 
     def size():
