@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .objectives import TDMSettings
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
@@ -85,10 +86,14 @@ REWARD_RULES = (
         " no rewards",
     ),
     Rule(
-        lambda run: run.rewards and run.objective.kind == "dmd2",
-        "objective.kind",
+        lambda run: (
+            run.rewards
+            and isinstance(run.objective, TDMSettings)
+            and run.objective.segments == "everywhere"
+        ),
+        "objective.segments",
         "compares predictions of all steps at all times, and a reward is known of finished samples:"
-        " use kind 'tdm', or no rewards",
+        " use segments='separate', or no rewards",
     ),
     Rule(
         lambda run: run.rewards and "fake" not in run.objective.roles,
@@ -109,7 +114,7 @@ REWARD_RULES = (
         ),
         "objective.fake_updates",
         "has no ended trajectories for the updates of its own with rollout={objective.rollout} and"
-        " rewards: use fake_trajectories='same', or fake_updates=1",
+        " rewards: use fake_trajectories='same'",
     ),
     Rule(
         lambda run: len({reward.function for reward in run.rewards}) < len(run.rewards),

@@ -50,11 +50,17 @@ class RunningMean:
         all_tilts = torch.cat([tilt.double() for tilt in tilts])
         if self.log is None:
             middle = self.over_ranks({"tilt": float(all_tilts.mean())})["tilt"]
-            spread = self.over_ranks({"w": float((middle - all_tilts).exp().mean())})["w"]
+            spread = self.over_ranks({"w": float(_exp(middle - all_tilts).mean())})["w"]
             self.log = math.log(spread) - middle
-        weights = (-all_tilts - self.log).exp()
+        weights = _exp(-all_tilts - self.log)
         means = self.over_ranks({"w": float(weights.mean()), "w2": float(weights.square().mean())})
-        if means["w"] > 0:  # else all weights are below the smallest number
-            self.log += math.log(self.decay + (1 - self.decay) * means["w"])
+        # An outlier at most doubles the mean: divided by it, all later weights would vanish.
+        heard = min(means["w"], 1 / (1 - self.decay))
+        self.log += math.log(self.decay + (1 - self.decay) * heard)
         share = means["w"] ** 2 / means["w2"] if means["w2"] > 0 else 0.0
         return list(torch.split(weights.float(), [len(tilt) for tilt in tilts])), share
+
+
+def _exp(log: Tensor) -> Tensor:
+    """Return the exponential, of what a float64 and its square can hold."""
+    return log.clamp(max=300.0).exp()

@@ -124,6 +124,16 @@ class Stream:
         """Return the trajectories of a micro-batch, at s_k."""
         return self._path(self.states[micro], cond, number)
 
+    def past_share(self, micro: int) -> Tensor:
+        """Return by how much each slot's last ended trajectory is to count for its K, [B].
+
+        A slot starts K with a probability in 1 / K, and the last one stays for as long as the next
+        takes: without this the fake would learn of a large K less often than the student.
+        """
+        inverse = torch.tensor([1 / count for count in self.steps], device=self.streams.device)
+        grid = torch.tensor(self.ended[micro].grid, device=self.streams.device)
+        return self.steps_of[grid] * inverse.mean()
+
     def past(self, step: int, micro: int, cond: Cond) -> tuple[Trajectory, Tensor]:
         """Return a state of each slot's last ended trajectory, at a k that is drawn, and the clean
         prediction there; cond: of its prompts.

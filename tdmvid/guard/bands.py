@@ -51,6 +51,8 @@ class Band:
         """Return how far a relative measure is from the teacher's: 0 there, 1 at an end of the
         band.
         """
+        if not math.isfinite(relative):
+            return FAR
         if self.ratio:
             end = self.high if relative > 1 else self.low
             return min(abs(math.log(max(relative, 1e-9)) / math.log(end)), FAR)
@@ -252,6 +254,7 @@ BANDS = {
             "objective.cfg was changed",
             "lower objective.cfg, or set guard.cfg to it if this is meant",
         ),
+        floor=1e-6,
     ),
 }
 """Measure -> its band. "latents" is guard.measures.latent_distance, 0 for the teacher."""

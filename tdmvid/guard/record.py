@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -68,6 +69,10 @@ class GuardRecord:
     def best(self) -> int:
         """The iterations of the student that was closest to its teacher; 0 without a check."""
         return min(self.checks, key=lambda check: check.badness).step if self.checks else 0
+
+    def best_of(self, steps: Collection[int]) -> int:
+        """Return the iterations of the closest student among those; 0 if none was compared."""
+        return GuardRecord(tuple(check for check in self.checks if check.step in steps)).best
 
     def open_measures(self) -> set[str]:
         """Return the measures that the last check found outside of their bands."""

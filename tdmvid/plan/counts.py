@@ -208,7 +208,10 @@ def rest_of_rollouts(config: RunConfig, steps: float) -> float:
     """Return the mean calls by which a rollout of K steps is finished, for a reward to see."""
     if not config.rewards:
         return 0.0
-    return {"full": 1.0, "stop": (steps - 1) / 2, "stream": 0.0}[config.objective.rollout]
+    # one graph at a time: with joint updates the call at the rollout's end is made twice
+    again = config.objective.updates == "joint" and config.batch.accumulation > 1
+    rest = {"full": 1.0, "stop": (steps - 1) / 2 + again, "stream": 0.0}
+    return rest[config.objective.rollout]
 
 
 def graded_twice(config: RunConfig) -> bool:

@@ -171,7 +171,9 @@ def _badges(record: GuardRecord, lora: dict | None, scores: dict | None) -> Iter
     if check := record.exported_check():
         count = len(check.findings)
         found = "looks like its teacher" if not count else f"{count} measures off the teacher's"
-        yield Badge(not count, f"guard: {found}")
+        compared = record.exported in (0, check.step)
+        late = "" if compared else f" after {check.step:,} iterations; the exported one was not"
+        yield Badge(compared and not count, f"guard: {found}{late}")
     if lora:
         yield Badge(lora["passed"], "export reloaded in the stock pipeline")
     if scores and scores["checks"]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import math
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
-from multiprocessing.pool import Pool
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy
@@ -66,7 +68,7 @@ class Scorer:
         self.mean: float | None = None
         """Of the rewards of the last batch with any."""
         self._function = find_function(config.function)
-        self._pool: Pool | None = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the reward of each sample: [B], float64 on the host.
@@ -81,8 +83,10 @@ class Scorer:
         try:
             values = _checked(self._call(samples, list(prompts)), len(prompts))
         except Exception as error:
-            if self.config.on_failure == "stop" or self.mean is None:
+            if self.config.on_failure == "stop":
                 raise RewardFailed(self._message(error)) from error
+            if self.mean is None:
+                raise RewardFailed(self._message(error, first=True)) from error
             values = torch.full((len(prompts),), math.nan, dtype=torch.float64)
         known = values[values.isfinite()]
         if len(known) < len(values):
@@ -92,38 +96,59 @@ class Scorer:
         if len(known):
             self.mean = float(known.mean())
         elif self.mean is None:
-            raise RewardFailed(self._message("it returned no finite number"))
+            raise RewardFailed(self._message("it returned no finite number", first=True))
         return torch.where(values.isfinite(), values, self.mean)
 
     def close(self) -> None:
         """End the process of the function, if it has one."""
         if self._pool is not None:
-            self._pool.terminate()
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()  # it may be in a call that does not end
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
     def _call(self, samples: Tensor, prompts: list[str]) -> Any:
         if self.config.process == "main":
             with torch.no_grad():
                 return self._function(samples, prompts)
-        if self._pool is None:
-            self._pool = multiprocessing.get_context("spawn").Pool(1)
-        work = self.config.function, samples.float().cpu().numpy(), prompts, self.config.device
         try:
-            return _in_own_process(self._pool, work, self.config.timeout)
-        except multiprocessing.TimeoutError:
+            pool = self._start()
+            array, device = samples.float().cpu().numpy(), self.config.device
+            call = pool.submit(_serve, self.config.function, array, prompts, device)
+            return call.result(self.config.timeout or None)
+        except TimeoutError:
             self.close()
             raise TimeoutError(f"it took more than {self.config.timeout:g} s") from None
+        except BrokenProcessPool:
+            self.close()
+            raise RuntimeError("its process has ended") from None
 
-    def _message(self, error: Exception | str) -> str:
+    def _start(self) -> ProcessPoolExecutor:
+        """The process of the function, which has imported it: a timeout is of calls alone."""
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_ignore_interrupts)
+            self._pool.submit(_import, self.config.function).result()
+        return self._pool
+
+    def _message(self, error: Exception | str, *, first: bool = False) -> str:
         what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"[:200]
-        return (
-            f"rewards.function={self.config.function!r} failed ({what}): mend it, or set its"
-            " on_failure='mean' to count such samples as the mean of their batch"
+        remedy = (
+            "mend it: no sample has had a reward yet, so there is no mean"
+            if first
+            else "mend it, or set its on_failure='mean' to count such samples as the mean of their"
+            " batch"
         )
+        return f"rewards.function={self.config.function!r} failed ({what}): {remedy}"
 
 
-def _in_own_process(pool: Pool, work: tuple[Any, ...], timeout: float) -> Any:
-    return pool.apply_async(_serve, work).get(timeout or None)
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the run, which stops when its iteration is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _import(name: str) -> None:
+    find_function(name)
 
 
 def _serve(name: str, samples: numpy.ndarray, prompts: list[str], device: str) -> list[float]:

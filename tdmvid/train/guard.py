@@ -27,7 +27,7 @@ from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
 from ..guard.bands import NOT_FINITE, Verdict, judge
 from ..guard.measures import latent_distance, measure
-from ..guard.record import GuardRecord
+from ..guard.record import GUARD, GuardRecord
 from ..parallel import launch
 from ..report.page import write_report
 from ..roles.guidance import guide
@@ -75,6 +75,7 @@ class Guard:
     def __init__(self, run: Run, start: int):
         self.run = run
         self.record = GuardRecord.read(run.config.folder).until(start)
+        self._kept = (run.config.folder / GUARD).is_file()
         self._reference: Reference | None = None
         self._prepared = False
 
@@ -100,7 +101,7 @@ class Guard:
 
     def note_exported(self, step: int) -> None:
         """Note which student the end of the run exports, by its iterations."""
-        if self.run.world.primary and self.record.checks:
+        if self.run.world.primary and (self.record.checks or self._kept):
             self.record = replace(self.record, exported=step)
             self.record.write(self.run.config.folder)
 

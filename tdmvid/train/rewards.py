@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import RunConfig, global_batch
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
@@ -86,9 +86,23 @@ class Rewards:
             objective = build_objective(self.config.objective)
             if objective.conditioned_on_steps:
                 cond = cond.with_step_count(grid.steps, each, device)
-            found = sample(student, z, cond, grid, solver=objective.solver, generator=noise)
-            variances += self._score(found, [self.prompts[index]] * each).var(0)
-        deviations = (variances / prompts).sqrt().tolist()
+            micro = self.config.batch.micro
+            found = [
+                self._score(
+                    sample(
+                        student,
+                        z[rows],
+                        cond.rows(rows),
+                        grid,
+                        solver=objective.solver,
+                        generator=noise,
+                    ),
+                    [self.prompts[index]] * len(z[rows]),
+                )
+                for rows in (slice(first, first + micro) for first in range(0, each, micro))
+            ]
+            variances += torch.cat(found).var(0)
+        deviations = launch.broadcast_from_rank0((variances / prompts).sqrt().tolist())
         for i in wanted:
             self.scale[i] = max(deviations[i], rewards[i].floor)
 
@@ -145,9 +159,11 @@ class Rewards:
                 self._past(step, micro, weight, calls[micro].roles)
                 for micro, weight in enumerate(weights)
             ]
+        # one graph at a time, where each micro-batch takes all its turns before the next
+        known = self.config.objective.rollout == "stop" and not (len(calls) > 1 and calls[0].keep)
         found = [
             self._score(
-                self._finished(step, grid, number, micro, call),
+                self._finished(step, grid, number, micro, call, known=known),
                 [self.prompts[index] for index in chosen],
             )
             for micro, (call, chosen) in enumerate(zip(calls, indices))
@@ -162,20 +178,21 @@ class Rewards:
         positions = self.stream.ended[micro].position
         cond = self.conds([self.order.at(position) for position in positions])
         path, x0 = self.stream.past(step, micro, cond)
-        return GradedPath.of_past(path, x0, weight, roles)
+        return GradedPath.of_past(path, x0, weight * self.stream.past_share(micro), roles)
 
     def _finished(
-        self, step: int, grid: TimeGrid, number: int, micro: int, call: GradedPath
+        self, step: int, grid: TimeGrid, number: int, micro: int, call: GradedPath, *, known: bool
     ) -> Tensor:
-        """The finished samples of a micro-batch's rollout."""
+        """The finished samples of a micro-batch's rollout; known: whether the call that its turn
+        makes at the rollout's end is made now, and kept.
+        """
         objective, first = build_objective(self.config.objective), self._first_stream()
         place = Place(step, micro, first + micro, number)
-        stops = objective.rollout == "stop"  # where the student is called for its turn anyway
         return finish(
             call.roles.student,
             call.path,
             grid,
-            x0_hat=call.x0_hat(graded=False) if stops else None,
+            x0_hat=call.x0_hat(graded=False) if known else None,
             solver=objective.solver,
             generator=self.streams.generator(step, place.name("finish"), place.stream),
         )
@@ -206,7 +223,8 @@ class Rewards:
         return [weight.to(self.streams.device) for weight in weights]
 
     def _warn(self, share: float, step: int) -> None:
-        if share >= LOW_SHARE or self.warned or not self.world.primary:
+        samples = global_batch(self.config.batch, self.world.data_size)
+        if share >= max(LOW_SHARE, 1.5 / samples) or self.warned or not self.world.primary:
             return
         self.warned = True
         print(
@@ -221,16 +239,18 @@ class Rewards:
 
         The ranks that share a sequence take those of the first.
         """
-        samples = None
-        columns = []
-        for scorer in self.scorers:
-            if scorer.config.input == "latents":
-                columns.append(scorer(latents, prompts))
-                continue
-            if samples is None:
-                samples = self.decode(latents)
-            columns.append(scorer(samples, prompts))
-        return launch.first_of_sequence(self.world, torch.stack(columns, dim=1))
+        finite = latents.flatten(1).isfinite().all(1).cpu()
+        rewards = torch.zeros(len(latents), len(self.scorers), dtype=torch.float64)
+        if finite.any():  # the others fail the iteration, and have no reward
+            known = latents[finite.to(latents.device)]
+            texts = [prompt for prompt, fine in zip(prompts, finite.tolist()) if fine]
+            inputs = {"latents": known}
+            if any(scorer.config.input == "samples" for scorer in self.scorers):
+                inputs["samples"] = self.decode(known)
+            columns = [scorer(inputs[scorer.config.input], texts) for scorer in self.scorers]
+            rewards[finite] = torch.stack(columns, dim=1)
+            rewards[~finite] = rewards[finite].mean(0)
+        return launch.first_of_sequence(self.world, rewards)
 
 
 def check_rewards(config: RunConfig) -> None:

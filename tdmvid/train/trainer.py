@@ -231,7 +231,8 @@ def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
     """Load the student that the end of the run exports, if that is not the last one."""
     chosen = run.config.steps
     if run.config.export.select == "best":
-        chosen = launch.broadcast_from_rank0(guard.record.best)
+        kept = {step for step in checkpoints.steps() if step <= chosen}
+        chosen = launch.broadcast_from_rank0(guard.record.best_of(kept) or chosen)
     if chosen != run.config.steps:
         path = whole(step_folder(checkpoints.folder, chosen), part="student")
         run.engines["student"].load(path / "student")

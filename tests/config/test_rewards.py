@@ -25,7 +25,11 @@ def test_tdm_takes_rewards_with_any_rollout(rollout):
     "objective, facts",
     [
         ({"kind": "gan"}, ["objective.kind='gan'", "tdm"]),
-        ({"kind": "dmd2"}, ["objective.kind='dmd2'", "tdm"]),
+        ({"kind": "dmd2"}, ["objective.segments='everywhere'", "separate"]),
+        (
+            {"match": "clean", "segments": "everywhere"},
+            ["objective.segments='everywhere'", "separate"],
+        ),
         ({"kind": "fisher", "fake_weight": "snr"}, ["objective.kind='fisher'", "tdm"]),
         ({"rollout": "stream", "draws": "shared"}, ["objective.draws='shared'", "own"]),
         (

@@ -1,6 +1,7 @@
 """A reward through the fake alone: exp(-tilt) weighs what the fake learns from."""
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -102,6 +103,14 @@ def test_ranks_divide_by_the_mean_of_the_global_batch():
         assert [rank[step][1] for rank in ranks] == pytest.approx([share, share])
 
 
+def test_an_outlier_at_most_doubles_the_divisor():
+    mean, plain = RunningMean(dict), torch.zeros(16)
+    mean.weigh([plain])
+    mean.weigh([torch.tensor([-15.0, *[0.0] * 15])])
+    [weights], _ = mean.weigh([plain])
+    assert float(weights.min()) > 0.49
+
+
 def test_weights_of_extreme_tilts_are_finite():
     for scale in (1e3, -1e3):
         mean = RunningMean(dict)
@@ -163,6 +172,21 @@ def test_with_two_experts_the_fake_learns_on_the_student_s_side_of_the_boundary(
         assert ((past.upper >= 0.6) == high).all()
         sides |= {(high, float(upper)) for upper in past.upper}
     assert sides == {(True, 1.0), (True, 0.75), (False, 0.5), (False, 0.25)}
+
+
+def test_the_fake_learns_of_each_number_of_steps_as_often_as_the_student():
+    """A slot starts K with a probability in 1 / K; what has ended is counted by K."""
+    steps, counted = (1, 2, 4), Counter()
+    grids = [uniform(count, PROCESS) for count in steps]
+    slots = stream(TDM(rollout="stream", step_set=steps), grids, batch=64, rewards=1)
+    for _ in range(60):
+        walk(slots, 1)
+        for grid, share in zip(slots.ended[0].grid, slots.past_share(0).tolist()):
+            counted[grid] += share
+    total = sum(counted.values())
+    assert total / 60 / 64 == pytest.approx(1, abs=0.1)
+    for grid in range(3):
+        assert counted[grid] / total == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_a_trajectory_keeps_its_prompt_when_its_slot_goes_on_with_another():

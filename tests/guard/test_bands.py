@@ -84,6 +84,16 @@ def test_a_teacher_that_does_not_move_is_not_divided_by():
     assert [one.measure for one in judge(TEACHER, still).findings] == ["motion"]
 
 
+@pytest.mark.parametrize("name", sorted(set(BANDS) & set(TEACHER)))
+def test_a_measure_that_is_no_number_is_outside_of_its_band(name):
+    found = judge(TEACHER | {name: float("nan")}, TEACHER).findings
+    assert [one.measure for one in found] == [name]
+
+
+def test_no_guidance_beside_none_is_no_finding():
+    assert not judge({"guidance": 0.0}, {"guidance": 0.0}).findings
+
+
 def test_a_student_must_come_closer_than_the_untrained_network():
     near, far, away = (beside("motion", relative) for relative in (1.3, 1.35, 1.6))
     assert not judge(near, TEACHER, untrained=far).findings
@@ -119,6 +129,13 @@ def test_the_best_student_is_the_closest_one_wherever_it_came(tmp_path):
     assert GuardRecord.read(tmp_path) == record and record.best == 200
     assert record.until(100).best == 100 and record.until(50).best == 0
     assert GuardRecord.read(tmp_path / "elsewhere") == GuardRecord()
+
+
+def test_only_students_whose_checkpoints_are_kept_can_be_chosen():
+    record = record_of(3.0, 1.0, 2.0)
+    steps = [check.step for check in record.checks]
+    assert record.best_of(steps) == steps[1]
+    assert record.best_of([steps[0], steps[2]]) == steps[2] and record.best_of([]) == 0
 
 
 def test_a_card_says_which_student_it_is_of_and_whether_it_is_healthy():

@@ -1,6 +1,7 @@
 """Reward functions: finding them, calling them, and what becomes of those that fail."""
 
 import math
+import os
 import time
 
 import pytest
@@ -63,9 +64,22 @@ def test_a_sample_without_a_reward_counts_as_the_mean_of_the_others_if_set():
     assert found(SAMPLES, PROMPTS).tolist() == [2.0] * 3 and found.failed == 4
 
 
-def test_the_first_batch_must_have_a_reward():
-    with refused("rewards.function", "broken"):
+def test_a_first_batch_that_fails_is_not_told_to_count_as_a_mean():
+    with refused("rewards.function", "broken") as caught:
         scorer(broken, on_failure="mean")(SAMPLES, PROMPTS)
+    assert "on_failure" not in str(caught.value)
+
+
+def ends_its_process(samples, prompts):
+    os._exit(3)
+
+
+@pytest.mark.slow
+def test_a_function_whose_process_ends_is_named_and_may_be_called_again():
+    found = scorer(ends_its_process, process="own")
+    for _ in range(2):
+        with refused("rewards.function", "ends_its_process"):
+            found(SAMPLES, PROMPTS)
 
 
 @pytest.mark.slow
