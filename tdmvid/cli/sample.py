@@ -94,7 +94,7 @@ def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:
         table = PromptConfig(
             path=str(args.prompts), column=args.column, image_column=args.image_column
         )
-        return read_items(table, images=True)
+        return read_items(table, images=True, remedy="or give images with --images")
     prompts = read_prompts(args.prompts, column=args.column)
     images = find_images(args.images) if args.images else []
     return pair_items(prompts, images, takes_images=takes_images, setting="--images")

@@ -26,6 +26,12 @@ MANIFEST = "manifest.jsonl"
 """What `tdmvid sample` writes beside its samples: a line for each, with prompt and file."""
 
 
+IMAGES_REMEDY = (
+    "or make images of the prompts with `tdmvid sample` and an image model and name their folder in"
+    " prompts.images"
+)
+
+
 @dataclass(frozen=True)
 class Item:
     """A prompt, and the file of its first frame where a model takes one."""
@@ -34,21 +40,27 @@ class Item:
     image: Path | None = None
 
 
-def read_items(config: PromptConfig, *, images: bool) -> list[Item]:
+def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMEDY) -> list[Item]:
     """Return the items that a run trains on.
 
     Args:
         images: whether each has an image: a column of a table, paths relative to its folder.
+        remedy: what else than a table a message proposes.
 
     Raises:
         ValueError: for what is wrong in the file, or if images are needed and it has none.
         FileNotFoundError: if it is not there.
     """
     if not images:
+        if config.images:
+            raise ValueError(
+                f"prompts.images={short(config.images)} has no effect: this model takes no image,"
+                " leave it out"
+            )
         return [Item(prompt) for prompt in read_training_prompts(config)]
+    path = find_prompts(config.path)
     if config.images:
         return _made_items(read_training_prompts(config), config)
-    path = find_prompts(config.path)
     if path.is_dir():
         pairs = read_captioned(path)
         return [Item(caption, file) for file, caption in pairs[: config.limit or None]]
@@ -56,8 +68,7 @@ def read_items(config: PromptConfig, *, images: bool) -> list[Item]:
         raise ValueError(
             f"prompts.path={short(config.path)}: this model starts from an image: give a"
             f" {', '.join(TABLES)} file with the columns {config.column!r} and"
-            f" {config.image_column!r} (files of images or videos), or make images of the prompts"
-            " with `tdmvid sample` and an image model and name their folder in prompts.images"
+            f" {config.image_column!r} (files of images or videos), {remedy}"
         )
     columns = (config.column, config.image_column)
     rows = read_rows(path, columns, skip_empty=config.skip_empty, limit=config.limit)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..backbones.base import Backbone
 from ..backbones.experts import Experts
+from ..data.files import short
 from ..data.items import Item, pair_items
 from .consumers import check_formats
 
@@ -63,6 +64,11 @@ def items_of(request: ExportRequest, backbone: Backbone) -> list[Item]:
     """
     if not request.prompts and not request.images:
         return []
+    if not request.prompts:
+        raise ValueError(
+            f"image={short(str(request.images[0]))} has no prompt: give one (--prompt), or leave it"
+            " out to sample items of the run"
+        )
     return pair_items(
         request.prompts, request.images, takes_images=backbone.takes_images, setting="image"
     )

@@ -1,6 +1,7 @@
 """Items of image-to-video models: which image belongs to which prompt, and how it is fitted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,8 @@ def test_a_table_gives_each_prompt_the_image_of_its_row(tmp_path, images, name, 
     config = PromptConfig(path=str(tmp_path / name))
     assert read_items(config, images=True) == list(map(Item, PROMPTS, images))
     assert read_items(config, images=False) == list(map(Item, PROMPTS))
+    with refused("prompts.images='made'", "takes no image"):
+        read_items(replace(config, images="made"), images=False)
 
 
 def test_a_row_without_an_image_is_named_and_may_be_skipped_with_its_prompt(tmp_path, images):

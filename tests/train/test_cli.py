@@ -288,9 +288,10 @@ def test_weights_that_vbench_lacks_are_said_and_the_rest_is_scored(
 
 
 def test_every_ready_video_config_is_scored_at_its_size_when_it_is_finished():
+    """Those from text: the suites have no images."""
     for path in CONFIGS.glob("*.json"):
         config = load_config(path)
-        if config.video.frames > 1:
+        if config.video.frames > 1 and "i2v" not in path.stem:
             words = after_training.score_words(config)
             assert words[:3] == ["score", "vbench", "--config"] and "--set" not in words
             small = load_config(path, ["video.frames=17"])
