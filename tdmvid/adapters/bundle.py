@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ..diffusion.grid import TimeGrid
 
 FACTS = "export.json"
+ADAPTER_FILES = "adapter_files"
+"""What it calls the digests of the LoRAs that a student is loaded beside."""
 STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
 """Where a run writes its student, by what it trains."""
 CLOSE = 1e-3

@@ -16,6 +16,8 @@ from ..backbones.scheduler import load_scheduler
 from .layouts.names import DIFFUSERS, PEFT
 from .lora import attach_weights
 from .read import read_lora
+from .settings import SETTINGS_FILE
+from .teacher import digest_of
 from .weights import LoraWeights, effect
 
 SCALE_TOLERANCE = 0.02
@@ -83,7 +85,7 @@ def load_beside(
     loaded = {"student": read_lora(folder, files, getattr(pipeline, files.part))}
     scales = {f"adapter_{i}": lora.strength for i, lora in enumerate(adapters)}
     for name, lora in zip(scales, adapters, strict=True):
-        with _stock_folder(lora, files) as place:
+        with _in_stock_layout(lora, files) as place:
             files.add(pipeline, place, name)
         loaded[name] = lora
     files.add(pipeline, folder, "student")
@@ -92,12 +94,25 @@ def load_beside(
         check_loaded(getattr(pipeline, files.part), lora, adapter=name)
 
 
-@contextmanager
-def _stock_folder(lora: LoraWeights, files: LoraFiles) -> Iterator[Path]:
-    """A folder that has a LoRA in the layout that the family's own loader knows, at scale 1."""
+def stock_folder(lora: LoraWeights, files: LoraFiles) -> Path | None:
+    """Return the folder of a LoRA's file if the family's own loader takes it as it is, else None.
+
+    It is None, too, if the file is no longer what was read.
+    """
     place = Path(lora.where)
-    if lora.plain and lora.layout == _own_layout(files) and place.name == files.file:
-        yield place.parent
+    if not lora.plain or lora.layout != _own_layout(files) or place.name != files.file:
+        return None
+    if lora.layout == PEFT and not place.with_name(SETTINGS_FILE).is_file():
+        return None
+    same = place.is_file() and lora.digest in ("", digest_of(place))
+    return place.parent if same else None
+
+
+@contextmanager
+def _in_stock_layout(lora: LoraWeights, files: LoraFiles) -> Iterator[Path]:
+    """A folder that has a LoRA in the layout that the family's own loader knows, at scale 1."""
+    if place := stock_folder(lora, files):
+        yield place
         return
     with tempfile.TemporaryDirectory() as folder:
         own = lora.scaled(1 / lora.strength)

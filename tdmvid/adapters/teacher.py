@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -14,22 +16,36 @@ from ..backbones.registry import load_backbone
 from ..config import ClipSize, ModelConfig
 from ..data.files import file_fingerprint
 from .frozen import carry
-from .read import find_lora, read_lora
+from .read import read_lora
+from .settings import SETTINGS_FILE
 from .weights import LoraWeights
+
+DIGESTS = "files of model.adapters"
+"""What a checkpoint's fingerprint calls the digests of the LoRAs that its teacher has."""
 
 
 def load_teacher(
-    config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu"
+    config: ModelConfig,
+    size: ClipSize,
+    *,
+    device: torch.device | str = "cpu",
+    trained: Sequence[str] | None = None,
 ) -> Backbone:
     """Load the backbone of a teacher, its network with the LoRAs of `model.adapters`.
 
     `backbone.fresh_network` and the stock pipeline stay those of the plain base.
 
+    Args:
+        config: names base and LoRAs.
+        size: of its samples.
+        device: of its weights.
+        trained: see `read_adapters`.
+
     Raises:
         ValueError: the teacher or a LoRA is not found, or one does not fit the other.
     """
     backbone = load_backbone(config, size, device=device)
-    carry_adapters(backbone.network, config, backbone.lora)
+    carry(backbone.network, read_adapters(backbone.network, config, backbone.lora, trained=trained))
     return backbone
 
 
@@ -42,25 +58,44 @@ def carry_adapters(network: nn.Module, config: ModelConfig, files: LoraFiles) ->
     carry(network, read_adapters(network, config, files))
 
 
-def read_adapters(network: nn.Module, config: ModelConfig, files: LoraFiles) -> list[LoraWeights]:
-    """Return the LoRAs of `model.adapters`, each at its scale.
+def read_adapters(
+    network: nn.Module,
+    config: ModelConfig,
+    files: LoraFiles,
+    *,
+    trained: Sequence[str] | None = None,
+) -> list[LoraWeights]:
+    """Return the LoRAs of `model.adapters`, each at its scale and with its digest.
 
     Args:
         network: the base's, without a trained adapter; the meta device will do.
         config: names the LoRAs.
         files: the family's.
+        trained: digests of the LoRAs that a student was trained with, to check these against;
+            None if they are not known.
 
     Raises:
-        ValueError: a LoRA is not found, or does not fit.
+        ValueError: a LoRA is not found, does not fit, or is not the one of the training.
     """
+    if trained is not None and len(trained) != len(config.adapters):
+        raise ValueError(
+            f"model.adapters names {len(config.adapters)} LoRAs, and the student was trained with"
+            f" {len(trained)}: put the list back as it was"
+        )
     loras = []
     for i, adapter in enumerate(config.adapters):
         try:
             lora = read_lora(Path(adapter.path), files, network, bare=True)
             _check_text(lora, files)
+            digest = digest_of(Path(lora.where))
+            if trained is not None and trained[i] != digest:
+                raise ValueError(
+                    f"{lora.where} is not what the student was trained with, its content differs:"
+                    " put that file back"
+                )
         except (ValueError, OSError) as error:
             raise ValueError(f"model.adapters[{i}].path: {error}") from error
-        loras.append(lora.scaled(adapter.scale))
+        loras.append(replace(lora.scaled(adapter.scale), digest=digest))
     return loras
 
 
@@ -82,6 +117,7 @@ def _check_text(lora: LoraWeights, files: LoraFiles) -> None:
         )
 
 
-def adapters_digest(config: ModelConfig, files: LoraFiles) -> list[str]:
-    """Identify the LoRAs of `model.adapters` by their content, in their order."""
-    return [file_fingerprint([find_lora(Path(one.path), files)]) for one in config.adapters]
+def digest_of(path: Path) -> str:
+    """Identify a LoRA file by its content, and by that of peft's settings beside it."""
+    beside = path.with_name(SETTINGS_FILE)
+    return file_fingerprint([path, *([beside] if beside.is_file() else [])])

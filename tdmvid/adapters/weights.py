@@ -61,6 +61,8 @@ class LoraWeights:
     """What its layers' own `.alpha` say; None of layers without one."""
     strength: float = 1.0
     """At which it is used; part of the layers' scales."""
+    digest: str = ""
+    """Of its file's content, where that is compared."""
 
     @property
     def rank(self) -> int:
@@ -84,6 +86,19 @@ class LoraWeights:
             name: replace(layer, scale=layer.scale * factor) for name, layer in self.layers.items()
         }
         return replace(self, layers=layers, strength=self.strength * factor)
+
+    def copied(self) -> LoraWeights:
+        """Return the LoRA with tensors of its own, which a change of its file does not reach."""
+        layers = {
+            name: replace(
+                layer,
+                a=layer.a.clone(),
+                b=layer.b.clone(),
+                bias=None if layer.bias is None else layer.bias.clone(),
+            )
+            for name, layer in self.layers.items()
+        }
+        return replace(self, layers=layers)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors by peft's names; if one layer has a bias, all have."""

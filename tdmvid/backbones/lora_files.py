@@ -105,7 +105,7 @@ class LoraFiles:
         them.
 
         Args:
-            adapters: file and scale of each.
+            adapters: folder and scale of each.
         """
         names = [f"adapter_{i}" for i in range(len(adapters))]
         return [

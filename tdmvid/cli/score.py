@@ -283,7 +283,7 @@ def score_images(args: argparse.Namespace) -> None:
 
 def score_shapes(args: argparse.Namespace) -> None:
     """Score a run's student beside its teacher, or one sampler."""
-    from ..adapters.bundle import read_facts
+    from ..adapters.bundle import ADAPTER_FILES, read_facts
     from ..adapters.teacher import load_teacher
     from ..config import ModelConfig, from_dict
     from ..data.files import write_json
@@ -293,14 +293,16 @@ def score_shapes(args: argparse.Namespace) -> None:
     if args.run:
         config = _read_run(args.run)
         samplers, model = evaluate.run_samplers(args.run, config), config["model"]
+        facts = read_facts(evaluate.student_of(args.run, config))
     else:
         name = f"{args.steps} steps, cfg {args.cfg:g}"
         samplers = [evaluate.ScoredSampler(name, args.steps, args.cfg, args.lora)]
-        known = read_facts(args.lora).get("model", {}) if args.lora else {}
-        model = known | {"path": args.model or str(TEACHER)}
+        facts = read_facts(args.lora) if args.lora else {}
+        model = facts.get("model", {}) | {"path": args.model or str(TEACHER)}
     # in float32, whatever the run computed in
     base = {"path": model["path"], "adapters": model.get("adapters", ())}
-    backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE)
+    trained = facts.get(ADAPTER_FILES)
+    backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE, trained=trained)
     scores = evaluate.evaluate(backbone, samplers, protocol)
     if args.json:
         write_json(args.json, scores)

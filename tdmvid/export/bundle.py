@@ -20,7 +20,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapters.bundle import FACTS, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, read_facts
 from ..adapters.frozen import merge_carried
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
@@ -268,6 +268,7 @@ def _student_facts(
     scheduler = backbone.student_scheduler(student.grid)
     model = asdict(backbone.config)
     inside = student.adapters and (student.merged or not adapted)
+    beside = [] if inside else [lora.digest for lora in student.adapters]
     kind = type(scheduler)
     module = "diffusers" if hasattr(diffusers, kind.__name__) else kind.__module__
     return {
@@ -284,6 +285,7 @@ def _student_facts(
         "scheduler": {"module": module, "name": kind.__name__},
         "model": model | ({"adapters": ()} if inside else {}),
         **({"merged": model["adapters"]} if inside else {}),
+        **({ADAPTER_FILES: beside} if beside else {}),
         "video": asdict(backbone.size),
     }
 

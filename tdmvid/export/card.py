@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..adapters.load import stock_folder
 from ..backbones.base import Backbone
 from ..config.resources import find_model
 from ..data.files import write_text
@@ -44,7 +45,7 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
         provenance.origin,
         _settings(backbone, facts),
         "## In diffusers",
-        _python(backbone, facts),
+        _python(student, facts),
         *_other_files(facts),
         *_samples(samples, student.reference.prompts),
         *_scores(provenance),
@@ -133,35 +134,59 @@ def _learned_guidance(teacher: dict | None) -> dict[str, str]:
     return {"the teacher's guidance": f"{teacher['guidance']:g}{away}"}
 
 
-def _python(backbone: Backbone, facts: dict) -> str:
+def _python(student: Student, facts: dict) -> str:
     """The code that samples in stock diffusers, and the one line with tdmvid installed."""
+    short = (
+        'from tdmvid.export.load import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
+    )
+    files = student.backbone.lora
+    beside = student.adapters if facts["model"]["adapters"] else ()
+    if converted := [lora for lora in beside if stock_folder(lora, files) is None]:
+        named = ", ".join(code(_place(lora.where)) for lora in converted)
+        lines = [short, _call(student.backbone, facts)]
+        if student.backbone.takes_images:
+            lines.insert(0, "from diffusers.utils import load_image")
+        return (
+            f"The layout of {named} was converted for the stock loader. With tdmvid installed, one"
+            " line does this and loads base, LoRAs, student and scheduler:\n\n" + _block(lines)
+        )
+    return (
+        f"{_block(_stock_lines(student, facts))}\n\nWith tdmvid installed, one line loads base,"
+        f" student and scheduler:\n\n{_block([short])}"
+    )
+
+
+def _block(lines: list[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _stock_lines(student: Student, facts: dict) -> list[str]:
+    """Code that needs diffusers alone, unless the scheduler is tdmvid's."""
     module, scheduler = facts["scheduler"]["module"], facts["scheduler"]["name"]
-    whole, stock = "rank" not in facts, backbone.stock
+    whole, backbone = "rank" not in facts, student.backbone
     ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
     names = {backbone.pipeline_class} | ({type(backbone.network).__name__} if whole else set())
     names |= set() if ours else {scheduler}
-    made = "video" if stock.output == "frames" else "image"
-    lines = [
+    return [
         "import torch",
         f"from diffusers import {', '.join(sorted(names))}",
         *(["from diffusers.utils import load_image"] if backbone.takes_images else []),
         *(() if whole else backbone.lora.load_imports),
         *ours,
         "",
-        *_loading(backbone, facts),
+        *_loading(student, facts),
         f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
-        (
-            f"{made} = pipe({_given(backbone)}, num_inference_steps={facts['steps']},"
-            f" guidance_scale=1.0, {stock.arguments_code()}).{stock.output}[0]"
-        ),
+        _call(backbone, facts),
     ]
-    code = "\n".join(lines)
-    short = (
-        'from tdmvid.export.load import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
-    )
+
+
+def _call(backbone: Backbone, facts: dict) -> str:
+    """The line that samples."""
+    stock = backbone.stock
+    made = "video" if stock.output == "frames" else "image"
     return (
-        f"```python\n{code}\n```\n\nWith tdmvid installed, one line loads base, student and"
-        f" scheduler:\n\n```python\n{short}\n```"
+        f"{made} = pipe({_given(backbone)}, num_inference_steps={facts['steps']},"
+        f" guidance_scale=1.0, {stock.arguments_code()}).{stock.output}[0]"
     )
 
 
@@ -170,8 +195,9 @@ def _given(backbone: Backbone) -> str:
     return 'load_image("image.png"), "a prompt"' if backbone.takes_images else '"a prompt"'
 
 
-def _loading(backbone: Backbone, facts: dict) -> list[str]:
+def _loading(student: Student, facts: dict) -> list[str]:
     """The lines that load the base with the student's network or LoRA, and the user's LoRAs."""
+    backbone = student.backbone
     config, part = backbone.config, backbone.spec.network_folder
     dtype, network = f"dtype=torch.{config.dtype}", type(backbone.network).__name__
     choices = (("revision", config.revision), ("variant", config.variant))
@@ -183,10 +209,13 @@ def _loading(backbone: Backbone, facts: dict) -> list[str]:
     if "rank" not in facts:
         load = f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'
         return [load, f"{pipeline}({base}, {part}={part}, {dtype})", *tiling]
-    adapters = [(one["path"], one["scale"]) for one in facts["model"]["adapters"]]
     lora = [files.load_code for files in backbone.lora_files]
-    if adapters:
-        lora = backbone.lora.stack_code(adapters)
+    if facts["model"]["adapters"]:
+        places = [
+            f"path/to/{_place(str(Path(one.where).absolute().parent))}" for one in student.adapters
+        ]
+        scales = [one.strength for one in student.adapters]
+        lora = backbone.lora.stack_code(list(zip(places, scales, strict=True)))
     return [f"{pipeline}({base}, {dtype})", *lora, *tiling]
 
 

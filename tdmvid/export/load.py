@@ -9,7 +9,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from ..adapters.bundle import FACTS, check_times, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, check_times, read_facts
 from ..adapters.load import load_beside, load_lora
 from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
@@ -29,7 +29,8 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         dtype: of the base, e.g. "float16"; the student's if not given.
 
     Raises:
-        ValueError: the folder is no export, or its LoRA is not loaded whole.
+        ValueError: the folder is no export, its LoRA is not loaded whole, or one of the user's
+            LoRAs beside it is not that of the training.
     """
     folder = Path(folder)
     facts = read_facts(folder)
@@ -62,7 +63,8 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         pipeline.vae.enable_tiling()
     if "rank" in facts:
         stated = from_dict(ModelConfig, {"adapters": model.get("adapters", ())}, "model")
-        if adapters := read_adapters(getattr(pipeline, part), stated, files):
+        network, trained = getattr(pipeline, part), facts.get(ADAPTER_FILES)
+        if adapters := read_adapters(network, stated, files, trained=trained):
             load_beside(pipeline, folder, adapters, files)
         else:
             load_lora(pipeline, folder, files)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ..adapters.extract import adapt
 from ..adapters.lora import attach, in_host_memory
 from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
-from ..adapters.teacher import adapters_of, load_teacher
+from ..adapters.teacher import DIGESTS, adapters_of, load_teacher
 from ..backbones.base import Backbone
 from ..config import RunConfig, load_config, short, to_dict
 from ..config.json_files import read_object
@@ -82,11 +82,12 @@ def export_run(
     path = _find_checkpoint(run, config, checkpoint)
     tensors, meta = read_student(path, weights), read_meta(path)
     step = meta["step"]
-    _check_grid(config, meta["fingerprint"], path)
+    _check_sampled(config, meta["fingerprint"], path)
     lora = config.training == "lora"
     if lora and request.rank:
         raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
-    backbone = load_teacher(config.model, config.video, device=_device())
+    trained = meta["fingerprint"].get(DIGESTS, [])
+    backbone = load_teacher(config.model, config.video, device=_device(), trained=trained)
     check_request(
         request,
         backbone,
@@ -260,15 +261,24 @@ def _find_checkpoint(run: Path, config: RunConfig, checkpoint: Path | None) -> P
     return path
 
 
-def _check_grid(config: RunConfig, fingerprint: dict, path: Path) -> None:
-    """Refuse a config whose grid is not the one that a checkpoint was trained on."""
-    trained = fingerprint.get("grid", {})
-    for name, value in to_dict(config)["grid"].items():
-        if name in trained and trained[name] != value:
+def _check_sampled(config: RunConfig, fingerprint: dict, path: Path) -> None:
+    """Refuse a config whose grid, or scales of LoRAs, a checkpoint was not trained with."""
+    for name, value in _sampled(to_dict(config)).items():
+        trained = _sampled(fingerprint).get(name, value)
+        if trained != value:
             raise ValueError(
-                f"grid.{name}={short(value)} in the run's config.json, and {path} was trained with"
-                f" {short(trained[name])}: its samples would be wrong; put that value back"
+                f"{name}={short(value)} in the run's config.json, and {path} was trained with"
+                f" {short(trained)}: its samples would be wrong; put that value back"
             )
+
+
+def _sampled(settings: dict) -> dict[str, Any]:
+    """Settings by which samples are made, by their names; settings: a config or a fingerprint."""
+    scales = {
+        f"model.adapters[{i}].scale": one["scale"]
+        for i, one in enumerate(settings.get("model", {}).get("adapters", ()))
+    }
+    return {f"grid.{name}": value for name, value in settings.get("grid", {}).items()} | scales
 
 
 def _run_items(config: RunConfig, backbone: Backbone) -> list[Item]:

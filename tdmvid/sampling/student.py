@@ -10,7 +10,7 @@ from typing import Any
 
 import diffusers
 
-from ..adapters.bundle import FACTS, check_times, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, check_times, read_facts
 from ..adapters.load import load_student
 from ..adapters.lora import shared_copy
 from ..adapters.teacher import load_teacher
@@ -123,7 +123,8 @@ def load_for_sampling(
         size: frames x height x width, e.g. "49x480x720".
 
     Raises:
-        ValueError: for what neither the student nor the caller gives.
+        ValueError: for what neither the student nor the caller gives, and for a LoRA beneath the
+            student that is not the one of its training.
     """
     facts = read_facts(student) if student is not None else {}
     known = {"dtype": "bfloat16" if world.device.type == "cuda" else "float32"} | facts.get(
@@ -144,7 +145,8 @@ def load_for_sampling(
             " x height x width)"
         )
     clip = ClipSize(**(shape | ({"fps": fps} if fps else {})))
-    return load_teacher(from_dict(ModelConfig, known, "model"), clip, device=world.device)
+    config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)
+    return load_teacher(config, clip, device=world.device, trained=trained)
 
 
 def _read_size(text: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..adapters.bundle import read_facts
+from ..adapters.bundle import ADAPTER_FILES, read_facts
 from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
 from ..config import ImageConfig, ModelConfig, VBenchConfig, from_dict
@@ -104,11 +104,13 @@ def _backbone(config: EvaluationConfig, student: Path, world: launch.World) -> B
     for line in config_mismatches(config, student) if world.primary else ():
         print(line, flush=True)
     if config.model.path:
-        model = config.model
+        model, trained = config.model, None
         if not model.adapters:  # whatever names the base anew, the student has them beneath it
-            stated = {"adapters": read_facts(student).get("model", {}).get("adapters", ())}
+            facts = read_facts(student)
+            stated = {"adapters": facts.get("model", {}).get("adapters", ())}
             model = replace(model, adapters=from_dict(ModelConfig, stated, "model").adapters)
-        return load_teacher(model, config.video, device=world.device)
+            trained = facts.get(ADAPTER_FILES)
+        return load_teacher(model, config.video, device=world.device, trained=trained)
     if config.model != ModelConfig():
         raise ValueError(
             "model.path is empty, so the student names its base, and other settings of `model`"

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from ..adapters.bundle import folders_of_set, student_folder
 from ..adapters.lora import in_host_memory
-from ..adapters.teacher import adapters_of
 from ..config import to_dict
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
@@ -60,7 +59,6 @@ def _export(
     reference = Reference(z, run.gallery, tuple(run.gallery_items))
     grids = list(deployed) if lora else [run.grid]
     out = student_folder(folder, run.config.training)
-    adapters = adapters_of(run.backbone)
     students = {
         place: Student(
             run.backbone,
@@ -70,7 +68,7 @@ def _export(
             deployed[grid],
             Adapter(run.engines["student"].module, run.config.lora) if lora else None,
             provenance,
-            adapters=adapters,
+            adapters=run.adapters,
         )
         for place, grid in zip(folders_of_set(out, grids, run.grid), grids, strict=True)
     }

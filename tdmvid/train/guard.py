@@ -188,11 +188,13 @@ class Guard:
         """What the teacher's samples depend on."""
         config = self.run.config
         log, model, objective = config.log, to_dict(config)["model"], config.objective
+        model.pop("idle_expert")  # which changes no value
         schedule = (*objective.cfg_interval, objective.use_dynamic_cfg, objective.cfg_2)
         items = self.run.gallery_items
         return json.dumps(
             {
                 "model": model,
+                "adapters": [lora.digest for lora in self.run.adapters],
                 "video": to_dict(config)["video"],
                 "grid": list(self.run.grid.times),
                 "sampling": [self.cfg, log.teacher_steps, log.teacher_shift, log.seed, *schedule],

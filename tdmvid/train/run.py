@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters.frozen import carry
 from ..adapters.step_condition import with_step_count
-from ..adapters.teacher import adapters_digest, carry_adapters, load_teacher
+from ..adapters.teacher import DIGESTS, read_adapters
+from ..adapters.weights import LoraWeights
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
+from ..backbones.registry import load_backbone
 from ..config import RunConfig, share_batch, to_dict
 from ..data.items import Item, gallery_items
 from ..data.latents import RealLatents
@@ -84,6 +87,8 @@ class Run:
     """What the student is to follow beside its teacher, if anything."""
     rounding: Rounding | None = None
     """Of the base, if it is quantised."""
+    adapters: tuple[LoraWeights, ...] = ()
+    """The LoRAs of `model.adapters` as they were read at the start: their files may change."""
 
     def evaluated(self) -> float:
         """Return how many samples went through any of the networks so far.
@@ -105,8 +110,8 @@ class Run:
         compared = {key: settings[key] for key in COMPARED}
         if self.real_digest:
             compared |= {"discriminator": settings["discriminator"], "real": self.real_digest}
-        if config.model.adapters:
-            compared["files of model.adapters"] = adapters_digest(config.model, self.backbone.lora)
+        if self.adapters:
+            compared[DIGESTS] = [lora.digest for lora in self.adapters]
         # where the rollout stops, all ranks have one k for each of their micro-batches
         stops = config.objective.rollout == "stop"
         stopped: dict[str, int] = {"accumulation": config.batch.accumulation} if stops else {}
@@ -140,7 +145,10 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     check_settings(config, distributed=world.distributed)
     check_machine(config, world)
     check_rewards(config)
-    backbone = load_teacher(config.model, config.video, device=world.device)
+    backbone = load_backbone(config.model, config.video, device=world.device)
+    found = read_adapters(backbone.network, config.model, backbone.lora)
+    adapters = tuple(lora.copied() for lora in found)
+    carry(backbone.network, adapters)
     boundary = _boundary(config, backbone)
     grid, grids = _grids(config, backbone, boundary)
     started = replace(config, init="") if resumed else config
@@ -184,6 +192,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         stream=stream,
         rewards=rewards if config.rewards else None,
         rounding=rounding,
+        adapters=adapters,
     )
 
 
@@ -282,7 +291,7 @@ def on_whole_base(run: Run, weights: dict[str, Tensor]) -> Run:
     backbone, config = run.backbone, replace(run.config, init="")
     group = run.world.sequence
     base = backbone.fresh_network()
-    carry_adapters(base, config.model, backbone.lora)
+    carry(base, run.adapters)
     network = build_role(base, "student", config, type(backbone), group=group)
     own = dict(network.named_parameters())
     for name, tensor in weights.items():

@@ -1,6 +1,8 @@
 """A teacher with a user's LoRAs, of every family: what stock code makes of them, distilled."""
 
 import copy
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from tdmvid.config import LoraSettings, ModelConfig, RunConfig, from_dict
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.export.bundle import write_bundles
+from tdmvid.export.bundle import _student_facts, write_bundles
+from tdmvid.export.card import _python
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.student import Adapter, Reference, Student, sample_reference, with_merged
@@ -137,17 +140,18 @@ def student(teacher, case):
     )
 
 
-def card_code(folder):
-    """What the card tells users to do, up to the call itself."""
+def card_code(folder, users):
+    """What the card tells users to do, up to the call itself; users: the folder of their LoRAs."""
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code, scope = code.replace("path/to/this/folder", str(folder)), {}
+    code = code.replace(f"path/to/{users.name}/", f"{users}/")
     exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], scope)
     return scope["pipe"]
 
 
 @pytest.mark.slow
 def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
-    case, backbone, student, adapters, tmp_path
+    case, backbone, student, adapters, loras, tmp_path
 ):
     stack, merged = tmp_path / "lora", tmp_path / "lora_merged"
     written = write_bundles(
@@ -164,11 +168,25 @@ def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
     for folder in (stack, merged):
         card = (folder / "README.md").read_text()
         assert all(text in card for text in ("style", "at scale 0.75", "motion", "at scale -1.5"))
-        for pipeline in (card_code(folder), load_pipeline(folder)):
+        for pipeline in (card_code(folder, loras[0].parent), load_pipeline(folder)):
             lean = backbone.stock.pipeline(getattr(pipeline, part))
             lean.scheduler = pipeline.scheduler
             found = backbone.stock.latents(lean, reference.z, reference.cond, steps=GRID[0])
             assert_close(found, student.latents, 1e-4)
+
+
+def test_the_card_has_stock_code_where_the_check_loaded_the_files_as_they_are(
+    student, loras, tmp_path
+):
+    facts = _student_facts(student, "float32", 0.0, 1.0, adapted=True) | {"rank": 2}
+    stock, ours = _python(student, facts).split("```python\n")[1:]
+    assert "style" in stock and "load_pipeline" not in stock and "load_pipeline" in ours
+    single = shutil.copy(loras[0] / student.backbone.lora.file, tmp_path / "style.safetensors")
+    other = replace(student.adapters[0], where=str(single), digest="")
+    text = _python(replace(student, adapters=(other, student.adapters[1])), facts)
+    [code] = text.split("```python\n")[1:]
+    assert "load_pipeline" in code and "adapter_name" not in code and "style.safetensors" in text
+    assert str(tmp_path) not in text
 
 
 def test_a_plan_counts_the_loras(case, backbone, teacher, loras):

@@ -1,22 +1,32 @@
 """A run whose teacher has a user's LoRA: what it starts from, resumes and refuses."""
 
+import copy
 import json
+import shutil
+from functools import partial
 
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from lora_makers import write_diffusers
+from lora_makers import write_diffusers, write_peft
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
+from tdmvid.adapters.teacher import digest_of, read_adapters
 from tdmvid.backbones.lora_files import LORA_FILE
-from tdmvid.config import RunConfig, from_dict
+from tdmvid.backbones.registry import find_family
+from tdmvid.config import ModelConfig, RunConfig, from_dict
+from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
-from tdmvid.train.run import build_run
+from tdmvid.sampling.student import load_for_sampling
+from tdmvid.train.guard import Guard
+from tdmvid.train.run import build_run, on_whole_base
 from tdmvid.train.trainer import train
+
+PEFT_FILE = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +94,12 @@ def test_a_run_writes_both_forms_and_resumes_with_the_same_loras_alone(
     write_diffusers(network, lora, target_modules=["to_q"])  # other content in the same place
     with refused("model.adapters"):
         train(config, resume="auto")
+    with refused("model.adapters[0].path"):
+        export_run(tmp_path / "other", out)
+    with refused("model.adapters[0].path"):
+        load_pipeline(out / "lora")
+    with refused("model.adapters[0].path"):
+        load_for_sampling(launch.start("none"), student=out / "lora")
 
 
 @pytest.mark.slow
@@ -117,3 +133,43 @@ def test_a_lora_that_the_teacher_cannot_have_is_refused_by_the_plan(tiny_run, lo
 def test_settings_that_do_not_go_with_a_lora_are_refused(settings, facts):
     with refused(facts):
         from_dict(RunConfig, settings)
+
+
+def test_a_run_keeps_the_loras_that_it_started_with(tiny_run, lora, tmp_path, network):
+    """Their file may be moved or replaced meanwhile."""
+    config = tiny_run(tmp_path / "run", adapters(lora))
+    run = build_run(config, launch.start("none"))
+    known, layers = run.fingerprint, copy.deepcopy(run.adapters[0].layers)
+    write_diffusers(network, lora, target_modules=["to_v"])
+    other = build_run(config, launch.start("none"))
+    assert other.fingerprint != known and Guard(other, 0)._key() != Guard(run, 0)._key()
+    assert run.fingerprint == known and run.adapters[0].layers.keys() == layers.keys()
+    for name, layer in run.adapters[0].layers.items():
+        assert torch.equal(layer.b, layers[name].b)
+    weights = run.engines["student"].weights(averaged=True, everywhere=False)
+    shutil.rmtree(lora)
+    assert run.fingerprint == known
+    on_whole_base(run, weights)
+
+
+def test_the_digest_of_a_peft_folder_has_its_settings(tmp_path, network):
+    first, same, other = (  # of the same tensors
+        digest_of(write_peft(network, tmp_path / name, lora_alpha=alpha) / PEFT_FILE)
+        for name, alpha in (("first", 8), ("same", 8), ("other", 16))
+    )
+    assert first == same != other
+
+
+def test_a_teacher_refuses_other_loras_than_those_of_the_training(
+    tiny_cogvideox, network, lora, tmp_path
+):
+    stated = {"path": str(tiny_cogvideox("sincos")), "adapters": [{"path": str(lora)}]}
+    config = from_dict(ModelConfig, stated, "model")
+    known = [digest_of(lora / LORA_FILE)]
+    read = partial(read_adapters, network, config, find_family(config)[1].lora)
+    assert [one.digest for one in read(trained=known)] == known
+    with refused("model.adapters", "1", "2"):
+        read(trained=known * 2)
+    write_diffusers(network, lora, target_modules=["to_q"])
+    with refused("model.adapters[0].path", lora / LORA_FILE):
+        read(trained=known)
