@@ -66,7 +66,8 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
     """Return a teacher's local folder (see `resolve`) and its family.
 
     Raises:
-        ValueError: the teacher is not found, or the class in its model_index.json is unknown.
+        ValueError: the teacher is not found, the class in its model_index.json is unknown, or the
+            family runs no such folder.
     """
     folder = resolve(config, weights=weights)
     name = read_object(folder / "model_index.json").get("_class_name")
@@ -76,6 +77,8 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
             f"model.path={config.path!r} is a {name}: known pipeline classes are"
             f" {', '.join(sorted(known))}"
         )
+    if obstacle := known[name].spec.find_obstacle(folder):
+        raise ValueError(f"model.path={short(config.path)}: {obstacle}")
     return folder, known[name]
 
 

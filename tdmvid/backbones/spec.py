@@ -65,6 +65,13 @@ class FamilySpec(ABC):
         """Return how two experts share the times; None of a teacher of one network."""
         return None
 
+    def find_obstacle(self, folder: Path) -> str:
+        """Return why the family cannot run a pipeline folder of its class, and what it can; empty
+        if nothing is in the way.
+        """
+        assert folder.is_dir()
+        return ""
+
     def components(self, folder: Path) -> tuple[str, ...]:
         """Return what the pipeline calls its networks."""
         split = self.read_split(folder)

@@ -17,12 +17,12 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 
 from ..config import ClipSize
+from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from .dtype import torch_dtype
 from .encoded_images import EncodedImages, blank_images
 from .lora_files import LoraFiles
 from .registry import register
-from .spec import Tokens
 from .wan import Wan, WanClip, WanSpec, WanStock
 
 GIVEN = "image_latents"
@@ -32,13 +32,22 @@ GIVEN = "image_latents"
 class WanImageSpec(WanSpec):
     """A Wan image-to-video pipeline folder, from its configs."""
 
-    def tokens(self, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
-        if network.config.image_dim is not None:
-            raise ValueError(
-                f"{folder}: image_dim={network.config.image_dim}, this Wan reads an image encoder's"
-                " embeddings, as 2.1 does: give Wan 2.2 I2V-A14B"
+    def find_obstacle(self, folder: Path) -> str:
+        index = read_object(folder / "model_index.json")
+        config = folder / self.network_folder / "config.json"
+        width = read_object(config).get("image_dim") if config.is_file() else None
+        if width is not None:
+            return (
+                f"image_dim={width} in {self.network_folder}/config.json, this Wan reads an image"
+                " encoder's embeddings, as 2.1 does: give Wan 2.2 I2V-A14B"
             )
-        return super().tokens(network, folder, size)
+        if index.get("expand_timesteps"):
+            return (
+                f"expand_timesteps=true in model_index.json, this {index['_class_name']} puts the"
+                " image among the noisy latents, as TI2V-5B does: give Wan 2.2 I2V-A14B, or TI2V-5B"
+                " as a WanPipeline without images"
+            )
+        return ""
 
     def example(
         self,

@@ -24,11 +24,14 @@ def run(args: argparse.Namespace) -> None:
     from ..config import load_config
 
     config = load_config(args.config, args.set)
-    from ..backbones.registry import load_backbone
+    from ..backbones.registry import find_family, load_backbone
+    from ..data.items import read_run_items
     from ..parallel import launch
     from ..train.prepare import prepare_embeddings
 
     world = launch.start("none", config.parallel.timeout_minutes)
+    _, family = find_family(config.model, weights=False)
+    read_run_items(config, takes_images=family.takes_images)  # refused before the base is loaded
     backbone = load_backbone(config.model, config.video)
     backbone.device = world.device  # of the text encoder; the base stays in host memory
     _, prompts = prepare_embeddings(config, backbone, world)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import ClipSize, LogConfig, PromptConfig
+from ..config import ClipSize, LogConfig, PromptConfig, RunConfig
 from ..config.resources import find_prompts
 from .captioned import read_captioned
 from .files import short
@@ -161,6 +161,17 @@ def gallery_items(log: LogConfig, items: list[Item], *, takes_images: bool) -> l
     return pair_items(
         log.sample_prompts, images, takes_images=takes_images, setting="log.sample_images"
     )
+
+
+def read_run_items(config: RunConfig, *, takes_images: bool) -> tuple[list[Item], list[Item]]:
+    """Return the items that a run trains on, and those of its samples.
+
+    Raises:
+        ValueError: as of `read_items` and `gallery_items`.
+        FileNotFoundError: if the prompts are not there.
+    """
+    items = read_items(config.prompts, images=takes_images)
+    return items, gallery_items(config.log, items, takes_images=takes_images)
 
 
 def read_images(files: Iterable[Path], size: ClipSize) -> Tensor:

@@ -16,49 +16,89 @@ is twice as wide, so no time that is trained is left out.
 """
 
 
-def build_grid(config: GridConfig, process: Process, boundary: float = 0.0) -> TimeGrid:
+def build_grid(
+    config: GridConfig, process: Process, boundary: float = 0.0, step_set: tuple[int, ...] = ()
+) -> TimeGrid:
     """Build the student's grid.
 
     Args:
         config: The run's.
         process: The teacher's.
         boundary: The time from which on its high-noise expert is called, of a teacher of two.
+        step_set: The objective's, whose other grids a remedy has to suit as well.
 
     Raises:
         ValueError: For times that the process does not have, or that do not suit the boundary.
     """
-    if config.kind == "explicit":
-        grid = explicit(list(config.timesteps), process)
-    elif config.kind == "uniform":
-        grid = uniform(config.steps, process, start=config.start)
-    else:
-        grid = shifted(config.steps, config.shift, process, start=config.start)
+    grid = _any_grid(config, process)
     if not boundary:
         return grid
     grid = dataclasses.replace(grid, boundary=boundary)
-    below = max(t for t in grid.times if t < boundary)
-    if len(grid.sides()) < 2 or boundary - below > NEAR:
-        raise ValueError(_misplaced(config, grid, process))
+    if not _suits(grid):
+        raise ValueError(_misplaced(config, grid, process, step_set))
     return grid
 
 
-def _misplaced(config: GridConfig, grid: TimeGrid, process: Process) -> str:
+def _any_grid(config: GridConfig, process: Process) -> TimeGrid:
+    """The grid of a config, whatever the boundary is."""
+    if config.kind == "explicit":
+        return explicit(list(config.timesteps), process)
+    if config.kind == "uniform":
+        return uniform(config.steps, process, start=config.start)
+    return shifted(config.steps, config.shift, process, start=config.start)
+
+
+def _suits(grid: TimeGrid) -> bool:
+    """Whether both experts have steps, and a time lies just below their boundary."""
+    below = max(t for t in grid.times if t < grid.boundary)
+    return len(grid.sides()) == 2 and grid.boundary - below <= NEAR
+
+
+def _misplaced(
+    config: GridConfig, grid: TimeGrid, process: Process, step_set: tuple[int, ...]
+) -> str:
     """Say that no time lies just below the boundary, and which shifts would put one there."""
     times = [f"{t:.4g}" for t in process.timestep(torch.tensor(grid.descending())).tolist()]
-    edge, scale = grid.boundary - NEAR / 10, process.timestep(torch.ones(1)).item()
-    shifts = [edge * (grid.steps - k) / (k * (1 - edge)) for k in range(1, grid.steps)]
+    scale = process.timestep(torch.ones(1)).item()
+    shifts = _fitting_shifts(config, grid, process, step_set)
     if config.kind == "explicit":
-        remedy = f"list one of {edge * scale:g}, and others on both sides"
-    elif not shifts:
+        below = (grid.boundary - NEAR / 10) * scale
+        remedy = f"list one of {below:g}, and others on both sides"
+    elif min((config.steps, *step_set)) < 2:
         remedy = "use at least 2 steps"
+    elif not shifts and step_set:
+        remedy = (
+            f"no grid.shift does that for every K of objective.step_set={short(list(step_set))}:"
+            " choose multiples of one K, e.g. [2, 4]"
+        )
+    elif not shifts:
+        remedy = "no grid.shift does that: use another grid.start"
     else:
-        remedy = f"use grid.kind='shifted' and grid.shift={' or '.join(f'{a:.2f}' for a in shifts)}"
+        remedy = f"use grid.kind='shifted' and grid.shift={' or '.join(shifts)}"
     name = "timesteps" if config.kind == "explicit" else "shift"
     return (
         f"grid.{name}={short(getattr(config, name))} gives the times {', '.join(times)}: the"
         f" teacher's two experts meet at {grid.boundary * scale:g}, and the largest time below it"
         f" must lie within {NEAR * scale:g} of it: {remedy}"
     )
+
+
+def _fitting_shifts(
+    config: GridConfig, grid: TimeGrid, process: Process, step_set: tuple[int, ...]
+) -> list[str]:
+    """The shifts that put a time just below the boundary in the grid of every K."""
+    edge, fitting = grid.boundary - NEAR / 10, []
+    for k in range(1, grid.steps):
+        even = config.start * k / grid.steps
+        shift = edge * (1 - even) / (even * (1 - edge))
+        text = f"{shift:.2f}" if shift >= 1 else f"{shift:.3g}"
+        others = [
+            shifted(steps, float(text), process, start=config.start)
+            for steps in (grid.steps, *step_set)
+        ]
+        if all(_suits(dataclasses.replace(other, boundary=grid.boundary)) for other in others):
+            fitting.append(text)
+    return fitting
 
 
 def build_grids(
@@ -88,7 +128,8 @@ def build_grids(
             " it, so choose a number of the set"
         )
     return tuple(
-        build_grid(dataclasses.replace(config, steps=k), process, boundary) for k in step_set
+        build_grid(dataclasses.replace(config, steps=k), process, boundary, step_set)
+        for k in step_set
     )
 
 

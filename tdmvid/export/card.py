@@ -127,11 +127,15 @@ def _place(path: str) -> str:
 
 def _learned_guidance(teacher: dict | None) -> dict[str, str]:
     """The teacher's guidance in training, if it is known and there was any."""
-    if not teacher or teacher["guidance"] == 1:
+    if not teacher:
         return {}
+    scale, second = teacher["guidance"], teacher.get("guidance_2")
+    if scale == 1 and second in (None, 1):
+        return {}
+    scales = f"{scale:g}" if second is None else f"{scale:g}, low-noise expert {second:g}"
     negative = teacher["negative_prompt"]
     away = f", negative prompt {code(negative)}" if negative else ""
-    return {"the teacher's guidance": f"{teacher['guidance']:g}{away}"}
+    return {"the teacher's guidance": f"{scales}{away}"}
 
 
 def _python(student: Student, facts: dict) -> str:

@@ -22,6 +22,7 @@ from ..adapters.read import read_lora
 from ..adapters.step_condition import condition_on_steps
 from ..adapters.teacher import DIGESTS, adapters_of, load_teacher
 from ..backbones.base import Backbone
+from ..backbones.experts import Experts
 from ..config import RunConfig, load_config, short, to_dict
 from ..config.json_files import read_object
 from ..data.checkpoints import latest, read_meta, read_student, step_folder, whole
@@ -234,6 +235,8 @@ def _attach(config: RunConfig, backbone: Backbone, weights: dict[str, Tensor]) -
     module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
     if config.objective.conditioned_on_steps:
         condition_on_steps(module, seed=config.seed)
+    if isinstance(module, Experts):
+        module.place_trained()
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     check_shapes(shapes_of(weights), shapes_of(own), "trained weights:", REMEDY)
     for name, tensor in weights.items():

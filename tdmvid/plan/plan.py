@@ -15,6 +15,7 @@ from ..backbones.dtype import torch_dtype
 from ..backbones.registry import find_family
 from ..backbones.spec import Tokens
 from ..config import RunConfig, share_batch
+from ..data.items import MANIFEST, read_run_items
 from ..data.prompts import read_training_prompts
 from ..distill.grids import build_grids, reference_grid
 from ..distill.trajectories import count_swaps
@@ -324,7 +325,7 @@ def make_plan(
     folder, family = find_family(config.model, weights=False)
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
     swaps = _check_grids(config, folder, family)
-    prompts = len(read_training_prompts(config.prompts))
+    prompts = _count_prompts(config, takes_images=family.takes_images)
     tokens, weights, calls, pipeline = _counted(config, folder, family, like)
     return Plan(
         config=config,
@@ -339,6 +340,18 @@ def make_plan(
         swaps=swaps,
         launched=launched,
     )
+
+
+def _count_prompts(config: RunConfig, *, takes_images: bool) -> int:
+    """Return how many prompts the run has; images that are yet to be made of them are not missed.
+
+    Raises:
+        ValueError: a prompt has no image, of a model that takes one.
+    """
+    images = config.prompts.images
+    if images and not (Path(images) / MANIFEST).is_file():
+        return len(read_training_prompts(config.prompts))
+    return len(read_run_items(config, takes_images=takes_images)[0])
 
 
 def _counted(
@@ -372,8 +385,7 @@ def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> flo
             samples.
     """
     process, split = family.spec.read_process(folder), family.spec.read_split(folder)
-    check_teacher(config, experts=split is not None)
-    boundary = split.time if split else 0.0
+    boundary = check_teacher(config, split)
     grid, *_ = build_grids(config.grid, process, config.objective.step_set, boundary)
     reference_grid(config, process)
     if config.model.idle_expert == "device":

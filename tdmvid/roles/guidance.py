@@ -22,14 +22,14 @@ def guide(
         config: whose `objective` sets the guidance.
         denoiser: the unguided teacher.
         null: the condition of the other branch, of one sample.
-        cfg: another scale than `objective.cfg`, and `cfg_2`.
+        cfg: another scale than `objective.cfg`; 1 leaves out `cfg_2`, too.
         boundary: the time below which a teacher's second expert is called; 0 of one network.
     """
     objective = config.objective
     low, high = objective.cfg_interval
     steps = config.log.teacher_steps if objective.use_dynamic_cfg else 0
     scale = objective.cfg if cfg is None else cfg
-    second = objective.cfg_2 if scale == objective.cfg else None
+    second = None if scale == 1 else objective.cfg_2
     return Guided(denoiser, null, scale, GuidanceSchedule(low, high, steps, boundary, second))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..backbones.experts import Split
 from ..config import RunConfig, TDMSettings
 from ..config.rules import Rule, check_rules
 from ..data.latents import real_files
@@ -139,13 +140,21 @@ def check_settings(config: RunConfig, *, distributed: bool) -> None:
     check_folders(config)
 
 
-def check_teacher(config: RunConfig, *, experts: bool) -> None:
+def check_teacher(config: RunConfig, split: Split | None) -> float:
     """Check the settings that depend on whether the teacher has two experts.
+
+    Args:
+        config: The run's.
+        split: How the experts share the times; None of a teacher of one network.
+
+    Returns:
+        The time from which the teacher calls its first expert; 0 for one network.
 
     Raises:
         ValueError: For the first broken rule.
     """
-    check_rules(config, EXPERT_RULES if experts else SINGLE_RULES)
+    check_rules(config, SINGLE_RULES if split is None else EXPERT_RULES)
+    return split.time if split else 0.0
 
 
 def check_folders(config: RunConfig) -> None:

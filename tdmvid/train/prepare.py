@@ -16,7 +16,7 @@ from ..backbones.text_limit import without_warnings
 from ..config import RunConfig
 from ..data.conditions import BLANK, Conditions
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
-from ..data.items import Item, gallery_items, image_digest, read_items
+from ..data.items import Item, image_digest, read_run_items
 from ..data.latents import RealLatents, note_unread
 from ..data.video import read_clip
 from ..parallel import launch
@@ -34,8 +34,7 @@ def prepare_embeddings(
     Raises:
         ValueError: If ranks have other prompts, or do not share the cache.
     """
-    items = read_items(config.prompts, images=backbone.takes_images)
-    shown = gallery_items(config.log, items, takes_images=backbone.takes_images)
+    items, shown = read_run_items(config, takes_images=backbone.takes_images)
     prompts = [item.prompt for item in items]
     launch.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
     needed = ["", config.prompts.negative, *prompts, *(item.prompt for item in shown)]

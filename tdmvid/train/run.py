@@ -15,9 +15,9 @@ from ..adapters.teacher import DIGESTS, read_adapters
 from ..adapters.weights import LoraWeights
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
-from ..backbones.registry import load_backbone
+from ..backbones.registry import find_family, load_backbone
 from ..config import RunConfig, share_batch, to_dict
-from ..data.items import Item, gallery_items
+from ..data.items import Item, read_run_items
 from ..data.latents import RealLatents
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond, Denoiser
@@ -145,16 +145,17 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     check_settings(config, distributed=world.distributed)
     check_machine(config, world)
     check_rewards(config)
+    folder, family = find_family(config.model, weights=False)
+    boundary = check_teacher(config, family.spec.read_split(folder))
+    _, shown = read_run_items(config, takes_images=family.takes_images)
     backbone = load_backbone(config.model, config.video, device=world.device)
     found = read_adapters(backbone.network, config.model, backbone.lora)
     adapters = tuple(lora.copied() for lora in found)
     carry(backbone.network, adapters)
-    boundary = _boundary(config, backbone)
     grid, grids = _grids(config, backbone, boundary)
     started = replace(config, init="") if resumed else config
     check_student(started, backbone)  # before anything is encoded
     conditions, items = prepare_embeddings(config, backbone, world)
-    shown = gallery_items(config.log, items, takes_images=backbone.takes_images)
     adversarial = "discriminator" in config.objective.roles
     real = prepare_latents(config, backbone, world) if adversarial else None
     null = conditions.of_prompts([config.prompts.negative]).to(world.device)
@@ -196,13 +197,6 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     )
 
 
-def _boundary(config: RunConfig, backbone: Backbone) -> float:
-    """The time from which a teacher of two experts calls the first; 0 for one network."""
-    split = backbone.spec.read_split(backbone.folder)
-    check_teacher(config, experts=split is not None)
-    return split.time if split else 0.0
-
-
 def _grids(
     config: RunConfig, backbone: Backbone, boundary: float
 ) -> tuple[TimeGrid, tuple[TimeGrid, ...]]:
@@ -210,7 +204,7 @@ def _grids(
     end of the run needs it.
     """
     process, step_set = backbone.process, config.objective.step_set
-    grid = build_grid(config.grid, process, boundary)
+    grid = build_grid(config.grid, process, boundary, step_set)
     reference_grid(config, process)
     return grid, build_grids(config.grid, process, step_set, boundary)
 

@@ -8,19 +8,23 @@ import shutil
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from families import BUILDERS, sd3, wan
+from families import BUILDERS, sd3, wan, wan_i2v
 from refusals import refused
 from scales import assert_close
 
 from tdmvid.backbones.flow import flow_scheduler_for
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.scheduler import TrajectoryScheduler, load_scheduler
-from tdmvid.config import ClipSize, ModelConfig
+from tdmvid.config import ClipSize, ModelConfig, RunConfig, from_dict
+from tdmvid.config.rules import shown
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import TimeGrid, explicit, shifted, uniform
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.check import TOLERANCE, usual_tolerance
+from tdmvid.parallel import launch
+from tdmvid.plan.plan import make_plan
+from tdmvid.train.run import build_run
 
 FLOW = RectifiedFlow()
 PROMPTS = ["a red circle moves left", "a blue square"]
@@ -192,6 +196,42 @@ def test_experts_without_a_boundary_are_refused_and_the_reverse(tmp_path, settin
     (tmp_path / "model_index.json").write_text(json.dumps(index | {setting: value}))
     with refused(said):
         load(wan, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file, setting, value",
+    [
+        ("transformer/config.json", "image_dim", 1280),
+        ("model_index.json", "expand_timesteps", True),
+    ],
+)
+def test_other_wans_of_images_are_refused_by_a_load_and_a_plan(tmp_path, file, setting, value):
+    saved(wan_i2v, tmp_path)
+    written = json.loads((tmp_path / file).read_text()) | {setting: value}
+    (tmp_path / file).write_text(json.dumps(written))
+    size = {name: getattr(wan_i2v.SIZE, name) for name in ("frames", "height", "width")}
+    config = from_dict(RunConfig, {"model": {"path": str(tmp_path)}, "video": size})
+    for ask in (lambda: load(wan_i2v, tmp_path), lambda: make_plan(config)):
+        with refused("model.path", f"{setting}={shown(value)}", "Wan 2.2 I2V-A14B"):
+            ask()
+
+
+def test_a_prompt_without_an_image_is_refused_before_the_teacher_is_loaded(tmp_path, monkeypatch):
+    saved(wan_i2v, tmp_path / "base")
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    size = {name: getattr(wan_i2v.SIZE, name) for name in ("frames", "height", "width")}
+    settings = {
+        "model": {"path": str(tmp_path / "base")},
+        "video": size,
+        "prompts": {"path": str(tmp_path / "prompts.txt")},
+        "grid": {"kind": "shifted", "shift": 2.0},
+        "out": str(tmp_path / "run"),
+    }
+    config = from_dict(RunConfig, settings)
+    monkeypatch.setattr("tdmvid.train.run.load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    for ask in (make_plan, lambda config: build_run(config, launch.start("none"))):
+        with refused("prompts.path", "prompts.images"):
+            ask(config)
 
 
 def test_a_scheduler_of_another_process_is_refused(family, folder, tmp_path):

@@ -40,6 +40,7 @@ def test_the_ready_shift_puts_the_second_time_just_below_the_boundary():
         (GridConfig(kind="shifted", shift=12.0), "grid.shift=12.0", "20.81 or 6.94 or 2.31"),
         (GridConfig(kind="shifted", shift=5.0), "grid.shift=5.0", "6.94"),
         (GridConfig(kind="shifted", shift=900.0), "grid.shift=900.0", "6.94"),
+        (GridConfig(kind="shifted", start=0.9), "grid.shift=1.0", "23.89 or 8.48 or 3.34"),
         (GridConfig(steps=1), "grid.shift=1.0", "at least 2"),
         (GridConfig(kind="explicit", timesteps=(1000, 900)), "grid.timesteps", "874"),
     ],
@@ -52,8 +53,20 @@ def test_a_grid_without_a_time_just_below_the_boundary_is_refused(grid, name, re
 def test_a_set_of_step_counts_needs_such_a_time_in_each_grid():
     config = GridConfig(kind="shifted", shift=6.94)
     assert len(build_grids(config, PROCESS, (2, 4, 8), BOUNDARY)) == 3
-    with refused("grid.shift", "875"):
+    with refused("grid.shift", "875", "step_set=[3, 4]"):
         build_grids(config, PROCESS, (3, 4), BOUNDARY)
+
+
+@pytest.mark.parametrize("start", [1.0, 0.8])
+@pytest.mark.parametrize("step_set", [(4,), (2, 4, 8), (3, 6)])
+def test_a_suggested_shift_suits_the_start_and_every_grid_of_the_set(start, step_set):
+    config = GridConfig(steps=step_set[-1], kind="shifted", shift=30.0, start=start)
+    with pytest.raises(ValueError) as caught:
+        build_grids(config, PROCESS, step_set, BOUNDARY)
+    suggested = str(caught.value).rpartition("grid.shift=")[2].split(" or ")
+    assert len(suggested) == step_set[0] - 1
+    for shift in suggested:
+        build_grids(replace(config, shift=float(shift)), PROCESS, step_set, BOUNDARY)
 
 
 @pytest.mark.parametrize("rollout", ["stop", "full"])

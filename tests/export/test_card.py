@@ -8,7 +8,7 @@ import pytest
 import torch
 from exported import PROMPTS, latents
 
-from tdmvid.export.card import _recipe, _samples
+from tdmvid.export.card import _learned_guidance, _recipe, _samples
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
@@ -42,6 +42,22 @@ def scored(run):
     (run / "scores.json").unlink()
     shutil.rmtree(run / "vbench")
     shutil.rmtree(run / "lora")
+
+
+@pytest.mark.parametrize(
+    "facts, row",
+    [
+        (None, None),
+        ({"guidance": 1.0}, None),
+        ({"guidance": 1.0, "guidance_2": 1.0}, None),
+        ({"guidance": 4.0}, "4"),
+        ({"guidance": 4.0, "guidance_2": 3.0}, "4, low-noise expert 3"),
+        ({"guidance": 1.0, "guidance_2": 3.0}, "1, low-noise expert 3"),
+    ],
+)
+def test_the_card_states_the_guidance_of_both_experts(facts, row):
+    told = _learned_guidance(facts and facts | {"negative_prompt": ""})
+    assert list(told.values()) == ([] if row is None else [row])
 
 
 @pytest.mark.slow

@@ -1,16 +1,21 @@
 """Two experts are trained in one run: each learns in its own iterations, and stands still else."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from families import BUILDERS
 from refusals import refused
 
+from tdmvid.adapters.lora import attach
 from tdmvid.backbones.experts import Experts, Split
+from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import load_config
+from tdmvid.export import sources
 from tdmvid.parallel import launch
 from tdmvid.plan.plan import make_plan
+from tdmvid.roles.guidance import guide
 from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
@@ -114,6 +119,16 @@ def test_a_killed_run_goes_on_with_both_experts_as_if_nothing_had_happened(
     assert {path.name for path in folder.iterdir()} == set(PAIR)
 
 
+@pytest.fixture
+def unloadable(monkeypatch):
+    """Fail the test if a teacher is loaded."""
+
+    def load(*_, **__):
+        pytest.fail("the teacher was loaded")
+
+    monkeypatch.setattr("tdmvid.train.run.load_backbone", load)
+
+
 @pytest.mark.parametrize(
     "changes, facts",
     [
@@ -121,11 +136,11 @@ def test_a_killed_run_goes_on_with_both_experts_as_if_nothing_had_happened(
         (["objective.kind=dmd2"], ["objective.segments", "everywhere"]),
         (["objective.rollout=stream"], ["objective.stagger", "even"]),
         (["training=full"], ["training", "full"]),
-        (["grid.shift=8"], ["grid.shift", "860"]),
+        (['model.adapters=[{"path": "mine"}]'], ["model.adapters"]),
     ],
 )
-def test_what_two_experts_cannot_do_is_refused_by_run_and_plan(
-    expert_json, tmp_path, changes, facts
+def test_what_two_experts_cannot_do_is_refused_by_run_and_plan_before_they_are_loaded(
+    expert_json, tmp_path, unloadable, changes, facts
 ):
     config = load_config(expert_json, [f"out={tmp_path}", *changes])
     for ask in (make_plan, lambda config: build_run(config, launch.start("none"))):
@@ -133,9 +148,44 @@ def test_what_two_experts_cannot_do_is_refused_by_run_and_plan(
             ask(config)
 
 
-def test_a_second_guidance_is_refused_for_a_teacher_of_one_network(tiny_run, tmp_path):
-    with refused("objective.cfg_2", "3.0"):
-        make_plan(tiny_run(tmp_path, "objective.cfg_2=3"))
+def test_a_grid_away_from_the_boundary_is_refused_by_run_and_plan(expert_json, tmp_path):
+    config = load_config(expert_json, [f"out={tmp_path}", "grid.shift=8"])
+    for ask in (make_plan, lambda config: build_run(config, launch.start("none"))):
+        with refused("grid.shift", "860"):
+            ask(config)
+
+
+def test_a_second_guidance_is_refused_for_a_teacher_of_one_network(tiny_run, tmp_path, unloadable):
+    config = tiny_run(tmp_path, "objective.cfg=3", "objective.cfg_2=3")
+    for ask in (make_plan, lambda config: build_run(config, launch.start("none"))):
+        with refused("objective.cfg_2", "3.0"):
+            ask(config)
+
+
+def test_a_second_guidance_without_the_first_is_refused(expert_json):
+    with refused("objective.cfg_2=3.0", "objective.cfg=1.0", "objective.cfg_2=null"):
+        load_config(expert_json, ["objective.cfg=1"])
+
+
+@pytest.mark.parametrize("cfg, second", [(None, 3.0), (5.0, 3.0), (2.0, 3.0), (1.0, None)])
+def test_only_an_unguided_call_leaves_out_the_second_guidance(expert_json, cfg, second):
+    denoiser = SimpleNamespace(process=None)
+    guided = guide(load_config(expert_json), denoiser, None, cfg, boundary=0.86)
+    assert guided.schedule.second == second
+
+
+def test_an_export_places_what_both_experts_have_trained(expert_json, monkeypatch):
+    config, placed = load_config(expert_json, ["model.idle_expert=host"]), []
+    monkeypatch.setattr(
+        Experts,
+        "place_trained",
+        lambda pair: placed.extend(n for n, p in pair.named_parameters() if p.requires_grad),
+    )
+    backbone = load_backbone(config.model, config.video)
+    module = attach(backbone.fresh_network(), config.lora, backbone.lora_targets, seed=0)
+    weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    sources._attach(config, backbone, weights)
+    assert sorted(placed) == sorted(weights)
 
 
 def test_a_call_on_both_sides_of_the_boundary_is_caught():

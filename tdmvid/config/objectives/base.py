@@ -34,6 +34,12 @@ RULES = (
         "has no effect with cfg={cfg}, which is no guidance: leave it out, or set a guidance",
     ),
     Rule(
+        lambda objective: objective.cfg_2 is not None and objective.cfg == 1,
+        "objective.cfg_2",
+        "has no effect with objective.cfg={cfg}: the stock call takes that for no guidance of"
+        " either expert: leave it out (--set objective.cfg_2=null), or set a guidance",
+    ),
+    Rule(
         lambda objective: len(set(objective.step_set)) < len(objective.step_set),
         "objective.step_set",
         "must list each number of steps once",
@@ -111,7 +117,7 @@ class ObjectiveSettings:
     @property
     def guided(self) -> bool:
         """Whether the teacher is called without a prompt, too."""
-        return self.cfg != 1 or self.cfg_2 not in (None, 1)
+        return self.cfg != 1
 
     @property
     def conditioned_on_steps(self) -> bool:
