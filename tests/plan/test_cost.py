@@ -10,6 +10,7 @@ from tdmvid.backbones.registry import ARCHITECTURES, find_family
 from tdmvid.config import load_config
 from tdmvid.plan import cost
 from tdmvid.plan.counts import count_calls, outline_networks
+from tdmvid.plan.footprint import Footprint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHORT = {
@@ -44,6 +45,19 @@ def calls(config, few, monkeypatch):
     return count_calls(outline_networks(config, folder, family))
 
 
+def read_by_a_plan(counted):
+    """All that is counted, and of what is alive in a call what a plan reads: the higher of two
+    parts, of which one alone may grow by other steps with the first blocks.
+    """
+    traces = {name: trace for name, trace in vars(counted).items() if isinstance(trace, cost.Trace)}
+    found = vars(counted) | {name: dict(vars(trace)) for name, trace in traces.items()}
+    for name in traces:
+        for part, value in found[name].items():
+            if isinstance(value, Footprint):
+                found[name][part] = (value.kept, value.early, value.end)
+    return found
+
+
 @pytest.mark.parametrize(
     "stem, changes",
     [
@@ -61,5 +75,5 @@ def calls(config, few, monkeypatch):
 def test_a_few_equal_blocks_are_enough(short, stem, changes, monkeypatch):
     config = short(stem, *changes)
     every = calls(config, 1000, monkeypatch)
-    assert calls(config, 2, monkeypatch) == every
+    assert read_by_a_plan(calls(config, 2, monkeypatch)) == read_by_a_plan(every)
     assert every.network.forward_flops > every.network.attention_flops > 0
