@@ -61,8 +61,9 @@ class CogVideoXSpec(VPSpec):
         dtype: torch.dtype,
     ) -> dict:
         net, clip = network.config, Clip.of(network, folder, size)
+        frames, _, *sides = clip.latent_shape  # a first frame has channels of its own
         return {
-            "hidden_states": torch.empty(batch, *clip.latent_shape, dtype=dtype),
+            "hidden_states": torch.empty(batch, frames, net.in_channels, *sides, dtype=dtype),
             "encoder_hidden_states": torch.empty(
                 batch, net.max_text_seq_length, net.text_embed_dim, dtype=dtype
             ),

@@ -8,16 +8,13 @@ Shapes: B batch, F latent frames, C channels, H W latent size.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
-from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from .cogvideox import Clip, CogVideoX, CogVideoXSpec, CogVideoXStock
+from .cogvideox import CogVideoX, CogVideoXStock
 from .dtype import torch_dtype
 from .encoded_images import EncodedImages, blank_images
 from .lora_files import LoraFiles
@@ -25,24 +22,6 @@ from .registry import register
 
 IMAGE = "image_latents"
 """The condition: latents of the first frame, [B, C, H, W], scaled as the network takes them."""
-
-
-class CogVideoXImageSpec(CogVideoXSpec):
-    """A CogVideoX image-to-video pipeline folder, from its configs."""
-
-    def example(
-        self,
-        network: CogVideoXTransformer3DModel,
-        folder: Path,
-        size: ClipSize,
-        batch: int,
-        dtype: torch.dtype,
-    ) -> dict:
-        made = super().example(network, folder, size, batch, dtype)
-        frames, _, height, width = Clip.of(network, folder, size).latent_shape
-        channels = network.config.in_channels
-        made["hidden_states"] = torch.empty(batch, frames, channels, height, width, dtype=dtype)
-        return made
 
 
 class CogVideoXImageStock(CogVideoXStock):
@@ -64,7 +43,7 @@ class CogVideoXImageToVideo(CogVideoX):
     """A CogVideoX image-to-video pipeline folder as a backbone."""
 
     pipeline_class = "CogVideoXImageToVideoPipeline"
-    spec, stock_class = CogVideoXImageSpec(), CogVideoXImageStock
+    stock_class = CogVideoXImageStock
     lora = LoraFiles(pipeline_class)
     takes_images = True
 

@@ -75,10 +75,10 @@ class WanSpec(FlowSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
+        _, *latent = WanClip.of(network, folder, size).latent_shape
+        channels = network.config.in_channels  # a first frame has channels of its own
         return {
-            "hidden_states": torch.empty(
-                batch, *WanClip.of(network, folder, size).latent_shape, dtype=dtype
-            ),
+            "hidden_states": torch.empty(batch, channels, *latent, dtype=dtype),
             "timestep": torch.empty(batch),
             "encoder_hidden_states": torch.empty(
                 batch, TEXT_LENGTH, network.config.text_dim, dtype=dtype

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanPipeline
 from torch import Tensor, nn
 
-from ..config import ClipSize
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from .dtype import torch_dtype
 from .encoded_images import EncodedImages, blank_images
 from .lora_files import LoraFiles
 from .registry import register
-from .wan import Wan, WanClip, WanSpec, WanStock
+from .wan import Wan, WanSpec, WanStock
 
 GIVEN = "image_latents"
 """The condition: latents of the video behind the given frame, [B, C, F, H, W], normalised."""
@@ -48,19 +47,6 @@ class WanImageSpec(WanSpec):
                 " as a WanPipeline without images"
             )
         return ""
-
-    def example(
-        self,
-        network: WanTransformer3DModel,
-        folder: Path,
-        size: ClipSize,
-        batch: int,
-        dtype: torch.dtype,
-    ) -> dict:
-        made = super().example(network, folder, size, batch, dtype)
-        _, *latent = WanClip.of(network, folder, size).latent_shape
-        made["hidden_states"] = torch.empty(batch, network.config.in_channels, *latent, dtype=dtype)
-        return made
 
 
 class EncodedVideos(EncodedImages):

@@ -16,7 +16,6 @@ Shapes: B slots of a micro-batch; states are [B, ...], times and steps [B].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,31 +26,8 @@ from ..diffusion.process import Process
 from ..diffusion.sampler import Before, Trajectory, advance, fresh_noise
 from .ended import Ended
 from .objective import Objective
+from .slots import Made, Schedule, States, select, stepped
 from .trajectories import Generators, Place
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What the slots of a micro-batch do next, as the host knows it: lists of B entries."""
-
-    k: list[int]
-    """Step of the next call."""
-    grid: list[int]
-    """Which of the run's grids."""
-    starts: list[int]
-    """How often the slot has started again with another prompt."""
-
-
-@dataclass(frozen=True)
-class States:
-    """Where a micro-batch stands, on the device; k, grid: [B], as in `Schedule`."""
-
-    k: Tensor
-    grid: Tensor
-    sets: tuple[Tensor, ...]
-    """x, [B, ...]: one that turns share, then those of turns with trajectories of their own."""
-    before: tuple[Before, ...] = ()
-    """Of a multistep solver, for each set."""
 
 
 class Stream:
@@ -310,8 +286,8 @@ class Stream:
                 made.append(self._ahead(path, predictions[-1], student.process, micro, 0, name))
             if self.ended:
                 self.ended[micro].past.note(walking.k, walking.sets[0], predictions[0])
-            walking = _select(walking.k > 1, _stepped(walking, made), walking)
-            state = _select(walking.k >= last, walking, state)
+            walking = select(walking.k > 1, stepped(walking, made), walking)
+            state = select(walking.k >= last, walking, state)
         if self.ended:
             self.ended[micro].begin()
         return state
@@ -343,10 +319,10 @@ class Stream:
         if made is None and self.boundary:
             again = torch.ones_like(again)
         if made is not None:
-            ahead, again = _stepped(state, made), again | (state.k == 1)
+            ahead, again = stepped(state, made), again | (state.k == 1)
             if len(self.steps) > 1:
                 grid = torch.tensor(self._following(micro).grid, device=grid.device)
-        return _select(again, self._fresh(step + 1, micro, grid), ahead)
+        return select(again, self._fresh(step + 1, micro, grid), ahead)
 
     def _fresh(self, step: int, micro: int, grid: Tensor) -> States:
         """Slots at the noise with which they start."""
@@ -382,28 +358,7 @@ class Stream:
         return States(k, grid, tuple(sets), tuple(before))
 
 
-Made = tuple[Tensor, Before]
 LISTS = ("k", "grid", "starts")
-
-
-def _stepped(state: States, made: Sequence[Made]) -> States:
-    """The states one step on, for slots that are not done."""
-    before = tuple(each for _, each in made) if state.before else ()
-    return States(state.k - 1, state.grid, tuple(x for x, _ in made), before)
-
-
-def _select(mask: Tensor, one: States, other: States) -> States:
-    """The slots of `one` where the mask is set, [B], and those of `other` elsewhere."""
-
-    def where(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)
-
-    return States(
-        where(one.k, other.k),
-        where(one.grid, other.grid),
-        tuple(map(where, one.sets, other.sets)),
-        tuple(Before(where(a.x0, b.x0), where(a.t, b.t)) for a, b in zip(one.before, other.before)),
-    )
 
 
 def _named(found: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
