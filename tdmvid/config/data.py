@@ -42,6 +42,7 @@ class PromptConfig:
     of a data set.
     """
     column: str = "prompt"
+    """The column of a table or data set that holds the prompts."""
     image_column: str = "image"
     """Of a table for an image-to-video model: the files of first frames, images or videos."""
     images: str = ""
@@ -55,6 +56,7 @@ class PromptConfig:
     revision: str | None = None
     """Of a data set on the hub: a branch, tag or commit."""
     cache: str = "cache/embeddings"
+    """Folder in which text embeddings are cached; runs can share it."""
     limit: int = 0
     """Use only the first so many prompts; 0 uses all."""
     skip_empty: bool = False
@@ -90,6 +92,7 @@ class RealConfig:
     path: str = ""
     """A folder, read with all its subfolders. No captions are needed."""
     cache: str = "cache/latents"
+    """Folder in which the encoded latents are cached; runs can share it."""
     limit: int = 0
     """Use only the first so many files; 0 uses all."""
 

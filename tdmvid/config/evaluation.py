@@ -86,6 +86,7 @@ class EvaluateConfig:
     program: Literal["", "vbench", "image", "shapes"] = ""
     """Empty scores nothing."""
     config: str = ""
+    """JSON file or name of a ready evaluation, for the programs vbench and image."""
 
     def __post_init__(self) -> None:
         check_rules(self, EVALUATE_RULES)
@@ -96,7 +97,9 @@ class TeacherSampling:
     """How the teacher is sampled that the student stands beside."""
 
     steps: int = 50
+    """Sampling steps of the teacher."""
     cfg: float = 6.0
+    """Guidance scale of the teacher; 1 is no guidance."""
     negative: str = ""
     """The prompt that guidance leads away from."""
     shift: float = 0.0
@@ -127,19 +130,25 @@ class VBenchConfig:
     dimensions: tuple[str, ...] = ()
     """Empty takes all that the prompts can be scored on."""
     seeds: int = 5
+    """Videos sampled for each prompt."""
     static_filter: bool = True
     """VBench's own protocol for temporal_flickering: many videos, of which the first five without
     motion count.
     """
     static_seeds: int = 25
+    """Videos sampled for each prompt of temporal_flickering, when `static_filter` is on."""
     limit: int = 0
     """Only the first so many prompts of each group of dimensions; 0 takes all."""
     model: ModelConfig = ModelConfig()
     """Empty takes the base that the student names."""
     video: ClipSize = ClipSize(49, 480, 720, 8)
+    """Size of the sampled videos."""
     teacher: TeacherSampling = TeacherSampling()
+    """How the teacher is sampled."""
     batch: int = 1
+    """Videos sampled at a time on each rank."""
     embeddings: str = "cache/embeddings"
+    """Folder in which text embeddings are cached."""
     environment: str = ".venv-vbench"
     """What eval/setup_vbench.sh made."""
     cache: str = ""
@@ -171,10 +180,13 @@ class ImageConfig:
     """One evaluation of an image model."""
 
     prompts: str = ""
+    """A .txt, .jsonl, .csv or .parquet file of prompts. Required."""
     column: str = "prompt"
+    """The column of a table that holds the prompts."""
     limit: int = 0
     """Only the first so many prompts; 0 takes all."""
     seeds: int = 1
+    """Images sampled for each prompt."""
     metrics: tuple[str, ...] = ("hps", "clip", "aesthetic", "fid")
     """Names of scoring/image_metrics/."""
     reference: str = ""
@@ -184,12 +196,17 @@ class ImageConfig:
     model: ModelConfig = ModelConfig()
     """Empty takes the base that the student names."""
     video: ClipSize = ClipSize(1, 512, 512, 8)
+    """Size of the sampled images; `frames` must be 1."""
     teacher: TeacherSampling = TeacherSampling(50, 7.5)
+    """How the teacher is sampled."""
     batch: int = 4
+    """Images sampled at a time on each rank."""
     embeddings: str = "cache/embeddings"
+    """Folder in which text embeddings are cached."""
     cache: str = "cache/metrics"
     """Where the weights of the metrics lie."""
     pairs: int = 6
+    """How many of the best and of the worst pairs the page shows."""
 
     def __post_init__(self) -> None:
         check_rules(self, IMAGE_RULES)

@@ -53,10 +53,19 @@ class GridConfig:
     """The student's times; see diffusion/grid.py, and distill/grids.py, which builds them."""
 
     kind: Literal["uniform", "shifted", "explicit"] = "uniform"
+    """uniform: evenly spaced times; shifted: the same with a flow shift; explicit: the list in
+    `timesteps`.
+    """
     steps: int = DEFAULT_STEPS
+    """Number of steps K of the student. With kind explicit, the length of `timesteps` is used."""
     start: float = 1.0
+    """Time of the first step; 1 is pure noise."""
     shift: float = 1.0
+    """Flow shift of kind shifted: time t becomes shift t / (1 + (shift - 1) t). 1 is an even grid,
+    larger values move the steps towards noise.
+    """
     timesteps: tuple[float, ...] = ()
+    """Timesteps of kind explicit, in the network's own units."""
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)

@@ -15,7 +15,9 @@ class LoraSettings:
     """Shape of both adapters."""
 
     rank: int = 64
+    """Rank of the LoRA matrices."""
     alpha: float = 64.0
+    """Scale of the LoRA: its update is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Module names; empty takes the family's own (attention projections)."""
 

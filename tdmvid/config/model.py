@@ -53,8 +53,11 @@ class ModelConfig:
     """Which teacher: a local diffusers folder or a hub id."""
 
     path: str = ""
+    """A diffusers folder, a hub id, or the name of the embedded teacher, `shapes`."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     variant: str | None = None
+    """Variant of the weight files, e.g. fp16."""
     adapters: tuple[AdapterSettings, ...] = ()
     """LoRAs that the teacher has, frozen and not merged: student and fake start from the base with
     them, and train their own LoRA beside them.
@@ -91,9 +94,13 @@ class ClipSize:
     """
 
     frames: int = 1
+    """Frames of a video; 1 for an image."""
     height: int = 512
+    """Height in pixels."""
     width: int = 512
+    """Width in pixels."""
     fps: int = 8
+    """Frames per second of the files that are written."""
 
     def __post_init__(self) -> None:
         check_rules(self, SIZE_RULES)

@@ -29,12 +29,19 @@ class OptimConfig:
     """AdamW; the defaults for betas and clipping are those of arXiv 2503.06674, Appendix D."""
 
     lr: float = 1e-4
+    """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.0, 0.999)
+    """Both betas of AdamW."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     clip: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     warmup: int = 0
+    """Iterations over which the learning rate rises linearly; 0 turns warm-up off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the last
+    iteration.
+    """
     algorithm: Literal["adamw", "sgd"] = "adamw"
     """sgd is for tests: it does not hide a wrong gradient scale."""
 

@@ -39,13 +39,22 @@ class ParallelConfig:
     """How the work is spread; `auto` uses DeepSpeed when a launcher started this process."""
 
     backend: Literal["auto", "none", "deepspeed"] = "auto"
+    """none: one process; deepspeed: DeepSpeed, started by `deepspeed` or `torchrun`; auto:
+    DeepSpeed when a launcher started this process.
+    """
     zero_stage: int = 3
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 gradients too, 3 weights
+    too.
+    """
     sequence: int = 1
     """Neighbouring ranks that share the tokens of one video (Ulysses); the rest are data parallel.
     """
     offload: Literal["none", "optimizer", "all"] = "none"
     """What to offload to CPU memory: the optimiser state, or the sharded weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
+    """Keep only the inputs of each block and recompute the rest in the backward pass: less memory,
+    more computation.
+    """
     keep_attention: bool = False
     """With gradient_checkpointing: keep each attention's output too, which on a long sequence is
     little to hold and most of what is computed again.

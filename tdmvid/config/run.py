@@ -109,29 +109,39 @@ class RunConfig:
     """One run."""
 
     name: str = "run"
+    """Name of the run; if it is not set, the name of the config file."""
     notes: tuple[str, ...] = ()
     """Where the values come from, in sentences for readers; without effect on the run."""
     out: str = ""
     """Run folder; empty means runs/<name>."""
     seed: int = 0
+    """Seed of all random numbers of the run."""
     steps: int = 500
+    """Number of training iterations."""
     max_bad_steps: int = 3
     """Stop after so many iterations in a row whose loss or gradient was not finite."""
     model: ModelConfig = ModelConfig()
+    """The teacher."""
     video: ClipSize = ClipSize()
+    """Size of what is generated."""
     prompts: PromptConfig = PromptConfig()
+    """Training prompts."""
     grid: GridConfig = GridConfig()
+    """The times at which the student is called."""
     objective: ObjectiveSettings = TDMSettings()
     """Settings of any method, by its `kind`; see objectives/."""
     training: Literal["lora", "full"] = "lora"
     """lora: student and fake are adapters on one frozen base; full: three whole networks."""
     lora: LoraSettings = LoraSettings()
+    """Shape of the LoRAs of student and fake."""
     init: str = ""
     """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from
     the base in any case.
     """
     student: OptimConfig = OptimConfig()
+    """Optimiser of the student."""
     fake: OptimConfig = OptimConfig(lr=5e-4)
+    """Optimiser of the fake score network."""
     discriminator: OptimConfig = OptimConfig(lr=5e-4)
     """Of the kind `gan`, whose heads it trains."""
     real: RealConfig = RealConfig()
@@ -141,11 +151,17 @@ class RunConfig:
     ema: float = 0.0
     """Decay of the student's averaged weights, which are what is sampled and exported; 0 is off."""
     batch: BatchConfig = BatchConfig()
+    """Samples of an optimiser step."""
     parallel: ParallelConfig = ParallelConfig()
+    """How the work is spread over devices."""
     log: LogConfig = LogConfig()
+    """Checkpoints and samples during training."""
     guard: GuardConfig = GuardConfig()
+    """Comparison of the student's samples with the teacher's."""
     export: ExportConfig = ExportConfig()
+    """Which student is exported."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Scores of the finished student."""
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)

@@ -61,6 +61,7 @@ class ObjectiveSettings:
     """
 
     kind: str = ""
+    """The distillation method, which decides what other settings there are."""
     cfg: float = 1.0
     """The teacher's guidance; 1 is none."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)

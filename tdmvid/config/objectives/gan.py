@@ -20,6 +20,7 @@ class GANSettings(TDMSettings):
 
     kind: Literal["gan"] = "gan"  # type: ignore[assignment]
     adversarial: Literal["logistic", "hinge"] = "hinge"
+    """Loss of the adversarial term: hinge or logistic."""
     weight: float = 0.1
     """Of L_G beside the matching loss."""
 

@@ -123,12 +123,16 @@ class TDMSettings(ObjectiveSettings):
     x0_hat recognises it in the noise that x_s still carries.
     """
     importance: Literal["mean", "sum", "none"] = "mean"
+    """Importance weights of fake_target x0_hat. mean: the log ratio is averaged over dimensions
+    (the released code); sum: the exact ratio, clamped at 20; none: all weights are 1.
+    """
     fake_weight: Literal["snr", "velocity"] = "snr"
     """snr: min(SNR, ceiling), the released code's, for eps-networks. velocity: min(1 / sigma^2,
     ceiling), the loss that v- and flow-networks are pretrained with; where the SNR ends at zero, as
     CogVideoX's does, the other hardly teaches the fake the first step.
     """
     snr_ceiling: float = 5.0
+    """Largest weight of the fake's loss, see `fake_weight`."""
     fake_updates: int = 1
     """Fake updates per student update, each with a draw of its own."""
     fake_trajectories: Literal["same", "fresh"] = "same"
