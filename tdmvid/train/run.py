@@ -141,17 +141,8 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     Raises:
         ValueError: For what a user can mend.
     """
-    config = share_batch(config, world.data_size)
-    check_settings(config, distributed=world.distributed)
-    check_machine(config, world)
-    check_rewards(config)
-    folder, family = find_family(config.model, weights=False)
-    boundary = check_teacher(config, family.spec.read_split(folder))
-    _, shown = read_run_items(config, takes_images=family.takes_images)
-    backbone = load_backbone(config.model, config.video, device=world.device)
-    found = read_adapters(backbone.network, config.model, backbone.lora)
-    adapters = tuple(lora.copied() for lora in found)
-    carry(backbone.network, adapters)
+    config, boundary, shown = _checked(config, world)
+    backbone, adapters = _load_teacher(config, world)
     grid, grids = _grids(config, backbone, boundary)
     started = replace(config, init="") if resumed else config
     check_student(started, backbone)  # before anything is encoded
@@ -164,16 +155,7 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None
     engines, teacher = build_engines(started, world, backbone)
     networks = _networks(backbone, engines, teacher, conditions.blank().to(world.device))
-    streams = Streams(config.seed, world.device)
-
-    def conds(indices: list[int]) -> Cond:
-        return conditions.get([items[i] for i in indices]).to(world.device)
-
-    order = PromptOrder(len(items), config.seed)
-    stream = build_stream(config, world, streams, grids, backbone.latent_shape())
-    texts = [item.prompt for item in items]
-    rewards = Rewards(config, world, streams, backbone.decode, conds, texts, order, stream)
-    return Run(
+    run = Run(
         config=config,
         world=world,
         backbone=backbone,
@@ -182,19 +164,58 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
         roles=_roles(networks, engines, guide(config, teacher, null, boundary=boundary), real),
         engines=engines,
         networks=networks,
-        streams=streams,
-        conds=conds,
-        order=order,
+        streams=Streams(config.seed, world.device),
+        conds=lambda indices: conditions.get([items[i] for i in indices]).to(world.device),
+        order=PromptOrder(len(items), config.seed),
         prompts_digest=digest("prompts", conditions.describe(items)),
         null=null,
         gallery_items=shown,
         gallery=gallery,
         real_digest=digest("clips", real.known) if real else "",
-        stream=stream,
-        rewards=rewards if config.rewards else None,
         rounding=rounding,
         adapters=adapters,
     )
+    return _with_trajectories(run, [item.prompt for item in items])
+
+
+def _checked(config: RunConfig, world: launch.World) -> tuple[RunConfig, float, list[Item]]:
+    """Check what can be checked without weights.
+
+    Returns:
+        The config with its accumulation, the time that parts the teacher's experts (0 for a
+        teacher of one network), and the items of the samples.
+    """
+    config = share_batch(config, world.data_size)
+    check_settings(config, distributed=world.distributed)
+    check_machine(config, world)
+    check_rewards(config)
+    folder, family = find_family(config.model, weights=False)
+    boundary = check_teacher(config, family.spec.read_split(folder))
+    _, shown = read_run_items(config, takes_images=family.takes_images)
+    return config, boundary, shown
+
+
+def _load_teacher(
+    config: RunConfig, world: launch.World
+) -> tuple[Backbone, tuple[LoraWeights, ...]]:
+    """Load the base with the LoRAs of `model.adapters` on it, and return both."""
+    backbone = load_backbone(config.model, config.video, device=world.device)
+    found = read_adapters(backbone.network, config.model, backbone.lora)
+    adapters = tuple(lora.copied() for lora in found)
+    carry(backbone.network, adapters)
+    return backbone, adapters
+
+
+def _with_trajectories(run: Run, prompts: list[str]) -> Run:
+    """Return the run with its stream of trajectories and its rewards, where it has them."""
+    config, world, backbone = run.config, run.world, run.backbone
+    stream = build_stream(config, world, run.streams, run.grids, backbone.latent_shape())
+    if not config.rewards:
+        return replace(run, stream=stream)
+    rewards = Rewards(
+        config, world, run.streams, backbone.decode, run.conds, prompts, run.order, stream
+    )
+    return replace(run, stream=stream, rewards=rewards)
 
 
 def _grids(

@@ -3,23 +3,16 @@ alone.
 """
 
 import gc
-import json
-import math
 import runpy
-import shutil
 import sys
 import weakref
 
 import pytest
 import torch
-from peft import LoraConfig
 from refusals import refused
 
-from tdmvid.backbones.registry import load_backbone
 from tdmvid.backbones.stock import StockPipeline
-from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.data.video import read_video, write_video
-from tdmvid.diffusion.grid import uniform
 from tdmvid.parallel.launch import World
 from tdmvid.sampling import manifest
 from tdmvid.sampling import sample as sampling
@@ -30,63 +23,6 @@ from tdmvid.sampling.student import load_for_sampling
 
 PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 ONE = World(0, 1, 0, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def backbone(tiny_cogvideox):
-    return load_backbone(ModelConfig(path=str(tiny_cogvideox("sincos"))), ClipSize(9, 32, 32))
-
-
-@pytest.fixture(scope="module")
-def student(backbone, tmp_path_factory):
-    """A bundle as export writes it: a LoRA that matters, a scheduler of 2 steps, and its facts."""
-    folder, generator, state = (
-        tmp_path_factory.mktemp("student"),
-        torch.Generator().manual_seed(0),
-        {},
-    )
-    for name, layer in backbone.network.named_modules():
-        if name.endswith("to_q"):
-            state[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
-            state[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator)
-    backbone.lora.save(folder, state, LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
-    backbone.student_scheduler(uniform(2, backbone.process)).save_pretrained(folder)
-    facts = {
-        "steps": 2,
-        "rank": 2,
-        "model": {"path": str(backbone.folder), "dtype": "float32"},
-        "video": {"frames": 9, "height": 32, "width": 32, "fps": 5},
-    }
-    (folder / "export.json").write_text(json.dumps(facts))
-    return folder
-
-
-@pytest.fixture
-def make(backbone, tmp_path):
-    """`make(out, prompts, seeds, ...)`: the manifest, with what was sampled counted in
-    `make.videos`.
-    """
-
-    def make(
-        out,
-        prompts=PROMPTS,
-        seeds=(0, 1),
-        *,
-        sampler=Sampler(steps=2, cfg=1.0),
-        naming="index",
-        **others,
-    ):
-        shots = plan_shots(list(prompts), seeds, frames=9, naming=naming)
-        return sample_videos(
-            tmp_path / out,
-            shots,
-            backbone=backbone,
-            sampler=sampler,
-            cache=tmp_path / "cache",
-            **{"world": ONE} | others,
-        )
-
-    return make
 
 
 @pytest.fixture
@@ -301,74 +237,6 @@ def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
     )
     with refused("00000_a-red-circle-moves-left-0.mp4", "seed 0", "'a red circle moves left'"):
         make("out")  # in float32 already
-
-
-@pytest.mark.parametrize(
-    "change, facts",
-    [
-        ({"sampler": Sampler(steps=3, cfg=1.0)}, ("steps=2", "3", "--out")),
-        ({"sampler": Sampler(steps=2, cfg=2.0)}, ("cfg=1.0", "2.0", "--out")),
-    ],
-)
-def test_another_setting_in_the_same_folder_is_refused(make, change, facts):
-    make("out", PROMPTS[:1], (0,))
-    with refused(*facts):
-        make("out", PROMPTS[:1], (0,), **change)
-
-
-def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
-    place = shutil.copytree(student, tmp_path / "lora")
-    make("out", PROMPTS[:1], (0,), sampler=Sampler(place))
-    moved = place.rename(tmp_path / "moved")
-    make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same, elsewhere
-    weights = moved / "pytorch_lora_weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with refused("weights"):
-        make("out", sampler=Sampler(moved))
-
-
-def test_another_prompt_under_the_same_name_is_refused(make):
-    long = "a red circle moves left " * 4
-    make("out", [long + "a"], (0,))
-    with refused(f"'{long}a'", f"'{long}b'", "seed 0"):
-        make("out", [long + "b"], (0,))
-
-
-def test_the_student_s_bundle_decides_steps_size_and_base(make, student, backbone, tmp_path):
-    found = load_for_sampling(ONE, student=student)
-    assert (found.size, found.config.path) == (ClipSize(9, 32, 32, 5), str(backbone.folder))
-    manifest = make("student", PROMPTS[:1], (0,), sampler=Sampler(student))
-    assert (manifest[0]["settings"]["steps"], manifest[0]["settings"]["cfg"]) == (2, 1.0)
-    make("teacher", PROMPTS[:1], (0,))  # after the student, on the same backbone
-    teacher, small = (
-        next(iter(videos(tmp_path / name).values())) for name in ("teacher", "student")
-    )
-    assert (teacher - small).abs().mean() > 0.01
-    assert not any("lora" in name for name, _ in backbone.network.named_parameters())
-
-
-def test_what_a_student_was_not_trained_for_is_said_beside_its_videos(make, student, capsys):
-    [made] = make("more", PROMPTS[:1], (0,), sampler=Sampler(student, steps=4, cfg=3.0))
-    steps, guidance = made["settings"]["untrained"]
-    assert "2" in steps and "4" in steps and "cfg=3" in guidance
-    assert steps in capsys.readouterr().out
-    [made] = make("trained", PROMPTS[:1], (0,), sampler=Sampler(student))
-    assert "untrained" not in made["settings"]
-
-
-@pytest.mark.parametrize(
-    "change", [{"cfg": 0.0}, {"cfg": -1.0}, {"cfg": math.nan}, {"steps": 0}, {"steps": -1}], ids=str
-)
-def test_numbers_that_no_sampler_takes_are_refused(make, student, change):
-    [(name, value)] = change.items()
-    for folder in (student, None):
-        with refused(f"{name}={value}"):
-            make("out", PROMPTS[:1], (0,), sampler=Sampler(folder, **change))
-
-
-def test_a_teacher_samples_as_its_pipeline_does_by_default(make):
-    settings = make("out", PROMPTS[:1], (0,), sampler=Sampler())[0]["settings"]
-    assert (settings["steps"], settings["cfg"]) == (50, 6.0)
 
 
 def test_the_text_encoder_is_gone_before_the_denoiser_runs(make, backbone, monkeypatch):

@@ -1,0 +1,85 @@
+"""What a sampler takes, what it records, and what it refuses to mix in one folder."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from refusals import refused
+
+from tdmvid.config import ClipSize
+from tdmvid.data.video import read_video
+from tdmvid.parallel.launch import World
+from tdmvid.sampling.sample import Sampler
+from tdmvid.sampling.student import load_for_sampling
+
+PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
+ONE = World(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "change, facts",
+    [
+        ({"sampler": Sampler(steps=3, cfg=1.0)}, ("steps=2", "3", "--out")),
+        ({"sampler": Sampler(steps=2, cfg=2.0)}, ("cfg=1.0", "2.0", "--out")),
+    ],
+)
+def test_another_setting_in_the_same_folder_is_refused(make, change, facts):
+    make("out", PROMPTS[:1], (0,))
+    with refused(*facts):
+        make("out", PROMPTS[:1], (0,), **change)
+
+
+def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
+    place = shutil.copytree(student, tmp_path / "lora")
+    make("out", PROMPTS[:1], (0,), sampler=Sampler(place))
+    moved = place.rename(tmp_path / "moved")
+    make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same, elsewhere
+    weights = moved / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with refused("weights"):
+        make("out", sampler=Sampler(moved))
+
+
+def test_another_prompt_under_the_same_name_is_refused(make):
+    long = "a red circle moves left " * 4
+    make("out", [long + "a"], (0,))
+    with refused(f"'{long}a'", f"'{long}b'", "seed 0"):
+        make("out", [long + "b"], (0,))
+
+
+def test_the_student_s_bundle_decides_steps_size_and_base(make, student, backbone, tmp_path):
+    found = load_for_sampling(ONE, student=student)
+    assert (found.size, found.config.path) == (ClipSize(9, 32, 32, 5), str(backbone.folder))
+    manifest = make("student", PROMPTS[:1], (0,), sampler=Sampler(student))
+    assert (manifest[0]["settings"]["steps"], manifest[0]["settings"]["cfg"]) == (2, 1.0)
+    make("teacher", PROMPTS[:1], (0,))  # after the student, on the same backbone
+    teacher, small = (
+        read_video(next((tmp_path / name).glob("*.mp4"))) for name in ("teacher", "student")
+    )
+    assert (teacher - small).abs().mean() > 0.01
+    assert not any("lora" in name for name, _ in backbone.network.named_parameters())
+
+
+def test_what_a_student_was_not_trained_for_is_said_beside_its_videos(make, student, capsys):
+    [made] = make("more", PROMPTS[:1], (0,), sampler=Sampler(student, steps=4, cfg=3.0))
+    steps, guidance = made["settings"]["untrained"]
+    assert "2" in steps and "4" in steps and "cfg=3" in guidance
+    assert steps in capsys.readouterr().out
+    [made] = make("trained", PROMPTS[:1], (0,), sampler=Sampler(student))
+    assert "untrained" not in made["settings"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"cfg": 0.0}, {"cfg": -1.0}, {"cfg": math.nan}, {"steps": 0}, {"steps": -1}], ids=str
+)
+def test_numbers_that_no_sampler_takes_are_refused(make, student, change):
+    [(name, value)] = change.items()
+    for folder in (student, None):
+        with refused(f"{name}={value}"):
+            make("out", PROMPTS[:1], (0,), sampler=Sampler(folder, **change))
+
+
+def test_a_teacher_samples_as_its_pipeline_does_by_default(make):
+    settings = make("out", PROMPTS[:1], (0,), sampler=Sampler())[0]["settings"]
+    assert (settings["steps"], settings["cfg"]) == (50, 6.0)
