@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,31 @@ def folders_of_set(out: Path, grids: Sequence[TimeGrid], own: TimeGrid) -> list[
     return [
         out if grid == own else out.with_name(f"{out.name}_{grid.steps}steps") for grid in grids
     ]
+
+
+def find_condition(folder: Path, steps: int) -> Path:
+    """Return the student of the same run that was told another number of steps K.
+
+    A run with `objective.step_set` writes one student for each K into neighbouring folders.
+
+    Args:
+        folder: One of them.
+        steps: The K that the student was told in training.
+
+    Raises:
+        ValueError: No neighbour was trained for this K.
+    """
+    stem = re.sub(r"_\d+steps$", "", folder.name)
+    own = re.compile(re.escape(stem) + r"(_\d+steps)?")
+    neighbours = [path for path in sorted(folder.parent.iterdir()) if own.fullmatch(path.name)]
+    found = {read_facts(path).get("steps"): path for path in neighbours if (path / FACTS).is_file()}
+    if steps not in found:
+        trained = ", ".join(str(each) for each in sorted(filter(None, found))) or "none"
+        raise ValueError(
+            f"condition_steps={steps}: no student beside {folder} was trained for {steps} steps;"
+            f" choose one of: {trained}"
+        )
+    return found[steps]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -60,6 +60,12 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="default: the student's, or the stock pipeline's")
     parser.add_argument(
+        "--condition-steps",
+        type=int,
+        metavar="K",
+        help="of a run over several K: sample with the student that was told K, with any --steps",
+    )
+    parser.add_argument(
         "--cfg",
         type=float,
         help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)",
@@ -89,14 +95,33 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
 def base_of(args: argparse.Namespace) -> dict:
     """Return those options of `add_sampler` that `sampling.load_for_sampling` reads."""
     names = ("model", "revision", "variant", "dtype", "size", "fps")
-    return {"student": args.lora} | {name: getattr(args, name) for name in names}
+    return {"student": student_of(args)} | {name: getattr(args, name) for name in names}
+
+
+def student_of(args: argparse.Namespace) -> Path | None:
+    """Return the folder of the student to sample with; None for the teacher.
+
+    Raises:
+        ValueError: --condition-steps names a K that no student beside --lora was trained for.
+    """
+    from ..adapters.bundle import find_condition, read_facts
+
+    if args.condition_steps is None:
+        return args.lora
+    if args.lora is None:
+        raise ValueError(
+            f"--condition-steps={args.condition_steps}: a teacher is not told the number of steps:"
+            " give --lora"
+        )
+    read_facts(args.lora)  # refuses what is no student's folder
+    return find_condition(args.lora, args.condition_steps)
 
 
 def sampler_of(args: argparse.Namespace) -> Sampler:
     """Return the sampler that the options of `add_sampler` describe."""
     from ..sampling.sample import Sampler
 
-    return Sampler(args.lora, args.steps, args.cfg, args.negative, args.shift, args.cfg_2)
+    return Sampler(student_of(args), args.steps, args.cfg, args.negative, args.shift, args.cfg_2)
 
 
 def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str) -> None:

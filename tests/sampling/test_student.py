@@ -1,9 +1,13 @@
 """What a sampler is loaded from: a student that names its base, or what is given."""
 
+import argparse
+import json
+
 import pytest
 import torch
 from refusals import refused
 
+from tdmvid.cli.options import add_sampler, sampler_of
 from tdmvid.parallel.launch import World
 from tdmvid.sampling.student import load_for_sampling
 
@@ -30,3 +34,33 @@ def test_a_run_s_folder_is_told_from_its_student_s(tmp_path, name):
     (tmp_path / name / "export.json").write_text("{}")
     with refused(tmp_path, tmp_path / name):
         load_for_sampling(ONE, student=tmp_path)
+
+
+@pytest.fixture
+def set_of_students(tmp_path):
+    """The folders of a run over K = 1, 2 and 4, as its end writes them."""
+    for name, steps in (("lora", 4), ("lora_1steps", 1), ("lora_2steps", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "export.json").write_text(json.dumps({"steps": steps}))
+    return tmp_path
+
+
+def chosen(*options):
+    parser = argparse.ArgumentParser()
+    add_sampler(parser)
+    return sampler_of(parser.parse_args([str(option) for option in options]))
+
+
+@pytest.mark.parametrize("beside", ["lora", "lora_2steps"])
+def test_any_number_of_steps_is_sampled_under_the_condition_on_another(set_of_students, beside):
+    for told, folder in ((1, "lora_1steps"), (2, "lora_2steps"), (4, "lora")):
+        options = ("--lora", set_of_students / beside, "--condition-steps", told, "--steps", 8)
+        sampler = chosen(*options)
+        assert (sampler.student, sampler.steps) == (set_of_students / folder, 8)
+
+
+def test_a_condition_that_was_not_trained_is_refused_with_those_that_were(set_of_students):
+    with refused("condition_steps=3", "1, 2, 4"):
+        chosen("--lora", set_of_students / "lora", "--condition-steps", 3)
+    with refused("--condition-steps=4", "--lora"):
+        chosen("--condition-steps", 4)
