@@ -1,6 +1,6 @@
-"""What a run is: settings and their rules, read from one JSON file.
+"""Settings of a run and the rules between them, read from one JSON file.
 
-Imports the standard library only, so that a misspelt setting is reported at once.
+This package imports only the standard library, so a misspelt setting is reported immediately.
 """
 
 from .batch import global_batch, share_batch

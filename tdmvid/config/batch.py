@@ -1,4 +1,4 @@
-"""How the ranks of a run share its global batch."""
+"""Split the global batch over data-parallel ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from .run import RunConfig
 
 
 def share_batch(config: RunConfig, ranks: int) -> RunConfig:
-    """Return the run with the accumulation that `batch.total` asks of each rank.
+    """Compute `batch.accumulation` from `batch.total`.
 
     Args:
-        config: The run; one without a total comes back as it is.
-        ranks: The number of data-parallel ranks.
+        config: Settings of the run. Without a total they are returned unchanged.
+        ranks: Number of data-parallel ranks.
+
+    Returns:
+        The settings with the number of micro-batches that each rank accumulates.
 
     Raises:
-        ValueError: If the total does not divide, with the nearest values that do; or if another
-            accumulation is given beside it.
+        ValueError: If the total is not a multiple of `batch.micro` times the ranks (the message
+            gives the nearest values), or if it contradicts `batch.accumulation`.
     """
     batch = config.batch
     if not batch.total:
@@ -25,26 +28,34 @@ def share_batch(config: RunConfig, ranks: int) -> RunConfig:
     each = batch.micro * ranks
     if batch.total % each:
         raise ValueError(
-            f"batch.total={batch.total} does not divide by {each}, which is"
+            f"batch.total={batch.total} is not a multiple of {each}, which is"
             f" batch.micro={batch.micro} x {_counted(ranks)}: set {_nearest(batch, ranks)}"
         )
     accumulation = batch.total // each
     if batch.accumulation not in (1, accumulation):
         raise ValueError(
             f"batch.accumulation={batch.accumulation} contradicts batch.total={batch.total}, which"
-            f" is {accumulation} micro-batches of {batch.micro} on {_counted(ranks)}: leave it out,"
+            f" needs {accumulation} micro-batches of {batch.micro} on {_counted(ranks)}: remove it,"
             " or set batch.total=0"
         )
     return replace(config, batch=replace(batch, accumulation=accumulation))
 
 
 def global_batch(batch: BatchConfig, ranks: int) -> int:
-    """Return the samples of an optimiser step on `ranks` data-parallel ranks together."""
+    """Count the samples of an optimiser step over all ranks.
+
+    Args:
+        batch: Batch settings of the run.
+        ranks: Number of data-parallel ranks.
+
+    Returns:
+        Micro-batch size x accumulation x ranks.
+    """
     return batch.micro * batch.accumulation * ranks
 
 
 def _nearest(batch: BatchConfig, ranks: int) -> str:
-    """Name the nearest totals that divide, and micro-batches with which this one does."""
+    """Return the nearest totals that fit, and micro-batch sizes that fit this total, as text."""
     each = batch.micro * ranks
     below = batch.total // each * each
     totals = [str(total) for total in (below, below + each) if total]

@@ -1,4 +1,4 @@
-"""What a run reads: prompts, real clips, and how many samples make a step."""
+"""Settings of the data: prompts, real clips and batch sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILES_OF_PROMPTS = (".txt", ".jsonl", ".csv", ".parquet")
 
 
 def _names_a_part(prompts: PromptConfig, name: str) -> bool:
-    """Whether a setting of a data set is given beside a file."""
+    """Whether a setting of hub data sets is given although `path` is a file."""
     given = getattr(prompts, name) not in ("", "train", None)
     return given and prompts.path.lower().endswith(FILES_OF_PROMPTS)
 
@@ -23,7 +23,7 @@ PROMPT_RULES = (
         Rule(
             functools.partial(_names_a_part, name=name),
             f"prompts.{name}",
-            "is of a data set on the hub, and prompts.path={path} is a file: leave it out",
+            "applies to data sets on the hub, and prompts.path={path} is a file: remove it",
         )
         for name in ("subset", "split", "revision")
     ),
@@ -34,35 +34,37 @@ REAL_RULES = ranges_of("real")
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Training prompts, and where their embeddings are cached."""
+    """Training prompts and the cache of their embeddings."""
 
     path: str = ""
-    """A .txt, .jsonl, .csv or .parquet file, a folder of videos or images with captions beside
-    them, the name of a ready list, a generated list (`images:20000`, `videos:5000`), or the hub id
-    of a data set.
+    """Source of the prompts: a .txt, .jsonl, .csv or .parquet file; a folder of videos or images
+    with captions next to them; the name of a built-in list; a generated list (`images:20000`,
+    `videos:5000`); or the hub id of a data set.
     """
     column: str = "prompt"
-    """The column of a table or data set that holds the prompts."""
+    """Column of a table or data set that holds the prompts."""
     image_column: str = "image"
-    """Of a table for an image-to-video model: the files of first frames, images or videos."""
+    """Column of a table that holds the files of first frames (images or videos), for an
+    image-to-video model.
+    """
     images: str = ""
-    """First frames for an image-to-video model instead of `image_column`: a folder in which `tdmvid
-    sample` has made an image of every prompt.
+    """Folder of first frames for an image-to-video model, used instead of `image_column`:
+    `tdmvid sample` has written an image of every prompt to it.
     """
     subset: str = ""
-    """Of a data set on the hub; empty takes its default."""
+    """Subset of a data set on the hub. Empty uses the default subset."""
     split: str = "train"
-    """Of a data set on the hub."""
+    """Split of a data set on the hub."""
     revision: str | None = None
-    """Of a data set on the hub: a branch, tag or commit."""
+    """Branch, tag or commit of a data set on the hub. `null` uses the default branch."""
     cache: str = "cache/embeddings"
-    """Folder in which text embeddings are cached; runs can share it."""
+    """Folder in which prompt embeddings are cached. Runs can share it."""
     limit: int = 0
-    """Use only the first so many prompts; 0 uses all."""
+    """Number of prompts to use, from the first. 0 uses all."""
     skip_empty: bool = False
-    """Leave out empty cells of a table, which are refused otherwise."""
+    """Skip empty cells of a table. By default, an empty cell is an error."""
     negative: str = ""
-    """The prompt of the teacher's unconditional branch, which guidance leads away from."""
+    """Negative prompt: the prompt of the teacher's unconditional branch in guidance."""
 
     def __post_init__(self) -> None:
         check_rules(self, PROMPT_RULES)
@@ -70,15 +72,20 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Videos per optimiser step = micro x accumulation x data-parallel ranks = total."""
+    """Batch sizes in samples (videos or images).
+
+    An optimiser step uses micro x accumulation x data-parallel ranks = total samples.
+    """
 
     micro: int = 1
-    """Videos of a micro-batch: what a rank holds at once."""
+    """Samples in a micro-batch, which a rank processes at once; 1 to 4096."""
     accumulation: int = 1
-    """Micro-batches of a rank in each step; follows from `total`, if that is given."""
+    """Micro-batches that each rank accumulates per step, 1 to 65,536. Computed from `total` if that
+    is given.
+    """
     total: int = 0
-    """Videos of a step on all ranks together, the same on any number of them; 0 leaves it to the
-    others.
+    """Samples per step on all ranks together, independent of the number of ranks. 0 uses `micro`,
+    `accumulation` and the number of ranks.
     """
 
     def __post_init__(self) -> None:
@@ -87,14 +94,14 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class RealConfig:
-    """Real videos or images, for kinds that compare with them."""
+    """Real videos or images for the discriminator of kind `gan`."""
 
     path: str = ""
-    """A folder, read with all its subfolders. No captions are needed."""
+    """Folder of videos or images, including all subfolders. No captions are needed."""
     cache: str = "cache/latents"
-    """Folder in which the encoded latents are cached; runs can share it."""
+    """Folder in which encoded latents are cached. Runs can share it."""
     limit: int = 0
-    """Use only the first so many files; 0 uses all."""
+    """Number of files to use, from the first. 0 uses all."""
 
     def __post_init__(self) -> None:
         check_rules(self, REAL_RULES)

@@ -1,4 +1,4 @@
-"""What scores a finished student, and the configs of the evaluations themselves."""
+"""Settings of evaluations, and of the evaluation at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from .ranges import ranges_of
 from .rules import Rule, check_rules
 
 LONG_SECONDS = 5.0
-"""From this length on VBench's maintainers ask for VBench-Long: plain VBench scores long videos
-too low.
+"""Length in seconds from which VBench-Long is used.
+
+The maintainers of VBench ask for it, because plain VBench scores long videos too low.
 """
 EVALUATE_RULES = (
     Rule(
         lambda evaluate: evaluate.program in ("vbench", "image") and not evaluate.config,
         "evaluate.config",
-        "is missing, evaluate.program={program} needs it: name a ready one, e.g."
-        " vbench_cogvideox2b or"
-        " images, or a file of your own",
+        "is missing, and evaluate.program={program} needs it: use a built-in config, e.g."
+        " vbench_cogvideox2b or images, or your own file",
     ),
     Rule(
         lambda evaluate: evaluate.config and evaluate.program not in ("vbench", "image"),
         "evaluate.config",
-        "has no effect with evaluate.program={program}: set the program to 'vbench' or 'image', or"
-        " leave the config out",
+        "has no effect with evaluate.program={program}: set evaluate.program to 'vbench' or"
+        " 'image', or remove evaluate.config",
     ),
 )
 TEACHER_RULES = (
@@ -33,20 +33,20 @@ TEACHER_RULES = (
     Rule(
         lambda teacher: teacher.use_dynamic_cfg and teacher.cfg == 1,
         "teacher.use_dynamic_cfg",
-        "has no effect with teacher.cfg={cfg}, which is no guidance: leave it out, or set a"
-        " guidance",
+        "has no effect with teacher.cfg={cfg}, which turns guidance off: remove it, or change"
+        " teacher.cfg",
     ),
     Rule(
         lambda teacher: teacher.cfg_2 is not None and teacher.cfg == 1,
         "teacher.cfg_2",
-        "has no effect with teacher.cfg={cfg}: the stock call takes that for no guidance of either"
-        " expert",
+        "has no effect with teacher.cfg={cfg}, which turns guidance off for both experts in the"
+        " diffusers pipeline: remove it, or change teacher.cfg",
     ),
     Rule(
         lambda teacher: teacher.negative and teacher.cfg == 1,
         "teacher.negative",
-        "has no effect with teacher.cfg={cfg}, which is no guidance: leave it out, or set a"
-        " guidance",
+        "has no effect with teacher.cfg={cfg}, which turns guidance off: remove it, or change"
+        " teacher.cfg",
     ),
 )
 VBENCH_RULES = (
@@ -54,26 +54,27 @@ VBENCH_RULES = (
     Rule(
         lambda config: config.static_filter and config.static_seeds < config.seeds,
         "static_seeds",
-        "must be at least seeds={seeds}, from which the static filter picks: raise it",
+        "must be at least seeds={seeds}, because the static filter selects among these videos:"
+        " raise it",
     ),
 )
 IMAGE_RULES = (
     Rule(
         lambda config: not config.prompts,
         "prompts",
-        "is missing: name a .txt, .jsonl, .csv or .parquet file",
+        "is missing: set it to a .txt, .jsonl, .csv or .parquet file",
     ),
     *ranges_of("evaluation", ("seeds", "limit", "batch", "pairs")),
     Rule(
         lambda config: "diversity" in config.metrics and config.seeds < 2,
         "seeds",
-        "is too few for diversity, which compares at least 2 images of a prompt: set seeds=2, or"
-        " leave it out of metrics",
+        "is too few for the metric 'diversity', which compares at least 2 images of a prompt: set"
+        " seeds=2, or remove 'diversity' from metrics",
     ),
     Rule(
         lambda config: config.video.frames != 1,
         "video.frames",
-        "is a video, and these metrics score images: set it to 1, or score videos with `tdmvid"
+        "means a video, but these metrics score images: set it to 1, or score videos with `tdmvid"
         " score vbench`",
     ),
 )
@@ -81,12 +82,16 @@ IMAGE_RULES = (
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What scores the finished run: an evaluation and its own config."""
+    """Evaluation at the end of a run."""
 
     program: Literal["", "vbench", "image", "shapes"] = ""
-    """Empty scores nothing."""
+    """Evaluation to run: `vbench` (videos), `image` (images) or `shapes` (the embedded teacher).
+    Empty runs none.
+    """
     config: str = ""
-    """JSON file or name of a ready evaluation, for the programs vbench and image."""
+    """Config of the evaluation for `vbench` and `image`: a JSON file, or the name of a built-in
+    one.
+    """
 
     def __post_init__(self) -> None:
         check_rules(self, EVALUATE_RULES)
@@ -94,119 +99,122 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class TeacherSampling:
-    """How the teacher is sampled that the student stands beside."""
+    """Sampling of the teacher that an evaluation compares with the student."""
 
     steps: int = 50
-    """Sampling steps of the teacher."""
+    """Number of steps, 1 to 1000."""
     cfg: float = 6.0
-    """Guidance scale of the teacher; 1 is no guidance."""
+    """Classifier-free guidance scale, 1 to 1000. 1 means no guidance."""
     negative: str = ""
-    """The prompt that guidance leads away from."""
+    """Negative prompt."""
     shift: float = 0.0
-    """Flow shift of its times; 0 keeps that of the model's own scheduler."""
+    """Flow shift of the times, 0 or more. 0 uses the shift of the model's own scheduler."""
     cfg_2: float | None = None
-    """Guidance of the low-noise expert of a teacher of two; None: the same."""
+    """Guidance scale of the low-noise expert of a teacher with two experts, 1 to 1000. `null` uses
+    `cfg` for both experts.
+    """
     use_dynamic_cfg: bool = False
-    """As of CogVideoX's stock call."""
+    """Vary the guidance scale with time, as `use_dynamic_cfg` of the CogVideoX pipeline does."""
 
     def __post_init__(self) -> None:
         check_rules(self, TEACHER_RULES)
 
     @property
     def guidance(self) -> str:
-        """Return the guidance in words."""
+        """Guidance as text, e.g. "6" or "4 and 3 by expert"."""
         second = "" if self.cfg_2 is None else f" and {self.cfg_2:g} by expert"
         return f"{self.cfg:g}{second}" + ", dynamic" * self.use_dynamic_cfg
 
 
 @dataclass(frozen=True)
 class VBenchConfig:
-    """One evaluation: what is sampled, how often, and what it is scored on."""
+    """Evaluation of a video model with VBench."""
 
     prompts: str = ""
-    """A prompt file of your own; empty takes VBench's suite."""
+    """Your own prompt file. Empty uses the prompt suite of VBench."""
     augmented: str = ""
-    """A prompt file whose line i is what the model sees for prompt i of the suite."""
+    """Prompt file with augmented prompts: the model gets line i instead of prompt i of the suite.
+    """
     dimensions: tuple[str, ...] = ()
-    """Empty takes all that the prompts can be scored on."""
+    """VBench dimensions to score. An empty list uses all dimensions that the prompts support."""
     seeds: int = 5
-    """Videos sampled for each prompt."""
+    """Videos per prompt, 1 to 1000."""
     static_filter: bool = True
-    """VBench's own protocol for temporal_flickering: many videos, of which the first five without
-    motion count.
+    """Use VBench's protocol for temporal_flickering: sample `static_seeds` videos per prompt and
+    score the first five without motion. Never used with your own prompts.
     """
     static_seeds: int = 25
-    """Videos sampled for each prompt of temporal_flickering, when `static_filter` is on."""
+    """Videos per prompt of temporal_flickering with `static_filter`, at least `seeds`."""
     limit: int = 0
-    """Only the first so many prompts of each group of dimensions; 0 takes all."""
+    """Number of prompts of each group of dimensions to use, from the first. 0 uses all."""
     model: ModelConfig = ModelConfig()
-    """Empty takes the base that the student names."""
+    """Base model. An empty path uses the base that the student was distilled from."""
     video: ClipSize = ClipSize(49, 480, 720, 8)
-    """Size of the sampled videos."""
+    """Size of the videos. VBench-Long is used from 5 seconds on."""
     teacher: TeacherSampling = TeacherSampling()
-    """How the teacher is sampled."""
+    """Sampling of the teacher."""
     batch: int = 1
-    """Videos sampled at a time on each rank."""
+    """Videos sampled at once on each rank, 1 to 4096."""
     embeddings: str = "cache/embeddings"
-    """Folder in which text embeddings are cached."""
+    """Folder in which prompt embeddings are cached."""
     environment: str = ".venv-vbench"
-    """What eval/setup_vbench.sh made."""
+    """Virtual environment of VBench, made by eval/setup_vbench.sh."""
     cache: str = ""
-    """Where VBench's weights lie; empty takes its own default."""
+    """Folder of VBench's weights. Empty uses VBench's default."""
     pairs: int = 6
-    """How many of the best and of the worst pairs the page shows."""
+    """Number of best pairs, and of worst pairs, that the result page shows."""
 
     def __post_init__(self) -> None:
         check_rules(self, VBENCH_RULES)
 
     @property
     def custom(self) -> bool:
-        """Whether the prompts are not VBench's."""
+        """Whether the prompts are your own instead of VBench's."""
         return bool(self.prompts)
 
     @property
     def filtered(self) -> bool:
-        """Whether temporal_flickering is measured on filtered videos; never with custom prompts."""
+        """Whether temporal_flickering is scored on filtered videos; false with custom prompts."""
         return self.static_filter and not self.custom
 
     @property
     def long(self) -> bool:
-        """Whether VBench-Long scores."""
+        """Whether VBench-Long is used."""
         return self.video.frames / self.video.fps >= LONG_SECONDS
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """One evaluation of an image model."""
+    """Evaluation of an image model."""
 
     prompts: str = ""
-    """A .txt, .jsonl, .csv or .parquet file of prompts. Required."""
+    """Prompt file: .txt, .jsonl, .csv or .parquet. Required."""
     column: str = "prompt"
-    """The column of a table that holds the prompts."""
+    """Column of a table that holds the prompts."""
     limit: int = 0
-    """Only the first so many prompts; 0 takes all."""
+    """Number of prompts to use, from the first. 0 uses all."""
     seeds: int = 1
-    """Images sampled for each prompt."""
+    """Images per prompt, 1 to 1000."""
     metrics: tuple[str, ...] = ("hps", "clip", "aesthetic", "fid")
-    """Names of scoring/image_metrics/."""
+    """Names of the metrics; see scoring/image_metrics/."""
     reference: str = ""
-    """A folder of real images, for FID and precision and recall against them; both are measured
-    against the teacher anyway.
+    """Folder of real images, for FID, precision and recall against them. These metrics are also
+    measured against the teacher in any case.
     """
     model: ModelConfig = ModelConfig()
-    """Empty takes the base that the student names."""
+    """Base model. An empty path uses the base that the student was distilled from."""
     video: ClipSize = ClipSize(1, 512, 512, 8)
-    """Size of the sampled images; `frames` must be 1."""
+    """Size of the images; `frames` must be 1."""
     teacher: TeacherSampling = TeacherSampling(50, 7.5)
-    """How the teacher is sampled."""
+    """Sampling of the teacher."""
     batch: int = 4
-    """Images sampled at a time on each rank."""
+    """Images sampled at once on each rank, 1 to 4096."""
     embeddings: str = "cache/embeddings"
-    """Folder in which text embeddings are cached."""
+    """Folder in which prompt embeddings are cached."""
     cache: str = "cache/metrics"
-    """Where the weights of the metrics lie."""
+    """Folder of the weights of the metrics."""
     pairs: int = 6
-    """How many of the best and of the worst pairs the page shows."""
+    """Number of best pairs, and of worst pairs, that the result page shows."""
 
     def __post_init__(self) -> None:
         check_rules(self, IMAGE_RULES)

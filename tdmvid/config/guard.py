@@ -1,4 +1,4 @@
-"""What compares the student's samples with the teacher's while it trains, and what is exported."""
+"""Settings of the guard, which compares samples of student and teacher, and of the export."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ RULES = ranges_of("guard")
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """The comparison that is made whenever samples are (`log.sample_every`)."""
+    """Comparison of samples of student and teacher, every `log.sample_every` iterations."""
 
     action: Literal["warn", "stop", "off"] = "warn"
-    """What happens when a measure leaves its band: warn and go on, stop the run, or compare
-    nothing.
+    """Reaction to a measure outside its reference band. `warn`: log a warning and continue. `stop`:
+    stop the run. `off`: do not compare.
     """
     cfg: float = 0.0
-    """Guidance of the teacher's long samples that the student's are compared with; 0 takes
-    objective.cfg.
-    """
+    """Guidance scale of the teacher's reference samples, 0 to 1000. 0 uses `objective.cfg`."""
     pairs: int = 2
-    """Sample prompts that are sampled from a second noise too, to tell whether seeds differ."""
+    """Number of sample prompts that are also sampled from a second noise, to measure whether
+    different seeds give different samples. 0 skips this measure.
+    """
     patience: int = 200
-    """Iterations during which the student may be as far from its teacher as the untrained network
-    is in as many steps, and after which it must be closer; 0 does not look at that network.
+    """Iterations after which the student must be closer to the teacher than the untrained network
+    with the same number of steps. Until then it may be as far away. 0 skips this comparison.
     """
 
     def __post_init__(self) -> None:
@@ -36,9 +36,9 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What the end of a run exports."""
+    """Export at the end of a run."""
 
     select: Literal["last", "best"] = "last"
-    """The student after the last iteration, or the one whose samples were closest to the teacher's
-    by the guard's measures.
+    """Student to export. `last`: after the last iteration. `best`: the one with samples closest to
+    the teacher's by the measures of the guard.
     """

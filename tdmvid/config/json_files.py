@@ -1,4 +1,4 @@
-"""JSON as people write it: what is wrong with it is said in one line that names the file."""
+"""Read JSON files that users write. Every error is one line that names the file."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from typing import Any
 from .rules import short
 
 BIGGEST = 2**26
-"""Bytes of a file of settings."""
+"""Largest size of a settings file, in bytes."""
 
 
 def read_json(path: Path | str, *, unique: bool = False) -> Any:
     """Read a JSON file.
 
     Args:
-        path: The file.
-        unique: Refuse an object that has a key twice.
+        path: Path of the file.
+        unique: Refuse objects with duplicate keys, and files above `BIGGEST` bytes.
+
+    Returns:
+        The parsed value.
 
     Raises:
-        ValueError: With the file, and the line where it is known, for what is not JSON.
-        OSError: For a file that cannot be read.
+        ValueError: If the file is not valid JSON; the message names the file and, if known, the
+            line.
+        OSError: If the file cannot be read.
     """
     path = Path(path)
     if unique and path.is_file() and path.stat().st_size > BIGGEST:
-        raise ValueError(f"{path} has more than {BIGGEST:,} bytes: it is no file of settings")
+        raise ValueError(
+            f"{path} is larger than {BIGGEST:,} bytes and cannot be a settings file: choose another"
+        )
     try:
         return parse_json(path.read_text(encoding="utf-8-sig"), path, unique=unique)
     except UnicodeDecodeError:
@@ -33,10 +39,18 @@ def read_json(path: Path | str, *, unique: bool = False) -> Any:
 
 
 def read_object(path: Path | str, *, unique: bool = False) -> dict[str, Any]:
-    """Read a JSON file that holds an object; see `read_json`.
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: Path of the file.
+        unique: Refuse duplicate keys; see `read_json`.
+
+    Returns:
+        The object.
 
     Raises:
-        ValueError: For anything else in it.
+        ValueError: If the file is not valid JSON, or its top level is not an object.
+        OSError: If the file cannot be read.
     """
     data = read_json(path, unique=unique)
     if not isinstance(data, dict):
@@ -45,10 +59,19 @@ def read_object(path: Path | str, *, unique: bool = False) -> dict[str, Any]:
 
 
 def parse_json(text: str, source: Path | str, *, unique: bool = False) -> Any:
-    """Parse JSON; `source` is what a message names as its origin.
+    """Parse JSON text.
+
+    Args:
+        text: The JSON text.
+        source: Origin of the text, which error messages begin with.
+        unique: Refuse objects with duplicate keys.
+
+    Returns:
+        The parsed value.
 
     Raises:
-        ValueError: For what is not JSON, is nested too deeply, or (`unique`) has a key twice.
+        ValueError: If the text is not valid JSON, is nested too deeply, holds a number that is too
+            long, or has a duplicate key with `unique`.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique if unique else None)
@@ -56,16 +79,16 @@ def parse_json(text: str, source: Path | str, *, unique: bool = False) -> Any:
         raise ValueError(f"{source}, line {error.lineno}: not JSON ({error.msg})") from None
     except RecursionError:
         raise ValueError(f"{source}: lists or objects are nested too deeply") from None
-    except ValueError as error:  # of `_unique`, or of a number with thousands of digits
+    except ValueError as error:  # from `_unique`, or Python's limit on the digits of an integer
         reason = str(error) if str(error).startswith("the key") else "a number is far too long"
         raise ValueError(f"{source}: {reason}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object; ValueError for a key that comes twice."""
+    """Build an object, and raise a ValueError for a duplicate key."""
     made: dict[str, Any] = {}
     for key, value in pairs:
         if key in made:
-            raise ValueError(f"the key {short(key)} is given twice: leave one of them out")
+            raise ValueError(f"the key {short(key)} is given twice: remove one of them")
         made[key] = value
     return made

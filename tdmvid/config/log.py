@@ -1,4 +1,4 @@
-"""How often a run writes checkpoints and samples, and of which prompts."""
+"""Settings of checkpoints and samples: how often they are written, and for which prompts."""
 
 from __future__ import annotations
 
@@ -12,36 +12,39 @@ RULES = (
     Rule(
         lambda log: bool(log.sample_images) and not log.sample_prompts,
         "log.sample_images",
-        "are of log.sample_prompts, which is empty: give prompts too, or leave it out",
+        "needs log.sample_prompts, which is empty: add prompts, or remove log.sample_images",
     ),
 )
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """How often, in steps; 0 turns a thing off. The last step always has all of them."""
+    """Checkpoints and samples of a run. The last iteration always writes both."""
 
     checkpoint_every: int = 100
-    """Iterations between checkpoints; 0 writes only the last."""
+    """Iterations between checkpoints. 0 writes only the last one."""
     keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep."""
+    """Number of checkpoints to keep, 1 or more. Older ones are deleted."""
     sample_every: int = 100
-    """Iterations between samples; 0 samples only at the end."""
+    """Iterations between samples. 0 samples only after the last iteration."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts of the samples and of the report's gallery; empty takes the first training prompts.
+    """Prompts of the samples and of the gallery in the report. An empty list uses the first
+    training prompts.
     """
     sample_images: tuple[str, ...] = ()
-    """First frames of `sample_prompts` for an image-to-video model, one for each or one for all;
-    empty takes those of the first training prompts.
+    """Files with the first frames of `sample_prompts`, for an image-to-video model: one per prompt,
+    or one for all. An empty list uses the first frames of the first training prompts.
     """
     sample_count: int = 4
-    """Number of training prompts to sample, if `sample_prompts` is empty."""
+    """Number of training prompts to sample if `sample_prompts` is empty, 1 to 10,000."""
     seed: int = 1234
-    """Of the noise of samples and gallery."""
+    """Seed of the noise of samples and gallery."""
     teacher_steps: int = 50
-    """Steps of the teacher's long samples, which the student's are compared with."""
+    """Number of steps of the teacher's reference samples, 1 to 1000."""
     teacher_shift: float = 1.0
-    """Flow shift of the teacher's long samples: what its own scheduler has, 1 for an even grid."""
+    """Flow shift of the teacher's reference samples, above 0. Use the value of the teacher's own
+    scheduler; 1 gives an even grid.
+    """
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)

@@ -1,4 +1,4 @@
-"""The shape of the LoRA adapters of student and fake."""
+"""LoRA settings that student and fake share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ RULES = ranges_of("lora")
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Shape of both adapters."""
+    """Shape of the LoRA adapters of student and fake."""
 
     rank: int = 64
-    """Rank of the LoRA matrices."""
+    """Rank of the LoRA matrices, 1 to 4096."""
     alpha: float = 64.0
-    """Scale of the LoRA: its update is multiplied by alpha / rank."""
+    """LoRA alpha, above 0. The update is scaled by `alpha / rank`; `alpha` is usually `rank`."""
     targets: tuple[str, ...] = ()
-    """Module names; empty takes the family's own (attention projections)."""
+    """Names of the modules that get an adapter. An empty list uses the default of the model family
+    (the attention projections).
+    """
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)

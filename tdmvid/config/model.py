@@ -1,4 +1,4 @@
-"""Which teacher, and what it generates."""
+"""Settings of the teacher model and of the size of its samples."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from .ranges import ranges_of
 from .rules import Rule, check_rules
 
 QuantizeKind = Literal["none", "int8", "float8"]
-"""int8: 255 even levels between an output channel's -max and max; float8: e4m3 (3 bits of
-mantissa), scaled to it.
+"""Format of quantized weights, with one scale per output channel.
+
+int8 has 255 even levels between -max and max of the channel. float8 is e4m3 (3 mantissa bits).
 """
 MODEL_RULES = (
     Rule(
@@ -25,24 +26,26 @@ ADAPTER_RULES = (
     Rule(
         lambda adapter: not adapter.path,
         "path",
-        "names no LoRA: give a file or a folder that holds one",
+        "is empty: set it to a LoRA file, or to a folder that holds one",
     ),
     Rule(
         lambda adapter: adapter.scale == 0,
         "scale",
-        "switches the LoRA off: leave it out of model.adapters, or give another scale",
+        "turns the LoRA off: remove it from model.adapters, or choose another scale",
     ),
 )
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """A LoRA of the user's that is part of the teacher."""
+    """Your own LoRA, used as part of the teacher."""
 
     path: str = ""
-    """A file, or a folder that holds one; of any layout that is read, see docs/export.md."""
+    """LoRA file, or folder that holds one. docs/export.md lists the supported layouts."""
     scale: float = 1.0
-    """As of `pipe.set_adapters`: a factor of what the file itself states."""
+    """Scale of the LoRA, as in `pipe.set_adapters`: a factor on top of the scale in the file.
+    -1000 to 1000, not 0.
+    """
 
     def __post_init__(self) -> None:
         check_rules(self, ADAPTER_RULES)
@@ -50,37 +53,41 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which teacher: a local diffusers folder or a hub id."""
+    """Teacher model."""
 
     path: str = ""
-    """A diffusers folder, a hub id, or the name of the embedded teacher, `shapes`."""
+    """Local diffusers folder, hub id, or `shapes`, the name of the embedded teacher."""
     revision: str | None = None
-    """Branch, tag or commit of a hub id."""
+    """Branch, tag or commit of a model on the hub. `null` uses the default branch."""
     variant: str | None = None
-    """Variant of the weight files, e.g. fp16."""
+    """Variant of the weight files, e.g. `fp16`. `null` uses the files without a variant."""
     adapters: tuple[AdapterSettings, ...] = ()
-    """LoRAs that the teacher has, frozen and not merged: student and fake start from the base with
-    them, and train their own LoRA beside them.
+    """LoRAs of the teacher, frozen and not merged. Student and fake start from the base with these
+    LoRAs, and train their own LoRA in addition.
     """
     dtype: str = "float32"
-    """Of the frozen weights: float32, bfloat16 or float16. Adapters and losses are float32."""
+    """Data type of the frozen weights: `float32`, `bfloat16` or `float16`. Adapters and losses are
+    always float32.
+    """
     attention: Literal["auto", "sdpa", "float32", "cudnn", "flash", "xformers"] = "auto"
-    """The kernel: PyTorch's scaled_dot_product_attention by its own choice (sdpa), the same in
-    float32 (faster on a CPU, see benchmarks/NOTES.md), or on a GPU cuDNN's, FlashAttention or
-    xformers'. auto: on a GPU cuDNN's from Hopper on, else FlashAttention, then xformers', as far as
-    the family and the machine have them; the start of a run names it.
+    """Attention kernel. `sdpa`: PyTorch's scaled_dot_product_attention with its own choice.
+    `float32`: the same in float32, which is faster on a CPU (benchmarks/NOTES.md). `cudnn`,
+    `flash`, `xformers`: these kernels, on a GPU. `auto`: on a GPU, cuDNN from Hopper on, otherwise
+    FlashAttention, then xformers, if the model family and the machine support them. The choice is
+    logged at the start of a run.
     """
     quantize: QuantizeKind = "none"
-    """Of the frozen weights in training: keep a run's base in eight bits a weight, see
+    """8-bit format of the frozen weights in training: `none`, `int8` or `float8`; see
     backbones/quantize.py. Exports and evaluations load the unquantized base.
     """
     idle_expert: Literal["device", "host"] = "device"
-    """Of a teacher of two experts in one process: where the frozen weights of the one that is not
-    called are. host: calls of the other side wait until its weights are on the device.
+    """Location of the frozen weights of the expert that is not in use, for a teacher with two
+    experts in one process. `host` offloads them to CPU memory; a call of that expert waits until
+    its weights are on the device.
     """
     tiling: bool = False
-    """Run the autoencoder tile by tile, blended where tiles overlap: less memory for large
-    pictures, but slower.
+    """Run the autoencoder in tiles that are blended where they overlap. Needs less memory for large
+    frames, but is slower.
     """
 
     def __post_init__(self) -> None:
@@ -89,18 +96,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ClipSize:
-    """What is generated: frames (1 for an image) of height x width pixels, at fps frames per
-    second.
-    """
+    """Size of the samples."""
 
     frames: int = 1
-    """Frames of a video; 1 for an image."""
+    """Frames per sample, 1 to 10,000. 1 is an image."""
     height: int = 512
-    """Height in pixels."""
+    """Height in pixels, 1 to 16,384."""
     width: int = 512
-    """Width in pixels."""
+    """Width in pixels, 1 to 16,384."""
     fps: int = 8
-    """Frames per second of the files that are written."""
+    """Frames per second of the video files, 1 to 1000."""
 
     def __post_init__(self) -> None:
         check_rules(self, SIZE_RULES)

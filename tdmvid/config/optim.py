@@ -1,4 +1,4 @@
-"""Optimiser settings of one role, and its learning rate as a function of the step."""
+"""Optimiser settings of one role, and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -19,38 +19,47 @@ RULES = (
     Rule(
         lambda optim: len(optim.betas) != 2,
         "betas",
-        "must be two numbers",
+        "must be two numbers, e.g. [0.0, 0.999]",
     ),
 )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW; the defaults for betas and clipping are those of arXiv 2503.06674, Appendix D."""
+    """Optimiser of one role.
+
+    The defaults of `betas` and `clip` are those of arXiv 2503.06674, Appendix D.
+    """
 
     lr: float = 1e-4
-    """Learning rate after the warm-up."""
+    """Learning rate, above 0."""
     betas: tuple[float, float] = (0.0, 0.999)
-    """Both betas of AdamW."""
+    """AdamW's beta1 and beta2, each in [0, 1)."""
     weight_decay: float = 0.0
-    """Weight decay of AdamW."""
+    """Weight decay of AdamW. 0 turns it off."""
     clip: float = 1.0
-    """Largest gradient norm; 0 turns clipping off."""
+    """Largest gradient norm. 0 turns clipping off."""
     warmup: int = 0
-    """Iterations over which the learning rate rises linearly; 0 turns warm-up off."""
+    """Iterations of linear warm-up. 0 turns it off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the last
-    iteration.
-    """
+    """Learning rate after the warm-up: `constant`, or a `linear` or `cosine` decay to 0."""
     algorithm: Literal["adamw", "sgd"] = "adamw"
-    """sgd is for tests: it does not hide a wrong gradient scale."""
+    """Optimiser: `adamw` or `sgd`. `sgd` is for tests, because it does not hide a wrong gradient
+    scale.
+    """
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)
 
     def rate(self, step: int, total: int) -> float:
-        """Return the learning rate of 0-based `step` of `total`: linear warm-up, then the schedule
-        down to 0.
+        """Compute the learning rate: linear warm-up, then the schedule.
+
+        Args:
+            step: Iteration, from 0.
+            total: Number of iterations of the run.
+
+        Returns:
+            The learning rate of this iteration.
         """
         warm = min(1.0, (step + 1) / (self.warmup + 1))
         progress = min(step / max(total, 1), 1.0)

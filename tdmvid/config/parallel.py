@@ -1,4 +1,4 @@
-"""How the work is spread over devices."""
+"""Settings of parallelism, memory savings and compilation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ RULES = (
     Rule(
         lambda parallel: parallel.zero_stage not in (0, 1, 2, 3),
         "parallel.zero_stage",
-        "is not a stage: choose 0 (nothing sharded), 1 (optimiser state), 2 (gradients too) or 3"
-        " (weights too)",
+        "is not a ZeRO stage: choose 0 (nothing is sharded), 1 (optimiser state), 2 (gradients"
+        " too) or 3 (weights too)",
     ),
     Rule(
         lambda parallel: (
@@ -22,8 +22,8 @@ RULES = (
             and (not parallel.gradient_checkpointing or parallel.compile is True)
         ),
         "parallel.keep_attention",
-        "works with gradient_checkpointing and without compile: set gradient_checkpointing=true"
-        " and compile=false",
+        "needs gradient checkpointing and does not work with compile=true: set"
+        " gradient_checkpointing=true and compile=false",
     ),
     Rule(
         lambda parallel: parallel.offload == "all" and parallel.zero_stage != 3,
@@ -36,39 +36,44 @@ RULES = (
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the work is spread; `auto` uses DeepSpeed when a launcher started this process."""
+    """Parallelism, memory savings and compilation."""
 
     backend: Literal["auto", "none", "deepspeed"] = "auto"
-    """none: one process; deepspeed: DeepSpeed, started by `deepspeed` or `torchrun`; auto:
-    DeepSpeed when a launcher started this process.
+    """Training backend: `none` (one process), `deepspeed` (started by `deepspeed` or `torchrun`),
+    or `auto`, which uses DeepSpeed if a launcher started this process.
     """
     zero_stage: int = 3
-    """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 gradients too, 3 weights
-    too.
+    """ZeRO stage of DeepSpeed. 0 shards nothing, 1 the optimiser state, 2 also the gradients, 3
+    also the weights.
     """
     sequence: int = 1
-    """Neighbouring ranks that share the tokens of one video (Ulysses); the rest are data parallel.
+    """Number of neighbouring ranks that share the tokens of one video (Ulysses sequence
+    parallelism), 1 to 1024. The remaining factor of the ranks is data parallel.
     """
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What to offload to CPU memory: the optimiser state, or the sharded weights too (ZeRO-3)."""
+    """What to offload to CPU memory: `none`, the `optimizer` state, or `all`, which also offloads
+    the sharded weights (ZeRO-3 only).
+    """
     gradient_checkpointing: bool = False
-    """Keep only the inputs of each block and recompute the rest in the backward pass: less memory,
-    more computation.
+    """Store only the inputs of each block and recompute the rest in the backward pass. Needs less
+    memory, but is slower.
     """
     keep_attention: bool = False
-    """With gradient_checkpointing: keep each attention's output too, which on a long sequence is
-    little to hold and most of what is computed again.
+    """With `gradient_checkpointing`, store the output of each attention instead of recomputing it.
+    On long sequences the outputs are small and attention is most of the recomputation.
     """
     compile: Literal["auto", True, False] = "auto"
-    """Compile the network's blocks by torch.compile: a minute or more at the start, then faster
-    calls. With ZeRO up to stage 2. auto: on a GPU that has triton and a C compiler, in runs of 200
-    iterations and more, where no other setting forbids it.
+    """Compile the blocks of the network with torch.compile, with ZeRO stages 0 to 2. Compilation
+    takes a minute or more at the start; calls are faster afterwards. `auto` compiles on a GPU with
+    triton and a C compiler, in runs of at least 200 iterations, unless another setting forbids it.
     """
     share_base: bool = True
-    """One frozen base for student and fake; false gives the fake a copy, to compare with."""
+    """Use one frozen base for student and fake. `false` gives the fake its own copy, for
+    comparison.
+    """
     timeout_minutes: float = 30.0
-    """A rank that waits longer for another one ends the run; shortly before, every rank writes
-    its stack traces.
+    """Minutes after which a rank that waits for another rank ends the run, above 0. Shortly before,
+    every rank writes its stack traces.
     """
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Settings from one JSON file, with `--set a.b=c` on top, and back.
+"""Read settings from a JSON file with `--set a.b=c` overrides, and convert them back to JSON.
 
-Unknown keys and wrong types are refused by their dotted path.
+Unknown keys and wrong types are refused; the message gives the dotted path of the setting.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ _Config = TypeVar("_Config")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Load a run from its JSON file, or from a ready config.
+    """Load the settings of a run.
 
     Args:
-        path: The file, or the name of a ready config.
-        overrides: `a.b=value` each; values are JSON, or plain strings.
+        path: JSON file, or name of a built-in config.
+        overrides: Overrides of the form `a.b=value`. A value is JSON or a plain string.
+
+    Returns:
+        The settings. `name` defaults to the name of the file.
 
     Raises:
-        ValueError: For a missing file or a wrong setting, which is named by its dotted path.
+        ValueError: If the file does not exist, or a setting is invalid; the message gives its
+            dotted path.
     """
     path = find_config(path)
     data = read_settings(path, overrides)
@@ -42,10 +46,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the JSON object of a config file, with its overrides.
+    """Read the JSON object of a config file and apply overrides.
+
+    Args:
+        path: JSON file.
+        overrides: Overrides of the form `a.b=value`.
+
+    Returns:
+        The JSON object.
 
     Raises:
-        ValueError: With file and line, for what is not a JSON object.
+        ValueError: If the file does not hold a JSON object (the message gives file and line), or an
+            override is invalid.
     """
     data = read_object(path, unique=True)
     for override in overrides:
@@ -54,21 +66,32 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return plain JSON values with every default written out; `from_dict` reads them back."""
+    """Convert settings to JSON values. `from_dict` reads them back.
+
+    Args:
+        config: A dataclass of settings.
+
+    Returns:
+        A JSON object with every setting, defaults included.
+    """
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
-    """Build a dataclass of settings from JSON values.
+    """Build a dataclass of settings from a JSON object.
 
     Args:
-        cls: The dataclass.
-        data: A JSON object.
-        where: The dotted path of the object, "" for a whole file.
+        cls: The dataclass. For `ObjectiveSettings`, `kind` selects the subclass.
+        data: The JSON object.
+        where: Dotted path of the object; "" for the top level of a file.
+
+    Returns:
+        The settings.
 
     Raises:
-        ValueError: With the dotted path, the value and the rule.
+        ValueError: If a setting is unknown, has the wrong type or breaks a rule. The message gives
+            the dotted path, the value and the rule.
     """
     if not isinstance(data, dict):
         raise ValueError(f"{where or 'config'} must be a JSON object, not {short(data)}")
@@ -90,12 +113,12 @@ def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
 
 @functools.cache
 def _type_hints(cls: Hashable) -> dict[str, Any]:
-    """Return what each setting is; evaluating the annotations takes longer than all the rest."""
+    """Return the type of each setting. Cached, because evaluating annotations is slow."""
     return typing.get_type_hints(cls)
 
 
 def _variant(cls: type[Any], data: dict[str, Any], where: str) -> type[Any]:
-    """Return the settings of the method that `kind` names; any other dataclass is what it is."""
+    """Return the settings class that `kind` selects; any other class is returned unchanged."""
     if not issubclass(cls, ObjectiveSettings):
         return cls
     kind, known = data.get("kind", "tdm"), objective_settings()
@@ -107,7 +130,7 @@ def _variant(cls: type[Any], data: dict[str, Any], where: str) -> type[Any]:
 
 
 def _advice(cls: type[Any], key: str, known: list[str]) -> str:
-    """Say what the writer of an unknown setting may have meant."""
+    """Return a suggestion for an unknown setting."""
     if issubclass(cls, ObjectiveSettings):
         owners = [
             repr(kind)
@@ -115,13 +138,13 @@ def _advice(cls: type[Any], key: str, known: list[str]) -> str:
             if key in settings.__dataclass_fields__
         ]
         if owners:
-            return f"it belongs to kind {' or '.join(owners)}, this is {cls().kind!r}"
+            return f"it belongs to kind {' or '.join(owners)}, and this is kind {cls().kind!r}"
     near = difflib.get_close_matches(key[:SHOWN], known, 1)
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
 
 
 def _convert(kind: Any, value: Any, dotted: str) -> Any:
-    """Check one JSON value against a type hint, and convert lists and whole numbers."""
+    """Check a JSON value against a type hint; convert lists to tuples and integers to floats."""
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value, dotted)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
@@ -150,20 +173,22 @@ def _plain(kind: type[Any], value: Any, dotted: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{dotted}={value!r} must be a finite number")
-        value += 0.0  # no negative zero, which prints and hashes as another value
+        value += 0.0  # turns -0.0, which prints differently, into 0.0
     if isinstance(value, str) and not value.isprintable():
         _check_text(value, dotted)
     return value
 
 
 def _check_text(value: str, dotted: str) -> None:
-    """Refuse what neither a file name nor UTF-8 can hold."""
+    """Refuse characters that are invalid in file names or UTF-8."""
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{dotted}={short(value)} holds a NUL or half a character: remove it")
+        raise ValueError(
+            f"{dotted}={short(value)} contains a NUL or an unpaired surrogate: remove it"
+        )
 
 
 def _override(data: dict[str, Any], text: str) -> None:
-    """Set one value of a config's JSON object, in place."""
+    """Apply one `a.b=value` override to the JSON object of a config, in place."""
     dotted, equals, value = text.partition("=")
     if not equals or not dotted:
         raise ValueError(f"--set {short(text)}: write --set a.b=value")
@@ -172,7 +197,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise ValueError(
-                f"--set {short(text)}: {short(parent)} is a value, not a group of settings"
+                f"--set {short(text)}: {short(parent)} is a single value, not a section"
             )
     try:
         json.loads(value)

@@ -1,7 +1,8 @@
-"""Find configs, prompts and the embedded teacher by name: `cogvideox2b_4nfe`, `videos`, `shapes`.
+"""Find built-in configs, prompts and the embedded teacher by name.
 
-A file or folder that exists wins over a name. The resources lie inside an installed package; in a
-clone, configs/ and eval/configs are beside it.
+Examples are `cogvideox2b_4nfe`, `videos` and `shapes`. An existing file or folder takes precedence
+over a name. An installed package contains the resources; in a clone they are in configs/ and
+eval/configs next to the package.
 
     find_config("cogvideox2b_4nfe")            # -> .../configs/cogvideox2b_4nfe.json
     find_config("runs/shapes_4nfe/config.json")
@@ -19,7 +20,7 @@ _CLONE = _PACKAGE.parent
 
 
 def _folder(installed: str, cloned: str) -> Path:
-    """Return a folder of resources, inside the package or beside it."""
+    """Return a resource folder inside the package or, in a clone, next to it."""
     inside = _PACKAGE / installed
     return inside if inside.is_dir() else _CLONE / cloned
 
@@ -27,31 +28,48 @@ def _folder(installed: str, cloned: str) -> Path:
 CONFIGS = _folder("configs", "configs")
 EVALUATIONS = _folder("configs/evaluation", "eval/configs")
 MODELS = {"shapes": _PACKAGE / "shapes" / "teacher"}
-"""The embedded teachers."""
+"""Name of an embedded teacher -> its folder."""
 
 
 def find_config(name: Path | str) -> Path:
-    """Return the file of a run's config, given its path or the name of a ready one.
+    """Find the config file of a run.
+
+    Args:
+        name: Path of a JSON file, or name of a built-in config.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        ValueError: it is neither a file nor a ready config.
+        ValueError: If it is neither a file nor a built-in config.
     """
     return _find("config", name, _named(CONFIGS, ".json"))
 
 
 def find_evaluation(name: Path | str) -> Path:
-    """Return the file of an evaluation's config, given its path or the name of a ready one.
+    """Find the config file of an evaluation.
+
+    Args:
+        name: Path of a JSON file, or name of a built-in evaluation config.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        ValueError: it is neither a file nor a ready config.
+        ValueError: If it is neither a file nor a built-in config.
     """
     return _find("evaluation config", name, _named(EVALUATIONS, ".json"))
 
 
 def find_prompts(name: Path | str) -> Path:
-    """Return a file of prompts, given its path or the name of a ready list.
+    """Find a prompt file.
 
-    A path that does not exist is returned as it is: its reader says what is wrong.
+    Args:
+        name: Path of a file, or name of a built-in prompt list.
+
+    Returns:
+        The path of the file. Anything else is returned unchanged, and the function that reads it
+        reports the error.
     """
     ready = _named(CONFIGS / "prompts", ".txt") | _named(EVALUATIONS, ".txt")
     ready["shapes"] = _PACKAGE / "shapes" / "prompts.txt"
@@ -59,18 +77,25 @@ def find_prompts(name: Path | str) -> Path:
 
 
 def find_model(name: str) -> str:
-    """Return the folder of an embedded teacher, given its name; another path or hub id as it is."""
+    """Find the folder of an embedded teacher.
+
+    Args:
+        name: Name of an embedded teacher, path of a model folder, or hub id.
+
+    Returns:
+        The folder of the embedded teacher. Any other path or hub id is returned unchanged.
+    """
     folder = MODELS.get(name)
     return name if folder is None or (Path(name) / "model_index.json").is_file() else str(folder)
 
 
 def _named(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return the files of a folder by the names that a user gives."""
+    """Map the names of a folder's files, without suffix, to their paths."""
     return {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
 
 
 def _find(kind: str, name: Path | str, ready: dict[str, Path]) -> Path:
-    """Return the file that a path or a name means."""
+    """Resolve a path or a name to a file; raise a ValueError with suggestions if there is none."""
     if Path(name).is_file():
         return Path(name)
     if found := ready.get(str(name)):
@@ -78,4 +103,4 @@ def _find(kind: str, name: Path | str, ready: dict[str, Path]) -> Path:
     if near := difflib.get_close_matches(Path(name).stem, ready, 3):
         raise ValueError(f"{kind} {str(name)!r} does not exist: did you mean {' or '.join(near)}?")
     known = ", ".join(sorted(ready))
-    raise ValueError(f"{kind} {str(name)!r} does not exist: give a JSON file or one of {known}")
+    raise ValueError(f"{kind} {str(name)!r} does not exist: use a JSON file or one of {known}")

@@ -1,4 +1,4 @@
-"""Settings of rewards; distill/reward.py has the mathematics, docs/rewards.md the use."""
+"""Settings of rewards. The mathematics is in distill/reward.py; docs/rewards.md shows the use."""
 
 from __future__ import annotations
 
@@ -9,63 +9,72 @@ from .objectives import TDMSettings
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
-NAMED = "names a function as 'package.module:name', or a built-in reward: see docs/rewards.md"
+NAMED = "must be 'package.module:name' or the name of a built-in reward: see docs/rewards.md"
 RULES = (
     *ranges_of("rewards"),
     Rule(lambda reward: not reward.function, "function", NAMED),
-    Rule(lambda reward: reward.strength == 0, "strength", "has no effect: leave it out"),
+    Rule(
+        lambda reward: reward.strength == 0,
+        "strength",
+        "turns the reward off: remove the reward, or choose another strength",
+    ),
     Rule(
         lambda reward: reward.process == "own" and reward.input == "latents",
         "process",
-        "scores decoded samples only, not input={input}: use process='main', or input='samples'",
+        "supports decoded samples only, not input={input}: use process='main', or input='samples'",
     ),
     Rule(
         lambda reward: reward.timeout > 0 and reward.process == "main",
         "timeout",
-        "can end a function in a process of its own only: use process='own', or leave it out",
+        "needs process='own', because a function in the main process cannot be stopped: use"
+        " process='own', or remove it",
     ),
     Rule(
         lambda reward: reward.device and reward.process == "main",
         "device",
-        "has no effect with process={process}, which passes samples on the run's device: use"
-        " process='own', or move them in the function",
+        "has no effect with process={process}, where samples are on the device of the run: use"
+        " process='own', or move the samples inside the function",
     ),
 )
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """One reward, and how much its student is to follow it."""
+    """A reward that the student follows in addition to its teacher."""
 
     function: str = ""
-    """ "package.module:name", called with samples [B, 3, F, H, W] in [-1, 1] and B prompts; returns
-    a number for each. Or the name of a built-in one.
+    """Reward function as `package.module:name`, or the name of a built-in reward. It is called with
+    samples [B, 3, F, H, W] in [-1, 1] and B prompts, and returns one number per sample.
     """
     strength: float = 1.0
-    """lam: the finished samples' law becomes exp(lam r) times what it would be without."""
+    """Strength lam of the reward r, -1000 to 1000, not 0. The distribution of the finished samples
+    is multiplied by exp(lam r).
+    """
     normalise: Literal["none", "prompt"] = "none"
-    """prompt: measure the strength in deviations of the reward within a prompt, of the student at
-    the start of the run.
+    """Unit of `strength`. `none`: the reward as it is. `prompt`: the standard deviation of the
+    reward within a prompt, measured on the student at the start of the run.
     """
     floor: float = 0.05
-    """The smallest deviation that `normalise` divides by."""
+    """Smallest standard deviation that `normalise` divides by, above 0."""
     deviation_prompts: int = 8
-    """Prompts that `normalise` samples at the start of the run."""
+    """Number of prompts on which `normalise` measures the deviation, 1 to 10,000."""
     deviation_samples: int = 8
-    """Samples of each."""
+    """Number of samples per prompt for `normalise`, 2 to 10,000."""
     warmup: int = 0
-    """Iterations over which the strength rises linearly from 0."""
+    """Iterations over which the strength rises linearly from 0. 0 turns the warm-up off."""
     input: Literal["samples", "latents"] = "samples"
-    """What the function gets: decoded samples, or latents [B, ...]."""
+    """Input of the function: decoded `samples`, or `latents` of shape [B, ...]."""
     process: Literal["main", "own"] = "main"
-    """Where the function runs: in the run's process, or in one of its own on each rank."""
+    """Process in which the function runs: the `main` process of the run, or its `own` process on
+    each rank.
+    """
     device: str = ""
-    """Device of samples in a process of its own, e.g. "cuda:1"; empty is the CPU."""
+    """Device of the samples with `process: own`, e.g. `cuda:1`. Empty is the CPU."""
     timeout: float = 0.0
-    """Seconds after which a call in a process of its own has failed; 0 waits for ever."""
+    """Seconds after which a call with `process: own` counts as failed. 0 waits without limit."""
     on_failure: Literal["stop", "mean"] = "stop"
-    """What a function that raises, takes too long, or returns what is no finite number does: stop
-    the run, or count as the mean of the batch.
+    """Reaction if the function raises an error, exceeds `timeout` or returns a value that is not
+    finite. `stop`: stop the run. `mean`: use the mean of the batch instead.
     """
 
     def __post_init__(self) -> None:
@@ -76,14 +85,14 @@ REWARD_RULES = (
     Rule(
         lambda run: run.rewards and run.objective.kind == "gan",
         "objective.kind",
-        "has an adversarial term, which pulls back to the law of real clips without the reward: use"
-        " kind 'tdm', or no rewards",
+        "has an adversarial term, which pulls the student back to the distribution of the real"
+        " clips, against the reward: use kind 'tdm', or remove the rewards",
     ),
     Rule(
         lambda run: run.rewards and run.objective.through_scores,
         "objective.kind",
-        "needs a fake that is the student's own score, and rewards move it away: use kind 'tdm', or"
-        " no rewards",
+        "needs a fake that is the score of the student, and rewards change the fake: use kind"
+        " 'tdm', or remove the rewards",
     ),
     Rule(
         lambda run: (
@@ -92,34 +101,34 @@ REWARD_RULES = (
             and run.objective.segments == "everywhere"
         ),
         "objective.segments",
-        "compares predictions of all steps at all times, and a reward is known of finished samples:"
-        " use segments='separate', or no rewards",
+        "compares predictions of all steps at all times, but rewards are known only for finished"
+        " samples: use segments='separate', or remove the rewards",
     ),
     Rule(
         lambda run: run.rewards and "fake" not in run.objective.roles,
         "objective.kind",
-        "has no fake, through which rewards enter: use kind 'tdm', or no rewards",
+        "has no fake, which rewards need: use kind 'tdm', or remove the rewards",
     ),
     Rule(
         lambda run: (
             run.rewards and run.objective.rollout == "stream" and run.objective.draws == "shared"
         ),
         "objective.draws",
-        "has nothing to share where rewards teach the fake on trajectories that have ended"
-        " (rollout={objective.rollout}): use draws='own', or no rewards",
+        "cannot be shared with rollout={objective.rollout} and rewards, where the fake is trained"
+        " on finished trajectories: use draws='own', or remove the rewards",
     ),
     Rule(
         lambda run: (
             run.rewards and run.objective.rollout == "stream" and run.objective.own_trajectories > 0
         ),
         "objective.fake_updates",
-        "has no ended trajectories for the updates of its own with rollout={objective.rollout} and"
-        " rewards: use fake_trajectories='same'",
+        "needs own trajectories for some updates, which rollout={objective.rollout} with rewards"
+        " does not have: use fake_trajectories='same'",
     ),
     Rule(
         lambda run: len({reward.function for reward in run.rewards}) < len(run.rewards),
         "rewards",
-        "lists a function twice: add their strengths",
+        "lists a function twice: list it once, with the sum of the strengths",
     ),
 )
-"""Rules between a run and its rewards."""
+"""Rules between the settings of a run and its rewards."""

@@ -1,4 +1,4 @@
-"""Rules that settings obey, written as tables beside the settings.
+"""Rules for settings, written as tables next to the settings dataclasses.
 
     RULES = (
         at_least("batch.micro", 1),
@@ -9,7 +9,7 @@
         ),
     )
 
-A dataclass checks its table in `__post_init__`; the message then begins with the setting and its
+A dataclass checks its table in `__post_init__`. The error message begins with the setting and its
 value: "grid.shift=3.0 has no effect with ...".
 """
 
@@ -23,34 +23,35 @@ from dataclasses import dataclass
 from typing import Any
 
 SHOWN = 80
-"""Characters of a foreign value that a message repeats."""
+"""Largest number of characters of a user's value that a message shows."""
 LONG_BITS = 256
-"""Bits of a whole number from which a message counts them instead."""
+"""Integers with more bits than this are not printed; the message gives the number of bits."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule between settings."""
+    """A rule for one setting, or between several."""
 
     broken: Callable[[Any], bool]
-    """Settings -> whether they break the rule."""
+    """Function that takes the settings and returns whether they break the rule."""
     setting: str
     """Dotted name of the setting that the message begins with."""
     message: str
-    """The rule and a remedy, as the rest of the sentence that begins with setting and value;
-    `{name}` stands for the value of another setting.
+    """Rest of the sentence after setting and value: the rule and a remedy. `{name}` is replaced by
+    the value of another setting.
     """
 
 
 def check_rules(settings: Any, rules: Iterable[Rule]) -> None:
-    """Check the rules in order.
+    """Check settings against rules, in order.
 
     Args:
         settings: A dataclass of settings.
-        rules: Its table.
+        rules: Rules to check.
 
     Raises:
-        ValueError: For the first broken rule, with the setting, its value, the rule and a remedy.
+        ValueError: If a rule is broken. The message gives the setting, its value, the rule and a
+            remedy.
     """
     for rule in rules:
         if rule.broken(settings):
@@ -59,12 +60,15 @@ def check_rules(settings: Any, rules: Iterable[Rule]) -> None:
 
 
 def at_least(setting: str, low: int, note: str = "") -> Rule:
-    """Return the rule that a setting has a lower bound.
+    """Make a rule with a lower bound for a setting.
 
     Args:
-        setting: Its dotted name.
-        low: The smallest value allowed.
-        note: What the smallest value means, e.g. "0 uses all".
+        setting: Dotted name of the setting.
+        low: Smallest allowed value.
+        note: Meaning of the smallest value, e.g. "0 uses all".
+
+    Returns:
+        The rule.
     """
     return Rule(
         lambda settings: value_of(settings, setting) < low,
@@ -74,8 +78,13 @@ def at_least(setting: str, low: int, note: str = "") -> Rule:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a user writes it in JSON or with --set, with quotes around words, of at
-    most SHOWN characters.
+    """Format a setting as written in JSON or after `--set`, with strings in quotes.
+
+    Args:
+        value: Value of the setting.
+
+    Returns:
+        Text of at most `SHOWN` characters.
     """
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
@@ -85,7 +94,14 @@ def shown(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """Return a foreign value as a message repeats it, of at most SHOWN characters."""
+    """Format any value for an error message.
+
+    Args:
+        value: A value from a user or a file, of any type and size.
+
+    Returns:
+        Text of at most `SHOWN` characters.
+    """
     if isinstance(value, int) and value.bit_length() > LONG_BITS:  # Python refuses to print it
         return f"a number of {value.bit_length():,} bits"
     if isinstance(value, str):
@@ -104,7 +120,7 @@ def _cut(text: str) -> str:
 
 
 class _Message(string.Formatter):
-    """A template whose `{dotted.name}` are values of settings."""
+    """Formatter that replaces `{dotted.name}` by the value of a setting."""
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -117,6 +133,14 @@ class _Message(string.Formatter):
 
 
 def value_of(settings: Any, dotted: str) -> Any:
-    """Look up a setting; the name may begin with the section that the settings are."""
+    """Look up a setting by its dotted name.
+
+    Args:
+        settings: A dataclass of settings.
+        dotted: Name of the setting; may begin with the section that `settings` represents.
+
+    Returns:
+        The value of the setting.
+    """
     parts = dotted.split(".")
     return functools.reduce(getattr, parts if hasattr(settings, parts[0]) else parts[1:], settings)

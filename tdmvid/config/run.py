@@ -1,4 +1,4 @@
-"""One run: all settings of its parts, and the rules between them."""
+"""All settings of a run, and the rules between its sections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .rewards import REWARD_RULES, RewardConfig
 from .rules import Rule, check_rules
 
 NAME_BYTES = 200
-"""Longest name of a run; file systems allow 255 bytes with what is added."""
+"""Longest name of a run. File systems allow 255 bytes, including the suffixes of file names."""
 RULES = (
     *top_ranges(),
     Rule(
@@ -31,70 +31,69 @@ RULES = (
             or len(run.name.encode()) > NAME_BYTES
         ),
         "name",
-        f"cannot name the run folder and its files: choose a name without slashes, of at most"
+        f"cannot be the name of the run folder: choose a name without slashes, of at most"
         f" {NAME_BYTES} bytes",
     ),
     Rule(
         lambda run: run.init and not run.trains_lora,
         "init",
-        "names a LoRA, which training={training} does not have: leave it out, or use"
-        " training='lora'",
+        "is a LoRA, and training={training} trains no LoRA: remove it, or use training='lora'",
     ),
     Rule(
         lambda run: run.model.adapters and not run.trains_lora,
         "training",
-        "trains whole networks, in which model.adapters would not stay LoRAs of their own: use"
-        " 'lora', or merge them into the base first",
+        "trains whole networks and cannot keep model.adapters as separate LoRAs: use 'lora', or"
+        " merge them into the base first",
     ),
     Rule(
         lambda run: not run.trains_lora and not run.parallel.share_base,
         "parallel.share_base",
-        "has no effect with training={training}, where no networks share weights: leave it out, or"
-        " use training='lora'",
+        "has no effect with training={training}, where networks share no weights: remove it, or use"
+        " training='lora'",
     ),
     Rule(
         lambda run: run.parallel.keep_attention and run.model.attention == "xformers",
         "parallel.keep_attention",
-        "supports PyTorch's attention only, not model.attention={model.attention}: use 'sdpa', or"
-        " set it to false",
+        "supports only PyTorch's attention, not model.attention={model.attention}: set"
+        " model.attention='sdpa', or parallel.keep_attention=false",
     ),
     Rule(
         lambda run: run.prompts.negative and not run.objective.guided,
         "prompts.negative",
-        "has no effect with objective.cfg={objective.cfg}, which is no guidance: leave it out"
-        " (--set prompts.negative=), or set a guidance",
+        "has no effect with objective.cfg={objective.cfg}, which turns guidance off: remove it"
+        " (--set prompts.negative=), or change objective.cfg",
     ),
     Rule(
         lambda run: run.guard.action == "stop" and not run.log.sample_every,
         "guard.action",
-        "has nothing to compare before the last iteration with log.sample_every=0: set that to a"
-        " number of iterations, or use 'warn'",
+        "has no samples to compare before the last iteration with log.sample_every=0: set"
+        " log.sample_every to a number of iterations, or use 'warn'",
     ),
     Rule(
         lambda run: run.export.select == "best" and run.guard.action == "off",
         "export.select",
-        "needs the guard's measures, and guard.action is 'off': use 'warn' or 'stop', or select"
-        " 'last'",
+        "needs the measures of the guard, and guard.action is 'off': set guard.action to 'warn' or"
+        " 'stop', or select 'last'",
     ),
     Rule(
         lambda run: run.export.select == "best" and not run.log.sample_every,
         "export.select",
-        "has one student to choose from with log.sample_every=0: set that to a number of"
-        " iterations, or select 'last'",
+        "has only the last student to choose from with log.sample_every=0: set log.sample_every to"
+        " a number of iterations, or select 'last'",
     ),
 )
 QUANTIZE_RULES = (
     Rule(
         lambda run: not run.trains_lora,
         "model.quantize",
-        "needs a frozen base, and training={training} trains its weights: use 'none', or"
+        "needs a frozen base, and training={training} trains the base: use 'none', or"
         " training='lora'",
     ),
     Rule(
         lambda run: run.parallel.compile is True,
         "model.quantize",
-        "saves nothing with parallel.compile={parallel.compile}, as compiled blocks keep every"
-        " unquantized weight: use 'none', or compile=false",
+        "saves no memory with parallel.compile={parallel.compile}, because compiled blocks keep all"
+        " unquantized weights: use 'none', or parallel.compile=false",
     ),
     Rule(
         lambda run: run.parallel.offload != "none",
@@ -106,62 +105,67 @@ QUANTIZE_RULES = (
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run."""
+    """All settings of a run."""
 
     name: str = "run"
-    """Name of the run; if it is not set, the name of the config file."""
+    """Name of the run, without slashes, at most 200 bytes. Defaults to the name of the config file.
+    """
     notes: tuple[str, ...] = ()
-    """Where the values come from, in sentences for readers; without effect on the run."""
+    """Notes for readers, e.g. the sources of the values. They have no effect on the run."""
     out: str = ""
-    """Run folder; empty means runs/<name>."""
+    """Run folder. Empty means `runs/<name>`."""
     seed: int = 0
     """Seed of all random numbers of the run."""
     steps: int = 500
-    """Number of training iterations."""
+    """Number of training iterations, 1 to 10,000,000."""
     max_bad_steps: int = 3
-    """Stop after so many iterations in a row whose loss or gradient was not finite."""
+    """Stop after this many consecutive iterations with a loss or gradient that is not finite."""
     model: ModelConfig = ModelConfig()
-    """The teacher."""
+    """Teacher model."""
     video: ClipSize = ClipSize()
-    """Size of what is generated."""
+    """Size of the samples."""
     prompts: PromptConfig = PromptConfig()
     """Training prompts."""
     grid: GridConfig = GridConfig()
-    """The times at which the student is called."""
+    """Times of the student's calls."""
     objective: ObjectiveSettings = TDMSettings()
-    """Settings of any method, by its `kind`; see objectives/."""
+    """Distillation method, chosen by its `kind`, and its settings; see objectives/."""
     training: Literal["lora", "full"] = "lora"
-    """lora: student and fake are adapters on one frozen base; full: three whole networks."""
+    """`lora`: student and fake are adapters on one frozen base. `full`: student, fake and teacher
+    are three whole networks.
+    """
     lora: LoraSettings = LoraSettings()
-    """Shape of the LoRAs of student and fake."""
+    """LoRA adapters of student and fake."""
     init: str = ""
-    """A LoRA folder that the student starts from, e.g. of an earlier stage; the fake starts from
-    the base in any case.
+    """LoRA folder that the student starts from, e.g. the result of an earlier stage. The fake
+    always starts from the base.
     """
     student: OptimConfig = OptimConfig()
     """Optimiser of the student."""
     fake: OptimConfig = OptimConfig(lr=5e-4)
-    """Optimiser of the fake score network."""
+    """Optimiser of the fake."""
     discriminator: OptimConfig = OptimConfig(lr=5e-4)
-    """Of the kind `gan`, whose heads it trains."""
+    """Optimiser of the discriminator heads of kind `gan`."""
     real: RealConfig = RealConfig()
-    """What the kind `gan` compares with."""
+    """Real videos or images for the discriminator of kind `gan`."""
     rewards: tuple[RewardConfig, ...] = ()
-    """What the student is to follow beside its teacher."""
+    """Rewards that the student follows in addition to its teacher."""
     ema: float = 0.0
-    """Decay of the student's averaged weights, which are what is sampled and exported; 0 is off."""
+    """Decay of the moving average of the student's weights, in [0, 1). The averaged weights are
+    sampled and exported. 0 turns averaging off.
+    """
     batch: BatchConfig = BatchConfig()
-    """Samples of an optimiser step."""
+    """Batch sizes."""
     parallel: ParallelConfig = ParallelConfig()
-    """How the work is spread over devices."""
+    """Parallelism, memory savings and compilation."""
     log: LogConfig = LogConfig()
-    """Checkpoints and samples during training."""
+    """Checkpoints and samples."""
     guard: GuardConfig = GuardConfig()
-    """Comparison of the student's samples with the teacher's."""
+    """Comparison of samples of student and teacher during training."""
     export: ExportConfig = ExportConfig()
-    """Which student is exported."""
+    """Export at the end of the run."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """Scores of the finished student."""
+    """Evaluation of the finished student."""
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)
@@ -171,16 +175,16 @@ class RunConfig:
 
     @property
     def trains_lora(self) -> bool:
-        """Whether adapters are trained, not whole networks."""
+        """Whether LoRA adapters are trained instead of whole networks."""
         return self.training == "lora"
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the checkpoint of the best student by the guard is kept beside the newest."""
+        """Whether the checkpoint of the best student, as measured by the guard, is also kept."""
         wanted = self.log.checkpoint_every > 0 or self.export.select == "best"
         return wanted and self.guard.action != "off" and self.log.sample_every > 0
 
     @property
     def folder(self) -> Path:
-        """Where the run writes."""
+        """Run folder."""
         return Path(self.out or f"runs/{self.name}")

@@ -1,4 +1,4 @@
-"""`batch.total` is what the ranks make together, or it is refused with what they could make."""
+"""`batch.total` is the sum over all ranks, or is refused with the nearest possible values."""
 
 import pytest
 from refusals import refused

@@ -1,4 +1,4 @@
-"""A config file means one run: nothing is misread, and errors are named by their dotted path."""
+"""A config file defines one run, and errors give the dotted path of the setting."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ UNUSUAL = {
 
 @pytest.fixture
 def load(tmp_path):
-    """`load(data, *overrides)` through a file."""
+    """Return `load(data, *overrides)`, which writes the data to a file and loads it."""
 
     def load(data, *overrides):
         (tmp_path / "some.json").write_text(data if isinstance(data, str) else json.dumps(data))

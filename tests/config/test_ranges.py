@@ -1,4 +1,4 @@
-"""Every number has a range, and no value of a file ends in anything but a setting or one line."""
+"""Every number has a range, and any value in a file gives valid settings or a one-line error."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ from tdmvid.config.json_files import read_json
 from tdmvid.config.ranges import OPTIONS, SETTINGS
 
 LONGEST = 500
-"""Characters of a message about one value."""
+"""Largest length in characters of an error message about one value."""
 WHOLE = [
     from_dict(RunConfig, {"objective": {"kind": kind}, "model": {"path": "a/b"}})
     for kind in sorted(objective_settings())
@@ -35,7 +35,7 @@ WHOLE = [
 
 
 def numbers(config, path=()):
-    """Yield the path of every number that settings hold, and whether it stands in a list."""
+    """Yield the path of every number in the settings, and whether it is in a list."""
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), typing.get_type_hints(type(config))[field.name]
         if dataclasses.is_dataclass(value):
@@ -48,7 +48,7 @@ def numbers(config, path=()):
 
 
 def changed(config, path, value):
-    """Return settings as JSON with another value at a path."""
+    """Return the settings as JSON values, with the value at a path replaced."""
     data = copy.deepcopy(to_dict(config))
     *parents, last = path
     inner = data
@@ -194,7 +194,7 @@ VALUES = [
 
 
 def leaves(data, path=()):
-    """Yield the path of everything in JSON values."""
+    """Yield the path of every entry in a JSON value."""
     for key, value in data.items() if isinstance(data, dict) else ():
         yield (*path, key)
         yield from leaves(value, (*path, key))

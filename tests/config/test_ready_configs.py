@@ -1,4 +1,4 @@
-"""The ready configs hold what their notes say: values that suit each model."""
+"""The built-in configs match their notes, and their values suit each model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = "shapes_4nfe"
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if path.stem != DEMO)
 EXPERTS = {"wan2.2_a14b_4nfe": 12.0, "wan2.2_i2v_a14b_4nfe": 5.0}
-"""Official shifts of the teachers whose students have another: two experts."""
+"""Official flow shifts of teachers with two experts, where the student uses another shift."""
 ZERO_SNR = [name for name in CONFIGS if name.startswith(("cogvideox", "wan", "sd3"))]
 
 
@@ -31,7 +31,7 @@ def offline(monkeypatch):
 
 
 def grid_of(config):
-    """A config's grid and its teacher's process."""
+    """Return the grid of a config and the process of its teacher."""
     folder, family = find_family(config.model, weights=False)
     process, split = family.spec.read_process(folder), family.spec.read_split(folder)
     return build_grid(config.grid, process, split.time if split else 0.0), process
@@ -45,7 +45,7 @@ def test_a_ready_config_says_where_its_values_come_from(name):
 
 @pytest.mark.parametrize("name", [*CONFIGS, DEMO])
 def test_a_ready_config_states_the_guidance_that_its_guard_compares_with(name):
-    """So that a run with another objective.cfg is noticed."""
+    """With a fixed guard.cfg, the guard notices a run with another objective.cfg."""
     config = load_config(name)
     assert config.guard.cfg == config.objective.cfg > 1
 
@@ -59,7 +59,7 @@ def test_a_ready_config_has_prompts_enough(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rounding_does_not_drown_the_first_clean_prediction(name):
-    """An epsilon network's x0 is its output times sigma / alpha, with the rounding of its dtype."""
+    """An eps-network's x0 contains its output times sigma / alpha, which amplifies rounding."""
     config = load_config(name)
     grid, process = grid_of(config)
     alpha, sigma = process.alpha_sigma(torch.tensor([grid.times[-1]]))
@@ -104,7 +104,7 @@ def test_the_experts_have_the_official_boundary_and_meet_just_above_a_step(name,
 
 @pytest.mark.parametrize("name", ["cogvideox5b_4nfe", "cogvideox1.5_5b_4nfe"])
 def test_every_cogvideox_has_the_noise_levels_of_the_released_grid(name):
-    """No other timestep of the model's table is nearer to a log-SNR of 2B's grid."""
+    """Each timestep is the one nearest to the log-SNR of the CogVideoX-2B grid."""
     grid, process = grid_of(load_config(name))
     released, table = grid_of(load_config("cogvideox2b_4nfe"))
     assert len(grid.times) == len(released.times) and grid.times[-1] == released.times[-1] == 1
@@ -139,7 +139,7 @@ def test_another_model_is_not_taken_for_a_known_one(hub_id):
 
 
 UPCAST = ("PixArt-alpha", "THUDM", "stabilityai")
-"""Owners of models whose autoencoders overflow in float16, as their configs say."""
+"""Owners of models with autoencoders that overflow in float16, according to their configs."""
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("wan")])

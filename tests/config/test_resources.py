@@ -1,4 +1,4 @@
-"""Configs, prompts and the embedded teacher are found by name, and an existing file wins."""
+"""Configs, prompts and the embedded teacher are found by name; an existing file has precedence."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """The current folder is no clone."""
+    """Change to a folder that is not a clone of the repository."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What rewards are refused with, and by which setting."""
+"""Settings that do not work with rewards are refused by name."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Settings are read without torch, so what is wrong with them is reported at once."""
+"""Settings are read without importing torch, so errors are reported immediately."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ CHECK = f"assert not set(sys.modules) & set({HEAVY}), sorted(set(sys.modules) & 
 
 
 def without_torch(program: str) -> None:
-    """Run a program that must not import anything heavy."""
+    """Run a Python program that must not import torch or other large packages."""
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Settings of the distillation methods, one file each; distill/ has their mathematics."""
+"""Settings of the distillation methods, one file per method. The mathematics is in distill/."""
 
 from .base import ObjectiveSettings, objective_settings, register_settings
 from .dmd2 import DMD2Settings

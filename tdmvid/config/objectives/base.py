@@ -1,4 +1,4 @@
-"""What a method declares to the training loop and the plan, and finding its settings by `kind`."""
+"""Settings that all distillation methods share, and a registry of settings classes by `kind`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..ranges import ranges_of
 from ..rules import Rule, check_rules
 
 Solver = Literal["ddim", "dpm++", "renoise"]
-"""How a student's trajectory goes on, see diffusion/sampler.py."""
+"""Solver of the student's trajectory; see `diffusion.sampler.Solver`."""
 RULES = (
     *ranges_of("objective", ("cfg", "cfg_2", "cfg_interval", "step_set")),
     Rule(
@@ -21,23 +21,23 @@ RULES = (
             or objective.cfg_interval[0] >= objective.cfg_interval[1]
         ),
         "objective.cfg_interval",
-        "must be two times, the smaller first, e.g. [0.2, 0.9]",
+        "must be two times in ascending order, e.g. [0.2, 0.9]",
     ),
     Rule(
         lambda objective: not objective.guided and objective.cfg_interval != (0.0, 1.0),
         "objective.cfg_interval",
-        "has no effect with cfg={cfg}, which is no guidance: leave it out, or set a guidance",
+        "has no effect with cfg={cfg}, which turns guidance off: remove it, or change cfg",
     ),
     Rule(
         lambda objective: not objective.guided and objective.use_dynamic_cfg,
         "objective.use_dynamic_cfg",
-        "has no effect with cfg={cfg}, which is no guidance: leave it out, or set a guidance",
+        "has no effect with cfg={cfg}, which turns guidance off: remove it, or change cfg",
     ),
     Rule(
         lambda objective: objective.cfg_2 is not None and objective.cfg == 1,
         "objective.cfg_2",
-        "has no effect with objective.cfg={cfg}: the stock call takes that for no guidance of"
-        " either expert: leave it out (--set objective.cfg_2=null), or set a guidance",
+        "has no effect with objective.cfg={cfg}, which turns guidance off for both experts in the"
+        " diffusers pipeline: remove it (--set objective.cfg_2=null), or change objective.cfg",
     ),
     Rule(
         lambda objective: len(set(objective.step_set)) < len(objective.step_set),
@@ -47,82 +47,94 @@ RULES = (
     Rule(
         lambda objective: objective.stagger == "none" and objective.rollout != "stream",
         "objective.stagger",
-        "has no effect with rollout={rollout}, where no trajectory goes on: leave it out, or use"
-        " rollout='stream'",
+        "has no effect with rollout={rollout}, which starts new trajectories in every iteration:"
+        " remove it, or use rollout='stream'",
     ),
 )
 
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """Settings that the loop and the plan read of every method.
+    """Settings of every method that the training loop and the plan read.
 
-    A method subclasses this with a default for `kind`, its `roles` and settings of its own.
+    A method subclasses this class, gives `kind` a default, defines `roles` and adds its own
+    settings.
     """
 
     kind: str = ""
-    """The distillation method, which decides what other settings there are."""
+    """Distillation method: `tdm`, `dmd2`, `fisher` or `gan`."""
     cfg: float = 1.0
-    """The teacher's guidance; 1 is none."""
+    """Classifier-free guidance scale of the teacher, 0 to 1000. 1 means no guidance."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
-    """Times from which and to which there is guidance, both included; 1 is noise, 0 is clean.
-    Elsewhere the teacher is unguided.
+    """First and last time with guidance, both included. Times are in [0, 1]: 0 is clean, 1 is
+    noise. Outside the interval the teacher is unguided.
     """
     use_dynamic_cfg: bool = False
-    """As of CogVideoX's stock call: the scale swings between 1 and 1 + cfg, by a formula of the
-    timestep and of the number of steps, which is `log.teacher_steps` here.
+    """Vary the guidance scale between 1 and `1 + cfg`, as `use_dynamic_cfg` of the CogVideoX
+    pipeline does. The formula depends on the timestep and on the number of steps; here that number
+    is `log.teacher_steps`.
     """
     cfg_2: float | None = None
-    """That of the low-noise expert of a teacher of two; None: the same."""
+    """Guidance scale of the low-noise expert of a teacher with two experts, 0 to 1000. `null` uses
+    `cfg` for both experts.
+    """
     solver: Solver = "ddim"
-    """How the student's trajectory goes on, see diffusion/sampler.py."""
+    """Solver of the student's trajectory. `ddim`: deterministic, first order. `dpm++`:
+    DPM-Solver++ 2M, deterministic, second order. `renoise`: adds fresh noise to each clean
+    prediction (the sampler of consistency models and DMD2).
+    """
     step_set: tuple[int, ...] = ()
-    """Draw K from these every iteration (TDM-unify); empty trains the grid's own K alone."""
+    """Numbers of steps K to train, e.g. `[1, 2, 4]`; one is drawn in every iteration (TDM-unify).
+    An empty list trains only the K of the grid.
+    """
     k_condition: bool = True
-    """Condition student and fake on which K of the set it is, see adapters/step_condition.py."""
+    """Condition student and fake on K when `step_set` is given; see adapters/step_condition.py."""
     draws: Literal["own", "shared"] = "own"
-    """own: each turn has its own draw, and the student sees the updated fake; shared: one draw and
-    one call of the fake serve both.
+    """`own`: fake and student each draw tau and noise, and the student sees the updated fake.
+    `shared`: one draw and one call of the fake serve both updates, which saves one forward pass.
     """
     rollout: Literal["stop", "full", "stream"] = "stop"
-    """stop: a k for each micro-batch of a rank, the same on all ranks, and the rollout ends there;
-    full: a k per sample, K - 1 calls. With stop, numbers depend on `batch.accumulation`.
-    stream: no rollout; every sample's trajectory goes on by one step an iteration.
+    """`stop`: draw one step k per micro-batch, the same on all ranks, and roll the student out to
+    that step; results depend on `batch.accumulation`. `full`: draw k per sample and always make
+    K - 1 calls. `stream`: keep each sample's trajectory between iterations and advance it by one
+    step per iteration; nothing is rolled out.
     """
     stagger: Literal["even", "none"] = "even"
-    """even: the trajectories of a stream are spread over the steps, so that each iteration covers
-    all k where the global batch is a multiple of K; none: all stand at the same k.
+    """Start positions of the trajectories of `rollout: stream`. `even`: spread over the steps, so
+    each iteration covers all k if the global batch is a multiple of K. `none`: all trajectories are
+    at the same k.
     """
     updates: Literal["sequential", "joint"] = "sequential"
-    """sequential: the student meets the updated fake; with accumulation its graded call is made
-    twice. joint: each micro-batch takes all turns, and all roles are updated at the end.
+    """`sequential`: update the fake first, then the student; with gradient accumulation the
+    student's call is made twice. `joint`: compute the losses of all roles for each micro-batch, and
+    update all roles at the end.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = RULES
     through_scores: ClassVar[bool] = False
-    """Whether the student's gradient is taken through fake and teacher."""
+    """Whether the student's gradient passes through fake and teacher."""
 
     def __post_init__(self) -> None:
         check_rules(self, self.rules)
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
+        """Roles in the order of their optimiser steps in an iteration, e.g. ("fake", "student")."""
         raise NotImplementedError(f"{type(self).__name__}.roles")
 
     @property
     def own_trajectories(self) -> int:
-        """How many of the first turns roll out trajectories of their own; the others share some."""
+        """Number of leading updates that use their own trajectories; the rest share one set."""
         return 0
 
     @property
     def guided(self) -> bool:
-        """Whether the teacher is called without a prompt, too."""
+        """Whether the teacher is also called without a prompt, for guidance."""
         return self.cfg != 1
 
     @property
     def conditioned_on_steps(self) -> bool:
-        """Whether the networks get K as a condition."""
+        """Whether student and fake get the number of steps K as a condition."""
         return bool(self.step_set) and self.k_condition
 
 
@@ -131,13 +143,24 @@ _Settings = TypeVar("_Settings", bound=ObjectiveSettings)
 
 
 def register_settings(cls: type[_Settings]) -> type[_Settings]:
-    """Register a method's settings under the default of their `kind` (a class decorator)."""
+    """Register a settings class under the default of its `kind`. Use as a class decorator.
+
+    Args:
+        cls: Dataclass of settings; all fields need defaults.
+
+    Returns:
+        The same class.
+    """
     SETTINGS[cls().kind] = cls
     return cls
 
 
 def objective_settings() -> dict[str, type[ObjectiveSettings]]:
-    """Return the settings of all methods by kind; imports every file of this folder."""
+    """Import every module of this package and return the registered settings classes.
+
+    Returns:
+        A mapping from `kind` to settings class.
+    """
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     return SETTINGS

@@ -1,4 +1,4 @@
-"""Settings of the Fisher variant of TDM; distill/fisher.py has the mathematics."""
+"""Settings of the Fisher variant of TDM. The mathematics is in distill/fisher.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..rules import Rule
 from .base import register_settings
 from .tdm import TDM_RULES, TDMSettings
 
-NO_DISTANCE = "has no effect with kind={kind}: leave it out, or use kind 'tdm'"
+NO_DISTANCE = "has no effect with kind={kind}: remove it, or use kind 'tdm'"
 FISHER_RULES = (
     *TDM_RULES,
     Rule(lambda objective: objective.distance != "huber", "objective.distance", NO_DISTANCE),
@@ -20,12 +20,17 @@ FISHER_RULES = (
 @register_settings
 @dataclass(frozen=True)
 class FisherSettings(TDMSettings):
-    """TDM's settings but for the distance; the student follows the Fisher divergence."""
+    """Settings of TDM for a student that minimises the Fisher divergence instead of the reverse KL.
+
+    `distance` and `huber_c` do not apply; values other than the defaults are refused.
+    """
 
     kind: Literal["fisher"] = "fisher"  # type: ignore[assignment]
+    """Distillation method."""
     fake_target: Literal["x0_hat", "exact"] = "exact"
-    """The identity holds for the score of the trajectory itself, which the exact target has as its
-    optimum.
+    """Regression target of the fake: `x0_hat`, the student's clean prediction; `exact`, the exact
+    conditional score. The Fisher gradient assumes a fake that is the score of the trajectory, and
+    only the exact target has this score as its optimum.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = FISHER_RULES

@@ -1,4 +1,4 @@
-"""Settings of TDM with an adversarial term; distill/gan.py has the mathematics."""
+"""Settings of TDM with an adversarial term. The mathematics is in distill/gan.py."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ GAN_RULES = (*TDM_RULES, *ranges_of("objective", ("weight",)))
 @register_settings
 @dataclass(frozen=True)
 class GANSettings(TDMSettings):
-    """TDM's settings, and those of the adversarial term."""
+    """Settings of TDM plus those of the adversarial term."""
 
     kind: Literal["gan"] = "gan"  # type: ignore[assignment]
+    """Distillation method."""
     adversarial: Literal["logistic", "hinge"] = "hinge"
-    """Loss of the adversarial term: hinge or logistic."""
+    """Adversarial loss of discriminator and student: `logistic` or `hinge`."""
     weight: float = 0.1
-    """Of L_G beside the matching loss."""
+    """Weight of the student's adversarial loss relative to the matching loss, 0 or more. 0 trains
+    only the discriminator.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = GAN_RULES
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Fake and discriminator first: the student sees both updated."""
+        """Fake and discriminator, then the student, which sees both updated."""
         return ("fake",) * self.fake_updates + ("discriminator", "student")

@@ -1,4 +1,4 @@
-"""Settings of Trajectory Distribution Matching; distill/tdm.py has the mathematics."""
+"""Settings of Trajectory Distribution Matching (TDM). The mathematics is in distill/tdm.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .base import RULES, ObjectiveSettings, register_settings
 FRESH_RULE = Rule(
     lambda objective: objective.fake_trajectories == "fresh" and objective.fake_updates == 1,
     "objective.fake_trajectories",
-    "has no effect with fake_updates={fake_updates}, which shares the student's: use 'same', or"
-    " more updates",
+    "has no effect with fake_updates={fake_updates}, whose only update uses the student's"
+    " trajectories: use 'same', or raise fake_updates",
 )
 TDM_RULES = (
     *RULES,
@@ -25,26 +25,26 @@ TDM_RULES = (
     Rule(
         lambda objective: objective.huber_c is not None and objective.distance == "l2",
         "objective.huber_c",
-        "has no effect with distance={distance}: leave it out, or use distance 'huber' or"
+        "has no effect with distance={distance}: remove it, or use distance 'huber' or"
         " 'huber_vector'",
     ),
     Rule(
         lambda objective: objective.draws == "shared" and objective.fake_updates > 1,
         "objective.draws",
-        "serves one update of the fake, not fake_updates={fake_updates}: use"
-        " draws='own' or fake_updates=1",
+        "supports one update of the fake, not fake_updates={fake_updates}: use draws='own' or"
+        " fake_updates=1",
     ),
     Rule(
         lambda objective: objective.updates == "joint" and objective.fake_updates > 1,
         "objective.updates",
-        "takes one turn of each role, not {fake_updates} of the fake: use updates='sequential', or"
+        "updates each role once, but fake_updates={fake_updates}: use updates='sequential', or"
         " fake_updates=1",
     ),
     Rule(
         lambda objective: objective.draws == "shared" and objective.through_scores,
         "objective.draws",
-        "calls the fake without a graph, and the gradient of kind={kind} passes through it: use"
-        " draws='own', or another kind",
+        "calls the fake without a graph, but the student's gradient of kind={kind} passes through"
+        " the fake: use draws='own', or another kind",
     ),
     Rule(
         lambda objective: objective.fake_weight == "velocity" and objective.fake_target == "exact",
@@ -55,15 +55,14 @@ TDM_RULES = (
     Rule(
         lambda objective: objective.importance == "sum" and objective.fake_target == "exact",
         "objective.importance",
-        "has no effect with fake_target={fake_target}, which has no weights: use"
-        " fake_target='x0_hat', or leave it out",
+        "has no effect with fake_target={fake_target}, which needs no importance weights: use"
+        " fake_target='x0_hat', or remove it",
     ),
     Rule(
         lambda objective: objective.importance == "sum" and objective.from_clean,
         "objective.importance",
         "has no effect with match={match} and solver={solver}, where all weights are 1: use"
-        " match='noisy' and"
-        " solver='ddim', or leave it out",
+        " match='noisy' and solver='ddim', or remove it",
     ),
     Rule(
         lambda objective: objective.segments == "everywhere" and objective.randmid,
@@ -74,7 +73,7 @@ TDM_RULES = (
     Rule(
         lambda objective: objective.segments == "everywhere" and objective.match == "noisy",
         "objective.segments",
-        "needs match='clean', since tau must lie above x_s with match={match}: use match='clean',"
+        "needs match='clean', because tau must be above s with match={match}: use match='clean',"
         " or segments='separate'",
     ),
 )
@@ -83,78 +82,88 @@ TDM_RULES = (
 @register_settings
 @dataclass(frozen=True)
 class TDMSettings(ObjectiveSettings):
-    """TDM's settings.
+    """Settings of TDM (arXiv 2503.06674).
 
-    Draw and losses default to those of the authors' released code. Not so `rollout` (theirs is
-    full, with a k of its own for each turn), `cfg` (theirs is 4.5), `margin_low` (theirs bounds tau
-    alone, not its distance to s); docs/objectives.md has all differences and why.
+    The defaults of draw and losses are those of the authors' released code, with three exceptions:
+    `rollout` (released code: full, with a separate k for each update), `cfg` (released code: 4.5)
+    and `margin_low` (the released code bounds tau itself, not its distance to s).
+    docs/objectives.md lists all differences and the reasons.
     """
 
     kind: Literal["tdm"] = "tdm"
+    """Distillation method."""
     match: Literal["noisy", "clean"] = "noisy"
-    """What is noised to tau: the trajectory's next state x_s, or the clean prediction (the paper's
-    Table 8; DMD2's draw).
+    """Sample that is noised to tau. `noisy`: the next state x_s of the trajectory. `clean`: the
+    clean prediction (arXiv 2503.06674, Table 8; also the draw of DMD2).
     """
     segments: Literal["separate", "to_terminal", "everywhere"] = "separate"
-    """tau in [s_{k-1}, s_k], or in [s_{k-1}, s_K], where the trajectory starts: overlapping
-    segments, which bias the one fake score; or in (0, 1], for `match` clean.
+    """Range of tau for step k. `separate`: [s_{k-1}, s_k]. `to_terminal`: [s_{k-1}, s_K], where s_K
+    is the start of the trajectory; these segments overlap, which biases the single fake score.
+    `everywhere`: (0, 1], only with `match: clean`.
     """
     randmid: bool = False
-    """Start the draw at a uniform time of the segment instead of s_{k-1}, as late as both margins
-    of tau allow: [s_{k-1}, s_k - margin_low - margin_high].
+    """Draw s uniformly from [s_{k-1}, s_k - margin_low - margin_high] instead of using s_{k-1}.
+    The range leaves room for both margins of tau.
     """
     margin_low: float = 0.02
-    """tau stays at least this far above s (and at least one table entry)."""
+    """Smallest distance of tau above s, in [0, 1). At least one table entry is kept in any case."""
     fresh_noise: float = 0.0
-    """tau also stays where the fresh noise in x_tau has at least this level beta: nearly clean
-    draws say nothing of a mode's mass.
+    """Smallest level beta of the fresh noise in x_tau, in [0, 1); tau is kept above the time that
+    reaches it. Nearly clean draws carry no information about the mass of a mode. 0 adds no limit.
     """
     margin_high: float = 0.01
-    """tau stays this far below the segment's upper end."""
+    """Smallest distance of tau below the upper end of its segment, in [0, 1)."""
     distance: Literal["huber", "huber_vector", "l2"] = "huber"
-    """The generator's loss, see losses.distance."""
+    """Loss between the student's prediction and its target: `huber` per element, `huber_vector` on
+    the norm of each sample, or `l2`. See `tdmvid.distill.losses.distance` for the formulas.
+    """
     huber_c: float | None = None
-    """None: 1e-3 for huber, 0.00054 sqrt(dimensions) for huber_vector."""
+    """Constant c of the Huber losses, above 0. `null` uses 1e-3 for `huber` and
+    0.00054 sqrt(dimensions) for `huber_vector`.
+    """
     fake_target: Literal["x0_hat", "exact"] = "x0_hat"
-    """Regress on the student's prediction with importance weights (the released code), or on the
-    exact conditional score.
+    """Regression target of the fake. `x0_hat`: the student's clean prediction, with importance
+    weights (the released code). `exact`: the exact conditional score.
 
-    Only the exact one has the trajectory's own score as its optimum: a fake that regresses on
-    x0_hat recognises it in the noise that x_s still carries.
+    Only `exact` has the score of the trajectory as its optimum. A fake that regresses on x0_hat
+    can recognise x0_hat from the noise that x_s still carries, which biases it.
     """
     importance: Literal["mean", "sum", "none"] = "mean"
-    """Importance weights of fake_target x0_hat. mean: the log ratio is averaged over dimensions
-    (the released code); sum: the exact ratio, clamped at 20; none: all weights are 1.
+    """Importance weights of `fake_target: x0_hat`. `sum`: the exact ratio, clamped at 20. `mean`:
+    the mean over dimensions instead of the sum (the released code). `none`: all weights are 1.
     """
     fake_weight: Literal["snr", "velocity"] = "snr"
-    """snr: min(SNR, ceiling), the released code's, for eps-networks. velocity: min(1 / sigma^2,
-    ceiling), the loss that v- and flow-networks are pretrained with; where the SNR ends at zero, as
-    CogVideoX's does, the other hardly teaches the fake the first step.
+    """Weight of the fake's loss over time. `snr`: min(SNR, `snr_ceiling`), from the released code,
+    for eps-networks. `velocity`: min(1 / sigma^2, `snr_ceiling`), the pretraining loss of v- and
+    flow-networks. With zero terminal SNR, as in CogVideoX, `snr` hardly trains the fake at the
+    first step.
     """
     snr_ceiling: float = 5.0
-    """Largest weight of the fake's loss, see `fake_weight`."""
+    """Upper limit of the weight that `fake_weight` selects, above 0."""
     fake_updates: int = 1
-    """Fake updates per student update, each with a draw of its own."""
+    """Updates of the fake per update of the student, 1 to 1000, each with its own draw."""
     fake_trajectories: Literal["same", "fresh"] = "same"
-    """same: all updates of the fake draw on the student's trajectories; fresh: all but the last
-    roll out new ones, of the same prompts.
+    """`same`: all updates of the fake use the student's trajectories. `fresh`: all updates of the
+    fake except the last roll out new trajectories of the same prompts.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = TDM_RULES
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The fake first, so that the student sees an updated score."""
+        """The fake, then the student, which sees the updated fake."""
         return ("fake",) * self.fake_updates + ("student",)
 
     @property
     def own_trajectories(self) -> int:
-        """All updates of the fake but the last, if they are to be fresh."""
+        """All updates of the fake except the last if `fake_trajectories` is fresh, otherwise 0."""
         return self.fake_updates - 1 if self.fake_trajectories == "fresh" else 0
 
     @property
     def from_clean(self) -> bool:
-        """Whether the clean prediction is noised to tau; with `renoise` the next state is one with
-        fresh noise, so that is no other draw.
+        """Whether x_tau is made from the clean prediction.
+
+        This also holds for solver `renoise`: its next state is the clean prediction plus fresh
+        noise, so both values of `match` give the same draw.
         """
         return self.match == "clean" or self.solver == "renoise"
