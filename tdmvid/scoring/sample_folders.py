@@ -50,12 +50,12 @@ def score_folder(folder: Path, *, limit: int = 0) -> FolderScores:
     Raises:
         ValueError: If there are none, or they are not all of one size.
     """
-    shown = _prompts(folder, limit)
+    shown = samples_of(folder, limit=limit)
     each: dict[str, list[Tensor]] = {}
     small = []
     size: tuple[int, ...] = ()
     for path in shown:
-        video = _read(path)[None]
+        video = read_sample(path)[None]
         size = size or tuple(video.shape[2:])
         if tuple(video.shape[2:]) != size:
             raise ValueError(
@@ -106,6 +106,16 @@ def _text(measure: Measure | None) -> str:
     return f"{measure.value:.4f} [{measure.low:.4f}, {measure.high:.4f}]"
 
 
+def within_prompts(small: Tensor, group: Tensor) -> Measure | None:
+    """Return the mean distance of two samples of a prompt; None where each prompt has one sample.
+
+    Args:
+        small: Features [N, D].
+        group: The number of each sample's prompt, from 0: [N].
+    """
+    return dict(_diversity(small, group)).get("seeds")
+
+
 def _diversity(small: Tensor, group: Tensor) -> Iterator[tuple[str, Measure]]:
     """Distances of samples, averaged over the pairs of each prompt first."""
     prompts = group.tolist()
@@ -116,8 +126,8 @@ def _diversity(small: Tensor, group: Tensor) -> Iterator[tuple[str, Measure]]:
         yield name, mean_over_groups(values, first.unique(return_inverse=True)[1])
 
 
-def _prompts(folder: Path, limit: int) -> dict[Path, str]:
-    """The samples of a folder, and which prompt each shows."""
+def samples_of(folder: Path, *, limit: int = 0) -> dict[Path, str]:
+    """Return the samples of a folder, and which prompt each shows; limit: see `score_folder`."""
     files = media_files(folder, VIDEOS | IMAGES)
     files = files[:limit] if limit else files
     known = {entry["file"]: entry.get("prompt") for entry in read_manifest(folder)}
@@ -134,8 +144,8 @@ def _stem(path: Path, folder: Path) -> str:
     return re.sub(r"-\d+$", "", path.relative_to(folder).with_suffix("").as_posix())
 
 
-def _read(path: Path) -> Tensor:
-    """[3, F, H, W]."""
+def read_sample(path: Path) -> Tensor:
+    """Read a video or an image as [3, F, H, W] in [-1, 1]."""
     if path.suffix.lower() not in IMAGES:
         return read_video(path)
     pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)

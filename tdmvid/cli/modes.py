@@ -1,0 +1,61 @@
+"""Compare the variety of samples: a picture of many seeds, precision, recall and diversity.
+
+    tdmvid score modes runs/A/lora runs/B/lora --prompt "a red ring" --steps 50 --cfg 2 --out modes
+    tdmvid score modes videos/teacher videos/tdm videos/dmd2 --out modes
+
+Students (lora/ or student/ folders of one base) are sampled beside their teacher with the same
+noise. Folders of samples are read as they are, and the first is the reference. The page is
+modes.html, the figures are in modes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid score modes`."""
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="students, or folders of samples"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a directory")
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="to sample students with; may be given again"
+    )
+    parser.add_argument("--count", type=int, default=32, help="seeds of each prompt")
+    parser.add_argument("--steps", type=int, help="of the teacher (default: the stock pipeline's)")
+    parser.add_argument("--cfg", type=float, help="of the teacher (default: the stock pipeline's)")
+    parser.add_argument("--batch", type=int, default=8, help="samples at a time")
+    parser.add_argument(
+        "--neighbours", type=int, default=3, help="neighbours of precision and recall"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sample students beside their teacher, or read folders of samples, and compare them."""
+    from ..config import check_number
+    from ..config.ranges import OPTIONS
+    from ..scoring import modes, modes_run
+
+    check_number("neighbours", args.neighbours, OPTIONS["steps"])
+    students = [folder for folder in args.folders if modes_run.is_student(folder)]
+    folders, names = args.folders, [str(folder) for folder in args.folders]
+    if students:
+        if len(students) < len(folders):
+            other = next(folder for folder in folders if folder not in students)
+            raise ValueError(f"{other} is not an exported student, and others are: give one kind")
+        if not args.prompt:
+            raise ValueError("--prompt is not given: name a prompt to sample the students with")
+        check_number("count", args.count, OPTIONS["steps"])
+        wanted = modes_run.SeedsOfPrompts(
+            args.prompt, range(args.count), args.steps, args.cfg, args.batch
+        )
+        folders = modes_run.sample_students(students, args.out, wanted)
+        names = ["teacher", *names]
+    elif len(folders) < 2:
+        raise ValueError(f"{folders[0]} is the only folder of samples: give two or more")
+    scored = modes.score_modes(folders, args.out, names=names, neighbours=args.neighbours)
+    for row in [modes.HEAD, *modes.table(scored)]:
+        print("  ".join(row))
+    print(f"page: {args.out / modes.PAGE}")

@@ -1,0 +1,217 @@
+"""How much of a teacher's variety a student keeps: pictures of many seeds, precision and recall.
+
+Samples of the same prompts are compared with those of a reference, prompt by prompt, without
+network weights (arXiv 2503.06674, Fig. 9, shows such pictures).
+
+Shapes: N samples of one prompt [N, 3, F, H, W] in [-1, 1]; features [N, D].
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jinja2
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.files import write_json, write_text
+from ..guard.measures import thumbnails
+from .intervals import Measure, mean_over_groups
+from .sample_folders import read_sample, samples_of, within_prompts
+
+PAGE, FIGURES = "modes.html", "modes.json"
+CELL, COLUMNS, LONGEST = 96, 8, 64
+"""Width of a picture in pixels, pictures in a row, and pictures of a prompt."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the samples of one folder keep of the reference's variety."""
+
+    name: str
+    samples: int
+    diversity: Measure | None
+    """Root mean square distance of two samples of a prompt; None where each prompt has one seed."""
+    precision: Measure | None
+    """Share of the samples that lie among the reference's; None for the reference itself."""
+    recall: Measure | None
+    """Share of the reference's samples that lie among these."""
+
+
+def precision_and_recall(
+    samples: Tensor, reference: Tensor, *, neighbours: int = 3
+) -> tuple[Tensor, Tensor]:
+    """Compare two sets of features by their k-nearest-neighbour manifolds (arXiv 1904.06991, Eq. 1
+    and 2).
+
+    Args:
+        samples: Features [N, D].
+        reference: Features [M, D].
+        neighbours: k; a ball around each point reaches to its k-th neighbour of the same set.
+
+    Returns:
+        Whether each sample lies in a ball of the reference, [N], and whether each reference lies
+        in a ball of the samples, [M].
+
+    Raises:
+        ValueError: If a set has no more points than `neighbours`.
+    """
+    if min(len(samples), len(reference)) <= neighbours:
+        raise ValueError(
+            f"neighbours={neighbours}: {len(samples)} samples and {len(reference)} of the reference"
+            " are too few for one prompt: sample more seeds, or take fewer neighbours"
+        )
+    apart = _distances(samples, reference)
+    return (
+        (apart <= _radii(reference, neighbours)[None]).any(1),
+        (apart <= _radii(samples, neighbours)[:, None]).any(0),
+    )
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _radii(features: Tensor, neighbours: int) -> Tensor:
+    return _distances(features, features).sort(1).values[:, neighbours]  # the first is 0, to itself
+
+
+def score_modes(
+    folders: Sequence[Path], out: Path, *, names: Sequence[str] = (), neighbours: int = 3
+) -> list[Coverage]:
+    """Compare folders of samples with the first of them; write modes.html and modes.json.
+
+    Args:
+        folders: Two or more folders with samples of the same prompts; the first is the reference.
+        out: The directory of both files.
+        names: What the page calls the folders; their paths by default.
+        neighbours: See `precision_and_recall`.
+
+    Raises:
+        ValueError: If a folder lacks a prompt of the reference, or has too few seeds of it.
+    """
+    names = names or [str(folder) for folder in folders]
+    sets = [_by_prompt(folder) for folder in folders]
+    for folder, found in zip(folders[1:], sets[1:], strict=True):
+        if missing := sets[0].keys() - found.keys():
+            raise ValueError(
+                f"{folder} has no sample of {sorted(missing)[0]!r}, which {folders[0]} shows:"
+                " sample both with the same prompts"
+            )
+    prompts, features = list(sets[0]), []
+    sheets: list[dict[str, str]] = []
+    for found in sets:
+        videos = {prompt: [read_sample(path) for path in found[prompt]] for prompt in prompts}
+        features.append({prompt: thumbnails(torch.stack(each)) for prompt, each in videos.items()})
+        sheets.append({prompt: _sheet(each[:LONGEST]) for prompt, each in videos.items()})
+    scored = [
+        _coverage(name, one, None if one is features[0] else features[0], neighbours)
+        for name, one in zip(names, features, strict=True)
+    ]
+    write_json(
+        out / FIGURES,
+        {"reference": names[0], "neighbours": neighbours, "folders": [asdict(s) for s in scored]},
+    )
+    write_text(out / PAGE, _page(prompts, scored, sheets, neighbours))
+    return scored
+
+
+def _by_prompt(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path, prompt in samples_of(folder).items():
+        found.setdefault(prompt, []).append(path)
+    return found
+
+
+def _coverage(
+    name: str, features: dict[str, Tensor], reference: dict[str, Tensor] | None, neighbours: int
+) -> Coverage:
+    """Average the measures over prompts; the intervals are a bootstrap over prompts."""
+    sizes = [len(each) for each in features.values()]
+    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    diversity = within_prompts(torch.cat(list(features.values())), group)
+    precision = recall = None
+    if reference is not None:
+        pairs = [
+            precision_and_recall(features[prompt], reference[prompt], neighbours=neighbours)
+            for prompt in reference
+        ]
+        precision, recall = (_share(one) for one in zip(*pairs, strict=True))
+    return Coverage(name, sum(sizes), diversity, precision, recall)
+
+
+def _share(inside: Sequence[Tensor]) -> Measure:
+    """Return the share of points inside, with one set of points for each prompt."""
+    sizes = torch.tensor([len(each) for each in inside])
+    group = torch.repeat_interleave(torch.arange(len(inside)), sizes)
+    return mean_over_groups(torch.cat(list(inside)).double(), group)
+
+
+def _sheet(videos: Sequence[Tensor]) -> str:
+    """Return the middle frames of videos [3, F, H, W] in rows, as a data URI of a PNG image."""
+    height, width = videos[0].shape[-2:]
+    cell = (CELL, max(1, round(CELL * height / width)))
+    rows = -(-len(videos) // COLUMNS)
+    sheet = Image.new("RGB", (cell[0] * min(COLUMNS, len(videos)), cell[1] * rows))
+    for index, video in enumerate(videos):
+        frame = video[:, video.shape[1] // 2].clamp(-1, 1).add(1).mul(127.5).round().byte()
+        picture = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize(cell)
+        sheet.paste(picture, (index % COLUMNS * cell[0], index // COLUMNS * cell[1]))
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _page(
+    prompts: Sequence[str],
+    scored: Sequence[Coverage],
+    sheets: Sequence[dict[str, str]],
+    neighbours: int,
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("modes.html.j2")
+    return template.render(
+        prompts=prompts,
+        rows=table(scored),
+        names=[one.name for one in scored],
+        sheets=sheets,
+        longest=LONGEST,
+        neighbours=neighbours,
+    )
+
+
+def table(scored: Sequence[Coverage]) -> list[list[str]]:
+    """Return name, samples, diversity, precision and recall of each folder as text."""
+    return [
+        [
+            one.name,
+            str(one.samples),
+            _number(one.diversity),
+            *(_percent(measure) for measure in (one.precision, one.recall)),
+        ]
+        for one in scored
+    ]
+
+
+HEAD = ["samples of", "samples", "diversity", "precision", "recall"]
+
+
+def _number(measure: Measure | None) -> str:
+    return "\N{EN DASH}" if measure is None else f"{measure.value:.3f}"
+
+
+def _percent(measure: Measure | None) -> str:
+    if measure is None:
+        return "\N{EN DASH}"
+    return f"{measure.value:.0%} [{measure.low:.0%}, {measure.high:.0%}]"

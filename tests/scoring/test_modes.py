@@ -1,0 +1,77 @@
+"""Precision and recall say what a student invents and what it drops."""
+
+import json
+
+import pytest
+import torch
+from refusals import refused
+
+from tdmvid.cli.main import main
+from tdmvid.data.files import write_json
+from tdmvid.data.video import write_image
+from tdmvid.scoring.modes import precision_and_recall, score_modes
+
+
+def cluster(place, count, generator):
+    return torch.tensor(place) + 0.1 * torch.randn(count, 2, generator=generator)
+
+
+def test_a_set_that_drops_a_mode_loses_recall_and_one_that_invents_a_mode_loses_precision():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (cluster(place, 200, generator) for place in ((0.0, 0.0), (9.0, 0.0)))
+    again, other = (cluster(place, 200, generator) for place in ((0.0, 0.0), (0.0, 9.0)))
+    both = torch.cat([first, second])
+    inside, covered = precision_and_recall(again, both)
+    assert inside.double().mean() > 0.9
+    assert covered[:200].double().mean() > 0.9 and not covered[200:].any()
+    inside, covered = precision_and_recall(torch.cat([again, other]), first)
+    assert covered.double().mean() > 0.9
+    assert inside[:200].double().mean() > 0.9 and not inside[200:].any()
+
+
+def test_too_few_seeds_are_refused():
+    with refused("neighbours=3", "3 samples"):
+        precision_and_recall(torch.zeros(3, 2), torch.zeros(9, 2))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The reference shows dark and bright pictures, "half" the dark ones alone; 16 seeds each."""
+    generator = torch.Generator().manual_seed(1)
+    for name, shades in (("reference", (-0.5, 0.5)), ("half", (-0.5, -0.5))):
+        (tmp_path / name).mkdir()
+        for seed in range(16):
+            noise = 0.2 * torch.rand(3, 16, 16, generator=generator)
+            write_image(tmp_path / name / f"a cat-{seed}.png", shades[seed % 2] + noise)
+    return tmp_path
+
+
+def test_the_page_and_the_figures_show_a_dropped_mode(folders, capsys):
+    out = folders / "modes"
+    given = [str(folders / name) for name in ("reference", "half")]
+    main(["score", "modes", *given, "--out", str(out)])
+    figures = json.loads((out / "modes.json").read_text())
+    reference, half = figures["folders"]
+    assert reference["recall"] is None and half["recall"]["value"] <= 0.5
+    assert half["precision"]["value"] > 0.5
+    assert half["diversity"]["value"] < 0.5 * reference["diversity"]["value"]
+    page = (out / "modes.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "a cat" in page
+    assert str(folders / "half") in capsys.readouterr().out
+
+
+def test_folders_of_different_prompts_are_refused(folders):
+    for path in list((folders / "half").iterdir()):
+        path.rename(path.with_name(path.name.replace("cat", "dog")))
+    with refused("half", "a cat"):
+        score_modes([folders / "reference", folders / "half"], folders / "out")
+
+
+def test_students_need_a_prompt_and_one_base(tmp_path):
+    for name, base in (("a", "x/y"), ("b", "x/z")):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "export.json", {"steps": 4, "model": {"path": base}})
+    both = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]
+    for options, facts in (([], ("--prompt",)), (["--prompt", "a cat"], ("x/y", "x/z"))):
+        with refused(*facts, error=SystemExit):
+            main(["score", "modes", *both, *options])
