@@ -1,1 +1,1 @@
-"""The mathematics: processes, time grids, denoisers, samplers. Knows torch only."""
+"""Diffusion mathematics: processes, time grids, denoisers and samplers. Imports only torch."""

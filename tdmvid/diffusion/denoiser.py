@@ -1,6 +1,6 @@
-"""What a network is to the method: a function (x_t, t, cond) -> x0.
+"""Denoisers, the interface of every network: a function (x_t, t, cond) -> x0.
 
-Shapes: B batch; x_t and x0 are [B, ...] of any trailing shape; t is [B] in [0, 1].
+Shapes: B is the batch size; x_t and x0 are [B, ...] with any trailing shape; t is [B] in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from .guidance import CONSTANT, GuidanceSchedule
 from .process import Process, broadcast
 
 STEPS = "steps"
-"""Name of the condition that tells student and fake in how many steps they are to sample: K, [B].
-"""
+"""Name of the condition that gives student and fake the number of sampling steps K, [B]."""
 
 
 class Cond(Mapping[str, Tensor]):
-    """The conditioning of a batch: named tensors, each with the batch first.
+    """Conditioning of a batch: named tensors of shape [B, ...].
 
-    A backbone decides the names (`prompt_embeds`, `pooled_prompt_embeds`, ...); the
-    method only ever selects, joins and moves batches.
+    A backbone chooses the names (`prompt_embeds`, `pooled_prompt_embeds`, ...). A method only
+    selects, joins and moves batches.
+
+    Args:
+        tensors: Name -> tensor [B, ...], all with the same batch size.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]):
@@ -42,69 +44,139 @@ class Cond(Mapping[str, Tensor]):
 
     @property
     def batch(self) -> int:
-        """Batch size; 0 for an unconditional model's empty Cond."""
+        """Batch size B; 0 for the empty Cond of an unconditional model."""
         return len(next(iter(self._tensors.values()))) if self._tensors else 0
 
     def to(self, *args: Any, **kwargs: Any) -> Cond:
-        """As `Tensor.to`, for every tensor."""
+        """Move or cast every tensor.
+
+        Args:
+            *args: As of `Tensor.to`.
+            **kwargs: As of `Tensor.to`.
+
+        Returns:
+            The conditioning with the converted tensors.
+        """
         return Cond({name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
 
     def rows(self, index: slice | Tensor) -> Cond:
-        """The conditioning of some samples of the batch."""
+        """Select samples of the batch.
+
+        Args:
+            index: Slice, mask [B] or indices [N].
+
+        Returns:
+            The conditioning of these samples, tensors [N, ...].
+        """
         return Cond({name: tensor[index] for name, tensor in self.items()})
 
     def with_step_count(self, steps: int, batch: int, device: torch.device | str) -> Cond:
-        """Return the conditioning with K for each of `batch` samples."""
+        """Add the same number of steps K for all samples.
+
+        Args:
+            steps: K.
+            batch: Batch size B; needed because an unconditional Cond is empty.
+            device: Device of the new tensor.
+
+        Returns:
+            The conditioning with K, [B] float32, under the name `STEPS`.
+        """
         return self.with_step_counts(torch.full((batch,), float(steps), device=device))
 
     def with_step_counts(self, steps: Tensor) -> Cond:
-        """Return the conditioning with each sample's own K: [B]."""
+        """Add the number of steps K of each sample.
+
+        Args:
+            steps: K of each sample, [B].
+
+        Returns:
+            The conditioning with K, [B] float32, under the name `STEPS`.
+        """
         return Cond({**self, STEPS: steps.float()})
 
     def expand(self, batch: int) -> Cond:
-        """One sample's conditioning for a batch of `batch`, without copying."""
+        """Expand the conditioning of one sample to a batch, without a copy.
+
+        Args:
+            batch: Batch size B.
+
+        Returns:
+            The conditioning with tensors [B, ...].
+        """
         return Cond(
             {name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in self.items()}
         )
 
     def replaced_by(self, other: Cond) -> Cond:
-        """Return the conditioning with those tensors that `other` has; all others stay."""
+        """Replace tensors by those of another conditioning.
+
+        Args:
+            other: Conditioning of the same batch size.
+
+        Returns:
+            The conditioning with the tensors of `other`, and all tensors that `other` lacks.
+        """
         return Cond({**self, **other})
 
     @staticmethod
     def cat(conds: list[Cond]) -> Cond:
-        """Batches joined along the batch dimension; all must have the same names."""
+        """Join batches along the batch dimension.
+
+        Args:
+            conds: Conditionings with the same names.
+
+        Returns:
+            The conditioning of the joined batch, [sum of B, ...].
+        """
         return Cond({name: torch.cat([cond[name] for cond in conds]) for name in conds[0]})
 
 
 def step_level(steps: Tensor, shift: float = 3.0) -> Tensor:
-    """K on the scale of a time: shift / (K + shift - 1), so 1, 2, 4, 8 steps are 1, 0.75, 0.5, 0.3:
-    [B] -> [B].
+    """Map the number of steps K to the range of a time: shift / (K + shift - 1).
+
+    With shift 3, the values for 1, 2, 4 and 8 steps are 1, 0.75, 0.5 and 0.3.
+
+    Args:
+        steps: K of each sample, [B].
+        shift: Shift of the scale.
+
+    Returns:
+        Level of each sample in (0, 1], [B].
     """
     return shift / (steps + shift - 1)
 
 
 class Denoiser(Protocol):
-    """A network behind the one contract of the method."""
+    """Interface of every network: predicts the clean sample from a noisy one."""
 
     process: Process
+    """Forward process that the network was trained with."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The predicted clean sample, float32, in the shape of x_t."""
+        """Predict the clean sample.
+
+        Args:
+            x_t: Noisy samples, [B, ...].
+            t: Times in [0, 1], [B].
+            cond: Conditioning of the batch.
+
+        Returns:
+            The predicted x0, [B, ...] float32.
+        """
         ...
 
 
 class Guided:
-    """Classifier-free guidance, D(null) + cfg (D(cond) - D(null)); cfg = 1 is the plain denoiser.
+    """Denoiser with classifier-free guidance: D(null) + cfg (D(cond) - D(null)).
 
-    Both branches go through the network in one call of twice the batch, at every time. What `null`
-    does not name, such as a given first frame, is the same in both.
+    cfg = 1 means no guidance. Both branches run in one call of twice the batch size, at every time.
+    Tensors that `null` lacks, such as a given first frame, are the same in both branches.
 
     Args:
-        denoiser: unguided.
-        null: the condition of the other branch, of one sample.
-        cfg: the scale.
-        schedule: how the scale changes with time.
+        denoiser: Unguided denoiser.
+        null: Conditioning of the unconditional branch, for one sample.
+        cfg: Guidance scale.
+        schedule: Change of the scale with time.
     """
 
     def __init__(
@@ -114,7 +186,15 @@ class Guided:
         self.process = denoiser.process
 
     def scale(self, x_t: Tensor, t: Tensor) -> float | Tensor:
-        """Return the scale at t: one number, or of each sample, [B, 1, ...]."""
+        """Compute the guidance scale.
+
+        Args:
+            x_t: Noisy samples, [B, ...]; only the shape is used.
+            t: Times, [B].
+
+        Returns:
+            One number for a constant schedule, otherwise the scale of each sample, [B, 1, ...].
+        """
         if self.schedule == CONSTANT:
             return self.cfg
         return broadcast(self.schedule(self.cfg, t, self.process.timestep(t)), x_t)

@@ -1,6 +1,6 @@
-"""Guidance that changes with time, as stock calls have it.
+"""Guidance scales that change with time, as in diffusers pipelines.
 
-Shapes: B batch; t is [B] in [0, 1].
+Shapes: B is the batch size; t is [B] in [0, 1].
 """
 
 from __future__ import annotations
@@ -14,24 +14,29 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GuidanceSchedule:
-    """What becomes of a guidance scale at a time."""
+    """Guidance scale as a function of time."""
 
     low: float = 0.0
+    """First time with guidance, in [0, 1]."""
     high: float = 1.0
-    """Guidance is on from `low` to `high`, both included, and 1 elsewhere (arXiv 2404.07724)."""
+    """Last time with guidance, in [0, 1]. Outside [low, high] the scale is 1 (arXiv 2404.07724)."""
     cosine_steps: int = 0
-    """Of CogVideoX's `use_dynamic_cfg`: the number of steps of its call; 0 is off."""
+    """Number of sampling steps in the formula of CogVideoX's `use_dynamic_cfg`. 0 turns it off."""
     boundary: float = 0.0
+    """Time below which `second` applies."""
     second: float | None = None
-    """The scale below `boundary`, as of a second expert; None is no other."""
+    """Scale below `boundary`, for a second expert. None uses one scale at all times."""
 
     def __call__(self, cfg: float, t: Tensor, timestep: Tensor) -> Tensor:
-        """Return the scale of each sample, [B] float32.
+        """Compute the scale of each sample.
 
         Args:
-            cfg: the scale of the stock call.
-            t: times, [B].
-            timestep: the same times as the network counts them, [B].
+            cfg: Guidance scale as passed to the pipeline.
+            t: Times, [B].
+            timestep: The same times in units of the network, [B].
+
+        Returns:
+            The scale, [B] float32.
         """
         scale = torch.full_like(t, cfg, dtype=torch.float64)
         if self.cosine_steps:
@@ -45,4 +50,4 @@ class GuidanceSchedule:
 
 
 CONSTANT = GuidanceSchedule()
-"""The same scale at all times."""
+"""Schedule with the same scale at all times."""

@@ -1,6 +1,7 @@
 """Samplers and the student's trajectory.
 
-Shapes: B batch, K steps; states and predictions are [B, ...]; `k` counts from K down to 1.
+Shapes: B is the batch size, K the number of steps; states and predictions are [B, ...]. The step k
+counts down from K to 1.
 """
 
 from __future__ import annotations
@@ -18,56 +19,98 @@ from .process import Process, broadcast
 
 
 def times_like(x: Tensor, t: float) -> Tensor:
-    """The time t for every sample of x: [B], float32."""
+    """Repeat a time for every sample of a batch.
+
+    Args:
+        x: Samples, [B, ...].
+        t: The time.
+
+    Returns:
+        Times on the device of x, [B] float32.
+    """
     return torch.full((len(x),), t, device=x.device)
 
 
 def ddim_step(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s = alpha_s x0 + sigma_s eps with eps = (x_t - alpha_t x0) / sigma_t (arXiv 2010.02502, Eq.
-    12, eta = 0).
+    """Make a deterministic DDIM step (arXiv 2010.02502, Eq. 12, eta = 0).
+
+    x_s = alpha_s x0 + sigma_s eps with eps = (x_t - alpha_t x0) / sigma_t.
+
+    Args:
+        process: Process of the network.
+        x_t: States, [B, ...].
+        x0: Clean predictions at x_t, [B, ...].
+        t: Times of x_t with sigma > 0, [B].
+        s: Times to step to, [B].
+
+    Returns:
+        x_s, [B, ...].
     """
     return process.noise(x0, process.eps_from_x0(x_t, x0, t), s)
 
 
 Solver = Literal["ddim", "dpm++", "renoise"]
-"""How a trajectory goes on from a clean prediction; each costs one call of the network a step.
+"""Solver of a trajectory. Each needs one call of the network per step.
 
-ddim     deterministic, first order
-dpm++    DPM-Solver++ 2M (arXiv 2211.01095, Algorithm 2): deterministic, second order, from two
-clean predictions renoise  the clean prediction with fresh noise: the stochastic sampler of
-consistency models and DMD2
+* `ddim`: deterministic, first order.
+* `dpm++`: DPM-Solver++ 2M (arXiv 2211.01095, Algorithm 2), deterministic, second order, from two
+  clean predictions.
+* `renoise`: adds fresh noise to the clean prediction; the stochastic sampler of consistency models
+  and DMD2.
 """
 
 
 @dataclass(frozen=True)
 class Before:
-    """The previous clean prediction [B, ...] of a multistep solver and its time [B]; a time of t
-    itself means none.
-    """
+    """Previous clean prediction, for a multistep solver."""
 
     x0: Tensor
+    """Clean prediction of the previous step, [B, ...]."""
     t: Tensor
+    """Its time, [B]. A time equal to the current time means that there is no previous step."""
 
 
 class Tip(NamedTuple):
-    """The end of a rollout: all samples at s_k of one k, before its call."""
+    """End of a rollout: all samples at s_k, before the call of step k."""
 
     x: Tensor
+    """States, [B, ...]."""
     before: Before
+    """Previous clean prediction."""
     k: int
+    """Step of the next call, the same for all samples."""
 
 
 def log_snr(process: Process, t: Tensor) -> Tensor:
-    """lambda = log(alpha / sigma): [B]; infinite at either end."""
+    """Compute half the log signal-to-noise ratio, lambda = log(alpha / sigma).
+
+    Args:
+        process: Process of the network.
+        t: Times, [B].
+
+    Returns:
+        lambda, [B]; infinite where alpha or sigma is 0.
+    """
     alpha, sigma = process.alpha_sigma(t)
     return alpha.log() - sigma.log()
 
 
 def extrapolated(process: Process, x0: Tensor, t: Tensor, s: Tensor, before: Before) -> Tensor:
-    """The clean sample that DPM-Solver++ 2M steps with: D = x0 + h / (2 h_before) (x0 - x0_before).
+    """Extrapolate the clean prediction as in DPM-Solver++ 2M (arXiv 2211.01095, Algorithm 2).
 
-    x0 itself at the first step, at the last (to s = 0, where h is infinite) and after one from pure
+    D = x0 + h / (2 h_before) (x0 - x0_before), with steps h in lambda = log(alpha / sigma). D is x0
+    in the first step, in the last step (to s = 0, where h is infinite) and after a step from pure
     noise.
+
+    Args:
+        process: Process of the network.
+        x0: Clean predictions at t, [B, ...].
+        t: Current times, [B].
+        s: Times to step to, [B].
+        before: Previous clean predictions.
+
+    Returns:
+        The clean sample D to step with, [B, ...].
     """
     lambda_t, lambda_s = log_snr(process, t), log_snr(process, s)
     ratio = (lambda_s - lambda_t) / (lambda_t - log_snr(process, before.t))
@@ -86,9 +129,23 @@ def advance(
     solver: Solver = "ddim",
     eps: Tensor | None = None,
 ) -> Tensor:
-    """x_s from x_t and its clean prediction; `eps` is the fresh noise of `renoise`."""
+    """Make one step of a solver.
+
+    Args:
+        process: Process of the network.
+        x_t: States, [B, ...].
+        x0: Clean predictions at x_t, [B, ...].
+        t: Times of x_t, [B].
+        s: Times to step to, [B].
+        before: Previous clean predictions, used by `dpm++`.
+        solver: The solver.
+        eps: Fresh noise, [B, ...], required by `renoise`.
+
+    Returns:
+        x_s, [B, ...].
+    """
     if solver == "renoise":
-        assert eps is not None, "renoise takes fresh noise"
+        assert eps is not None, "renoise needs fresh noise"
         return process.noise(x0, eps, s)
     return ddim_step(
         process, x_t, extrapolated(process, x0, t, s, before) if solver == "dpm++" else x0, t, s
@@ -96,12 +153,24 @@ def advance(
 
 
 def fresh_noise(x: Tensor, solver: Solver, generator: torch.Generator | None) -> Tensor | None:
-    """Noise in the shape of x where the solver takes some; ValueError without a generator."""
+    """Draw fresh noise if the solver needs it.
+
+    Args:
+        x: States, [B, ...]; shape and device of the noise.
+        solver: The solver.
+        generator: Generator of the noise.
+
+    Returns:
+        Standard normal noise, [B, ...], for `renoise`; None for other solvers.
+
+    Raises:
+        ValueError: If `renoise` has no generator.
+    """
     if solver != "renoise":
         return None
     if generator is None:
         raise ValueError(
-            "solver='renoise' draws fresh noise at every step: pass a generator, or use 'ddim'"
+            "solver='renoise' draws fresh noise in every step: pass a generator, or use 'ddim'"
         )
     return torch.randn(x.shape, generator=generator, device=x.device)
 
@@ -117,9 +186,19 @@ def sample(
     generator: torch.Generator | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample by K steps from z at s_K: the final clean prediction [B, ...].
+    """Sample from noise in K steps.
 
-    `on_step(k, x0)` sees the clean prediction of every step; `generator` is for `renoise`.
+    Args:
+        denoiser: Network to sample from.
+        z: Noise at s_K, [B, ...].
+        cond: Conditioning of the batch.
+        grid: Times of the K steps.
+        solver: Solver of the trajectory.
+        generator: Generator of fresh noise, required by `renoise`.
+        on_step: Called as `on_step(k, x0)` with the clean prediction of every step, [B, ...].
+
+    Returns:
+        The final clean prediction, [B, ...].
     """
     tip = Tip(z, Before(torch.zeros_like(z), times_like(z, grid.times[-1])), grid.steps)
     return _walk(denoiser, tip, cond, grid, solver=solver, generator=generator, on_step=on_step)
@@ -135,17 +214,20 @@ def finish(
     solver: Solver = "ddim",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Go on from where a rollout ended: the final clean prediction [B, ...].
+    """Sample from the end of a rollout to the clean sample.
 
     Args:
-        denoiser: That of the rollout.
-        path: What `rollout` returned.
-        grid: That of the rollout.
-        x0_hat: The clean prediction where the rollout ended, if it is known: one call less.
-        solver: That of the rollout.
-        generator: For `renoise`.
+        denoiser: Network of the rollout.
+        path: Result of `rollout`.
+        grid: Grid of the rollout.
+        x0_hat: Clean prediction at the end of the rollout, [B, ...], if known; saves one call.
+        solver: Solver of the rollout.
+        generator: Generator of fresh noise, required by `renoise`.
+
+    Returns:
+        The final clean prediction, [B, ...].
     """
-    assert path.tip is not None, "a rollout knows where it ended"
+    assert path.tip is not None, "only a trajectory from `rollout` has a tip"
     return _walk(
         denoiser, path.tip, path.cond, grid, first=x0_hat, solver=solver, generator=generator
     )
@@ -162,7 +244,7 @@ def _walk(
     generator: torch.Generator | None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """The final clean prediction; first: that of the first call, if it is known."""
+    """Step from a tip to s_0; `first` is the clean prediction of the first call, if known."""
     x, before, _ = tip
     for k in range(tip.k, 0, -1):
         t, s = times_like(x, grid.times[k]), times_like(x, grid.times[k - 1])
@@ -183,29 +265,43 @@ def ddim(
     *,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """`sample` by deterministic first-order steps."""
+    """Sample from noise with DDIM steps (deterministic, first order).
+
+    Args:
+        denoiser: Network to sample from.
+        z: Noise at s_K, [B, ...].
+        cond: Conditioning of the batch.
+        grid: Times of the K steps.
+        on_step: As of `sample`.
+
+    Returns:
+        The final clean prediction, [B, ...].
+    """
     return sample(denoiser, z, cond, grid, on_step=on_step)
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where a batch stands on the student's trajectory: at s_k, before the call of step k.
-
-    x: [B, ...] the state at `upper`; upper = s_k and lower = s_{k-1}: [B]; before: what a multistep
-    solver remembers; start: s_K, where the trajectory begins; [B] where samples have their own K.
-    """
+    """State of a batch on the student's trajectory: at s_k, before the call of step k."""
 
     x: Tensor
+    """States at `upper`, [B, ...]."""
     k: Tensor
+    """Step of the next call, in 1..K, [B]."""
     lower: Tensor
+    """s_{k-1}, the end of step k, [B]."""
     upper: Tensor
+    """s_k, the start of step k, [B]."""
     cond: Cond
+    """Conditioning of the batch."""
     before: Before | None = None
+    """Previous clean prediction, for a multistep solver."""
     start: float | Tensor = 1.0
+    """s_K, the start of the trajectory: one time, or [B] if samples have different K."""
     floor: Tensor | None = None
-    """The lowest time of the network that is called at `upper`, [B]; None is 0."""
+    """Lowest time of the network that is called at `upper`, [B]. None means 0."""
     tip: Tip | None = None
-    """Where the rollout ended, for all samples alike."""
+    """End of the rollout, for all samples."""
 
 
 @torch.no_grad()
@@ -220,10 +316,23 @@ def rollout(
     solver: Solver = "ddim",
     generator: torch.Generator | None = None,
 ) -> Trajectory:
-    """Run the student from z at s_K down to s_k without gradient, k per sample ([B], in 1..K).
+    """Run the student from noise at s_K to s_k, without gradient.
 
-    `calls` steps are made, at least K - min(k); every rank must pass the same number, because
-    sharded networks meet in each call. The one call at s_k itself is left to the caller.
+    The call at s_k itself is left to the caller.
+
+    Args:
+        denoiser: The student.
+        z: Noise at s_K, [B, ...].
+        cond: Conditioning of the batch.
+        grid: Times of the student's steps.
+        k: Step at which each sample stops, in 1..K, [B].
+        calls: Number of network calls, at least K - min(k). All ranks must pass the same number,
+            because each call of a sharded network is a collective operation.
+        solver: Solver of the trajectory.
+        generator: Generator of fresh noise, required by `renoise`.
+
+    Returns:
+        The states at s_k, with the end of the rollout as `tip`.
     """
     times = grid.tensor(z.device)
     states, memory = [z], [Before(torch.zeros_like(z), times_like(z, grid.times[-1]))]

@@ -1,4 +1,4 @@
-"""The grids of the method, and what a user reads who asks for an impossible one."""
+"""Time grids, and the error messages of invalid ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The conversions and the forward law of both processes, at every level of noise."""
+"""Conversions and forward distribution of both processes, at every noise level."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP, broadcast
 
 
 def every_time(process, *, noisy=True):
-    """All times of a table, or 1,000 of a flow; without t = 0 if `noisy`."""
+    """Return all times of a table, or 1,000 times of a flow; without t = 0 if `noisy`."""
     return torch.arange(1 if noisy else 0, 1001) / 1000
 
 

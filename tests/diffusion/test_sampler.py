@@ -1,4 +1,4 @@
-"""Our deterministic samplers against diffusers' schedulers, and the student's rollout."""
+"""Deterministic samplers compared with diffusers schedulers, and the student's rollout."""
 
 import pytest
 import torch
@@ -16,12 +16,12 @@ NULL = Cond({})
 
 
 def network(x, timestep):
-    """A smooth stand-in for a network: output of order 1 that depends on state and time."""
+    """Stand-in for a network: smooth, of order 1, and dependent on state and time."""
     return torch.tanh(x.roll(1, -1) * 0.7 + (timestep.float() / 300).sin().view(-1, 1)) + 0.2 * x
 
 
 class Counted:
-    """A denoiser over `network` that counts its calls and samples."""
+    """Denoiser around `network` that counts its calls and samples."""
 
     def __init__(self, process, convert):
         self.process, self.convert, self.calls, self.seen = process, convert, 0, 0
@@ -86,7 +86,7 @@ def test_a_ddim_step_to_time_zero_is_the_prediction(process):
 
 
 def states_by_hand(denoiser, z, grid):
-    """The states at s_K, ..., s_1."""
+    """Return the states at s_K, ..., s_1."""
     states, x = [z], z
     for k in range(grid.steps, 1, -1):
         t, s = torch.full((len(z),), grid.times[k]), torch.full((len(z),), grid.times[k - 1])
@@ -122,7 +122,7 @@ def test_each_sample_of_a_full_rollout_gets_the_state_of_its_own_k():
 
 
 class ByCond:
-    """Predicts the conditioning itself, so that guidance is arithmetic on two known numbers."""
+    """Denoiser that predicts its conditioning, so guidance is arithmetic on two known numbers."""
 
     process = RectifiedFlow()
 
@@ -156,7 +156,7 @@ def test_cond_selects_joins_and_expands_rows():
 
 
 def dpm_scheduler():
-    """Second order, multistep, midpoint: what `dpm++` is, with Stable Diffusion's table."""
+    """Return diffusers' counterpart of `dpm++` (second order, midpoint) for Stable Diffusion."""
     return DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
