@@ -39,61 +39,78 @@ LOW = 0.8
 """Of linear, below which a verdict says that it does not scale."""
 FIXED = 64
 """Videos of the batch that does not grow."""
-HEAD = ("GPUs", "videos an iteration", "layout", "s", "videos/s", "of linear", "GB sent", "sending")
+HEAD = (
+    "GPUs",
+    "videos per iteration",
+    "layout",
+    "s",
+    "videos/s",
+    "of linear",
+    "GB sent",
+    "sending",
+)
 
 
 PAGE = """\
-# Scaling: a model, not a measurement
+# Scaling: a prediction, not a measurement
 
-No figure here was measured on a GPU. `python -m benchmarks.predicted` writes this page: it plans
-the ready configs on 1 to {most} x {device.name}, {node} in a node, and prices each plan as
+No figure on this page was measured on a GPU. `python -m benchmarks.predicted` writes the page. It
+plans the ready configs on 1 to {most} x {device.name}, {node} in a node, and prices each plan as
 `tdmvid plan --nodes N --gpus {node}` does.
 
 ![predicted throughput and traffic](scaling.svg)
 
-## Where it stops, and why
+## Where scaling stops, and why
 
 {verdicts}
 
-Common to all of them:
+For all of them:
 
-* With one video a GPU it does not stop within these numbers: student and fake are adapters, so
-  gradients are a few hundred MB, which a ring sends in milliseconds at any number of ranks. But the
-  batch grows with the GPUs. Whether fewer iterations then do is not modelled.
-* Of a batch that stays at {fixed}, a GPU first has fewer videos, then a share of one. Only the
-  {node} GPUs of a node are let share a video, so {end} GPUs are the end. `batch.total` of the ready
-  configs is 8, which ends at 64.
-* GPUs that share a video exchange queries, keys, values and outputs four times a block, which
-  nothing hides, and each computes padded heads and what lies outside the blocks.
-* ZeRO-3 sends the same bytes at any number of ranks, but in a ring of more steps, whose delay grows
-  with it. It is needed only where the whole base does not fit.
+* **One video per GPU.** Scaling does not stop within these numbers. Student and fake are adapters,
+  so gradients are a few hundred MB. A ring sends them in milliseconds at any number of ranks. But
+  the batch grows with the GPUs. Whether fewer iterations are then enough is not modelled.
+* **A fixed batch of {fixed}.** With more GPUs, a GPU first has fewer videos, then a share of one.
+  Only the {node} GPUs of a node may share a video, so {end} GPUs are the limit. `batch.total` of
+  the ready configs is 8, for which the limit is 64.
+* **Sharing a video.** These GPUs exchange queries, keys, values and outputs four times per block.
+  Nothing hides that. Each also computes padded heads and the layers outside the blocks.
+* **ZeRO-3** sends the same bytes at any number of ranks, but in a ring with more steps, so its
+  latency grows. It is needed only if the whole base does not fit.
 
 ## What is assumed
 
-* Peaks of the sheet ({device.sheet}):
-  {device.tflops:g} TFLOP/s, {device.bandwidth:g} TB/s, {device.link:g} GB/s of NVLink in one
-  direction. {device.network:g} GB/s of network a GPU, as in a DGX.
-* Matrix products and attention run at {matrix} of the sheet's dense peak. An H200 was measured at
-  788 TFLOP/s for large bfloat16 products, 80 % of it; CogVideoX-2B is estimated, not measured, to
-  reach 55 to 60 % of that with all its other kernels.
-* All other kernels read and write what a trace of the network counts, at {memory} of the memory's
-  bandwidth; the host starts a kernel in {kernel} us, which binds small networks only.
-  Compiled blocks would move less. Wan's root mean square norms are taken apart as on a CPU; a GPU
-  has one kernel for each, so Wan is predicted slower, and its activations larger, than they are.
-* Links and networks carry {link} of their rate. Between nodes all adapters of a node work at once,
-  in as many rings. A collective takes {start} us, and {hop} us a step within a node and
-  {between} us between nodes, as in NCCL's own table (src/graph/tuning.cc).
-* {hidden} of ZeRO-3's gathers hide behind computing (counted on a CPU,
-  [benchmarks/NOTES.md](../benchmarks/NOTES.md)); all-to-alls and gradients do not.
-* Left out: loading, embedding, decoding, checkpoints, scores, slow nodes and failures.
+* **Data sheet** ({device.sheet}): {device.tflops:g} TFLOP/s, {device.bandwidth:g} TB/s,
+  {device.link:g} GB/s of NVLink in one direction. The network has {device.network:g} GB/s per GPU,
+  as in a DGX.
+* **Matrix products and attention** run at {matrix} of the sheet's dense peak. An H200 was measured
+  at 788 TFLOP/s for large bfloat16 products, 80 % of it. CogVideoX-2B is estimated, not measured,
+  to reach 55 to 60 % of that with all its other kernels.
+* **All other kernels** read and write what a trace of the network counts, at {memory} of the
+  memory's bandwidth. The host starts a kernel in {kernel} us, which limits small networks only.
+  Compiled blocks would move less. Wan's root mean square norms are split into separate operations,
+  as on a CPU. A GPU has one kernel for each. Wan is therefore predicted slower, and its
+  activations larger, than they are.
+* **Links and networks** carry {link} of their rate. Between nodes all adapters of a node work at
+  once, in the same number of rings. A collective takes {start} us, and in addition {hop} us per
+  step within a node and {between} us between nodes, as in NCCL's own table (src/graph/tuning.cc).
+* **Overlap.** {hidden} of ZeRO-3's gathers hide behind computation (counted on a CPU,
+  [benchmarks/NOTES.md](../benchmarks/NOTES.md)). All-to-alls and gradients do not.
+* **Left out:** loading, embedding, decoding, checkpoints, scores, slow nodes and failures.
 
-A measured iteration (`python -m benchmarks.large`) replaces all of this: `tdmvid plan --seconds S`.
+`tdmvid plan --seconds S` replaces all of this with a measured iteration, for example one of
+`python -m benchmarks.large`.
 
 ## Tables
 
-s: seconds of an iteration. GB sent: by one GPU in an iteration. sending: share of the iteration
-that waits for it. of linear: throughput of a GPU, over that of the first row; over 100 % where more
-GPUs need no accumulation, which makes the graded call twice, or nothing computed again."""
+| column | meaning |
+| --- | --- |
+| s | seconds of an iteration |
+| of linear | throughput per GPU, divided by that of the first row |
+| GB sent | by one GPU in an iteration |
+| sending | share of the iteration that waits for sending |
+
+"Of linear" is over 100 % if more GPUs need no accumulation, which makes the graded call twice, or
+no recomputation."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +190,9 @@ def predict(config: RunConfig, terms: Terms, counts: Sequence[int]) -> dict[str,
     """Predict the three cases of one model."""
     cases = Scenarios(config, terms)
     return {
-        "as configured, one video a GPU": [cases.configured(gpus) for gpus in counts],
-        "quickest layout, one video a GPU": [cases.quickest(gpus, gpus) for gpus in counts],
-        f"quickest layout, {FIXED} videos in all": [cases.quickest(gpus, FIXED) for gpus in counts],
+        "as configured, one video per GPU": [cases.configured(gpus) for gpus in counts],
+        "fastest layout, one video per GPU": [cases.quickest(gpus, gpus) for gpus in counts],
+        f"fastest layout, {FIXED} videos in all": [cases.quickest(gpus, FIXED) for gpus in counts],
     }
 
 
@@ -204,19 +221,19 @@ def verdict(name: str, cases: dict[str, list[Point]]) -> str:
     own, grown, fixed = cases.values()
     low = [p.gpus for p in fixed if p.throughput / p.gpus < LOW * fixed[0].throughput]
     where = (
-        f"from {low[0]} GPUs on it is below {LOW:.0%} of linear"
+        f"it is below {LOW:.0%} of linear from {low[0]} GPUs on"
         if low
-        else f"never below {LOW:.0%} of linear until no layout is left"
+        else f"it stays above {LOW:.0%} of linear until no layout is left"
     )
     last, first = fixed[-1], fixed[0]
     work = last.plan.flops() * last.gpus / (first.plan.flops() * first.gpus)
     return (
-        f"* {name}. One video a GPU: {_linear(grown):.0%} of linear at {grown[-1].gpus} GPUs"
-        f" ({_linear(own):.0%} as configured, where ZeRO-3 gathers the base and"
-        f" {own[-1].sending:.1%} of an iteration is waited for). {FIXED} videos in all: {where};"
-        f" at {last.gpus} GPUs, {_linear(fixed):.0%}: {last.plan.config.parallel.sequence} GPUs"
-        f" share a video, {last.sending:.0%} of an iteration is sending, and all GPUs together"
-        f" compute {work:.2f} x the work of one."
+        f"* **{name}.** One video per GPU: {_linear(grown):.0%} of linear at {grown[-1].gpus} GPUs."
+        f" As configured, ZeRO-3 gathers the base, {own[-1].sending:.1%} of an iteration is spent"
+        f" waiting for it, and {_linear(own):.0%} of linear remain. {FIXED} videos in all: {where}."
+        f" At {last.gpus} GPUs it is {_linear(fixed):.0%}:"
+        f" {last.plan.config.parallel.sequence} GPUs share a video, {last.sending:.0%} of an"
+        f" iteration is sending, and all GPUs together compute {work:.2f} x the work of one."
     )
 
 

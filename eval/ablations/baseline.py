@@ -20,11 +20,11 @@ class DMD2Suite(ToySuite):
 
     page, title, suite = "ablations_dmd2.md", "TDM beside DMD2 on the mixture of Gaussians", "dmd2"
     note = (
-        "The columns are those of [the ablations](ablations.md). DMD2 has l2 and the uniform grid,"
-        " and the learning rate of the lowest mean over three seeds that are not reported"
-        " ([rates](ablations_dmd2_rates.md)); at 500 iterations that of 1,000. TDM's is that of the"
-        " ablations, which one seed chose; its rows were run again, so that all rows here are of"
-        " one program."
+        "The columns are those of [the ablations](ablations.md). DMD2 has l2, the uniform"
+        " grid, and the learning rate with the lowest mean over three seeds that are not"
+        " reported ([rates](ablations_dmd2_rates.md)); at 500 iterations it has the rate"
+        " of 1,000. TDM has the rate of the ablations, which one seed chose. Its rows"
+        " were run again, so that all rows here are from one program."
     )
 
     def rows(self) -> list[Row]:
@@ -116,10 +116,11 @@ class DMD2RatesSuite(ToySuite):
         "dmd2_rates",
     )
     note = (
-        "Distances are sliced W2 to the data. [TDM beside DMD2](ablations_dmd2.md), whose seeds are"
-        " others, takes the rate of the lowest mean: runs of one rate differ by as much as rates"
-        " do, so one seed does not choose. Rows that were not run are left out: at 4,000 iterations"
-        " 3e-3, which was the farthest of three on one seed ([rates](ablations_rates.md))."
+        "Distances are sliced W2 to the data. [TDM beside DMD2](ablations_dmd2.md) uses"
+        " other seeds and takes the rate with the lowest mean. Runs of one rate differ by"
+        " as much as rates do, so one seed cannot choose. Rows that were not run are left"
+        " out: at 4,000 iterations 3e-3, which was the farthest of three on one seed"
+        " ([rates](ablations_rates.md))."
     )
 
     def rows(self) -> list[Row]:

@@ -34,26 +34,25 @@ class ImportanceSuite(ToySuite):
     """
 
     page, title, suite = "ablations_importance.md", "Where importance weights matter", "importance"
-    note = """A fake that regresses on x0_hat is shown x_tau, and x_tau carries x_s, which holds
-what is left of the noise that x0_hat was predicted from. What the fake learns is the
-mean of x0_hat given x_tau *on the trajectory*. Predicted before this suite was run:
+    note = """A fake that regresses on x0_hat sees x_tau. x_tau contains x_s, which contains what is
+left of the noise that x0_hat was predicted from. The fake therefore learns the mean of x0_hat given
+x_tau *on the trajectory*. This was predicted before the suite was run:
 
-- The last step has s = 0: its x_tau carries fresh noise alone, every weight is 1, and no target
-  differs from another. Only the states before it can be wrong, and the last step mends what it
-  can.
+- The last step has s = 0. Its x_tau contains fresh noise only, every weight is 1, and all targets
+  are equal. Only the states before it can be wrong, and the last step repairs what it can.
 - The smaller the share of fresh noise in x_tau, the better the fake recognises x0_hat. In the
-  limit it returns x0_hat itself, the student's gradient is teacher - x0_hat, nothing spreads its
-  states, and steps before the last become the teacher's own, means of modes.
-- So weights should be idle where the last step starts at much noise and remakes the sample (the
-  plain grids of 4 and 2 steps), and matter where the modes are parted before it (a small shift of
-  the grid), with more steps, narrower segments and little fresh noise.
+  limit it returns x0_hat itself. The student's gradient is then teacher - x0_hat, nothing spreads
+  its states, and steps before the last become the teacher's own, means of modes.
+- Weights should therefore have no effect if the last step starts at much noise and remakes the
+  sample (the plain grids of 4 and 2 steps). They should matter if the modes separate before it (a
+  small shift of the grid), with more steps, narrower segments and little fresh noise.
 - Weighted by the exact ratio (`sum`), the law of (x0_hat, x_tau) is that of clean predictions
-  with independent noise: the fake is then the score of noised predictions, as in `match:
+  with independent noise. The fake is then the score of noised predictions, as in `match:
   "clean"`, not of the trajectory. Only the `exact` target has the trajectory's own.
 
-`state` is the sliced W2 of the states before the last step to noised data, `mass` the total
-variation between the modes' shares and the data's (chance alone: 0.003 for 8 modes), `missing`
-how many modes have under a fifth of their share."""
+`state` is the sliced W2 of the states before the last step to noised data. `mass` is the total
+variation between the modes' shares and the data's (chance alone: 0.003 for 8 modes). `missing` is
+the number of modes with less than a fifth of their share."""
 
     def rows(self) -> list[Row]:
         """Regimes by targets."""

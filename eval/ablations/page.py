@@ -13,10 +13,10 @@ from tdmvid.data.files import write_text
 Results = dict[str, list[dict]]
 RULE = (
     (
-        "A claim stands, or is contradicted, where the 95 % interval of the paired difference over"
-        " the seeds (Student's t) leaves out zero;"
+        "A claim stands, or is contradicted, if the 95 % interval of the paired difference over the"
+        " seeds (Student's t) excludes zero."
     ),
-    "the claims are tested one by one, without a correction for their number.",
+    "The claims are tested one by one, without a correction for their number.",
 )
 
 

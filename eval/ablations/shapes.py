@@ -63,8 +63,8 @@ class ShapesSuite:
 
     page, title = "ablations_shapes.md", "Ablations on the CogVideoX in miniature"
     note = (
-        "`right` is the share of videos with every attribute of their caption; the distance is"
-        " Fréchet's to the ground truth."
+        "`right` is the share of videos with every attribute of their caption. The"
+        " distance is the Fréchet distance to the ground truth."
     )
 
     def __init__(self, iterations: int = 0, *, captions: int = 64, reference: int = 4096):

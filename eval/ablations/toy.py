@@ -71,15 +71,16 @@ class ToySuite:
 
     page, title = "ablations.md", "Ablations on the mixture of Gaussians"
     note = (
-        "Distances are sliced W2 to the data, of 20,000 samples. `mass` is the total variation"
-        " between the modes' shares and the data's (chance alone: 0.003), `missing` how many modes"
-        " have under a fifth of their share, `precision` the share of samples within three"
-        " deviations of a mode, `recall` by three nearest neighbours; `calls` are forward passes of"
-        " all networks, in batches; `spikes` is the largest over the median gradient norm of the"
-        " student, second half of training. A row changes what its name says and nothing else; the"
-        " student's learning rate is each objective's and distance's own, chosen on another seed"
-        " ([rates](ablations_rates.md)). TDM beside DMD2 is on [a page of later"
-        " runs](ablations_dmd2.md)."
+        "Distances are sliced W2 to the data, of 20,000 samples. `mass` is the total"
+        " variation between the modes' shares and the data's (chance alone: 0.003)."
+        " `missing` is the number of modes with less than a fifth of their share."
+        " `precision` is the share of samples within three deviations of a mode; `recall`"
+        " uses three nearest neighbours. `calls` are forward passes of all networks, in"
+        " batches. `spikes` is the largest divided by the median gradient norm of the"
+        " student, in the second half of training. A row changes what its name says and"
+        " nothing else. The student's learning rate is chosen for each objective and"
+        " distance, on another seed ([rates](ablations_rates.md)). TDM beside DMD2 is on"
+        " [a page of later runs](ablations_dmd2.md)."
     )
     columns: ClassVar[dict[str, str]] = {
         "before": "before",
@@ -243,11 +244,11 @@ class RatesSuite(ToySuite):
 
     page, title, suite = "ablations_rates.md", "Learning rates of the ablations", "rates"
     note = (
-        "Distances are sliced W2 to the data. The ablations, whose seeds are others, take each"
-        " method's lowest rate within 0.01 of its best: runs differ by that much, and at a high"
-        " rate the modes' shares drift. DMD2's runs differ by more: here only its distance and grid"
-        " are chosen, and its rate by the mean over three seeds ([its"
-        " rates](ablations_dmd2_rates.md))."
+        "Distances are sliced W2 to the data. The ablations use other seeds and take each"
+        " method's lowest rate within 0.01 of its best. Runs differ by that much, and at"
+        " a high rate the modes' shares drift. DMD2's runs differ by more. Only its"
+        " distance and grid are chosen here, and its rate by the mean over three seeds"
+        " ([its rates](ablations_dmd2_rates.md))."
     )
 
     def rows(self) -> list[Row]:
