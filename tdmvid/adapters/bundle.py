@@ -34,24 +34,27 @@ def folders_of_set(out: Path, grids: Sequence[TimeGrid], own: TimeGrid) -> list[
     ]
 
 
-def find_condition(folder: Path, steps: int) -> Path:
-    """Return the student of the same run that was told another number of steps K.
+def find_conditions(folder: Path) -> dict[int, Path]:
+    """Return the students of the run that `folder` is of, by the number of steps K they were told.
 
     A run with `objective.step_set` writes one student for each K into neighbouring folders.
-
-    Args:
-        folder: One of them.
-        steps: The K that the student was told in training.
-
-    Raises:
-        ValueError: No neighbour was trained for this K.
     """
     stem = re.sub(r"_\d+steps$", "", folder.name)
     own = re.compile(re.escape(stem) + r"(_\d+steps)?")
     neighbours = [path for path in sorted(folder.parent.iterdir()) if own.fullmatch(path.name)]
-    found = {read_facts(path).get("steps"): path for path in neighbours if (path / FACTS).is_file()}
+    found = [(read_facts(path).get("steps"), path) for path in neighbours if path.is_dir()]
+    return dict(sorted((steps, path) for steps, path in found if steps))
+
+
+def find_condition(folder: Path, steps: int) -> Path:
+    """Return the student of the run of `folder` that was told `steps` in training.
+
+    Raises:
+        ValueError: No student beside `folder` was trained for this number.
+    """
+    found = find_conditions(folder)
     if steps not in found:
-        trained = ", ".join(str(each) for each in sorted(filter(None, found))) or "none"
+        trained = ", ".join(map(str, found)) or "none"
         raise ValueError(
             f"condition_steps={steps}: no student beside {folder} was trained for {steps} steps;"
             f" choose one of: {trained}"

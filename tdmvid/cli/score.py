@@ -10,6 +10,7 @@
     tdmvid score shapes --run runs/shapes_4nfe
     tdmvid score samples videos teacher                     # motion, colour, diversity
     tdmvid score modes runs/A/lora runs/B/lora --prompt "a red ring" --out modes
+    tdmvid score conditions runs/X/lora --prompt "a red ring" --cfg 2 --out grid
     tdmvid score --compare A/vbench B/vbench                # results of two machines or versions
     python eval/vbench_run.py --config eval/configs/vbench_cogvideox2b.json --lora runs/X/lora
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.json_files import read_json
-from . import modes
+from . import conditions, modes
 from .options import add_evaluation, output_dir
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare the results.json of two evaluations, or refuse where their protocols differ",
     )
     parser.set_defaults(function=score_nothing)
-    commands = parser.add_subparsers(metavar="{vbench,images,shapes,samples,modes}")
+    commands = parser.add_subparsers(metavar="{vbench,images,shapes,samples,modes,conditions}")
     vbench = _add(commands, "vbench", VBENCH, score_vbench)
     add_evaluation(vbench, example="vbench_cogvideox2b", folder="vbench")
     vbench.add_argument(
@@ -117,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     samples.add_argument("--json", type=Path, help="write the scores here")
     modes.add_arguments(_add(commands, "modes", modes.__doc__ or "", modes.run))
+    conditions.add_arguments(_add(commands, "conditions", conditions.__doc__ or "", conditions.run))
 
 
 def _add_shapes(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +167,9 @@ def run(args: argparse.Namespace) -> None:
 
 def score_nothing(args: argparse.Namespace) -> None:
     """Refuse a line that names neither a command nor results."""
-    raise ValueError("choose vbench, images, shapes, samples or modes, or give --compare A B")
+    raise ValueError(
+        "choose vbench, images, shapes, samples, modes or conditions, or give --compare A B"
+    )
 
 
 def _read_config(kind: type, args: argparse.Namespace) -> Any:

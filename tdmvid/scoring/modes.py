@@ -8,25 +8,22 @@ Shapes: N samples of one prompt [N, 3, F, H, W] in [-1, 1]; features [N, D].
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jinja2
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..data.files import write_json, write_text
+from ..data.files import write_json
 from ..guard.measures import thumbnails
 from .intervals import Measure, mean_over_groups
+from .page_parts import picture_sheet, render
 from .sample_folders import read_sample, samples_of, within_prompts
 
 PAGE, FIGURES = "modes.html", "modes.json"
-CELL, COLUMNS, LONGEST = 96, 8, 64
-"""Width of a picture in pixels, pictures in a row, and pictures of a prompt."""
+LONGEST = 64
+"""Pictures of a prompt at most."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def score_modes(
     for found in sets:
         videos = {prompt: [read_sample(path) for path in found[prompt]] for prompt in prompts}
         features.append({prompt: thumbnails(torch.stack(each)) for prompt, each in videos.items()})
-        sheets.append({prompt: _sheet(each[:LONGEST]) for prompt, each in videos.items()})
+        sheets.append({prompt: picture_sheet(each[:LONGEST]) for prompt, each in videos.items()})
     scored = [
         _coverage(name, one, None if one is features[0] else features[0], neighbours)
         for name, one in zip(names, features, strict=True)
@@ -117,7 +114,16 @@ def score_modes(
         out / FIGURES,
         {"reference": names[0], "neighbours": neighbours, "folders": [asdict(s) for s in scored]},
     )
-    write_text(out / PAGE, _page(prompts, scored, sheets, neighbours))
+    render(
+        "modes.html.j2",
+        out / PAGE,
+        prompts=prompts,
+        rows=table(scored),
+        names=[one.name for one in scored],
+        sheets=sheets,
+        longest=LONGEST,
+        neighbours=neighbours,
+    )
     return scored
 
 
@@ -150,45 +156,6 @@ def _share(inside: Sequence[Tensor]) -> Measure:
     sizes = torch.tensor([len(each) for each in inside])
     group = torch.repeat_interleave(torch.arange(len(inside)), sizes)
     return mean_over_groups(torch.cat(list(inside)).double(), group)
-
-
-def _sheet(videos: Sequence[Tensor]) -> str:
-    """Return the middle frames of videos [3, F, H, W] in rows, as a data URI of a PNG image."""
-    height, width = videos[0].shape[-2:]
-    cell = (CELL, max(1, round(CELL * height / width)))
-    rows = -(-len(videos) // COLUMNS)
-    sheet = Image.new("RGB", (cell[0] * min(COLUMNS, len(videos)), cell[1] * rows))
-    for index, video in enumerate(videos):
-        frame = video[:, video.shape[1] // 2].clamp(-1, 1).add(1).mul(127.5).round().byte()
-        picture = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize(cell)
-        sheet.paste(picture, (index % COLUMNS * cell[0], index // COLUMNS * cell[1]))
-    data = io.BytesIO()
-    sheet.save(data, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _page(
-    prompts: Sequence[str],
-    scored: Sequence[Coverage],
-    sheets: Sequence[dict[str, str]],
-    neighbours: int,
-) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("modes.html.j2")
-    return template.render(
-        prompts=prompts,
-        rows=table(scored),
-        names=[one.name for one in scored],
-        sheets=sheets,
-        longest=LONGEST,
-        neighbours=neighbours,
-    )
 
 
 def table(scored: Sequence[Coverage]) -> list[list[str]]:

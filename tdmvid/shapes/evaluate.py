@@ -140,7 +140,7 @@ def _sample(
     backbone: Backbone, sampler: ScoredSampler, z: Tensor, cond: Cond, null: Cond, batch: int
 ) -> tuple[Tensor, float]:
     """Return latents [N, ...] from noise z, and seconds per video in the denoiser."""
-    pipeline = use_student(backbone, sampler.student)
+    pipeline = use_student(backbone, sampler.student, steps=sampler.steps)
     parts, began = [], time.perf_counter()
     for start in tqdm(range(0, len(z), batch), desc=sampler.name):
         rows = slice(start, start + batch)
