@@ -1,1 +1,3 @@
-"""Model families, one file each; `registry.load_backbone` finds the one a folder needs."""
+"""Model families, one file per family. `registry.load_backbone` selects the family of a model
+folder.
+"""

@@ -1,4 +1,4 @@
-"""The kernel that computes attention: chosen for a device, or checked if the user chose one."""
+"""Select the attention kernel for a device, or check the kernel that the user chose."""
 
 from __future__ import annotations
 
@@ -15,39 +15,45 @@ BACKENDS = {
     "flash": AttentionBackendName._NATIVE_FLASH,
     "xformers": AttentionBackendName.XFORMERS,
 }
-"""Names of `model.attention` in diffusers."""
+"""Value of `model.attention` -> name of the backend in diffusers."""
 HOPPER = (9, 0)
-"""Compute capability from which cuDNN's kernels are ahead of FlashAttention-2 at every width."""
+"""Compute capability from which cuDNN's kernels beat FlashAttention-2 at every head width."""
 
 
 def check_attention(kernel: str, device: torch.device) -> None:
-    """Check that this machine has what an attention kernel needs.
+    """Check that this machine supports an attention kernel.
+
+    Args:
+        kernel: a value of `model.attention`.
+        device: where the network runs.
 
     Raises:
-        ValueError: a kernel of a GPU without a CUDA device, or xformers not installed.
+        ValueError: the kernel needs a CUDA device and there is none, or xformers is not installed.
     """
     if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
         raise ValueError(
             f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the"
-            " package: pip install -e '.[xformers]' in the clone, or choose 'sdpa'"
+            " xformers package: run pip install -e '.[xformers]' in the clone, or use 'sdpa'"
         )
     if kernel in ("cudnn", "flash") and device.type != "cuda":
         raise ValueError(
-            f"model.attention={kernel!r} needs a CUDA device (this is {device.type}): choose 'auto'"
+            f"model.attention={kernel!r} needs a CUDA device (this is {device.type}): use 'auto'"
         )
 
 
 def choose_attention(
     kernels: Sequence[str], device: torch.device, dtype: torch.dtype, *, kept: bool = False
 ) -> str:
-    """Return the kernel for "auto": the first of a fixed order that works here, else "sdpa".
+    """Return the kernel for "auto": the first one that works on this device, else "sdpa".
 
-    cuDNN comes first from Hopper on, FlashAttention elsewhere, then xformers.
+    From Hopper on, cuDNN comes before FlashAttention; on older GPUs FlashAttention comes first.
+    xformers comes last. CPUs and float32 always use "sdpa".
 
     Args:
-        kernels: what the family can use.
-        dtype: of the arithmetic; there is no choice in float32.
-        kept: whether checkpointing keeps attention, which it can of PyTorch's kernels only.
+        kernels: kernels that the family supports.
+        device: where the network runs.
+        dtype: dtype of the activations.
+        kept: whether checkpointing keeps attention outputs, which excludes xformers.
     """
     if device.type != "cuda" or dtype == torch.float32:
         return "sdpa"
@@ -59,7 +65,7 @@ def choose_attention(
 
 @lru_cache
 def _works(kernel: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a small call and its backward pass run."""
+    """Return whether a small forward and backward pass run with this kernel."""
     if kernel == "cudnn" and not torch.backends.cudnn.is_available():
         return False
     if kernel == "xformers" and not importlib.util.find_spec("xformers"):

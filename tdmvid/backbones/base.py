@@ -1,6 +1,9 @@
-"""The contract of a model family: one network, its text and its autoencoder, in the method's terms.
+"""Interface of a model family: its network, text encoders and autoencoder.
 
-One family is one file in this folder; registry.py finds it.
+Each family is one file in this folder. `registry.py` finds it by its diffusers pipeline class.
+
+Shapes: B batch, C channels, F frames, H W height and width. Latents are written [B, ...] because
+each family has its own layout, see `Backbone.latent_shape`. A time t is in [0, 1]; 0 is clean data.
 """
 
 from __future__ import annotations
@@ -27,25 +30,41 @@ from .text_limit import CutPrompts
 
 @dataclass(frozen=True)
 class Tap:
-    """A block whose output is a feature of the sample: [B, tokens, width] or [B, width, H, W]."""
+    """A block whose output is used as features: [B, tokens, width] or [B, width, H, W]."""
 
     block: nn.Module
     width: int
     index: int = 0
-    """Which of its outputs, where it has several."""
+    """Index of the output to use if the block returns several."""
 
 
 class TokenSharing(Protocol):
-    """How the tokens of one sample lie on several ranks: `parallel.sequence.SequenceGroup`, seen
-    from a model.
+    """Interface that a model needs to split the tokens of one sample over ranks.
+
+    `parallel.sequence.SequenceGroup` implements it.
+
+    Shapes: B batch, L tokens of the whole sequence, n tokens per rank, H heads, D channels.
+
+    Attributes:
+        size: number of ranks that share one sequence.
+        rank: this process's rank in that group.
     """
 
     size: int
     rank: int
 
-    def share(self, length: int) -> int: ...
-    def shard(self, x: Tensor) -> Tensor: ...
-    def gather(self, x: Tensor, length: int) -> Tensor: ...
+    def share(self, length: int) -> int:
+        """Return the number of tokens per rank, padding included, for a sequence of `length`."""
+        ...
+
+    def shard(self, x: Tensor) -> Tensor:
+        """Return this rank's tokens [B, n, D] of x [B, L, D]."""
+        ...
+
+    def gather(self, x: Tensor, length: int) -> Tensor:
+        """Return all tokens [B, length, D] from every rank's x [B, n, D]."""
+        ...
+
     def attend(
         self,
         query: Tensor,
@@ -53,53 +72,67 @@ class TokenSharing(Protocol):
         value: Tensor,
         length: int,
         inner: Callable[[Tensor, Tensor, Tensor], Tensor],
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Compute exact attention over the tokens of all ranks.
+
+        Args:
+            query, key, value: this rank's tokens, [B, n, H, D].
+            length: number of tokens in the whole sequence.
+            inner: computes attention of whole sequences, [B, length, h, D] each, for some of the
+                heads.
+
+        Returns:
+            The output for this rank's tokens, [B, n, H, D].
+        """
+        ...
 
 
 class NetworkDenoiser:
-    """A network of a family behind the Denoiser contract.
+    """A family's network wrapped as a Denoiser, i.e. a function (x_t, t, cond) -> x0.
 
     Args:
-        network: the family's module, or what is called like it, such as an engine around it.
+        backbone: the family.
+        network: the family's module, or an object with the same call signature, such as an engine.
     """
 
     def __init__(self, backbone: Backbone, network: Any):
         self.backbone, self.network, self.process = backbone, network, backbone.process
         self.evaluated = 0
-        """Samples that went through the network so far."""
+        """Number of samples evaluated so far."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return the predicted x0, [B, ...] float32, for x_t [B, ...] at times t [B]."""
         self.evaluated += len(x_t)
         return self.backbone.predict_x0(self.network, x_t, t, cond)
 
 
 class Backbone(ABC):
-    """A teacher's network behind the method's contract, with its text encoders and autoencoder.
+    """A teacher's network behind the Denoiser interface, with its text encoders and autoencoder.
 
-    Planning, LoRA files and the stock pipeline are separate: `spec`, `lora` and `stock`.
+    Planning, LoRA files and the stock pipeline are separate objects: `spec`, `lora` and `stock`.
     """
 
     pipeline_class: ClassVar[str]
-    """The diffusers pipeline class of `model_index.json`."""
+    """The diffusers pipeline class named in `model_index.json`."""
     spec: ClassVar[FamilySpec]
-    """The family's parts, from configs alone."""
+    """Describes the family's components from configs alone, without weights."""
     lora: ClassVar[LoraFiles]
-    """The family's LoRA files."""
+    """Names and layout of the family's LoRA files."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Module names that a LoRA adapts by default: attention."""
+    """Names of the modules that a LoRA adapts by default: the attention projections."""
     kernels: ClassVar[tuple[str, ...]] = ("sdpa", "xformers")
-    """What `model.attention` can name."""
+    """Values of `model.attention` that the family supports."""
     dynamic_guidance: ClassVar[bool] = False
-    """Whether the stock call has `use_dynamic_cfg`."""
+    """Whether the stock pipeline accepts `use_dynamic_cfg`."""
     takes_images: ClassVar[bool] = False
-    """Whether a video starts from a given image, which is a part of its condition."""
+    """Whether the family is image to video: each sample is conditioned on a given first frame."""
     folder: Path
     config: ModelConfig
     size: ClipSize
     device: torch.device
     process: Process
     network: Any
-    """The teacher's module; a family names its class. Of two experts it is both, see experts.py."""
+    """The teacher's module. If the teacher has two experts, an `Experts` module that holds both."""
 
     @abstractmethod
     def __init__(
@@ -108,7 +141,7 @@ class Backbone(ABC):
 
     @property
     def lora_files(self) -> list[LoraFiles]:
-        """The files of a student: one, or one for each of two experts."""
+        """LoRA files of a student: one, or two if the teacher has two experts."""
         if isinstance(self.network, Experts):
             return list(self.lora.of_experts(self.network.split.names).values())
         return [self.lora]
@@ -120,57 +153,67 @@ class Backbone(ABC):
 
     @abstractmethod
     def predict_x0(self, network: Any, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Call a network and convert what it predicts to x0, [B, ...] float32.
+        """Call a network and convert its prediction to x0.
 
         Args:
-            network: `self.network`, or what is called like it.
-            x_t, t: [B, ...] and [B].
+            network: `self.network`, or an object with the same call signature.
+            x_t: noisy latents, [B, ...].
+            t: times, [B].
+            cond: conditions of the samples.
+
+        Returns:
+            The predicted clean latents x0, [B, ...] float32.
         """
 
     def denoiser(self, network: Any) -> NetworkDenoiser:
-        """Return a network of this family (or an engine around it) as a Denoiser."""
+        """Wrap a network of this family (or an engine around it) as a Denoiser."""
         return NetworkDenoiser(self, network)
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """Return the shape of one latent sample, without the batch."""
+        """Return the shape of one latent sample, without the batch dimension."""
 
     @abstractmethod
     def fresh_network(self) -> nn.Module:
-        """Load the network as it lies in the folder, whole on every rank."""
+        """Load the network from the model folder, unsharded on every rank."""
 
     @staticmethod
     def fuse(network: Any) -> None:
-        """Replace modules of `network` by ones that compute the same with fewer passes over memory,
-        where the family has any; call it before anything is hooked on.
+        """Replace modules of `network` in place by equivalents that make fewer passes over memory.
+
+        Does nothing if the family has none. Call it before any hooks are registered.
         """
         assert isinstance(network, nn.Module)
 
     @staticmethod
     def share_tokens(network: Any, sharing: TokenSharing) -> None:
-        """Spread the tokens of every later call of `network` over ranks.
+        """Make every later call of `network` split its tokens over the ranks of `sharing`.
 
         Raises:
-            ValueError: the family cannot share its tokens.
+            ValueError: the family does not support sequence parallelism.
         """
         raise ValueError(
-            f"parallel.sequence={sharing.size}: {type(network).__name__} cannot share its tokens"
-            " yet, use 1"
+            f"parallel.sequence={sharing.size}: {type(network).__name__} does not support sequence"
+            " parallelism yet, use 1"
         )
 
     @staticmethod
     def set_attention(network: Any, kernel: str) -> None:
-        """Make `network` attend by a kernel of `model.attention`; call it after `share_tokens`.
+        """Select the attention kernel of `network`. Call it after `share_tokens`.
+
+        Args:
+            network: a network of this family, modified in place.
+            kernel: a value of `model.attention` other than "auto".
 
         Raises:
-            ValueError: the family does not have the kernel.
+            ValueError: the family does not support the kernel.
         """
         if kernel == "xformers":
             network.enable_xformers_memory_efficient_attention()
         elif kernel != "sdpa":
             raise ValueError(
-                f"model.attention={kernel!r}: {type(network).__name__} attends in its own dtype"
-                " and by PyTorch's own choice of a kernel only, use 'auto' or 'sdpa'"
+                f"model.attention={kernel!r}: {type(network).__name__} does not support this"
+                " kernel, use 'auto' or 'sdpa'"
             )
 
     @staticmethod
@@ -179,34 +222,56 @@ class Backbone(ABC):
         """Drop the second half of a network's blocks, in place.
 
         Returns:
-            Where features of what stays can be read.
+            The blocks of the remaining half whose outputs serve as features.
         """
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Cond:
-        """Encode prompts as the stock pipeline does; loads the text encoder on first use."""
-
-    def encode_images(self, images: Tensor) -> Cond:
-        """Encode given first frames as the stock pipeline does; loads what it needs on first use.
+        """Encode prompts as the stock pipeline does. Loads the text encoders on first use.
 
         Args:
-            images: [B, 3, H, W] in [-1, 1], of the clip's height and width.
+            prompts: B prompts.
 
         Returns:
-            What stands beside the conditions of `encode_prompts`, for both branches of guidance.
+            The conditions, B rows each, named as the arguments of the stock pipeline.
+        """
+
+    def encode_images(self, images: Tensor) -> Cond:
+        """Encode first frames as the stock pipeline does. Loads the encoders on first use.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], with the clip's height and width.
+
+        Returns:
+            Conditions to add to those of `encode_prompts`, for both branches of guidance.
+
+        Raises:
+            ValueError: the family takes no images.
         """
         raise ValueError(f"{self.pipeline_class} takes no images")
 
     def release_image(self) -> None:
-        """Free the memory of what encodes images."""
+        """Free the memory of the image encoders."""
         self.release_vae()
 
     def image_fingerprint(self) -> str:
-        """Identify what encodes images, and for which clip: the key of cached conditions."""
+        """Return a digest of the image encoders and the clip size: the key of cached conditions.
+
+        Raises:
+            ValueError: the family takes no images.
+        """
         raise ValueError(f"{self.pipeline_class} takes no images")
 
     def encode_items(self, prompts: list[str], images: Tensor | None) -> Cond:
-        """Encode prompts, each with its image where the family takes images."""
+        """Encode prompts and, if the family takes images, the image of each.
+
+        Args:
+            prompts: B prompts.
+            images: first frames [B, 3, H, W] in [-1, 1]; ignored by families without images.
+
+        Returns:
+            The conditions of the samples, B rows each.
+        """
         cond = self.encode_prompts(prompts)
         if not self.takes_images:
             return cond
@@ -214,31 +279,38 @@ class Backbone(ABC):
         return cond.replaced_by(self.encode_images(images))
 
     def blank_images(self, count: int) -> Tensor:
-        """Return images that tell nothing, where there must be some: grey, [B, 3, H, W]."""
+        """Return `count` grey images, [count, 3, H, W], for places where an image is required."""
         return torch.zeros(count, 3, self.size.height, self.size.width)
 
     def find_cut_prompts(self, prompts: Sequence[str]) -> CutPrompts:
-        """Find the prompts whose ends the text encoder does not read."""
+        """Return which prompts exceed the text encoder's token limit and are truncated."""
         return CutPrompts(0)
 
     @abstractmethod
     def release_text(self) -> None:
-        """Free the text encoder's memory."""
+        """Free the memory of the text encoders. They are loaded again on next use."""
 
     @abstractmethod
     def text_fingerprint(self) -> str:
-        """Identify the text encoder and how it is called: the key of cached embeddings."""
+        """Return a digest of the text encoders and their settings: the key of cached embeddings."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, ...] to videos [B, 3, F, H, W] in [-1, 1].
+        """Decode latents to videos. Loads the autoencoder on first use.
 
-        Loads the autoencoder on first use.
+        Args:
+            latents: [B, ...].
+
+        Returns:
+            Videos [B, 3, F, H, W] in [-1, 1]; F is 1 for images.
         """
 
     @abstractmethod
     def encode(self, videos: Tensor) -> Tensor:
-        """Encode videos [B, 3, F, H, W] in [-1, 1] to the latents that `decode` takes.
+        """Encode videos to the latents that `decode` takes.
+
+        Args:
+            videos: [B, 3, F, H, W] in [-1, 1].
 
         Returns:
             The mean of the autoencoder's distribution, [B, ...] in the network's dtype.
@@ -246,21 +318,30 @@ class Backbone(ABC):
 
     @abstractmethod
     def release_vae(self) -> None:
-        """Free the autoencoder's memory; it is loaded again when it is needed."""
+        """Free the autoencoder's memory. It is loaded again on next use."""
 
     @abstractmethod
     def video_fingerprint(self) -> str:
-        """Identify the autoencoder and the size of a clip: the key of cached latents."""
+        """Return a digest of the autoencoder and the clip size: the key of cached latents."""
 
     @abstractmethod
     def student_scheduler(self, grid: TimeGrid) -> Any:
-        """Return a diffusers scheduler for the stock pipeline that steps over exactly this grid."""
+        """Return a diffusers scheduler with which the stock pipeline steps over exactly `grid`."""
 
 
 def trunk_of(
     blocks: nn.ModuleList, width: int, *, index: int = 0
 ) -> tuple[nn.ModuleList, list[Tap]]:
-    """Return the first half of a transformer's blocks, with taps in its middle and at its end."""
+    """Return the first half of a transformer's blocks, with taps at its middle and its end.
+
+    Args:
+        blocks: all blocks of the transformer.
+        width: number of channels of a block's output.
+        index: index of the output to use if a block returns several.
+
+    Returns:
+        The kept blocks, and one or two taps on them.
+    """
     kept = blocks[: -(-len(blocks) // 2)]
     ends = sorted({-(-len(kept) // 2), len(kept)})
     return kept, [Tap(kept[end - 1], width, index) for end in ends]

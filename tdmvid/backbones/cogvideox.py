@@ -1,7 +1,7 @@
-"""CogVideoX: 2B (sincos), 5B (rotary), 1.5-5B (temporal patches), by what their configs say.
+"""CogVideoX: 2B (sincos), 5B (rotary), 1.5-5B (temporal patches), selected by their configs.
 
-Shapes: B batch, F latent frames, C channels, H W latent size, T text tokens. A latent
-sample is [F, C, H, W], the layout of `CogVideoXTransformer3DModel`.
+Shapes: B batch, F latent frames, C channels, H W latent size, T text tokens. A latent sample is
+[F, C, H, W], the layout of `CogVideoXTransformer3DModel`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ OFS = 2.0  # what the image-to-video pipelines of CogVideoX 1.5 feed to `ofs`
 
 
 class CogVideoXSpec(VPSpec):
-    """A CogVideoX pipeline folder, from its configs."""
+    """Describes a CogVideoX pipeline folder from its configs."""
 
     network_class = CogVideoXTransformer3DModel
     vae_class = AutoencoderKLCogVideoX
     ddim_class = CogVideoXDDIMScheduler
 
     def tokens(self, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
+        """Return the joint sequence of text and video tokens of one sample."""
         net = network.config
         frames, _, height, width = Clip.of(network, folder, size).latent_shape
         video = (height // net.patch_size) * (width // net.patch_size)
@@ -50,6 +51,7 @@ class CogVideoXSpec(VPSpec):
         return Tokens.of_transformer(net.max_text_seq_length + video, net)
 
     def blocks(self, network: CogVideoXTransformer3DModel) -> list[nn.Module]:
+        """Return the transformer blocks."""
         return list(network.transformer_blocks)
 
     def example(
@@ -60,8 +62,9 @@ class CogVideoXSpec(VPSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
+        """Return the arguments of one call; `hidden_states` are [B, F, C, H, W]."""
         net, clip = network.config, Clip.of(network, folder, size)
-        frames, _, *sides = clip.latent_shape  # a first frame has channels of its own
+        frames, _, *sides = clip.latent_shape  # in_channels includes those of a given first frame
         return {
             "hidden_states": torch.empty(batch, frames, net.in_channels, *sides, dtype=dtype),
             "encoder_hidden_states": torch.empty(
@@ -75,11 +78,13 @@ class CogVideoXSpec(VPSpec):
     def vae_latents(
         self, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize
     ) -> tuple[int, int, int, int]:
+        """Return [C, F, H, W] of one sample, without the frames added for temporal patches."""
         clip = Clip.of(network, folder, size)
         frames, channels, height, width = clip.latent_shape
         return channels, frames - clip.extra_frames, height, width
 
     def vae_tile(self, vae: AutoencoderKLCogVideoX) -> tuple[int, int]:
+        """Return height and width of a tile of latents."""
         return check_tiles(
             (
                 vae.tile_latent_min_height,
@@ -96,6 +101,7 @@ class CogVideoXStock(StockPipeline):
     backbone: CogVideoX
 
     def arguments(self) -> dict[str, Any]:
+        """Return frames, height, width and text length of the stock call."""
         size, length = self.backbone.size, self.backbone.network.config.max_text_seq_length
         return {
             "num_frames": size.frames,
@@ -105,6 +111,7 @@ class CogVideoXStock(StockPipeline):
         }
 
     def set_scales(self, pipeline: Any) -> None:
+        """Set the autoencoder's spatial and temporal compression on a pipeline without one."""
         clip = self.backbone.clip
         pipeline.vae_scale_factor_spatial = clip.spatial
         pipeline.vae_scale_factor_temporal = clip.temporal
@@ -112,7 +119,7 @@ class CogVideoXStock(StockPipeline):
 
 @register
 class CogVideoX(VPBackbone):
-    """A CogVideoX pipeline folder as a backbone."""
+    """Backbone of a CogVideoX pipeline folder."""
 
     pipeline_class = "CogVideoXPipeline"
     spec, stock_class = CogVideoXSpec(), CogVideoXStock
@@ -129,9 +136,11 @@ class CogVideoX(VPBackbone):
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def latent_shape(self) -> tuple[int, ...]:
+        """Return [F, C, H, W]."""
         return self.clip.latent_shape
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Return the transformer's arguments for x_t [B, F, C, H, W] and t [B]."""
         return {
             "hidden_states": x_t,
             "encoder_hidden_states": cond["prompt_embeds"],
@@ -151,17 +160,21 @@ class CogVideoX(VPBackbone):
 
     @staticmethod
     def fuse(network: CogVideoXTransformer3DModel) -> None:
+        """Fuse modulation and residuals, see cogvideox_fused.py."""
         fuse(network)
 
     @staticmethod
     def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
+        """Split text and video tokens over ranks, see cogvideox_parallel.py."""
         share_tokens(network, sharing)
 
     @staticmethod
     def set_attention(network: CogVideoXTransformer3DModel, kernel: str) -> None:
+        """Select the attention kernel, see cogvideox_parallel.py."""
         set_attention(network, kernel)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Return `prompt_embeds` [B, T, D] of B prompts."""
         length = self.network.config.max_text_seq_length
         with torch.no_grad():
             embeds, _ = self.text.encode_prompt(
@@ -170,13 +183,16 @@ class CogVideoX(VPBackbone):
         return Cond({"prompt_embeds": embeds})
 
     def text_limit(self) -> tuple[str, int]:
+        """Return the tokenizer's folder and the network's maximal text length."""
         return "tokenizer", self.network.config.max_text_seq_length
 
     def text_settings(self) -> tuple[str, ...]:
+        """Return the text length, which changes the embeddings."""
         return (str(self.network.config.max_text_seq_length),)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        """Decode [B, F, C, H, W] to videos [B, 3, F, H, W] in [-1, 1], one sample at a time."""
         latents = (
             latents[:, self.clip.extra_frames :].transpose(1, 2).to(self.vae.dtype)
             / self.vae.config.scaling_factor
@@ -187,6 +203,7 @@ class CogVideoX(VPBackbone):
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
+        """Encode videos [B, 3, F, H, W] in [-1, 1] to latents [B, F, C, H, W]."""
         mean = torch.cat(
             [
                 self.vae.encode(one).latent_dist.mode()
@@ -196,11 +213,12 @@ class CogVideoX(VPBackbone):
         latents = mean.transpose(1, 2) * self.vae.config.scaling_factor
         first = latents[:, :1].expand(
             -1, self.clip.extra_frames, -1, -1, -1
-        )  # as in the library's training of 1.5
+        )  # as in diffusers' training script for 1.5
         return torch.cat([first, latents], 1).to(torch_dtype(self.config))
 
     @staticmethod
     def discriminator_trunk(network: CogVideoXTransformer3DModel) -> list[Tap]:
+        """Keep the first half of the blocks."""
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.transformer_blocks, taps = trunk_of(network.transformer_blocks, width)
         return taps
@@ -208,34 +226,41 @@ class CogVideoX(VPBackbone):
 
 @dataclass(frozen=True)
 class Clip:
-    """A size in pixels as this model sees it: [F, C, H, W] latents, and how they compress."""
+    """Latent shape and compression of a clip of given size in pixels."""
 
     latent_shape: tuple[int, int, int, int]
+    """[F, C, H, W], extra frames included."""
     extra_frames: int
-    """Latent frames added in front so that temporal patches divide; the pipeline drops them after
-    decoding.
+    """Number of latent frames prepended so that the temporal patch size divides the count.
+
+    The pipeline drops them before decoding.
     """
     spatial: int
     temporal: int
 
     @classmethod
     def of(cls, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize) -> Clip:
-        """Return a size as this model sees it.
+        """Compute the latent shape for a size in pixels.
+
+        Args:
+            network: a CogVideoX transformer, on any device.
+            folder: the pipeline folder.
+            size: height, width and number of frames.
 
         Raises:
-            ValueError: `size` breaks a rule, which the message names.
+            ValueError: the model cannot generate `size`; the message names the rule.
         """
         vae, net = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae"), network.config
         spatial = 2 ** (len(vae["block_out_channels"]) - 1)
         temporal = int(vae["temporal_compression_ratio"])
         unit = spatial * net.patch_size
         check_sides(size, height=unit, width=unit)
-        # diffusers decodes latents in twos, the first alone
+        # diffusers decodes latent frames in pairs, after the first one
         if size.frames != 1 and (size.frames - 1) % (2 * temporal):
             near = max(1, round((size.frames - 1) / (2 * temporal))) * 2 * temporal + 1
             raise ValueError(
                 f"video.frames={size.frames}: this autoencoder decodes 1 or {2 * temporal}n + 1"
-                f" frames, e.g. {near}"
+                f" frames, use e.g. {near}"
             )
         frames, height, width = (
             (size.frames - 1) // temporal + 1,
@@ -247,8 +272,9 @@ class Clip:
             net.sample_width,
         ):
             raise ValueError(
-                f"video={size}: learned positions allow only latents of"
-                f" {(net.sample_height, net.sample_width)}, not {(height, width)}"
+                f"video={size}: the learned position embeddings fit only latents of"
+                f" {(net.sample_height, net.sample_width)}, not {(height, width)}; change"
+                " video.height and video.width"
             )
         extra = -frames % (net.patch_size_t or 1)
         return cls((frames + extra, net.out_channels, height, width), extra, spatial, temporal)
@@ -257,9 +283,16 @@ class Clip:
 def rotary_embedding(
     network: CogVideoXTransformer3DModel, clip: Clip, device: torch.device | str
 ) -> tuple[Tensor, Tensor] | None:
-    """Return cosines and sines [V, D] of the video tokens, as the stock pipelines make them.
+    """Return the rotary embedding of the video tokens, as the stock pipelines compute it.
 
-    None where positions are added instead.
+    Args:
+        network: a CogVideoX transformer, on any device.
+        clip: the size of the clip.
+        device: where the result goes.
+
+    Returns:
+        Cosines and sines, [V, D] each, with V video tokens and D channels of a head; None if the
+        model uses additive position embeddings.
     """
     net, (frames, _, height, width) = network.config, clip.latent_shape
     if not net.use_rotary_positional_embeddings:

@@ -1,6 +1,8 @@
-"""CogVideoX's blocks with fused modulation and residuals, over the library's own parameters.
+"""CogVideoX blocks with fused modulation and residuals.
 
-Shapes: B batch, T text tokens, V video tokens, D channels.
+They use the parameters of the diffusers blocks under the same names.
+
+Shapes: B batch, T text tokens, V video tokens, L tokens, D channels.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .fused import add_gated, as_class, modulate
 
 
 def fuse(network: CogVideoXTransformer3DModel) -> None:
-    """Replace blocks and attention processors in place; parameters keep their names."""
+    """Replace blocks and attention processors in place. Parameters keep their names."""
     for name, block in list(network.transformer_blocks.named_children()):
         if not isinstance(block, FusedBlock):
             network.transformer_blocks._modules[name] = _fused_block(block)
@@ -36,12 +38,13 @@ def _fused_block(block: nn.Module) -> FusedBlock:
 
 
 class _ModulatedNorm(nn.LayerNorm):
-    """A layer norm whose output is scaled and shifted by the time: [B, L, D], [B, D], [B, D]."""
+    """A layer norm with modulation: norm(x) (1 + scale) + shift."""
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+        """Return [B, L, D] for x [B, L, D], scale and shift [B, D]."""
         if len(x) > 1 or not self.elementwise_affine or torch.is_autocast_enabled(x.device.type):
             return modulate(super().forward(x), scale[:, None], shift[:, None])
-        scale = 1 + scale[0]  # of one sample: its own weights and biases, in a single kernel
+        scale = 1 + scale[0]  # batch 1: fold the modulation into the norm's weight and bias
         return layer_norm(
             x, self.normalized_shape, self.weight * scale, self.bias * scale + shift[0], self.eps
         )
@@ -63,7 +66,7 @@ class _FusedLayerNormZero(CogVideoXLayerNormZero):
 
 
 class FusedBlock(CogVideoXBlock):
-    """A block of the library with its residuals in one pass each."""
+    """A CogVideoX block that computes each residual in one pass."""
 
     def forward(
         self,
@@ -73,6 +76,7 @@ class FusedBlock(CogVideoXBlock):
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """Return the new (video [B, V, D], text [B, T, D]) tokens; temb is [B, D]."""
         video, text = hidden_states, encoder_hidden_states
         lengths = [text.shape[1], video.shape[1]]
         normed, normed_text, gate, text_gate = self.norm1(video, text, temb)

@@ -1,7 +1,7 @@
 """CogVideoX image to video: 5B-I2V (learned positions), 1.5-5B-I2V (temporal patches and `ofs`).
 
-The network takes the noisy latents and, beside them in the channels, the latents of the given
-first frame, with zeros for all later frames.
+The network's input is the noisy latents, concatenated along channels with the latents of the given
+first frame and zeros for all later frames.
 
 Shapes: B batch, F latent frames, C channels, H W latent size.
 """
@@ -21,17 +21,19 @@ from .lora_files import LoraFiles
 from .registry import register
 
 IMAGE = "image_latents"
-"""The condition: latents of the first frame, [B, C, H, W], scaled as the network takes them."""
+"""Name of the condition: latents of the first frame, [B, C, H, W], scaled as network input."""
 
 
 class CogVideoXImageStock(CogVideoXStock):
     """The stock CogVideoX image-to-video pipeline."""
 
     def set_scales(self, pipeline: Any) -> None:
+        """Set the compression, and an image scale of 1: cached latents are scaled already."""
         super().set_scales(pipeline)
-        pipeline.vae_scaling_factor_image = 1.0  # a cached condition is scaled
+        pipeline.vae_scaling_factor_image = 1.0  # cached latents are scaled already
 
     def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
+        """Return the call's arguments; cached latents [B, C, H, W] replace the autoencoder."""
         given = dict(cond)
         latents, size = given.pop(IMAGE), self.backbone.size
         pipeline.vae = EncodedImages(latents[:, :, None], invert_scale_latents=False)
@@ -40,7 +42,7 @@ class CogVideoXImageStock(CogVideoXStock):
 
 @register
 class CogVideoXImageToVideo(CogVideoX):
-    """A CogVideoX image-to-video pipeline folder as a backbone."""
+    """Backbone of a CogVideoX image-to-video pipeline folder."""
 
     pipeline_class = "CogVideoXImageToVideoPipeline"
     stock_class = CogVideoXImageStock
@@ -48,6 +50,7 @@ class CogVideoXImageToVideo(CogVideoX):
     takes_images = True
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Return the transformer's arguments, with the first frame's latents in the channels."""
         first = cond[IMAGE][:, None].to(x_t.dtype)  # [B, 1, C, H, W]
         later = first.new_zeros(len(first), x_t.shape[1] - 1, *first.shape[2:])
         given = torch.cat([first, later], 1)
@@ -55,10 +58,15 @@ class CogVideoXImageToVideo(CogVideoX):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Cond:
-        """Return the mean of what the stock pipeline draws: [B, C, H, W] in the network's dtype."""
+        """Encode images [B, 3, H, W] in [-1, 1] to latents of the first frame.
+
+        Returns:
+            The mean of the distribution that the stock pipeline samples from, [B, C, H, W] in the
+            network's dtype.
+        """
         videos = images.to(self.device, self.vae.dtype)[:, :, None]
         mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.split(1)])
         config, latents = self.vae.config, mean[:, :, 0].to(torch_dtype(self.config))
         scale = config.scaling_factor
-        # 1.5 was trained with latents that are divided by the factor
+        # 1.5 was trained with latents divided by the factor
         return Cond({IMAGE: latents / scale if config.invert_scale_latents else latents * scale})

@@ -1,11 +1,11 @@
-"""CogVideoX's attention by a kernel of choice, and its tokens spread over ranks.
+"""CogVideoX attention with a selectable kernel, and sequence parallelism.
 
-The joint sequence of text and video tokens is cut before the first block and put together
-behind the output projection. In between every layer works token by token, except attention.
+The joint sequence of text and video tokens is split before the first block and gathered after the
+output projection. Every layer in between works per token, except attention.
 
-Shapes: B batch, T text tokens, V video tokens, L = T + V, n = ceil(L / P) tokens of a rank,
-H heads, D channels of a head. A rank's n tokens are passed on as the library's pair (video,
-text): its text tokens first, then its video tokens, then zeros.
+Shapes: B batch, T text tokens, V video tokens, L = T + V, P ranks, n = ceil(L / P) tokens per rank,
+H heads, D channels of a head. A rank's n tokens are passed on as diffusers' pair (video, text): its
+text tokens first, then its video tokens, then zeros.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ BLOCK_ARGUMENTS = (
     "image_rotary_emb",
     "attention_kwargs",
 )
-"""Of a block of the network, in their order."""
+"""Positional arguments of a CogVideoX block, in order."""
 
 
 @dataclass
 class Layout:
-    """Lengths of the sequence in flight: `text` of `length` tokens. Set at the first block of every
-    call.
-    """
+    """Lengths of the current sequence: `text` of its `length` tokens. Set at the first block."""
 
     text: int = 0
     length: int = 0
 
 
 class JointAttention:
-    """Replaces the library's attention processor: exact attention of text and video, over tokens
-    that may lie on several ranks.
+    """Attention processor: exact attention over text and video tokens, on one or several ranks.
+
+    Args:
+        sharing: the ranks that share a sequence; None if each rank has all tokens.
     """
 
     def __init__(self, sharing: TokenSharing | None = None):
@@ -59,7 +59,15 @@ class JointAttention:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return this rank's (video, text) tokens after attention to all tokens of all ranks."""
+        """Return this rank's (video, text) tokens after attention to all tokens of all ranks.
+
+        Args:
+            attn: the diffusers attention module.
+            hidden_states: this rank's video tokens, [B, v, H D].
+            encoder_hidden_states: this rank's text tokens, [B, t, H D].
+            attention_mask: must be None.
+            image_rotary_emb: cosines and sines [V, D] of all video tokens, or None.
+        """
         assert attention_mask is None, "CogVideoX attends to every token"
         text = encoder_hidden_states.shape[1]
         if self.sharing is None:
@@ -70,11 +78,11 @@ class JointAttention:
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
         if attn.norm_q is not None:
-            # a norm under autocast returns float32 on a GPU: kernels and ranks want one dtype
+            # under autocast a norm returns float32 on a GPU, but kernels need equal dtypes
             query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
-            if image_rotary_emb is not None:  # text has no position
+            if image_rotary_emb is not None:  # text tokens are not rotated
                 q, k = (rotate(x, *image_rotary_emb, text=self.layout.text) for x in (q, k))
             return self._attend(q, k, v)
 
@@ -87,18 +95,22 @@ class JointAttention:
         return video, own_text
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of [B, L, h, D] by the chosen kernel, in the chosen dtype."""
+        """Compute attention of [B, L, h, D] with the selected kernel and dtype."""
         if not self.float32:
             return dispatch_attention_fn(q, k, v, backend=self.kernel)
-        with torch.autocast(q.device.type, enabled=False):  # which would cast straight back
+        with torch.autocast(q.device.type, enabled=False):  # autocast would cast back
             out = dispatch_attention_fn(q.float(), k.float(), v.float(), backend=self.kernel)
         return out.to(v.dtype)
 
 
 def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) -> None:
-    """Make every later call of `network` compute on shares of its tokens.
+    """Make every later call of `network` split its tokens over ranks.
 
-    Inputs and outputs stay whole, and equal on all ranks.
+    Inputs and outputs stay whole and equal on all ranks.
+
+    Args:
+        network: modified in place: hooks and attention processors are added.
+        sharing: the ranks that share a sequence.
     """
     attention = JointAttention(sharing)
     layout = attention.layout
@@ -126,10 +138,14 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
 
 
 def set_attention(network: CogVideoXTransformer3DModel, kernel: str) -> None:
-    """Make `network` attend by a kernel of `model.attention`, also over shared tokens.
+    """Select the attention kernel of `network`; works with shared tokens too.
 
-    The library's own switch to xformers would lose the rotary embedding. In float32 the backward
-    pass on a CPU is several times faster than that of the bfloat16 kernel on short sequences.
+    diffusers' own switch to xformers would drop the rotary embedding. On a CPU, the float32
+    backward pass is several times faster than the bfloat16 kernel's on short sequences.
+
+    Args:
+        network: modified in place.
+        kernel: a value of `CogVideoX.kernels`.
     """
     if kernel == "sdpa":
         return

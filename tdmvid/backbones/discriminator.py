@@ -1,11 +1,11 @@
-"""Make a discriminator for any family: the first half of its network, and heads on its features.
+"""Build a discriminator from any family: the first half of its network, with heads on its features.
 
 The network is frozen and the heads are trained.
 
-It is told tau, and K where K is drawn from a set, and never the prompt: the network is called
-with the null condition, so real clips need no captions.
+The discriminator is conditioned on tau, and on K if K is drawn from a set, but not on the prompt:
+the network is called with the null condition, so real clips need no captions.
 
-Shapes: B batch, N tokens or positions, W features of a tap. Logits are [B].
+Shapes: B batch, N tokens or positions, W channels of a tap. Logits are [B].
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ from .base import Tap
 from .pipeline import PipelineBackbone
 
 WIDTH = 256
+"""Hidden channels of a head."""
 FREQUENCIES = 4
+"""Number of sine and cosine pairs that encode tau, and K."""
 
 
 class Head(nn.Module):
-    """Features of one tap to a logit: two layers on every token, modulated by tau and K, and the
-    mean.
+    """Maps the features of one tap to a logit.
+
+    Two layers act on every token, modulated by tau and K; the logit is the mean over tokens.
+
+    Args:
+        features: W, channels of the tap.
+        width: hidden channels.
     """
 
     def __init__(self, features: int, width: int = WIDTH):
@@ -36,14 +43,18 @@ class Head(nn.Module):
         self.modulation, self.outer = nn.Linear(4 * FREQUENCIES, 2 * width), nn.Linear(width, 1)
 
     def forward(self, features: Tensor, levels: Tensor) -> Tensor:
-        """Return logits [B] of features [B, N, W] and levels [B, 4 * FREQUENCIES]."""
+        """Return logits [B] for features [B, N, W] and levels [B, 4 * FREQUENCIES]."""
         scale, shift = self.modulation(levels)[:, None].chunk(2, -1)
         return self.outer(silu(self.inner(self.norm(features)) * (1 + scale) + shift)).mean((1, 2))
 
 
 class Discriminator(nn.Module):
-    """A trunk of a network and a head on each of its taps; called like the network, with tau and K
-    besides.
+    """The kept half of a network with a head on each of its taps.
+
+    Args:
+        network: the trunk, see `Backbone.discriminator_trunk`.
+        taps: the blocks that give features.
+        seed: seed of the heads' initial weights.
     """
 
     def __init__(self, network: nn.Module, taps: list[Tap], *, seed: int):
@@ -53,14 +64,24 @@ class Discriminator(nn.Module):
             torch.manual_seed(seed)
             heads = nn.ModuleList(Head(tap.width) for tap in taps)
         self.heads = heads.to(next(network.parameters()).device)
-        self._features: dict[int, Tensor] | None = None  # of the call in progress
+        self._features: dict[int, Tensor] | None = None  # features of the current call
         for number, tap in enumerate(taps):
             tap.block.register_forward_hook(partial(self._keep, number, tap.index))
 
     def forward(
         self, *, tau: Tensor, steps: Tensor | None, return_dict: bool = False, **inputs
     ) -> tuple[Tensor]:
-        """Return (logits [B],) of tau and K, [B], and the network's own keyword arguments."""
+        """Return logits, averaged over the heads.
+
+        Args:
+            tau: times, [B].
+            steps: step counts K, [B]; None if K is not a condition.
+            return_dict: ignored.
+            inputs: keyword arguments of the network.
+
+        Returns:
+            A tuple of one tensor, the logits [B].
+        """
         self._features = {}
         self.network(**inputs, return_dict=False)
         features, self._features = self._features, None
@@ -74,22 +95,27 @@ class Discriminator(nn.Module):
         return (torch.stack(logits).mean(0),)
 
     def _keep(self, number: int, index: int, module: nn.Module, args: tuple, out) -> None:
-        # a block that is computed again for the backward pass has nobody waiting
+        # checkpointing runs blocks again in the backward pass: nothing to collect then
         if self._features is not None:
             self._features[number] = out[index] if isinstance(out, tuple) else out
 
 
 class NetworkDiscriminator:
-    """A Discriminator, or an engine around it, as objectives call it: (x_tau, tau, cond) -> logits
-    [B].
+    """A Discriminator (or an engine around it) as a function (x_tau, tau, cond) -> logits [B].
+
+    Args:
+        backbone: the family.
+        network: the Discriminator or its engine.
+        null: condition of the empty prompt, one row.
     """
 
     def __init__(self, backbone: PipelineBackbone, network, null: Cond):
         self.backbone, self.network, self.null = backbone, network, null
         self.evaluated = 0
-        """Samples that went through it so far."""
+        """Number of samples evaluated so far."""
 
     def __call__(self, x_tau: Tensor, tau: Tensor, cond: Cond) -> Tensor:
+        """Return logits [B] for x_tau [B, ...] at tau [B]; only K is read from `cond`."""
         self.evaluated += len(x_tau)
         return self.backbone.call(
             self.network, x_tau, tau, self.null.expand(len(x_tau)), tau=tau, steps=cond.get(STEPS)

@@ -1,4 +1,4 @@
-"""The dtype that settings name, and an autoencoder that keeps another."""
+"""Map dtype settings to torch, and let an autoencoder have a dtype of its own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+"""Value of `model.dtype` -> torch dtype."""
 
 
 CODING_PARTS = ("quant_conv", "post_quant_conv", "encoder", "decoder")
-"""What an autoencoder of diffusers calls first when it encodes or decodes."""
+"""Submodules that a diffusers autoencoder calls first when it encodes or decodes."""
 
 
 def accept_other_dtypes(vae: nn.Module) -> None:
-    """Let an autoencoder cast what it is given to its own dtype, in place: stock pipelines give
-    latents of the network's, which fails if it alone is kept in float32.
+    """Make an autoencoder cast its inputs to its own dtype, in place.
+
+    Stock pipelines pass latents in the network's dtype. Without the cast this fails if the
+    autoencoder alone is kept in float32.
     """
     for name in CODING_PARTS:
         part = getattr(vae, name, None)
@@ -38,5 +41,5 @@ def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def torch_dtype(config: ModelConfig) -> torch.dtype:
-    """Return the dtype of the frozen weights."""
+    """Return the torch dtype of the frozen weights."""
     return DTYPES[config.dtype]

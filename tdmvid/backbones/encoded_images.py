@@ -1,9 +1,9 @@
-"""Conditions of images: made and cached once, then given to a stock pipeline as they are.
+"""Pass cached image conditions to a stock pipeline.
 
 A stock image-to-video pipeline encodes its image in every call. With `EncodedImages` in place of
-its autoencoder it takes a cached condition instead, and the rest of its code runs as it is.
+its autoencoder it uses a cached condition instead; the rest of its code runs unchanged.
 
-Shapes: B batch; latents are [B, ...] in the autoencoder's layout.
+Shapes: B batch. Latents are [B, ...] in the autoencoder's layout.
 """
 
 from __future__ import annotations
@@ -25,29 +25,34 @@ if TYPE_CHECKING:
     from .base import Backbone
 
 IMAGES_PER_SHARD = 64
-"""The conditions of an image may be megabytes where those of a prompt are less than one."""
+"""Image conditions per cache file. One may take megabytes, a prompt's less than one."""
 
 
 class EncodedImages:
-    """Called like an autoencoder; returns given latents, whatever it is asked to encode."""
+    """A stand-in for an autoencoder that returns given latents, whatever it is asked to encode.
+
+    Args:
+        latents: [B, ...], one row per image of the call.
+        config: entries that the pipeline reads from the autoencoder's config.
+    """
 
     def __init__(self, latents: Tensor, **config: Any):
-        """Args:
-        latents: [B, ...], one row for each image of the call.
-        config: what the pipeline reads from the autoencoder's config.
-        """
+
         self.latents, self.config = latents, SimpleNamespace(**config)
         self.dtype, self._used = latents.dtype, 0
 
     def encode(self, images: Tensor) -> SimpleNamespace:
-        """Return the latents of the next rows: the pipeline encodes one by one, or all at once."""
+        """Return the next `len(images)` rows as `latents`.
+
+        A pipeline may encode its images one by one or all at once.
+        """
         rows = slice(self._used, self._used + len(images))
         self._used = rows.stop
         return SimpleNamespace(latents=self.latents[rows])
 
 
 def blank_images(batch: int, height: int, width: int, like: Tensor) -> Tensor:
-    """Return what stands for images that are encoded already: [B, 3, H, W] in [0, 1]."""
+    """Return placeholders for images that are encoded already, zeros [B, 3, H, W] like `like`."""
     return torch.zeros(batch, 3, height, width, device=like.device, dtype=like.dtype)
 
 
@@ -59,11 +64,13 @@ def embed_images(
     blank: bool = False,
     each: Callable[[], object] = lambda: None,
 ) -> None:
-    """Encode the images that a cache lacks, and release the autoencoder.
+    """Encode the images that the cache lacks, then release the autoencoder.
 
     Args:
-        files: digest of an image's content -> a file that has it.
-        blank: encode the blank image too.
+        cache: where conditions are kept, by the digest of an image.
+        files: digest of an image's content -> a file with that content.
+        backbone: encodes the images.
+        blank: also encode the blank image.
         each: called after each shard.
     """
 

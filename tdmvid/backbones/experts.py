@@ -1,7 +1,7 @@
-"""Two networks of one teacher, each for its own times: the experts of high and of low noise.
+"""Combine the two experts of a teacher, for high and for low noise, in one module.
 
-To the method they are one network. A call goes to one expert, by the time of its samples, so all
-samples of a call must lie on one side of the boundary.
+The rest of the project sees one network. Each call goes to one expert, selected by the time of its
+samples, so all samples of a call must lie on the same side of the boundary.
 """
 
 from __future__ import annotations
@@ -16,35 +16,39 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Split:
-    """At which time one expert takes over from the other, and what the pipeline calls them."""
+    """The boundary time between two experts, and their component names."""
 
     time: float
-    """In [0, 1]; calls at this time and above it are the first expert's."""
+    """In [0, 1]. The first expert handles calls at this time and above."""
     names: tuple[str, str] = ("transformer", "transformer_2")
-    """Components of the stock pipeline: of high noise, of low noise."""
+    """Components of the stock pipeline: high noise, low noise."""
 
     def choose(self, timestep: Tensor, scale: float) -> str:
-        """Return the expert of a call.
+        """Return the name of the expert for a call. Synchronises with the device.
 
         Args:
-            timestep: [B], as the network counts it; the host waits for it.
+            timestep: [B], in the network's units.
             scale: the timestep of t = 1.
         """
         above = timestep >= self.time * scale
         every, some = torch.stack([above.all(), above.any()]).tolist()
-        assert every == some, f"a call on both sides of the boundary {self.time}"
+        assert every == some, f"the samples of a call lie on both sides of t = {self.time}"
         return self.names[0 if every else 1]
 
 
 class HostMemory:
-    """The frozen weights of both experts in host memory, and those of one on the device, too.
+    """Keeps the frozen weights of both experts in host memory, and one expert's also on the device.
 
-    They do not change, so an expert leaves the device without a copy. Module trees over the same
-    parameters share it.
+    The weights do not change, so an expert leaves the device without a copy back. Deep copies share
+    this object.
+
+    Args:
+        experts: both experts, in host memory.
+        device: where calls are computed.
     """
 
     def __init__(self, experts: Experts, device: torch.device):
-        """Take the weights as they are now, in host memory, and bring the first expert's."""
+
         self.device, self.here, self.moves = device, "", 0
         self.held = {
             name: [(p, _pinned(p.data)) for p in network.parameters()]
@@ -60,7 +64,7 @@ class HostMemory:
         return self
 
     def bring(self, name: str) -> None:
-        """Put an expert's weights on the device, in the place of the other's."""
+        """Move an expert's weights to the device and drop the other expert's."""
         if name == self.here:
             return
         for parameter, host in (each for held in self.held.values() for each in held):
@@ -72,7 +76,7 @@ class HostMemory:
 
 @dataclass(frozen=True)
 class Bring:
-    """A hook before an expert's call."""
+    """A forward pre-hook that moves an expert to the device."""
 
     host: HostMemory
     name: str
@@ -82,12 +86,18 @@ class Bring:
 
 
 def _pinned(x: Tensor) -> Tensor:
-    """The tensor in host memory, where a GPU can read it while it computes."""
+    """Return the tensor in host memory, pinned if there is a GPU."""
     return x.cpu().pin_memory() if torch.cuda.is_available() else x.cpu()
 
 
 class Experts(nn.Module):
-    """Both networks as one module, which calls that of its `timestep`."""
+    """Both experts as one module. A call goes to the expert selected by its `timestep`.
+
+    Args:
+        networks: the experts by component name, in the order of `split.names`.
+        split: the boundary.
+        scale: the timestep of t = 1.
+    """
 
     def __init__(self, networks: Mapping[str, nn.Module], split: Split, scale: float = 1000.0):
         super().__init__()
@@ -98,11 +108,11 @@ class Experts(nn.Module):
             self.add_module(name, network)
 
     def keep_idle_in_host_memory(self, device: torch.device) -> None:
-        """Hold on the device only the expert that is called; both lie in host memory now."""
+        """Hold only the called expert on `device`. Both must be in host memory at this point."""
         self.host = HostMemory(self, device)
 
     def place_trained(self) -> None:
-        """Put what is trained on the device, of which both experts' stays there."""
+        """Move trainable parameters of both experts to the device, where they stay."""
         if self.host:
             for parameter in self.parameters():
                 if parameter.requires_grad:
@@ -110,34 +120,43 @@ class Experts(nn.Module):
 
     @property
     def networks(self) -> dict[str, Any]:
-        """The experts by the names of the pipeline's components."""
+        """The experts by component name."""
         return {name: self.get_submodule(name) for name in self.split.names}
 
     @property
     def config(self) -> Any:
-        """What both networks' configs say of their inputs."""
+        """The first expert's config, which describes the inputs of both."""
         return self.networks[self.split.names[0]].config
 
     def choose(self, timestep: Tensor) -> str:
-        """Return the name of the expert of a call, see `Split.choose`."""
+        """Return the name of the expert for a call with `timestep` [B]."""
         return self.split.choose(timestep, self.scale)
 
     def forward(self, *, timestep: Tensor, **inputs: Any) -> Any:
+        """Call the expert selected by `timestep` [B]."""
         return self.networks[self.choose(timestep)](timestep=timestep, **inputs)
 
     def enable_gradient_checkpointing(self, *how: Any) -> None:
-        """Compute the blocks of both experts again for the backward pass."""
+        """Enable gradient checkpointing in both experts."""
         for network in self.networks.values():
             network.enable_gradient_checkpointing(*how)
 
 
 def experts_of(network: Any) -> list[Any]:
-    """Return the networks of which a call goes through one: both experts, or the network itself."""
+    """Return both experts of an `Experts` module, or a list with the network itself."""
     return list(network.networks.values()) if isinstance(network, Experts) else [network]
 
 
 def split_names(tensors: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return tensors of a pair by expert, under their names in its own network."""
+    """Group the tensors of a pair by expert, with names as in the expert's own network.
+
+    Args:
+        tensors: tensors named `<expert>.<name>`.
+        names: the experts.
+
+    Returns:
+        Expert -> name -> tensor.
+    """
     return {
         name: {
             key.removeprefix(f"{name}."): tensor

@@ -1,6 +1,9 @@
-"""What the rectified-flow families share: networks that predict the velocity eps - x0, told 1000 t.
+"""Shared code of the rectified-flow families: networks that predict the velocity eps - x0.
 
-t is continuous: nothing is rounded to an entry of a table, neither in training nor at sampling.
+The network's timestep is 1000 t. t is continuous: it is not rounded to entries of a table, neither
+in training nor in sampling.
+
+Shapes: B batch, K steps.
 """
 
 from __future__ import annotations
@@ -19,43 +22,55 @@ from .scheduler import TrajectoryScheduler
 from .spec import FamilySpec
 
 EXACT = 2e-6
-"""Largest difference between a scheduler's sigma and the grid's time: a few roundings of float32.
-"""
+"""Allowed difference of a scheduler's sigma from the grid's time: a few float32 roundings."""
 
 
 class FlowSpec(FamilySpec):
-    """A family whose scheduler is one of a rectified flow."""
+    """Describes a family with a rectified-flow scheduler."""
 
     def read_process(self, folder: Path) -> RectifiedFlow:
+        """Return the process, with the scheduler's number of training timesteps.
+
+        Raises:
+            ValueError: the scheduler is not for a flow.
+        """
         config = FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
         name, predicted = config["_class_name"], config.get("prediction_type")
         if not name.startswith("FlowMatch") and predicted != "flow_prediction":
             raise ValueError(
-                f"{folder}: {name} is for networks that predict {predicted!r}: this family needs a"
-                " scheduler of a flow"
+                f"{folder}: {name} is for networks that predict {predicted!r}; this family needs a"
+                " flow-matching scheduler (FlowMatch..., or prediction_type='flow_prediction')"
             )
         return RectifiedFlow(float(config.get("num_train_timesteps", 1000)))
 
 
 class FlowBackbone(PipelineBackbone):
-    """A teacher of a rectified flow, whichever flow scheduler its folder names."""
+    """Backbone of a rectified-flow teacher, whichever flow scheduler its folder names."""
 
     process: RectifiedFlow
 
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """Return x0 = x_t - t v, [B, ...] float32."""
         return self.process.x0_from_velocity(x_t, out, t)
 
     def student_scheduler(self, grid: TimeGrid) -> SchedulerMixin:
+        """Return diffusers' Euler scheduler or a TrajectoryScheduler over `grid`."""
         return flow_scheduler_for(grid, self.process)
 
 
 def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin:
-    """Return diffusers' Euler scheduler if two of its settings give exactly this grid in K steps.
+    """Return a scheduler that steps over exactly this grid.
 
-    Else return a TrajectoryScheduler.
+    Settings shipped with teachers do not fit a student: the K sigmas go from 1 down to nearly 0
+    (0.009 for K = 4 and shift 3), so that the last of few steps does nothing.
 
-    As teachers ship it, its K sigmas go from 1 down to nearly 0 (0.009 for K = 4 and shift 3), so
-    that the last of few steps does nothing: a student's grid needs settings of its own.
+    Args:
+        grid: the student's times.
+        process: gives the timestep of t = 1.
+
+    Returns:
+        diffusers' Euler scheduler if two of its settings reproduce the grid in K steps, else a
+        TrajectoryScheduler.
     """
     count, wanted = int(process.scale), torch.tensor([*grid.descending(), 0.0])
     settings = euler_settings(grid, count)
@@ -68,15 +83,20 @@ def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin
 
 
 def euler_settings(grid: TimeGrid, count: int) -> dict[str, float] | None:
-    """Return `shift` and `shift_terminal` that put the first, second and last sigma on the grid.
+    """Compute `shift` and `shift_terminal` of diffusers' Euler scheduler for a grid.
 
-    None if there are none.
-
-    The scheduler spaces K values l_j = 1 - h j evenly, the last being its smallest sigma, shifts
-    each to a l / (1 + (a - 1) l), and stretches the distances from 1 so that the last becomes
-    shift_terminal: 1 - sigma_j = c h j / (a - (a - 1) h j) with any c. A shifted grid is of this
-    form too, with other a and h, so three of its points fix it: with w = 1 - 1 / a and F = (1 -
+    The scheduler spaces K values l_j = 1 - h j evenly; the last is its smallest sigma. It shifts
+    each to a l / (1 + (a - 1) l) and stretches the distances from 1 so that the last becomes
+    shift_terminal: 1 - sigma_j = c h j / (a - (a - 1) h j) with any c. A shifted grid has this form
+    too, with other a and h, so three of its points determine it: with w = 1 - 1 / a and F = (1 -
     sigma_{K-1}) / (1 - sigma_1), h w = (F / (K - 1) - 1) / (F - 1).
+
+    Args:
+        grid: the student's times.
+        count: number of training timesteps.
+
+    Returns:
+        Settings that put the first, second and last sigma on the grid; None if there are none.
     """
     times, last = grid.descending(), grid.steps - 1
     if times[0] != 1:
@@ -84,8 +104,8 @@ def euler_settings(grid: TimeGrid, count: int) -> dict[str, float] | None:
     if last < 2:
         return {"shift": 1.0} | ({"shift_terminal": times[-1]} if last else {})
     ratio = (1 - times[-1]) / (1 - times[1])
-    # h = (1 - least) / ((K - 1) (1 + (a - 1) least)), as the smallest sigma is shifted as well: a
-    # solves a quadratic.
+    # The smallest sigma is shifted too: h = (1 - least) / ((K - 1) (1 + (a - 1) least)), so a
+    # solves a quadratic equation.
     least, slope = 1 / count, (last - ratio) / (1 - ratio)
     middle = 1 - slope
     square = middle**2 - 4 * slope * least / (1 - least)

@@ -1,8 +1,8 @@
-"""What surrounds the matrix products of a transformer, with fewer passes over its activations.
+"""Elementwise operations of a transformer with fewer passes over its activations.
 
-Every function computes what the library's lines compute, to rounding: a kernel reads and writes
-the activations' dtype and computes in float32 inside. Under torch.compile the same expressions are
-fused by the compiler.
+Every function computes what diffusers' code computes, up to rounding. A kernel reads and writes the
+activations' dtype and computes in float32 internally. Under torch.compile the plain expressions are
+used and the compiler fuses them.
 
 Shapes: B batch, L tokens, H heads, D channels of a head or of a token.
 """
@@ -19,7 +19,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def as_class(kind: type[Module], module: nn.Module) -> Module:
-    """Return a module of class `kind` with the parameters, children and settings of `module`."""
+    """Return a module of class `kind` that shares parameters, children and settings of `module`."""
     made = kind.__new__(kind)
     made.__dict__ |= {
         name: copy.copy(value) if isinstance(value, dict) else value
@@ -29,7 +29,15 @@ def as_class(kind: type[Module], module: nn.Module) -> Module:
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return x (1 + scale) + shift in the dtype of x; scale and shift [B or 1, 1, D]."""
+    """Return x (1 + scale) + shift.
+
+    Args:
+        x: [B, L, D].
+        scale, shift: [B, 1, D] or [1, 1, D], any floating-point dtype.
+
+    Returns:
+        [B, L, D] in the dtype of x.
+    """
     if torch.compiler.is_compiling():
         return (x * (1 + scale) + shift).to(x.dtype)
     out: Tensor = _MultiplyAdd.apply(shift, x, 1 + scale, x.dtype)
@@ -37,7 +45,15 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-    """Return x + gate * update in the dtype of x; gate [B or 1, 1, D]."""
+    """Return x + gate * update.
+
+    Args:
+        x, update: [B, L, D].
+        gate: [B, 1, D] or [1, 1, D], any floating-point dtype.
+
+    Returns:
+        [B, L, D] in the dtype of x.
+    """
     if torch.compiler.is_compiling():
         return (x + gate * update).to(x.dtype)
     out: Tensor = _MultiplyAdd.apply(x, update, gate, x.dtype)
@@ -45,7 +61,7 @@ def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
 
 
 class _MultiplyAdd(torch.autograd.Function):
-    """base + x factor, in one pass whatever the dtypes."""
+    """base + x * factor in one pass, for any combination of dtypes."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,12 +84,15 @@ class _MultiplyAdd(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, text: int = 0) -> Tensor:
-    """Turn each pair of neighbouring channels of x [B, L, H, D] by its token's angle.
+    """Rotate each pair of neighbouring channels by its token's angle (rotary embedding).
 
     Args:
-        x: queries or keys.
-        cos, sin: [L - text, D], each value twice, as diffusers makes them.
-        text: so many tokens at the beginning have no position.
+        x: queries or keys, [B, L, H, D].
+        cos, sin: [L - text, D], each value repeated for its pair of channels, as in diffusers.
+        text: number of leading tokens that are not rotated.
+
+    Returns:
+        [B, L, H, D] in the dtype of x.
     """
     if torch.compiler.is_compiling():
         return torch.cat([x[:, :text], _turn(x[:, text:], cos[:, None], sin[:, None])], 1)
@@ -87,7 +106,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """The rotation; its gradient is turned back."""
+    """Rotary embedding; the gradient is rotated by the opposite angle."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, text: int) -> Tensor:
@@ -102,7 +121,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, text: int) -> Tensor:
-    """Three passes in the dtype of x: pairs swapped, x cos, and swapped sin added to it."""
+    """Rotate in three passes: swap pairs, multiply x by cos, add the swapped pairs times sin."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if text:
         out[:, :text] = x[:, :text]

@@ -1,4 +1,4 @@
-"""The exact score of a mixture of Gaussians: the backbone of the tests.
+"""Exact scores of Gaussian mixtures, and small networks: the model family of the tests.
 
 Shapes: B batch, M modes, D dimensions.
 """
@@ -15,14 +15,20 @@ from ..diffusion.process import Process
 
 
 class Mixture:
-    """An isotropic mixture: means [M, D], weights [M], one standard deviation for all modes."""
+    """An isotropic Gaussian mixture.
+
+    Args:
+        means: [M, D].
+        weights: [M], positive; normalised here.
+        std: standard deviation of every mode.
+    """
 
     def __init__(self, means: Tensor, weights: Tensor, std: float):
         self.means, self.weights, self.std = means, weights / weights.sum(), std
 
     @classmethod
     def circle(cls) -> Mixture:
-        """Return eight unequal modes (1 2 3 4 4 3 2 1) on a circle of radius 1.5, std 0.12."""
+        """Return eight modes on a circle of radius 1.5, weights 1 2 3 4 4 3 2 1, std 0.12."""
         angle = torch.arange(8) * (2 * math.pi / 8)
         return cls(
             1.5 * torch.stack([angle.cos(), angle.sin()], 1),
@@ -32,7 +38,7 @@ class Mixture:
 
     @classmethod
     def grid(cls) -> Mixture:
-        """Return 25 modes on a square of side 3, weights 1 to 16 in every line, std 0.08."""
+        """Return 25 modes on a square of side 3, weights 1 to 16 in every row, std 0.08."""
         row, column = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
         means = 0.75 * torch.stack([column, row], -1).flatten(0, 1).float() - 1.5
         return cls(means, 2.0 ** ((row + 2 * column) % 5).flatten(), 0.08)
@@ -46,12 +52,13 @@ class Mixture:
 
 
 class ExactDenoiser:
-    """E[x0 | x_t] of a mixture: the perfect teacher, at every alpha from 0 to 1."""
+    """E[x0 | x_t] of a mixture: a perfect teacher, for every alpha from 0 to 1."""
 
     def __init__(self, mixture: Mixture, process: Process):
         self.mixture, self.process = mixture, process
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return E[x0 | x_t], [B, D], for x_t [B, D] at times t [B]; `cond` is not used."""
         mix = self.mixture
         alpha, sigma = (a[:, None] for a in self.process.alpha_sigma(t))
         variance = (alpha * mix.std).square() + sigma.square()  # [B, 1]
@@ -62,7 +69,7 @@ class ExactDenoiser:
 
 
 def _zero_at_first(width: int) -> nn.Sequential:
-    """Return the part of a VelocityNetwork that reads K; its output is zero until it is trained."""
+    """Return the layers that read K; their output is zero at initialisation."""
     layers = nn.Sequential(nn.Linear(8, width), nn.ReLU(), last := nn.Linear(width, width))
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -72,9 +79,15 @@ def _zero_at_first(width: int) -> nn.Sequential:
 class VelocityNetwork(nn.Module):
     """A multilayer perceptron that predicts v; x0 = alpha x_t - sigma v for either process.
 
-    It sees sines and cosines of x_t too: modes ten times narrower than the data ask for a steep
-    function, and without them its score has several times the error. With `conditioned_on_steps`
-    it has a condition on K, at zero until it is trained.
+    Its inputs include sines and cosines of x_t: the modes are ten times narrower than the data, and
+    without these inputs the error of the score is several times larger.
+
+    Args:
+        process: gives alpha and sigma.
+        dim: D.
+        width: hidden channels.
+        seed: seed of the initial weights.
+        conditioned_on_steps: whether to add layers that read K, with zero output at first.
     """
 
     ripples: Tensor
@@ -109,6 +122,7 @@ class VelocityNetwork(nn.Module):
             self.steps = _zero_at_first(width) if conditioned_on_steps else None
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return x0, [B, D], for x_t [B, D] at times t [B]; K is read from `cond` if given."""
         alpha, sigma = self.process.levels(t, x_t)
         phase = (x_t[..., None] * self.ripples).flatten(1)
         hidden = self.layers[0](torch.cat([x_t, phase.sin(), phase.cos(), self._waves(t)], 1))
@@ -122,8 +136,12 @@ class VelocityNetwork(nn.Module):
 
 
 class Critic(nn.Module):
-    """A multilayer perceptron that tells laws of x_t apart, told t and, if the conditioning has it,
-    K: logits [B].
+    """A multilayer perceptron that discriminates between distributions of x_t.
+
+    Args:
+        dim: D.
+        width: hidden channels.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, *, dim: int = 2, width: int = 128, seed: int = 0):
@@ -139,6 +157,7 @@ class Critic(nn.Module):
             )
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return logits [B] for x_t [B, D] at times t [B], given K if `cond` has it."""
         level = step_level(cond[STEPS]) if STEPS in cond else torch.zeros_like(t)
         return self.layers(torch.cat([x_t, t[:, None], level[:, None]], 1))[:, 0]
 
@@ -151,8 +170,14 @@ def fit_to_teacher(
     batch: int = 512,
     lr: float = 5e-3,
 ) -> None:
-    """Regress the network's v on the exact denoiser's, so that it starts as a pretrained model
-    does.
+    """Regress the network's v on the exact denoiser's, so that it starts as a pretrained model.
+
+    Args:
+        network: trained in place.
+        teacher: the target.
+        steps: number of Adam steps.
+        batch: samples per step.
+        lr: initial learning rate, decayed linearly to 0.
     """
     generator, process = torch.Generator().manual_seed(1), teacher.process
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
@@ -170,7 +195,16 @@ def fit_to_teacher(
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int = 0) -> float:
-    """Return the sliced 2-Wasserstein distance of two sample sets [N, D] of equal size."""
+    """Compute the sliced 2-Wasserstein distance of two sample sets of equal size.
+
+    Args:
+        a, b: samples, [N, D].
+        directions: number of random projections.
+        seed: seed of the projections.
+
+    Returns:
+        The root mean square distance over directions and samples.
+    """
     axis = torch.randn(a.shape[1], directions, generator=torch.Generator().manual_seed(seed))
     axis = axis / axis.norm(dim=0)
     return ((a @ axis).sort(0).values - (b @ axis).sort(0).values).square().mean().sqrt().item()

@@ -1,7 +1,7 @@
-"""What families of images share: sizes, and latents that an AutoencoderKL decodes.
+"""Shared code of the image families: sizes, and latents that an AutoencoderKL decodes.
 
 Shapes: B batch, C channels, H W latent size. A latent sample is [C, H, W]; decoded images are
-videos of one frame.
+videos of one frame, [B, 3, 1, H, W].
 """
 
 from __future__ import annotations
@@ -21,36 +21,40 @@ from .stock import StockPipeline
 
 
 class ImageSpec(FamilySpec):
-    """A family of images, whose autoencoder is an AutoencoderKL."""
+    """Describes an image family with an AutoencoderKL."""
 
     vae_class = AutoencoderKL
 
     def vae_latents(
         self, network: ModelMixin, folder: Path, size: ClipSize
     ) -> tuple[int, int, int]:
+        """Return [C, H, W] of one sample."""
         return image_latents(network, folder, size)
 
     def vae_tile(self, vae: AutoencoderKL) -> tuple[int, int]:
+        """Return height and width of a tile of latents."""
         side = vae.tile_latent_min_size, vae.tile_sample_min_size, vae.tile_overlap_factor
         return check_tiles(side, side)
 
 
 class ImageStock(StockPipeline):
-    """A stock pipeline of images."""
+    """The stock pipeline of an image family."""
 
     output = "images"
 
     def arguments(self) -> dict[str, Any]:
+        """Return height and width of the stock call."""
         size = self.backbone.size
         return {"height": size.height, "width": size.width}
 
     def set_scales(self, pipeline: Any) -> None:
+        """Set the autoencoder's compression on a pipeline without one."""
         height = self.backbone.latent_shape()[1]
         pipeline.vae_scale_factor = self.backbone.size.height // height
 
 
 class Images(PipelineBackbone):
-    """A teacher of images; mixed with the backbone of its process."""
+    """Backbone of an image teacher. Combined with the backbone class of its process."""
 
     stock_class = ImageStock
 
@@ -61,10 +65,12 @@ class Images(PipelineBackbone):
         self._shape = image_latents(self.network, folder, size)
 
     def latent_shape(self) -> tuple[int, ...]:
+        """Return [C, H, W]."""
         return self._shape
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        """Decode [B, C, H, W] to videos of one frame, [B, 3, 1, H, W] in [-1, 1], one at a time."""
         config = self.vae.config
         latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(
             self.vae.dtype
@@ -75,6 +81,7 @@ class Images(PipelineBackbone):
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
+        """Encode videos of one frame, [B, 3, 1, H, W] in [-1, 1], to latents [B, C, H, W]."""
         config, images = self.vae.config, videos[:, :, 0].to(self.device, self.vae.dtype)
         mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in images.split(1)])
         return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(
@@ -83,10 +90,15 @@ class Images(PipelineBackbone):
 
 
 def image_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[int, int, int]:
-    """Return the shape of one sample, [C, H, W].
+    """Compute the latent shape of one image, [C, H, W].
+
+    Args:
+        network: the family's network, on any device.
+        folder: the pipeline folder, whose autoencoder config gives the compression.
+        size: height and width in pixels; `frames` must be 1.
 
     Raises:
-        ValueError: `size` breaks a rule, which the message names.
+        ValueError: the model cannot generate `size`; the message names the rule.
     """
     if size.frames != 1:
         raise ValueError(

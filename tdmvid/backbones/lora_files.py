@@ -1,6 +1,6 @@
-"""A family's own LoRA files, in the layout that stock diffusers loads: their names and their code.
+"""Names and loading code of a family's LoRA files, in the layout that stock diffusers loads.
 
-Files of any layout are read by adapters/read.py.
+LoRA files in any other layout are read by adapters/read.py.
 """
 
 from __future__ import annotations
@@ -19,37 +19,38 @@ from ..data.files import sort_metadata
 from .experts import Split
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The file of every family whose pipeline has a LoRA loader."""
+"""File name for every family whose pipeline has a LoRA loader."""
 SECOND_FILE = "pytorch_lora_weights_2.safetensors"
-"""Beside it, of a second expert."""
+"""File name of the second expert's LoRA, in the same folder."""
 
 
 @dataclass(frozen=True)
 class LoraFiles:
-    """A LoRA of a pipeline class: its file, its keys, and the code that loads it."""
+    """The LoRA files of a pipeline class: file name, key prefix, and the code that loads them."""
 
     pipeline_class: str
     part: str = "transformer"
-    """The component of the pipeline that the LoRA adapts."""
+    """Component of the pipeline that the LoRA adapts."""
     prefix: str = "transformer"
-    """What the keys begin with."""
+    """Prefix of the keys."""
     file: str = LORA_FILE
     load_code: str = 'pipe.load_lora_weights("path/to/this/folder")'
-    """How a user gives the stock pipeline `pipe` a LoRA."""
+    """Python code that loads the LoRA into the stock pipeline `pipe`."""
     load_imports: tuple[str, ...] = ()
-    """What has to be imported for `load_code`."""
+    """Imports that `load_code` needs."""
     second: str = ""
-    """The component that it adapts where that is the second of two experts; its keys name the
-    first, as the stock loader wants them.
+    """Component that the LoRA adapts if it is the second of two experts, else empty.
+
+    The file's keys name the first expert nevertheless, as the stock loader requires.
     """
 
     @property
     def component(self) -> str:
-        """The component of the pipeline that the LoRA adapts."""
+        """Component of the pipeline that the LoRA adapts, second experts included."""
         return self.second or self.part
 
     def of_experts(self, names: tuple[str, ...]) -> dict[str, LoraFiles]:
-        """Return the files of a pair's LoRAs, by the components that they adapt."""
+        """Return the LoRA files of a pair of experts, by component name."""
         first, second = names
         file = SECOND_FILE
         code = (
@@ -59,17 +60,18 @@ class LoraFiles:
         return {first: self, second: replace(self, second=second, file=file, load_code=code)}
 
     def of_pipeline(self, pipeline: Any) -> list[LoraFiles]:
-        """Return the files of the LoRAs of a stock pipeline, one for each of its experts."""
+        """Return the LoRA files of a stock pipeline, one for each expert that it has."""
         if getattr(pipeline, Split.names[1], None) is None:
             return [self]
         return list(self.of_experts(Split.names).values())
 
     def save(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
-        """Write a LoRA to `folder`.
+        """Write a LoRA to `folder`, as the family's own loader reads it.
 
         Args:
+            folder: created if missing.
             layers: tensors by peft's names.
-            config: peft's settings, so that users know the scale.
+            config: peft's settings; they are written too, because they define the scale.
         """
         metadata = {
             key: sorted(value) if isinstance(value, set) else value
@@ -86,10 +88,12 @@ class LoraFiles:
         sort_metadata(folder / self.file)
 
     def add(self, pipeline: Any, folder: Path, name: str | None = None) -> None:
-        """Give the stock pipeline a LoRA that fits, as `load_code` tells users to.
+        """Load a LoRA into the stock pipeline, as `load_code` does.
 
         Args:
-            name: of the adapter, where there are several.
+            pipeline: a stock pipeline of `pipeline_class`.
+            folder: holds the LoRA file.
+            name: name of the adapter, if there are several.
         """
         options: dict[str, Any] = {"adapter_name": name} if name else {}
         if self.second:
@@ -97,15 +101,19 @@ class LoraFiles:
         pipeline.load_lora_weights(folder, **options)
 
     def use(self, pipeline: Any, scales: Mapping[str, float]) -> None:
-        """Switch on adapters that were added by their names, each at its scale."""
+        """Activate adapters that were added by name.
+
+        Args:
+            pipeline: a stock pipeline with these adapters.
+            scales: name -> scale.
+        """
         pipeline.set_adapters(list(scales), list(scales.values()))
 
     def stack_code(self, adapters: Sequence[tuple[str, float]]) -> list[str]:
-        """Return the lines that give the stock pipeline `pipe` LoRAs and, last, a student beside
-        them.
+        """Return lines of Python that load several LoRAs and a student into `pipe`.
 
         Args:
-            adapters: folder and scale of each.
+            adapters: folder and scale of each LoRA, without the student.
         """
         names = [f"adapter_{i}" for i in range(len(adapters))]
         return [

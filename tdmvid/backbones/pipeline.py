@@ -1,7 +1,9 @@
-"""What all families share whose teacher is a diffusers pipeline folder.
+"""Shared code of all families with a diffusers pipeline folder.
 
-A family adds how its network is called (`inputs`), what its prediction means (`clean`), how
-prompts become conditions, and the sizes it can generate.
+A family adds the network's arguments (`inputs`), the conversion of its prediction to x0 (`clean`),
+the encoding of prompts, and the sizes that it can generate.
+
+Shapes: B batch. Latents are [B, ...].
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .weight_files import load_whole, weights_variant
 
 
 class PipelineBackbone(Backbone):
-    """A teacher in a pipeline folder; its Cond has the names of the pipeline's arguments."""
+    """Backbone of a pipeline folder. Conditions are named as the pipeline's arguments."""
 
     stock_class: ClassVar[type[StockPipeline]]
 
@@ -40,37 +42,61 @@ class PipelineBackbone(Backbone):
         self.network = self.fresh_network()
         self._text: Any = None
         self._vae: Any = None
-        if config.tiling:  # what a picture would need is refused before there is one
+        if config.tiling:  # check the tiles now rather than at the first decoding
             with torch.device("meta"):
                 self.spec.empty_vae(self.network, folder, config, size)
 
     @property
     def stock(self) -> StockPipeline:
+        """The stock pipeline, built anew at each access."""
         return self.stock_class(self)
 
     @abstractmethod
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
-        """Return keyword arguments of a network call; x_t and cond have the network's dtype."""
+        """Return the keyword arguments of a network call.
+
+        Args:
+            x_t: noisy latents [B, ...] in the network's dtype.
+            t: times, [B].
+            cond: conditions in the network's dtype.
+        """
 
     @abstractmethod
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
-        """Return x0 of what the network predicted, both float32 [B, ...]."""
+        """Convert a network's output to x0.
+
+        Args:
+            x_t: noisy latents, [B, ...] float32.
+            out: the network's output, [B, ...] float32.
+            t: times, [B].
+
+        Returns:
+            x0, [B, ...] float32.
+        """
 
     def predict_x0(self, network: Any, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Call a network at x_t [B, ...] and t [B] and return x0, [B, ...] float32."""
         return self.clean(x_t, self.call(network, x_t, t, cond), t)
 
     def call(self, network: Any, x_t: Tensor, t: Tensor, cond: Cond, **more: Any) -> Tensor:
-        """Return the first output of a network, or of what is called like it, float32.
+        """Call a network and return its first output as float32.
 
         Args:
-            x_t, t: [B, ...] and [B].
+            network: a network of the family, or an object with the same call signature.
+            x_t: noisy latents, [B, ...].
+            t: times, [B].
+            cond: conditions of the samples.
             more: further keyword arguments of the network.
+
+        Returns:
+            The first output, [B, ...] for a denoising network.
         """
         dtype = torch_dtype(self.config)
         inputs = self.inputs(x_t.to(dtype), t, self.cast(cond))
         return network(**inputs, **more, return_dict=False)[0].float()
 
     def fresh_network(self) -> nn.Module:
+        """Load the network, frozen and unsharded; with `idle_expert="host"` to host memory."""
         idle_in_host_memory = self.config.idle_expert == "host"
         place = torch.device("cpu") if idle_in_host_memory else self.device
 
@@ -84,7 +110,7 @@ class PipelineBackbone(Backbone):
         return network
 
     def cast(self, cond: Cond) -> Cond:
-        """Return conditions in the network's dtype; integers and masks stay as they are."""
+        """Return conditions in the network's dtype. Integers and masks keep theirs."""
         return Cond(
             {
                 name: x.to(torch_dtype(self.config)) if x.is_floating_point() else x
@@ -101,7 +127,7 @@ class PipelineBackbone(Backbone):
         place: torch.device | None = None,
     ) -> Any:
         folder = self.folder / name
-        # straight to the device: on the host is never more than one file of the weights
+        # load straight to the device: host memory then holds one weight file at a time
         with reading(folder, advice=AGAIN):
             return load_whole(
                 kind,
@@ -113,7 +139,7 @@ class PipelineBackbone(Backbone):
 
     @property
     def text(self) -> Any:
-        """The stock pipeline with nothing but its text encoders, loaded on first use."""
+        """The stock pipeline with only its text encoders, loaded on first use."""
         if self._text is None:
             self._text = self.stock.load(*self.spec.components(self.folder), "vae")
         return self._text
@@ -131,24 +157,28 @@ class PipelineBackbone(Backbone):
         return self._vae
 
     def release_text(self) -> None:
+        """Free the memory of the text encoders."""
         self._text = None
 
     def release_vae(self) -> None:
+        """Free the memory of the autoencoder."""
         self._vae = None
 
     @abstractmethod
     def text_limit(self) -> tuple[str, int]:
-        """Return the folder of the tokenizer whose limit counts, and how many tokens are read."""
+        """Return the folder of the tokenizer that limits prompts, and the maximal token count."""
 
     def find_cut_prompts(self, prompts: Sequence[str]) -> CutPrompts:
+        """Return which prompts exceed the limit of `text_limit`."""
         part, limit = self.text_limit()
         return find_cut_prompts(self.folder / part, limit, prompts)
 
     def text_settings(self) -> tuple[str, ...]:
-        """Return settings that change what prompts are encoded to."""
+        """Return settings that change the embeddings of prompts."""
         return ()
 
     def text_fingerprint(self) -> str:
+        """Return a digest of the text encoders' files, dtype and `text_settings`."""
         folders = [
             self.folder / part for part in self.spec.text_parts if (self.folder / part).is_dir()
         ]
@@ -156,13 +186,15 @@ class PipelineBackbone(Backbone):
         return file_fingerprint(files, self.config.dtype, *self.text_settings())
 
     def video_fingerprint(self) -> str:
+        """Return a digest of the autoencoder's files and the clip size."""
         return self._fingerprint_of("vae")
 
     def image_fingerprint(self) -> str:
+        """Return a digest of the image encoders' and the autoencoder's files and the clip size."""
         return self._fingerprint_of("vae", *self.spec.image_parts)
 
     def _fingerprint_of(self, *parts: str) -> str:
-        """Identify components of the folder and the size of a clip."""
+        """Return a digest of components of the folder and the clip size."""
         folders = [self.folder / part for part in parts if (self.folder / part).is_dir()]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         tiled = ["tiled"] if self.config.tiling else []

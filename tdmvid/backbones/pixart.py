@@ -1,5 +1,6 @@
-"""PixArt-alpha, 256 to 1024 pixels: a transformer conditioned on T5, which predicts noise and
-variance.
+"""PixArt-alpha, 256 to 1024 pixels: a transformer with T5 text conditioning.
+
+It predicts the noise and, in further channels, its variance.
 
 Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
 """
@@ -28,20 +29,22 @@ from .registry import register
 from .spec import Tokens
 from .vp import VPBackbone, VPSpec
 
-TEXT_LENGTH = 120  # of every PixArt-alpha, and the pipeline's default
+TEXT_LENGTH = 120  # used by every PixArt-alpha, and the pipeline's default
 
 
 class PixArtSpec(ImageSpec, VPSpec):
-    """A PixArt-alpha pipeline folder, from its configs."""
+    """Describes a PixArt-alpha pipeline folder from its configs."""
 
     network_class = PixArtTransformer2DModel
 
     def tokens(self, network: PixArtTransformer2DModel, folder: Path, size: ClipSize) -> Tokens:
+        """Return the image tokens of one sample; text is cross-attended."""
         net, (_, height, width) = network.config, image_latents(network, folder, size)
         count = (height // net.patch_size) * (width // net.patch_size)
         return Tokens.of_transformer(count, net)
 
     def blocks(self, network: PixArtTransformer2DModel) -> list[nn.Module]:
+        """Return the transformer blocks."""
         return list(network.transformer_blocks)
 
     def example(
@@ -52,6 +55,7 @@ class PixArtSpec(ImageSpec, VPSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
+        """Return the arguments of one call; `hidden_states` are [B, C, H, W]."""
         x_t = torch.empty(batch, *image_latents(network, folder, size), dtype=dtype)
         return {
             "hidden_states": x_t,
@@ -68,8 +72,8 @@ class PixArtStock(ImageStock):
     """The stock PixArt-alpha pipeline."""
 
     def arguments(self) -> dict[str, Any]:
-        # Captions are cleaned only where optional packages are installed, and binning changes the
-        # size.
+        """Return the size and text arguments of the stock call."""
+        # Caption cleaning depends on optional packages. Resolution binning changes the size.
         return super().arguments() | {
             "use_resolution_binning": False,
             "clean_caption": False,
@@ -78,29 +82,32 @@ class PixArtStock(ImageStock):
 
 
 class PeftFolder(LoraFiles):
-    """A LoRA as a folder of peft's: the family's pipeline has no LoRA loader of its own."""
+    """LoRA files in peft's own format, because the family's pipeline has no LoRA loader."""
 
     def save(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
+        """Write a LoRA to `folder` as adapter_model.safetensors and adapter_config.json."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {f"{self.prefix}.{name}": tensor for name, tensor in layers.items()},
             folder / self.file,
             metadata={"format": "pt"},
         )
-        ordered = copy(config)  # of a set's order, another one in every process
+        ordered = copy(config)  # the order of a set differs between processes
         for name, value in vars(config).items():
             if isinstance(value, set):
                 setattr(ordered, name, sorted(value))
         ordered.save_pretrained(str(folder))
 
     def add(self, pipeline: Any, folder: Path, name: str | None = None) -> None:
-        network, adapter = pipeline.transformer, name or "default"  # peft's own name
+        """Load a LoRA into the stock pipeline with peft."""
+        network, adapter = pipeline.transformer, name or "default"  # peft's default name
         if isinstance(network, PeftModel):
             network.load_adapter(folder, adapter)
         else:
             pipeline.transformer = PeftModel.from_pretrained(network, folder, adapter_name=adapter)
 
     def use(self, pipeline: Any, scales: Mapping[str, float]) -> None:
+        """Activate adapters by name, each at its scale."""
         pipeline.transformer.base_model.set_adapter(list(scales))
         for layer in pipeline.transformer.modules():
             if isinstance(layer, LoraLayer):
@@ -108,6 +115,7 @@ class PeftFolder(LoraFiles):
                     layer.set_scale(name, scale)
 
     def stack_code(self, adapters: Sequence[tuple[str, float]]) -> list[str]:
+        """Return lines of Python that load several LoRAs and a student with peft."""
         names = [f"adapter_{i}" for i in range(len(adapters))]
         folders = [
             *(json.dumps(path, ensure_ascii=False) for path, _ in adapters),
@@ -133,7 +141,7 @@ class PeftFolder(LoraFiles):
 
 @register
 class PixArt(Images, VPBackbone):
-    """A PixArt-alpha pipeline folder as a backbone."""
+    """Backbone of a PixArt-alpha pipeline folder."""
 
     pipeline_class = "PixArtAlphaPipeline"
     spec, stock_class = PixArtSpec(), PixArtStock
@@ -149,6 +157,7 @@ class PixArt(Images, VPBackbone):
     network: PixArtTransformer2DModel
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Return the transformer's arguments for x_t [B, C, H, W] and t [B]."""
         return {
             "hidden_states": x_t,
             "timestep": self.process.timestep(t),
@@ -158,14 +167,17 @@ class PixArt(Images, VPBackbone):
         }
 
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """Return x0 [B, C, H, W] from the first C channels of the output."""
         return super().clean(
             x_t, out[:, : x_t.shape[1]], t
-        )  # the other half, if any, is the variance
+        )  # the second half, if any, is the predicted variance
 
     def text_limit(self) -> tuple[str, int]:
+        """Return the tokenizer's folder and 120 tokens."""
         return "tokenizer", TEXT_LENGTH
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Return `prompt_embeds` [B, T, D] and `prompt_attention_mask` [B, T] of B prompts."""
         with torch.no_grad():
             embeds, mask, _, _ = self.text.encode_prompt(
                 prompts,
@@ -177,6 +189,7 @@ class PixArt(Images, VPBackbone):
 
     @staticmethod
     def discriminator_trunk(network: PixArtTransformer2DModel) -> list[Tap]:
+        """Keep the first half of the blocks."""
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.transformer_blocks, taps = trunk_of(network.transformer_blocks, width)
         return taps
@@ -185,9 +198,16 @@ class PixArt(Images, VPBackbone):
 def sizes(
     network: PixArtTransformer2DModel, size: ClipSize, x_t: Tensor
 ) -> dict[str, Tensor | None]:
-    """Return the conditions on resolution and aspect ratio, [B, 2] and [B, 1].
+    """Return the conditions on resolution and aspect ratio.
 
-    Only models of 1024 pixels have them; None for others.
+    Args:
+        network: a PixArt transformer.
+        size: height and width in pixels.
+        x_t: latents [B, C, H, W]; gives the number of rows, dtype and device.
+
+    Returns:
+        `resolution` [B, 2] and `aspect_ratio` [B, 1]. Both are None for models that do not have
+        them; only models of 1024 pixels do.
     """
     if not network.use_additional_conditions:
         return {"resolution": None, "aspect_ratio": None}

@@ -1,8 +1,9 @@
-"""A frozen base in eight bits a weight: the linear layers of its blocks, by torchao, weights only.
+"""Quantize the linear layers of a frozen base's blocks to eight bits per weight, with torchao.
 
-A layer makes its weight whole again, in the base's dtype, whenever it computes: memory is saved,
-not work, and results and gradients are those of a plain network whose weights are the rounded ones.
-What lies outside the blocks (embeddings, last projection), norms and convolutions stay as they are.
+Quantization is weight-only. A layer dequantizes its weight to the base's dtype whenever it
+computes. This saves memory, not work. Results and gradients are those of a plain network with the
+rounded weights. Everything outside the blocks (embeddings, last projection), norms and convolutions
+stay as they are.
 """
 
 from __future__ import annotations
@@ -17,34 +18,38 @@ from torch.nn.functional import linear
 from ..config import QuantizeKind
 
 ROW_BYTES = {"int8": 5, "float8": 4}
-"""Beside an output channel's weights: its scale in float32, and of int8 a zero point."""
+"""Extra bytes per output channel: a float32 scale, and for int8 a zero point."""
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weight is a tensor of torchao."""
+    """A frozen linear layer with a torchao tensor as weight."""
 
     @classmethod
     def of(cls, layer: nn.Linear) -> QuantizedLinear:
-        """Return a replacement for a layer, with its very parameters."""
+        """Return a replacement for `layer` that shares its parameters."""
         with torch.device("meta"):
             made = cls(layer.in_features, layer.out_features, layer.bias is not None)
         made.weight, made.bias = layer.weight, layer.bias
         return made.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + b, [..., out], for x [..., in]."""
         return _Linear.apply(x, self.weight, self.bias)
 
 
 @runtime_checkable
 class Quantizable(Protocol):
-    """A linear layer with more than a weight and a bias, which knows its own replacement."""
+    """A linear layer with further parameters that provides its own quantizable replacement."""
 
-    def quantized(self) -> QuantizedLinear: ...
+    def quantized(self) -> QuantizedLinear:
+        """Return the replacement."""
+        ...
 
 
 class _Linear(torch.autograd.Function):
-    """x W^T + b. Autograd on the operations of torchao would keep every whole weight until the
-    backward pass; this makes it again.
+    """x W^T + b, which dequantizes W again in the backward pass.
+
+    Autograd on torchao's operations would keep every dequantized weight until then.
     """
 
     @staticmethod
@@ -58,17 +63,27 @@ class _Linear(torch.autograd.Function):
 
 
 def check_torchao() -> None:
-    """Raise ValueError if torchao is not installed."""
+    """Check that torchao is installed.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not importlib.util.find_spec("torchao"):
         raise ValueError(
-            "model.quantize needs torchao: pip install -e '.[quantize]' in the clone, or choose"
-            " 'none'"
+            "model.quantize needs torchao: run pip install -e '.[quantize]' in the clone, or set"
+            " model.quantize to 'none'"
         )
 
 
 def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) -> None:
-    """Round the weights of all linear layers of `blocks` in place, one after the other; before
-    adapters are attached.
+    """Quantize the weights of all linear layers of `blocks` in place, one layer at a time.
+
+    Call it before adapters are attached.
+
+    Args:
+        network: the network that contains the blocks.
+        blocks: the blocks to quantize.
+        kind: "int8" or "float8".
     """
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
@@ -78,7 +93,7 @@ def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) ->
             if isinstance(child, nn.Linear) and id(child) in chosen:
                 own = child.quantized() if isinstance(child, Quantizable) else None
                 setattr(parent, name, own or QuantizedLinear.of(child))
-    # Its own settings of the compiler would also turn float32 products on a GPU into TF32.
+    # torchao's compiler settings would also compute float32 products in TF32 on a GPU.
     settings = {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}[kind](
         set_inductor_config=False
     )
@@ -88,14 +103,15 @@ def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) ->
 
 
 def _keep_zeros(weight: Any) -> None:
-    """torchao's float8 makes NaN of a row of zeros, 0 / 0; such rows stay zero. A last block's text
-    has them, whose output nobody reads.
+    """Keep rows of zeros at zero; torchao's float8 turns them into NaN (0 / 0).
+
+    The last block's text layers have such rows; nothing reads their output.
     """
     weight.qdata.view(torch.uint8)[weight.scale.flatten() == 0] = 0
 
 
 def linear_layers(blocks: list[nn.Module]) -> list[nn.Linear]:
-    """Return what is quantised, each layer once."""
+    """Return all linear layers of `blocks`, each once."""
     found = {
         id(module): module
         for block in blocks
@@ -106,7 +122,13 @@ def linear_layers(blocks: list[nn.Module]) -> list[nn.Linear]:
 
 
 def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) -> int:
-    """Return the bytes of a plain network's parameters if it were quantised; works on meta too."""
+    """Compute the bytes of a network's parameters after quantization.
+
+    Args:
+        network: not quantized yet; may be on the meta device.
+        blocks: the blocks to quantize.
+        kind: "none", "int8" or "float8".
+    """
     whole = sum(p.numel() * p.element_size() for p in network.parameters())
     if kind == "none":
         return whole
@@ -118,14 +140,14 @@ def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKin
 
 
 def held_bytes(network: nn.Module) -> int:
-    """Return the bytes of a network's parameters, quantised or not."""
+    """Return the bytes of a network's parameters, quantized or not."""
     return sum(
         part.numel() * part.element_size() for p in network.parameters() for part in parts(p)
     )
 
 
 def parts(parameter: Tensor) -> list[Tensor]:
-    """Return the plain tensors that hold a parameter: itself, or what torchao made of it."""
+    """Return the plain tensors that store a parameter: itself, or those inside a torchao tensor."""
     if not hasattr(parameter, "__tensor_flatten__"):
         return [parameter]
     return [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]

@@ -1,7 +1,7 @@
 """Find a teacher's files and the family that reads them.
 
-A family registers itself by the diffusers pipeline class that `model_index.json` names; nothing
-else in the project knows it.
+A family registers itself under the diffusers pipeline class that `model_index.json` names. The rest
+of the project refers to a family only through this registry.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from .stock import AGAIN
 from .weight_files import HALF
 
 REGISTRY: dict[str, type[Backbone]] = {}
-"""Pipeline class -> family; complete after `families()`."""
+"""Family by pipeline class. Complete after `families()`."""
 ARCHITECTURES = Path(__file__).parent / "architectures"
-"""Configs of well-known models, for plans without a network connection."""
+"""Configs of well-known models, so that plans work without a network connection."""
 MOVED = {"zai-org": "thudm"}
-"""Owners on the hub whose models `ARCHITECTURES` has under their former name."""
+"""New name -> old name of hub owners; `ARCHITECTURES` lists their models under the old name."""
 
 FamilyClass = TypeVar("FamilyClass", bound=type[Backbone])
 
 
 def register(cls: FamilyClass) -> FamilyClass:
-    """Make a family known by its pipeline class; a class decorator."""
+    """Register a family under its pipeline class. Used as a class decorator."""
     REGISTRY[cls.pipeline_class] = cls
     return cls
 
 
 def families() -> dict[str, type[Backbone]]:
-    """Return all families by pipeline class; imports every file of this folder."""
+    """Import every file of this folder and return all families by pipeline class."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     return REGISTRY
@@ -49,14 +49,22 @@ def families() -> dict[str, type[Backbone]]:
 def load_backbone(
     config: ModelConfig, size: ClipSize, *, device: torch.device | str = "cpu"
 ) -> Backbone:
-    """Load the backbone of a teacher, by the class in its model_index.json.
+    """Load the backbone of a teacher, as the class in its model_index.json requires.
+
+    Args:
+        config: names the teacher and its dtype.
+        size: height, width and number of frames to generate.
+        device: where the weights go.
+
+    Returns:
+        The backbone, with the network loaded; text encoders and autoencoder load on first use.
 
     Raises:
-        ValueError: the teacher is not found, is of no known family, lacks files, or cannot
+        ValueError: the teacher is not found, its family is unknown, files are missing, or it cannot
             generate `size`.
     """
     folder, family = find_family(config)
-    # A path that exists is a place, and is named whole.
+    # Do not shorten a path that exists: the user may want to copy it from the message.
     named = repr(config.path) if Path(config.path).exists() else short(config.path)
     with reading(f"model.path={named}", advice=AGAIN):
         return family(folder, config, size, device)
@@ -65,17 +73,21 @@ def load_backbone(
 def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, type[Backbone]]:
     """Return a teacher's local folder (see `resolve`) and its family.
 
+    Args:
+        config: names the teacher.
+        weights: False fetches configs only.
+
     Raises:
         ValueError: the teacher is not found, the class in its model_index.json is unknown, or the
-            family runs no such folder.
+            family does not support this model.
     """
     folder = resolve(config, weights=weights)
     name = read_object(folder / "model_index.json").get("_class_name")
     known = families()
     if name not in known:
         raise ValueError(
-            f"model.path={config.path!r} is a {name}: known pipeline classes are"
-            f" {', '.join(sorted(known))}"
+            f"model.path={config.path!r} is a {name}, which is not supported: use a model of one"
+            f" of these pipeline classes: {', '.join(sorted(known))}"
         )
     if obstacle := known[name].spec.find_obstacle(folder):
         raise ValueError(f"model.path={short(config.path)}: {obstacle}")
@@ -83,15 +95,16 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
 
 
 def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
-    """Return the local folder of a teacher; download it from the hub if `path` is not a folder.
+    """Return the local folder of a teacher. Download it from the hub if `path` is not a folder.
 
     Args:
-        config: a diffusers folder or a hub id.
-        weights: False fetches configs only; if the hub cannot be reached, a copy of them in
+        config: names a diffusers folder or a hub id.
+        weights: False fetches configs only. If the hub cannot be reached, the copy of them in
             `architectures/` is used.
 
     Raises:
-        ValueError: there is no such folder or hub id, or the folder lacks what `config` asks for.
+        ValueError: there is no such folder or hub id, or the folder lacks files that `config` asks
+            for.
     """
     if not config.path:
         raise ValueError(
@@ -100,19 +113,19 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     folder = Path(find_model(config.path))
     if folder.is_file():
         raise ValueError(
-            f"model.path={short(config.path)} is one file: {convert_single_file(folder)}"
+            f"model.path={short(config.path)} is a single file: {convert_single_file(folder)}"
         )
     if folder.is_dir():
         _check_folder(folder, config, weights=weights)
         return folder
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
         raise ValueError(
-            f"model.path={config.path!r} is no folder here and no hub id (owner/name); paths are"
-            f" relative to {Path.cwd()}"
+            f"model.path={config.path!r} is neither an existing folder nor a hub id (owner/name);"
+            f" relative paths start at {Path.cwd()}"
         )
     try:
         folder = _download(config, weights=weights)
-    except Exception as error:  # the hub's client raises many kinds, of the network or the name
+    except Exception as error:  # the hub's client raises many exception types
         kind = type(error).__name__
         known = packaged_configs(config.path)
         if known and not weights and kind != "RevisionNotFoundError":
@@ -120,8 +133,8 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
         raise ValueError(_explain_failure(config, kind)) from error
     if not (folder / "model_index.json").is_file():
         raise ValueError(
-            f"model.path={config.path!r} has no model_index.json on the hub: it is no diffusers"
-            " pipeline; give the repository that has the same model in that layout, whose name"
+            f"model.path={config.path!r} has no model_index.json on the hub, so it is not a"
+            " diffusers pipeline: use the repository of this model in diffusers format; its name"
             " often ends with -Diffusers or -diffusers"
         )
     _check_variant(folder, config, weights=weights)
@@ -133,25 +146,25 @@ def _explain_failure(config: ModelConfig, kind: str) -> str:
     if kind == "GatedRepoError":
         return (
             f"model.path={config.path!r} is gated: accept its terms at"
-            f" https://huggingface.co/{config.path}, then `hf auth login`"
+            f" https://huggingface.co/{config.path}, then run `hf auth login`"
         )
     if kind == "RevisionNotFoundError":
         return (
-            f"model.revision={config.revision!r} is no branch, tag or commit of"
-            f" model.path={config.path!r} on the hub: leave it out for the newest"
+            f"model.revision={config.revision!r} is not a branch, tag or commit of"
+            f" model.path={config.path!r} on the hub: omit it to use the newest"
         )
     return (
-        f"model.path={config.path!r} is no folder in {Path.cwd()} and could not be fetched from"
-        f" the hub ({kind}): check the name and the network and try again (files that have arrived"
-        " are kept), or give the folder that `hf download NAME --local-dir FOLDER` made elsewhere"
+        f"model.path={config.path!r} is not a folder in {Path.cwd()} and could not be downloaded"
+        f" from the hub ({kind}): check the name and the network and try again (finished files are"
+        " kept), or use a folder made with `hf download NAME --local-dir FOLDER` on another machine"
     )
 
 
 def packaged_configs(hub_id: str) -> Path | None:
-    """Return the folder of `ARCHITECTURES` that has a model's configs, None if none has.
+    """Return the folder in `ARCHITECTURES` with a model's configs, or None if there is none.
 
     Args:
-        hub_id: "owner/name", in any case, as on the hub; an owner's former or present name.
+        hub_id: "owner/name" as on the hub, in any case. The owner's old or new name is accepted.
     """
     owner, _, name = hub_id.lower().partition("/")
     wanted = f"{MOVED.get(owner, owner)}--{name}"
@@ -166,8 +179,8 @@ def _check_folder(folder: Path, config: ModelConfig, *, weights: bool) -> None:
         )
     if config.revision:
         raise ValueError(
-            f"model.revision={config.revision!r} is of a hub id, model.path={config.path!r} is"
-            " a folder here: leave one of them out"
+            f"model.revision={config.revision!r} applies to hub ids only, but"
+            f" model.path={config.path!r} is a local folder: remove model.revision"
         )
     _check_variant(folder, config, weights=weights)
 
@@ -175,13 +188,13 @@ def _check_folder(folder: Path, config: ModelConfig, *, weights: bool) -> None:
 def _check_variant(folder: Path, config: ModelConfig, *, weights: bool) -> None:
     if weights and config.variant and not any(folder.glob(f"*/*.{config.variant}*")):
         raise ValueError(
-            f"model.variant={config.variant!r}: no file of {config.path!r} has it in its name:"
-            " leave it out, or give another folder"
+            f"model.variant={config.variant!r}: no file of {config.path!r} has this variant in its"
+            " name; omit model.variant or choose another folder"
         )
 
 
 def _other_folder(folder: Path) -> str:
-    """Say how a folder that is no pipeline becomes one."""
+    """Return how to turn a folder that is not a pipeline into one."""
     if (folder / "config.json").is_file():
         kind = str(read_object(folder / "config.json").get("_class_name", "its class"))
         families()
@@ -189,28 +202,28 @@ def _other_folder(folder: Path) -> str:
             spec = getattr(family, "spec", None)
             if spec and spec.network_class.__name__ == kind:
                 return (
-                    f"it is a {spec.network_folder} alone, which becomes a pipeline by `pipe ="
+                    f"it is a {spec.network_folder} only; make it a pipeline with `pipe ="
                     f' diffusers.{name}.from_pretrained("BASE", {spec.network_folder}='
                     f'diffusers.{kind}.from_pretrained("{folder}"))` and'
                     ' `pipe.save_pretrained("FOLDER")`'
                 )
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.ckpt"))
     if files:
-        return f"it holds single-file checkpoints: {convert_single_file(files[0])}"
-    return "point to a diffusers pipeline folder"
+        return f"it contains single-file checkpoints: {convert_single_file(files[0])}"
+    return "use a diffusers pipeline folder"
 
 
 def convert_single_file(path: Path) -> str:
-    """Return the lines that convert a single-file checkpoint."""
+    """Return the instruction that converts a single-file checkpoint to a pipeline folder."""
     names = [name for name in families() if hasattr(getattr(diffusers, name), "from_single_file")]
     return (
-        f'convert it by `pipe = diffusers.PIPELINE.from_single_file("{path}")` and'
+        f'convert it with `pipe = diffusers.PIPELINE.from_single_file("{path}")` and'
         f' `pipe.save_pretrained("FOLDER")`, where PIPELINE is {" or ".join(names)}'
     )
 
 
 def _download(config: ModelConfig, *, weights: bool) -> Path:
-    """Download configs, and the weights of those parts that the pipeline has and we load."""
+    """Download the configs, and the weights of the components that the family loads."""
     from huggingface_hub import snapshot_download
 
     def fetch(*wanted: str, without: list[str] | None = None) -> Path:
@@ -230,7 +243,7 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
     fetch("*.json", *(f"{part}/*{suffix}" for part in parts for suffix in (".model", ".txt")))
     lacking = [part for part in parts if (folder / part / "config.json").is_file()]
     for pattern, without in _weight_patterns(config.variant):
-        # Always asked for, whatever is here: an interrupted download leaves some of the shards.
+        # Fetch even if files exist: an interrupted download leaves only some of the shards.
         fetch(
             *(f"{part}/{pattern}" for part in lacking),
             without=[f"*/{without}"] if without else None,
@@ -246,11 +259,11 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
 
 
 def _weight_patterns(variant: str | None) -> list[tuple[str, str]]:
-    """Return which files of a part are wanted, best first: a pattern, and that of exceptions."""
+    """Return glob patterns of weight files, best first, each with a pattern of files to exclude."""
     return [
         *([(f"*.{variant}*.safetensors", "")] if variant else []),
         ("*.safetensors", "*.*.safetensors"),
-        (f"*.{HALF}*.safetensors", ""),  # what some repositories have instead
+        (f"*.{HALF}*.safetensors", ""),  # some repositories have only these
         *([(f"*.{variant}*.bin", "")] if variant else []),
         ("*.bin", "*.*.bin"),
         ("*.bin", ""),
@@ -258,14 +271,16 @@ def _weight_patterns(variant: str | None) -> list[tuple[str, str]]:
 
 
 def published_bytes(config: ModelConfig, folder: Path) -> int | None:
-    """Return the bytes of weights that a download of a teacher fetches, as its repository lists
-    them; None if that cannot be asked.
+    """Return the number of bytes of weights that downloading a teacher would fetch.
 
     Args:
-        config: a hub id.
-        folder: what `resolve` returned for it.
+        config: names a hub id.
+        folder: the folder that `resolve` returned for it.
+
+    Returns:
+        The sum of the file sizes that the hub lists, or None if the hub cannot be reached.
     """
-    if folder.is_relative_to(ARCHITECTURES):  # the hub could not be reached a moment ago
+    if folder.is_relative_to(ARCHITECTURES):  # `resolve` could not reach the hub
         return None
     from huggingface_hub import HfApi
 
@@ -273,14 +288,14 @@ def published_bytes(config: ModelConfig, folder: Path) -> int | None:
         asked = HfApi().model_info(
             config.path, revision=config.revision, files_metadata=True, timeout=5
         )
-    except Exception:  # as many kinds as in `resolve`
+    except Exception:  # many exception types, as in `resolve`
         return None
     sizes = {Path(file.rfilename): file.size or 0 for file in asked.siblings or ()}
     return sum(_part_bytes(part, sizes, config.variant) for part in _loaded_parts(folder))
 
 
 def _part_bytes(part: str, sizes: dict[Path, int], variant: str | None) -> int:
-    """Bytes of those of a part's files that `_download` fetches."""
+    """Return the number of bytes of a component's files that `_download` fetches."""
     own = {path.name: size for path, size in sizes.items() if path.parent == Path(part)}
     for pattern, without in _weight_patterns(variant):
         found = [
@@ -294,7 +309,7 @@ def _part_bytes(part: str, sizes: dict[Path, int], variant: str | None) -> int:
 
 
 def _loaded_parts(folder: Path) -> list[str]:
-    """Return the folders of a pipeline's parts, without those that its family never loads."""
+    """Return the folders of a pipeline's components, without those that its family never loads."""
     index = read_object(folder / "model_index.json")
     family = families().get(index.get("_class_name", ""))
     options = getattr(getattr(family, "stock_class", None), "options", {})

@@ -1,9 +1,10 @@
-"""The student's time grid as a diffusers scheduler, so that a stock pipeline steps exactly as
-trained.
+"""Express the student's time grid as a diffusers scheduler, for use in the stock pipeline.
 
-A uniform grid of a table needs nothing of ours: diffusers' DDIM schedulers with trailing
-spacing have it. Most schedulers take no `timesteps=`, so any other grid ships as a
-TrajectoryScheduler, whose config holds the times and their levels, whatever the process.
+For a uniform grid over a table, diffusers' DDIM schedulers with trailing spacing suffice. Most
+schedulers do not accept `timesteps=`, so any other grid is shipped as a TrajectoryScheduler. Its
+config holds the times and their noise levels, for any process.
+
+Shapes: B batch, K steps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..diffusion.process import Process
 
 @dataclass
 class TrajectoryOutput(BaseOutput):
-    """What a step returns: the next sample of the trajectory and the clean prediction."""
+    """Result of a step: the next sample of the trajectory and the predicted x0, [B, ...] each."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor
@@ -37,10 +38,14 @@ class TrajectoryOutput(BaseOutput):
 class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
     """Deterministic steps over a fixed list of timesteps, e.g. [999, 856, 665, 399].
 
-    alphas, sigmas: x_t = alpha x0 + sigma eps at each of them; prediction_type: epsilon,
-    v_prediction, sample or flow_prediction (eps - x0). `pipe.scheduler =
-    TrajectoryScheduler.from_pretrained(folder)`; sampling with another number of steps than the
-    list has is refused.
+    Load it with `pipe.scheduler = TrajectoryScheduler.from_pretrained(folder)`. It samples with
+    exactly as many steps as the list has.
+
+    Args:
+        trajectory: K timesteps, descending, in the network's units.
+        alphas, sigmas: noise levels at each timestep, x_t = alpha x0 + sigma eps.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction" (eps - x0).
+        num_train_timesteps: read by some pipelines.
     """
 
     order = 1
@@ -58,7 +63,7 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         if not len(trajectory) == len(alphas) == len(sigmas):
             raise ValueError(
                 f"{len(trajectory)} timesteps, {len(alphas)} alphas and {len(sigmas)} sigmas: each"
-                " timestep has one of both"
+                " timestep needs one alpha and one sigma"
             )
         self.num_inference_steps: int | None = None
         self._place(None)
@@ -67,7 +72,14 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
     def of(
         cls, grid: TimeGrid, process: Process, prediction_type: str, num_train_timesteps: int
     ) -> TrajectoryScheduler:
-        """Make a scheduler of a process's grid, for networks that predict `prediction_type`."""
+        """Make a scheduler from a grid.
+
+        Args:
+            grid: the student's times.
+            process: gives timesteps, alpha and sigma at these times.
+            prediction_type: what the network predicts.
+            num_train_timesteps: number of timesteps of the teacher's scheduler.
+        """
         t = torch.tensor(grid.descending())
         alpha, sigma = process.alpha_sigma(t)
         return cls(
@@ -81,24 +93,30 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """Use the fixed list.
+        """Select the fixed list of timesteps.
+
+        Args:
+            num_inference_steps: must be the length of the list.
+            device: where `timesteps` go.
 
         Raises:
-            ValueError: `num_inference_steps` is another number than the list has.
+            ValueError: `num_inference_steps` differs from the length of the list.
         """
         steps = list(self.config.trajectory)
         if num_inference_steps != len(steps):
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}: this student was trained on"
-                f" {len(steps)} timesteps, {steps}"
+                f" {len(steps)} timesteps, {steps}: use that number of steps"
             )
         self.num_inference_steps = num_inference_steps
         self._place(device)
-        self.sigmas = torch.tensor([*self.config.sigmas, 0.0])  # some pipelines look at it
+        self.sigmas = torch.tensor([*self.config.sigmas, 0.0])  # some pipelines read it
 
     def _place(self, device: str | torch.device | None) -> None:
-        """Put the list on a device, and beside each timestep alpha and sigma there and at the next;
-        from memory that is not pinned, a copy has left the host when it returns.
+        """Move timesteps to a device, with alpha and sigma at each and at the next.
+
+        A copy from pageable memory is complete when it returns, so these tensors need no
+        synchronisation.
         """
         config = self.config
         alphas, sigmas = [*config.alphas, 1.0], [*config.sigmas, 0.0]
@@ -107,13 +125,13 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         self._levels = levels.to(device, non_blocking=True)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Accept the first step, which some pipelines name; this scheduler always begins there."""
+        """Accept a begin index of 0, which some pipelines set."""
         assert begin_index == 0, (
-            f"begin_index={begin_index}: a student's trajectory is not entered halfway"
+            f"begin_index={begin_index}: a student's trajectory starts at its first timestep"
         )
 
     def scale_model_input(self, sample: Tensor, timestep: float | None = None) -> Tensor:
-        """Return the sample itself."""
+        """Return the sample unchanged, [B, ...]."""
         return sample
 
     def step(
@@ -124,10 +142,20 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         **_: Any,
     ) -> TrajectoryOutput | tuple[Tensor, Tensor]:
-        """Step to the next timestep of the list, or to the clean sample after the last.
+        """Step to the next timestep of the list, or to x0 after the last.
 
         Args:
-            model_output, sample: [B, ...].
+            model_output: the network's prediction, [B, ...].
+            timestep: one of the list.
+            sample: x_t, [B, ...].
+            return_dict: whether to return a TrajectoryOutput instead of a tuple.
+
+        Returns:
+            The next sample and the predicted x0, [B, ...] each, in the dtype of `sample`.
+
+        Raises:
+            ValueError: the list does not contain `timestep`. Not checked for a tensor on a GPU,
+                where the result is NaN instead.
         """
         alpha, sigma, next_alpha, next_sigma = self._levels_at(timestep)
         x, out = sample.float(), model_output.float()
@@ -137,17 +165,18 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         return TrajectoryOutput(previous, x0) if return_dict else (previous, x0)
 
     def _levels_at(self, timestep: float | Tensor) -> Tensor:
-        """Alpha and sigma at a timestep and at the next, [4].
+        """Return alpha and sigma at a timestep and at the next, [4].
 
-        A timestep on the device is looked up there, so that the host does not wait for it.
-
-        Raises:
-            ValueError: the list has not this timestep, and the host knows it.
+        A timestep on the device is looked up there, without synchronisation; an unknown one gives
+        NaN.
         """
         known = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
         trained = list(self.config.trajectory)
         if known and timestep not in torch.tensor(trained):
-            raise ValueError(f"timestep={float(timestep):g}: this student was trained on {trained}")
+            raise ValueError(
+                f"timestep={float(timestep):g} is not one of {trained}, which this student was"
+                " trained on: use the timesteps of this scheduler"
+            )
         here = self.timesteps == timestep
         return torch.where(here.any(), torch.where(here, self._levels, 0.0).sum(1), torch.nan)
 
@@ -155,9 +184,19 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
 def clean_sample(
     prediction_type: str, x_t: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor
 ) -> Tensor:
-    """Return x0 of what a network predicts at x_t = alpha x0 + sigma eps, [B, ...].
+    """Convert a network's output at x_t = alpha x0 + sigma eps to x0. Only epsilon needs alpha > 0.
 
-    Only epsilon needs alpha > 0.
+    Args:
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction" (eps - x0).
+        x_t: [B, ...].
+        out: the network's output, [B, ...].
+        alpha, sigma: scalars, or tensors that broadcast against x_t.
+
+    Returns:
+        x0, [B, ...].
+
+    Raises:
+        ValueError: the prediction type is unknown.
     """
     if prediction_type == "epsilon":
         return (x_t - sigma * out) / alpha
@@ -168,24 +207,28 @@ def clean_sample(
     if prediction_type == "sample":
         return out
     raise ValueError(
-        f"prediction_type={prediction_type!r}: known are epsilon, v_prediction, sample and"
-        " flow_prediction"
+        f"prediction_type={prediction_type!r} is not supported: use epsilon, v_prediction, sample"
+        " or flow_prediction"
     )
 
 
 def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> SchedulerMixin:
-    """Return a scheduler of a grid of a table.
+    """Return a scheduler that steps over exactly this grid of a tabulated process.
 
     Args:
-        stock: a DDIM scheduler with trailing spacing; returned if it steps over exactly this grid,
-            else a TrajectoryScheduler is made.
+        grid: the student's times.
+        process: gives the timesteps of these times.
+        stock: a DDIM scheduler with trailing spacing.
+
+    Returns:
+        `stock` if it steps over exactly this grid, else a TrajectoryScheduler.
     """
     wanted, count = (
         process.timestep(torch.tensor(grid.descending())).tolist(),
         stock.config.num_train_timesteps,
     )
     stock.set_timesteps(grid.steps)
-    # The stock step reaches back by whole multiples of N // K, so both lists must agree.
+    # The stock step subtracts N // K from a timestep to find the previous one: check that too.
     stride = count // grid.steps
     if (
         stock.timesteps.tolist() == wanted
@@ -197,7 +240,14 @@ def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> Sc
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
-    """Load the scheduler that lies beside a LoRA, ours or one of diffusers."""
+    """Load the scheduler next to a LoRA: a TrajectoryScheduler or one of diffusers.
+
+    Args:
+        folder: holds scheduler_config.json.
+
+    Raises:
+        ValueError: the config cannot be read.
+    """
     with reading(folder / "scheduler_config.json"):
         name = TrajectoryScheduler.load_config(folder)["_class_name"]
         own = name == TrajectoryScheduler.__name__

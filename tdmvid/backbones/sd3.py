@@ -1,7 +1,8 @@
-"""Stable Diffusion 3 and 3.5, by what their configs say: three text encoders, of which the third
-may be left out.
+"""Stable Diffusion 3 and 3.5, selected by their configs.
 
-Shapes: B batch, C channels, H W latent size, T text tokens of the two short encoders and of the
+They have three text encoders: two short ones (CLIP) and a long one (T5), which may be missing.
+
+Shapes: B batch, C channels, H W latent size, T text tokens of the short encoders plus those of the
 long one. A latent sample is [C, H, W].
 """
 
@@ -24,11 +25,11 @@ from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
 
-LONG_TEXT = 256  # of T5, by default of the stock call
+LONG_TEXT = 256  # T5 tokens, the stock call's default
 
 
 class StableDiffusion3Spec(ImageSpec, FlowSpec):
-    """A Stable Diffusion 3 pipeline folder, from its configs."""
+    """Describes a Stable Diffusion 3 pipeline folder from its configs."""
 
     network_class = SD3Transformer2DModel
     text_parts = (
@@ -41,12 +42,14 @@ class StableDiffusion3Spec(ImageSpec, FlowSpec):
     )
 
     def tokens(self, network: SD3Transformer2DModel, folder: Path, size: ClipSize) -> Tokens:
+        """Return the joint sequence of text and image tokens of one sample."""
         check_positions(network, folder, size)
         net, (_, height, width) = network.config, image_latents(network, folder, size)
         count = text_tokens(folder) + (height // net.patch_size) * (width // net.patch_size)
         return Tokens.of_transformer(count, net)
 
     def blocks(self, network: SD3Transformer2DModel) -> list[nn.Module]:
+        """Return the transformer blocks."""
         return list(network.transformer_blocks)
 
     def example(
@@ -57,6 +60,7 @@ class StableDiffusion3Spec(ImageSpec, FlowSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
+        """Return the arguments of one call; `hidden_states` are [B, C, H, W]."""
         net = network.config
         return {
             "hidden_states": torch.empty(batch, *image_latents(network, folder, size), dtype=dtype),
@@ -72,15 +76,17 @@ class StableDiffusion3Stock(ImageStock):
     """The stock Stable Diffusion 3 pipeline."""
 
     def arguments(self) -> dict[str, Any]:
+        """Return height, width and text length of the stock call."""
         return super().arguments() | {"max_sequence_length": LONG_TEXT}
 
     def absent_parts(self) -> list[str]:
+        """Return the components of the long text encoder if the folder lacks it."""
         return absent_parts(self.backbone.folder)
 
 
 @register
 class StableDiffusion3(Images, FlowBackbone):
-    """A Stable Diffusion 3 pipeline folder as a backbone."""
+    """Backbone of a Stable Diffusion 3 pipeline folder."""
 
     pipeline_class = "StableDiffusion3Pipeline"
     lora_targets = (
@@ -104,6 +110,7 @@ class StableDiffusion3(Images, FlowBackbone):
         check_positions(self.network, folder, size)
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Return the transformer's arguments for x_t [B, C, H, W] and t [B]."""
         return {
             "hidden_states": x_t,
             "timestep": self.process.timestep(t),
@@ -113,8 +120,10 @@ class StableDiffusion3(Images, FlowBackbone):
 
     @property
     def text(self) -> Any:
-        """The pipeline's text encoders, with the network, whose config has the width of an encoder
-        that is left out.
+        """The pipeline's text encoders, loaded on first use.
+
+        It includes the network, because the pipeline reads the width of a missing text encoder from
+        the network's config.
         """
         if self._text is None:
             self._text = self.stock.load(
@@ -123,6 +132,7 @@ class StableDiffusion3(Images, FlowBackbone):
         return self._text
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Return `prompt_embeds` [B, T, D] and `pooled_prompt_embeds` [B, P] of B prompts."""
         with torch.no_grad():
             embeds, _, pooled, _ = self.text.encode_prompt(
                 prompts,
@@ -134,25 +144,30 @@ class StableDiffusion3(Images, FlowBackbone):
         return Cond({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
     def text_limit(self) -> tuple[str, int]:
-        """The short encoders read no more than 77 tokens, whatever the long one reads."""
+        """Return the long encoder's limit of 256, or the short ones' if there is no long one.
+
+        The short encoders read at most 77 tokens in either case.
+        """
         if absent_parts(self.folder):
             return "tokenizer", short_text(self.folder)
         return "tokenizer_3", LONG_TEXT
 
     def text_settings(self) -> tuple[str, ...]:
+        """Return the text length and the missing components, which change the embeddings."""
         return (str(LONG_TEXT), *absent_parts(self.folder))
 
     @staticmethod
     def discriminator_trunk(network: SD3Transformer2DModel) -> list[Tap]:
+        """Keep the first half of the blocks; the features are their image tokens."""
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.transformer_blocks, taps = trunk_of(network.transformer_blocks, width, index=1)
         return taps
 
 
 def absent_parts(folder: Path) -> list[str]:
-    """Return parts of the long text encoder that a folder leaves out.
+    """Return components of the long text encoder that a folder lacks.
 
-    The pipeline puts zeros in the place of its embeddings.
+    The pipeline then uses zeros in place of its embeddings.
     """
     index = read_object(folder / "model_index.json")
     return [
@@ -163,20 +178,25 @@ def absent_parts(folder: Path) -> list[str]:
 
 
 def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize) -> None:
-    """Raise ValueError for an image that is larger than the network's table of positions."""
+    """Check that an image fits the network's table of position embeddings.
+
+    Raises:
+        ValueError: height or width is too large.
+    """
     net, (_, height, _) = network.config, image_latents(network, folder, size)
     largest = net.pos_embed_max_size * net.patch_size * (size.height // height)
     if max(size.height, size.width) > largest:
         raise ValueError(
-            f"video={size}: this model has positions for {largest} pixels a side at most"
+            f"video={size}: this model has position embeddings for at most {largest} pixels per"
+            " side; reduce video.height and video.width"
         )
 
 
 def text_tokens(folder: Path) -> int:
-    """Return T: what the short encoders' tokenizer pads to, and what is read of the long one."""
+    """Return T, the number of text tokens of the short encoders and the long one together."""
     return short_text(folder) + LONG_TEXT
 
 
 def short_text(folder: Path) -> int:
-    """Return how many tokens the short encoders read."""
+    """Return the number of tokens that the short text encoders read."""
     return read_object(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"]

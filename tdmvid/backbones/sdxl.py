@@ -1,5 +1,4 @@
-"""Stable Diffusion XL and its fine-tunes: a UNet conditioned on two text encoders and on image
-sizes.
+"""Stable Diffusion XL and its fine-tunes: a UNet conditioned on two text encoders and image sizes.
 
 Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
 """
@@ -21,7 +20,7 @@ from .stable_diffusion import StableDiffusion, StableDiffusionSpec, StableDiffus
 
 
 class StableDiffusionXLSpec(StableDiffusionSpec):
-    """A Stable Diffusion XL pipeline folder, from its configs."""
+    """Describes a Stable Diffusion XL pipeline folder from its configs."""
 
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
@@ -33,6 +32,7 @@ class StableDiffusionXLSpec(StableDiffusionSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
+        """Return the arguments of one call; `sample` is [B, C, H, W]."""
         net = network.config
         pooled = net.projection_class_embeddings_input_dim - 6 * net.addition_time_embed_dim
         added = {
@@ -50,8 +50,9 @@ class StableDiffusionXLStock(StableDiffusionStock):
 
 @register
 class StableDiffusionXL(StableDiffusion):
-    """A Stable Diffusion XL pipeline folder as a backbone: images are never cropped, and of the
-    size asked for.
+    """Backbone of a Stable Diffusion XL pipeline folder.
+
+    The size conditions state that images are uncropped and have the requested size.
     """
 
     pipeline_class = "StableDiffusionXLPipeline"
@@ -67,10 +68,11 @@ class StableDiffusionXL(StableDiffusion):
         )
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Return the UNet's arguments for x_t [B, C, H, W] and t [B]."""
         height, width = self.size.height, self.size.width
         sizes = torch.tensor(
             [height, width, 0, 0, height, width], dtype=x_t.dtype
-        )  # original, crop, target
+        )  # original size, crop offset, target size
         added = {
             "text_embeds": cond["pooled_prompt_embeds"],
             "time_ids": sizes.to(x_t.device, non_blocking=True).expand(len(x_t), -1),
@@ -78,11 +80,12 @@ class StableDiffusionXL(StableDiffusion):
         return super().inputs(x_t, t, cond) | {"added_cond_kwargs": added}
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Return `prompt_embeds` [B, T, D] and `pooled_prompt_embeds` [B, P] of B prompts."""
         with torch.no_grad():
             embeds, _, pooled, _ = self.text.encode_prompt(
                 prompts, device=self.device, do_classifier_free_guidance=False
             )
-        if self.zero_null:  # what the pipeline means by no prompt
+        if self.zero_null:  # the pipeline uses zeros for an empty prompt
             empty = torch.tensor([not prompt for prompt in prompts], device=embeds.device)
             embeds, pooled = (
                 embeds.masked_fill(empty[:, None, None], 0),
@@ -91,4 +94,5 @@ class StableDiffusionXL(StableDiffusion):
         return Cond({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
     def text_settings(self) -> tuple[str, ...]:
+        """Return whether empty prompts are encoded as zeros, which changes the embeddings."""
         return (f"zero null {self.zero_null}",)

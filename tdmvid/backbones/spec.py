@@ -1,4 +1,4 @@
-"""Describe a family's parts from the configs in its folder alone: what a plan is made of.
+"""Describe a family's components from the configs in its folder alone. Plans are made from this.
 
 No weights are read, so everything works on the meta device.
 """
@@ -24,8 +24,9 @@ from .weight_files import encoder_class
 
 @dataclass(frozen=True)
 class Tokens:
-    """The sequence of one sample (with its text, where they share one), and the blocks it runs
-    through.
+    """Length of one sample's token sequence, and the blocks that process it.
+
+    The sequence includes the text if text and image tokens share one.
     """
 
     count: int
@@ -33,53 +34,60 @@ class Tokens:
     width: int
     blocks: int
     note: str = ""
-    """What these numbers do not say."""
+    """Caveat about these numbers, for the plan."""
 
     @classmethod
     def of_transformer(cls, count: int, config: Any) -> Tokens:
-        """Return `count` tokens in the heads and layers of a diffusers transformer's config."""
+        """Return `count` tokens with heads, width and depth of a diffusers transformer's config."""
         heads = config.num_attention_heads
         return cls(count, heads, heads * config.attention_head_dim, config.num_layers)
 
 
 class FamilySpec(ABC):
-    """A family's network, text encoders and autoencoder, as the configs in a folder describe them.
+    """A family's network, text encoders and autoencoder, described by the configs in a folder.
 
-    `network` is the family's network on any device, the meta device included.
+    The argument `network` of its methods is the family's network on any device, the meta device
+    included.
     """
 
     network_class: ClassVar[Any]
     network_folder: ClassVar[str] = "transformer"
     vae_class: ClassVar[Any]
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    """Components that turn prompts into conditions; one that a folder lacks is passed over."""
+    """Components that turn prompts into conditions. Those that a folder lacks are skipped."""
 
     image_parts: ClassVar[tuple[str, ...]] = ()
     """Components that encode a given image, beside the autoencoder."""
 
     @abstractmethod
     def read_process(self, folder: Path) -> Process:
-        """Return the process of the teacher's scheduler."""
+        """Return the diffusion process of the teacher's scheduler."""
 
     def read_split(self, folder: Path) -> Split | None:
-        """Return how two experts share the times; None of a teacher of one network."""
+        """Return how two experts share the times, or None if the teacher has one network."""
         return None
 
     def find_obstacle(self, folder: Path) -> str:
-        """Return why the family cannot run a pipeline folder of its class, and what it can; empty
-        if nothing is in the way.
+        """Return why the family cannot use a pipeline folder of its class, and what to use instead.
+
+        Empty if nothing prevents it.
         """
         assert folder.is_dir()
         return ""
 
     def components(self, folder: Path) -> tuple[str, ...]:
-        """Return what the pipeline calls its networks."""
+        """Return the pipeline's component names of the network or of both experts."""
         split = self.read_split(folder)
         return split.names if split else (self.network_folder,)
 
     @abstractmethod
     def tokens(self, network: nn.Module, folder: Path, size: ClipSize) -> Tokens:
-        """Return the sequence of one sample.
+        """Return the token sequence of one sample.
+
+        Args:
+            network: the family's network.
+            folder: the pipeline folder.
+            size: height, width and number of frames.
 
         Raises:
             ValueError: the family cannot generate `size`.
@@ -93,11 +101,19 @@ class FamilySpec(ABC):
     def example(
         self, network: nn.Module, folder: Path, size: ClipSize, batch: int, dtype: torch.dtype
     ) -> dict:
-        """Return keyword arguments of one call, as empty tensors; noisy latents come first."""
+        """Return keyword arguments of one network call, as empty tensors; noisy latents come first.
+
+        Args:
+            network: the family's network.
+            folder: the pipeline folder.
+            size: height, width and number of frames.
+            batch: number of samples B.
+            dtype: dtype of latents and embeddings.
+        """
 
     @abstractmethod
     def vae_latents(self, network: nn.Module, folder: Path, size: ClipSize) -> tuple[int, ...]:
-        """Return the shape of one sample in the autoencoder's layout, [C, H, W] or [C, F, H, W]."""
+        """Return the shape of one sample in the autoencoder's layout: [C, H, W] or [C, F, H, W]."""
 
     @abstractmethod
     def vae_tile(self, vae: nn.Module) -> tuple[int, int]:
@@ -110,7 +126,7 @@ class FamilySpec(ABC):
         return torch.float32 if overflows else torch_dtype(config)
 
     def empty_network(self, folder: Path) -> nn.Module:
-        """Build the network from its config alone: for counting, on the meta device."""
+        """Build the network from its config alone, for counting on the meta device."""
         return self.assemble(folder, self._empty_component)
 
     def _empty_component(self, folder: Path, name: str) -> nn.Module:
@@ -119,20 +135,21 @@ class FamilySpec(ABC):
         return network
 
     def assemble(self, folder: Path, make: Callable[[Path, str], nn.Module]) -> nn.Module:
-        """Return the network of the pipeline's component, or both experts as one.
+        """Build the network of the pipeline, or both experts as one module.
 
         Args:
-            make: returns a component by the pipeline's folder and its name.
+            folder: the pipeline folder.
+            make: returns a component for the pipeline's folder and the component's name.
         """
         split = self.read_split(folder)
         if split is None:
             return make(folder, self.network_folder)
-        one = torch.ones(1, device="cpu")  # also where all else is on the meta device
+        one = torch.ones(1, device="cpu")  # on the CPU even inside `torch.device("meta")`
         scale = self.read_process(folder).timestep(one).item()
         return Experts({name: make(folder, name) for name in split.names}, split, scale)
 
     def named_components(self, network: nn.Module) -> dict[str, Any]:
-        """Return a network, or both experts, by the names of the pipeline's components."""
+        """Return a network, or both experts, by component name."""
         return network.networks if isinstance(network, Experts) else {self.network_folder: network}
 
     def empty_vae(
@@ -140,9 +157,15 @@ class FamilySpec(ABC):
     ) -> tuple[nn.Module, tuple[int, ...]]:
         """Build the autoencoder from its config alone, in its dtype.
 
+        Args:
+            network: the family's network.
+            folder: the pipeline folder.
+            config: gives dtype and tiling.
+            size: height, width and number of frames.
+
         Returns:
-            The autoencoder, and the shape of what it decodes at once: one sample's latents, or a
-            tile of them.
+            The autoencoder, and the shape of the latents that it decodes at once: one sample, or
+            one tile of it.
         """
         vae = self.vae_class.from_config(self.vae_class.load_config(folder, subfolder="vae"))
         vae = nn.Module.to(vae, self.vae_dtype(folder, config)).eval()
@@ -153,16 +176,18 @@ class FamilySpec(ABC):
         return vae, (1, *outer, height, width)
 
     def text_bytes(self, folder: Path, config: ModelConfig) -> int:
-        """Return the bytes of the text encoders whose configs the folder has."""
+        """Return the bytes of the text encoders that have a config in the folder."""
         index = read_object(folder / "model_index.json")
         count = sum(_parameters(folder / part, index.get(part)) for part in self.text_parts)
         return count * torch_dtype(config).itemsize
 
 
 def _parameters(folder: Path, entry: list | None) -> int:
-    """Parameters of a text encoder; 0 for a tokenizer, or a part without a config.
+    """Return the number of parameters of a text encoder; 0 for a tokenizer or without a config.
 
-    entry: of the part in model_index.json, [library, class].
+    Args:
+        folder: the component's folder.
+        entry: its entry in model_index.json, [library, class].
     """
     kind = encoder_class(entry)
     if kind is None or not (folder / "config.json").is_file():
@@ -173,30 +198,37 @@ def _parameters(folder: Path, entry: list | None) -> int:
 
 
 def check_sides(size: ClipSize, *, height: int, width: int) -> None:
-    """Raise ValueError for a size whose height or width does not divide by that of a patch."""
+    """Check that height and width are divisible by the given units.
+
+    Args:
+        size: the size in pixels.
+        height, width: pixels per patch of the network.
+
+    Raises:
+        ValueError: one of them is not divisible.
+    """
     for name, unit in (("height", height), ("width", width)):
         if getattr(size, name) % unit:
             raise ValueError(
-                f"video.{name}={getattr(size, name)} does not divide by {unit} (latent"
-                " compression x patch)"
+                f"video.{name}={getattr(size, name)} is not divisible by {unit} (latent"
+                " compression x patch size): use a multiple of it"
             )
 
 
 def check_tiles(height: tuple[int, int, float], width: tuple[int, int, float]) -> tuple[int, int]:
-    """Return the sides of a tile in latents.
+    """Return height and width of a tile in latents.
 
     Args:
-        height, width: a tile's latents, its pixels, and the share of both that overlaps the next
-            tile.
+        height, width: (latents per tile, pixels per tile, fraction that overlaps the next tile).
 
     Raises:
-        ValueError: the library would cut the decoded tiles elsewhere than it cut the latents,
-            which gives pictures of another size.
+        ValueError: diffusers would cut decoded tiles and latents at different places, so that the
+            result has another size.
     """
     for name, (latents, pixels, overlap) in (("height", height), ("width", width)):
         if int(latents * (1 - overlap)) * pixels != (pixels - int(pixels * overlap)) * latents:
             raise ValueError(
-                f"model.tiling=true: this autoencoder's tiles, {latents} latents or {pixels} pixels"
-                f" in {name}, do not fit together: set it to false"
+                f"model.tiling=true: this autoencoder's tiles ({latents} latents, {pixels} pixels"
+                f" in {name}) do not fit together: set model.tiling to false"
             )
     return height[0], width[0]

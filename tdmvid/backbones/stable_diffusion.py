@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and their fine-tunes: a UNet conditioned on one CLIP text encoder.
+"""Stable Diffusion 1.x, 2.x and their fine-tunes: a UNet conditioned on one CLIP text encoder.
 
 Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
 """
@@ -26,12 +26,13 @@ from .vp import VPBackbone, VPSpec
 
 
 class StableDiffusionSpec(ImageSpec, VPSpec):
-    """A Stable Diffusion pipeline folder, from its configs."""
+    """Describes a Stable Diffusion pipeline folder from its configs."""
 
     network_folder = "unet"
     network_class = UNet2DConditionModel
 
     def tokens(self, network: UNet2DConditionModel, folder: Path, size: ClipSize) -> Tokens:
+        """Return the tokens of the finest level that has attention."""
         _, height, width = image_latents(network, folder, size)
         levels = [
             level
@@ -46,13 +47,14 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
             transformers[0].attn1.inner_dim,
             len(transformers),
             note=(
-                "in the finest of its levels; coarser ones are shorter and wider; workspace of"
-                " convolutions is not counted"
+                "at the UNet's finest attention level; coarser levels have fewer tokens and more"
+                " channels; convolution workspace is not counted"
             ),
         )
 
     def blocks(self, network: UNet2DConditionModel) -> list[nn.Module]:
-        # the one that diffusers leaves out
+        """Return residual and transformer blocks, as diffusers checkpoints them."""
+        # diffusers does not checkpoint this one
         first = network.mid_block.resnets[0] if network.mid_block is not None else None
         return [
             m
@@ -68,6 +70,7 @@ class StableDiffusionSpec(ImageSpec, VPSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
+        """Return the arguments of one call; `sample` is [B, C, H, W]."""
         text_config = read_object(folder / "text_encoder" / "config.json")
         text = text_config["max_position_embeddings"]
         return {
@@ -92,7 +95,7 @@ class StableDiffusionStock(ImageStock):
 
 @register
 class StableDiffusion(Images, VPBackbone):
-    """A Stable Diffusion pipeline folder as a backbone."""
+    """Backbone of a Stable Diffusion pipeline folder."""
 
     pipeline_class = "StableDiffusionPipeline"
     spec, stock_class = StableDiffusionSpec(), StableDiffusionStock
@@ -105,11 +108,12 @@ class StableDiffusion(Images, VPBackbone):
         super().__init__(folder, config, size, device)
         if self.network.config.time_cond_proj_dim is not None:
             raise ValueError(
-                f"{folder}: this UNet takes its guidance as an input (time_cond_proj_dim): it is a"
-                " student already; give its teacher"
+                f"{folder}: this UNet takes guidance as an input (time_cond_proj_dim), so it is a"
+                " distilled model already: use its teacher"
             )
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Return the UNet's arguments for x_t [B, C, H, W] and t [B]."""
         return {
             "sample": x_t,
             "timestep": self.process.timestep(t),
@@ -117,10 +121,12 @@ class StableDiffusion(Images, VPBackbone):
         }
 
     def text_limit(self) -> tuple[str, int]:
+        """Return the tokenizer's folder and its maximal length."""
         settings = read_object(self.folder / "tokenizer" / "tokenizer_config.json")
         return "tokenizer", settings["model_max_length"]
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Return `prompt_embeds` [B, T, D] of B prompts."""
         with torch.no_grad():
             embeds, _ = self.text.encode_prompt(
                 prompts, self.device, 1, do_classifier_free_guidance=False
@@ -129,7 +135,7 @@ class StableDiffusion(Images, VPBackbone):
 
     @staticmethod
     def discriminator_trunk(network: UNet2DConditionModel) -> list[Tap]:
-        """Keep the encoder and the middle; their output leaves the network as it is."""
+        """Keep the down blocks and the mid block, whose output becomes the network's output."""
         network.up_blocks, network.conv_norm_out, network.conv_out = (
             nn.ModuleList(),
             None,

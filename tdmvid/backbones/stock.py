@@ -1,6 +1,6 @@
-"""The stock diffusers pipeline of a teacher: what users sample with, and what exports are held to.
+"""The stock diffusers pipeline of a teacher: what users sample with, and the reference of exports.
 
-Shapes: B batch. A latent sample is [B, ...], as the family's network takes it.
+Shapes: B batch. A latent sample is [B, ...] in the layout of the family's network.
 """
 
 from __future__ import annotations
@@ -23,44 +23,56 @@ if TYPE_CHECKING:
     from .pipeline import PipelineBackbone
 
 AGAIN = "copy or download the folder again"
-"""What to do about a model folder whose files do not load."""
+"""Advice for a model folder whose files cannot be loaded."""
 
 
 class StockPipeline(ABC):
-    """Build and call the stock pipeline of a backbone.
+    """Builds and calls the stock pipeline of a backbone.
 
-    It holds nothing but the backbone, and is made anew at each use (`backbone.stock`): a reference
-    back from the backbone would keep the weights until the next garbage collection.
+    It holds nothing but the backbone and is created at each use (`backbone.stock`): a reference
+    from the backbone would keep the weights alive until the next garbage collection.
     """
 
     output: ClassVar[str] = "frames"
-    """The field of a stock pipeline's result."""
+    """Field of the stock pipeline's result."""
     one_image_a_call: ClassVar[bool] = False
-    """Whether a stock call takes one given image."""
+    """Whether a stock call accepts only one given image."""
     options: ClassVar[dict[str, Any]] = {}
-    """Of every loading of the pipeline; None for a component that is never needed."""
+    """Arguments for loading the pipeline. None marks a component that is never needed."""
 
     def __init__(self, backbone: PipelineBackbone):
         self.backbone = backbone
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of a stock call beyond prompt, steps and guidance."""
+        """Return the arguments of a stock call apart from prompt, steps and guidance."""
 
     def absent_parts(self) -> list[str]:
-        """Return components of the pipeline that the folder leaves out."""
+        """Return components of the pipeline that the folder lacks."""
         return []
 
     @abstractmethod
     def set_scales(self, pipeline: Any) -> None:
-        """Tell a pipeline without autoencoder what it would read from one: how latents compress."""
+        """Set the latent compression on a pipeline without an autoencoder to read it from."""
 
     def arguments_code(self) -> str:
         """Return `arguments` as Python source, e.g. "height=512, width=512"."""
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
 
     def load(self, *without: str, **given: nn.Module) -> Any:
-        """Load the pipeline: without some components, and with others as they are given."""
+        """Load the pipeline.
+
+        Args:
+            without: components to leave out.
+            given: components to use instead of loading them.
+
+        Returns:
+            The diffusers pipeline on the backbone's device, with CPU offload if `idle_expert` is
+            "host".
+
+        Raises:
+            ValueError: files are missing or damaged.
+        """
         backbone = self.backbone
         given = self._encoders([*without, *given]) | given
         if not {*backbone.spec.components(backbone.folder)} & {*without, *given}:
@@ -81,7 +93,7 @@ class StockPipeline(ABC):
         return pipeline.to(backbone.device)
 
     def _encoders(self, without: list[str]) -> dict[str, nn.Module]:
-        """Load the text encoders, each whole; the library would not say what its files lack."""
+        """Load the text encoders and check that each is complete; diffusers does not check."""
         backbone = self.backbone
         index, made = read_object(backbone.folder / "model_index.json"), {}
         for part in backbone.spec.text_parts:
@@ -98,10 +110,10 @@ class StockPipeline(ABC):
         return made
 
     def pipeline(self, network: nn.Module | None = None) -> Any:
-        """Load the pipeline without text encoder and autoencoder.
+        """Load the pipeline without text encoders and autoencoder.
 
         Args:
-            network: what it samples with; None loads the teacher's once more.
+            network: the network to sample with; None loads the teacher's again.
         """
         spec = self.backbone.spec
         given = {} if network is None else spec.named_components(network)
@@ -110,13 +122,18 @@ class StockPipeline(ABC):
         return pipeline
 
     def whole_pipeline(self) -> Any:
-        """Load the pipeline with all its parts, around the backbone's network and autoencoder."""
+        """Load the complete pipeline around the backbone's network and autoencoder."""
         backbone = self.backbone
         given = backbone.spec.named_components(backbone.network) | {"vae": backbone.vae}
         return self.load(*self.absent_parts(), **given)
 
     def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
-        """Return the arguments of a stock call that stand for conditions: each by its own name."""
+        """Return the arguments of a stock call that carry the conditions, by name.
+
+        Args:
+            pipeline: the stock pipeline; a family may adjust it.
+            cond: conditions, [B, ...] each.
+        """
         return dict(cond)
 
     def latents(
@@ -130,14 +147,19 @@ class StockPipeline(ABC):
         null: Cond | None = None,
         guidance: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tensor:
-        """Sample a pipeline's final latents, [B, ...] float32.
+        """Sample with a stock pipeline and return its final latents.
 
         Args:
-            z: noise, [B, ...].
-            cond: the prompts' conditions.
-            cfg: the guidance scale; 1 is no guidance.
-            null: the condition of the empty prompt; needed with guidance.
+            pipeline: made by `pipeline`.
+            z: initial noise, [B, ...].
+            cond: conditions of the prompts, B rows each.
+            steps: number of sampling steps.
+            cfg: guidance scale; 1 means no guidance.
+            null: condition of the empty prompt; required with guidance.
             guidance: further arguments of the call, such as `use_dynamic_cfg`.
+
+        Returns:
+            Clean latents, [B, ...] float32.
         """
         backbone = self.backbone
         conds = self.conditions(pipeline, backbone.cast(cond))
@@ -145,7 +167,7 @@ class StockPipeline(ABC):
             assert null is not None, "guidance needs the null condition"
             for name, x in backbone.cast(null).items():
                 conds[f"negative_{name}"] = x.expand(len(z), *x.shape[1:])
-            # one pipeline's default is "", which excludes embeddings
+            # one pipeline defaults to "", which it does not accept beside embeddings
             conds["negative_prompt"] = None
         return pipeline(
             **conds,
@@ -167,13 +189,17 @@ class StockPipeline(ABC):
         cfg: float,
         images: Tensor | None = None,
     ) -> Any:
-        """Return what a user gets from one call of a whole pipeline.
+        """Sample with a complete stock pipeline, as a user does.
 
         Args:
-            images: first frames [B, 3, H, W] in [-1, 1], where the family takes images.
+            pipeline: made by `whole_pipeline`.
+            prompts: B prompts.
+            steps: number of sampling steps.
+            cfg: guidance scale.
+            images: first frames [B, 3, H, W] in [-1, 1], if the family takes images.
 
         Returns:
-            The pipeline's own kind of videos or images, one a prompt.
+            The pipeline's own type of videos or images, one per prompt.
         """
         if images is not None and self.one_image_a_call and len(images) > 1:
             rows = zip(prompts, images.split(1), strict=True)

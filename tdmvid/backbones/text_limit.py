@@ -1,4 +1,4 @@
-"""Prompts that are longer than what a text encoder reads: their ends are cut off."""
+"""Find prompts that exceed a text encoder's token limit. Their ends are truncated."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from transformers import AutoTokenizer
 from ..config import short
 
 BATCH = 1000
-"""Prompts that are tokenised at a time."""
+"""Number of prompts that are tokenized at a time."""
 
 
 @dataclass(frozen=True)
 class CutPrompts:
-    """Which prompts of a list are cut, by their places in it."""
+    """The truncated prompts of a list, by index."""
 
     limit: int
-    """Tokens that are read, those that mark beginning and end included."""
+    """Number of tokens that the encoder reads, begin and end tokens included."""
     places: tuple[int, ...] = ()
+    """Indices of truncated prompts."""
 
     def note(self, prompts: Sequence[str]) -> str:
-        """Return a sentence on the prompts that are cut; "" if there are none."""
+        """Return a sentence about the truncated prompts, or "" if there are none."""
         if not self.places:
             return ""
         count, first = len(self.places), self.places[0]
         are = "is" if count == 1 else "are"
         return (
-            f"{count:,} of {len(prompts):,} prompts {are} longer than {self.limit} tokens, first"
-            f" line {first + 1}, {short(prompts[first])}: what follows is not read"
+            f"{count:,} of {len(prompts):,} prompts {are} longer than {self.limit} tokens and will"
+            f" be truncated, first line {first + 1}: {short(prompts[first])}"
         )
 
 
@@ -40,11 +41,11 @@ def find_cut_prompts(tokenizer: Path, limit: int, prompts: Sequence[str]) -> Cut
     """Find the prompts of more than `limit` tokens.
 
     Args:
-        tokenizer: The folder of the tokenizer; without one nothing is found.
-        limit: Tokens that are read, those that mark beginning and end included.
-        prompts: The texts.
+        tokenizer: folder of the tokenizer. Without it, no prompt is found.
+        limit: number of tokens that the encoder reads, begin and end tokens included.
+        prompts: the texts.
     """
-    # A token takes a byte at least: most prompts need not be tokenised.
+    # A token takes at least one byte, so most prompts need no tokenization.
     long = [place for place, prompt in enumerate(prompts) if len(prompt.encode()) + 2 > limit]
     if not long or not tokenizer.is_dir():
         return CutPrompts(limit)
@@ -60,7 +61,7 @@ def find_cut_prompts(tokenizer: Path, limit: int, prompts: Sequence[str]) -> Cut
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence the library inside: it prints the tokens that it cuts off, of each prompt."""
+    """Silence diffusers inside the context: it logs the truncated tokens of each prompt."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

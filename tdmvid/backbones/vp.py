@@ -1,4 +1,4 @@
-"""What families of a variance-preserving process share, whichever scheduler their folder names.
+"""Shared code of the variance-preserving families, whichever scheduler their folder names.
 
 Shapes: B batch.
 """
@@ -21,41 +21,47 @@ from .spec import FamilySpec
 
 
 class VPSpec(FamilySpec):
-    """A family whose scheduler has a table of betas."""
+    """Describes a family whose scheduler has a table of betas."""
 
     ddim_class: ClassVar[Any] = DDIMScheduler
 
     def read_scheduler(self, folder: Path) -> Any:
-        """Return deterministic DDIM with the betas and the prediction type of the teacher's
-        scheduler, and trailing spacing.
+        """Return a deterministic DDIM scheduler with the teacher's betas and prediction type.
+
+        Its spacing is trailing, and the last step returns the predicted x0 itself.
+
+        Args:
+            folder: the pipeline folder.
 
         Raises:
-            ValueError: it has no betas, or says that an epsilon network starts from pure noise.
+            ValueError: the teacher's scheduler has no betas, or combines epsilon prediction with
+                zero terminal SNR.
         """
         config = self.ddim_class.load_config(folder, subfolder="scheduler")
         if "beta_schedule" not in config:
             raise ValueError(
-                f"{folder}: {config.get('_class_name')} has no beta_schedule: this family"
-                " needs a scheduler of a variance-preserving process"
+                f"{folder}: {config.get('_class_name')} has no beta_schedule; this family needs a"
+                " scheduler with a table of betas, such as DDIMScheduler"
             )
-        # The trajectory ends in the clean prediction itself, not in the first entry of the table,
-        # and is never clipped.
+        # The last step returns the predicted x0 itself, not a sample at the table's first entry.
+        # Nothing is clipped.
         scheduler = self.ddim_class.from_config(
             config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
         )
         if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] <= 0:
             raise ValueError(
-                f"{folder}: prediction_type='epsilon' has no clean prediction at zero terminal SNR:"
-                " set rescale_betas_zero_snr to false"
+                f"{folder}: prediction_type='epsilon' cannot predict x0 at zero terminal SNR: set"
+                " rescale_betas_zero_snr to false in scheduler/scheduler_config.json"
             )
         return scheduler
 
     def read_process(self, folder: Path) -> TabulatedVP:
+        """Return the process with the table of the teacher's scheduler."""
         return TabulatedVP(self.read_scheduler(folder).alphas_cumprod)
 
 
 class VPBackbone(PipelineBackbone):
-    """A teacher of a variance-preserving process."""
+    """Backbone of a variance-preserving teacher."""
 
     spec: ClassVar[VPSpec]
     process: TabulatedVP
@@ -67,7 +73,9 @@ class VPBackbone(PipelineBackbone):
         self.prediction_type = self.spec.read_scheduler(folder).config.prediction_type
 
     def clean(self, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """Return x0 [B, ...] float32 from the network's output, by its prediction type."""
         return clean_sample(self.prediction_type, x_t, out, *self.process.levels(t, x_t))
 
     def student_scheduler(self, grid: TimeGrid) -> SchedulerMixin:
+        """Return diffusers' DDIM scheduler or a TrajectoryScheduler over `grid`."""
         return scheduler_for(grid, self.process, self.spec.read_scheduler(self.folder))

@@ -1,7 +1,7 @@
-"""Wan text to video, 2.1 (1.3B, 14B) and 2.2 (TI2V-5B, A14B), by what their configs say.
+"""Wan text to video, 2.1 (1.3B, 14B) and 2.2 (TI2V-5B, A14B), selected by their configs.
 
-Shapes: B batch, C channels, F latent frames, H W latent size, T text tokens. A latent sample
-is [C, F, H, W], the layout of `WanTransformer3DModel`.
+Shapes: B batch, C channels, F latent frames, H W latent size, T text tokens. A latent sample is
+[C, F, H, W], the layout of `WanTransformer3DModel`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .stock import StockPipeline
 from .wan_fused import fuse
 from .wan_parallel import share_tokens
 
-TEXT_LENGTH = 512  # what Wan was trained with, and the default of the stock call
+TEXT_LENGTH = 512  # as in Wan's training, and the stock call's default
 
 
 class WanSpec(FlowSpec):
-    """A Wan pipeline folder, from its configs."""
+    """Describes a Wan pipeline folder from its configs."""
 
     network_class, vae_class = WanTransformer3DModel, AutoencoderKLWan
 
     def read_split(self, folder: Path) -> Split | None:
-        """Return how the two experts of Wan 2.2 A14B share the times.
+        """Return how the two experts of Wan 2.2 A14B share the times; None if there is one network.
 
         Raises:
             ValueError: one of the experts or the boundary is missing.
@@ -52,12 +52,14 @@ class WanSpec(FlowSpec):
         if not all(there) or not isinstance(boundary, float) or not 0 < boundary < 1:
             raise ValueError(
                 f"{folder}: model_index.json has boundary_ratio={boundary} and"
-                f" {' and '.join(n for n, has in zip(names, there) if has) or 'no transformer'}: a"
-                " Wan has a transformer, or both and a boundary between 0 and 1"
+                f" {' and '.join(n for n, has in zip(names, there) if has) or 'no transformer'};"
+                " Wan needs either transformer alone, or transformer, transformer_2 and a"
+                " boundary_ratio between 0 and 1: download the folder again"
             )
         return Split(boundary)
 
     def tokens(self, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> Tokens:
+        """Return the video tokens of one sample; text is cross-attended."""
         net, (_, *latent) = network.config, WanClip.of(network, folder, size).latent_shape
         count = math.prod(
             length // patch for length, patch in zip(latent, net.patch_size, strict=True)
@@ -65,6 +67,7 @@ class WanSpec(FlowSpec):
         return Tokens.of_transformer(count, net)
 
     def blocks(self, network: WanTransformer3DModel) -> list[nn.Module]:
+        """Return the transformer blocks, of both experts if there are two."""
         return [block for each in experts_of(network) for block in each.blocks]
 
     def example(
@@ -75,8 +78,9 @@ class WanSpec(FlowSpec):
         batch: int,
         dtype: torch.dtype,
     ) -> dict:
+        """Return the arguments of one call; `hidden_states` are [B, C, F, H, W]."""
         _, *latent = WanClip.of(network, folder, size).latent_shape
-        channels = network.config.in_channels  # a first frame has channels of its own
+        channels = network.config.in_channels  # those of a given first frame included
         return {
             "hidden_states": torch.empty(batch, channels, *latent, dtype=dtype),
             "timestep": torch.empty(batch),
@@ -86,15 +90,17 @@ class WanSpec(FlowSpec):
         }
 
     def vae_dtype(self, folder: Path, config: ModelConfig) -> torch.dtype:
-        """Return float32, as the pipeline's examples have it."""
+        """Return float32, as in the pipeline's examples."""
         return torch.float32
 
     def vae_latents(
         self, network: WanTransformer3DModel, folder: Path, size: ClipSize
     ) -> tuple[int, int, int, int]:
+        """Return [C, F, H, W] of one sample."""
         return WanClip.of(network, folder, size).latent_shape
 
     def vae_tile(self, vae: AutoencoderKLWan) -> tuple[int, int]:
+        """Return height and width of a tile of latents."""
         return (
             vae.tile_sample_min_height // vae.spatial_compression_ratio,
             vae.tile_sample_min_width // vae.spatial_compression_ratio,
@@ -107,6 +113,7 @@ class WanStock(StockPipeline):
     backbone: Wan
 
     def arguments(self) -> dict[str, Any]:
+        """Return frames, height, width and text length of the stock call."""
         size = self.backbone.size
         return {
             "num_frames": size.frames,
@@ -116,6 +123,7 @@ class WanStock(StockPipeline):
         }
 
     def set_scales(self, pipeline: Any) -> None:
+        """Set the autoencoder's spatial and temporal compression on a pipeline without one."""
         clip = self.backbone.clip
         pipeline.vae_scale_factor_spatial = clip.spatial
         pipeline.vae_scale_factor_temporal = clip.temporal
@@ -123,7 +131,7 @@ class WanStock(StockPipeline):
 
 @register
 class Wan(FlowBackbone):
-    """A Wan pipeline folder as a backbone."""
+    """Backbone of a Wan pipeline folder."""
 
     pipeline_class = "WanPipeline"
     spec, stock_class = WanSpec(), WanStock
@@ -138,11 +146,13 @@ class Wan(FlowBackbone):
         self.clip = WanClip.of(self.network, folder, size)
 
     def latent_shape(self) -> tuple[int, ...]:
+        """Return [C, F, H, W]."""
         return self.clip.latent_shape
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
-        # A pipeline with `expand_timesteps` repeats the time for every token, which computes the
-        # same, as without an image they all have one time.
+        """Return the transformer's arguments for x_t [B, C, F, H, W] and t [B]."""
+        # A pipeline with `expand_timesteps` repeats the time for every token. Without an image all
+        # tokens have the same time, so the result is the same.
         return {
             "hidden_states": x_t,
             "timestep": self.process.timestep(t),
@@ -151,15 +161,18 @@ class Wan(FlowBackbone):
 
     @staticmethod
     def fuse(network: WanTransformer3DModel) -> None:
+        """Fuse modulation and residuals of each expert, see wan_fused.py."""
         for each in experts_of(network):
             fuse(each)
 
     @staticmethod
     def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
+        """Split the video tokens of each expert over ranks, see wan_parallel.py."""
         for each in experts_of(network):
             share_tokens(each, sharing)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Return `prompt_embeds` [B, T, D] of B prompts."""
         with torch.no_grad():
             embeds, _ = self.text.encode_prompt(
                 prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
@@ -167,18 +180,24 @@ class Wan(FlowBackbone):
         return Cond({"prompt_embeds": embeds})
 
     def text_limit(self) -> tuple[str, int]:
+        """Return the tokenizer's folder and 512 tokens."""
         return "tokenizer", TEXT_LENGTH
 
     def text_settings(self) -> tuple[str, ...]:
+        """Return the text length, which changes the embeddings."""
         return (str(TEXT_LENGTH),)
 
     def vae_config(self) -> dict[str, Any]:
-        """Return the autoencoder's config, without loading it."""
+        """Return the autoencoder's config without loading its weights."""
         config: dict[str, Any] = AutoencoderKLWan.load_config(self.folder, subfolder="vae")
         return config
 
     def latent_scale(self) -> tuple[Tensor, Tensor]:
-        """Return what the autoencoder's latents are less and divided by, [C, 1, 1, 1] each."""
+        """Return mean and standard deviation that normalize the autoencoder's latents.
+
+        Returns:
+            Two tensors, [C, 1, 1, 1] each, on the backbone's device.
+        """
         config = self.vae_config()
         mean, std = (
             torch.tensor(config[name], device=self.device).view(-1, 1, 1, 1)
@@ -188,6 +207,7 @@ class Wan(FlowBackbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        """Decode [B, C, F, H, W] to videos [B, 3, F, H, W] in [-1, 1], one sample at a time."""
         mean, std = self.latent_scale()
         return torch.cat(
             [
@@ -198,6 +218,7 @@ class Wan(FlowBackbone):
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
+        """Encode videos [B, 3, F, H, W] in [-1, 1] to normalized latents [B, C, F, H, W]."""
         mean, std = self.latent_scale()
         latents = torch.cat(
             [
@@ -209,6 +230,7 @@ class Wan(FlowBackbone):
 
     @staticmethod
     def set_attention(network: WanTransformer3DModel, kernel: str) -> None:
+        """Select the attention kernel of each expert with diffusers' own backends."""
         for each in experts_of(network):
             if kernel in Wan.kernels:
                 each.set_attention_backend(BACKENDS[kernel].value)
@@ -217,6 +239,7 @@ class Wan(FlowBackbone):
 
     @staticmethod
     def discriminator_trunk(network: WanTransformer3DModel) -> list[Tap]:
+        """Keep the first half of the blocks."""
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.blocks, taps = trunk_of(network.blocks, width)
         return taps
@@ -224,7 +247,7 @@ class Wan(FlowBackbone):
 
 @dataclass(frozen=True)
 class WanClip:
-    """A size in pixels as this model sees it: [C, F, H, W] latents, and how they compress."""
+    """Latent shape and compression of a clip of given size in pixels."""
 
     latent_shape: tuple[int, int, int, int]
     spatial: int
@@ -232,25 +255,30 @@ class WanClip:
 
     @classmethod
     def of(cls, network: WanTransformer3DModel, folder: Path, size: ClipSize) -> WanClip:
-        """Return a size as this model sees it.
+        """Compute the latent shape for a size in pixels.
+
+        Args:
+            network: a Wan transformer, on any device.
+            folder: the pipeline folder.
+            size: height, width and number of frames.
 
         Raises:
-            ValueError: `size` breaks a rule, which the message names.
+            ValueError: the model cannot generate `size`; the message names the rule.
         """
-        # The first Wan folders leave these two to the class.
+        # The first Wan folders lack these two entries.
         vae = {
             "scale_factor_spatial": 8,
             "scale_factor_temporal": 4,
         } | AutoencoderKLWan.load_config(folder, subfolder="vae")
         spatial, temporal = vae["scale_factor_spatial"], vae["scale_factor_temporal"]
-        # 16 is the pipeline's own rule
+        # the pipeline requires multiples of 16
         height, width = (math.lcm(16, spatial * patch) for patch in network.config.patch_size[1:])
         check_sides(size, height=height, width=width)
         if (size.frames - 1) % temporal:
             near = round((size.frames - 1) / temporal) * temporal + 1
             raise ValueError(
-                f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, e.g."
-                f" {near}"
+                f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, use"
+                f" e.g. {near}"
             )
         frames = (size.frames - 1) // temporal + 1
         return cls(

@@ -1,10 +1,10 @@
-"""Wan's blocks without detours through float32, over the library's own parameters.
+"""Wan blocks that avoid copying activations to float32 and back.
 
-The library computes norms, modulation and residuals in float32, tensor by tensor. Here a kernel
-reads and writes the activations' dtype and computes in float32 inside; the modulation itself stays
-float32.
+diffusers computes norms, modulation and residuals in float32, one tensor at a time. Here each
+kernel reads and writes the activations' dtype and computes in float32 internally. The modulation
+parameters stay float32. The blocks use the parameters of the diffusers blocks under the same names.
 
-Shapes: B batch, L tokens, D channels.
+Shapes: B batch, L tokens, T text tokens, D channels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .wan_parallel import Attention
 
 
 def fuse(network: WanTransformer3DModel) -> None:
-    """Replace blocks and attention processors in place; parameters keep their names."""
+    """Replace blocks and attention processors in place. Parameters keep their names."""
     attention = Attention()
     for name, block in list(network.blocks.named_children()):
         if isinstance(block, FusedBlock):
@@ -37,7 +37,7 @@ def fuse(network: WanTransformer3DModel) -> None:
 
 
 class _NormInItsDtype(FP32LayerNorm):
-    """A layer norm that reads and writes its input's dtype, and computes in float32."""
+    """A layer norm with input and output in the same dtype, computed in float32."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, enabled=False):
@@ -48,7 +48,7 @@ class _NormInItsDtype(FP32LayerNorm):
 
 
 class FusedBlock(WanTransformerBlock):
-    """A block of the library with modulation and residuals in one pass each."""
+    """A Wan block that computes modulation and residuals in one pass each."""
 
     def forward(
         self,
@@ -57,8 +57,16 @@ class FusedBlock(WanTransformerBlock):
         temb: Tensor,
         rotary_emb: tuple[Tensor, Tensor],
     ) -> Tensor:
+        """Return the new video tokens, [B, L, D].
+
+        Args:
+            hidden_states: video tokens, [B, L, D].
+            encoder_hidden_states: text tokens, [B, T, D].
+            temb: projected time embedding, [B, 6, D].
+            rotary_emb: cosines and sines, [1, L, 1, D / heads] each.
+        """
         x = hidden_states
-        assert temb.ndim == 3, "one time a sample, as in Wan 2.1"
+        assert temb.ndim == 3, "expected one time per sample, as in Wan 2.1"
         shift, scale, gate, ff_shift, ff_scale, ff_gate = (
             self.scale_shift_table + temb.float()
         ).chunk(6, dim=1)  # each [B, 1, D] float32

@@ -1,7 +1,7 @@
 """Wan 2.2 image to video, I2V-A14B: two experts, without an image encoder.
 
-The network takes the noisy latents and, beside them in the channels, a mask of the frames that are
-given, and the latents of a video that begins with the given frame and is grey behind it.
+The network's input is the noisy latents, concatenated along channels with a mask of the given
+frames and with the latents of a video that starts with the given frame and is grey after it.
 
 Shapes: B batch, C channels, F latent frames, H W latent size.
 """
@@ -25,50 +25,55 @@ from .registry import register
 from .wan import Wan, WanSpec, WanStock
 
 GIVEN = "image_latents"
-"""The condition: latents of the video behind the given frame, [B, C, F, H, W], normalised."""
+"""Name of the condition: normalized latents of the video after the given frame, [B, C, F, H, W]."""
 
 
 class WanImageSpec(WanSpec):
-    """A Wan image-to-video pipeline folder, from its configs."""
+    """Describes a Wan image-to-video pipeline folder from its configs."""
 
     def find_obstacle(self, folder: Path) -> str:
+        """Return why Wan 2.1 I2V and TI2V-5B are not supported, and what to use; else ""."""
         index = read_object(folder / "model_index.json")
         config = folder / self.network_folder / "config.json"
         width = read_object(config).get("image_dim") if config.is_file() else None
         if width is not None:
             return (
-                f"image_dim={width} in {self.network_folder}/config.json, this Wan reads an image"
-                " encoder's embeddings, as 2.1 does: give Wan 2.2 I2V-A14B"
+                f"image_dim={width} in {self.network_folder}/config.json: models that read an image"
+                " encoder's embeddings, such as Wan 2.1 I2V, are not supported; use Wan 2.2"
+                " I2V-A14B"
             )
         if index.get("expand_timesteps"):
             return (
-                f"expand_timesteps=true in model_index.json, this {index['_class_name']} puts the"
-                " image among the noisy latents, as TI2V-5B does: give Wan 2.2 I2V-A14B, or TI2V-5B"
-                " as a WanPipeline without images"
+                f"expand_timesteps=true in model_index.json: a {index['_class_name']} that puts the"
+                " image among the noisy latents, such as TI2V-5B, is not supported; use Wan 2.2"
+                " I2V-A14B, or TI2V-5B as a WanPipeline without images"
             )
         return ""
 
 
 class EncodedVideos(EncodedImages):
-    """Given latents in place of the autoencoder, for a pipeline that asks where that computes."""
+    """Given latents in place of the autoencoder, for a pipeline that asks for its device."""
 
     @property
     def device(self) -> torch.device:
-        """Where the latents are."""
+        """Device of the latents."""
         return self.latents.device
 
     def modules(self) -> Iterator[nn.Module]:
-        """Return no modules, so no hooks."""
+        """Return no modules, and therefore no hooks."""
         return iter(())
 
 
 class WanImageStock(WanStock):
-    """The stock Wan image-to-video pipeline, which takes one image a call."""
+    """The stock Wan image-to-video pipeline, which accepts one image per call."""
 
     one_image_a_call = True
 
     def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
-        """Return the arguments of a call; with a generator each, the pipeline encodes each row."""
+        """Return the arguments of a call; cached latents [B, C, F, H, W] replace the autoencoder.
+
+        The list of generators makes the pipeline encode once per row.
+        """
         given, backbone = dict(cond), self.backbone
         latents, size = given.pop(GIVEN).float(), backbone.size
         mean, std = backbone.latent_scale()
@@ -79,14 +84,14 @@ class WanImageStock(WanStock):
             latents_mean=config["latents_mean"],
             latents_std=config["latents_std"],
         )
-        generators = [torch.Generator(latents.device) for _ in latents]  # nothing is drawn
+        generators = [torch.Generator(latents.device) for _ in latents]  # they draw nothing
         blank = blank_images(1, size.height, size.width, latents)
         return given | {"image": blank, "generator": generators}
 
 
 @register
 class WanImageToVideo(Wan):
-    """A Wan image-to-video pipeline folder as a backbone."""
+    """Backbone of a Wan image-to-video pipeline folder."""
 
     pipeline_class = "WanImageToVideoPipeline"
     spec, stock_class = WanImageSpec(), WanImageStock
@@ -95,8 +100,9 @@ class WanImageToVideo(Wan):
 
     @property
     def text(self) -> Any:
-        """The text-to-video pipeline with nothing but the text encoder: it reads prompts alike, and
-        needs no ftfy for it.
+        """The text-to-video pipeline with only its text encoder, loaded on first use.
+
+        It encodes prompts in the same way and does not need ftfy.
         """
         if self._text is None:
             loaded = self.stock.load(*self.spec.components(self.folder), "vae")
@@ -106,6 +112,7 @@ class WanImageToVideo(Wan):
         return self._text
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
+        """Return the transformer's arguments; x_t [B, C, F, H, W] gets mask and given latents."""
         given = cond[GIVEN].to(x_t.dtype)
         mask = given.new_zeros(len(given), self.clip.temporal, *given.shape[2:])
         mask[:, :, 0] = 1
@@ -113,7 +120,11 @@ class WanImageToVideo(Wan):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Cond:
-        """Return the latents of each image and grey frames behind it, in the network's dtype."""
+        """Encode images [B, 3, H, W] in [-1, 1], each followed by grey frames.
+
+        Returns:
+            Normalized latents, [B, C, F, H, W] in the network's dtype.
+        """
         first = images.to(self.device, self.vae.dtype)[:, :, None]
         mean, std = self.latent_scale()
         encoded = []

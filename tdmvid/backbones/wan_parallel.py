@@ -1,9 +1,10 @@
-"""Wan's attention by our own processor, and its tokens spread over ranks.
+"""Wan attention with our own processor, and sequence parallelism.
 
-The video tokens are cut before the first block and put together behind the output projection.
-In between every layer works token by token, attention to text as well, except self-attention.
+The video tokens are split before the first block and gathered after the output projection. Every
+layer in between works per token, cross-attention to text included, except self-attention.
 
-Shapes: B batch, L video tokens, n = ceil(L / P) tokens of a rank, H heads, D channels of a head.
+Shapes: B batch, L video tokens, P ranks, n = ceil(L / P) tokens per rank, H heads, D channels of a
+head.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from .fused import rotate
 
 
 class Attention:
-    """Replaces the library's attention processor: exact attention to video or text, over video
-    tokens that may lie on several ranks.
+    """Attention processor: exact self-attention or cross-attention, on one or several ranks.
+
+    Args:
+        sharing: the ranks that share a sequence; None if each rank has all tokens.
     """
 
-    # the kernel: the library's `set_attention_backend` writes it into its processors
+    # the kernel, set by diffusers' `set_attention_backend`
     _attention_backend = None
 
     def __init__(self, sharing: TokenSharing | None = None):
@@ -36,20 +39,30 @@ class Attention:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Return this rank's tokens [B, n, H D] after attention to all tokens of all ranks, or to
-        the text.
+        """Return this rank's tokens after attention to all tokens of all ranks, or to the text.
+
+        Args:
+            attn: the diffusers attention module.
+            hidden_states: this rank's video tokens, [B, n, H D].
+            encoder_hidden_states: text tokens [B, T, H D] for cross-attention, None for
+                self-attention.
+            attention_mask: must be None.
+            rotary_emb: cosines and sines [1, L, 1, D] of all video tokens, or None.
+
+        Returns:
+            [B, n, H D].
         """
         assert attention_mask is None and attn.add_k_proj is None, "attention to every token"
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         value = attn.to_v(seen)
-        # a norm under autocast returns float32 on a GPU: kernels and ranks want one dtype
+        # under autocast a norm returns float32 on a GPU, but kernels need equal dtypes
         query = attn.norm_q(attn.to_q(hidden_states)).to(value.dtype)
         key = attn.norm_k(attn.to_k(seen)).to(value.dtype)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
             if rotary_emb is not None:
-                cos, sin = (x[0, :, 0] for x in rotary_emb)  # of [1, L, 1, D], the whole video
+                cos, sin = (x[0, :, 0] for x in rotary_emb)  # from [1, L, 1, D], all tokens
                 q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             out: Tensor = dispatch_attention_fn(q, k, v, backend=self._attention_backend)
             return out
@@ -62,27 +75,31 @@ class Attention:
 
 
 class SharedTokens(Attention):
-    """The tokens in flight, and attention to all of them."""
+    """Attention processor with the hooks that split and gather the tokens."""
 
     def __init__(self, sharing: TokenSharing):
         super().__init__(sharing)
         self.group = sharing
 
     def cut(self, block: WanTransformerBlock, args: tuple) -> tuple:
-        """A hook before the first block: this rank's tokens in the place of all."""
+        """Replace all tokens [B, L, H D] by this rank's; a pre-hook of the first block."""
         hidden_states, *others = args
         self.length = hidden_states.shape[1]
         return self.group.shard(hidden_states), *others
 
     def join(self, projection: nn.Linear, args: tuple, out: Tensor) -> Tensor:
-        """A hook behind the output projection: the tokens of all ranks."""
+        """Gather the tokens of all ranks, [B, L, ...]; a hook of the output projection."""
         return self.group.gather(out, self.length)
 
 
 def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
-    """Make every later call of `network` compute on shares of its tokens.
+    """Make every later call of `network` split its tokens over ranks.
 
-    Inputs and outputs stay whole, and equal on all ranks.
+    Inputs and outputs stay whole and equal on all ranks.
+
+    Args:
+        network: modified in place: hooks and attention processors are added.
+        sharing: the ranks that share a sequence.
     """
     tokens = SharedTokens(sharing)
     network.blocks[0].register_forward_pre_hook(tokens.cut)

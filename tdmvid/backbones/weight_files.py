@@ -1,4 +1,4 @@
-"""Which weight files of a model folder are loaded, and that they hold every weight."""
+"""Select the weight files of a model component, and check that they are complete."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ SHARD = r"(?:-\d+-of-\d+)?"
 WEIGHTS = re.compile(
     rf"(?:diffusion_pytorch_model|pytorch_model|model){SHARD}(?:\.(\w+))?{SHARD}\.(?:safetensors|bin)"
 )
-"""A file of weights; its group is the variant."""
+"""Matches names of weight files; its group is the variant."""
 HALF = "fp16"
+"""The variant of float16 weights."""
 
 
 def weights_variant(folder: Path, wanted: str | None) -> str | None:
-    """Return the variant whose files of a part are loaded.
+    """Return the variant of the weight files to load.
 
     Args:
-        folder: The part's.
-        wanted: The variant that is asked for; often only some parts of a model have it.
+        folder: the component's folder.
+        wanted: the requested variant; often only some components of a model have it.
 
     Returns:
-        The wanted one if the part has it; without plain files one that it has (many repositories
-        have float16 only); else None.
+        `wanted` if the component has it. Otherwise None for plain files or, if there are none, a
+        variant that exists: many repositories have float16 only.
     """
     found = {match[1] for path in folder.iterdir() if (match := WEIGHTS.fullmatch(path.name))}
     if wanted in found:
@@ -38,39 +39,43 @@ def weights_variant(folder: Path, wanted: str | None) -> str | None:
 
 
 def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
-    """Load a part and check that its files have every weight of it: libraries draw the others at
-    random and only log it.
+    """Load a component and check that its files contain every weight.
+
+    diffusers and transformers initialise missing weights at random and only log it.
 
     Args:
-        kind: A model class of diffusers or transformers.
-        folder: The part's.
-        options: Of its `from_pretrained`.
+        kind: a model class of diffusers or transformers.
+        folder: the component's folder.
+        options: arguments of `from_pretrained`.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        ValueError: For weights that the files lack.
+        ValueError: weights are missing or have another shape.
     """
     model, loaded = kind.from_pretrained(folder, output_loading_info=True, **options)
     missing = sorted(set(loaded["missing_keys"]) | _mismatched(loaded))
     if missing:
         raise ValueError(
-            f"{folder}: {len(missing)} weights of {kind.__name__} are not in its files, e.g."
-            f" {short(missing[0])}: copy or download the folder again, or use the versions of"
-            " diffusers and transformers that setup.py names"
+            f"{folder}: {len(missing)} weights of {kind.__name__} are missing from its files, e.g."
+            f" {short(missing[0])}: copy or download the folder again, or install the versions of"
+            " diffusers and transformers that setup.py requires"
         )
     return model.eval()
 
 
 def _mismatched(loaded: dict[str, Any]) -> set[str]:
-    """Return the names of weights that have another shape."""
+    """Return the names of weights whose shape differs from the model's."""
     entries = loaded.get("mismatched_keys") or ()
     return {entry if isinstance(entry, str) else str(entry[0]) for entry in entries}
 
 
 def encoder_class(entry: list[str | None] | None) -> Any:
-    """Return the class of a text encoder, None for a tokenizer and for what is left out.
+    """Return the class of a text encoder; None for a tokenizer or a missing component.
 
     Args:
-        entry: Of the part in model_index.json, [library, class].
+        entry: the component's entry in model_index.json, [library, class].
     """
     kind = getattr(transformers, entry[1] or "", None) if entry else None
     is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
