@@ -1,1 +1,1 @@
-"""LoRA: attaching the roles, and the files that users take away."""
+"""LoRA adapters: attach them to the roles, and read and write their files."""

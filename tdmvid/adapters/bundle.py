@@ -1,4 +1,4 @@
-"""Bundles of students on disk: what they are called, and what their export.json says."""
+"""Layout of exported students on disk: folder names and the contents of export.json."""
 
 from __future__ import annotations
 
@@ -14,21 +14,33 @@ if TYPE_CHECKING:
     from ..diffusion.grid import TimeGrid
 
 FACTS = "export.json"
+"""File in a bundle that describes the student."""
 ADAPTER_FILES = "adapter_files"
-"""What it calls the digests of the LoRAs that a student is loaded beside."""
+"""Entry of export.json with the digests of the user's LoRAs that the student needs beside it."""
 STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
-"""Where a run writes its student, by what it trains."""
+"""Folder in a run where the student is written, by `training`."""
 CLOSE = 1e-3
-"""Difference of two timesteps that is rounding, as a share of the first one."""
+"""Relative difference of two timesteps that counts as rounding."""
 
 
 def student_folder(run: Path, training: str) -> Path:
-    """Return the folder in a run's own that holds its student; training: "lora" or "full"."""
+    """Return the folder inside a run's folder that holds its student.
+
+    Args:
+        run: the run's folder.
+        training: "lora" or "full".
+    """
     return run / STUDENT_FOLDERS[training]
 
 
 def folders_of_set(out: Path, grids: Sequence[TimeGrid], own: TimeGrid) -> list[Path]:
-    """Return a folder for the student of each grid: `out` for `own`, `out`_2steps for another."""
+    """Return the folder of each grid's student: `out` for `own`, `out_2steps` and so on for others.
+
+    Args:
+        out: folder of the student with the grid `own`.
+        grids: one per number of steps.
+        own: the run's own grid.
+    """
     return [
         out if grid == own else out.with_name(f"{out.name}_{grid.steps}steps") for grid in grids
     ]
@@ -63,33 +75,41 @@ def find_condition(folder: Path, steps: int) -> Path:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Return what export.json says of a student (steps, timesteps, model, video, ...).
+    """Read export.json of a student (steps, timesteps, model, video, ...).
 
-    It is empty for a LoRA from elsewhere.
+    Args:
+        folder: the student's folder.
+
+    Returns:
+        The contents; empty for a LoRA from elsewhere.
 
     Raises:
-        ValueError: there is no such folder, or it is a run's.
+        ValueError: there is no such folder, or it is a run's folder instead of a student's.
     """
     if not Path(folder).is_dir():
         raise ValueError(
-            f"{folder} is no folder: give the lora/ or student/ folder of a finished run, or an"
-            " exported one"
+            f"{folder} is not a folder: use the lora/ or student/ folder of a finished run, or an"
+            " exported student"
         )
     path = Path(folder) / FACTS
     if not path.is_file():
         for name in STUDENT_FOLDERS.values():
             if (Path(folder) / name / FACTS).is_file():
                 raise ValueError(
-                    f"{folder} is a run's folder: give its student, {Path(folder) / name}"
+                    f"{folder} is a run's folder: use its student, {Path(folder) / name}"
                 )
     return read_object(path) if path.is_file() else {}
 
 
 def check_times(scheduler: Any, folder: Path) -> None:
-    """Check that the scheduler beside a student steps over the times that it was trained for.
+    """Check that the scheduler of a student uses the timesteps that it was trained with.
+
+    Args:
+        scheduler: a diffusers scheduler, loaded from `folder`.
+        folder: the student's folder.
 
     Raises:
-        ValueError: It steps over others.
+        ValueError: the timesteps differ.
     """
     trained = read_facts(folder).get("timesteps")
     if not trained:
@@ -104,7 +124,7 @@ def check_times(scheduler: Any, folder: Path) -> None:
             short(", ".join(f"{time:g}" for time in times)) for times in (trained, found)
         )
         raise ValueError(
-            f"{Path(folder) / 'scheduler_config.json'} samples at timesteps={theirs}, and the"
-            f" student was trained at {ours}: put the exported file back, or export it again"
-            " (`tdmvid export`)"
+            f"{Path(folder) / 'scheduler_config.json'} samples at timesteps={theirs}, but the"
+            f" student was trained at {ours}: restore the exported file, or export the student"
+            " again (`tdmvid export`)"
         )

@@ -1,4 +1,7 @@
-"""A LoRA from weights: the low-rank part of a full fine-tune."""
+"""Extract a LoRA from a full fine-tune: the low-rank part of its weight changes.
+
+Shapes: r rank.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,37 @@ from .weights import LoraWeights
 OVERSAMPLING, ITERATIONS = (
     16,
     6,
-)  # of the randomised SVD (arXiv 0909.4061): its error is then that of an exact one to a few digits
+)  # randomised SVD (arXiv 0909.4061); with these its error matches an exact SVD's to a few digits
 
 
 @torch.no_grad()
 def extract(
     base: nn.Module, tuned: dict[str, Tensor], rank: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The best rank-r approximation of every linear layer's change: a state dict of alpha = r, and
-    its errors.
+    """Compute the best rank-r approximation of the change of every linear layer.
 
-    tuned: the fine-tune's parameters by name. Errors are norms of what is missing relative to the
-    change: per layer, and `error` over all parameters, those that no LoRA holds (`left_out`)
-    included.
+    Args:
+        base: the base network.
+        tuned: the fine-tune's parameters by name.
+        rank: r.
+
+    Returns:
+        The LoRA and its errors. The LoRA is a state dict with alpha = r and, per layer,
+        `lora_A.weight` [r, in] and `lora_B.weight` [out, r]. Errors are norms of the missing part
+        relative to the change: `layers` per layer, and `error` over all parameters, including those
+        that a LoRA cannot hold, whose names are in `left_out`.
+
+    Raises:
+        ValueError: the rank is below 1, the fine-tune is of another model, or it changes no linear
+            layer.
     """
     if rank < 1:
-        raise ValueError(f"rank={rank}: at least 1")
+        raise ValueError(f"rank={rank}: use at least 1")
     own = dict(base.named_parameters())
     if own.keys() != tuned.keys():
         raise ValueError(
-            f"the fine-tune is of another model: {sorted(own.keys() ^ tuned.keys())[0]} is in one"
-            " of them only"
+            f"the fine-tune is of another model: {sorted(own.keys() ^ tuned.keys())[0]} is in only"
+            " one of them; use the base that was fine-tuned"
         )
     linear = {
         f"{name}.weight": name
@@ -67,7 +80,10 @@ def extract(
             f"{name}.lora_B.weight": b.cpu().contiguous(),
         }
     if not state:
-        raise ValueError("the fine-tune changes no linear layer: there is nothing to extract")
+        raise ValueError(
+            "the fine-tune changes no linear layer, so there is nothing to extract: check that it"
+            " differs from the base"
+        )
     return state, {
         "error": math.sqrt(missing / whole),
         "rank": rank,
@@ -77,8 +93,9 @@ def extract(
 
 
 def _factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A [r, in] and B [out, r] with B A nearest to `change` [out, in]; zeros beyond its own
-    rank.
+    """Return A [r, in] and B [out, r] with B A closest to `change` [out, in].
+
+    Ranks beyond that of `change` are zero.
     """
     with torch.random.fork_rng(devices=[change.device] if change.is_cuda else []):
         torch.manual_seed(0)
@@ -94,10 +111,15 @@ def _factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def adapt(
     backbone: Backbone, lora: LoraWeights
 ) -> tuple[nn.Module, dict[str, Tensor], LoraSettings]:
-    """Attach a LoRA to the backbone's network.
+    """Attach a LoRA to the backbone's network, in place.
+
+    Args:
+        backbone: the base.
+        lora: the LoRA to attach.
 
     Returns:
-        The module, its adapter tensors by parameter name, and rank and alpha of most layers.
+        The adapted module, its adapter tensors by parameter name, and the rank and alpha of most
+        layers.
     """
     module = attach_weights(backbone.network, lora)
     tensors = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}

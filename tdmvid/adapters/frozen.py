@@ -1,7 +1,8 @@
-"""Layers that carry a user's LoRAs, frozen and not merged, beneath the adapters that are trained.
+"""Layers that carry a user's LoRAs, frozen and unmerged, below the adapter that is trained.
 
-Such a layer is a layer of the base with more frozen parameters: the adapter that is attached to it
-later is switched on and off by itself, and trees that share the base share them, too.
+Such a layer is a layer of the base with additional frozen parameters. The trained adapter on top of
+it is switched on and off without affecting them, and module trees that share the base also share
+them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ PARTS = ("a", "b", "bias")
 
 
 class _Carrier(nn.Module):
-    """Adds scale * (B A x + bias) of each LoRA to what its layer gives, in the dtype of x."""
+    """A layer that adds scale * (B A x + bias) of each carried LoRA to its output, in x's dtype."""
 
     carried_scales: tuple[float, ...]
 
     def carry(self, layers: Sequence[LoraLayer], weight: Tensor) -> None:
-        """Take LoRA layers up, in the dtype and on the device of the layer's weight."""
+        """Add LoRA layers, in the dtype and on the device of the layer's weight.
+
+        Args:
+            layers: the LoRA layers to add.
+            weight: the layer's weight.
+        """
         self.carried_scales = tuple(layer.scale for layer in layers)
         for i, layer in enumerate(layers):
             for part in PARTS:
@@ -35,7 +41,7 @@ class _Carrier(nn.Module):
                 self.register_parameter(f"carried_{part}_{i}", kept)
 
     def carried(self) -> list[LoraLayer]:
-        """Return the LoRA layers that it carries."""
+        """Return the LoRA layers that this layer carries."""
         found = []
         for i, scale in enumerate(self.carried_scales):
             a, b, bias = (getattr(self, f"carried_{part}_{i}") for part in PARTS)
@@ -43,6 +49,7 @@ class _Carrier(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output plus the LoRAs' updates, in the layer's own shape."""
         out: Tensor = super().forward(x)
         for layer in self.carried():
             bias = None if layer.bias is None else layer.bias.to(x.dtype)
@@ -60,7 +67,7 @@ class _CarrierLinear(_Carrier, nn.Linear):
         return linear(linear(x, a), b, bias)
 
     def quantized(self) -> _CarrierQuantized:
-        """Return a replacement whose own weight can be quantised; the LoRAs' stay as they are."""
+        """Return a replacement whose own weight can be quantized; the LoRAs stay unquantized."""
         return as_class(_CarrierQuantized, self)
 
 
@@ -71,7 +78,7 @@ class _CarrierQuantized(_CarrierLinear, QuantizedLinear):
 class _CarrierConv(_Carrier):
     def _update(self, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         layer: Any = self
-        inner = layer._conv_forward(x, a, None)  # with the layer's own stride and padding
+        inner = layer._conv_forward(x, a, None)  # uses the layer's stride and padding
         return linear(inner.movedim(1, -1), b.flatten(1), bias).movedim(-1, 1)
 
 
@@ -96,10 +103,14 @@ CARRIERS: dict[type[nn.Module], type[_Carrier]] = {
 
 
 def carry(network: nn.Module, loras: Sequence[LoraWeights]) -> None:
-    """Give a plain network LoRAs that stay frozen, in place.
+    """Add frozen LoRAs to a plain network, in place.
+
+    Args:
+        network: the base, without adapters.
+        loras: the LoRAs to add.
 
     Raises:
-        ValueError: a LoRA adapts a layer of a kind that cannot carry one.
+        ValueError: a LoRA adapts a layer that is neither linear nor a convolution.
     """
     for name in dict.fromkeys(name for lora in loras for name in lora.layers):
         layer: Any = network.get_submodule(name)
@@ -107,8 +118,9 @@ def carry(network: nn.Module, loras: Sequence[LoraWeights]) -> None:
         if kind is None:
             where = next(lora.where for lora in loras if name in lora.layers)
             raise ValueError(
-                f"{where} adapts {name}, a {type(layer).__name__}: a teacher's LoRA adapts linear"
-                " layers and convolutions, merge it into the base first"
+                f"{where} adapts {name}, a {type(layer).__name__}: only linear layers and"
+                " convolutions can have a LoRA of model.adapters; merge this LoRA into the base"
+                " first"
             )
         carrier = as_class(kind, layer)
         carrier.carry([lora.layers[name] for lora in loras if name in lora.layers], layer.weight)
@@ -118,10 +130,10 @@ def carry(network: nn.Module, loras: Sequence[LoraWeights]) -> None:
 
 @torch.no_grad()
 def merge_carried(network: nn.Module) -> None:
-    """Add the LoRAs that a network's layers carry to their weights, in place: plain layers again.
+    """Merge the carried LoRAs of a network into its weights, in place, and restore plain layers.
 
     Raises:
-        ValueError: a LoRA has a bias where the layer has none.
+        ValueError: a LoRA has a bias and the base's layer has none.
     """
     for name, carrier in list(network.named_modules()):
         if not isinstance(carrier, _Carrier):
@@ -134,8 +146,8 @@ def merge_carried(network: nn.Module) -> None:
             if lora.bias is not None and lora.bias.any():
                 if layer.bias is None:
                     raise ValueError(
-                        f"model.adapters give {name} a bias, which the base's layer has not: export"
-                        " a LoRA instead of a whole network"
+                        f"model.adapters add a bias to {name}, which has none in the base: export a"
+                        " LoRA instead of a whole network"
                     )
                 layer.bias += (lora.scale * lora.bias.float()).to(layer.bias)
         for key in [key for key in layer._parameters if key.startswith("carried_")]:

@@ -1,4 +1,4 @@
-"""Give a stock pipeline a LoRA, and check that it holds what the file says."""
+"""Load a LoRA into a stock pipeline, and check that the pipeline holds what the file states."""
 
 from __future__ import annotations
 
@@ -21,34 +21,44 @@ from .teacher import digest_of
 from .weights import LoraWeights, effect
 
 SCALE_TOLERANCE = 0.02
-"""What a LoRA's rounding to the base's dtype may change; a wrong scale changes far more."""
+"""Allowed relative change from rounding to the base's dtype. A wrong scale changes far more."""
 
 
 def load_student(pipeline: Any, folder: Path, files: LoraFiles) -> None:
-    """Give the stock pipeline a LoRA and the scheduler beside it.
+    """Load a LoRA and the scheduler next to it into the stock pipeline.
+
+    Args:
+        pipeline: a stock pipeline, modified in place.
+        folder: the student's folder.
+        files: the family's LoRA files.
 
     Raises:
-        ValueError: the folder has no LoRA, or one that cannot be loaded whole.
+        ValueError: the folder has no LoRA, or one that cannot be loaded completely.
     """
     load_lora(pipeline, folder, files)
     pipeline.scheduler = load_scheduler(folder)
 
 
 def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
-    """Give the stock pipeline a LoRA, by its own loader if that knows the layout.
+    """Load a LoRA into the stock pipeline, with the pipeline's own loader where it can.
+
+    Args:
+        pipeline: a stock pipeline, modified in place.
+        folder: a folder with a LoRA, or a LoRA file.
+        files: the family's LoRA files.
 
     Raises:
-        ValueError: the folder has no LoRA, or one that cannot be loaded whole.
+        ValueError: the folder has no LoRA, or one that cannot be loaded completely.
     """
     of_pipeline = files.of_pipeline(pipeline)
     if len(of_pipeline) > 1 and not Path(folder).is_dir():
-        raise ValueError(f"{folder} is one file: give a folder with the LoRAs of both experts")
+        raise ValueError(f"{folder}  is one file: use a folder with the LoRAs of both experts")
     for one in of_pipeline:
         _load_one(pipeline, folder, one)
 
 
 def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
-    """Give one network of the stock pipeline its LoRA."""
+    """Load the LoRA of one network of the stock pipeline."""
     network = getattr(pipeline, files.component)
     lora = read_lora(folder, files, network)
     if (
@@ -60,8 +70,8 @@ def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
             files.add(pipeline, folder)
         except (RuntimeError, OSError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{lora.where}: no LoRA of this {files.pipeline_class}"
-                f" ({str(error).splitlines()[0]})"
+                f"{lora.where}: cannot be loaded into this {files.pipeline_class}"
+                f" ({str(error).splitlines()[0]}); use a LoRA of this model"
             ) from error
     else:
         attach_to_sample(network, lora)
@@ -71,16 +81,17 @@ def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
 def load_beside(
     pipeline: Any, folder: Path, adapters: Sequence[LoraWeights], files: LoraFiles
 ) -> None:
-    """Give the stock pipeline the user's LoRAs and a student's beside them, by its own loader.
+    """Load the user's LoRAs and a student's LoRA into the stock pipeline, with its own loader.
 
     Args:
-        pipeline: of the plain base.
-        folder: the student's.
-        adapters: the user's, at their scales; a file that the loader does not know is converted.
-        files: the family's.
+        pipeline: a stock pipeline of the plain base, modified in place.
+        folder: the student's folder.
+        adapters: the user's LoRAs, each at its scale. A file in a layout that the loader does not
+            support is converted.
+        files: the family's LoRA files.
 
     Raises:
-        ValueError: one of them is not loaded whole.
+        ValueError: one of them is not loaded completely.
     """
     loaded = {"student": read_lora(folder, files, getattr(pipeline, files.part))}
     scales = {f"adapter_{i}": lora.strength for i, lora in enumerate(adapters)}
@@ -95,9 +106,14 @@ def load_beside(
 
 
 def stock_folder(lora: LoraWeights, files: LoraFiles) -> Path | None:
-    """Return the folder of a LoRA's file if the family's own loader takes it as it is, else None.
+    """Return the folder of a LoRA's file if the family's own loader can load it unchanged.
 
-    It is None, too, if the file is no longer what was read.
+    Args:
+        lora: the LoRA, as it was read.
+        files: the family's LoRA files.
+
+    Returns:
+        The folder, or None if the file needs conversion or is no longer what was read.
     """
     place = Path(lora.where)
     if not lora.plain or lora.layout != _own_layout(files) or place.name != files.file:
@@ -110,7 +126,7 @@ def stock_folder(lora: LoraWeights, files: LoraFiles) -> Path | None:
 
 @contextmanager
 def _in_stock_layout(lora: LoraWeights, files: LoraFiles) -> Iterator[Path]:
-    """A folder that has a LoRA in the layout that the family's own loader knows, at scale 1."""
+    """Yield a folder with the LoRA in the layout of the family's own loader, at scale 1."""
     if place := stock_folder(lora, files):
         yield place
         return
@@ -126,20 +142,27 @@ def _own_layout(files: LoraFiles) -> str:
 
 
 def attach_to_sample(network: nn.Module, lora: LoraWeights) -> None:
-    """Add a LoRA to the network of a stock pipeline, which is called without autocast."""
+    """Attach a LoRA to the network of a stock pipeline, which is called without autocast.
+
+    Args:
+        network: modified in place.
+        lora: the LoRA, frozen afterwards.
+    """
     attach_weights(network, lora).requires_grad_(False)
     for layer in adapted_layers(network).values():
-        layer.cast_input_dtype_enabled = True  # the LoRA is float32, the base may be less
+        layer.cast_input_dtype_enabled = True  # the LoRA is float32, the base may not be
 
 
 def check_loaded(network: nn.Module, lora: LoraWeights, *, adapter: str | None = None) -> None:
-    """Check that a network's adapter is the LoRA: every layer of it, no other, at its scale.
+    """Check that a network's adapter equals a LoRA: the same layers, each at its scale.
 
     Args:
-        adapter: its name, where the network has several.
+        network: the adapted network.
+        lora: what was read from the file.
+        adapter: name of the adapter, if the network has several.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a layer is missing, added or different.
     """
     left = dict(lora.layers)
     for name, module in adapted_layers(network).items():
@@ -147,7 +170,9 @@ def check_loaded(network: nn.Module, lora: LoraWeights, *, adapter: str | None =
             continue
         a, b, scale = _loaded(module, adapter)
         if a.is_meta or b.is_meta:
-            raise ValueError(f"{lora.where}: {name} got no weights: the file lacks its factors")
+            raise ValueError(
+                f"{lora.where}: {name} got no weights: the file lacks its factors, export it again"
+            )
         found = effect(a, b, scale)
         layer = left.pop(name, None)
         if layer is None:
@@ -157,7 +182,7 @@ def check_loaded(network: nn.Module, lora: LoraWeights, *, adapter: str | None =
             wrong = not (found - expected).norm() <= SCALE_TOLERANCE * expected.norm()
         if wrong:
             raise ValueError(
-                f"{lora.where}: {name} does not hold what the file has (an effect of size"
+                f"{lora.where}: {name} was loaded wrongly (its effect has size"
                 f" {found.norm():.3g} instead of {0 if layer is None else expected.norm():.3g})"
             )
     if left:
@@ -168,7 +193,7 @@ def check_loaded(network: nn.Module, lora: LoraWeights, *, adapter: str | None =
 
 
 def adapted_layers(network: nn.Module) -> dict[str, Any]:
-    """Return the layers with an adapter by their names in diffusers' network."""
+    """Return the layers with an adapter, by their names in diffusers' network."""
     return {
         name.removeprefix("base_model.model."): layer
         for name, layer in network.named_modules()
@@ -177,6 +202,6 @@ def adapted_layers(network: nn.Module) -> dict[str, Any]:
 
 
 def _loaded(layer: Any, adapter: str | None) -> tuple[Any, Any, float]:
-    """Both factors and the scale of an adapted layer, of its only adapter if none is named."""
+    """Return both factors and the scale of an adapted layer."""
     [name] = [adapter] if adapter else layer.active_adapters
     return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]

@@ -1,7 +1,7 @@
-"""Student and fake as LoRA adapters on ONE frozen base.
+"""Student and fake as LoRA adapters on one frozen base.
 
-Two module trees share the base's Parameter objects, and each carries its own adapter: two
-adapters on one tree would let gradient checkpointing recompute with the wrong one.
+Two module trees share the base's Parameter objects, and each has its own adapter. With two adapters
+on one tree, gradient checkpointing could recompute with the wrong one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from .low_rank import use_own_layers
 from .weights import LoraWeights
 
 ADAPTER = "default"
+"""Name of the adapter in peft."""
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Kinds of layers that a LoRA can adapt."""
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A second module tree over the same parameters and buffers; costs no weight memory."""
+    """Return a second module tree over the same parameters and buffers, without copying them."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)
 
 
 def host_copy(model: nn.Module) -> nn.Module:
-    """A copy with all its weights in host memory; none of them is on the device twice meanwhile."""
+    """Return a copy with all weights in host memory, without a second copy on the device."""
     memo = {
         id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=p.requires_grad)
         for p in model.parameters()
@@ -45,8 +47,9 @@ def host_copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def in_host_memory(networks: list[nn.Module]) -> Iterator[None]:
-    """The frozen weights of `networks` are in host memory, and their device has room for something
-    else; nobody may call them meanwhile.
+    """Move the frozen weights of `networks` to host memory inside the context, and back afterwards.
+
+    This frees device memory for something else. The networks must not be called meanwhile.
     """
     frozen = {id(p): p for network in networks for p in network.parameters() if not p.requires_grad}
     held = [(part, part.device, part.data.to("cpu")) for p in frozen.values() for part in parts(p)]
@@ -62,7 +65,20 @@ def in_host_memory(networks: list[nn.Module]) -> Iterator[None]:
 def attach(
     model: nn.Module, settings: LoraSettings, targets: tuple[str, ...], *, seed: int
 ) -> nn.Module:
-    """Add a zero-initialised adapter, float32 and alone trainable; the same on every rank."""
+    """Attach a LoRA adapter, zero at initialisation, float32, and the only trainable part.
+
+    Args:
+        model: modified in place.
+        settings: rank, alpha and, optionally, target modules.
+        targets: module names to adapt if `settings` has none.
+        seed: seed of the initial weights, so that they are equal on all ranks.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: a target names no module, or one that is neither linear nor a convolution.
+    """
     targets = settings.targets or targets
     for target in targets:
         named = [
@@ -71,13 +87,16 @@ def attach(
             if target and f".{name}".endswith(f".{target}")
         ]
         if not named:
-            raise ValueError(f"lora.targets: {target!r} names no module of {type(model).__name__}")
+            raise ValueError(
+                f"lora.targets: {target!r} matches no module of {type(model).__name__}; use module"
+                " names such as 'to_q'"
+            )
         if other := [
             type(module).__name__ for module in named if not isinstance(module, ADAPTABLE)
         ]:
             raise ValueError(
-                f"lora.targets: {target!r} is of class {other[0]}: a LoRA adapts linear layers and"
-                " convolutions, name those inside"
+                f"lora.targets: {target!r} is a {other[0]}, but a LoRA adapts linear layers and"
+                " convolutions: name those inside it"
             )
     config = LoraConfig(
         r=settings.rank,
@@ -89,9 +108,14 @@ def attach(
 
 @torch.no_grad()
 def attach_weights(model: nn.Module, lora: LoraWeights) -> nn.Module:
-    """Add a LoRA as an adapter of exactly its layers, with its weights, ranks and scales.
+    """Attach a LoRA as an adapter, with its own layers, weights, ranks and scales.
 
-    They are float32 and alone trainable, as those of `attach`.
+    Args:
+        model: modified in place.
+        lora: the LoRA.
+
+    Returns:
+        `model`, with float32 adapters that are the only trainable part, as after `attach`.
     """
     state = lora.state()
     _inject(model, lora.config(), seed=0, state=state)
@@ -103,13 +127,13 @@ def attach_weights(model: nn.Module, lora: LoraWeights) -> nn.Module:
 def _inject(
     model: nn.Module, config: LoraConfig, *, seed: int, state: dict[str, Tensor] | None = None
 ) -> nn.Module:
-    """Add an adapter by peft's settings; with `state`, to the layers that it names alone."""
+    """Attach an adapter with peft's settings; with `state`, only to the layers that it names."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.filterwarnings(
             "ignore", ".*get_apply_tensor_subclass"
-        )  # of merging into a quantised base, which nobody does
-        # peft's own function: not every model of diffusers has an add_adapter.
+        )  # concerns merging into a quantized base, which is never done
+        # peft's function, because not every diffusers model has add_adapter.
         inject_adapter_in_model(use_own_layers(config), model, ADAPTER, state_dict=state)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -117,17 +141,17 @@ def _inject(
             parameter.data = parameter.data.float()
     layer: Any
     for layer in tuner_layers(model):
-        layer.cast_input_dtype_enabled = False  # a copy in float32 would be kept for the backward
+        layer.cast_input_dtype_enabled = False  # else a float32 copy is kept for the backward pass
     return model
 
 
 def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
-    """The adapted layers."""
+    """Return the adapted layers."""
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's parameters by peft's names in files."""
+    """Return the adapter's parameters by peft's names in files."""
     return {
         name.replace(f".{ADAPTER}.", "."): p
         for name, p in model.named_parameters()
@@ -137,35 +161,38 @@ def _adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def start_from(model: nn.Module, settings: LoraSettings, lora: LoraWeights, *, where: str) -> None:
-    """Fill a new adapter with a LoRA: scales go into B, and missing ranks of a layer stay zero.
+    """Initialise a new adapter from a LoRA.
 
-    Layers that the LoRA does not have stay zero, too.
+    The scale is multiplied into B. Layers that the LoRA does not have, and missing ranks of a
+    layer, stay zero.
 
     Args:
-        model: a network with a new adapter of `settings`.
+        model: a network with a new adapter of `settings`, modified in place.
         settings: the adapter's rank and alpha.
-        lora: of at most this rank.
-        where: what messages call it.
+        lora: a LoRA of the same rank.
+        where: name of the LoRA in error messages.
 
     Raises:
-        ValueError: the adapter has no place for the LoRA.
+        ValueError: the LoRA has another rank, has biases, or adapts a layer that the adapter does
+            not.
     """
     own = _adapter_parameters(model)
     if lora.biased:
         name = next(name for name, layer in lora.layers.items() if layer.bias is not None)
         raise ValueError(
-            f"{where} holds biases, {name}.lora_B.bias among them, as the export of a set of step"
-            " counts does: start from the LoRA of a run with one"
+            f"{where} contains biases, e.g. {name}.lora_B.bias, as exports of runs with several"
+            " step counts do: start from the LoRA of a run with one step count"
         )
     ranks = [layer.rank for layer in lora.layers.values()]
     if max(ranks) != settings.rank:
         raise ValueError(
-            f"{where} is of rank {max(ranks)}, this run has lora.rank={settings.rank}: use the same"
+            f"{where} has rank {max(ranks)}, but this run has lora.rank={settings.rank}: use the"
+            " same rank"
         )
     for name, layer in lora.layers.items():
         if f"{name}.lora_A.weight" not in own:
             raise ValueError(
-                f"{where} adapts {name}, this run does not: name its modules in lora.targets"
+                f"{where} adapts {name}, which this run does not: add its modules to lora.targets"
             )
         a, b = own[f"{name}.lora_A.weight"], own[f"{name}.lora_B.weight"]
         a[: layer.rank] = layer.a.float()
@@ -174,7 +201,7 @@ def start_from(model: nn.Module, settings: LoraSettings, lora: LoraWeights, *, w
 
 @torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
-    """Add an attached adapter to its base for good: the plain network again, changed in place."""
+    """Merge an attached adapter into its base, in place, and return the plain network."""
     layers = {
         name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)
     }
@@ -188,7 +215,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its frozen base: the teacher."""
+    """Disable the adapter inside the context: the model then is its frozen base, the teacher."""
     layers = tuner_layers(model)
     for layer in layers:
         layer.enable_adapters(False)
@@ -200,13 +227,17 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 class Base:
-    """Calls a role's network or engine with its adapter switched off: the teacher, without weights
-    of its own.
+    """Calls a role's network or engine with its adapter disabled: a teacher without own weights.
+
+    Args:
+        network: the network, or an engine around it.
+        module: the module whose adapters are disabled during a call.
     """
 
     def __init__(self, network: Callable[..., Any], module: nn.Module):
         self.network, self.module = network, module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the network with its adapter disabled."""
         with adapters_off(self.module):
             return self.network(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""LoRA layers that compute in the dtype of their input, whatever dtype their weights are kept in.
+"""LoRA layers that compute in the dtype of their input, whatever the dtype of their weights.
 
-The base keeps its own dtype and needs no autocast: its norms return what they return in the stock
-pipeline, on every device. The update is added by the matrix product itself, not by passes of its
-own over the activations.
+The base keeps its own dtype and needs no autocast, so its norms give the same results as in the
+stock pipeline, on every device. The update is added inside the matrix product, without further
+passes over the activations.
 
 Shapes: M rows (batch and tokens), r rank, N outputs.
 """
@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 
 def use_own_layers(config: LoraConfig) -> LoraConfig:
-    """Return `config`, by which peft adapts layers with the classes here."""
+    """Return `config`, modified so that peft uses the layer classes of this module."""
     config._register_custom_module(
         {
             nn.Linear: AdaptedLinear,
@@ -32,14 +32,14 @@ def use_own_layers(config: LoraConfig) -> LoraConfig:
 
 
 class _Down(nn.Linear):
-    """x A^T in the dtype of x."""
+    """x A^T in the dtype of x, [..., r]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.to(x.dtype))
 
 
 class _Up(nn.Linear):
-    """base + scale h B^T in the dtype of h; without a graph, written into `base`."""
+    """base + scale h B^T in the dtype of h, [..., N]; without autograd, in place in `base`."""
 
     def forward(self, h: Tensor, base: Tensor, scale: float) -> Tensor:  # type: ignore[override]
         rows, weight = base.flatten(0, -2), self.weight.to(h.dtype).t()
@@ -53,7 +53,7 @@ class _Up(nn.Linear):
 
 
 def _as(kind: type[nn.Linear], layer: Any) -> nn.Linear:
-    """Return a layer of another class with the very parameters of `layer`."""
+    """Return a layer of another class that shares the parameters of `layer`."""
     with torch.device("meta"):
         made = kind(layer.in_features, layer.out_features, layer.bias is not None)
     made.weight, made.bias = layer.weight, layer.bias
@@ -61,17 +61,19 @@ def _as(kind: type[nn.Linear], layer: Any) -> nn.Linear:
 
 
 class AdaptedLinear(lora.Linear):
-    """A linear layer with adapters in the dtype of its input.
+    """A linear layer with adapters that compute in the dtype of its input.
 
-    With peft's `cast_input_dtype_enabled` it computes as peft does, in the adapter's dtype.
+    With peft's `cast_input_dtype_enabled` it computes in the adapter's dtype, as peft does.
     """
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter as peft does, and replace its factors by the layers of this module."""
         super().update_layer(adapter_name, *args, **kwargs)
         self.lora_A[adapter_name] = _as(_Down, self.lora_A[adapter_name])
         self.lora_B[adapter_name] = _as(_Up, self.lora_B[adapter_name])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base layer's output plus the active adapters' updates, [..., N]."""
         out: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return out
@@ -99,12 +101,12 @@ class _InInputDtype:
 
 
 class _AdaptedConv1d(_InInputDtype, lora.layer.Conv1d):
-    """A convolution with adapters in the dtype of its input."""
+    """A convolution with adapters that compute in the dtype of its input."""
 
 
 class _AdaptedConv2d(_InInputDtype, lora.layer.Conv2d):
-    """A convolution with adapters in the dtype of its input."""
+    """A convolution with adapters that compute in the dtype of its input."""
 
 
 class _AdaptedConv3d(_InInputDtype, lora.layer.Conv3d):
-    """A convolution with adapters in the dtype of its input."""
+    """A convolution with adapters that compute in the dtype of its input."""

@@ -1,7 +1,7 @@
-"""Read anybody's LoRA file: one reader of all layouts; scales are those of the consumers.
+"""Read a LoRA file in any layout in use. Scales are those that the files' own programs apply.
 
-The scale of a layer is, in this order: that of its own `.alpha`; that of peft's settings, which lie
-in the file's header (diffusers) or in the adapter_config.json beside it (peft); 1.
+The scale of a layer comes from, in this order: its own `.alpha`; peft's settings, which are in the
+file's header (diffusers) or in the adapter_config.json beside it (peft); else it is 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _KINDS = (
     ("GLoRA", r"\.(?:a1|a2|b1|b2)\.weight"),
     ("LoCon with a middle factor", r"\.lora_mid\.weight"),
 )
-"""What a tensor is, by the end of its key."""
+"""Kind of a tensor, by the end of its key."""
 _PATTERNS = [(kind, re.compile(rf"(.+?){end}")) for kind, end in _KINDS]
 _FOREIGN = frozenset(kind for kind, _ in _KINDS[7:])
 _NEWEST = re.compile(r".+\.lora_(?:[AB]\.weight|B\.bias)")
@@ -50,7 +50,7 @@ _TEXT = re.compile(
 
 @dataclass
 class _Parts:
-    """Tensors of one module by what they are."""
+    """The tensors of one module, by kind."""
 
     layout: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -60,32 +60,34 @@ class _Parts:
 def read_lora(
     path: Path, files: LoraFiles, network: nn.Module, *, bare: bool = False
 ) -> LoraWeights:
-    """Return the LoRA of a file, checked against a network.
+    """Read a LoRA file and check it against a network.
 
     Args:
         path: the file, or a folder that holds one.
-        files: the family's.
-        network: its network, without an adapter; the meta device will do.
-        bare: read keys without a prefix, which no pipeline loads by itself.
+        files: the family's LoRA files.
+        network: the family's network without an adapter; may be on the meta device.
+        bare: accept keys without a prefix, which no pipeline loads by itself.
+
+    Returns:
+        The LoRA's layers.
 
     Raises:
-        ValueError: the file is damaged, of another model, or no LoRA that consumers can load.
-        FileNotFoundError: there is none.
+        ValueError: the file is damaged, of another model, or not a LoRA that can be used.
+        FileNotFoundError: there is no such file.
     """
     if isinstance(network, Experts):
         return _read_pair(Path(path), files, network, bare=bare)
     path = find_lora(Path(path), files)
     tensors, header = read_tensors(path)
     if not tensors:
-        raise ValueError(f"{path} holds no tensors: download or export it again")
+        raise ValueError(f"{path} contains no tensors: download or export it again")
     _check_finite(path, tensors)
     names = module_names(network, files.pipeline_class, files.part)
     parts, left_out, dropped = _sort(path, tensors, names, type(network).__name__)
     _check_prefixes(path, parts, files, bare)
     if not parts:
         raise ValueError(
-            f"{path} changes nothing but text encoders ({left_out[0]}): a student is a LoRA of the"
-            f" {files.part}"
+            f"{path} changes only text encoders ({left_out[0]}): use a LoRA of the {files.part}"
         )
     of_peft = any(found.layout == PEFT for found in parts.values())
     config = read_settings(path, header, files.part, of_peft=of_peft)
@@ -98,7 +100,10 @@ def read_lora(
         else:
             layers[name] = layer
     if not layers:
-        raise ValueError(f"{path} adapts no linear layer and no convolution: it is no LoRA")
+        raise ValueError(
+            f"{path} adapts no linear layer and no convolution, so it is not a LoRA: use another"
+            " file"
+        )
     layout = next(iter(parts.values())).layout
     prefix = {DIFFUSERS: f"{files.part}.", PEFT: "base_model.model."}.get(layout)
     plain = prefix is not None and all(
@@ -118,9 +123,9 @@ def read_lora(
 
 
 def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> LoraWeights:
-    """Return the LoRAs of both experts as one, by the names of the pair's layers."""
+    """Read the LoRAs of both experts as one, with layer names of the pair."""
     if not path.is_dir():
-        raise ValueError(f"{path} is one file: give a folder with the LoRAs of both experts")
+        raise ValueError(f"{path} is one file: use a folder with the LoRAs of both experts")
     found = {
         name: read_lora(path, of_expert, pair.networks[name], bare=bare)
         for name, of_expert in files.of_experts(pair.split.names).items()
@@ -137,23 +142,27 @@ def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> Lo
 
 
 def find_lora(path: Path, files: LoraFiles) -> Path:
-    """Return the LoRA file that a path names: itself, or the one in a folder.
+    """Return the LoRA file that a path names: the path itself, or a file in the folder.
+
+    Args:
+        path: a file or a folder.
+        files: the family's LoRA files, with the name to look for first.
 
     Raises:
-        ValueError: there is no such folder, or none with a LoRA's usual name in it.
+        ValueError: there is no such folder, or it has no file with one of the usual names.
         FileNotFoundError: there is no such file.
     """
     if path.is_file():
         return path
     if path.suffix in SUFFIXES and not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such LoRA file")
+        raise FileNotFoundError(f"{path}: no such LoRA file, check the path")
     usual = [files.file, *(PEFT_FILE + suffix for suffix in SUFFIXES), "pytorch_lora_weights.bin"]
     for name in usual:
         if (path / name).is_file():
             return path / name
     others = ", ".join(found.name for found in sorted(path.glob("*.safetensors")))
     raise ValueError(
-        f"{path} has no {files.file}: give"
+        f"{path} has no {files.file}: use"
         + (f" the LoRA file in it ({others})" if others else " the lora/ folder of a finished run")
     )
 
@@ -161,17 +170,25 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() and not key.endswith(".alpha"):
-            raise ValueError(f"{path}: {key} is of {tensor.dtype}: quantised LoRAs are not read")
-        whole = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # of float8
+            raise ValueError(
+                f"{path}: {key} has dtype {tensor.dtype}: quantized LoRAs are not supported, use a"
+                " floating-point file"
+            )
+        whole = (
+            tensor if tensor.dtype.itemsize > 1 else tensor.float()
+        )  # isfinite does not support float8
         if not torch.isfinite(whole).all():
             kind = "NaN" if whole.isnan().any() else "infinite values"
-            raise ValueError(f"{path}: {key} holds {kind}: the file is damaged, get another one")
+            raise ValueError(
+                f"{path}: {key} contains {kind}, so the file is damaged: download or export it"
+                " again"
+            )
 
 
 def _sort(
     path: Path, tensors: Mapping[str, Tensor], names: ModuleNames, network: str
 ) -> tuple[dict[str, _Parts], list[str], list[str]]:
-    """Tensors by module and by what they are; keys of text encoders; keys that no LoRA holds."""
+    """Return tensors by module and kind, keys of text encoders, and keys that no LoRA can hold."""
     parts: dict[str, _Parts] = {}
     text: list[str] = []
     dropped: list[str] = []
@@ -182,40 +199,42 @@ def _sort(
         kind, name = _kind_of(path, key, tensor)
         found = names.find(name)
         if kind == "diff_m" or (found is None and kind.startswith("diff") and tensor.dim() < 2):
-            dropped += [key] if tensor.any() else []  # of a norm, or of a modulation
+            dropped += [key] if tensor.any() else []  # a norm or a modulation
             continue
         if found is None:
             raise ValueError(
-                f"{path}: {key} is {list(tensor.shape)}, {network} has no such layer: a LoRA fits"
-                " only the model it was trained on, see the card beside it"
+                f"{path}: {key} {list(tensor.shape)} matches no layer of {network}: a LoRA fits"
+                " only the model it was trained on, see its model card"
             )
         part = parts.setdefault(found.module, _Parts(found.layout))
         if kind in part.tensors:
-            raise ValueError(f"{path}: {key} and {part.keys[kind]} are of the same layer: keep one")
+            raise ValueError(
+                f"{path}: {key} and {part.keys[kind]} name the same tensor of one layer: remove one"
+            )
         part.tensors[kind], part.keys[kind] = tensor, key
     return parts, text, dropped
 
 
 def _kind_of(path: Path, key: str, tensor: Tensor) -> tuple[str, str]:
-    """What a tensor is, and the name of its module in the file."""
+    """Return the kind of a tensor, and the name of its module in the file."""
     for kind, pattern in _PATTERNS:
         match = pattern.fullmatch(key)
         if not match:
             continue
         if kind in _FOREIGN:
             raise ValueError(
-                f"{path} is a {kind}, not a plain LoRA ({key}): merge it into its base and"
-                " `tdmvid export --network ... --rank` makes a LoRA of it"
+                f"{path} is a {kind}, not a plain LoRA ({key}): merge it into its base and convert"
+                " the result with `tdmvid export --network ... --rank`"
             )
         return kind, _without_processor(match[1])
     raise ValueError(
-        f"{path}: {key} {list(tensor.shape)} is no tensor of a LoRA: a layer has lora_A and lora_B"
-        " (lora_down and lora_up), or diff"
+        f"{path}: {key} {list(tensor.shape)} is not a tensor of a LoRA: expected lora_A and lora_B"
+        " (or lora_down and lora_up), or diff"
     )
 
 
 def _without_processor(name: str) -> str:
-    """A module's name, of keys from the time when attention processors held the LoRA."""
+    """Return a module's name for keys from the time when attention processors held the LoRA."""
     return re.sub(
         r"\.processor\.(to_[qkv]|to_out)$",
         lambda match: f".{match[1]}{'.0' if match[1] == 'to_out' else ''}",
@@ -231,11 +250,12 @@ def _check_prefixes(path: Path, parts: dict[str, _Parts], files: LoraFiles, bare
     if len(without) < len(parts):
         raise ValueError(
             f"{path}: {key} and {len(without) - 1} more of {len(parts)} layers lack the prefix"
-            f" {files.prefix!r} that the others have: pipelines would leave them out"
+            f" {files.prefix!r} that the others have, so pipelines would ignore them: add the"
+            " prefix, or export the LoRA again"
         )
     raise ValueError(
-        f"{path}: {key} has no prefix, so pipelines load nothing of it; `tdmvid export --published"
-        f" {path.name}` writes it with {files.prefix + '.'!r} in front"
+        f"{path}: {key} has no prefix, so pipelines ignore it: `tdmvid export --published"
+        f" {path.name}` adds the prefix {files.prefix + '.'!r}"
     )
 
 
@@ -247,7 +267,7 @@ def _build_layer(
     config: LoraConfig | None,
     network: nn.Module,
 ) -> LoraLayer | None:
-    """The layer of a module's tensors; None if no LoRA can hold them, as of a norm."""
+    """Return the LoRA layer of a module's tensors; None if no LoRA can hold them."""
     tensors, keys = found.tensors, found.keys
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     shape = () if weight is None else tuple(weight.shape)
@@ -255,13 +275,16 @@ def _build_layer(
     if not adaptable and not {"a", "b"} & tensors.keys():
         return None
     if "alpha" in tensors and not {"a", "b"} & tensors.keys():
-        raise ValueError(f"{path}: {keys['alpha']} is of a layer without factors")
+        raise ValueError(
+            f"{path}: {keys['alpha']} belongs to a layer without factors, so the file is damaged:"
+            " download or export it again"
+        )
     if "diff" in tensors:
         return _of_whole_change(path, found, shape)
     if {"a", "b"} & tensors.keys():
         a, b = _factors(path, name, found, shape, network)
         layer = LoraLayer(a, b, _scale(path, name, found, len(a), config))
-    else:  # a change of the bias alone
+    else:  # only the bias changes
         layer = LoraLayer(torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *_ones(shape)))
     return _with_bias(path, layer, found, shape)
 
@@ -269,12 +292,15 @@ def _build_layer(
 def _factors(
     path: Path, name: str, found: _Parts, shape: tuple[int, ...], network: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Both factors in the layer's own shape: 1 x 1 convolutions are written as matrices, too."""
+    """Return both factors in the layer's own shape.
+
+    Files may store the factors of 1 x 1 convolutions as matrices.
+    """
     for kind, other in (("a", "b"), ("b", "a")):
         if kind not in found.tensors:
             raise ValueError(
-                f"{path}: {name} has {found.keys[other]} and not the other factor: a LoRA layer has"
-                " both"
+                f"{path}: {name} has {found.keys[other]} but not the other factor, so the file is"
+                " damaged: download or export it again"
             )
     a, b = found.tensors["a"], found.tensors["b"]
     for kind, tensor, fits in (
@@ -283,13 +309,14 @@ def _factors(
     ):
         if not fits:
             raise ValueError(
-                f"{path}: {found.keys[kind]} is {list(tensor.shape)}, the layer there is"
-                f" {list(shape)} in {type(network).__name__}: a LoRA of"
-                f" {[len(b), *a.shape[1:]]} is of another model, see the card beside it"
+                f"{path}: {found.keys[kind]} has shape {list(tensor.shape)}, but the layer's weight"
+                f" in {type(network).__name__} is {list(shape)}: a LoRA for weights of shape"
+                f" {[len(b), *a.shape[1:]]} is of another model, see its model card"
             )
     if b.shape[1] != len(a):
         raise ValueError(
-            f"{path}: {name} has factors of rank {len(a)} and {b.shape[1]}: the file is damaged"
+            f"{path}: {name} has factors of rank {len(a)} and {b.shape[1]}, so the file is damaged:"
+            " download or export it again"
         )
     return a.reshape(len(a), *shape[1:]), b.reshape(*b.shape[:2], *_ones(shape))
 
@@ -302,8 +329,8 @@ def _scale(path: Path, name: str, found: _Parts, rank: int, config: LoraConfig |
     if "alpha" in found.tensors:
         if found.tensors["alpha"].numel() != 1:
             raise ValueError(
-                f"{path}: {found.keys['alpha']} is {list(found.tensors['alpha'].shape)}, and must"
-                " be one number"
+                f"{path}: {found.keys['alpha']} has shape {list(found.tensors['alpha'].shape)}, but"
+                " must be one number: export the file again"
             )
         return found.tensors["alpha"].item() / rank
     if config is None:
@@ -312,24 +339,29 @@ def _scale(path: Path, name: str, found: _Parts, rank: int, config: LoraConfig |
         stated, scale = rank_and_scale(config, name)
     except re.error as error:
         raise ValueError(
-            f"{path}: rank_pattern or alpha_pattern of its settings is no pattern ({error})"
+            f"{path}: rank_pattern or alpha_pattern in its settings is not a valid regular"
+            f" expression ({error}): correct it"
         ) from error
     if stated != rank:
         raise ValueError(
-            f"{path}: {name} is of rank {rank}, its settings say {stated}: peft would not load it"
+            f"{path}: {name} has rank {rank}, but its settings say {stated}: peft would not load"
+            " it; correct the settings or export it again"
         )
     return scale
 
 
 def _of_whole_change(path: Path, found: _Parts, shape: tuple[int, ...]) -> LoraLayer:
-    """A change of the whole weight [out, in, ...] as two factors, one of them the identity."""
+    """Return a change of the whole weight [out, in, ...] as two factors; one is the identity."""
     if {"a", "b"} & found.tensors.keys():
-        raise ValueError(f"{path}: {found.keys['diff']} beside factors of the same layer")
+        raise ValueError(
+            f"{path}: {found.keys['diff']} and factors of the same layer cannot be combined: remove"
+            " one"
+        )
     diff = found.tensors["diff"].float()
     if tuple(diff.shape) != shape:
         raise ValueError(
-            f"{path}: {found.keys['diff']} is {list(diff.shape)}, the layer there is {list(shape)}:"
-            " it is of another model"
+            f"{path}: {found.keys['diff']} has shape {list(diff.shape)}, but the layer's weight is"
+            f" {list(shape)}: use a LoRA of this model"
         )
     matrix = diff.flatten(1)
     if len(matrix) > matrix.shape[1] and len(shape) == 2:
@@ -341,15 +373,15 @@ def _of_whole_change(path: Path, found: _Parts, shape: tuple[int, ...]) -> LoraL
 
 
 def _with_bias(path: Path, layer: LoraLayer, found: _Parts, shape: tuple[int, ...]) -> LoraLayer:
-    """The layer with its bias: peft scales it as the factors, `diff_b` is added as it is."""
+    """Return the layer with its bias: peft scales it like the factors, `diff_b` is unscaled."""
     for kind in ("bias", "diff_b"):
         bias = found.tensors.get(kind)
         if bias is None:
             continue
         if tuple(bias.shape) != shape[:1]:
             raise ValueError(
-                f"{path}: {found.keys[kind]} is {list(bias.shape)}, the layer there is"
-                f" {list(shape)}: it is of another model"
+                f"{path}: {found.keys[kind]} has shape {list(bias.shape)}, but the layer's weight"
+                f" is {list(shape)}: use a LoRA of this model"
             )
         if kind == "diff_b" and layer.scale == 0:
             layer = replace(layer, b=torch.zeros_like(layer.b), scale=1.0)
@@ -358,20 +390,20 @@ def _with_bias(path: Path, layer: LoraLayer, found: _Parts, shape: tuple[int, ..
 
 
 def _announce(lora: LoraWeights) -> None:
-    """Say what of a file is not applied."""
+    """Log which tensors of a file are ignored."""
     log = logging.getLogger(__name__)
     if lora.left_out:
         log.warning(
-            "%s: %d tensors of text encoders are left out, %s among them: the student keeps its"
-            " base's text encoder",
+            "%s: %d tensors of text encoders are ignored, e.g. %s: the student keeps the text"
+            " encoder of its base",
             lora.where,
             len(lora.left_out),
             lora.left_out[0],
         )
     if lora.dropped:
         log.warning(
-            "%s: %d changes of layers that no LoRA of diffusers or peft holds are left out, %s"
-            " among them",
+            "%s: %d tensors of layers that LoRA files of diffusers and peft cannot hold are"
+            " ignored, e.g. %s",
             lora.where,
             len(lora.dropped),
             lora.dropped[0],

@@ -1,4 +1,4 @@
-"""peft's settings of a LoRA file, from its header or the adapter_config.json beside it."""
+"""Read peft's settings of a LoRA file, from its header or the adapter_config.json beside it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from peft import LoraConfig
 
 SETTINGS_FILE, PEFT_FILE = "adapter_config.json", "adapter_model"
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
-"""peft's ways to initialise that change the base's weights too."""
+"""peft's initialisations that also change the base's weights."""
 _NOT_PLAIN = (
     "modules_to_save",
     "layer_replication",
     "target_parameters",
     "trainable_token_indices",
 )
-"""Settings of peft's by which more than two factors a layer change."""
+"""peft's settings that change more than two factors per layer."""
 
 
 def read_settings(
     path: Path, header: Mapping[str, str], part: str, *, of_peft: bool
 ) -> LoraConfig | None:
-    """Return peft's settings of a file as its consumer finds them; None if it has none.
+    """Return peft's settings of a LoRA file, where its own program looks for them.
 
     Args:
         path: the file.
-        header: of it.
+        header: the file's metadata.
         part: the adapted component of the pipeline.
-        of_peft: whether its keys are those that peft writes.
+        of_peft: whether its keys are in peft's layout.
+
+    Returns:
+        The settings, or None if there are none.
 
     Raises:
-        ValueError: the settings are damaged, or of something else than a plain LoRA.
+        ValueError: the settings are damaged, or not those of a plain LoRA.
     """
     beside = path.with_name(SETTINGS_FILE)
     if LORA_ADAPTER_METADATA_KEY in header:
@@ -56,21 +59,23 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         settings = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON ({error}): export or download it again") from error
+        raise ValueError(
+            f"{where} is not valid JSON ({error}): export or download it again"
+        ) from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{where} is no JSON object: export or download it again")
+        raise ValueError(f"{where} is not a JSON object: export or download it again")
     return settings
 
 
 def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
-    """The LoraConfig of settings; refuses those that change more than two factors a layer do."""
+    """Return the LoraConfig of settings; refuse those of anything but a plain LoRA."""
     kind = str(settings.get("peft_type") or "LORA").rpartition(".")[2].upper()
     if kind != "LORA":
-        raise ValueError(f"{where}: peft_type={kind!r} is no LoRA, which is all that is read")
+        raise ValueError(f"{where}: peft_type={kind!r} is not supported: use a LoRA")
     fields = LoraConfig.__dataclass_fields__
     known = {key: value for key, value in settings.items() if key in fields}
     if known.get("use_dora"):
-        raise ValueError(f"{where}: use_dora=true, it is a DoRA, not a plain LoRA")
+        raise ValueError(f"{where}: use_dora=true: a DoRA is not supported, use a plain LoRA")
     start = known.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise ValueError(
@@ -79,7 +84,9 @@ def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
         )
     for name in _NOT_PLAIN:
         if known.get(name):
-            raise ValueError(f"{where}: {name} is set, which no plain LoRA holds")
+            raise ValueError(
+                f"{where}: {name} is set, which a plain LoRA cannot hold: use a LoRA without it"
+            )
     known = {"init_lora_weights": True} | known
     try:
         config = LoraConfig(**known)
@@ -89,11 +96,11 @@ def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
         wrong |= {name: value for name, value in alphas.items() if not _is_number(value)}
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{where}: no settings of peft's ({str(error).splitlines()[0]})"
+            f"{where}: peft rejects these settings ({str(error).splitlines()[0]}): correct them"
         ) from error
     if wrong:
         name, value = next(iter(wrong.items()))
-        raise ValueError(f"{where}: {name}={str(value)[:40]!r} is no number that peft takes")
+        raise ValueError(f"{where}: {name}={str(value)[:40]!r}  is not a number that peft accepts")
     return config
 
 

@@ -1,9 +1,10 @@
-"""The condition on K of TDM-unify: one small trained vector function, added to a network's time
-embedding.
+"""Step-count conditioning of TDM-unify: a trained function of K, added to the time embedding.
 
-K enters on the scale of a time, through a sinusoidal embedding as wide as the model's own and two
-layers whose last starts at zero, so that iteration 0 is exactly the base. For a fixed K it is a
-constant vector, which a plain LoRA file can hold (`baked`).
+K is mapped to a time scale, then through a sinusoidal embedding as wide as the model's own and two
+layers. The last layer starts at zero, so that iteration 0 is exactly the base. For a fixed K the
+result is a constant vector, which a plain LoRA file can hold (`baked`).
+
+Shapes: B batch, D channels of the time embedding, r rank.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from ..backbones.experts import experts_of
 from ..diffusion.denoiser import STEPS, Cond, Denoiser, step_level
 
 NAME = "step_condition"
+"""Name of the condition's module in a network, and prefix of its parameters."""
 TIMESTEPS = 1000
-"""A time of 1 as diffusers' networks count it."""
+"""The timestep of t = 1 in diffusers' networks."""
 
 
 class StepCondition(nn.Module):
-    """K -> what is added to the time embedding: [B] -> [B, D], float32; zeros at first."""
+    """Maps step counts K to the shift of the time embedding; zero at initialisation.
+
+    Args:
+        features: width of the sinusoidal embedding.
+        width: D.
+    """
 
     def __init__(self, features: int, width: int):
         super().__init__()
@@ -34,9 +41,10 @@ class StepCondition(nn.Module):
         self.inner, self.outer = nn.Linear(features, width), nn.Linear(width, width)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
-        self.steps: Tensor | None = None  # of the call in progress
+        self.steps: Tensor | None = None  # of the current call
 
     def forward(self, steps: Tensor) -> Tensor:
+        """Return the shift [B, D], float32, for step counts [B]."""
         half = self.features // 2
         exponent = torch.arange(half, device=steps.device, dtype=torch.float32) * (
             -math.log(10_000) / half
@@ -49,21 +57,29 @@ class StepCondition(nn.Module):
 
 
 def time_embedding(network: nn.Module) -> tuple[str, TimestepEmbedding]:
-    """Name and module of the layers that embed the timestep: the first such of the network;
-    ValueError if it has none.
+    """Return name and module of the first layers in a network that embed the timestep.
+
+    Raises:
+        ValueError: the network has none.
     """
     for name, module in network.named_modules():
         if isinstance(module, TimestepEmbedding) and module.post_act is None:
             return name, module
     raise ValueError(
-        f"objective.step_set: {type(network).__name__} has no time embedding of diffusers' kind;"
+        f"objective.step_set: {type(network).__name__}  has no TimestepEmbedding of diffusers;"
         " use k_condition=false"
     )
 
 
 def condition_on_steps(network: nn.Module, *, seed: int) -> list[StepCondition]:
-    """Give an adapted network, or each of two experts, the condition, trainable beside its adapter
-    and the same on every rank.
+    """Add a trainable step condition to an adapted network, or to each of two experts.
+
+    Args:
+        network: modified in place.
+        seed: seed of the initial weights, so that they are equal on all ranks.
+
+    Returns:
+        The conditions, one per network.
     """
     return [_condition(each, seed) for each in experts_of(network)]
 
@@ -86,7 +102,7 @@ def _condition(network: nn.Module, seed: int) -> StepCondition:
 
 
 class _StepConditioned:
-    """A denoiser whose network learns K from the conditioning."""
+    """A denoiser that passes K from its conditions to the network's step condition."""
 
     def __init__(self, denoiser: Denoiser, conditions: list[StepCondition]):
         self.denoiser, self.conditions, self.process = denoiser, conditions, denoiser.process
@@ -96,7 +112,7 @@ class _StepConditioned:
         try:
             return self.denoiser(x_t, t, cond)
         finally:
-            self._tell(None)  # the teacher runs on the same modules
+            self._tell(None)  # the teacher uses the same modules
 
     def _tell(self, steps: Tensor | None) -> None:
         for condition in self.conditions:
@@ -104,21 +120,33 @@ class _StepConditioned:
 
 
 def conditions_of(network: nn.Module) -> list[StepCondition]:
-    """Return the conditions of a network, or of both experts; none if it is not told K."""
+    """Return the step conditions of a network, or of both experts; empty if there are none."""
     found = [dict(each.named_children()).get(NAME) for each in experts_of(network)]
     return [condition for condition in found if isinstance(condition, StepCondition)]
 
 
 def with_step_count(denoiser: Denoiser, module: nn.Module) -> Denoiser:
-    """Return the denoiser of a role; it passes K on if `module` has the condition."""
+    """Return a denoiser that passes K to the step condition of `module`, if it has one.
+
+    Args:
+        denoiser: calls `module`.
+        module: a role's network.
+    """
     conditions = conditions_of(module)
     return _StepConditioned(denoiser, conditions) if conditions else denoiser
 
 
 @torch.no_grad()
 def constant(network: nn.Module, weights: dict[str, Tensor], steps: int) -> tuple[str, Tensor]:
-    """Name of the layer that a fixed K shifts, and its constant shift [D]; `weights` by parameter
-    name.
+    """Compute the constant shift of the time embedding for a fixed K.
+
+    Args:
+        network: the network, which gives the layer and the shapes.
+        weights: trained tensors by parameter name.
+        steps: K.
+
+    Returns:
+        Name of the shifted layer, and the shift [D].
     """
     name, embedding = time_embedding(network)
     condition = StepCondition(embedding.linear_1.in_features, embedding.linear_2.out_features)
@@ -138,11 +166,20 @@ def baked(
     weights: dict[str, Tensor],
     steps: int,
 ) -> tuple[dict[str, Tensor], LoraConfig]:
-    """A plain LoRA for one K: layers (peft's names) and config, with the constant shift as a
-    `lora_B.bias`.
+    """Fold the step condition for one K into a plain LoRA, as a `lora_B.bias`.
 
-    peft puts a bias on every adapted layer or on none, so the others carry zeros. A LoRA without
-    the condition comes back as it was.
+    peft puts a bias on every adapted layer or on none, so the biases of other layers are zero. A
+    LoRA without step condition is returned unchanged.
+
+    Args:
+        layers: the LoRA's tensors by peft's names.
+        config: peft's settings.
+        network: the network that the LoRA adapts.
+        weights: trained tensors by parameter name, including the condition's.
+        steps: K.
+
+    Returns:
+        The new tensors and settings. The bias [D] is divided by alpha / r, because peft scales it.
     """
     if not any(key.startswith(f"{NAME}.") for key in weights):
         return layers, config

@@ -1,4 +1,4 @@
-"""A teacher as a config names it: the base with the user's LoRAs, frozen and not merged."""
+"""Load a teacher as a config describes it: the base with the user's LoRAs, frozen and unmerged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .settings import SETTINGS_FILE
 from .weights import LoraWeights
 
 DIGESTS = "files of model.adapters"
-"""What a checkpoint's fingerprint calls the digests of the LoRAs that its teacher has."""
+"""Entry of a checkpoint's fingerprint with the digests of the teacher's LoRAs."""
 
 
 def load_teacher(
@@ -31,18 +31,18 @@ def load_teacher(
     device: torch.device | str = "cpu",
     trained: Sequence[str] | None = None,
 ) -> Backbone:
-    """Load the backbone of a teacher, its network with the LoRAs of `model.adapters`.
+    """Load the backbone of a teacher, with the LoRAs of `model.adapters` in its network.
 
-    `backbone.fresh_network` and the stock pipeline stay those of the plain base.
+    `backbone.fresh_network` and the stock pipeline remain those of the plain base.
 
     Args:
-        config: names base and LoRAs.
-        size: of its samples.
-        device: of its weights.
+        config: names the base and the LoRAs.
+        size: height, width and number of frames of samples.
+        device: where the weights go.
         trained: see `read_adapters`.
 
     Raises:
-        ValueError: the teacher or a LoRA is not found, or one does not fit the other.
+        ValueError: the base or a LoRA is not found, or they do not fit.
     """
     backbone = load_backbone(config, size, device=device)
     carry(backbone.network, read_adapters(backbone.network, config, backbone.lora, trained=trained))
@@ -50,10 +50,15 @@ def load_teacher(
 
 
 def carry_adapters(network: nn.Module, config: ModelConfig, files: LoraFiles) -> None:
-    """Give a plain network the LoRAs of `model.adapters`, in place; the meta device will do.
+    """Add the LoRAs of `model.adapters` to a plain network, in place.
+
+    Args:
+        network: the base's network; may be on the meta device.
+        config: names the LoRAs.
+        files: the family's LoRA files.
 
     Raises:
-        ValueError: a LoRA is not found, or does not fit.
+        ValueError: a LoRA is not found or does not fit.
     """
     carry(network, read_adapters(network, config, files))
 
@@ -65,22 +70,22 @@ def read_adapters(
     *,
     trained: Sequence[str] | None = None,
 ) -> list[LoraWeights]:
-    """Return the LoRAs of `model.adapters`, each at its scale and with its digest.
+    """Read the LoRAs of `model.adapters`, each at its scale and with its digest.
 
     Args:
-        network: the base's, without a trained adapter; the meta device will do.
+        network: the base's network without a trained adapter; may be on the meta device.
         config: names the LoRAs.
-        files: the family's.
-        trained: digests of the LoRAs that a student was trained with, to check these against;
-            None if they are not known.
+        files: the family's LoRA files.
+        trained: digests of the LoRAs that a student was trained with, to compare with; None if they
+            are not known.
 
     Raises:
-        ValueError: a LoRA is not found, does not fit, or is not the one of the training.
+        ValueError: a LoRA is not found, does not fit, or differs from the one used in training.
     """
     if trained is not None and len(trained) != len(config.adapters):
         raise ValueError(
-            f"model.adapters names {len(config.adapters)} LoRAs, and the student was trained with"
-            f" {len(trained)}: put the list back as it was"
+            f"model.adapters names {len(config.adapters)} LoRAs, but the student was trained with"
+            f" {len(trained)}: restore the list used in training"
         )
     loras = []
     for i, adapter in enumerate(config.adapters):
@@ -90,8 +95,8 @@ def read_adapters(
             digest = digest_of(Path(lora.where))
             if trained is not None and trained[i] != digest:
                 raise ValueError(
-                    f"{lora.where} is not what the student was trained with, its content differs:"
-                    " put that file back"
+                    f"{lora.where} differs from the file that the student was trained with: restore"
+                    " that file"
                 )
         except (ValueError, OSError) as error:
             raise ValueError(f"model.adapters[{i}].path: {error}") from error
@@ -100,24 +105,24 @@ def read_adapters(
 
 
 def adapters_of(backbone: Backbone) -> tuple[LoraWeights, ...]:
-    """Return the LoRAs of a backbone's config, whatever its network carries by now."""
+    """Return the LoRAs of a backbone's config, read again from their files."""
     with torch.device("meta"):
         plain = backbone.spec.empty_network(backbone.folder)
     return tuple(read_adapters(plain, backbone.config, backbone.lora))
 
 
 def _check_text(lora: LoraWeights, files: LoraFiles) -> None:
-    """Refuse what the stock pipeline would apply to its text encoders."""
+    """Refuse a LoRA whose text-encoder part the stock pipeline would apply."""
     if lora.left_out and hasattr(
         getattr(diffusers, files.pipeline_class), "load_lora_into_text_encoder"
     ):
         raise ValueError(
-            f"{lora.where} changes text encoders too ({lora.left_out[0]}): remove those tensors"
-            " from a copy, to distil what it changes in the network"
+            f"{lora.where} also changes text encoders ({lora.left_out[0]}), which is not supported:"
+            " use a copy without these tensors"
         )
 
 
 def digest_of(path: Path) -> str:
-    """Identify a LoRA file by its content, and by that of peft's settings beside it."""
+    """Return a digest of a LoRA file's content and of peft's settings beside it."""
     beside = path.with_name(SETTINGS_FILE)
     return file_fingerprint([path, *([beside] if beside.is_file() else [])])

@@ -1,4 +1,4 @@
-"""Tensors of a file of anybody's; no code in it is run."""
+"""Read tensors from untrusted files without running code in them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+"""Suffixes of files that can be read."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a file's tensors and, of .safetensors, its header; no code in it is run.
+    """Read the tensors of a file, without running code in it.
+
+    Args:
+        path: a file with one of `SUFFIXES`.
+
+    Returns:
+        The tensors by key, and the header of a .safetensors file (else empty).
 
     Raises:
-        ValueError: it is damaged, or holds something else.
+        ValueError: the file is damaged, or contains something else.
     """
     if path.suffix == ".safetensors":
         try:
@@ -23,20 +30,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
         except SafetensorError as error:
             raise ValueError(
-                f"{path}: no whole safetensors file ({error}): download it again"
+                f"{path}: not a complete safetensors file ({error}): download it again"
             ) from error
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a LoRA is a .safetensors, .pt, .pth or .bin file")
+        raise ValueError(f"{path}: use a .safetensors, .pt, .pth or .bin file")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zipfile and torch, each of its own kind
+    except Exception as error:  # pickle, zipfile and torch raise different types
         raise ValueError(
-            f"{path}: not loaded, it holds more than tensors or is damaged"
-            f" ({str(error).splitlines()[0]})"
+            f"{path}: the file is damaged or contains more than tensors"
+            f" ({str(error).splitlines()[0]}): use a .safetensors file"
         ) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(
         isinstance(value, Tensor) for value in loaded.values()
     ):
-        raise ValueError(f"{path}: holds no flat dictionary of tensors")
+        raise ValueError(
+            f"{path}: does not contain a flat dictionary of tensors: use a .safetensors file"
+        )
     return loaded, {}

@@ -1,4 +1,4 @@
-"""A LoRA in memory: of each adapted layer its two factors and its scale, whatever file it is from.
+"""A LoRA in memory: two factors and a scale for each adapted layer, for files of any layout.
 
 Shapes: r rank. A layer adds scale * (B A x + bias).
 """
@@ -21,74 +21,74 @@ from .layouts import adapted_modules
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """What a LoRA adds to one layer."""
+    """The update that a LoRA adds to one layer."""
 
     a: Tensor
-    """[r, in], of a convolution [r, in, h, w]."""
+    """[r, in]; for a convolution [r, in, h, w]."""
     b: Tensor
-    """[out, r], of a convolution [out, r, 1, 1]."""
+    """[out, r]; for a convolution [out, r, 1, 1]."""
     scale: float = 1.0
     bias: Tensor | None = None
     """[out], or None."""
 
     @property
     def rank(self) -> int:
-        """Return r."""
+        """r."""
         return len(self.a)
 
     @property
     def alpha(self) -> float:
-        """Return the alpha that gives the scale as alpha / r."""
+        """The alpha for which alpha / r equals the scale."""
         return self.scale * self.rank
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """A LoRA's layers by their names in diffusers' network."""
+    """The layers of a LoRA by their names in diffusers' network."""
 
     layers: Mapping[str, LoraLayer]
     where: str = "the LoRA"
-    """What messages call it: its file."""
+    """Name in messages: the path of its file."""
     layout: str = ""
-    """The layout of its file's keys, see layouts/names.py."""
+    """Layout of the file's keys, see layouts/names.py."""
     plain: bool = True
-    """Whether the file holds two factors a layer and nothing else, by the layout's newest keys."""
+    """Whether the file has two factors per layer and nothing else, in the layout's newest keys."""
     left_out: tuple[str, ...] = ()
-    """Keys of the file that change something else than the network."""
+    """Keys of the file that change something other than the network."""
     dropped: tuple[str, ...] = ()
-    """Keys of the file that no LoRA of diffusers or peft holds, as changes of a norm are."""
+    """Keys of the file that no LoRA of diffusers or peft can hold, such as changes of a norm."""
     stated_alphas: frozenset[float | None] = frozenset((None,))
-    """What its layers' own `.alpha` say; None of layers without one."""
+    """Values of the layers' own `.alpha`; None stands for layers without one."""
     strength: float = 1.0
-    """At which it is used; part of the layers' scales."""
+    """Scale at which the user applies the LoRA. Included in the layers' scales."""
     digest: str = ""
-    """Of its file's content, where that is compared."""
+    """Digest of the file's content, where it is compared."""
 
     @property
     def rank(self) -> int:
-        """Return the rank that most layers have."""
+        """The most frequent rank of the layers."""
         return Counter(layer.rank for layer in self.layers.values()).most_common(1)[0][0]
 
     @property
     def alpha(self) -> float:
-        """Return the alpha of most layers of that rank."""
+        """The most frequent alpha of the layers with that rank."""
         of_rank = [layer.alpha for layer in self.layers.values() if layer.rank == self.rank]
         return Counter(of_rank).most_common(1)[0][0]
 
     @property
     def biased(self) -> bool:
-        """Return whether a layer has a bias."""
+        """Whether any layer has a bias."""
         return any(layer.bias is not None for layer in self.layers.values())
 
     def scaled(self, factor: float) -> LoraWeights:
-        """Return the LoRA with every scale times `factor`."""
+        """Return the LoRA with every scale multiplied by `factor`."""
         layers = {
             name: replace(layer, scale=layer.scale * factor) for name, layer in self.layers.items()
         }
         return replace(self, layers=layers, strength=self.strength * factor)
 
     def copied(self) -> LoraWeights:
-        """Return the LoRA with tensors of its own, which a change of its file does not reach."""
+        """Return the LoRA with copied tensors, which do not change when the file does."""
         layers = {
             name: replace(
                 layer,
@@ -101,7 +101,7 @@ class LoraWeights:
         return replace(self, layers=layers)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors by peft's names; if one layer has a bias, all have."""
+        """Return the tensors by peft's names: A, B and, if any layer has a bias, a bias for all."""
         state = {}
         for name, layer in self.layers.items():
             state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = layer.a, layer.b
@@ -111,7 +111,7 @@ class LoraWeights:
         return state
 
     def config(self) -> LoraConfig:
-        """Return peft's settings for `state`: exact rank and alpha of every layer."""
+        """Return peft's settings for `state`, with the exact rank and alpha of every layer."""
         rank, alpha = self.rank, self.alpha
         return LoraConfig(
             r=rank,
@@ -130,9 +130,13 @@ class LoraWeights:
 
 
 def join(loras: Sequence[LoraWeights], where: str = "the LoRA") -> LoraWeights:
-    """Return one LoRA that adds what several add: their ranks are concatenated, nothing is lost.
+    """Combine several LoRAs into one that adds their sum, by concatenating ranks. This is exact.
 
-    Scales go into B where a layer has several.
+    If a layer has several LoRAs, their scales are multiplied into B.
+
+    Args:
+        loras: LoRAs of the same network.
+        where: name of the result in messages.
     """
     names = dict.fromkeys(name for lora in loras for name in lora.layers)
     found = {name: [lora.layers[name] for lora in loras if name in lora.layers] for name in names}
@@ -149,11 +153,11 @@ def _join_layers(layers: Sequence[LoraLayer]) -> LoraLayer:
 
 
 def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
-    """Return rank and scale of a module by peft's settings, as peft itself computes them.
+    """Return rank and scale of a module from peft's settings, as peft computes them.
 
     Args:
         config: a LoraConfig.
-        module: its name in the network.
+        module: name of the module in the network.
     """
     ranks, alphas = config.rank_pattern, config.alpha_pattern
     rank = ranks.get(get_pattern_key(ranks.keys(), module), config.r)
@@ -164,12 +168,12 @@ def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
 def weights_of_state(
     state: Mapping[str, Tensor], alpha: float | None = None, *, where: str = "the LoRA"
 ) -> LoraWeights:
-    """Return the LoRA of tensors by peft's names with one alpha for all layers.
+    """Make a LoRA from tensors by peft's names, with one alpha for all layers.
 
     Args:
-        state: see `layouts.adapted_modules`.
-        alpha: None is each layer's rank.
-        where: what messages call it.
+        state: A [r, in], B [out, r] and bias [out], see `layouts.adapted_modules`.
+        alpha: None uses each layer's rank, i.e. scale 1.
+        where: name of the result in messages.
     """
     layers = {}
     for name in adapted_modules(dict(state)):
@@ -180,7 +184,12 @@ def weights_of_state(
 
 
 def weights_of_config(state: Mapping[str, Tensor], config: Any) -> LoraWeights:
-    """Return the LoRA of tensors by peft's names with peft's settings (a LoraConfig)."""
+    """Make a LoRA from tensors by peft's names and peft's settings.
+
+    Args:
+        state: A [r, in], B [out, r] and bias [out], see `layouts.adapted_modules`.
+        config: a LoraConfig.
+    """
     layers = {
         name: LoraLayer(
             state[f"{name}.lora_A.weight"],
@@ -195,7 +204,17 @@ def weights_of_config(state: Mapping[str, Tensor], config: Any) -> LoraWeights:
 
 @torch.no_grad()
 def effect(a: Tensor, b: Tensor, scale: float, seed: int = 0) -> Tensor:
-    """Return scale * B A x [out] in float32 of one random x, to compare LoRAs by."""
+    """Compute scale * B A x for one random x, in order to compare LoRAs.
+
+    Args:
+        a: [r, in].
+        b: [out, r].
+        scale: the layer's scale.
+        seed: seed of x.
+
+    Returns:
+        [out] float32.
+    """
     a, b = a.detach().float().flatten(1), b.detach().float().flatten(1)
     x = torch.randn(a.shape[1], generator=torch.Generator().manual_seed(seed)).to(a.device)
     return scale * (b @ (a @ x))

@@ -1,8 +1,8 @@
-"""Key layouts of LoRA files that other programs read, one file a program.
+"""Key layouts of LoRA files for other programs, one file per program.
 
-A state dict here is diffusers' own: `<module>.lora_A.weight` [r, in], `<module>.lora_B.weight`
-[out, r] and, of peft's `lora_bias`, `<module>.lora_B.bias` [out]; every layer adds
-alpha / r * (B A x + bias).
+A state dict here is in diffusers' layout: `<module>.lora_A.weight` [r, in],
+`<module>.lora_B.weight` [out, r] and, with peft's `lora_bias`, `<module>.lora_B.bias` [out]. Every
+layer adds alpha / r * (B A x + bias).
 
 | layout | keys | alpha |
 |---|---|---|
@@ -10,7 +10,7 @@ alpha / r * (B A x + bias).
 | comfyui | `<stem>.lora_A.weight`, `.lora_B.weight`, bias as `.diff_b` | `<stem>.alpha`, else r |
 | kohya | `<stem>.lora_down.weight`, `.lora_up.weight` | `<stem>.alpha`, else r |
 
-What is written for other programs has alpha = r, with the scale in B.
+Files written for other programs have alpha = r, with the scale multiplied into B.
 """
 
 from .base import KeyLayout, adapted_modules
@@ -22,7 +22,7 @@ LAYOUTS: dict[str, KeyLayout] = {layout.name: layout for layout in (COMFYUI, KOH
 
 
 def layouts_of(pipeline_class: str) -> dict[str, KeyLayout]:
-    """Return the layouts that name the modules of this diffusers pipeline class, by name."""
+    """Return the layouts that support a diffusers pipeline class, by name."""
     return {name: layout for name, layout in LAYOUTS.items() if pipeline_class in layout.stems}
 
 

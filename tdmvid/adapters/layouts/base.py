@@ -1,4 +1,7 @@
-"""What a key layout is: the names of modules by pipeline class, and reading and writing by them."""
+"""A key layout: module names per pipeline class, and reading and writing files with them.
+
+Shapes: r rank.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,39 @@ import torch
 from torch import Tensor
 
 Stem = Callable[[str], str]
-"""A diffusers module name ("transformer_blocks.0.attn1.to_q") -> what its keys begin with."""
+"""A diffusers module name ("transformer_blocks.0.attn1.to_q") -> the prefix of its keys."""
 
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """The keys of a LoRA file as another program names them."""
+    """The keys of a LoRA file in another program's naming."""
 
     name: str
     down: str
     up: str
-    """What the keys of a layer's two factors end with."""
+    """Suffixes of the keys of a layer's two factors, A (`down`) and B (`up`)."""
     stems: Mapping[str, Stem]
-    """Diffusers pipeline class -> names of its network's modules."""
+    """Diffusers pipeline class -> naming of its network's modules."""
     bias: str = ""
-    """What the key of a bias ends with; empty if the layout has no place for one."""
+    """Suffix of the key of a bias; empty if the layout does not support biases."""
     states_alpha: bool = False
-    """Whether its files always have an alpha for each layer."""
+    """Whether files contain an alpha for each layer."""
 
     def write(
         self, state: dict[str, Tensor], alpha: float | Mapping[str, float], pipeline_class: str
     ) -> dict[str, Tensor]:
-        """Return the tensors of a file with alpha = r.
+        """Convert a LoRA to the tensors of a file with alpha = r.
 
         Args:
             state: diffusers' state dict, see `adapted_modules`.
-            alpha: of all layers, or of each by its name.
+            alpha: for all layers, or by module name.
             pipeline_class: the diffusers pipeline class of the base.
 
+        Returns:
+            The file's tensors by key.
+
         Raises:
-            ValueError: the layout cannot hold a bias, or two modules get one name.
+            ValueError: the layout cannot hold a bias, or two modules get the same name.
         """
         stem, out = self.stems[pipeline_class], dict[str, Tensor]()
         for name in adapted_modules(state):
@@ -47,7 +53,8 @@ class KeyLayout:
             key, scale = stem(name), own / len(a)
             if f"{key}.{self.up}" in out:
                 raise ValueError(
-                    f"{name}: another module is called {key} too in {self.name}'s names"
+                    f"{name}: another module is also named {key} in {self.name}'s layout; remove"
+                    " one of them from lora.targets"
                 )
             out |= {f"{key}.{self.down}": a, f"{key}.{self.up}": (b.float() * scale).to(b.dtype)}
             if self.states_alpha:
@@ -57,21 +64,21 @@ class KeyLayout:
                 continue
             if not self.bias:
                 raise ValueError(
-                    f"{name} has a bias, which {self.name}'s format cannot hold: use comfyui or"
-                    " diffusers"
+                    f"{name} has a bias, which {self.name}'s format does not support: use comfyui"
+                    " or diffusers"
                 )
-            out[f"{key}.{self.bias}"] = bias * scale  # the program adds it as it is
+            out[f"{key}.{self.bias}"] = bias * scale  # the program adds it unscaled
         return out
 
     def read(
         self, tensors: dict[str, Tensor], pipeline_class: str, modules: list[str]
     ) -> dict[str, Tensor]:
-        """Return diffusers' state dict of alpha = r of a file that `write` made, to check it.
+        """Convert a file made by `write` back to diffusers' state dict with alpha = r, to check it.
 
-        Files of others are read by adapters/read.py.
+        Files of other origin are read by adapters/read.py.
 
         Args:
-            tensors: of a file in this layout.
+            tensors: the tensors of the file.
             pipeline_class: the diffusers pipeline class of the base.
             modules: names of the modules that may be adapted.
 
@@ -95,8 +102,8 @@ class KeyLayout:
                 state[f"{name}.lora_B.bias"] = bias
         if left:
             raise ValueError(
-                f"{self.name} would not load {next(iter(left))} ({len(left)} keys): its stem names"
-                " no module of this model"
+                f"{self.name} would not load {next(iter(left))} ({len(left)} keys in total): it"
+                " names no module of this model"
             )
         return state
 
@@ -105,22 +112,22 @@ def adapted_modules(state: dict[str, Tensor]) -> list[str]:
     """Return the names of the modules that a state dict adapts, in its order.
 
     Raises:
-        ValueError: a key is none of `<module>.lora_A.weight`, `.lora_B.weight` and `.lora_B.bias`,
-            or a module lacks one of its two factors.
+        ValueError: a key is not `<module>.lora_A.weight`, `.lora_B.weight` or `.lora_B.bias`, or a
+            module lacks one of its two factors.
     """
     found: dict[str, set[str]] = {}
     for key in state:
         name, dot, factor = key.rpartition(".lora_")
         if not dot or factor not in ("A.weight", "B.weight", "B.bias"):
             raise ValueError(
-                f"{key} is no key of a LoRA: <module>.lora_A.weight, .lora_B.weight and"
-                " .lora_B.bias are"
+                f"{key} is not a key of a LoRA: use <module>.lora_A.weight, .lora_B.weight or"
+                " .lora_B.bias"
             )
         found.setdefault(name, set()).add(factor)
     for name, factors in found.items():
         if not {"A.weight", "B.weight"} <= factors:
             raise ValueError(
-                f"{name} has only lora_{', lora_'.join(sorted(factors))}: a LoRA layer has both"
-                " factors"
+                f"{name} has only lora_{', lora_'.join(sorted(factors))}: a LoRA layer needs"
+                " lora_A.weight and lora_B.weight"
             )
     return list(found)

@@ -1,7 +1,7 @@
-"""ComfyUI's key layout, read from its comfy/lora.py, comfy/weight_adapter/lora.py and comfy/ldm.
+"""ComfyUI's key layout, from its comfy/lora.py, comfy/weight_adapter/lora.py and comfy/ldm.
 
-What is written for it has no alphas: that is right in loaders that ignore them, or cannot read
-them (diffusers', of Wan's embeddings).
+Files written for it contain no alphas, so that they also work in loaders that ignore alphas or
+cannot read them, such as diffusers' loader for Wan's embeddings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .original import name_cogvideox, name_wan
 
 
 def name_transformer(name: str) -> str:
-    """Return the stem of a module of SD3 or PixArt, whose diffusers names ComfyUI knows itself."""
+    """Return the key prefix of an SD3 or PixArt module; ComfyUI knows their diffusers names."""
     return f"transformer.{name}"
 
 

@@ -1,7 +1,7 @@
-"""The key layout of kohya-ss/sd-scripts (networks/lora.py) and of the programs that follow it.
+"""The key layout of kohya-ss/sd-scripts (networks/lora.py) and programs that follow it.
 
-It is offered where a program reads it: ComfyUI reads the names of CogVideoX and Wan, and those of
-Wan are musubi-tuner's.
+It is offered for families that a program reads in this layout: ComfyUI reads the names of CogVideoX
+and Wan; those of Wan are musubi-tuner's.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from .original import name_cogvideox, name_wan
 
 
 def name_unet(name: str) -> str:
-    """Return the stem of a module of SD1.5 or SDXL, as sd-scripts, ComfyUI and WebUI read it.
+    """Return the key prefix of an SD1.5 or SDXL module, as sd-scripts, ComfyUI and WebUI read it.
 
-    For SDXL sd-scripts itself writes the original names, and converts these when it loads.
+    sd-scripts itself writes original names for SDXL, and converts diffusers names on loading.
     """
     return "lora_unet_" + name.replace(".", "_")
 

@@ -1,4 +1,4 @@
-"""Names of a UNet's modules in the original repositories of SD1.5 and SDXL (`input_blocks`)."""
+"""Names of UNet modules in the original repositories of SD1.5 and SDXL (`input_blocks`)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _RESNET = {
 
 
 def name_ldm(name: str, layers_per_block: int, attentive_ups: frozenset[int]) -> str:
-    """Return the name of a UNet's module in the original repository.
+    """Return the name of a UNet module in the original repository.
 
     Args:
-        name: in diffusers.
-        layers_per_block: of the UNet's config.
-        attentive_ups: numbers of the up blocks that have attention: their upsampler is one further.
+        name: its name in diffusers.
+        layers_per_block: from the UNet's config.
+        attentive_ups: indices of the up blocks with attention, where the upsampler's index is one
+            higher.
     """
     if name in _OUTSIDE:
         return _OUTSIDE[name]

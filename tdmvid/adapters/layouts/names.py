@@ -1,11 +1,11 @@
-"""By which names LoRA files call the modules of a network, in every layout that is read.
+"""Names of a network's modules in LoRA files, in every layout that can be read.
 
 | layout | names |
 |---|---|
 | diffusers | `transformer.<module>`, `unet.<module>` |
 | peft | `base_model.model.<module>` |
-| comfyui | `diffusion_model.<original or diffusers' module>` |
-| kohya | `lora_unet_`, `lora_unet__`, `lora_transformer_` and either module's name, "_" for "." |
+| comfyui | `diffusion_model.<original or diffusers module>` |
+| kohya | `lora_unet_`, `lora_unet__`, `lora_transformer_` + either module name, "_" for "." |
 | bare | `<module>` |
 """
 
@@ -26,30 +26,31 @@ _WRAPPERS = ("module.", "base_model.model.")
 
 @dataclass(frozen=True)
 class ModuleName:
-    """What a name in a file stands for."""
+    """The meaning of a module name in a file."""
 
     layout: str
     module: str
-    """Its name in diffusers' network."""
+    """Name of the module in diffusers' network."""
 
 
 class ModuleNames:
-    """Find a network's modules by the names that files call them."""
+    """Finds a network's modules by their names in files.
+
+    Args:
+        modules: names in diffusers' network.
+        part: component of the pipeline, "transformer" or "unet".
+        original: maps a module's name to that in the model's original repository.
+    """
 
     def __init__(self, modules: Iterable[str], part: str, original: Callable[[str], str]):
-        """
-        Args:
-            modules: names in diffusers' network.
-            part: its component of the pipeline, "transformer" or "unet".
-            original: a module's name in the model's original repository.
-        """
+
         self._known: dict[str, ModuleName] = {}
         for module in modules:
             for layout, name in _names(module, part, original(module)):
                 self._known.setdefault(name, ModuleName(layout, module))
 
     def find(self, name: str) -> ModuleName | None:
-        """Return what a name stands for; None if it names no module of the network."""
+        """Return layout and module of a name, or None if it names no module of the network."""
         wrapped, layout = name, ""
         while name.startswith(_WRAPPERS):
             layout = PEFT if name.startswith("base_model.") else layout
@@ -71,7 +72,13 @@ def _names(module: str, part: str, original: str) -> Iterable[tuple[str, str]]:
 
 
 def module_names(network: nn.Module, pipeline_class: str, part: str) -> ModuleNames:
-    """Return the names of all modules of a network that have weights of their own."""
+    """Return the names of all modules of a network that have parameters of their own.
+
+    Args:
+        network: the network, on any device.
+        pipeline_class: its diffusers pipeline class.
+        part: component of the pipeline, "transformer" or "unet".
+    """
     modules = [
         name
         for name, module in network.named_modules()
@@ -81,7 +88,7 @@ def module_names(network: nn.Module, pipeline_class: str, part: str) -> ModuleNa
 
 
 def original_names(network: nn.Module, pipeline_class: str) -> Callable[[str], str]:
-    """Return how the original repository of a family names diffusers' modules."""
+    """Return a function that maps diffusers' module names to those of the original repository."""
     if pipeline_class.startswith("CogVideoX"):
         return name_cogvideox
     if pipeline_class.startswith("Wan"):

@@ -1,4 +1,4 @@
-"""Names of modules in a model's original repository, from their names in diffusers."""
+"""Module names in a model's original repository, from their names in diffusers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _WAN = {
 
 
 def name_cogvideox(name: str) -> str:
-    """Return the name in ComfyUI's CogVideoX (comfy/ldm/cogvideo/model.py).
+    """Return a module's name in ComfyUI's CogVideoX (comfy/ldm/cogvideo/model.py).
 
-    A block there holds its linear layers directly.
+    There, a block holds its linear layers directly.
     """
     match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)
     if match:
@@ -47,7 +47,7 @@ def name_cogvideox(name: str) -> str:
 
 
 def name_wan(name: str) -> str:
-    """Return the name in Wan's own repository, which comfy/ldm/wan/model.py keeps."""
+    """Return a module's name in Wan's own repository, also used by comfy/ldm/wan/model.py."""
     match = re.fullmatch(r"(blocks\.\d+)\.attn([12])\.(.+)", name)
     if match:
         attention = "self_attn" if match[2] == "1" else "cross_attn"
