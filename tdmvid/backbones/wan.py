@@ -193,7 +193,7 @@ class Wan(FlowBackbone):
         return config
 
     def latent_scale(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation that normalize the autoencoder's latents.
+        """Return mean and standard deviation that normalise the autoencoder's latents.
 
         Returns:
             Two tensors, [C, 1, 1, 1] each, on the backbone's device.
@@ -218,7 +218,7 @@ class Wan(FlowBackbone):
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
-        """Encode videos [B, 3, F, H, W] in [-1, 1] to normalized latents [B, C, F, H, W]."""
+        """Encode videos [B, 3, F, H, W] in [-1, 1] to normalised latents [B, C, F, H, W]."""
         mean, std = self.latent_scale()
         latents = torch.cat(
             [

@@ -25,7 +25,7 @@ from .registry import register
 from .wan import Wan, WanSpec, WanStock
 
 GIVEN = "image_latents"
-"""Name of the condition: normalized latents of the video after the given frame, [B, C, F, H, W]."""
+"""Name of the condition: normalised latents of the video after the given frame, [B, C, F, H, W]."""
 
 
 class WanImageSpec(WanSpec):
@@ -123,7 +123,7 @@ class WanImageToVideo(Wan):
         """Encode images [B, 3, H, W] in [-1, 1], each followed by grey frames.
 
         Returns:
-            Normalized latents, [B, C, F, H, W] in the network's dtype.
+            Normalised latents, [B, C, F, H, W] in the network's dtype.
         """
         first = images.to(self.device, self.vae.dtype)[:, :, None]
         mean, std = self.latent_scale()

@@ -100,7 +100,7 @@ def broken_files(state):
         "LoHa": ({f"transformer.{TO_Q}.hada_w1_a": torch.ones(32, 2)}, ("LoHa",)),
         "two ranks": (state | {key: state[key][:, :2].contiguous()}, (TO_Q, 2, 4)),
         "text encoders": ({"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, ("text_encoder",)),
-        "quantized": (state | {key: state[key].to(torch.int8)}, (key, "int8")),
+        "quantised": (state | {key: state[key].to(torch.int8)}, (key, "int8")),
         "twice": (
             state | {f"diffusion_model.{TO_Q}.lora_B.weight": state[key].clone()},
             (f"diffusion_model.{TO_Q}.lora_B.weight",),
@@ -188,7 +188,7 @@ def test_a_folder_of_peft_s_is_found_by_its_own_name(network, tmp_path):
     assert lora.layout == PEFT and lora.where.endswith("adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("names", ["kohya", "also changes text encoders"])
+@pytest.mark.parametrize("names", ["kohya", "text encoders too"])
 def test_sampling_in_half_precision_takes_files_that_the_stock_loader_does_not(
     network, whole, tmp_path, names
 ):
