@@ -96,8 +96,8 @@ def load_beside(
     loaded = {"student": read_lora(folder, files, getattr(pipeline, files.part))}
     scales = {f"adapter_{i}": lora.strength for i, lora in enumerate(adapters)}
     for name, lora in zip(scales, adapters, strict=True):
-        with _in_stock_layout(lora, files) as place:
-            files.add(pipeline, place, name)
+        with _in_stock_layout(lora, files) as file:
+            files.add(pipeline, file.parent, name, file=file.name)
         loaded[name] = lora
     files.add(pipeline, folder, "student")
     files.use(pipeline, scales | {"student": 1.0})
@@ -105,36 +105,37 @@ def load_beside(
         check_loaded(getattr(pipeline, files.part), lora, adapter=name)
 
 
-def stock_folder(lora: LoraWeights, files: LoraFiles) -> Path | None:
-    """Return the folder of a LoRA's file if the family's own loader can load it unchanged.
+def stock_file(lora: LoraWeights, files: LoraFiles) -> Path | None:
+    """Return a LoRA's file if the family's own loader can load it unchanged.
 
     Args:
         lora: the LoRA, as it was read.
         files: the family's LoRA files.
 
     Returns:
-        The folder, or None if the file needs conversion or is no longer what was read.
+        The file, or None if it needs conversion or is no longer what was read.
     """
     place = Path(lora.where)
-    if not lora.plain or lora.layout != _own_layout(files) or place.name != files.file:
+    named = place.name == files.file or (files.any_name and place.suffix == ".safetensors")
+    if not lora.plain or lora.layout != _own_layout(files) or not named:
         return None
     if lora.layout == PEFT and not place.with_name(SETTINGS_FILE).is_file():
         return None
     same = place.is_file() and lora.digest in ("", digest_of(place))
-    return place.parent if same else None
+    return place if same else None
 
 
 @contextmanager
 def _in_stock_layout(lora: LoraWeights, files: LoraFiles) -> Iterator[Path]:
-    """Yield a folder with the LoRA in the layout of the family's own loader, at scale 1."""
-    if place := stock_folder(lora, files):
-        yield place
+    """Yield a file with the LoRA in the layout of the family's own loader, at scale 1."""
+    if file := stock_file(lora, files):
+        yield file
         return
     with tempfile.TemporaryDirectory() as folder:
         own = lora.scaled(1 / lora.strength)
         state = {key: tensor.contiguous() for key, tensor in own.state().items()}
         files.save(Path(folder), state, own.config())
-        yield Path(folder)
+        yield Path(folder) / files.file
 
 
 def _own_layout(files: LoraFiles) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..backbones.base import Backbone
 from ..backbones.lora_files import LoraFiles
-from ..backbones.registry import load_backbone
+from ..backbones.registry import find_family, load_backbone
 from ..config import ClipSize, ModelConfig
 from ..data.files import file_fingerprint
 from .frozen import carry
@@ -44,9 +44,20 @@ def load_teacher(
     Raises:
         ValueError: the base or a LoRA is not found, or they do not fit.
     """
+    loras = _read_before_loading(config, trained)
     backbone = load_backbone(config, size, device=device)
-    carry(backbone.network, read_adapters(backbone.network, config, backbone.lora, trained=trained))
+    carry(backbone.network, loras)
     return backbone
+
+
+def _read_before_loading(config: ModelConfig, trained: Sequence[str] | None) -> list[LoraWeights]:
+    """Read the LoRAs of `model.adapters` against the base's configs, without its weights."""
+    if not config.adapters and not trained:
+        return []
+    folder, family = find_family(config, weights=False)
+    with torch.device("meta"):
+        plain = family.spec.empty_network(folder)
+    return read_adapters(plain, config, family.lora, trained=trained)
 
 
 def carry_adapters(network: nn.Module, config: ModelConfig, files: LoraFiles) -> None:

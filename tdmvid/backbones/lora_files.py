@@ -38,6 +38,8 @@ class LoraFiles:
     """Python code that loads the LoRA into the stock pipeline `pipe`."""
     load_imports: tuple[str, ...] = ()
     """Imports that `load_code` needs."""
+    any_name: bool = True
+    """Whether the stock loader takes a file of another name, by `weight_name`."""
     second: str = ""
     """Component that the LoRA adapts if it is the second of two experts, else empty.
 
@@ -87,15 +89,18 @@ class LoraFiles:
         )
         sort_metadata(folder / self.file)
 
-    def add(self, pipeline: Any, folder: Path, name: str | None = None) -> None:
+    def add(self, pipeline: Any, folder: Path, name: str | None = None, *, file: str = "") -> None:
         """Load a LoRA into the stock pipeline, as `load_code` does.
 
         Args:
             pipeline: a stock pipeline of `pipeline_class`.
             folder: holds the LoRA file.
             name: name of the adapter, if there are several.
+            file: name of the LoRA file; empty means the usual one. Only if `any_name`.
         """
         options: dict[str, Any] = {"adapter_name": name} if name else {}
+        if file not in ("", self.file):
+            options["weight_name"] = file
         if self.second:
             options |= {"weight_name": self.file, "load_into_transformer_2": True}
         pipeline.load_lora_weights(folder, **options)
@@ -109,20 +114,24 @@ class LoraFiles:
         """
         pipeline.set_adapters(list(scales), list(scales.values()))
 
-    def stack_code(self, adapters: Sequence[tuple[str, float]]) -> list[str]:
+    def stack_code(self, adapters: Sequence[tuple[str, str, float]]) -> list[str]:
         """Return lines of Python that load several LoRAs and a student into `pipe`.
 
         Args:
-            adapters: folder and scale of each LoRA, without the student.
+            adapters: folder, file name and scale of each LoRA, without the student.
         """
         names = [f"adapter_{i}" for i in range(len(adapters))]
         return [
             *(
                 f"pipe.load_lora_weights({json.dumps(path, ensure_ascii=False)},"
-                f' adapter_name="{name}")'
-                for name, (path, _) in zip(names, adapters, strict=True)
+                f'{self._weight_name(file)} adapter_name="{name}")'
+                for name, (path, file, _) in zip(names, adapters, strict=True)
             ),
             'pipe.load_lora_weights("path/to/this/folder", adapter_name="student")',
             f"pipe.set_adapters({json.dumps([*names, 'student'])},"
-            f" {[*(scale for _, scale in adapters), 1.0]})",
+            f" {[*(scale for *_, scale in adapters), 1.0]})",
         ]
+
+    def _weight_name(self, file: str) -> str:
+        """Return the argument that names a file, with the comma after it; "" for the usual name."""
+        return "" if file == self.file else f" weight_name={json.dumps(file, ensure_ascii=False)},"

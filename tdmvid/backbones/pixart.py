@@ -98,8 +98,9 @@ class PeftFolder(LoraFiles):
                 setattr(ordered, name, sorted(value))
         ordered.save_pretrained(str(folder))
 
-    def add(self, pipeline: Any, folder: Path, name: str | None = None) -> None:
-        """Load a LoRA into the stock pipeline with peft."""
+    def add(self, pipeline: Any, folder: Path, name: str | None = None, *, file: str = "") -> None:
+        """Load a LoRA into the stock pipeline with peft, which reads one file name only."""
+        assert file in ("", self.file)
         network, adapter = pipeline.transformer, name or "default"  # peft's default name
         if isinstance(network, PeftModel):
             network.load_adapter(folder, adapter)
@@ -114,11 +115,11 @@ class PeftFolder(LoraFiles):
                 for name, scale in scales.items():
                     layer.set_scale(name, scale)
 
-    def stack_code(self, adapters: Sequence[tuple[str, float]]) -> list[str]:
+    def stack_code(self, adapters: Sequence[tuple[str, str, float]]) -> list[str]:
         """Return lines of Python that load several LoRAs and a student with peft."""
         names = [f"adapter_{i}" for i in range(len(adapters))]
         folders = [
-            *(json.dumps(path, ensure_ascii=False) for path, _ in adapters),
+            *(json.dumps(path, ensure_ascii=False) for path, *_ in adapters),
             '"path/to/this/folder"',
         ]
         first, *others = zip(folders, [*names, "student"], strict=True)
@@ -134,7 +135,7 @@ class PeftFolder(LoraFiles):
             '    if hasattr(layer, "lora_A"):',
             *(
                 f'        layer.set_scale("{name}", {scale})'
-                for name, (_, scale) in zip(names, adapters, strict=True)
+                for name, (*_, scale) in zip(names, adapters, strict=True)
             ),
         ]
 
@@ -149,6 +150,7 @@ class PixArt(Images, VPBackbone):
         pipeline_class,
         prefix="base_model.model",
         file="adapter_model.safetensors",
+        any_name=False,
         load_code=(
             'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "path/to/this/folder")'
         ),

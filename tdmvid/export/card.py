@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..adapters.load import stock_folder
+from ..adapters.load import stock_file
 from ..backbones.base import Backbone
 from ..config.resources import find_model
 from ..data.files import write_text
@@ -145,14 +145,15 @@ def _python(student: Student, facts: dict) -> str:
     )
     files = student.backbone.lora
     beside = student.adapters if facts["model"]["adapters"] else ()
-    if converted := [lora for lora in beside if stock_folder(lora, files) is None]:
+    if converted := [lora for lora in beside if stock_file(lora, files) is None]:
         named = ", ".join(code(_place(lora.where)) for lora in converted)
         lines = [short, _call(student.backbone, facts)]
         if student.backbone.takes_images:
             lines.insert(0, "from diffusers.utils import load_image")
         return (
-            f"The layout of {named} was converted for the stock loader. With tdmvid installed, one"
-            " line does this and loads base, LoRAs, student and scheduler:\n\n" + _block(lines)
+            f"The stock loader cannot read {named} unchanged. With tdmvid installed, one line"
+            " converts it and loads the base, the LoRAs, the student and the scheduler:\n\n"
+            + _block(lines)
         )
     return (
         f"{_block(_stock_lines(student, facts))}\n\nWith tdmvid installed, one line loads base,"
@@ -215,11 +216,10 @@ def _loading(student: Student, facts: dict) -> list[str]:
         return [load, f"{pipeline}({base}, {part}={part}, {dtype})", *tiling]
     lora = [files.load_code for files in backbone.lora_files]
     if facts["model"]["adapters"]:
-        places = [
-            f"path/to/{_place(str(Path(one.where).absolute().parent))}" for one in student.adapters
-        ]
-        scales = [one.strength for one in student.adapters]
-        lora = backbone.lora.stack_code(list(zip(places, scales, strict=True)))
+        found = [(Path(one.where).absolute(), one.strength) for one in student.adapters]
+        lora = backbone.lora.stack_code(
+            [(f"path/to/{_place(str(file.parent))}", file.name, scale) for file, scale in found]
+        )
     return [f"{pipeline}({base}, {dtype})", *lora, *tiling]
 
 

@@ -3,15 +3,18 @@
 import copy
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from contract_cases import CASES, noise
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from refusals import refused
 from safetensors.torch import load_file
 from scales import assert_close
 
 from tdmvid.adapters.frozen import merge_carried
+from tdmvid.adapters.load import check_loaded, stock_file
 from tdmvid.adapters.lora import attach, shared_copy
 from tdmvid.adapters.read import read_lora
 from tdmvid.adapters.teacher import adapters_of, load_teacher
@@ -181,12 +184,42 @@ def test_the_card_has_stock_code_where_the_check_loaded_the_files_as_they_are(
     facts = _student_facts(student, "float32", 0.0, 1.0, adapted=True) | {"rank": 2}
     stock, ours = _python(student, facts).split("```python\n")[1:]
     assert "style" in stock and "load_pipeline" not in stock and "load_pipeline" in ours
-    single = shutil.copy(loras[0] / student.backbone.lora.file, tmp_path / "style.safetensors")
-    other = replace(student.adapters[0], where=str(single), digest="")
+    changed = shutil.copytree(loras[0], tmp_path / "changed") / student.backbone.lora.file
+    other = replace(student.adapters[0], where=str(changed), digest="of another content")
     text = _python(replace(student, adapters=(other, student.adapters[1])), facts)
     [code] = text.split("```python\n")[1:]
-    assert "load_pipeline" in code and "adapter_name" not in code and "style.safetensors" in text
+    assert (
+        "load_pipeline" in code and "adapter_name" not in code and f"changed/{changed.name}" in text
+    )
     assert str(tmp_path) not in text
+
+
+def test_a_lora_of_another_file_name_is_loaded_by_stock_code_if_that_can_name_it(
+    student, backbone, loras, tmp_path
+):
+    """diffusers takes a name, peft does not."""
+    files, facts = backbone.lora, _student_facts(student, "float32", 0.0, 1.0, adapted=True)
+    single = Path(shutil.copy(loras[0] / files.file, tmp_path / "style.safetensors"))
+    lora = replace(student.adapters[0], where=str(single), digest="")
+    text = _python(replace(student, adapters=(lora, student.adapters[1])), facts | {"rank": 2})
+    assert str(tmp_path) not in text and "style.safetensors" in text
+    if not files.any_name:
+        assert stock_file(lora, files) is None and "adapter_name" not in text
+        return
+    assert 'weight_name="style.safetensors", adapter_name="adapter_0"' in text
+    assert 'weight_name="pytorch' not in text
+    pipeline = backbone.stock.pipeline()
+    files.add(pipeline, tmp_path, "style", file="style.safetensors")
+    files.use(pipeline, {"style": lora.strength})
+    check_loaded(getattr(pipeline, files.part), lora, adapter="style")
+
+
+def test_a_lora_is_checked_before_the_base_is_loaded(case, adapters, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(case.folder, base, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    config = from_dict(ModelConfig, {"path": str(base), "adapters": adapters}, "model")
+    with refused("model.adapters[0].path", adapters[0]["path"]):
+        load_teacher(config, case.size, trained=["of another content"] * 2)
 
 
 def test_a_plan_counts_the_loras(case, backbone, teacher, loras):
