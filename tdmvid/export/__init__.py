@@ -1,1 +1,1 @@
-"""What users take away: checked bundles of LoRAs and networks, and how they are loaded."""
+"""Export of students: write and check bundles of LoRAs and networks, and load them."""

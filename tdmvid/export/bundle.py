@@ -1,7 +1,7 @@
-"""Write students as bundles: files, scheduler, samples, card and facts, all checked or none kept.
+"""Write students as bundles: weights, scheduler, samples, model card and export.json.
 
-What is written is reloaded into a STOCK diffusers pipeline and sampled from the student's own
-noise (check.py); above tolerance nothing is left behind.
+What is written is loaded into a stock diffusers pipeline and sampled from the student's own noise
+(check.py). If the samples differ by more than the tolerance, nothing is kept.
 """
 
 from __future__ import annotations
@@ -46,19 +46,24 @@ from .request import ExportRequest, check_request
 from .student import Student
 
 EXPERT_ENDS = ("_high_noise", "_low_noise")
-"""What the names of other programs' files end with, of two experts."""
+"""Suffixes of file names for other programs, if there are two experts."""
 
 
 def write_bundles(
     students: Mapping[Path, Student], request: ExportRequest = ExportRequest()
 ) -> dict[Path, dict]:
-    """Write each student to its folder; all folders take their places together, or none does.
+    """Write each student to its folder. Either all folders are replaced, or none.
+
+    Args:
+        students: student by folder.
+        request: what to write.
 
     Returns:
-        What export.json says, by folder.
+        Contents of export.json, by folder.
 
     Raises:
-        ValueError: the request does not suit a student, or a folder holds what no export wrote.
+        ValueError: the request does not suit a student, or a folder contains files that no export
+            wrote.
         RuntimeError: a reloaded file differs from its student by more than the tolerance.
     """
     for student in students.values():
@@ -78,7 +83,7 @@ def write_bundles(
 @torch.no_grad()
 def _write_bundle(folder: Path, student: Student, request: ExportRequest) -> dict:
     folder.mkdir()
-    # a fused network copies the base, which then leaves the device: the check loads another one
+    # Fuse first: it copies the base, which then moves to host memory while the check loads another.
     fused = _fuse(student) if request.fuse and student.adapter else None
     with in_host_memory([student.network]):
         if student.adapter and not request.fuse:
@@ -97,7 +102,7 @@ def _write_bundle(folder: Path, student: Student, request: ExportRequest) -> dic
 
 
 def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[str, Any]:
-    """Write and check a LoRA: diffusers' file, and one for each consumer that is asked for."""
+    """Write and check a LoRA: diffusers' file, and one for each requested consumer."""
     assert student.adapter is not None
     backbone, dtype = student.backbone, request.dtype or "float32"
     loras = list(_plain_loras(student, dtype))
@@ -117,17 +122,17 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
 
 @dataclass(frozen=True)
 class _PlainLora:
-    """What a LoRA file holds, of a network or of one expert."""
+    """Contents of a LoRA file, for the network or for one expert."""
 
     files: LoraFiles
     layers: dict[str, Tensor]
-    """By peft's names."""
+    """Tensors by peft's names."""
     config: Any
     """peft's settings."""
 
     @property
     def alpha(self) -> float | dict[str, float]:
-        """The alpha of all layers, or of each."""
+        """The alpha of all layers, or by layer if they differ."""
         if not (self.config.alpha_pattern or self.config.rank_pattern):
             alpha: float = self.config.lora_alpha
             return alpha
@@ -136,7 +141,7 @@ class _PlainLora:
 
 
 def _plain_loras(student: Student, dtype: str) -> Iterator[_PlainLora]:
-    """Yield the LoRA of the student, or that of each expert."""
+    """Yield the student's LoRA, or one LoRA per expert."""
     assert student.adapter is not None
     module, steps = student.adapter.module, student.grid.steps
     configs: Any = module.peft_config
@@ -214,13 +219,15 @@ def _write_network(
 
 
 def _load_whole(student: Student) -> nn.Module:
-    network = student.backbone.fresh_network().cpu().float()  # the backbone's own may be sharded
+    network = (
+        student.backbone.fresh_network().cpu().float()
+    )  # the backbone's network may be sharded
     network.load_state_dict(student.weights, strict=False)
     return network
 
 
 def _fuse(student: Student) -> nn.Module:
-    """Return base and LoRA in one network, merged in float32 in host memory."""
+    """Return base and LoRA as one network, merged in float32 in host memory."""
     network = host_copy(student.network).float()
     network.load_state_dict(student.weights, strict=False)
     merge_carried(merge(network))
@@ -228,9 +235,9 @@ def _fuse(student: Student) -> nn.Module:
 
 
 def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
-    """Give a float32 copy of the backbone's network `dtype` where that has its base's.
+    """Cast a float32 copy of the backbone's network to `dtype`, in place.
 
-    What a family keeps in float32 stays.
+    Parameters that the family keeps in float32 stay in float32.
     """
     like = {
         name.replace(".base_layer", ""): x.dtype
@@ -241,7 +248,7 @@ def _cast(network: nn.Module, backbone: Backbone, dtype: torch.dtype) -> None:
 
 
 def _teacher(config: dict) -> dict | None:
-    """The guidance that the student has learned; None if its run is not known."""
+    """Return the guidance that the student was trained with; None if its run is not known."""
     if "objective" not in config:
         return None
     negative = config.get("prompts", {}).get("negative", "")
@@ -256,13 +263,16 @@ def _teacher(config: dict) -> dict | None:
 def _student_facts(
     student: Student, dtype: str, error: float, tolerance: float, *, adapted: bool
 ) -> dict:
-    """What export.json says of any student.
+    """Return the entries of export.json that every student has.
 
-    Its `model` is what the files are loaded on; `merged` are the user's LoRAs that they hold.
+    `model` is the base to load the files on. `merged` lists the user's LoRAs that they include.
 
     Args:
-        dtype: of the files.
-        adapted: whether they are a LoRA.
+        student: the student.
+        dtype: dtype of the files.
+        error: relative difference found by the check.
+        tolerance: allowed relative difference.
+        adapted: whether the files are a LoRA.
     """
     backbone = student.backbone
     scheduler = backbone.student_scheduler(student.grid)
@@ -291,7 +301,7 @@ def _student_facts(
 
 
 def _write_samples(folder: Path, student: Student) -> list[str]:
-    """Write the reference samples as videos or images, one a prompt; return their names."""
+    """Write the reference samples as videos or images, one per prompt, and return their names."""
     prompts = student.reference.prompts
     if not prompts:
         return []
@@ -301,10 +311,19 @@ def _write_samples(folder: Path, student: Student) -> list[str]:
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[Path]:
-    """A folder to write exports in, by the names of `targets`: all take their places when the block
-    ends without an error, else none does.
+    """Provide a folder for exports that replace `targets` together, or not at all.
 
-    ValueError if one of `targets` holds anything but an export: it is replaced whole.
+    When the context ends without an error, the folders written in it under the names of `targets`
+    take the places of `targets`.
+
+    Args:
+        targets: folders with different names, in one parent folder.
+
+    Yields:
+        The folder to write in.
+
+    Raises:
+        ValueError: a target contains files that no export wrote. Targets are replaced completely.
     """
     folders = [Path(target).resolve() for target in targets]
     aside, old = (folders[0].with_name(f".{folders[0].name}.{state}") for state in ("part", "old"))
@@ -327,18 +346,18 @@ def replacing(*targets: Path) -> Iterator[Path]:
     for left in (
         aside,
         old,
-    ):  # in this order: without the first, the second is no more than rubbish
+    ):  # in this order: once `aside` is gone, `old` is not needed to undo anything
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _check_replaceable(folder: Path) -> None:
-    """ValueError if the folder holds what no export wrote."""
+    """Check that a folder is missing, empty, or contains only files of an earlier export."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / FACTS).is_file():
         raise ValueError(
-            f"{folder} exists and is no export (it has no {FACTS}): an export replaces the whole"
-            " folder, give another --out"
+            f"{folder} exists and is not an export (it has no {FACTS}): choose another --out,"
+            " because an export replaces the whole folder"
         )
     written = {FACTS, *read_facts(folder).get("files", [])}
     foreign = sorted(
@@ -348,17 +367,17 @@ def _check_replaceable(folder: Path) -> None:
     )
     if foreign:
         raise ValueError(
-            f"{folder} holds {len(foreign)} files that no export wrote, {foreign[0]!r} among them,"
-            " and an export replaces the whole folder: take them out, or give another --out"
+            f"{folder} contains {len(foreign)} files that no export wrote, e.g. {foreign[0]!r}:"
+            " move them or choose another --out, because an export replaces the whole folder"
         )
 
 
 def _put_back(folders: list[Path], aside: Path, old: Path) -> None:
-    """Undo a replacement that an error or a kill left halfway, and clean up."""
+    """Undo a replacement that an error or a kill interrupted, and clean up."""
     for folder in folders if aside.exists() and old.exists() else ():
         if (
             not (aside / folder.name).exists() or (old / folder.name).exists()
-        ):  # replaced, or about to be
+        ):  # replaced, or about to be replaced
             shutil.rmtree(folder, ignore_errors=True)
         if (old / folder.name).exists():
             (old / folder.name).rename(folder)

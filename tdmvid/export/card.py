@@ -1,6 +1,4 @@
-"""The card of an exported student: README.md with the front matter that the Hugging Face
-hub reads.
-"""
+"""Model card of an exported student: README.md, with the front matter for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from .student import Provenance, Student
 
 
 def base_licence(folder: Path) -> dict[str, str]:
-    """Return licence, its name and link as the base's own card states them; {} if it has none."""
+    """Return licence, licence name and link from the base's own model card; {} if it has none."""
     card = folder / "README.md"
     if not card.is_file():
         return {}
@@ -29,13 +27,13 @@ def base_licence(folder: Path) -> dict[str, str]:
 
 
 def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) -> None:
-    """Write README.md for the files that lie in `folder`.
+    """Write README.md for the files in `folder`.
 
     Args:
         folder: the bundle.
-        student: whose bundle it is.
-        facts: what export.json says.
-        samples: names of its videos, one a prompt.
+        student: the exported student.
+        facts: contents of export.json.
+        samples: names of its videos or images, one per prompt.
     """
     backbone, provenance = student.backbone, student.provenance
     lora, base = "rank" in facts, escape(backbone.config.path)
@@ -108,11 +106,11 @@ def _settings(backbone: Backbone, facts: dict) -> str:
 
 
 def _adapters(facts: dict) -> dict[str, str]:
-    """The user's LoRAs that the teacher had, if any: beside the student's, or in it."""
+    """Return table rows for the user's LoRAs of the teacher, loaded separately or included."""
     rows = {}
     for row, found in (
-        ("LoRAs to load beside it", facts["model"]["adapters"]),
-        ("LoRAs that it includes", facts.get("merged", ())),
+        ("LoRAs to load in addition", facts["model"]["adapters"]),
+        ("LoRAs included", facts.get("merged", ())),
     ):
         if found:
             named = (f"{code(_place(one['path']))} at scale {one['scale']:g}" for one in found)
@@ -121,12 +119,12 @@ def _adapters(facts: dict) -> dict[str, str]:
 
 
 def _place(path: str) -> str:
-    """A path without the folders of one machine."""
+    """Return the last two components of a path, without the machine's folders."""
     return "/".join(Path(path).parts[-2:])
 
 
 def _learned_guidance(teacher: dict | None) -> dict[str, str]:
-    """The teacher's guidance in training, if it is known and there was any."""
+    """Return a table row for the teacher's guidance in training, if it is known and was used."""
     if not teacher:
         return {}
     scale, second = teacher["guidance"], teacher.get("guidance_2")
@@ -135,11 +133,11 @@ def _learned_guidance(teacher: dict | None) -> dict[str, str]:
     scales = f"{scale:g}" if second is None else f"{scale:g}, low-noise expert {second:g}"
     negative = teacher["negative_prompt"]
     away = f", negative prompt {code(negative)}" if negative else ""
-    return {"the teacher's guidance": f"{scales}{away}"}
+    return {"teacher's guidance scale in training": f"{scales}{away}"}
 
 
 def _python(student: Student, facts: dict) -> str:
-    """The code that samples in stock diffusers, and the one line with tdmvid installed."""
+    """Return Python code that samples in stock diffusers, and one line for use with tdmvid."""
     short = (
         'from tdmvid.export.load import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
     )
@@ -156,8 +154,8 @@ def _python(student: Student, facts: dict) -> str:
             + _block(lines)
         )
     return (
-        f"{_block(_stock_lines(student, facts))}\n\nWith tdmvid installed, one line loads base,"
-        f" student and scheduler:\n\n{_block([short])}"
+        f"{_block(_stock_lines(student, facts))}\n\nWith tdmvid installed, one line loads the base,"
+        f" the student and the scheduler:\n\n{_block([short])}"
     )
 
 
@@ -166,7 +164,7 @@ def _block(lines: list[str]) -> str:
 
 
 def _stock_lines(student: Student, facts: dict) -> list[str]:
-    """Code that needs diffusers alone, unless the scheduler is tdmvid's."""
+    """Return code that needs only diffusers, unless the scheduler is tdmvid's."""
     module, scheduler = facts["scheduler"]["module"], facts["scheduler"]["name"]
     whole, backbone = "rank" not in facts, student.backbone
     ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
@@ -186,7 +184,7 @@ def _stock_lines(student: Student, facts: dict) -> list[str]:
 
 
 def _call(backbone: Backbone, facts: dict) -> str:
-    """The line that samples."""
+    """Return the line that samples."""
     stock = backbone.stock
     made = "video" if stock.output == "frames" else "image"
     return (
@@ -196,12 +194,12 @@ def _call(backbone: Backbone, facts: dict) -> str:
 
 
 def _given(backbone: Backbone) -> str:
-    """The first arguments of a call: what a user gives the pipeline."""
+    """Return the first arguments of a call, which the user provides."""
     return 'load_image("image.png"), "a prompt"' if backbone.takes_images else '"a prompt"'
 
 
 def _loading(student: Student, facts: dict) -> list[str]:
-    """The lines that load the base with the student's network or LoRA, and the user's LoRAs."""
+    """Return the lines that load the base, the student's network or LoRA, and the user's LoRAs."""
     backbone = student.backbone
     config, part = backbone.config, backbone.spec.network_folder
     dtype, network = f"dtype=torch.{config.dtype}", type(backbone.network).__name__
@@ -233,7 +231,7 @@ def _other_files(facts: dict) -> list[str]:
         [
             "## For other programs",
             "\n".join(rows)
-            + "\n\nUse strength 1.0, guidance (CFG) 1.0, and the steps of the table.",
+            + "\n\nUse strength 1.0, guidance (CFG) 1.0 and the number of steps above.",
         ]
         if rows
         else []
@@ -291,7 +289,7 @@ def _recipe(config: dict) -> list[str]:
     }
     shown = {
         key: value for key, value in config.items() if key not in ("out", "log", "evaluate")
-    } | data  # without the paths of one machine
+    } | data  # without paths of this machine
     if shown.get("init"):
         shown["init"] = _place(shown["init"])
     if adapters := shown.get("model", {}).get("adapters"):
@@ -300,8 +298,8 @@ def _recipe(config: dict) -> list[str]:
     return [
         "## Training",
         (
-            "The run's whole"
-            f" config:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"
+            "Complete config of the"
+            f" run:\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"
         ),
     ]
 
@@ -310,8 +308,8 @@ def _licence(backbone: Backbone) -> str:
     stated = base_licence(backbone.folder)
     if not stated:
         return (
-            f"The licence of the base model, {code(backbone.config.path)}, applies; its folder does"
-            " not state which."
+            f"The licence of the base model, {code(backbone.config.path)}, applies. Its folder does"
+            " not state a licence."
         )
     name = escape(stated.get("license_name", stated.get("license", "")))
     link = stated.get("license_link", "")

@@ -1,4 +1,4 @@
-"""Checks that an export, reloaded by a stock diffusers pipeline, gives the student's samples."""
+"""Check that an export, loaded into a stock diffusers pipeline, gives the student's samples."""
 
 from __future__ import annotations
 
@@ -22,31 +22,48 @@ from .request import ExportRequest
 from .student import Student, list_timesteps
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Root mean square difference of latents between student and reloaded export, relative to theirs,
-by the dtype of base or whole network.
+"""Allowed relative root mean square difference of latents between student and reloaded export.
+
+By dtype of the base or of the whole network.
 """
 GPU_TOLERANCE = 1e-4
-"""In float32 on a GPU, whose convolutions round to TF32 unless told otherwise."""
+"""Allowed difference in float32 on a GPU, where convolutions use TF32 by default."""
 LORA_TOLERANCE = {"float32": 0.0, "float16": 1e-3, "bfloat16": 1e-2}
-"""What the rounding of a LoRA file alone may change, by its dtype."""
+"""Allowed difference from rounding the LoRA file alone, by its dtype."""
 EMBEDDING_TOLERANCE = 1e-3
-"""What rounding a grid to whole timesteps may change: networks embed them by sines."""
+"""Largest allowance for rounding a grid to whole timesteps, which are embedded by sines."""
 
 
 def choose_tolerance(student: Student, request: ExportRequest, rounding: float) -> float:
-    """Return the request's tolerance, or the usual one; rounding: what the files' dtype allows."""
+    """Return the tolerance of the request, or the default if it has none.
+
+    Args:
+        student: the student to export.
+        request: what to write.
+        rounding: allowed difference from rounding the files to their dtype.
+    """
     usual = usual_tolerance(student.backbone, student.grid, student.reference.z, rounding)
     return request.tolerance or usual
 
 
 def usual_tolerance(backbone: Backbone, grid: TimeGrid, z: Tensor, rounding: float) -> float:
-    """Return the tolerance by the base's dtype, the device, the files' rounding, and the grid's."""
+    """Return the default tolerance.
+
+    It is the largest of those for the base's dtype, for the GPU and for the rounding of the files,
+    plus that for the rounding of timesteps.
+
+    Args:
+        backbone: the base.
+        grid: the student's times.
+        z: noise, on the device of the check.
+        rounding: allowed difference from rounding the files to their dtype.
+    """
     gpu = GPU_TOLERANCE if z.is_cuda else 0.0
     return max(TOLERANCE[backbone.config.dtype], gpu, rounding) + _grid_rounding(backbone, grid)
 
 
 def _grid_rounding(backbone: Backbone, grid: TimeGrid) -> float:
-    """By how many timesteps the stock scheduler rounds the grid, at most EMBEDDING_TOLERANCE."""
+    """Return how far the stock scheduler rounds the timesteps, at most EMBEDDING_TOLERANCE."""
     scheduler = backbone.student_scheduler(grid)
     scheduler.set_timesteps(grid.steps)
     off = scheduler.timesteps - torch.tensor(list_timesteps(backbone, grid))
@@ -54,7 +71,12 @@ def _grid_rounding(backbone: Backbone, grid: TimeGrid) -> float:
 
 
 def check_lora(folder: Path, student: Student, tolerance: float) -> float:
-    """Return how far a stock pipeline with the LoRA and scheduler of `folder` is from the student.
+    """Compare a stock pipeline that uses the LoRA and scheduler in `folder` with the student.
+
+    Args:
+        folder: the bundle.
+        student: the student it must reproduce.
+        tolerance: allowed relative difference.
 
     Returns:
         The root mean square difference of the latents, relative to the student's.
@@ -72,14 +94,14 @@ def check_lora(folder: Path, student: Student, tolerance: float) -> float:
     reference, steps = student.reference, student.grid.steps
     found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
     del pipeline
-    gc.collect()  # a cycle would keep its base on the device beside the next, and the run's own
+    gc.collect()  # a reference cycle would keep this base on the device beside the next one
     return _compare(found, student, tolerance)
 
 
 def check_network(folder: Path, student: Student, tolerance: float) -> float:
-    """Return how far a stock pipeline with the network in `folder` is from the student.
+    """Compare a stock pipeline that uses the network in `folder` with the student.
 
-    Returns and raises as `check_lora`.
+    Arguments, result and exceptions are those of `check_lora`.
     """
     backbone, reference = student.backbone, student.reference
     kind, dtype = type(backbone.network), torch_dtype(backbone.config)
@@ -99,14 +121,21 @@ def check_consumer_files(
     student: Student,
     tolerance: float,
 ) -> float:
-    """Read another program's file back by its rules, and check the LoRA as `check_lora` does.
+    """Read another program's files back by its rules, and compare them as `check_lora` does.
 
     Args:
-        paths: the file, or those of both experts, in a folder of the bundle.
-        layout: the program's.
+        paths: the file, or those of both experts, in a subfolder of the bundle.
+        layout: the program's key layout.
         modules: names of the modules that each file adapts.
-        student: what it must reproduce.
-        tolerance: of the relative difference.
+        student: the student they must reproduce.
+        tolerance: allowed relative difference.
+
+    Returns:
+        The root mean square difference of the latents, relative to the student's.
+
+    Raises:
+        ValueError: the program would not load one of the keys.
+        RuntimeError: the difference is above the tolerance.
     """
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()
@@ -126,10 +155,10 @@ def check_consumer_files(
 
 def _compare(found: Tensor, student: Student, tolerance: float) -> float:
     error = difference(found, student.latents)
-    if not error <= tolerance:  # not a number is an error, too
+    if not error <= tolerance:  # also true for NaN
         raise RuntimeError(
-            f"the export, reloaded by stock diffusers, differs from the student by {error:.2e} of"
-            f" its size (tolerance {tolerance:.0e}); checkpoints are kept: if that is the rounding"
-            " of a deep network, tdmvid export --tolerance allows it"
+            f"the export, reloaded into stock diffusers, differs from the student by {error:.2e}"
+            f" (relative; tolerance {tolerance:.0e}); nothing was exported, checkpoints are kept:"
+            " if rounding in a deep network explains this, use `tdmvid export --tolerance`"
         )
     return error

@@ -1,4 +1,4 @@
-"""Load an exported student: base, LoRA or network, and scheduler, in one call."""
+"""Load an exported student in one call: base, LoRA or network, and scheduler."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ PACKAGE = __package__.split(".")[0]
 
 
 def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionPipeline:
-    """Load the stock diffusers pipeline of an exported student, as its export.json names it.
+    """Load the stock diffusers pipeline of an exported student, as its export.json describes it.
 
     Args:
-        folder: a bundle.
-        dtype: of the base, e.g. "float16"; the student's if not given.
+        folder: a folder that `tdmvid export` or a run wrote.
+        dtype: dtype of the base, e.g. "float16"; the default is the one in export.json.
+
+    Returns:
+        The pipeline, on the CPU. Sample with the student's number of steps and guidance 1.
 
     Raises:
-        ValueError: the folder is no export, its LoRA is not loaded whole, or one of the user's
-            LoRAs beside it is not that of the training.
+        ValueError: the folder is not an export, its LoRA cannot be loaded completely, or one of the
+            user's LoRAs differs from that used in training.
     """
     folder = Path(folder)
     facts = read_facts(folder)
     if not facts:
-        raise ValueError(f"{folder} has no {FACTS}: give a folder that tdmvid exported")
+        raise ValueError(f"{folder} has no {FACTS}: use a folder that tdmvid exported")
     if lacking := sorted({"model", "network", "pipeline", "scheduler"} - facts.keys()):
         raise ValueError(f"{folder / FACTS} lacks {lacking[0]}: export the student again")
     if facts["pipeline"] not in families():
         raise ValueError(
-            f"{folder / FACTS}: pipeline={str(facts['pipeline'])[:80]!r}: choose from"
-            f" {', '.join(sorted(families()))}"
+            f"{folder / FACTS}: pipeline={str(facts['pipeline'])[:80]!r} is not supported: choose"
+            f" from {', '.join(sorted(families()))}"
         )
     model, part = facts["model"], facts["network"]
     files = families()[facts["pipeline"]].lora
@@ -74,11 +77,16 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
 
 
 def _load_scheduler(folder: Path, kind: dict[str, str]):
-    """The scheduler beside a student; kind: its module and name. Only known modules are loaded."""
+    """Load the scheduler beside a student, only if it is a class of diffusers or tdmvid.
+
+    Args:
+        folder: the bundle.
+        kind: the scheduler's `module` and `name`.
+    """
     if kind["module"] != "diffusers" and not kind["module"].startswith(f"{PACKAGE}."):
         raise ValueError(
-            f"{folder / FACTS}: scheduler of module {kind['module']!r}: only diffusers' and"
-            " tdmvid's are loaded"
+            f"{folder / FACTS}: scheduler module {kind['module']!r} is not allowed: use a scheduler"
+            " of diffusers or tdmvid"
         )
     scheduler = getattr(importlib.import_module(kind["module"]), kind["name"])
     return scheduler.from_pretrained(folder)

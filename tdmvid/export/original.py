@@ -1,4 +1,4 @@
-"""What stock code makes of a published LoRA's own file: an export of it is held to that."""
+"""Compare the export of a published LoRA with what stock code makes of its original file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .student import Student
 
 
 class NotStock(Exception):
-    """Stock code does not load a file, or not the whole of it."""
+    """Stock code does not load a file, or only part of it."""
 
 
 def compare_with_original(student: Student, lora: LoraWeights, tolerance: float) -> dict[str, Any]:
-    """Return how far a student is from what stock diffusers or peft makes of its LoRA's own file.
+    """Compare a student with stock diffusers or peft, which load the LoRA's own file.
 
     Args:
-        student: with the LoRA attached.
-        lora: as it was read, the scale of its use included.
-        tolerance: of the relative difference of latents.
+        student: the student, with the LoRA attached.
+        lora: the LoRA as it was read, including the scale at which it is used.
+        tolerance: allowed relative difference of latents.
 
     Returns:
-        `by`, the library, and `error`; or `not_compared`, the reason.
+        `by`, the library and its version, and `error`; or `not_compared`, the reason.
 
     Raises:
         RuntimeError: the difference is above the tolerance.
@@ -49,28 +49,29 @@ def compare_with_original(student: Student, lora: LoraWeights, tolerance: float)
     reference, steps = student.reference, student.grid.steps
     found: Tensor = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
     del pipeline
-    gc.collect()  # a cycle would keep its base on the device
+    gc.collect()  # a reference cycle would keep its base on the device
     error = difference(student.latents, found)
     if not error <= tolerance:
         raise RuntimeError(
-            f"{lora.where}: the student differs by {error:.2e} of its size (tolerance"
-            f" {tolerance:.0e}) from what stock {library} makes of the file"
+            f"{lora.where}: the student's samples differ by {error:.2e} (relative; tolerance"
+            f" {tolerance:.0e}) from those of stock {library} with this file: check --scale and the"
+            " base, or raise --tolerance"
         )
     return {"by": f"{library} {importlib.metadata.version(library)}", "error": error}
 
 
 def describe_comparison(original: dict[str, Any]) -> str:
-    """Return what a card says of a comparison, after a space."""
+    """Return the model card's sentence about a comparison, with a leading space."""
     if "error" not in original:
-        return f" Not compared with its own file: {original['not_compared']}."
+        return f" Not compared with the original file: {original['not_compared']}."
     return (
-        f" Its samples differ by {original['error']:.1e} of their size from those of stock"
-        f" {original['by']} with the published file."
+        f" Relative difference from the samples of stock {original['by']} with the published file:"
+        f" {original['error']:.1e}."
     )
 
 
 def _load_original(pipeline: Any, lora: LoraWeights, backbone: Backbone) -> str:
-    """Load the file by stock code, at the LoRA's scale; return the library that did."""
+    """Load the file with stock code, at the LoRA's scale, and return the library that did."""
     path, part = Path(lora.where), backbone.lora.part
     network = getattr(pipeline, part)
     if lora.layout == PEFT:
@@ -83,9 +84,7 @@ def _load_original(pipeline: Any, lora: LoraWeights, backbone: Backbone) -> str:
     if missing := lora.layers.keys() - loaded.keys():
         if lora.layout in (DIFFUSERS, PEFT, BARE) and lora.plain:
             return library  # check_loaded names what is missing
-        raise NotStock(
-            f"stock {library} leaves out {len(missing)} layers, {min(missing)} among them"
-        )
+        raise NotStock(f"stock {library} ignores {len(missing)} layers, e.g. {min(missing)}")
     for layer in loaded.values():
         layer.scale_layer(lora.strength)
     return library
@@ -100,7 +99,7 @@ def _load_peft(network: nn.Module, path: Path) -> nn.Module:
 def _load_diffusers(pipeline: Any, network: Any, lora: LoraWeights, path: Path) -> None:
     if reason := _why_not_diffusers(pipeline, network, lora):
         raise NotStock(reason)
-    # as tensors, where diffusers would unpickle the file
+    # pass tensors, because diffusers would unpickle the file
     source = str(path) if path.suffix == ".safetensors" else read_tensors(path)[0]
     try:
         if lora.layout == BARE:
@@ -122,19 +121,19 @@ def _load_diffusers(pipeline: Any, network: Any, lora: LoraWeights, path: Path) 
 
 
 def _why_not_diffusers(pipeline: Any, network: Any, lora: LoraWeights) -> str:
-    """Why diffusers is no reference for a file; empty if it is."""
+    """Return why diffusers is no reference for a file; empty if it is."""
     if lora.layout == BARE:
         return "" if hasattr(network, "load_lora_adapter") else "stock diffusers has no loader"
     if not hasattr(pipeline, "lora_state_dict"):
         return f"{type(pipeline).__name__} has no LoRA loader"
     by_layer = len(lora.stated_alphas) > 1 and not hasattr(network, "blocks")
     if lora.layout == KOHYA_STYLE and by_layer:
-        return "stock diffusers applies one alpha to all layers, other programs each its own"
+        return "stock diffusers applies one alpha to all layers, other programs one per layer"
     unet_or_wan = hasattr(network, "up_blocks") or type(pipeline).__name__.startswith("Wan")
     if lora.layout == KOHYA_STYLE and not unet_or_wan:
         return f"{type(pipeline).__name__} does not read kohya's names"
     if lora.layout == DIFFUSERS and lora.stated_alphas != {None}:
-        return "stock diffusers reads no .alpha beside its own keys"
+        return "stock diffusers ignores .alpha in files with its own keys"
     if lora.layout == COMFY and not type(pipeline).__name__.startswith("Wan"):
         return f"{type(pipeline).__name__} does not read ComfyUI's names"
     return ""

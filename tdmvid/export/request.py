@@ -1,4 +1,4 @@
-"""What an export is asked to write."""
+"""Settings of an export: what to write and how to check it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The files to write, and the samples that they are checked on."""
+    """The files to write, and the samples to check them with."""
 
     formats: tuple[str, ...] = ("diffusers",)
-    """Files of a LoRA: diffusers' is always written; others are names of consumers."""
+    """Files of a LoRA. diffusers' file is always written; the others are names of consumers."""
     dtype: str = ""
-    """Of the files; empty is float32 for a LoRA and the base's for a network."""
+    """Dtype of the files. Empty means float32 for a LoRA and the base's dtype for a network."""
     fuse: bool = False
-    """Write base and LoRA as one network."""
+    """Whether to write base and LoRA as one network."""
     rank: int = 0
-    """Extract a LoRA of this rank from a full fine-tune; 0 writes the network itself."""
+    """Rank of the LoRA to extract from a full fine-tune; 0 writes the network itself."""
     prompts: tuple[str, ...] = ()
-    """Of the check and the sample videos; empty takes the run's."""
+    """Prompts of the check and of the sample videos. Empty uses the run's."""
     images: tuple[str, ...] = ()
-    """First frames of `prompts` for an image-to-video model: one for each, or one for all."""
+    """First frames for an image-to-video model: one per prompt, or one for all."""
     seed: int = 1234
-    """Of the noise of those samples."""
+    """Seed of the samples' noise."""
     tolerance: float = 0.0
-    """Of the check's relative difference; 0 is that of the dtypes."""
+    """Allowed relative difference in the check. 0 uses the default for the dtypes."""
 
     def __post_init__(self):
         plain = not self.rank and self.formats == ("diffusers",)
         rules = (
             (
                 not 0 <= self.tolerance < 1,
-                f"tolerance={self.tolerance:g}: a relative difference below 1, or 0 for that of the"
-                " dtypes",
+                f"tolerance={self.tolerance:g}: use a relative difference below 1, or 0 for the"
+                " default of the dtypes",
             ),
             (
                 self.dtype not in ("", *DTYPES),
@@ -48,7 +48,7 @@ class ExportRequest:
             ),
             (
                 self.fuse and not plain,
-                "fuse writes a whole network: leave out rank and formats",
+                "fuse writes a whole network: omit rank and formats",
             ),
         )
         for broken, message in rules:
@@ -57,17 +57,17 @@ class ExportRequest:
 
 
 def items_of(request: ExportRequest, backbone: Backbone) -> list[Item]:
-    """Return what the samples of a request are of; none if it names no prompts.
+    """Return the prompts, and images if any, of a request's samples; empty if it has none.
 
     Raises:
-        ValueError: its images do not suit the prompts or the model.
+        ValueError: the images do not suit the prompts or the model.
     """
     if not request.prompts and not request.images:
         return []
     if not request.prompts:
         raise ValueError(
-            f"image={short(str(request.images[0]))} has no prompt: give one (--prompt), or leave it"
-            " out to sample items of the run"
+            f"image={short(str(request.images[0]))} has no prompt: add one (--prompt), or omit the"
+            " image to sample items of the run"
         )
     return pair_items(
         request.prompts, request.images, takes_images=backbone.takes_images, setting="image"
@@ -77,12 +77,12 @@ def items_of(request: ExportRequest, backbone: Backbone) -> list[Item]:
 def check_request(
     request: ExportRequest, backbone: Backbone, *, adapted: bool, conditioned_on_steps: bool = False
 ) -> None:
-    """Check that the request can be met for a student.
+    """Check that a request can be met for a student.
 
     Args:
         request: what to write.
         backbone: the student's base.
-        adapted: whether it is a LoRA, or becomes one.
+        adapted: whether the student is a LoRA, or becomes one.
         conditioned_on_steps: whether K is a condition of its network.
 
     Raises:
@@ -90,16 +90,16 @@ def check_request(
     """
     if not adapted and request.formats != ("diffusers",):
         raise ValueError(
-            f"format {','.join(request.formats)}: a whole network has no LoRA formats, give a rank"
-            " to extract a LoRA"
+            f"format {','.join(request.formats)}: LoRA formats do not apply to a whole network; set"
+            " a rank to extract a LoRA"
         )
     if isinstance(backbone.network, Experts) and (not adapted or request.fuse):
         raise ValueError(
-            "fuse: a student of two experts is no one network: export its two LoRAs instead"
+            "fuse: a student with two experts cannot be one network: export its two LoRAs instead"
         )
     if request.fuse and conditioned_on_steps:
         raise ValueError(
-            "fuse: this student is told its number of steps, which a plain network has no place"
-            " for: export its LoRA of each K"
+            "fuse: this student is conditioned on its number of steps, which a plain network does"
+            " not support: export its LoRA for each number of steps"
         )
     check_formats(request.formats, backbone)

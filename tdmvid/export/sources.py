@@ -1,8 +1,8 @@
-"""Exports of a run's checkpoints, of published LoRAs and of full fine-tunes.
+"""Export checkpoints of a run, published LoRAs and full fine-tunes.
 
-Each takes one process, without a launcher: a checkpoint of any number of ranks holds the
-student's whole weights beside every rank's shards. Each makes students with their reference
-samples, and `write_bundles` writes them.
+Each export takes one process, without a launcher: a checkpoint of any number of ranks contains the
+student's whole weights beside the shards of each rank. Each function here makes students with their
+reference samples, and `write_bundles` writes them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from .student import (
     with_merged,
 )
 
-REMEDY = "export with the config or the model that the weights were trained with"
+REMEDY = "use the config or the model that the weights were trained with"
+"""Advice for weights that do not fit the model."""
 
 
 def export_run(
@@ -61,23 +62,24 @@ def export_run(
     checkpoint: Path | None = None,
     weights: Literal["", "ema", "raw"] = "",
 ) -> dict:
-    """Export a run's newest checkpoint, or another one, to `out`.
+    """Export a run's newest checkpoint, or a given one, to `out`.
 
-    A run over a set of K has one bundle for each: `out`, and out_2steps and so on beside it.
+    A run over a set of step counts gives one bundle for each: `out`, and `out_2steps` and so on
+    beside it.
 
     Args:
         out: the folder to write; an older export in it is replaced.
         run: the run's folder.
         request: what to write.
-        checkpoint: a folder of the run's checkpoints.
-        weights: the averaged or the raw ones; empty takes the average if the run keeps one.
+        checkpoint: one of the run's checkpoint folders.
+        weights: the averaged or the raw weights. Empty uses the average if the run keeps one.
 
     Returns:
-        What export.json in `out` says.
+        Contents of export.json in `out`.
 
     Raises:
-        ValueError: a checkpoint is damaged, or the run does not have what is asked for.
-        RuntimeError: the export differs from the student.
+        ValueError: a checkpoint is damaged, or the run does not have what is requested.
+        RuntimeError: the export differs from the student by more than the tolerance.
     """
     config = _read_config(run)
     path = _find_checkpoint(run, config, checkpoint)
@@ -86,7 +88,9 @@ def export_run(
     _check_sampled(config, meta["fingerprint"], path)
     lora = config.training == "lora"
     if lora and request.rank:
-        raise ValueError("rank is for a full fine-tune; this run trained a LoRA")
+        raise ValueError(
+            f"rank={request.rank} applies to full fine-tunes, but this run trained a LoRA: omit it"
+        )
     trained = meta["fingerprint"].get(DIGESTS, [])
     backbone = load_teacher(config.model, config.video, device=_device(), trained=trained)
     check_request(
@@ -100,7 +104,9 @@ def export_run(
     provenance = _trace(run, config, step)
     exported = GuardRecord.read(run).exported or config.steps
     if step == exported and weights != ("raw" if config.ema else "ema") and not request.rank:
-        provenance = replace(provenance, **_measured(run, config))  # what the run itself exported
+        provenance = replace(
+            provenance, **_measured(run, config)
+        )  # the weights that the run itself exported
     if not lora:
         grid = build_grid(config.grid, backbone.process)
         student = _tuned_student(backbone, grid, tensors, reference, provenance)
@@ -119,21 +125,28 @@ def export_published(
     *,
     scale: float = 1.0,
 ) -> dict:
-    """Export a published LoRA with the grid it is meant for, and return what export.json says.
+    """Export a published LoRA with the grid that it is meant for.
 
     Args:
         out: the folder to write.
         path: the LoRA file.
-        backbone: its base; the LoRA is attached to it.
+        backbone: its base. The LoRA is attached to it, in place.
         grid: the times of its steps.
         request: what to write.
-        scale: at which its authors say to load it.
+        scale: scale at which its authors recommend loading it.
+
+    Returns:
+        Contents of export.json.
+
+    Raises:
+        ValueError: the file is not a LoRA of this base, or the request does not suit it.
+        RuntimeError: the export, or the student, differs by more than the tolerance.
     """
     check_request(request, backbone, adapted=True)
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     lora = read_lora(path, backbone.lora, backbone.network, bare=True).scaled(scale)
     module, tensors, settings = adapt(backbone, lora)
-    included = f", its scale of {scale:g} included." if scale != 1 else "."
+    included = f", including its scale of {scale:g}." if scale != 1 else "."
     student = Student(
         backbone,
         grid,
@@ -156,14 +169,28 @@ def export_published(
 def export_tuned(
     out: Path, folder: Path, backbone: Backbone, grid: TimeGrid, request: ExportRequest
 ) -> dict:
-    """Export a full fine-tune in a diffusers model folder, and return what export.json says.
+    """Export a full fine-tune from a diffusers model folder.
 
     With `request.rank` it becomes a LoRA, otherwise a checked copy with its scheduler.
+
+    Args:
+        out: the folder to write.
+        folder: the fine-tuned network, with config.json.
+        backbone: the base.
+        grid: the times of its steps.
+        request: what to write.
+
+    Returns:
+        Contents of export.json.
+
+    Raises:
+        ValueError: the folder is not a network of this base, or the request does not suit it.
+        RuntimeError: the export differs from the student by more than the tolerance.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"network={str(folder)!r} is no diffusers model folder: it has no config.json; of a"
-            " run's full fine-tune it is runs/X/student"
+            f"network={str(folder)!r} is not a diffusers model folder (no config.json): for a full"
+            " fine-tune of a run, use its student/ folder"
         )
     check_request(request, backbone, adapted=bool(request.rank))
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
@@ -187,7 +214,7 @@ def _tuned_student(
     reference: Reference,
     provenance: Provenance,
 ) -> Student:
-    """The student of whole-network training; weights: all parameters by name."""
+    """Return the student of full training; `weights` are all parameters by name."""
     check_shapes(
         shapes_of(weights),
         shapes_of(dict(backbone.network.named_parameters())),
@@ -208,7 +235,7 @@ def _students_of_set(
     reference: Reference,
     provenance: Provenance,
 ) -> dict[Path, Student]:
-    """The LoRA students of a run by their folders, one for each K; they share one network."""
+    """Return the LoRA students of a run by folder, one for each K; they share one network."""
     adapters = adapters_of(backbone)
     module = _attach(config, backbone, weights)
     own = build_grid(config.grid, backbone.process)
@@ -221,7 +248,7 @@ def _students_of_set(
             reference,
             sample_reference(backbone, module, reference, grid),
             Adapter(module, config.lora),
-            # scores are those of the run's own K
+            # scores belong to the run's own K
             provenance if grid == own else replace(provenance, scores={}, results=()),
             adapters=adapters,
         )
@@ -231,7 +258,7 @@ def _students_of_set(
 
 @torch.no_grad()
 def _attach(config: RunConfig, backbone: Backbone, weights: dict[str, Tensor]) -> nn.Module:
-    """Attach the run's LoRA, with its trained weights, to the backbone's network."""
+    """Attach the run's LoRA with its trained weights to the backbone's network."""
     module = attach(backbone.network, config.lora, backbone.lora_targets, seed=config.seed)
     if config.objective.conditioned_on_steps:
         condition_on_steps(module, seed=config.seed)
@@ -247,36 +274,36 @@ def _attach(config: RunConfig, backbone: Backbone, weights: dict[str, Tensor]) -
 def _read_config(run: Path) -> RunConfig:
     if not (run / "config.json").is_file():
         raise ValueError(
-            f"{run} is no run folder: it has no config.json; give the folder that `tdmvid train`"
-            " wrote, e.g. runs/shapes_4nfe"
+            f"{run} is not a run folder (no config.json): use a folder that `tdmvid train` wrote,"
+            " e.g. runs/shapes_4nfe"
         )
     return load_config(run / "config.json")
 
 
 def _find_checkpoint(run: Path, config: RunConfig, checkpoint: Path | None) -> Path:
-    part = "student"  # all that is exported
+    part = "student"  # only this part is exported
     best = GuardRecord.read(run).best if config.export.select == "best" else 0
     if best and checkpoint is None:
         checkpoint = step_folder(run / "checkpoints", best)
     path = whole(checkpoint, part=part) if checkpoint else latest(run / "checkpoints", part=part)
     if path is None:
-        raise ValueError(f"{run} has no whole checkpoint: train it first, or give another --run")
+        raise ValueError(f"{run} has no complete checkpoint: train it first, or use another --run")
     return path
 
 
 def _check_sampled(config: RunConfig, fingerprint: dict, path: Path) -> None:
-    """Refuse a config whose grid, or scales of LoRAs, a checkpoint was not trained with."""
+    """Refuse a config whose grid or LoRA scales differ from those of the checkpoint's training."""
     for name, value in _sampled(to_dict(config)).items():
         trained = _sampled(fingerprint).get(name, value)
         if trained != value:
             raise ValueError(
-                f"{name}={short(value)} in the run's config.json, and {path} was trained with"
-                f" {short(trained)}: its samples would be wrong; put that value back"
+                f"{name}={short(value)} in the run's config.json, but {path} was trained with"
+                f" {short(trained)}, so samples would be wrong: restore that value"
             )
 
 
 def _sampled(settings: dict) -> dict[str, Any]:
-    """Settings by which samples are made, by their names; settings: a config or a fingerprint."""
+    """Return the settings that affect sampling, by name, of a config or a fingerprint."""
     scales = {
         f"model.adapters[{i}].scale": one["scale"]
         for i, one in enumerate(settings.get("model", {}).get("adapters", ()))
@@ -292,7 +319,7 @@ def _run_items(config: RunConfig, backbone: Backbone) -> list[Item]:
 
 
 def _trace(run: Path, config: RunConfig, step: int) -> Provenance:
-    """Where the student of a run's checkpoint comes from."""
+    """Return the provenance of the student in a run's checkpoint."""
     return Provenance(
         read_object(run / "config.json"),
         origin=f"{Provenance.origin}{base_story(run)} Iteration {step}."
@@ -301,9 +328,9 @@ def _trace(run: Path, config: RunConfig, step: int) -> Provenance:
 
 
 def _measured(run: Path, config: RunConfig) -> dict:
-    """scores and results of a Provenance: what evaluations left in the run's folder.
+    """Return `scores` and `results` of a Provenance from evaluations in the run's folder.
 
-    They count only if they are of the very student that lies in it.
+    Only evaluations of the very weights in the run's student folder count.
     """
     folder = student_folder(run, config.training)
     own = weights_of(folder) if folder.is_dir() else ""

@@ -1,6 +1,6 @@
 """A student to export: its weights, its times, and the samples that its export must reproduce.
 
-Shapes: B samples, one a prompt.
+Shapes: B samples, one per prompt. Latents are [B, ...].
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..sampling.shots import noise
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a student comes from, as far as it is known."""
+    """Origin of a student, as far as it is known."""
 
     config: dict = field(default_factory=dict)
     """The run's resolved config."""
@@ -40,13 +40,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the samples of a check start from."""
+    """Inputs of the samples that a check compares."""
 
     z: Tensor
-    """Noise: [B, ...]."""
+    """Noise, [B, ...]."""
     cond: Cond
     items: tuple[Item, ...] = ()
-    """With them, videos of the samples are part of the bundle."""
+    """Prompts and images. If given, the bundle includes videos of the samples."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A network with a LoRA attached, and the LoRA's shape."""
+    """A network with a LoRA attached, and the LoRA's settings."""
 
     module: nn.Module
     settings: LoraSettings
@@ -64,7 +64,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Student:
-    """A student with its reference samples; `adapter` is None for a whole network."""
+    """A student with its reference samples. `adapter` is None for a whole network."""
 
     backbone: Backbone
     grid: TimeGrid
@@ -72,21 +72,21 @@ class Student:
     """Trained tensors by parameter name: of the adapter, or of the whole network."""
     reference: Reference
     latents: Tensor
-    """Its samples of the reference, from DDIM: [B, ...]."""
+    """Its samples for the reference, computed with DDIM, [B, ...]."""
     adapter: Adapter | None = None
     provenance: Provenance = Provenance()
     extraction: dict | None = None
     """Errors of a LoRA that was extracted from a fine-tune."""
     original: dict | None = None
-    """Of a published LoRA: how far it is from what stock code makes of its file."""
+    """For a published LoRA: the comparison with stock code that loads its file."""
     adapters: tuple[LoraWeights, ...] = ()
     """The user's LoRAs that its base has."""
     merged: bool = False
-    """Whether they are part of its own LoRA file, which is then loaded on the plain base."""
+    """Whether its own LoRA file includes them and is loaded on the plain base."""
 
     @property
     def network(self) -> nn.Module:
-        """The network that is on the device."""
+        """The network on the device: the adapted one, or the backbone's."""
         return self.adapter.module if self.adapter else self.backbone.network
 
     @property
@@ -96,15 +96,19 @@ class Student:
 
     @property
     def timesteps(self) -> list[float]:
-        """Its times as the network counts them, from noise to data."""
+        """Its times in the network's units, from noise to data."""
         return list_timesteps(self.backbone, self.grid)
 
 
 def with_merged(students: Mapping[Path, Student]) -> dict[Path, Student]:
-    """Add to students on a base with the user's LoRAs those whose file has them in it.
+    """Add a merged variant of each student whose base has LoRAs of the user.
+
+    Args:
+        students: student by folder.
 
     Returns:
-        The students by folder: `lora`, to load beside the user's, and `lora_merged`.
+        The students by folder: e.g. `lora`, to load beside the user's LoRAs, and `lora_merged`,
+        which includes them.
     """
     merged = {
         folder.with_name(f"{folder.name}_merged"): replace(student, merged=True)
@@ -115,19 +119,24 @@ def with_merged(students: Mapping[Path, Student]) -> dict[Path, Student]:
 
 
 def list_timesteps(backbone: Backbone, grid: TimeGrid) -> list[float]:
-    """Return the times of a grid as the network counts them, from noise to data."""
+    """Return the K times of a grid in the network's units, from noise to data."""
     return backbone.process.timestep(torch.tensor(grid.descending())).tolist()
 
 
 def draw_reference(backbone: Backbone, items: Sequence[Item], seed: int) -> Reference:
-    """Encode items and draw the noise of each; what encoded them is released afterwards.
+    """Encode prompts and images, draw the noise of each, and release the encoders.
+
+    Args:
+        backbone: the base.
+        items: prompts, with images if the family takes them.
+        seed: seed of the noise.
 
     Raises:
         ValueError: there are no items.
     """
     if not items:
         raise ValueError(
-            "prompts is empty: the export is checked on samples, give at least one prompt"
+            "prompts is empty, but the export is checked on samples: give at least one prompt"
         )
     prompts = [item.prompt for item in items]
     files = [item.image for item in items if item.image is not None]
@@ -141,9 +150,18 @@ def draw_reference(backbone: Backbone, items: Sequence[Item], seed: int) -> Refe
 def sample_reference(
     backbone: Backbone, network: nn.Module, reference: Reference, grid: TimeGrid
 ) -> Tensor:
-    """Return the samples of a network from the reference by DDIM: [B, ...].
+    """Sample a network from the reference with DDIM.
 
-    A network with a condition on K gets the grid's number of steps.
+    A network with a step condition gets the grid's number of steps.
+
+    Args:
+        backbone: the base.
+        network: the student's network.
+        reference: noise and conditions.
+        grid: the student's times.
+
+    Returns:
+        Latents, [B, ...].
     """
     z, cond = reference.z, reference.cond
     if conditions_of(network):
@@ -152,9 +170,15 @@ def sample_reference(
 
 
 def extract_lora(student: Student, rank: int) -> Student:
-    """Return a whole network's LoRA of this rank as a student of its own.
+    """Extract a LoRA from a student that is a whole network.
 
-    Its `extraction` has the errors of the weights, and how far its samples are from the network's.
+    Args:
+        student: the full fine-tune.
+        rank: rank of the LoRA.
+
+    Returns:
+        The LoRA as a new student. Its `extraction` has the errors of the weights, and the relative
+        difference between its samples and the network's.
     """
     backbone = student.backbone
     state, errors = extract(backbone.network, student.weights, rank)

@@ -162,7 +162,7 @@ def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bun
     ) > 5 and path.is_file() == (not lack)
     if lack:
         assert (
-            f"without a workflow, as ComfyUI itself cannot sample this base: {lack}"
+            f"without a workflow, because ComfyUI itself cannot sample this base correctly: {lack}"
             in (bundle / "README.md").read_text()
         )
         return

@@ -109,9 +109,9 @@ def test_every_link_leads_to_a_node(tmp_path, name):
     "build, lack",
     [
         (lambda folder: cogvideox(folder), ""),
-        (lambda folder: cogvideox(folder, "rotary"), "stretched"),
+        (lambda folder: cogvideox(folder, "rotary"), "stretches"),
         (lambda folder: cogvideox(folder, "sincos", snr_shift_scale=3.0), "this base has 3"),
-        (lambda folder: loaded(pixart.build("512"), folder, pixart.SIZE), "for a PixArt-Sigma"),
+        (lambda folder: loaded(pixart.build("512"), folder, pixart.SIZE), "as a PixArt-Sigma"),
         (lambda folder: loaded(pixart.build("1024"), folder, pixart.SIZE), ""),
     ],
     ids=["cogvideox 1.5", "cogvideox 5b", "cogvideox 2b", "pixart 512", "pixart 1024"],

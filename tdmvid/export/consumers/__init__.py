@@ -1,4 +1,4 @@
-"""Programs other than diffusers that load a student's LoRA, one file a program."""
+"""Programs other than diffusers that load a student's LoRA, one file per program."""
 
 from .base import Consumer, check_formats, consumers, register
 

@@ -1,4 +1,4 @@
-"""The contract of a consumer, and where consumers are found."""
+"""Interface of a consumer (a program that loads LoRA files), and the registry of consumers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from ..student import Student
 
 
 class Consumer(ABC):
-    """A program that loads a LoRA file of its own key layout."""
+    """A program that loads LoRA files in its own key layout."""
 
     layout: ClassVar[KeyLayout]
-    """Names of its keys; its name is the format's."""
+    """Its key layout. The layout's name is also the name of the format."""
 
     @abstractmethod
     def card_text(self, facts: dict) -> str:
-        """Return what the card says of the file, after "for "; facts: of export.json."""
+        """Return the model card's text about the file, after "for ".
+
+        Args:
+            facts: contents of export.json.
+        """
 
     def write_extras(self, loras: list[Path], student: Student) -> dict:
-        """Write what the program needs beside its file, or its files of both experts.
+        """Write further files that the program needs beside the LoRA.
+
+        Args:
+            loras: the written LoRA file, or those of both experts.
+            student: the exported student.
 
         Returns:
-            Facts for export.json.
+            Entries for export.json.
         """
         return {}
 
@@ -36,23 +44,27 @@ _REGISTRY: dict[str, Consumer] = {}
 
 
 def register(cls: type[Consumer]) -> type[Consumer]:
-    """Make a consumer known by the name of its layout; a class decorator."""
+    """Register a consumer under the name of its layout. Used as a class decorator."""
     _REGISTRY[cls.layout.name] = cls()
     return cls
 
 
 def consumers() -> dict[str, Consumer]:
-    """Return all consumers by name; imports every file of this folder."""
+    """Import every file of this folder and return all consumers by name."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     return _REGISTRY
 
 
 def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
-    """Check that each format exists, and that a program loads it for the backbone's family.
+    """Check that each format exists and supports the backbone's family.
+
+    Args:
+        formats: "diffusers" or names of consumers.
+        backbone: the student's base.
 
     Raises:
-        ValueError: one does not; the message lists those that can be chosen.
+        ValueError: a format does not; the message lists those that can be chosen.
     """
     if set(formats) <= {"diffusers"}:
         return
@@ -60,9 +72,11 @@ def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
     known = [name for name, it in found.items() if backbone.pipeline_class in it.layout.stems]
     for name in formats:
         if name != "diffusers" and name not in found:
-            raise ValueError(f"format {name!r}: choose from {', '.join(('diffusers', *found))}")
+            raise ValueError(
+                f"format {name!r} is unknown: choose from {', '.join(('diffusers', *found))}"
+            )
         if name != "diffusers" and name not in known:
             raise ValueError(
-                f"format {name!r}: no program that reads it knows {backbone.pipeline_class}: choose"
-                f" from {', '.join(('diffusers', *known))}"
+                f"format {name!r} does not support {backbone.pipeline_class}: choose from"
+                f" {', '.join(('diffusers', *known))}"
             )

@@ -1,8 +1,9 @@
-"""ComfyUI: a LoRA file and a workflow in API format with exactly the trained times.
+"""ComfyUI: a LoRA file, and a workflow in API format with exactly the trained timesteps.
 
-The workflow loads the base, the LoRA at strength 1 and no guidance, from nodes of ComfyUI alone
-(nodes.py and comfy_extras/). Over explicit sigmas its `euler`, and for CogVideoX its
-`VOIDSampler`, are the student's deterministic step: all go straight to the clean prediction.
+The workflow loads the base, applies the LoRA at strength 1 and samples without guidance. It uses
+only nodes that are part of ComfyUI (nodes.py and comfy_extras/). With explicit sigmas, its `euler`
+sampler, and for CogVideoX `VOIDSampler`, computes the student's deterministic step, straight
+towards the predicted x0.
 """
 
 from __future__ import annotations
@@ -27,30 +28,36 @@ from .base import Consumer, register
 SIGMA_MAX = 4518.76
 """ComfyUI's noise level where alpha is 0 (comfy/model_sampling.py, zero terminal SNR)."""
 LOW_NOISE = "BASE_LOW_NOISE.safetensors"
-"""What the second expert's file is called until the user chooses his."""
+"""Placeholder for the file name of the second expert, which the user replaces."""
 WAN22_CHANNELS = 48
-"""Of the latents of Wan 2.2's own autoencoder, which one node of ComfyUI makes."""
+"""Latent channels of Wan 2.2's own autoencoder, which needs another node for empty latents."""
 
 Node = tuple[str, dict]
-"""Class of a node and its inputs; an input [name, i] is output i of another node."""
+"""Class of a node and its inputs. An input [name, i] is output i of another node."""
 
 
 @register
 class ComfyUI(Consumer):
-    """Loads a LoRA from `models/loras`, and samples by the workflow beside it."""
+    """Loads a LoRA from `models/loras` and samples with the workflow beside it."""
 
     layout = COMFYUI
 
     def card_text(self, facts: dict) -> str:
+        """Return where the LoRA goes, and the workflow or why there is none."""
         flow = "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
         if facts.get("comfyui_lack"):
             flow = (
-                "without a workflow, as ComfyUI itself cannot sample this base:"
+                "without a workflow, because ComfyUI itself cannot sample this base correctly:"
                 f" {facts['comfyui_lack']}"
             )
-        return f"ComfyUI (into `models/loras`; {flow})"
+        return f"ComfyUI (copy it to `models/loras`; {flow})"
 
     def write_extras(self, loras: list[Path], student: Student) -> dict:
+        """Write `workflow.json` beside the LoRA, unless ComfyUI cannot sample the base.
+
+        Returns:
+            `comfyui_lack`: why there is no workflow; empty if there is one.
+        """
         lack = workflow_lack(student.backbone)
         if not lack:
             prompt = (*student.reference.prompts, "a prompt")[0]
@@ -81,32 +88,32 @@ class _Model:
     """How ComfyUI samples the base of one pipeline class."""
 
     latent: str
-    """Its node for empty latents."""
+    """Node that creates empty latents."""
     other_latent: Callable[[Backbone], Node | None] = _take_its_latent
-    """Its node for empty latents of a base with another autoencoder."""
+    """Node that creates empty latents for a base with another autoencoder."""
     text: str = ""
-    """Type of its CLIPLoader; empty: the base is one checkpoint file."""
+    """Type of the CLIPLoader; empty if the base is one checkpoint file."""
     sampler: Node = ("KSamplerSelect", {"sampler_name": "euler"})
-    """Its node for a deterministic step over explicit sigmas: of most models, Euler's is DDIM's."""
+    """Node for a deterministic step over explicit sigmas. For most models Euler equals DDIM."""
     lack: Callable[[Backbone], str] = _find_no_lack
-    """Why it cannot sample the base as that was trained; empty if it can."""
+    """Returns why ComfyUI cannot sample the base as it was trained; empty if it can."""
     patch: Callable[[Backbone], Node | None] = _need_no_patch
-    """Its node for what it cannot see in the base's file."""
+    """Node for settings that ComfyUI cannot read from the base's file."""
     frames: Callable[[Backbone], tuple[int, int]] = _ask_for_all_frames
-    """Frames of its empty latents, and how many latent frames in front are cut before decoding."""
+    """Frames of the empty latents, and number of leading latent frames to cut before decoding."""
 
 
 def _lack_of_cogvideox(backbone: Backbone) -> str:
     spec: Any = backbone.spec
     shift = spec.read_scheduler(backbone.folder).config.snr_shift_scale
-    wrapper = "; ComfyUI-CogVideoXWrapper, with the diffusers file, can"
+    wrapper = "; use ComfyUI-CogVideoXWrapper with the diffusers file instead"
     if shift != 1:
         return (
-            "its noise levels of every CogVideoX are those without snr_shift_scale, this base has"
+            "it uses noise levels without snr_shift_scale for every CogVideoX, but this base has"
             f" {shift:g}{wrapper}"
         )
     if backbone.network.config.patch_size_t is None:
-        return f"its positions of every CogVideoX but 1.5 are stretched{wrapper}"
+        return f"it stretches the position embeddings of every CogVideoX except 1.5{wrapper}"
     return ""
 
 
@@ -114,8 +121,8 @@ def _lack_of_pixart(backbone: Backbone) -> str:
     if backbone.network.use_additional_conditions:
         return ""
     return (
-        "it takes a PixArt-alpha without conditions on its size for a PixArt-Sigma, whose latents"
-        " have another scale"
+        "it treats a PixArt-alpha without size conditions as a PixArt-Sigma, whose latents have"
+        " another scale"
     )
 
 
@@ -144,9 +151,9 @@ def _latent_of_wan(backbone: Backbone) -> Node | None:
 _UNET = _Model("EmptyLatentImage", patch=_patch_unet)
 MODELS = {
     "CogVideoXPipeline": _Model(
-        "EmptyHunyuanLatentVideo",  # of 16 channels and the same compression
+        "EmptyHunyuanLatentVideo",  # 16 channels and the same compression
         text="cogvideox",
-        # ComfyUI's CogVideoX wants x_t itself; every other sampler scales by sqrt(1 + sigma^2)
+        # ComfyUI's CogVideoX expects unscaled x_t; other samplers scale it by sqrt(1 + sigma^2)
         sampler=("VOIDSampler", {}),
         lack=_lack_of_cogvideox,
         frames=_frames_of_cogvideox,
@@ -163,15 +170,21 @@ MODELS = {
 def workflow_lack(backbone: Backbone) -> str:
     """Return why ComfyUI cannot sample this base as it was trained; empty if it can."""
     if backbone.pipeline_class not in MODELS:
-        return f"no workflow of {backbone.pipeline_class} is known"
+        return f"there is no workflow for {backbone.pipeline_class} yet"
     return MODELS[backbone.pipeline_class].lack(backbone)
 
 
 def format_sigmas(backbone: Backbone, grid: TimeGrid) -> list[str]:
-    """Return sigma / alpha of the student's times, then 0, as ManualSigmas reads them: one list, or
-    one for each expert.
+    """Format the student's noise levels as the ManualSigmas node reads them, without exponents.
 
-    For a flow it is sigma itself. There are no exponents.
+    Levels are sigma / alpha, and for a flow sigma itself; a 0 is appended.
+
+    Args:
+        backbone: the student's base.
+        grid: its times.
+
+    Returns:
+        One list of numbers as text, or one for each expert.
     """
     alpha, sigma = backbone.process.alpha_sigma(torch.tensor(grid.descending()))
     flow = isinstance(backbone.process, RectifiedFlow)
@@ -186,13 +199,16 @@ def format_sigmas(backbone: Backbone, grid: TimeGrid) -> list[str]:
 
 
 def build_workflow(backbone: Backbone, grid: TimeGrid, loras: list[str], prompt: str) -> dict:
-    """Return the nodes by id; the file names of the base are the user's to choose.
+    """Build the workflow. File names of the base are placeholders that the user replaces.
 
     Args:
         backbone: the student's base.
         grid: its times.
         loras: name of the LoRA file in `models/loras`, or those of both experts.
-        prompt: of the text node.
+        prompt: text of the prompt node.
+
+    Returns:
+        Nodes by id, in ComfyUI's API format.
     """
     model = MODELS[backbone.pipeline_class]
     text, vae, nodes = _load_base(model)
@@ -219,7 +235,7 @@ def build_workflow(backbone: Backbone, grid: TimeGrid, loras: list[str], prompt:
 
 
 def _go_on(sigmas: str, patched: list) -> dict[str, Node]:
-    """The second expert's steps, from where the first one's ended, without new noise."""
+    """Return nodes for the second expert's steps, which continue without new noise."""
     inputs = {
         "noise": ["noise_2", 0],
         "guider": ["guider_2", 0],
@@ -236,7 +252,7 @@ def _go_on(sigmas: str, patched: list) -> dict[str, Node]:
 
 
 def _load_base(model: _Model) -> tuple[list, list, dict[str, Node]]:
-    """Outputs of text encoder and autoencoder, and the nodes that load the base.
+    """Return outputs of text encoder and autoencoder, and the nodes that load the base.
 
     The base is three files, or one checkpoint.
     """

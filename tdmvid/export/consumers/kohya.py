@@ -1,4 +1,4 @@
-"""kohya-ss/sd-scripts and the programs that read its names."""
+"""kohya-ss/sd-scripts and programs that use its key names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from .base import Consumer, register
 
 @register
 class Kohya(Consumer):
-    """Loads `lora_unet_...` files."""
+    """Programs that load `lora_unet_...` files."""
 
     layout = KOHYA
 
     def card_text(self, facts: dict) -> str:
-        return "programs that want kohya's names (`lora_unet_...`)"
+        """Return for which programs the file is."""
+        return "programs that use kohya's key names (`lora_unet_...`)"
