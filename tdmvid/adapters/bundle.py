@@ -27,7 +27,7 @@ def student_folder(run: Path, training: str) -> Path:
     """Return the folder inside a run's folder that holds its student.
 
     Args:
-        run: the run's folder.
+        run: The run's folder.
         training: "lora" or "full".
     """
     return run / STUDENT_FOLDERS[training]
@@ -37,9 +37,9 @@ def folders_of_set(out: Path, grids: Sequence[TimeGrid], own: TimeGrid) -> list[
     """Return the folder of each grid's student: `out` for `own`, `out_2steps` and so on for others.
 
     Args:
-        out: folder of the student with the grid `own`.
-        grids: one per number of steps.
-        own: the run's own grid.
+        out: Folder of the student with the grid `own`.
+        grids: One per number of steps.
+        own: The run's own grid.
     """
     return [
         out if grid == own else out.with_name(f"{out.name}_{grid.steps}steps") for grid in grids
@@ -47,9 +47,12 @@ def folders_of_set(out: Path, grids: Sequence[TimeGrid], own: TimeGrid) -> list[
 
 
 def find_conditions(folder: Path) -> dict[int, Path]:
-    """Return the students of the run that `folder` is of, by the number of steps K they were told.
+    """Return the folders of all students that the same run trained, by number of steps K.
 
     A run with `objective.step_set` writes one student for each K into neighbouring folders.
+
+    Args:
+        folder: Folder of any of these students.
     """
     stem = re.sub(r"_\d+steps$", "", folder.name)
     own = re.compile(re.escape(stem) + r"(_\d+steps)?")
@@ -78,13 +81,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Read export.json of a student (steps, timesteps, model, video, ...).
 
     Args:
-        folder: the student's folder.
+        folder: The student's folder.
 
     Returns:
         The contents; empty for a LoRA from elsewhere.
 
     Raises:
-        ValueError: there is no such folder, or it is a run's folder instead of a student's.
+        ValueError: There is no such folder, or it is a run's folder instead of a student's.
     """
     if not Path(folder).is_dir():
         raise ValueError(
@@ -105,11 +108,11 @@ def check_times(scheduler: Any, folder: Path) -> None:
     """Check that the scheduler of a student uses the timesteps that it was trained with.
 
     Args:
-        scheduler: a diffusers scheduler, loaded from `folder`.
-        folder: the student's folder.
+        scheduler: A diffusers scheduler, loaded from `folder`.
+        folder: The student's folder.
 
     Raises:
-        ValueError: the timesteps differ.
+        ValueError: The timesteps differ.
     """
     trained = read_facts(folder).get("timesteps")
     if not trained:

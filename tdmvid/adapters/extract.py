@@ -29,8 +29,8 @@ def extract(
     """Compute the best rank-r approximation of the change of every linear layer.
 
     Args:
-        base: the base network.
-        tuned: the fine-tune's parameters by name.
+        base: The base network.
+        tuned: The fine-tune's parameters by name.
         rank: r.
 
     Returns:
@@ -40,7 +40,7 @@ def extract(
         that a LoRA cannot hold, whose names are in `left_out`.
 
     Raises:
-        ValueError: the rank is below 1, the fine-tune is of another model, or it changes no linear
+        ValueError: The rank is below 1, the fine-tune is of another model, or it changes no linear
             layer.
     """
     if rank < 1:
@@ -114,8 +114,8 @@ def adapt(
     """Attach a LoRA to the backbone's network, in place.
 
     Args:
-        backbone: the base.
-        lora: the LoRA to attach.
+        backbone: The base.
+        lora: The LoRA to attach.
 
     Returns:
         The adapted module, its adapter tensors by parameter name, and the rank and alpha of most

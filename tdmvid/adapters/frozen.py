@@ -30,8 +30,8 @@ class _Carrier(nn.Module):
         """Add LoRA layers, in the dtype and on the device of the layer's weight.
 
         Args:
-            layers: the LoRA layers to add.
-            weight: the layer's weight.
+            layers: The LoRA layers to add.
+            weight: The layer's weight.
         """
         self.carried_scales = tuple(layer.scale for layer in layers)
         for i, layer in enumerate(layers):
@@ -106,11 +106,11 @@ def carry(network: nn.Module, loras: Sequence[LoraWeights]) -> None:
     """Add frozen LoRAs to a plain network, in place.
 
     Args:
-        network: the base, without adapters.
-        loras: the LoRAs to add.
+        network: The base, without adapters.
+        loras: The LoRAs to add.
 
     Raises:
-        ValueError: a LoRA adapts a layer that is neither linear nor a convolution.
+        ValueError: A LoRA adapts a layer that is neither linear nor a convolution.
     """
     for name in dict.fromkeys(name for lora in loras for name in lora.layers):
         layer: Any = network.get_submodule(name)
@@ -133,7 +133,7 @@ def merge_carried(network: nn.Module) -> None:
     """Merge the carried LoRAs of a network into its weights, in place, and restore plain layers.
 
     Raises:
-        ValueError: a LoRA has a bias and the base's layer has none.
+        ValueError: A LoRA has a bias and the base's layer has none.
     """
     for name, carrier in list(network.named_modules()):
         if not isinstance(carrier, _Carrier):

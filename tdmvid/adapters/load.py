@@ -28,12 +28,12 @@ def load_student(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     """Load a LoRA and the scheduler next to it into the stock pipeline.
 
     Args:
-        pipeline: a stock pipeline, modified in place.
-        folder: the student's folder.
-        files: the family's LoRA files.
+        pipeline: A stock pipeline, modified in place.
+        folder: The student's folder.
+        files: The family's LoRA files.
 
     Raises:
-        ValueError: the folder has no LoRA, or one that cannot be loaded completely.
+        ValueError: The folder has no LoRA, or one that cannot be loaded completely.
     """
     load_lora(pipeline, folder, files)
     pipeline.scheduler = load_scheduler(folder)
@@ -43,12 +43,12 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     """Load a LoRA into the stock pipeline, with the pipeline's own loader where it can.
 
     Args:
-        pipeline: a stock pipeline, modified in place.
-        folder: a folder with a LoRA, or a LoRA file.
-        files: the family's LoRA files.
+        pipeline: A stock pipeline, modified in place.
+        folder: A folder with a LoRA, or a LoRA file.
+        files: The family's LoRA files.
 
     Raises:
-        ValueError: the folder has no LoRA, or one that cannot be loaded completely.
+        ValueError: The folder has no LoRA, or one that cannot be loaded completely.
     """
     of_pipeline = files.of_pipeline(pipeline)
     if len(of_pipeline) > 1 and not Path(folder).is_dir():
@@ -84,14 +84,14 @@ def load_beside(
     """Load the user's LoRAs and a student's LoRA into the stock pipeline, with its own loader.
 
     Args:
-        pipeline: a stock pipeline of the plain base, modified in place.
-        folder: the student's folder.
-        adapters: the user's LoRAs, each at its scale. A file in a layout that the loader does not
+        pipeline: A stock pipeline of the plain base, modified in place.
+        folder: The student's folder.
+        adapters: The user's LoRAs, each at its scale. A file in a layout that the loader does not
             support is converted.
-        files: the family's LoRA files.
+        files: The family's LoRA files.
 
     Raises:
-        ValueError: one of them is not loaded completely.
+        ValueError: One of them is not loaded completely.
     """
     loaded = {"student": read_lora(folder, files, getattr(pipeline, files.part))}
     scales = {f"adapter_{i}": lora.strength for i, lora in enumerate(adapters)}
@@ -109,8 +109,8 @@ def stock_file(lora: LoraWeights, files: LoraFiles) -> Path | None:
     """Return a LoRA's file if the family's own loader can load it unchanged.
 
     Args:
-        lora: the LoRA, as it was read.
-        files: the family's LoRA files.
+        lora: The LoRA, as it was read.
+        files: The family's LoRA files.
 
     Returns:
         The file, or None if it needs conversion or is no longer what was read.
@@ -146,8 +146,8 @@ def attach_to_sample(network: nn.Module, lora: LoraWeights) -> None:
     """Attach a LoRA to the network of a stock pipeline, which is called without autocast.
 
     Args:
-        network: modified in place.
-        lora: the LoRA, frozen afterwards.
+        network: Modified in place.
+        lora: The LoRA, frozen afterwards.
     """
     attach_weights(network, lora).requires_grad_(False)
     for layer in adapted_layers(network).values():
@@ -158,12 +158,12 @@ def check_loaded(network: nn.Module, lora: LoraWeights, *, adapter: str | None =
     """Check that a network's adapter equals a LoRA: the same layers, each at its scale.
 
     Args:
-        network: the adapted network.
-        lora: what was read from the file.
-        adapter: name of the adapter, if the network has several.
+        network: The adapted network.
+        lora: What was read from the file.
+        adapter: Name of the adapter, if the network has several.
 
     Raises:
-        ValueError: a layer is missing, added or different.
+        ValueError: A layer is missing, added or different.
     """
     left = dict(lora.layers)
     for name, module in adapted_layers(network).items():

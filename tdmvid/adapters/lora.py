@@ -68,16 +68,16 @@ def attach(
     """Attach a LoRA adapter, zero at initialisation, float32, and the only trainable part.
 
     Args:
-        model: modified in place.
-        settings: rank, alpha and, optionally, target modules.
-        targets: module names to adapt if `settings` has none.
-        seed: seed of the initial weights, so that they are equal on all ranks.
+        model: Modified in place.
+        settings: Rank, alpha and, optionally, target modules.
+        targets: Module names to adapt if `settings` has none.
+        seed: Seed of the initial weights, so that they are equal on all ranks.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: a target names no module, or one that is neither linear nor a convolution.
+        ValueError: A target names no module, or one that is neither linear nor a convolution.
     """
     targets = settings.targets or targets
     for target in targets:
@@ -111,8 +111,8 @@ def attach_weights(model: nn.Module, lora: LoraWeights) -> nn.Module:
     """Attach a LoRA as an adapter, with its own layers, weights, ranks and scales.
 
     Args:
-        model: modified in place.
-        lora: the LoRA.
+        model: Modified in place.
+        lora: The LoRA.
 
     Returns:
         `model`, with float32 adapters that are the only trainable part, as after `attach`.
@@ -167,13 +167,13 @@ def start_from(model: nn.Module, settings: LoraSettings, lora: LoraWeights, *, w
     layer, stay zero.
 
     Args:
-        model: a network with a new adapter of `settings`, modified in place.
-        settings: the adapter's rank and alpha.
-        lora: a LoRA of the same rank.
-        where: name of the LoRA in error messages.
+        model: A network with a new adapter of `settings`, modified in place.
+        settings: The adapter's rank and alpha.
+        lora: A LoRA of the same rank.
+        where: Name of the LoRA in error messages.
 
     Raises:
-        ValueError: the LoRA has another rank, has biases, or adapts a layer that the adapter does
+        ValueError: The LoRA has another rank, has biases, or adapts a layer that the adapter does
             not.
     """
     own = _adapter_parameters(model)
@@ -230,8 +230,8 @@ class Base:
     """Calls a role's network or engine with its adapter disabled: a teacher without own weights.
 
     Args:
-        network: the network, or an engine around it.
-        module: the module whose adapters are disabled during a call.
+        network: The network, or an engine around it.
+        module: The module whose adapters are disabled during a call.
     """
 
     def __init__(self, network: Callable[..., Any], module: nn.Module):

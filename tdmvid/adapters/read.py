@@ -63,17 +63,17 @@ def read_lora(
     """Read a LoRA file and check it against a network.
 
     Args:
-        path: the file, or a folder that holds one.
-        files: the family's LoRA files.
-        network: the family's network without an adapter; may be on the meta device.
-        bare: accept keys without a prefix, which no pipeline loads by itself.
+        path: The file, or a folder that holds one.
+        files: The family's LoRA files.
+        network: The family's network without an adapter; may be on the meta device.
+        bare: Accept keys without a prefix, which no pipeline loads by itself.
 
     Returns:
         The LoRA's layers.
 
     Raises:
-        ValueError: the file is damaged, of another model, or not a LoRA that can be used.
-        FileNotFoundError: there is no such file.
+        ValueError: The file is damaged, of another model, or not a LoRA that can be used.
+        FileNotFoundError: There is no such file.
     """
     if isinstance(network, Experts):
         return _read_pair(Path(path), files, network, bare=bare)
@@ -145,12 +145,12 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
     """Return the LoRA file that a path names: the path itself, or a file in the folder.
 
     Args:
-        path: a file or a folder.
-        files: the family's LoRA files, with the name to look for first.
+        path: A file or a folder.
+        files: The family's LoRA files, with the name to look for first.
 
     Raises:
-        ValueError: there is no such folder, or it has no file with one of the usual names.
-        FileNotFoundError: there is no such file.
+        ValueError: There is no such folder, or it has no file with one of the usual names.
+        FileNotFoundError: There is no such file.
     """
     if path.is_file():
         return path

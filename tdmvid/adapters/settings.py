@@ -29,16 +29,16 @@ def read_settings(
     """Return peft's settings of a LoRA file, where its own program looks for them.
 
     Args:
-        path: the file.
-        header: the file's metadata.
-        part: the adapted component of the pipeline.
-        of_peft: whether its keys are in peft's layout.
+        path: The file.
+        header: The file's metadata.
+        part: The adapted component of the pipeline.
+        of_peft: Whether its keys are in peft's layout.
 
     Returns:
         The settings, or None if there are none.
 
     Raises:
-        ValueError: the settings are damaged, or not those of a plain LoRA.
+        ValueError: The settings are damaged, or not those of a plain LoRA.
     """
     beside = path.with_name(SETTINGS_FILE)
     if LORA_ADAPTER_METADATA_KEY in header:

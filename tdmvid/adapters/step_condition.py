@@ -31,7 +31,7 @@ class StepCondition(nn.Module):
     """Maps step counts K to the shift of the time embedding; zero at initialisation.
 
     Args:
-        features: width of the sinusoidal embedding.
+        features: Width of the sinusoidal embedding.
         width: D.
     """
 
@@ -60,7 +60,7 @@ def time_embedding(network: nn.Module) -> tuple[str, TimestepEmbedding]:
     """Return name and module of the first layers in a network that embed the timestep.
 
     Raises:
-        ValueError: the network has none.
+        ValueError: The network has none.
     """
     for name, module in network.named_modules():
         if isinstance(module, TimestepEmbedding) and module.post_act is None:
@@ -75,8 +75,8 @@ def condition_on_steps(network: nn.Module, *, seed: int) -> list[StepCondition]:
     """Add a trainable step condition to an adapted network, or to each of two experts.
 
     Args:
-        network: modified in place.
-        seed: seed of the initial weights, so that they are equal on all ranks.
+        network: Modified in place.
+        seed: Seed of the initial weights, so that they are equal on all ranks.
 
     Returns:
         The conditions, one per network.
@@ -129,8 +129,8 @@ def with_step_count(denoiser: Denoiser, module: nn.Module) -> Denoiser:
     """Return a denoiser that passes K to the step condition of `module`, if it has one.
 
     Args:
-        denoiser: calls `module`.
-        module: a role's network.
+        denoiser: Calls `module`.
+        module: A role's network.
     """
     conditions = conditions_of(module)
     return _StepConditioned(denoiser, conditions) if conditions else denoiser
@@ -141,8 +141,8 @@ def constant(network: nn.Module, weights: dict[str, Tensor], steps: int) -> tupl
     """Compute the constant shift of the time embedding for a fixed K.
 
     Args:
-        network: the network, which gives the layer and the shapes.
-        weights: trained tensors by parameter name.
+        network: The network, which gives the layer and the shapes.
+        weights: Trained tensors by parameter name.
         steps: K.
 
     Returns:
@@ -172,10 +172,10 @@ def baked(
     LoRA without step condition is returned unchanged.
 
     Args:
-        layers: the LoRA's tensors by peft's names.
+        layers: The LoRA's tensors by peft's names.
         config: peft's settings.
-        network: the network that the LoRA adapts.
-        weights: trained tensors by parameter name, including the condition's.
+        network: The network that the LoRA adapts.
+        weights: Trained tensors by parameter name, including the condition's.
         steps: K.
 
     Returns:

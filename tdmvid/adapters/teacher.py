@@ -36,13 +36,13 @@ def load_teacher(
     `backbone.fresh_network` and the stock pipeline remain those of the plain base.
 
     Args:
-        config: names the base and the LoRAs.
-        size: height, width and number of frames of samples.
-        device: where the weights go.
-        trained: see `read_adapters`.
+        config: Names the base and the LoRAs.
+        size: Height, width and number of frames of samples.
+        device: Where the weights go.
+        trained: See `read_adapters`.
 
     Raises:
-        ValueError: the base or a LoRA is not found, or they do not fit.
+        ValueError: The base or a LoRA is not found, or they do not fit.
     """
     loras = _read_before_loading(config, trained)
     backbone = load_backbone(config, size, device=device)
@@ -64,12 +64,12 @@ def carry_adapters(network: nn.Module, config: ModelConfig, files: LoraFiles) ->
     """Add the LoRAs of `model.adapters` to a plain network, in place.
 
     Args:
-        network: the base's network; may be on the meta device.
-        config: names the LoRAs.
-        files: the family's LoRA files.
+        network: The base's network; may be on the meta device.
+        config: Names the LoRAs.
+        files: The family's LoRA files.
 
     Raises:
-        ValueError: a LoRA is not found or does not fit.
+        ValueError: A LoRA is not found or does not fit.
     """
     carry(network, read_adapters(network, config, files))
 
@@ -84,14 +84,14 @@ def read_adapters(
     """Read the LoRAs of `model.adapters`, each at its scale and with its digest.
 
     Args:
-        network: the base's network without a trained adapter; may be on the meta device.
-        config: names the LoRAs.
-        files: the family's LoRA files.
-        trained: digests of the LoRAs that a student was trained with, to compare with; None if they
+        network: The base's network without a trained adapter; may be on the meta device.
+        config: Names the LoRAs.
+        files: The family's LoRA files.
+        trained: Digests of the LoRAs that a student was trained with, to compare with; None if they
             are not known.
 
     Raises:
-        ValueError: a LoRA is not found, does not fit, or differs from the one used in training.
+        ValueError: A LoRA is not found, does not fit, or differs from the one used in training.
     """
     if trained is not None and len(trained) != len(config.adapters):
         raise ValueError(

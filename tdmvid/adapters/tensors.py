@@ -16,13 +16,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a file, without running code in it.
 
     Args:
-        path: a file with one of `SUFFIXES`.
+        path: A file with one of `SUFFIXES`.
 
     Returns:
         The tensors by key, and the header of a .safetensors file (else empty).
 
     Raises:
-        ValueError: the file is damaged, or contains something else.
+        ValueError: The file is damaged, or contains something else.
     """
     if path.suffix == ".safetensors":
         try:

@@ -136,7 +136,7 @@ def join(loras: Sequence[LoraWeights], where: str = "the LoRA") -> LoraWeights:
 
     Args:
         loras: LoRAs of the same network.
-        where: name of the result in messages.
+        where: Name of the result in messages.
     """
     names = dict.fromkeys(name for lora in loras for name in lora.layers)
     found = {name: [lora.layers[name] for lora in loras if name in lora.layers] for name in names}
@@ -156,8 +156,8 @@ def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
     """Return rank and scale of a module from peft's settings, as peft computes them.
 
     Args:
-        config: a LoraConfig.
-        module: name of the module in the network.
+        config: A LoraConfig.
+        module: Name of the module in the network.
     """
     ranks, alphas = config.rank_pattern, config.alpha_pattern
     rank = ranks.get(get_pattern_key(ranks.keys(), module), config.r)
@@ -173,7 +173,7 @@ def weights_of_state(
     Args:
         state: A [r, in], B [out, r] and bias [out], see `layouts.adapted_modules`.
         alpha: None uses each layer's rank, i.e. scale 1.
-        where: name of the result in messages.
+        where: Name of the result in messages.
     """
     layers = {}
     for name in adapted_modules(dict(state)):
@@ -188,7 +188,7 @@ def weights_of_config(state: Mapping[str, Tensor], config: Any) -> LoraWeights:
 
     Args:
         state: A [r, in], B [out, r] and bias [out], see `layouts.adapted_modules`.
-        config: a LoraConfig.
+        config: A LoraConfig.
     """
     layers = {
         name: LoraLayer(
@@ -209,8 +209,8 @@ def effect(a: Tensor, b: Tensor, scale: float, seed: int = 0) -> Tensor:
     Args:
         a: [r, in].
         b: [out, r].
-        scale: the layer's scale.
-        seed: seed of x.
+        scale: The layer's scale.
+        seed: Seed of x.
 
     Returns:
         [out] float32.

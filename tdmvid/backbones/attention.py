@@ -24,11 +24,11 @@ def check_attention(kernel: str, device: torch.device) -> None:
     """Check that this machine supports an attention kernel.
 
     Args:
-        kernel: a value of `model.attention`.
-        device: where the network runs.
+        kernel: A value of `model.attention`.
+        device: Where the network runs.
 
     Raises:
-        ValueError: the kernel needs a CUDA device and there is none, or xformers is not installed.
+        ValueError: The kernel needs a CUDA device and there is none, or xformers is not installed.
     """
     if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
         raise ValueError(
@@ -50,10 +50,10 @@ def choose_attention(
     xformers comes last. CPUs and float32 always use "sdpa".
 
     Args:
-        kernels: kernels that the family supports.
-        device: where the network runs.
-        dtype: dtype of the activations.
-        kept: whether checkpointing keeps attention outputs, which excludes xformers.
+        kernels: Kernels that the family supports.
+        device: Where the network runs.
+        dtype: Dtype of the activations.
+        kept: Whether checkpointing keeps attention outputs, which excludes xformers.
     """
     if device.type != "cuda" or dtype == torch.float32:
         return "sdpa"

@@ -46,8 +46,8 @@ class TokenSharing(Protocol):
     Shapes: B batch, L tokens of the whole sequence, n tokens per rank, H heads, D channels.
 
     Attributes:
-        size: number of ranks that share one sequence.
-        rank: this process's rank in that group.
+        size: Number of ranks that share one sequence.
+        rank: This process's rank in that group.
     """
 
     size: int
@@ -76,9 +76,9 @@ class TokenSharing(Protocol):
         """Compute exact attention over the tokens of all ranks.
 
         Args:
-            query, key, value: this rank's tokens, [B, n, H, D].
-            length: number of tokens in the whole sequence.
-            inner: computes attention of whole sequences, [B, length, h, D] each, for some of the
+            query, key, value: This rank's tokens, [B, n, H, D].
+            length: Number of tokens in the whole sequence.
+            inner: Computes attention of whole sequences, [B, length, h, D] each, for some of the
                 heads.
 
         Returns:
@@ -91,8 +91,8 @@ class NetworkDenoiser:
     """A family's network wrapped as a Denoiser, i.e. a function (x_t, t, cond) -> x0.
 
     Args:
-        backbone: the family.
-        network: the family's module, or an object with the same call signature, such as an engine.
+        backbone: The family.
+        network: The family's module, or an object with the same call signature, such as an engine.
     """
 
     def __init__(self, backbone: Backbone, network: Any):
@@ -157,9 +157,9 @@ class Backbone(ABC):
 
         Args:
             network: `self.network`, or an object with the same call signature.
-            x_t: noisy latents, [B, ...].
-            t: times, [B].
-            cond: conditions of the samples.
+            x_t: Noisy latents, [B, ...].
+            t: Times, [B].
+            cond: Conditions of the samples.
 
         Returns:
             The predicted clean latents x0, [B, ...] float32.
@@ -190,7 +190,7 @@ class Backbone(ABC):
         """Make every later call of `network` split its tokens over the ranks of `sharing`.
 
         Raises:
-            ValueError: the family does not support sequence parallelism.
+            ValueError: The family does not support sequence parallelism.
         """
         raise ValueError(
             f"parallel.sequence={sharing.size}: {type(network).__name__} does not support sequence"
@@ -202,11 +202,11 @@ class Backbone(ABC):
         """Select the attention kernel of `network`. Call it after `share_tokens`.
 
         Args:
-            network: a network of this family, modified in place.
-            kernel: a value of `model.attention` other than "auto".
+            network: A network of this family, modified in place.
+            kernel: A value of `model.attention` other than "auto".
 
         Raises:
-            ValueError: the family does not support the kernel.
+            ValueError: The family does not support the kernel.
         """
         if kernel == "xformers":
             network.enable_xformers_memory_efficient_attention()
@@ -246,7 +246,7 @@ class Backbone(ABC):
             Conditions to add to those of `encode_prompts`, for both branches of guidance.
 
         Raises:
-            ValueError: the family takes no images.
+            ValueError: The family takes no images.
         """
         raise ValueError(f"{self.pipeline_class} takes no images")
 
@@ -258,7 +258,7 @@ class Backbone(ABC):
         """Return a digest of the image encoders and the clip size: the key of cached conditions.
 
         Raises:
-            ValueError: the family takes no images.
+            ValueError: The family takes no images.
         """
         raise ValueError(f"{self.pipeline_class} takes no images")
 
@@ -267,7 +267,7 @@ class Backbone(ABC):
 
         Args:
             prompts: B prompts.
-            images: first frames [B, 3, H, W] in [-1, 1]; ignored by families without images.
+            images: First frames [B, 3, H, W] in [-1, 1]; ignored by families without images.
 
         Returns:
             The conditions of the samples, B rows each.
@@ -335,9 +335,9 @@ def trunk_of(
     """Return the first half of a transformer's blocks, with taps at its middle and its end.
 
     Args:
-        blocks: all blocks of the transformer.
-        width: number of channels of a block's output.
-        index: index of the output to use if a block returns several.
+        blocks: All blocks of the transformer.
+        width: Number of channels of a block's output.
+        index: Index of the output to use if a block returns several.
 
     Returns:
         The kept blocks, and one or two taps on them.

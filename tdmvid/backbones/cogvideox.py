@@ -243,12 +243,12 @@ class Clip:
         """Compute the latent shape for a size in pixels.
 
         Args:
-            network: a CogVideoX transformer, on any device.
-            folder: the pipeline folder.
-            size: height, width and number of frames.
+            network: A CogVideoX transformer, on any device.
+            folder: The pipeline folder.
+            size: Height, width and number of frames.
 
         Raises:
-            ValueError: the model cannot generate `size`; the message names the rule.
+            ValueError: The model cannot generate `size`; the message names the rule.
         """
         vae, net = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae"), network.config
         spatial = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -286,9 +286,9 @@ def rotary_embedding(
     """Return the rotary embedding of the video tokens, as the stock pipelines compute it.
 
     Args:
-        network: a CogVideoX transformer, on any device.
-        clip: the size of the clip.
-        device: where the result goes.
+        network: A CogVideoX transformer, on any device.
+        clip: The size of the clip.
+        device: Where the result goes.
 
     Returns:
         Cosines and sines, [V, D] each, with V video tokens and D channels of a head; None if the

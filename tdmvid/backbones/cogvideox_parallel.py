@@ -44,7 +44,7 @@ class JointAttention:
     """Attention processor: exact attention over text and video tokens, on one or several ranks.
 
     Args:
-        sharing: the ranks that share a sequence; None if each rank has all tokens.
+        sharing: The ranks that share a sequence; None if each rank has all tokens.
     """
 
     def __init__(self, sharing: TokenSharing | None = None):
@@ -62,11 +62,11 @@ class JointAttention:
         """Return this rank's (video, text) tokens after attention to all tokens of all ranks.
 
         Args:
-            attn: the diffusers attention module.
-            hidden_states: this rank's video tokens, [B, v, H D].
-            encoder_hidden_states: this rank's text tokens, [B, t, H D].
-            attention_mask: must be None.
-            image_rotary_emb: cosines and sines [V, D] of all video tokens, or None.
+            attn: The diffusers attention module.
+            hidden_states: This rank's video tokens, [B, v, H D].
+            encoder_hidden_states: This rank's text tokens, [B, t, H D].
+            attention_mask: Must be None.
+            image_rotary_emb: Cosines and sines [V, D] of all video tokens, or None.
         """
         assert attention_mask is None, "CogVideoX attends to every token"
         text = encoder_hidden_states.shape[1]
@@ -109,8 +109,8 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
     Inputs and outputs stay whole and equal on all ranks.
 
     Args:
-        network: modified in place: hooks and attention processors are added.
-        sharing: the ranks that share a sequence.
+        network: Modified in place: hooks and attention processors are added.
+        sharing: The ranks that share a sequence.
     """
     attention = JointAttention(sharing)
     layout = attention.layout
@@ -144,8 +144,8 @@ def set_attention(network: CogVideoXTransformer3DModel, kernel: str) -> None:
     backward pass is several times faster than the bfloat16 kernel's on short sequences.
 
     Args:
-        network: modified in place.
-        kernel: a value of `CogVideoX.kernels`.
+        network: Modified in place.
+        kernel: A value of `CogVideoX.kernels`.
     """
     if kernel == "sdpa":
         return

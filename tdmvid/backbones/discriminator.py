@@ -34,7 +34,7 @@ class Head(nn.Module):
 
     Args:
         features: W, channels of the tap.
-        width: hidden channels.
+        width: Hidden channels.
     """
 
     def __init__(self, features: int, width: int = WIDTH):
@@ -52,9 +52,9 @@ class Discriminator(nn.Module):
     """The kept half of a network with a head on each of its taps.
 
     Args:
-        network: the trunk, see `Backbone.discriminator_trunk`.
-        taps: the blocks that give features.
-        seed: seed of the heads' initial weights.
+        network: The trunk, see `Backbone.discriminator_trunk`.
+        taps: The blocks that give features.
+        seed: Seed of the heads' initial weights.
     """
 
     def __init__(self, network: nn.Module, taps: list[Tap], *, seed: int):
@@ -74,10 +74,10 @@ class Discriminator(nn.Module):
         """Return logits, averaged over the heads.
 
         Args:
-            tau: times, [B].
-            steps: step counts K, [B]; None if K is not a condition.
-            return_dict: ignored.
-            inputs: keyword arguments of the network.
+            tau: Times, [B].
+            steps: Step counts K, [B]; None if K is not a condition.
+            return_dict: Ignored.
+            inputs: Keyword arguments of the network.
 
         Returns:
             A tuple of one tensor, the logits [B].
@@ -104,9 +104,9 @@ class NetworkDiscriminator:
     """A Discriminator (or an engine around it) as a function (x_tau, tau, cond) -> logits [B].
 
     Args:
-        backbone: the family.
-        network: the Discriminator or its engine.
-        null: condition of the empty prompt, one row.
+        backbone: The family.
+        network: The Discriminator or its engine.
+        null: Condition of the empty prompt, one row.
     """
 
     def __init__(self, backbone: PipelineBackbone, network, null: Cond):

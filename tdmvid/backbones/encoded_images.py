@@ -33,7 +33,7 @@ class EncodedImages:
 
     Args:
         latents: [B, ...], one row per image of the call.
-        config: entries that the pipeline reads from the autoencoder's config.
+        config: Entries that the pipeline reads from the autoencoder's config.
     """
 
     def __init__(self, latents: Tensor, **config: Any):
@@ -67,11 +67,11 @@ def embed_images(
     """Encode the images that the cache lacks, then release the autoencoder.
 
     Args:
-        cache: where conditions are kept, by the digest of an image.
-        files: digest of an image's content -> a file with that content.
-        backbone: encodes the images.
-        blank: also encode the blank image.
-        each: called after each shard.
+        cache: Where conditions are kept, by the digest of an image.
+        files: Digest of an image's content -> a file with that content.
+        backbone: Encodes the images.
+        blank: Also encode the blank image.
+        each: Called after each shard.
     """
 
     def encode(keys: list[str]) -> Cond:

@@ -28,7 +28,7 @@ class Split:
 
         Args:
             timestep: [B], in the network's units.
-            scale: the timestep of t = 1.
+            scale: The timestep of t = 1.
         """
         above = timestep >= self.time * scale
         every, some = torch.stack([above.all(), above.any()]).tolist()
@@ -43,8 +43,8 @@ class HostMemory:
     this object.
 
     Args:
-        experts: both experts, in host memory.
-        device: where calls are computed.
+        experts: Both experts, in host memory.
+        device: Where calls are computed.
     """
 
     def __init__(self, experts: Experts, device: torch.device):
@@ -94,9 +94,9 @@ class Experts(nn.Module):
     """Both experts as one module. A call goes to the expert selected by its `timestep`.
 
     Args:
-        networks: the experts by component name, in the order of `split.names`.
-        split: the boundary.
-        scale: the timestep of t = 1.
+        networks: The experts by component name, in the order of `split.names`.
+        split: The boundary.
+        scale: The timestep of t = 1.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], split: Split, scale: float = 1000.0):
@@ -151,8 +151,8 @@ def split_names(tensors: Mapping[str, Any], names: tuple[str, ...]) -> dict[str,
     """Group the tensors of a pair by expert, with names as in the expert's own network.
 
     Args:
-        tensors: tensors named `<expert>.<name>`.
-        names: the experts.
+        tensors: Tensors named `<expert>.<name>`.
+        names: The experts.
 
     Returns:
         Expert -> name -> tensor.

@@ -32,7 +32,7 @@ class FlowSpec(FamilySpec):
         """Return the process, with the scheduler's number of training timesteps.
 
         Raises:
-            ValueError: the scheduler is not for a flow.
+            ValueError: The scheduler is not for a flow.
         """
         config = FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
         name, predicted = config["_class_name"], config.get("prediction_type")
@@ -65,8 +65,8 @@ def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin
     (0.009 for K = 4 and shift 3), so that the last of few steps does nothing.
 
     Args:
-        grid: the student's times.
-        process: gives the timestep of t = 1.
+        grid: The student's times.
+        process: Gives the timestep of t = 1.
 
     Returns:
         diffusers' Euler scheduler if two of its settings reproduce the grid in K steps, else a
@@ -92,8 +92,8 @@ def euler_settings(grid: TimeGrid, count: int) -> dict[str, float] | None:
     sigma_{K-1}) / (1 - sigma_1), h w = (F / (K - 1) - 1) / (F - 1).
 
     Args:
-        grid: the student's times.
-        count: number of training timesteps.
+        grid: The student's times.
+        count: Number of training timesteps.
 
     Returns:
         Settings that put the first, second and last sigma on the grid; None if there are none.

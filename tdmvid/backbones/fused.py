@@ -87,9 +87,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, text: int = 0) -> Tensor:
     """Rotate each pair of neighbouring channels by its token's angle (rotary embedding).
 
     Args:
-        x: queries or keys, [B, L, H, D].
+        x: Queries or keys, [B, L, H, D].
         cos, sin: [L - text, D], each value repeated for its pair of channels, as in diffusers.
-        text: number of leading tokens that are not rotated.
+        text: Number of leading tokens that are not rotated.
 
     Returns:
         [B, L, H, D] in the dtype of x.

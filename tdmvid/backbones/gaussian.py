@@ -20,7 +20,7 @@ class Mixture:
     Args:
         means: [M, D].
         weights: [M], positive; normalised here.
-        std: standard deviation of every mode.
+        std: Standard deviation of every mode.
     """
 
     def __init__(self, means: Tensor, weights: Tensor, std: float):
@@ -83,11 +83,11 @@ class VelocityNetwork(nn.Module):
     without these inputs the error of the score is several times larger.
 
     Args:
-        process: gives alpha and sigma.
+        process: Gives alpha and sigma.
         dim: D.
-        width: hidden channels.
-        seed: seed of the initial weights.
-        conditioned_on_steps: whether to add layers that read K, with zero output at first.
+        width: Hidden channels.
+        seed: Seed of the initial weights.
+        conditioned_on_steps: Whether to add layers that read K, with zero output at first.
     """
 
     ripples: Tensor
@@ -140,8 +140,8 @@ class Critic(nn.Module):
 
     Args:
         dim: D.
-        width: hidden channels.
-        seed: seed of the initial weights.
+        width: Hidden channels.
+        seed: Seed of the initial weights.
     """
 
     def __init__(self, *, dim: int = 2, width: int = 128, seed: int = 0):
@@ -173,11 +173,11 @@ def fit_to_teacher(
     """Regress the network's v on the exact denoiser's, so that it starts as a pretrained model.
 
     Args:
-        network: trained in place.
-        teacher: the target.
-        steps: number of Adam steps.
-        batch: samples per step.
-        lr: initial learning rate, decayed linearly to 0.
+        network: Trained in place.
+        teacher: The target.
+        steps: Number of Adam steps.
+        batch: Samples per step.
+        lr: Initial learning rate, decayed linearly to 0.
     """
     generator, process = torch.Generator().manual_seed(1), teacher.process
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
@@ -198,9 +198,9 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int
     """Compute the sliced 2-Wasserstein distance of two sample sets of equal size.
 
     Args:
-        a, b: samples, [N, D].
-        directions: number of random projections.
-        seed: seed of the projections.
+        a, b: Samples, [N, D].
+        directions: Number of random projections.
+        seed: Seed of the projections.
 
     Returns:
         The root mean square distance over directions and samples.

@@ -93,12 +93,12 @@ def image_latents(network: ModelMixin, folder: Path, size: ClipSize) -> tuple[in
     """Compute the latent shape of one image, [C, H, W].
 
     Args:
-        network: the family's network, on any device.
-        folder: the pipeline folder, whose autoencoder config gives the compression.
-        size: height and width in pixels; `frames` must be 1.
+        network: The family's network, on any device.
+        folder: The pipeline folder, whose autoencoder config gives the compression.
+        size: Height and width in pixels; `frames` must be 1.
 
     Raises:
-        ValueError: the model cannot generate `size`; the message names the rule.
+        ValueError: The model cannot generate `size`; the message names the rule.
     """
     if size.frames != 1:
         raise ValueError(

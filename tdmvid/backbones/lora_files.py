@@ -71,8 +71,8 @@ class LoraFiles:
         """Write a LoRA to `folder`, as the family's own loader reads it.
 
         Args:
-            folder: created if missing.
-            layers: tensors by peft's names.
+            folder: Created if missing.
+            layers: Tensors by peft's names.
             config: peft's settings; they are written too, because they define the scale.
         """
         metadata = {
@@ -93,10 +93,10 @@ class LoraFiles:
         """Load a LoRA into the stock pipeline, as `load_code` does.
 
         Args:
-            pipeline: a stock pipeline of `pipeline_class`.
-            folder: holds the LoRA file.
-            name: name of the adapter, if there are several.
-            file: name of the LoRA file; empty means the usual one. Only if `any_name`.
+            pipeline: A stock pipeline of `pipeline_class`.
+            folder: Holds the LoRA file.
+            name: Name of the adapter, if there are several.
+            file: Name of the LoRA file; empty means the usual one. Only if `any_name`.
         """
         options: dict[str, Any] = {"adapter_name": name} if name else {}
         if file not in ("", self.file):
@@ -109,8 +109,8 @@ class LoraFiles:
         """Activate adapters that were added by name.
 
         Args:
-            pipeline: a stock pipeline with these adapters.
-            scales: name -> scale.
+            pipeline: A stock pipeline with these adapters.
+            scales: Name -> scale.
         """
         pipeline.set_adapters(list(scales), list(scales.values()))
 
@@ -118,7 +118,7 @@ class LoraFiles:
         """Return lines of Python that load several LoRAs and a student into `pipe`.
 
         Args:
-            adapters: folder, file name and scale of each LoRA, without the student.
+            adapters: Folder, file name and scale of each LoRA, without the student.
         """
         names = [f"adapter_{i}" for i in range(len(adapters))]
         return [

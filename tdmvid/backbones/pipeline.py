@@ -56,9 +56,9 @@ class PipelineBackbone(Backbone):
         """Return the keyword arguments of a network call.
 
         Args:
-            x_t: noisy latents [B, ...] in the network's dtype.
-            t: times, [B].
-            cond: conditions in the network's dtype.
+            x_t: Noisy latents [B, ...] in the network's dtype.
+            t: Times, [B].
+            cond: Conditions in the network's dtype.
         """
 
     @abstractmethod
@@ -66,9 +66,9 @@ class PipelineBackbone(Backbone):
         """Convert a network's output to x0.
 
         Args:
-            x_t: noisy latents, [B, ...] float32.
-            out: the network's output, [B, ...] float32.
-            t: times, [B].
+            x_t: Noisy latents, [B, ...] float32.
+            out: The network's output, [B, ...] float32.
+            t: Times, [B].
 
         Returns:
             x0, [B, ...] float32.
@@ -82,11 +82,11 @@ class PipelineBackbone(Backbone):
         """Call a network and return its first output as float32.
 
         Args:
-            network: a network of the family, or an object with the same call signature.
-            x_t: noisy latents, [B, ...].
-            t: times, [B].
-            cond: conditions of the samples.
-            more: further keyword arguments of the network.
+            network: A network of the family, or an object with the same call signature.
+            x_t: Noisy latents, [B, ...].
+            t: Times, [B].
+            cond: Conditions of the samples.
+            more: Further keyword arguments of the network.
 
         Returns:
             The first output, [B, ...] for a denoising network.

@@ -203,9 +203,9 @@ def sizes(
     """Return the conditions on resolution and aspect ratio.
 
     Args:
-        network: a PixArt transformer.
-        size: height and width in pixels.
-        x_t: latents [B, C, H, W]; gives the number of rows, dtype and device.
+        network: A PixArt transformer.
+        size: Height and width in pixels.
+        x_t: Latents [B, C, H, W]; gives the number of rows, dtype and device.
 
     Returns:
         `resolution` [B, 2] and `aspect_ratio` [B, 1]. Both are None for models that do not have

@@ -66,7 +66,7 @@ def check_torchao() -> None:
     """Check that torchao is installed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: It is not.
     """
     if not importlib.util.find_spec("torchao"):
         raise ValueError(
@@ -81,8 +81,8 @@ def quantize(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKind) ->
     Call it before adapters are attached.
 
     Args:
-        network: the network that contains the blocks.
-        blocks: the blocks to quantize.
+        network: The network that contains the blocks.
+        blocks: The blocks to quantize.
         kind: "int8" or "float8".
     """
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
@@ -125,8 +125,8 @@ def planned_bytes(network: nn.Module, blocks: list[nn.Module], kind: QuantizeKin
     """Compute the bytes of a network's parameters after quantization.
 
     Args:
-        network: not quantized yet; may be on the meta device.
-        blocks: the blocks to quantize.
+        network: Not quantized yet; may be on the meta device.
+        blocks: The blocks to quantize.
         kind: "none", "int8" or "float8".
     """
     whole = sum(p.numel() * p.element_size() for p in network.parameters())

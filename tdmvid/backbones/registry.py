@@ -52,15 +52,15 @@ def load_backbone(
     """Load the backbone of a teacher, as the class in its model_index.json requires.
 
     Args:
-        config: names the teacher and its dtype.
-        size: height, width and number of frames to generate.
-        device: where the weights go.
+        config: Names the teacher and its dtype.
+        size: Height, width and number of frames to generate.
+        device: Where the weights go.
 
     Returns:
         The backbone, with the network loaded; text encoders and autoencoder load on first use.
 
     Raises:
-        ValueError: the teacher is not found, its family is unknown, files are missing, or it cannot
+        ValueError: The teacher is not found, its family is unknown, files are missing, or it cannot
             generate `size`.
     """
     folder, family = find_family(config)
@@ -74,11 +74,11 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
     """Return a teacher's local folder (see `resolve`) and its family.
 
     Args:
-        config: names the teacher.
+        config: Names the teacher.
         weights: False fetches configs only.
 
     Raises:
-        ValueError: the teacher is not found, the class in its model_index.json is unknown, or the
+        ValueError: The teacher is not found, the class in its model_index.json is unknown, or the
             family does not support this model.
     """
     folder = resolve(config, weights=weights)
@@ -98,12 +98,12 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> Path:
     """Return the local folder of a teacher. Download it from the hub if `path` is not a folder.
 
     Args:
-        config: names a diffusers folder or a hub id.
+        config: Names a diffusers folder or a hub id.
         weights: False fetches configs only. If the hub cannot be reached, the copy of them in
             `architectures/` is used.
 
     Raises:
-        ValueError: there is no such folder or hub id, or the folder lacks files that `config` asks
+        ValueError: There is no such folder or hub id, or the folder lacks files that `config` asks
             for.
     """
     if not config.path:
@@ -274,8 +274,8 @@ def published_bytes(config: ModelConfig, folder: Path) -> int | None:
     """Return the number of bytes of weights that downloading a teacher would fetch.
 
     Args:
-        config: names a hub id.
-        folder: the folder that `resolve` returned for it.
+        config: Names a hub id.
+        folder: The folder that `resolve` returned for it.
 
     Returns:
         The sum of the file sizes that the hub lists, or None if the hub cannot be reached.

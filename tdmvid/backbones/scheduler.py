@@ -43,9 +43,9 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         trajectory: K timesteps, descending, in the network's units.
-        alphas, sigmas: noise levels at each timestep, x_t = alpha x0 + sigma eps.
+        alphas, sigmas: Noise levels at each timestep, x_t = alpha x0 + sigma eps.
         prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction" (eps - x0).
-        num_train_timesteps: read by some pipelines.
+        num_train_timesteps: Read by some pipelines.
     """
 
     order = 1
@@ -75,10 +75,10 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         """Make a scheduler from a grid.
 
         Args:
-            grid: the student's times.
-            process: gives timesteps, alpha and sigma at these times.
-            prediction_type: what the network predicts.
-            num_train_timesteps: number of timesteps of the teacher's scheduler.
+            grid: The student's times.
+            process: Gives timesteps, alpha and sigma at these times.
+            prediction_type: What the network predicts.
+            num_train_timesteps: Number of timesteps of the teacher's scheduler.
         """
         t = torch.tensor(grid.descending())
         alpha, sigma = process.alpha_sigma(t)
@@ -96,8 +96,8 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         """Select the fixed list of timesteps.
 
         Args:
-            num_inference_steps: must be the length of the list.
-            device: where `timesteps` go.
+            num_inference_steps: Must be the length of the list.
+            device: Where `timesteps` go.
 
         Raises:
             ValueError: `num_inference_steps` differs from the length of the list.
@@ -145,16 +145,16 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         """Step to the next timestep of the list, or to x0 after the last.
 
         Args:
-            model_output: the network's prediction, [B, ...].
-            timestep: one of the list.
+            model_output: The network's prediction, [B, ...].
+            timestep: One of the list.
             sample: x_t, [B, ...].
-            return_dict: whether to return a TrajectoryOutput instead of a tuple.
+            return_dict: Whether to return a TrajectoryOutput instead of a tuple.
 
         Returns:
             The next sample and the predicted x0, [B, ...] each, in the dtype of `sample`.
 
         Raises:
-            ValueError: the list does not contain `timestep`. Not checked for a tensor on a GPU,
+            ValueError: The list does not contain `timestep`. Not checked for a tensor on a GPU,
                 where the result is NaN instead.
         """
         alpha, sigma, next_alpha, next_sigma = self._levels_at(timestep)
@@ -189,14 +189,14 @@ def clean_sample(
     Args:
         prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction" (eps - x0).
         x_t: [B, ...].
-        out: the network's output, [B, ...].
-        alpha, sigma: scalars, or tensors that broadcast against x_t.
+        out: The network's output, [B, ...].
+        alpha, sigma: Scalars, or tensors that broadcast against x_t.
 
     Returns:
         x0, [B, ...].
 
     Raises:
-        ValueError: the prediction type is unknown.
+        ValueError: The prediction type is unknown.
     """
     if prediction_type == "epsilon":
         return (x_t - sigma * out) / alpha
@@ -216,9 +216,9 @@ def scheduler_for(grid: TimeGrid, process: Process, stock: SchedulerMixin) -> Sc
     """Return a scheduler that steps over exactly this grid of a tabulated process.
 
     Args:
-        grid: the student's times.
-        process: gives the timesteps of these times.
-        stock: a DDIM scheduler with trailing spacing.
+        grid: The student's times.
+        process: Gives the timesteps of these times.
+        stock: A DDIM scheduler with trailing spacing.
 
     Returns:
         `stock` if it steps over exactly this grid, else a TrajectoryScheduler.
@@ -243,10 +243,10 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
     """Load the scheduler next to a LoRA: a TrajectoryScheduler or one of diffusers.
 
     Args:
-        folder: holds scheduler_config.json.
+        folder: Holds scheduler_config.json.
 
     Raises:
-        ValueError: the config cannot be read.
+        ValueError: The config cannot be read.
     """
     with reading(folder / "scheduler_config.json"):
         name = TrajectoryScheduler.load_config(folder)["_class_name"]

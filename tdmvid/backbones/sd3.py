@@ -181,7 +181,7 @@ def check_positions(network: SD3Transformer2DModel, folder: Path, size: ClipSize
     """Check that an image fits the network's table of position embeddings.
 
     Raises:
-        ValueError: height or width is too large.
+        ValueError: Height or width is too large.
     """
     net, (_, height, _) = network.config, image_latents(network, folder, size)
     largest = net.pos_embed_max_size * net.patch_size * (size.height // height)

@@ -85,12 +85,12 @@ class FamilySpec(ABC):
         """Return the token sequence of one sample.
 
         Args:
-            network: the family's network.
-            folder: the pipeline folder.
-            size: height, width and number of frames.
+            network: The family's network.
+            folder: The pipeline folder.
+            size: Height, width and number of frames.
 
         Raises:
-            ValueError: the family cannot generate `size`.
+            ValueError: The family cannot generate `size`.
         """
 
     @abstractmethod
@@ -104,11 +104,11 @@ class FamilySpec(ABC):
         """Return keyword arguments of one network call, as empty tensors; noisy latents come first.
 
         Args:
-            network: the family's network.
-            folder: the pipeline folder.
-            size: height, width and number of frames.
-            batch: number of samples B.
-            dtype: dtype of latents and embeddings.
+            network: The family's network.
+            folder: The pipeline folder.
+            size: Height, width and number of frames.
+            batch: Number of samples B.
+            dtype: Dtype of latents and embeddings.
         """
 
     @abstractmethod
@@ -138,8 +138,8 @@ class FamilySpec(ABC):
         """Build the network of the pipeline, or both experts as one module.
 
         Args:
-            folder: the pipeline folder.
-            make: returns a component for the pipeline's folder and the component's name.
+            folder: The pipeline folder.
+            make: Returns a component for the pipeline's folder and the component's name.
         """
         split = self.read_split(folder)
         if split is None:
@@ -158,10 +158,10 @@ class FamilySpec(ABC):
         """Build the autoencoder from its config alone, in its dtype.
 
         Args:
-            network: the family's network.
-            folder: the pipeline folder.
-            config: gives dtype and tiling.
-            size: height, width and number of frames.
+            network: The family's network.
+            folder: The pipeline folder.
+            config: Gives dtype and tiling.
+            size: Height, width and number of frames.
 
         Returns:
             The autoencoder, and the shape of the latents that it decodes at once: one sample, or
@@ -186,8 +186,8 @@ def _parameters(folder: Path, entry: list | None) -> int:
     """Return the number of parameters of a text encoder; 0 for a tokenizer or without a config.
 
     Args:
-        folder: the component's folder.
-        entry: its entry in model_index.json, [library, class].
+        folder: The component's folder.
+        entry: Its entry in model_index.json, [library, class].
     """
     kind = encoder_class(entry)
     if kind is None or not (folder / "config.json").is_file():
@@ -201,11 +201,11 @@ def check_sides(size: ClipSize, *, height: int, width: int) -> None:
     """Check that height and width are divisible by the given units.
 
     Args:
-        size: the size in pixels.
-        height, width: pixels per patch of the network.
+        size: The size in pixels.
+        height, width: Pixels per patch of the network.
 
     Raises:
-        ValueError: one of them is not divisible.
+        ValueError: One of them is not divisible.
     """
     for name, unit in (("height", height), ("width", width)):
         if getattr(size, name) % unit:

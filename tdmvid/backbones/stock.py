@@ -63,15 +63,15 @@ class StockPipeline(ABC):
         """Load the pipeline.
 
         Args:
-            without: components to leave out.
-            given: components to use instead of loading them.
+            without: Components to leave out.
+            given: Components to use instead of loading them.
 
         Returns:
             The diffusers pipeline on the backbone's device, with CPU offload if `idle_expert` is
             "host".
 
         Raises:
-            ValueError: files are missing or damaged.
+            ValueError: Files are missing or damaged.
         """
         backbone = self.backbone
         given = self._encoders([*without, *given]) | given
@@ -113,7 +113,7 @@ class StockPipeline(ABC):
         """Load the pipeline without text encoders and autoencoder.
 
         Args:
-            network: the network to sample with; None loads the teacher's again.
+            network: The network to sample with; None loads the teacher's again.
         """
         spec = self.backbone.spec
         given = {} if network is None else spec.named_components(network)
@@ -131,8 +131,8 @@ class StockPipeline(ABC):
         """Return the arguments of a stock call that carry the conditions, by name.
 
         Args:
-            pipeline: the stock pipeline; a family may adjust it.
-            cond: conditions, [B, ...] each.
+            pipeline: The stock pipeline; a family may adjust it.
+            cond: Conditions, [B, ...] each.
         """
         return dict(cond)
 
@@ -150,13 +150,13 @@ class StockPipeline(ABC):
         """Sample with a stock pipeline and return its final latents.
 
         Args:
-            pipeline: made by `pipeline`.
-            z: initial noise, [B, ...].
-            cond: conditions of the prompts, B rows each.
-            steps: number of sampling steps.
-            cfg: guidance scale; 1 means no guidance.
-            null: condition of the empty prompt; required with guidance.
-            guidance: further arguments of the call, such as `use_dynamic_cfg`.
+            pipeline: Made by `pipeline`.
+            z: Initial noise, [B, ...].
+            cond: Conditions of the prompts, B rows each.
+            steps: Number of sampling steps.
+            cfg: Guidance scale; 1 means no guidance.
+            null: Condition of the empty prompt; required with guidance.
+            guidance: Further arguments of the call, such as `use_dynamic_cfg`.
 
         Returns:
             Clean latents, [B, ...] float32.
@@ -192,11 +192,11 @@ class StockPipeline(ABC):
         """Sample with a complete stock pipeline, as a user does.
 
         Args:
-            pipeline: made by `whole_pipeline`.
+            pipeline: Made by `whole_pipeline`.
             prompts: B prompts.
-            steps: number of sampling steps.
-            cfg: guidance scale.
-            images: first frames [B, 3, H, W] in [-1, 1], if the family takes images.
+            steps: Number of sampling steps.
+            cfg: Guidance scale.
+            images: First frames [B, 3, H, W] in [-1, 1], if the family takes images.
 
         Returns:
             The pipeline's own type of videos or images, one per prompt.

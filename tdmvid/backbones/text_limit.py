@@ -41,9 +41,9 @@ def find_cut_prompts(tokenizer: Path, limit: int, prompts: Sequence[str]) -> Cut
     """Find the prompts of more than `limit` tokens.
 
     Args:
-        tokenizer: folder of the tokenizer. Without it, no prompt is found.
-        limit: number of tokens that the encoder reads, begin and end tokens included.
-        prompts: the texts.
+        tokenizer: Folder of the tokenizer. Without it, no prompt is found.
+        limit: Number of tokens that the encoder reads, begin and end tokens included.
+        prompts: The texts.
     """
     # A token takes at least one byte, so most prompts need no tokenization.
     long = [place for place, prompt in enumerate(prompts) if len(prompt.encode()) + 2 > limit]

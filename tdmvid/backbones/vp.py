@@ -31,10 +31,10 @@ class VPSpec(FamilySpec):
         Its spacing is trailing, and the last step returns the predicted x0 itself.
 
         Args:
-            folder: the pipeline folder.
+            folder: The pipeline folder.
 
         Raises:
-            ValueError: the teacher's scheduler has no betas, or combines epsilon prediction with
+            ValueError: The teacher's scheduler has no betas, or combines epsilon prediction with
                 zero terminal SNR.
         """
         config = self.ddim_class.load_config(folder, subfolder="scheduler")

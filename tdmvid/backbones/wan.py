@@ -42,7 +42,7 @@ class WanSpec(FlowSpec):
         """Return how the two experts of Wan 2.2 A14B share the times; None if there is one network.
 
         Raises:
-            ValueError: one of the experts or the boundary is missing.
+            ValueError: One of the experts or the boundary is missing.
         """
         index = read_object(folder / "model_index.json")
         boundary, names = index.get("boundary_ratio"), Split.names
@@ -258,12 +258,12 @@ class WanClip:
         """Compute the latent shape for a size in pixels.
 
         Args:
-            network: a Wan transformer, on any device.
-            folder: the pipeline folder.
-            size: height, width and number of frames.
+            network: A Wan transformer, on any device.
+            folder: The pipeline folder.
+            size: Height, width and number of frames.
 
         Raises:
-            ValueError: the model cannot generate `size`; the message names the rule.
+            ValueError: The model cannot generate `size`; the message names the rule.
         """
         # The first Wan folders lack these two entries.
         vae = {

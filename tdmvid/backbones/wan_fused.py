@@ -60,10 +60,10 @@ class FusedBlock(WanTransformerBlock):
         """Return the new video tokens, [B, L, D].
 
         Args:
-            hidden_states: video tokens, [B, L, D].
-            encoder_hidden_states: text tokens, [B, T, D].
-            temb: projected time embedding, [B, 6, D].
-            rotary_emb: cosines and sines, [1, L, 1, D / heads] each.
+            hidden_states: Video tokens, [B, L, D].
+            encoder_hidden_states: Text tokens, [B, T, D].
+            temb: Projected time embedding, [B, 6, D].
+            rotary_emb: Cosines and sines, [1, L, 1, D / heads] each.
         """
         x = hidden_states
         assert temb.ndim == 3, "expected one time per sample, as in Wan 2.1"

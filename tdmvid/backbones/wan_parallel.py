@@ -22,7 +22,7 @@ class Attention:
     """Attention processor: exact self-attention or cross-attention, on one or several ranks.
 
     Args:
-        sharing: the ranks that share a sequence; None if each rank has all tokens.
+        sharing: The ranks that share a sequence; None if each rank has all tokens.
     """
 
     # the kernel, set by diffusers' `set_attention_backend`
@@ -42,12 +42,12 @@ class Attention:
         """Return this rank's tokens after attention to all tokens of all ranks, or to the text.
 
         Args:
-            attn: the diffusers attention module.
-            hidden_states: this rank's video tokens, [B, n, H D].
-            encoder_hidden_states: text tokens [B, T, H D] for cross-attention, None for
+            attn: The diffusers attention module.
+            hidden_states: This rank's video tokens, [B, n, H D].
+            encoder_hidden_states: Text tokens [B, T, H D] for cross-attention, None for
                 self-attention.
-            attention_mask: must be None.
-            rotary_emb: cosines and sines [1, L, 1, D] of all video tokens, or None.
+            attention_mask: Must be None.
+            rotary_emb: Cosines and sines [1, L, 1, D] of all video tokens, or None.
 
         Returns:
             [B, n, H D].
@@ -98,8 +98,8 @@ def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
     Inputs and outputs stay whole and equal on all ranks.
 
     Args:
-        network: modified in place: hooks and attention processors are added.
-        sharing: the ranks that share a sequence.
+        network: Modified in place: hooks and attention processors are added.
+        sharing: The ranks that share a sequence.
     """
     tokens = SharedTokens(sharing)
     network.blocks[0].register_forward_pre_hook(tokens.cut)

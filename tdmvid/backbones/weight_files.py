@@ -23,8 +23,8 @@ def weights_variant(folder: Path, wanted: str | None) -> str | None:
     """Return the variant of the weight files to load.
 
     Args:
-        folder: the component's folder.
-        wanted: the requested variant; often only some components of a model have it.
+        folder: The component's folder.
+        wanted: The requested variant; often only some components of a model have it.
 
     Returns:
         `wanted` if the component has it. Otherwise None for plain files or, if there are none, a
@@ -44,15 +44,15 @@ def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
     diffusers and transformers initialise missing weights at random and only log it.
 
     Args:
-        kind: a model class of diffusers or transformers.
-        folder: the component's folder.
-        options: arguments of `from_pretrained`.
+        kind: A model class of diffusers or transformers.
+        folder: The component's folder.
+        options: Arguments of `from_pretrained`.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        ValueError: weights are missing or have another shape.
+        ValueError: Weights are missing or have another shape.
     """
     model, loaded = kind.from_pretrained(folder, output_loading_info=True, **options)
     missing = sorted(set(loaded["missing_keys"]) | _mismatched(loaded))
@@ -75,7 +75,7 @@ def encoder_class(entry: list[str | None] | None) -> Any:
     """Return the class of a text encoder; None for a tokenizer or a missing component.
 
     Args:
-        entry: the component's entry in model_index.json, [library, class].
+        entry: The component's entry in model_index.json, [library, class].
     """
     kind = getattr(transformers, entry[1] or "", None) if entry else None
     is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)

@@ -55,16 +55,16 @@ def write_bundles(
     """Write each student to its folder. Either all folders are replaced, or none.
 
     Args:
-        students: student by folder.
-        request: what to write.
+        students: Student by folder.
+        request: What to write.
 
     Returns:
         Contents of export.json, by folder.
 
     Raises:
-        ValueError: the request does not suit a student, or a folder contains files that no export
+        ValueError: The request does not suit a student, or a folder contains files that no export
             wrote.
-        RuntimeError: a reloaded file differs from its student by more than the tolerance.
+        RuntimeError: A reloaded file differs from its student by more than the tolerance.
     """
     for student in students.values():
         check_request(
@@ -268,11 +268,11 @@ def _student_facts(
     `model` is the base to load the files on. `merged` lists the user's LoRAs that they include.
 
     Args:
-        student: the student.
-        dtype: dtype of the files.
-        error: relative difference found by the check.
-        tolerance: allowed relative difference.
-        adapted: whether the files are a LoRA.
+        student: The student.
+        dtype: Dtype of the files.
+        error: Relative difference found by the check.
+        tolerance: Allowed relative difference.
+        adapted: Whether the files are a LoRA.
     """
     backbone = student.backbone
     scheduler = backbone.student_scheduler(student.grid)
@@ -317,13 +317,13 @@ def replacing(*targets: Path) -> Iterator[Path]:
     take the places of `targets`.
 
     Args:
-        targets: folders with different names, in one parent folder.
+        targets: Folders with different names, in one parent folder.
 
     Yields:
         The folder to write in.
 
     Raises:
-        ValueError: a target contains files that no export wrote. Targets are replaced completely.
+        ValueError: A target contains files that no export wrote. Targets are replaced completely.
     """
     folders = [Path(target).resolve() for target in targets]
     aside, old = (folders[0].with_name(f".{folders[0].name}.{state}") for state in ("part", "old"))

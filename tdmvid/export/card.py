@@ -30,10 +30,10 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
     """Write README.md for the files in `folder`.
 
     Args:
-        folder: the bundle.
-        student: the exported student.
-        facts: contents of export.json.
-        samples: names of its videos or images, one per prompt.
+        folder: The bundle.
+        student: The exported student.
+        facts: Contents of export.json.
+        samples: Names of its videos or images, one per prompt.
     """
     backbone, provenance = student.backbone, student.provenance
     lora, base = "rank" in facts, escape(backbone.config.path)

@@ -38,9 +38,9 @@ def choose_tolerance(student: Student, request: ExportRequest, rounding: float) 
     """Return the tolerance of the request, or the default if it has none.
 
     Args:
-        student: the student to export.
-        request: what to write.
-        rounding: allowed difference from rounding the files to their dtype.
+        student: The student to export.
+        request: What to write.
+        rounding: Allowed difference from rounding the files to their dtype.
     """
     usual = usual_tolerance(student.backbone, student.grid, student.reference.z, rounding)
     return request.tolerance or usual
@@ -53,10 +53,10 @@ def usual_tolerance(backbone: Backbone, grid: TimeGrid, z: Tensor, rounding: flo
     plus that for the rounding of timesteps.
 
     Args:
-        backbone: the base.
-        grid: the student's times.
-        z: noise, on the device of the check.
-        rounding: allowed difference from rounding the files to their dtype.
+        backbone: The base.
+        grid: The student's times.
+        z: Noise, on the device of the check.
+        rounding: Allowed difference from rounding the files to their dtype.
     """
     gpu = GPU_TOLERANCE if z.is_cuda else 0.0
     return max(TOLERANCE[backbone.config.dtype], gpu, rounding) + _grid_rounding(backbone, grid)
@@ -74,15 +74,15 @@ def check_lora(folder: Path, student: Student, tolerance: float) -> float:
     """Compare a stock pipeline that uses the LoRA and scheduler in `folder` with the student.
 
     Args:
-        folder: the bundle.
-        student: the student it must reproduce.
-        tolerance: allowed relative difference.
+        folder: The bundle.
+        student: The student it must reproduce.
+        tolerance: Allowed relative difference.
 
     Returns:
         The root mean square difference of the latents, relative to the student's.
 
     Raises:
-        RuntimeError: it is above the tolerance.
+        RuntimeError: It is above the tolerance.
     """
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()
@@ -124,18 +124,18 @@ def check_consumer_files(
     """Read another program's files back by its rules, and compare them as `check_lora` does.
 
     Args:
-        paths: the file, or those of both experts, in a subfolder of the bundle.
-        layout: the program's key layout.
-        modules: names of the modules that each file adapts.
-        student: the student they must reproduce.
-        tolerance: allowed relative difference.
+        paths: The file, or those of both experts, in a subfolder of the bundle.
+        layout: The program's key layout.
+        modules: Names of the modules that each file adapts.
+        student: The student they must reproduce.
+        tolerance: Allowed relative difference.
 
     Returns:
         The root mean square difference of the latents, relative to the student's.
 
     Raises:
-        ValueError: the program would not load one of the keys.
-        RuntimeError: the difference is above the tolerance.
+        ValueError: The program would not load one of the keys.
+        RuntimeError: The difference is above the tolerance.
     """
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()

@@ -25,14 +25,14 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
     """Load the stock diffusers pipeline of an exported student, as its export.json describes it.
 
     Args:
-        folder: a folder that `tdmvid export` or a run wrote.
-        dtype: dtype of the base, e.g. "float16"; the default is the one in export.json.
+        folder: A folder that `tdmvid export` or a run wrote.
+        dtype: Dtype of the base, e.g. "float16"; the default is the one in export.json.
 
     Returns:
         The pipeline, on the CPU. Sample with the student's number of steps and guidance 1.
 
     Raises:
-        ValueError: the folder is not an export, its LoRA cannot be loaded completely, or one of the
+        ValueError: The folder is not an export, its LoRA cannot be loaded completely, or one of the
             user's LoRAs differs from that used in training.
     """
     folder = Path(folder)
@@ -80,8 +80,8 @@ def _load_scheduler(folder: Path, kind: dict[str, str]):
     """Load the scheduler beside a student, only if it is a class of diffusers or tdmvid.
 
     Args:
-        folder: the bundle.
-        kind: the scheduler's `module` and `name`.
+        folder: The bundle.
+        kind: The scheduler's `module` and `name`.
     """
     if kind["module"] != "diffusers" and not kind["module"].startswith(f"{PACKAGE}."):
         raise ValueError(

@@ -28,15 +28,15 @@ def compare_with_original(student: Student, lora: LoraWeights, tolerance: float)
     """Compare a student with stock diffusers or peft, which load the LoRA's own file.
 
     Args:
-        student: the student, with the LoRA attached.
-        lora: the LoRA as it was read, including the scale at which it is used.
-        tolerance: allowed relative difference of latents.
+        student: The student, with the LoRA attached.
+        lora: The LoRA as it was read, including the scale at which it is used.
+        tolerance: Allowed relative difference of latents.
 
     Returns:
         `by`, the library and its version, and `error`; or `not_compared`, the reason.
 
     Raises:
-        RuntimeError: the difference is above the tolerance.
+        RuntimeError: The difference is above the tolerance.
     """
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()

@@ -60,7 +60,7 @@ def items_of(request: ExportRequest, backbone: Backbone) -> list[Item]:
     """Return the prompts, and images if any, of a request's samples; empty if it has none.
 
     Raises:
-        ValueError: the images do not suit the prompts or the model.
+        ValueError: The images do not suit the prompts or the model.
     """
     if not request.prompts and not request.images:
         return []
@@ -80,13 +80,13 @@ def check_request(
     """Check that a request can be met for a student.
 
     Args:
-        request: what to write.
-        backbone: the student's base.
-        adapted: whether the student is a LoRA, or becomes one.
-        conditioned_on_steps: whether K is a condition of its network.
+        request: What to write.
+        backbone: The student's base.
+        adapted: Whether the student is a LoRA, or becomes one.
+        conditioned_on_steps: Whether K is a condition of its network.
 
     Raises:
-        ValueError: a setting of the request does not suit the student.
+        ValueError: A setting of the request does not suit the student.
     """
     if not adapted and request.formats != ("diffusers",):
         raise ValueError(

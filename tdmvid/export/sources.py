@@ -68,18 +68,18 @@ def export_run(
     beside it.
 
     Args:
-        out: the folder to write; an older export in it is replaced.
-        run: the run's folder.
-        request: what to write.
-        checkpoint: one of the run's checkpoint folders.
-        weights: the averaged or the raw weights. Empty uses the average if the run keeps one.
+        out: The folder to write; an older export in it is replaced.
+        run: The run's folder.
+        request: What to write.
+        checkpoint: One of the run's checkpoint folders.
+        weights: The averaged or the raw weights. Empty uses the average if the run keeps one.
 
     Returns:
         Contents of export.json in `out`.
 
     Raises:
-        ValueError: a checkpoint is damaged, or the run does not have what is requested.
-        RuntimeError: the export differs from the student by more than the tolerance.
+        ValueError: A checkpoint is damaged, or the run does not have what is requested.
+        RuntimeError: The export differs from the student by more than the tolerance.
     """
     config = _read_config(run)
     path = _find_checkpoint(run, config, checkpoint)
@@ -128,19 +128,19 @@ def export_published(
     """Export a published LoRA with the grid that it is meant for.
 
     Args:
-        out: the folder to write.
-        path: the LoRA file.
-        backbone: its base. The LoRA is attached to it, in place.
-        grid: the times of its steps.
-        request: what to write.
-        scale: scale at which its authors recommend loading it.
+        out: The folder to write.
+        path: The LoRA file.
+        backbone: Its base. The LoRA is attached to it, in place.
+        grid: The times of its steps.
+        request: What to write.
+        scale: Scale at which its authors recommend loading it.
 
     Returns:
         Contents of export.json.
 
     Raises:
-        ValueError: the file is not a LoRA of this base, or the request does not suit it.
-        RuntimeError: the export, or the student, differs by more than the tolerance.
+        ValueError: The file is not a LoRA of this base, or the request does not suit it.
+        RuntimeError: The export, or the student, differs by more than the tolerance.
     """
     check_request(request, backbone, adapted=True)
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
@@ -174,18 +174,18 @@ def export_tuned(
     With `request.rank` it becomes a LoRA, otherwise a checked copy with its scheduler.
 
     Args:
-        out: the folder to write.
-        folder: the fine-tuned network, with config.json.
-        backbone: the base.
-        grid: the times of its steps.
-        request: what to write.
+        out: The folder to write.
+        folder: The fine-tuned network, with config.json.
+        backbone: The base.
+        grid: The times of its steps.
+        request: What to write.
 
     Returns:
         Contents of export.json.
 
     Raises:
-        ValueError: the folder is not a network of this base, or the request does not suit it.
-        RuntimeError: the export differs from the student by more than the tolerance.
+        ValueError: The folder is not a network of this base, or the request does not suit it.
+        RuntimeError: The export differs from the student by more than the tolerance.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(

@@ -104,7 +104,7 @@ def with_merged(students: Mapping[Path, Student]) -> dict[Path, Student]:
     """Add a merged variant of each student whose base has LoRAs of the user.
 
     Args:
-        students: student by folder.
+        students: Student by folder.
 
     Returns:
         The students by folder: e.g. `lora`, to load beside the user's LoRAs, and `lora_merged`,
@@ -127,12 +127,12 @@ def draw_reference(backbone: Backbone, items: Sequence[Item], seed: int) -> Refe
     """Encode prompts and images, draw the noise of each, and release the encoders.
 
     Args:
-        backbone: the base.
-        items: prompts, with images if the family takes them.
-        seed: seed of the noise.
+        backbone: The base.
+        items: Prompts, with images if the family takes them.
+        seed: Seed of the noise.
 
     Raises:
-        ValueError: there are no items.
+        ValueError: There are no items.
     """
     if not items:
         raise ValueError(
@@ -155,10 +155,10 @@ def sample_reference(
     A network with a step condition gets the grid's number of steps.
 
     Args:
-        backbone: the base.
-        network: the student's network.
-        reference: noise and conditions.
-        grid: the student's times.
+        backbone: The base.
+        network: The student's network.
+        reference: Noise and conditions.
+        grid: The student's times.
 
     Returns:
         Latents, [B, ...].
@@ -173,8 +173,8 @@ def extract_lora(student: Student, rank: int) -> Student:
     """Extract a LoRA from a student that is a whole network.
 
     Args:
-        student: the full fine-tune.
-        rank: rank of the LoRA.
+        student: The full fine-tune.
+        rank: Rank of the LoRA.
 
     Returns:
         The LoRA as a new student. Its `extraction` has the errors of the weights, and the relative

@@ -1,1 +1,1 @@
-"""How student, fake, teacher and discriminator are built, on the meta device or a real one."""
+"""Build the networks of student, fake, teacher and discriminator, on any device or meta."""

@@ -1,8 +1,8 @@
 """Build the networks of a run's roles, and the engines that train them.
 
-Two steps make a role. `_bases` says where its network comes from: the one base, another tree over
-the same weights, or a copy. `build_role` says what is made of it. A run does the second on its
-device, a plan and the check at the start of a run on the meta device.
+A role is made in two steps. First its base is chosen: the one base, another module tree over the
+same weights, or a copy. Then `build_role` turns the base into the role's network. A run does this
+on its device; a plan, and the check at the start of a run, do it on the meta device.
 """
 
 from __future__ import annotations
@@ -41,28 +41,31 @@ from .guidance import check_guidance
 from .recompute import keep_attention
 
 SEED_OFFSETS = {"student": 0, "fake": 1, "discriminator": 2}
-"""Added to the run's seed for what a role starts from."""
+"""Added to the run's seed for a role's initial weights."""
 WORTH_COMPILING = 200
-"""Iterations from which "auto" compiles."""
+"""Number of iterations from which "auto" compiles."""
 GENERATORS = ("student", "fake")
-"""Trained roles that predict x0; the others are frozen, or train heads on a frozen network."""
+"""Trained roles that predict x0. Other roles are frozen, or train heads on a frozen network."""
 
 
 @dataclass(frozen=True)
 class RoleSpec:
-    """What is made of a base for one role."""
+    """What a role trains on its base."""
 
     adapter: bool = False
-    """Train an adapter, and the condition on K if there is one, beside the frozen base."""
+    """Train an adapter, and the step condition if there is one, on the frozen base."""
     whole: bool = False
     """Train all weights."""
     init: str = ""
-    """A LoRA folder that the adapter starts from."""
+    """LoRA folder that initialises the adapter; empty for none."""
 
     @classmethod
     def of(cls, role: str, config: RunConfig) -> RoleSpec:
-        """Return what a config makes of a base for "student", "fake", "teacher" or
-        "discriminator".
+        """Return what a role trains according to the config.
+
+        Args:
+            role: "student", "fake", "teacher" or "discriminator".
+            config: The run's config.
         """
         trained, lora = role in GENERATORS, config.trains_lora
         return cls(
@@ -73,11 +76,15 @@ class RoleSpec:
 
 
 def empty_base(config: RunConfig, folder: Path, family: type[Backbone]) -> nn.Module:
-    """Build the frozen base from its config alone, with the LoRAs of `model.adapters`, on the meta
-    device.
+    """Build the frozen base on the meta device, with the LoRAs of `model.adapters`.
+
+    Args:
+        config: The run's config.
+        folder: The pipeline folder.
+        family: The model family.
 
     Raises:
-        ValueError: For a LoRA that is not found, or does not fit.
+        ValueError: A LoRA is not found or does not fit.
     """
     with torch.device("meta"):
         network = nn.Module.to(family.spec.empty_network(folder), torch_dtype(config.model))
@@ -93,16 +100,21 @@ def build_role(
     *,
     group: SequenceGroup | None = None,
 ) -> nn.Module:
-    """Make the network of a role of a base, in place.
+    """Turn a base into the network of a role, in place.
 
     Args:
-        network: A base. On the meta device it stays as a plan traces it: with stock kernels where
-            a kernel needs a device, nothing computed again, nothing compiled.
+        network: A base. On the meta device it is prepared for tracing by a plan: with stock kernels
+            where a kernel needs a device, without checkpointing and compilation.
         role: "student", "fake", "teacher" or "discriminator".
+        config: The run's config.
+        family: The model family.
         group: The ranks that share one sequence, if there are several.
 
+    Returns:
+        `network`.
+
     Raises:
-        ValueError: For what this family, or the LoRA of `init`, cannot do.
+        ValueError: The family or the LoRA of `init` does not support the config.
     """
     check_guidance(config, family)
     spec = RoleSpec.of(role, config)
@@ -136,13 +148,14 @@ def attention_of(config: RunConfig, family: type[Backbone], device: torch.device
 
 
 def compiles(config: RunConfig, device: torch.device) -> bool:
-    """Return whether a run compiles its blocks: as it says, or for "auto" where that works and a
-    long run gains from it.
+    """Return whether a run compiles its blocks.
+
+    With "auto" it does where compilation works and the run is long enough to benefit.
     """
     parallel = config.parallel
     if parallel.compile != "auto":
         return parallel.compile
-    gathers = launch.distributed() and parallel.zero_stage == 3  # inside the blocks, layer by layer
+    gathers = launch.distributed() and parallel.zero_stage == 3  # gathers weights inside the blocks
     forbidden = gathers or parallel.keep_attention or config.model.quantize != "none"
     return (
         device.type == "cuda"
@@ -156,7 +169,7 @@ def compiles(config: RunConfig, device: torch.device) -> bool:
 def _adapt(
     network: nn.Module, spec: RoleSpec, config: RunConfig, family: type[Backbone], *, seed: int
 ) -> None:
-    """Add all that a role trains beside a frozen base."""
+    """Add everything that a role trains on a frozen base."""
     start = read_lora(Path(spec.init), family.lora, network) if spec.init else None
     attach(network, config.lora, family.lora_targets, seed=seed)
     if config.objective.conditioned_on_steps:
@@ -170,7 +183,7 @@ def _adapt(
 def _set_execution(
     network: nn.Module, config: RunConfig, family: type[Backbone], *, compiled: bool
 ) -> None:
-    """Set what changes time and memory of a call, and no value."""
+    """Set checkpointing and compilation, which change time and memory but not results."""
     if config.parallel.gradient_checkpointing:
         model: Any = network
         model.enable_gradient_checkpointing(
@@ -181,11 +194,14 @@ def _set_execution(
 
 
 def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
-    """Compile every block in place, so that parameters keep their names; equal blocks share their
-    graphs.
+    """Compile every block in place. Parameters keep their names, and equal blocks share graphs.
+
+    Args:
+        blocks: The network's blocks.
+        backend: A backend of torch.compile.
     """
     limits = torch._dynamo.config
-    # Of all blocks together: what exceeds the limit runs uncompiled, without a warning.
+    # The limit counts all blocks together. Code beyond it runs uncompiled, without a warning.
     limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
@@ -198,8 +214,15 @@ def build_discriminator(
     *,
     group: SequenceGroup | None = None,
 ) -> Discriminator:
-    """Make a discriminator of a base: its first half, frozen, and trained heads."""
-    family.fuse(network)  # which replaces blocks, so before they are tapped
+    """Turn a base into a discriminator: its first half, frozen, with trained heads.
+
+    Args:
+        network: A base, modified in place.
+        config: The run's config.
+        family: The model family.
+        group: The ranks that share one sequence, if there are several.
+    """
+    family.fuse(network)  # replaces blocks, so call it before tapping them
     taps = family.discriminator_trunk(network)
     build_role(network, "discriminator", config, family, group=group)
     return Discriminator(network, taps, seed=config.seed + SEED_OFFSETS["discriminator"])
@@ -210,8 +233,16 @@ def build_engines(
 ) -> tuple[dict[str, Any], Any]:
     """Build an engine for each trained role of the objective, and the unguided teacher.
 
-    Under ZeRO-3 an engine leaves a rank only its share of a network, so three whole networks are
-    made one after the other.
+    Under ZeRO-3 an engine keeps only the rank's shard of a network, so whole networks are made one
+    after the other.
+
+    Args:
+        config: The run's config.
+        world: The run's processes.
+        backbone: The teacher.
+
+    Returns:
+        The engines by role, and the teacher as a Denoiser.
     """
     family, base = type(backbone), backbone.network
     if world.primary and world.device.type == "cuda":
@@ -231,15 +262,16 @@ def build_engines(
 
 
 BuildRole = Callable[..., nn.Module]
+"""(network, role) -> the role's network."""
 
 
 def _build_adapted(
     roles: list[str], build: BuildRole, config: RunConfig, world: launch.World, base: nn.Module
 ) -> tuple[dict[str, Any], Any]:
-    """Adapters on one base, or on one each; the teacher is the student without its adapter.
+    """Build adapters on one shared base, or on a copy each; the teacher is the student's base.
 
-    Where the teacher's graph is kept it is another tree over the base: its blocks are computed
-    again when the student's adapter has been switched on again.
+    If the objective needs gradients through the teacher, the teacher is a separate tree over the
+    base: checkpointing recomputes its blocks when the student's adapter is active again.
     """
     copied = shared_copy if config.parallel.share_base else copy.deepcopy
     apart = shared_copy(base) if config.objective.through_scores else None
@@ -254,7 +286,7 @@ def _build_adapted(
 def _build_whole(
     roles: list[str], build: BuildRole, config: RunConfig, world: launch.World, base: nn.Module
 ) -> tuple[dict[str, Any], Any]:
-    """Whole trained copies in float32 beside the frozen base, each sharded before the next."""
+    """Build trained float32 copies of the base, each sharded before the next, and the teacher."""
     engines = {
         role: build_engine(build(copy.deepcopy(base).float(), role), role, config, world)
         for role in roles
@@ -263,7 +295,7 @@ def _build_whole(
 
 
 def _frozen(network: nn.Module, config: RunConfig, world: launch.World) -> Any:
-    """The teacher of a full fine-tune: sharded where the trained networks are."""
+    """Return the teacher of a full fine-tune, sharded if the trained networks are."""
     if not world.distributed or config.parallel.zero_stage < 3:
         return network
     from ..parallel.deepspeed_engine import shard_frozen
@@ -272,7 +304,7 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World) -> Any:
 
 
 def expert_shares(config: RunConfig, experts: Experts) -> dict[str, float]:
-    """Return the share of the student's steps that each expert takes, by name."""
+    """Return the share of the student's steps that each expert takes, by expert name."""
     grid = build_grid(config.grid, RectifiedFlow(experts.scale), experts.split.time)
     low, high = (len(side) / grid.steps for side in grid.sides())
     return dict(zip(experts.split.names, (high, low), strict=True))
@@ -281,14 +313,14 @@ def expert_shares(config: RunConfig, experts: Experts) -> dict[str, float]:
 def build_engine(
     network: nn.Module, role: str, config: RunConfig, world: launch.World, *, share: float = 1.0
 ) -> Any:
-    """Build the engine that trains a role's network, of one process or over all ranks.
+    """Build the engine that trains a role's network, on one process or all ranks.
 
     Args:
-        network: One network, or both experts, which get an engine each.
-        role: Whose settings it takes.
-        config: The run's.
-        world: Its ranks.
-        share: Of the iterations that train this network.
+        network: One network, or both experts, which get one engine each.
+        role: The role, whose optimiser settings are used.
+        config: The run's config.
+        world: The run's processes.
+        share: Share of the iterations that train this network, for the learning rate schedule.
     """
     if isinstance(network, Experts):
         shares = expert_shares(config, network)

@@ -1,4 +1,4 @@
-"""A trained role that has an engine for each expert: an iteration calls and updates one of them."""
+"""Train a role with two experts: one engine each, and every iteration updates one of them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ..parallel.engine import Files, StepResult
 
 
 class ExpertEngines:
-    """The engines of a pair of experts, with the contract of one.
+    """The engines of two experts, with the interface of one engine.
 
-    What is trained is the expert that was called with a graph last; the other's optimiser, average
-    and schedule stand still. All ranks call the same one.
+    Each iteration trains the expert that was last called with gradients. The other's optimiser,
+    average and schedule do not advance. All ranks call the same expert.
+
+    Args:
+        module: Both networks, with their trainable parameters.
+        build: (network, expert name) -> its engine.
     """
 
     def __init__(self, module: Experts, build: Callable[[Any, str], Any]):
-        """Build both engines.
 
-        Args:
-            module: Both networks, with what is trained.
-            build: Makes the engine of a network, given the expert's name.
-        """
         self.module = module
         self.parts = {name: build(network, name) for name, network in module.networks.items()}
         self._called = module.split.names[0]
 
     def __call__(self, *, timestep: Tensor, **inputs: Any) -> Any:
+        """Call the expert that `timestep` [B] selects."""
         name = self.module.choose(timestep)
         if torch.is_grad_enabled():
             self._called = name
@@ -40,28 +40,37 @@ class ExpertEngines:
 
     @property
     def trainable(self) -> dict[str, Any]:
-        """The trained parameters by their names in the pair."""
+        """The trained parameters, named `<expert>.<parameter>`."""
         return self._joined({name: engine.trainable for name, engine in self.parts.items()})
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of the expert that was called."""
+        """Accumulate the gradient of the expert that was called; `loss` is a scalar."""
         self.parts[self._called].backward(loss)
 
     def step(self, *, skip: bool | Tensor = False) -> StepResult:
-        """Step the expert that was called, as its engine does."""
+        """Step the optimiser of the expert that was called, and return its engine's result.
+
+        Args:
+            skip: Whether to discard the gradient instead.
+        """
         result: StepResult = self.parts[self._called].step(skip=skip)
         return result
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, both experts compute with their averaged weights, if there are any."""
+        """Use the averaged weights of both experts inside the context, if there are any."""
         with ExitStack() as stack:
             for engine in self.parts.values():
                 stack.enter_context(engine.averaged())
             yield
 
     def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
-        """Return both experts' trained tensors, as their engines do."""
+        """Return the trained tensors of both experts, named `<expert>.<parameter>`.
+
+        Args:
+            averaged: Whether to return averaged weights.
+            everywhere: Whether all ranks get them, or only the first.
+        """
         return self._joined(
             {
                 name: engine.weights(averaged=averaged, everywhere=everywhere)
@@ -70,7 +79,7 @@ class ExpertEngines:
         )
 
     def snapshot(self) -> Files:
-        """Return the files of both, each in a folder of its own."""
+        """Return the checkpoint files of both experts, one folder each."""
         return {
             f"{name}/{file}": data
             for name, engine in self.parts.items()
@@ -78,7 +87,7 @@ class ExpertEngines:
         }
 
     def load(self, folder: Path) -> None:
-        """Restore both from the files of a `snapshot`."""
+        """Restore both experts from the files of `snapshot`."""
         for name, engine in self.parts.items():
             engine.load(folder / name)
 
@@ -88,7 +97,7 @@ class ExpertEngines:
 
 
 def backend_of(engine: Any) -> str:
-    """Return the class of a role's engine, or of its experts' engines."""
+    """Return the class name of a role's engine, or of its experts' engines."""
     if isinstance(engine, ExpertEngines):
         engine = next(iter(engine.parts.values()))
     return type(engine).__name__

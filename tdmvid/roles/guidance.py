@@ -1,4 +1,4 @@
-"""The guidance of a run's teacher, as the config has it."""
+"""Apply the config's guidance to a teacher."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def guide(
     *,
     boundary: float = 0.0,
 ) -> Guided:
-    """Return the guided teacher.
+    """Return the teacher with guidance.
 
     Args:
-        config: whose `objective` sets the guidance.
-        denoiser: the unguided teacher.
-        null: the condition of the other branch, of one sample.
-        cfg: another scale than `objective.cfg`; 1 leaves out `cfg_2`, too.
-        boundary: the time below which a teacher's second expert is called; 0 of one network.
+        config: Its `objective` sets the guidance.
+        denoiser: The unguided teacher.
+        null: Condition of the unconditional branch, one row.
+        cfg: Guidance scale to use instead of `objective.cfg`; 1 also ignores `cfg_2`.
+        boundary: Time below which a teacher's second expert is called; 0 for one network.
     """
     objective = config.objective
     low, high = objective.cfg_interval
@@ -34,13 +34,13 @@ def guide(
 
 
 def check_guidance(config: RunConfig, family: type[Backbone]) -> None:
-    """Check that the stock call of a family has the guidance.
+    """Check that the family's stock pipeline supports the guidance settings.
 
     Raises:
-        ValueError: it has not.
+        ValueError: It does not support `use_dynamic_cfg`.
     """
     if config.objective.use_dynamic_cfg and not family.dynamic_guidance:
         raise ValueError(
-            f"objective.use_dynamic_cfg=true: {family.pipeline_class} has no such argument: leave"
-            " it out, or use objective.cfg_interval"
+            f"objective.use_dynamic_cfg=true: {family.pipeline_class} does not support it; omit it,"
+            " or use objective.cfg_interval"
         )

@@ -1,7 +1,7 @@
-"""Gradient checkpointing that computes a block again except for its attention.
+"""Gradient checkpointing that recomputes a block except for its attention.
 
-On a long sequence attention is most of a block's work and little of its memory: one output as
-large as the block's input.
+On long sequences attention is most of a block's work but little of its memory: one output as large
+as the block's input.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def is_attention(operation: object) -> bool:
-    """Return whether an operation of PyTorch is one of its fused attention kernels."""
+    """Return whether a PyTorch operation is one of its fused attention kernels (forward)."""
     return "scaled_dot_product" in str(operation) and "backward" not in str(operation)
 
 
 class _Keep(TorchDispatchMode):
-    """Keep what attention returns: a list of tuples."""
+    """Record the outputs of attention operations, as tuples."""
 
     def __init__(self, kept: list[Any]):
         super().__init__()
@@ -30,16 +30,16 @@ class _Keep(TorchDispatchMode):
         if is_attention(func):
             self.kept.append(
                 tuple(x.detach() if isinstance(x, Tensor) else x for x in out)
-            )  # without the graph that it gets above
+            )  # the autograd graph is recorded at a higher level
         return out
 
 
 class _Reuse(TorchDispatchMode):
-    """Return what was kept instead of computing attention, and drop it.
+    """Return recorded outputs instead of computing attention, and release them.
 
-    All else is computed, in whatever number: DeepSpeed gathers weights here that it still had in
-    the forward pass, which PyTorch's own contexts (`create_selective_checkpoint_contexts`) take for
-    an error.
+    Other operations are computed, however many there are. DeepSpeed gathers weights here that were
+    still available in the forward pass; PyTorch's own contexts
+    (`create_selective_checkpoint_contexts`) treat that as an error.
     """
 
     def __init__(self, kept: list[Any]):
@@ -64,8 +64,15 @@ def _contexts() -> tuple[_Keep, _Reuse]:
 
 
 def keep_attention(block: nn.Module, *args) -> Tensor | tuple[Tensor, ...]:
-    """Call a block so that its backward pass keeps its inputs and its attention's outputs.
+    """Call a block so that only its inputs and attention outputs are kept for the backward pass.
 
-    For diffusers' `enable_gradient_checkpointing`.
+    Passed to diffusers' `enable_gradient_checkpointing`.
+
+    Args:
+        block: The block to call.
+        args: Its arguments.
+
+    Returns:
+        The block's output.
     """
     return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=_contexts)

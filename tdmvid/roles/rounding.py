@@ -1,6 +1,4 @@
-"""A quantised base beside the whole one: what rounding its weights changed of the teacher, and what
-of the student.
-"""
+"""Quantize the frozen base of a run, and measure how this changes teacher and student."""
 
 from __future__ import annotations
 
@@ -24,31 +22,31 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Rounding:
-    """What quantising a base changed.
+    """Effect of quantizing a base.
 
-    Differences are root mean squares relative to the size of what the whole base gives.
+    Differences are root mean squares relative to the output of the unquantized base.
     """
 
     kind: QuantizeKind
     whole: int
     held: int
-    """Bytes of the network's parameters before and after."""
+    """Bytes of the network's parameters before (`whole`) and after quantization."""
     times: tuple[float, ...]
     errors: tuple[float, ...]
-    """Of the teacher's clean prediction, guided as in training, at each time of the student's grid.
-    """
+    """Relative change of the teacher's guided x0 prediction, at each time of the student's grid."""
     student: float | None = None
-    """Of the trained student's final latents, when it leaves the base it was trained on; None until
-    it is trained.
+    """Relative change of the trained student's final latents when it moves to the unquantized base.
+
+    None before training ends.
     """
 
     def __str__(self) -> str:
         at = ", ".join(f"{error:.2%} at t = {t:.3g}" for t, error in zip(self.times, self.errors))
-        held = f"{self.held / GIB:.3g} GiB for {self.whole / GIB:.3g}"
-        return f"frozen base in {self.kind}: {held}; the teacher's clean prediction is off by {at}"
+        held = f"{self.held / GIB:.3g} GiB instead of {self.whole / GIB:.3g} GiB"
+        return f"frozen base in {self.kind}: {held}; the teacher's x0 prediction changes by {at}"
 
     def save(self, folder: Path) -> None:
-        """Write quantized.json of a run folder."""
+        """Write quantized.json to a run's folder."""
         write_json(folder / "quantized.json", asdict(self))
 
 
@@ -56,13 +54,21 @@ class Rounding:
 def quantize_base(
     config: RunConfig, backbone: Backbone, grid: TimeGrid, cond: Cond, null: Cond
 ) -> Rounding:
-    """Quantise the backbone's network in place, and measure what that changes.
+    """Quantize the backbone's network in place, and measure the change of the teacher's prediction.
 
-    On one micro-batch at most, with one guided call a time and side: of pure noise first, then of
-    the whole teacher's prediction from that, noised to the other times.
+    The measurement takes at most one micro-batch, with one guided call per time before and after
+    quantization. The first call is on pure noise, the others on the unquantized teacher's
+    prediction, noised to their times.
+
+    Args:
+        config: The run's config.
+        backbone: The teacher.
+        grid: The student's times.
+        cond: Conditions of prompts; at most one micro-batch is used.
+        null: Condition of the unconditional branch, one row.
 
     Returns:
-        What changed.
+        Sizes and errors.
     """
     network, times = backbone.network, grid.descending()
     cond = cond.rows(slice(config.batch.micro))
@@ -85,24 +91,34 @@ def quantize_base(
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the root mean square of what differs, relative to that of `expected`."""
+    """Return the root mean square of found - expected, relative to that of `expected`.
+
+    Args:
+        found, expected: Tensors of the same shape, [B, ...].
+    """
     return ((found - expected).norm() / expected.norm()).item()
 
 
 def story(folder: Path) -> str:
-    """What a card says of the base that a run was trained on, after a space; empty if it was not
-    quantised.
+    """Return the model card's sentence about a quantized base, with a leading space.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The sentence; empty if the base was not quantized.
     """
     path = folder / "quantized.json"
     if not path.is_file():
         return ""
     facts = read_object(path)
     student = (
-        f", and the student's latents by {facts['student']:.2%} when it was put on the whole one"
+        f" and, when the student was moved to the unquantized base, its latents by"
+        f" {facts['student']:.2%}"
         if facts["student"] is not None
         else ""
     )
     return (
-        f" Its frozen base was rounded to {facts['kind']} while it trained, which moved the"
-        f" teacher's clean predictions by up to {max(facts['errors']):.2%}{student}."
+        f" Its frozen base was quantized to {facts['kind']} during training. This changed the"
+        f" teacher's x0 predictions by up to {max(facts['errors']):.2%}{student}."
     )

@@ -1,1 +1,1 @@
-"""Samples of a teacher or a student, and the manifest that says what made them."""
+"""Sample from a teacher or a student, and keep a manifest of what made each sample."""

@@ -1,7 +1,7 @@
-"""The record of a folder of samples: its settings, and a line for each video that was made.
+"""Record a folder of samples: its settings, and one manifest line per finished video.
 
-Each rank writes to a part of its own, because ranks on several machines share no file; the first
-rank gathers the parts.
+Each rank writes a manifest file of its own, because ranks on several machines cannot append to one
+file. The first rank merges them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ from ..data.media import file_inside, is_whole
 from .shots import Shot
 
 SETTINGS = "sampling.json"
+"""File with the settings that all samples of a folder share."""
 
 
 def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
-    """Take the folder for these settings and return the names of the files that it has, whole.
+    """Reserve a folder for samples with these settings.
+
+    Args:
+        out: The folder.
+        settings: Settings of all samples, written to sampling.json.
+        shots: The samples to make.
+
+    Returns:
+        Names of files that exist already and are complete.
 
     Raises:
-        ValueError: if it has other settings, or one of the files for another prompt.
+        ValueError: The folder has samples with other settings, or a file made from another prompt,
+            seed or image.
     """
     path = out / SETTINGS
     if path.is_file():
@@ -32,22 +42,22 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
         for key, value in settings.items():
             if key != "student" and there.get(key) != value:
                 raise ValueError(
-                    f"{out} holds videos of {key}={_told(there.get(key))}, these have"
-                    f" {_told(value)}: use the same, or another --out"
+                    f"{out} contains videos with {key}={_told(there.get(key))}, but these have"
+                    f" {_told(value)}: use the same value, or another --out"
                 )
     wanted = {shot.file: shot for shot in shots}
     for entry in read_manifest(out):
         shot = wanted.get(entry["file"])
         if shot and (shot.prompt, shot.seed) != (entry.get("prompt"), entry.get("seed")):
             raise ValueError(
-                f"{out / shot.file} shows {entry.get('prompt')!r} of seed {entry.get('seed')},"
-                f" not {shot.prompt!r} of seed {shot.seed}: use the same prompts and seeds, or"
-                " another --out"
+                f"{out / shot.file} was made from {entry.get('prompt')!r} with seed"
+                f" {entry.get('seed')}, not {shot.prompt!r} with seed {shot.seed}: use the same"
+                " prompts and seeds, or another --out"
             )
         if shot and shot.image_sha256 != entry.get("image_sha256", ""):
             raise ValueError(
-                f"{out / shot.file} starts from another image than {_told(shot.image)}: use the"
-                " same, or another --out"
+                f"{out / shot.file} was made from an image other than {_told(shot.image)}: use the"
+                " same image, or another --out"
             )
     write_json(path, settings)
     gather_manifest(out)
@@ -57,29 +67,36 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
 
 
 def _made(out: Path, file: str, size: dict[str, int]) -> bool:
-    """Return whether a sample lies in the folder, and can be read to its end."""
+    """Return whether a sample exists in the folder and can be decoded to its end."""
     try:
         path = file_inside(out, file)
-    except ValueError:  # a link to somewhere else
+    except ValueError:  # a link that leaves the folder
         return False
     return path.is_file() and is_whole(path, **size)
 
 
 def _told(value: object) -> str:
-    """A value in a message; a long text, as a negative prompt may be, is cut."""
+    """Format a value for a message; long texts, such as negative prompts, are shortened."""
     return short(value) if isinstance(value, str) else repr(value)
 
 
 def read_manifest(out: Path) -> list[dict]:
-    """Return what was made so far: prompt, seed, file and settings of each video; the last line of
-    a killed rank may be cut.
+    """Read the entries of all finished videos: prompt, seed, file and settings of each.
+
+    Incomplete lines, as a killed rank leaves them, are ignored.
+
+    Args:
+        out: The folder of samples.
+
+    Returns:
+        Entries sorted by file name.
     """
     entries = {}
     for path in [out / MANIFEST, *sorted(out.glob(f".*.{MANIFEST}"))]:
         try:
-            # splitlines() would cut at a U+2028 in a prompt.
+            # splitlines() would also split at U+2028 inside a prompt.
             lines = path.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:  # not there yet, or another job has just gathered it
+        except FileNotFoundError:  # missing, or just merged by another job
             continue
         for line in lines:
             try:
@@ -92,10 +109,13 @@ def read_manifest(out: Path) -> list[dict]:
 
 
 def gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
-    """Write one manifest from the ranks' own.
+    """Merge the ranks' manifests into one.
+
+    If two jobs merge in one folder at the same time, lines may be lost.
 
     Args:
-        made: entries that belong there; where two jobs gather in one folder, lines may be lost.
+        out: The folder of samples.
+        made: Entries to include even if no manifest has them.
     """
     found = {entry["file"]: entry for entry in made} | {
         entry["file"]: entry for entry in read_manifest(out)
@@ -111,7 +131,13 @@ def gather_manifest(out: Path, made: Iterable[dict] = ()) -> None:
 
 
 def entry_of(shot: Shot, settings: dict, cut: Mapping[str, int]) -> dict:
-    """Return the line of a video; cut: prompts of which only so many tokens are read."""
+    """Return the manifest entry of a video.
+
+    Args:
+        shot: The video.
+        settings: Settings of all samples.
+        cut: Truncated prompt -> number of tokens that are read.
+    """
     cut_to = {"cut_to_tokens": cut[shot.prompt]} if shot.prompt in cut else {}
     known = {
         name: value
@@ -122,6 +148,6 @@ def entry_of(shot: Shot, settings: dict, cut: Mapping[str, int]) -> dict:
 
 
 def append_entry(out: Path, rank: int, entry: dict) -> None:
-    """Add a video to the rank's own part."""
+    """Append an entry to the manifest of this rank."""
     with (out / f".{rank}.{MANIFEST}").open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -1,8 +1,8 @@
-"""Videos of a list of prompts, from a teacher or a few-step student, on any number of ranks; each
-is made once.
+"""Sample videos of a list of prompts from a teacher or a few-step student, on any number of ranks.
 
-The noise of a video is a function of (seed, prompt), so neither batch, rank nor order changes
-it. Sampling is the STOCK diffusers pipeline with the scheduler that lies beside the student.
+Existing videos are not made again. The noise of a video is a function of (seed, prompt), so batch,
+rank and order do not change it. Sampling uses the stock diffusers pipeline, with the scheduler next
+to the student.
 
 Shapes: B videos of a batch, C latent channels, F frames, H W latent size.
 """
@@ -37,26 +37,27 @@ from .student import check_guidance, set_flow_shift, stock_defaults, use_student
 
 @dataclass(frozen=True)
 class Sampler:
-    """What samples: the teacher, or with `student` the LoRA or network in that folder."""
+    """What to sample with: the teacher, or the student (LoRA or network) in a folder."""
 
     student: Path | None = None
     steps: int | None = None
-    """None: as many as the student was trained for, or the stock pipeline's default for a teacher.
-    """
+    """Number of steps. None uses the student's, or the stock pipeline's default for a teacher."""
     cfg: float | None = None
-    """None: 1 (off) for a student, the stock pipeline's default for a teacher."""
+    """Guidance scale. None uses 1 (off) for a student, the stock pipeline's default for a
+    teacher.
+    """
     negative: str = ""
-    """The prompt that guidance leads away from."""
+    """Negative prompt of the guidance."""
     shift: float = 0.0
     """Flow shift of a teacher's times; 0 keeps that of the model's own scheduler."""
     cfg_2: float | None = None
-    """`guidance_scale_2` of the stock call of a teacher of two experts."""
+    """`guidance_scale_2` of the stock call, for a teacher with two experts."""
     use_dynamic_cfg: bool = False
-    """As of CogVideoX's stock call."""
+    """`use_dynamic_cfg` of CogVideoX's stock call."""
 
     @property
     def guidance(self) -> dict[str, Any]:
-        """Return the arguments of the stock call that change its guidance with time."""
+        """Arguments of the stock call that make guidance depend on time."""
         second = {} if self.cfg_2 is None else {"guidance_scale_2": self.cfg_2}
         return second | ({"use_dynamic_cfg": True} if self.use_dynamic_cfg else {})
 
@@ -71,23 +72,29 @@ def sample_videos(
     batch: int = 1,
     cache: Path = Path("cache/embeddings"),
 ) -> list[dict]:
-    """Make the shots that `out` lacks, each rank its share.
+    """Make the videos that `out` lacks; each rank makes its share.
 
     Args:
-        batch: videos at a time on each rank.
-        cache: where text embeddings are kept.
+        out: The folder of videos.
+        shots: The videos, each with prompt, seed and file name.
+        backbone: The teacher.
+        sampler: What to sample with.
+        world: The processes.
+        batch: Number of videos at a time on each rank.
+        cache: Folder of cached text embeddings.
 
     Returns:
-        The manifest: a dict per video, in the order of `shots`.
+        Manifest entries, in the order of `shots`.
 
     Raises:
-        ValueError: if `out` holds videos of other settings or prompts.
+        ValueError: `out` contains videos of other settings or prompts, or the settings do not suit
+            the model.
     """
     check_number("batch", batch, OPTIONS["batch"])
     if backbone.takes_images and any(not shot.image for shot in shots):
         raise ValueError(
-            f"model={backbone.config.path!r} starts from an image, and prompts alone are to be"
-            " sampled: use `tdmvid sample` with images"
+            f"model={backbone.config.path!r} needs an image for each prompt: use `tdmvid sample`"
+            " with images"
         )
     digest = hashlib.sha256(repr(shots).encode()).hexdigest()[:16]
     launch.check_same("list of prompts", {"videos": digest})
@@ -95,8 +102,7 @@ def sample_videos(
     done = claim_folder(out, settings, shots) if world.primary else None
     for line in settings.get("untrained", ()) if world.primary else ():
         print(line, flush=True)
-    # What machines see of a shared folder may differ for a while, and each would share out another
-    # list.
+    # Machines may temporarily see different contents of a shared folder, so rank 0 decides.
     done = launch.broadcast_from_rank0(done)
     todo = [shot for shot in shots if shot.file not in done]
     cut = _cut(backbone, shots, world)
@@ -104,8 +110,7 @@ def sample_videos(
     if todo:
         conds = _embed(todo, sampler.negative, backbone, world, cache)
         _sample_share(out, todo, backbone, sampler, conds, entries, world, batch)
-        # The pipeline's copy of the network is in a cycle, which would keep the weights on the
-        # device while another samples or scores there.
+        # A reference cycle would keep the pipeline's weights on the device.
         gc.collect()
     launch.barrier()
     made = [entries[shot.file] for shot in shots]
@@ -125,7 +130,7 @@ def _sample_share(
     world: launch.World,
     batch: int,
 ) -> None:
-    """Sample this rank's share of the shots, a batch at a time."""
+    """Sample this rank's share of the shots, one batch at a time."""
     steps, cfg = _steps_and_cfg(backbone, sampler)
     pipeline = use_student(backbone, sampler.student, steps=steps)
     if sampler.shift:
@@ -152,7 +157,7 @@ def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
         steps = trained if sampler.steps is None else sampler.steps
         if steps is None:
             raise ValueError(
-                f"{sampler.student} does not say for how many steps it was trained: give steps"
+                f"{sampler.student} does not state how many steps it was trained for: set steps"
             )
         cfg = 1.0
     else:
@@ -165,34 +170,36 @@ def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
 
 
 def _untrained(backbone: Backbone, student: Path, steps: int, cfg: float) -> list[str]:
-    """Return sentences on what a student was not trained for; they belong beside its videos."""
+    """Return sentences about settings that a student was not trained for; stored with its
+    videos.
+    """
     facts, size, found = read_facts(student), asdict(backbone.size), []
     if (trained := facts.get("steps")) and steps != trained:
-        found.append(f"The student was trained for {trained} steps, and samples with {steps}.")
+        found.append(f"The student was trained for {trained} steps, but samples with {steps}.")
     video = facts.get("video") or size
     if any(video.get(name) != size[name] for name in ("frames", "height", "width")):
         first, last = (
             " x ".join(str(one.get(name)) for name in ("frames", "height", "width"))
             for one in (video, size)
         )
-        found.append(f"The student was trained on {first}, and samples {last}.")
+        found.append(f"The student was trained on {first}, but samples {last}.")
     if cfg != 1:
         found.append(
-            f"The student was trained to sample without guidance, which cfg={cfg:g} adds: expect"
-            " burnt colours."
+            f"The student was trained to sample without guidance, but cfg={cfg:g} adds it: expect"
+            " over-saturated colours."
         )
     return found
 
 
 def _settings(backbone: Backbone, sampler: Sampler) -> dict:
-    """Return what every video of a folder has in common, as its sampling.json says it."""
+    """Return the settings that all videos of a folder share, as stored in sampling.json."""
     steps, cfg = _steps_and_cfg(backbone, sampler)
     check_guidance(backbone, sampler.guidance)
     folder = sampler.student
     if sampler.negative and cfg == 1:
         raise ValueError(
-            "the negative prompt has no effect with cfg=1, which is no guidance: leave it out, or"
-            " give a guidance scale"
+            "the negative prompt has no effect without guidance (cfg=1): omit it, or set a guidance"
+            " scale"
         )
     untrained = _untrained(backbone, folder, steps, cfg) if folder else []
     return {
@@ -213,9 +220,7 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
 def _embed(
     shots: list[Shot], negative: str, backbone: Backbone, world: launch.World, root: Path
 ) -> Conditions:
-    """Return the conditions of the shots and of the negative prompt; what encodes them is gone
-    before the denoiser runs.
-    """
+    """Return the conditions of the shots and of the negative prompt, and release the encoders."""
     key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
     texts = EmbeddingCache(root, key)
     if world.primary:
@@ -236,7 +241,7 @@ def _embed(
 
 
 def _cut(backbone: Backbone, shots: list[Shot], world: launch.World) -> dict[str, int]:
-    """Return how many tokens are read of each prompt that is longer, and say how many there are."""
+    """Return prompt -> token limit for truncated prompts, and print how many there are."""
     prompts = list(dict.fromkeys(shot.prompt for shot in shots))
     cut = backbone.find_cut_prompts(prompts)
     if world.primary and (note := cut.note(prompts)):
@@ -252,17 +257,17 @@ def _write(
     entries: dict[str, dict],
     rank: int,
 ) -> None:
-    """Write each video [3, F, H, W] to its file, then its line to the rank's manifest."""
+    """Write each video [3, F, H, W] to its file, and then its entry to this rank's manifest."""
     for shot, video in zip(shots, videos, strict=True):
         try:
             if video.shape[1] == 1:
                 write_image(out / shot.file, video[:, 0])
             else:
                 write_video(out / shot.file, video, fps=backbone.size.fps)
-        except ValueError as error:  # pixels that are not finite: of thousands, say which
+        except ValueError as error:  # non-finite pixels: name the video
             raise ValueError(
                 f"{shot.file}, seed {shot.seed} of {shot.prompt!r}: {error};"
-                f"{_other_dtype(backbone.config.dtype)} leave the prompt out"
+                f"{_other_dtype(backbone.config.dtype)} omit the prompt"
             ) from error
         append_entry(out, rank, entries[shot.file])
 
@@ -270,4 +275,4 @@ def _write(
 def _other_dtype(dtype: str) -> str:
     if dtype == "float32":
         return ""
-    return " compute in float32 (--dtype, or model.dtype of a config) with another --out, or"
+    return " use float32 (--dtype, or model.dtype of a config) with another --out, or"

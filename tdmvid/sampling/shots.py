@@ -1,4 +1,4 @@
-"""What is to be sampled: one shot a video, its noise, and the name of its file."""
+"""Plan what to sample: one shot per video, with its noise and its file name."""
 
 from __future__ import annotations
 
@@ -28,24 +28,30 @@ class Shot:
     seed: int
     file: str
     image: str = ""
-    """The file of its first frame, where the model takes one."""
+    """File of the first frame, if the model takes one."""
     image_sha256: str = ""
-    """Of the content of that file."""
+    """Digest of that file's content."""
 
     @property
     def item(self) -> Item:
-        """What it is made from."""
+        """Prompt and image of the video."""
         return Item(self.prompt, Path(self.image) if self.image else None)
 
 
 def plan_shots(
     items: Sequence[Item | str], seeds: Iterable[int], *, frames: int, naming: Naming = "index"
 ) -> list[Shot]:
-    """Return every item with every seed; one that comes twice is made once.
+    """Combine every item with every seed; duplicates are made once.
 
-    items: prompts, or prompts with images. naming: "index" gives 00012_a-red-ring-0.mp4 (the item's
-    place in the list, then its seed), "prompt" gives `{prompt}-{seed}.mp4`, which VBench reads.
-    ValueError for a prompt that cannot name a file.
+    Args:
+        items: Prompts, or prompts with images.
+        seeds: Seeds of the noise.
+        frames: Number of frames; 1 makes images.
+        naming: "index" gives 00012_a-red-ring-0.mp4 (index in the list, words of the prompt, seed);
+            "prompt" gives `{prompt}-{seed}.mp4`, which VBench reads.
+
+    Raises:
+        ValueError: A prompt cannot be a file name, or two shots get the same one.
     """
     suffix, seeds, shots = ".png" if frames == 1 else ".mp4", list(dict.fromkeys(seeds)), []
     first: dict[tuple[str, str, str], int] = {}
@@ -58,7 +64,7 @@ def plan_shots(
             name = f"{stem}-{seed}{suffix}"
             if "/" in name or "\0" in name or len(name.encode()) > _NAME_BYTES:
                 raise ValueError(
-                    f"prompt {prompt!r} cannot name a file (no '/', at most {_NAME_BYTES} bytes"
+                    f"prompt {prompt!r} cannot be a file name (no '/', at most {_NAME_BYTES} bytes"
                     " with the seed): use naming by index"
                 )
             shots.append(Shot(prompt, seed, name, image, digest))
@@ -67,27 +73,34 @@ def plan_shots(
 
 
 def _known(item: Item | str) -> tuple[str, str, str]:
-    """Prompt, image file and digest of its content of an item."""
+    """Return prompt, image file and digest of the image's content."""
     if isinstance(item, str) or item.image is None:
         return (item if isinstance(item, str) else item.prompt), "", ""
     return item.prompt, str(item.image), image_digest(item.image)
 
 
 def _check_names(shots: list[Shot]) -> None:
-    """Raise ValueError if two shots have one file name."""
+    """Raise ValueError if two shots have the same file name."""
     named: dict[str, Shot] = {}
     for shot in shots:
         other = named.setdefault(shot.file, shot)
         if other is not shot:
             raise ValueError(
-                f"prompt {short(shot.prompt)} comes with two images, {short(other.image)} and"
-                f" {short(shot.image)}, and names one file: use naming by index"
+                f"prompt {short(shot.prompt)} has two images, {short(other.image)} and"
+                f" {short(shot.image)}, but gives one file name: use naming by index"
             )
 
 
 def noise(prompt: str, seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw the noise of a video, a function of prompt and seed alone: `shape`, float32, on the CPU,
-    whatever computes later.
+    """Draw the initial noise of a video, which depends on prompt and seed alone.
+
+    Args:
+        prompt: The prompt.
+        seed: The seed.
+        shape: Shape of one latent sample.
+
+    Returns:
+        Noise of `shape`, float32, drawn on the CPU on every machine.
     """
     digest = hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
     return torch.randn(
@@ -96,12 +109,16 @@ def noise(prompt: str, seed: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_seeds(text: str) -> list[int]:
-    """Return the seeds in "0,1,2"; ValueError for anything else."""
+    """Parse seeds such as "0,1,2".
+
+    Raises:
+        ValueError: The text is anything else.
+    """
     try:
         seeds = [int(seed) for seed in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"seeds={short(text)}: whole numbers with commas between, e.g. 0,1,2"
+            f"seeds={short(text)}: use whole numbers separated by commas, e.g. 0,1,2"
         ) from None
     for seed in seeds:
         check_number("seeds", seed, SEED)

@@ -1,4 +1,4 @@
-"""What samples: a base with or without a student, as the stock diffusers pipeline."""
+"""Load what samples: a base with or without a student, as the stock diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -25,38 +25,46 @@ from ..parallel import launch
 
 
 def stock_defaults(backbone: Backbone) -> tuple[int, float]:
-    """Return steps and guidance of a stock call that names neither."""
+    """Return the default number of steps and guidance scale of the stock pipeline's call."""
     call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
     return call["num_inference_steps"].default, float(call["guidance_scale"].default)
 
 
 def check_guidance(backbone: Backbone, guidance: Mapping[str, Any]) -> None:
-    """Check that a stock call has these arguments.
+    """Check that the stock pipeline's call accepts these arguments.
+
+    Args:
+        backbone: The teacher.
+        guidance: Arguments by name.
 
     Raises:
-        ValueError: it lacks one.
+        ValueError: It does not accept one of them.
     """
     call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
     for name, value in guidance.items():
         if name not in call:
             setting = {"guidance_scale_2": "cfg_2"}.get(name, name)
             raise ValueError(
-                f"{setting}={shown(value)}: {backbone.pipeline_class} has no argument {name}: leave"
-                " it out"
+                f"{setting}={shown(value)}: {backbone.pipeline_class} has no argument {name}: omit"
+                " it"
             )
 
 
 def use_student(
     backbone: Backbone, folder: Path | None, *, whole: bool = False, steps: int | None = None
 ):
-    """Return the stock pipeline with the LoRA or network of `folder` and the scheduler beside it.
+    """Return the stock pipeline with the student in `folder` and its scheduler.
 
-    It shares the backbone's weights and leaves them as they are.
+    The pipeline shares the backbone's weights and does not change them.
 
     Args:
-        folder: None samples with the teacher.
-        whole: with text encoder and autoencoder.
-        steps: of a student, another number than it was trained for; None: as trained.
+        backbone: The base.
+        folder: Holds a LoRA or a network; None samples with the teacher.
+        whole: Whether to load text encoders and autoencoder too.
+        steps: Number of steps of a student; None uses the number that it was trained for.
+
+    Raises:
+        ValueError: The folder has no student, or one that cannot be loaded completely.
     """
     network = shared_copy(backbone.network)
     pipeline = backbone.stock.whole_pipeline() if whole else backbone.stock.pipeline(network)
@@ -64,7 +72,9 @@ def use_student(
     if folder is None:
         return pipeline
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
-        load_student(pipeline, folder, backbone.lora)  # refuses what is neither
+        load_student(
+            pipeline, folder, backbone.lora
+        )  # raises if the folder has neither a LoRA nor a network
         check_times(pipeline.scheduler, folder)
         return _with_steps(pipeline, backbone, folder, steps)
     with reading(folder):
@@ -74,14 +84,14 @@ def use_student(
     timesteps = read_facts(folder).get("timesteps")
     if not timesteps:
         raise ValueError(
-            f"{folder} has no {FACTS} with its timesteps: export it again (`tdmvid export`)"
+            f"{folder} has no {FACTS} with timesteps: export it again (`tdmvid export`)"
         )
     pipeline.scheduler = backbone.student_scheduler(explicit(timesteps, backbone.process))
     return _with_steps(pipeline, backbone, folder, steps)
 
 
 def _with_steps(pipeline: Any, backbone: Backbone, folder: Path, steps: int | None) -> Any:
-    """Give a student's pipeline another number of steps over its trajectory."""
+    """Change the number of steps of a student's pipeline, along the same trajectory."""
     timesteps = read_facts(folder).get("timesteps")
     if steps and timesteps and steps != len(timesteps):
         grid = resampled(explicit(timesteps, backbone.process), steps, backbone.process)
@@ -90,17 +100,20 @@ def _with_steps(pipeline: Any, backbone: Backbone, folder: Path, steps: int | No
 
 
 def set_flow_shift(pipeline: Any, shift: float) -> None:
-    """Give a stock pipeline's scheduler another flow shift.
+    """Set the flow shift of a stock pipeline's scheduler.
+
+    Args:
+        pipeline: Modified in place.
+        shift: The new shift.
 
     Raises:
-        ValueError: If this scheduler has none.
+        ValueError: The scheduler has no flow shift.
     """
     scheduler = pipeline.scheduler
     names = [name for name in ("flow_shift", "shift") if name in scheduler.config]
     if not names:
         raise ValueError(
-            f"shift={shift:g}: {type(scheduler).__name__} of this model has no flow shift: leave it"
-            " out"
+            f"shift={shift:g}: {type(scheduler).__name__} of this model has no flow shift: omit it"
         )
     pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{names[0]: shift})
 
@@ -116,15 +129,23 @@ def load_for_sampling(
     size: str | None = None,
     fps: int | None = None,
 ) -> Backbone:
-    """Load the base of a student, as its export.json names it, or the model that is given; what is
-    given wins.
+    """Load the base of a student as its export.json describes it, or a given model.
+
+    Arguments override export.json.
 
     Args:
-        size: frames x height x width, e.g. "49x480x720".
+        world: Gives the device.
+        student: The student's folder.
+        model: diffusers folder or hub id of the base.
+        revision: Revision of a hub id.
+        variant: Variant of the weight files.
+        dtype: Dtype of the weights.
+        size: Frames x height x width, e.g. "49x480x720".
+        fps: Frames per second of written videos.
 
     Raises:
-        ValueError: for what neither the student nor the caller gives, and for a LoRA beneath the
-            student that is not the one of its training.
+        ValueError: Neither student nor arguments give a required value, or a LoRA of the base
+            differs from that used in training.
     """
     facts = read_facts(student) if student is not None else {}
     known = {"dtype": "bfloat16" if world.device.type == "cuda" else "float32"} | facts.get(
@@ -136,13 +157,14 @@ def load_for_sampling(
     known |= {key: value for key, value in given.items() if value}
     if not known.get("path"):
         raise ValueError(
-            "model is not given, and no student names its base: give a diffusers folder or a hub id"
+            "model is missing: give a diffusers folder or a hub id, or a student that names its"
+            " base"
         )
     shape = facts.get("video", {}) | (_read_size(size) if size else {})
     if not shape:
         raise ValueError(
-            "size is not given, and no student says what it was trained on: e.g. 49x480x720 (frames"
-            " x height x width)"
+            "size is missing: give e.g. 49x480x720 (frames x height x width), or a student that"
+            " states the size of its training"
         )
     clip = ClipSize(**(shape | ({"fps": fps} if fps else {})))
     config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)
@@ -150,19 +172,20 @@ def load_for_sampling(
 
 
 def _read_size(text: str) -> dict[str, int]:
-    """Return frames, height and width of "49x480x720"."""
+    """Parse frames, height and width from a text such as "49x480x720"."""
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", text)
     if not match:
         raise ValueError(
-            f"size={short(text)}: frames x height x width, e.g. 49x480x720, or 1x512x512 for an"
+            f"size={short(text)}: use frames x height x width, e.g. 49x480x720, or 1x512x512 for an"
             " image"
         )
     return dict(zip(("frames", "height", "width"), map(int, match.groups()), strict=True))
 
 
 def weights_of(folder: Path) -> str:
-    """Identify a student by its content: another run may have written another one to the same
-    place.
+    """Return a digest of a student's files.
+
+    It distinguishes students that different runs wrote to the same folder.
     """
     return file_fingerprint(
         [

@@ -191,7 +191,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
     train(tiny_run(tmp_path / "parts", "steps=4", *changes))
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_000004")
     parts = train(tiny_run(tmp_path / "parts", "steps=4", *changes), resume="auto")
-    assert capsys.readouterr().out.count("the teacher's clean prediction is off by") == 3
+    assert capsys.readouterr().out.count("the teacher's x0 prediction changes by") == 3
     trained = sorted((whole / "checkpoints" / "step_000004").glob("*/*.safetensors"))
     assert len(trained) >= 2
     for path in trained:

@@ -37,14 +37,14 @@ class KeyLayout:
 
         Args:
             state: diffusers' state dict, see `adapted_modules`.
-            alpha: for all layers, or by module name.
-            pipeline_class: the diffusers pipeline class of the base.
+            alpha: For all layers, or by module name.
+            pipeline_class: The diffusers pipeline class of the base.
 
         Returns:
             The file's tensors by key.
 
         Raises:
-            ValueError: the layout cannot hold a bias, or two modules get the same name.
+            ValueError: The layout cannot hold a bias, or two modules get the same name.
         """
         stem, out = self.stems[pipeline_class], dict[str, Tensor]()
         for name in adapted_modules(state):
@@ -78,12 +78,12 @@ class KeyLayout:
         Files of other origin are read by adapters/read.py.
 
         Args:
-            tensors: the tensors of the file.
-            pipeline_class: the diffusers pipeline class of the base.
-            modules: names of the modules that may be adapted.
+            tensors: The tensors of the file.
+            pipeline_class: The diffusers pipeline class of the base.
+            modules: Names of the modules that may be adapted.
 
         Raises:
-            ValueError: the program would not load one of the keys.
+            ValueError: The program would not load one of the keys.
         """
         stem, left, state = self.stems[pipeline_class], dict(tensors), dict[str, Tensor]()
         for name in modules:
@@ -112,7 +112,7 @@ def adapted_modules(state: dict[str, Tensor]) -> list[str]:
     """Return the names of the modules that a state dict adapts, in its order.
 
     Raises:
-        ValueError: a key is not `<module>.lora_A.weight`, `.lora_B.weight` or `.lora_B.bias`, or a
+        ValueError: A key is not `<module>.lora_A.weight`, `.lora_B.weight` or `.lora_B.bias`, or a
             module lacks one of its two factors.
     """
     found: dict[str, set[str]] = {}

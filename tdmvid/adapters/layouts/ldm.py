@@ -27,9 +27,9 @@ def name_ldm(name: str, layers_per_block: int, attentive_ups: frozenset[int]) ->
     """Return the name of a UNet module in the original repository.
 
     Args:
-        name: its name in diffusers.
-        layers_per_block: from the UNet's config.
-        attentive_ups: indices of the up blocks with attention, where the upsampler's index is one
+        name: Its name in diffusers.
+        layers_per_block: From the UNet's config.
+        attentive_ups: Indices of the up blocks with attention, where the upsampler's index is one
             higher.
     """
     if name in _OUTSIDE:

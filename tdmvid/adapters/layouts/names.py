@@ -37,9 +37,9 @@ class ModuleNames:
     """Finds a network's modules by their names in files.
 
     Args:
-        modules: names in diffusers' network.
-        part: component of the pipeline, "transformer" or "unet".
-        original: maps a module's name to that in the model's original repository.
+        modules: Names in diffusers' network.
+        part: Component of the pipeline, "transformer" or "unet".
+        original: Maps a module's name to that in the model's original repository.
     """
 
     def __init__(self, modules: Iterable[str], part: str, original: Callable[[str], str]):
@@ -75,9 +75,9 @@ def module_names(network: nn.Module, pipeline_class: str, part: str) -> ModuleNa
     """Return the names of all modules of a network that have parameters of their own.
 
     Args:
-        network: the network, on any device.
-        pipeline_class: its diffusers pipeline class.
-        part: component of the pipeline, "transformer" or "unet".
+        network: The network, on any device.
+        pipeline_class: Its diffusers pipeline class.
+        part: Component of the pipeline, "transformer" or "unet".
     """
     modules = [
         name

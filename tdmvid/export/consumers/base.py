@@ -24,15 +24,15 @@ class Consumer(ABC):
         """Return the model card's text about the file, after "for ".
 
         Args:
-            facts: contents of export.json.
+            facts: Contents of export.json.
         """
 
     def write_extras(self, loras: list[Path], student: Student) -> dict:
         """Write further files that the program needs beside the LoRA.
 
         Args:
-            loras: the written LoRA file, or those of both experts.
-            student: the exported student.
+            loras: The written LoRA file, or those of both experts.
+            student: The exported student.
 
         Returns:
             Entries for export.json.
@@ -61,10 +61,10 @@ def check_formats(formats: tuple[str, ...], backbone: Backbone) -> None:
 
     Args:
         formats: "diffusers" or names of consumers.
-        backbone: the student's base.
+        backbone: The student's base.
 
     Raises:
-        ValueError: a format does not; the message lists those that can be chosen.
+        ValueError: A format does not; the message lists those that can be chosen.
     """
     if set(formats) <= {"diffusers"}:
         return

@@ -180,8 +180,8 @@ def format_sigmas(backbone: Backbone, grid: TimeGrid) -> list[str]:
     Levels are sigma / alpha, and for a flow sigma itself; a 0 is appended.
 
     Args:
-        backbone: the student's base.
-        grid: its times.
+        backbone: The student's base.
+        grid: Its times.
 
     Returns:
         One list of numbers as text, or one for each expert.
@@ -202,10 +202,10 @@ def build_workflow(backbone: Backbone, grid: TimeGrid, loras: list[str], prompt:
     """Build the workflow. File names of the base are placeholders that the user replaces.
 
     Args:
-        backbone: the student's base.
-        grid: its times.
-        loras: name of the LoRA file in `models/loras`, or those of both experts.
-        prompt: text of the prompt node.
+        backbone: The student's base.
+        grid: Its times.
+        loras: Name of the LoRA file in `models/loras`, or those of both experts.
+        prompt: Text of the prompt node.
 
     Returns:
         Nodes by id, in ComfyUI's API format.
