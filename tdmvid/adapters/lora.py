@@ -1,4 +1,4 @@
-"""Student and fake as LoRA adapters on one frozen base.
+"""Student and fake as LoRA adapters (arXiv 2106.09685) on one frozen base.
 
 Two module trees share the base's Parameter objects, and each has its own adapter. With two adapters
 on one tree, gradient checkpointing could recompute with the wrong one.

@@ -1,8 +1,9 @@
-"""Step-count conditioning of TDM-unify: a trained function of K, added to the time embedding.
+"""Condition a network on the number of steps K (TDM-unify, arXiv 2503.06674).
 
-K is mapped to a time scale, then through a sinusoidal embedding as wide as the model's own and two
-layers. The last layer starts at zero, so that iteration 0 is exactly the base. For a fixed K the
-result is a constant vector, which a plain LoRA file can hold (`baked`).
+A trained function of K is added to the time embedding. K is mapped to a time scale, then through a
+sinusoidal embedding as wide as the model's own and two layers. The last layer starts at zero, so
+that iteration 0 is exactly the base. For a fixed K the result is a constant vector, which a plain
+LoRA file can hold (`baked`).
 
 Shapes: B batch, D channels of the time embedding, r rank.
 """

@@ -101,7 +101,11 @@ class LoraWeights:
         return replace(self, layers=layers)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors by peft's names: A, B and, if any layer has a bias, a bias for all."""
+        """Return the tensors by peft's names: A [r, in], B [out, r] and, if any has one, bias
+        [out].
+
+        Layers without a bias then get zeros, because peft puts a bias on every layer or on none.
+        """
         state = {}
         for name, layer in self.layers.items():
             state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = layer.a, layer.b
@@ -154,6 +158,8 @@ def _join_layers(layers: Sequence[LoraLayer]) -> LoraLayer:
 
 def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
     """Return rank and scale of a module from peft's settings, as peft computes them.
+
+    The scale is alpha / r, or alpha / sqrt(r) with rs-LoRA (arXiv 2312.03732).
 
     Args:
         config: A LoraConfig.

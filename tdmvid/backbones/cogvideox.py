@@ -1,4 +1,6 @@
-"""CogVideoX: 2B (sincos), 5B (rotary), 1.5-5B (temporal patches), selected by their configs.
+"""CogVideoX (arXiv 2408.06072), selected by config: 2B (sincos), 5B (rotary), 1.5-5B.
+
+1.5-5B has rotary embeddings and temporal patches.
 
 Shapes: B batch, F latent frames, C channels, H W latent size, T text tokens. A latent sample is
 [F, C, H, W], the layout of `CogVideoXTransformer3DModel`.

@@ -42,7 +42,7 @@ class EncodedImages:
         self.dtype, self._used = latents.dtype, 0
 
     def encode(self, images: Tensor) -> SimpleNamespace:
-        """Return the next `len(images)` rows as `latents`.
+        """Return the latents [b, ...] of the next b rows as `latents`, for images [b, 3, ...].
 
         A pipeline may encode its images one by one or all at once.
         """

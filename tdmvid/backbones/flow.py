@@ -1,4 +1,4 @@
-"""Shared code of the rectified-flow families: networks that predict the velocity eps - x0.
+"""Shared code of the rectified-flow families (arXiv 2209.03003): networks that predict eps - x0.
 
 The network's timestep is 1000 t. t is continuous: it is not rounded to entries of a table, neither
 in training nor in sampling.

@@ -84,7 +84,7 @@ class _MultiplyAdd(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, text: int = 0) -> Tensor:
-    """Rotate each pair of neighbouring channels by its token's angle (rotary embedding).
+    """Rotate each pair of neighbouring channels by its token's angle (RoPE, arXiv 2104.09864).
 
     Args:
         x: Queries or keys, [B, L, H, D].

@@ -72,8 +72,9 @@ class LoraFiles:
 
         Args:
             folder: Created if missing.
-            layers: Tensors by peft's names.
-            config: peft's settings; they are written too, because they define the scale.
+            layers: Tensors by peft's names: `lora_A.weight` [r, in], `lora_B.weight` [out, r] and,
+                if there are biases, `lora_B.bias` [out].
+            config: Settings for peft. They are written too, because they define the scale.
         """
         metadata = {
             key: sorted(value) if isinstance(value, set) else value

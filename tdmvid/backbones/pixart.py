@@ -1,4 +1,4 @@
-"""PixArt-alpha, 256 to 1024 pixels: a transformer with T5 text conditioning.
+"""PixArt-alpha (arXiv 2310.00426), 256 to 1024 pixels: a transformer with T5 text conditioning.
 
 It predicts the noise and, in further channels, its variance.
 

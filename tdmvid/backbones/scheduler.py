@@ -36,10 +36,11 @@ class TrajectoryOutput(BaseOutput):
 
 
 class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
-    """Deterministic steps over a fixed list of timesteps, e.g. [999, 856, 665, 399].
+    """Deterministic DDIM steps (arXiv 2010.02502, eta 0) over a fixed list of timesteps.
 
-    Load it with `pipe.scheduler = TrajectoryScheduler.from_pretrained(folder)`. It samples with
-    exactly as many steps as the list has.
+    An example of such a list is [999, 856, 665, 399]. Load the scheduler with `pipe.scheduler =
+    TrajectoryScheduler.from_pretrained(folder)`. It samples with exactly as many steps as the list
+    has.
 
     Args:
         trajectory: K timesteps, descending, in the network's units.

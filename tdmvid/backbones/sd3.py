@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5, selected by their configs.
+"""Stable Diffusion 3 and 3.5 (arXiv 2403.03206), selected by their configs.
 
 They have three text encoders: two short ones (CLIP) and a long one (T5), which may be missing.
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL and its fine-tunes: a UNet conditioned on two text encoders and image sizes.
+"""Stable Diffusion XL (arXiv 2307.01952): a UNet conditioned on two text encoders and image sizes.
 
 Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
 """

@@ -113,7 +113,16 @@ class FamilySpec(ABC):
 
     @abstractmethod
     def vae_latents(self, network: nn.Module, folder: Path, size: ClipSize) -> tuple[int, ...]:
-        """Return the shape of one sample in the autoencoder's layout: [C, H, W] or [C, F, H, W]."""
+        """Return the shape of one sample in the autoencoder's layout: [C, H, W] or [C, F, H, W].
+
+        Args:
+            network: The family's network.
+            folder: The pipeline folder.
+            size: Height, width and number of frames.
+
+        Raises:
+            ValueError: The family cannot generate `size`.
+        """
 
     @abstractmethod
     def vae_tile(self, vae: nn.Module) -> tuple[int, int]:
@@ -176,7 +185,12 @@ class FamilySpec(ABC):
         return vae, (1, *outer, height, width)
 
     def text_bytes(self, folder: Path, config: ModelConfig) -> int:
-        """Return the bytes of the text encoders that have a config in the folder."""
+        """Return the bytes of the text encoders that have a config in the folder.
+
+        Args:
+            folder: The pipeline folder.
+            config: Gives the dtype.
+        """
         index = read_object(folder / "model_index.json")
         count = sum(_parameters(folder / part, index.get(part)) for part in self.text_parts)
         return count * torch_dtype(config).itemsize

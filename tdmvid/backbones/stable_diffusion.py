@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and their fine-tunes: a UNet conditioned on one CLIP text encoder.
+"""Stable Diffusion 1.x and 2.x (arXiv 2112.10752): a UNet conditioned on one CLIP text encoder.
 
 Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
 """

@@ -35,7 +35,7 @@ class VPSpec(FamilySpec):
 
         Raises:
             ValueError: The teacher's scheduler has no betas, or combines epsilon prediction with
-                zero terminal SNR.
+                zero terminal SNR (arXiv 2305.08891).
         """
         config = self.ddim_class.load_config(folder, subfolder="scheduler")
         if "beta_schedule" not in config:

@@ -1,4 +1,4 @@
-"""Wan text to video, 2.1 (1.3B, 14B) and 2.2 (TI2V-5B, A14B), selected by their configs.
+"""Wan text to video (arXiv 2503.20314): 2.1 (1.3B, 14B) and 2.2 (TI2V-5B, A14B), by their configs.
 
 Shapes: B batch, C channels, F latent frames, H W latent size, T text tokens. A latent sample is
 [C, F, H, W], the layout of `WanTransformer3DModel`.

@@ -55,7 +55,7 @@ def usual_tolerance(backbone: Backbone, grid: TimeGrid, z: Tensor, rounding: flo
     Args:
         backbone: The base.
         grid: The student's times.
-        z: Noise, on the device of the check.
+        z: Noise, [B, ...], on the device of the check.
         rounding: Allowed difference from rounding the files to their dtype.
     """
     gpu = GPU_TOLERANCE if z.is_cuda else 0.0

@@ -16,7 +16,7 @@ def guide(
     *,
     boundary: float = 0.0,
 ) -> Guided:
-    """Return the teacher with guidance.
+    """Return the teacher with classifier-free guidance (arXiv 2207.12598).
 
     Args:
         config: Its `objective` sets the guidance.

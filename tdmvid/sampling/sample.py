@@ -43,9 +43,7 @@ class Sampler:
     steps: int | None = None
     """Number of steps. None uses the student's, or the stock pipeline's default for a teacher."""
     cfg: float | None = None
-    """Guidance scale. None uses 1 (off) for a student, the stock pipeline's default for a
-    teacher.
-    """
+    """Guidance scale. None uses 1 (off) for a student, the pipeline's default for a teacher."""
     negative: str = ""
     """Negative prompt of the guidance."""
     shift: float = 0.0
@@ -170,9 +168,7 @@ def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
 
 
 def _untrained(backbone: Backbone, student: Path, steps: int, cfg: float) -> list[str]:
-    """Return sentences about settings that a student was not trained for; stored with its
-    videos.
-    """
+    """Return sentences about settings that a student was not trained for."""
     facts, size, found = read_facts(student), asdict(backbone.size), []
     if (trained := facts.get("steps")) and steps != trained:
         found.append(f"The student was trained for {trained} steps, but samples with {steps}.")

@@ -97,10 +97,10 @@ def noise(prompt: str, seed: int, shape: tuple[int, ...]) -> Tensor:
     Args:
         prompt: The prompt.
         seed: The seed.
-        shape: Shape of one latent sample.
+        shape: Shape of one latent sample, e.g. [F, C, H, W].
 
     Returns:
-        Noise of `shape`, float32, drawn on the CPU on every machine.
+        Noise of this shape, float32, drawn on the CPU on every machine.
     """
     digest = hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
     return torch.randn(

@@ -36,12 +36,12 @@ class KeyLayout:
         """Convert a LoRA to the tensors of a file with alpha = r.
 
         Args:
-            state: diffusers' state dict, see `adapted_modules`.
+            state: A [r, in], B [out, r] and bias [out] in diffusers' names, see `adapted_modules`.
             alpha: For all layers, or by module name.
             pipeline_class: The diffusers pipeline class of the base.
 
         Returns:
-            The file's tensors by key.
+            The file's tensors by key: A, B and, if the layout has them, the scaled bias and alpha.
 
         Raises:
             ValueError: The layout cannot hold a bias, or two modules get the same name.
@@ -82,6 +82,9 @@ class KeyLayout:
             pipeline_class: The diffusers pipeline class of the base.
             modules: Names of the modules that may be adapted.
 
+        Returns:
+            A [r, in], B [out, r] and bias [out] in diffusers' names, see `adapted_modules`.
+
         Raises:
             ValueError: The program would not load one of the keys.
         """
@@ -111,9 +114,12 @@ class KeyLayout:
 def adapted_modules(state: dict[str, Tensor]) -> list[str]:
     """Return the names of the modules that a state dict adapts, in its order.
 
+    Args:
+        state: `<module>.lora_A.weight` [r, in], `<module>.lora_B.weight` [out, r] and optionally
+            `<module>.lora_B.bias` [out].
+
     Raises:
-        ValueError: A key is not `<module>.lora_A.weight`, `.lora_B.weight` or `.lora_B.bias`, or a
-            module lacks one of its two factors.
+        ValueError: A key has another form, or a module lacks one of its two factors.
     """
     found: dict[str, set[str]] = {}
     for key in state:
