@@ -174,9 +174,8 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{path}: {key} has dtype {tensor.dtype}: quantized LoRAs are not supported, use a"
                 " floating-point file"
             )
-        whole = (
-            tensor if tensor.dtype.itemsize > 1 else tensor.float()
-        )  # isfinite does not support float8
+        # isfinite does not support float8
+        whole = tensor if tensor.dtype.itemsize > 1 else tensor.float()
         if not torch.isfinite(whole).all():
             kind = "NaN" if whole.isnan().any() else "infinite values"
             raise ValueError(

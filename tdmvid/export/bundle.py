@@ -219,9 +219,8 @@ def _write_network(
 
 
 def _load_whole(student: Student) -> nn.Module:
-    network = (
-        student.backbone.fresh_network().cpu().float()
-    )  # the backbone's network may be sharded
+    # Load it again: the backbone's network may be sharded.
+    network = student.backbone.fresh_network().cpu().float()
     network.load_state_dict(student.weights, strict=False)
     return network
 

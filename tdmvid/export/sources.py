@@ -104,9 +104,8 @@ def export_run(
     provenance = _trace(run, config, step)
     exported = GuardRecord.read(run).exported or config.steps
     if step == exported and weights != ("raw" if config.ema else "ema") and not request.rank:
-        provenance = replace(
-            provenance, **_measured(run, config)
-        )  # the weights that the run itself exported
+        # These are the weights that the run itself exported.
+        provenance = replace(provenance, **_measured(run, config))
     if not lora:
         grid = build_grid(config.grid, backbone.process)
         student = _tuned_student(backbone, grid, tensors, reference, provenance)

@@ -72,9 +72,8 @@ def use_student(
     if folder is None:
         return pipeline
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
-        load_student(
-            pipeline, folder, backbone.lora
-        )  # raises if the folder has neither a LoRA nor a network
+        # Raises if the folder has neither a LoRA nor a network.
+        load_student(pipeline, folder, backbone.lora)
         check_times(pipeline.scheduler, folder)
         return _with_steps(pipeline, backbone, folder, steps)
     with reading(folder):

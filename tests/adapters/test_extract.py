@@ -1,6 +1,4 @@
-"""A LoRA out of weights: the best one of its rank, with its error told, and anybody's file without
-running its code.
-"""
+"""Extraction: the best LoRA of a rank with its error; published files in several layouts."""
 
 import copy
 import json
@@ -28,12 +26,12 @@ def backbone(tiny_cogvideox):
 
 
 def read(path, backbone):
-    """A published LoRA, whose keys may lack a prefix."""
+    """Read a published LoRA, whose keys may lack a prefix."""
     return read_lora(path, backbone.lora, backbone.network, bare=True)
 
 
 def layers(backbone, rank=RANK, seed=0):
-    """A LoRA of every attention projection, by diffusers' names."""
+    """Return a LoRA of every attention projection, by diffusers' names."""
     generator, state = torch.Generator().manual_seed(seed), {}
     for name, layer in backbone.network.named_modules():
         if name.endswith(backbone.lora_targets):
@@ -47,7 +45,7 @@ def layers(backbone, rank=RANK, seed=0):
 
 
 def tuned(backbone, state, scale=1.0, also=()):
-    """The network's parameters with a LoRA added, and noise on those of `also`."""
+    """Return the network's parameters plus a LoRA, with noise added to those of `also`."""
     out = {name: p.detach().clone() for name, p in backbone.network.named_parameters()}
     for key in state:
         if key.endswith("lora_A.weight"):
@@ -94,7 +92,7 @@ def test_changes_that_no_lora_holds_are_named_and_count_as_missing(backbone):
 def test_a_rank_above_a_layer_s_own_is_filled_with_zeros(backbone):
     found, errors = extract(
         backbone.network, tuned(backbone, layers(backbone)), 40
-    )  # layers of 32 x 32
+    )  # layers are 32 x 32
     assert errors["error"] < 1e-5 and {tuple(t.shape) for t in found.values()} == {
         (40, 32),
         (32, 40),
@@ -125,7 +123,7 @@ def diffusers_keys(state):
 
 
 def old_keys(state):
-    """Of diffusers before peft: .lora.down and .lora.up."""
+    """Rename to diffusers' keys from before peft: .lora.down and .lora.up."""
     return {
         f"transformer.{key}".replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value
         for key, value in state.items()
@@ -133,7 +131,7 @@ def old_keys(state):
 
 
 def peft_keys(state):
-    """Of a bare peft model's own state dict, wrapped for data parallelism."""
+    """Rename to the keys of a bare peft model, wrapped for data parallelism."""
     return {
         f"module.base_model.model.{key}".replace(".weight", ".default.weight"): value
         for key, value in state.items()

@@ -1,4 +1,4 @@
-"""Files in the layouts of other programs are the LoRA that those programs make of them."""
+"""Files in other programs' layouts are read as the LoRA that those programs load."""
 
 import copy
 import logging
@@ -33,7 +33,7 @@ def wan_network():
 
 
 def factors(network, *ends):
-    """A LoRA of the linear layers and convolutions whose names end so: {name: (A, B)}."""
+    """Return a LoRA of the layers whose names end in one of `ends`: {name: (A, B)}."""
     generator, found = torch.Generator().manual_seed(0), {}
     for name, layer in network.named_modules():
         if name.endswith(ends) and isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -59,7 +59,7 @@ def change(lora, name):
 
 
 def ldm_stem(name):
-    """The names of the tiny SDXL above in its original repository, written out by hand."""
+    """Return the original names of the tiny SDXL above, written out by hand."""
     table = {
         "down_blocks.0.resnets.0": "input_blocks.1.0",
         "down_blocks.0.resnets.1": "input_blocks.2.0",
@@ -160,7 +160,7 @@ def test_a_wan_file_of_comfyui_s_names_is_what_diffusers_makes_of_it(
     for i, (name, (a, b)) in enumerate(factors(wan_network, *BLOCKS).items()):
         stem = f"diffusion_model.{name_wan(name)}"
         tensors |= {f"{stem}.{down}.weight": a, f"{stem}.{up}.weight": b}
-        if alpha and i % 2:  # of some layers only
+        if alpha and i % 2:  # only some layers
             tensors[f"{stem}.alpha"] = torch.tensor(alpha)
         if alpha and i % 3 == 0:
             tensors[f"{stem}.diff_b"] = torch.ones(len(b))

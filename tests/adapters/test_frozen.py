@@ -1,4 +1,4 @@
-"""A layer that carries a LoRA computes what peft's layer computes, and can be adapted on top."""
+"""A layer that carries a LoRA computes what peft's layer computes, and can be adapted further."""
 
 import copy
 
@@ -24,7 +24,7 @@ LAYERS = {
 
 
 def peft_lora(network, **settings):
-    """The network with a LoRA by peft itself, and the LoRA."""
+    """Return the network with a LoRA attached by peft, and the LoRA."""
     config = LoraConfig(r=2, lora_alpha=3, target_modules=["0"], lora_bias=True, **settings)
     adapted = copy.deepcopy(network)
     inject_adapter_in_model(config, adapted, "default")
@@ -60,7 +60,7 @@ def test_an_adapter_on_top_is_switched_off_alone_and_trains_alone():
     teacher = network(x).detach()
     attach(network, LoraSettings(rank=1, alpha=1), ("0",), seed=0)
     with torch.no_grad():
-        torch.testing.assert_close(network(x), teacher)  # it starts there
+        torch.testing.assert_close(network(x), teacher)  # it starts from the carried LoRA
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 assert "lora_" in name

@@ -1,6 +1,4 @@
-"""A LoRA keeps its meaning in every program's file; diffusers' own converters, where it has one,
-agree.
-"""
+"""A LoRA keeps its meaning in every program's layout, and diffusers' converters agree."""
 
 import pytest
 import torch
@@ -51,7 +49,7 @@ UNET = [
 
 
 def network(names):
-    """Linear layers of these names, from 8 to 16 features."""
+    """Build a network of linear layers with these names, 8 to 16 features."""
     root = nn.Module()
     for name in names:
         at = root
@@ -64,7 +62,7 @@ def network(names):
 
 
 def read(tensors, folder, model, names):
-    """The LoRA that the one reader makes of a file."""
+    """Read a file with the common reader."""
     save_file(tensors, folder / "lora.safetensors")
     files = LoraFiles(model, *(("unet", "unet") if model == UNET_CLASS else ()))
     return read_lora(folder / "lora.safetensors", files, network(names))
@@ -82,7 +80,7 @@ def lora(names, bias=False):
 
 
 def change(state, name, alpha):
-    """What the LoRA adds to a weight."""
+    """Return what the LoRA adds to a weight."""
     return alpha / RANK * state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
 
 
@@ -125,7 +123,7 @@ def test_comfyui_finds_cogvideox_in_its_own_names():
 
 
 def test_diffusers_own_converter_reads_a_wan_file_of_kohya_s_names_as_the_same_lora():
-    """It wants every linear layer of a block, and nothing outside of them."""
+    """The converter requires every linear layer of a block, and nothing outside blocks."""
     blocks = [name for name in WAN if name.startswith("blocks.")]
     state = lora(blocks)
     found = _convert_musubi_wan_lora_to_diffusers(KOHYA.write(state, ALPHA, WAN_CLASS))
@@ -160,7 +158,7 @@ def test_a_bias_reaches_comfyui_as_it_is_added_and_kohya_s_format_refuses_it(tmp
     state = lora(COGVIDEOX, bias=True)
     tensors = COMFYUI.write(state, ALPHA, COGVIDEOX_CLASS)
     biases = [key for key in tensors if key.endswith(".diff_b")]
-    assert biases == ["diffusion_model.blocks.0.q.diff_b"]  # those of zeros say nothing
+    assert biases == ["diffusion_model.blocks.0.q.diff_b"]  # layers of zeros prove nothing
     torch.testing.assert_close(
         tensors[biases[0]], ALPHA / RANK * state[f"{COGVIDEOX[0]}.lora_B.bias"]
     )

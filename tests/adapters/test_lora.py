@@ -1,6 +1,4 @@
-"""Student and fake are adapters on one frozen base: each alone trainable, the teacher untouched by
-both.
-"""
+"""Student and fake are adapters on one frozen base: only they train, the teacher never changes."""
 
 from dataclasses import replace
 
@@ -19,7 +17,7 @@ SETTINGS = LoraSettings(rank=2, alpha=4)
 
 
 class Trio:
-    """The three roles on one base, and one batch to call them with."""
+    """The three roles on one base, with a batch to call them on."""
 
     def __init__(self, folder):
         self.backbone = load_backbone(ModelConfig(path=str(folder)), ClipSize(9, 32, 32))
@@ -192,7 +190,7 @@ def test_targets_can_be_chosen_and_one_that_names_nothing_is_refused(tiny_cogvid
 
 
 def test_a_copy_in_host_memory_leaves_nothing_on_the_device():
-    """On a GPU that is only imagined: merging there in float32 would take thrice the base."""
+    """The GPU is simulated. Merging there in float32 would take three times the base's memory."""
     with FakeTensorMode():
         layer = nn.Module()
         layer.weight, layer.inner = (

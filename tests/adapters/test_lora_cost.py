@@ -1,4 +1,4 @@
-"""What a frozen base saves: no gradient of its weights is computed, and no input is kept twice."""
+"""What a frozen base saves: no gradients of its weights, and no input stored twice."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 
 
 class Products(TorchDispatchMode):
-    """The shapes of all matrix products."""
+    """Records the shapes of all matrix products."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class Products(TorchDispatchMode):
 
 
 class Student:
-    """An adapted network whose adapter is not zero, and one batch for it."""
+    """An adapted network with a nonzero adapter, and one batch for it."""
 
     def __init__(self, folder, dtype="float32"):
         self.backbone = load_backbone(
@@ -65,7 +65,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(tiny_cogvideox, frozen):
 
 
 def kept(student) -> int:
-    """Bytes that a graded call keeps, parameters aside."""
+    """Return the bytes that a call with gradients keeps, without parameters."""
     storages = {
         p.untyped_storage().data_ptr(): 0
         for p in (*student.network.parameters(), *student.network.buffers())

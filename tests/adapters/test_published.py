@@ -1,8 +1,7 @@
-"""LoRAs in the layouts of published TDM files: read here, they are the student that stock diffusers
-makes of them.
+"""LoRAs in the layouts of published TDM files are read as stock diffusers reads them.
 
-The files themselves are not at hand; theirs are the names, the suffix and the way to load them:
-`transformer.` for SD3 (at a scale of 0.125) and CogVideoX-2B, a `.pt` for Stable Diffusion 1.5.
+The files themselves are not included. Names, suffixes and loading follow them: `transformer.` for
+SD3 (at a scale of 0.125) and CogVideoX-2B, a `.pt` for Stable Diffusion 1.5.
 """
 
 import pytest
@@ -21,7 +20,7 @@ RANK = 2
 
 
 def peft(state, part):
-    """As diffusers writes it."""
+    """As diffusers writes it now."""
     return {f"{part}.{key}": tensor for key, tensor in state.items()}
 
 
@@ -40,7 +39,7 @@ def processors(state, part):
 
 
 def kohya(state, part):
-    """With an alpha that is not the rank."""
+    """With an alpha that differs from the rank."""
     out = {}
     for key, tensor in state.items():
         name, _, factor = key.removesuffix(".weight").rpartition(".lora_")

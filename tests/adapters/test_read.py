@@ -1,4 +1,4 @@
-"""A LoRA file is what its consumer makes of it, or is refused by name: never silently less."""
+"""A LoRA file is read as its own program reads it, or refused by name; never partly ignored."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def network(tiny_cogvideox):
 
 
 def assert_same(network, lora, expected):
-    """Check the LoRA as it was read, and as it is attached."""
+    """Check the LoRA as read, and as attached."""
     attached = changes(attach_weights(copy.deepcopy(network), lora))
     assert lora.layers.keys() == expected.keys() == attached.keys()
     for name, layer in lora.layers.items():
@@ -75,7 +75,7 @@ def test_without_settings_every_layer_has_a_scale_of_one(network, tmp_path):
 
 
 def broken_files(state):
-    """Name -> tensors of a file that is no whole LoRA, and what its refusal names."""
+    """Return name -> (tensors of a file that is not a valid LoRA, facts in the error message)."""
     key = f"transformer.{TO_Q}.lora_B.weight"
     without = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     half = {
@@ -192,7 +192,7 @@ def test_a_folder_of_peft_s_is_found_by_its_own_name(network, tmp_path):
 def test_sampling_in_half_precision_takes_files_that_the_stock_loader_does_not(
     network, whole, tmp_path, names
 ):
-    """The stock loader reads the same LoRA in its own layout."""
+    """The reference is the stock loader with the same LoRA in its own layout."""
     state = {
         f"lora_unet__{key[12:].partition('.lora_')[0].replace('.', '_')}.lora_"
         f"{'down' if 'lora_A' in key else 'up'}.weight": tensor

@@ -1,6 +1,4 @@
-"""The condition on K: nothing at first, only where it is told, and a constant that a plain LoRA
-file can hold.
-"""
+"""The step condition: zero at first, active only where K is passed, exact in a plain LoRA."""
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ SETTINGS = LoraSettings(rank=2, alpha=8)
 
 
 class Student:
-    """A tiny CogVideoX with a LoRA that matters and a condition on K, at zero until `wake`."""
+    """A tiny CogVideoX with a LoRA that has an effect; its step condition is zero until `wake`."""
 
     def __init__(self, folder):
         self.backbone = load_backbone(ModelConfig(path=str(folder)), ClipSize(9, 32, 32))
@@ -108,7 +106,7 @@ def test_one_plain_lora_per_k_is_that_student_in_the_stock_pipeline(student, tmp
     assert facts["error"] < 1e-5
     assert (
         expected - student.sample(steps, student.backbone.denoiser(student.module))
-    ).norm() > 1e-2 * expected.norm()  # K matters
+    ).norm() > 1e-2 * expected.norm()  # K has an effect
 
 
 def test_a_network_without_a_time_embedding_is_refused():

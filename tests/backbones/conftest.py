@@ -1,4 +1,4 @@
-"""One backbone of each family and variant."""
+"""Fixtures: one backbone of each family and variant."""
 
 import pytest
 from contract_cases import PARAMS, Case

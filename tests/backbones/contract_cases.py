@@ -1,4 +1,4 @@
-"""A tiny pipeline of each family and variant."""
+"""A tiny pipeline of each family and variant, for the contract tests."""
 
 import diffusers
 import pytest
@@ -15,7 +15,7 @@ CASES = [
     for name in sorted(families())
     for variant in (BUILDERS[name].VARIANTS if name in BUILDERS else [None])
 ]
-FIRST = dict(reversed(CASES))  # of most families one variant is in the quick suite
+FIRST = dict(reversed(CASES))  # the quick suite runs one variant of most families
 LARGE = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 PARAMS = [
     pytest.param(
@@ -26,7 +26,7 @@ PARAMS = [
 
 
 class Case:
-    """One tiny pipeline folder, and the two who read it: diffusers and our backbone."""
+    """A tiny pipeline folder, read by diffusers and by our backbone."""
 
     def __init__(self, name, variant, folder):
         self.builder, self.folder, self.name = BUILDERS[name], folder, name
@@ -37,7 +37,7 @@ class Case:
         self.built.save_pretrained(folder)
 
     def need_one_network(self):
-        """Skip what a teacher of two experts refuses, see tests/roles/test_experts.py."""
+        """Skip tests that two experts do not support, see tests/roles/test_experts.py."""
         if self.experts:
             pytest.skip("two experts are trained as LoRAs, without a discriminator")
 
@@ -50,7 +50,7 @@ class Case:
         return pipeline
 
     def another_base(self, folder):
-        """The same architecture with other weights of the network."""
+        """Return the same architecture with other network weights."""
         pipeline = self.stock()
         network = getattr(pipeline, families()[self.name].spec.network_folder)
         with torch.no_grad():
@@ -60,17 +60,17 @@ class Case:
         return folder
 
     def images(self):
-        """The given first frames of the prompts: [2, 3, H, W] in [-1, 1]."""
+        """Return the given first frames of the prompts: [2, 3, H, W] in [-1, 1]."""
         coarse = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(4)) * 2 - 1
         size = (self.size.height, self.size.width)
         return torch.nn.functional.interpolate(coarse, size, mode="bilinear")
 
     def cond(self, backbone):
-        """The condition of the prompts, with their images where the family takes images."""
+        """Return the conditions of the prompts, including images where the family takes images."""
         return backbone.encode_items(PROMPTS, self.images() if backbone.takes_images else None)
 
     def write_prompts(self, folder):
-        """Write what a run trains on: a list of the prompts, or a table of prompts and images."""
+        """Write the prompts to train on: a list, or a table of prompts and images."""
         if not families()[self.name].takes_images:
             (folder / "prompts.txt").write_text("\n".join(PROMPTS))
             return folder / "prompts.txt"
@@ -81,12 +81,12 @@ class Case:
         return folder / "items.csv"
 
     def no_cond(self, backbone, count=1):
-        """The condition that says nothing: no prompt, and a grey image where there must be one."""
+        """Return the null condition: an empty prompt, and a grey image where one is required."""
         blank = backbone.blank_images(count) if backbone.takes_images else None
         return backbone.encode_items([""] * count, blank)
 
     def row_by_row(self, pipeline, images):
-        """Arguments with which a pipeline of one image a call encodes another one for each row."""
+        """Return arguments that make a one-image pipeline encode a new image for each row."""
         rows, vae = iter(pipeline.video_processor.preprocess(images)), pipeline.vae
 
         def encode_next(video):
@@ -98,9 +98,7 @@ class Case:
         return {"image": images[:1], "generator": [torch.Generator() for _ in images]}
 
     def sample(self, pipeline, backbone, z, *, steps=4, cfg=1.0, output="latent"):
-        """A stock call as a user makes it, from prompts, with the further arguments that a model
-        card names.
-        """
+        """Call the stock pipeline as a user does, from prompts, with the model card's arguments."""
         call = eval(f"dict({backbone.stock.arguments_code()})")
         if backbone.takes_images:
             call["image"] = (self.images() + 1) / 2

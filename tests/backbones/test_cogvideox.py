@@ -1,6 +1,4 @@
-"""What is particular about CogVideoX: its sizes, and what loading a folder refuses; the rest is in
-test_contract.py.
-"""
+"""CogVideoX specifics: sizes, and folders that are refused. The rest is in test_contract.py."""
 
 import copy
 
@@ -85,7 +83,7 @@ def test_our_attention_is_the_library_s_with_any_kernel(load, variant):
         backbone.set_attention(backbone.network, "xformers")
         asked = list(backbone.network.attn_processors.values())
         assert all(type(one) is JointAttention and one.kernel == "xformers" for one in asked)
-        for processor in asked:  # xformers itself runs on a GPU only
+        for processor in asked:  # xformers itself runs only on a GPU
             processor.kernel = "_native_math"
         ours = backbone.predict_x0(backbone.network, x, t, cond)
     assert_close(ours, library, 1e-5)

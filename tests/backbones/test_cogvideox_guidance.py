@@ -1,4 +1,4 @@
-"""Guidance that changes with time gives what users of the stock CogVideoX pipeline get."""
+"""Time-dependent guidance gives the same result as the stock CogVideoX pipeline."""
 
 from dataclasses import asdict
 
@@ -87,7 +87,7 @@ def test_an_interval_is_that_of_a_stock_call_whose_scale_is_set_before_each_step
         pipeline._guidance_scale = CFG if low <= following <= high else 1.0
         return tensors
 
-    # The first step is at t = 1, above the interval: its scale is set by the call itself.
+    # The first step is at t = 1, above the interval, so the call itself sets its scale.
     ours, theirs = sampled({"cfg_interval": [low, 1.0]}, callback_on_step_end=set_scale)
     assert_close(ours, theirs, 1e-4)
     narrower, _ = sampled({"cfg_interval": [low, high]})

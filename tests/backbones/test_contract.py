@@ -1,7 +1,7 @@
-"""What every family owes the method, checked against the stock pipeline of diffusers.
+"""Contract of every family, checked against the stock diffusers pipeline.
 
-The families come from the registry and their tiny pipelines from tests/families: a new
-backbone is tested by adding a builder there, and fails here without one.
+The families come from the registry and their tiny pipelines from tests/families. To test a new
+backbone, add a builder there; without one these tests fail.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ def test_a_prompt_is_called_cut_from_the_first_token_that_changes_nothing(backbo
 
     prompts = [" ".join(["a"] * words) for words in range(1, 601)]
     cut = backbone.find_cut_prompts(prompts)
-    assert cut.places == tuple(range(cut.places[0], 600))  # the longer ones and no other
+    assert cut.places == tuple(range(cut.places[0], 600))  # only the longer ones
     longest = cut.places[0]
     assert not same(longest) and same(longest + 1)
     note = cut.note(prompts)
@@ -45,7 +45,7 @@ def test_a_prompt_is_called_cut_from_the_first_token_that_changes_nothing(backbo
 
 
 def test_prompts_are_encoded_as_by_the_pipeline(case, backbone):
-    prompts = [*PROMPTS, "a " * 150]  # the last one is longer than any of these models reads
+    prompts = [*PROMPTS, "a " * 150]  # the last one exceeds the limit of all these models
     expected, null = case.builder.encoded(case.stock(), prompts)
     for found, wanted in (
         (backbone.encode_prompts(prompts), expected),
@@ -65,7 +65,7 @@ def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, mon
 
     def spy(scheduler, out, timestep, x, **options):
         result = step(scheduler, out, timestep, x, **options)
-        # A flow's scheduler does not name its clean prediction: x - sigma v.
+        # Flow schedulers do not return x0 = x - sigma v.
         clean = result[1] if len(result) > 1 else x - scheduler.sigmas[len(seen)] * out
         seen.append((timestep, x, clean))
         return result
@@ -190,9 +190,7 @@ def test_the_blocks_are_what_gradient_checkpointing_recomputes(case):
 
 
 def test_what_is_decoded_is_what_was_encoded(case, backbone, monkeypatch):
-    """Scales and shifts of `encode` undo those of `decode`, whatever the autoencoder makes of a
-    video.
-    """
+    """The scales and shifts of `encode` and `decode` cancel, for any autoencoder."""
     size, taken, given = case.size, [], []
     encode, decode = backbone.vae.encode, backbone.vae.decode
 

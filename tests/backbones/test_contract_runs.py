@@ -1,4 +1,4 @@
-"""What every family's runs have in common: three iterations, their exports and their plan."""
+"""Runs of every family: three iterations, the exports and the plan."""
 
 import json
 
@@ -24,7 +24,7 @@ from tdmvid.train.trainer import train
 
 @pytest.fixture(scope="module")
 def run_json(case, tmp_path_factory):
-    """The config file of a run of three steps."""
+    """The config file of a run with three steps."""
     folder, size = tmp_path_factory.mktemp("run"), case.size
     prompts = case.write_prompts(folder)
     (folder / "tiny.json").write_text(
@@ -99,13 +99,13 @@ def test_three_steps_of_tdm_give_a_lora_that_the_model_card_s_code_loads(case, b
     load_student(lean, trained / "lora", backbone.lora)
     ours = backbone.stock.latents(lean, z, case.cond(backbone), steps=4)
     assert_close(ours, theirs, 1e-4)
-    assert (theirs - plain).norm() > 1e-3 * plain.norm()  # the LoRA matters
+    assert (theirs - plain).norm() > 1e-3 * plain.norm()  # give the LoRA an effect
 
 
 @pytest.mark.slow
 def test_a_set_of_step_counts_gives_a_checked_lora_for_each(case, run_json, tmp_path):
     changes = ["steps=2", "objective.step_set=[2,4]", f"out={tmp_path}"]
-    if case.experts:  # with a time below the boundary in the grid of each K
+    if case.experts:  # each K's grid needs a time below the boundary
         changes.append("grid.shift=6.09")
     train(load_config(run_json, changes))
     facts = [

@@ -1,4 +1,4 @@
-"""Which dtypes a network computes in, by a GPU's rules of autocast too."""
+"""Dtypes in which a network computes, also under a GPU's autocast rules."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tdmvid.plan.gpu_dtypes import GpuAutocast
 
 
 class AtAttention(TorchFunctionMode):
-    """Dtypes of query, key and value as attention is called."""
+    """Records the dtypes of query, key and value of attention calls."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class AtAttention(TorchFunctionMode):
 
 
 def call(engine, backbone):
-    """Dtypes at attention, and those of what the norms return, under a GPU's rules."""
+    """Return dtypes at attention and of the norms' outputs, under a GPU's autocast rules."""
     normed = set()
     for name, module in engine.module.named_modules():
         if "norm" in name.split(".")[-1]:
@@ -52,7 +52,7 @@ def test_query_and_key_have_the_dtype_of_the_value_behind_their_norms(tiny_cogvi
     config = ModelConfig(path=str(tiny_cogvideox("rotary")), dtype="bfloat16")
     backbone = load_backbone(config, ClipSize(9, 32, 32))
     network = backbone.network
-    if whole:  # all weights are trained, in float32: autocast casts them
+    if whole:  # all weights are trained in float32, and autocast casts them
         network = network.float().requires_grad_(True)
         network.set_attn_processor(JointAttention())
     else:

@@ -1,4 +1,4 @@
-"""float16 in every family, with the flags of the real autoencoders' configs."""
+"""float16 in every family, with the flags of the released autoencoders' configs."""
 
 import json
 
@@ -15,7 +15,7 @@ PROMPTS = ["a red circle moves left", "a blue square"]
 
 
 def released_flags():
-    """Yield (pipeline class, what its released autoencoders say of force_upcast), each once."""
+    """Yield (pipeline class, force_upcast in its released autoencoder), each pair once."""
     found = set()
     for folder in sorted(ARCHITECTURES.iterdir()):
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
@@ -36,7 +36,7 @@ def folder(request, tmp_path):
 
 
 def whole_call(name, folder, dtype):
-    """Return the pictures of a whole stock pipeline around a backbone, 0 ... 255."""
+    """Return the images of a complete stock pipeline around a backbone, in 0 ... 255."""
     backbone = load_backbone(ModelConfig(path=str(folder), dtype=dtype), BUILDERS[name].SIZE)
     torch.manual_seed(1)
     images = backbone.blank_images(len(PROMPTS)) if backbone.takes_images else None

@@ -1,6 +1,4 @@
-"""Flow backbones beyond the contract: grids as schedulers, times as the network is told them, and
-what is refused.
-"""
+"""Flow backbones beyond the contract: grids as schedulers, network times, and refusals."""
 
 import json
 import shutil
@@ -268,4 +266,4 @@ def test_wan_s_text_is_zero_behind_its_prompt(tmp_path):
     assert (
         cond["prompt_embeds"][0, 3].abs().sum() > 0
         and cond["prompt_embeds"][0, 4:].abs().sum() == 0
-    )  # three words and the end
+    )  # three words and the end token

@@ -1,4 +1,4 @@
-"""Fused blocks compute what the library's blocks compute, with the same gradients."""
+"""Fused blocks compute what diffusers' blocks compute, with the same gradients."""
 
 import copy
 
@@ -29,7 +29,7 @@ def backbone(request, tmp_path):
 
 
 def learn(backbone, network, dtype, batch):
-    """The prediction and the adapter's gradients."""
+    """Return the prediction and the adapter's gradients."""
     x = torch.randn(batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
     cond = backbone.encode_prompts(["a red circle", "a blue square moves"][:batch])
     inputs = {

@@ -1,4 +1,4 @@
-"""Downloads from a hub on the loopback, of repositories in the layouts of the real ones."""
+"""Downloads from a hub server on loopback, from repositories with the layouts of real ones."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SHARDS = ("-00001-of-00002", "-00002-of-00002")
 
 
 def repository(architecture: str, *files: str, **options) -> Repository:
-    """The configs of a real model beside files of a few bytes."""
+    """Return the configs of a real model, with weight files of a few bytes."""
     folder = ARCHITECTURES / architecture
     there = {
         str(path.relative_to(folder)): path.read_bytes()
@@ -42,7 +42,7 @@ def shards(path: str, *suffixes: str) -> list[str]:
 
 
 def layouts():
-    """Name, architecture, its hub's files, those that are needed, settings."""
+    """Return name, architecture, files on the hub, required files and settings of each case."""
     sdxl = [
         "sd_xl_base_1.0.safetensors",
         f"vae_1_0/{NET}.safetensors",
@@ -168,7 +168,7 @@ def hub(monkeypatch, tmp_path):
         there = started.__enter__()
         template = "/{repo_id}/resolve/{revision}/{filename}"
         constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", there.address)  # what HF_ENDPOINT sets
+        monkeypatch.setattr(constants, "ENDPOINT", there.address)  # set by HF_ENDPOINT
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", there.address + template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         return there
@@ -269,7 +269,7 @@ def test_what_the_hub_does_not_have_is_named(hub, change, facts):
 
 
 def test_a_repository_in_another_layout_is_named(hub):
-    """As Wan-AI/Wan2.1-T2V-14B, beside which Wan-AI/Wan2.1-T2V-14B-Diffusers is."""
+    """Example: Wan-AI/Wan2.1-T2V-14B, next to Wan-AI/Wan2.1-T2V-14B-Diffusers."""
     there = hub(Repository({"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"x"}))
     with refused("model.path='owner/name'", "model_index.json"):
         resolve(ModelConfig(path="owner/name"))

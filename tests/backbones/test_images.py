@@ -1,4 +1,4 @@
-"""What is particular about the families of images: their configs' quirks, and what they refuse."""
+"""Specifics of the image families: quirks of their configs, and refusals."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def changed(folders, tmp_path):
-    """A copy of a tiny pipeline, with entries of its JSON files changed."""
+    """Return a copy of a tiny pipeline with changed entries in its JSON files."""
 
     def changed(module, variant, **files):
         copy = shutil.copytree(folders(module, variant), tmp_path / "copy")
@@ -65,7 +65,7 @@ def x0(backbone, x):
 
 
 def test_pixart_s_published_configs_name_a_class_that_is_no_more(folders, changed):
-    """They say Transformer2DModel, in the folder's index and in the network's config."""
+    """They name Transformer2DModel in model_index.json and in the network's config."""
     old = changed(
         pixart,
         "512",
@@ -96,7 +96,7 @@ def test_pixart_reads_only_the_words_of_a_prompt(folders, key):
     )
     with torch.no_grad():
         plain = backbone.predict_x0(backbone.network, x, t, cond)
-        if key == "prompt_embeds":  # what lies in the padding does not matter
+        if key == "prompt_embeds":  # the content of the padding does not matter
             spoiled = cond | {key: cond[key] + padding[..., None]}
             assert_close(backbone.predict_x0(backbone.network, x, t, spoiled), plain, 1e-5)
         else:

@@ -1,4 +1,4 @@
-"""The bytes of a student's files follow from the student."""
+"""The bytes of a student's files are determined by the student alone."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""What a plan counts beside the network: text encoders, and an autoencoder that decodes one sample,
-or a tile of it, at a time.
-"""
+"""Memory that a plan counts beside the network: text encoders, and decoding a sample or a tile."""
 
 import copy
 import weakref
@@ -29,7 +27,7 @@ def case(request, tmp_path_factory):
 
 
 def test_the_counted_text_encoders_are_those_of_the_pipeline(case):
-    """In the dtype that they are loaded in; what the folder leaves out counts nothing."""
+    """They are counted in the dtype in which they are loaded; missing ones count nothing."""
     parts = [
         part
         for name, part in case.built.components.items()
@@ -45,7 +43,7 @@ def test_the_counted_text_encoders_are_those_of_the_pipeline(case):
 
 @pytest.fixture
 def small_tiles(case, monkeypatch):
-    """Tiles of 16 pixels that overlap by half, whatever the autoencoder's class calls them."""
+    """Set tiles of 16 pixels with 50 % overlap, under any attribute names of the autoencoder."""
     kind = families()[case.name].spec.vae_class
     load = kind.from_config.__func__
 
@@ -102,8 +100,9 @@ def test_one_sample_is_decoded_at_a_time_and_of_a_tiled_one_no_more_than_the_pla
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.slow
 def test_tiles_are_those_of_the_library(case):
-    """The pictures of `pipe.vae.enable_tiling()`; the latents of clips depend on it, embeddings of
-    prompts do not.
+    """Images equal those of `pipe.vae.enable_tiling()`.
+
+    Cached latents depend on tiling, cached embeddings do not.
     """
     plain, tiled, z = case.backbone(), case.backbone(tiling=True), noise(case.backbone(), 1)
     whole = plain.decode(z)
@@ -117,8 +116,9 @@ def test_tiles_are_those_of_the_library(case):
 
 
 class Known(torch.nn.Module):
-    """Decodes n values to 4n by way of 12n at once: two of 4n, and the n after next while the first
-    is still there.
+    """Decodes n values to 4n through a buffer of 12n.
+
+    At the peak there are two tensors of 4n: the first is still alive when the second is made.
     """
 
     def __init__(self):
@@ -134,23 +134,21 @@ class Known(torch.nn.Module):
 
 
 def test_the_counted_peak_is_of_what_is_there_at_once():
-    """Views count nothing, what is let go of no longer, and the latents were there before."""
+    """Views and freed tensors do not count, and the latents existed before."""
     with torch.device("meta"):
         vae = Known()
     assert decoding_bytes(vae, (100,)) == 12 * 100 * 4
 
 
 def test_tiles_that_the_library_would_join_wrongly_are_refused_at_the_start(tmp_path):
-    """Its CogVideoX makes 50 x 47 pixels of 32 x 32 with tiles of two latents, a sixth of which is
-    no latent.
-    """
+    """With tiles of two latents that overlap by 1/6, diffusers makes 50 x 47 pixels of 32 x 32."""
     case = Case("CogVideoXPipeline", "sincos", tmp_path)
     with refused("tiles", "false"):
         case.backbone(tiling=True)
 
 
 class Casts(TorchDispatchMode):
-    """Inside, counts casts of `weights`: all of them, and the most that are held at a time."""
+    """Counts casts of `weights` inside its context: the total, and the maximum alive at a time."""
 
     def __init__(self, weights):
         super().__init__()
@@ -165,7 +163,7 @@ class Casts(TorchDispatchMode):
 
 
 def test_no_second_copy_of_a_whole_network_is_made_for_a_call(case):
-    """Of float32 weights that are trained; sharded over ranks, each would hold such a copy."""
+    """Concerns trained float32 weights. When sharded, every rank would hold such a copy."""
     backbone = case.backbone(dtype="bfloat16")
     network = copy.deepcopy(backbone.network).float().requires_grad_(True)
     dtype = torch.bfloat16

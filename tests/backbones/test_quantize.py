@@ -1,6 +1,4 @@
-"""A base in eight bits a weight: half the bytes, and otherwise the plain network whose weights are
-the rounded ones.
-"""
+"""A base in eight bits per weight: half the bytes, else a plain network with rounded weights."""
 
 import importlib.util
 
@@ -28,8 +26,9 @@ pytestmark = pytest.mark.skipif(
 )
 KINDS = ("int8", "float8")
 LEVEL = {"int8": 0.5 / 127, "float8": 2**-4}
-"""How far a weight moves at most: of the largest of its row; of itself, where it is no smaller than
-float8's normal numbers.
+"""Largest change of a weight: relative to its row's maximum (int8), or to itself (float8).
+
+For float8 this holds for weights at least as large as its normal numbers.
 """
 
 
@@ -44,7 +43,7 @@ def layer(kind, dtype=torch.float32, bias=True):
 
 
 def plain(network):
-    """The same network with whole weights that are the rounded ones, in place."""
+    """Return the same network with unquantized weights that have the rounded values, in place."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
@@ -80,7 +79,7 @@ def test_results_and_gradients_of_a_layer_are_those_of_the_rounded_weights(kind,
     quantized, _ = layer(kind, bias=bias)
     values = torch.randn(2, 5, 48)
     for context in (torch.autocast("cpu", enabled=False), torch.autocast("cpu", torch.bfloat16)):
-        # Two leaves: PyTorch 2.10's autocast keeps the cast of a leaf, even one without gradient.
+        # Use two leaves: PyTorch 2.10's autocast caches the cast of a leaf, even without gradient.
         x, y = values.clone().requires_grad_(), values.clone().requires_grad_()
         with context:
             found = quantized(x)
@@ -93,7 +92,7 @@ def test_results_and_gradients_of_a_layer_are_those_of_the_rounded_weights(kind,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_whole_weight_waits_for_the_backward_pass(kind):
-    """Which it does by the operations that torchao has for its own weights."""
+    """With torchao's own operations it would."""
     quantized, _ = layer(kind)
     kept = {}
     for name, call in {

@@ -1,4 +1,4 @@
-"""A teacher with a user's LoRAs, of every family: what stock code makes of them, distilled."""
+"""A teacher with a user's LoRAs, in every family: it equals stock code and can be distilled."""
 
 import copy
 import shutil
@@ -30,7 +30,7 @@ from tdmvid.export.student import Adapter, Reference, Student, sample_reference,
 from tdmvid.roles.build import empty_base
 
 ONE_NETWORK = dict(reversed([case for case in CASES if "experts" not in (case[1] or "")]))
-"""One variant of each family; a teacher of two experts takes no LoRAs."""
+"""One variant of each family. A teacher with two experts does not accept LoRAs."""
 pytestmark = pytest.mark.parametrize(
     "case",
     [
@@ -46,7 +46,7 @@ GRID = (4, 2.0)
 
 
 def write_lora(backbone, folder, seed, **settings):
-    """A LoRA folder as peft and diffusers make it of the plain base; B matters."""
+    """Write a LoRA folder as peft and diffusers do, with nonzero B."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = backbone.fresh_network()
@@ -62,7 +62,7 @@ def write_lora(backbone, folder, seed, **settings):
 
 @pytest.fixture(scope="module")
 def loras(case, backbone, tmp_path_factory):
-    """Two LoRAs of a user: other ranks, alphas and targets, one with a bias."""
+    """Two LoRAs of a user with different ranks, alphas and targets; one has a bias."""
     folder, targets = tmp_path_factory.mktemp("users"), list(backbone.lora_targets)
     return (
         write_lora(backbone, folder / "style", 1, r=3, lora_alpha=5, target_modules=targets),
@@ -85,7 +85,7 @@ def teacher(case, adapters):
 
 
 def stock_teacher(backbone, loras):
-    """The stock pipeline with the LoRAs, loaded by stock code as users do."""
+    """Return the stock pipeline with the LoRAs, loaded by stock code as users do."""
     pipeline = backbone.stock.pipeline()
     for name, folder in zip(("style", "motion"), loras, strict=True):
         backbone.lora.add(pipeline, folder, name)
@@ -114,7 +114,9 @@ def test_merged_layers_are_plain_and_compute_the_same(teacher, backbone, case):
     z, cond = noise(backbone), case.cond(backbone)
     network, t = copy.deepcopy(teacher.network), torch.full((len(z),), 0.5)
     for name in [name for name, p in network.named_parameters() if "carried_bias" in name]:
-        network.get_parameter(name).data.zero_()  # not every layer has a bias to merge it in
+        network.get_parameter(
+            name
+        ).data.zero_()  # not every layer has a bias that could take the LoRA's
     with torch.no_grad():
         carried = teacher.predict_x0(network, z, t, cond)
         merge_carried(network)
@@ -125,7 +127,7 @@ def test_merged_layers_are_plain_and_compute_the_same(teacher, backbone, case):
 
 @pytest.fixture(scope="module")
 def student(teacher, case):
-    """A student on the teacher's base, with a LoRA that matters."""
+    """A student on the teacher's base, with a LoRA that has an effect."""
     settings, grid = LoraSettings(rank=2, alpha=6), shifted(*GRID, teacher.process)
     module = attach(shared_copy(teacher.network), settings, teacher.lora_targets, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -144,7 +146,12 @@ def student(teacher, case):
 
 
 def card_code(folder, users):
-    """What the card tells users to do, up to the call itself; users: the folder of their LoRAs."""
+    """Run the card's code up to the call and return its pipeline.
+
+    Args:
+        folder: The student's folder.
+        users: The folder of the user's LoRAs.
+    """
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code, scope = code.replace("path/to/this/folder", str(folder)), {}
     code = code.replace(f"path/to/{users.name}/", f"{users}/")
@@ -160,7 +167,7 @@ def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
     written = write_bundles(
         with_merged({stack: student}), ExportRequest(formats=("diffusers", "comfyui"))
     )
-    assert list(written) == [stack, merged]  # each was reloaded and compared
+    assert list(written) == [stack, merged]  # each export was reloaded and compared
     assert written[stack]["model"]["adapters"] == tuple(adapters)
     assert written[merged]["model"]["adapters"] == () and written[merged]["merged"]
     one_file = read_lora(merged, backbone.lora, backbone.network)
@@ -197,7 +204,7 @@ def test_the_card_has_stock_code_where_the_check_loaded_the_files_as_they_are(
 def test_a_lora_of_another_file_name_is_loaded_by_stock_code_if_that_can_name_it(
     student, backbone, loras, tmp_path
 ):
-    """diffusers takes a name, peft does not."""
+    """diffusers accepts a file name, peft does not."""
     files, facts = backbone.lora, _student_facts(student, "float32", 0.0, 1.0, adapted=True)
     single = Path(shutil.copy(loras[0] / files.file, tmp_path / "style.safetensors"))
     lora = replace(student.adapters[0], where=str(single), digest="")

@@ -1,4 +1,4 @@
-"""Model folders as people have them: what diffusers can load is loaded whole, the rest is named."""
+"""Model folders as found in practice: complete ones load, others are refused by name."""
 
 import shutil
 

@@ -1,12 +1,11 @@
-"""Runs in ComfyUI's own Python: its loader and its sampling nodes on files of ours.
+"""Run ComfyUI's own loader and sampling nodes on our files, in ComfyUI's Python.
 
     PYTHONPATH=CHECKOUT python comfyui_worker.py FOLDER
 
-FOLDER/request.json lists cases: `config` (of the network, in ComfyUI's words; null lets ComfyUI
-detect it from `shapes`), `settings` (a class of its supported_models), `names` (a base key of
-diffusers -> ComfyUI's; null has ComfyUI convert), `lora`, and to sample too `weights`, `workflow`
-and `inputs` (z, embeddings). FOLDER/answer.json has what became of each, <name>.safetensors the
-latents.
+FOLDER/request.json lists cases: `config` (of the network, in ComfyUI's names; null lets ComfyUI
+detect it from `shapes`), `settings` (a class in its supported_models), `names` (diffusers key of
+the base -> ComfyUI's; null lets ComfyUI convert), `lora` and, for sampling, `weights`, `workflow`
+and `inputs` (z, embeddings). Results go to FOLDER/answer.json, latents to <name>.safetensors.
 """
 
 import json
@@ -39,7 +38,7 @@ def result(node, *args):
 
 
 class Warnings(logging.Handler):
-    """What ComfyUI says of keys that it does not load."""
+    """Collects ComfyUI's messages about keys that it does not load."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +50,7 @@ class Warnings(logging.Handler):
 
 
 def base(case):
-    """The model, and the base's state dict in ComfyUI's names."""
+    """Return the model, and the base's state dict in ComfyUI's names."""
     weights = (
         load_file(FOLDER / case["weights"])
         if "weights" in case
@@ -89,7 +88,7 @@ def base(case):
 
 
 def load(case, model):
-    """The patched model, and what was not taken or does not fit."""
+    """Return the patched model, and the keys that were not loaded or do not fit."""
     warnings = Warnings()
     logging.getLogger().addHandler(warnings)
     lora = comfy.utils.load_torch_file(str(FOLDER / case["lora"]), safe_load=True)
@@ -131,7 +130,7 @@ class Noise:
 
 
 def sample(case, patcher):
-    """The latents of the workflow's own nodes, from noise and embeddings that are given."""
+    """Return the latents of the workflow's own nodes, from given noise and embeddings."""
     nodes, given = (
         json.loads((FOLDER / case["workflow"]).read_text()),
         load_file(FOLDER / case["inputs"]),

@@ -10,7 +10,7 @@ from tdmvid.train.trainer import train
 
 @pytest.fixture(scope="session")
 def run(tiny_run, tmp_path_factory):
-    """A LoRA run of 4 steps with an average and checkpoints after 2 and 4."""
+    """A LoRA run of 4 steps with averaged weights and checkpoints after 2 and 4."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tdmvid.train.trainer.finalize", lambda run: None)
         patch.setattr("tdmvid.train.trainer.write_samples", lambda run, step: None)
@@ -27,7 +27,7 @@ def run(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tuned(tiny_run, tmp_path_factory):
-    """A run that trained whole networks for 2 steps."""
+    """A run with full training for 2 steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tdmvid.train.trainer.finalize", lambda run: None)
         patch.setattr("tdmvid.train.trainer.write_samples", lambda run, step: None)

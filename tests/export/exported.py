@@ -1,4 +1,4 @@
-"""What the exports of the tests are made of."""
+"""Prompts, size and sampling that the export tests share."""
 
 import torch
 
@@ -11,7 +11,7 @@ SIZE = ClipSize(9, 32, 32)
 
 
 def latents(base, folder, steps=4):
-    """As a user: the stock pipeline with what is in the folder, from noise and prompts."""
+    """Sample as a user does: stock pipeline, exported folder, noise and prompts."""
     z = torch.stack([noise(prompt, 7, base.latent_shape()) for prompt in PROMPTS])
     return base.stock.latents(
         use_student(base, folder), z, base.encode_prompts(list(PROMPTS)), steps=steps

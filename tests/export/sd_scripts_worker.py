@@ -1,9 +1,9 @@
-"""Runs in the Python of kohya-ss/sd-scripts: its loader on kohya files of ours.
+"""Run kohya-ss/sd-scripts' own loader on our kohya files, in its Python.
 
     PYTHONPATH=CHECKOUT python sd_scripts_worker.py FOLDER
 
-FOLDER has sd15.safetensors and sdxl.safetensors; FOLDER/answer.json says what of them was not
-taken, and by what factor it is added. Its UNets are made on the meta device.
+FOLDER contains sd15.safetensors and sdxl.safetensors. FOLDER/answer.json lists which keys were not
+loaded, and the factor at which the LoRA is added. The UNets are made on the meta device.
 """
 
 import json

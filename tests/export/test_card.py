@@ -1,4 +1,4 @@
-"""The card of an export: recipe, code, scores, and prompts as text."""
+"""The model card: training config, code, scores, and prompts as plain text."""
 
 import json
 import re
@@ -18,9 +18,7 @@ from tdmvid.sampling.student import weights_of
 
 @pytest.fixture
 def scored(run):
-    """The folder of a run that has exported its student, and scored it by a program of its own and
-    by VBench.
-    """
+    """The folder of a run whose exported student was scored by its own program and by VBench."""
     export_run(run / "lora", run, ExportRequest(prompts=PROMPTS))
     own = {"weights": weights_of(run / "lora")}
     (run / "scores.json").write_text(

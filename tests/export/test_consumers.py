@@ -1,9 +1,8 @@
-"""ComfyUI and sd-scripts themselves read what is exported for them; needs a checkout of each, and
-its Python.
+r"""ComfyUI and sd-scripts themselves read the exports; needs a checkout and the Python of each.
 
-    TDMVID_COMFYUI=~/ComfyUI TDMVID_COMFYUI_PYTHON=~/ComfyUI/venv/bin/python \\
+    TDMVID_COMFYUI=~/ComfyUI TDMVID_COMFYUI_PYTHON=~/ComfyUI/venv/bin/python \
         python -m pytest tests/export/test_consumers.py
-    TDMVID_SD_SCRIPTS=~/sd-scripts TDMVID_SD_SCRIPTS_PYTHON=... \\
+    TDMVID_SD_SCRIPTS=~/sd-scripts TDMVID_SD_SCRIPTS_PYTHON=... \
         python -m pytest tests/export/test_consumers.py
 """
 
@@ -42,7 +41,7 @@ RANK, ALPHA = 2, 6.0
 
 
 def work(program, folder):
-    """What the worker in the program's own Python answers of the files in `folder`."""
+    """Return the worker's answer for the files in `folder`; it runs in the program's Python."""
     variable = f"TDMVID_{program.upper()}"
     python, worker = (
         os.environ.get(f"{variable}_PYTHON", sys.executable),
@@ -60,16 +59,14 @@ def ask(folder, cases):
 
 
 def architecture(folder):
-    """The family and the network of a model, on the meta device."""
+    """Return the family and the network of a model, on the meta device."""
     family = families()[json.loads((folder / "model_index.json").read_text())["_class_name"]]
     with torch.device("meta"):
         return family, family.spec.empty_network(folder)
 
 
 def lora(network, targets, *, told=True):
-    """Random layers of every target, and, as of a student that is told its K, a bias on the time
-    embedding.
-    """
+    """Return random layers for every target and a time-embedding bias, as with a step condition."""
     generator, state, embedding = (
         torch.Generator().manual_seed(0),
         {},
@@ -93,9 +90,7 @@ def lora(network, targets, *, told=True):
 
 
 def base_names(family, keys):
-    """ComfyUI's names of the base's own weights, of families whose diffusers names it does not
-    know.
-    """
+    """Return ComfyUI's names of the base's weights, if it does not know the diffusers names."""
     if family.pipeline_class not in ("CogVideoXPipeline", "WanPipeline"):
         return None
     names = {}
@@ -115,7 +110,7 @@ def test_comfyui_takes_every_key_of_every_model_in_the_right_shape(tmp_path):
     cases, layers = {}, {}
     for folder in sorted(ARCHITECTURES.iterdir()):
         family, network = architecture(folder)
-        network = experts_of(network)[0]  # they are alike
+        network = experts_of(network)[0]  # both are the same
         shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
         for consumer, layout in layouts_of(family.pipeline_class).items():
             name, state = (
@@ -159,18 +154,18 @@ def test_sd_scripts_takes_every_key_at_the_scale_it_was_trained_at(tmp_path):
     assert all(
         not found["left"] and not found["wrong"] and found["scales"] == [1.0]
         for found in answer.values()
-    )  # the alpha is in the weights
+    )  # alpha is multiplied into the weights
 
 
 def small_cogvideox():
-    """1.5, with the noise levels that ComfyUI knows."""
+    """Build CogVideoX 1.5 with the noise levels that ComfyUI supports."""
     pipeline = tiny_pipeline("temporal")
     pipeline.scheduler = cogvideox_scheduler(snr_shift_scale=1.0)
     return pipeline
 
 
 def small_unet():
-    """ComfyUI's UNet has groups of 32 channels."""
+    """Build a UNet with groups of 32 channels, as ComfyUI's has."""
     pipeline = stable_diffusion.build("v")
     pipeline.register_modules(
         unet=stable_diffusion.unet(block_out_channels=(32, 64), norm_num_groups=32)
@@ -264,7 +259,7 @@ def test_comfyui_s_nodes_of_the_workflow_give_the_student_s_latents(tmp_path, na
     )
     for key in [
         key for key in state if key.endswith("lora_A.weight")
-    ]:  # the student: the LoRA in the weights
+    ]:  # the student: LoRA merged into the weights
         layer, stem = (
             backbone.network.get_submodule(key.removesuffix(".lora_A.weight")),
             key.removesuffix("A.weight"),
@@ -305,4 +300,4 @@ def test_comfyui_s_nodes_of_the_workflow_give_the_student_s_latents(tmp_path, na
     print(f"{name}: {difference(found):.1e}")
     assert (
         difference(found) < 1e-2 and difference(plain) > 0.05
-    )  # ComfyUI carries noise of up to 4518 times the size of the latents in float32
+    )  # ComfyUI's float32 latents contain noise of up to 4518 times their size

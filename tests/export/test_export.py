@@ -1,4 +1,4 @@
-"""What a user takes away does in stock diffusers what the student does here, or is not written."""
+"""An export gives the student's samples in stock diffusers, or is not written."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ UNEVEN = [999, 856, 665, 399]
 
 
 class Student:
-    """A student with a LoRA that matters, ready to be exported."""
+    """A student with a LoRA that has an effect, ready for export."""
 
     def __init__(self, folder, timesteps=None):
         self.source = folder
@@ -74,7 +74,7 @@ class Student:
         return write_bundles({folder: self.student(expected)})[folder]
 
     def stock(self, folder, scheduler=CogVideoXDDIMScheduler):
-        """As a user would: the stock pipeline with the exported folder, from prompts."""
+        """Sample as a user does: stock pipeline, exported folder, prompts."""
         pipeline = CogVideoXPipeline.from_pretrained(self.source)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.load_lora_weights(folder)
@@ -105,7 +105,7 @@ def bundle(student, tmp_path_factory):
 
 
 def test_the_lora_gives_the_student_s_latents_in_a_stock_pipeline(student, bundle):
-    assert difference(student.plain, student.expected) > 0.05  # the LoRA matters
+    assert difference(student.plain, student.expected) > 0.05  # give the LoRA an effect
     assert difference(student.stock(bundle), student.expected) < 1e-4
 
 
@@ -204,7 +204,7 @@ def test_an_export_may_be_read_by_whoever_may_read_a_new_file(bundle, tmp_path):
 
 @pytest.fixture
 def two(tmp_path):
-    """`two("a")` writes an export of that content into both of two folders; the folders."""
+    """`two("a")` exports that content to two folders and returns them."""
     folders = [tmp_path / "lora", tmp_path / "lora_1steps"]
 
     def write(content, *, fail=None):
@@ -239,9 +239,7 @@ def test_a_set_is_replaced_as_one_or_not_at_all(tmp_path, two):
 @pytest.mark.parametrize("older", ["both", "one", "none"])
 @pytest.mark.parametrize("renames", range(5))
 def test_a_set_whose_replacement_was_killed_is_put_back(tmp_path, monkeypatch, two, older, renames):
-    """Killed after any number of renames, the next export finds the older set, whatever becomes of
-    it itself.
-    """
+    """After a kill at any rename, the next export restores the older set, even if it fails."""
     if older != "none":
         two("old")
     if older == "one":
@@ -258,10 +256,10 @@ def test_a_set_whose_replacement_was_killed_is_put_back(tmp_path, monkeypatch, t
         patch.setattr(Path, "rename", killed)
         patch.setattr(
             "tdmvid.export.bundle._put_back", lambda *_: None
-        )  # a kill leaves no time for it
+        )  # a killed process does not clean up
         with contextlib.suppress(SystemExit):
             two("new")
-    if not list(tmp_path.glob(".lora.part")):  # it was done before the kill
+    if not list(tmp_path.glob(".lora.part")):  # all renames were done before the kill
         assert set(read(tmp_path).values()) == {"new"}
         return
     with pytest.raises(KeyboardInterrupt):
@@ -298,7 +296,7 @@ def test_a_folder_without_a_lora_is_refused(student, tmp_path):
 
 
 def test_a_new_consumer_is_written_checked_and_named_on_the_card(student, tmp_path, monkeypatch):
-    """It is one class: the contract is all that bundle, check and card know of a consumer."""
+    """It is one class. Bundle, check and card use only the Consumer interface."""
 
     class Other(Consumer):
         layout = KeyLayout("other", "down", "up", {"CogVideoXPipeline": lambda name: f"net.{name}"})

@@ -1,4 +1,4 @@
-"""What cannot be exported, or would not give the student, leaves nothing behind."""
+"""What cannot be exported, or would not give the student's samples, leaves no files."""
 
 import pytest
 from exported import PROMPTS
@@ -109,7 +109,7 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     export_run(out, run, ExportRequest(prompts=PROMPTS))
     first = (out / "export.json").read_bytes()
     (tmp_path / ".out.old").mkdir()
-    out.rename(tmp_path / ".out.old" / "out")  # where a kill between the two renames leaves it
+    out.rename(tmp_path / ".out.old" / "out")  # the state after a kill between the two renames
     (tmp_path / ".out.part" / "out").mkdir(parents=True)
     with refused("'gguf'"):
         export_run(out, run, ExportRequest(("gguf",), prompts=PROMPTS))

@@ -1,4 +1,4 @@
-"""Any checkpoint of any run becomes a checked bundle, in one process; or nothing is written."""
+"""Any checkpoint of any run becomes a checked bundle, in one process, or nothing is written."""
 
 import argparse
 import gc
@@ -63,8 +63,10 @@ def test_the_base_waits_in_host_memory_while_another_is_checked(
 def test_a_base_that_was_checked_is_gone_before_the_next_comes_and_the_run_s_own_returns(
     tiny_run, tmp_path, monkeypatch, words, most
 ):
-    """A pipeline is in a cycle: without a collection, three of them and the run's own would be on
-    the device. Of a whole network one is the copy that is written.
+    """Pipelines contain reference cycles.
+
+    Without a collection, three of them and the run's own would be on the device. For a whole
+    network, one of them is the copy that is written.
     """
     networks, counts, kind = [], [], CogVideoXTransformer3DModel
 
@@ -185,7 +187,7 @@ def test_a_full_fine_tune_comes_out_whole_or_as_a_lora_with_its_error(tuned, bas
     assert errors[32]["error"] < errors[2]["error"] < 1 and errors[32]["seen"] < errors[2]["seen"]
     assert (
         max(errors[32]["layers"].values()) < 1e-3 and "norm_final.weight" in errors[32]["left_out"]
-    )  # every layer is of 32 at least one way
+    )  # every layer has 32 inputs or outputs
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_a_published_lora_becomes_a_bundle_with_its_own_grid_and_scale(run, base
     torch.save(
         {key: value / 3 if "lora_B" in key else value for key, value in tensors.items()},
         tmp_path / "theirs.pt",
-    )  # to be loaded at 9
+    )  # its authors recommend scale 9
     facts = export_published(
         tmp_path / "theirs",
         tmp_path / "theirs.pt",
@@ -318,7 +320,7 @@ def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, mon
                 "diffusion_model.time_embedding_linear_2.diff_b"
             ]
         )
-    assert difference(*shifts) > 1e-2  # each K has its own constant
+    assert difference(*shifts) > 1e-2  # each K has its own constant shift
     before = {
         path: path.read_bytes() for path in sorted(tmp_path.glob("out*/**/*")) if path.is_file()
     }
@@ -339,7 +341,7 @@ def test_a_run_over_several_k_has_a_checked_lora_of_each(tiny_run, tmp_path, mon
             path: path.read_bytes() for path in sorted(tmp_path.glob("out*/**/*")) if path.is_file()
         }
         == before
-    )  # of neither K
+    )  # from neither K
     assert not list(tmp_path.glob(".out*"))
     monkeypatch.undo()
     with refused("fuse"):

@@ -1,6 +1,4 @@
-"""Every family's student comes out in every format that its consumers know, and as one network with
-its base.
-"""
+"""Every family's student is exported in every format of its consumers, and fused with its base."""
 
 import ast
 import json
@@ -36,11 +34,11 @@ DIFFUSERS_READS = {
     "StableDiffusionXLPipeline": "kohya",
     "WanPipeline": "comfyui",
 }
-"""What diffusers converts by itself; of the other families it would pass over all of the keys."""
+"""Pipelines for which diffusers converts other layouts; for others it would ignore all keys."""
 
 
 class Student:
-    """A tiny student of a family, with a LoRA that matters."""
+    """A tiny student of a family, with a LoRA that has an effect."""
 
     def __init__(self, name, folder, variant=None):
         builder = BUILDERS[name]
@@ -82,7 +80,7 @@ QUICK = ("CogVideoXPipeline", "StableDiffusion3Pipeline")
 PARAMS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in sorted(families())
-    if BUILDERS[name].VARIANTS[0] != "experts"  # of which test_pairs.py knows
+    if BUILDERS[name].VARIANTS[0] != "experts"  # covered by test_pairs.py
 ]
 
 
@@ -103,7 +101,7 @@ def test_every_format_gives_the_student(student, bundle):
     facts = json.loads((bundle / "export.json").read_text())
     assert (student.expected - student.plain).norm() > 100 * facts[
         "tolerance"
-    ] * student.expected.norm()  # the LoRA matters
+    ] * student.expected.norm()  # give the LoRA an effect
     assert (
         "comfyui" in facts["formats"]
         and facts["errors"].keys()

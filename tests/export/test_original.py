@@ -1,4 +1,4 @@
-"""An export of a published LoRA gives what stock code gives with the published file itself."""
+"""The export of a published LoRA gives what stock code gives with the published file."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def export(backbone, path, out, *formats, scale=1.0):
 
 
 def latents(backbone, load):
-    """Stock samples of a pipeline that `load` gives a LoRA."""
+    """Return stock samples of a pipeline after `load` has given it a LoRA."""
     pipeline = backbone.stock.pipeline()
     load(pipeline)
     pipeline.scheduler = backbone.student_scheduler(uniform(2, backbone.process))

@@ -1,4 +1,4 @@
-"""A student of two experts for other programs: two files each, and a workflow through both."""
+"""A student with two experts for other programs: two files each, and a workflow that uses both."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""The ComfyUI workflow of a student: its times, its nodes, and bases that ComfyUI computes in
-another way.
-"""
+"""The ComfyUI workflow of a student: its times and nodes, and bases computed wrongly there."""
 
 import re
 
@@ -28,7 +26,7 @@ def cogvideox(folder, variant="temporal", **scheduler):
 
 
 def read(nodes):
-    """The sigmas as ComfyUI's node reads them."""
+    """Parse the sigmas as ComfyUI's node does."""
     return [
         float(s) for s in re.findall(r"[-+]?(?:\d*\.*\d+)", nodes["sigmas"]["inputs"]["sigmas"])
     ]
@@ -65,13 +63,13 @@ def test_the_times_of_a_flow_are_its_sigmas(tmp_path):
 
 
 def test_cogvideox_is_sampled_in_its_own_noise_and_its_added_frames_are_cut(tmp_path):
-    """9 frames are 3 latent ones, in temporal patches of 2: one is added in front."""
+    """9 frames give 3 latent frames. Temporal patches of 2 need one more, prepended."""
     backbone = cogvideox(tmp_path)
     nodes = build_workflow(backbone, uniform(4, backbone.process), ["a"], "b")
     assert (
         nodes["sampler"]["class_type"] == "VOIDSampler"
         and nodes["latent"]["inputs"]["length"] == 13
-    )  # 4 latent frames
+    )  # gives 4 latent frames
     assert nodes["cut"]["inputs"]["index"] == 1 and nodes["decode"]["inputs"]["samples"] == [
         "cut",
         0,

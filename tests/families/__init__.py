@@ -1,9 +1,9 @@
-"""Tiny random pipelines for the contract tests, one module a family.
+"""Tiny random pipelines for the contract tests, one module per family.
 
-A module has PIPELINE (the pipeline class it stands for), VARIANTS (names of the layouts that
-the family's configs can ask for), SIZE (a ClipSize that the tiny pipelines generate),
-`build(variant)` (a random pipeline of the real classes) and `encoded(pipeline, prompts)`
-(what the pipeline itself makes of prompts: two dicts, of the prompts and of no prompt).
+A module defines PIPELINE (the pipeline class), VARIANTS (names of the layouts that the family's
+configs can ask for), SIZE (the ClipSize that the tiny pipelines generate), `build(variant)` (a
+random pipeline of the real classes) and `encoded(pipeline, prompts)` (two dicts: what the pipeline
+itself encodes the prompts to, and the empty prompt).
 """
 
 import importlib

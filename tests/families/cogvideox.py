@@ -1,4 +1,4 @@
-"""CogVideoX: added positions, rotary positions, temporal patches."""
+"""CogVideoX: additive positions, rotary positions, temporal patches."""
 
 from tiny import VARIANTS, tiny_pipeline
 

@@ -30,12 +30,13 @@ SIZE = ClipSize(frames=9, height=32, width=32)
 
 
 def build(variant):
-    """A random pipeline whose autoencoder encodes an image without spread: the stock pipeline draws
-    from that distribution, and a cached condition is its mean.
+    """Build a random pipeline whose autoencoder has zero variance.
+
+    The stock pipeline samples from its distribution, but a cached condition is the mean.
     """
     network, vae = CHANGES[variant]
     parts = tiny_parts({"in_channels": 16, "out_channels": 8} | network, vae)
-    last = parts[2].encoder.conv_out.conv  # of means, then of log-variances
+    last = parts[2].encoder.conv_out.conv  # means first, then log-variances
     with torch.no_grad():
         last.weight[8:], last.bias[8:] = 0.0, -30.0
     return CogVideoXImageToVideoPipeline(*parts)

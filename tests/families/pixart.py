@@ -1,4 +1,4 @@
-"""PixArt-alpha: of 512 pixels, and of 1024, which is conditioned on the size as well."""
+"""PixArt-alpha: 512 pixels, and 1024 pixels with size conditions."""
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
@@ -24,7 +24,7 @@ def build(variant):
         sample_size={"512": 64, "1024": 128}[variant],
         caption_channels=16,
     ).eval()
-    with torch.no_grad():  # so that text and time matter
+    with torch.no_grad():  # so that text and time have an effect
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     encoder = T5EncoderModel(

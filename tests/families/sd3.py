@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 as first released, and 3.5's blocks of two attentions."""
+"""Stable Diffusion 3 as first released, and 3.5 with its dual-attention blocks."""
 
 import torch
 from diffusers import (
@@ -18,7 +18,7 @@ SIZE = SIZE
 
 
 def build(variant):
-    """32 x 48 pixels are 4 x 8 x 12 latents, in a table of 12 x 12 positions of 2 x 2."""
+    """Build a pipeline for 32 x 48 pixels: latents of 4 x 8 x 12, 12 x 12 positions of 2 x 2."""
     dual = (
         {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
         if variant == "dual_attention"
@@ -38,7 +38,7 @@ def build(variant):
         pos_embed_max_size=12,
         **dual,
     ).eval()
-    with torch.no_grad():  # so that text and time matter
+    with torch.no_grad():  # so that text and time have an effect
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     vae = AutoencoderKL(

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL, with its release's Euler scheduler; null prompts as zeros or encoded."""
+"""Stable Diffusion XL with the released Euler scheduler; empty prompts as zeros or encoded."""
 
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTextModelWithProjection
@@ -12,7 +12,7 @@ SIZE = stable_diffusion.SIZE
 
 
 def unet(**changes):
-    """Build its tiny network; `changes` are of its config."""
+    """Build the tiny network; `changes` override its config."""
     settings = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),

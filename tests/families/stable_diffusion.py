@@ -1,6 +1,4 @@
-"""Stable Diffusion: the noise prediction of 1.5 and its PNDM scheduler, and v-prediction with zero
-terminal SNR.
-"""
+"""Stable Diffusion: epsilon prediction with PNDM (1.5), and v-prediction with zero terminal SNR."""
 
 import string
 
@@ -41,7 +39,7 @@ def scheduler(variant):
 
 
 def clip_tokenizer():
-    """CLIP's own, of single letters."""
+    """Return a CLIP tokenizer of single letters."""
     letters = list(string.ascii_lowercase)
     vocabulary = {
         token: i
@@ -96,7 +94,7 @@ def unet(**changes):
         }
         | changes
     ).eval()
-    with torch.no_grad():  # so that text and time matter
+    with torch.no_grad():  # so that text and time have an effect
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     return network

@@ -1,5 +1,7 @@
-"""Wan 2.1, with and without a norm in front of its attention to text, and Wan 2.2 TI2V, with a time
-a token and an autoencoder that works on patches, and A14B, with two experts.
+"""Wan 2.1, Wan 2.2 TI2V and Wan 2.2 A14B.
+
+2.1 comes with and without a norm before cross-attention. TI2V has one time per token and an
+autoencoder that works on patches. A14B has two experts.
 """
 
 import torch
@@ -12,15 +14,16 @@ from tdmvid.config import ClipSize
 PIPELINE = "WanPipeline"
 VARIANTS = ("cross_norm", "no_cross_norm", "ti2v", "experts")
 BOUNDARY = 0.86
-"""Of the experts: above 6/7, a time of the grid with shift 2."""
+"""Boundary of the experts, just above 6/7, a time of the grid with shift 2."""
 SIZE = ClipSize(frames=9, height=32, width=64)
 PATCHES = {"is_residual": True, "patch_size": 2, "scale_factor_spatial": 16, "decoder_base_dim": 6}
+"""Settings that turn an autoencoder into TI2V's."""
 PATCHES |= {"in_channels": 12, "out_channels": 12}
 """What makes an autoencoder that of TI2V."""
 
 
 def tiny_transformer(**changes):
-    """Three heads, 2 blocks; as initialised, the blocks would hardly see time and text."""
+    """Build a transformer with 3 heads and 2 blocks in which time and text have an effect."""
     transformer = WanTransformer3DModel(
         **{
             "num_attention_heads": 3,
@@ -42,8 +45,9 @@ def tiny_transformer(**changes):
 
 
 def build(variant):
-    """A random Wan of a few thousand weights: 9 frames of 32 x 64 pixels give latents of 4
-    channels, 3 x 4 x 8, or 3 x 2 x 4 for "ti2v".
+    """Build a random Wan with a few thousand weights.
+
+    9 frames of 32 x 64 pixels give latents with 4 channels of 3 x 4 x 8, or 3 x 2 x 4 for "ti2v".
     """
     vae = AutoencoderKLWan(
         base_dim=4,

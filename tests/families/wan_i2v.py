@@ -1,4 +1,4 @@
-"""Wan 2.2 image to video: two experts, whose networks see a mask and the given frame's latents."""
+"""Wan 2.2 image to video: two experts with a mask and the given frame's latents as input."""
 
 from types import SimpleNamespace
 
@@ -13,12 +13,12 @@ __all__ = ["SIZE", "encoded"]
 PIPELINE = "WanImageToVideoPipeline"
 VARIANTS = ("experts",)
 encoded = wan.encoded
-if not hasattr(pipeline_wan_i2v, "ftfy"):  # without it the library cannot read a prompt
+if not hasattr(pipeline_wan_i2v, "ftfy"):  # diffusers cannot encode prompts without it
     pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)
 
 
 def build(variant):
-    """A random pipeline: 4 channels of noisy latents, 4 of a mask and 4 of the given frame."""
+    """Build a random pipeline with 4 channels each of noisy latents, mask and given frame."""
     parts = wan.build("experts")
     torch.manual_seed(1)
     return WanImageToVideoPipeline(

@@ -1,4 +1,4 @@
-"""What a run chooses by itself: the attention kernel, and whether blocks are compiled."""
+"""Automatic choices of a run: the attention kernel, and whether blocks are compiled."""
 
 import pytest
 import torch

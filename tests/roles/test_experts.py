@@ -1,4 +1,4 @@
-"""Two experts are trained in one run: each learns in its own iterations, and stands still else."""
+"""Two experts trained in one run: each learns in its own iterations and is unchanged in others."""
 
 import json
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ PAIR = ("transformer", "transformer_2")
 
 @pytest.fixture(scope="module")
 def expert_json(tmp_path_factory):
-    """The config file of a tiny run of two experts."""
+    """The config file of a tiny run with two experts."""
     folder, builder = tmp_path_factory.mktemp("experts"), BUILDERS["WanPipeline"]
     torch.manual_seed(0)
     builder.build("experts").save_pretrained(folder / "base")
@@ -49,7 +49,7 @@ def expert_json(tmp_path_factory):
 
 
 def states(run):
-    """The trained weights of every expert of every role, and the averages, as one vector each."""
+    """Return trained weights and averages of every expert of every role, one vector each."""
     return {
         (role, name, averaged): torch.cat(
             [x.flatten() for x in engine.weights(averaged=averaged).values()]
@@ -102,7 +102,14 @@ def test_an_expert_in_host_memory_learns_the_same_and_moves_when_the_side_change
         )
     one, two = found
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert moves == [1, 2, 2, 2, 3, 4]  # calls at k = 4, 3, 2, 1, 4, 3; the low side from 3 on
+    assert moves == [
+        1,
+        2,
+        2,
+        2,
+        3,
+        4,
+    ]  # calls at k = 4, 3, 2, 1, 4, 3; the low-noise expert takes k <= 3
 
 
 @pytest.mark.slow
@@ -121,7 +128,7 @@ def test_a_killed_run_goes_on_with_both_experts_as_if_nothing_had_happened(
 
 @pytest.fixture
 def unloadable(monkeypatch):
-    """Fail the test if a teacher is loaded."""
+    """Make the test fail if a teacher is loaded."""
 
     def load(*_, **__):
         pytest.fail("the teacher was loaded")

@@ -1,4 +1,4 @@
-"""Checkpointing that keeps attention: the same gradients, and no attention computed twice."""
+"""Checkpointing that keeps attention: equal gradients, and attention is not recomputed."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ CHECKPOINTED, KEPT = "parallel.gradient_checkpointing=true", "parallel.keep_atte
 
 
 class Attentions(TorchDispatchMode):
-    """How often attention is computed while it is entered."""
+    """Counts attention calls inside its context."""
 
     def __init__(self):
         super().__init__()
@@ -30,9 +30,7 @@ class Attentions(TorchDispatchMode):
 
 
 def backward(config) -> tuple[list[torch.Tensor], int]:
-    """Gradients of a student whose adapter is not zero, and attentions computed in its backward
-    pass.
-    """
+    """Return the gradients of a student with a nonzero adapter, and its attention calls."""
     run = build_run(config, launch.start("none"))
     trainable = list(run.engines["student"].trainable.values())
     for index, parameter in enumerate(trainable):
@@ -63,7 +61,7 @@ def test_kept_attention_gives_the_same_gradients_and_is_not_computed_again(
     [(name, variant) for name, builder in BUILDERS.items() for variant in builder.VARIANTS],
 )
 def test_every_family_has_the_gradients_of_a_network_that_keeps_all(tmp_path, pipeline, variant):
-    """No family writes into what its attention gave."""
+    """No family modifies the output of its attention in place."""
     torch.manual_seed(0)
     BUILDERS[pipeline].build(variant).save_pretrained(tmp_path)
     backbone = load_backbone(ModelConfig(path=str(tmp_path)), BUILDERS[pipeline].SIZE)
@@ -84,7 +82,7 @@ def test_every_family_has_the_gradients_of_a_network_that_keeps_all(tmp_path, pi
         loss = backbone.predict_x0(network, x, torch.full((1,), 0.5), cond).square().sum()
         with Attentions() as attentions:
             found = torch.autograd.grad(loss, trainable, allow_unused=True)
-        return [each for each in found if each is not None], attentions.count  # of one expert
+        return [each for each in found if each is not None], attentions.count  # one expert
 
     expected, _ = gradients()
     network.enable_gradient_checkpointing(keep_attention)
@@ -106,14 +104,15 @@ def test_the_plan_counts_what_is_kept_and_what_is_not_computed_again(tiny_run, t
     tokens, width, blocks = kept.tokens.count, kept.tokens.width, kept.tokens.blocks
     assert call.attention_bytes == pytest.approx(
         4 * tokens * width * blocks, rel=0.2
-    )  # and a value a head and token
+    )  # plus one value per head and token
     assert kept.memory()["activations"] - again.memory()["activations"] == 2 * call.attention_bytes
 
 
 @pytest.mark.slow
 def test_the_plan_counts_what_is_kept_of_a_discriminator(tiny_run, tmp_path):
-    """A call of it beside two of the network; of several micro-batches one graph of the network is
-    there at a time, and the discriminator's.
+    """One call of the discriminator beside two of the network.
+
+    With several micro-batches, one graph of the network and the discriminator's exist at a time.
     """
     (tmp_path / "clip.mp4").touch()
     gan = ("objective.kind=gan", f"real.path={tmp_path}", "batch.accumulation=2")

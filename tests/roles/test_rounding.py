@@ -1,6 +1,4 @@
-"""A run on a quantised base: as planned, resumed to the digit, exported as a plain LoRA, and what
-it cannot do refused.
-"""
+"""Runs on a quantized base: plan, bit-identical resume, export as a plain LoRA, and refusals."""
 
 import importlib.util
 import json
@@ -41,7 +39,7 @@ PROMPTS = ("a red circle", "a blue square moves left")
 
 @pytest.fixture(scope="module")
 def whole(tiny_run, tmp_path_factory):
-    """The folder of a run of 4 steps that nothing interrupted."""
+    """The folder of an uninterrupted run of 4 steps."""
     return train(
         tiny_run(
             tmp_path_factory.mktemp("quantized") / "run",
@@ -94,7 +92,7 @@ def test_the_plan_names_the_quantised_base_and_needs_no_torchao(tiny_run, tmp_pa
     assert (
         plan.moments()["checking the export"]
         == make_plan(tiny_run(tmp_path)).moments()["checking the export"]
-    )  # on the whole base
+    )  # on the unquantized base
 
 
 def test_a_base_that_does_not_fit_is_quantised_and_one_that_is_spread_over_ranks_is_whole(
@@ -102,7 +100,7 @@ def test_a_base_that_does_not_fit_is_quantised_and_one_that_is_spread_over_ranks
 ):
     monkeypatch.setattr(
         "tdmvid.plan.counts._autoencoder", lambda *_: (0, 0)
-    )  # beside which the tiny base is nothing
+    )  # far more than the tiny base
     checkpointed = "parallel.gradient_checkpointing=true"
     plain, quantized = (make_plan(tiny_run(tmp_path, checkpointed, *more)) for more in ([], [INT8]))
     with refused("GiB", "model.quantize=int8"):
@@ -127,8 +125,8 @@ def test_the_run_says_what_rounding_changed(whole, tiny_run, tmp_path):
     assert "frozen base in int8: " in str(
         run.rounding
     ) and f"{facts['errors'][0]:.2%} at t = 1, " in str(run.rounding)
-    # As it is measured: the last error, of the same noise, by two networks that share nothing with
-    # the run.
+    # Reproduce the measurement of the last error: the same noise, and two networks that share
+    # nothing with the run.
     z = torch.randn(
         (1, *run.backbone.latent_shape()),
         generator=torch.Generator().manual_seed(run.config.log.seed),
@@ -152,7 +150,7 @@ def test_a_run_on_the_whole_base_is_told_apart_from_one_that_ended_in_its_folder
     with monkeypatch.context() as patch:
         patch.setattr(
             "tdmvid.train.trainer._loop", lambda *_: None
-        )  # it ends before its first checkpoint
+        )  # the run ends before its first checkpoint
         train(tiny_run(tmp_path, "steps=1", INT8))
     assert "rounded to int8" in story(tmp_path)
     train(tiny_run(tmp_path, "steps=1"))
@@ -161,7 +159,7 @@ def test_a_run_on_the_whole_base_is_told_apart_from_one_that_ended_in_its_folder
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """The settings of a folder of three videos."""
+    """The settings of a folder with three videos."""
     folder = tmp_path_factory.mktemp("real")
     for number in range(3):
         clip = torch.rand(3, 9, 32, 32, generator=torch.Generator().manual_seed(number)) * 2 - 1
@@ -209,7 +207,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
 def test_a_run_steps_as_one_on_the_rounded_weights_does(
     tiny_run, tmp_path, loop_only, monkeypatch, changes
 ):
-    """The same losses and weights after three steps, digit for digit."""
+    """Losses and weights are bit-identical after three steps."""
     changes = (INT8, "steps=3", "objective.cfg=3", *changes)
     quantized = train(tiny_run(tmp_path / "quantized", *changes))
     rounded = []
@@ -233,8 +231,9 @@ def test_a_run_steps_as_one_on_the_rounded_weights_does(
 
 @needs_torchao
 def test_the_lora_is_a_plain_one_for_the_whole_base(whole, tiny_run, tmp_path):
-    """Keys, shapes and dtypes of a run on the whole base; checked, on that base, to the tolerance
-    of any other.
+    """Keys, shapes and dtypes equal those of a run on the unquantized base.
+
+    The export is checked on that base, with the usual tolerance.
     """
     plain = train(tiny_run(tmp_path / "plain", "steps=4", "ema=0.5", "objective.cfg=3"))
     files = [safe_open(folder / "lora" / LORA_FILE, framework="pt") for folder in (whole, plain)]
@@ -266,7 +265,7 @@ def test_an_export_of_its_checkpoint_is_of_the_whole_base(whole, tmp_path, fuse)
     )
     assert (
         difference(found, lora) < 1e-5
-    )  # rounding, were it in the file, is more: see quantized.json
+    )  # rounding errors in the file would be larger: see quantized.json
     if fuse:
         untouched = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")[
             "transformer_blocks.0.ff.net.0.proj.weight"

@@ -1,4 +1,4 @@
-"""A tiny teacher, a bundle of its student, and a function that samples either."""
+"""A tiny teacher, a bundle of its student, and a function that samples from either."""
 
 import json
 
@@ -24,7 +24,7 @@ def backbone(tiny_cogvideox):
 
 @pytest.fixture(scope="module")
 def student(backbone, tmp_path_factory):
-    """A bundle as export writes it: a LoRA that matters, a scheduler of 2 steps, and its facts."""
+    """A bundle as exported: a LoRA with an effect, a scheduler of 2 steps, and export.json."""
     folder, generator, state = (
         tmp_path_factory.mktemp("student"),
         torch.Generator().manual_seed(0),
@@ -48,9 +48,7 @@ def student(backbone, tmp_path_factory):
 
 @pytest.fixture
 def make(backbone, tmp_path):
-    """`make(out, prompts, seeds, ...)`: the manifest, with what was sampled counted in
-    `make.videos`.
-    """
+    """`make(out, prompts, seeds, ...)` returns the manifest and counts samples in `make.videos`."""
 
     def make(
         out,

@@ -1,4 +1,4 @@
-"""The teacher is guided away from the prompt that a config or a command line names."""
+"""Guidance of the teacher uses the negative prompt of the config or the command line."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ NEGATIVE = "a blue square moves left"
 
 @pytest.fixture(scope="module")
 def guided(tiny_run, tmp_path_factory):
-    """A run whose teacher is guided away from NEGATIVE."""
+    """A run whose teacher uses the negative prompt NEGATIVE."""
     out = tmp_path_factory.mktemp("negative")
     config = tiny_run(out, f"prompts.negative={NEGATIVE}", "objective.cfg=3")
     return build_run(config, launch.start("none"))

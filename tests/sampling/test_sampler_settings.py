@@ -1,4 +1,4 @@
-"""What a sampler takes, what it records, and what it refuses to mix in one folder."""
+"""Settings of a sampler: what it accepts, records, and refuses to mix in one folder."""
 
 import math
 import shutil
@@ -34,7 +34,7 @@ def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):
     place = shutil.copytree(student, tmp_path / "lora")
     make("out", PROMPTS[:1], (0,), sampler=Sampler(place))
     moved = place.rename(tmp_path / "moved")
-    make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same, elsewhere
+    make("out", PROMPTS[:2], (0,), sampler=Sampler(moved))  # the same student in another folder
     weights = moved / "pytorch_lora_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with refused("weights"):
@@ -53,7 +53,7 @@ def test_the_student_s_bundle_decides_steps_size_and_base(make, student, backbon
     assert (found.size, found.config.path) == (ClipSize(9, 32, 32, 5), str(backbone.folder))
     manifest = make("student", PROMPTS[:1], (0,), sampler=Sampler(student))
     assert (manifest[0]["settings"]["steps"], manifest[0]["settings"]["cfg"]) == (2, 1.0)
-    make("teacher", PROMPTS[:1], (0,))  # after the student, on the same backbone
+    make("teacher", PROMPTS[:1], (0,))  # the teacher after the student, on the same backbone
     teacher, small = (
         read_video(next((tmp_path / name).glob("*.mp4"))) for name in ("teacher", "student")
     )

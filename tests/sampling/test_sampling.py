@@ -1,6 +1,4 @@
-"""Each video of a list is made once, and is a function of its prompt, its seed and the student
-alone.
-"""
+"""Each video of a list is made once, and depends only on its prompt, its seed and the student."""
 
 import gc
 import runpy
@@ -27,7 +25,7 @@ ONE = World(0, 1, 0, torch.device("cpu"))
 
 @pytest.fixture
 def written(monkeypatch):
-    """The files whose videos were sampled, in order."""
+    """Return the files whose videos were sampled, in order."""
     files, write = [], sampling._write
     monkeypatch.setattr(
         sampling,
@@ -49,7 +47,7 @@ def same(a, b):
     for name in a:
         assert (
             a[name] - b[name]
-        ).abs().mean() < 0.01  # batches round differently, and the codec makes more of it in places
+        ).abs().mean() < 0.01  # rounding depends on the batch size, and the codec can amplify it
 
 
 def test_neither_batch_nor_order_changes_a_video(make, tmp_path):
@@ -65,7 +63,7 @@ def test_neither_batch_nor_order_changes_a_video(make, tmp_path):
     distances = (
         torch.pdist(torch.stack(list(plain.values())).flatten(1), p=1) / plain.popitem()[1].numel()
     )
-    assert distances.min() > 0.1  # and they are six different ones
+    assert distances.min() > 0.1  # and the six videos differ
 
 
 def test_nothing_is_sampled_twice(make, written, tmp_path):
@@ -83,7 +81,7 @@ def test_nothing_is_sampled_twice(make, written, tmp_path):
 
 
 def test_what_is_no_whole_sample_is_made_again(make, written, tmp_path):
-    """An empty or cut file, one of another length or size, and a link to a file elsewhere."""
+    """Cases: empty or truncated files, another length or size, and a link to a file elsewhere."""
     files = [entry["file"] for entry in make("out")]
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere.mp4"
     whole = (out / files[0]).read_bytes()
@@ -101,7 +99,7 @@ def test_what_is_no_whole_sample_is_made_again(make, written, tmp_path):
 
 
 def test_the_manifest_and_one_line_name_the_prompts_that_are_cut(make, tmp_path, capsys):
-    """The tiny pipeline reads 12 tokens: 11 words and the mark of the end."""
+    """The tiny pipeline reads 12 tokens: 11 words and the end token."""
     long, fits = " ".join(["red"] * 12), " ".join(["red"] * 11)
     make("out", [fits, long], (0, 1))
     assert [entry.get("cut_to_tokens") for entry in read_manifest(tmp_path / "out")] == [
@@ -147,7 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(make, written, backbone, tmp_path, mo
 
 
 def test_a_prompt_may_hold_any_character(make, written):
-    """Unicode has ends of lines that end none of a file; captions from the web hold them."""
+    """Some Unicode line separators do not end a line of a file. Web captions contain them."""
     odd = ["a red\u2028circle", "a blue\x85square"]
     assert [entry["prompt"] for entry in make("out", odd, (0,))] == odd
     written.clear()
@@ -156,12 +154,12 @@ def test_a_prompt_may_hold_any_character(make, written):
 
 
 def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_path, monkeypatch):
-    """Jobs of other seeds may share a folder; each gathers when it starts and when it ends."""
+    """Jobs with other seeds may share a folder. Each merges manifests at its start and end."""
     write = sampling._write
 
     def robbed(out, shots, *rest):
         write(out, shots, *rest)
-        (out / ".0.manifest.jsonl").unlink()  # gathered a moment before the line came
+        (out / ".0.manifest.jsonl").unlink()  # merged just before the line was appended
 
     monkeypatch.setattr(sampling, "_write", robbed)
     manifest = make("out", PROMPTS[:2], (0,))
@@ -169,27 +167,25 @@ def test_a_line_that_another_job_s_gathering_lost_is_written_again(make, tmp_pat
 
 
 def test_two_jobs_may_gather_one_folder_at_once(tmp_path, monkeypatch):
-    """Each reads and removes the parts that both saw."""
+    """Both read and remove the same parts."""
     (tmp_path / ".0.manifest.jsonl").write_text('{"file": "a.mp4"}\n')
     write = manifest.write_text
 
     def with_another(path, text):
         write(path, text)
-        (tmp_path / ".0.manifest.jsonl").unlink(
-            missing_ok=True
-        )  # the other job was a moment quicker
+        (tmp_path / ".0.manifest.jsonl").unlink(missing_ok=True)  # the other job removed it first
 
     monkeypatch.setattr(manifest, "write_text", with_another)
     monkeypatch.setattr(
         type(tmp_path), "glob", lambda folder, pattern: iter([tmp_path / ".0.manifest.jsonl"])
-    )  # as seen before
+    )  # as listed before
     manifest.gather_manifest(tmp_path)
     manifest.gather_manifest(tmp_path, [{"file": "b.mp4"}])
     assert [entry["file"] for entry in read_manifest(tmp_path)] == ["a.mp4", "b.mp4"]
 
 
 def test_the_network_is_not_loaded_again(make, student, backbone, monkeypatch):
-    """On each of eight ranks it would be in the host's memory whole, and twice on the device."""
+    """With eight ranks, host memory would hold it eight times, and the device twice."""
     monkeypatch.setattr(
         type(backbone.network), "from_pretrained", lambda *_, **__: pytest.fail("loaded again")
     )
@@ -198,7 +194,7 @@ def test_the_network_is_not_loaded_again(make, student, backbone, monkeypatch):
 
 
 def test_a_teacher_s_videos_serve_another_student(make, written, tmp_path):
-    """Linked into the next evaluation's folder, as the pages tell: they took days."""
+    """They are linked into the next evaluation's folder, because sampling took days."""
     make("first/teacher")
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "teacher").symlink_to(tmp_path / "first" / "teacher")
@@ -207,9 +203,7 @@ def test_a_teacher_s_videos_serve_another_student(make, written, tmp_path):
 
 
 def test_no_weights_are_kept_once_all_is_sampled(student, tmp_path):
-    """The device is needed by what scores, for hours in which this process makes nothing that would
-    have it collect garbage.
-    """
+    """Scoring needs the device for hours without triggering garbage collection here."""
     gc.disable()
     try:
         backbone = load_for_sampling(ONE, student=student)
@@ -236,7 +230,7 @@ def test_what_cannot_be_written_is_named(make, backbone, monkeypatch):
         lambda self, latents: torch.full((len(latents), 3, 9, 32, 32), torch.nan),
     )
     with refused("00000_a-red-circle-moves-left-0.mp4", "seed 0", "'a red circle moves left'"):
-        make("out")  # in float32 already
+        make("out")  # already float32
 
 
 def test_the_text_encoder_is_gone_before_the_denoiser_runs(make, backbone, monkeypatch):

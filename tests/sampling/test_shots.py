@@ -1,4 +1,4 @@
-"""Names and noise of what is to be sampled."""
+"""File names and noise of the videos to sample."""
 
 import pytest
 import torch

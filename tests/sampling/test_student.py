@@ -1,4 +1,4 @@
-"""What a sampler is loaded from: a student that names its base, or what is given."""
+"""Loading for sampling: from a student that names its base, or from arguments."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def test_a_run_s_folder_is_told_from_its_student_s(tmp_path, name):
 
 @pytest.fixture
 def set_of_students(tmp_path):
-    """The folders of a run over K = 1, 2 and 4, as its end writes them."""
+    """The folders of a run over K = 1, 2 and 4, as it writes them at its end."""
     for name, steps in (("lora", 4), ("lora_1steps", 1), ("lora_2steps", 2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "export.json").write_text(json.dumps({"steps": steps}))
