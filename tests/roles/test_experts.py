@@ -102,14 +102,8 @@ def test_an_expert_in_host_memory_learns_the_same_and_moves_when_the_side_change
         )
     one, two = found
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert moves == [
-        1,
-        2,
-        2,
-        2,
-        3,
-        4,
-    ]  # calls at k = 4, 3, 2, 1, 4, 3; the low-noise expert takes k <= 3
+    # calls at k = 4, 3, 2, 1, 4, 3; the low-noise expert takes k <= 3
+    assert moves == [1, 2, 2, 2, 3, 4]
 
 
 @pytest.mark.slow
