@@ -62,10 +62,14 @@ def find_conditions(folder: Path) -> dict[int, Path]:
 
 
 def find_condition(folder: Path, steps: int) -> Path:
-    """Return the student of the run of `folder` that was told `steps` in training.
+    """Return the student that the same run conditioned on another number of steps K.
+
+    Args:
+        folder: Folder of any student of the run.
+        steps: The K that the student was conditioned on in training.
 
     Raises:
-        ValueError: No student beside `folder` was trained for this number.
+        ValueError: No neighbouring student was trained for this K.
     """
     found = find_conditions(folder)
     if steps not in found:
