@@ -11,6 +11,7 @@ from ..data.video import write_clips, write_strip
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import Solver, sample
+from ..parallel import launch
 from .run import Run
 
 
@@ -105,7 +106,7 @@ def write_samples(run: Run, step: int) -> Samples:
     mp4 per prompt.
     """
     parts = sample_parts(run)
-    latents = [sample_student(run, part.z, part.cond) for part in parts]
+    latents = [_sample_together(run, part) for part in parts]
     if not run.world.primary:
         return Samples(torch.cat(latents), None)
     videos = [run.backbone.decode(each).cpu() for each in latents]
@@ -113,3 +114,18 @@ def write_samples(run: Run, step: int) -> Samples:
     write_strip(folder / f"step_{step:06d}.png", videos[0])
     write_clips(folder / f"step_{step:06d}", videos[0], run.config.video.fps)
     return Samples(torch.cat(latents), torch.cat(videos))
+
+
+def _sample_together(run: Run, part: Part) -> Tensor:
+    """Sample the student; all ranks raise NotFinite if one does.
+
+    A rank that went on alone would wait for ever in the next call's collectives.
+    """
+    found, reason = None, None
+    try:
+        found = sample_student(run, part.z, part.cond)
+    except NotFinite as error:
+        reason = error
+    if not launch.all_agree(reason is None) or found is None:
+        raise reason or NotFinite("another rank's samples of the student are not finite")
+    return found

@@ -88,3 +88,34 @@ def test_ranks_with_other_prompts_are_refused_before_anything_is_made(tiny_cogvi
             ["a cat"],
         )
     assert not out.exists()
+
+
+def _sampled_while_one_breaks():
+    """What each rank is told, first with finite samples, then where rank 0's are not."""
+    import torch
+
+    from tdmvid.train import samples
+
+    world, told = launch.start("deepspeed", 1), []
+    part = samples.Part(torch.ones(1, 2), None, range(1))
+    for broken in (None, 0):
+
+        def sample_student(run, z, cond, broken=broken):
+            if world.rank == broken:
+                raise samples.NotFinite("here")
+            return z
+
+        samples.sample_student = sample_student
+        try:
+            told.append(tuple(samples._sample_together(None, part).shape))
+        except samples.NotFinite as error:
+            told.append(str(error))
+    launch.finish()
+    return told
+
+
+@pytest.mark.slow
+def test_all_ranks_end_together_if_the_samples_of_one_are_not_finite():
+    broken, other = run_ranks(2, _sampled_while_one_breaks)
+    assert broken == [(1, 2), "here"]
+    assert other[0] == (1, 2) and "another rank" in other[1]
