@@ -1,1 +1,1 @@
-"""What a run would do and cost, counted from configs alone."""
+"""Estimate what a run does, needs and costs, from configs alone."""

@@ -1,8 +1,7 @@
-"""Count what one call of a network costs, from its config alone: nothing is allocated and nothing
-computed.
+"""Trace the cost of one network call from the teacher's config alone.
 
-The real network runs forward and backward on tensors that have shapes only, so whatever a
-family's blocks do is counted as it is, LoRA included.
+The real network runs forward and backward on fake tensors, which have shapes but no data. Nothing
+is allocated or computed, and every operation of a model family's blocks is counted, LoRA included.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from .gpu_dtypes import GpuAutocast
 
 aten = torch.ops.aten
 FEW = 2
-"""Blocks that are traced of a list of equal ones: the first and the last may differ at their ends.
-Behind a single other block, which has the first end, one is enough.
+"""Number of blocks to trace from a run of equal blocks. The first and the last may differ at their
+ends, so two are needed; one is enough if a single different block precedes the run.
 """
 
 
@@ -51,9 +50,9 @@ ATTENTION_ON_A_CPU = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-"""Operations that the library's table leaves out."""
+"""FLOP counts of the CPU attention kernels, which PyTorch's own table lacks."""
 FLOPS = flop_registry | {func: shape_wrapper(count) for func, count in ATTENTION_ON_A_CPU.items()}
-"""Operations of matrix products and attention, by what they are called with."""
+"""FLOP counts of matrix products and attention, by operation."""
 NO_KERNEL = {
     getattr(aten, name)
     for name in (
@@ -61,38 +60,49 @@ NO_KERNEL = {
         *("_unsafe_view", "_local_scalar_dense", "lift_fresh", "set_", "resize_"),
     )
 }
-"""Operations, beside views, that start no kernel on a device."""
+"""Operations, in addition to views, that launch no kernel on a GPU."""
 FOOTPRINTS = ("plain", "checkpointed")
-"""Fields of a trace that are made of several numbers."""
+"""Fields of a trace that are footprints, not plain numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Cost of one call on one rank."""
+    """Cost of one network call on one rank."""
 
     forward_flops: float
     backward_flops: float
-    """Without recomputation."""
+    """Without the forward pass that gradient checkpointing recomputes."""
     plain: Footprint
-    """Where every block keeps its activations."""
+    """Bytes alive if every block keeps its activations."""
     checkpointed: Footprint
-    """Where every block keeps only its inputs, and is computed again."""
+    """Bytes alive if every block keeps only its inputs and is recomputed."""
     ungraded: int
-    """Most bytes alive in a call without a graph."""
+    """Peak bytes alive in a call without gradients."""
     attention_flops: float
+    """FLOPs of attention in the forward pass. Keeping its outputs avoids recomputing them."""
     attention_bytes: int
-    """The forward's attention, and its outputs: what need not be computed again if they are kept.
-    """
+    """Bytes of the outputs of attention in the forward pass."""
     exchanged: int = 0
-    """Bytes that the rank sends in the forward to those that share its sample."""
+    """Bytes that the rank sends during the forward pass to the other ranks of its sequence-parallel
+    group.
+    """
     forward_moved: int = 0
-    """Bytes that all kernels but matrix products and attention read and write."""
+    """Bytes that all kernels except matrix products and attention read and write."""
     backward_moved: int = 0
     forward_kernels: int = 0
     backward_kernels: int = 0
 
     def plus(self, count: int, few: Trace, more: Trace) -> Trace:
-        """Return this cost and `count` times what `more` costs beyond `few`."""
+        """Extrapolate this cost to a network with more blocks.
+
+        Args:
+            count: Number of blocks to add.
+            few: Cost of a network with few blocks.
+            more: Cost of the same network with one more block.
+
+        Returns:
+            This cost plus `count` times the difference between `more` and `few`.
+        """
         numbers = {
             field.name: getattr(self, field.name)
             + count * (getattr(more, field.name) - getattr(few, field.name))
@@ -106,13 +116,26 @@ class Trace:
         return Trace(**numbers, **footprints)
 
     def footprint(self, checkpointing: bool) -> Footprint:
-        """Return the bytes alive with or without gradient checkpointing."""
+        """Return the bytes alive in a call, with or without gradient checkpointing.
+
+        Args:
+            checkpointing: Whether blocks are recomputed in the backward pass.
+
+        Returns:
+            `checkpointed` or `plain`.
+        """
         return self.checkpointed if checkpointing else self.plain
 
 
 class Kernels(TorchDispatchMode):
-    """Operations of matrix products and attention, bytes that attention returns, bytes that all
-    others move, and kernels.
+    """Count the kernels that run while this mode is active.
+
+    Attributes:
+        flops: FLOPs of matrix products and attention.
+        attention_flops: FLOPs of attention alone.
+        attention_bytes: Bytes of the outputs of attention.
+        moved: Bytes that all other kernels read and write.
+        count: Number of kernels.
     """
 
     def __init__(self):
@@ -138,7 +161,9 @@ class Kernels(TorchDispatchMode):
 
 
 def _tensor_bytes(x: Any) -> int:
-    """Bytes of a tensor, those of its storage if it is expanded; 0 of anything else."""
+    """Return the bytes of a tensor (of its storage, if the tensor is expanded), or 0 for any other
+    value.
+    """
     if not isinstance(x, Tensor):
         return 0
     size = x.numel() * x.element_size()
@@ -155,14 +180,18 @@ def trace(
 ) -> Trace:
     """Trace one call of a network.
 
-    Of a long run of equal blocks a few are traced; all others cost what one more of them does.
+    Only a few blocks of a long run of equal blocks are traced. Each of the others costs as much as
+    one additional traced block.
 
     Args:
-        network: on the meta device; it is changed.
-        blocks: what gradient checkpointing recomputes.
-        example: makes the keyword arguments of a call.
-        dtype: of the arithmetic.
-        group: the ranks that share the sample, if the network shares its tokens.
+        network: Network on the meta device. It is modified.
+        blocks: Modules that gradient checkpointing recomputes.
+        example: Returns the keyword arguments of a call.
+        dtype: Dtype of the computation.
+        group: Ranks that share the tokens of a sample, if sequence parallelism is used.
+
+    Returns:
+        Cost of one call on one rank.
     """
     stacks = [_Stack(each, blocks) for each in network.modules() if isinstance(each, nn.ModuleList)]
     counts = sorted({left for stack in stacks for left in stack.left_out if left})
@@ -170,7 +199,7 @@ def trace(
     def call(longer: int = 0) -> Trace:
         for stack in stacks:
             stack.shorten(longer)
-        materialise(network)  # as far as it is called
+        materialise(network)  # only the blocks that are called
         there = set(network.modules())
         kept = [block for block in blocks if block in there]
         return _trace_call(network, kept, example, dtype=dtype, group=group)
@@ -183,7 +212,7 @@ def trace(
 
 
 class _Stack:
-    """A list of blocks, as its runs of equal ones."""
+    """Split a list of blocks into runs of equal blocks."""
 
     def __init__(self, stack: nn.ModuleList, blocks: list[nn.Module]):
         self.stack = stack
@@ -192,11 +221,11 @@ class _Stack:
         behind_first = len(self.runs) == 2 and len(self.runs[0]) == 1
         few = FEW - 1 if behind_first else FEW
         self.left_out = [len(run) - few if len(run) > few + 1 else 0 for run in self.runs]
-        """Blocks of each run that are not traced."""
+        """Number of blocks of each run that are not traced."""
 
     def shorten(self, longer: int) -> None:
-        """Leave few blocks of each long run, the last among them; one more of runs of which
-        `longer` are left out.
+        """Keep few blocks of each long run, always including the last. Runs that omit `longer`
+        blocks keep one more.
         """
         if not any(self.left_out):
             return
@@ -207,7 +236,7 @@ class _Stack:
 
 
 def _signature(block: nn.Module) -> list[tuple[object, ...]]:
-    """What equal blocks have in common: modules, parameters, and whether anything is hooked on."""
+    """Return what equal blocks have in common: modules, parameters, and the number of hooks."""
     return [
         (
             name,
@@ -228,7 +257,7 @@ def _trace_call(
     dtype: torch.dtype,
     group: PlannedGroup | None,
 ) -> Trace:
-    """Trace one call of a network of fake tensors, as it is."""
+    """Trace one call of a network of fake tensors without shortening it."""
     called, returned = Kernels(), Kernels()
     sent = [group.sent] if group else [0]
 
@@ -266,11 +295,15 @@ def _trace_call(
 
 
 def decoding_bytes(vae: Any, shape: tuple[int, ...]) -> int:
-    """Return the peak bytes of tensors while an autoencoder decodes, without its weights.
+    """Return the peak bytes of tensors while an autoencoder decodes one sample, without its
+    weights.
 
     Args:
-        vae: on the meta device; it is changed.
-        shape: of the latents.
+        vae: Autoencoder on the meta device. It is modified.
+        shape: Shape of the latents, [1, C, F, H, W] or [1, C, H, W].
+
+    Returns:
+        Peak number of bytes.
     """
     with FakeTensorMode():
         materialise(vae)
@@ -281,7 +314,13 @@ def decoding_bytes(vae: Any, shape: tuple[int, ...]) -> int:
 
 
 def materialise(network: nn.Module) -> None:
-    """Meta tensors become fake CPU ones: the kernels, and so what they keep, are a device's."""
+    """Replace meta tensors by fake CPU tensors in place.
+
+    CPU kernels are chosen as on a real device, so the tensors that they keep are realistic.
+
+    Args:
+        network: Network whose meta parameters and buffers are replaced.
+    """
     for module in network.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None and parameter.is_meta:

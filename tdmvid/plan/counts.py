@@ -1,4 +1,6 @@
-"""Count a run's parameters, its network calls and what surrounds them, from configs alone."""
+"""Count a run's parameters, its network calls, and the text encoders and autoencoder around the
+network, from configs alone.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +25,26 @@ from .cost import Trace, decoding_bytes, trace
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Parameters of the run's networks."""
+    """Parameter counts of a run's networks."""
 
     base: int
-    """Parameters of one network, or of both experts."""
+    """Parameters of one network, or of both experts together."""
     base_bytes: int
-    """Bytes that hold them, frozen."""
+    """Bytes of these parameters when they are frozen."""
     buffers: int = 0
-    """Bytes of a network's tables, of positions chiefly."""
+    """Bytes of a network's buffers, mainly position tables."""
     trainable: int
-    """Trainable parameters of the student, and as many of the fake, if there is one."""
+    """Trainable parameters of the student. The fake, if there is one, has the same number."""
     generators: tuple[str, ...] = GENERATORS
-    """Those of student and fake that the objective trains."""
+    """The roles among student and fake that the objective trains."""
     heads: int = 0
     """Trainable parameters of the discriminator."""
     experts: int = 1
-    """Networks of which an iteration trains one, and a call uses one."""
+    """Number of expert networks. An iteration trains one of them, and a call uses one."""
 
     @property
     def called(self) -> int:
-        """Parameters of the network of one call."""
+        """Parameters of the network that one call uses."""
         return self.base // self.experts
 
     @property
@@ -53,32 +55,34 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """Network calls of one micro-batch of an iteration, and what each costs a rank."""
+    """Number of network calls for one micro-batch of an iteration, and the cost of each on one
+    rank.
+    """
 
     forwards: float
     backwards: int
     network: Trace
     discriminator: Trace | None = None
-    """A call with a gradient in its input."""
+    """Cost of a discriminator call that computes a gradient for its input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """Bytes of what surrounds the network."""
+    """Bytes of the parts of the pipeline around the network."""
 
     text: int
-    """Weights of the text encoders, as far as their configs are known."""
+    """Bytes of the weights of the text encoders whose configs are known."""
     vae: int
-    """Weights of the autoencoder."""
+    """Bytes of the weights of the autoencoder."""
     decoding: int
-    """Peak bytes of tensors while it decodes one sample."""
+    """Peak bytes of tensors while the autoencoder decodes one sample."""
     embedding: int = 0
-    """Bytes of one prompt's embedding."""
+    """Bytes of the text embedding of one prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """A run's networks on the meta device: what a role trains, and the discriminator."""
+    """A run's networks on the meta device: a trained role and the discriminator."""
 
     config: RunConfig
     folder: Path
@@ -93,20 +97,28 @@ class Outline:
 def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) -> Outline:
     """Build a run's networks on the meta device.
 
+    Args:
+        config: Settings of the run.
+        folder: Folder with the teacher's configs.
+        family: Model family of the teacher.
+
+    Returns:
+        The networks with their parameter counts.
+
     Raises:
-        ValueError: this family, or the LoRA of `init`, cannot do what the run asks for.
+        ValueError: The model family, or the LoRA given by `init`, does not support the settings.
     """
     network = empty_base(config, folder, family)
     tokens = family.spec.tokens(network, folder, config.video)
     base = _parameters(network)
     base_bytes = planned_bytes(network, family.spec.blocks(network), config.model.quantize)
     group = PlannedGroup(config.parallel.sequence)
-    there = Path(config.init).is_dir()  # a stage that is not finished yet can be planned on
+    there = Path(config.init).is_dir()  # a plan may refer to a stage that has not run yet
     startable = config if there else replace(config, init="")
     with torch.device("meta"):
         build_role(network, "student", startable, family, group=group)
     if not config.trains_lora:
-        network.float()  # as whole trained copies are
+        network.float()  # full copies are trained in float32
     critic = None
     if "discriminator" in config.objective.roles:
         half = empty_base(config, folder, family)
@@ -133,9 +145,16 @@ def outline_networks(config: RunConfig, folder: Path, family: type[Backbone]) ->
 
 
 def count_calls(networks: Outline) -> Calls:
-    """Count and trace the calls of an iteration; the networks are changed."""
+    """Count the network calls of an iteration and trace the cost of each.
+
+    Args:
+        networks: The networks on the meta device. They are modified.
+
+    Returns:
+        Number and cost of the calls for one micro-batch.
+    """
     config, family = networks.config, networks.family
-    network = experts_of(networks.network)[0]  # a call goes through one, and they are alike
+    network = experts_of(networks.network)[0]  # a call uses one expert, and all are equal
     dtype, critic = torch_dtype(config.model), networks.discriminator
 
     def example() -> dict[str, Any]:
@@ -159,7 +178,14 @@ def count_calls(networks: Outline) -> Calls:
 
 
 def weighed_settings(config: RunConfig) -> tuple[object, ...]:
-    """Return all settings on which the tokens and weights of `outline_networks` depend."""
+    """Return all settings that determine the tokens and weights of `outline_networks`.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        A tuple to compare with that of another run.
+    """
     model, objective = config.model, config.objective
     return (
         (model.path, model.revision, model.dtype, model.quantize, config.video),
@@ -169,7 +195,14 @@ def weighed_settings(config: RunConfig) -> tuple[object, ...]:
 
 
 def traced_settings(config: RunConfig) -> tuple[object, ...]:
-    """Return all settings on which the traces of `count_calls` depend."""
+    """Return all settings that determine the traces of `count_calls`.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        A tuple to compare with that of another run.
+    """
     model, objective = config.model, config.objective
     return (
         (model.path, model.revision, model.dtype, model.attention),
@@ -180,14 +213,20 @@ def traced_settings(config: RunConfig) -> tuple[object, ...]:
 
 
 def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
-    """Return the mean forwards and the backwards of one iteration, in whole-batch network calls per
-    micro-batch.
+    """Return the number of whole-batch network calls per micro-batch of one iteration.
 
-    Rollout (none if trajectories go on) + the graded call + per fake update (1F1B) + the student's
-    turn (teacher once or twice, fake once unless the draw is shared, 1B); with accumulation the
-    graded call is made twice, unless each micro-batch takes all turns. A turn with trajectories of
-    its own rolls out and calls the student once more. A gradient that is taken through the scores
-    adds their backwards.
+    An iteration consists of the rollout (none with streaming), the graded student call, the updates
+    of the fake (one forward and one backward pass each), and the student's turn (one teacher call,
+    or two with guidance; one fake call unless the draw is shared; one backward pass). With gradient
+    accumulation the graded call is made twice, unless each micro-batch takes all turns. A turn with
+    its own trajectories adds a rollout and a student call. Taking the gradient through the scores
+    adds their backward passes.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        The mean number of forward passes and the number of backward passes.
     """
     objective = config.objective
     steps = float(config.grid.calls)
@@ -205,29 +244,60 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
 
 
 def rest_of_rollouts(config: RunConfig, steps: float) -> float:
-    """Return the mean calls by which a rollout of K steps is finished, for a reward to see."""
+    """Return the mean number of calls that complete a rollout so that a reward can score its
+    result.
+
+    Args:
+        config: Settings of the run.
+        steps: Number of sampling steps K.
+
+    Returns:
+        Mean number of network calls; 0 without rewards.
+    """
     if not config.rewards:
         return 0.0
-    # one graph at a time: with joint updates the call at the rollout's end is made twice
+    # Only one graph is alive at a time, so joint updates make the last rollout call twice.
     again = config.objective.updates == "joint" and config.batch.accumulation > 1
     rest = {"full": 1.0, "stop": (steps - 1) / 2 + again, "stream": 0.0}
     return rest[config.objective.rollout]
 
 
 def graded_twice(config: RunConfig) -> bool:
-    """Return whether the student's call of the fake's turn is made again, with a graph."""
-    # with rewards a stream's fake learns from trajectories that have ended
+    """Return whether the graded student call is made twice: without a graph for the fake, then with
+    one.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        True if the call is repeated.
+    """
+    # With rewards and streaming, the fake learns from completed trajectories.
     own_turns = not (config.rewards and config.objective.rollout == "stream")
     return config.batch.accumulation > 1 and config.objective.updates == "sequential" and own_turns
 
 
 def teacher_calls(config: RunConfig) -> int:
-    """Return the network calls of one guided call of the teacher."""
+    """Return the number of network calls that one teacher prediction needs.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        2 with classifier-free guidance, else 1.
+    """
     return 2 if config.objective.guided else 1
 
 
 def count_pipeline(networks: Outline) -> Pipeline:
-    """Count the text encoders and the autoencoder."""
+    """Count the bytes of the text encoders, the autoencoder and a prompt embedding.
+
+    Args:
+        networks: The networks on the meta device.
+
+    Returns:
+        Bytes by part.
+    """
     config, folder, family = networks.config, networks.folder, networks.family
     vae, decoding = _autoencoder(config, folder, family, networks.network)
     return Pipeline(
@@ -247,15 +317,22 @@ def _embedding_bytes(networks: Outline) -> int:
 
 
 def decoded_settings(config: RunConfig) -> tuple[object, ...]:
-    """Return all settings on which `count_pipeline` depends."""
+    """Return all settings that determine the result of `count_pipeline`.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        A tuple to compare with that of another run.
+    """
     return config.video, replace(config.model, quantize="none", attention="sdpa")
 
 
 def _autoencoder(
     config: RunConfig, folder: Path, family: type[Backbone], network: nn.Module
 ) -> tuple[int, int]:
-    """Bytes of its weights, and of what it makes while it decodes one sample; tiles stay until they
-    are joined, then there are two such pictures.
+    """Return the bytes of the autoencoder's weights and its peak bytes while it decodes one sample.
+    Tiles stay in memory until they are joined, which needs two more full videos.
     """
     with torch.device("meta"):
         vae, shape = family.spec.empty_vae(network, folder, config.model, config.video)
@@ -266,7 +343,14 @@ def _autoencoder(
 
 
 def bytes_per_value(dtype: torch.dtype) -> int:
-    """Return the bytes of one number."""
+    """Return the number of bytes of one value of a floating-point dtype.
+
+    Args:
+        dtype: Floating-point dtype.
+
+    Returns:
+        Bytes per value.
+    """
     return torch.finfo(dtype).bits // 8
 
 

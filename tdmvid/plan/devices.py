@@ -1,4 +1,4 @@
-"""Public peak figures of the devices that a plan can be priced on. Imports no torch."""
+"""Published peak rates of the devices that a plan can be priced on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from ..config.rules import short
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One accelerator, by its maker's sheet. Rates are peaks, sent bytes count in one direction."""
+    """One accelerator, as described in its data sheet.
+
+    Rates are peaks. Link rates count one direction.
+    """
 
     name: str
     tflops: float
-    """TFLOP/s of dense matrix products in bfloat16 or float16, accumulated in float32."""
+    """TFLOP/s of dense matrix products in bfloat16 or float16 with float32 accumulation."""
     tflops_float32: float
-    """TFLOP/s in float32, without TF32, as PyTorch computes by default."""
+    """TFLOP/s in float32 without TF32, PyTorch's default."""
     bandwidth: float
-    """TB/s of its memory."""
+    """Memory bandwidth in TB/s."""
     memory: float
-    """GiB."""
+    """Memory in GiB."""
     link: float
-    """GB/s to the other devices of a node."""
+    """GB/s to the other devices of the node."""
     network: float
-    """GB/s of each device to other nodes: what a usual node has, an assumption."""
+    """GB/s of each device to other nodes. Assumed: a typical node."""
     host: float
-    """GB/s to its host's memory."""
+    """GB/s between the device and CPU memory."""
     sheet: str
+    """Source of these figures."""
 
 
 DEVICES = {
@@ -86,10 +90,12 @@ DEVICES = {
         sheet="NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A, dense, FP32",
     ),
 }
-"""Links: NVLink where a device has it (half of the sheet's total of both directions); half of a
-PCIe slot where it has not, as data passes through the host. Networks: an adapter a device of 400
-(Hopper) or 200 Gb/s (A100), as in a DGX; 25 Gb/s for cards of a workstation. Memory: what
-nvidia-smi reports.
+"""Known devices by the name that `--device` takes.
+
+Links: NVLink where the device has it (half of the total of both directions in the data sheet), else
+half of a PCIe slot, because data passes through the CPU. Networks: one adapter per device of 400
+Gb/s (Hopper) or 200 Gb/s (A100), as in a DGX; 25 Gb/s for workstation cards. Memory: as reported by
+nvidia-smi.
 """
 DEFAULT = "h100"
 
@@ -97,19 +103,22 @@ DEFAULT = "h100"
 def choose_device(
     name: str | None = None, *, tflops: float = 0.0, bandwidth: float = 0.0
 ) -> Device:
-    """Return a device, with other peaks if they are given.
+    """Return a device by name, optionally with other peak rates.
 
     Args:
-        name: One of DEVICES; None is DEFAULT.
-        tflops: Its peak in the run's dtype, in TFLOP/s; 0 keeps the sheet's.
-        bandwidth: Of its memory, in TB/s; 0 keeps the sheet's.
+        name: Key of `DEVICES`; None takes `DEFAULT`.
+        tflops: Peak rate in the run's dtype in TFLOP/s; 0 keeps the data sheet's.
+        bandwidth: Memory bandwidth in TB/s; 0 keeps the data sheet's.
+
+    Returns:
+        The device. Its name and source state the rates that were replaced.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: The name is unknown.
     """
     known = DEVICES.get(name or DEFAULT)
     if known is None:
-        raise ValueError(f"--device={short(name)} is not known: choose {', '.join(DEVICES)}")
+        raise ValueError(f"--device={short(name)} is unknown: choose one of {', '.join(DEVICES)}")
     if not tflops and not bandwidth:
         return known
     given = [f"{tflops:g} TFLOP/s"] * bool(tflops) + [f"{bandwidth:g} TB/s"] * bool(bandwidth)
@@ -119,5 +128,5 @@ def choose_device(
         tflops=tflops or known.tflops,
         tflops_float32=tflops or known.tflops_float32,
         bandwidth=bandwidth or known.bandwidth,
-        sheet=f"--tflops and --bandwidth as given, the rest: {known.sheet}",
+        sheet=f"--tflops and --bandwidth as given, all other figures: {known.sheet}",
     )

@@ -1,7 +1,8 @@
-"""Predict how long a planned run takes on a device that has not run it.
+"""Predict how long a planned run takes on a device without running it.
 
-A model: work over an assumed share of the device's peak, bytes over an assumed share of its memory
-bandwidth, and what ranks send over their links. Every share is a constant here, with its source.
+The model adds three times: FLOPs at an assumed share of the device's peak, bytes at an assumed
+share of its memory bandwidth, and communication over the links between ranks. Every share is a
+constant in this file, with its source.
 """
 
 from __future__ import annotations
@@ -16,67 +17,72 @@ from .guard import GuardCalls, count_samples
 from .plan import Plan
 
 MATRIX_SHARE = 0.51
-"""Of the sheet's dense peak, by matrix products and attention of a network. An H200 was measured at
-788 TFLOP/s for large bfloat16 products, 0.80 of its sheet; CogVideoX-2B is estimated to reach 55 to
-60 % of that with all else that it does, which is 0.51 of the sheet for its products alone. No
-iteration was measured on a GPU.
+"""Share of the data sheet's dense peak that a network's matrix products and attention reach. An
+H200 was measured at 788 TFLOP/s for large bfloat16 products, 0.80 of its data sheet. CogVideoX-2B
+is estimated to reach 55 to 60 % of that with all its other kernels included, which is 0.51 of the
+data sheet for its products alone. No iteration was measured on a GPU.
 """
 MEMORY_SHARE = 0.8
-"""Of the sheet's bandwidth, by elementwise kernels: assumed."""
+"""Share of the data sheet's memory bandwidth that elementwise kernels reach. Assumed."""
 LINK_SHARE = 0.8
-"""Of links and networks, by collectives of many bytes: assumed."""
+"""Share of the link and network rates that large collectives reach. Assumed."""
 KERNEL_SECONDS = 8e-6
-"""Of the host, to start one kernel by PyTorch: assumed."""
+"""CPU time in seconds to launch one kernel from PyTorch. Assumed."""
 HIDDEN = 4.8 / 7.6
-"""Share of ZeRO-3's gathers that run ahead while something else is computed: counted on a CPU
-(benchmarks/NOTES.md).
+"""Share of ZeRO-3's gathers that overlap with computation. Counted on a CPU (benchmarks/NOTES.md).
 """
 HOP = 1.9e-6
 HOP_BETWEEN_NODES = 4.0e-6
 START = 10e-6
-"""Seconds of each step of a ring, within and between nodes, and of a collective's start: NCCL's own
-table (src/graph/tuning.cc, LL128).
+"""Latencies in seconds: one step of a ring within a node (HOP) and between nodes
+(HOP_BETWEEN_NODES), and the start of a collective (START). Source: NCCL's table
+(src/graph/tuning.cc, LL128).
 """
 FETCHED = 5e7
-"""Weights that DeepSpeed gathers at a time (stage3_prefetch_bucket_size)."""
+"""Number of weights that DeepSpeed gathers at a time (stage3_prefetch_bucket_size)."""
 HOST_ADAM = 1e9
-"""Numbers that AdamW updates in a second in host memory, shared by a node's ranks: assumed."""
+"""Parameters per second that AdamW updates on the CPU, shared by the ranks of a node. Assumed."""
 ALL_TO_ALLS = 4
-"""Of each block where ranks share a video: query, key, value, and the way back."""
+"""All-to-all collectives per block with sequence parallelism: query, key, value, and output."""
 GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Seconds of one iteration on one rank, by what takes them."""
+    """Seconds of one iteration on one rank, by cause."""
 
     matrix: float
     """Matrix products and attention."""
     memory: float
-    """All other kernels, which are bound by memory."""
+    """All other kernels, which are limited by memory bandwidth."""
     starting: float
-    """Of the host, to start all kernels, while those before run."""
+    """CPU time to launch all kernels. Launching overlaps with the kernels before."""
     sending: float
-    """Between ranks, beyond what is hidden behind computing."""
+    """Communication between ranks that computation does not hide."""
     offloaded: float
-    """To host memory and there."""
+    """Transfers to and from CPU memory, and updates on the CPU."""
 
     @property
     def computing(self) -> float:
+        """Seconds of computation: the larger of kernel time and launch time."""
         return max(self.matrix + self.memory, self.starting)
 
     @property
     def total(self) -> float:
+        """Seconds of the whole iteration."""
         return self.computing + self.sending + self.offloaded
 
 
 def predict_iteration(plan: Plan, device: Device, *, gpus: int = GPUS_PER_NODE) -> Duration:
-    """Predict one iteration.
+    """Predict the duration of one iteration.
 
     Args:
-        plan: The run.
-        device: What each rank has.
-        gpus: Ranks of a node; with fewer ranks there is one node.
+        plan: Plan of the run.
+        device: Device of each rank.
+        gpus: Number of devices per node. With fewer ranks there is one node.
+
+    Returns:
+        Seconds by cause.
     """
     computing = Duration(
         matrix=plan.flops() / matrix_rate(plan, device),
@@ -95,8 +101,17 @@ def predict_iteration(plan: Plan, device: Device, *, gpus: int = GPUS_PER_NODE) 
 
 
 def predict_samples(plan: Plan, device: Device) -> float:
-    """Predict the seconds of a run's network calls for samples: the student's while it trains, and
-    the teacher's long ones, at the end and once for the guard.
+    """Predict the time of all network calls that generate samples during a run.
+
+    These are the student's samples while it trains, and the teacher's many-step samples: once at
+    the end and once for the guard.
+
+    Args:
+        plan: Plan of the run.
+        device: Device of each rank.
+
+    Returns:
+        Seconds.
     """
     log, call = plan.config.log, plan.calls.network
     each = call.forward_flops / matrix_rate(plan, device) + call.forward_moved / memory_rate(device)
@@ -110,18 +125,33 @@ def predict_samples(plan: Plan, device: Device) -> float:
 
 
 def matrix_rate(plan: Plan, device: Device) -> float:
-    """Return the assumed FLOP/s of matrix products in the run's dtype."""
+    """Return the assumed rate of matrix products in the run's dtype.
+
+    Args:
+        plan: Plan of the run.
+        device: Device of each rank.
+
+    Returns:
+        FLOP/s.
+    """
     half = bytes_per_value(torch_dtype(plan.config.model)) < 4
     return MATRIX_SHARE * 1e12 * (device.tflops if half else device.tflops_float32)
 
 
 def memory_rate(device: Device) -> float:
-    """Return the assumed bytes/s of elementwise kernels."""
+    """Return the assumed memory bandwidth that elementwise kernels reach.
+
+    Args:
+        device: Device of each rank.
+
+    Returns:
+        Bytes per second.
+    """
     return MEMORY_SHARE * 1e12 * device.bandwidth
 
 
 def _sending(plan: Plan, device: Device, gpus: int, computing: float) -> float:
-    """Seconds of an iteration's collectives that computing does not hide."""
+    """Return the seconds of an iteration's collectives that computation does not hide."""
     traffic, parallel, micros = plan.traffic(), plan.config.parallel, plan.config.batch.accumulation
     if not traffic:
         return 0.0
@@ -141,22 +171,22 @@ def _sending(plan: Plan, device: Device, gpus: int, computing: float) -> float:
 
 
 def _ring_rate(device: Device, ranks: int, gpus: int) -> float:
-    """Bytes/s that each rank of a ring sends. Between nodes all adapters of a node work at once, in
-    as many rings.
+    """Return the bytes per second that each rank of a ring sends. Between nodes, all adapters of a
+    node work at once in parallel rings.
     """
     inside = device.link
     return LINK_SHARE * 1e9 * (min(inside, gpus * device.network) if ranks > gpus else inside)
 
 
 def _ring_delay(ranks: int, gpus: int) -> float:
-    """Seconds that a collective of no bytes takes around a ring."""
+    """Return the latency in seconds of an empty collective around a ring."""
     nodes = math.ceil(ranks / gpus)
     between = nodes if nodes > 1 else 0
     return START + (ranks - 1 - between) * HOP + between * HOP_BETWEEN_NODES
 
 
 def _offloaded(plan: Plan, device: Device, gpus: int) -> float:
-    """Seconds of an iteration for what is kept in host memory."""
+    """Return the seconds of an iteration that offloading to CPU memory takes."""
     offload, rate = plan.config.parallel.offload, LINK_SHARE * 1e9 * device.host
     swapped = plan.swaps * plan.whole / plan.weights.experts / rate
     if offload == "none":

@@ -1,4 +1,4 @@
-"""Count the bytes that are alive in a call of a network and in its backward pass."""
+"""Measure the bytes alive during a network call and its backward pass."""
 
 from __future__ import annotations
 
@@ -17,38 +17,49 @@ from torch.utils.checkpoint import checkpoint
 from .gpu_dtypes import GpuAutocast
 
 SWITCH = "enable_gradient_checkpointing"
-"""Method of a network of diffusers."""
+"""Method of diffusers networks that enables gradient checkpointing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes alive in one call and its backward pass, its inputs included, without parameters and
-    their gradients: what the graph keeps, and the most at once in each part.
+    """Bytes alive during one call and its backward pass.
 
-    Each part grows by as much with each more of equal blocks.
+    Inputs are included; parameters and their gradients are not. Each field grows linearly with the
+    number of equal blocks.
     """
 
     kept: int
-    """Between the two passes."""
+    """Bytes that the graph keeps between the forward and the backward pass."""
     before: int
-    """Of the forward, ahead of the first block."""
+    """Peak of the forward pass before the first block."""
     forward: int
+    """Peak of the forward pass from the first block on."""
     backward: int
-    """Up to the first block."""
+    """Peak of the backward pass until it reaches the first block."""
     end: int
-    """In the backward of the first block and behind it, when all gradients are there."""
+    """Peak of the backward pass of the first block and after it, when all gradients exist."""
 
     @property
     def early(self) -> int:
-        """Most bytes alive until the first block's backward."""
+        """Peak bytes before the backward pass of the first block."""
         return max(self.before, self.forward, self.backward)
 
     @property
     def peak(self) -> int:
+        """Peak bytes of the whole call and its backward pass."""
         return max(self.early, self.end)
 
     def plus(self, count: int, few: Footprint, more: Footprint) -> Footprint:
-        """Return this and `count` times what `more` has beyond `few`."""
+        """Extrapolate this footprint to a network with more blocks.
+
+        Args:
+            count: Number of blocks to add.
+            few: Footprint of a network with few blocks.
+            more: Footprint of the same network with one more block.
+
+        Returns:
+            This footprint plus `count` times the difference between `more` and `few`.
+        """
         return Footprint(
             **{
                 field.name: getattr(self, field.name)
@@ -59,11 +70,12 @@ class Footprint:
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the storages that operations made and nobody has let go of yet, and the most of them
-    at once, of all and of each part of a program.
+    """Track the bytes of storages that operations created and that are still referenced.
+
+    Records the peak of the whole program and of each of its parts.
 
     Args:
-        known: Tensors that were there before, which do not count.
+        known: Tensors that existed before. They are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()):
@@ -74,10 +86,15 @@ class Live(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
+        """Peak bytes over all parts."""
         return max(self.peaks.values())
 
     def begin(self, part: str) -> None:
-        """Count towards another part of the program from here on."""
+        """Start another part of the program. Its peak is recorded separately.
+
+        Args:
+            part: Name of the part.
+        """
         self.part = part
         self._note_peak()
 
@@ -113,13 +130,17 @@ def measure_footprint(
     *,
     backward: AbstractContextManager[Any] | None = None,
 ) -> Footprint:
-    """Measure a call with its backward pass; gradients of parameters are dropped as they come.
+    """Measure a call and its backward pass. Gradients of parameters are freed as soon as they
+    arrive.
 
     Args:
-        network: Of fake tensors.
-        blocks: What gradient checkpointing computes again.
-        call: Calls the network once.
-        backward: What to enter for the backward pass.
+        network: Network of fake tensors.
+        blocks: Modules that gradient checkpointing recomputes.
+        call: Calls the network once and returns its output.
+        backward: Context to enter for the backward pass.
+
+    Returns:
+        Bytes alive in each part.
     """
     dropped = [
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -144,7 +165,7 @@ def measure_footprint(
 
 @contextmanager
 def _parts(live: Live, blocks: list[nn.Module]) -> Iterator[None]:
-    """Tell `live` where the first block of a call begins, and where its backward pass does."""
+    """Tell `live` where the first block's forward pass and its backward pass begin."""
     first: list[nn.Module] = []
 
     def enter(block: nn.Module, args: Any, kwargs: Any) -> None:
@@ -153,7 +174,7 @@ def _parts(live: Live, blocks: list[nn.Module]) -> Iterator[None]:
             live.begin("forward")
 
     def leave(block: nn.Module, args: Any, out: Any) -> None:
-        if first == [block] and live.part == "forward":  # not when it is computed again
+        if first == [block] and live.part == "forward":  # not when the block is recomputed
             for x in tree_leaves(out):
                 if isinstance(x, Tensor) and x.requires_grad:
                     x.register_hook(partial(_begin_end, live))
@@ -182,8 +203,8 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def _checkpoint(block: nn.Module, *args: Any) -> Any:
-    """Call a block that is computed again under the rules of a GPU; a backward pass leaves modes of
-    functions.
+    """Call a block under gradient checkpointing. The recomputation runs in a backward pass, which
+    leaves function modes, so GPU autocast rules are entered again.
     """
     return checkpoint(
         block.__call__,
@@ -195,7 +216,14 @@ def _checkpoint(block: nn.Module, *args: Any) -> Any:
 
 @contextmanager
 def checkpointed(network: nn.Module) -> Iterator[None]:
-    """Inside, backward passes compute blocks again."""
+    """Enable gradient checkpointing within this context.
+
+    Args:
+        network: Network whose diffusers models are switched.
+
+    Yields:
+        None.
+    """
     models: list[Any] = [m for m in network.modules() if hasattr(m, SWITCH)]
     for model in models:
         model.enable_gradient_checkpointing(_checkpoint)

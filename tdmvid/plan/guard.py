@@ -1,4 +1,4 @@
-"""What the guard of a run costs, in network calls of one sample."""
+"""Count the network calls that a run's guard makes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,41 @@ if TYPE_CHECKING:
 
 
 def count_samples(config: RunConfig, prompts: int) -> int:
-    """Count the prompts of a run's samples; prompts: how many it trains on."""
+    """Return the number of prompts that a run samples.
+
+    Args:
+        config: Settings of the run.
+        prompts: Number of training prompts.
+
+    Returns:
+        Number of sampled prompts.
+    """
     return len(config.log.sample_prompts) or min(config.log.sample_count, prompts)
 
 
 @dataclass(frozen=True)
 class GuardCalls:
-    """Network calls of one sample that a run makes for its guard alone."""
+    """Network calls, each on one sample, that a run makes only for its guard."""
 
     once: int
-    """The teacher's, for the long samples that the student's are compared with."""
+    """Teacher calls for the many-step samples that the student is compared with."""
     each: int
-    """The student's, whenever samples are made: those beyond the gallery."""
+    """Student calls each time samples are made, in addition to those for the gallery."""
     share: float
-    """Of `each` in the calls of the iterations between two samplings, a backward counted as two;
-    0 if only the last student is sampled.
+    """Ratio of `each` to the training calls between two samplings. A backward pass counts as two
+    calls. 0 if only the final student is sampled.
     """
 
     @staticmethod
     def of(plan: Plan) -> GuardCalls:
-        """Count the calls of a planned run."""
+        """Count the guard's calls of a planned run.
+
+        Args:
+            plan: Plan of the run.
+
+        Returns:
+            Number of calls; all 0 if the guard is off.
+        """
         config, calls = plan.config, plan.calls
         if config.guard.action == "off":
             return GuardCalls(0, 0, 0.0)

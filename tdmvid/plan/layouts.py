@@ -1,7 +1,7 @@
-"""Search how a run is best spread over given devices: what fits, and what is quickest.
+"""Search for the fastest layout of a run on given devices that fits into their memory.
 
-Networks are traced once for each number of ranks that share a video and each size of the
-micro-batch; all else is arithmetic.
+The networks are traced once for each combination of sequence-parallel ranks and micro-batch size.
+Everything else is arithmetic.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from .price import Price, Terms, price_run
 from .units import GIB
 
 LARGEST_MICRO = 8
+"""Largest micro-batch that the search tries."""
 RECOMPUTED: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": False, "keep_attention": False},
     {"gradient_checkpointing": True, "keep_attention": True},
     {"gradient_checkpointing": True, "keep_attention": False},
 )
+"""Checkpointing settings that the search tries."""
 Progress = Callable[[int], object]
+"""Called before each trace with the number of traces left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way to spread a run, its plan and its price."""
+    """One way to distribute a run, with its plan and its price."""
 
     plan: Plan
     price: Price
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Dotted settings that the search chooses."""
+        """The settings that the search chooses, by dotted name."""
         config, parallel = self.plan.config, self.plan.config.parallel
         return {
             "parallel.zero_stage": parallel.zero_stage,
@@ -51,7 +54,7 @@ class Layout:
 
     @property
     def twin(self) -> tuple[Any, ...]:
-        """What layouts share that differ only in what is sharded or offloaded."""
+        """The settings shared by layouts that differ only in sharding and offloading."""
         config = self.plan.config
         parallel = config.parallel
         recomputed = (parallel.gradient_checkpointing, parallel.keep_attention)
@@ -68,21 +71,25 @@ def find_layouts(
     progress: Progress | None = None,
     traces: dict[tuple[int, int], Plan] | None = None,
 ) -> list[Layout]:
-    """Return the quickest layouts that fit, the quickest first; of those that differ only in what
-    is sharded or offloaded, one.
+    """Return the fastest layouts that fit.
+
+    Of layouts that differ only in sharding or offloading, only the fastest is returned.
 
     Args:
-        config: The run; its global batch stays.
-        ranks: The number of devices.
-        terms: The device, and how many are in a node.
-        limit: Bytes that a plan may need.
-        count: How many to return.
-        progress: Called before each trace with how many are left.
-        traces: Plans of this run by sequence and micro-batch, of any number of ranks, that another
-            search has made; new ones are added.
+        config: Settings of the run. The global batch is kept.
+        ranks: Number of devices.
+        terms: Device, and number of devices per node.
+        limit: Memory limit of each device in bytes.
+        count: Maximum number of layouts to return.
+        progress: Called before each trace with the number of traces left.
+        traces: Plans of this run from earlier searches, by (sequence, micro-batch), made for any
+            number of ranks. New ones are added.
+
+    Returns:
+        Layouts, fastest first.
 
     Raises:
-        ValueError: No layout shares the batch, or none fits.
+        ValueError: The batch cannot be split over the devices, or no layout fits.
     """
     found = [
         Layout(plan=plan, price=price_run(plan, terms))
@@ -95,10 +102,10 @@ def find_layouts(
     if not fitting:
         least = min(found, key=lambda layout: layout.plan.total()).plan
         raise ValueError(
-            f"no layout of {ranks} x {terms.device.name} fits into {limit / GIB:.1f} GiB each: the"
-            f" one that needs least takes {least.total() / GIB:.1f} GiB, {least.narrowest}; use"
-            " more or larger devices, or `tdmvid plan --device-memory` to see what to generate less"
-            " of"
+            f"no layout on {ranks} x {terms.device.name} fits in {limit / GIB:.1f} GiB per device:"
+            f" the smallest needs {least.total() / GIB:.1f} GiB while {least.narrowest}; use more"
+            " or larger devices, or run `tdmvid plan --device-memory` without --gpus to see which"
+            " settings to reduce"
         )
     chosen: dict[tuple[Any, ...], Layout] = {}
     for layout in fitting:
@@ -112,8 +119,15 @@ def plan_layout(
     ranks: int,
     traces: dict[tuple[int, int], Plan],
 ) -> Plan:
-    """Return the plan of a run with a `batch.total`, as it is configured, from traces that searches
-    share; see `find_layouts`.
+    """Plan a run with `batch.total` as it is configured, reusing traces of earlier searches.
+
+    Args:
+        config: Settings of the run.
+        ranks: Number of devices.
+        traces: Shared traces, as in `find_layouts`. New ones are added.
+
+    Returns:
+        The plan.
     """
     return _traced(config, ranks, config.parallel.sequence, traces)
 
@@ -125,18 +139,18 @@ def _candidates(
     progress: Progress | None,
     traces: dict[tuple[int, int], Plan] | None,
 ) -> Iterator[Plan]:
-    """Every layout that the run's rules allow.
+    """Yield a plan of every layout that the settings allow.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     total = config.batch.total or global_batch(config.batch, ranks // config.parallel.sequence)
     traces = {} if traces is None else traces
     shares = list(_shares(total, ranks, gpus))
     if not shares:
         raise ValueError(
-            f"batch.total={total} cannot be shared by {ranks:,} devices, of which up to {gpus} may"
-            f" share a video: set it to a multiple of {-(-ranks // gpus)}"
+            f"batch.total={total} cannot be split over {ranks:,} devices, even if up to {gpus}"
+            f" devices share a video: set it to a multiple of {-(-ranks // gpus)}"
         )
     refused: ValueError | None = None
     made = False
@@ -146,19 +160,19 @@ def _candidates(
             progress(sum(share not in traces for share in shares))
         try:
             traced = _traced(replace(config, batch=batch), ranks, sequence, traces)
-        except ValueError as error:  # a sequence that this teacher or method cannot share
+        except ValueError as error:  # sequence parallelism that this teacher or method rejects
             refused = refused or error
             continue
         for plan in _variants(traced):
             made = True
             yield plan
     if not made:
-        raise refused or ValueError(f"no layout of {ranks} devices is allowed for this run")
+        raise refused or ValueError(f"no layout on {ranks} devices is valid for this run")
 
 
 def _shares(total: int, ranks: int, gpus: int) -> Iterator[tuple[int, int]]:
-    """Ranks that share a video, in one node, and sizes of a micro-batch that make the total; ranks
-    that share a video take one at a time.
+    """Yield pairs of sequence-parallel ranks (within a node) and micro-batch sizes that give the
+    total batch. With sequence parallelism the micro-batch is 1.
     """
     for sequence in range(1, gpus + 1):
         if ranks % sequence or gpus % sequence or total % (ranks // sequence):
@@ -174,7 +188,9 @@ def _traced(
     sequence: int,
     traces: dict[tuple[int, int], Plan],
 ) -> Plan:
-    """The plan of a run in so large micro-batches, in a form that any rule allows."""
+    """Return the plan of a run with the given micro-batch and sequence parallelism, and default
+    sharding.
+    """
     micro = config.batch.micro
     if (sequence, micro) not in traces:
         like = next(iter(traces.values()), None)
@@ -193,7 +209,9 @@ def _traced(
 
 
 def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:
-    """A run that costs the same to call, in one micro-batch a rank."""
+    """Return a config with the same cost per call, one micro-batch per rank, and no quantization or
+    offloading.
+    """
     return replace(
         config,
         batch=replace(config.batch, micro=micro, total=0, accumulation=1),
@@ -205,7 +223,9 @@ def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:
 
 
 def _variants(traced: Plan) -> Iterator[Plan]:
-    """The same calls with all that they do not depend on."""
+    """Yield plans with the same traces and all combinations of the settings that traces do not
+    depend on.
+    """
     alone = traced.ranks == 1
     rounded: Plan | None = None
     offloads = ("none", "optimizer", "all")
@@ -228,7 +248,7 @@ def _variants(traced: Plan) -> Iterator[Plan]:
 
 
 def _changed(traced: Plan, parallel: dict[str, Any], *, quantize: Any) -> Plan:
-    """A plan with other settings; ValueError if the run would refuse them."""
+    """Return a plan with other settings. Raises ValueError if the run would reject them."""
     config = traced.config
     config = replace(
         config,

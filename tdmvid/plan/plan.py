@@ -1,6 +1,6 @@
-"""What a run would do, in numbers: networks, calls, work, traffic and memory of a rank.
+"""Compute what a run does in numbers: networks, calls, compute, communication and memory of a rank.
 
-Needs the teacher's config files only: no weights, no GPU, no other rank.
+Only the teacher's config files are needed: no weights, no GPU and no other rank.
 """
 
 from __future__ import annotations
@@ -39,22 +39,26 @@ from .counts import (
 )
 
 LIVE_VALUES = 1e9
-"""Gathered weights that ZeRO-3 lets live at a time (DeepSpeed's stage3_max_live_parameters)."""
+"""Maximum number of gathered weights that ZeRO-3 keeps alive (DeepSpeed's
+stage3_max_live_parameters).
+"""
 OPTIMISER_BYTES = 7 * 4
-"""Read and written for each trained number by AdamW: itself, two moments, and its gradient."""
+"""Bytes per trained parameter that AdamW reads (parameter, two moments, gradient) and writes (the
+first three), in float32.
+"""
 PASSING = ("activations", "working memory", "gradients")
-"""What is there within an iteration only."""
+"""Parts of memory that exist only during an iteration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run on `ranks` ranks, counted. Bytes and floating-point operations are of one rank."""
+    """A run on `ranks` ranks in numbers. Bytes and FLOPs are of one rank."""
 
     config: RunConfig
-    """With the accumulation that follows from the number of ranks."""
+    """Settings of the run, with the gradient accumulation that results from the number of ranks."""
     ranks: int
     folder: Path
-    """Of the teacher, or of its configs."""
+    """Folder of the teacher, or of its configs."""
     pipeline_class: str
     prompts: int
     tokens: Tokens
@@ -62,18 +66,20 @@ class Plan:
     calls: Calls
     pipeline: Pipeline
     swaps: float = 0.0
-    """How often an iteration brings the other expert's weights to the device, on average."""
+    """Mean number of times per iteration that the other expert's weights are moved to the device.
+    """
     launched: bool = False
-    """Whether a launcher starts even one rank, so that DeepSpeed runs it."""
+    """Whether a launcher starts the run even with one rank, so that DeepSpeed is used."""
 
     @property
     def checkpointing(self) -> bool:
+        """Whether gradient checkpointing is enabled."""
         return self.config.parallel.gradient_checkpointing
 
     @property
     def graphs(self) -> int:
-        """Graphs alive at once: the student's kept call beside the fake's, or one where the call is
-        made twice instead.
+        """Number of autograd graphs alive at once: the kept graph of the student and that of the
+        fake, or one if the student call is repeated instead.
         """
         objective = self.config.objective
         if objective.through_scores:  # the student's, the fake's and the teacher's
@@ -83,32 +89,45 @@ class Plan:
 
     @property
     def whole(self) -> int:
-        """Bytes of a base as users have it."""
+        """Bytes of the unquantized base in the run's dtype."""
         return self.weights.base * bytes_per_value(torch_dtype(self.config.model))
 
     def activations(self, checkpointing: bool) -> int:
-        """Return the bytes that all graphs alive at once keep."""
+        """Return the bytes that all graphs alive at the same time keep.
+
+        Args:
+            checkpointing: Whether gradient checkpointing is enabled.
+
+        Returns:
+            Bytes on one rank.
+        """
         network, critic = self.calls.network, self.calls.discriminator
         graph = self._graph(network, checkpointing)
-        others = (self.graphs - 1) * graph  # the fake's
+        others = (self.graphs - 1) * graph  # of the fake
         if critic:
             others = max(others, self._graph(critic, checkpointing))
         return graph + others
 
     def _graph(self, call: Trace, checkpointing: bool) -> int:
-        """Bytes that the graph of one call keeps."""
+        """Return the bytes that the graph of one call keeps."""
         return call.footprint(checkpointing).kept + self._attention(call, checkpointing)
 
     def _attention(self, call: Trace, checkpointing: bool) -> int:
-        """Bytes that are kept beside the inputs of blocks."""
+        """Return the bytes of attention outputs that are kept in addition to the blocks' inputs."""
         return call.attention_bytes * (checkpointing and self.config.parallel.keep_attention)
 
     def alive(self, checkpointing: bool) -> tuple[float, float]:
-        """Return the most bytes alive in a turn of an iteration, with the graphs of other calls: of
-        activations and what a backward pass works with, and of gradients at that time.
+        """Return the peak bytes of activations, working memory and gradients in an iteration.
 
-        A first micro-batch has its gradients at the end of its backward pass, when its activations
-        are gone.
+        In the first micro-batch the gradients exist only at the end of the backward pass, when its
+        activations have been freed.
+
+        Args:
+            checkpointing: Whether gradient checkpointing is enabled.
+
+        Returns:
+            Two numbers of bytes on one rank at the same moment: activations (of all graphs) with
+                the working memory of a backward pass, and gradients.
         """
         network, critic = self.calls.network, self.calls.discriminator
         graph, attention = (f(network, checkpointing) for f in (self._graph, self._attention))
@@ -125,20 +144,26 @@ class Plan:
 
     @property
     def _accumulates(self) -> bool:
-        """Whether a backward pass meets gradients of another."""
+        """Whether gradients of an earlier backward pass exist during a backward pass."""
         batch, objective = self.config.batch, self.config.objective
         return self._sharded or batch.accumulation > 1 or objective.updates == "joint"
 
     @property
     def _gradients(self) -> float:
-        """Bytes of all gradients at once: those of one role, which are dropped behind its step."""
+        """Peak bytes of gradients. Without DeepSpeed, gradients of one role are freed after its
+        step.
+        """
         together = self._sharded or self.config.objective.updates == "joint"
         values = max(self.weights.trainable, self.weights.heads)
         at_once = self.weights.trained if together else values
         return 4 * at_once / self.weights.experts / self._shards(2)
 
     def memory(self) -> dict[str, float]:
-        """Return estimated bytes on one rank's device at the peak of an iteration, by purpose."""
+        """Estimate the memory of one rank at the peak of an iteration.
+
+        Returns:
+            Bytes by purpose; parts of size 0 are left out.
+        """
         parallel, lora = self.config.parallel, self.config.trains_lora
         bases = 1 if parallel.share_base or not lora else len(self.weights.generators)
         frozen = bases * self.weights.base_bytes / self._shards(3)
@@ -152,7 +177,7 @@ class Plan:
         alive, gradients = self.alive(self.checkpointing)
         activations = min(self.activations(self.checkpointing), alive)
         parts = {
-            "frozen weights": 0.0 if offloaded and lora else frozen,  # or the whole teacher
+            "frozen weights": 0.0 if offloaded and lora else frozen,  # the teacher, without LoRA
             "buffers": float(bases * self.weights.buffers),
             "gathered weights": gathered if self._zero_stage == 3 else 0.0,
             "trained weights, float32": 0.0 if offloaded else trained / self._shards(3),
@@ -167,7 +192,7 @@ class Plan:
 
     @property
     def swapping(self) -> bool:
-        """Whether the expert that is not called waits in host memory."""
+        """Whether the expert that is not in use is kept in CPU memory."""
         return self.config.model.idle_expert == "host"
 
     @property
@@ -176,16 +201,23 @@ class Plan:
 
     @property
     def _sharded(self) -> bool:
-        """Whether DeepSpeed runs it."""
+        """Whether DeepSpeed runs the training."""
         return self.ranks > 1 or self.launched
 
     def _shards(self, stage: int) -> int:
-        """Ranks over which ZeRO spreads what it shards from `stage` on."""
+        """Return the number of ranks over which ZeRO distributes what it shards from `stage` on."""
         return self.ranks if self._zero_stage >= stage else 1
 
     def pictures(self, calls: int) -> float:
-        """Return the bytes while all samples are made, in so many calls' room, or one of them is
-        decoded, whichever is more.
+        """Return the peak bytes while samples are generated and decoded.
+
+        All samples are generated as one batch; they are decoded one at a time.
+
+        Args:
+            calls: Number of concurrent network calls whose memory is needed per sample.
+
+        Returns:
+            The larger of the bytes for generating all samples and for decoding one.
         """
         log, batch = self.config.log, self.config.batch
         samples = len(log.sample_prompts) or min(log.sample_count, self.prompts)
@@ -193,38 +225,50 @@ class Plan:
         return max(self.pipeline.decoding, made)
 
     def moments(self) -> dict[str, float]:
-        """Return estimated bytes at a run's peaks, in its order, on the first rank's device, which
-        needs most; the library's workspace is left out.
+        """Estimate the peak memory of each phase of a run on the first rank, which needs the most.
+
+        PyTorch's workspace is not included.
+
+        Returns:
+            Bytes by phase, in the order of the run.
         """
         memory = self.memory()
         passing = math.fsum(memory.get(name, 0.0) for name in PASSING)
         training = math.fsum(memory.values())
         resting = training - passing - memory.get("gathered weights", 0.0)
         sharded = self.ranks > 1 and self.config.parallel.zero_stage == 3
-        parked = 0.0 if sharded else memory.get("frozen weights", 0.0)  # in host memory
-        # In float32: of each role as it is made, of the student as it is written.
+        parked = 0.0 if sharded else memory.get("frozen weights", 0.0)  # moved to CPU memory
+        # Full training: a float32 copy while each role is built and while the student is written.
         copies = self.weights.base * 4 if not self.config.trains_lora else 0
         whole = self.whole / (1 + self.swapping)
         checked = whole + copies + self.pictures(self.config.parallel.sequence)
         return {
             "loading the base": float(whole + copies),
-            "embedding the prompts": float(self.pipeline.text),  # the base is in host memory
+            "embedding the prompts": float(self.pipeline.text),  # the base is in CPU memory
             "training": training,
             "making samples": training - passing + self.pictures(teacher_calls(self.config)),
-            "checking the export": resting - parked + checked,  # one rank alone
+            "checking the export": resting - parked + checked,  # on one rank
         }
 
     def total(self) -> float:
-        """Return the estimated peak bytes on the first rank's device."""
+        """Estimate the peak memory of the run on the first rank.
+
+        Returns:
+            Bytes.
+        """
         return max(self.moments().values())
 
     @property
     def narrowest(self) -> str:
-        """The moment of the peak."""
+        """Phase of the run with the highest memory use, a key of `moments`."""
         return max(self.moments().items(), key=lambda moment: moment[1])[0]
 
     def flops(self) -> float:
-        """Return the operations of one iteration on one rank, recomputed forwards included."""
+        """Return the FLOPs of one iteration on one rank, including recomputed forward passes.
+
+        Returns:
+            Floating-point operations of matrix products and attention.
+        """
         kept = self.config.parallel.keep_attention
         return self._per_iteration(
             lambda call: call.forward_flops,
@@ -233,8 +277,13 @@ class Plan:
         )
 
     def moved(self) -> float:
-        """Return the bytes that all kernels but matrix products and attention read and write in one
-        iteration on one rank: in calls, to make rounded weights whole, and in the optimiser.
+        """Return the bytes that memory-bound kernels read and write in one iteration on one rank.
+
+        These are all kernels except matrix products and attention: in network calls, in
+        dequantizing the base, and in the optimizer.
+
+        Returns:
+            Bytes.
         """
         calls = self._per_iteration(
             lambda call: call.forward_moved,
@@ -248,7 +297,12 @@ class Plan:
         return calls + whole + OPTIMISER_BYTES * self.weights.trained / experts / self._shards(1)
 
     def kernels(self) -> float:
-        """Return the kernels that one rank starts in one iteration's calls."""
+        """Return the number of kernels that one rank launches for the network calls of one
+        iteration.
+
+        Returns:
+            Number of kernels.
+        """
         return self._per_iteration(
             lambda call: call.forward_kernels,
             lambda call: call.backward_kernels,
@@ -261,8 +315,8 @@ class Plan:
         backward: Callable[[Trace], float],
         again: Callable[[Trace], float],
     ) -> float:
-        """Sum up over an iteration what a forward, a backward, and with checkpointing the forward
-        that is computed again take.
+        """Sum a cost over all calls of an iteration. `again` is the cost of recomputing a forward
+        pass.
         """
         calls, critic = self.calls, self.calls.discriminator
 
@@ -271,24 +325,28 @@ class Plan:
 
         total = calls.forwards * forward(calls.network) + calls.backwards * both_ways(calls.network)
         if critic:
-            # Its own turn compares two batches, without a gradient but in its heads; the student's
-            # goes through it.
+            # The discriminator's turn compares two batches and only computes gradients of its
+            # heads. The student's turn backpropagates through the whole discriminator.
             total += 3 * forward(critic) + both_ways(critic)
         return total * self.config.batch.accumulation
 
     @property
     def base_uses(self) -> float:
-        """How often a micro-batch needs the whole base: once a call, of any batch, and once a
-        backward; what a block is computed again with stays for its backward.
+        """Number of times a micro-batch needs the whole base: once per call, for any batch size,
+        and once per backward pass. Recomputing a block reuses the weights gathered for its backward
+        pass.
         """
         return self.calls.forwards - (teacher_calls(self.config) - 1) + self.calls.backwards
 
     def traffic(self) -> dict[str, float]:
-        """Return the bytes that one rank sends in one iteration, by purpose.
+        """Return the bytes that one rank sends in one iteration.
 
-        In a ring, adding up costs every byte once and spreading the sum once more. ZeRO-3 adds up
-        only; 1 and 2 do both, and then spread what their shares of the optimiser made of the
-        weights.
+        In a ring, a reduction sends every byte once, and distributing the result sends it once
+        more. ZeRO-3 only reduces gradients. ZeRO-1 and ZeRO-2 do both, and then distribute the
+        weights that each rank's optimizer shard has updated.
+
+        Returns:
+            Bytes by purpose; empty for one rank.
         """
         if self.ranks == 1:
             return {}
@@ -312,13 +370,17 @@ def make_plan(
     """Plan a run on `ranks` ranks.
 
     Args:
-        config: the run.
-        ranks: the number of ranks.
-        like: a plan of a similar run; what costs the same in both is not traced again.
-        launched: whether a launcher starts the run, though it be one rank.
+        config: Settings of the run.
+        ranks: Number of ranks.
+        like: Plan of a similar run. Parts whose settings are equal are reused instead of traced
+            again.
+        launched: Whether a launcher starts the run even with one rank.
+
+    Returns:
+        The plan.
 
     Raises:
-        ValueError: the run itself would refuse its settings.
+        ValueError: The run itself would reject its settings.
     """
     check_sequence(config.parallel.sequence, ranks)
     config = share_batch(config, ranks // config.parallel.sequence)
@@ -343,10 +405,11 @@ def make_plan(
 
 
 def _count_prompts(config: RunConfig, *, takes_images: bool) -> int:
-    """Return how many prompts the run has; images that are yet to be made of them are not missed.
+    """Return the number of prompts of the run. Images that are generated from them later may be
+    missing.
 
     Raises:
-        ValueError: a prompt has no image, of a model that takes one.
+        ValueError: The model takes images, and a prompt has none.
     """
     images = config.prompts.images
     if images and not (Path(images) / MANIFEST).is_file():
@@ -357,7 +420,7 @@ def _count_prompts(config: RunConfig, *, takes_images: bool) -> int:
 def _counted(
     config: RunConfig, folder: Path, family: type[Backbone], like: Plan | None
 ) -> tuple[Tokens, Weights, Calls, Pipeline]:
-    """Count the networks, as far as a similar run has not."""
+    """Return what a similar plan has already counted, and count the rest."""
 
     def same(settings: Callable[[RunConfig], object]) -> Plan | None:
         return like if like and settings(like.config) == settings(config) else None
@@ -372,17 +435,17 @@ def _counted(
 
 
 def _called(calls: Calls, config: RunConfig) -> Calls:
-    """The same calls, as often as a run makes them."""
+    """Return the same calls in the numbers that this run makes."""
     forwards, backwards = calls_per_iteration(config)
     return replace(calls, forwards=forwards, backwards=backwards)
 
 
 def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> float:
-    """Return how often an iteration changes the expert on the device.
+    """Return how often an iteration swaps the expert on the device.
 
     Raises:
-        ValueError: the teacher's process has not the times of the student, or of the teacher's long
-            samples.
+        ValueError: The teacher's process does not have the times of the student's grid, or of the
+            teacher's many-step samples.
     """
     process, split = family.spec.read_process(folder), family.spec.read_split(folder)
     boundary = check_teacher(config, split)

@@ -1,4 +1,4 @@
-"""What a planned run costs, as rows: hours, GPU-hours, data, download and disk."""
+"""Estimate what a planned run costs: hours, GPU-hours, prompts, download and disk."""
 
 from __future__ import annotations
 
@@ -23,34 +23,44 @@ from .storage import count_storage
 from .units import GIB, flops, gib, hours, number
 
 Row = tuple[str, str]
+"""Label and text of a line of a plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """On what a run is priced."""
+    """Device, node size and speed that a run is priced with."""
 
     device: Device = DEVICES[DEFAULT]
     gpus: int = GPUS_PER_NODE
-    """Devices of a node."""
+    """Devices per node."""
     seconds: float = 0.0
-    """Of one iteration, as it was measured; 0 predicts it."""
+    """Measured seconds per iteration; 0 predicts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What a run costs."""
+    """Cost of a run."""
 
     iteration: float
-    """Seconds."""
+    """Seconds per iteration."""
     hours: float
     gpu_hours: float
     flops: float
-    """Of the run, on all ranks."""
+    """FLOPs of the whole run on all ranks."""
     predicted: Duration
+    """Predicted duration of an iteration, also if a measured one is used."""
 
 
 def price_run(plan: Plan, terms: Terms) -> Price:
-    """Return what a run costs: its iterations, and the network calls for its samples."""
+    """Price the iterations of a run and the network calls for its samples.
+
+    Args:
+        plan: Plan of the run.
+        terms: Device, node size and, if known, the measured speed.
+
+    Returns:
+        Time and FLOPs of the run.
+    """
     predicted = predict_iteration(plan, terms.device, gpus=terms.gpus)
     iteration = terms.seconds or predicted.total
     samples = predict_samples(plan, terms.device) * iteration / predicted.total
@@ -65,14 +75,22 @@ def price_run(plan: Plan, terms: Terms) -> Price:
 
 
 def price_rows(plan: Plan, terms: Terms) -> Iterator[Row]:
-    """Return the last rows of a plan."""
+    """Yield the last rows of a plan: prompts, download, disk and cost.
+
+    Args:
+        plan: Plan of the run.
+        terms: Device, node size and, if known, the measured speed.
+
+    Yields:
+        Pairs of label and text.
+    """
     config, price, device = plan.config, price_run(plan, terms), terms.device
     ranks = plan.ranks // config.parallel.sequence
     batch, prompts = global_batch(config.batch, ranks), trajectories(config, ranks=ranks)
     kind = "image" if config.video.frames == 1 else "video"
     yield (
         "global batch",
-        f"{batch:,} {kind}{'' if batch == 1 else 's'}; {prompts:,} prompts seen in"
+        f"{batch:,} {kind}{'' if batch == 1 else 's'}; {prompts:,} prompts used in"
         f" {config.steps:,} iterations",
     )
     yield from _storage(plan)
@@ -87,56 +105,61 @@ def price_rows(plan: Plan, terms: Terms) -> Iterator[Row]:
         "cost",
         f"{hours(price.hours)}, {number(price.gpu_hours)} GPU-hours on {plan.ranks:,} x"
         f" {device.name}"
-        f" ({known} an iteration); {flops(price.flops)}",
+        f" ({known} per iteration); {flops(price.flops)}",
     )
     if plan.total() > device.memory * GIB:
         yield (
             "",
-            f"warning: needs {plan.total() / GIB:,.1f} GiB of the {device.memory:g} that it has",
+            f"warning: needs {plan.total() / GIB:,.1f} GiB, but this device has {device.memory:g}"
+            " GiB; add --device-memory to see which settings to change",
         )
 
 
 def _storage(plan: Plan) -> Iterator[Row]:
-    """The download, and what is on disk in the end."""
+    """Yield the size of the download and the disk space that the run needs."""
     storage = count_storage(plan)
     if storage.download:
         source = (
-            "as its repository lists"
+            "sizes as listed in its repository"
             if storage.listed
-            else f"if stored in {plan.config.model.dtype}"
+            else f"estimated for storage in {plan.config.model.dtype}"
         )
-        yield "download", f"{storage.download / GIB:,.1f} GiB of weights, {source}"
+        yield "download", f"{storage.download / GIB:,.1f} GiB of weights ({source})"
     else:
-        yield "download", "nothing, model.path is a folder here"
+        yield "download", "none, model.path is a local folder"
     yield (
         "disk",
         f"{storage.total / GIB:,.1f} GiB: the download, {gib(storage.embeddings)} of embeddings,"
-        f" {gib(storage.checkpoints)} of checkpoints, {gib(storage.export)} to export; samples"
-        " come on top",
+        f" {gib(storage.checkpoints)} of checkpoints, {gib(storage.export)} of exported weights;"
+        " samples not included",
     )
 
 
 def _assumptions(plan: Plan, price: Price, device: Device) -> Iterator[Row]:
-    """What the estimate of an iteration consists of."""
+    """Yield the device's source and the parts of the estimated iteration time."""
     spent = price.predicted
     half = plan.config.model.dtype != "float32"
     peak = device.tflops if half else device.tflops_float32
     parts = [
-        f"{flops(plan.flops())} of matrix products at"
-        f" {number(matrix_rate(plan, device) / 1e12)} TFLOP/s, {MATRIX_SHARE:.0%} of the peak of"
-        f" {peak:g}, take {number(spent.matrix)} s",
-        f"{number(plan.moved() / 1e9)} GB of other kernels at {memory_rate(device) / 1e12:.3g}"
-        f" TB/s,"
-        f" {MEMORY_SHARE:.0%} of {device.bandwidth:g}, {number(spent.memory)} s",
+        f"matrix products: {flops(plan.flops())} at"
+        f" {number(matrix_rate(plan, device) / 1e12)} TFLOP/s ({MATRIX_SHARE:.0%} of the peak of"
+        f" {peak:g}) = {number(spent.matrix)} s",
+        f"other kernels: {number(plan.moved() / 1e9)} GB at {memory_rate(device) / 1e12:.3g}"
+        f" TB/s"
+        f" ({MEMORY_SHARE:.0%} of {device.bandwidth:g}) = {number(spent.memory)} s",
     ]
     if spent.sending:
-        parts.append(f"sending, where nothing hides it, {number(spent.sending)} s")
+        parts.append(f"communication not hidden behind compute: {number(spent.sending)} s")
     if spent.offloaded:
-        parts.append(f"moves to host memory and there {number(spent.offloaded)} s")
+        parts.append(f"offloading to CPU memory: {number(spent.offloaded)} s")
     if spent.starting > spent.matrix + spent.memory:
         parts.append(
-            f"but the host takes {number(spent.starting)} s to start {plan.kernels():,.0f} kernels"
+            f"but launching {plan.kernels():,.0f} kernels takes the CPU {number(spent.starting)} s"
         )
-    yield "estimated from", f"{device.sheet}; shares of its peaks are assumed (docs/scaling.md)"
+    yield (
+        "time estimate",
+        f"per iteration, from the {device.sheet}; the shares of the peaks are assumed"
+        " (docs/scaling.md)",
+    )
     for part in parts:
         yield "", part

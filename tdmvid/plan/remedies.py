@@ -1,4 +1,4 @@
-"""What to change about a run that does not fit into a device's memory."""
+"""Find settings that make a run fit into a device's memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ SECTIONS = {
     **dict.fromkeys(("frames", "height", "width"), "video"),
     "micro": "batch",
 }
-"""Section of the settings that remedies change; the others are of `parallel`."""
+"""Config section of each setting that a remedy changes. Settings that are not listed belong to
+`parallel`.
+"""
 EMBEDDING = "embedding the prompts"
+"""Phase that loads the text encoders."""
 OF_WEIGHTS = ("loading the base", EMBEDDING)
-"""Moments that hold whole weights and nothing else, whatever is generated."""
+"""Phases that hold only whole weights, so their memory does not depend on what is generated."""
 SIDES = 32
-"""Pixels that most teachers' sides divide by."""
+"""Frame heights and widths of most teachers are divisible by this number of pixels."""
 WHOLE = {"quantize": "none", "compile": False}
-"""What goes with sharded and offloaded weights: a base that is neither quantised nor compiled."""
+"""Settings that sharded or offloaded weights require: a base that is neither quantized nor
+compiled.
+"""
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """Other settings for a run, on how many ranks, and its plan with them."""
+    """Changed settings for a run, the number of ranks, and the resulting plan."""
 
     changes: dict[str, Any]
     ranks: int
@@ -37,7 +42,7 @@ class Remedy:
         return bool(self.changes)
 
     def __str__(self) -> str:
-        notes = {"sequence": f" on {self.ranks} ranks", "offload": " (under deepspeed)"}
+        notes = {"sequence": f" on {self.ranks} ranks", "offload": " (with DeepSpeed)"}
         return " and ".join(
             f"{SECTIONS.get(key, 'parallel')}.{key}={str(value).lower()}" + notes.get(key, "")
             for key, value in self.changes.items()
@@ -45,32 +50,32 @@ class Remedy:
 
 
 def check_fit(plan: Plan, device_memory: float) -> None:
-    """Check that every moment of a run fits into the memory of the first rank's device.
+    """Check that every phase of a run fits into the memory of the first rank's device.
 
     Args:
-        plan: the run.
-        device_memory: GiB of the device.
+        plan: Plan of the run.
+        device_memory: Memory of the device in GiB.
 
     Raises:
-        ValueError: it does not fit; the message has the first remedy that helps, planned before it
-            is named, or says that none does.
+        ValueError: The run does not fit. The message names the first remedy that makes it fit,
+            which has itself been planned, or states that none does.
     """
     limit = device_memory * GIB
     if plan.total() <= limit:
         return
     needs = (
-        f"this run needs {gib(plan.total())} on the first rank, {plan.narrowest}, more than"
-        f" {device_memory:g} GiB"
+        f"this run needs {gib(plan.total())} on the first rank while {plan.narrowest}, more than"
+        f" the {device_memory:g} GiB of the device"
     )
     best = Remedy({}, plan.ranks, plan)
     for remedy in _remedies(plan):
         if remedy.plan.total() <= limit:
             remedy = _without_excess(remedy, plan, limit)
-            raise ValueError(f"{needs}: {remedy} needs {gib(remedy.plan.total())}")
+            raise ValueError(f"{needs}: with {remedy} it needs {gib(remedy.plan.total())}")
         if remedy.ranks == plan.ranks and remedy.plan.total() <= best.plan.total():
             best = remedy
     if (half := _half_precision(best)) and half.plan.total() <= limit:
-        raise ValueError(f"{needs}: {half} needs {gib(half.plan.total())}")
+        raise ValueError(f"{needs}: with {half} it needs {gib(half.plan.total())}")
     for remedy in (Remedy({}, plan.ranks, plan), best):
         if rest := _embedded_ahead(remedy, limit):
             raise ValueError(f"{needs}: {rest}")
@@ -80,63 +85,67 @@ def check_fit(plan: Plan, device_memory: float) -> None:
         if remedy.plan.total() <= limit:
             remedy = _without_excess(remedy, plan, limit)
             raise ValueError(
-                f"{needs}: {remedy} needs {gib(remedy.plan.total())}{_later(plan, limit)}"
+                f"{needs}: with {remedy} it needs {gib(remedy.plan.total())}{_later(plan, limit)}"
             )
     raise ValueError(
-        f"{needs}: no other settings, batch, number of frames or size that were tried fit; with"
-        f" {best or 'its own settings'} it needs {gib(best.plan.total())}, {best.plan.narrowest}"
-        f"{_later(plan, limit)}"
+        f"{needs}: none of the settings, batch sizes, frame counts and frame sizes that were tried"
+        f" fit; with {best or 'the current settings'} it needs {gib(best.plan.total())} while"
+        f" {best.plan.narrowest}{_later(plan, limit)}"
     )
 
 
 def _half_precision(best: Remedy) -> Remedy | None:
-    """Return the run in bfloat16, on top of other settings; None if it is not in float32."""
+    """Return the remedy with bfloat16 added; None if the run is not in float32."""
     config, changes = best.plan.config, best.changes | {"dtype": "bfloat16"}
     if config.model.dtype != "float32":
         return None
     try:
         return Remedy(changes, best.ranks, make_plan(_changed(config, changes), ranks=best.ranks))
-    except ValueError:  # this teacher cannot have it
+    except ValueError:  # not supported by this teacher
         return None
 
 
 def _embedded_ahead(best: Remedy, limit: float) -> str:
-    """Say how a run fits whose text encoder alone does not; "" if it is not that alone."""
+    """Return how to embed the prompts before the run if only the text encoder does not fit; else
+    "".
+    """
     moments = best.plan.moments()
     others = max(size for moment, size in moments.items() if moment != EMBEDDING)
     if others > limit:
         return ""
     return (
-        f"{EMBEDDING} needs {gib(moments[EMBEDDING])}; embed them ahead on the CPU, by"
-        " `tdmvid embed` with this config and CUDA_VISIBLE_DEVICES='', and"
-        f" {'with ' + str(best) if best else 'the run'} needs {gib(others)}"
+        f"only {EMBEDDING} does not fit ({gib(moments[EMBEDDING])}); embed them on the CPU first,"
+        " with `tdmvid embed`, this config and CUDA_VISIBLE_DEVICES=''; the run then needs"
+        f" {gib(others)}{' with ' + str(best) if best else ''}"
     )
 
 
 def _weights_alone(plan: Plan, limit: float) -> str:
-    """Say which weights alone are too large, whatever is set; "" if none are."""
+    """Return which weights alone exceed the limit with any settings; "" if none do."""
     for moment in OF_WEIGHTS:
         needed = plan.moments()[moment]
         if needed > limit:
             return (
-                f"{moment} alone needs {gib(needed)}, whatever is generated, and no setting of this"
-                " run changes that: use a larger device, or a smaller teacher"
+                f"{moment} alone needs {gib(needed)} for any frame size and batch, and no setting"
+                " of this run changes that: use a larger device or a smaller teacher"
             )
     return ""
 
 
 def _later(plan: Plan, limit: float) -> str:
-    """Say what becomes of a run that has no room only after it has trained."""
+    """Return what happens if the run only runs out of memory after training; "" if training does
+    not fit.
+    """
     if plan.moments()["training"] > limit:
         return ""
     return (
-        "; as it is, it would leave its last checkpoint, which `tdmvid export` exports on a larger"
-        " device, or with CUDA_VISIBLE_DEVICES='' on the CPU"
+        "; with the current settings the training itself fits, and `tdmvid export` can export its"
+        " last checkpoint on a larger device, or on the CPU with CUDA_VISIBLE_DEVICES=''"
     )
 
 
 def _smaller(best: Remedy) -> Iterator[Remedy]:
-    """What to generate less of, on top of the settings that need least."""
+    """Yield remedies with smaller batches, fewer frames or smaller frames, on top of `best`."""
     config = best.plan.config
     video = config.video
     attempts: list[dict[str, Any]] = []
@@ -156,13 +165,13 @@ def _smaller(best: Remedy) -> Iterator[Remedy]:
         changes = best.changes | attempt
         try:
             made = make_plan(_changed(config, changes), ranks=best.ranks, like=best.plan)
-        except ValueError:  # a size that this teacher does not generate
+        except ValueError:  # a size that this teacher does not support
             continue
         yield Remedy(changes, best.ranks, made)
 
 
 def _remedies(plan: Plan) -> Iterator[Remedy]:
-    """What to change so that a rank needs less, each on top of those before it."""
+    """Yield remedies that reduce the memory of a rank, each on top of the previous ones."""
     config = plan.config
     now = vars(config.video) | vars(config.batch) | vars(config.parallel) | vars(config.model)
     changes: dict[str, Any] = {}
@@ -172,14 +181,14 @@ def _remedies(plan: Plan) -> Iterator[Remedy]:
             continue
         try:
             better = make_plan(_changed(config, wanted), ranks=ranks, like=plan)
-        except ValueError:  # this run cannot have it
+        except ValueError:  # not supported by this run
             continue
         changes = wanted
         yield Remedy(changes, ranks, better)
 
 
 def _attempts(plan: Plan) -> Iterator[tuple[dict[str, Any], int]]:
-    """Settings to try, the cheapest first, and the number of ranks."""
+    """Yield settings to try, cheapest first, with the number of ranks."""
     ranks = plan.ranks
     yield {"tiling": True}, ranks
     yield {"keep_attention": False}, ranks
@@ -193,7 +202,7 @@ def _attempts(plan: Plan) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _without_excess(remedy: Remedy, plan: Plan, limit: float) -> Remedy:
-    """The remedy without the changes that came on the way and are not needed. More ranks are."""
+    """Return the remedy without the changes that are not needed. The number of ranks is kept."""
     for key in list(remedy.changes):
         if key == "sequence" or len(remedy.changes) == 1:
             continue
@@ -208,7 +217,7 @@ def _without_excess(remedy: Remedy, plan: Plan, limit: float) -> Remedy:
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """A run with other settings; `batch.total` is shared out anew."""
+    """Return the config with other settings; `batch.total` is split again."""
     sections: dict[str, dict[str, Any]] = {}
     if config.batch.total:
         sections["batch"] = {"accumulation": 1}

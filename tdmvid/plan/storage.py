@@ -1,4 +1,4 @@
-"""What a run downloads, and what it writes."""
+"""Count what a run downloads and what it writes to disk."""
 
 from __future__ import annotations
 
@@ -12,28 +12,40 @@ from .plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """Bytes on disk."""
+    """Disk space of a run in bytes."""
 
     download: float
-    """Of the teacher's weights; 0 if they are in a folder here."""
+    """Teacher weights to download; 0 if they are in a local folder."""
     listed: bool
-    """Whether its repository says so; else it is counted in the run's dtype."""
+    """Whether the teacher's repository lists the sizes. Otherwise they are computed for the run's
+    dtype.
+    """
     embeddings: float
     checkpoints: float
-    """Those that are kept, the best one among them, and the one that is written meanwhile."""
+    """All checkpoints that are kept, including the best one, and the one being written."""
     export: float
 
     @property
     def written(self) -> float:
+        """Bytes that the run writes."""
         return self.embeddings + self.checkpoints + self.export
 
     @property
     def total(self) -> float:
+        """Bytes that the run downloads and writes."""
         return self.download + self.written
 
 
 def count_storage(plan: Plan) -> Storage:
-    """Count what a run needs on disk; ask the hub how large a teacher is that it would fetch."""
+    """Count the disk space that a run needs. Asks the Hugging Face Hub for the size of a teacher
+    that is not local.
+
+    Args:
+        plan: Plan of the run.
+
+    Returns:
+        Bytes by purpose.
+    """
     config, weights, pipeline = plan.config, plan.weights, plan.pipeline
     download, listed = 0.0, True
     if not Path(find_model(config.model.path)).is_dir():

@@ -1,4 +1,4 @@
-"""Plans of the tiny run, traced once for all of them."""
+"""Plans of the tiny run, which is traced only once."""
 
 from functools import partial
 
@@ -10,12 +10,13 @@ from tdmvid.plan.plan import make_plan
 
 @pytest.fixture(scope="session")
 def traced(tiny_run, tmp_path_factory):
-    """A plan of the tiny run: others do not trace again what costs the same."""
+    """A traced plan of the tiny run. Plans made with `like=traced` reuse its traces."""
     return make_plan(tiny_run(tmp_path_factory.mktemp("traced")))
 
 
 @pytest.fixture
 def planned(traced):
+    """`planned(config, ...)`: a plan that reuses the traces of the tiny run."""
     return partial(make_plan, like=traced)
 
 

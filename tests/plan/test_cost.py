@@ -1,4 +1,4 @@
-"""A trace of a few equal blocks gives, to the byte and operation, the cost of all of them."""
+"""Tracing a few equal blocks gives the exact cost of all blocks, in bytes and operations."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ SHORT = {
 
 @pytest.fixture
 def short(tmp_path):
-    """`short(stem, *changes)`: a ready config whose teacher has fewer blocks."""
+    """`short(stem, *changes)`: a shipped config whose teacher has fewer blocks."""
 
     def config(stem, *changes):
         path = load_config(CONFIGS / f"{stem}.json").model.path
@@ -46,8 +46,8 @@ def calls(config, few, monkeypatch):
 
 
 def read_by_a_plan(counted):
-    """All that is counted, and of what is alive in a call what a plan reads: the higher of two
-    parts, of which one alone may grow by other steps with the first blocks.
+    """Return everything a plan reads from the counts. Of a footprint's `before`, `forward` and
+    `backward` a plan reads only the maximum; each alone may grow differently in the first blocks.
     """
     traces = {name: trace for name, trace in vars(counted).items() if isinstance(trace, cost.Trace)}
     found = vars(counted) | {name: dict(vars(trace)) for name, trace in traces.items()}

@@ -1,4 +1,4 @@
-"""The search for a layout: what it finds, fits, and is no slower than what it leaves out."""
+"""The layout search: its results fit, and none that it leaves out is faster."""
 
 import re
 from dataclasses import replace
@@ -22,7 +22,7 @@ TOTAL = 32
 
 
 def footprint(kept, *, working):
-    """GiB that a graph keeps, and what its backward pass works with."""
+    """A footprint whose graph keeps `kept` GiB and whose backward pass works with `working` GiB."""
     peak = int((kept + working) * GIB)
     parts = dict.fromkeys(("before", "forward", "backward", "end"), peak)
     return Footprint(kept=int(kept * GIB), **parts)
@@ -30,8 +30,8 @@ def footprint(kept, *, working):
 
 @pytest.fixture(scope="module")
 def traces(traced):
-    """Plans by sequence and micro-batch, shared by the searches of this file: the tiny run with the
-    work of billions of parameters, untraced.
+    """Plans by (sequence, micro-batch) for the searches of this file: the tiny run with the compute
+    of billions of parameters, so that nothing is traced.
     """
     run = traced.config
     run = replace(run, model=replace(run.model, dtype="bfloat16"))
@@ -58,7 +58,7 @@ def traces(traced):
 
 @pytest.fixture
 def found(traces):
-    """`found(ranks, limit, count)`: layouts of a run of TOTAL videos, without a trace."""
+    """`found(ranks, limit, count)`: layouts of a run of TOTAL videos, found without tracing."""
     config = traces[1, 1].config
 
     def find(ranks=8, limit=70.0, count=3, total=TOTAL, gpus=2):
@@ -125,7 +125,7 @@ def test_a_search_traces_each_micro_batch_once_for_all_layouts(found, traces, mo
 
 
 def test_a_layout_is_planned_and_priced_as_its_settings_are(tiny_run, tmp_path):
-    """The words that are printed give the same plan by themselves."""
+    """The printed `--set` options give the same plan."""
     terms = replace(TERMS, gpus=2)
     run = tiny_run(tmp_path, "batch.total=2", "model.dtype=bfloat16")
     (layout,) = find_layouts(run, ranks=2, terms=terms, limit=GIB, count=1)
@@ -142,7 +142,7 @@ def test_every_layout_has_a_reason(found):
         text = describe_layouts(layouts, limit=limit * GIB, terms=TERMS)
         assert text.count("GPU-hours") == len(layouts) == 3
         assert all(re.search(r"\n +- ", part) for part in re.split(r"\n\d\. ", text)[1:])
-    assert "computed again" in text
+    assert "recomputed" in text
 
 
 def test_the_command_prints_layouts_and_ends_with_the_price_of_the_first(tiny_json, capsys):
@@ -151,7 +151,7 @@ def test_the_command_prints_layouts_and_ends_with_the_price_of_the_first(tiny_js
     main(["plan", "--config", str(tiny_json), "--gpus", "2", "--device", "rtx5090"])
     lines = capsys.readouterr().out.splitlines()
     first = next(line for line in lines if line.startswith("1. "))
-    assert lines[0].startswith("the quickest layouts on 2 x RTX 5090")
+    assert lines[0].startswith("fastest layouts on 2 x RTX 5090")
     assert lines[-1].startswith("cost ") and lines[-1].split()[1] == first.split()[1]
 
 

@@ -1,4 +1,4 @@
-"""A plan says what its run would do, and refuses what the run would refuse."""
+"""A plan states what its run would do, and rejects what the run would reject."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from tdmvid.train.trainer import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.json"))
 QUICK = ("shapes_4nfe", "cogvideox2b_4nfe")
-"""Configs whose plans the quick suite makes."""
+"""Configs that are planned in the quick suite."""
 REFUSED = (
     'lora.targets=["no_layer"]',
     'lora.targets=["transformer_blocks"]',
@@ -67,8 +67,9 @@ def test_a_run_refuses_what_its_plan_does_in_the_same_words_and_before_any_work(
 
 @pytest.mark.parametrize("change", ["parallel.offload=optimizer", "parallel.backend=deepspeed"])
 def test_a_plan_says_what_needs_a_launcher(tiny_run, tmp_path, change, plan):
-    assert "start with" not in plan(tiny_run(tmp_path)) and re.search(
-        r"start with +a launcher, for parallel\S+: torchrun", plan(tiny_run(tmp_path, change))
+    assert "launch with" not in plan(tiny_run(tmp_path)) and re.search(
+        r"launch with +torchrun .* \(parallel\S+ needs a launcher\)",
+        plan(tiny_run(tmp_path, change)),
     )
 
 
@@ -78,8 +79,8 @@ def test_a_plan_writes_nothing(tiny_run, tmp_path, plan):
 
 
 def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path, planned):
-    """Weights that are whole before they are spread, pictures, and the check of the export beside
-    what stays of the run.
+    """The phases cover whole weights before they are sharded, samples, and the check of the export
+    next to what remains of the run.
     """
     made = planned(tiny_run(tmp_path, "ema=0.9"))
     moments, memory = made.moments(), made.memory()
@@ -96,7 +97,7 @@ def test_a_run_is_as_large_as_its_largest_moment(tiny_run, tmp_path, planned):
     )
     assert moments["checking the export"] == rest + made.whole + made.pictures(
         1
-    )  # the run's own base is in host memory
+    )  # the run's own base is in CPU memory
     assert moments["embedding the prompts"] == made.pipeline.text > 0
     four = planned(tiny_run(tmp_path, "ema=0.9"), ranks=4).moments()
     assert (
@@ -154,7 +155,7 @@ def test_pictures_are_made_of_tiles_where_that_is_what_does_not_fit(
     many = make_plan(tiny_run(tmp_path, "batch.micro=512"))
     limit = many.moments()["training"] / GIB * 0.999
     assert many.narrowest == "training" and limit > 2**26 / GIB
-    with refused("GiB", "parallel.gradient_checkpointing=true"):  # tiles would do nothing for it
+    with refused("GiB", "parallel.gradient_checkpointing=true"):  # tiling would not help here
         check_fit(many, limit)
 
 
@@ -171,7 +172,7 @@ def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path, planned):
 
 
 def rows_of(text):
-    """The rows of a plan by name; a row without one goes on with the row above it."""
+    """Return the rows of a plan by label. A row without a label continues the row above."""
     rows, name = {}, ""
     for line in text.splitlines():
         head, value = (part.strip() for part in [*line.split("  ", 1), ""][:2])
@@ -256,7 +257,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         made.pipeline.text / 2,
     )
     assert made.total() < 80 * GIB and re.search(
-        "at its peak .* of 80 GiB", describe(made, device_memory=80)
+        "peak memory .* of 80 GiB", describe(made, device_memory=80)
     )
 
 
@@ -265,7 +266,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
     [
         (1, 1, "ranks +1, without DeepSpeed"),
         (8, 1, "ranks +8: 8 data parallel, ZeRO-3"),
-        (8, 4, "ranks +8: 2 data parallel x 4 that share a video, ZeRO-3"),
+        (8, 4, "ranks +8: 2 data parallel x 4 sequence parallel, ZeRO-3"),
     ],
 )
 def test_the_plan_says_how_ranks_share_the_work(tiny_run, tmp_path, ranks, sequence, row, plan):
@@ -274,14 +275,17 @@ def test_the_plan_says_how_ranks_share_the_work(tiny_run, tmp_path, ranks, seque
 
 
 def test_the_plan_writes_numbers_as_people_do(tiny_run, tmp_path, planned):
-    """One of a thing is no plural, and no power of ten stands where thousands would do."""
+    """The singular is used for one item, and numbers have thousands separators instead of
+    exponents.
+    """
     made = planned(tiny_run(tmp_path, "batch.micro=1"))
     call = replace(made.calls.network, forward_flops=4e14)
     text = describe(replace(made, calls=replace(made.calls, network=call)))
     assert (
-        re.search(r"^steps +[\d,]+ of 1 video$", text, re.M) and "backwards of 1 video x 1" in text
+        re.search(r"^steps +[\d,]+ iterations of 1 video$", text, re.M)
+        and "backward passes of 1 video x 1" in text
     )
-    assert re.search(r"^work +\d,\d{3} TFLOP", text, re.M) and "e+" not in text
+    assert re.search(r"^compute +\d,\d{3} TFLOP", text, re.M) and "e+" not in text
 
 
 @pytest.mark.parametrize(

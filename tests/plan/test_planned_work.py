@@ -1,4 +1,4 @@
-"""The planned calls, parameters, activations and work are those of real networks and runs."""
+"""Planned calls, parameters, activations and compute equal those of real networks and runs."""
 
 import itertools
 import re
@@ -32,8 +32,8 @@ def run(tiny_run, tmp_path_factory):
 
 
 class Counted:
-    """Whole-batch forwards (a guided call is two) and backwards of the engines, while it is
-    entered.
+    """Count the forward and backward passes of the engines within this context, in whole batches. A
+    guided call counts as two.
     """
 
     def __init__(self, engines):
@@ -95,7 +95,7 @@ def test_the_planned_calls_are_those_of_the_loop(
         roles=replace(run.roles, teacher=Guided(run.roles.teacher.denoiser, run.null, cfg)),
         stream=build_stream(config, world, run.streams, run.grids, shape),
     )
-    if run.stream is not None:  # its first rollout is none of an iteration's calls
+    if run.stream is not None:  # the first rollout does not belong to an iteration
         run.stream.begin(run.roles.student, micro_batches(run, 0))
     forwards, backwards = calls_per_iteration(config)
     grid, expected, own_trajectories = config.grid.steps, 0.0, objective.own_trajectories
@@ -113,7 +113,7 @@ def test_the_planned_calls_are_those_of_the_loop(
                 streams=run.streams,
                 stream=run.stream,
             )
-            # The plan has the mean over k of K - k calls; here every k is known.
+            # The plan uses the mean of K - k calls over all k; here each k is known.
             expected += accumulation * forwards
             if rollout == "stream":
                 continue
@@ -151,7 +151,7 @@ def test_a_run_records_the_calls_that_were_planned(tiny_run, tmp_path, loop_only
     assert read_metrics(tmp_path / "metrics.jsonl")["calls"] == [
         9.0,
         9.0,
-    ]  # 8, and the graded call again for each micro-batch
+    ]  # 8, plus the repeated graded call of each micro-batch
 
 
 def test_an_explicit_grid_counts_its_timesteps(tiny_run, tmp_path, plan):
@@ -193,7 +193,7 @@ def test_whole_networks_are_planned_as_such(tiny_run, tmp_path, plan):
     text = plan(tiny_run(tmp_path, "training=full"))
     assert (
         numbers(text, r"([\d,]+) parameters in") == numbers(text, r"([\d,]+) trainable")
-        and "3 whole networks" in text
+        and "3 full networks" in text
     )
 
 
@@ -213,7 +213,7 @@ def test_the_planned_trainable_parameters_are_those_of_each_role(
 
 
 def kept_by_autograd(network, call) -> int:
-    """Bytes of activations that a real forward keeps for its backward."""
+    """Return the bytes of activations that a real forward pass keeps for its backward pass."""
     storages = {
         p.untyped_storage().data_ptr(): 0 for p in (*network.parameters(), *network.buffers())
     }
@@ -239,7 +239,7 @@ def test_the_planned_activations_and_work_are_those_of_a_real_call(run):
     assert made.calls.network.forward_flops == counter.get_total_flops() > 1e5
     assert made.calls.network.plain.kept == pytest.approx(
         kept, rel=0.02
-    )  # converting v to x0 keeps a little more
+    )  # converting v to x0 keeps slightly more
 
 
 @pytest.mark.slow
@@ -284,13 +284,13 @@ def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path, pla
 
 
 def test_the_guard_s_calls_are_counted(tiny_run, tmp_path, plan):
-    """One prompt, sampled from two noises: 4 calls of the student beyond the gallery, and of the
-    teacher 50 steps of both with guidance.
+    """One prompt and two noises: 4 student calls in addition to the gallery, and 50 teacher steps
+    with guidance for each noise.
     """
     changes = ("log.teacher_steps=50", "objective.cfg=3", "log.sample_every=10")
     text = plan(tiny_run(tmp_path, *changes))
     row = next(line for line in text.splitlines() if line.startswith("guard"))
-    assert "4 calls of the student every 10 iterations" in row and "200 of the teacher" in row
+    assert "4 student calls every 10 iterations" in row and "200 teacher calls" in row
     off = plan(tiny_run(tmp_path, *changes, "guard.action=off"))
     assert "off (guard.action)" in off
 

@@ -1,4 +1,4 @@
-"""What a plan says of hours, data and disk, and the model of time behind it."""
+"""What a plan states about hours, data and disk, and the time model behind it."""
 
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ def traced(tiny_run, tmp_path_factory):
 
 
 def changed(plan, ranks=1, **sections):
-    """A plan with other settings that leave its traces as they are."""
+    """Return a plan with other settings that do not affect its traces."""
     config = replace(
         plan.config,
         **{name: replace(getattr(plan.config, name), **new) for name, new in sections.items()},
@@ -38,8 +38,8 @@ def changed(plan, ranks=1, **sections):
 
 @pytest.fixture(scope="module")
 def large(traced):
-    """`large(ranks=2, zero_stage=3)`: the same run with the work and weights of billions of
-    parameters, in half precision.
+    """`large(ranks=2, zero_stage=3)`: the same run in half precision, with the compute and weights
+    of billions of parameters.
     """
     call = replace(
         traced.calls.network,
@@ -149,7 +149,7 @@ def test_kernels_are_counted_with_what_they_move_but_not_views_and_products():
     with Kernels() as counted:
         a.expand(8, 4).mul(2)
         torch.ones(1, 4).expand(8, 4).add(a)
-    assert counted.count == 3  # ones makes a kernel too
+    assert counted.count == 3  # torch.ones launches a kernel too
     read, written = 2 * 8 * 4 * 4 + 4 * 4, 2 * 8 * 4 * 4 + 4 * 4
     assert counted.moved == read + written
 

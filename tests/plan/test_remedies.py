@@ -1,4 +1,4 @@
-"""What does not fit is refused with a remedy that was planned itself and fits."""
+"""A run that does not fit is rejected with a remedy that was itself planned and fits."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ def test_a_run_that_trains_but_has_no_room_for_the_rest_is_told_where_to_export(
 
 @pytest.mark.slow
 def test_a_remedy_that_takes_more_ranks_says_so(tiny_run, tmp_path, monkeypatch):
-    """Whatever else is left out of it because it is not needed: sharding over the new ranks is part
+    """Unneeded changes are dropped, but not the number of ranks, because sharding over them is part
     of what helps.
     """
     monkeypatch.setattr("tdmvid.plan.counts._autoencoder", lambda *_: (0, 1000))
@@ -81,7 +81,7 @@ def test_a_remedy_that_takes_more_ranks_says_so(tiny_run, tmp_path, monkeypatch)
         "training=full",
         "log.sample_count=1",
         "parallel.gradient_checkpointing=true",
-        "video.height=96",  # shared tokens save more than their exchange takes
+        "video.height=96",  # large enough that sequence parallelism saves more than it exchanges
         "video.width=96",
     )
     alone = make_plan(tiny_run(tmp_path, *settings, "parallel.offload=all"))
@@ -102,7 +102,7 @@ def test_a_remedy_that_the_run_cannot_have_is_passed_over(tiny_run, tmp_path, pl
         ),
         ranks=8,
     )
-    with refused("GiB", "no setting"):  # it has neither ZeRO-3 nor shared tokens
+    with refused("GiB", "no setting"):  # neither ZeRO-3 nor sequence parallelism is supported
         check_fit(made, 1e-9)
 
 
@@ -132,7 +132,7 @@ def test_kept_attention_is_given_up_first(tiny_run, tmp_path, planned):
 
 
 def test_a_remedy_shares_the_total_out_anew(tiny_run, tmp_path):
-    """Of two ranks that share each video, one is data parallel."""
+    """With two ranks per video, two ranks are one data-parallel rank."""
     on_two = share_batch(tiny_run(tmp_path, "batch.total=8"), 2)
     together = share_batch(_changed(on_two, {"sequence": 2}), 1)
     assert (on_two.batch.accumulation, together.batch.accumulation) == (4, 8)

@@ -147,4 +147,4 @@ def test_a_checkpoint_goes_on_without_the_lora_it_started_from(tiny_run, stage, 
 
 def test_a_plan_names_the_start_before_it_is_there(tiny_run, tmp_path):
     text = describe(make_plan(tiny_run(tmp_path, "init=runs/first/lora")))
-    assert re.search(r"student starts from +runs/first/lora \(not there yet\)", text)
+    assert re.search(r"student starts from +runs/first/lora \(does not exist yet\)", text)
