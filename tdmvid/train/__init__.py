@@ -1,1 +1,1 @@
-"""The loop and what surrounds it: set-up, checkpoints, samples, metrics, the report."""
+"""The training loop and everything around it: setup, checkpoints, samples, metrics and export."""

@@ -1,6 +1,7 @@
-"""Whole checkpoints only: written aside, synced, renamed; half-written ones are passed over.
+"""Write and read checkpoints, which are always complete.
 
-A checkpoint is a folder `step_000123` (123 iterations done) with one folder per trained role.
+A checkpoint is written to a temporary folder, synced and renamed, so a killed run leaves no partial
+one. It is a folder `step_000123` (after 123 iterations) with one subfolder per trained role.
 """
 
 from __future__ import annotations
@@ -19,24 +20,31 @@ from ..data.files import PART, short, write_files
 from ..parallel import launch
 
 NOT_SHARED = (
-    "files of other ranks do not appear here: the run's folder must be one that all machines share"
+    "files of other ranks are not visible here: the run's folder must be on a file system that all"
+    " machines share"
 )
 NOTES = {
-    "steps": " (a learning rate falls to 0 at the last step; --set init=RUN/lora goes on from this"
-    " student)",
+    "steps": " (the learning rate decays to 0 at the last step; to train this student further,"
+    " start a new run with --set init=RUN/lora)",
     "batch.accumulation": " (with objective.rollout='stop' each micro-batch of a rank has its own"
-    " step k; batch.total divides by the number of ranks: start as many)",
+    " step k, and batch.total is divided by the number of ranks: start the same number of ranks)",
 }
-"""What to say of a setting that differs, beside its values."""
+"""Explanations to add when a setting differs from the checkpoint's."""
 PATIENCE = 300.0
-"""Seconds until files that another machine has written must be visible."""
+"""Seconds to wait until files written by another machine become visible."""
 
 
 class Checkpoints:
-    """The checkpoints of one run; every method is called by all ranks alike, but for `close`.
+    """Checkpoints of one run. All ranks call every method together, except `close`.
 
-    `save` takes no longer than the copy to host memory: a thread on every rank writes the files,
-    and rank 0's makes the checkpoint whole when all ranks' files are there.
+    `save` returns after copying the state to CPU memory. A thread on every rank writes the files;
+    the thread of rank 0 completes the checkpoint when the files of all ranks exist.
+
+    Args:
+        folder: Folder of the checkpoints.
+        keep: Number of newest checkpoints to keep, at least 1.
+        rank: This rank.
+        ranks: Number of ranks.
     """
 
     def __init__(self, folder: Path, *, keep: int, rank: int = 0, ranks: int = 1):
@@ -44,18 +52,25 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self.rank, self.ranks, self.primary = rank, ranks, rank == 0
         self.best = 0
-        """The step of a checkpoint that is kept beside the newest; 0 keeps none."""
+        """Step of a checkpoint to keep in addition to the newest ones; 0 for none."""
         self._writing: _Writing | None = None
 
     def save(
         self, step: int, engines: dict, fingerprint: dict, *, extra: dict[str, bytes] | None = None
     ) -> Path:
-        """Begin to write the state after `step` iterations; it is whole once `wait` has returned.
+        """Start writing the state after `step` iterations. The checkpoint is complete once `wait`
+        returns.
 
-        A run killed meanwhile leaves the previous checkpoint whole, and so does a full disk.
+        If the run is killed or the disk is full, the previous checkpoint remains intact.
 
         Args:
-            extra: This rank's files beside those of the roles, by name.
+            step: Number of completed iterations.
+            engines: Engines of the trained roles, by role.
+            fingerprint: Settings that a resumed run must have in common.
+            extra: Further files of this rank, by name.
+
+        Returns:
+            The folder of the checkpoint.
         """
         self.wait()
         final, aside = self._path(step), self.folder / f".step_{step:06d}{PART}"
@@ -75,10 +90,10 @@ class Checkpoints:
         return final
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is being written is whole.
+        """Wait until the checkpoint that is being written is complete.
 
         Raises:
-            OSError: On every rank, if one could not write.
+            OSError: Raised on every rank if any rank could not write.
         """
         writing, self._writing = self._writing, None
         if writing is None:
@@ -87,7 +102,7 @@ class Checkpoints:
         if not launch.all_agree(writing.error is None):
             writing.give_up.set()
         writing.thread.join(timeout=PATIENCE)
-        if writing.thread.is_alive():  # all have written; rank 0 does not see it, or is slow
+        if writing.thread.is_alive():  # all ranks have written, but rank 0 does not see the files
             writing.give_up.set()
             writing.thread.join()
             if not writing.whole:
@@ -96,14 +111,15 @@ class Checkpoints:
             return
         reason = str(writing.error or "see the other ranks").splitlines()[0]
         raise OSError(
-            f"{writing.final} could not be written ({reason}): the previous checkpoint stands. Make"
-            " room or choose another --out, then --resume auto"
+            f"{writing.final} could not be written ({reason}); the previous checkpoint is intact."
+            " Free disk space or choose another --out, then continue with --resume auto"
         ) from writing.error
 
     def close(self) -> None:
-        """Give what is being written a minute to become whole, without asking the other ranks.
+        """Wait up to a minute for the checkpoint being written, without communicating with other
+        ranks.
 
-        It is called after a failure.
+        Call this after a failure.
         """
         if self._writing:
             self._writing.thread.join(timeout=60)
@@ -130,12 +146,16 @@ class Checkpoints:
         return True
 
     def remove_parts(self) -> None:
-        """Remove what a killed run left of checkpoints that it wrote or deleted."""
+        """Remove incomplete checkpoints that a killed run was writing or deleting."""
         for left in self.folder.glob(f".step_*{PART}"):
             shutil.rmtree(left)
 
     def forget_after(self, step: int) -> None:
-        """Drop the checkpoints of later steps: the run, and its record, go on from `step`."""
+        """Delete the checkpoints of later steps, because the run continues from `step`.
+
+        Args:
+            step: Number of iterations to continue from.
+        """
         if self.primary:
             for later in self.steps():
                 if later > step:
@@ -143,20 +163,27 @@ class Checkpoints:
         launch.barrier()
 
     def steps(self) -> list[int]:
-        """Return after how many iterations there are complete checkpoints, oldest first."""
+        """Return the steps of all complete checkpoints.
+
+        Returns:
+            Numbers of completed iterations, in ascending order.
+        """
         return list_steps(self.folder)
 
     def latest(self) -> Path | None:
-        """Return the newest whole checkpoint; damaged ones are named and passed over.
+        """Return the newest complete checkpoint. Damaged checkpoints are reported and skipped.
+
+        Returns:
+            Its folder; None if there is no checkpoint at all.
 
         Raises:
-            ValueError: If there are checkpoints and none is whole.
+            ValueError: There are checkpoints, but none is complete.
         """
         found = latest(self.folder, report=self.primary)
         if found is None and any(self.folder.glob("step_*")):
             raise ValueError(
-                f"{self.folder} holds no whole checkpoint: choose another --out, or delete that"
-                " folder to train from the first step again"
+                f"{self.folder} contains no intact checkpoint: choose another --out, or delete this"
+                " folder to start again from step 0"
             )
         return found
 
@@ -167,30 +194,32 @@ class Checkpoints:
     def _remove(path: Path) -> None:
         if path.exists():
             aside = path.with_name(f".{path.name}.old{PART}")
-            path.rename(aside)  # or a kill while deleting would leave a half one that looks whole
+            path.rename(aside)  # a kill during the deletion must not leave a partial checkpoint
             shutil.rmtree(aside)
 
     @staticmethod
     def load(path: Path, engines: dict, fingerprint: dict, defaults: dict | None = None) -> int:
-        """Restore all roles.
+        """Restore all roles from a checkpoint.
 
         Args:
-            path: A checkpoint that was found whole.
-            defaults: Values of settings that a checkpoint may be older than.
+            path: Folder of a complete checkpoint.
+            engines: Engines of the trained roles, by role.
+            fingerprint: Settings that must equal those of the checkpoint.
+            defaults: Default values of settings that an older checkpoint may lack.
 
         Returns:
-            How many iterations were done.
+            Number of iterations the checkpoint has completed.
 
         Raises:
-            ValueError: If another run wrote it.
+            ValueError: The checkpoint was written with other settings.
         """
         meta = read_meta(path)
         saved = flat(defaults or {}) | flat(meta["fingerprint"])
         for key, value in flat(fingerprint).items():
             if saved.get(key) != value:
-                remedy = f"use the same, or another --out{NOTES.get(key, '')}"
+                remedy = f"use the same value, or another --out{NOTES.get(key, '')}"
                 raise ValueError(
-                    f"{path} was written with {key}={short(saved.get(key))}, this run has"
+                    f"{path} was written with {key}={short(saved.get(key))}, but this run has"
                     f" {short(value)}: {remedy}"
                 )
         for role, engine in engines.items():
@@ -199,11 +228,14 @@ class Checkpoints:
 
 
 class _Writing:
-    """One checkpoint on its way to the disk.
+    """Write one checkpoint in a thread.
 
-    final: the folder it will be; files: this rank's; marker: tells rank 0 that they are written,
-    and their checksums; complete: on rank 0, makes the folder whole when all markers are there, or
-    returns False at `give_up`.
+    Args:
+        final: Folder of the finished checkpoint.
+        files: Files of this rank.
+        marker: File that tells rank 0 that this rank's files are written, with their checksums.
+        complete: On rank 0, finishes the folder when all markers exist; returns False if `give_up`
+            is set first.
     """
 
     def __init__(
@@ -236,14 +268,22 @@ class _Writing:
             self.own_part.set()
             if complete:
                 self.whole = complete(self.give_up)
-        except Exception as error:  # told to all ranks by `wait`
+        except Exception as error:  # `wait` reports it to all ranks
             self.error = error
         finally:
             self.own_part.set()
 
 
 def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name."""
+    """Flatten nested settings to dotted names.
+
+    Args:
+        settings: Nested dictionaries.
+        where: Prefix of the names.
+
+    Returns:
+        Values by dotted name.
+    """
     found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
@@ -251,7 +291,7 @@ def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def _tell(marker: Path, written: dict[str, Any]) -> None:
-    """Make a marker that is whole as soon as rank 0 sees it; its folder may be renamed then."""
+    """Write a marker atomically. Rank 0 may rename its folder as soon as the marker exists."""
     part = marker.with_suffix(PART)
     part.write_text(json.dumps(written))
     os.replace(part, marker)

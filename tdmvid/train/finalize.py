@@ -1,4 +1,6 @@
-"""After the last step: the student's export, checked in a stock pipeline, gallery and report."""
+"""Finish a run: export the student, check it in a stock pipeline, write the gallery and the
+report.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,26 @@ from .samples import fixed_noise, sample_student
 
 
 def finalize(run: Run) -> None:
-    """Write lora/ (or student/, of three whole networks), gallery/ and report.html of a run."""
+    """Write the export, the gallery and the report of a run.
+
+    The export is `lora/`, or `student/` with full training. The gallery is `gallery/`, the report
+    `report.html`.
+
+    Args:
+        run: The trained run.
+    """
     z = fixed_noise(run, run.gallery.batch)
     weights = run.engines["student"].weights(averaged=True, everywhere=False)
     student = _sample_student(run, z)
     deployed = _sample_deployed(run, z, weights)
     teachers = [_sample_teacher(run, z, grid) for grid in _teacher_grids(run)]
-    # ranks leave NCCL together: one that leaves early may wait there for the others, and be ended
-    # for it
+    # All ranks must leave NCCL together: a rank that leaves early waits there for the others and
+    # may be killed for it.
     with launch.first_alone():
         if run.world.primary:
             try:
                 _export(run, weights, deployed, z)
-            finally:  # an export that fails its check leaves all else to look at
+            finally:  # the gallery and report are useful even if the export fails its check
                 folder, items = run.config.folder, run.gallery_items
                 write_gallery(
                     folder / "gallery", teachers, student, backbone=run.backbone, items=items
@@ -51,7 +60,7 @@ def finalize(run: Run) -> None:
 def _export(
     run: Run, weights: dict[str, Tensor], deployed: dict[TimeGrid, Tensor], z: Tensor
 ) -> None:
-    """Write the student of each K; deployed: its samples."""
+    """Write the student of each number of steps K. `deployed` holds its samples, by grid."""
     lora = run.config.training == "lora"
     folder, record = run.config.folder, GuardRecord.read(run.config.folder)
     origin = f"{Provenance.origin}{story(folder)}{record.story(record.exported, run.config.steps)}"
@@ -82,7 +91,7 @@ def _export(
 
 
 def _sample_student(run: Run, z: Tensor) -> Column:
-    """The gallery's column of the student as it was trained, by the solver of training."""
+    """Sample the gallery's column of the student, with the solver it was trained with."""
     steps: dict[int, Tensor] = {}
     latents = sample_student(run, z, run.gallery, on_step=steps.__setitem__)
     path = {k: x0[:1] for k, x0 in steps.items()}
@@ -90,9 +99,10 @@ def _sample_student(run: Run, z: Tensor) -> Column:
 
 
 def _sample_deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[TimeGrid, Tensor]:
-    """What users get from each grid, and what an export is checked against: [B, ...] each.
+    """Sample the student as users run it: by DDIM on the unquantized base, for each grid, [B, ...]
+    each.
 
-    It is sampled by DDIM, whatever the solver of training, on the whole base.
+    The export is checked against these samples.
     """
     trained = _sample_grids(run, z)
     if run.rounding is None:
@@ -102,8 +112,8 @@ def _sample_deployed(run: Run, z: Tensor, weights: dict[str, Tensor]) -> dict[Ti
     moved = difference(trained[run.grid], deployed[run.grid])
     replace(run.rounding, student=moved).save(run.config.folder)
     print(
-        f"student: on the whole base its latents are {moved:.2%} from those on the base in"
-        f" {run.rounding.kind}"
+        f"student: its latents on the unquantized base differ by {moved:.2%} from those on the base"
+        f" in {run.rounding.kind}"
     )
     return deployed
 
@@ -115,12 +125,14 @@ def _sample_grids(run: Run, z: Tensor) -> dict[TimeGrid, Tensor]:
 
 
 def _teacher_grids(run: Run) -> tuple[TimeGrid, TimeGrid]:
-    """The long reference and the student's own grid."""
+    """Return the many-step reference grid and the student's own grid."""
     return reference_grid(run.config, run.backbone.process), run.grid
 
 
 def _sample_teacher(run: Run, z: Tensor, grid: TimeGrid) -> Column:
-    """The gallery's column of the guided teacher over a grid, with about eight of its steps."""
+    """Sample the gallery's column of the guided teacher over a grid, and keep about eight of its
+    steps.
+    """
     cfg, steps = run.config.objective.cfg, dict[int, Tensor]()
     name = f"teacher, {grid.steps} steps"
     with tqdm(total=grid.steps, desc=name, disable=not run.world.primary) as bar:
@@ -140,9 +152,15 @@ def _sample_teacher(run: Run, z: Tensor, grid: TimeGrid) -> Column:
 
 
 def base_waiting(run: Run) -> AbstractContextManager:
-    """Keep the run's frozen weights in host memory while another base is on the device.
+    """Keep the run's frozen weights in CPU memory while another base is on the device.
 
-    Nobody may call its networks meanwhile.
+    The run's networks must not be called within this context.
+
+    Args:
+        run: The run whose weights are moved.
+
+    Returns:
+        A context manager.
     """
     return in_host_memory(
         [run.backbone.network, *(engine.module for engine in run.engines.values())]

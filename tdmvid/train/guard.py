@@ -1,7 +1,7 @@
-"""The guard: the student's samples beside its teacher's long ones, whenever samples are made.
+"""Compare the student's samples with the teacher's many-step samples whenever samples are made.
 
-What it finds is in the run's guard.json, which the report and the end of the run read; a resumed
-run goes on with it. The teacher's samples are made once and kept in guard/.
+Results are stored in the run's guard.json, which the report and the export read and a resumed run
+continues. The teacher's samples are made once and stored in guard/.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ REFERENCE = "guard/teacher.safetensors"
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one comparison, the same on all ranks."""
+    """Result of one comparison, the same on all ranks."""
 
     scalars: dict[str, float]
-    """To log."""
+    """Numbers to log."""
     lines: tuple[str, ...] = ()
     """Warnings that were not given before."""
     stop: str = ""
-    """Why the run ends here, if it does."""
+    """Why the run stops here; "" if it continues."""
     best: bool = False
     """Whether no earlier student was closer to the teacher."""
 
@@ -56,20 +56,21 @@ NOTHING = Check({})
 
 @dataclass(frozen=True)
 class Reference:
-    """The teacher's side of the comparison; rank 0 has it."""
+    """The teacher's side of the comparison. Only rank 0 has it."""
 
     latents: Tensor
-    """[B, ...] on the CPU."""
+    """Latents [B, ...] on the CPU."""
     measures: dict[str, float]
     untrained: dict[str, float]
-    """Measures of the network without a LoRA or guidance, in the student's steps."""
+    """Measures of the network without LoRA and guidance, sampled with the student's steps."""
 
 
 class Guard:
-    """Compares samples of a run; every method is called by all ranks alike.
+    """Compares samples of a run with the teacher's. All ranks call every method together.
 
     Args:
-        start: The iterations done; what was found later is forgotten.
+        run: The run.
+        start: Number of completed iterations. Results of later iterations are discarded.
     """
 
     def __init__(self, run: Run, start: int):
@@ -80,11 +81,19 @@ class Guard:
         self._prepared = False
 
     def check(self, step: int, samples: Samples | None) -> Check:
-        """Compare the samples that were made after `step` iterations."""
+        """Compare the samples made after `step` iterations with the teacher's.
+
+        Args:
+            step: Number of completed iterations.
+            samples: The student's samples; None skips the comparison.
+
+        Returns:
+            What to log, warn about and do.
+        """
         config = self.run.config
         if samples is None or config.guard.action == "off":
             return NOTHING
-        if not self._prepared:  # of the other ranks none has the reference
+        if not self._prepared:  # only rank 0 has a reference
             self._reference, self._prepared = self._make_reference(), True
         began, answer = time.perf_counter(), NOTHING
         if self.run.world.primary:
@@ -92,7 +101,15 @@ class Guard:
         return launch.broadcast_from_rank0(answer)
 
     def fail(self, step: int, reason: str) -> Check:
-        """Note samples that are not finite, which ends a run whatever its settings are."""
+        """Record that samples are not finite, which stops a run with any settings.
+
+        Args:
+            step: Number of completed iterations.
+            reason: Message for the user.
+
+        Returns:
+            A check that stops the run.
+        """
         if self.run.world.primary:
             self.record = self.record.with_check(step, {}, NOT_FINITE)
             self.record.write(self.run.config.folder)
@@ -100,7 +117,11 @@ class Guard:
         return Check({}, stop=reason)
 
     def note_exported(self, step: int) -> None:
-        """Note which student the end of the run exports, by its iterations."""
+        """Record which student the run exports.
+
+        Args:
+            step: Number of iterations after which the student was saved.
+        """
         if self.run.world.primary and (self.record.checks or self._kept):
             self.record = replace(self.record, exported=step)
             self.record.write(self.run.config.folder)
@@ -134,17 +155,17 @@ class Guard:
         return Check(scalars, lines, self._stop(step, verdict), self.record.best == step)
 
     def _stop(self, step: int, verdict: Verdict) -> str:
-        """Why the run ends, if the settings ask for it."""
+        """Return why the run stops, if its settings ask for it; else ""."""
         if self.run.config.guard.action != "stop" or not verdict.findings:
             return ""
         write_report(self.run.config.folder)
         return (
             f"stopped by guard.action='stop' after {step:,} iterations: {verdict.findings[0]}."
-            " This state was not saved; guard.action='warn' would have gone on"
+            " This state was not saved. Set guard.action='warn' to continue in this case"
         )
 
     def _make_reference(self) -> Reference | None:
-        """Read the teacher's samples, or make them."""
+        """Read the teacher's samples from the run's folder, or make them."""
         run, path = self.run, self.run.config.folder / REFERENCE
         key = self._key()
         found = _read_reference(path, key) if run.world.primary else None
@@ -164,7 +185,7 @@ class Guard:
         return Reference(latents, measures, untrained)
 
     def _sample_teacher(self, grid: TimeGrid, cfg: float) -> tuple[Tensor, Tensor]:
-        """Latents of the teacher, and on rank 0 its videos, both on the CPU."""
+        """Return latents of the teacher and, on rank 0, its decoded videos, both on the CPU."""
         run, parts = self.run, sample_parts(self.run)
         network: Any = run.networks["teacher"]  # no discriminator
         teacher = guide(run.config, network, run.null, cfg, boundary=run.grid.boundary)
@@ -181,14 +202,14 @@ class Guard:
 
     @property
     def cfg(self) -> float:
-        """Guidance of the teacher's samples."""
+        """Guidance scale of the teacher's samples."""
         return self.run.config.guard.cfg or self.run.config.objective.cfg
 
     def _key(self) -> str:
-        """What the teacher's samples depend on."""
+        """Return all settings that the teacher's samples depend on, as JSON."""
         config = self.run.config
         log, model, objective = config.log, to_dict(config)["model"], config.objective
-        model.pop("idle_expert")  # which changes no value
+        model.pop("idle_expert")  # it does not affect results
         schedule = (*objective.cfg_interval, objective.use_dynamic_cfg, objective.cfg_2)
         items = self.run.gallery_items
         return json.dumps(
@@ -212,7 +233,7 @@ class Guard:
 
 
 def _read_reference(path: Path, key: str) -> Reference | None:
-    """Read the teacher's samples, None if there are none of these settings."""
+    """Read the teacher's samples; None if there are none for these settings."""
     try:
         with safe_open(path, "pt") as file:
             known = file.metadata()
@@ -220,5 +241,5 @@ def _read_reference(path: Path, key: str) -> Reference | None:
                 return None
             facts = json.loads(known["known"])
             return Reference(file.get_tensor("latents"), facts["measures"], facts["untrained"])
-    except Exception:  # not there, or torn: it is made again
+    except Exception:  # missing or damaged: it is made again
         return None

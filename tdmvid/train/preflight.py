@@ -1,4 +1,4 @@
-"""What this machine must have for a run; checked before anything is loaded."""
+"""Check what a run needs of this machine before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from ..parallel import launch
 
 
 def check_machine(config: RunConfig, world: launch.World) -> None:
-    """Check what a run needs of this machine and of the way it was started.
+    """Check what a run needs of this machine and of the way it was launched.
+
+    Args:
+        config: Settings of the run.
+        world: Processes of the run.
 
     Raises:
-        ValueError: For what is missing.
+        ValueError: Something is missing.
     """
     check_attention(config.model.attention, world.device)
     if config.parallel.compile is True:
         check_compiler(world.device)
     if config.parallel.offload != "none" and not world.distributed:
         raise ValueError(
-            f"parallel.offload={config.parallel.offload!r} without a launcher: it is DeepSpeed that"
-            " moves weights to host memory; start with `torchrun -m tdmvid train ...`, or set it to"
-            " 'none'"
+            f"parallel.offload={config.parallel.offload!r} needs a launcher, because DeepSpeed does"
+            " the offloading: start with `torchrun -m tdmvid train ...`, or set it to 'none'"
         )
     if config.model.quantize != "none":
         check_torchao()
@@ -37,17 +40,21 @@ def check_machine(config: RunConfig, world: launch.World) -> None:
 def check_compiler(device: torch.device) -> None:
     """Check what torch.compile needs.
 
+    Args:
+        device: Device of the run.
+
     Raises:
-        ValueError: If there is no triton for a GPU, or no compiler for a CPU.
+        ValueError: Triton is missing on a GPU, or a C++ compiler on a CPU.
     """
     if device.type == "cuda" and not importlib.util.find_spec("triton"):
         raise ValueError(
-            "parallel.compile=true needs triton on a GPU: pip install triton, or set it to false"
+            "parallel.compile=true needs triton on a GPU: run `pip install triton`, or set it to"
+            " false"
         )
-    # the one that torch.compile looks for
+    # the compiler that torch.compile looks for
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and not shutil.which(compiler):
         raise ValueError(
-            f"parallel.compile=true needs a C++ compiler on a CPU, and there is no {compiler!r}:"
-            " install it, name yours in CXX, or set it to false"
+            f"parallel.compile=true needs a C++ compiler on a CPU, but {compiler!r} was not found:"
+            " install it, set CXX to your compiler, or set parallel.compile to false"
         )

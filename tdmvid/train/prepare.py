@@ -1,4 +1,4 @@
-"""What a run prepares before it trains: conditions of prompts and images, latents of real clips."""
+"""Prepare the data of a run: embeddings of prompts and images, and latents of real clips."""
 
 from __future__ import annotations
 
@@ -25,20 +25,26 @@ from ..parallel import launch
 def prepare_embeddings(
     config: RunConfig, backbone: Backbone, world: launch.World
 ) -> tuple[Conditions, list[Item]]:
-    """Embed every prompt of a run that the cache lacks, and every image where the model takes one;
-    release what encoded them.
+    """Embed all prompts, and all images if the model takes images, that the cache lacks.
+
+    The encoders are released afterwards.
+
+    Args:
+        config: Settings of the run.
+        backbone: The teacher's model family with its encoders.
+        world: Processes of the run.
 
     Returns:
         The cached conditions and the training items.
 
     Raises:
-        ValueError: If ranks have other prompts, or do not share the cache.
+        ValueError: Ranks have different prompts, or do not share the cache.
     """
     items, shown = read_run_items(config, takes_images=backbone.takes_images)
     prompts = [item.prompt for item in items]
     launch.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
     needed = ["", config.prompts.negative, *prompts, *(item.prompt for item in shown)]
-    # One rank reads the files of its encoders: no other uses its own.
+    # Only rank 0 runs the encoders, so its fingerprint of their files counts.
     key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
     if world.primary and (note := backbone.find_cut_prompts(prompts).note(prompts)):
         print(f"prompts.path={config.prompts.path!r}: {note}", file=sys.stderr)
@@ -58,7 +64,7 @@ def prepare_embeddings(
 def _prepare_images(
     config: RunConfig, backbone: Backbone, world: launch.World, items: list[Item]
 ) -> tuple[EmbeddingCache, dict[Path, str]]:
-    """Encode the first frames that the cache lacks, and the blank one of a discriminator.
+    """Encode the first frames that the cache lacks, and the blank image that a discriminator needs.
 
     Returns:
         The cache, and the key of each file.
@@ -86,37 +92,45 @@ def _fill(
     needed: list[str],
     embed: Callable[[EmbeddingCache, Callable[[], object]], None],
 ) -> EmbeddingCache:
-    """Return a cache with all that is needed; the first rank embeds what it lacks.
+    """Return a cache with all needed conditions. Rank 0 encodes those that are missing.
 
     Args:
-        key: of the encoder.
-        embed: called with the cache, and with what to call after each shard.
+        key: Fingerprint of the encoder.
+        embed: Called with the cache and with a function to call after each shard.
 
     Raises:
-        ValueError: If another rank does not see what was written.
+        ValueError: Another rank does not see what rank 0 has written.
     """
     root = Path(config.prompts.cache)
     if world.primary:
-        # The base is offloaded: the device may not hold it beside an encoder.
+        # The device may be too small for the base and an encoder, so the base is offloaded.
         with in_host_memory([backbone.network]):
             embed(EmbeddingCache(root, key), lambda: launch.all_agree(False))
-    # The others answer after each shard: one wait for all of them would outlast the timeout.
+    # The other ranks synchronize after each shard, because a single wait could exceed the timeout.
     while not launch.all_agree(True):
         pass
     cache = EmbeddingCache(root, key)
     if missing := cache.missing(needed, patience=PATIENCE):
         raise ValueError(
-            f"prompts.cache={config.prompts.cache!r} lacks {len(missing)} conditions that another"
-            " rank embedded: it must be a folder that all machines share"
+            f"prompts.cache={config.prompts.cache!r} lacks {len(missing)} embeddings that rank 0"
+            " wrote: choose a folder that all machines share"
         )
     return cache
 
 
 def prepare_latents(config: RunConfig, backbone: Backbone, world: launch.World) -> RealLatents:
-    """Encode the real clips that the cache lacks, every rank its share.
+    """Encode the real clips that the cache lacks. Each rank encodes its share.
+
+    Args:
+        config: Settings of the run.
+        backbone: The teacher's model family with its autoencoder.
+        world: Processes of the run.
+
+    Returns:
+        The latents of all clips.
 
     Raises:
-        ValueError: For clips that cannot be used, or if ranks do not share the cache.
+        ValueError: Clips cannot be used, or ranks do not share the cache.
     """
     size = config.video
     real = RealLatents(config.real, backbone.video_fingerprint(), frames=size.frames)
@@ -139,22 +153,30 @@ def prepare_latents(config: RunConfig, backbone: Backbone, world: launch.World) 
         some = (
             f"{len(failed)} clips cannot be used ({reasons})"
             if failed
-            else "another rank found clips that cannot be used and names them"
+            else "another rank found clips that cannot be used; see its message"
         )
         raise ValueError(
-            f"real.path={config.real.path!r}: {some}: take them out of the folder; the others are"
-            " encoded"
+            f"real.path={config.real.path!r}: {some}: remove them from the folder and start again;"
+            " all other clips are encoded"
         )
     if missing := real.missing(patience=PATIENCE):
         raise ValueError(
             f"real.cache={config.real.cache!r} lacks {missing} clips that other ranks encoded:"
-            " real.path and real.cache must be folders that all machines share"
+            " choose folders for real.path and real.cache that all machines share"
         )
     return real
 
 
 def digest(what: str, names: list[str]) -> str:
-    """Return how many names there are, and a hash of them in their order."""
+    """Describe a list by its length and a hash.
+
+    Args:
+        what: What the list contains, in the plural.
+        names: The list.
+
+    Returns:
+        Text such as "100 prompts, sha256 0123456789abcdef".
+    """
     return (
         f"{len(names)} {what}, sha256 {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}"
     )

@@ -1,8 +1,8 @@
-"""The rewards of a run: they score finished samples, and weigh what the fake learns from.
+"""Score finished samples with reward functions, and weight what the fake learns from.
 
-With objective.rollout "stream" an ended trajectory is scored once, after the iteration in which it
-ended; the fake learns from states of ended ones. Otherwise the student walks each rollout on to its
-end, and the fake learns from the state that the student is trained on.
+With objective.rollout="stream", a completed trajectory is scored once, after the iteration in which
+it ended, and the fake learns from states of completed trajectories. Otherwise the student completes
+each rollout for scoring, and the fake learns from the same state that the student is trained on.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from ..parallel.rng import Streams
 from ..rewards import Scorer
 
 FILE = "rewards.json"
-"""In a checkpoint: what the weights depend on beside the rewards."""
+"""File in a checkpoint with the state of the rewards."""
 LOW_SHARE = 0.1
-"""Effective sample share of the weights under which a run warns once."""
+"""A run warns once if the effective sample share of the weights is below this."""
 
 
 @dataclass
 class Rewards:
-    """The rewards of a run, and all that they need of it."""
+    """The rewards of a run and everything they need from it."""
 
     config: RunConfig
     world: launch.World
     streams: Streams
     decode: Callable[[Tensor], Tensor]
-    """Latents [B, ...] -> samples [B, 3, F, H, W] in [-1, 1]."""
+    """Decodes latents [B, ...] to samples [B, 3, F, H, W] in [-1, 1]."""
     conds: Callable[[list[int]], Cond]
-    """Conditioning by prompt index."""
+    """Returns the conditioning of prompts given by index."""
     prompts: Sequence[str]
     order: PromptOrder
     stream: Stream | None
     scorers: list[Scorer] = field(init=False)
     mean: RunningMean = field(init=False)
     scale: list[float] = field(init=False)
-    """What each strength is divided by."""
+    """Divisor of each reward's strength."""
     scalars: dict[str, float] = field(default_factory=dict)
-    """To be logged of the last iteration."""
+    """Numbers to log for the last iteration."""
     warned: bool = False
 
     def __post_init__(self) -> None:
@@ -67,9 +67,15 @@ class Rewards:
         self.scale = [1.0] * len(self.scorers)
 
     def prepare(self, student: Any, grid: TimeGrid, shape: tuple[int, ...]) -> None:
-        """Measure what `normalise` divides strengths by, at the start of a run; shape: of a latent.
+        """Measure the scale of rewards with `normalise="prompt"` at the start of a run.
 
-        The deviation is that within a prompt, over samples of the student as it is.
+        The scale is the standard deviation of the reward within a prompt, over samples of the
+        initial student.
+
+        Args:
+            student: The student.
+            grid: Times of the sampling steps.
+            shape: Shape of one latent, without the batch dimension.
         """
         rewards, device = self.config.rewards, self.streams.device
         wanted = [i for i, reward in enumerate(rewards) if reward.normalise == "prompt"]
@@ -107,8 +113,15 @@ class Rewards:
             self.scale[i] = max(deviations[i], rewards[i].floor)
 
     def reweigh(self, step: int, grid: TimeGrid, indices: Sequence[Sequence[int]]) -> Reweigh:
-        """Return how an iteration weighs its trajectories; indices: of each micro-batch's
-        prompts.
+        """Return the function that weights the trajectories of an iteration.
+
+        Args:
+            step: The iteration.
+            grid: Times of the sampling steps.
+            indices: Prompt indices of each micro-batch.
+
+        Returns:
+            The function that `iterate` calls.
         """
         return partial(self._learned, step, grid, indices)
 
@@ -122,16 +135,23 @@ class Rewards:
                 ended.rewards[slots] = self._score(ended.past.x0[0, slots], texts).float()
 
     def save(self) -> dict[str, bytes]:
-        """Return the file of a checkpoint, on rank 0."""
+        """Serialize the state of the rewards for a checkpoint.
+
+        Returns:
+            Contents by file name; empty on all ranks except rank 0.
+        """
         means = [scorer.mean for scorer in self.scorers]
         state = {"log_mean": self.mean.log, "scale": self.scale, "means": means}
         return {FILE: json.dumps(state).encode()} if self.world.primary else {}
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint.
+        """Restore the state of the rewards from a checkpoint.
+
+        Args:
+            folder: Folder of the checkpoint.
 
         Raises:
-            ValueError: If it has no file of rewards.
+            ValueError: The checkpoint contains no state of rewards.
         """
         with naming(folder / FILE) as path:
             state = json.loads(path.read_text())
@@ -140,7 +160,7 @@ class Rewards:
             scorer.mean = mean
 
     def close(self) -> None:
-        """End the processes of reward functions."""
+        """Stop the processes of reward functions."""
         for scorer in self.scorers:
             scorer.close()
 
@@ -159,7 +179,7 @@ class Rewards:
                 self._past(step, micro, weight, calls[micro].roles)
                 for micro, weight in enumerate(weights)
             ]
-        # one graph at a time, where each micro-batch takes all its turns before the next
+        # Only one graph may be alive if each micro-batch takes all its turns before the next.
         known = self.config.objective.rollout == "stop" and not (len(calls) > 1 and calls[0].keep)
         found = [
             self._score(
@@ -173,7 +193,7 @@ class Rewards:
         return calls
 
     def _past(self, step: int, micro: int, weight: Tensor, roles: Roles) -> GradedPath:
-        """A state of each slot's last ended trajectory."""
+        """Return a state of each slot's last completed trajectory."""
         assert self.stream is not None
         positions = self.stream.ended[micro].position
         cond = self.conds([self.order.at(position) for position in positions])
@@ -183,8 +203,8 @@ class Rewards:
     def _finished(
         self, step: int, grid: TimeGrid, number: int, micro: int, call: GradedPath, *, known: bool
     ) -> Tensor:
-        """The finished samples of a micro-batch's rollout; known: whether the call that its turn
-        makes at the rollout's end is made now, and kept.
+        """Return the completed samples of a micro-batch's rollout. `known`: whether the call at the
+        rollout's end is made now and reused later.
         """
         objective, first = build_objective(self.config.objective), self._first_stream()
         place = Place(step, micro, first + micro, number)
@@ -201,7 +221,9 @@ class Rewards:
         return self.world.data_rank * self.config.batch.accumulation
 
     def _weigh(self, step: int, found: Sequence[Tensor]) -> list[Tensor]:
-        """The weights of each micro-batch [B] by its rewards [B, rewards], and what to log."""
+        """Return the weights [B] of each micro-batch from its rewards [B, R], and store what to
+        log.
+        """
         strengths = torch.tensor(
             [
                 reward.strength / scale * min(1.0, (step + 1) / max(1, reward.warmup))
@@ -228,20 +250,20 @@ class Rewards:
             return
         self.warned = True
         print(
-            f"warning: step {step}: the rewards' weights use {share:.0%} of the batch (ess/reward):"
-            " lower rewards.strength, or raise the batch",
+            f"warning: step {step}: the effective sample share of the reward weights is"
+            f" {share:.0%} of the batch (ess/reward): lower rewards.strength or use a larger batch",
             file=sys.stderr,
         )
 
     @torch.no_grad()
     def _score(self, latents: Tensor, prompts: list[str]) -> Tensor:
-        """The rewards of finished latents [B, ...]: [B, rewards], float64 on the host.
+        """Return the rewards [B, R] of completed latents [B, ...], float64 on the CPU.
 
-        The ranks that share a sequence take those of the first.
+        Ranks of a sequence-parallel group use the rewards of its first rank.
         """
         finite = latents.flatten(1).isfinite().all(1).cpu()
         rewards = torch.zeros(len(latents), len(self.scorers), dtype=torch.float64)
-        if finite.any():  # the others fail the iteration, and have no reward
+        if finite.any():  # samples that are not finite fail the iteration; they are not scored
             known = latents[finite.to(latents.device)]
             texts = [prompt for prompt, fine in zip(prompts, finite.tolist()) if fine]
             inputs = {"latents": known}
@@ -254,10 +276,13 @@ class Rewards:
 
 
 def check_rewards(config: RunConfig) -> None:
-    """Find the functions of a run's rewards.
+    """Check that the reward functions of a run can be found.
+
+    Args:
+        config: Settings of the run.
 
     Raises:
-        ValueError: If one cannot be found.
+        ValueError: A function cannot be found.
     """
     for reward in config.rewards:
         Scorer(reward)

@@ -1,4 +1,4 @@
-"""From a config to the things a run works with."""
+"""Build everything a run works with from its config."""
 
 from __future__ import annotations
 
@@ -50,50 +50,54 @@ COMPARED = [
     "fake",
     "ema",
 ]
-"""Settings that a checkpoint and the run that resumes it have in common."""
+"""Settings that a checkpoint and the run that resumes it must have in common."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, set up: what the loop needs and nothing else."""
+    """Everything the training loop needs."""
 
     config: RunConfig
-    """With the accumulation that follows from the number of ranks."""
+    """Settings of the run, with the gradient accumulation that results from the number of ranks."""
     world: launch.World
     backbone: Backbone
     grid: TimeGrid
-    """Of samples and export."""
+    """Grid of samples and of the export."""
     grids: tuple[TimeGrid, ...]
-    """Of training: one, or one for each K of the objective's set."""
+    """Grids of training: one, or one for each K of `objective.step_set`."""
     roles: Roles
     engines: dict[str, Any]
-    """Of the trained roles, by role."""
+    """Engines of the trained roles, by role."""
     networks: dict[str, NetworkDenoiser | NetworkDiscriminator]
-    """Behind the roles, unguided; each counts the samples that went through it."""
+    """Networks of all roles, without guidance. Each counts the samples that pass through it."""
     streams: Streams
     conds: Callable[[list[int]], Cond]
-    """Training conditioning by prompt index."""
+    """Returns the training conditioning of prompts given by index."""
     order: PromptOrder
     prompts_digest: str
     null: Cond
-    """Of the teacher's unconditional branch: `prompts.negative`, without an image."""
+    """Conditioning of the teacher's unconditional branch: `prompts.negative`, without an image."""
     gallery_items: list[Item]
     gallery: Cond
     real_digest: str
-    """Of the real clips; empty if there are none."""
+    """Digest of the real clips; empty if there are none."""
     stream: Stream | None = None
-    """The trajectories that go on from iteration to iteration, if any do."""
+    """Trajectories that continue from iteration to iteration, with objective.rollout="stream"."""
     rewards: Rewards | None = None
-    """What the student is to follow beside its teacher, if anything."""
+    """Rewards that the student follows in addition to its teacher."""
     rounding: Rounding | None = None
-    """Of the base, if it is quantised."""
+    """Effect of quantizing the base, if it is quantized."""
     adapters: tuple[LoraWeights, ...] = ()
-    """The LoRAs of `model.adapters` as they were read at the start: their files may change."""
+    """LoRAs of `model.adapters` as read at the start; their files may change later."""
 
     def evaluated(self) -> float:
-        """Return how many samples went through any of the networks so far.
+        """Return the number of samples that have passed through all networks so far.
 
-        A guided sample counts twice, one through the discriminator half.
+        A guided sample counts twice. A sample in the discriminator counts half, because it uses
+        half of the network.
+
+        Returns:
+            Number of network evaluations.
         """
         return sum(
             network.evaluated * (0.5 if role == "discriminator" else 1)
@@ -102,17 +106,17 @@ class Run:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be resumed by this run."""
+        """Settings that must be equal in a checkpoint and in the run that resumes it."""
         config, settings = self.config, to_dict(self.config)
-        settings["model"].pop("idle_expert")  # which changes no value
-        if not self.real_digest:  # only pictures are decoded in tiles
+        settings["model"].pop("idle_expert")  # it does not affect results
+        if not self.real_digest:  # tiling then affects only the decoded samples, not the training
             settings["model"].pop("tiling")
         compared = {key: settings[key] for key in COMPARED}
         if self.real_digest:
             compared |= {"discriminator": settings["discriminator"], "real": self.real_digest}
         if self.adapters:
             compared[DIGESTS] = [lora.digest for lora in self.adapters]
-        # where the rollout stops, all ranks have one k for each of their micro-batches
+        # with rollout="stop", all ranks share one step k per micro-batch
         stops = config.objective.rollout == "stop"
         stopped: dict[str, int] = {"accumulation": config.batch.accumulation} if stops else {}
         schedules = {getattr(config, role).schedule for role in self.engines}
@@ -120,14 +124,14 @@ class Run:
             "batch": stopped
             | {
                 "micro": config.batch.micro,
-                # of all ranks together
+                # total of all ranks
                 "micro_batches": config.batch.accumulation * self.world.data_size,
             },
             "prompts": self.prompts_digest,
             "prompts.negative": config.prompts.negative or None,
             "init": config.init or None,
             "backend": backend_of(self.engines["student"]),
-            # a rate that falls to 0 at the last step depends on their number
+            # a learning rate that decays to 0 depends on the number of steps
             "steps": None if schedules == {"constant"} else config.steps,
         }
 
@@ -136,16 +140,21 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     """Load the teacher, embed the prompts and build the roles.
 
     Args:
+        config: Settings of the run.
+        world: Processes of the run.
         resumed: Whether a checkpoint is loaded afterwards, so that the LoRA of `init` is not read.
 
+    Returns:
+        The run, ready to train.
+
     Raises:
-        ValueError: For what a user can mend.
+        ValueError: The settings or their files cannot be used.
     """
     config, boundary, shown = _checked(config, world)
     backbone, adapters = _load_teacher(config, world)
     grid, grids = _grids(config, backbone, boundary)
     started = replace(config, init="") if resumed else config
-    check_student(started, backbone)  # before anything is encoded
+    check_student(started, backbone)  # fail before anything is encoded
     conditions, items = prepare_embeddings(config, backbone, world)
     adversarial = "discriminator" in config.objective.roles
     real = prepare_latents(config, backbone, world) if adversarial else None
@@ -221,8 +230,8 @@ def _with_trajectories(run: Run, prompts: list[str]) -> Run:
 def _grids(
     config: RunConfig, backbone: Backbone, boundary: float
 ) -> tuple[TimeGrid, tuple[TimeGrid, ...]]:
-    """The grid of samples, and those of training; that of long samples is checked too, because the
-    end of the run needs it.
+    """Return the grid of samples and those of training. The teacher's many-step grid is checked
+    too, because the end of the run needs it.
     """
     process, step_set = backbone.process, config.objective.step_set
     grid = build_grid(config.grid, process, boundary, step_set)
@@ -237,7 +246,18 @@ def build_stream(
     grids: tuple[TimeGrid, ...],
     latent_shape: tuple[int, ...],
 ) -> Stream | None:
-    """Build the trajectories of this rank that go on, None if the run rolls out new ones."""
+    """Build this rank's trajectories for objective.rollout="stream".
+
+    Args:
+        config: Settings of the run.
+        world: Processes of the run.
+        streams: Random number generators of the run.
+        grids: Grids of training.
+        latent_shape: Shape of one latent, without the batch dimension.
+
+    Returns:
+        The trajectories; None with other rollouts.
+    """
     if config.objective.rollout != "stream":
         return None
     return Stream(
@@ -253,10 +273,14 @@ def build_stream(
 
 
 def check_student(config: RunConfig, backbone: Backbone) -> None:
-    """Build the student on the meta device.
+    """Check the student's settings by building it on the meta device.
+
+    Args:
+        config: Settings of the run.
+        backbone: The teacher's model family.
 
     Raises:
-        ValueError: For what this family, or the LoRA of `init`, cannot do.
+        ValueError: The model family, or the LoRA of `init`, does not support the settings.
     """
     family = type(backbone)
     base = empty_base(config, backbone.folder, family)
@@ -266,11 +290,11 @@ def check_student(config: RunConfig, backbone: Backbone) -> None:
 def _networks(
     backbone: Backbone, engines: dict[str, Any], teacher: NetworkDenoiser, empty: Cond
 ) -> dict[str, NetworkDenoiser | NetworkDiscriminator]:
-    """The network of every role behind the method's contract."""
+    """Return the network of every role behind the method's interface."""
     networks: dict[str, NetworkDenoiser | NetworkDiscriminator] = {"teacher": teacher}
     for role, engine in engines.items():
         if role == "discriminator":
-            family: Any = backbone  # one that has a discriminator's trunk
+            family: Any = backbone  # a family with a discriminator trunk
             networks[role] = NetworkDiscriminator(family, engine, empty)
         else:
             networks[role] = backbone.denoiser(engine)
@@ -280,7 +304,7 @@ def _networks(
 def _roles(
     networks: dict[str, Any], engines: dict[str, Any], teacher: Denoiser, real: RealLatents | None
 ) -> Roles:
-    """The roles as an objective calls them; it may name no fake, which is None then."""
+    """Return the roles as an objective calls them. The fake is None if the objective has none."""
     predictors: dict[str, Any] = {
         role: with_step_count(networks[role], engines[role].module)
         for role in GENERATORS
@@ -298,10 +322,14 @@ def _roles(
 
 @torch.no_grad()
 def on_whole_base(run: Run, weights: dict[str, Tensor]) -> Run:
-    """Return the run with its student on the base as users have it.
+    """Return the run with its student on the unquantized base.
 
     Args:
-        weights: The trained ones by parameter name.
+        run: The run.
+        weights: Trained weights by parameter name.
+
+    Returns:
+        A copy of the run whose student uses a new base.
     """
     backbone, config = run.backbone, replace(run.config, init="")
     group = run.world.sequence

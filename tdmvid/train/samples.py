@@ -1,4 +1,4 @@
-"""Samples of the student at fixed noise, while it trains and at the end."""
+"""Sample the student from fixed noise, during and after training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class NotFinite(RuntimeError):
 
 @dataclass(frozen=True)
 class Part:
-    """What is sampled in one batch."""
+    """One batch of samples to generate."""
 
     z: Tensor
-    """Noise: [B, ...]."""
+    """Noise [B, ...]."""
     cond: Cond
     prompts: range
-    """Numbers of the gallery's prompts."""
+    """Indices of the gallery's prompts."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,22 @@ class Samples:
     """The student's samples of all parts."""
 
     latents: Tensor
-    """[B, ...], on the device."""
+    """Latents [B, ...] on the device."""
     videos: Tensor | None
-    """[B, 3, F, H, W] on the CPU; rank 0 has them."""
+    """Decoded samples [B, 3, F, H, W] on the CPU; only on rank 0."""
 
 
 def fixed_noise(run: Run, count: int, *, further: int = 0) -> Tensor:
-    """The same noise in every call: [count, ...]; further: other noise for each such number."""
+    """Return noise that is the same in every call.
+
+    Args:
+        run: The run, which sets the seed, latent shape and device.
+        count: Number of samples B.
+        further: Added to the seed, for other noise.
+
+    Returns:
+        Noise [B, ...].
+    """
     generator = torch.Generator(run.world.device).manual_seed(run.config.log.seed + further)
     return torch.randn(
         (count, *run.backbone.latent_shape()), generator=generator, device=run.world.device
@@ -49,13 +58,21 @@ def fixed_noise(run: Run, count: int, *, further: int = 0) -> Tensor:
 
 
 def sample_parts(run: Run) -> list[Part]:
-    """Return what is sampled while a run trains: its gallery, and for the guard some of the
-    gallery's prompts once more, from other noise.
+    """Return what is sampled during training.
+
+    The first part is the gallery. If the guard is on, a second part repeats some of the gallery's
+    prompts with other noise.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Batches to sample.
     """
     count = run.gallery.batch
     again = 0 if run.config.guard.action == "off" else min(run.config.guard.pairs, count)
     parts = [Part(fixed_noise(run, count), run.gallery, range(count))]
-    if again:  # a second batch, which needs no more memory than the first
+    if again:  # a separate batch, so that no more memory is needed than for the first
         cond = run.gallery.rows(slice(again))
         parts.append(Part(fixed_noise(run, again, further=2), cond, range(again)))
     return parts
@@ -70,10 +87,21 @@ def sample_student(
     grid: TimeGrid | None = None,
     solver: Solver | None = None,
 ) -> Tensor:
-    """K steps of the student, with its averaged weights if it keeps any, from z: latents [B, ...].
+    """Sample the student in K steps, with its EMA weights if it has any.
 
-    By the run's own grid and the solver it was trained with, unless others are given. NotFinite if
-    they are not.
+    Args:
+        run: The run.
+        z: Noise [B, ...].
+        cond: Conditioning of the B samples.
+        on_step: Called with the step k and the predicted x0 [B, ...] after each step.
+        grid: Times of the steps; default: the run's grid.
+        solver: Sampling solver; default: the one the student is trained with.
+
+    Returns:
+        Latents [B, ...].
+
+    Raises:
+        NotFinite: The latents are not finite.
     """
     objective, grid = run.config.objective, grid or run.grid
     cond = (
@@ -94,16 +122,24 @@ def sample_student(
         )
     if not latents.isfinite().all():
         raise NotFinite(
-            "the student's samples are not finite: it has diverged, see metrics.jsonl; lower"
-            f" student.lr={run.config.student.lr:g} or fake.lr={run.config.fake.lr:g}, and start"
-            " again or --resume from an earlier checkpoint"
+            "the student has diverged, its samples are not finite (see metrics.jsonl): lower"
+            f" student.lr={run.config.student.lr:g} or fake.lr={run.config.fake.lr:g}, then start"
+            " again or --resume an earlier checkpoint"
         )
     return latents
 
 
 def write_samples(run: Run, step: int) -> Samples:
-    """Sample the student, and write samples/step_*.png (one row per prompt of the gallery) and an
-    mp4 per prompt.
+    """Sample the student and write the samples of the gallery's prompts.
+
+    Writes samples/step_*.png with one row per prompt, and one mp4 per prompt.
+
+    Args:
+        run: The run.
+        step: Number of completed iterations, for the file names.
+
+    Returns:
+        The samples of all parts.
     """
     parts = sample_parts(run)
     latents = [_sample_together(run, part) for part in parts]

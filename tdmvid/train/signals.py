@@ -1,8 +1,8 @@
-"""Stop a run when a user or a cluster asks for it, and say where a rank hangs.
+"""Stop a run when the user or the cluster asks for it, and record where a rank hangs.
 
-SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (which SLURM sends ahead of a time limit) are kept until the
-end of the iteration, when all ranks learn of them, save, and leave together. A rank whose iteration
-takes nearly as long as the collectives' timeout writes down where it stands.
+SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (which SLURM sends before a time limit) are handled at the end
+of the iteration: all ranks learn of the signal, save, and stop together. If an iteration takes
+nearly as long as the timeout of collectives, the rank writes its stack traces to a file.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from ..parallel import launch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 AGAIN = 1.0
-"""Seconds after which a second Ctrl-C is a second one: launchers pass on at once what their ranks
-have had from the terminal.
+"""Seconds after which another Ctrl-C counts as a second one. Launchers immediately forward a signal
+that the ranks have already received from the terminal.
 """
 STOPPED = 75
-"""Exit status of a run that was asked to stop and saved its state (EX_TEMPFAIL: try again)."""
-STOPPING = b"\nstopping after this iteration, whose state is saved; Ctrl-C again stops at once\n"
+"""Exit status of a run that stopped on request and saved its state (EX_TEMPFAIL: try again)."""
+STOPPING = (
+    b"\nstopping after this iteration, then saving a checkpoint; Ctrl-C again stops at once\n"
+)
 
 
 class Interrupted(RuntimeError):
-    """The run was asked to stop; its state is in a checkpoint."""
+    """The run was asked to stop. Its state is in a checkpoint."""
 
 
 class StopSignals:
-    """Keep signals that ask the run to stop; a context manager around the loop.
+    """Context manager that holds back signals asking the run to stop.
 
     Args:
-        announce: Whether this rank says on Ctrl-C that it stops.
+        announce: Whether this rank prints a message on Ctrl-C.
     """
 
     def __init__(self, *, announce: bool = True):
@@ -47,7 +49,7 @@ class StopSignals:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python allows handlers in the main thread only.
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._old = {
                 number: signal.signal(number, self._keep)
@@ -61,7 +63,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """Return whether any rank got a signal; all ranks ask together."""
+        """Return whether any rank has received a signal. All ranks must call this together.
+
+        Returns:
+            True on all ranks if the run should stop.
+        """
         return not launch.all_agree(self._signal is None)
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
@@ -71,14 +77,19 @@ class StopSignals:
         if self._signal is None:
             self._since = time.monotonic()
             if self._announce and number == signal.SIGINT:
-                os.write(2, STOPPING)  # print may be at work as the signal comes
+                os.write(2, STOPPING)  # the signal may interrupt a print, which is not reentrant
         self._signal = number
 
 
 class HangDetector:
-    """Write down where this rank stands in an iteration that takes too long.
+    """Context manager that writes stack traces of a rank whose iteration takes too long.
 
-    A context manager around the loop; it does nothing in a run of one process.
+    Does nothing in a single-process run.
+
+    Args:
+        folder: Folder of the run. The traces go to its subfolder stuck/.
+        world: Processes of the run.
+        timeout_minutes: Timeout of collectives. Traces are written after 90 % of it.
     """
 
     def __init__(self, folder: Path, world: launch.World, timeout_minutes: float):
@@ -92,7 +103,7 @@ class HangDetector:
         return self
 
     def start_iteration(self) -> None:
-        """Begin to measure the time of an iteration."""
+        """Restart the timer at the start of an iteration."""
         if self.seconds:
             self._file.seek(0)
             self._file.truncate()
@@ -107,7 +118,7 @@ class HangDetector:
             self.path.unlink()
             return
         print(
-            f"an iteration took longer than {self.seconds:.0f} s: {self.path.parent} says where"
-            " every rank stood",
+            f"an iteration took longer than {self.seconds:.0f} s: see the stack trace of every rank"
+            f" in {self.path.parent}",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""The training loop: prompts -> trajectory -> draws -> losses -> steps, then LoRA and report."""
+"""The training loop: prompts -> trajectory -> draws -> losses -> steps, then export and report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .trajectory_files import load_stream, save_stream
 
 
 class TrainingStopped(RuntimeError):
-    """Too many iterations in a row were not finite; the last good state is in a checkpoint."""
+    """Training failed, for example because too many iterations in a row were not finite."""
 
 
 def train(
@@ -44,18 +44,20 @@ def train(
     """Train, export and report.
 
     Args:
-        resume: "auto" (the newest whole checkpoint of the run, if any), a checkpoint folder, or "".
-        commands: What to show in the report, by what they do.
-        at_end: What to do with the trained run instead of exporting and reporting.
-        before_leaving: What the ranks do last, while they still hear each other.
+        config: Settings of the run.
+        resume: "auto" (the newest intact checkpoint of the run, if there is one), a checkpoint
+            folder, or "" for a new run.
+        commands: Commands to show in the report, by description.
+        at_end: Called with the trained run instead of exporting and reporting.
+        before_leaving: Called last on every rank, while the ranks can still communicate.
 
     Returns:
         The run folder.
 
     Raises:
-        ValueError: For what a user can mend.
-        TrainingStopped: If too many iterations in a row were not finite.
-        Interrupted: If the run was asked to stop.
+        ValueError: The settings or their files cannot be used.
+        TrainingStopped: Too many iterations in a row were not finite, or the guard stopped the run.
+        Interrupted: The run was asked to stop.
     """
     world = launch.start(
         config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence
@@ -73,17 +75,17 @@ def train(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a run's folder; rank 0 holds the lock for all."""
+    """Lock a run's folder against other runs. Rank 0 holds the lock for all ranks."""
     lock = FolderLock(folder)
     launch.on_rank0(lock.acquire)
     try:
         yield
     finally:
-        lock.release()  # of no effect on the other ranks
+        lock.release()  # has no effect on the other ranks
 
 
 def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[str, str]) -> Run:
-    """Set a run up and go through its iterations."""
+    """Set up a run and go through its iterations."""
     checkpoints = _open_checkpoints(config, world, resume)
     path = _find_checkpoint(checkpoints, resume)
     run = build_run(config, world, resumed=path is not None)
@@ -115,17 +117,17 @@ def _open_checkpoints(config: RunConfig, world: launch.World, resume: str) -> Ch
     checkpoints = Checkpoints(folder / "checkpoints", keep=keep, rank=world.rank, ranks=world.size)
     if not resume and checkpoints.steps():
         raise ValueError(
-            f"{folder} holds a run with checkpoints: continue it with --resume auto, or choose"
+            f"{folder} contains the checkpoints of a run: continue it with --resume auto, or choose"
             " another --out"
         )
     return checkpoints
 
 
 def _find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
-    """The checkpoint to go on from, the same on all ranks.
+    """Return the checkpoint to resume, the same on all ranks.
 
-    Rank 0 looks, and reads it whole: a shared file system may show another machine the folder as it
-    was.
+    Only rank 0 looks for it and verifies it, because a shared file system may show other machines
+    an outdated folder.
     """
     if not resume:
         return None
@@ -137,13 +139,13 @@ def _find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
 
 
 def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
-    """Load a checkpoint; the iterations that it has done."""
+    """Load a checkpoint and return the number of completed iterations."""
     defaults = to_dict(RunConfig()) | {"init": None}
     start = Checkpoints.load(path, run.engines, run.fingerprint, defaults)
     if start > run.config.steps:
         raise ValueError(
-            f"{path} holds {start} steps, this run has steps={run.config.steps}: raise steps, or"
-            " resume an earlier checkpoint"
+            f"{path} was written after {start} steps, but this run has steps={run.config.steps}:"
+            " raise steps, or resume an earlier checkpoint"
         )
     load_stream(run, path)
     if run.rewards is not None:
@@ -153,7 +155,7 @@ def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
 
 
 def _remove_parts(folder: Path, checkpoints: Checkpoints) -> None:
-    """Remove what a killed run left half written where only this run writes."""
+    """Remove partial files of a killed run from folders that only this run writes to."""
     checkpoints.remove_parts()
     for written in (folder / "samples", folder / "gallery"):
         for place in (written, *written.glob("*/")):
@@ -162,7 +164,9 @@ def _remove_parts(folder: Path, checkpoints: Checkpoints) -> None:
 
 
 def _write_settings(run: Run, config: RunConfig, commands: dict[str, str]) -> None:
-    """Write what the run is into its folder; config: as given, for any number of ranks."""
+    """Write the settings and commands of a run to its folder. `config` is as given, for any number
+    of ranks.
+    """
     folder = config.folder
     write_json(folder / "config.json", to_dict(config))
     shown = [{"what": what, "command": command} for what, command in commands.items()]
@@ -170,12 +174,12 @@ def _write_settings(run: Run, config: RunConfig, commands: dict[str, str]) -> No
     if run.rounding:
         run.rounding.save(folder)
         print(run.rounding, flush=True)
-    else:  # a run that ended here before its first checkpoint may have left one
+    else:  # an earlier run that ended here before its first checkpoint may have left this file
         (folder / "quantized.json").unlink(missing_ok=True)
 
 
 def _warn(run: Run) -> None:
-    """Tell a user what a run may not be meant to do."""
+    """Warn about settings that are probably not intended."""
     prompts, ranks = run.order.count, run.world.data_size
     if warning := repetition_warning(run.config, prompts=prompts, ranks=ranks):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -214,7 +218,7 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guar
 
 
 def _due(every: int, done: int) -> bool:
-    """Whether something that happens every so many iterations, or never (0), happens now."""
+    """Return whether an event that happens every `every` iterations (0: never) happens now."""
     return every > 0 and done % every == 0
 
 
@@ -228,7 +232,7 @@ def _check(run: Run, guard: Guard, done: int) -> Check:
 
 
 def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
-    """Load the student that the end of the run exports, if that is not the last one."""
+    """Load the student to export, if it is not the last one."""
     chosen = run.config.steps
     if run.config.export.select == "best":
         kept = {step for step in checkpoints.steps() if step <= chosen}
@@ -240,7 +244,7 @@ def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
 
 
 def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:
-    """Begin to write a checkpoint, and wait until it is whole."""
+    """Start writing a checkpoint, and wait until it is complete if `wait` is set."""
     record = run.config.folder / METRICS
     extra = {METRICS: record.read_bytes()} if run.world.primary and record.is_file() else {}
     extra |= save_stream(run) | (run.rewards.save() if run.rewards is not None else {})
@@ -252,14 +256,14 @@ def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:
 
 def _report_failure(role: str, step: int, failures: int) -> None:
     print(
-        f"step {step}: loss or gradient of the {role} is not finite; it was not stepped"
+        f"step {step}: loss or gradient of the {role} is not finite; its optimizer step was skipped"
         f" ({failures} in a row)",
         file=sys.stderr,
     )
 
 
 def _broken_role(run: Run) -> str:
-    """A role whose weights are not finite, or ""; all ranks ask together."""
+    """Return a role whose weights are not finite, or "". All ranks must call this together."""
     for role, engine in run.engines.items():
         weights = engine.weights(averaged=False, everywhere=False)
         if not launch.all_agree(all(bool(w.isfinite().all()) for w in weights.values())):
@@ -271,33 +275,33 @@ def _diverged(role: str, step: int, folder: Path) -> str:
     return (
         f"stopped: the {role}'s weights were not finite at step {step}, so this state was not"
         f" saved. Lower {role}.lr in a new run (another --out), or --resume a checkpoint in"
-        f" {folder} from before they diverged"
+        f" {folder} from before the weights diverged"
     )
 
 
 def _failed(role: str | None, step: int, failures: int, path: Path) -> str:
     return (
         f"stopped: the {role}'s loss or gradient was not finite in {failures} iterations in a row,"
-        f" up to step {step}; the last good state is {path}. Check the prompts and the teacher's"
-        f" dtype, or lower {role}.lr in a new run (another --out)"
+        f" up to step {step}; the last good state is in {path}. Check the prompts and model.dtype,"
+        f" or lower {role}.lr in a new run (another --out)"
     )
 
 
 def _stopped(done: int, steps: int, path: Path) -> str:
     return (
-        f"stopped as asked, {done:,} of {steps:,} iterations done; the state is {path}: continue"
-        " with --resume auto"
+        f"stopped as requested after {done:,} of {steps:,} iterations; the state is saved in"
+        f" {path}: continue with --resume auto"
     )
 
 
 def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
-    """One iteration, and its scalars averaged over the ranks; `calls` are of all networks, per
-    sample.
+    """Run one iteration and return its outcome and its scalars, averaged over the ranks. `calls`
+    counts the calls of all networks per sample.
     """
     batch, began, indices = run.config.batch, time.perf_counter(), prompt_indices(run, step)
     conds, rewards = [run.conds(chosen) for chosen in indices], run.rewards
     if run.stream is not None:
-        run.stream.begin(run.roles.student, conds)  # once a run: no call of this iteration
+        run.stream.begin(run.roles.student, conds)  # once per run; not counted as an iteration's
         if rewards is not None:
             rewards.score_ended()
     grid = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
@@ -324,12 +328,28 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
 
 
 def micro_batches(run: Run, step: int) -> list[Cond]:
-    """Return the conditioning of this rank's micro-batches."""
+    """Return the conditioning of this rank's micro-batches.
+
+    Args:
+        run: The run.
+        step: The iteration.
+
+    Returns:
+        One conditioning of B prompts per micro-batch.
+    """
     return [run.conds(chosen) for chosen in prompt_indices(run, step)]
 
 
 def prompt_indices(run: Run, step: int) -> list[list[int]]:
-    """Return the prompts of this rank's micro-batches; trajectories that go on keep theirs."""
+    """Return the prompts of this rank's micro-batches. Streaming trajectories keep their prompts.
+
+    Args:
+        run: The run.
+        step: The iteration.
+
+    Returns:
+        B prompt indices per micro-batch.
+    """
     batch, world, stream = run.config.batch, run.world, run.stream
     if stream is not None:
         return [

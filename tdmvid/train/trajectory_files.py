@@ -1,4 +1,4 @@
-"""Files of trajectories that go on: in a checkpoint, one for each micro-batch of all ranks."""
+"""Save and load the trajectories of a streaming rollout: one file per micro-batch of all ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from .run import Run
 
 
 def save_stream(run: Run) -> dict[str, bytes]:
-    """Return this rank's files by name; of the ranks that share a sequence, the first has them."""
+    """Serialize the trajectories of this rank.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Contents by file name; empty without streaming, and on all but the first rank of a
+        sequence-parallel group.
+    """
     group = run.world.sequence
     if run.stream is None or (group is not None and group.rank):
         return {}
@@ -24,10 +32,15 @@ def save_stream(run: Run) -> dict[str, bytes]:
 
 
 def load_stream(run: Run, folder: Path) -> None:
-    """Go on with the trajectories of a checkpoint; another number of ranks may have written it.
+    """Restore the trajectories of a checkpoint, which may have been written by another number of
+    ranks.
+
+    Args:
+        run: The run.
+        folder: Folder of the checkpoint.
 
     Raises:
-        ValueError: If a file is missing, or holds other trajectories than this run has.
+        ValueError: A file is missing, or contains other trajectories than this run has.
     """
     if run.stream is None:
         return

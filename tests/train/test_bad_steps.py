@@ -90,8 +90,8 @@ def test_three_bad_iterations_in_a_row_stop_the_run_with_the_last_good_state(poi
     said = capsys.readouterr().err
     for step, count in ((2, 1), (3, 2), (4, 3)):
         assert (
-            f"step {step}: loss or gradient of the fake is not finite; it was not stepped ({count}"
-            " in a row)" in said
+            f"step {step}: loss or gradient of the fake is not finite; its optimizer step was"
+            f" skipped ({count} in a row)" in said
         )
     for role in ("student", "fake"):
         good = state(config, 2, role)
@@ -172,8 +172,8 @@ def test_a_bad_student_loss_leaves_the_student_alone_and_names_it(
     )
     train(config)
     assert (
-        "step 1: loss or gradient of the student is not finite; it was not stepped (1 in a row)"
-        in capsys.readouterr().err
+        "step 1: loss or gradient of the student is not finite; its optimizer step was skipped (1"
+        " in a row)" in capsys.readouterr().err
     )
     assert same(state(config, 1, "student"), state(config, 2, "student"))
     assert not same(state(config, 2, "student"), state(config, 3, "student"))

@@ -91,7 +91,7 @@ def test_a_rank_that_hangs_ends_the_run_and_every_rank_says_where_it_stood(
     status, said = ranks(
         tiny_json, out, "parallel.timeout_minutes=0.4", script=HANG, folder=tmp_path
     )
-    assert status != 0 and f"{out / 'stuck'} says where every rank stood" in said
+    assert status != 0 and f"stack trace of every rank in {out / 'stuck'}" in said
     stood = [(out / "stuck" / f"rank_000{rank}.txt").read_text() for rank in (0, 1)]
     assert "hang_here" in stood[1] and "in iterate" in stood[0] and "sleep" not in stood[0]
     assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]

@@ -1,4 +1,6 @@
-"""A rank that hangs says where, and one that does not leaves nothing behind; what Ctrl-C does."""
+"""A rank that hangs writes its stack trace, one that does not leaves no file, and Ctrl-C stops a
+run.
+"""
 
 import signal
 import time
@@ -20,7 +22,7 @@ def test_an_iteration_that_outlasts_the_limit_writes_down_where_it_stands(tmp_pa
         detector.start_iteration()
         hang_here()
     assert "hang_here" in (tmp_path / "stuck" / "rank_0000.txt").read_text()
-    assert f"{tmp_path / 'stuck'} says where every rank stood" in capsys.readouterr().err
+    assert f"stack trace of every rank in {tmp_path / 'stuck'}" in capsys.readouterr().err
 
 
 def test_a_run_that_moves_on_leaves_no_file(tmp_path):
@@ -47,7 +49,7 @@ def test_a_second_interrupt_stops_at_once_and_a_launcher_s_echo_does_not(monkeyp
 
 
 def test_an_interrupt_that_a_shell_has_turned_off_stays_off():
-    """As for what a script starts in the background."""
+    """A script's background jobs ignore SIGINT, for example."""
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with StopSignals() as signals:

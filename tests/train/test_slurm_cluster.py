@@ -99,7 +99,7 @@ def test_a_job_of_two_nodes_outlives_its_limit_and_a_node_that_dies(run):
     run.cluster.start_node("n2")
     log = run.completed(number)
     assert [row["step"] for row in run.rows()] == list(range(died + 2))
-    assert f"stopped as asked, {stopped} of" in log and (run.out / "lora").is_dir()
+    assert f"stopped as requested after {stopped} of" in log and (run.out / "lora").is_dir()
 
 
 def test_of_an_array_one_task_ends_and_the_last_is_stopped_queued_again_and_cancelled(run):
