@@ -1,1 +1,1 @@
-"""How a student's samples compare with its teacher's, by measures that need no network weights."""
+"""Compare a student's samples with its teacher's by measures that need no network weights."""

@@ -1,6 +1,6 @@
-"""How far a student's measures may be from its teacher's, and what is wrong where they are not.
+"""Define how far a student's measures may be from its teacher's, and what is wrong if they are not.
 
-The bands were measured: docs/troubleshooting.md has the runs that stay within them and those that
+The bands were measured; docs/troubleshooting.md lists runs that stay within them and runs that
 leave them.
 """
 
@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 FAR = 100.0
-"""What counts as the farthest from the teacher's value, in bands."""
+"""Upper limit of the distance from the teacher's value, in bands."""
 
 EARLY = 1.25
-"""How many times the untrained network's a student's distance may be at first."""
+"""At the start of training, the student's distance may be this many times the untrained
+network's.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,11 @@ class Cause:
 
 @dataclass(frozen=True)
 class Band:
-    """Where a measure of the student lies, relative to the teacher's.
+    """The range of a student's measure relative to the teacher's.
 
-    As a ratio, (student + floor) / (teacher + floor), so that a teacher that hardly moves is not
-    divided by; where `ratio` is False, as the student's value less the teacher's.
+    The relative measure is the ratio (student + floor) / (teacher + floor); the floor avoids
+    dividing by the measure of a nearly static teacher. If `ratio` is False, it is the difference
+    between student and teacher.
     """
 
     low: float
@@ -42,14 +45,27 @@ class Band:
     ratio: bool = True
 
     def relative(self, student: float, teacher: float) -> float:
-        """Return the student's measure relative to the teacher's."""
+        """Return the student's measure relative to the teacher's.
+
+        Args:
+            student: Measure of the student's samples.
+            teacher: Measure of the teacher's samples.
+
+        Returns:
+            Their ratio or difference.
+        """
         if self.ratio:
             return (student + self.floor) / (teacher + self.floor)
         return student - teacher
 
     def excess(self, relative: float) -> float:
-        """Return how far a relative measure is from the teacher's: 0 there, 1 at an end of the
-        band.
+        """Return the distance of a relative measure from the teacher's value, in bands.
+
+        Args:
+            relative: Result of `relative`.
+
+        Returns:
+            0 at the teacher's value, 1 at an end of the band, at most `FAR`.
         """
         if not math.isfinite(relative):
             return FAR
@@ -62,7 +78,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Finding:
-    """A measure outside of its band."""
+    """A measure outside its band."""
 
     measure: str
     relative: float
@@ -74,14 +90,17 @@ class Finding:
 
     @property
     def place(self) -> str:
-        """Where the measure is, and where it should be."""
+        """The value of the measure and its healthy range."""
         if self.measure == PROGRESS:
-            return f"distance {self.relative:.2g} times the untrained network's, not less"
+            return f"distance {self.relative:.2g} times the untrained network's, should be less"
         band = BANDS[self.measure]
         if not band.ratio:
-            return f"{self.measure} {self.relative:.2g} off the teacher's, not up to {self.high:g}"
+            return (
+                f"{self.measure} {self.relative:.2g} from the teacher's, should be up to"
+                f" {self.high:g}"
+            )
         return (
-            f"{self.measure} {self.relative:.2g} times the teacher's, not {self.low:g} to"
+            f"{self.measure} {self.relative:.2g} times the teacher's, should be {self.low:g} to"
             f" {self.high:g}"
         )
 
@@ -94,11 +113,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the measures of a student's samples say beside its teacher's."""
+    """Result of comparing the measures of a student's samples with its teacher's."""
 
     relative: dict[str, float]
     distance: float
-    """Root mean square over the measures, each 0 at the teacher's value and 1 at its band's end."""
+    """Root mean square over the measures; each is 0 at the teacher's value and 1 at the end of its
+    band.
+    """
     findings: tuple[Finding, ...]
 
 
@@ -109,12 +130,18 @@ def judge(
     untrained: Mapping[str, float] | None = None,
     early: bool = False,
 ) -> Verdict:
-    """Compare the measures that both sides have.
+    """Compare the measures that student and teacher have in common.
 
     Args:
-        untrained: Measures of the network before training, in the student's steps.
-        early: Whether the run has just begun: a measure may then be as far from the teacher's as
-            the untrained network's, and the distance EARLY times as large. Later it must be less.
+        student: Measures of the student's samples, by name.
+        teacher: Measures of the teacher's samples, by name.
+        untrained: Measures of the network before training, sampled with the student's steps.
+        early: Whether training has just begun. A measure may then be as far from the teacher's as
+            the untrained network's, and the distance up to `EARLY` times the untrained network's.
+            Later, the distance must be smaller than the untrained network's.
+
+    Returns:
+        Relative measures, distance and findings.
     """
     relative = _relative(student, teacher)
     excess = {name: BANDS[name].excess(value) for name, value in relative.items()}
@@ -134,7 +161,7 @@ def judge(
 
 
 def _relative(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float]:
-    """The measures that both sides have, relative to the teacher's."""
+    """Return the measures that both sides have, relative to the teacher's."""
     return {
         name: band.relative(student[name], teacher[name])
         for name, band in BANDS.items()
@@ -143,7 +170,7 @@ def _relative(student: Mapping[str, float], teacher: Mapping[str, float]) -> dic
 
 
 def _distance(excess: Mapping[str, float]) -> float:
-    """Root mean square of what is measured of samples."""
+    """Return the root mean square over the measures of samples."""
     weighed = [size * size for name, size in excess.items() if name not in SETTINGS]
     return math.sqrt(sum(weighed) / max(len(weighed), 1))
 
@@ -178,7 +205,7 @@ BANDS = {
         Cause(
             "the videos hardly move",
             "the student has collapsed to stills",
-            "lower student.lr, and check that video.frames and video.fps are the teacher's",
+            "lower student.lr, and check that video.frames and video.fps fit the teacher",
         ),
         _NOISE,
         floor=0.005,
@@ -235,7 +262,7 @@ BANDS = {
         1.0,
         None,
         Cause(
-            "the latents are not the teacher's kind",
+            "the latents do not have the teacher's statistics",
             "the student has diverged",
             "lower student.lr, and check model.dtype",
         ),
@@ -246,21 +273,21 @@ BANDS = {
         2.5,
         Cause(
             "the student is trained with less guidance than its teacher is used with",
-            "objective.cfg was changed, or left at 1, which is none",
-            "raise objective.cfg, or set guard.cfg to it if this is meant",
+            "objective.cfg was changed, or left at 1, which means no guidance",
+            "raise objective.cfg, or set guard.cfg to its value if this is intended",
         ),
         Cause(
             "the student is trained with more guidance than its teacher is used with",
             "objective.cfg was changed",
-            "lower objective.cfg, or set guard.cfg to it if this is meant",
+            "lower objective.cfg, or set guard.cfg to its value if this is intended",
         ),
         floor=1e-6,
     ),
 }
-"""Measure -> its band. "latents" is guard.measures.latent_distance, 0 for the teacher."""
+"""Bands by measure. "latents" is `guard.measures.latent_distance`, which is 0 for the teacher."""
 
 SETTINGS = {"guidance"}
-"""What is compared of the settings, not of the samples: no part of the distance."""
+"""Measures of settings, not of samples. They do not count in the distance."""
 PROGRESS = "progress"
 NO_PROGRESS = Finding(
     PROGRESS,
@@ -268,8 +295,8 @@ NO_PROGRESS = Finding(
     0.0,
     1.0,
     "the student is no closer to its teacher than the untrained network in as many steps",
-    "the fake does not follow the student, the rates are too high or too low, or there is no"
-    " guidance",
+    "the fake does not follow the student, the learning rates are too high or too low, or there is"
+    " no guidance",
     "check fake.lr, student.lr and objective.cfg",
 )
 
@@ -283,7 +310,7 @@ NOT_FINITE = Verdict(
             0.0,
             1.0,
             "the samples are not finite",
-            "a number has overflowed: the student has diverged, or float16 is too narrow",
+            "a number has overflowed: the student has diverged, or float16's range is too small",
             "lower student.lr, or use model.dtype='bfloat16'",
         ),
     ),
@@ -297,4 +324,6 @@ DEMO = {
     "grad_norm/student": (0.2, 2.5),
     "ess/fake": (0.99, 1.0),
 }
-"""Logged number -> its range in the demo's first hundred iterations, with half its batch."""
+"""Ranges of logged numbers in the first hundred iterations of the demo, by name, with half its
+batch.
+"""

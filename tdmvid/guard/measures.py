@@ -1,9 +1,9 @@
-"""What samples look like, measured without network weights: motion, colour, sharpness, diversity.
+"""Measure samples without network weights: motion, colour, sharpness and diversity.
 
-All measures take images (F = 1) and videos of any family. What a measure cannot say of the samples
-at hand, such as the motion of images, is left out.
+All measures accept images (F = 1) and videos of any model family. Measures that do not apply to the
+samples, such as the motion of images, are left out.
 
-Shapes: B samples [B, 3, F, H, W] in [-1, 1]; latents [B, ..., H, W], with channels and frames in
+Shapes: B samples [B, 3, F, H, W] in [-1, 1]; latents [B, ..., H, W] with channels and frames in
 either order.
 """
 
@@ -16,21 +16,24 @@ from torch import Tensor
 from torch.nn import functional
 
 LUMA = (0.299, 0.587, 0.114)
-"""BT.601, as video files are written."""
+"""Weights of red, green and blue in BT.601 luma, which video files use."""
 CLIPPED = 0.98
-"""Magnitude from which a pixel's colour counts as clipped: the last two grey levels."""
+"""Magnitude from which a colour value counts as clipped: the last two of 256 levels."""
 STILL = 0.005
-"""Change between frames that counts as none beside flicker: half a grey level."""
+"""Change between frames that is negligible when measuring flicker: half of one of 256 levels."""
 THUMBNAIL, THUMBNAIL_FRAMES = 16, 8
-"""Side and frames of the thumbnails that are compared between samples."""
+"""Height and width, and number of frames, of the thumbnails that samples are compared by."""
 
 
 def measure(videos: Tensor, prompts: Sequence[Hashable]) -> dict[str, float]:
-    """Return every measure that the samples allow, by name; means over samples and pairs.
+    """Compute every measure that the samples allow, averaged over samples or pairs.
 
     Args:
-        videos: The samples, each from noise of its own.
-        prompts: What each was sampled of.
+        videos: Samples [B, 3, F, H, W] in [-1, 1], each from different noise.
+        prompts: Prompt of each sample.
+
+    Returns:
+        Values by name.
     """
     each = {name: float(values.mean()) for name, values in appearance(videos).items()}
     pairs = diversity(thumbnails(videos), prompts)
@@ -38,7 +41,14 @@ def measure(videos: Tensor, prompts: Sequence[Hashable]) -> dict[str, float]:
 
 
 def appearance(videos: Tensor) -> dict[str, Tensor]:
-    """Return the measures of each sample that its number of frames allows, by name: [B] each."""
+    """Compute the measures of single samples that the number of frames allows.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Values [B] by name.
+    """
     found = {
         "contrast": contrast(videos),
         "saturation": saturation(videos),
@@ -53,37 +63,79 @@ def appearance(videos: Tensor) -> dict[str, Tensor]:
 
 
 def motion(videos: Tensor) -> Tensor:
-    """Return the mean absolute difference of successive frames: [B]."""
+    """Return the mean absolute difference between successive frames.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1], F > 1.
+
+    Returns:
+        Values [B].
+    """
     return videos.diff(dim=2).abs().flatten(1).mean(1)
 
 
 def flicker(videos: Tensor) -> Tensor:
-    """Return how much changes go to and fro instead of on: [B].
+    """Return how much frames alternate instead of changing steadily.
 
-    The mean absolute second difference over time, as a share of the first: 0 for a steady change
-    and for a still video, sqrt(3) for noise, 2 for frames that alternate.
+    This is the mean absolute second difference over time divided by the mean absolute first
+    difference: 0 for a steady change and for a still video, sqrt(3) for noise, 2 for frames that
+    alternate.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1], F > 2.
+
+    Returns:
+        Values [B].
     """
     second = videos.diff(n=2, dim=2).abs().flatten(1).mean(1)
     return second / (motion(videos) + STILL)
 
 
 def contrast(videos: Tensor) -> Tensor:
-    """Return the standard deviation of the brightness within a frame: [B]."""
+    """Return the standard deviation of the luma within a frame, averaged over frames.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Values [B].
+    """
     return _luma(videos).flatten(2).std(2, correction=0).mean(1)
 
 
 def saturation(videos: Tensor) -> Tensor:
-    """Return the mean chroma, the largest less the smallest of a pixel's colours: [B]."""
+    """Return the mean chroma, which is the largest minus the smallest colour value of a pixel.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Values [B].
+    """
     return (videos.amax(1) - videos.amin(1)).flatten(1).mean(1)
 
 
 def clipped(videos: Tensor) -> Tensor:
-    """Return the share of colour values at the end of their range: [B]."""
+    """Return the share of colour values at an end of their range.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Shares [B].
+    """
     return (videos.abs() >= CLIPPED).float().flatten(1).mean(1)
 
 
 def sharpness(videos: Tensor) -> Tensor:
-    """Return the mean absolute Laplacian of the brightness: [B]."""
+    """Return the mean absolute Laplacian of the luma.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Values [B].
+    """
     luma = _luma(videos)
     kernel = luma.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     return (
@@ -96,15 +148,29 @@ def sharpness(videos: Tensor) -> Tensor:
 
 
 def thumbnails(videos: Tensor) -> Tensor:
-    """Return the samples without texture and noise, to be compared with each other: [B, D]."""
+    """Shrink samples so that they can be compared without texture and noise.
+
+    Args:
+        videos: Samples [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Flattened thumbnails [B, D].
+    """
     frames = min(videos.shape[2], THUMBNAIL_FRAMES)
     height, width = (min(side, THUMBNAIL) for side in videos.shape[-2:])
     return functional.adaptive_avg_pool3d(videos, (frames, height, width)).flatten(1)
 
 
 def diversity(small: Tensor, prompts: Sequence[Hashable]) -> dict[str, Tensor]:
-    """Return the root mean square distance of each pair of thumbnails [B, D]: "seeds" of one
-    prompt, and of different "prompts", [pairs] each; what has no pair is left out.
+    """Compute the root mean square distances between thumbnails.
+
+    Args:
+        small: Thumbnails [B, D].
+        prompts: Prompt of each thumbnail.
+
+    Returns:
+        Distances [pairs] of samples with the same prompt ("seeds") and with different prompts
+        ("prompts"); without an entry if there are no such pairs.
     """
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     group = torch.tensor([numbers[prompt] for prompt in prompts])
@@ -116,11 +182,17 @@ def diversity(small: Tensor, prompts: Sequence[Hashable]) -> dict[str, Tensor]:
 
 
 def latent_distance(latents: Tensor, reference: Tensor) -> float:
-    """Return how far means and deviations are from those of other latents, in deviations of the
-    latter.
+    """Return the distance between the statistics of latents and of reference latents.
 
-    The Wasserstein-2 distance of Gaussians fitted to each channel of each frame, root mean square
-    over these.
+    This is the Wasserstein-2 distance between Gaussians fitted to each channel of each frame, in
+    units of the reference's standard deviation, as the root mean square over channels and frames.
+
+    Args:
+        latents: Latents [B, ..., H, W].
+        reference: Reference latents [B', ..., H, W].
+
+    Returns:
+        The distance; 0 for equal statistics.
     """
     (mean, std), (mean_r, std_r) = _moments(latents), _moments(reference)
     square = ((mean - mean_r).square() + (std - std_r).square()) / std_r.square().clamp(min=1e-8)
@@ -128,11 +200,11 @@ def latent_distance(latents: Tensor, reference: Tensor) -> float:
 
 
 def _moments(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over samples and pixels."""
+    """Return the mean and standard deviation over samples and pixels."""
     latents = latents.float()
     return latents.mean((0, -2, -1)), latents.std((0, -2, -1), correction=0)
 
 
 def _luma(videos: Tensor) -> Tensor:
-    """[B, F, H, W]."""
+    """Return the luma [B, F, H, W] of samples."""
     return torch.einsum("bcfhw,c->bfhw", videos, videos.new_tensor(LUMA))

@@ -1,4 +1,4 @@
-"""What the guard found in a run, check by check: guard.json in the run's folder."""
+"""Store the guard's results of a run in its guard.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GuardCheck:
     """One comparison of the student with its teacher."""
 
     step: int
-    """Iterations done."""
+    """Number of completed iterations."""
     student: dict[str, float]
     relative: dict[str, float]
     distance: float
@@ -27,21 +27,28 @@ class GuardCheck:
 
     @property
     def badness(self) -> tuple[bool, float]:
-        """Order of checks, the best first."""
+        """Sort key of checks, best first: findings, then distance."""
         return bool(self.findings), self.distance
 
 
 @dataclass(frozen=True)
 class GuardRecord:
-    """The checks of a run so far."""
+    """All checks of a run so far."""
 
     checks: tuple[GuardCheck, ...] = ()
     exported: int = 0
-    """The iterations of the exported student; 0 if none was chosen."""
+    """Number of iterations of the exported student; 0 if none was chosen."""
 
     @staticmethod
     def read(folder: Path) -> GuardRecord:
-        """Read a run's record; an empty one where there is none."""
+        """Read the record of a run.
+
+        Args:
+            folder: Folder of the run.
+
+        Returns:
+            The record; an empty one if the run has none.
+        """
         path = Path(folder) / GUARD
         if not path.is_file():
             return GuardRecord()
@@ -53,55 +60,106 @@ class GuardRecord:
         return GuardRecord(tuple(checks), kept["exported"])
 
     def write(self, folder: Path) -> None:
-        """Write the record into a run's folder."""
+        """Write the record to a run's folder.
+
+        Args:
+            folder: Folder of the run.
+        """
         write_json(Path(folder) / GUARD, asdict(self))
 
     def until(self, step: int) -> GuardRecord:
-        """Return the record without checks of later iterations."""
+        """Return the record without checks of later iterations.
+
+        Args:
+            step: Last iteration to keep.
+
+        Returns:
+            A new record.
+        """
         return GuardRecord(tuple(check for check in self.checks if check.step <= step))
 
     def with_check(self, step: int, student: dict[str, float], verdict: Verdict) -> GuardRecord:
-        """Return the record with one more check."""
+        """Return the record with one more check.
+
+        Args:
+            step: Number of completed iterations.
+            student: Measures of the student's samples, by name.
+            verdict: Result of the comparison.
+
+        Returns:
+            A new record.
+        """
         check = GuardCheck(step, student, verdict.relative, verdict.distance, verdict.findings)
         return replace(self, checks=(*self.checks, check))
 
     @property
     def best(self) -> int:
-        """The iterations of the student that was closest to its teacher; 0 without a check."""
+        """Number of iterations of the student closest to its teacher; 0 without a check."""
         return min(self.checks, key=lambda check: check.badness).step if self.checks else 0
 
     def best_of(self, steps: Collection[int]) -> int:
-        """Return the iterations of the closest student among those; 0 if none was compared."""
+        """Return the best of some students.
+
+        Args:
+            steps: Numbers of iterations to choose from.
+
+        Returns:
+            Number of iterations of the student closest to its teacher; 0 if none of them was
+            compared.
+        """
         return GuardRecord(tuple(check for check in self.checks if check.step in steps)).best
 
     def open_measures(self) -> set[str]:
-        """Return the measures that the last check found outside of their bands."""
+        """Return the measures that the last check found outside their bands.
+
+        Returns:
+            Names of measures.
+        """
         return {one.measure for one in self.checks[-1].findings} if self.checks else set()
 
     def about(self, step: int) -> GuardCheck | None:
-        """Return the check of a student by its iterations."""
+        """Return the check of a student.
+
+        Args:
+            step: Number of iterations of the student.
+
+        Returns:
+            The check; None if it was not compared.
+        """
         return next((check for check in self.checks if check.step == step), None)
 
     def exported_check(self) -> GuardCheck | None:
-        """Return the check of the exported student, or the last one."""
+        """Return the check of the exported student, or else the last check.
+
+        Returns:
+            The check; None if there is none.
+        """
         return self.about(self.exported) or (self.checks[-1] if self.checks else None)
 
     def summary(self) -> str:
-        """Return one line on the exported student, or on the last one checked; "" without a
-        check.
+        """Summarize the check of the exported student, or the last check, in one line.
+
+        Returns:
+            The line; "" without a check.
         """
         check = self.exported_check()
         if check is None:
             return ""
         where = f"after {check.step:,} iterations"
         if not check.findings:
-            return f"guard: the student {where} looks like its teacher by every measure"
+            return f"guard: the student {where} matches its teacher in every measure"
         problems = "; ".join(f"{one.symptom} ({one.place})" for one in check.findings)
         return f"guard: NOT HEALTHY {where}: {problems}. Causes and settings: {HELP}"
 
     def story(self, step: int, steps: int) -> str:
-        """Return what a card says of the student after `step` of `steps` iterations, after a space;
-        "" if it was not compared.
+        """Describe the student after `step` of `steps` iterations for its model card.
+
+        Args:
+            step: Number of iterations of the student.
+            steps: Number of iterations of the run.
+
+        Returns:
+            Sentences with a leading space; "" if the student was not compared.
         """
         check = self.about(step)
         if check is None:
@@ -109,10 +167,10 @@ class GuardRecord:
         chosen = ""
         if step != steps and step == self.best:
             chosen = (
-                f" It is the student after {step:,} of {steps:,} iterations, the closest to its"
-                " teacher of those compared."
+                f" This is the student after {step:,} of {steps:,} iterations, the closest to its"
+                " teacher of all students compared."
             )
         if not check.findings:
-            return f"{chosen} Its samples look like the teacher's by the guard's measures."
+            return f"{chosen} Its samples match the teacher's in all measures of the guard."
         problems = "; ".join(f"{one.symptom} ({one.place})" for one in check.findings)
-        return f"{chosen} **The guard's measures say that it is not healthy:** {problems}."
+        return f"{chosen} **By the measures of the guard, it is not healthy:** {problems}."

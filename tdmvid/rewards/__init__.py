@@ -1,4 +1,4 @@
-"""What scores a finished sample: functions of users and built-in ones."""
+"""Reward functions that score finished samples: built-in ones and those of users."""
 
 from .functions import BUILT_IN, RewardFailed, Scorer, find_function
 

@@ -1,4 +1,4 @@
-"""Find reward functions, call them, and check what they return."""
+"""Find and call reward functions, and check what they return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from torch import Tensor
 from ..config import RewardConfig
 
 Function = Callable[[Tensor, list[str]], Any]
-"""Samples [B, 3, F, H, W] in [-1, 1] (or latents [B, ...]) and B prompts -> B numbers."""
+"""Takes samples [B, 3, F, H, W] in [-1, 1] (or latents [B, ...]) and B prompts, and returns B
+numbers.
+"""
 BUILT_IN = {
     "motion": "tdmvid.rewards.measures:motion",
     "saturation": "tdmvid.rewards.measures:saturation",
@@ -26,23 +28,29 @@ BUILT_IN = {
     "shapes_bright": "tdmvid.rewards.shapes:bright",
     "shapes_correct": "tdmvid.rewards.shapes:correct",
 }
-"""Name of a reward that comes with the toolkit -> its function."""
+"""Functions of the built-in rewards, by name."""
 
 
 class RewardFailed(ValueError):
-    """A reward function raised, took too long, or returned something that is no reward."""
+    """A reward function raised an exception, took too long, or returned an invalid value."""
 
 
 def find_function(name: str) -> Function:
-    """Return the function of a name: 'package.module:name', or a built-in one.
+    """Import a reward function.
+
+    Args:
+        name: 'package.module:name', or the name of a built-in function.
+
+    Returns:
+        The function.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: There is no such function.
     """
     module, _, attribute = BUILT_IN.get(name, name).partition(":")
     remedy = f"write 'package.module:name', or choose from {', '.join(BUILT_IN)}"
     if not attribute:
-        raise ValueError(f"rewards.function={name!r} is no function: {remedy}")
+        raise ValueError(f"rewards.function={name!r} is unknown: {remedy}")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:
@@ -56,29 +64,35 @@ def find_function(name: str) -> Function:
 
 
 class Scorer:
-    """One reward of a run: calls its function on batches.
+    """Calls the function of one reward on batches.
+
+    Args:
+        config: Settings of the reward.
 
     Raises:
-        ValueError: If the function cannot be found.
+        ValueError: The function cannot be found.
     """
 
     def __init__(self, config: RewardConfig):
         self.config, self.failed = config, 0
-        """failed: samples that counted as the mean because the function failed."""
+        """failed: number of samples that got the mean reward because the function failed."""
         self.mean: float | None = None
-        """Of the rewards of the last batch with any."""
+        """Mean reward of the last batch that was scored."""
         self._function = find_function(config.function)
         self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return the reward of each sample: [B], float64 on the host.
+        """Compute the reward of each sample.
 
         Args:
             samples: Decoded samples [B, 3, F, H, W] in [-1, 1], or latents [B, ...].
-            prompts: What each was asked for.
+            prompts: Prompt of each sample.
+
+        Returns:
+            Rewards [B], float64 on the CPU.
 
         Raises:
-            RewardFailed: If the function failed and the run is to stop then.
+            RewardFailed: The function failed, and the run should stop in this case.
         """
         try:
             values = _checked(self._call(samples, list(prompts)), len(prompts))
@@ -100,10 +114,10 @@ class Scorer:
         return torch.where(values.isfinite(), values, self.mean)
 
     def close(self) -> None:
-        """End the process of the function, if it has one."""
+        """Kill the process of the function, if it has one."""
         if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):
-                process.kill()  # it may be in a call that does not end
+                process.kill()  # it may be in a call that never returns
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
@@ -124,7 +138,9 @@ class Scorer:
             raise RuntimeError("its process has ended") from None
 
     def _start(self) -> ProcessPoolExecutor:
-        """The process of the function, which has imported it: a timeout is of calls alone."""
+        """Return the process of the function. It has already imported the function, so a timeout
+        covers calls only.
+        """
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_ignore_interrupts)
@@ -134,16 +150,16 @@ class Scorer:
     def _message(self, error: Exception | str, *, first: bool = False) -> str:
         what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"[:200]
         remedy = (
-            "mend it: no sample has had a reward yet, so there is no mean"
+            "fix it; no sample has been scored yet, so there is no mean to use instead"
             if first
-            else "mend it, or set its on_failure='mean' to count such samples as the mean of their"
-            " batch"
+            else "fix it, or set its on_failure='mean' to give such samples the mean reward of"
+            " their batch"
         )
         return f"rewards.function={self.config.function!r} failed ({what}): {remedy}"
 
 
 def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the run, which stops when its iteration is done."""
+    """Ignore Ctrl-C in this process; the run handles it at the end of the iteration."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -152,17 +168,17 @@ def _import(name: str) -> None:
 
 
 def _serve(name: str, samples: numpy.ndarray, prompts: list[str], device: str) -> list[float]:
-    """Call a function, in a process of its own."""
+    """Call a function in its own process."""
     with torch.no_grad():
         found = find_function(name)(torch.from_numpy(samples).to(device or "cpu"), prompts)
     return _checked(found, len(prompts)).tolist()
 
 
 def _checked(found: Any, count: int) -> Tensor:
-    """What a function returned, as [count] float64 on the host."""
+    """Convert what a function returned to [count], float64 on the CPU."""
     values = torch.as_tensor(found).detach().cpu().double()
     if values.shape not in ((count,), (count, 1)):
         raise ValueError(
-            f"it returned shape {tuple(values.shape)} for {count} samples, not ({count},)"
+            f"it returned shape {tuple(values.shape)} for {count} samples instead of ({count},)"
         )
     return values.flatten()

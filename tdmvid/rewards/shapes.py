@@ -1,4 +1,4 @@
-"""Rewards of the embedded teacher's world.
+"""Rewards for the shapes world of the embedded teacher.
 
 Shapes: B samples [B, 3, F, H, W] in [-1, 1].
 """
@@ -15,17 +15,33 @@ from ..shapes.judge import Judge, attributes, load_judge
 
 
 def bright(samples: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Return 1 for a bright background, which captions leave open, else 0: [B].
+    """Return 1 for a bright background, which captions do not specify, else 0.
 
-    Most pixels show the background, which is grey: it is bright where the median of all values is
-    above the middle of the world's shades, so half of the world's videos are.
+    Most pixels show the grey background. It counts as bright if the median of all values is above
+    the middle of the world's background shades, so half of the world's videos are bright.
+
+    Args:
+        samples: Samples [B, 3, F, H, W] in [-1, 1].
+        prompts: Ignored.
+
+    Returns:
+        Rewards [B].
     """
     middle = 2 * (world.SHADE + world.SHADES / 2) - 1
     return (samples.float().flatten(1).median(1).values > middle).double()
 
 
 def correct(samples: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Return 1 for a video that shows what its caption names, to the embedded judge: [B]."""
+    """Return 1 for a video that shows everything its caption names according to the embedded judge,
+    else 0.
+
+    Args:
+        samples: Samples [B, 3, F, H, W] in [-1, 1].
+        prompts: Captions of the shapes world.
+
+    Returns:
+        Rewards [B].
+    """
     things = [world.parse(prompt) for prompt in prompts]
     return attributes(_judge(), samples, things)["all"].double()
 

@@ -1,6 +1,6 @@
-"""The embedded teacher: a whole CogVideoX in miniature, with its prompts, its world and its judge.
+"""The embedded teacher: a complete miniature CogVideoX with its prompts, its world and its judge.
 
-`TEACHER` is a pipeline folder that stock diffusers loads. How it was trained is told in
+`TEACHER` is a pipeline folder that stock diffusers loads. The scripts that trained it are in
 examples/shapes of the repository.
 """
 

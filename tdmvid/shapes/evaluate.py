@@ -1,7 +1,7 @@
-"""Scores of samplers on the shapes world: held-out captions, fixed seeds, the same noise for all.
+"""Score samplers on the shapes world with held-out captions, fixed seeds and shared noise.
 
-Every sampler is the STOCK diffusers pipeline, with the LoRA and the scheduler that a run exported;
-see `tdmvid score shapes`.
+Every sampler is the stock diffusers pipeline with the LoRA and the scheduler that a run exported.
+See `tdmvid score shapes`.
 """
 
 from __future__ import annotations
@@ -35,43 +35,47 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class ScoredSampler:
-    """A stock pipeline call, as a row of the report."""
+    """Settings of a stock pipeline call, shown as a row of the report."""
 
     name: str
     steps: int
     cfg: float
     student: Path | None = None
-    """A folder with a LoRA or a whole network and its scheduler; None samples with the teacher."""
+    """Folder of a LoRA, or of a full network and its scheduler; None samples with the teacher."""
     dynamic: bool = False
-    """Whether the guidance is that of the stock call's `use_dynamic_cfg`."""
+    """Whether the guidance scale changes over time as with diffusers' `use_dynamic_cfg`."""
 
     @property
     def nfe(self) -> int:
-        """Return the network evaluations per video; a guided step costs two."""
+        """Network evaluations per video. A guided step costs two."""
         return self.steps * (1 if self.cfg == 1 else 2)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How much is sampled and compared."""
+    """Number of samples and references of an evaluation."""
 
     captions: int = 64
     seeds: int = 4
-    """Videos of each caption."""
+    """Videos per caption."""
     reference: int = 4096
-    """Ground-truth videos of the Fréchet distance."""
+    """Ground-truth videos for the Fréchet distance."""
     seed: int = 0
     batch: int = 64
 
     def __post_init__(self):
         if self.captions < 1 or self.seeds < 2:
             raise ValueError(
-                f"--captions {self.captions}, --seeds {self.seeds}: at least one caption and two"
-                " videos of each, which diversity compares"
+                f"--captions {self.captions}, --seeds {self.seeds}: use at least one caption and"
+                " two seeds, because diversity compares the videos of a caption"
             )
 
     def describe(self) -> str:
-        """Return the protocol in a sentence, to stand beside the figures."""
+        """Describe the protocol in a sentence to print next to the results.
+
+        Returns:
+            The sentence.
+        """
         return (
             f"{self.captions} held-out captions x {self.seeds} seeds, the same noise for every"
             f" sampler (seed {self.seed}); Fréchet distance to {self.reference} fresh ground-truth"
@@ -81,15 +85,25 @@ class Protocol:
 
 
 def run_samplers(run: Path, config: dict) -> list[ScoredSampler]:
-    """Return the student of a run beside its teacher: long, and in as few steps with and without
-    guidance.
+    """Return the samplers to compare for a run.
+
+    Args:
+        run: Folder of the run.
+        config: Settings of the run.
+
+    Returns:
+        The teacher with many steps, the teacher with as few steps as the student (with and without
+        guidance), and the student.
+
+    Raises:
+        ValueError: The run has no exported student.
     """
     cfg, long, grid = config["objective"]["cfg"], config["log"]["teacher_steps"], config["grid"]
     few = len(grid["timesteps"]) if grid["kind"] == "explicit" else grid["steps"]
     student = student_of(run, config)
     if not student.is_dir():
         raise ValueError(
-            f"{run} has no {student.name}/: train it to the end first (tdmvid train --config ..."
+            f"{run} has no {student.name}/: finish the training first (tdmvid train --config ..."
             " --resume auto)"
         )
     dynamic = config["objective"].get("use_dynamic_cfg", False)
@@ -103,12 +117,29 @@ def run_samplers(run: Path, config: dict) -> list[ScoredSampler]:
 
 
 def student_of(run: Path, config: dict) -> Path:
-    """Return where a run exports its student: a LoRA or a whole network."""
+    """Return the folder a run exports its student to.
+
+    Args:
+        run: Folder of the run.
+        config: Settings of the run.
+
+    Returns:
+        Folder of a LoRA or of a full network.
+    """
     return run / ("lora" if config["training"] == "lora" else "student")
 
 
 def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protocol) -> dict:
-    """Return the scores of all samplers in the layout of the report, ground truth first."""
+    """Score all samplers and the ground truth.
+
+    Args:
+        backbone: The teacher's model family.
+        samplers: Samplers to compare.
+        protocol: Number of samples and references.
+
+    Returns:
+        Scores in the layout of the report, ground truth first.
+    """
     judge, seed = load_judge(), protocol.seed
     things = score.evaluation_set(protocol.captions, protocol.seeds, seed)
     reference = score.reference_features(judge, things, protocol.reference, seed + 1)
@@ -139,7 +170,9 @@ def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protoc
 def _sample(
     backbone: Backbone, sampler: ScoredSampler, z: Tensor, cond: Cond, null: Cond, batch: int
 ) -> tuple[Tensor, float]:
-    """Return latents [N, ...] from noise z, and seconds per video in the denoiser."""
+    """Return latents [N, C, F, H, W] sampled from noise z, and the seconds per video in the
+    denoiser.
+    """
     pipeline = use_student(backbone, sampler.student, steps=sampler.steps)
     parts, began = [], time.perf_counter()
     for start in tqdm(range(0, len(z), batch), desc=sampler.name):
@@ -164,7 +197,14 @@ def _decode(backbone: Backbone, latents: Tensor) -> Tensor:
 
 
 def summary(metrics: dict) -> str:
-    """Return one line of figures."""
+    """Format the main scores in one line.
+
+    Args:
+        metrics: Scores of one sampler, by name.
+
+    Returns:
+        The line.
+    """
     shown = ("all", "shape", "frechet", "diversity", "flicker")
     return ", ".join(
         f"{key} {metrics[key]['value']:.4g} [{metrics[key]['low']:.4g}, {metrics[key]['high']:.4g}]"
@@ -173,7 +213,15 @@ def summary(metrics: dict) -> str:
 
 
 def checks(rows: list[dict]) -> list[dict]:
-    """Return what the student promises, and whether this run kept it."""
+    """Check what the student is expected to achieve relative to its teacher.
+
+    Args:
+        rows: Result rows in the order ground truth, teacher, guided and unguided teacher with few
+            steps, student.
+
+    Returns:
+        For each claim its text, the measured value and whether it holds.
+    """
     names = ("truth", "teacher", "guided", "plain", "student")
     metrics = {name: row["metrics"] for name, row in zip(names, rows, strict=True)}
 
@@ -185,8 +233,8 @@ def checks(rows: list[dict]) -> list[dict]:
     frechet, diversity = ratio("student", "frechet"), ratio("student", "diversity")
     found = (
         (
-            "the teacher cannot do it: its Fréchet distance in as few steps is at least 2 x that of"
-            " its long sampling",
+            "the teacher fails with as few steps: its Fréchet distance is at least 2 x that with"
+            " many steps",
             f"{worse:.2f} x",
             worse >= 2,
         ),

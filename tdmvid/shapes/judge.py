@@ -1,10 +1,10 @@
-"""The judge: a small fixed network that says what a video of the shapes world shows.
+"""The judge: a small fixed network that recognizes what a video of the shapes world shows.
 
-For each of the six colours it says whether an object of that colour is there, its shape
-and its direction; it also regresses position, radius, speed and background shade, so
-that its features see what captions leave open. It is trained on ground truth and on the
-autoencoder's reconstructions of it (which round corners), never on samples, and is the
-same for teacher and student.
+For each of the six colours it predicts whether an object of that colour is present, its shape and
+its direction. It also regresses position, radius, speed and background shade, so that its features
+include what captions leave open. It is trained on ground truth and on the autoencoder's
+reconstructions of it (which have rounded corners), never on samples, and is the same for teacher
+and student.
 
 Shapes: B videos [B, 3, F, H, W] in [-1, 1]; 6 colours; 14 features.
 """
@@ -23,7 +23,7 @@ from . import world
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 OBJECT_FEATURES, BACKGROUND_FEATURES = 10, 4
 MASK_WIDTH = 0.36
-"""How far, in units of [-1, 1], a pixel may be from a colour and still look like it."""
+"""Colour distance, in units of [-1, 1], up to which a pixel still matches a colour."""
 COLOURS, _SHAPES, _DIRECTIONS = len(world.COLOURS), len(world.SHAPES), len(world.DIRECTIONS)
 _FIELDS = {
     "present": 1,
@@ -36,13 +36,12 @@ _FIELDS = {
 
 
 class Judge(nn.Module):
-    """Per-colour masks -> one shared network -> 10 features a colour; 4 more see the background;
-    0.3M parameters.
+    """Network with 0.3M parameters that maps per-colour masks to 10 features per colour, plus 4
+    features of the background.
 
-    The features of a video are the sum of its objects' and those of its background: 14 numbers,
-    so that a few hundred videos tell their distribution.
-
-    Sharing the network between colours makes every object of every colour a lesson for all.
+    The network is shared between colours, so it learns every shape from objects of every colour.
+    The 14 features of a video are the sum of those of its objects, and those of its background;
+    they are few enough that a few hundred videos suffice to estimate their distribution.
     """
 
     def __init__(self) -> None:
@@ -58,7 +57,7 @@ class Judge(nn.Module):
             nn.Linear(128, OBJECT_FEATURES),
             nn.BatchNorm1d(
                 OBJECT_FEATURES, affine=False
-            ),  # unit variance: Fréchet distances have a scale
+            ),  # unit variance gives Fréchet distances a fixed scale
         )
         self.backdrop = nn.Sequential(
             nn.Linear(3 * 8 * 8, 64),
@@ -74,7 +73,14 @@ class Judge(nn.Module):
         )
 
     def forward(self, videos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features [B, 14] and head outputs, each [B, 6, ...], with "shade" [B]."""
+        """Compute features and predictions.
+
+        Args:
+            videos: Videos [B, 3, F, H, W] in [-1, 1].
+
+        Returns:
+            Features [B, 14], and predictions by name: [B, 6, ...] each, and "shade" [B].
+        """
         near = torch.einsum("kc,bcfhw->bkfhw", self.palette, videos)
         square = self.palette.square().sum(1).view(1, -1, 1, 1, 1) + videos.square().sum(
             1, keepdim=True
@@ -91,13 +97,21 @@ class Judge(nn.Module):
         heads["present"] = heads["present"][..., 0]
         together = (
             objects.view(len(videos), COLOURS, -1).sum(1) / 2
-        )  # of two objects at most, about unit variance
+        )  # sum over at most two objects, about unit variance
         hidden = torch.cat([together, scenery], 1)
         return hidden, heads | {"shade": self.shade_head(scenery)[:, 0]}
 
 
 def load_judge(path: Path = WEIGHTS, device: str = "cpu") -> Judge:
-    """The trained judge in float32, in evaluation mode and without gradients."""
+    """Load the trained judge in float32, in evaluation mode and without gradients.
+
+    Args:
+        path: File of its weights.
+        device: Device to load it to.
+
+    Returns:
+        The judge.
+    """
     judge = Judge()
     judge.load_state_dict(load_file(path))
     return judge.float().to(device).eval().requires_grad_(False)
@@ -113,18 +127,32 @@ def _apply(judge: Judge, videos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def features(judge: Judge, videos: Tensor) -> Tensor:
-    """Features [B, 14] on the CPU, of about unit variance over ground truth."""
+    """Compute the judge's features of videos.
+
+    Args:
+        judge: The judge.
+        videos: Videos [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Features [B, 14] on the CPU, of about unit variance over ground truth.
+    """
     return _apply(judge, videos)[0]
 
 
 def attributes(
     judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]]
 ) -> dict[str, Tensor]:
-    """Whether each video shows what its caption names: bool [B] under "colour", "shape",
-    "direction", "all".
+    """Check whether each video shows what its caption names.
 
-    Colour: exactly the named colours are there. Shape, direction: every named thing is
-    there and the judge gives its shape, its direction, a probability above one half.
+    Args:
+        judge: The judge.
+        videos: Videos [B, 3, F, H, W] in [-1, 1].
+        things: Objects that each caption names.
+
+    Returns:
+        Bool [B] for each of "colour" (exactly the named colours are present), "shape" and
+        "direction" (every named object is present, and the judge gives its shape or direction a
+        probability above 0.5), and "all" (all three).
     """
     heads = _apply(judge, videos)[1]
     there = heads["present"] > 0
@@ -145,7 +173,16 @@ def attributes(
 
 
 def accuracy(judge: Judge, *, count: int, seed: int = 99) -> float:
-    """Share of held-out ground-truth videos that the judge finds wholly right."""
+    """Measure the share of held-out ground-truth videos that the judge gets completely right.
+
+    Args:
+        judge: The judge.
+        count: Number of videos.
+        seed: Seed of captions and videos.
+
+    Returns:
+        Share in [0, 1].
+    """
     generator = torch.Generator().manual_seed(seed)
     things = world.draw_captions(count, generator, test=True)
     return (

@@ -1,7 +1,7 @@
-"""Measures of generated videos, each with a 95 % confidence interval from a seeded bootstrap.
+"""Metrics of generated videos, each with a 95 % confidence interval from a seeded bootstrap.
 
-Shapes: N videos [N, 3, F, H, W] in [-1, 1]; features [N, D]; G captions. Intervals
-resample captions (whole groups of videos), except Fréchet's, which resamples videos.
+Shapes: N videos [N, 3, F, H, W] in [-1, 1]; features [N, D]; G captions. The bootstrap resamples
+captions (whole groups of videos); for the Fréchet distance it resamples videos.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tdmvid.scoring.intervals import SEED, Measure, mean_over_groups
 
 FRECHET_RESAMPLES = 100
 BACKGROUND_RANGE = (
-    0.25  # a background pixel never leaves the background's shade by more, in units of [-1, 1]
+    0.25  # maximum deviation of a background pixel from the background's shade, in [-1, 1] units
 )
 
 
@@ -29,15 +29,25 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to features [N, D] and [M, D], in float64 (arXiv
+    """Return the Fréchet distance between Gaussians fitted to two sets of features (arXiv
     1706.08500, Eq. 6).
 
-    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the trace of the root taken from
-    the symmetric C_a^(1/2) C_b C_a^(1/2). ValueError if a set has fewer than two videos.
+    It is |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) in float64. The trace of the root is
+    computed from the symmetric matrix C_a^(1/2) C_b C_a^(1/2).
+
+    Args:
+        a: Features [N, D].
+        b: Features [M, D].
+
+    Returns:
+        The squared distance of the paper, at least 0.
+
+    Raises:
+        ValueError: A set has fewer than two videos.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(
-            f"Fréchet distance of {len(a)} and {len(b)} videos: give at least 2 of each"
+            f"Fréchet distance of {len(a)} and {len(b)} videos: use at least 2 videos in each set"
         )
     (mean_a, cov_a), (mean_b, cov_b) = _moments(a.double()), _moments(b.double())
     root = _root(cov_a)
@@ -47,10 +57,16 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def frechet(a: Tensor, reference: Tensor) -> Measure:
-    """Fréchet distance of `a` from `reference`, value +- 1.96 bootstrap standard deviations over
-    the videos of `a`.
+    """Return the Fréchet distance with an interval of 1.96 bootstrap standard deviations.
 
-    Not the percentiles: resampling with repetition biases every resample upwards.
+    Percentiles are not used, because resampling with repetition biases every resample upwards.
+
+    Args:
+        a: Features [N, D]; the bootstrap resamples them.
+        reference: Features [M, D] of the reference.
+
+    Returns:
+        Distance and interval.
     """
     generator = torch.Generator().manual_seed(SEED)
     value = frechet_distance(a, reference)
@@ -62,13 +78,18 @@ def frechet(a: Tensor, reference: Tensor) -> Measure:
 
 
 def flicker(videos: Tensor) -> Tensor:
-    """Flicker of the static background of each video [N], in grey levels of 0..255.
+    """Return the flicker of the static background of each video.
 
-    The world's background never changes. Its shade is each video's median per channel;
-    background pixels are those that stay within `BACKGROUND_RANGE` of it in every frame
-    and channel, so nothing that an object touches. The result is their mean absolute
-    difference between successive frames. Where fewer than 5 % of the pixels qualify,
-    there is no background to speak of and all pixels count.
+    The world's background never changes. Its shade is the median of a video's values per channel.
+    Background pixels are those that stay within `BACKGROUND_RANGE` of the shade in every frame and
+    channel, so pixels that an object touches are excluded. The flicker is their mean absolute
+    difference between successive frames. If fewer than 5 % of the pixels qualify, all pixels count.
+
+    Args:
+        videos: Videos [N, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Flicker [N] in grey levels of 0 to 255.
     """
     shade = videos.flatten(2).median(2).values[:, :, None, None, None]
     still = ((videos - shade).abs() < BACKGROUND_RANGE).all(2).all(1)  # [N, H, W]
@@ -78,11 +99,19 @@ def flicker(videos: Tensor) -> Tensor:
 
 
 def diversity(features: Tensor, group: Tensor) -> Measure:
-    """Mean Euclidean distance between features [N, D] of the videos of one caption, averaged over
+    """Return the mean Euclidean distance between videos of the same caption, averaged over
     captions.
 
-    group [N] numbers captions from 0; a caption with a single video has no pair and does
-    not count. ValueError if none has two.
+    Args:
+        features: Features [N, D].
+        group: Caption of each video, numbered from 0, [N]. A caption with a single video does not
+            count.
+
+    Returns:
+        Distance and interval.
+
+    Raises:
+        ValueError: No caption has two videos.
     """
     same = (group[:, None] == group[None, :]).triu(1)
     first, second = same.nonzero(as_tuple=True)

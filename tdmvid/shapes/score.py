@@ -1,8 +1,8 @@
-"""Score a set of generated videos of the shapes world against ground truth.
+"""Score generated videos of the shapes world against ground truth.
 
     things = evaluation_set(64, 4, seed=0)
     reference = reference_features(judge, things, 4096, seed=1)
-    scores = score_videos(judge, videos, things, reference)   # videos[i] was asked for things[i]
+    scores = score_videos(judge, videos, things, reference)   # videos[i] was sampled for things[i]
 
 Shapes: N videos [N, 3, F, H, W] in [-1, 1].
 """
@@ -24,20 +24,27 @@ _SINGLES = sum(
     for index in itertools.product(
         range(len(world.COLOURS)), range(len(world.SHAPES)), range(len(world.DIRECTIONS))
     )
-)  # how many single captions the world holds out
+)  # number of held-out captions with a single object
 ATTRIBUTES = ("all", "colour", "shape", "direction")
 
 
 def evaluation_set(
     captions: int, seeds_per_caption: int, seed: int
 ) -> list[tuple[world.Thing, ...]]:
-    """Held-out captions in the world's shares of singles and pairs, each `seeds_per_caption` times
-    in a row.
+    """Return held-out captions in the world's shares of one and two objects.
 
-    Shuffled, so that the head of the set is a sample of it. Pairs are distinct; the few
-    single captions that the world holds out come round again in captions > 16. So give
-    every ROW noise of its own, not every seed: rows of equal captions and equal noise
-    would be the same video twice.
+    The captions are shuffled, so the first part of the set is a sample of it; the copies of a
+    caption are consecutive. Captions of two objects are distinct. The few held-out captions of one
+    object repeat if `captions` > 16. Use different noise for every ROW, not only for every seed:
+    rows with equal captions and equal noise would be the same video.
+
+    Args:
+        captions: Number of captions.
+        seeds_per_caption: Number of copies of each caption.
+        seed: Seed of the random choice.
+
+    Returns:
+        Objects of each caption, `captions * seeds_per_caption` rows.
     """
     generator = torch.Generator().manual_seed(seed)
     wanted = {2: round(captions * world.PAIR_SHARE)}
@@ -62,8 +69,16 @@ def _numbered(things: list[tuple[world.Thing, ...]]) -> Tensor:
 def reference_features(
     judge: Judge, things: list[tuple[world.Thing, ...]], count: int, seed: int
 ) -> Tensor:
-    """Features [count, 14] of fresh ground-truth videos of the captions `things`, over and over in
-    turn.
+    """Compute features of new ground-truth videos for the captions, repeated in turn.
+
+    Args:
+        judge: The judge.
+        things: Objects of each caption.
+        count: Number of videos.
+        seed: Seed of the videos.
+
+    Returns:
+        Features [count, 14].
     """
     generator = torch.Generator().manual_seed(seed)
     wanted = [things[index % len(things)] for index in range(count)]
@@ -76,15 +91,25 @@ def reference_features(
 def score_videos(
     judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]], reference_features: Tensor
 ) -> dict[str, dict[str, float]]:
-    """Accuracy ("all", "colour", "shape", "direction": shares), "frechet", "flicker" and
-    "diversity".
+    """Compute accuracy, Fréchet distance, flicker and diversity with 95 % confidence intervals.
 
-    Each is {"value", "low", "high"} with a 95 % confidence interval. `things[i]` is what
-    video i was asked to show; the videos of one caption form one group of the bootstrap.
+    Args:
+        judge: The judge.
+        videos: Videos [N, 3, F, H, W] in [-1, 1].
+        things: Objects that each video should show. Videos of the same caption form one group of
+            the bootstrap.
+        reference_features: Features [M, 14] of ground-truth videos.
+
+    Returns:
+        {"value", "low", "high"} for "all", "colour", "shape" and "direction" (shares of correct
+        videos), "frechet", "flicker" and "diversity".
+
+    Raises:
+        ValueError: The numbers of videos and captions differ.
     """
     if len(videos) != len(things):
         raise ValueError(
-            f"{len(videos)} videos but {len(things)} captions: give one caption a video"
+            f"{len(videos)} videos but {len(things)} captions: give one caption per video"
         )
     videos, group = videos.float().clamp(-1, 1), _numbered(things)
     right, seen = attributes(judge, videos, things), features(judge, videos)

@@ -1,11 +1,11 @@
 """The shapes world: procedurally drawn videos of moving shapes, and their captions.
 
-A caption fixes colour, shape and direction of motion of one or two objects. What it
-leaves open (position, size, speed, a slight tilt and spin, background shade) is random, so
-every caption has a whole distribution of videos.
+A caption specifies colour, shape and direction of motion of one or two objects. Everything else
+(position, size, speed, a slight tilt and spin, background shade) is random, so every caption has a
+whole distribution of videos.
 
-Shapes: B videos, N objects per video (2 slots, the second may be empty), F frames,
-H x W pixels. Videos are float32 [B, 3, F, H, W] in [-1, 1]. Lengths are in pixels.
+Shapes: B videos, N objects per video (2 slots, the second may be empty), F frames, H x W pixels.
+Videos are float32 [B, 3, F, H, W] in [-1, 1]. Lengths are in pixels.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ COLOURS = {
 }
 SHAPES = ("ring", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-SHADE, SHADES = 0.08, 0.42  # the darkest background, and how much brighter it may be
+SHADE, SHADES = 0.08, 0.42  # the darkest background shade, and the range of shades above it
 PAIR_SHARE = 0.4  # share of captions that name two objects
 EDGE = 2.5  # width of an object's anti-aliased edge, in pixels
-HELD_OUT_SHARE = 0.1  # share of captions that no training ever sees
+HELD_OUT_SHARE = 0.1  # share of captions that are never trained on
 
 _COLOUR_NAMES, _DIRECTION_NAMES = tuple(COLOURS), tuple(DIRECTIONS)
 
@@ -52,12 +52,29 @@ class Thing:
 
 
 def caption(things: tuple[Thing, ...]) -> str:
-    """The caption of one or two things."""
+    """Return the caption of one or two objects.
+
+    Args:
+        things: The objects.
+
+    Returns:
+        Text such as "a red ring moving left".
+    """
     return " and ".join(str(thing) for thing in things)
 
 
 def parse(text: str) -> tuple[Thing, ...]:
-    """The things that a caption names; ValueError if the text is not a caption of this world."""
+    """Return the objects that a caption names.
+
+    Args:
+        text: The caption.
+
+    Returns:
+        One or two objects.
+
+    Raises:
+        ValueError: The text is not a caption of this world.
+    """
     things = []
     for part in text.strip().split(" and "):
         words = part.split()
@@ -80,15 +97,30 @@ def parse(text: str) -> tuple[Thing, ...]:
 
 
 def held_out(text: str) -> bool:
-    """Whether a caption belongs to the test set (a stable hash decides)."""
+    """Return whether a caption belongs to the test set, by a stable hash.
+
+    Args:
+        text: The caption.
+
+    Returns:
+        True for about a tenth of all captions.
+    """
     return hashlib.sha256(text.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
 def draw_captions(
     count: int, generator: torch.Generator, *, test: bool = False, pair_share: float = PAIR_SHARE
 ) -> list[tuple[Thing, ...]]:
-    """`count` captions of the training set, or of the held-out set if `test`; `pair_share` of them
-    name two objects.
+    """Draw random captions.
+
+    Args:
+        count: Number of captions.
+        generator: Random number generator.
+        test: Whether to draw from the held-out captions instead of the training captions.
+        pair_share: Share of captions with two objects.
+
+    Returns:
+        Objects of each caption.
     """
     out: list[tuple[Thing, ...]] = []
     while len(out) < count:
@@ -107,13 +139,13 @@ def draw_captions(
 
 
 def _bar(along: Tensor, across: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance to one bar of a cross."""
+    """Return the signed distance to one bar of a cross."""
     return torch.maximum(along.abs() - 1.12 * radius, across.abs() - 0.36 * radius)
 
 
 def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance in pixels (negative inside) to each object's outline; all arguments
-    broadcast.
+    """Return the signed distance in pixels (negative inside) to each object's outline. All
+    arguments broadcast.
     """
     ring = (torch.hypot(x, y) - 0.72 * radius).abs() - 0.28 * radius
     square = torch.maximum(x.abs(), y.abs()) - 0.86 * radius
@@ -127,8 +159,9 @@ def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a batch of videos is made of; `present`, ... are [B, 2], `start` is [B, 2, 2],
-    `shade` is [B].
+    """Everything that determines a batch of videos.
+
+    Shapes: `start` is [B, 2, 2], `shade` is [B], all others are [B, 2].
     """
 
     present: Tensor
@@ -143,14 +176,18 @@ class Scene:
     shade: Tensor
 
     def centres(self) -> Tensor:
-        """Centre (x, y) of each object in each frame: [B, 2, F, 2]."""
+        """Return the centre (x, y) of each object in each frame.
+
+        Returns:
+            Positions [B, 2, F, 2] in pixels.
+        """
         unit = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)[self.direction]
         steps = torch.arange(FRAMES, dtype=torch.float32).view(1, 1, FRAMES, 1)
         return self.start[:, :, None] + steps * (self.speed[..., None] * unit)[:, :, None]
 
 
 def _index(things: list[tuple[Thing, ...]], name: str) -> Tensor:
-    """One attribute of every object, [B, 2]; an empty second slot repeats the first."""
+    """Return one attribute of every object, [B, 2]. An empty second slot repeats the first."""
     return torch.tensor([[getattr(thing, name) for thing in (t[0], t[-1])] for t in things])
 
 
@@ -182,8 +219,15 @@ def _tensors(scene: Scene) -> list[Tensor]:
 
 
 def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Scene:
-    """One random scene per caption; two objects may touch but never hide each other by more than a
-    corner.
+    """Draw a random scene for each caption. Two objects may touch, but hide at most a corner of
+    each other.
+
+    Args:
+        things: Objects of each caption.
+        generator: Random number generator.
+
+    Returns:
+        Scenes of the B captions.
     """
     scene = _sample_free(things, generator)
     for _ in range(50):
@@ -202,12 +246,19 @@ def sample_scene(things: list[tuple[Thing, ...]], generator: torch.Generator) ->
 
 
 def _wide(attribute: Tensor) -> Tensor:
-    """[B, 2] -> [B, 2, 1, 1, 1]."""
+    """Reshape [B, 2] to [B, 2, 1, 1, 1]."""
     return attribute[..., None, None, None]
 
 
 def render(scene: Scene) -> Tensor:
-    """Anti-aliased videos [B, 3, F, H, W] in [-1, 1]; the second object is drawn over the first."""
+    """Draw anti-aliased videos of scenes. The second object is drawn over the first.
+
+    Args:
+        scene: Scenes of B videos.
+
+    Returns:
+        Videos [B, 3, F, H, W] in [-1, 1].
+    """
     grid = torch.arange(SIZE, dtype=torch.float32) + 0.5
     centre = scene.centres()[..., None, None]
     turn = scene.angle[..., None] + scene.spin[..., None] * torch.arange(FRAMES)
@@ -229,5 +280,13 @@ def render(scene: Scene) -> Tensor:
 
 
 def draw_videos(things: list[tuple[Thing, ...]], generator: torch.Generator) -> Tensor:
-    """Ground-truth videos of captions: [B, 3, F, H, W] in [-1, 1]."""
+    """Draw ground-truth videos of captions.
+
+    Args:
+        things: Objects of each caption.
+        generator: Random number generator.
+
+    Returns:
+        Videos [B, 3, F, H, W] in [-1, 1].
+    """
     return render(sample_scene(things, generator))
