@@ -1,3 +1,3 @@
-"""What samples are worth: scores of a student beside its teacher, with intervals; knows torch and
-scipy, no model.
+"""Score the samples of a student and its teacher, with confidence intervals. Uses torch and scipy,
+no model.
 """

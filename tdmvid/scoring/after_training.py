@@ -1,7 +1,7 @@
-"""Score a run that has just been trained: `tdmvid score`, on all ranks that trained it.
+"""Score a run right after training, with `tdmvid score` on all ranks that trained it.
 
-What the evaluation lacks is said when the run is planned and when it starts. It stops no training:
-the end then names the command that scores the run later.
+Anything that the evaluation lacks is reported when the run is planned and when it starts. It does
+not stop the training; the end of the run then prints the command that scores it later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..parallel.environment import environment_number
 from .finished_runs import size_overrides
 
 COMMANDS = {"vbench": "vbench", "image": "images", "shapes": "shapes"}
-"""`evaluate.program` of a config -> what `tdmvid score` calls it."""
+"""Subcommand of `tdmvid score`, by `evaluate.program` of a config."""
 LAUNCHER = (
     "RANK",
     "WORLD_SIZE",
@@ -36,27 +36,36 @@ LAUNCHER = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-"""What launchers tell their processes about each other."""
+"""Environment variables with which launchers describe a group of processes."""
 AGENT = ("TORCHELASTIC", "GROUP_", "ROLE_")
-"""What names the store of torchrun's agent, which a second group of ranks must not share."""
+"""Prefixes of variables that identify the store of torchrun's agent. A second group of ranks must
+not share it.
+"""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the evaluation at the end of a run will do, in one line."""
+    """What the evaluation at the end of a run will do."""
 
     text: str
+    """Description in one line."""
     ready: bool = True
-    """Whether anything can be scored on this machine as it is."""
+    """Whether anything can be scored on this machine."""
     whole: bool = True
     """Whether nothing is missing."""
 
 
 def score_words(config: RunConfig) -> list[str]:
-    """Return the words of `tdmvid` that score the finished run; none if nothing is to score it.
+    """Return the arguments of `tdmvid` that score the finished run.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        Arguments; empty if the run asks for no evaluation.
 
     Raises:
-        ValueError: for an evaluation config that does not exist.
+        ValueError: The evaluation config does not exist.
     """
     wanted = config.evaluate
     if not wanted.program:
@@ -71,8 +80,13 @@ def score_words(config: RunConfig) -> list[str]:
 
 
 def score_command(config: RunConfig) -> str:
-    """Return the command that scores the finished run later, on as many ranks as this machine has;
-    empty if the run asks for no evaluation.
+    """Return the command that scores the finished run later, on as many ranks as this machine has.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        A shell command; "" if the run asks for no evaluation.
     """
     words, ranks = score_words(config), _local_ranks()
     if not words:
@@ -86,16 +100,22 @@ def score_command(config: RunConfig) -> str:
 
 
 def outlook(config: RunConfig) -> Outlook | None:
-    """Return what will score the run and what that lacks here; None if the run asks for nothing.
+    """Check what the evaluation of a run needs and describe it.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        The description; None if the run asks for no evaluation.
 
     Raises:
-        ValueError: for an evaluation that could not read its own config.
+        ValueError: The evaluation config is invalid.
     """
     program = config.evaluate.program
     if not program:
         return None
     if program == "shapes":
-        return Outlook("the judge of the shapes world follows training")
+        return Outlook("after training, the judge of the shapes world scores the samples")
     try:
         return _vbench_outlook(config) if program == "vbench" else _image_outlook(config)
     except (ValueError, OSError) as error:
@@ -114,22 +134,22 @@ def _vbench_outlook(config: RunConfig) -> Outlook:
         from .vbench_suite import load_suite
 
         if settings.custom:
-            load_suite(settings)  # what is wrong with prompts of your own is refused now
+            load_suite(settings)  # reject invalid user prompts before training
         return Outlook(
-            f"VBench ({name}) is to follow training, but environment={settings.environment!r} is"
-            f" not there: `{setup_command(environment.folder)}` makes it",
+            f"VBench ({name}) cannot run after training: environment={settings.environment!r} does"
+            f" not exist; create it with `{setup_command(environment.folder)}`",
             ready=False,
             whole=False,
         )
     evaluation = vbench_run.prepare(settings)
     checked = evaluation.checked
     if checked.whole:
-        return Outlook(f"VBench ({name}) follows training: {evaluation.describe()}")
+        return Outlook(f"VBench ({name}) runs after training: {evaluation.describe()}")
     count = len(checked.ready) + len(checked.missing)
     lacking = (
-        f"VBench ({name}) is to follow training, but {len(checked.missing)} of its {count}"
-        f" dimensions lack weights: `tdmvid score vbench --config {shlex.quote(name)} --download`"
-        " fetches them"
+        f"VBench ({name}) runs after training, but {len(checked.missing)} of its {count} dimensions"
+        f" lack weights; download them with `tdmvid score vbench --config {shlex.quote(name)}"
+        " --download`"
     )
     return Outlook(lacking, ready=bool(checked.ready), whole=False)
 
@@ -141,10 +161,10 @@ def _image_outlook(config: RunConfig) -> Outlook:
     name = config.evaluate.config
     checked = image_run.ready(from_dict(ImageConfig, read_settings(_find(config))))
     if checked.whole:
-        return Outlook(f"image metrics ({name}) follow training: {', '.join(checked.ready)}")
+        return Outlook(f"image metrics ({name}) run after training: {', '.join(checked.ready)}")
     return Outlook(
-        f"image metrics ({name}) are to follow training, but {', '.join(checked.missing)} lack"
-        f" files: `tdmvid score images --config {shlex.quote(name)} --preflight` lists them",
+        f"image metrics ({name}) run after training, but {', '.join(checked.missing)} lack files;"
+        f" list them with `tdmvid score images --config {shlex.quote(name)} --preflight`",
         ready=bool(checked.ready),
         whole=False,
     )
@@ -152,46 +172,46 @@ def _image_outlook(config: RunConfig) -> Outlook:
 
 @dataclass
 class Evaluation:
-    """The evaluation of one run, from its start to its end."""
+    """The evaluation of one run, from before training to after it."""
 
     config: RunConfig
     outlook: Outlook | None = None
     port: int = 0
-    """Where the ranks of the evaluation meet."""
+    """Port of the evaluation's process group."""
 
     def announce(self) -> None:
-        """Say on the first rank what will follow training, and what that lacks.
+        """Print on rank 0 what will be scored after training, and what is missing.
 
         Raises:
-            ValueError: for an evaluation that could not start, whatever is installed.
+            ValueError: The evaluation config is invalid.
         """
         if _first_rank() and (found := outlook(self.config)):
             print(f"evaluation: {found.text}{'' if found.whole else GOES_ON}", flush=True)
 
     def meet(self) -> None:
-        """Agree on what follows, while the ranks of the run still hear each other."""
+        """Agree on the evaluation while the ranks of the run can still communicate."""
         from ..parallel import launch
 
         first: tuple[Outlook | None, int] = (None, 0)
         if _first_rank():
             try:
                 first = (outlook(self.config), launch.free_port())
-            except ValueError as error:  # what was there when the run started is not any more
+            except ValueError as error:  # something has disappeared since the run started
                 first = (Outlook(str(error), ready=False, whole=False), 0)
         self.outlook, self.port = launch.broadcast_from_rank0(first)
 
     def run(self) -> None:
-        """Score the finished run; each rank takes part in the sampling.
+        """Score the finished run. Every rank takes part in the sampling.
 
         Raises:
-            RuntimeError: if the evaluation fails, with the command that takes it up again.
+            RuntimeError: The evaluation failed. The message has the command that continues it.
         """
         if self.outlook is None:
             return
         later = score_command(self.config)
         if not self.outlook.ready:
             if _first_rank():
-                print(f"evaluation: {self.outlook.text}; then score the run by: {later}")
+                print(f"evaluation: {self.outlook.text}; then score the run with: {later}")
             return
         together = self.config.evaluate.program != "shapes"
         if not together and not _first_rank():
@@ -199,21 +219,21 @@ class Evaluation:
         import torch
 
         gc.collect()
-        torch.cuda.empty_cache()  # what the run held on this rank's GPU
+        torch.cuda.empty_cache()  # release the run's memory on this rank's GPU
         command = [sys.executable, "-m", "tdmvid", *score_words(self.config)]
         if _first_rank():
             print(f"evaluation: {later}", flush=True)
         status = _call(command, _environment(self.port if together else 0))
         if status:
             raise RuntimeError(
-                f"the run is finished, but its evaluation ended with {status}; once that is"
-                f" mended: {later}"
+                f"the training is finished, but its evaluation failed with exit status {status};"
+                f" fix the error above, then continue with: {later}"
             )
         if _first_rank() and not self.outlook.whole:
-            print(f"evaluation: {self.outlook.text}; then score the rest by: {later}")
+            print(f"evaluation: {self.outlook.text}; then score the rest with: {later}")
 
 
-GOES_ON = "; without it training goes on, and its end names the command that scores the run later"
+GOES_ON = "; training starts anyway, and prints at its end the command that scores the run later"
 
 
 def _find(config: RunConfig) -> Path:
@@ -226,7 +246,7 @@ def _find(config: RunConfig) -> Path:
 
 
 def _size(config: RunConfig) -> list[str]:
-    """Return the settings that score the run at the size that it was trained on."""
+    """Return the overrides that score the run at the size it was trained on."""
     if config.evaluate.program != "vbench":
         return []
     return size_overrides(asdict(config.video), config.evaluate.config)
@@ -237,12 +257,12 @@ def _first_rank() -> bool:
 
 
 def _local_ranks() -> int:
-    """Return how many ranks of the run this machine has."""
+    """Return the number of ranks on this machine."""
     return environment_number("LOCAL_WORLD_SIZE") or environment_number("LOCAL_SIZE") or 1
 
 
 def _call(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end and return its status; a signal that ends this process ends it."""
+    """Run a command and return its exit status. SIGTERM and SIGUSR1 are forwarded to it."""
     with subprocess.Popen(command, env=environment) as child:
         signals = (signal.SIGTERM, signal.SIGUSR1)
         before = [
@@ -256,10 +276,10 @@ def _call(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 def _environment(port: int) -> dict[str, str]:
-    """Return the environment of the evaluation.
+    """Return the environment variables of the evaluation.
 
     Args:
-        port: where its ranks meet, one for each of the run's; 0 for a single process.
+        port: Port of its process group; 0 for a single process.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(AGENT)}
     if port and (environment_number("WORLD_SIZE") or 1) > 1:

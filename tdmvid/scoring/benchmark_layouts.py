@@ -1,13 +1,13 @@
-"""Prompts of public benchmarks as they are distributed, and the folders that the benchmarks' own
-scorers read.
+"""Read the prompts of public benchmarks in their original format, and name files as their scorers
+expect.
 
 | benchmark | prompts | files |
 |---|---|---|
 | hpdv2 | a folder of <style>.json, each a list | <style>/00000.jpg |
 | drawbench | a list in .json, or a table with a column Prompts | 00000.jpg |
-| coco | captions_val2014.json or alike | 000000000042.png, by image id |
+| coco | captions_val2014.json or similar | 000000000042.png, by image id |
 | geneval | evaluation_metadata.jsonl | 00000/samples/00000.png, 00000/metadata.jsonl |
-| t2v-compbench | a folder of 1_consistent_attr.txt and alike | consistent_attr/0001.mp4 |
+| t2v-compbench | a folder of 1_consistent_attr.txt and similar | consistent_attr/0001.mp4 |
 """
 
 from __future__ import annotations
@@ -26,35 +26,43 @@ from ..sampling.shots import Shot
 
 @dataclass(frozen=True)
 class Layout:
-    """What to sample, and what else the scorer wants to find: file name -> text."""
+    """Samples to make, and text files that the scorer needs, by file name."""
 
     shots: list[Shot]
     texts: dict[str, str] = field(default_factory=dict)
 
 
 def layout(benchmark: str, path: Path, *, seeds: int = 1) -> Layout:
-    """Return the shots of a benchmark.
+    """Return the samples of a benchmark.
+
+    Args:
+        benchmark: Key of `LAYOUTS`.
+        path: File or folder with the benchmark's prompts.
+        seeds: Samples per prompt.
+
+    Returns:
+        Samples with their file names, and further files.
 
     Raises:
-        ValueError: for files that are not in its layout, or for more seeds than its scorer takes.
+        ValueError: The files do not have the benchmark's format, or its scorer takes fewer seeds.
     """
     if benchmark not in LAYOUTS:
         raise ValueError(f"benchmark {benchmark!r}: choose one of {', '.join(LAYOUTS)}")
     if seeds < 1 or (seeds > 1 and benchmark != "geneval"):
         raise ValueError(
-            f"seeds={seeds}: the scorer of {benchmark} reads "
-            + ("at least one image" if benchmark == "geneval" else "one file")
-            + " for every prompt"
+            f"seeds={seeds}: the scorer of {benchmark} needs "
+            + ("at least one image" if benchmark == "geneval" else "exactly one file")
+            + " per prompt"
         )
     if not path.exists():
-        raise ValueError(f"{path} does not exist: give the benchmark's own prompts")
+        raise ValueError(f"{path} does not exist: give the path of the benchmark's prompts")
     found = LAYOUTS[benchmark](path, seeds)
     return Layout(_own_noise(found.shots, seeds), found.texts)
 
 
 def _own_noise(shots: list[Shot], seeds: int) -> list[Shot]:
-    """Give a prompt that comes again its next seeds: COCO's images share captions, and their
-    pictures would be the same.
+    """Give repeated prompts different seeds. Images of COCO share captions, and equal seeds would
+    give equal samples.
     """
     times: Counter[tuple[str, int]] = Counter()
     out = []
@@ -65,8 +73,8 @@ def _own_noise(shots: list[Shot], seeds: int) -> list[Shot]:
 
 
 def _hpdv2(folder: Path, _: int) -> Layout:
-    files = _sorted(folder, "*.json", "HPD v2 has a .json for every style")
-    # The scorer asks for .jpg by name; the samples are lossless PNG inside, which it reads as well.
+    files = _sorted(folder, "*.json", "HPD v2 has one .json file per style")
+    # The scorer expects the name .jpg. The files contain lossless PNG, which it reads as well.
     return Layout(
         [
             Shot(prompt, 0, f"{file.stem}/{i:05d}.jpg")
@@ -82,7 +90,9 @@ def _drawbench(path: Path, _: int) -> Layout:
 
 
 def _coco(path: Path, _: int) -> Layout:
-    """One caption an image, the one with the lowest id: FID wants as many samples as images."""
+    """Return one caption per image, the one with the lowest id, because FID needs as many samples
+    as images.
+    """
     captions: dict[int, tuple[int, str]] = {}
     try:
         for row in read_json(path)["annotations"]:
@@ -92,8 +102,8 @@ def _coco(path: Path, _: int) -> Layout:
             )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{path}: not COCO's captions ({error!r}): each of its annotations has image_id, id and"
-            " caption"
+            f"{path}: not a COCO caption file ({error!r}): each annotation must have image_id, id"
+            " and caption"
         ) from None
     return Layout(
         [Shot(captions[image][1].strip(), 0, f"{image:012d}.png") for image in sorted(captions)]
@@ -120,7 +130,7 @@ def _geneval(path: Path, seeds: int) -> Layout:
 
 
 def _compbench(folder: Path, _: int) -> Layout:
-    files = _sorted(folder, "*.txt", "T2V-CompBench has a .txt for every category")
+    files = _sorted(folder, "*.txt", "T2V-CompBench has one .txt file per category")
     names = {file: re.sub(r"^\d+_", "", file.stem) for file in files}
     return Layout(
         [
@@ -138,12 +148,13 @@ LAYOUTS: dict[str, Callable[[Path, int], Layout]] = {
     "geneval": _geneval,
     "t2v-compbench": _compbench,
 }
+"""Readers of the benchmarks' prompts, by benchmark."""
 
 
 def _sorted(folder: Path, pattern: str, rule: str) -> list[Path]:
     files = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not files:
-        raise ValueError(f"{folder} is no folder with {pattern}: {rule}")
+        raise ValueError(f"{folder} is not a folder with {pattern} files: {rule}")
     return files
 
 

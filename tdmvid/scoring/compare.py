@@ -1,5 +1,5 @@
-"""Compare the results of two evaluations, of other machines or versions, if they are of one
-protocol.
+"""Compare the results of two evaluations with the same protocol, for example of two machines or
+versions.
 """
 
 from __future__ import annotations
@@ -13,43 +13,56 @@ from ..data.files import short
 
 RESULTS = "results.json"
 LOCAL = {"batch", "embeddings", "environment", "cache", "pairs"}
-"""Settings of an evaluation that change no figure."""
+"""Settings of an evaluation that do not affect results."""
 PLACES = {"path", "prompts", "augmented", "reference"}
-"""Settings that name a file or folder: machines keep the same one in other places."""
+"""Settings that name a file or folder, which may be in different places on different machines."""
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read the results of an evaluation, given as a file or by its folder.
+    """Read the results of an evaluation.
+
+    Args:
+        path: The results file, or its folder.
+
+    Returns:
+        Contents of the file.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: There is no results file.
     """
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
         raise ValueError(
-            f"{str(path)!r} holds no {RESULTS}: give the folder or the file that `tdmvid score"
-            " vbench` or `tdmvid score images` wrote"
+            f"{str(path)!r} contains no {RESULTS}: give the folder or file written by `tdmvid score"
+            " vbench` or `tdmvid score images`"
         )
     found = read_object(file)
     missing = [key for key in ("title", "protocol", "samplers", "differences") if key not in found]
     if missing:
-        raise ValueError(f"{file} is no evaluation's results: it has no {missing[0]!r}")
+        raise ValueError(f"{file} is not a results file of an evaluation: it has no {missing[0]!r}")
     return found
 
 
 def compare(first: Path, second: Path) -> str:
-    """Return a table of both students' and both teachers' scores, and whether they agree.
+    """Compare the scores of both students and both teachers.
 
-    Two scores agree if the 95 % interval of each holds the other's value.
+    Two scores agree if the 95 % interval of each contains the other's value.
+
+    Args:
+        first: Results file or folder of one evaluation.
+        second: Results file or folder of the other.
+
+    Returns:
+        A table of scores.
 
     Raises:
-        ValueError: If their protocols differ, with what differs.
+        ValueError: Their protocols differ. The message names the difference.
     """
     one, other = read_results(first), read_results(second)
     for name, ours, theirs in _protocol_differences(one, other):
         raise ValueError(
-            f"{second} is not of the protocol of {first}: {name} is {short(theirs)}, not"
-            f" {short(ours)}; score both by the same config"
+            f"{second} and {first} have different protocols: {name} is {short(theirs)} instead of"
+            f" {short(ours)}; score both with the same config"
         )
     rows: list[tuple[str, ...]] = [("", "", str(first), str(second), "difference", "")]
     for mine, yours in zip(one["samplers"], other["samplers"], strict=True):
@@ -60,7 +73,7 @@ def compare(first: Path, second: Path) -> str:
 
 
 def _protocol_differences(one: dict, other: dict) -> Iterator[tuple[str, Any, Any]]:
-    """Yield what decides figures and differs: its name and both values."""
+    """Yield the settings that affect results and differ: name and both values."""
     facts = [_flat(_protocol(results)) for results in (one, other)]
     for name in sorted(facts[0].keys() | facts[1].keys()):
         ours, theirs = (_portable(name, each.get(name)) for each in facts)
@@ -69,7 +82,7 @@ def _protocol_differences(one: dict, other: dict) -> Iterator[tuple[str, Any, An
 
 
 def _protocol(results: dict) -> dict[str, Any]:
-    """What decides the figures of an evaluation: its settings come first, then what follows from
+    """Return everything that determines the results: the settings first, then what follows from
     them.
     """
     config = {k: v for k, v in results.get("config", {}).items() if k not in LOCAL}
@@ -86,7 +99,7 @@ def _protocol(results: dict) -> dict[str, Any]:
 
 
 def _rows(mine: dict, yours: dict) -> Iterator[tuple[str, ...]]:
-    """A row a score of one sampler."""
+    """Yield one row per score of a sampler."""
     for name, ours in mine["scores"].items():
         theirs = yours["scores"][name]
         near = all(
@@ -104,7 +117,7 @@ def _rows(mine: dict, yours: dict) -> Iterator[tuple[str, ...]]:
 
 
 def _portable(name: str, value: Any) -> Any:
-    """Return a setting as it is on any machine."""
+    """Return a setting in a form that is equal on all machines."""
     place = name.rpartition(".")[2] in PLACES
     return Path(value).name if place and isinstance(value, str) else value
 

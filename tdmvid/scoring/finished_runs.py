@@ -1,4 +1,4 @@
-"""Find what to score: the newest finished run, and the evaluation config of its family."""
+"""Find the newest finished run and the evaluation config for its model family."""
 
 from __future__ import annotations
 
@@ -17,46 +17,56 @@ FAMILIES = {
     "CogVideoXPipeline": "vbench_cogvideox2b",
     "WanPipeline": "vbench_wan1.3b",
 }
-"""Stock pipeline -> the evaluation of its family's smallest model."""
+"""Evaluation config of the smallest model of each family, by stock pipeline."""
 IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class Student:
-    """A student on disk, with what its export.json and its run's config say."""
+    """A student on disk, with its export.json and its run's config."""
 
     folder: Path
     facts: dict[str, Any]
     config: dict[str, Any]
-    """Of the run; empty for a student that lies outside of one."""
+    """Settings of the run; empty for a student outside a run folder."""
 
     @property
     def size(self) -> dict[str, Any]:
-        """Return the size that it was trained on, as settings of `video`."""
+        """The size it was trained on, as settings of `video`."""
         return dict(self.facts.get("video", {}))
 
     @property
     def is_video(self) -> bool:
-        """Return whether it makes videos."""
+        """Whether it generates videos."""
         return self.size.get("frames", 1) > 1
 
 
 def read_student(folder: Path) -> Student:
-    """Return the student of a folder; what its files do not say stays empty."""
+    """Read the facts about a student from its folder. Missing files leave them empty.
+
+    Args:
+        folder: Folder of the student.
+
+    Returns:
+        The student.
+    """
     facts, config = _json(folder / FACTS), _json(folder.parent / "config.json")
     own = folder.name in STUDENT_FOLDERS.values()
     return Student(folder, facts, config if own else {})
 
 
 def newest_student(program: str, runs: Path = RUNS) -> tuple[Student, int]:
-    """Return the student of the newest finished run, and how many finished ones there are.
+    """Find the student of the newest finished run.
 
     Args:
-        program: "vbench" takes runs of video models, "image" those of image models.
-        runs: the folder of run folders.
+        program: "vbench" for runs of video models, "image" for runs of image models.
+        runs: Folder that contains the run folders.
+
+    Returns:
+        The student, and the number of finished runs of this kind.
 
     Raises:
-        ValueError: if no run of that kind is finished.
+        ValueError: No run of this kind is finished.
     """
     kind = "video" if program == "vbench" else "image"
     found = [
@@ -71,22 +81,26 @@ def newest_student(program: str, runs: Path = RUNS) -> tuple[Student, int]:
     if not wanted:
         example = "cogvideox2b_4nfe" if kind == "video" else "sd15_4nfe"
         raise ValueError(
-            f"{runs}/ holds no finished run of {'a' if kind == 'video' else 'an'} {kind} model:"
-            f" train one (`tdmvid train --config {example}`), or name a student"
+            f"{runs}/ contains no finished run of {'a' if kind == 'video' else 'an'} {kind} model:"
+            f" train one (`tdmvid train --config {example}`), or give the folder of a student"
             " (--lora FOLDER)"
         )
     return max(wanted, key=_finished), len(wanted)
 
 
 def evaluation_of(student: Student, program: str) -> str:
-    """Return the evaluation config for a student: its run's own, or the one of its family.
+    """Return the evaluation config for a student: the one of its run, or the one of its model
+    family.
 
     Args:
-        student: what is scored.
+        student: Student to score.
         program: "vbench" or "image".
 
+    Returns:
+        Name of an evaluation config.
+
     Raises:
-        ValueError: if the student belongs to no family with an evaluation.
+        ValueError: The student's model family is unknown or has no evaluation config.
     """
     own = student.config.get("evaluate") or {}
     if own.get("program") == program and own.get("config"):
@@ -103,17 +117,20 @@ def evaluation_of(student: Student, program: str) -> str:
         return FAMILIES[pipeline]
     known = ", ".join(sorted(path.stem for path in EVALUATIONS.glob("vbench_*.json")))
     raise ValueError(
-        f"{student.folder} does not say which family it belongs to: name an evaluation"
-        f" (--config), e.g. {known}"
+        f"{student.folder} does not state its model family: choose an evaluation config (--config),"
+        f" e.g. {known}"
     )
 
 
 def size_overrides(trained: Mapping[str, Any], evaluation: str) -> list[str]:
-    """Return `--set` values that score videos of the size that a student was trained on.
+    """Return `--set` values that score videos of the size a student was trained on.
 
     Args:
-        trained: settings of `video`.
-        evaluation: the VBench config; a file of the user's own is taken as it is.
+        trained: Settings of `video` in training.
+        evaluation: The VBench config. A file of the user is not overridden.
+
+    Returns:
+        Overrides; empty if the sizes are equal.
     """
     if Path(evaluation).is_file():
         return []
@@ -126,7 +143,7 @@ def size_overrides(trained: Mapping[str, Any], evaluation: str) -> list[str]:
 
 
 def _model(settings: object) -> str:
-    """Return the name of a model, whoever hosts it and wherever its folder lies."""
+    """Return the name of a model without its owner or folder."""
     path = settings.get("path") if isinstance(settings, dict) else None
     return Path(str(path or "")).name.lower()
 
@@ -136,7 +153,7 @@ def _finished(student: Student) -> float:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file; empty if there is none that can be read."""
+    """Return the JSON object in a file; empty if it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Image metrics of a student beside its teacher: sample, score, compare prompt by prompt; see
-`tdmvid score images`.
+"""Image metrics of a student and its teacher: sample both, score them, compare them prompt by
+prompt. See `tdmvid score images`.
 
-The student's FID to its own teacher says how much of the teacher's style it kept. Measures whose
-weights or libraries are not there are left out and named.
+The FID between the student and its own teacher measures how much of the teacher's style it keeps.
+Metrics whose weights or libraries are missing are listed and skipped.
 """
 
 from __future__ import annotations
@@ -28,19 +28,25 @@ from .results import Pair, Result, write_result
 from .vbench_suite import check_videos
 
 Scores = dict[str, dict[str, float]]
-"""Measure -> prompt -> its mean over seeds."""
+"""Mean over seeds, by metric and prompt."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def ready(config: ImageConfig) -> Preflight:
-    """Check which measures can run here.
+    """Check which metrics can run on this machine.
+
+    Args:
+        config: Settings of the evaluation.
+
+    Returns:
+        Available metrics, and what the others lack.
 
     Raises:
-        ValueError: For the name of no metric.
+        ValueError: A metric is unknown.
     """
     if unknown := sorted(set(config.metrics) - set(METRICS)):
         raise ValueError(
-            f"metrics={list(config.metrics)} contains {unknown[0]!r}, which is no metric: choose"
+            f"metrics={list(config.metrics)} contains the unknown metric {unknown[0]!r}: choose"
             f" from {', '.join(METRICS)}"
         )
     needs = {name: METRICS[name].needs for name in config.metrics}
@@ -51,16 +57,26 @@ def ready(config: ImageConfig) -> Preflight:
 
 
 def run(config: ImageConfig, checked: Preflight, student: Path, out: Path) -> None:
-    """Sample both sides into `out`, measure them and write the results, on any number of ranks."""
+    """Sample student and teacher, score them and write the results, on any number of ranks.
+
+    Args:
+        config: Settings of the evaluation.
+        checked: Result of `ready`.
+        student: Folder of the student.
+        out: Folder to write to.
+
+    Raises:
+        ValueError: No metric can be computed, or the samples do not suffice for one.
+    """
     if not checked.ready:
         print(checked.describe())
         raise ValueError(
-            f"metrics={list(config.metrics)}: nothing can be measured, the files that are missing"
-            " are listed above"
+            f"metrics={list(config.metrics)}: no metric can be computed; install the missing files"
+            " that are listed above"
         )
     shots = shots_of(config)
     check_shots(config, shots, checked.ready)
-    # Ranks wait for the slowest one's last image.
+    # Ranks wait until the slowest one has made its last image.
     world = launch.start("auto", timeout_minutes=24 * 60)
     if world.primary:
         print(checked.describe(), flush=True)
@@ -74,13 +90,29 @@ def run(config: ImageConfig, checked: Preflight, student: Path, out: Path) -> No
 
 
 def shots_of(config: ImageConfig) -> list[Shot]:
-    """Return every prompt with every seed."""
+    """Return every prompt with every seed.
+
+    Args:
+        config: Settings of the evaluation.
+
+    Returns:
+        Samples to make.
+    """
     prompts = read_prompts(Path(config.prompts), column=config.column)
     return plan_shots(prompts[: config.limit or None], range(config.seeds), frames=1)
 
 
 def check_shots(config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> None:
-    """Raise ValueError, before anything is sampled, for what the measures could not be taken of."""
+    """Check before sampling that the metrics can be computed.
+
+    Args:
+        config: Settings of the evaluation.
+        shots: Samples to make.
+        metrics: Names of the metrics.
+
+    Raises:
+        ValueError: A metric cannot score the prompts, or needs more images.
+    """
     sets = {"images": len(shots)}
     if config.reference:
         sets[f"pictures in {config.reference!r}"] = len(_pictures(config))
@@ -90,8 +122,8 @@ def check_shots(config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]
         for what, count in sets.items():
             if isinstance(metric, SetMetric) and count < metric.smallest:
                 raise ValueError(
-                    f"metrics: {metric.name} compares sets of at least {metric.smallest}, these"
-                    f" are {count} {what}"
+                    f"metrics: {metric.name} needs sets of at least {metric.smallest}, but there"
+                    f" are {count} {what}; add more, or remove this metric"
                 )
 
 
@@ -103,7 +135,16 @@ def _pictures(config: ImageConfig) -> list[Path]:
 
 
 def image_set(config: ImageConfig, files: list[Path], prompts: list[str]) -> ImageSet:
-    """Put images together with the place and the device where they are measured."""
+    """Create a set of images with the device and weights folder for computing metrics.
+
+    Args:
+        config: Settings of the evaluation.
+        files: Image files.
+        prompts: Prompt of each file; empty for real images.
+
+    Returns:
+        The set.
+    """
     return ImageSet(
         files,
         prompts,
@@ -114,7 +155,17 @@ def image_set(config: ImageConfig, files: list[Path], prompts: list[str]) -> Ima
 
 
 def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> Scores:
-    """Return the measures of single images, averaged over each prompt's seeds."""
+    """Compute the metrics of single images, averaged over the seeds of each prompt.
+
+    Args:
+        folder: Folder of the samples.
+        config: Settings of the evaluation.
+        shots: The samples.
+        metrics: Names of the metrics.
+
+    Returns:
+        Scores by metric and prompt.
+    """
     images = image_set(
         config, [folder / shot.file for shot in shots], [shot.prompt for shot in shots]
     )
@@ -128,7 +179,18 @@ def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[s
 def score_sets(
     out: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """Compare sets: the student with the teacher, and both with the real images, if any."""
+    """Compute set metrics between student and teacher, and between both and the real images if
+    there are any.
+
+    Args:
+        out: Folder with the samples of both.
+        config: Settings of the evaluation.
+        shots: The samples.
+        metrics: Names of the metrics.
+
+    Returns:
+        Values by comparison and metric.
+    """
     wanted: dict[Any, list[str]] = {}
     for name, metric in METRICS.items():
         if name in metrics and isinstance(metric, SetMetric):
@@ -154,7 +216,14 @@ def score_sets(
 
 
 def measures(scores: Scores) -> dict[str, Measure]:
-    """Average over prompts, with bootstrap intervals."""
+    """Average scores over prompts, with bootstrap intervals.
+
+    Args:
+        scores: Scores by metric and prompt.
+
+    Returns:
+        Means by metric.
+    """
     return {
         name: mean_over_groups(torch.tensor(list(values.values())), torch.arange(len(values)))
         for name, values in scores.items()
@@ -162,7 +231,15 @@ def measures(scores: Scores) -> dict[str, Measure]:
 
 
 def differences(student: Scores, teacher: Scores) -> dict[str, Measure]:
-    """Compare both sides, paired by prompt."""
+    """Compare student and teacher, paired by prompt.
+
+    Args:
+        student: Scores by metric and prompt.
+        teacher: Scores by metric and prompt.
+
+    Returns:
+        Mean differences by metric, positive if the student's score is higher.
+    """
     return {
         name: paired_difference(
             *(
@@ -177,7 +254,18 @@ def differences(student: Scores, teacher: Scores) -> dict[str, Measure]:
 def compare(
     out: Path, config: ImageConfig, shots: list[Shot], checked: Preflight, *, said: tuple[str, ...]
 ) -> Path:
-    """Score both sides and write results.json, .md and .html; said: what a reader must know."""
+    """Score student and teacher and write results.json, results.md and results.html.
+
+    Args:
+        out: Folder with the samples of both, and for the results.
+        config: Settings of the evaluation.
+        shots: The samples.
+        checked: Available metrics.
+        said: Further notes for the reader.
+
+    Returns:
+        The page.
+    """
     for name in NAMES:
         check_videos(out / name, [shot.file for shot in shots], config.video)
     sides = {name: score(out / name, config, shots, checked.ready) for name in NAMES}
@@ -212,8 +300,8 @@ def compare(
 
 
 def _pairs(out: Path, shots: list[Shot], student: Scores, teacher: Scores) -> list[Pair]:
-    """Return a pair for every prompt, of its first seed; its gain is in standard deviations of the
-    first measure of single images.
+    """Return a pair of samples for each prompt, with its first seed. The gain is in standard
+    deviations of the first metric of single images.
     """
     if not student:
         return []

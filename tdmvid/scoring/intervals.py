@@ -1,4 +1,4 @@
-"""Measured values with 95 % confidence intervals: bootstraps over prompts, and shares of votes.
+"""Values with 95 % confidence intervals: bootstraps over prompts, and shares of votes.
 
 Shapes: N samples, G prompts (groups of samples that belong together), R resamples.
 """
@@ -15,7 +15,7 @@ RESAMPLES, SEED = 1000, 2024
 
 @dataclass(frozen=True)
 class Measure:
-    """A measured value and the ends of its 95 % confidence interval."""
+    """A value and the ends of its 95 % confidence interval."""
 
     value: float
     low: float
@@ -23,7 +23,15 @@ class Measure:
 
 
 def percentiles(value: float, resampled: Tensor) -> Measure:
-    """Return `value` with the 2.5th and 97.5th percentile of what the resamples [R] gave."""
+    """Return a value with the 2.5th and 97.5th percentiles of its bootstrap.
+
+    Args:
+        value: The value.
+        resampled: Values [R] of the resamples.
+
+    Returns:
+        Value and interval.
+    """
     low, high = torch.quantile(
         resampled.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)
     ).tolist()
@@ -31,15 +39,28 @@ def percentiles(value: float, resampled: Tensor) -> Measure:
 
 
 def resamples(count: int) -> Tensor:
-    """Draw indices [R, count] with repetition, the same in every call: what is compared is
-    resampled together.
+    """Draw bootstrap indices with repetition.
+
+    They are the same in every call, so values that are compared are resampled together.
+
+    Args:
+        count: Number of groups G.
+
+    Returns:
+        Indices [R, G].
     """
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(SEED))
 
 
 def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
-    """Average values [N], with percentiles of a bootstrap over the G groups that group [N] numbers
-    from 0.
+    """Average values, with a bootstrap interval over groups.
+
+    Args:
+        values: Values [N].
+        group: Group of each value, numbered from 0, [N].
+
+    Returns:
+        Mean and interval.
     """
     count = int(group.max()) + 1
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, values.double())
@@ -51,22 +72,42 @@ def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
 
 
 def paired_difference(ours: Tensor, theirs: Tensor) -> Measure:
-    """Average ours - theirs [G], one value a prompt each, with percentiles of a bootstrap over the
-    prompts.
+    """Average the differences between paired values, with a bootstrap interval over prompts.
+
+    Args:
+        ours: One value per prompt [G].
+        theirs: One value per prompt [G].
+
+    Returns:
+        Mean of `ours - theirs` and its interval.
+
+    Raises:
+        ValueError: The values are not paired.
     """
     if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
         raise ValueError(
-            f"{list(ours.shape)} and {list(theirs.shape)} values: a paired difference takes one of"
-            " each side for every prompt"
+            f"{list(ours.shape)} and {list(theirs.shape)} values: a paired difference needs one"
+            " value of each side per prompt"
         )
     return mean_over_groups(ours.double() - theirs.double(), torch.arange(len(ours)))
 
 
 def binomial(wins: int, votes: int) -> Measure:
-    """Return the share of votes won, with Wilson's score interval."""
+    """Return the share of votes won, with Wilson's score interval.
+
+    Args:
+        wins: Number of votes won.
+        votes: Number of votes.
+
+    Returns:
+        Share and interval.
+
+    Raises:
+        ValueError: There are no votes, or more wins than votes.
+    """
     from scipy.stats import binomtest
 
     if not 0 <= wins <= votes or not votes:
-        raise ValueError(f"{wins} of {votes} votes: at least one vote, and no more won than cast")
+        raise ValueError(f"{wins} of {votes} votes: needs at least one vote, and at most all won")
     ends = binomtest(wins, votes).proportion_ci(0.95, method="wilson")
     return Measure(wins / votes, ends.low, ends.high)

@@ -1,10 +1,10 @@
-"""Seconds and peak memory of a student beside its teacher: text encoder, denoiser, autoencoder, and
-one whole call.
+"""Measure seconds and peak memory of a student and its teacher: text encoder, denoiser,
+autoencoder, and a whole call.
 
-With few steps the autoencoder can take most of the time: the speed-up of the whole is then far
-below the ratio of network calls, which is why both are printed. "All" is the sum of the stages,
-"end to end" one stock call from a prompt to pictures, everything on the device; where they
-disagree, it is said.
+With few steps the autoencoder can take most of the time, so the speed-up of the whole is far below
+the ratio of network calls. Both are therefore printed. "All" is the sum of the stages. "End to end"
+is one call of the stock pipeline from prompt to video with everything on the device. If the two
+differ, the table says so.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ..sampling.student import use_student
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 STAGES = ("text", "denoiser", "autoencoder")
 AGREE = 0.1
-"""Share by which a whole call may differ from the sum of its stages without being mentioned."""
+"""Relative difference between a whole call and the sum of its stages below which it is not
+mentioned.
+"""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Median, fastest and slowest of some calls in seconds, and the peak of memory in bytes over
-    all of them.
+    """Median, minimum and maximum seconds of repeated calls, and their peak memory in bytes.
 
-    On a GPU the memory is the device's, on a CPU the process's; None where the system does not
-    tell.
+    Memory is that of the GPU, or of the process on a CPU; None if the system does not report it.
     """
 
     seconds: float
@@ -46,8 +46,18 @@ class Stage:
 
 
 def measure(call: Callable[[], object], device: torch.device, *, repeats: int) -> Stage:
-    """Time `call` that often after one call that is not timed, in which weights are loaded and
-    kernels chosen.
+    """Time a function after one untimed warm-up call, which loads weights and selects kernels.
+
+    Args:
+        call: The function.
+        device: Device it runs on.
+        repeats: Number of timed calls.
+
+    Returns:
+        Seconds and peak memory.
+
+    Raises:
+        ValueError: `repeats` is less than 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least 1")
@@ -67,20 +77,26 @@ def measure(call: Callable[[], object], device: torch.device, *, repeats: int) -
 def time_samplers(
     backbone: Backbone, student: Path, prompts: list[str], *, steps: int, cfg: float, repeats: int
 ) -> dict:
-    """Time a student beside its teacher on one batch.
+    """Time a student and its teacher on one batch.
 
     Args:
-        steps: of the teacher; the student's are in its export.json.
-        cfg: guidance scale of the teacher.
+        backbone: The teacher's model family.
+        student: Folder of the student.
+        prompts: Prompts of the batch.
+        steps: Steps of the teacher. The student's are in its export.json.
+        cfg: Guidance scale of the teacher.
+        repeats: Number of timed calls.
 
     Returns:
-        What `compare` found, with the machine, the model and the size that were timed.
+        Result of `compare`, with the machine, the model and the size that were timed.
+
+    Raises:
+        ValueError: The student does not state its number of steps.
     """
     trained = read_facts(student).get("steps")
     if not trained:
         raise ValueError(
-            f"{student} does not say for how many steps it was trained: export it with"
-            " `tdmvid export`"
+            f"{student} does not state its number of steps: export it again with `tdmvid export`"
         )
     samplers: dict[str, tuple[Path | None, int, float]] = {
         "teacher": (None, steps, cfg),
@@ -118,8 +134,21 @@ def stages(
     cfg: float,
     repeats: int,
 ) -> dict[str, Stage]:
-    """Time every stage of one sampler's batch alone; what a stage gives is made once, for the
-    next. Given first frames, which are grey here, count as text.
+    """Time every stage of one sampler separately. The result of a stage is computed once for the
+    next.
+
+    For models that take a first frame, encoding a grey one counts as text.
+
+    Args:
+        backbone: The teacher's model family.
+        student: Folder of the student; None times the teacher.
+        prompts: Prompts of the batch.
+        steps: Number of steps.
+        cfg: Guidance scale; 1 for none.
+        repeats: Number of timed calls.
+
+    Returns:
+        Seconds and memory by stage.
     """
     device, texts = backbone.device, prompts if cfg == 1 else [*prompts, ""]
     images = backbone.blank_images(len(prompts)) if backbone.takes_images else None
@@ -156,7 +185,19 @@ def end_to_end(
     cfg: float,
     repeats: int,
 ) -> Stage:
-    """Time the stock pipeline's call as a user makes it, from prompts to pictures."""
+    """Time a whole call of the stock pipeline as a user makes it, from prompts to decoded samples.
+
+    Args:
+        backbone: The teacher's model family.
+        student: Folder of the student; None times the teacher.
+        prompts: Prompts of the batch.
+        steps: Number of steps.
+        cfg: Guidance scale; 1 for none.
+        repeats: Number of timed calls.
+
+    Returns:
+        Seconds and memory of the call.
+    """
     pipeline = use_student(backbone, student, whole=True)
     images = backbone.blank_images(len(prompts)) if backbone.takes_images else None
     return measure(
@@ -169,8 +210,15 @@ def end_to_end(
 def compare(
     timed: dict[str, dict[str, Stage]], calls: dict[str, int], whole: dict[str, Stage]
 ) -> dict:
-    """Return both samplers' stages with sums and shares, their whole calls, and how many times
-    faster the student is.
+    """Compute sums, shares and speed-ups.
+
+    Args:
+        timed: Stages by sampler ("teacher", "student").
+        calls: Network calls by sampler.
+        whole: End-to-end call by sampler.
+
+    Returns:
+        Both samplers' times, and how many times faster the student is.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, parts in timed.items():
@@ -195,8 +243,15 @@ def compare(
 
 
 def table(found: dict, batch: int) -> str:
-    """Return a Markdown table: seconds per video, share and peak memory of every stage, and what a
-    whole call says of their sum.
+    """Format the result of `compare` as a Markdown table.
+
+    Args:
+        found: Result of `compare`.
+        batch: Number of videos in the batch that was timed.
+
+    Returns:
+        Seconds per video, shares and peak memory, with a note if a whole call and the sum of its
+        stages differ.
     """
     lines = [
         (
@@ -228,8 +283,8 @@ def table(found: dict, batch: int) -> str:
                 f" {'more' if row['unexplained'] > 0 else 'less'}"
             )
             lines.append(
-                f"\nThe {name}'s whole call takes {more} than its stages together: quote the whole"
-                " call."
+                f"\nThe {name}'s whole call takes {more} than its stages together: use the"
+                " end-to-end figures."
             )
     return "\n".join(lines)
 
@@ -240,12 +295,12 @@ def _wait(device: torch.device) -> None:
 
 
 def _reset_peak(device: torch.device) -> bool:
-    """Start the high-water mark over; whether the system can."""
+    """Reset the peak memory. Returns whether the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        _CLEAR.write_text("5")  # Linux: this process's own
+        _CLEAR.write_text("5")  # Linux: resets the peak of this process
     except OSError:
         return False
     return True

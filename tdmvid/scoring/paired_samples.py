@@ -1,6 +1,4 @@
-"""The two sides of every comparison: a student and its teacher, sampled from the same prompts and
-the same noise.
-"""
+"""Sample both sides of a comparison: a student and its teacher, with the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -25,8 +23,16 @@ EvaluationConfig = VBenchConfig | ImageConfig
 def sample_sides(
     out: Path, shots: list[Shot], config: EvaluationConfig, student: Path, world: launch.World
 ) -> None:
-    """Sample out/student and out/teacher; each file is made once, however often and on however many
-    ranks this runs.
+    """Sample student and teacher into out/student and out/teacher.
+
+    Existing files are kept, so sampling can be interrupted and continued on any number of ranks.
+
+    Args:
+        out: Folder to write to.
+        shots: Samples to make.
+        config: Settings of the evaluation.
+        student: Folder of the student.
+        world: Processes of the run.
     """
     backbone = _backbone(config, student, world)
     teacher = Sampler(None, **asdict(config.teacher))
@@ -43,7 +49,16 @@ def sample_sides(
 
 
 def check_sides(out: Path, config: EvaluationConfig, student: Path) -> None:
-    """Raise ValueError if the videos in `out` are of another student, teacher or size."""
+    """Check that the samples in a folder belong to this student, teacher and size.
+
+    Args:
+        out: Folder of the samples.
+        config: Settings of the evaluation.
+        student: Folder of the student.
+
+    Raises:
+        ValueError: There are no samples, or they were made with other settings.
+    """
     teacher = {key: value or None for key, value in asdict(config.teacher).items()}
     teacher |= {"cfg": config.teacher.cfg, "weights": None}
     both: dict = {"video": asdict(config.video)}
@@ -54,7 +69,7 @@ def check_sides(out: Path, config: EvaluationConfig, student: Path) -> None:
         path = out / name / SETTINGS
         if not path.is_file():
             raise ValueError(
-                f"{path.parent} has no {SETTINGS}: sample first (--stage sample), or give another"
+                f"{path.parent} has no {SETTINGS}: sample first (--stage sample), or choose another"
                 " --out"
             )
         there = read_object(path)
@@ -62,22 +77,33 @@ def check_sides(out: Path, config: EvaluationConfig, student: Path) -> None:
         for key, value in (wanted | both).items():
             if there.get(key) != value:
                 raise ValueError(
-                    f"{path.parent} holds videos of {key}={there.get(key)!r}, these have {value!r}:"
-                    " use the same, or another --out"
+                    f"{path.parent} contains videos made with {key}={there.get(key)!r}, but this"
+                    f" evaluation has {value!r}: use the same value, or another --out"
                 )
 
 
 def sample_metadata(out: Path) -> dict:
-    """Return whose samples lie in `out`: the student's `weights` (a digest of its folder) and the
-    `model` that both sides were computed with.
+    """Return facts about the samples in a folder.
+
+    Args:
+        out: Folder of the samples.
+
+    Returns:
+        The student's `weights` (a digest of its folder) and the `model` used for both sides.
     """
     settings = read_object(out / NAMES[0] / SETTINGS)
     return {key: settings[key] for key in ("weights", "model")}
 
 
 def config_mismatches(config: EvaluationConfig, student: Path) -> tuple[str, ...]:
-    """Return sentences on what the config sets otherwise than the student's training; they belong
-    beside every figure.
+    """Describe where the evaluation differs from the student's training.
+
+    Args:
+        config: Settings of the evaluation.
+        student: Folder of the student.
+
+    Returns:
+        Sentences to show next to every result.
     """
     trained, size = read_facts(student), asdict(config.video)
     pairs = (
@@ -105,7 +131,7 @@ def _backbone(config: EvaluationConfig, student: Path, world: launch.World) -> B
         print(line, flush=True)
     if config.model.path:
         model, trained = config.model, None
-        if not model.adapters:  # whatever names the base anew, the student has them beneath it
+        if not model.adapters:  # the student was trained on top of the base's LoRAs
             facts = read_facts(student)
             stated = {"adapters": facts.get("model", {}).get("adapters", ())}
             model = replace(model, adapters=from_dict(ModelConfig, stated, "model").adapters)
@@ -113,8 +139,8 @@ def _backbone(config: EvaluationConfig, student: Path, world: launch.World) -> B
         return load_teacher(model, config.video, device=world.device, trained=trained)
     if config.model != ModelConfig():
         raise ValueError(
-            "model.path is empty, so the student names its base, and other settings of `model`"
-            " would do nothing: give the path too, or leave them out"
+            "model.path is empty, so the student's own base is used and other settings of `model`"
+            " have no effect: set model.path too, or remove them"
         )
     size = config.video
     return load_for_sampling(

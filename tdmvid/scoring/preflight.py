@@ -1,5 +1,5 @@
-"""Which files a metric needs before it can run: said beforehand, all at once, with their sources
-and places.
+"""Check beforehand which files metrics need, and list the missing ones with their sources and
+places.
 """
 
 from __future__ import annotations
@@ -11,44 +11,49 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Needed:
-    """What a metric reads: a file or folder, by its place under the cache folder, or a Python
-    package, by its name.
+    """A file, folder or Python package that a metric needs.
+
+    `path` is relative to the cache folder, or is the name of the package.
     """
 
     path: str
     source: str
     package: bool = False
     url: str = ""
-    """Where a program fetches it, if `source` is not that address: of a file, of a .zip that holds
+    """Where a program downloads it, if `source` is not that address: a file, a .zip that contains
     it, "git+" with a repository, or "hub:" with the name of a model.
     """
 
     @property
     def fetched_from(self) -> str:
-        """Return where a program fetches it."""
+        """Address to download it from."""
         return self.url or self.source
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What can run with the files that are there."""
+    """Which metrics can run with the files that exist."""
 
     ready: tuple[str, ...]
     missing: Mapping[str, tuple[Needed, ...]]
-    """Metric -> the files it lacks."""
+    """What each unavailable metric lacks."""
     cache: Path
 
     @property
     def whole(self) -> bool:
-        """Return whether everything that was asked for can run."""
+        """Whether all requested metrics can run."""
         return not self.missing
 
     def describe(self) -> str:
-        """Return lines for a person: what runs, what does not, and each missing file once."""
-        lines = [f"runs without more files: {', '.join(self.ready) or 'nothing'}"]
+        """List the available metrics, the unavailable ones, and each missing file once.
+
+        Returns:
+            Lines of text.
+        """
+        lines = [f"available: {', '.join(self.ready) or 'none'}"]
         if self.missing:
             lines.append(
-                f"left out for want of files under {self.cache}: {', '.join(self.missing)}"
+                f"skipped, because files are missing in {self.cache}: {', '.join(self.missing)}"
             )
             for need in dict.fromkeys(need for needs in self.missing.values() for need in needs):
                 users = [metric for metric, needs in self.missing.items() if need in needs]
@@ -66,10 +71,17 @@ def preflight(
     *,
     packages: Collection[str] = (),
 ) -> Preflight:
-    """Check what each metric needs; an empty file or folder, which a broken download leaves, is
+    """Check what each metric needs. An empty file or folder, as left by a failed download, is
     missing.
 
-    packages: those that the environment which will run the metrics has.
+    Args:
+        metrics: Names of the metrics.
+        needs: What each metric needs.
+        cache: Folder of the files.
+        packages: Packages of the environment that will run the metrics.
+
+    Returns:
+        Available and unavailable metrics.
     """
     missing = {}
     for metric in metrics:

@@ -1,5 +1,5 @@
-"""What a run of scores is read from: JSON for programs, a Markdown table, and a page with the pairs
-side by side.
+"""Write the results of an evaluation: JSON, a Markdown table, and a page that shows samples side by
+side.
 """
 
 from __future__ import annotations
@@ -18,34 +18,44 @@ from .intervals import Measure
 
 @dataclass(frozen=True)
 class Pair:
-    """The same prompt and seed by two samplers, and how much better ours is."""
+    """Samples of two samplers with the same prompt and seed, and how much better ours is."""
 
     prompt: str
     gain: float
     files: tuple[Path, Path]
-    """Ours, theirs."""
+    """Our file and theirs."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of a student beside its teacher."""
+    """Scores of a student and its teacher."""
 
     title: str
     protocol: str
     notes: tuple[str, ...]
-    """What a reader must know before quoting a figure: what was left out, above all."""
+    """What a reader must know before quoting a result, such as metrics that were skipped."""
     names: tuple[str, str]
-    """Student, teacher."""
+    """Names of student and teacher."""
     scores: tuple[Mapping[str, Measure], Mapping[str, Measure]]
     differences: Mapping[str, Measure]
     figures: tuple[str, ...] = ()
-    """What is measured of a whole set of samples and has no pairs, such as FID."""
+    """Results for whole sets of samples, which are not paired, such as FID."""
     percent: bool = True
     facts: Mapping[str, object] | None = None
 
 
 def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) -> Path:
-    """Write results.json, results.md and results.html to `out`; the page's path."""
+    """Write results.json, results.md and results.html.
+
+    Args:
+        out: Folder to write to.
+        result: The scores.
+        pairs: Pairs of samples.
+        shown: Maximum number of best and of worst pairs on the page.
+
+    Returns:
+        The page.
+    """
     sides = [
         {"name": name, "scores": {k: asdict(m) for k, m in scores.items()}}
         for name, scores in zip(result.names, result.scores, strict=True)
@@ -63,7 +73,7 @@ def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) ->
     )
     write_text(out / "results.md", markdown(result))
     best, worst = best_and_worst(pairs, shown)
-    groups = [("Where the student falls furthest behind", worst), ("Where it gains most", best)]
+    groups = [("Largest losses of the student", worst), ("Largest gains of the student", best)]
     rows = [
         (
             title,
@@ -82,8 +92,14 @@ def write_result(out: Path, result: Result, pairs: list[Pair], *, shown: int) ->
 
 
 def best_and_worst(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the `count` pairs of the largest gain and those of the smallest, the extreme ones
-    first; no pair is in both.
+    """Return the pairs with the largest and the smallest gains.
+
+    Args:
+        pairs: All pairs.
+        count: Maximum number of each. No pair is in both lists.
+
+    Returns:
+        Best and worst pairs, most extreme first.
     """
     ranked = sorted(pairs, key=lambda pair: (-pair.gain, pair.prompt))
     count = min(count, len(ranked) // 2)
@@ -91,7 +107,14 @@ def best_and_worst(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair
 
 
 def table(result: Result) -> list[tuple[str, str, str, str]]:
-    """Return a row a score: its name, the student's, the teacher's, and their difference."""
+    """Return one row per score.
+
+    Args:
+        result: The scores.
+
+    Returns:
+        Rows of name, student's score, teacher's score and difference.
+    """
     scale, unit = (100.0, 2) if result.percent else (1.0, 4)
 
     def text(measure: Measure, sign: str = "") -> str:
@@ -111,7 +134,14 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
 
 
 def markdown(result: Result) -> str:
-    """Return the table with its protocol and notes, to paste beside a claim."""
+    """Format the scores as a Markdown table with protocol and notes.
+
+    Args:
+        result: The scores.
+
+    Returns:
+        Markdown text.
+    """
     lines = [f"# {escape(result.title)}", "", escape(result.protocol), ""]
     lines += [f"**{escape(note)}**\n" for note in result.notes]
     names = " | ".join(map(escape, result.names))

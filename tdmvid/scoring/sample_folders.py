@@ -1,7 +1,8 @@
-"""What the samples in a folder look like: motion, colour, sharpness and diversity, with intervals.
+"""Measure the samples in a folder: motion, colour, sharpness and diversity, with intervals.
 
-A folder that `tdmvid sample` made says in its manifest.jsonl which prompt each file shows. In any
-other one, files of a prompt share their name up to a number: "a ring-0.mp4" and "a ring-1.mp4".
+The manifest.jsonl of a folder made by `tdmvid sample` has the prompt of each file. In other
+folders, files of the same prompt have the same name up to a number: "a ring-0.mp4" and "a
+ring-1.mp4".
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from .intervals import Measure, mean_over_groups
 
 @dataclass(frozen=True)
 class FolderScores:
-    """The measures of a folder's samples."""
+    """Measures of the samples in a folder."""
 
     folder: Path
     samples: int
     prompts: int
     scores: dict[str, Measure]
-    """By name; intervals by a bootstrap over prompts."""
+    """Values by name; intervals from a bootstrap over prompts."""
 
     def facts(self) -> dict:
-        """Return the scores as JSON holds them."""
+        """Return the scores as JSON-compatible objects.
+
+        Returns:
+            Folder, number of samples and prompts, and scores.
+        """
         return {
             "folder": str(self.folder),
             "samples": self.samples,
@@ -42,13 +47,17 @@ class FolderScores:
 
 
 def score_folder(folder: Path, *, limit: int = 0) -> FolderScores:
-    """Measure every sample of a folder.
+    """Measure all samples in a folder.
 
     Args:
-        limit: Use only the first so many files; 0 uses all.
+        folder: Folder of images or videos.
+        limit: Use only this many files; 0 uses all.
+
+    Returns:
+        The measures.
 
     Raises:
-        ValueError: If there are none, or they are not all of one size.
+        ValueError: There are no samples, or their sizes differ.
     """
     shown = samples_of(folder, limit=limit)
     each: dict[str, list[Tensor]] = {}
@@ -59,8 +68,8 @@ def score_folder(folder: Path, *, limit: int = 0) -> FolderScores:
         size = size or tuple(video.shape[2:])
         if tuple(video.shape[2:]) != size:
             raise ValueError(
-                f"{path}: {_size(tuple(video.shape[2:]))}, where other samples of {folder} are"
-                f" {_size(size)}: give a folder of samples of one size"
+                f"{path} is {_size(tuple(video.shape[2:]))}, but other samples in {folder} are"
+                f" {_size(size)}: give a folder whose samples have the same size"
             )
         for name, value in appearance(video).items():
             each.setdefault(name, []).append(value)
@@ -74,7 +83,14 @@ def score_folder(folder: Path, *, limit: int = 0) -> FolderScores:
 
 
 def describe(scored: list[FolderScores]) -> str:
-    """Return a table with a column for each folder."""
+    """Format measures as a table with one column per folder.
+
+    Args:
+        scored: Measures of each folder.
+
+    Returns:
+        The table.
+    """
     names = dict.fromkeys(name for one in scored for name in one.scores)
     head = ["", *(f"{one.folder} ({one.samples} of {one.prompts} prompts)" for one in scored)]
     rows = [head]
@@ -107,17 +123,20 @@ def _text(measure: Measure | None) -> str:
 
 
 def within_prompts(small: Tensor, group: Tensor) -> Measure | None:
-    """Return the mean distance of two samples of a prompt; None where each prompt has one sample.
+    """Return the mean distance between two samples of the same prompt.
 
     Args:
         small: Features [N, D].
-        group: The number of each sample's prompt, from 0: [N].
+        group: Prompt of each sample, numbered from 0, [N].
+
+    Returns:
+        Distance and interval; None if every prompt has only one sample.
     """
     return dict(_diversity(small, group)).get("seeds")
 
 
 def _diversity(small: Tensor, group: Tensor) -> Iterator[tuple[str, Measure]]:
-    """Distances of samples, averaged over the pairs of each prompt first."""
+    """Yield distances between samples, averaged over the pairs of each prompt first."""
     prompts = group.tolist()
     pairs = torch.ones(len(prompts), len(prompts)).triu(1).nonzero()
     same = group[pairs[:, 0]] == group[pairs[:, 1]]
@@ -127,7 +146,15 @@ def _diversity(small: Tensor, group: Tensor) -> Iterator[tuple[str, Measure]]:
 
 
 def samples_of(folder: Path, *, limit: int = 0) -> dict[Path, str]:
-    """Return the samples of a folder, and which prompt each shows; limit: see `score_folder`."""
+    """Return the samples in a folder with their prompts.
+
+    Args:
+        folder: Folder of images or videos.
+        limit: Return only this many files; 0 for all.
+
+    Returns:
+        Prompt of each file.
+    """
     files = media_files(folder, VIDEOS | IMAGES)
     files = files[:limit] if limit else files
     known = {entry["file"]: entry.get("prompt") for entry in read_manifest(folder)}
@@ -140,12 +167,19 @@ def samples_of(folder: Path, *, limit: int = 0) -> dict[Path, str]:
 
 
 def _stem(path: Path, folder: Path) -> str:
-    """What a file's name says of its prompt: all but the seed."""
+    """Return the part of a file name that identifies the prompt, without the seed."""
     return re.sub(r"-\d+$", "", path.relative_to(folder).with_suffix("").as_posix())
 
 
 def read_sample(path: Path) -> Tensor:
-    """Read a video or an image as [3, F, H, W] in [-1, 1]."""
+    """Read a video or an image.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Sample [3, F, H, W] in [-1, 1].
+    """
     if path.suffix.lower() not in IMAGES:
         return read_video(path)
     pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)

@@ -1,6 +1,6 @@
-"""Fetch the weights that VBench's dimensions lack, before anything is scored: `--download`.
+"""Download the weights that VBench's dimensions need before scoring (`--download`).
 
-A file is there whole or not at all; one that cannot be had does not keep the others from coming.
+Files are downloaded atomically. A failed download does not stop the others.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from ..data.files import atomic_path
 from .preflight import Needed, Preflight
 
 SECONDS = 60
-"""How long a server may be silent."""
+"""Seconds after which a silent server counts as failed."""
 HUB, GIT = "hub:", "git+"
 OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "*.onnx", "*.mlmodel", "coreml/*"]
 
 
 def download(checked: Preflight, python: Path) -> dict[str, str]:
-    """Fetch every file and package that is missing.
+    """Download all missing files and packages.
 
     Args:
-        checked: says what is missing.
-        python: the interpreter of VBench's environment, which packages are installed into.
+        checked: What is missing.
+        python: Python interpreter of the VBench environment, to install packages into.
 
     Returns:
-        What could not be had, with the reason.
+        Reasons of failed downloads, by path.
     """
     failed: dict[str, str] = {}
     for need in dict.fromkeys(need for needs in checked.missing.values() for need in needs):
-        print(f"fetches {need.path} from {need.fetched_from}", flush=True)
+        print(f"downloading {need.path} from {need.fetched_from}", flush=True)
         try:
             _fetch(need, checked.cache / need.path, python)
-        except Exception as error:  # servers, git and pip fail in any way
+        except Exception as error:  # servers, git and pip raise all kinds of errors
             failed[need.path] = f"{type(error).__name__}: {error}".split("\n")[0]
     return failed
 
 
 def _fetch(need: Needed, path: Path, python: Path) -> None:
-    """Fetch one file, folder or package."""
+    """Download one file, folder or package."""
     url = need.fetched_from
     path.parent.mkdir(parents=True, exist_ok=True)
     if need.package:
@@ -67,7 +67,7 @@ def _fetch(need: Needed, path: Path, python: Path) -> None:
 
 
 def _fetch_member(url: str, path: Path) -> None:
-    """Fetch a file out of an archive, by its name alone."""
+    """Download a file from an archive, found by its name."""
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         archive = Path(aside, "archive.zip")
         _fetch_file(url, archive)
@@ -80,7 +80,7 @@ def _fetch_member(url: str, path: Path) -> None:
 
 
 def _fetch_file(url: str, path: Path) -> None:
-    """Fetch a file whole; a page that says why it is not there is no file."""
+    """Download a complete file. An HTML page instead of the file is an error."""
     request = urllib.request.Request(url, headers={"User-Agent": "tdmvid"})
     with urllib.request.urlopen(request, timeout=SECONDS) as answer, path.open("wb") as file:
         shutil.copyfileobj(answer, file)
@@ -89,4 +89,4 @@ def _fetch_file(url: str, path: Path) -> None:
     with path.open("rb") as file:
         is_page = file.read(64).lstrip()[:5].lower() in (b"<!doc", b"<html")
     if is_page or size == 0 or (promised and size != int(promised)):
-        raise ValueError(f"{size} of {promised or 'unknown'} bytes came, or a web page")
+        raise ValueError(f"received {size} of {promised or 'unknown'} bytes, or a web page")

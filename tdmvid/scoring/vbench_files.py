@@ -1,8 +1,7 @@
-"""What VBench 0.1.5 reads: the files of each dimension under its cache folder, and where they come
-from.
+"""Files that VBench 0.1.5 reads for each dimension from its cache folder, and their sources.
 
-The package would fetch a missing file itself, in the middle of a run and with no way to say no;
-so nothing is started before all files of a dimension are in place (`--download` fetches them).
+The package would download a missing file itself in the middle of a run, without asking. Therefore a
+dimension is only started when all of its files exist (`--download` downloads them).
 """
 
 from __future__ import annotations
@@ -115,18 +114,27 @@ NEEDS: dict[str, tuple[Needed, ...]] = {
     "temporal_style": _VICLIP,
     "overall_consistency": _VICLIP,
 }
-"""Only temporal_flickering needs nothing of its own; VBench's protocol filters its videos with
-RAFT, see `needs_of`.
+"""Files by dimension. temporal_flickering needs none of its own, but VBench's protocol filters its
+videos with RAFT, see `needs_of`.
 """
 
 
 def needs_of(*, static_filter: bool) -> dict[str, tuple[Needed, ...]]:
-    """Return the table, with what the filter of temporal_flickering's videos needs where the run
-    filters them.
+    """Return the files that each dimension needs.
+
+    Args:
+        static_filter: Whether the videos of temporal_flickering are filtered.
+
+    Returns:
+        Files by dimension.
     """
     return NEEDS | ({"temporal_flickering": (RAFT,)} if static_filter else {})
 
 
 def default_cache() -> Path:
-    """Return where the package looks if it is not told otherwise."""
+    """Return the cache folder that the VBench package uses by default.
+
+    Returns:
+        VBENCH_CACHE_DIR, or ~/.cache/vbench.
+    """
     return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")

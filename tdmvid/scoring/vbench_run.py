@@ -1,5 +1,5 @@
-"""VBench of a student beside its teacher: sample, score with the real package, compare prompt by
-prompt; see `tdmvid score vbench`.
+"""VBench for a student and its teacher: sample both, score them with the VBench package, compare
+them prompt by prompt. See `tdmvid score vbench`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Stage = Literal["all", "sample", "score"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run of VBench that can start: its settings, its prompts, and the dimensions whose files are
-    there.
+    """A VBench run that is ready to start: its settings, its prompts, and the available
+    dimensions.
     """
 
     config: VBenchConfig
@@ -37,43 +37,60 @@ class Evaluation:
 
     @property
     def environment(self) -> Environment:
-        """Return the Python environment that holds the package."""
+        """Python environment with the VBench package."""
         return find_environment(self.config)
 
     def describe(self) -> str:
-        """Return how much is sampled and scored, in a few words."""
+        """Describe how much is sampled and scored.
+
+        Returns:
+            Part of a sentence.
+        """
         shots = shots_of(self.entries, self.config.video.frames)
         dimensions = len(self.checked.ready)
         return (
-            f"{len({entry.prompt for entry in self.entries}):,} prompts, {len(shots):,} videos of"
-            f" student and of teacher each, {dimensions} dimension{'s' * (dimensions != 1)}"
+            f"{len({entry.prompt for entry in self.entries}):,} prompts, {len(shots):,} videos each"
+            f" of student and teacher, {dimensions} dimension{'s' * (dimensions != 1)}"
         )
 
 
 def prepare(config: VBenchConfig) -> Evaluation:
-    """Read the suite and check which of its dimensions can be scored."""
+    """Read the prompts and check which dimensions can be scored.
+
+    Args:
+        config: Settings of the evaluation.
+
+    Returns:
+        The evaluation.
+    """
     entries = load_suite(config, find_environment(config).full_info)
     return Evaluation(config, entries, ready(config, entries))
 
 
 def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all") -> None:
-    """Sample both sides into `out`, score them and write the results, on any number of ranks.
+    """Sample student and teacher, score them and write the results, on any number of ranks.
+
+    Args:
+        evaluation: The evaluation.
+        student: Folder of the student.
+        out: Folder to write to.
+        stage: "sample" or "score" for one part, "all" for both.
 
     Raises:
-        ValueError: if nothing can be scored, or `out` holds other videos.
-        RuntimeError: names the dimensions whose worker crashed.
+        ValueError: No dimension can be scored, or `out` contains other videos.
+        RuntimeError: Workers crashed. The message names their dimensions.
     """
     if not evaluation.checked.ready and stage != "sample":
         print(evaluation.checked.describe())
         raise ValueError(
-            "no dimension can be scored: the files that are missing are listed above, --download"
-            " fetches them"
+            "no dimension can be scored: download the missing files that are listed above with"
+            " --download"
         )
     if stage == "score":
-        if not int(os.environ.get("RANK", "0")):  # the first process scores, on every GPU
+        if not int(os.environ.get("RANK", "0")):  # the first process scores on all GPUs
             score_and_compare(evaluation, student, out)
         return
-    # Ranks wait for the slowest one's last video.
+    # Ranks wait until the slowest one has made its last video.
     world = launch.start("auto", timeout_minutes=24 * 60)
     if world.primary:
         print(evaluation.checked.describe(), flush=True)
@@ -83,10 +100,10 @@ def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all
     if stage == "sample":
         launch.finish()
     elif launch.on_one_machine(world):
-        launch.finish()  # the GPUs are the workers' now
+        launch.finish()  # leaves the GPUs to the workers
         if world.primary:
             score_and_compare(evaluation, student, out)
-    else:  # the launcher of a machine whose ranks leave could end those of the first
+    else:  # if other machines' ranks exited, their launcher could stop the first machine's
         with launch.first_alone():
             if world.primary:
                 score_and_compare(evaluation, student, out)
@@ -94,7 +111,13 @@ def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all
 
 
 def score_and_compare(evaluation: Evaluation, student: Path, out: Path) -> None:
-    """Score the videos of both sides in `out` and write the results."""
+    """Score the videos of student and teacher in `out` and write the results.
+
+    Args:
+        evaluation: The evaluation.
+        student: Folder of the student.
+        out: Folder with the videos of both, and for the results.
+    """
     config, entries, checked = evaluation.config, evaluation.entries, evaluation.checked
     check_sides(out, config, student)
     write_json(out / "config.json", to_dict(config))
@@ -106,7 +129,17 @@ def score_and_compare(evaluation: Evaluation, student: Path, out: Path) -> None:
 def score(
     out: Path, config: VBenchConfig, entries: list[Entry], checked: Preflight
 ) -> dict[str, Scores]:
-    """Score the videos of both samplers, on every GPU that is there."""
+    """Score the videos of student and teacher on all GPUs.
+
+    Args:
+        out: Folder with the videos of both.
+        config: Settings of the evaluation.
+        entries: Prompts of the suite.
+        checked: Available dimensions.
+
+    Returns:
+        Scores of "student" and "teacher", by dimension and file.
+    """
     files, devices = [shot.file for shot in shots_of(entries, config.video.frames)], _devices()
     digests = {name: check_videos(out / name, files, config.video) for name in NAMES}
     scores: dict[str, Scores] = {}
@@ -119,7 +152,7 @@ def score(
 
 
 def _devices() -> list[str]:
-    """Return the numbers of the GPUs that this process sees, by those of the machine; or "cpu"."""
+    """Return the machine's numbers of the GPUs that are visible to this process, or "cpu"."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return [
         visible[index] if index < len(visible) and visible[index] else str(index)
@@ -136,10 +169,15 @@ def compare(
     *,
     said: tuple[str, ...] = (),
 ) -> Path:
-    """Write results.json, .md and .html.
+    """Write results.json, results.md and results.html.
 
     Args:
-        said: what else a reader must know.
+        out: Folder with the videos of both, and for the results.
+        config: Settings of the evaluation.
+        entries: Prompts of the suite.
+        checked: Available dimensions.
+        scores: Scores of "student" and "teacher", by dimension and file.
+        said: Further notes for the reader.
 
     Returns:
         The page.
@@ -152,7 +190,7 @@ def compare(
     warnings = notes(config, checked)
     ours, theirs = bootstrap.measures(student), bootstrap.measures(teacher)
     gains = bootstrap.differences(student, teacher)
-    if warnings:  # the totals of part of the suite look like those of the whole
+    if warnings:  # totals of a part of the suite could be mistaken for VBench totals
         ours, theirs, gains = (
             {name: side[name] for name in side if name in DIMENSIONS}
             for side in (ours, theirs, gains)
@@ -179,7 +217,7 @@ def compare(
 
 
 def _dimensions(entries: list[Entry]) -> dict[str, frozenset[str]]:
-    """Return what each prompt is scored on; a prompt may come twice."""
+    """Return the dimensions that each prompt is scored on. A prompt may occur twice."""
     found: dict[str, frozenset[str]] = {}
     for entry in entries:
         found[entry.prompt] = found.get(entry.prompt, frozenset()) | set(entry.dimensions)
@@ -187,7 +225,15 @@ def _dimensions(entries: list[Entry]) -> dict[str, frozenset[str]]:
 
 
 def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
-    """Return how the figures came about, in a sentence or two."""
+    """Describe how the results were obtained.
+
+    Args:
+        config: Settings of the evaluation.
+        entries: Prompts of the suite.
+
+    Returns:
+        A sentence or two.
+    """
     suite = config.prompts if config.custom else "VBench's suite"
     shown = f", sampled from {config.augmented}" if config.augmented else ""
     size = config.video
@@ -201,8 +247,14 @@ def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
 
 
 def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
-    """Return what keeps these figures from being comparable with others'; nothing for a whole run
-    of VBench's protocol.
+    """Return why the results are not comparable with published ones.
+
+    Args:
+        config: Settings of the evaluation.
+        checked: Available dimensions.
+
+    Returns:
+        Sentences; empty for a complete run of VBench's protocol.
     """
     out = []
     lacking = [name for name in DIMENSIONS if name not in checked.ready]
@@ -212,22 +264,32 @@ def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
             f" {', '.join(lacking)}."
         )
     if config.custom:
-        out.append("Prompts of our own: not comparable with published VBench figures.")
+        out.append("Custom prompts: not comparable with published VBench results.")
     if config.limit:
-        out.append(f"Only the first {config.limit} prompts of each group of dimensions.")
+        out.append(f"Only the first {config.limit} prompts of each group of dimensions were used.")
     if not config.custom and (config.seeds < 5 or config.static_seeds < 25):
         out.append(
-            f"{config.seeds} videos a prompt, {config.static_seeds} for the static filter: VBench's"
-            " protocol has 5 and 25."
+            f"{config.seeds} videos per prompt and {config.static_seeds} for the static filter:"
+            " VBench's protocol uses 5 and 25."
         )
     if not config.custom and not config.static_filter and "temporal_flickering" in checked.ready:
-        out.append("temporal_flickering is of unfiltered videos, unlike VBench's protocol.")
-    return (*out, "So there is no total.") if out else ()
+        out.append("temporal_flickering uses unfiltered videos, unlike VBench's protocol.")
+    return (*out, "Therefore no totals are given.") if out else ()
 
 
 def gaps(student: Scores, teacher: Scores, compared: Collection[str]) -> tuple[str, ...]:
-    """Return why a dimension that was scored has no figure or no difference: the package leaves out
-    videos that move, or lack the object.
+    """Explain why a scored dimension has no value or no difference.
+
+    VBench leaves out videos that move (temporal_flickering) or that do not show the prompt's
+    object.
+
+    Args:
+        student: Scores of the student, by dimension and file.
+        teacher: Scores of the teacher, by dimension and file.
+        compared: Dimensions that have a difference.
+
+    Returns:
+        Sentences.
     """
     out = []
     for name in student:
@@ -236,20 +298,20 @@ def gaps(student: Scores, teacher: Scores, compared: Collection[str]) -> tuple[s
         ]
         if empty:
             out.append(
-                f"{name}: no video of the {' or the '.join(empty)} is static, as its filter wants:"
-                " no score of it, no difference, no total."
+                f"{name}: no video of the {' or the '.join(empty)} is static, which its filter"
+                " requires, so there is no score, no difference and no total."
             )
         elif name not in compared:
             out.append(
-                f"{name}: of no prompt could videos of both be scored: no difference, and none of"
-                " totals."
+                f"{name}: no prompt has scored videos of both, so there is no difference, and none"
+                " of the totals."
             )
     return tuple(out)
 
 
 def _pairs(out: Path, prompts: dict[str, str], student: Scores, teacher: Scores) -> list[Pair]:
-    """Return a pair for every prompt, of its first seed; the gain is the mean normalised one over
-    its dimensions and seeds.
+    """Return a pair of videos for each prompt, with its first seed. The gain is the mean normalised
+    gain over its dimensions and seeds.
     """
     gains: dict[str, list[float]] = {}
     for name, videos in student.items():

@@ -1,7 +1,7 @@
-"""Running the VBench package: one worker process a dimension, in the package's own environment.
+"""Run the VBench package: one worker process per dimension, in the package's own environment.
 
-A job that is done is not done again while its videos stay the same; one that crashes leaves its log
-and does not take the others with it.
+A finished job is not repeated as long as its videos stay the same. A job that crashes leaves its
+log and does not affect the others.
 """
 
 from __future__ import annotations
@@ -33,26 +33,41 @@ RESULT, LOG = "scores_eval_results.json", "log.txt"
 
 @dataclass(frozen=True)
 class Environment:
-    """The Python environment that holds the package."""
+    """The Python environment with the VBench package."""
 
     folder: Path
 
     @property
     def python(self) -> Path:
-        """Return its interpreter, whether it is there or not."""
+        """Its Python interpreter, which may not exist."""
         return self.folder.resolve() / "bin" / "python"
 
     def find_python(self) -> Path:
-        """Return its interpreter; ValueError if there is none."""
+        """Return its Python interpreter.
+
+        Returns:
+            Path of the interpreter.
+
+        Raises:
+            ValueError: The environment does not exist.
+        """
         if not self.python.exists():
             raise ValueError(
-                f"environment={str(self.folder)!r} has no bin/python: make it by"
+                f"environment={str(self.folder)!r} has no bin/python: create it with"
                 f" `{setup_command(self.folder)}`"
             )
         return self.python
 
     def holds(self, config: VBenchConfig) -> bool:
-        """Return whether it is there, with VBench's list of prompts where the run takes that."""
+        """Return whether the environment exists, including VBench's list of prompts if it is
+        needed.
+
+        Args:
+            config: Settings of the evaluation.
+
+        Returns:
+            True if the evaluation can use it.
+        """
         listed = config.custom or (self.full_info is not None and self.full_info.is_file())
         return self.python.exists() and listed
 
@@ -61,18 +76,26 @@ class Environment:
 
     @property
     def full_info(self) -> Path | None:
-        """Return VBench's list of prompts."""
+        """VBench's list of prompts; None if the package is not installed."""
         package = self._package("vbench")
         return package / "VBench_full_info.json" if package else None
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Return which of the optional packages are installed."""
+        """Names of the optional packages that are installed."""
         return tuple(name for name in ("detectron2",) if self._package(name))
 
 
 def find_environment(config: VBenchConfig) -> Environment:
-    """Return the environment that a config names; a relative folder may also lie in the clone."""
+    """Return the environment of a config. A relative folder is also looked up in the repository
+    clone.
+
+    Args:
+        config: Settings of the evaluation.
+
+    Returns:
+        The environment, which may not exist.
+    """
     folder = Path(config.environment).expanduser()
     in_clone = SETUP_IN_CLONE.parents[1] / folder
     elsewhere = not folder.is_dir() and SETUP_IN_CLONE.is_file() and in_clone.is_dir()
@@ -80,7 +103,14 @@ def find_environment(config: VBenchConfig) -> Environment:
 
 
 def setup_command(folder: Path) -> str:
-    """Return the command that makes the environment, from a clone or from an installed package."""
+    """Return the command that creates the environment, for a clone or an installed package.
+
+    Args:
+        folder: Folder of the environment.
+
+    Returns:
+        A shell command.
+    """
     script = SETUP_IN_CLONE if SETUP_IN_CLONE.is_file() else SETUP
     with contextlib.suppress(ValueError):
         script = script.relative_to(Path.cwd())
@@ -88,7 +118,15 @@ def setup_command(folder: Path) -> str:
 
 
 def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
-    """Check which of the run's dimensions can be scored with the files that are there."""
+    """Check which dimensions can be scored with the files that exist.
+
+    Args:
+        config: Settings of the evaluation.
+        entries: Prompts of the suite.
+
+    Returns:
+        Available dimensions, and what the others lack.
+    """
     names = [name for name in DIMENSIONS if any(name in entry.dimensions for entry in entries)]
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
     return preflight(
@@ -108,11 +146,24 @@ def score_folder(
     digests: Mapping[str, str],
     devices: list[str],
 ) -> Scores:
-    """Scores of the videos in a folder on all dimensions that are ready; RuntimeError names those
-    whose worker crashed.
+    """Score the videos in a folder on all available dimensions.
 
-    temporal_flickering has none where the filter finds no static video.
-    digests: what `check_videos` returned. devices: "cpu", or CUDA device numbers, one worker each.
+    temporal_flickering has no scores if the filter finds no static video.
+
+    Args:
+        videos: Folder of the videos.
+        out: Folder for requests, logs and results.
+        config: Settings of the evaluation.
+        entries: Prompts of the suite.
+        checked: Available dimensions.
+        digests: Result of `check_videos`.
+        devices: CUDA device numbers, or "cpu"; one worker runs on each.
+
+    Returns:
+        Scores by dimension and file.
+
+    Raises:
+        RuntimeError: Workers crashed. The message names their dimensions.
     """
     python = find_environment(config).find_python()
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -138,7 +189,7 @@ def score_folder(
                     scores[name] = future.result()
                 except (RuntimeError, ValueError) as error:
                     failures.append(str(error))
-        except BaseException:  # Ctrl-C ends the workers that run: those that wait must not be begun
+        except BaseException:  # Ctrl-C stops running workers; waiting ones must not start
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failures:
@@ -181,7 +232,7 @@ def _score_dimension(
 def _request(
     name: str, videos: Path, out: Path, config: VBenchConfig, entries: list[Entry], cache: Path
 ) -> dict:
-    """Return what the worker is asked for."""
+    """Return the request for a worker."""
     filtered = config.filtered and name == "temporal_flickering"
     return {
         "out": str(out.resolve()),
@@ -205,8 +256,8 @@ def _request(
 
 
 def _work(name: str, python: Path, device: str, request: Path) -> None:
-    """Run the worker; the package has crashed and still returned 0, so what counts is whether its
-    result is there.
+    """Run a worker. It succeeded if its result exists, because the package may crash and still
+    return 0.
     """
     log = request.parent / LOG
     environment = {
@@ -225,13 +276,13 @@ def _work(name: str, python: Path, device: str, request: Path) -> None:
     if done.returncode or not (request.parent / RESULT).is_file():
         last = (log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
         raise RuntimeError(
-            f"{name}: VBench's worker ended with {done.returncode} and no result ({last}): see"
-            f" {log}"
+            f"{name}: VBench's worker exited with status {done.returncode} without a result"
+            f" ({last}): see {log}"
         )
 
 
 def _static(out: Path, files: Mapping[str, str]) -> list[str]:
-    """Return the videos that the filter kept; possibly none."""
+    """Return the videos that the filter kept, which may be none."""
     kept = {
         Path(path)
         for entry in json.loads((out / "scores_full_info.json").read_text())

@@ -1,7 +1,7 @@
-"""VBench's arithmetic: its sixteen dimensions, their normalisation, and the three totals.
+"""VBench's sixteen dimensions, their normalisation, and the three totals.
 
-The package itself scores single dimensions (see vbench_worker.py); what its leaderboard
-makes of them is here. Scores are shares, 0.9678 rather than 96.78 (arXiv 2311.17982).
+The VBench package scores single dimensions (see vbench_worker.py); this file does what its
+leaderboard computes from them. Scores are shares, 0.9678 instead of 96.78 (arXiv 2311.17982).
 """
 
 from __future__ import annotations
@@ -20,32 +20,41 @@ from .intervals import RESAMPLES, SEED, Measure, percentiles
 
 QUALITY_SHARE = 0.8  # of the total
 Scores = dict[str, dict[str, float]]
-"""Dimension -> video file -> score of that video."""
+"""Score of each video, by dimension and file."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One of VBench's dimensions: what it counts towards, and the range mapped to [0, 1]."""
+    """One of VBench's dimensions: the total it contributes to, and the range that is mapped to [0,
+    1].
+    """
 
     kind: Literal["quality", "semantic"]
     low: float = 0.0
     high: float = 1.0
     weight: float = 1.0
     custom: bool = True
-    """Whether any prompt can be scored; the others need what only VBench's own prompts come with.
+    """Whether any prompt can be scored. The others need information that only VBench's own prompts
+    have.
     """
     clip_seconds: int = 2
-    """Into clips of how many seconds VBench-Long cuts a video for it."""
+    """Length in seconds of the clips that VBench-Long cuts a video into."""
     skips: bool = False
-    """Whether the package leaves out videos that do not show the prompt's object, and averages over
+    """Whether the package leaves out videos that do not show the prompt's object and averages over
     the rest.
     """
     scale: float = 1.0
-    """What a single video's score is divided by: the package averages imaging quality in per cent.
-    """
+    """Divisor of a single video's score: the package reports imaging quality in per cent."""
 
     def normalised(self, score: float) -> float:
-        """Return the score as the totals count it."""
+        """Return the score as it counts in the totals.
+
+        Args:
+            score: Score of the dimension.
+
+        Returns:
+            Normalised score.
+        """
         return (score - self.low) / (self.high - self.low)
 
 
@@ -70,25 +79,36 @@ DIMENSIONS = {
 
 
 def check_dimensions(names: list[str], *, custom: bool) -> None:
-    """Raise ValueError for a name that is no dimension, and for one that prompts of your own cannot
-    be scored on.
+    """Check names of dimensions.
+
+    Args:
+        names: The names.
+        custom: Whether the prompts are not VBench's own.
+
+    Raises:
+        ValueError: A dimension is unknown, or cannot be scored with custom prompts.
     """
     for name in names:
         if name not in DIMENSIONS:
             raise ValueError(
-                f"dimensions: {name!r} is none of VBench's: choose from {', '.join(DIMENSIONS)}"
+                f"dimensions: {name!r} is unknown: choose from {', '.join(DIMENSIONS)}"
             )
         if custom and not DIMENSIONS[name].custom:
             fitting = [key for key, dimension in DIMENSIONS.items() if dimension.custom]
             raise ValueError(
-                f"dimensions: {name!r} needs VBench's own prompts: with others choose from"
+                f"dimensions: {name!r} needs VBench's own prompts: with custom prompts choose from"
                 f" {', '.join(fitting)}"
             )
 
 
 def totals(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return quality, semantic and total, each only if every dimension that it is made of was
-    scored.
+    """Compute the totals "quality", "semantic" and "total".
+
+    Args:
+        scores: Scores by dimension.
+
+    Returns:
+        Each total for which all dimensions were scored.
     """
     out = {}
     for kind in ("quality", "semantic"):
@@ -110,22 +130,26 @@ def totals(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
-    """Read the scores of every video from a result file of the package.
+    """Read the scores of all videos from a result file of the package.
 
-    Videos that VBench-Long has cut up get the mean of their clips.
+    A video that VBench-Long has cut gets the mean of its clips.
 
     Args:
-        wanted: the files that the result must have, by dimension.
+        path: The result file.
+        wanted: Files that must have a score, by dimension.
+
+    Returns:
+        Scores by dimension and file.
 
     Raises:
-        ValueError: for a dimension or a video that is missing, for a score that is no number, and
-            where the videos do not average to the package's own figure.
+        ValueError: A dimension or video is missing, a score is not finite, or the videos do not
+            average to the package's own result.
     """
     results, out = json.loads(path.read_text()), {}
     for name, files in wanted.items():
         if name not in results:
             raise ValueError(
-                f"{path} has no {name}: the scoring stopped early, see the log beside it"
+                f"{path} has no {name}: the scoring stopped early; see the log next to it"
             )
         clips: dict[str, list[float]] = {}
         for entry in results[name][1]:
@@ -138,16 +162,14 @@ def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
         missing = sorted(set(files) - scores.keys())
         if missing:
             raise ValueError(
-                f"{path}: {name} left out {len(missing)} of {len(files)} videos, {missing[0]!r}"
-                " first: see the log beside it"
+                f"{path}: {name} left out {len(missing)} of {len(files)} videos, the first is"
+                f" {missing[0]!r}: see the log next to it"
             )
         bad = [file for file in files if not math.isfinite(scores[file])]
         if bad:
-            raise ValueError(
-                f"{path}: {name} of {bad[0]!r} is {scores[bad[0]]}: look at that video"
-            )
+            raise ValueError(f"{path}: {name} of {bad[0]!r} is {scores[bad[0]]}: check this video")
         out[name] = {file: scores[file] for file in files}
-        if files:  # the filter of temporal_flickering may keep none
+        if files:  # the filter of temporal_flickering may keep no video
             _check_mean(
                 path,
                 name,
@@ -159,7 +181,7 @@ def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
 
 
 def _video(path: str) -> str:
-    """Return the file name of the video that a path of the package's results belongs to; clips lie
+    """Return the file name of the video that a path in the package's results belongs to. Clips are
     in split_clip/<video>/.
     """
     parts = Path(path).parts
@@ -173,16 +195,20 @@ def _check_mean(
     means = [sum(values) / len(values) for values in (videos, clips)]
     if not any(math.isclose(mean, stated, abs_tol=2e-3) for mean in means):
         raise ValueError(
-            f"{path}: {name} is {stated:.5f}, but its videos average to {means[0]:.5f}: results of"
-            " another run are mixed in"
+            f"{path}: {name} is {stated:.5f}, but its videos average to {means[0]:.5f}: it contains"
+            " results of another run; delete it and score again"
         )
 
 
 class Bootstrap:
-    """Scores and their differences under one resampling of the prompts, which all samplers share.
+    """Scores and differences under one resampling of the prompts that all samplers share.
 
-    Prompts are resampled within each set of dimensions, so that every resample has the suite's own
-    number of prompts a dimension. prompts: file -> prompt; dimensions: prompt -> its dimensions.
+    Prompts are resampled within each set of dimensions, so every resample has the suite's number of
+    prompts per dimension.
+
+    Args:
+        prompts: Prompt of each file.
+        dimensions: Dimensions of each prompt.
     """
 
     def __init__(self, prompts: Mapping[str, str], dimensions: Mapping[str, frozenset[str]]):
@@ -200,8 +226,14 @@ class Bootstrap:
             self.weight.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
 
     def means(self, scores: Scores) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Return the values of dimensions that have videos, and of totals, and what each is in
-        every resample [R].
+        """Compute dimensions and totals of the data and of every resample. Dimensions without
+        videos are left out.
+
+        Args:
+            scores: Scores by dimension and file.
+
+        Returns:
+            Values by name, and values in the resamples [R] by name.
         """
         values, resampled = {}, {}
         for name, videos in ((name, videos) for name, videos in scores.items() if videos):
@@ -214,7 +246,14 @@ class Bootstrap:
         return values | totals(values), resampled | totals(resampled)
 
     def measures(self, scores: Scores) -> dict[str, Measure]:
-        """Return dimensions and totals with their intervals."""
+        """Compute dimensions and totals with their intervals.
+
+        Args:
+            scores: Scores by dimension and file.
+
+        Returns:
+            Values by name.
+        """
         values, resampled = self.means(scores)
         return {
             name: percentiles(value, resampled[name][resampled[name].isfinite()])
@@ -222,8 +261,14 @@ class Bootstrap:
         }
 
     def differences(self, ours: Scores, theirs: Scores) -> dict[str, Measure]:
-        """Return ours minus theirs, prompt by prompt: the interval is of the difference, not of the
-        two.
+        """Compare two samplers prompt by prompt. The interval is that of the difference.
+
+        Args:
+            ours: Scores by dimension and file.
+            theirs: Scores by dimension and file.
+
+        Returns:
+            Differences (ours minus theirs) by name.
         """
         ours, theirs = self._shared(ours, theirs), self._shared(theirs, ours)
         (a, many_a), (b, many_b) = self.means(ours), self.means(theirs)
@@ -232,12 +277,12 @@ class Bootstrap:
             resampled = many_a[name] - many_b[name]
             out[name] = percentiles(
                 value - b[name], resampled[resampled.isfinite()]
-            )  # some may hold none of the few shared prompts
+            )  # a resample may contain none of the few shared prompts
         return out
 
     def _shared(self, scores: Scores, others: Scores) -> Scores:
-        """Keep the scores of prompts that both sides have; ValueError where one lacks some for no
-        good reason.
+        """Keep the scores of prompts that both sides have. Raises ValueError if prompts differ for
+        a dimension that leaves none out.
         """
         if scores.keys() != others.keys():
             raise ValueError(

@@ -1,7 +1,7 @@
-"""What a VBench run consists of: its settings, its prompts, and the videos that must be there.
+"""The contents of a VBench run: its prompts, and the videos that must exist.
 
-Files are named `{prompt}-{seed}.mp4` by the ORIGINAL prompt, which is what is scored; an
-augmented prompt, where there is one, is what the model gets to see.
+Files are named `{prompt}-{seed}.mp4` by the ORIGINAL prompt, which is used for scoring. If there is
+an augmented prompt, the model sees that one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .vbench_scores import DIMENSIONS, check_dimensions
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt of the suite, what it is scored on, and what the model sees in its place."""
+    """A prompt of the suite, its dimensions, and the text that the model sees."""
 
     prompt: str
     dimensions: tuple[str, ...]
@@ -34,7 +34,14 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
     """Return the prompts of a run.
 
     Args:
-        full_info: VBench's own list, from its environment; not needed for prompts of your own.
+        config: Settings of the evaluation.
+        full_info: VBench's list of prompts from its environment. Not needed for custom prompts.
+
+    Returns:
+        The prompts with their dimensions.
+
+    Raises:
+        ValueError: A dimension or the prompts cannot be used.
     """
     names = list(config.dimensions) or [
         name for name, dimension in DIMENSIONS.items() if dimension.custom or not config.custom
@@ -48,8 +55,8 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
     )
     if len(shown) != len(rows):
         raise ValueError(
-            f"{config.augmented} has {len(shown)} prompts, the suite {len(rows)}: line i must"
-            " belong to the suite's prompt i"
+            f"{config.augmented} has {len(shown)} prompts, but the suite has {len(rows)}: line i"
+            " must be the augmented version of the suite's prompt i"
         )
     entries: list[Entry] = []
     taken: Counter[tuple[str, ...]] = Counter()
@@ -70,47 +77,53 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
 
 
 def _own_rows(config: VBenchConfig, names: list[str]) -> list[dict]:
-    """Return prompts of your own in the layout of VBench's list."""
+    """Return custom prompts in the format of VBench's list."""
     prompts = list(dict.fromkeys(read_prompts(Path(config.prompts))))
     if config.long and any("_" in prompt for prompt in prompts):
         raise ValueError(
-            f"{config.prompts}: VBench-Long takes an underscore in a prompt for its end: write the"
-            " prompts without"
+            f"{config.prompts}: VBench-Long cuts prompts at an underscore: remove underscores from"
+            " the prompts"
         )
     return [{"prompt_en": prompt, "dimension": names} for prompt in prompts]
 
 
 def _suite_rows(config: VBenchConfig, full_info: Path | None) -> list[dict]:
-    """Return VBench's own list."""
+    """Return VBench's own list of prompts."""
     if full_info is None or not full_info.is_file():
         raise ValueError(
             f"environment={config.environment!r} has no list of VBench's prompts: run"
-            " eval/setup_vbench.sh, or name prompts of your own (prompts)"
+            " eval/setup_vbench.sh, or set prompts to a file of your own prompts"
         )
     return json.loads(full_info.read_text())
 
 
 def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
-    """Raise ValueError if two prompts are shown as the same text: their videos would be the same,
-    too.
+    """Raise ValueError if the model sees the same text for two prompts, because their videos would
+    be equal.
     """
     first: dict[str, str] = {}
     for prompt, text in {entry.prompt: entry.shown for entry in reversed(entries)}.items():
         if first.setdefault(text, prompt) != prompt:
-            both = f"{text!r} stands for {first[text]!r} and for {prompt!r}"
+            both = f"{text!r} is used for {first[text]!r} and for {prompt!r}"
             raise ValueError(
-                f"{config.augmented}: {both}, whose videos would be the same: write one of them"
-                " otherwise"
+                f"{config.augmented}: {both}, so their videos would be the same: change one of the"
+                " texts"
             )
 
 
 def shots_of(entries: list[Entry], frames: int) -> list[Shot]:
-    """Return every video of the suite once, named by the original prompt, made from what the model
-    shall see.
+    """Return every video of the suite once, named by the original prompt.
+
+    Args:
+        entries: Prompts of the suite.
+        frames: Frames per video.
+
+    Returns:
+        Samples to make, with the text that the model sees.
     """
     shown = {
         entry.prompt: entry.shown for entry in reversed(entries)
-    }  # a prompt that comes twice is sampled by its first
+    }  # a prompt that occurs twice is sampled with its first text
     seeds: Counter[str] = Counter()
     for entry in entries:
         seeds[entry.prompt] = max(seeds[entry.prompt], entry.seeds)
@@ -122,7 +135,15 @@ def shots_of(entries: list[Entry], frames: int) -> list[Shot]:
 
 
 def files_of(entry: Entry, frames: int) -> list[str]:
-    """Return the names of an entry's videos."""
+    """Return the file names of an entry's videos.
+
+    Args:
+        entry: A prompt of the suite.
+        frames: Frames per video.
+
+    Returns:
+        One name per seed.
+    """
     return [
         shot.file
         for shot in plan_shots([entry.prompt], range(entry.seeds), frames=frames, naming="prompt")
@@ -130,16 +151,24 @@ def files_of(entry: Entry, frames: int) -> list[str]:
 
 
 def check_videos(folder: Path, files: list[str], size: ClipSize) -> dict[str, str]:
-    """Return a digest of every file.
+    """Check videos and return a digest of every file.
+
+    Args:
+        folder: Folder of the videos.
+        files: File names.
+        size: Expected frames, size and frame rate.
+
+    Returns:
+        Digests by file name.
 
     Raises:
-        ValueError: unless each is there, of this size, length and rate, and like no other.
+        ValueError: A video is missing, has another size, length or frame rate, or equals another.
     """
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise ValueError(
-            f"{folder}: {len(missing)} of {len(files)} videos are missing, {missing[0]!r} first:"
-            " sample again, it makes what is missing"
+            f"{folder}: {len(missing)} of {len(files)} videos are missing, the first is"
+            f" {missing[0]!r}: sample again, which makes the missing ones"
         )
     digests: dict[str, str] = {}
     for file in files:
@@ -148,8 +177,8 @@ def check_videos(folder: Path, files: list[str], size: ClipSize) -> dict[str, st
         digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()[:24]
         if digest in digests:
             raise ValueError(
-                f"{folder}: {file!r} is the same video as {digests[digest]!r}: two seeds or prompts"
-                " must not share their noise, remove one"
+                f"{folder}: {file!r} is the same video as {digests[digest]!r}, but every seed and"
+                " prompt must have its own noise: remove one of them"
             )
         digests[digest] = file
     return {file: digest for digest, file in digests.items()}
@@ -166,12 +195,12 @@ def _check_clip(path: Path, size: ClipSize) -> None:
         raise ValueError(
             f"{path}: not a readable video ({error}): remove it and sample again"
         ) from error
-    # write_video makes an odd side even.
+    # write_video rounds odd heights and widths up.
     height, width = (side + side % 2 for side in (size.height, size.width))
     wanted = (size.frames, height, width, Fraction(size.fps))
     if found != wanted:
         shape = "{} frames of {} x {} at {} fps"
         raise ValueError(
-            f"{path} has {shape.format(*found)}, the run is {shape.format(*wanted)}: remove it and"
-            " sample again, or mend video"
+            f"{path} has {shape.format(*found)}, but the evaluation uses {shape.format(*wanted)}:"
+            " remove it and sample again, or correct video in the config"
         )

@@ -1,5 +1,5 @@
-"""Verify the chain of VBench against answers that are known: totals that were published, and videos
-with known defects.
+"""Verify the VBench pipeline with known answers: published totals, and videos with known
+defects.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .vbench_suite import Entry, check_videos, files_of
 SIZE = ClipSize(frames=16, height=256, width=256, fps=8)
 CLEAN = "clean"
 ROUNDING = 0.005
-"""Per cent: published figures have two decimals, and so have those that they are made of."""
+"""In per cent. Published results, and the scores they are computed from, have two decimals."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A model's entry as it was published, in per cent."""
+    """Published results of a model, in per cent."""
 
     model: str
     scores: dict[str, float]
@@ -54,7 +54,7 @@ COGVIDEOX_2B = {
 PUBLISHED = (
     Published("CogVideoX-2B", COGVIDEOX_2B, {"quality": 82.18, "semantic": 75.83, "total": 80.91}),
 )
-"""As its paper lists them. No whole entry of CogVideoX-5B or of Wan could be found to cite."""
+"""As listed in the model's paper. No complete results of CogVideoX-5B or Wan were found to cite."""
 EXPECTED = (
     ("flickering", "temporal_flickering", "lower"),
     ("noisy", "temporal_flickering", "lower"),
@@ -65,14 +65,12 @@ EXPECTED = (
     ("shifting colours", "background_consistency", "lower"),
     ("frozen", "subject_consistency", "higher"),
 )
-"""A defect, a dimension, and where its score lies beside that of the clean video."""
+"""A defect, a dimension, and whether its score is lower or higher than that of the clean video."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One known answer: what was asked, what came out, and whether that is right; None where it
-    could not be asked.
-    """
+    """The result of one check. `right` is None if it could not be run."""
 
     question: str
     found: str
@@ -84,27 +82,34 @@ class Answer:
 
 
 def check_totals() -> Iterator[Answer]:
-    """Yield whether the published scores of dimensions give the published totals."""
+    """Check that the published scores of dimensions give the published totals.
+
+    Yields:
+        One answer per total.
+    """
     for entry in PUBLISHED:
         found = totals({name: score / 100 for name, score in entry.scores.items()})
         for name, published in entry.totals.items():
             value = 100 * found[name]
             right = abs(value - published) <= 2 * ROUNDING
-            text = f"{value:.2f}, published {published:.2f}"
+            text = f"{value:.2f} (published: {published:.2f})"
             yield Answer(f"{entry.model}, {name}", text, right)
 
 
 def check_defects(config: VBenchConfig) -> Iterator[Answer]:
-    """Yield whether videos with known defects move the dimensions that can be scored here.
+    """Check that videos with known defects change the available dimensions as expected.
 
     Args:
-        config: Says where the package and its weights are.
+        config: Settings that locate the package and its weights.
+
+    Yields:
+        One answer per defect and dimension.
     """
     asked = dict.fromkeys(name for _, name, _ in EXPECTED)
     environment = find_environment(config)
     if not environment.python.exists():
         for name in asked:
-            reason = f"no environment: `{setup_command(environment.folder)}` makes it"
+            reason = f"no environment; create it with `{setup_command(environment.folder)}`"
             yield Answer(name, reason, None)
         return
     config = replace(config, prompts="synthetic", augmented="", seeds=1, limit=0, video=SIZE)
@@ -119,17 +124,21 @@ def check_defects(config: VBenchConfig) -> Iterator[Answer]:
         digests = check_videos(out, [files_of(each, SIZE.frames)[0] for each in entries], SIZE)
         scores = score_folder(out, out / "scoring", config, entries, checked, digests, ["cpu"])
     for defect, name, where in EXPECTED:
-        question = f"{name} of the {defect} video, {where} than of the clean one"
+        question = f"{name} of the {defect} video is {where} than of the clean one"
         if name not in scores:
-            yield Answer(question, "its weights are not here", None)
+            yield Answer(question, "its weights are missing", None)
             continue
         one, clean = (scores[name][f"{video}-0.mp4"] for video in (defect, CLEAN))
         right = one < clean if where == "lower" else one > clean
-        yield Answer(question, f"{one:.4f} beside {clean:.4f}", right)
+        yield Answer(question, f"{one:.4f} and {clean:.4f}", right)
 
 
 def synthetic_videos() -> dict[str, Tensor]:
-    """Return a clean video and its defects by name: [3, F, H, W] in [-1, 1] each."""
+    """Generate a clean video and versions of it with defects.
+
+    Returns:
+        Videos [3, F, H, W] in [-1, 1] by name.
+    """
     frames, height, width = SIZE.frames, SIZE.height, SIZE.width
     generator = torch.Generator().manual_seed(0)
     x = torch.linspace(0, 6.28, width)[None, None, None]
@@ -149,7 +158,14 @@ def synthetic_videos() -> dict[str, Tensor]:
 
 
 def verify(config: VBenchConfig) -> bool:
-    """Print every answer; return whether none is wrong."""
+    """Run and print all checks.
+
+    Args:
+        config: Settings that locate the package and its weights.
+
+    Returns:
+        True if no check failed.
+    """
     answers = [*check_totals(), *check_defects(config)]
     for answer in answers:
         print(answer, flush=True)

@@ -2,10 +2,10 @@
 
     .venv-vbench/bin/python tdmvid/scoring/vbench_worker.py request.json
 
-The request says which videos show which prompt, and for which dimensions they count; the scores
-appear as <out>/<NAME>_eval_results.json, in the package's own layout. Nothing of tdmvid is
-imported; as a script it has this folder first on its path, so no file here may be named as a
-package that VBench imports.
+The request lists the videos of each prompt and the dimensions to score. The scores are written to
+<out>/<NAME>_eval_results.json in the package's own format. Nothing of tdmvid is imported. When run
+as a script this folder is first on sys.path, so no file here may have the name of a package that
+VBench imports.
 """
 
 from __future__ import annotations
@@ -18,23 +18,28 @@ import sys
 from pathlib import Path
 
 NAME = "scores"
-STATIC_VIDEOS = 5  # of each prompt, that temporal_flickering is measured on
+STATIC_VIDEOS = 5  # videos per prompt that temporal_flickering is measured on
 
 
 class NoVideoError(Exception):
-    """The filter keeps no video at all: the package would divide by their number."""
+    """The filter keeps no video. The package would divide by zero."""
 
 
 def prepare(request: dict, out: Path) -> None:
-    """Set the environment of the package's own loaders, before it is imported."""
+    """Set environment variables for the package's loaders before it is imported.
+
+    Args:
+        request: The request.
+        out: Folder of the results.
+    """
     cache = Path(request["cache"])
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
     os.environ["HF_HOME"] = str(cache / "huggingface")
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    # AMT's checkpoint is a pickle; torch 2.6 and later refuse it.
+    # AMT's checkpoint is a pickle, which torch 2.6 and later reject by default.
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     weights = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
-    if weights.is_file():  # DINO's own code looks for them in torch's folder, not in VBench's
+    if weights.is_file():  # DINO's code looks for them in torch's cache folder, not in VBench's
         link = out / "torch" / "hub" / "checkpoints" / weights.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
@@ -43,11 +48,17 @@ def prepare(request: dict, out: Path) -> None:
 
 
 def stage(request: dict, out: Path) -> list[dict]:
-    """Link exactly the videos of the request into a fresh folder; return the entries, with the
-    links for paths.
+    """Link exactly the videos of the request into a new folder.
 
-    The package lists its folder and takes the first name's suffix for all, and reuses clips that an
-    earlier, broken run cut: so the folder holds the videos and nothing else.
+    The package lists its folder, takes the suffix of the first name for all files, and reuses clips
+    that an earlier, broken run has cut. Therefore the folder must contain nothing else.
+
+    Args:
+        request: The request.
+        out: Folder of the results.
+
+    Returns:
+        The entries, with links as paths.
     """
     folder = out / "videos"
     shutil.rmtree(folder, ignore_errors=True)
@@ -65,8 +76,16 @@ def stage(request: dict, out: Path) -> list[dict]:
 
 
 def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
-    """Keep of each prompt of temporal_flickering the first videos without motion, by the package's
-    own filter; others as they are.
+    """Keep only the first static videos of each prompt of temporal_flickering, using the package's
+    own filter.
+
+    Args:
+        entries: Prompts and their videos.
+        cache: VBench's cache folder.
+        device: Device of the filter.
+
+    Returns:
+        The entries. Those of other dimensions are unchanged.
     """
     import cv2
     import torch
@@ -74,8 +93,8 @@ def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
 
     class Filter(StaticFilter):
         def get_frames(self, video_path: str) -> list:
-            """Return frames [1, 3, H, W] on this filter's device; the package's own are on CUDA
-            wherever it runs.
+            """Return frames [1, 3, H, W] on this filter's device. The package's own method always
+            returns them on CUDA.
             """
             video, frames = cv2.VideoCapture(video_path), []
             while True:
@@ -115,7 +134,15 @@ def static_only(entries: list[dict], cache: Path, device) -> list[dict]:
 
 
 def clips_of(entries: list[dict], folder: Path) -> list[dict]:
-    """Return the entries with the clips that VBench-Long has cut from their videos."""
+    """Replace videos by the clips that VBench-Long has cut from them.
+
+    Args:
+        entries: Prompts and their videos.
+        folder: Folder of the videos.
+
+    Returns:
+        The entries with paths of clips.
+    """
     return [
         entry
         | {
@@ -130,10 +157,17 @@ def clips_of(entries: list[dict], folder: Path) -> list[dict]:
 
 
 def long_settings(request: dict, out: Path) -> dict:
-    """Return VBench-Long's settings as its program has them by default: the wheel comes without
-    their files.
+    """Return the default settings of VBench-Long's program. The wheel lacks their files, so they
+    are written.
 
-    The weight of what is compared between clips is 0, so the tables that would map it are not used.
+    The weight of comparisons between clips is 0, so the tables that map them are not used.
+
+    Args:
+        request: The request.
+        out: Folder to write the files to.
+
+    Returns:
+        Keyword arguments of the package.
     """
     for name, content in (
         ("clip_length", request["clip_seconds"]),
@@ -159,7 +193,13 @@ def long_settings(request: dict, out: Path) -> dict:
 
 
 def score(request: dict, out: Path, entries: list[dict]) -> None:
-    """Run the package on the entries."""
+    """Run the package on the entries and write its results.
+
+    Args:
+        request: The request.
+        out: Folder of the results.
+        entries: Prompts and their linked videos.
+    """
     import torch
     from vbench import VBench
 
@@ -173,8 +213,8 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
 
     class Listed(package):
         def build_full_info_json(self, *args, **kwargs) -> str:
-            """Write the request's own list: the package's silently leaves out videos that it does
-            not find.
+            """Write the request's own list. The package's own method silently leaves out videos
+            that it does not find.
             """
             listed = clips_of(entries, folder) if request["long"] else entries
             if request["static_filter"]:
@@ -185,7 +225,7 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
                 raise NoVideoError
             return str(path)
 
-    # VBench-Long looks up here how to cut a video.
+    # VBench-Long reads from this file how to cut a video.
     (out / "entries.json").write_text(json.dumps(entries))
     scorer = Listed(device, str(out / "entries.json"), str(out))
     mode = "long_vbench_standard" if request["long"] else "vbench_standard"
@@ -206,6 +246,7 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
 
 
 def main() -> None:
+    """Score the videos of the request given on the command line."""
     request = json.loads(Path(sys.argv[1]).read_text())
     out = Path(request["out"])
     out.mkdir(parents=True, exist_ok=True)

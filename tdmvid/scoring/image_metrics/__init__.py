@@ -1,7 +1,8 @@
-"""Measures of images, by the libraries that define them; a new one is a file here and a line below.
+"""Image metrics, computed by the libraries that define them. To add one, add a file here and a line
+below.
 
-The libraries are the extra `image-metrics`; they are imported when a measure is asked for. Weights
-lie under one cache folder.
+The libraries belong to the extra `image-metrics` and are imported when a metric is used. Weights
+are stored in one cache folder.
 """
 
 from .base import ImageMetric, ImageSet, SetMetric
@@ -14,6 +15,6 @@ from .text import TEXT
 METRICS: dict[str, ImageMetric | SetMetric] = {
     metric.name: metric for metric in (HPS, CLIP, AESTHETIC, TEXT, DIVERSITY, FID, PRECISION_RECALL)
 }
-"""Name in a config -> metric: those of single images first, then those of whole sets."""
+"""Metrics by their name in a config: those of single images, then those of whole sets."""
 
 __all__ = ["METRICS", "ImageMetric", "ImageSet", "SetMetric"]

@@ -1,7 +1,7 @@
-"""The contract of an image metric, and what it is given.
+"""The interface of image metrics, and their input.
 
-A metric of single images scores prompts, so that a student and its teacher are compared pair by
-pair. A metric of a set compares two sets as a whole.
+A metric of single images scores each prompt, so that student and teacher can be compared in pairs.
+A metric of a set compares two whole sets.
 
 Shapes: N images, D feature channels.
 """
@@ -22,20 +22,28 @@ from ..preflight import Needed
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of one sampler, and the place and device where a metric computes."""
+    """The images of one sampler, and the folder and device for computing metrics."""
 
     files: Sequence[Path]
     prompts: Sequence[str]
-    """Of each file; empty for a folder of real images."""
+    """Prompt of each file; empty for a folder of real images."""
     side: int
-    """Pixels to which measures of sets resize the middle square."""
+    """Height and width in pixels to which set metrics resize the central square."""
     cache: Path
-    """Where the weights lie."""
+    """Folder of the weights."""
     device: str = "cpu"
     made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: str, make: Callable[[ImageSet], Any]) -> Any:
-        """Return what several metrics share, made for the first one that asks."""
+        """Return a result that several metrics share, computed on first use.
+
+        Args:
+            name: Name of the result.
+            make: Computes it from this set.
+
+        Returns:
+            The result.
+        """
         if name not in self.made:
             self.made[name] = make(self)
         return self.made[name]
@@ -43,35 +51,43 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageMetric:
-    """A measure of single images."""
+    """A metric of single images."""
 
     name: str
     needs: tuple[Needed, ...]
-    """Files under the cache folder and packages that it reads; without them it is left out."""
+    """Files in the cache folder and packages that it needs. It is skipped if one is missing."""
     score: Callable[[ImageSet], dict[str, float]]
-    """Prompt -> mean over the prompt's images; a prompt that has no score is left out."""
+    """Returns the mean over the images of each prompt. A prompt without a score is left out."""
     check: Callable[[Sequence[str], str], None] | None = None
-    """Raise ValueError, before anything is sampled, if the prompts (of the file `source`) cannot be
-    scored.
+    """Called with the prompts and their file before anything is sampled. Raises ValueError if the
+    prompts cannot be scored.
     """
 
 
 @dataclass(frozen=True)
 class SetMetric:
-    """A measure of one set of images against another."""
+    """A metric that compares one set of images with another."""
 
     name: str
     needs: tuple[Needed, ...]
     compare: Callable[[ImageSet, ImageSet, Sequence[str]], dict[str, float]]
-    """(ours, theirs, names of the metrics that are wanted) -> figures. Metrics that share features
-    share this function, which is then called once.
+    """Maps (our images, their images, names of the wanted metrics) to values. Metrics that share
+    features share this function, which is then called once.
     """
     smallest: int = 1
-    """Images that each set must have."""
+    """Minimum number of images in each set."""
 
 
 def by_prompt(images: ImageSet, values: Iterable[float | None]) -> dict[str, float]:
-    """Average the values of the files over each prompt's; None counts for nothing."""
+    """Average the values of files over the files of each prompt.
+
+    Args:
+        images: The set, which has the prompt of each file.
+        values: Value of each file; None is ignored.
+
+    Returns:
+        Means by prompt.
+    """
     groups: dict[str, list[float]] = {}
     for prompt, value in zip(images.prompts, values, strict=True):
         if value is not None:
@@ -80,7 +96,14 @@ def by_prompt(images: ImageSet, values: Iterable[float | None]) -> dict[str, flo
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Load the tensors of a weight file, without unpickling anything else."""
+    """Load the tensors of a weight file without unpickling anything else.
+
+    Args:
+        path: A .safetensors file or a PyTorch checkpoint.
+
+    Returns:
+        Tensors by name.
+    """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -90,14 +113,25 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_rgb(file: Path) -> Image.Image:
-    """Read an image file."""
+    """Read an image file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The image in RGB.
+    """
     with Image.open(file) as image:
         return image.convert("RGB")
 
 
 class Pictures(torch.utils.data.Dataset[Tensor]):
-    """Image files as [3, side, side] uint8, their middle square resized, so that sets of different
-    sizes become comparable.
+    """Dataset of image files as [3, side, side] uint8. The central square is resized, so that sets
+    of different sizes are comparable.
+
+    Args:
+        files: The image files.
+        side: Height and width in pixels.
     """
 
     def __init__(self, files: Sequence[Path], side: int):

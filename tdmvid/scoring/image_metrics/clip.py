@@ -1,4 +1,4 @@
-"""CLIP score (arXiv 2104.08718) and LAION's aesthetic score, on features of one CLIP ViT-L/14.
+"""CLIP score (arXiv 2104.08718) and LAION's aesthetic score, on the features of one CLIP ViT-L/14.
 
 Shapes: N images, D feature channels.
 """
@@ -27,7 +27,14 @@ HEAD = Needed(
 
 
 class Clip:
-    """An open_clip model: unit features of images and of texts."""
+    """An open_clip model that computes unit-length features of images and texts.
+
+    Args:
+        name: Architecture in open_clip.
+        weights: Weight file; None leaves the weights random.
+        device: Device to compute on.
+        batch: Images or texts per batch.
+    """
 
     def __init__(
         self,
@@ -39,8 +46,8 @@ class Clip:
     ):
         import open_clip
 
-        # Weights are loaded below: open_clip would unpickle what is no state of a model, too. It
-        # would also warn that there are none.
+        # The weights are loaded below, because open_clip would unpickle arbitrary objects. Without
+        # weights it logs a warning, which is suppressed here.
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
@@ -56,11 +63,18 @@ class Clip:
 
     @torch.no_grad()
     def images(self, files: Sequence[Path]) -> Tensor:
-        """Encode image files: [N, D], float32 on the CPU, of length one."""
+        """Encode image files.
+
+        Args:
+            files: N image files.
+
+        Returns:
+            Unit-length features [N, D], float32 on the CPU.
+        """
         parts = (
             torch.stack([self.transform(read_rgb(file)) for file in some])
             for some in _batches(files, self.batch)
-        )  # one at a time: 600 kB an image
+        )  # a generator, because one image takes 600 kB
         return torch.cat(
             [
                 self.model.encode_image(part.to(self.device), normalize=True).float().cpu()
@@ -70,7 +84,14 @@ class Clip:
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts, as `images`."""
+        """Encode prompts.
+
+        Args:
+            prompts: N prompts.
+
+        Returns:
+            Unit-length features [N, D], float32 on the CPU.
+        """
         parts = (
             self.tokenize(list(some)).to(self.device) for some in _batches(prompts, self.batch)
         )
@@ -79,15 +100,30 @@ class Clip:
         )
 
     def similarity(self, files: Sequence[Path], prompts: Sequence[str]) -> Tensor:
-        """Return 100 x the cosine between image i and prompt i: [N].
+        """Return 100 times the cosine similarity between image i and prompt i.
 
-        With HPS v2.1's weights this is its score.
+        With the weights of HPS v2.1 this is the HPS score.
+
+        Args:
+            files: N image files.
+            prompts: N prompts.
+
+        Returns:
+            Scores [N].
         """
         return 100 * (self.images(files) * self.texts(prompts)).sum(1)
 
 
 def load_clip(cache: Path, device: torch.device | str = "cpu") -> Clip:
-    """Load OpenAI's CLIP ViT-L/14."""
+    """Load OpenAI's CLIP ViT-L/14.
+
+    Args:
+        cache: Folder of the weights.
+        device: Device to compute on.
+
+    Returns:
+        The model.
+    """
     return Clip("ViT-L-14-quickgelu", cache / WEIGHTS.path, device=device)
 
 
@@ -98,19 +134,37 @@ def _encode(images: ImageSet) -> tuple[Clip, Tensor]:
 
 
 def score_clip(images: ImageSet) -> dict[str, float]:
-    """Return 100 x the cosine between image and prompt."""
+    """Return 100 times the cosine similarity between image and prompt.
+
+    Args:
+        images: The images to score.
+
+    Returns:
+        Scores by prompt.
+    """
     clip, features = images.once("clip", _encode)
     return by_prompt(images, (100 * (features * clip.texts(images.prompts)).sum(1)).tolist())
 
 
 def score_aesthetic(images: ImageSet) -> dict[str, float]:
-    """Return LAION's aesthetic score."""
+    """Return LAION's aesthetic score.
+
+    Args:
+        images: The images to score.
+
+    Returns:
+        Scores by prompt.
+    """
     _, features = images.once("clip", _encode)
     return by_prompt(images, aesthetic(features, images.cache / HEAD.path).tolist())
 
 
 def aesthetic(features: Tensor, head: Path) -> Tensor:
-    """Apply LAION's linear head to CLIP ViT-L/14 features [N, 768] of length one.
+    """Apply LAION's linear head to features of CLIP ViT-L/14.
+
+    Args:
+        features: Unit-length features [N, 768].
+        head: Weight file of the head.
 
     Returns:
         Scores [N], about 1 to 10.

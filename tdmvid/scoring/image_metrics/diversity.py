@@ -1,4 +1,4 @@
-"""Diversity: the mean LPIPS (arXiv 1801.03924) between the images of one prompt."""
+"""Diversity: mean LPIPS (arXiv 1801.03924) between the images of a prompt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ LPIPS = Needed("lpips", "pip install 'tdmvid[image-metrics]'", package=True)
 def lpips_distance(
     cache: Path, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor, Tensor], float]:
-    """Return LPIPS (AlexNet) between two images [3, H, W] in [-1, 1]."""
+    """Load LPIPS (AlexNet).
+
+    Args:
+        cache: Folder of the weights.
+        device: Device to compute on.
+
+    Returns:
+        Function that returns the distance between two images [3, H, W] in [-1, 1].
+    """
     import lpips
 
     torch.hub.set_dir(str(cache / "torch" / "hub"))
@@ -38,8 +46,18 @@ def lpips_distance(
 def diversity(
     groups: Mapping[str, Sequence[Path]], distance: Callable[[Tensor, Tensor], float], *, side: int
 ) -> dict[str, float]:
-    """Return the mean distance between the images of one prompt, over all pairs of its seeds, by
-    prompt; prompts of one image have none.
+    """Compute the mean distance between the images of each prompt, over all pairs of seeds.
+
+    Args:
+        groups: Image files by prompt. Prompts with one image are left out.
+        distance: Distance between two images [3, H, W] in [-1, 1].
+        side: Height and width in pixels to resize images to.
+
+    Returns:
+        Means by prompt.
+
+    Raises:
+        ValueError: No prompt has two images.
     """
     out = {}
     for prompt, files in groups.items():
@@ -49,12 +67,19 @@ def diversity(
         if pairs:
             out[prompt] = sum(distance(a, b) for a, b in pairs) / len(pairs)
     if not out:
-        raise ValueError("diversity needs two images of one prompt: use seeds of at least 2")
+        raise ValueError("diversity needs two images per prompt: set seeds to at least 2")
     return out
 
 
 def score_diversity(images: ImageSet) -> dict[str, float]:
-    """Return the diversity of each prompt."""
+    """Return the diversity of each prompt.
+
+    Args:
+        images: The images to score.
+
+    Returns:
+        Scores by prompt.
+    """
     groups: dict[str, list[Path]] = {}
     for prompt, file in zip(images.prompts, images.files, strict=True):
         groups.setdefault(prompt, []).append(file)

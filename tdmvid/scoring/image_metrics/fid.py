@@ -1,6 +1,7 @@
-"""FID (arXiv 1706.08500) and improved precision and recall (1904.06991) of one set against another.
+"""FID (arXiv 1706.08500) and improved precision and recall (arXiv 1904.06991) between two sets of
+images.
 
-Both are on Inception features, precision and recall too, where their paper has VGG's.
+All use Inception features. The paper on precision and recall uses VGG features instead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ WEIGHTS = Needed(
 )
 TORCH_FIDELITY = Needed("torch_fidelity", "pip install 'tdmvid[image-metrics]'", package=True)
 SMALLEST_SET = 4
-"""Every point needs three neighbours besides itself; FID's covariance needs more than one image."""
+"""Minimum number of images: every image needs three neighbours, and the covariance of FID more than
+one image.
+"""
 
 
 def set_metrics(
@@ -30,15 +33,28 @@ def set_metrics(
     side: int,
     cuda: bool = False,
 ) -> dict[str, float]:
-    """Return "fid", "precision" and "recall" of a set of images against another, by torch-fidelity
-    on Inception features.
+    """Compute "fid", "precision" and "recall" with torch-fidelity on Inception features.
+
+    Args:
+        ours: Image files to score.
+        theirs: Image files to compare with.
+        metrics: Which of "fid" and "precision_recall" to compute.
+        weights: Weight file of Inception.
+        side: Height and width in pixels to resize images to.
+        cuda: Whether to compute on a GPU.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        ValueError: A set is too small.
     """
     import torch_fidelity
 
     if min(len(ours), len(theirs)) < SMALLEST_SET:
         raise ValueError(
-            f"{len(ours)} and {len(theirs)} images: compare sets of at least {SMALLEST_SET}, and of"
-            " thousands for figures to publish"
+            f"{len(ours)} and {len(theirs)} images: compare sets of at least {SMALLEST_SET} images,"
+            " and of thousands for results to publish"
         )
     found = torch_fidelity.calculate_metrics(
         input1=Pictures(ours, side),
@@ -57,7 +73,16 @@ def set_metrics(
 
 
 def compare_sets(ours: ImageSet, theirs: ImageSet, metrics: Sequence[str]) -> dict[str, float]:
-    """Return the wanted figures; the features of both sets are computed once."""
+    """Compute set metrics. The features of both sets are computed once.
+
+    Args:
+        ours: Images to score.
+        theirs: Images to compare with.
+        metrics: Names of the metrics to compute.
+
+    Returns:
+        Values by name.
+    """
     return set_metrics(
         ours.files,
         theirs.files,

@@ -16,12 +16,27 @@ WEIGHTS = Needed(
 
 
 def load_hps(cache: Path, device: torch.device | str = "cpu") -> Clip:
-    """Load HPS v2.1."""
+    """Load HPS v2.1.
+
+    Args:
+        cache: Folder of the weights.
+        device: Device to compute on.
+
+    Returns:
+        The model.
+    """
     return Clip("ViT-H-14", cache / WEIGHTS.path, device=device)
 
 
 def score_hps(images: ImageSet) -> dict[str, float]:
-    """Return HPS v2.1 of each prompt."""
+    """Return the HPS v2.1 score of each prompt.
+
+    Args:
+        images: The images to score.
+
+    Returns:
+        Scores by prompt.
+    """
     hps = load_hps(images.cache, images.device)
     return by_prompt(images, hps.similarity(images.files, images.prompts).tolist())
 

@@ -1,4 +1,4 @@
-"""Legible text: what quoted words of a prompt an OCR reads in its image."""
+"""Legible text: how well OCR reads a prompt's quoted words in its image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ TESSERACT = Needed("tesseract", "apt-get install tesseract-ocr", package=True)
 
 
 def wanted_text(prompt: str) -> str:
-    """Return what a prompt asks to be written: its parts in quotation marks, joined."""
+    """Return the text that a prompt asks to be written: its parts in quotation marks, joined.
+
+    Args:
+        prompt: The prompt.
+
+    Returns:
+        The text; "" if there is none.
+    """
     return " ".join(
         part
         for match in re.findall(r'"([^"]+)"|“([^”]+)”|\'([^\']+)\'(?!\w)', prompt)
@@ -25,10 +32,19 @@ def wanted_text(prompt: str) -> str:
 
 
 def legibility(file: Path, text: str) -> float:
-    """Return how much of `text` Tesseract reads in an image: 1 - edit distance / length, of letters
-    and digits alone, 0 at worst.
+    """Return how well Tesseract reads a text in an image.
+
+    Args:
+        file: Image file.
+        text: The expected text. Only letters and digits count.
+
+    Returns:
+        1 - edit distance / length, at least 0.
+
+    Raises:
+        ValueError: Tesseract failed, or the text has no letter or digit.
     """
-    # Its own threads make it slower on pictures of this size.
+    # Multithreading makes Tesseract slower on images of this size.
     done = subprocess.run(
         ["tesseract", str(file), "-", "--psm", "11"],
         capture_output=True,
@@ -46,7 +62,15 @@ def legibility(file: Path, text: str) -> float:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Count the insertions, deletions and replacements that make a into b."""
+    """Count the insertions, deletions and replacements that turn `a` into `b`.
+
+    Args:
+        a: A text.
+        b: Another text.
+
+    Returns:
+        Levenshtein distance.
+    """
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
         previous, row[0] = row[0], i
@@ -60,7 +84,14 @@ def _letters(words: str) -> str:
 
 
 def score_text(images: ImageSet) -> dict[str, float]:
-    """Return the legibility of each prompt that asks for text."""
+    """Return the legibility of each prompt that asks for text.
+
+    Args:
+        images: The images to score.
+
+    Returns:
+        Scores by prompt.
+    """
     scores = []
     for file, prompt in zip(images.files, images.prompts, strict=True):
         text = wanted_text(prompt)
@@ -69,11 +100,19 @@ def score_text(images: ImageSet) -> dict[str, float]:
 
 
 def check_prompts(prompts: Sequence[str], source: str) -> None:
-    """Raise ValueError if no prompt asks for text."""
+    """Check that at least one prompt asks for text.
+
+    Args:
+        prompts: The prompts.
+        source: File of the prompts, for the message.
+
+    Raises:
+        ValueError: No prompt asks for text.
+    """
     if not any(wanted_text(prompt) for prompt in prompts):
         raise ValueError(
-            f"metrics: text reads what prompts ask to be written, and none of {source} has words in"
-            ' "quotation marks"'
+            f"metrics: text scores words in quotation marks, and no prompt of {source} has any:"
+            ' write e.g. a sign that says "open", or remove text from metrics'
         )
 
 
