@@ -1,14 +1,14 @@
-"""What the guard's measures say of healthy and of deliberately broken runs of the embedded teacher.
+"""Apply the guard's measures to healthy and deliberately broken runs of the embedded teacher.
 
-Every run is the demo's, in float32 with two videos an iteration, changed in one respect; its
-student is sampled every ten iterations, from the noise and the prompts of the guard. A broken run
-ends once it was outside of the bands twice in a row. With --results each run's samples are kept
-beside the file as they come, and a second start goes on where the first stopped. Measures and bands
-are applied to the kept samples, so they can be changed afterwards.
+Every run is the demo in float32 with two videos per iteration and one change. Its student is
+sampled every ten iterations with the noise and prompts of the guard. A broken run stops when it was
+outside the bands twice in a row. With --results, the samples of each run are stored next to the
+file, and a second start continues where the first stopped. Measures and bands are applied to the
+stored samples, so they can be changed afterwards.
 
     python -m benchmarks.guard --results guard.json
-    python -m benchmarks.guard --results guard.json --show      # judge what is there
-    python -m benchmarks.guard --results guard.json --cost      # what the guard of a run costs
+    python -m benchmarks.guard --results guard.json --show      # only judge the stored samples
+    python -m benchmarks.guard --results guard.json --cost      # time the guard of a run
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ EVERY = 10
 SHOWN = ("run", "iterations", "left the bands after", "outside at the end", "farthest", "distance")
 PALETTE = ("#2a6fa8", "#cc5a36", "#3a8a63", "#8359ad", "#ab7b16", "#5f6b76", "#b23a6b", "#17695f")
 PATIENCE = 3
-"""Failed iterations in a row that end a run, as in training."""
+"""Number of failed iterations in a row after which a run stops, as in training."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run by what it changes in the demo's."""
+    """A run, given by its differences from the demo."""
 
     settings: tuple[str, ...] = ()
     iterations: int = 100
     broken: bool = True
     against: bool = False
-    """Whether the student climbs its loss."""
+    """Whether the student ascends its loss."""
 
 
 def _healthy(*settings: str, iterations: int = 100) -> Recipe:
@@ -85,28 +85,47 @@ RECIPES = {
 
 
 class Climbing:
-    """An engine whose role climbs its loss."""
+    """An engine whose role ascends its loss.
+
+    Args:
+        engine: The engine that takes the steps.
+    """
 
     def __init__(self, engine: Any):
         self.engine = engine
 
     def backward(self, loss: Tensor) -> None:
+        """Backpropagate the negative loss."""
         self.engine.backward(-loss)
 
     def step(self, *, skip: bool | Tensor = False) -> Any:
+        """Take a step of the engine."""
         return self.engine.step(skip=skip)
 
 
 def build(recipe: Recipe, folder: Path) -> Run:
-    """Build the run of a recipe."""
+    """Build the run of a recipe.
+
+    Args:
+        recipe: The recipe.
+        folder: Folder for cached embeddings.
+
+    Returns:
+        The run.
+    """
     settings = ["model.dtype=float32", "batch.micro=2", f'prompts.cache="{folder / "cache"}"']
     config = load_config("shapes_4nfe", [*settings, *recipe.settings])
     return build_run(config, launch.start("none"))
 
 
 def train(recipe: Recipe, folder: Path) -> None:
-    """Train a recipe's student and keep its samples and its logged numbers in a folder; what ended
-    it early is in `ended.txt`.
+    """Train a recipe's student and store its samples and logged numbers.
+
+    If the run stops early because something is not finite, the reason is written to `ended.txt`.
+
+    Args:
+        recipe: The recipe.
+        folder: Folder to write to.
     """
     run = build(recipe, folder.parent)
     parts = sample_parts(run)
@@ -131,7 +150,7 @@ def train(recipe: Recipe, folder: Path) -> None:
 
 
 def _iteration(run: Run, step: int, *, against: bool) -> Outcome:
-    """Do one iteration of training."""
+    """Run one training iteration."""
     engines = dict(run.engines)
     if against:
         engines["student"] = Climbing(engines["student"])
@@ -149,7 +168,7 @@ def _iteration(run: Run, step: int, *, against: bool) -> Outcome:
 
 
 def _keep(run: Run, parts: list[Part], folder: Path, step: int) -> None:
-    """Sample the student and keep what it made."""
+    """Sample the student and store the samples."""
     latents = [sample_student(run, part.z, part.cond) for part in parts]
     _save(run, torch.cat(latents), folder / f"step_{step:06d}.safetensors")
 
@@ -161,7 +180,11 @@ def _save(run: Run, latents: Tensor, path: Path) -> None:
 
 
 def sample_teacher(folder: Path) -> None:
-    """Keep the long samples of the demo's teacher, with the demo's guidance."""
+    """Store many-step samples of the demo's teacher, with the demo's guidance scale.
+
+    Args:
+        folder: Folder to write to.
+    """
     run = build(Recipe(), folder)
     parts = sample_parts(run)
     grid = reference_grid(run.config, run.backbone.process)
@@ -172,7 +195,14 @@ def sample_teacher(folder: Path) -> None:
 
 
 def verdicts(folder: Path) -> dict[int, Verdict]:
-    """Judge the kept samples of a run, by iterations."""
+    """Judge the stored samples of a run.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        Verdicts by number of iterations.
+    """
     prompts = json.loads((folder.parent / "batch.json").read_text())["prompts"]
     teacher, reference = _measure(folder.parent / "teacher.safetensors", prompts, None)
     teacher["guidance"] = load_config("shapes_4nfe").guard.cfg
@@ -188,7 +218,7 @@ def verdicts(folder: Path) -> dict[int, Verdict]:
 
 
 def _guidance(folder: Path) -> float:
-    """The guidance that a run trains with."""
+    """Return the guidance scale that a run trains with."""
     (recipe,) = (
         recipe for name, recipe in RECIPES.items() if _place(folder.parent, name) == folder
     )
@@ -202,7 +232,7 @@ def _place(folder: Path, name: str) -> Path:
 def _measure(
     path: Path, prompts: list[int], reference: Tensor | None
 ) -> tuple[dict[str, float], Tensor]:
-    """The measures of kept samples, and their latents."""
+    """Return the measures of stored samples, and their latents."""
     kept = load_file(path)
     latents = kept["latents"]
     distance = latent_distance(latents, latents if reference is None else reference)
@@ -210,8 +240,14 @@ def _measure(
 
 
 def out_of_bands(folder: Path) -> list[int]:
-    """After how many iterations the student's samples were outside of a band, up to the last
+    """Return when the student's samples were outside a band, without interruption up to the last
     sampling.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        Numbers of iterations.
     """
     found: list[int] = []
     for step, verdict in verdicts(folder).items():
@@ -221,7 +257,14 @@ def out_of_bands(folder: Path) -> list[int]:
 
 
 def cost(folder: Path) -> dict[str, float]:
-    """Return processor seconds of the demo's guard and of its training, by what takes them."""
+    """Measure the processor time of the demo's guard and training.
+
+    Args:
+        folder: Folder for cached embeddings.
+
+    Returns:
+        Seconds by part, and the guard's share of the training.
+    """
     config = load_config(
         "shapes_4nfe", ["model.dtype=float32", f'prompts.cache="{folder / "cache"}"']
     )
@@ -248,7 +291,15 @@ def cost(folder: Path) -> dict[str, float]:
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
-    """Return the row of a run: when it left the bands for good, and at the end how."""
+    """Return the table row of a run: when it left the bands for good, and in which measures.
+
+    Args:
+        name: Name of the recipe.
+        folder: Folder of the run.
+
+    Returns:
+        Values by column.
+    """
     found = verdicts(folder)
     last, out = max(found), out_of_bands(folder)
     ended = folder / "ended.txt"
@@ -275,7 +326,12 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
 
 
 def draw(folder: Path, path: Path) -> None:
-    """Draw every run's distance over its iterations, on a log scale, as SVG."""
+    """Draw the distance of every run over its iterations on a log scale.
+
+    Args:
+        folder: Folder of all runs.
+        path: SVG file to write.
+    """
     found = {name: verdicts(_place(folder, name)) for name in RECIPES if _is_done(folder, name)}
     steps = sorted({step for run in found.values() for step in run})
     columns: dict[str, list[float]] = {"step": [float(step) for step in steps]}
@@ -312,15 +368,17 @@ def _is_done(folder: Path, name: str) -> bool:
 
 
 def main() -> None:
-    """Train what is missing, and write a row a run."""
+    """Train the runs that are missing and print one row per run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, required=True, help="JSON file; samples lie beside")
     parser.add_argument(
-        "--show", action="store_true", help="judge what is there, and train nothing"
+        "--results", type=Path, required=True, help="JSON file; samples go next to it"
     )
-    parser.add_argument("--cost", action="store_true", help="time the demo's guard, and stop")
+    parser.add_argument(
+        "--show", action="store_true", help="judge the stored samples without training"
+    )
+    parser.add_argument("--cost", action="store_true", help="only time the demo's guard")
     args, rows = parser.parse_args(), []
     torch.set_num_threads(1)
     folder = args.results.with_suffix("")

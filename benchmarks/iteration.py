@@ -1,5 +1,5 @@
-"""One TDM iteration beside the published loop's call pattern: network calls, seconds, peak memory,
-as ratios.
+"""Compare a TDM iteration with the published loop's call pattern: network calls, seconds and peak
+memory.
 
     python -m benchmarks.iteration
     python -m benchmarks.iteration --networks shapes --repeats 9 --json iteration.json
@@ -7,17 +7,17 @@ as ratios.
     python -m benchmarks.iteration --networks cogvideox2b --layers 2 \
         --set video.frames=9 --set video.height=256 --set video.width=256
 
-By default: the embedded teacher, small SD1.5 and PixArt, and CogVideoX-2B where there is a GPU.
-`--whole` takes a network in its own size, `--layers` so many blocks of their own width.
-`benchmarks.race` asks whose student is closer to the teacher after equal seconds.
+By default: the embedded teacher, small SD1.5 and PixArt, and CogVideoX-2B if there is a GPU.
+`--whole` uses a network in its real size, `--layers N` uses N blocks of their real width.
+`benchmarks.race` compares how close the students are to the teacher after equal time.
 
-All patterns run on the same networks, batch, grid and loss mathematics, in turn. Published, full
-and stop move the weights alike; with a shared draw the student is compared with the fake of before
-its update, and a stream's states were made by weights of up to K - 1 updates ago. "library
-defaults" also leaves adapters and attention as peft and diffusers have them. A row's time is the
-mean of an iteration with the cheapest and one with the dearest k, which is the mean over k; "sum of
-calls" is the ratio that its calls predict, timed one at a time. Memory is that of tensors alive at
-once, over what was there before: networks, optimiser and prompts.
+All patterns run alternately on the same networks, batch, grid and loss. Published, full and stop
+update the weights in the same way. With a shared draw the student is compared with the fake before
+its update, and a stream's states come from weights of up to K - 1 updates ago. "library defaults"
+also uses the defaults of peft and diffusers for adapters and attention. The time of a row is the
+mean of an iteration with the cheapest k and one with the most expensive k, which equals the mean
+over k. "sum of calls" is the ratio predicted from the times of single calls. Memory is that of
+tensors alive at once, in addition to networks, optimizer state and prompts.
 """
 
 from __future__ import annotations
@@ -59,19 +59,29 @@ NETWORKS = {
     "pixart": ("pixart512_4nfe", IMAGE, "PixArtAlphaPipeline"),
     "cogvideox2b": ("cogvideox2b_4nfe", [], ""),
 }
-"""Config, changes, and whose small network stands in ("": the whole one with random weights, None:
-the trained one).
+"""Config, changes, and the family of the small stand-in network ("": full size with random weights,
+None: the trained one).
 """
 
 
 def prepare(
     name: str, work: Path, overrides: list[str], *, whole: bool = False, layers: int = 0
 ) -> RunConfig:
-    """The run of a network of the table, its teacher on disk; whole, layers: in its own size, of so
-    many blocks, where its weights are random.
+    """Return the config of a network in the table, with its teacher on disk.
+
+    Args:
+        name: Key of `NETWORKS`.
+        work: Folder for random weights.
+        overrides: Further settings as in `--set`.
+        whole: Whether to use a randomly initialized network in its real size.
+        layers: Number of blocks of a randomly initialized network in its real width; 0 for the
+            default.
+
+    Returns:
+        The config.
     """
     file, changes, family = NETWORKS[name]
-    one = "batch.total=0"  # a micro-batch is timed, not a step of a whole run
+    one = "batch.total=0"  # time a micro-batch, not a step of a full run
     config = load_config(file, [one, *changes, *overrides])
     if family is None:
         return config
@@ -83,8 +93,14 @@ def prepare(
 
 
 def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
-    """Two steps: one that draws k = K and stops at once, one that draws k = 1 and rolls out to the
-    end.
+    """Return a step that draws k = K, which stops immediately, and one that draws k = 1, with a
+    full rollout.
+
+    Args:
+        stage: Networks and random number generators.
+
+    Returns:
+        The two steps.
     """
     objective = replace(stage.config.objective, rollout="stop")
 
@@ -98,8 +114,14 @@ def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
 
 @contextmanager
 def library_defaults(stage: Stage) -> Iterator[None]:
-    """Inside, adapters and attention compute as peft and diffusers have them by default, which
-    autocast serves.
+    """Use the defaults of peft and diffusers, which rely on autocast, for adapters and attention
+    within this context.
+
+    Args:
+        stage: Networks to switch.
+
+    Yields:
+        None.
     """
     modules = [engine.module for engine in stage.engines.values()]
     layers = [layer for module in modules for layer in tuner_layers(module)]
@@ -124,7 +146,14 @@ def _set(things: list, name: str, value: bool) -> None:
 
 
 def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
-    """By name, a call that makes the two iterations."""
+    """Return the call patterns to compare.
+
+    Args:
+        stage: Networks of the run.
+
+    Returns:
+        Functions that run the two iterations of `steps_of_extreme_k`, by name.
+    """
     steps, changed = steps_of_extreme_k(stage), stage.with_objective
 
     def run(which: Stage, iteration, _turn: int) -> None:
@@ -154,7 +183,15 @@ def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
 
 
 def calls_of(stage: Stage, call: Callable[[int], None]) -> str:
-    """Forwards and backwards of one iteration, in whole batches: "6.5F 2B"."""
+    """Count the forward and backward passes of one iteration in whole batches.
+
+    Args:
+        stage: Networks of the run.
+        call: Runs two iterations.
+
+    Returns:
+        Text such as "6.5F 2B".
+    """
     networks = [stage.roles.student, stage.roles.fake, stage.roles.teacher.denoiser]
     graded: list[int] = []
 
@@ -173,7 +210,14 @@ def calls_of(stage: Stage, call: Callable[[int], None]) -> str:
 
 
 def calls_alone(stage: Stage) -> dict[str, Callable[[int], None]]:
-    """The calls that iterations are made of, one at a time; branch: half of a guided pair."""
+    """Return the calls that iterations consist of. "branch" is half of a guided pair.
+
+    Args:
+        stage: Networks of the run.
+
+    Returns:
+        Functions by name.
+    """
 
     @torch.no_grad()
     def forward(role: str, _turn: int, of: Stage = stage) -> None:
@@ -196,7 +240,16 @@ def calls_alone(stage: Stage) -> dict[str, Callable[[int], None]]:
 
 
 def sum_of_calls(name: str, alone: dict[str, float], steps: int) -> float:
-    """Seconds that the calls of a pattern take one at a time."""
+    """Return the time that the calls of a pattern take individually.
+
+    Args:
+        name: Name of the pattern.
+        alone: Seconds of each call.
+        steps: Number of sampling steps K.
+
+    Returns:
+        Seconds of an iteration.
+    """
     if name.startswith("published"):
         counts = {"student": steps + 1, "branch": 3, "fake": 1}
     else:
@@ -208,7 +261,16 @@ def sum_of_calls(name: str, alone: dict[str, float], steps: int) -> float:
 
 
 def compare(config: RunConfig, world: launch.World, repeats: int) -> list[list[object]]:
-    """One row a pattern; ratios are to the published pattern on the same networks."""
+    """Measure all patterns. Ratios are relative to the published pattern on the same networks.
+
+    Args:
+        config: The run.
+        world: Processes of the run.
+        repeats: Number of timed rounds.
+
+    Returns:
+        One row per pattern, with the columns of `HEAD`.
+    """
     stage = build_stage(config, world)
     calls = patterns(stage)
     counted = {name: calls_of(stage, call) for name, call in calls.items()}
@@ -248,6 +310,11 @@ HEAD = [
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Returns:
+        The options.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -255,34 +322,37 @@ def arguments() -> argparse.Namespace:
         "--networks",
         nargs="+",
         choices=[*NETWORKS],
-        help="default: shapes sd15 pixart, with a GPU cogvideox2b too",
+        help="default: shapes sd15 pixart, with a GPU also cogvideox2b",
     )
-    parser.add_argument("--whole", action="store_true", help="SD1.5 and PixArt in their own size")
+    parser.add_argument(
+        "--whole", action="store_true", help="use SD1.5 and PixArt in their real size"
+    )
     parser.add_argument(
         "--layers",
         type=int,
         default=0,
-        help="transformers of their own width and so many blocks, with random weights",
+        help="use transformers of their real width with this many blocks and random weights",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="A.B=VALUE",
-        help="change the config of every network",
+        help="override a setting of every network's config",
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--work",
         type=Path,
         default=Path("cache/untrained"),
-        help="where random weights are written once",
+        help="folder for random weights, which are written once",
     )
-    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument("--json", type=Path, help="add the results to this file")
     return parser.parse_args()
 
 
 def main() -> None:
+    """Compare the patterns on every chosen network."""
     args = arguments()
     torch.set_num_threads(1)
     world = launch.start("none")

@@ -1,5 +1,5 @@
-"""One TDM iteration of a large model with random weights: seconds, memory, share of the matrix
-rate.
+"""Measure a TDM iteration of a large model with random weights: seconds, memory, share of the peak
+matrix rate.
 
     python -m benchmarks.large --config cogvideox2b_4nfe
     torchrun --nproc_per_node 8 -m benchmarks.large --config cogvideox1.5_5b_4nfe
@@ -10,9 +10,9 @@ A few layers at a small size fit on a CPU:
         --set video.frames=9 --set video.height=64 --set video.width=64 \
         --set parallel.gradient_checkpointing=false
 
-The architecture is the real one, from the configs that are shipped; nothing is downloaded.
-Prints what the plan predicted beside what was measured, and one JSON line. On a CPU only the
-activations are measured (what autograd keeps), and only without checkpointing.
+The architecture is the real one, from the included configs; nothing is downloaded. Prints the
+planned and the measured values, and one JSON line. On a CPU only the activations are measured (what
+autograd keeps), and only without gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ from tdmvid.plan.units import GIB
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Best of ten large matrix products, in FLOP per second."""
+    """Measure the rate of large matrix products, the best of ten.
+
+    Args:
+        device: Device to measure.
+        dtype: Dtype of the matrices.
+
+    Returns:
+        FLOP/s.
+    """
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     times = [seconds(lambda: a @ b, device)[0] for _ in range(11)][1:]
@@ -47,20 +55,27 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Returns:
+        The options.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
     parser.add_argument(
-        "--layers", type=int, default=0, help="a model of so many blocks; 0: all of its own"
+        "--layers", type=int, default=0, help="number of transformer blocks; 0 for all"
     )
-    parser.add_argument("--iterations", type=int, default=5, help="measured, after one that is not")
+    parser.add_argument(
+        "--iterations", type=int, default=5, help="timed after one warm-up iteration"
+    )
     parser.add_argument(
         "--work",
         type=Path,
         default=Path("cache/untrained"),
-        help="where random weights are written once",
+        help="folder for random weights, which are written once",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -68,24 +83,33 @@ def arguments() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Measured:
-    """What iterations took."""
+    """Measurements of iterations."""
 
     seconds: list[float]
     forwards: float
-    """Network calls of a micro-batch that an iteration made, on average."""
+    """Mean number of network calls per micro-batch of an iteration."""
     allocated: int
-    """Peak bytes of tensors on a GPU, 0 on a CPU."""
+    """Peak bytes of tensors on a GPU; 0 on a CPU."""
     reserved: int
-    """Peak bytes that the allocator took for them."""
+    """Peak bytes reserved by the allocator."""
     kept: int
-    """Peak bytes that autograd kept."""
+    """Peak bytes kept by autograd."""
 
 
 def measure(config: RunConfig, stage: Stage, steps: list[int]) -> Measured:
-    """Time iterations, after one that is not timed."""
+    """Time iterations after one warm-up iteration.
+
+    Args:
+        config: The run.
+        stage: Networks of the run.
+        steps: Iterations to time.
+
+    Returns:
+        Measurements on this rank.
+    """
     device = stage.backbone.device
     with Kept([engine.module for engine in stage.engines.values()]) as kept:
-        stage.iterate(0)  # not timed: counting costs time
+        stage.iterate(0)  # not timed, because counting takes time
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -102,25 +126,59 @@ def measure(config: RunConfig, stage: Stage, steps: list[int]) -> Measured:
 
 
 def calls_made(stage: Stage) -> int:
-    """Samples that went through any network so far."""
+    """Return the number of samples that have passed through any network.
+
+    Args:
+        stage: Networks of the run.
+
+    Returns:
+        Number of samples.
+    """
     roles: Any = stage.roles
     networks = (roles.student, roles.fake, roles.teacher.denoiser)
     return sum(int(network.evaluated) for network in networks)
 
 
 def with_calls(plan: Plan, forwards: float) -> Plan:
-    """A plan of the calls that were made: k differs between iterations, a plan has its mean."""
+    """Return a plan with the number of calls that were made. The number depends on the drawn k; a
+    plan has the mean.
+
+    Args:
+        plan: The plan.
+        forwards: Forward passes per iteration.
+
+    Returns:
+        A new plan.
+    """
     return replace(plan, calls=replace(plan.calls, forwards=forwards))
 
 
 def planned_peak(plan: Plan) -> float:
-    """Planned bytes of an iteration without the autoencoder, which is not loaded here."""
+    """Return the planned peak memory of an iteration without the autoencoder, which is not loaded
+    here.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Bytes.
+    """
     memory = plan.memory()
     return sum(memory.values()) - memory.get("autoencoder", 0.0)
 
 
 def shares(plan: Plan, config: RunConfig, seconds_each: float, rate: float) -> dict[str, float]:
-    """Return the shares of the matrix rate: of all that is executed, and without recomputation."""
+    """Return the shares of the matrix rate that iterations reach, with and without recomputation.
+
+    Args:
+        plan: Plan with the number of calls that were made.
+        config: The run.
+        seconds_each: Seconds per iteration.
+        rate: Matrix rate in FLOP/s.
+
+    Returns:
+        "share_executed" of all FLOPs, "share_useful" without recomputation.
+    """
     useful = config.batch.accumulation * (
         plan.calls.forwards * plan.calls.network.forward_flops
         + plan.calls.backwards * plan.calls.network.backward_flops
@@ -132,13 +190,18 @@ def shares(plan: Plan, config: RunConfig, seconds_each: float, rate: float) -> d
 
 
 def print_result(plan: Plan, result: dict[str, Any]) -> None:
-    """Print the plan, the figures beside it, and one JSON line."""
+    """Print the plan, the measurements and one JSON line.
+
+    Args:
+        plan: The plan.
+        result: Measurements and planned values.
+    """
     times = result["seconds"]
     each = ", ".join(f"{s:.3f}" for s in times)
     print(describe(plan))
     print(f"seconds per iteration: mean {statistics.mean(times):.3f}, {each}")
     print(
-        f"matrix rate {result['matrix_tflops']:.2f} TFLOP/s; executed"
+        f"matrix rate {result['matrix_tflops']:.2f} TFLOP/s; reached"
         f" {result['share_executed']:.0%} of it, {result['share_useful']:.0%} without recomputation"
     )
     print(
@@ -154,6 +217,7 @@ def print_result(plan: Plan, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Measure a config on all ranks."""
     args = arguments()
     config = load_config(args.config, args.set)
     world = launch.start(

@@ -1,4 +1,4 @@
-"""The tests' pretended CUDA device for a trial of a benchmark: nothing is computed or measured."""
+"""Use the tests' simulated CUDA device to try out a benchmark. Nothing is computed or measured."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ ANSWERS = {
     "max_memory_reserved": 2**30,
     "memory_allocated": 0,
 }
-"""What `torch.cuda` answers beside what the tests need."""
+"""Results of `torch.cuda` functions that the tests do not need."""
 
 
 @contextmanager
 def pretended() -> Iterator[None]:
-    """Inside, "cuda" is a device without data; torch must not be imported before."""
+    """Make "cuda" a device without data within this context. torch must not have been imported
+    before.
+
+    Yields:
+        None.
+    """
     assert "torch" not in sys.modules, "torch is imported already"
     sys.path.insert(0, str(DEVICE))
     device = importlib.import_module("pretended")

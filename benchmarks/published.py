@@ -1,10 +1,9 @@
-"""The call pattern of TDM's published training loop, on this project's networks and with its loss
-mathematics.
+"""The call pattern of TDM's published training loop, on this project's networks and losses.
 
-Written from its description: at K = 4 with guidance 11 forwards and 2 backwards. The student is
-rolled out over the whole grid, with a k for every sample; each phase calls it again at s_k; the
-fake's phase calls the teacher and does not use the answer; the teacher's two branches are two
-calls.
+Written from its description: at K = 4 with guidance it makes 11 forward and 2 backward passes. The
+student is rolled out over the whole grid, with its own k for every sample. Each phase calls it
+again at s_k. The fake's phase calls the teacher without using the result. The two branches of
+guidance are two calls of the teacher.
 """
 
 from __future__ import annotations
@@ -21,7 +20,11 @@ from tdmvid.distill.objective import Roles
 
 
 class TwoCalls:
-    """Classifier-free guidance by two calls of the network."""
+    """Classifier-free guidance with two calls of the network.
+
+    Args:
+        guided: The guided network with one batched call.
+    """
 
     def __init__(self, guided: Guided):
         self.guided, self.process = guided, guided.process
@@ -44,8 +47,24 @@ def published(
     streams,
     first_stream=0,
 ) -> Outcome:
-    """One iteration; called like `tdmvid.distill.iteration.iterate`, of a single micro-batch, and
-    with its random draws.
+    """Run one iteration with the published call pattern.
+
+    It is called like `tdmvid.distill.iteration.iterate` with a single micro-batch, and uses the
+    same random draws.
+
+    Args:
+        step: The iteration.
+        conds: Conditioning of the single micro-batch.
+        noise_shape: Shape of its latents, [B, ...].
+        objective: The objective.
+        roles: Student, fake and teacher.
+        engines: Engines of the trained roles.
+        grid: Times of the sampling steps.
+        streams: Random number generators.
+        first_stream: Global index of the micro-batch.
+
+    Returns:
+        Scalars, and the role that failed if any.
     """
     (cond,) = conds
 
@@ -89,7 +108,9 @@ def published(
 def _phase(
     role: str, path: Trajectory, generator: torch.Generator, objective, roles: Roles, *, teacher
 ) -> dict[str, Tensor]:
-    """The student's call, with a graph in its own phase only, a draw, and the role's loss."""
+    """Call the student (with gradients only in its own phase), draw, and compute the role's
+    loss.
+    """
     with torch.set_grad_enabled(role == "student"):
         x0_hat = roles.student(path.x, path.upper, path.cond)
     draw = objective.draw(path, x0_hat, generator, roles.student.process)

@@ -1,13 +1,13 @@
-"""A frozen base in int8 and float8 beside the whole one, on the embedded teacher: bytes, error,
-seconds, and what the students are worth.
+"""Compare the frozen base in int8 and float8 with the unquantized one on the embedded teacher:
+bytes, error, seconds, and quality of the students.
 
     python -m benchmarks.quantized                              # bytes, error, seconds
-    python -m benchmarks.quantized --iterations 200 --seeds 2   # and distil with each
-    python -m benchmarks.quantized --set model.dtype=float32    # without bfloat16's own rounding
+    python -m benchmarks.quantized --iterations 200 --seeds 2   # also distil with each
+    python -m benchmarks.quantized --set model.dtype=float32    # without rounding by bfloat16
 
-Seconds are of guided calls of the teacher and of whole iterations, in turn. A student's distance is
-that of `iteration.py --race shapes`, on the base it was trained on and on the whole one, which is
-what users have.
+Times are those of guided teacher calls and of whole iterations, measured alternately. A student's
+distance is that of `benchmarks.race shapes`, on the base it was trained on and on the unquantized
+base, which users have.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ KINDS = ("none", "int8", "float8")
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Returns:
+        The options.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,26 +45,48 @@ def arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="A.B=VALUE",
-        help="override one setting; may be given again",
+        help="override a setting; may be repeated",
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
-        "--iterations", type=int, default=0, help="distil each for so many, and score the students"
+        "--iterations",
+        type=int,
+        default=0,
+        help="also distil each for this many iterations and score the students",
     )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument(
-        "--captions", type=int, default=32, help="held-out captions to score with, four videos each"
+        "--captions",
+        type=int,
+        default=32,
+        help="number of held-out captions to score with, four videos each",
     )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def of_kind(config: RunConfig, kind: str) -> RunConfig:
+    """Return the run with another quantization of the base.
+
+    Args:
+        config: The run.
+        kind: Value of `model.quantize`.
+
+    Returns:
+        A new config.
+    """
     return replace(config, model=replace(config.model, quantize=kind))
 
 
 def frozen_bytes(run: Run) -> int:
-    """What the student's frozen parameters take."""
+    """Return the size of the student's frozen parameters.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Bytes.
+    """
     student = run.engines["student"]
     return held_bytes(student.module) - sum(
         p.numel() * p.element_size() for p in student.trainable.values()
@@ -67,7 +94,14 @@ def frozen_bytes(run: Run) -> int:
 
 
 def kept_bytes(run: Run) -> int:
-    """What autograd keeps of one graded call of a micro-batch."""
+    """Return the memory that autograd keeps for one graded call of a micro-batch.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Peak bytes.
+    """
     z = torch.randn((run.config.batch.micro, *run.backbone.latent_shape()), device=run.world.device)
     with Kept([run.engines["student"].module]) as kept:
         out = run.roles.student(z, z.new_full((len(z),), 0.5), run.conds(list(range(len(z)))))
@@ -76,7 +110,15 @@ def kept_bytes(run: Run) -> int:
 
 
 def costs(runs: dict[str, Run], repeats: int) -> list[list[object]]:
-    """Bytes, error and seconds of each."""
+    """Measure bytes, error and seconds of each quantization.
+
+    Args:
+        runs: Runs by quantization.
+        repeats: Number of timed rounds.
+
+    Returns:
+        One row per quantization.
+    """
     z = torch.randn(
         (16, *runs["none"].backbone.latent_shape()), generator=torch.Generator().manual_seed(0)
     ).to(runs["none"].world.device)
@@ -110,7 +152,17 @@ def costs(runs: dict[str, Run], repeats: int) -> list[list[object]]:
 
 
 def students(config: RunConfig, captions: int, seeds: int) -> list[list[object]]:
-    """Distances of the students of each seed, on their own base and on the whole one."""
+    """Distil with each quantization and score the students on their own and on the unquantized
+    base.
+
+    Args:
+        config: The run.
+        captions: Number of held-out captions.
+        seeds: Number of seeds.
+
+    Returns:
+        One row per quantization.
+    """
     distance, rows = (
         race.Distance(build_run(of_kind(config, "none"), launch.start("none")), captions, 4),
         [],
@@ -134,6 +186,7 @@ def students(config: RunConfig, captions: int, seeds: int) -> list[list[object]]
 
 
 def main() -> None:
+    """Compare the quantizations."""
     args = arguments()
     config = load_config("shapes_4nfe", args.set)
     runs = {kind: build_run(of_kind(config, kind), launch.start("none")) for kind in KINDS}

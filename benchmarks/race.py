@@ -1,8 +1,10 @@
-"""The same seconds for several call patterns: whose student is closer to the teacher?
+"""Train with several call patterns for the same time, and compare how close the students are to the
+teacher.
 
-How many iterations fit into the time is measured first, the patterns in turn; each student is then
-trained for its own number of them, its learning rate falling to the end. With --results every
-figure is kept as it comes, and a second start goes on where the first stopped.
+First, the number of iterations that fit into the time is measured, alternating between patterns.
+Each student is then trained for its own number of iterations, with a learning rate that decays to 0
+at the end. With --results every result is stored immediately, and a second start continues where
+the first stopped.
 
     python -m benchmarks.race toy --seconds 20 --seeds 3
     python -m benchmarks.race shapes --seconds 100 --seeds 4 --results race.json
@@ -44,7 +46,9 @@ Table = tuple[str, list[str], list[list[object]]]
 
 @dataclass(frozen=True)
 class Pattern:
-    """An iteration, its objective's options, and in how many micro-batches it takes its batch."""
+    """An iteration function, options of its objective, and the number of micro-batches that its
+    batch is split into.
+    """
 
     iteration: Callable[..., Any] = iterate
     options: dict[str, Any] = field(default_factory=dict)
@@ -69,14 +73,20 @@ PATTERNS = {
 
 
 class Student(NamedTuple):
-    """How far a trained student is from its teacher, and the processor seconds of its training."""
+    """Distance of a trained student from its teacher, and the processor time of its training in
+    seconds.
+    """
 
     distance: float
     seconds: float
 
 
 class Results:
-    """What a race has found so far, in a file if there is one."""
+    """Results of a race, optionally stored in a file.
+
+    Args:
+        path: JSON file; None keeps the results in memory only.
+    """
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -85,7 +95,15 @@ class Results:
             self.found = json.loads(path.read_text())
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
-        """Return a result; what is not known yet is measured, kept and printed."""
+        """Return a result. If it is not known yet, measure, store and print it.
+
+        Args:
+            key: Name of the result.
+            measure: Computes it.
+
+        Returns:
+            The result.
+        """
         if key not in self.found:
             self.found[key] = measure()
             print(f"{key}: {self.found[key]}", flush=True)
@@ -97,7 +115,17 @@ class Results:
 def fitting(
     loops: dict[str, Callable[[int], object]], seconds: float, device: torch.device, *, each: int
 ) -> dict[str, int]:
-    """How many iterations of every pattern fit into that time; a loop makes `each` of them."""
+    """Measure how many iterations of every pattern fit into a time.
+
+    Args:
+        loops: Functions that run `each` iterations, by pattern.
+        seconds: The time.
+        device: Device they run on.
+        each: Iterations per call.
+
+    Returns:
+        Number of iterations by pattern.
+    """
     return {
         name: max(1, round(each * seconds / clock.seconds))
         for name, clock in alternate(loops, repeats=5, device=device).items()
@@ -105,7 +133,18 @@ def fitting(
 
 
 def toy(seconds: float, seeds: int, names: Sequence[str], results: Results) -> Table:
-    """The mixture of Gaussians, whose teacher is exact: distance to its law."""
+    """Race on the mixture of Gaussians, whose teacher is exact, by the distance to its
+    distribution.
+
+    Args:
+        seconds: Processor time of each student.
+        seeds: Number of seeds.
+        names: Patterns to compare.
+        results: Results so far.
+
+    Returns:
+        Title, columns and rows of a table.
+    """
     process, shift, each = mixture.stable_diffusion(), mixture.SHIFTS["vp"], 40
     names = [name for name in names if PATTERNS[name].micros == 1]
 
@@ -152,8 +191,21 @@ def shapes(
     captions: int = 32,
     each_caption: int = 4,
 ) -> Table:
-    """The embedded teacher: Fréchet distance of the judge's features to the teacher's own long
-    samples, from the same noise.
+    """Race on the embedded teacher, by the Fréchet distance to the teacher's many-step samples.
+
+    The distance uses the judge's features and the same noise.
+
+    Args:
+        seconds: Processor time of each student.
+        seeds: Number of seeds.
+        names: Patterns to compare.
+        results: Results so far.
+        overrides: Further settings of the run as in `--set`.
+        captions: Number of held-out captions.
+        each_caption: Videos per caption.
+
+    Returns:
+        Title, columns and rows of a table.
     """
     config, alone = load_config("shapes_4nfe", list(overrides)), launch.start("none")
 
@@ -192,7 +244,7 @@ def _rows(
     where: str,
     measured: Callable[[str, int], Student],
 ) -> list[list[object]]:
-    """A row for each pattern; all patterns of a seed are measured before the next seed."""
+    """Return one row per pattern. All patterns of a seed are measured before the next seed."""
     found = {
         (name, seed): results.get(
             f"{name}, seed {seed}, {where}", lambda name=name, seed=seed: measured(name, seed)
@@ -213,8 +265,14 @@ def _rows(
 
 
 class Distance:
-    """Fréchet distance of a student's videos to the long samples of a run's teacher: held-out
-    captions, the same noise, the judge's features.
+    """Fréchet distance between a student's videos and the many-step samples of a run's teacher.
+
+    It uses held-out captions, the same noise and the judge's features.
+
+    Args:
+        run: The run whose teacher is sampled.
+        captions: Number of captions.
+        each_caption: Videos per caption.
     """
 
     def __init__(self, run: Run, captions: int, each_caption: int):
@@ -241,7 +299,7 @@ class Distance:
 
 
 def _config(config: RunConfig, name: str) -> RunConfig:
-    """The run with a pattern's options; micro-batches share its batch."""
+    """Return the run with a pattern's options. Its batch is split into micro-batches."""
     pattern = PATTERNS[name]
     batch = replace(
         config.batch, micro=config.batch.micro // pattern.micros, accumulation=pattern.micros
@@ -267,6 +325,7 @@ def _iterations(run: Run, name: str, steps: range) -> None:
 
 
 def main() -> None:
+    """Run the race."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -283,9 +342,9 @@ def main() -> None:
         action="append",
         default=[],
         metavar="A.B=VALUE",
-        help="change the config of the shapes run",
+        help="override a setting of the shapes run",
     )
-    parser.add_argument("--results", type=Path, help="JSON file that keeps every figure")
+    parser.add_argument("--results", type=Path, help="JSON file to store every result in")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = Results(args.results)

@@ -1,5 +1,5 @@
-"""The student in K calls beside its teacher in 50 guided steps: the denoiser's speed-up a call
-against linear, and end to end.
+"""Compare the student in K calls with its teacher in 50 guided steps: speed-up of the denoiser
+relative to linear, and end to end.
 
     python -m benchmarks.sampling
     python -m benchmarks.sampling --batch 1 16 --set model.dtype=float32 --json sampling.json
@@ -7,14 +7,14 @@ against linear, and end to end.
     python -m benchmarks.sampling --network cogvideox2b --layers 2 --batch 1 --steps 10 \
         --set video.frames=9 --set video.height=256 --set video.width=256
 
-By default: the embedded teacher, one video and eight at a time. A whole CogVideoX-2B (with random
-weights) wants a GPU; two of its layers, of their real width, run on a CPU.
+By default: the embedded teacher, with one and with eight videos at a time. A full CogVideoX-2B
+(with random weights) needs a GPU; two of its layers in their real width run on a CPU.
 
-The samplers are stock pipelines, in turn, in one process, unlike `tdmvid latency`, which takes a
-finished run and times each stage alone. The student's weights are random, exported as a LoRA and as
-a fused network: time does not depend on their values. "Of linear" is the speed-up of the denoiser
-over the ratio of network evaluations; "all", text encoder and autoencoder too, is known of the
-embedded teacher alone.
+The samplers are stock pipelines that run alternately in one process. (`tdmvid latency` instead
+takes a finished run and times each stage separately.) The student's weights are random, exported as
+a LoRA and as a fused network; time does not depend on their values. "Of linear" is the speed-up of
+the denoiser divided by the ratio of network evaluations. "All" includes text encoder and
+autoencoder and is only measured for the embedded teacher.
 """
 
 from __future__ import annotations
@@ -58,7 +58,15 @@ HEAD = [
 
 
 def export_students(stage: Stage, folder: Path) -> dict[str, Path]:
-    """A student with a random adapter as users get it: a LoRA, and a whole network."""
+    """Export a student with a random adapter as a LoRA and as a fused network.
+
+    Args:
+        stage: Networks of the run.
+        folder: Folder to write to.
+
+    Returns:
+        Exported folders by name.
+    """
     engine = stage.engines["student"]
     for index, tensor in enumerate(engine.trainable.values()):
         tensor.data = 0.02 * torch.randn(
@@ -90,8 +98,19 @@ def compare(
     repeats: int,
     random: bool,
 ) -> list[list[object]]:
-    """One row a batch and sampler; random: the teacher has no weights of its own, so text encoder
-    and autoencoder are left out.
+    """Time the samplers.
+
+    Args:
+        config: The run.
+        world: Processes of the run.
+        batches: Numbers of videos at a time.
+        steps: Steps of the teacher.
+        repeats: Number of timed rounds.
+        random: Whether the teacher has random weights. Text encoder and autoencoder are then left
+            out.
+
+    Returns:
+        One row per batch and sampler, with the columns of `HEAD`.
     """
     grid = build_grid(config.grid, load_backbone(config.model, config.video).process)
     cfg = config.objective.cfg
@@ -129,11 +148,11 @@ def _samplers(
     steps: int,
     cfg: float,
 ) -> dict[str, Callable[[int], Tensor]]:
-    """Return what draws a batch of latents, by the name of the sampler.
+    """Return functions that sample a batch of latents, by sampler.
 
     Args:
         few: Steps of a student.
-        steps: Steps of the teacher, whose guidance scale is `cfg`.
+        steps: Steps of the teacher, with guidance scale `cfg`.
     """
     cond, null = text_like(backbone, batch, 1), text_like(backbone, 1, 0)
     z = _noise(backbone, batch)
@@ -147,7 +166,9 @@ def _samplers(
 
 
 def _ends(backbone: Backbone, batch: int) -> dict[str, Callable[[int], object]]:
-    """Return the stages around the denoiser: `text` of a student, `texts` of guided sampling."""
+    """Return the stages around the denoiser: `text` of a student, `texts` of guided sampling,
+    `autoencoder`.
+    """
     prompts, z = [PROMPT] * batch, _noise(backbone, batch)
     return {
         "text": lambda turn: backbone.encode_prompts(prompts),
@@ -159,7 +180,9 @@ def _ends(backbone: Backbone, batch: int) -> dict[str, Callable[[int], object]]:
 def _row(
     name: str, batch: int, evaluations: dict[str, int], seconds: dict[str, float]
 ) -> list[object]:
-    """seconds: of every sampler's denoiser and of the stages around it."""
+    """Return a row of the table. `seconds` has the times of all denoisers and of the stages around
+    them.
+    """
     known = "autoencoder" in seconds
 
     def whole(one):
@@ -181,34 +204,40 @@ def _row(
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Returns:
+        The options.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", choices=[*NETWORKS], default="shapes")
     parser.add_argument(
-        "--layers", type=int, default=0, help="a transformer of so many blocks; 0: all of its own"
+        "--layers", type=int, default=0, help="number of transformer blocks; 0 for all"
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="A.B=VALUE",
-        help="change the config of the run",
+        help="override a setting of the run",
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="videos at a time")
-    parser.add_argument("--steps", type=int, default=50, help="of the teacher")
+    parser.add_argument("--steps", type=int, default=50, help="steps of the teacher")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--work",
         type=Path,
         default=Path("cache/untrained"),
-        help="where random weights are written once",
+        help="folder for random weights, which are written once",
     )
-    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument("--json", type=Path, help="add the results to this file")
     return parser.parse_args()
 
 
 def main() -> None:
+    """Compare the samplers of a network."""
     args = arguments()
     torch.set_num_threads(1)
     world = launch.start("none")

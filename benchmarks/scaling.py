@@ -1,17 +1,17 @@
-"""How an iteration grows with tokens, LoRA rank, K and ranks that share a sequence, beside what
-`--plan` says.
+"""Measure how an iteration scales with tokens, LoRA rank, K and ranks that share a sequence, and
+compare with the plan.
 
     python -m benchmarks.scaling --json scaling.json
     python -m benchmarks.scaling --sequence 1
 
-A small CogVideoX with random weights is measured, a few minutes on one core; `--sequence 1` leaves
-out the last rows, which take two processes (gloo).
+Measures a small CogVideoX with random weights, which takes a few minutes on one core. `--sequence
+1` leaves out the last rows, which use two processes (gloo).
 
-Work, activations and bytes sent are measured over planned: 1 is a formula that holds. Peak is of
-all tensors alive at once beyond those that stay (networks, optimiser), over the planned
-activations, working memory and gradients; of several ranks it is not compared, since the profiler
-does not see what gloo's threads free. Seconds are compared by their ratio to planned work, as a
-share of the first row's: above 1, a FLOP costs more there.
+Compute, activations and bytes sent are given as measured divided by planned; 1 means that the
+formula is exact. Peak is the memory of all tensors alive at once, without those that stay
+(networks, optimizer state), divided by the planned activations, working memory and gradients. It is
+not compared for several ranks, because the profiler does not see what gloo's threads free. Seconds
+are divided by the planned compute, relative to the first row; above 1, a FLOP takes longer.
 """
 
 from __future__ import annotations
@@ -85,9 +85,13 @@ HEAD = [
 
 
 class Sent(TorchDispatchMode):
-    """Bytes that this rank sends to others, by collective, while it is entered."""
+    """Count the bytes that this rank sends to others within this context, by collective.
 
-    # which of a collective's arguments is this rank's, and how often a ring sends that on
+    Args:
+        ranks: Number of ranks.
+    """
+
+    # index of the argument with this rank's data, and how many times a ring sends it
     TIMES = {
         "alltoall": (1, lambda ranks: (ranks - 1) / ranks),
         "allreduce": (0, lambda ranks: 2 * (ranks - 1) / ranks),
@@ -114,7 +118,16 @@ def _tensors(argument) -> list[torch.Tensor]:
 
 
 def prepare(overrides: list[str], work: Path, *, primary: bool = True) -> RunConfig:
-    """A run of the small CogVideoX."""
+    """Return a run of the small CogVideoX with random weights.
+
+    Args:
+        overrides: Further settings as in `--set`.
+        work: Folder for random weights.
+        primary: Whether this rank writes them.
+
+    Returns:
+        The config.
+    """
     config = load_config("cogvideox2b_4nfe", [*BASE, *overrides])
     return untrained(
         config, work, primary=primary, **SMALL["CogVideoXPipeline"] | {"num_layers": 2}
@@ -122,8 +135,12 @@ def prepare(overrides: list[str], work: Path, *, primary: bool = True) -> RunCon
 
 
 def gather_little(values: int) -> None:
-    """Make a network of so many parameters as large to ZeRO-3 as one of some billions: nothing
-    stays whole, and a quarter of it is gathered at a time.
+    """Make ZeRO-3 treat a small network like one of billions of parameters.
+
+    No parameter stays gathered, and a quarter of the network is gathered at a time.
+
+    Args:
+        values: Number of parameters of the network.
     """
     from tdmvid.parallel import deepspeed_engine
 
@@ -142,14 +159,23 @@ def gather_little(values: int) -> None:
 
 
 def measure(config: RunConfig, world: launch.World, repeats: int) -> dict[str, float]:
-    """What one iteration takes, the mean over k: FLOP, bytes, seconds."""
+    """Measure one iteration, the mean over k.
+
+    Args:
+        config: The run.
+        world: Processes of the run.
+        repeats: Number of timed rounds.
+
+    Returns:
+        FLOPs, bytes and seconds by name.
+    """
     stage = build_stage(config, world)
 
     def both(turn=0):
         return [stage.iterate(step) for step in steps_of_extreme_k(stage)]
 
     modules = [engine.module for engine in stage.engines.values()]
-    both()  # the optimiser's state is there afterwards
+    both()  # creates the optimizer state
     with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_A_CPU) as counter:
         both()
     with Kept(modules) as kept:
@@ -177,8 +203,16 @@ def measure(config: RunConfig, world: launch.World, repeats: int) -> dict[str, f
 
 
 def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> list[object]:
-    """per_work: seconds per planned FLOP of the first row. Several ranks have no peak: the profiler
-    does not see what gloo's threads free.
+    """Return a row of the table.
+
+    Args:
+        name: Name of the run.
+        plan: Its plan.
+        measured: Result of `measure`.
+        per_work: Seconds per planned FLOP of the first row.
+
+    Returns:
+        Values of the columns of `HEAD`; "-" where measured and planned values cannot be compared.
     """
     memory, traffic = plan.memory(), plan.traffic()
 
@@ -201,7 +235,19 @@ def row(name: str, plan: Plan, measured: dict[str, float], per_work: float) -> l
 
 
 def launched(ranks: int, overrides: list[str], args: argparse.Namespace) -> dict[str, float]:
-    """`measure` of a changed run in several processes: the first rank's figures."""
+    """Run `measure` in several processes.
+
+    Args:
+        ranks: Number of processes.
+        overrides: Further settings as in `--set`.
+        args: Options of the command line.
+
+    Returns:
+        Measurements of the first rank.
+
+    Raises:
+        RuntimeError: A process failed.
+    """
     command = [
         sys.executable,
         "-m",
@@ -227,6 +273,11 @@ def launched(ranks: int, overrides: list[str], args: argparse.Namespace) -> dict
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Returns:
+        The options.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -235,21 +286,25 @@ def arguments() -> argparse.Namespace:
         "--sequence",
         type=int,
         default=2,
-        help="ranks of the last rows, which share a sequence or the weights; 1 leaves them out",
+        help="number of ranks in the last rows, which share a sequence or weights; 1 skips them",
     )
     parser.add_argument(
         "--work",
         type=Path,
         default=Path("cache/untrained"),
-        help="where random weights are written once",
+        help="folder for random weights, which are written once",
     )
-    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument("--json", type=Path, help="add the results to this file")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def one(args: argparse.Namespace) -> None:
-    """One of several processes: the first prints what it measured."""
+    """Measure in one of several processes. The first prints its result.
+
+    Args:
+        args: Options of the command line.
+    """
     sequence = next(
         (int(text.split("=")[1]) for text in args.one if text.startswith("parallel.sequence=")), 1
     )
@@ -264,6 +319,7 @@ def one(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Measure all rows and print the table."""
     args = arguments()
     torch.set_num_threads(1)
     if args.one:

@@ -1,8 +1,8 @@
-"""Timing of several things against each other in one process, and the memory that a call takes.
+"""Time several functions against each other in one process, and measure the memory of a call.
 
-Runs alternate, so that a neighbour on the machine slows all of them alike; ratios of medians are
-what is compared. On a CPU, time is this process's processor time, which a neighbour hardly changes;
-on a GPU it is the wall clock around a synchronised call.
+The functions alternate, so that other load on the machine slows all of them equally; ratios of
+medians are compared. On a CPU, time is the processor time of this process, which other load hardly
+affects. On a GPU it is the wall-clock time of a synchronized call.
 """
 
 from __future__ import annotations
@@ -29,19 +29,29 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Clock:
-    """Medians over repetitions, in seconds; `seconds` is what to compare."""
+    """Medians over repetitions in seconds. Compare `seconds`."""
 
     seconds: float
     wall: float
     spread: float
-    """Largest over smallest of the compared times."""
+    """Ratio of the largest to the smallest of the compared times."""
 
 
 def alternate(
     calls: dict[str, Callable[[int], object]], *, repeats: int, device: torch.device
 ) -> dict[str, Clock]:
-    """Each call in turn, `repeats` times round, after one round that is not timed; a call is given
-    its round.
+    """Time functions in turn, after one warm-up round.
+
+    Args:
+        calls: Functions by name. Each gets the number of its round.
+        repeats: Number of timed rounds.
+        device: Device they run on.
+
+    Returns:
+        Times by name.
+
+    Raises:
+        ValueError: `repeats` is less than 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least 1")
@@ -60,7 +70,15 @@ def alternate(
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and processor seconds of one call."""
+    """Time one call.
+
+    Args:
+        call: The function.
+        device: Device it runs on.
+
+    Returns:
+        Wall-clock and processor seconds.
+    """
     _wait(device)
     wall, processor = time.perf_counter(), time.process_time()
     call()
@@ -74,7 +92,15 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Most bytes of tensors alive at once that `call` made, over what was there before it."""
+    """Measure the peak memory of a call, in addition to the memory in use before it.
+
+    Args:
+        call: The function.
+        device: Device it runs on.
+
+    Returns:
+        Peak bytes of tensors that the call created.
+    """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -95,8 +121,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 class Kept:
-    """Bytes that autograd keeps at once while it is entered: the measure of activations where no
-    allocator counts.
+    """Count the bytes that autograd keeps within this context. Measures activations where no
+    allocator statistics exist.
+
+    Args:
+        networks: Networks whose parameters and buffers are not counted.
     """
 
     def __init__(self, networks: list[nn.Module]):
@@ -120,6 +149,14 @@ class Kept:
         self.hooks.__exit__(*exception)
 
     def pack(self, tensor: torch.Tensor):
+        """Count a tensor that autograd saves.
+
+        Args:
+            tensor: The tensor, of any shape.
+
+        Returns:
+            The object for autograd to keep.
+        """
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
         if key in self.known:
@@ -131,6 +168,11 @@ class Kept:
         return _Held(self, key, tensor)
 
     def drop(self, key: int) -> None:
+        """Stop counting one use of a storage.
+
+        Args:
+            key: Address of the storage.
+        """
         count, size = self.alive[key]
         self.alive[key] = count - 1, size
         if count == 1:
@@ -139,7 +181,7 @@ class Kept:
 
 
 class _Held:
-    """A tensor that autograd holds; says when it no longer does."""
+    """A tensor that autograd keeps. Reports when it is released."""
 
     def __init__(self, kept: Kept, key: int, tensor: torch.Tensor):
         self.kept, self.key, self.tensor = kept, key, tensor
@@ -149,7 +191,14 @@ class _Held:
 
 
 def machine(device: torch.device) -> str:
-    """What was measured on, in one line."""
+    """Describe the device, PyTorch version and platform in one line.
+
+    Args:
+        device: Device of the measurement.
+
+    Returns:
+        The description.
+    """
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -159,7 +208,15 @@ def machine(device: torch.device) -> str:
 
 
 def table(head: list[str], rows: list[list[object]]) -> str:
-    """Markdown; numbers with three figures."""
+    """Format a Markdown table. Floats have three significant digits.
+
+    Args:
+        head: Columns.
+        rows: Values of each row.
+
+    Returns:
+        The table.
+    """
 
     def cell(value):
         return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -176,7 +233,15 @@ def report(
     device: torch.device,
     path: Path | None,
 ) -> None:
-    """Print the table, and add it to the JSON file `path`, if one is wanted."""
+    """Print a table and optionally add it to a JSON file.
+
+    Args:
+        title: Title of the table.
+        head: Columns.
+        rows: Values of each row.
+        device: Device of the measurement.
+        path: The JSON file; None writes none.
+    """
     assert len({*head}) == len(head), head
     print(f"\n{title}\n{machine(device)}\n\n{table(head, rows)}", flush=True)
     if path:

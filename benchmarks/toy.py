@@ -1,11 +1,11 @@
-"""The toy that separates right from wrong: TDM on a 2-D mixture of eight Gaussians, exact teacher.
+"""A toy that separates correct from incorrect methods: TDM on a 2-D mixture of eight Gaussians with
+an exact teacher.
 
     python -m benchmarks.toy                       # both processes, a few minutes on one core
     python -m benchmarks.toy --process vp --set rollout=stop --iterations 500
 
-Every row is the sliced 2-Wasserstein distance of 20,000 samples to the data, the mean over
-several independent sets of data (the distance of data to itself, the floor, varies from set to
-set).
+Every row is the sliced 2-Wasserstein distance of 20,000 samples to the data, averaged over several
+independent sets of data. (The distance of data to itself, the floor, varies between sets.)
 """
 
 from __future__ import annotations
@@ -45,16 +45,20 @@ NULL = Cond({})
 
 
 def stable_diffusion() -> TabulatedVP:
-    """Stable Diffusion's `scaled_linear` table, 0.00085 to 0.012."""
+    """Return Stable Diffusion's process: the `scaled_linear` schedule from 0.00085 to 0.012.
+
+    Returns:
+        The process.
+    """
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     return TabulatedVP((1 - betas).cumprod(0))
 
 
 PROCESSES: dict[str, Callable[[], Process]] = {"vp": stable_diffusion, "flow": RectifiedFlow}
 SHIFTS = {"vp": 0.5, "flow": 0.75}
-"""Of the student's grid. On the uniform one the last step starts at noise of 0.57 (the flow's:
-0.25) where a mode is 0.12 wide, and must part overlapping modes by a steep map; a shift below 1
-leaves it less to do.
+"""Flow shift of the student's grid. On the uniform grid the last step starts at noise of 0.57
+(flow: 0.25), where a mode is 0.12 wide, so it must separate overlapping modes with a steep map. A
+shift below 1 makes the last step easier.
 """
 
 
@@ -63,22 +67,23 @@ MIXTURES: dict[str, Callable[[], Mixture]] = {"circle": Mixture.circle, "grid": 
 OBJECTIVE = TDM(
     rollout="full", fake_target="exact", distance="l2", fresh_noise=0.1, snr_ceiling=50.0
 )
-"""What the table is made with, not TDM's defaults. docs/objectives.md says what was measured.
+"""Objective of the table. These are not TDM's defaults; see docs/objectives.md for the
+measurements.
 
-- a fake that regresses on x0_hat recognises it in the noise of x_s, so no state of the trajectory
-  has the right law;
-- huber is nearly the sign of teacher - fake, whose zero is a median where the KL gradient is a
-  mean;
-- nearly clean draws carry no sign of how much mass a mode has; the flow's last segment is full of
-  them (sigma 0.02 at its lower end, where the table's is 0.13);
-- a ceiling of 5 on the fake's weight leaves it inexact where modes are narrow, which is where the
-  last step needs it.
+- A fake that regresses on x0_hat recognises it in the noise of x_s, so no state of the trajectory
+has the right distribution.
+- huber is nearly the sign of teacher - fake. Its zero is a median, while the KL gradient's is a
+mean.
+- Nearly clean draws carry no information on the mass of a mode. The flow's last segment is full of
+them (sigma 0.02 at its lower end, 0.13 with the table).
+- A ceiling of 5 on the fake's weight leaves it inexact where modes are narrow, which is where the
+last step needs it.
 """
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the toy is distilled."""
+    """Settings of a distillation of the toy."""
 
     objective: TDM = OBJECTIVE
     steps: int = 4
@@ -94,12 +99,24 @@ class Recipe:
     mixture: str = "circle"
 
     def data(self) -> Mixture:
-        """The law that the teacher knows."""
+        """Return the distribution of the teacher.
+
+        Returns:
+            The mixture.
+        """
         return MIXTURES[self.mixture]()
 
 
 def pretrained(process: Process, recipe: Recipe) -> VelocityNetwork:
-    """A network that has learnt the exact teacher: what student and fake start from."""
+    """Train a network to match the exact teacher. Student and fake start from it.
+
+    Args:
+        process: Diffusion process.
+        recipe: Settings.
+
+    Returns:
+        The network.
+    """
     network = VelocityNetwork(
         process,
         width=recipe.width,
@@ -119,11 +136,22 @@ def distil(
     on_step: Callable[[int, Callable[[], VelocityNetwork], int, dict], None] | None = None,
     iteration: Callable[..., Outcome] = iterate,
 ) -> VelocityNetwork:
-    """The student after `recipe.iterations`, with its averaged weights.
+    """Distil the toy.
 
-    start: the pretrained network, made if not given; student: another start for the student alone;
-    iteration: another call pattern. `on_step(done, averaged, calls, scalars)` may take the averaged
-    student; calls: of all networks, in batches.
+    Args:
+        process: Diffusion process.
+        recipe: Settings.
+        start: Pretrained network; default: `pretrained(...)`.
+        student: Another start for the student only.
+        on_step: Called with the number of completed iterations, a function that returns the EMA
+            student, the number of calls of all networks in batches, and the scalars.
+        iteration: Iteration function with another call pattern.
+
+    Returns:
+        The student after `recipe.iterations`, with its EMA weights.
+
+    Raises:
+        RuntimeError: A loss or gradient is not finite.
     """
     objective, streams = recipe.objective, Streams(recipe.seed)
     networks = _networks(recipe, start or pretrained(process, recipe), student)
@@ -169,7 +197,7 @@ def distil(
 def _networks(
     recipe: Recipe, start: VelocityNetwork, student: VelocityNetwork | None
 ) -> dict[str, torch.nn.Module]:
-    """Return the networks that are trained, by role."""
+    """Return the trained networks by role."""
     networks = {"student": copy.deepcopy(student or start), "fake": copy.deepcopy(start)}
     if "discriminator" in recipe.objective.roles:
         networks["discriminator"] = Critic(width=recipe.width, seed=recipe.seed)
@@ -177,7 +205,7 @@ def _networks(
 
 
 def _engines(recipe: Recipe, networks: dict[str, torch.nn.Module]) -> dict[str, TorchEngine]:
-    """Return an engine for every trained network; only the student's weights are averaged."""
+    """Return an engine for every trained network. Only the student has EMA weights."""
     rates = {"student": recipe.lr_student, "fake": recipe.lr_fake, "discriminator": recipe.lr_fake}
     return {
         role: TorchEngine(
@@ -191,7 +219,11 @@ def _engines(recipe: Recipe, networks: dict[str, torch.nn.Module]) -> dict[str, 
 
 
 class Counted:
-    """A role that counts the calls it gets."""
+    """A role that counts its calls.
+
+    Args:
+        network: Network of the role.
+    """
 
     def __init__(self, network):
         self.network, self.process, self.calls = network, getattr(network, "process", None), 0
@@ -208,7 +240,17 @@ def distance_to_data(
     sets: int = 4,
     count: int = 20_000,
 ) -> float:
-    """Mean sliced W2 of `sample(generator)` ([count, 2]) to `sets` independent sets of data."""
+    """Return the mean sliced W2 distance of samples to several sets of data.
+
+    Args:
+        sample: Draws samples [count, 2] with a generator.
+        mixture: Distribution of the data.
+        sets: Number of independent sets of data.
+        count: Size of each set.
+
+    Returns:
+        The distance.
+    """
     found = []
     for seed in range(sets):
         generator = torch.Generator().manual_seed(1000 + seed)
@@ -227,8 +269,21 @@ def score(
     solver: Solver = "ddim",
     mixture: Mixture | None = None,
 ) -> float:
-    """Sliced W2 of `steps` steps to the data (default: the circle); a student that listens is told
-    how many they are.
+    """Return the sliced W2 distance of a sampler to the data.
+
+    A student that is conditioned on the number of steps receives it.
+
+    Args:
+        denoiser: Student or teacher.
+        steps: Number of sampling steps.
+        shift: Flow shift of the grid.
+        sets: Number of independent sets of data.
+        count: Size of each set.
+        solver: Sampling solver.
+        mixture: Distribution of the data; default: the circle.
+
+    Returns:
+        The distance.
     """
 
     def drawn(generator):
@@ -246,7 +301,19 @@ def samples(
     count: int = 20_000,
     solver: Solver = "ddim",
 ) -> torch.Tensor:
-    """[count, 2] in `steps` steps."""
+    """Sample in a number of steps.
+
+    Args:
+        denoiser: Student or teacher.
+        steps: Number of sampling steps.
+        generator: Random number generator.
+        shift: Flow shift of the grid.
+        count: Number of samples.
+        solver: Sampling solver.
+
+    Returns:
+        Samples [count, 2].
+    """
     z = torch.randn(count, 2, generator=generator)
     return sample(
         denoiser,
@@ -259,7 +326,15 @@ def samples(
 
 
 def floor(*, sets: int = 4, count: int = 20_000) -> float:
-    """Sliced W2 of the data to other draws of itself."""
+    """Return the sliced W2 distance between different draws of the data.
+
+    Args:
+        sets: Number of independent sets of data.
+        count: Size of each set.
+
+    Returns:
+        The distance.
+    """
     mixture = Mixture.circle()
     return distance_to_data(
         lambda generator: mixture.sample(count, generator), mixture, sets=sets, count=count
@@ -267,13 +342,13 @@ def floor(*, sets: int = 4, count: int = 20_000) -> float:
 
 
 def _objective(pairs: list[str]) -> TDM:
-    """OBJECTIVE with `name=value` pairs, read as a config's are."""
+    """Return OBJECTIVE changed by `name=value` pairs, which are parsed as in a config."""
     data = to_dict(OBJECTIVE)
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if name not in data or name == "kind" or not equals:
             raise SystemExit(
-                f"error: --set {pair}: write NAME=VALUE, NAME one of"
+                f"error: --set {pair}: write NAME=VALUE, where NAME is one of"
                 f" {', '.join(key for key in data if key != 'kind')}"
             )
         try:
@@ -287,6 +362,7 @@ def _objective(pairs: list[str]) -> TDM:
 
 
 def main() -> None:
+    """Distil the toy and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -301,7 +377,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of TDM")
     args = parser.parse_args()
     if args.seeds < 1:
-        raise SystemExit(f"--seeds {args.seeds}: a number of seeds, at least 1")
+        raise SystemExit(f"--seeds {args.seeds}: use at least 1")
     torch.set_num_threads(1)
     objective = _objective(args.set)
     print(f"| sampler | sliced W2 |\n|---|---|\n| data against itself | {floor():.3f} |")

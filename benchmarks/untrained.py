@@ -1,6 +1,6 @@
-"""Real architectures with random weights: what the benchmarks run when no weights are at hand.
+"""Real architectures with random weights, for benchmarks without trained weights.
 
-A teacher's folder is written once, from the configs that are shipped; nothing is downloaded.
+A teacher's folder is written once from the included configs; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -56,14 +56,21 @@ SMALL = {
         "max_text_seq_length": 16,
     },
 }
-"""What makes a family's network small enough for a CPU, and still wide enough to be bound by
-arithmetic.
+"""Changes that make a family's network small enough for a CPU, but wide enough to be
+compute-bound.
 """
 
 
 def write_untrained(config: RunConfig, work: Path, **changes) -> Path:
-    """A teacher's folder with the architecture of `config.model` and random weights; `changes` are
-    of the network's config.
+    """Write a teacher's folder with the architecture of `config.model` and random weights.
+
+    Args:
+        config: The run.
+        work: Folder to write to.
+        changes: Changes of the network's config.
+
+    Returns:
+        The teacher's folder.
     """
     folder, family = find_family(config.model, weights=False)
     mark = (
@@ -93,7 +100,16 @@ def _change(folder: Path, family: type[Backbone], changes: dict) -> None:
 
 
 def shortened(config: RunConfig, layers: int, work: Path) -> RunConfig:
-    """The run on a copy of its teacher's configs with so many blocks, and no weights."""
+    """Return the run on a copy of its teacher's configs with fewer blocks, without weights.
+
+    Args:
+        config: The run.
+        layers: Number of blocks.
+        work: Folder to write to.
+
+    Returns:
+        A new config.
+    """
     folder, family = find_family(config.model, weights=False)
     out = work / f"{folder.name}-{layers}"
     shutil.copytree(folder, out, dirs_exist_ok=True)
@@ -102,7 +118,17 @@ def shortened(config: RunConfig, layers: int, work: Path) -> RunConfig:
 
 
 def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes) -> RunConfig:
-    """The run on its own architecture with random weights, which the primary rank writes."""
+    """Return the run on its architecture with random weights, which the primary rank writes.
+
+    Args:
+        config: The run.
+        work: Folder to write to.
+        primary: Whether this rank writes the weights.
+        changes: Changes of the network's config.
+
+    Returns:
+        A new config.
+    """
     if primary:
         write_untrained(config, work, **changes)
     launch.barrier()
@@ -112,7 +138,16 @@ def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes)
 
 
 def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
-    """Random embeddings of the teacher's own shape, for every token."""
+    """Return random text embeddings in the teacher's shapes, for every token.
+
+    Args:
+        backbone: The teacher's model family.
+        batch: Number of prompts B.
+        seed: Seed.
+
+    Returns:
+        Conditioning of B prompts.
+    """
     example = type(backbone).spec.example(
         backbone.network, backbone.folder, backbone.size, batch, torch_dtype(backbone.config)
     )
@@ -129,11 +164,20 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
 
 
 def random_backbone(config: RunConfig, device: torch.device) -> Backbone:
-    """A teacher of `config.model` with random weights, made on the device: nothing is written."""
+    """Return a teacher of `config.model` with random weights, created on the device without writing
+    files.
+
+    Args:
+        config: The run.
+        device: Device of the weights.
+
+    Returns:
+        The backbone.
+    """
     folder, family = find_family(config.model, weights=False)
 
     class Untrained(family):  # type: ignore[misc, valid-type]
-        """The family, with a network from its config."""
+        """The family with a network created from its config."""
 
         def fresh_network(self) -> nn.Module:
             with unset_fake_temporarily():
@@ -146,7 +190,15 @@ def random_backbone(config: RunConfig, device: torch.device) -> Backbone:
 
 @torch.no_grad()
 def filled(network: nn.Module, device: torch.device) -> nn.Module:
-    """A network of the meta device with small random values on `device`."""
+    """Fill a network on the meta device with small random values.
+
+    Args:
+        network: The network. It is modified.
+        device: Device of the values.
+
+    Returns:
+        The network in evaluation mode.
+    """
     for part in network.modules():
         for name, old in part._parameters.items():
             if old is not None:
@@ -160,7 +212,7 @@ def filled(network: nn.Module, device: torch.device) -> nn.Module:
 
 @dataclass(frozen=True)
 class Stage:
-    """What an iteration needs, without prompts and files."""
+    """Everything an iteration needs, without prompts and files."""
 
     config: RunConfig
     backbone: Backbone
@@ -173,15 +225,24 @@ class Stage:
     total_micros: int
     """Micro-batches of all ranks."""
     stream: Stream | None = None
-    """Trajectories that go on."""
+    """Trajectories of a streaming rollout."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one micro-batch's latents."""
+        """Shape [B, ...] of one micro-batch's latents."""
         return self.config.batch.micro, *self.backbone.latent_shape()
 
     def iterate(self, step: int, iteration=iterate, roles: Roles | None = None) -> Outcome:
-        """One iteration, by default the product's; AssertionError if it was not applied."""
+        """Run one iteration. Raises AssertionError if a loss or gradient is not finite.
+
+        Args:
+            step: The iteration.
+            iteration: Iteration function.
+            roles: Roles to use instead of the stage's.
+
+        Returns:
+            Result of the iteration.
+        """
         outcome = iteration(
             step,
             self.conds,
@@ -198,7 +259,14 @@ class Stage:
         return outcome
 
     def with_objective(self, **changes: Any) -> Stage:
-        """The same networks under other settings of the objective; a stream has begun."""
+        """Return the same networks with other settings of the objective. A stream is started.
+
+        Args:
+            changes: Changed settings.
+
+        Returns:
+            A new stage.
+        """
         objective = replace(self.config.objective, **changes)
         stage = replace(self, config=replace(self.config, objective=objective), stream=None)
         if objective.rollout != "stream":
@@ -216,7 +284,14 @@ class Stage:
         return replace(stage, stream=stream)
 
     def call(self, role: str) -> Tensor:
-        """One call of a role at a middle time; with a graph, where gradients are on."""
+        """Call a role once at a middle time, with a graph if gradients are enabled.
+
+        Args:
+            role: The role.
+
+        Returns:
+            Prediction of x0, [B, ...].
+        """
         x = torch.randn(
             self.shape, generator=self.streams.generator(0, "x"), device=self.streams.device
         )
@@ -226,13 +301,30 @@ class Stage:
 
 
 def build_stage(config: RunConfig, world: launch.World) -> Stage:
-    """The networks and engines of a run, with random text."""
+    """Build the networks and engines of a run, with random text embeddings.
+
+    Args:
+        config: The run.
+        world: Processes of the run.
+
+    Returns:
+        The stage.
+    """
     backbone = load_backbone(config.model, config.video, device=world.device)
     return stage_of(backbone, config, world)
 
 
 def stage_of(backbone: Backbone, config: RunConfig, world: launch.World) -> Stage:
-    """The networks and engines of a run on a loaded backbone, with random text."""
+    """Build the networks and engines of a run on a loaded backbone, with random text embeddings.
+
+    Args:
+        backbone: The teacher.
+        config: The run.
+        world: Processes of the run.
+
+    Returns:
+        The stage.
+    """
     if config.model.quantize != "none":
         network = backbone.network
         quantize(network, backbone.spec.blocks(network), config.model.quantize)
