@@ -60,7 +60,7 @@ def test_a_run_is_scored_in_the_steps_of_its_grid_whatever_it_exports(tmp_path, 
         "training": training,
         "grid": {"kind": "explicit", "timesteps": [999, 600, 300], "steps": 4},
     }
-    with pytest.raises(ValueError, match=f"has no {student}/: train it to the end first"):
+    with pytest.raises(ValueError, match=f"has no {student}/: finish the training first"):
         evaluate.run_samplers(tmp_path, config)
     (tmp_path / student).mkdir()
     assert [

@@ -130,7 +130,7 @@ def test_every_ready_config_is_planned_by_its_name_and_says_what_vbench_lacks(in
     """
     printed = installed("python", "-c", PLAN_ALL).splitlines()
     configs = [json.loads(path.read_text()) for path in (ROOT / "configs").glob("*.json")]
-    assert sum(line.startswith("writes ") for line in printed) == len(configs)
+    assert sum(line.startswith("output folder ") for line in printed) == len(configs)
     evaluated = [line for line in printed if line.startswith("evaluation ")]
     assert len(evaluated) == sum("evaluate" in config for config in configs)
     for line in evaluated:

@@ -297,7 +297,7 @@ def test_all_dimensions_of_a_limited_run_make_no_total_either(tmp_path, suite):
     assert vbench_run.notes(VBenchConfig(limit=3), whole)[0].startswith("Only the first 3 prompts")
     assert "unfiltered" in vbench_run.notes(VBenchConfig(static_filter=False), whole)[0]
     assert vbench_run.notes(VBenchConfig(seeds=1), whole)[0].startswith(
-        "1 videos a prompt, 25 for the static filter: VBench's protocol has 5 and 25"
+        "1 videos per prompt and 25 for the static filter: VBench's protocol uses 5 and 25"
     )
 
 
@@ -321,7 +321,7 @@ def test_of_filtered_videos_only_those_that_were_kept_count(tmp_path):
         ({"student": [], "teacher": []}, "no video of the student or the teacher is static"),
         (
             {"student": ["a red ring-0.mp4"], "teacher": ["a blue square-1.mp4"]},
-            "of no prompt could videos of both be scored",
+            "no prompt has scored videos of both",
         ),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_file_is_no_run_folder(call, tmp_path):
 
 def test_a_run_folder_may_be_called_like_a_number(call, capsys):
     call(args=["--out", "2024", "--plan"])
-    assert re.search(r"^writes +2024$", capsys.readouterr().out, re.M)
+    assert re.search(r"^output folder +2024$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.slow
