@@ -1,9 +1,8 @@
-"""DMD2 (arXiv 2405.14867), the baseline: distributions of clean predictions are matched, at any
-noise level.
+"""DMD2 (arXiv 2405.14867), the baseline, which matches distributions of clean predictions.
 
-The student re-noises its prediction between steps ("backward simulation"), so each step's
-prediction has one law whatever came before, and tau ranges over all times for every step.
-The fake gets several updates for each of the student's, which stands in for a second time scale.
+The student adds fresh noise to its prediction between steps ("backward simulation"). The
+predictions of a step then have one distribution, whatever came before, and tau covers all times for
+every step. The fake gets several updates per update of the student (a two-time-scale update rule).
 """
 
 from __future__ import annotations
@@ -15,4 +14,4 @@ from .tdm import TDM
 
 @register
 class DMD2(DMD2Settings, TDM):
-    """TDM's mathematics with DMD2's defaults."""
+    """TDM with the defaults of DMD2."""

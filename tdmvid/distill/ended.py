@@ -1,10 +1,12 @@
-"""The last ended trajectory of each slot of a stream, which a reward is known of.
+"""Finished trajectories of a stream, which have a reward.
 
-While a slot's trajectory goes on, its states and clean predictions are kept; when it ends they take
-the place of the last one's. In every iteration the fake learns from one of the K states of the last
-one, and the student stands on the current state: neither costs a call.
+The states and clean predictions of each slot's current trajectory are stored. When the trajectory
+ends, they replace those of the slot's previous trajectory. In every iteration the fake is trained
+on one of the K states of the last finished trajectory, and the student on the current state. This
+needs no additional network call.
 
-Shapes: K the most steps; B slots of a micro-batch; histories are [K, B, ...], entry k - 1 for s_k.
+Shapes: K is the largest number of steps, B the number of slots in a micro-batch. Histories are
+[K, B, ...]; entry k - 1 belongs to s_k.
 """
 
 from __future__ import annotations
@@ -18,51 +20,92 @@ from torch import Tensor
 
 @dataclass
 class History:
-    """States and clean predictions of a trajectory in each slot, [K, B, ...]."""
+    """States and clean predictions of one trajectory per slot."""
 
     x: Tensor
+    """States, [K, B, ...]."""
     x0: Tensor
+    """Clean predictions, [K, B, ...]."""
 
     @classmethod
     def empty(cls, steps: int, shape: tuple[int, ...], device: torch.device | str) -> History:
-        """Return a history of `steps` steps; shape: [B, ...]."""
+        """Make a history of zeros.
+
+        Args:
+            steps: Largest number of steps K.
+            shape: Shape of a micro-batch, [B, ...].
+            device: Device of the tensors.
+
+        Returns:
+            The history.
+        """
         return cls(*(torch.zeros(steps, *shape, device=device) for _ in range(2)))
 
     def note(self, k: Tensor, x: Tensor, x0: Tensor) -> None:
-        """Keep a state [B, ...] and its clean prediction at step k, [B]."""
+        """Store states and clean predictions.
+
+        Args:
+            k: Step of each slot, [B].
+            x: States, [B, ...].
+            x0: Clean predictions, [B, ...].
+        """
         place = k - 1, torch.arange(len(k), device=k.device)
         self.x[place], self.x0[place] = x, x0.detach()
 
     def take(self, done: Tensor, other: History) -> None:
-        """Take the slots of another history where `done` is set, [B]."""
+        """Copy slots of another history.
+
+        Args:
+            done: Slots to copy, [B] bool.
+            other: History to copy from.
+        """
         mask = done.view(1, -1, *[1] * (self.x.dim() - 2))
         self.x = torch.where(mask, other.x, self.x)
         self.x0 = torch.where(mask, other.x0, self.x0)
 
     def at(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return state and clean prediction at step k, [B]."""
+        """Look up states and clean predictions.
+
+        Args:
+            k: Step of each slot, [B].
+
+        Returns:
+            States and clean predictions, each [B, ...].
+        """
         place = k - 1, torch.arange(len(k), device=k.device)
         return self.x[place], self.x0[place]
 
 
 @dataclass
 class Ended:
-    """The trajectories of a micro-batch: those that go on, and the last that have ended."""
+    """Current and last finished trajectories of a micro-batch."""
 
     going: History
+    """Current trajectories."""
     past: History
+    """Last finished trajectories."""
     grid: list[int]
-    """Which of the run's grids an ended trajectory had."""
+    """Index of the grid of each finished trajectory."""
     position: list[int]
-    """Of its prompt, in the endless order of prompts."""
+    """Position of its prompt in the infinite sequence of prompts."""
     rewards: Tensor
-    """Of its finished sample, [B, rewards] on the host; NaN where it is not scored yet."""
+    """Rewards of its finished sample, [B, rewards] on the host; NaN if not scored yet."""
 
     @classmethod
     def empty(
         cls, steps: int, shape: tuple[int, ...], rewards: int, device: torch.device | str
     ) -> Ended:
-        """Return slots in which no trajectory has ended; shape: [B, ...]."""
+        """Make slots without finished trajectories.
+
+        Args:
+            steps: Largest number of steps K.
+            shape: Shape of a micro-batch, [B, ...].
+            rewards: Number of rewards.
+            device: Device of the histories.
+
+        Returns:
+            The slots.
+        """
         slots = shape[0]
         return cls(
             History.empty(steps, shape, device),
@@ -73,22 +116,30 @@ class Ended:
         )
 
     def begin(self) -> None:
-        """Let the trajectories that go on be the ended ones, whose first steps they share."""
+        """Start the current trajectories as copies of the finished ones: first steps are shared."""
         self.going = History(self.past.x.clone(), self.past.x0.clone())
 
     def end(self, slots: Mapping[int, tuple[int, int]]) -> None:
-        """Note on the host which slots have ended; slots: their grid and their prompt's place."""
+        """Record on the host that slots have finished, and clear their rewards.
+
+        Args:
+            slots: Slot -> index of its grid and position of its prompt.
+        """
         for slot, (grid, position) in slots.items():
             self.grid[slot], self.position[slot] = grid, position
             self.rewards[slot] = float("nan")
 
     @property
     def unscored(self) -> list[int]:
-        """Slots whose ended trajectory is not scored yet."""
+        """Slots with a finished trajectory that is not scored yet."""
         return self.rewards.isnan().any(1).nonzero().flatten().tolist()
 
     def restore(self, found: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` returned."""
+        """Restore the state that `tensors` returned.
+
+        Args:
+            found: Name -> tensor.
+        """
         device = self.going.x.device
         self.going, self.past = (
             History(*(found[f"{which}/{name}"].clone().to(device) for name in ("x", "x0")))
@@ -98,7 +149,11 @@ class Ended:
         self.rewards = found["ended/rewards"].clone()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that `restore` needs, by name."""
+        """Return the state for a checkpoint.
+
+        Returns:
+            Name -> tensor: histories [K, B, ...], grids and positions [B], rewards [B, rewards].
+        """
         return {
             "going/x": self.going.x,
             "going/x0": self.going.x0,

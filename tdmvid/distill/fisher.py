@@ -1,24 +1,25 @@
-"""Fisher divergence instead of the reverse KL for the student (arXiv 2503.06674, its Fisher
-variant).
+"""TDM with the Fisher divergence instead of the reverse KL (arXiv 2503.06674, Fisher variant).
 
-At a time tau let q be the law of x_tau on the student's trajectory, p the teacher's, psi the
-fake's score, and c = grad log q(x_tau | x_s) = -eps / beta the conditional score. Minimised is
+At a time tau, let q be the distribution of x_tau on the student's trajectory, p the teacher's
+distribution with score s_p, psi the score of the fake, and
+c = grad log q(x_tau | x_s) = -eps / beta the conditional score. The student minimises
 
     F(theta) = E_q |psi - s_p|^2,    psi = grad log q at the optimum of the fake.
 
-psi depends on theta too, but needs no derivative: for every fixed u, E_q[u . (psi - c)] = 0 for
-all theta (Tweedie), and its derivative in theta gives E_q[u . d psi] = -d E[u . (psi - c)], where
-on the right only x_tau moves. With u = 2 (psi - s_p),
+psi also depends on theta, but its derivative is not needed: for every fixed u,
+E_q[u . (psi - c)] = 0 for all theta (Tweedie). The derivative of this identity in theta gives
+E_q[u . d psi] = -d E[u . (psi - c)], where only x_tau varies on the right. With u = 2 (psi - s_p),
 
-    dF = d E[ |psi - s_p|^2 - 2 (psi - s_p) . (psi - c) ],   both networks' weights held still,
+    dF = d E[ |psi - s_p|^2 - 2 (psi - s_p) . (psi - c) ],   weights of both networks fixed.
 
-the loss of SiD (arXiv 2404.04057) at its alpha = 1/2. In clean predictions, by
-s = (alpha D - x) / sigma^2, with gap = D_fake - D_teacher and r = alpha D_fake - x + sigma^2 eps /
-beta:
+This is the loss of SiD (arXiv 2404.04057) with alpha = 1/2. In clean predictions, with
+s = (alpha D - x) / sigma^2, gap = D_fake - D_teacher and
+r = alpha D_fake - x + sigma^2 eps / beta:
 
     dF = alpha / sigma^4 d E[ alpha |gap|^2 - 2 gap . r ].
 
-It is dearer than TDM's gradient: backward passes through fake and teacher, to their input alone.
+It costs more than the gradient of TDM: it needs backward passes through fake and teacher, but only
+to their input.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from .tdm import TDM
 
 @register
 class Fisher(FisherSettings, TDM):
-    """TDM's draw and fake, the student along the gradient of the Fisher divergence."""
+    """Draw and fake of TDM, with a student that follows the gradient of the Fisher divergence."""
 
     def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """A surrogate loss with the gradient sigma^4 / (alpha norm^2) dF in x0_hat, norm DMD's of
-        the kind `tdm`.
+        """Compute a surrogate loss with the gradient sigma^4 / (alpha norm^2) dF in x0_hat.
 
-        `draw.slope` is the derivative of x_tau in x0_hat.
+        `norm` is the normaliser of DMD, as in `tdm`. `draw.slope` is the derivative of x_tau in
+        x0_hat.
         """
         assert draw.slope is not None
         along, clean = direction(roles, draw, cond)
@@ -54,10 +55,17 @@ class Fisher(FisherSettings, TDM):
 
 
 def direction(roles: Roles, draw: Draw, cond: Cond) -> tuple[Tensor, Tensor]:
-    """d (alpha |gap|^2 - 2 gap . r) / d x_tau per sample, and the teacher's clean prediction: two
-    [B, ...].
+    """Compute the gradient of alpha |gap|^2 - 2 gap . r at x_tau; see the module docstring.
 
-    The gradient is taken at x_tau alone: no parameter of fake or teacher sees any of it.
+    The gradient is computed only for x_tau, so parameters of fake and teacher get none.
+
+    Args:
+        roles: The denoisers.
+        draw: Draw with x_tau [B, ...], tau [B], eps [B, ...] and beta [B].
+        cond: Conditioning of the batch.
+
+    Returns:
+        The gradient and the teacher's clean prediction, each [B, ...].
     """
     alpha, sigma = roles.fake.process.levels(draw.tau, draw.x_tau)
     with torch.enable_grad():

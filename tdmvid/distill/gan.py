@@ -1,15 +1,16 @@
 """TDM with an adversarial term on noised latents (arXiv 2503.06674, TDM-unify-GAN).
 
-Besides the two scores, a discriminator D tells x_tau of the student's trajectory, law q, from real
-latents noised to the same tau, law p. It is told tau, and K where K is drawn from a set.
+In addition to the two scores, a discriminator D distinguishes x_tau of the student's trajectory,
+with distribution q, from real latents noised to the same tau, with distribution p. D is conditioned
+on tau, and on K if K is drawn from a set.
 
     logistic   L_D = E_p softplus(-D) + E_q softplus(D),      L_G = E_q softplus(-D)
     hinge      L_D = E_p relu(1 - D) + E_q relu(1 + D),       L_G = -E_q D
 
-L_D of the logistic loss is least at D = log p(x_tau) - log q(x_tau), the log ratio whose gradient
-is the difference of scores that TDM follows: the two terms agree, and D sees real data where the
-teacher is only a model of them. The generator's gradient passes through x_tau into x0_hat alone
-(`Draw.slope`); neither discriminator nor features see any of it.
+The logistic L_D is minimal at D = log p(x_tau) - log q(x_tau). The gradient of this log ratio is
+the difference of scores that TDM follows, so the two terms agree; but D sees real data, while the
+teacher is only a model of the data. The gradient of L_G passes through x_tau only to x0_hat
+(`Draw.slope`); discriminator and features get none of it.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ from .objective import Draw, Roles, register
 from .tdm import TDM
 
 SCALE = 2.0**15
-"""Of the gradient inside the discriminator: an element's share of a logit is too small for float16.
+"""Scale of the gradient inside the discriminator. Without it, the gradient of a logit by one
+element is too small for float16.
 """
 
 
 @dataclass(frozen=True)
 class RealDraw(Draw):
-    """A draw, and what picks real latents beside it and noises them."""
+    """Draw with random numbers that select and noise real latents."""
 
     pick: Tensor = field(kw_only=True)
-    """[B], uniform in [0, 1): see `Roles.real`."""
+    """Uniform numbers in [0, 1) that select real latents, [B]; see `Roles.real`."""
     real_eps: Tensor = field(kw_only=True)
+    """Noise of the real latents, [B, ...]."""
 
 
 @register
@@ -48,14 +51,37 @@ class GAN(GANSettings, TDM):
     def draw(
         self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process
     ) -> RealDraw:
-        """TDM's draw, and a random choice of real latents and noise for them."""
+        """Make the draw of TDM, and choose real latents and their noise.
+
+        Args:
+            path: The student's trajectory at s_k.
+            x0_hat: The student's clean predictions, [B, ...].
+            generator: Generator of times, choices and noise.
+            process: Process of the teacher.
+
+        Returns:
+            The draw.
+        """
         draw = super().draw(path, x0_hat, generator, process)
         pick = torch.rand(len(x0_hat), generator=generator, device=x0_hat.device)
         real_eps = torch.randn(x0_hat.shape, generator=generator, device=x0_hat.device)
         return RealDraw(**vars(draw), pick=pick, real_eps=real_eps)
 
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """Return TDM's losses; the discriminator's compares the draw with real latents at tau."""
+        """Compute the loss of a role.
+
+        The discriminator compares x_tau with real latents noised to the same tau. The student's
+        loss is that of TDM plus `weight` times L_G.
+
+        Args:
+            role: `fake`, `discriminator` or `student`.
+            roles: The denoisers, with `discriminator` and `real`.
+            draw: A draw of `draw`.
+            cond: Conditioning of the batch.
+
+        Returns:
+            `loss`, a scalar with a graph, and scalars to log.
+        """
         if role == "discriminator":
             assert isinstance(draw, RealDraw)
             return self._discriminator(roles, draw, cond)
@@ -74,7 +100,7 @@ class GAN(GANSettings, TDM):
         both = torch.cat([real, draw.x_tau]), draw.tau.repeat(2), Cond.cat([cond, cond])
         of_real, of_fake = roles.discriminator(*both).chunk(
             2
-        )  # in one call, which an engine may take for a training step
+        )  # one call, because an engine may treat each call as a training step
         if self.adversarial == "hinge":
             loss = relu(1 - of_real).mean() + relu(1 + of_fake).mean()
         else:
@@ -83,7 +109,7 @@ class GAN(GANSettings, TDM):
         return {"loss": loss, "right": right}
 
     def _generator(self, roles: Roles, draw: Draw, cond: Cond) -> tuple[Tensor, Tensor]:
-        """L_G, without a graph, and what has its gradient in x0_hat."""
+        """Return L_G without a graph, and a surrogate with the gradient of L_G in x0_hat."""
         assert roles.discriminator is not None and draw.slope is not None
         with torch.enable_grad():
             x = draw.x_tau.detach().requires_grad_()

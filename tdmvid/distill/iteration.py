@@ -1,4 +1,7 @@
-"""One training iteration, for any objective (arXiv 2503.06674, Algorithm 1)."""
+"""One training iteration of any method (arXiv 2503.06674, Algorithm 1).
+
+A turn is the part of an iteration in which one role computes its loss and is updated.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .trajectories import Generators, Place, advance
 
 
 class Step(Protocol):
-    """What an optimiser step reports; see `parallel.engine.StepResult`."""
+    """Result of an optimiser step; see `parallel.engine.StepResult`."""
 
     @property
     def applied(self) -> bool: ...
@@ -30,14 +33,18 @@ class Step(Protocol):
 
 
 class Engine(Protocol):
-    """What an iteration needs of a trainable role."""
+    """Training engine of a role; see `parallel.engine.Engine`."""
 
     def backward(self, loss: Tensor) -> None: ...
     def step(self, *, skip: bool | Tensor = False) -> Step: ...
 
 
 class AskedOnce:
-    """A fake whose answer in its own turn serves the student's turn too, without its graph."""
+    """Fake that reuses its prediction of its own turn, detached, in the student's turn.
+
+    Args:
+        denoiser: The fake.
+    """
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser, self.process = denoiser, denoiser.process
@@ -54,22 +61,31 @@ class AskedOnce:
 
 @dataclass
 class GradedPath:
-    """A trajectory up to s_k and the one student call on it that carries a gradient.
-
-    With `keep`, its graph is kept while the fake is updated, so the call is made once;
-    without, the fake's turn makes it without a graph (gradient accumulation: one graph at a time).
-    """
+    """A trajectory up to s_k, and the student call at s_k that carries the gradient."""
 
     path: Trajectory
+    """Trajectory at s_k."""
     roles: Roles
+    """The networks."""
     keep: bool
+    """Whether to keep the graph of the call while the fake is updated, so the call is made once.
+    Without it, the fake's turn makes the call without a graph, and the student's turn repeats it.
+    Gradient accumulation needs this to hold one graph at a time.
+    """
     weight: Tensor | None = None
-    """How much the trajectory counts for the fake, [B]."""
+    """Weight of the trajectory in the fake's loss, [B]. None means 1."""
     _x0: Tensor | None = field(default=None, repr=False)
     _draw: Draw | None = field(default=None, repr=False)
 
     def x0_hat(self, *, graded: bool) -> Tensor:
-        """Return the clean prediction at s_k: with its graph if `graded`, detached otherwise."""
+        """Return the student's clean prediction at s_k, and call the student if needed.
+
+        Args:
+            graded: Whether the result needs a graph.
+
+        Returns:
+            x0_hat, [B, ...], with its graph if `graded`, otherwise detached.
+        """
         if self._x0 is None or (graded and not self._x0.requires_grad):
             with torch.set_grad_enabled(graded or self.keep):
                 self._x0 = self.roles.student(self.path.x, self.path.upper, self.path.cond)
@@ -77,11 +93,20 @@ class GradedPath:
 
     @property
     def detached(self) -> Tensor | None:
-        """The clean prediction, if it was asked for."""
+        """The clean prediction, [B, ...] detached, or None before the call."""
         return None if self._x0 is None else self._x0.detach()
 
     def draw(self, objective: Objective, generator: torch.Generator, *, graded: bool) -> Draw:
-        """A new draw on this trajectory, or its first again if the objective's turns share one."""
+        """Make a draw on this trajectory, or return the first one if turns share a draw.
+
+        Args:
+            objective: The method.
+            generator: Generator of times and noise.
+            graded: Whether `x0_hat` of the draw needs a graph.
+
+        Returns:
+            The draw, with the weight of this trajectory.
+        """
         x0_hat = self.x0_hat(graded=graded)
         if self._draw is None or objective.draws == "own":
             self._draw = objective.draw(self.path, x0_hat, generator, self.roles.student.process)
@@ -89,44 +114,67 @@ class GradedPath:
 
     @classmethod
     def of_past(cls, path: Trajectory, x0: Tensor, weight: Tensor, roles: Roles) -> GradedPath:
-        """Return a state of a trajectory that has ended, whose clean prediction is known."""
+        """Make a path from a state of a finished trajectory, which needs no student call.
+
+        Args:
+            path: State at s_k of the finished trajectory.
+            x0: Its clean prediction, [B, ...].
+            weight: Weight in the fake's loss, [B].
+            roles: The networks.
+
+        Returns:
+            The path.
+        """
         return cls(path, roles, keep=False, weight=weight, _x0=x0)
 
 
 Reweigh = Callable[[int, list[GradedPath]], list[GradedPath]]
-"""Number of a set of trajectories and its calls -> what the fake learns from in their place."""
+"""Function that maps a set of trajectories to the paths that the fake is trained on instead.
+
+Its arguments are the number of the set, and one path per micro-batch.
+"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scalars to log, and the role whose loss or gradient was not finite, if any."""
+    """Result of an iteration."""
 
     scalars: dict[str, float]
+    """Scalars to log, by name."""
     failed: str | None = None
+    """Role with a loss or gradient that was not finite, if any."""
 
 
 @dataclass
 class Turns:
-    """The turns of an iteration: what they report, and whose loss or gradient was not finite."""
+    """The turns of an iteration and their results so far."""
 
     step: int
+    """Iteration."""
     objective: Objective
+    """The method."""
     engines: Mapping[str, Engine]
+    """Role -> engine."""
     streams: Generators
+    """Random generators of the run."""
     first_stream: int
+    """Index of the first micro-batch among those of all ranks."""
     reweigh: Reweigh | None = None
+    """Weights trajectories by a reward."""
     scalars: dict[str, list[Tensor]] = field(default_factory=dict)
-    """On the device: they are fetched once, at the end."""
+    """Name -> scalar of each micro-batch, on the device. They are fetched once, at the end."""
     norms: dict[str, float] = field(default_factory=dict)
+    """Name -> gradient norm."""
     failed: str | None = None
+    """First role with a loss or gradient that was not finite."""
     applied: bool = True
-    """Whether every step so far changed weights."""
+    """Whether every optimiser step so far changed weights."""
 
     def take_in_sequence(self, roll_out: Callable[[int], list[GradedPath]]) -> None:
-        """Let each role take its turn on all micro-batches, and meet those updated before it.
+        """Update the roles one after the other, each on all micro-batches.
 
         Args:
-            roll_out: Makes a set of trajectories by its number: 0 for the one that turns share.
+            roll_out: Makes the set of trajectories with a number; turns share set 0.
         """
         calls: list[GradedPath] = []
         learned: list[GradedPath] = []
@@ -143,7 +191,11 @@ class Turns:
                 return
 
     def take_jointly(self, calls: list[GradedPath]) -> None:
-        """Let each micro-batch take all turns, and update all roles at the end."""
+        """Compute the losses of all roles on each micro-batch, and update all roles at the end.
+
+        Args:
+            calls: One path per micro-batch.
+        """
         learned = self._learned(0, calls)
         for micro, call in enumerate(calls):
             for turn, role in enumerate(self.objective.roles):
@@ -152,11 +204,11 @@ class Turns:
             self._update(role)
 
     def _learned(self, number: int, calls: list[GradedPath]) -> list[GradedPath]:
-        """What the fake learns from: the student's own calls, unless a reward says otherwise."""
+        """Return the paths that the fake is trained on; rewards can replace the student's own."""
         return calls if self.reweigh is None else self.reweigh(number, calls)
 
     def _backward(self, turn: int, micro: int, call: GradedPath) -> None:
-        """Take a turn on one micro-batch: a draw, its loss, the gradient."""
+        """Draw, compute the loss and back-propagate on one micro-batch."""
         role, stream = self.objective.roles[turn], self.first_stream + micro
         generator = self.streams.generator(self.step, f"{role}/{turn}", stream)
         draw = call.draw(self.objective, generator, graded=role == "student")
@@ -166,7 +218,7 @@ class Turns:
             self.scalars.setdefault(f"{name}/{role}", []).append(value.detach())
 
     def _update(self, role: str) -> None:
-        """Step a role's weights; behind one that failed, only forget the gradient."""
+        """Update the weights of a role, or only clear its gradient if a role failed before."""
         finite = torch.stack(self.scalars[f"loss/{role}"]).isfinite().all()
         result = self.engines[role].step(skip=~finite if self.failed is None else True)
         self.norms[f"grad_norm/{role}"] = result.grad_norm
@@ -189,19 +241,29 @@ def iterate(
     stream: Stream | None = None,
     reweigh: Reweigh | None = None,
 ) -> Outcome:
-    """Let each role of the objective take its turn on trajectories, new ones or those of `stream`.
+    """Run one training iteration: update each role of the method in turn.
 
-    The first `objective.own_trajectories` turns each have trajectories of their own. A turn whose
-    loss or gradient is not finite changes nothing and ends the iteration; one whose gradient
-    overflowed for its loss scale alone changes nothing but that.
+    The first `objective.own_trajectories` turns use their own trajectories; the rest share one set.
+    If the loss or gradient of a turn is not finite, its weights are not changed and the iteration
+    ends. If only the gradient overflows because of the loss scale, the engine lowers the scale and
+    the iteration continues.
 
     Args:
-        conds: One Cond per micro-batch.
-        noise_shape: [B, ...] of a micro-batch.
-        grid: Of new trajectories.
-        first_stream: Number of the first micro-batch among those of all ranks.
-        stream: Trajectories that go on, and are moved.
-        reweigh: Gives trajectories their weights by a reward.
+        step: Iteration, from 0.
+        conds: Conditioning of each micro-batch.
+        noise_shape: Shape of a micro-batch, [B, ...].
+        objective: The method.
+        roles: The networks.
+        engines: Role -> training engine.
+        grid: Grid of new trajectories.
+        streams: Random generators of the run.
+        first_stream: Index of the first micro-batch among those of all ranks.
+        stream: Trajectories that continue between iterations. They are advanced by one step. None
+            rolls out new trajectories.
+        reweigh: Weights trajectories by a reward.
+
+    Returns:
+        Scalars to log, and the role that failed, if any.
     """
     paths: dict[int, list[GradedPath]] = {}
     once = len(conds) == 1 or objective.updates == "joint"
@@ -233,7 +295,7 @@ def iterate(
 def _outcome(
     turns: Turns, paths: Mapping[int, list[GradedPath]], stream: Stream | None, process: Process
 ) -> Outcome:
-    """Move the trajectories that go on, and fetch all that the host wants to know at once."""
+    """Advance the trajectories of a stream, and copy all results to the host at once."""
     on, moved = turns.failed is None and turns.applied, torch.ones(0)
     means = torch.stack([torch.stack(each).float().mean() for each in turns.scalars.values()])
     if stream is not None:

@@ -1,6 +1,6 @@
-"""Distances and weights. Samples are [B, ...]; every result is float32.
+"""Distances and weights of the losses. Samples are [B, ...]; results are float32.
 
-Source: arXiv 2503.06674 and its authors' released code.
+Source: arXiv 2503.06674 and the authors' released code.
 """
 
 from __future__ import annotations
@@ -10,28 +10,59 @@ from torch import Tensor
 
 
 def per_sample_mean(x: Tensor) -> Tensor:
-    """The mean over all but the batch dimension: [B, ...] -> [B]."""
+    """Compute the mean over all dimensions except the batch.
+
+    Args:
+        x: Samples, [B, ...].
+
+    Returns:
+        One mean per sample, [B].
+    """
     return x.flatten(1).mean(1)
 
 
 def snr_weight(alpha: Tensor, sigma: Tensor, ceiling: float) -> Tensor:
-    """min(alpha^2 / sigma^2, ceiling), "Min-SNR" (arXiv 2303.09556): [B] -> [B]."""
+    """Compute the Min-SNR weight (arXiv 2303.09556): min(alpha^2 / sigma^2, ceiling).
+
+    Args:
+        alpha: Signal level, [B].
+        sigma: Noise level, [B].
+        ceiling: Largest weight.
+
+    Returns:
+        Weight of each sample, [B].
+    """
     return (alpha / sigma).square().clamp(max=ceiling)
 
 
 def velocity_weight(sigma: Tensor, ceiling: float) -> Tensor:
-    """min(1 / sigma^2, ceiling): an error of x0 counts as that of the velocity which the network
-    predicts: [B] -> [B].
+    """Compute the weight min(1 / sigma^2, ceiling), which turns x0 errors into velocity errors.
+
+    Args:
+        sigma: Noise level, [B].
+        ceiling: Largest weight.
+
+    Returns:
+        Weight of each sample, [B].
     """
     return sigma.square().reciprocal().clamp(max=ceiling)
 
 
 def importance_weight(eps_mix: Tensor, eps: Tensor, kind: str) -> Tensor:
-    """q(x_tau | x0_hat) / q(x_tau | x_s) per sample: [B].
+    """Compute the importance ratio q(x_tau | x0_hat) / q(x_tau | x_s) (arXiv 2503.06674).
 
-    `sum` is the exact ratio, exp(-|eps_mix|^2 / 2 + |eps|^2 / 2), clamped at 20 because it
-    degenerates in many dimensions; `mean` replaces the sum over dimensions by the mean
-    (the released code); `none` is 1.
+    * `sum`: the exact ratio exp(-|eps_mix|^2 / 2 + |eps|^2 / 2), clamped at 20 because it
+      degenerates in many dimensions.
+    * `mean`: the mean over dimensions instead of the sum (the released code).
+    * `none`: 1.
+
+    Args:
+        eps_mix: Noise in x_tau relative to x0_hat, [B, ...].
+        eps: Fresh noise in x_tau relative to x_s, [B, ...].
+        kind: `sum`, `mean` or `none`.
+
+    Returns:
+        Weight of each sample, [B].
     """
     if kind == "none":
         return torch.ones(len(eps), device=eps.device)
@@ -40,7 +71,14 @@ def importance_weight(eps_mix: Tensor, eps: Tensor, kind: str) -> Tensor:
 
 
 def effective_sample_share(weight: Tensor) -> Tensor:
-    """Return (sum w)^2 / (B sum w^2): 1 when all weights are equal, 0 when all have vanished."""
+    """Compute the effective sample size as a share of the batch: (sum w)^2 / (B sum w^2).
+
+    Args:
+        weight: Weight of each sample, [B].
+
+    Returns:
+        A scalar: 1 if all weights are equal, 0 if all weights are 0.
+    """
     share = weight / weight.max().clamp(min=1e-30)
     return share.sum().square() / (len(share) * share.square().sum()).clamp(min=1e-30)
 
@@ -48,12 +86,22 @@ def effective_sample_share(weight: Tensor) -> Tensor:
 def distance(
     x: Tensor, target: Tensor, norm: Tensor, *, kind: str, huber_c: float | None
 ) -> Tensor:
-    """The generator's distance to its detached target, one scalar.
+    """Compute the student's loss, the distance d = x - target to a detached target.
 
-    norm: [B], DMD's normaliser (arXiv 2311.18828, Eq. 8).
-    huber         mean (sqrt(d^2 + c^2) - c) / norm, c = 1e-3
-    huber_vector  mean over samples of sqrt(|d|^2 + c^2) - c, c = 0.00054 sqrt(dimensions), no norm
-    l2            mean d^2 / norm
+    * `huber`: mean of (sqrt(d^2 + c^2) - c) / norm over elements, with c = 1e-3.
+    * `huber_vector`: mean of sqrt(|d|^2 + c^2) - c over samples, with c = 0.00054 sqrt(dimensions)
+      and without norm (arXiv 2503.06674).
+    * `l2`: mean of d^2 / norm over elements.
+
+    Args:
+        x: The student's clean predictions, [B, ...].
+        target: Targets, [B, ...].
+        norm: Normaliser of DMD for each sample, [B] (arXiv 2311.18828, Eq. 8).
+        kind: `huber`, `huber_vector` or `l2`.
+        huber_c: Constant c of the Huber losses; None uses the default.
+
+    Returns:
+        The loss, a scalar.
     """
     difference = x - target
     if kind == "huber_vector":

@@ -1,7 +1,9 @@
-"""The contract between the loop and a distillation method.
+"""Interface between the training loop and a distillation method, and a registry of methods.
 
-A method differs in WHERE scores are compared (`draw`) and HOW (`loss`); the trajectory,
-the engines and the networks are the same for all of them.
+A method defines where scores are compared (`draw`) and how (`loss`). Trajectory, engines and
+networks are the same for all methods.
+
+Shapes: B is the batch size; samples are [B, ...]; times are [B].
 """
 
 from __future__ import annotations
@@ -25,45 +27,52 @@ from ..diffusion.sampler import Solver, Trajectory
 
 @dataclass(frozen=True)
 class Roles:
-    """The three denoisers: student (theta), fake score (psi), frozen and guided teacher (phi).
-
-    Adversarial methods also need a `discriminator` (x_tau, tau, cond) -> logits [B], and `real`
-    latents: [B] uniform numbers in [0, 1) -> [B, ...].
-    """
+    """The networks of a method."""
 
     student: Denoiser
+    """Student (theta)."""
     fake: Denoiser
+    """Fake score (psi)."""
     teacher: Denoiser
+    """Frozen teacher (phi), with guidance."""
     discriminator: Callable[[Tensor, Tensor, Cond], Tensor] | None = None
+    """Discriminator of adversarial methods: (x_tau [B, ...], tau [B], cond) -> logits [B]."""
     real: Callable[[Tensor], Tensor] | None = None
+    """Real latents for adversarial methods: uniform numbers in [0, 1), [B] -> latents [B, ...]."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One noised draw from the student's trajectory; samples are [B, ...], times [B].
+    """Noised sample of the student's trajectory, at which scores are compared.
 
-    x0_hat is the student's clean prediction at `path.upper` (it carries the gradient in the
-    student's turn); x_tau = alpha_tau x0_hat + sigma_tau eps_mix is detached, and was made
-    from x_s by the fresh noise eps, whose level is beta.
+    x_tau = alpha_tau x0_hat + sigma_tau eps_mix. It is made from x_s by adding fresh noise eps of
+    level beta.
     """
 
     x0_hat: Tensor
-    x_tau: Tensor
-    s: Tensor
-    tau: Tensor
-    eps: Tensor
-    eps_mix: Tensor
-    beta: Tensor
-    slope: Tensor | None = None
-    """d x_tau / d x0_hat along the trajectory, [B]; for methods whose gradient passes through
-    x_tau.
+    """The student's clean predictions at `path.upper`, [B, ...], with a graph in the student's
+    update.
     """
+    x_tau: Tensor
+    """Noised samples at tau, [B, ...], detached."""
+    s: Tensor
+    """Times from which noise is added, [B]."""
+    tau: Tensor
+    """Times at which scores are compared, [B]."""
+    eps: Tensor
+    """Fresh noise, [B, ...]."""
+    eps_mix: Tensor
+    """Noise in x_tau relative to x0_hat, [B, ...]."""
+    beta: Tensor
+    """Level of the fresh noise, [B]."""
+    slope: Tensor | None = None
+    """d x_tau / d x0_hat along the trajectory, [B], for methods with a gradient through x_tau."""
     weight: Tensor | None = None
-    """How much the trajectory counts for the fake, [B]; see reward.py."""
+    """Weight of the trajectory in the fake's loss, [B]; see reward.py. None means 1."""
 
 
 class Objective(Protocol):
-    """A method, known by its `kind`; declares all that the training loop reads."""
+    """A distillation method: everything that the training loop reads of it."""
 
     @property
     def kind(self) -> str:
@@ -72,81 +81,96 @@ class Objective(Protocol):
 
     @property
     def cfg(self) -> float:
-        """The teacher's guidance; 1 is none."""
+        """Guidance scale of the teacher; 1 means no guidance."""
         ...
 
     @property
     def cfg_2(self) -> float | None:
-        """That of the teacher's low-noise expert; None: the same."""
+        """Guidance scale of the teacher's low-noise expert; None uses `cfg`."""
         ...
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The order of optimiser steps in one iteration, e.g. ("fake", "student")."""
+        """Roles in the order of their optimiser steps in an iteration, e.g. ("fake", "student")."""
         ...
 
     @property
     def own_trajectories(self) -> int:
-        """How many of the first turns roll out trajectories of their own; the others share some."""
+        """Number of leading updates that use their own trajectories; the rest share one set."""
         ...
 
     @property
     def rollout(self) -> Literal["stop", "full", "stream"]:
-        """stop: a k per micro-batch, the same on all ranks, where the rollout ends; full: a k per
-        sample; stream: trajectories go on from iteration to iteration.
+        """Rollout of trajectories.
+
+        `stop`: to one k per micro-batch, the same on all ranks. `full`: K - 1 calls, with a k per
+        sample. `stream`: trajectories continue from iteration to iteration.
         """
         ...
 
     @property
     def stagger(self) -> Literal["even", "none"]:
-        """How k differs over the slots of a stream: even: as far as may be; none: not at all."""
+        """Start positions of a stream: `even`, spread over the steps; `none`, all the same."""
         ...
 
     @property
     def updates(self) -> Literal["sequential", "joint"]:
-        """sequential: a role meets those updated before it; joint: all are updated at the end."""
+        """Order of updates: `sequential`, one role after the other; `joint`, all at the end."""
         ...
 
     @property
     def draws(self) -> Literal["own", "shared"]:
-        """own: a draw for every turn; shared: one for all turns of an iteration."""
+        """Draws: `own`, one per update; `shared`, one for all updates of an iteration."""
         ...
 
     @property
     def solver(self) -> Solver:
-        """How the student's trajectory goes on."""
+        """Solver of the student's trajectory."""
         ...
 
     @property
     def step_set(self) -> tuple[int, ...]:
-        """The numbers of steps K that are trained; empty trains the grid's own K."""
+        """Numbers of steps K that are trained; empty trains only the K of the grid."""
         ...
 
     @property
     def conditioned_on_steps(self) -> bool:
-        """Whether K is a condition of the networks."""
+        """Whether student and fake get the number of steps K as a condition."""
         ...
 
     @property
     def through_scores(self) -> bool:
-        """Whether the student's gradient is taken through fake and teacher."""
+        """Whether the student's gradient passes through fake and teacher."""
         ...
 
     def draw(
         self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process
     ) -> Draw:
-        """Choose where the scores are compared.
+        """Draw the noised samples at which scores are compared.
 
         Args:
-            path: The student's trajectory, at s_k.
-            x0_hat: The student's clean prediction there, [B, ...].
-            generator: For times and noise.
-            process: The teacher's.
+            path: The student's trajectory at s_k.
+            x0_hat: The student's clean predictions at s_k, [B, ...].
+            generator: Generator of times and noise.
+            process: Process of the teacher.
+
+        Returns:
+            The draw.
         """
         ...
 
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """Return `loss`, with a graph to the role's parameters, and scalars worth logging."""
+        """Compute the loss of a role.
+
+        Args:
+            role: A name of `roles`.
+            roles: The networks.
+            draw: A draw of `draw`, with x_tau [B, ...].
+            cond: Conditioning of the batch.
+
+        Returns:
+            `loss`, a scalar with a graph to the role's parameters, and scalars to log by name.
+        """
         ...
 
 
@@ -155,13 +179,24 @@ _Method = TypeVar("_Method", bound=ObjectiveSettings)
 
 
 def register(cls: type[_Method]) -> type[_Method]:
-    """Register a method under the `kind` of its settings (a class decorator)."""
+    """Register a method under the `kind` of its settings. Use as a class decorator.
+
+    Args:
+        cls: Class of the method, a subclass of its settings.
+
+    Returns:
+        The same class.
+    """
     REGISTRY[cls().kind] = cls
     return cls
 
 
 def objectives() -> dict[str, type[ObjectiveSettings]]:
-    """Return all methods by kind; imports every file of this folder."""
+    """Import every module of this package and return the registered methods.
+
+    Returns:
+        A mapping from `kind` to class.
+    """
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     return REGISTRY
@@ -169,16 +204,22 @@ def objectives() -> dict[str, type[ObjectiveSettings]]:
 
 @functools.cache
 def build_objective(settings: ObjectiveSettings) -> Objective:
-    """Build the method that settings describe.
+    """Build a method from its settings.
+
+    Args:
+        settings: Settings of the method.
+
+    Returns:
+        The method. Equal settings return the same object.
 
     Raises:
-        ValueError: If no method is registered under their `kind`.
+        ValueError: If no method is registered under the `kind` of the settings.
     """
     known = objectives()
     if settings.kind not in known:
         raise ValueError(
-            f"objective.kind={settings.kind!r} has settings but no method: register one in"
-            f" distill/, or choose from {', '.join(sorted(known))}"
+            f"objective.kind={settings.kind!r} has settings but no registered method: register a"
+            f" method in distill/, or choose from {', '.join(sorted(known))}"
         )
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return cast(Objective, known[settings.kind](**values))

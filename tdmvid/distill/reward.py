@@ -1,18 +1,20 @@
-"""A reward that enters through the fake alone.
+"""Rewards that act only through the fake.
 
 The fake's loss of a trajectory is weighted by w = exp(-lam r), where r is the reward of the
-trajectory's finished sample. Nothing else changes: no further network and no gradient of r.
+finished sample of the trajectory. Nothing else changes: there is no additional network, and no
+gradient of r.
 
-Why: let p be the law of the student's finished samples, and q the law that the same run reaches
-without a reward. The weighted fake's optimum is the score of the noised law of p exp(-lam r). The
-student moves along teacher - fake, which vanishes for finished samples where p exp(-lam r) is
-proportional to q, that is, for p proportional to q exp(lam r): the maximiser of
-E[r] - KL(p || q) / lam.
+Derivation: let p be the distribution of the student's finished samples, and q the distribution that
+the same run reaches without a reward. The optimum of the weighted fake is the score of the noised
+distribution p exp(-lam r). The student moves along teacher - fake. For finished samples, this is
+zero where p exp(-lam r) is proportional to q, so p is proportional to q exp(lam r). This p is the
+maximiser of E[r] - KL(p || q) / lam.
 
 Weights are divided by a running mean over the global batches, which all ranks share. A mean that
-contains the sample itself would weaken the tilt: it holds a share of the sample's own weight.
+includes the current sample would contain a share of its own weight, and would weaken the effect.
 
-Shapes: B samples of a micro-batch; tilts, the sums of strength times reward, are [B] on the host.
+Shapes: B is the number of samples in a micro-batch. Tilts, the sums of strength times reward, are
+[B] on the host.
 """
 
 from __future__ import annotations
@@ -24,28 +26,33 @@ import torch
 from torch import Tensor
 
 Mean = Callable[[dict[str, float]], dict[str, float]]
-"""Averages scalars over the ranks; see `parallel.launch.mean`."""
+"""Function that averages named scalars over the ranks; see `parallel.launch.mean`."""
 DECAY = 0.98
-"""Of the running mean: it forgets half of what it knows in 34 iterations."""
+"""Decay of the running mean, which halves the weight of a batch in 34 iterations."""
 
 
 class RunningMean:
-    """The divisor of the weights: the mean of exp(-tilt) over the global batches so far."""
+    """Running mean of exp(-tilt) over the global batches, the divisor of the weights.
+
+    Args:
+        over_ranks: Averages named scalars over the ranks.
+        decay: Decay per iteration.
+    """
 
     def __init__(self, over_ranks: Mean, decay: float = DECAY):
         self.over_ranks, self.decay = over_ranks, decay
         self.log: float | None = None
-        """Logarithm of the mean; None before the first batch, which begins it."""
+        """Logarithm of the mean; None before the first batch, which initialises it."""
 
     def weigh(self, tilts: Sequence[Tensor]) -> tuple[list[Tensor], float]:
-        """Return exp(-tilt) over the mean of earlier iterations, and take the batch into the mean.
+        """Compute the weights exp(-tilt) / mean, and update the mean with the batch afterwards.
 
         Args:
-            tilts: Of each micro-batch of this rank, [B].
+            tilts: Tilts of each micro-batch of this rank, [B].
 
         Returns:
-            The weights of each micro-batch, [B], float32, and the effective sample share of the
-            global batch: (sum of w)^2 / (n sum of w^2).
+            The weights of each micro-batch, [B] float32, and the effective sample size of the
+            global batch as a share of its size n: (sum of w)^2 / (n sum of w^2).
         """
         all_tilts = torch.cat([tilt.double() for tilt in tilts])
         if self.log is None:
@@ -54,7 +61,7 @@ class RunningMean:
             self.log = math.log(spread) - middle
         weights = _exp(-all_tilts - self.log)
         means = self.over_ranks({"w": float(weights.mean()), "w2": float(weights.square().mean())})
-        # An outlier at most doubles the mean: divided by it, all later weights would vanish.
+        # An outlier at most doubles the mean. Otherwise all later weights would be close to 0.
         heard = min(means["w"], 1 / (1 - self.decay))
         self.log += math.log(self.decay + (1 - self.decay) * heard)
         share = means["w"] ** 2 / means["w2"] if means["w2"] > 0 else 0.0
@@ -62,5 +69,5 @@ class RunningMean:
 
 
 def _exp(log: Tensor) -> Tensor:
-    """Return the exponential, of what a float64 and its square can hold."""
+    """Return the exponential, limited so that its square is finite in float64."""
     return log.clamp(max=300.0).exp()

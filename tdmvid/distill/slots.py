@@ -1,6 +1,6 @@
-"""Where the slots of a stream stand, on the host and on the device; see stream.py.
+"""State of the slots of a stream, on the host and on the device; see stream.py.
 
-Shapes: B slots of a micro-batch; states are [B, ...], times and steps [B].
+Shapes: B is the number of slots in a micro-batch; states are [B, ...], times and steps are [B].
 """
 
 from __future__ import annotations
@@ -14,41 +14,60 @@ from torch import Tensor
 from ..diffusion.sampler import Before
 
 Made = tuple[Tensor, Before]
-"""The next state of a set of trajectories, and what a multistep solver remembers."""
+"""Next states of a set of trajectories, [B, ...], and their previous clean predictions."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the slots of a micro-batch do next, as the host knows it: lists of B entries."""
+    """Positions of the slots of a micro-batch on the host. Each list has B entries."""
 
     k: list[int]
-    """Step of the next call."""
+    """Step of the next call, in 1..K."""
     grid: list[int]
-    """Which of the run's grids."""
+    """Index of the slot's grid among the grids of the run."""
     starts: list[int]
-    """How often the slot has started again with another prompt."""
+    """Number of restarts of the slot, each with another prompt."""
 
 
 @dataclass(frozen=True)
 class States:
-    """Where a micro-batch stands, on the device; k, grid: [B], as in `Schedule`."""
+    """States of the slots of a micro-batch on the device."""
 
     k: Tensor
+    """Step of the next call, [B]."""
     grid: Tensor
+    """Index of the slot's grid, [B]."""
     sets: tuple[Tensor, ...]
-    """x, [B, ...]: one that turns share, then those of turns with trajectories of their own."""
+    """States, each [B, ...]: the shared set, then one per update with its own trajectories."""
     before: tuple[Before, ...] = ()
-    """Of a multistep solver, for each set."""
+    """Previous clean predictions of each set, for a multistep solver; otherwise empty."""
 
 
 def stepped(state: States, made: Sequence[Made]) -> States:
-    """Return the states one step on, for slots that are not done."""
+    """Build the states of the next step. Only valid for slots with k > 1.
+
+    Args:
+        state: Current states.
+        made: Next state and clean prediction of each set.
+
+    Returns:
+        The states at k - 1.
+    """
     before = tuple(each for _, each in made) if state.before else ()
     return States(state.k - 1, state.grid, tuple(x for x, _ in made), before)
 
 
 def select(mask: Tensor, one: States, other: States) -> States:
-    """Return the slots of `one` where the mask is set, [B], and those of `other` elsewhere."""
+    """Select between two states, slot by slot.
+
+    Args:
+        mask: Slots to take from `one`, [B] bool.
+        one: States where the mask is true.
+        other: States where the mask is false.
+
+    Returns:
+        The selected states.
+    """
 
     def where(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)

@@ -1,16 +1,16 @@
-"""Trajectories that go on from iteration to iteration: `objective.rollout` "stream".
+"""Trajectories that continue from iteration to iteration: `objective.rollout` "stream".
 
-A rollout starts every trajectory at pure noise, uses one of its states and throws the others away.
-Here each sample of the global batch is a slot, which keeps a state x at s_k. The student's one
-graded call there serves all turns of an iteration, and its clean prediction moves the slot to
-s_{k-1} for the next one. After k = 1 the slot starts again from noise, with the next prompt. With
-guidance an iteration makes 5 forwards and 2 backwards for any K. The weights that made a state are
-at most K - 1 updates old.
+A rollout starts every trajectory from pure noise, uses one of its states and discards the others.
+Here each sample of the global batch is a slot that keeps its state x at s_k. One graded call of the
+student at s_k serves all turns of an iteration, and its clean prediction moves the slot to s_{k-1}
+for the next iteration. After k = 1, the slot starts again from noise with the next prompt. With
+guidance, an iteration makes 5 forward and 2 backward passes for any K. The weights that made a
+state are at most K - 1 updates old.
 
-Which k, K and prompt a slot has follows from its number in the global batch and from how often it
-has started, so another number of ranks continues the same trajectories.
+The k, K and prompt of a slot depend only on its index in the global batch and on its number of
+starts. Therefore a run can resume on another number of ranks with the same trajectories.
 
-Shapes: B slots of a micro-batch; states are [B, ...], times and steps [B].
+Shapes: B is the number of slots in a micro-batch; states are [B, ...], times and steps are [B].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .trajectories import Generators, Place
 
 
 class Stream:
-    """The slots of one rank, in micro-batches."""
+    """Slots of one rank, in micro-batches."""
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class Stream:
         total_micros: int | None = None,
         rewards: int = 0,
     ):
-        """Schedule the first trajectories; `begin` rolls them out.
+        """Schedule the first trajectories. `begin` rolls them out.
 
         Args:
             objective: The method.
-            grids: One for each number of steps K that is trained.
-            streams: The run's randomness.
-            shape: [B, ...] of a micro-batch.
-            micros: Micro-batches of this rank.
-            first_stream: Number of its first micro-batch among those of all ranks.
-            total_micros: Micro-batches of all ranks; None if this rank is alone.
-            rewards: How many rewards ended trajectories are given; 0 keeps none of them.
+            grids: One grid per number of steps K that is trained.
+            streams: Random generators of the run.
+            shape: Shape of a micro-batch, [B, ...].
+            micros: Number of micro-batches of this rank.
+            first_stream: Index of its first micro-batch among those of all ranks.
+            total_micros: Number of micro-batches of all ranks; None for a single rank.
+            rewards: Number of rewards of finished trajectories. 0 stores no finished trajectories.
         """
         self.objective, self.streams, self.shape = objective, streams, shape
         self.first_stream, self.total = first_stream, (total_micros or micros) * shape[0]
@@ -68,7 +68,7 @@ class Stream:
         self.schedules = [self._first(micro) for micro in range(micros)]
         self.states: list[States] = []
         self.ended: list[Ended] = []
-        """The last ended trajectories of each micro-batch, if rewards are given."""
+        """Finished trajectories of each micro-batch; empty without rewards."""
         if rewards:
             self.ended = [
                 Ended.empty(max(self.steps), shape, rewards, streams.device) for _ in range(micros)
@@ -76,19 +76,30 @@ class Stream:
 
     @property
     def numbers(self) -> range:
-        """Numbers of the sets of trajectories: 0 for the one that turns share."""
+        """Numbers of the sets of trajectories: 0 is shared by turns, the others are not."""
         return range(self.objective.own_trajectories + 1)
 
     def prompts(self, micro: int) -> list[int]:
-        """Return the position of each slot's prompt in the endless order of prompts: [B]."""
+        """Return the position of each slot's prompt in the infinite sequence of prompts.
+
+        Args:
+            micro: Index of the micro-batch on this rank.
+
+        Returns:
+            B positions.
+        """
         starts = self.schedules[micro].starts
         return [start * self.total + slot for start, slot in zip(starts, self._slots(micro))]
 
     @torch.no_grad()
     def begin(self, student: Denoiser, conds: Sequence[Cond]) -> None:
-        """Roll the first trajectories out from noise to their k, if none go on.
+        """Roll the first trajectories out from noise to their k. Later calls do nothing.
 
-        All ranks make the same number of calls, whatever their k.
+        All ranks make the same number of calls, regardless of their k.
+
+        Args:
+            student: The student.
+            conds: Conditioning of each micro-batch.
         """
         if not self.states:
             found = [self._rolled_out(student, micro, cond) for micro, cond in enumerate(conds)]
@@ -97,22 +108,45 @@ class Stream:
                 ended.end(dict(enumerate(zip(self.schedules[micro].grid, self.prompts(micro)))))
 
     def path(self, micro: int, cond: Cond, number: int = 0) -> Trajectory:
-        """Return the trajectories of a micro-batch, at s_k."""
+        """Return the current trajectories of a micro-batch.
+
+        Args:
+            micro: Index of the micro-batch on this rank.
+            cond: Conditioning of its prompts.
+            number: Number of the set of trajectories.
+
+        Returns:
+            The trajectories at s_k, with states [B, ...].
+        """
         return self._path(self.states[micro], cond, number)
 
     def past_share(self, micro: int) -> Tensor:
-        """Return by how much each slot's last ended trajectory is to count for its K, [B].
+        """Compute the weight of each slot's last finished trajectory that corrects for its K.
 
-        A slot starts K with a probability in 1 / K, and the last one stays for as long as the next
-        takes: without this the fake would learn of a large K less often than the student.
+        A slot starts a trajectory of K steps with a probability proportional to 1 / K, and keeps a
+        finished one until the next ends. Without the weight, the fake would be trained on large K
+        less often than the student.
+
+        Args:
+            micro: Index of the micro-batch on this rank.
+
+        Returns:
+            Weights, [B].
         """
         inverse = torch.tensor([1 / count for count in self.steps], device=self.streams.device)
         grid = torch.tensor(self.ended[micro].grid, device=self.streams.device)
         return self.steps_of[grid] * inverse.mean()
 
     def past(self, step: int, micro: int, cond: Cond) -> tuple[Trajectory, Tensor]:
-        """Return a state of each slot's last ended trajectory, at a k that is drawn, and the clean
-        prediction there; cond: of its prompts.
+        """Draw a state from the last finished trajectory of each slot.
+
+        Args:
+            step: Iteration, which seeds the draw of k.
+            micro: Index of the micro-batch on this rank.
+            cond: Conditioning of the prompts of the finished trajectories.
+
+        Returns:
+            The trajectories at s_k for a random k, and the clean predictions there, [B, ...].
         """
         ended, device = self.ended[micro], self.streams.device
         grid = torch.tensor(ended.grid, device=device)
@@ -120,7 +154,7 @@ class Stream:
         drawn = self.streams.generator(step, "ended/k", self.first_stream + micro)
         u = torch.rand(len(grid), max(self.steps), generator=drawn, device=device)
         there = torch.arange(1, max(self.steps) + 1, device=device) <= steps[:, None]
-        if self.boundary:  # one network serves all calls of an iteration
+        if self.boundary:  # all calls of an iteration use one network
             now = self.states[micro]
             high = self.times[now.grid, now.k] >= self.boundary
             there &= (self.times[grid][:, 1:] >= self.boundary) == high[:, None]
@@ -128,7 +162,7 @@ class Stream:
         x, x0 = ended.past.at(k)
         before: tuple[Before, ...] = ()
         if self.objective.solver == "dpm++":
-            earlier = torch.minimum(k + 1, steps)  # of the first call: itself, which means none
+            earlier = torch.minimum(k + 1, steps)  # the first call points to itself, i.e. no before
             before = (Before(ended.past.at(earlier)[1], self.times[grid, earlier]),)
         return self._path(States(k, grid, (x,), before), cond, 0), x0
 
@@ -141,19 +175,20 @@ class Stream:
         *,
         on: bool,
     ) -> Tensor:
-        """Move the slots behind the calls of an iteration.
+        """Advance the slots on the device after the calls of an iteration.
 
-        One that is done, or whose next state is not finite, starts again from noise.
+        A slot that is done, or has a next state that is not finite, starts again from noise.
 
         Args:
             step: The iteration.
-            predictions: The clean predictions [B, ...] by micro-batch and set; None where the
-                iteration ended before the call.
-            process: The student's.
-            on: Whether all turns were applied. If not, slots stay where they are.
+            predictions: Clean predictions [B, ...] by micro-batch and set; None if the iteration
+                ended before the call.
+            process: Process of the student.
+            on: Whether all turns were applied. If not, slots keep their states.
 
         Returns:
-            Which next states were finite, [micro-batches, B], on the device: `settle` takes it.
+            Whether each next state is finite, [micro-batches, B] on the device. Pass it to
+            `settle`.
         """
         found = []
         for micro, state in enumerate(self.states):
@@ -173,7 +208,12 @@ class Stream:
         return torch.stack(found)
 
     def settle(self, finite: Sequence[Sequence[float]], *, on: bool) -> None:
-        """Note on the host what `move` did on the device; finite: what it returned."""
+        """Update the schedules on the host to match what `move` did on the device.
+
+        Args:
+            finite: Result of `move`, copied to the host.
+            on: As of `move`.
+        """
         for micro, well in enumerate(finite):
             now = self.schedules[micro]
             then = self._following(micro) if on else now
@@ -195,7 +235,14 @@ class Stream:
             self.schedules[micro] = Schedule(k, then.grid, then.starts)
 
     def tensors(self, micro: int) -> dict[str, Tensor]:
-        """Return all that `restore` needs of a micro-batch, by name."""
+        """Return the state of a micro-batch for a checkpoint.
+
+        Args:
+            micro: Index of the micro-batch on this rank.
+
+        Returns:
+            Name -> tensor: schedules [B], states [B, ...], and histories [K, B, ...] with rewards.
+        """
         state = self.states[micro]
         found = {name: torch.tensor(each) for name, each in vars(self.schedules[micro]).items()}
         for number, x in enumerate(state.sets):
@@ -205,7 +252,10 @@ class Stream:
         return found | (self.ended[micro].tensors() if self.ended else {})
 
     def restore(self, found: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on from what `tensors` returned of each of this rank's micro-batches.
+        """Restore the state that `tensors` returned.
+
+        Args:
+            found: Tensors of each micro-batch of this rank, by name.
 
         Raises:
             ValueError: If a tensor is missing or has another shape.
@@ -223,12 +273,12 @@ class Stream:
     # On the host
 
     def _slots(self, micro: int) -> range:
-        """Numbers of a micro-batch's slots in the global batch."""
+        """Return the indices of a micro-batch's slots in the global batch."""
         first = (self.first_stream + micro) * self.shape[0]
         return range(first, first + self.shape[0])
 
     def _first(self, micro: int) -> Schedule:
-        """Slots of one K begin spread over its steps; those of many K wherever they may be."""
+        """Schedule the first trajectories: spread over the steps, at random if there are many K."""
         slots = self._slots(micro)
         grids = [self._pick_grid(slot, 0) for slot in slots]
         steps = [self.steps[grid] for grid in grids]
@@ -244,7 +294,7 @@ class Stream:
         return Schedule(k, grids, [0] * len(slots))
 
     def _following(self, micro: int) -> Schedule:
-        """The schedule after an iteration in which all is well."""
+        """Return the schedule after an iteration in which all states were finite."""
         now = self.schedules[micro]
         starts = [start + (k == 1) for start, k in zip(now.starts, now.k)]
         grids = [
@@ -254,8 +304,10 @@ class Stream:
         return Schedule([k - 1 or self.steps[g] for k, g in zip(now.k, grids)], grids, starts)
 
     def _pick_grid(self, slot: int, start: int) -> int:
-        """The grid of a slot's trajectory, which has K calls: K with a probability in 1 / K gives
-        each K the same share of calls. A run starts amid trajectories, where each K is as likely.
+        """Draw the grid of a slot's trajectory.
+
+        A probability proportional to 1 / K gives each K the same share of calls. The first
+        trajectories are already in progress when the run starts, so each K is equally likely.
         """
         if len(self.steps) == 1:
             return 0
@@ -269,9 +321,9 @@ class Stream:
     # On the device
 
     def _rolled_out(self, student: Denoiser, micro: int, cond: Cond) -> States:
-        """The first states of a micro-batch: all slots walk, and each is left where it is at its k.
+        """Roll a micro-batch out, and return the state of each slot at its k.
 
-        For rewards they walk to the end.
+        With rewards, trajectories are rolled out to the end.
         """
         schedule = self.schedules[micro]
         last, grid = torch.tensor([schedule.k, schedule.grid], device=self.streams.device)
@@ -293,7 +345,7 @@ class Stream:
         return state
 
     def _remember(self, micro: int, state: States, x0: Tensor | None, finite: Tensor) -> None:
-        """Keep the states of an iteration, and the trajectories that end in it."""
+        """Store the states of an iteration, and the trajectories that end in it."""
         ended = self.ended[micro]
         assert x0 is not None, "all turns were applied"
         ended.going.note(state.k, state.sets[0], x0)
@@ -311,8 +363,10 @@ class Stream:
         return Trajectory(state.sets[number], state.k, lower, upper, cond, before, start, floor)
 
     def _moved(self, step: int, micro: int, made: list[Made] | None, finite: Tensor) -> States:
-        """The states of the next iteration; without `made` only what is not finite moves, or all
-        slots start again where they share one of two networks, so must stay together.
+        """Return the states of the next iteration.
+
+        Without `made`, slots that are not finite start again. With two networks all slots start
+        again, because they must stay on the same network.
         """
         state, again = self.states[micro], ~finite
         grid, ahead = state.grid, state
@@ -325,7 +379,7 @@ class Stream:
         return select(again, self._fresh(step + 1, micro, grid), ahead)
 
     def _fresh(self, step: int, micro: int, grid: Tensor) -> States:
-        """Slots at the noise with which they start."""
+        """Return slots at their initial noise."""
         sets, start = [], self.times[grid, self.steps_of[grid]]
         for number in self.numbers:
             place = Place(step, number=number)
@@ -338,7 +392,7 @@ class Stream:
     def _ahead(
         self, path: Trajectory, x0: Tensor, process: Process, micro: int, step: int, name: str
     ) -> Made:
-        """One step of the solver from its clean prediction, and what a multistep one remembers."""
+        """Make a solver step; return the next state and the prediction for a multistep solver."""
         solver, before = self.objective.solver, path.before or Before(x0, path.upper)
         noise = self.streams.generator(step, name, self.first_stream + micro)
         eps = fresh_noise(path.x, solver, noise)
@@ -363,6 +417,6 @@ LISTS = ("k", "grid", "starts")
 
 def _named(found: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     if name not in found or tuple(found[name].shape) != shape:
-        held = tuple(found[name].shape) if name in found else "not there"
-        raise ValueError(f"{name} is {held}, and {shape} is needed")
+        held = tuple(found[name].shape) if name in found else "missing"
+        raise ValueError(f"{name} is {held}, but must have the shape {shape}")
     return found[name]

@@ -1,8 +1,10 @@
-"""Trajectory Distribution Matching (arXiv 2503.06674).
+"""Trajectory Distribution Matching (TDM, arXiv 2503.06674).
 
-For each step k of the student, q(x_tau) of its own trajectory in the segment
-[s_{k-1}, s_k] is matched to the teacher's distribution at the same tau. One fake score
-serves all K segments because they do not overlap (Eq. 9).
+For each step k of the student, the distribution q(x_tau) on the student's trajectory is matched to
+the teacher's distribution at the same tau, for tau in the segment [s_{k-1}, s_k]. One fake network
+models all K segments, because they do not overlap (Eq. 9).
+
+Shapes: B is the batch size; samples are [B, ...]; times and weights are [B].
 """
 
 from __future__ import annotations
@@ -27,13 +29,23 @@ from .objective import Draw, Roles, register
 
 @register
 class TDM(TDMSettings):
-    """TDM with its settings."""
+    """Draw and losses of TDM (arXiv 2503.06674), with its settings."""
 
     def draw(
         self, path: Trajectory, x0_hat: Tensor, generator: torch.Generator, process: Process
     ) -> Draw:
-        """s, tau and noise; x_tau ~ q(x_tau | x_s) with x_s on the trajectory, one solver step from
-        `path.x`.
+        """Draw s, tau and noise, and sample x_tau from q(x_tau | x_s).
+
+        x_s is on the student's trajectory, one solver step from `path.x`.
+
+        Args:
+            path: The student's trajectory at s_k.
+            x0_hat: The student's clean predictions at s_k, [B, ...].
+            generator: Generator of times and noise.
+            process: Process of the teacher.
+
+        Returns:
+            The draw, with x_tau [B, ...] and tau [B].
         """
         clean = x0_hat.detach()
         u = torch.rand(2, len(clean), generator=generator, device=clean.device)
@@ -43,7 +55,7 @@ class TDM(TDMSettings):
             s = torch.zeros_like(s)
         ahead = clean
         if self.solver == "dpm++":
-            assert path.before is not None, "dpm++ keeps the prediction before"
+            assert path.before is not None, "dpm++ needs the previous prediction"
             ahead = extrapolated(process, clean, path.upper, s, path.before)
         scale, beta = process.bridge(s, tau)
         x_tau = process.renoise(ddim_step(process, path.x, ahead, path.upper, s), eps, s, tau)
@@ -59,14 +71,14 @@ class TDM(TDMSettings):
         )
 
     def _slope(self, path: Trajectory, s: Tensor, scale: Tensor, process: Process) -> Tensor:
-        """d x_tau / d x0_hat: [B]."""
+        """Compute d x_tau / d x0_hat, [B]."""
         (alpha_s, sigma_s), (alpha_u, sigma_u) = (
             process.alpha_sigma(s),
             process.alpha_sigma(path.upper),
         )
         ahead = torch.ones_like(s)
         if self.solver == "dpm++":
-            assert path.before is not None, "dpm++ keeps the prediction before"
+            assert path.before is not None, "dpm++ needs the previous prediction"
             one = torch.ones_like(s)
             ahead = extrapolated(
                 process, one, path.upper, s, Before(torch.zeros_like(s), path.before.t)
@@ -74,10 +86,11 @@ class TDM(TDMSettings):
         return scale * (alpha_s - sigma_s * alpha_u / sigma_u) * ahead
 
     def _times(self, path: Trajectory, u: Tensor, process: Process) -> tuple[Tensor, Tensor]:
+        """Map uniform numbers u, [2, B], to s and tau, each [B]."""
         s, gap = path.lower, max(self.margin_low, process.resolution)
         end = {"separate": path.upper, "to_terminal": path.start, "everywhere": 1.0}[self.segments]
         upper = torch.as_tensor(end, dtype=s.dtype, device=s.device).expand_as(s)
-        if self.randmid:  # as far as both margins leave room for tau
+        if self.randmid:  # leave room for both margins of tau
             last = torch.minimum(path.upper, upper - self.margin_high) - gap
             s = process.snap(s + u[1] * (last - s).clamp(min=0))
         low = gap + (torch.zeros_like(s) if self.segments == "everywhere" else s)
@@ -90,21 +103,33 @@ class TDM(TDMSettings):
             )
         if path.floor is not None:
             low = torch.maximum(low, path.floor)
-        low = torch.minimum(low, upper)  # a segment shorter than the margin: its upper end
+        low = torch.minimum(low, upper)  # a segment shorter than the margin uses its upper end
         high = torch.maximum(upper - self.margin_high, low)
         return s, process.snap(low + u[0] * (high - low))
 
     def loss(self, role: str, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """The fake's denoising loss or the student's matching loss."""
+        """Compute the fake's denoising loss or the student's matching loss.
+
+        Args:
+            role: `fake` or `student`.
+            roles: The denoisers.
+            draw: A draw of `draw`.
+            cond: Conditioning of the batch.
+
+        Returns:
+            `loss`, a scalar with a graph to the role's parameters, and scalars to log: `ess`
+            (effective sample size of the importance weights, as a share of B) for the fake, `gap`
+            (mean |teacher - fake|, divided by the mean normaliser) for the student.
+        """
         return (self._fake if role == "fake" else self._student)(roles, draw, cond)
 
     def _fake(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """Weighted score matching (arXiv 2503.06674, L_psi), in the x0 parametrisation.
+        """Compute the weighted score matching loss L_psi of arXiv 2503.06674 for x0 predictions.
 
-        The exact target x0* = (x_tau - sigma^2 eps / beta) / alpha is compared as alpha x0*,
-        so nothing is divided by an alpha of zero. Its variance is sigma^4 / (alpha beta)^2 times
-        that of the fresh noise, so a draw counts by beta^2 / sigma^2, the share of fresh noise in
-        x_tau.
+        The exact target is x0* = (x_tau - sigma^2 eps / beta) / alpha. The loss compares alpha x0*,
+        so it never divides by an alpha of zero. The variance of x0* is sigma^4 / (alpha beta)^2
+        times that of the fresh noise. Therefore each draw is weighted by beta^2 / sigma^2, the
+        share of fresh noise in x_tau.
         """
         alpha, sigma = roles.fake.process.alpha_sigma(draw.tau)
         predicted = roles.fake(draw.x_tau, draw.tau, cond)
@@ -129,8 +154,9 @@ class TDM(TDMSettings):
         return {"loss": loss, "ess": effective_sample_share(importance)}
 
     def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
-        """The surrogate loss whose gradient in x0_hat points along teacher - fake (arXiv
-        2503.06674, Eq. 11).
+        """Compute the surrogate loss (arXiv 2503.06674, Eq. 11).
+
+        A descent step moves x0_hat along teacher - fake.
         """
         with torch.no_grad():
             teacher = roles.teacher(draw.x_tau, draw.tau, cond)
@@ -143,8 +169,9 @@ class TDM(TDMSettings):
 
 
 def _time_of_noise(process: Process, s: Tensor, upper: Tensor, level: float) -> Tensor:
-    """The first time in [s, upper] at which q(x_tau | x_s) has that noise level, by bisection;
-    `upper` if it never has: [B].
+    """Find the first time in [s, upper] at which q(x_tau | x_s) has this noise level, [B].
+
+    Uses bisection. Returns `upper` where the level is never reached.
     """
     below, above = s, upper
     for _ in range(16):

@@ -1,5 +1,6 @@
-"""Which trajectories an iteration rolls out, if none go on from iteration to iteration: their noise
-and their steps.
+"""Trajectories that an iteration rolls out from noise, and the choice of their steps.
+
+With rollout `stream`, stream.py replaces these.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .objective import Objective, Roles
 
 
 class Generators(Protocol):
-    """Seeded randomness by step and name; see `parallel.rng.Streams`."""
+    """Seeded random generators by iteration and name; see `parallel.rng.Streams`."""
 
     @property
     def device(self) -> torch.device | str: ...
@@ -30,29 +31,48 @@ class Generators(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Which trajectory of a run it is, on which its random numbers depend."""
+    """Position of a trajectory in a run, which determines its random numbers."""
 
     step: int
+    """Iteration."""
     micro: int = 0
-    """Number of the micro-batch among those of its rank: the accumulation step."""
+    """Index of the micro-batch on its rank: the accumulation step."""
     stream: int = 0
-    """Number of the micro-batch among those of all ranks."""
+    """Index of the micro-batch among those of all ranks."""
     number: int = 0
-    """0 for the trajectory that turns of an iteration share, else that of a turn's own."""
+    """Number of the set of trajectories: 0 is shared by updates, others belong to one update."""
 
     def name(self, what: str) -> str:
-        """Return the name of a random stream."""
+        """Name a random stream of this trajectory.
+
+        Args:
+            what: Purpose of the random numbers, e.g. "z".
+
+        Returns:
+            The name.
+        """
         return f"{what}/{self.number}" if self.number else what
 
 
 def pick_k(
     place: Place, objective: Objective, grid: TimeGrid, batch: int, streams: Generators
 ) -> Tensor:
-    """Draw the step of each sample, [B] in 1..K on the host.
+    """Draw the step k of each sample.
 
-    Where the rollout stops it is one for the micro-batch, and the same on all ranks, which then
-    make as many calls; else one per sample. Of a grid for two networks all samples of an iteration
-    have steps of one of them, each with the probability of its steps' number.
+    With rollout `stop`, one k is drawn for the micro-batch. It is the same on all ranks, so all
+    ranks make the same number of calls. Otherwise each sample has its own k. With two networks, all
+    samples of an iteration use steps of one network, which is chosen with a probability
+    proportional to its number of steps.
+
+    Args:
+        place: Position of the trajectory in the run.
+        objective: The method.
+        grid: The student's grid.
+        batch: Batch size B.
+        streams: Random generators of the run.
+
+    Returns:
+        Steps in 1..K, [B] on the host.
     """
     first, last = 1, grid.steps
     if grid.boundary:
@@ -68,21 +88,33 @@ def pick_k(
 
 
 def pick_grid(grids: Sequence[TimeGrid], shared: torch.Generator) -> TimeGrid:
-    """The grid of one iteration, the same on all ranks: it decides how many calls are made."""
+    """Draw the grid of an iteration.
+
+    Args:
+        grids: One grid per number of steps K.
+        shared: Generator with the same seed on all ranks, so that all ranks make the same number of
+            calls.
+
+    Returns:
+        The grid.
+    """
     return grids[int(torch.randint(len(grids), (1,), generator=shared))]
 
 
 def count_swaps(grid: TimeGrid, objective: ObjectiveSettings, micros: int) -> float:
-    """Return how often the calls of an iteration change from one of two networks to the other, on
-    average and at most.
+    """Estimate how often the calls of an iteration change between the two networks.
 
-    A rollout begins at the high side. The iteration's graded calls are at the low side with the
-    share of its steps; a full rollout has been there before.
+    A rollout begins with the high-noise network. The graded calls use the low-noise network with a
+    probability equal to its share of steps. A full rollout always reaches it if it has more than
+    one step.
 
     Args:
-        grid: With a boundary.
-        objective: The run's.
-        micros: Micro-batches, each of which is rolled out.
+        grid: Grid with a boundary.
+        objective: Settings of the run.
+        micros: Number of micro-batches, each of which is rolled out.
+
+    Returns:
+        An upper bound of the average number of changes per iteration.
     """
     low = len(grid.sides()[0])
     if objective.rollout == "stream":
@@ -100,8 +132,19 @@ def advance(
     grid: TimeGrid,
     streams: Generators,
 ) -> Trajectory:
-    """Roll one micro-batch, [B, ...] of `noise_shape`, out from noise up to a step k of the
-    student's grid.
+    """Roll a micro-batch out from noise to a random step k of the student's grid.
+
+    Args:
+        place: Position of the trajectory in the run.
+        cond: Conditioning of the micro-batch.
+        noise_shape: Shape of the micro-batch, [B, ...].
+        objective: The method.
+        roles: The denoisers; only the student is called.
+        grid: The student's grid.
+        streams: Random generators of the run.
+
+    Returns:
+        The trajectory at s_k, before the call of step k.
     """
     step, stream, device = place.step, place.stream, streams.device
     k = pick_k(place, objective, grid, noise_shape[0], streams)

@@ -116,7 +116,7 @@ def test_states_of_another_shape_or_solver_are_refused():
                 }
             ]
         )
-    with refused("before/0", "not there"):
+    with refused("before/0", "missing"):
         stream(TDM(rollout="stream", solver="dpm++")).restore([slots.tensors(0)])
 
 
