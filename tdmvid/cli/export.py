@@ -4,6 +4,7 @@
     tdmvid export --run runs/X --checkpoint runs/X/checkpoints/step_000500 --weights raw \\
         --out exports/raw
     tdmvid export --run runs/X --fuse
+    tdmvid export --run runs/X --push owner/name
     tdmvid export --run runs/full --rank 64
     tdmvid export --network finetuned/transformer --model BASE --size 49x480x720 --steps 4 \\
         --rank 64 --prompt "..." --out exports/svd
@@ -12,7 +13,7 @@
     python launch/export_lora.py --run runs/X
 
 One process, without a launcher, whatever the run was trained on. Every file is loaded again,
-sampled and compared; above tolerance nothing is written.
+sampled and compared; above tolerance nothing is written, and nothing uploaded.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
     from ..diffusion.grid import TimeGrid
+    from ..export.push import HubTarget
 
 OTHERS = {
     "run": ("model", "revision", "base_dtype", "size", "fps", "timesteps", "steps", "scale"),
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_source(parser)
     _add_files(parser)
     _add_check(parser)
+    _add_push(parser)
     _add_base(parser.add_argument_group("with --published and --network"))
 
 
@@ -110,6 +113,20 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload the bundle with its card to this model repository of the Hugging Face hub; it"
+        " is created if it does not exist (needs `hf auth login` or HF_TOKEN)",
+    )
+    parser.add_argument(
+        "--public",
+        action="store_true",
+        help="with --push: everybody may read it (default: private)",
+    )
+
+
 def _add_base(base: argparse._ArgumentGroup) -> None:
     base.add_argument("--model", help="the base: a diffusers folder or hub id")
     base.add_argument("--revision")
@@ -129,8 +146,9 @@ def _add_base(base: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the bundle and print how far it is from the student."""
+    """Write the bundle, print how far it is from the student, and upload it with `--push`."""
     _check_options(args)
+    target = _check_target(args)
     out = args.out or (args.run / default_name(args) if args.run else None)
     facts = _export(args, out)
     print(
@@ -149,6 +167,23 @@ def run(args: argparse.Namespace) -> None:
             f"rank {extraction['rank']} lacks {extraction['error']:.1%} of the change of the"
             f" weights; latents differ by {extraction['latents_error']:.1%}"
         )
+    if target and out:
+        from ..export.push import upload
+
+        print(f"uploaded: {upload(out, target)} ({target.visibility})")
+
+
+def _check_target(args: argparse.Namespace) -> HubTarget | None:
+    """Return where to upload; what would make that fail is refused before the export."""
+    if args.public and args.push is None:
+        args.parser.error("--public has no effect without --push: leave it out")
+    if args.push is None:
+        return None
+    from ..export.push import HubTarget, check_target
+
+    target = HubTarget(args.push, args.public)
+    check_target(target)
+    return target
 
 
 def _check_options(args: argparse.Namespace) -> None:
