@@ -17,7 +17,8 @@ from ..config.ranges import check_options
 from .allocator import expand_segments
 from .leave import TRACEBACK, Parser, errors_as_one_line
 from .openmp import sleep_between_kernels
-from .options import add_launched
+from .options import VERBOSE_OPTION, add_launched, add_verbose
+from .quiet import VERBOSE, hush_libraries
 
 COMMANDS = {
     "train": "distil a teacher into a few-step student",
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(parser)
+        add_verbose(parser)
         args = parser.parse_args(chosen.options)
+        hush_libraries(chosen.verbose or args.verbose or VERBOSE_OPTION in chosen.options)
         args.command_line = shlex.join(["tdmvid", chosen.command, *_typed(chosen.options)])
         check_options(vars(args))
         command.run(args)
@@ -68,11 +71,13 @@ def _parser() -> argparse.ArgumentParser:
         usage="tdmvid COMMAND [options]",
         description=f"Few-step students of diffusion models.\n\ncommands:\n{listed}",
         epilog="`tdmvid COMMAND --help` explains one of them.\n"
-        f"Set {TRACEBACK}=1 to see where an error came from.",
+        f"Set {TRACEBACK}=1 to see where an error came from, and {VERBOSE}=1 (or --verbose) to see"
+        " all messages of libraries.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    add_verbose(parser)
     add_launched(parser)
     return parser
 

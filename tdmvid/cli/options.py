@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..sampling.sample import Sampler
 
+VERBOSE_OPTION = "--verbose"
 STUDENT = "a run's lora/ or student/ folder, or an exported one"
 
 
@@ -144,6 +145,17 @@ def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str
         help="say what can be scored with what is here, and stop",
     )
     add_launched(parser)
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add the option that shows what libraries print.
+
+    `main` also looks for it among the words: the parser of a part of a command forgets what that of
+    the command has found.
+    """
+    parser.add_argument(
+        VERBOSE_OPTION, action="store_true", help="show all warnings and messages of libraries"
+    )
 
 
 def add_launched(parser: argparse.ArgumentParser) -> None:

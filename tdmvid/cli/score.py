@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.json_files import read_json
 from . import conditions, modes
-from .options import add_evaluation, output_dir
+from .options import add_evaluation, add_verbose, output_dir
 
 if TYPE_CHECKING:
     from ..scoring.preflight import Preflight
@@ -150,6 +150,7 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(function=function)
+    add_verbose(parser)
     return parser
 
 

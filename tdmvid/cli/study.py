@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import add_verbose
+
 QUESTION = "Which of the two is the better video of this text? Look at both before you choose."
 
 
@@ -29,11 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     page.add_argument("--question", default=QUESTION)
     page.add_argument("--out", type=Path, default=Path("study.html"))
     page.set_defaults(function=make)
+    add_verbose(page)
     votes = commands.add_parser("tally", help="count votes")
     votes.add_argument("--key", type=Path, required=True)
     votes.add_argument("--json", type=Path, help="write the counts here")
     votes.add_argument("votes", type=Path, nargs="+")
     votes.set_defaults(function=count)
+    add_verbose(votes)
 
 
 def run(args: argparse.Namespace) -> None:
