@@ -1,1 +1,1 @@
-"""The only place that knows torch.distributed and DeepSpeed."""
+"""Training engines and communication. Only this package uses torch.distributed and DeepSpeed."""

@@ -1,8 +1,8 @@
-"""DeepSpeed's checkpoint files: made in host memory, converted for another number of ranks, loaded.
+"""DeepSpeed checkpoints: write to host memory, convert to another number of ranks, and load.
 
-The files are pickles, and the library loads them with `weights_only=False`: a foreign checkpoint
-could run code. Here torch loads nothing from them but tensors, plain values and the classes in
-`HELD`. Imported late, like the library itself (see launch.start).
+The files are pickles, and DeepSpeed loads them with `weights_only=False`, so an untrusted
+checkpoint could run code. Here torch loads only tensors, plain values and the classes in `HELD`.
+Import this module late, like DeepSpeed itself (see launch.start).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .host_copies import to_host
 from .launch import on_rank0
 
 HELD = (LossScaler, ZeroStageEnum, fragment_address)
-"""The classes that the library's own files hold; they run no code when they are loaded."""
+"""Classes in DeepSpeed's own files. Loading them runs no code."""
 
 
 class _HostMemory(TorchCheckpointEngine):
-    """Keeps what the library saves instead of writing it."""
+    """Checkpoint engine that keeps files in memory instead of writing them."""
 
     def __init__(self):
         super().__init__()
@@ -50,12 +50,20 @@ class _HostMemory(TorchCheckpointEngine):
 
 
 def in_memory(engine, tag: str) -> Files:
-    """What `engine.save_checkpoint` would write on this rank, by path; collective."""
+    """Return the files that `engine.save_checkpoint` would write on this rank. Collective.
+
+    Args:
+        engine: DeepSpeed engine.
+        tag: Folder of the files.
+
+    Returns:
+        Contents by relative path.
+    """
     usual, engine.checkpoint_engine = engine.checkpoint_engine, _HostMemory()
     try:
         with (
             TemporaryDirectory() as folder
-        ):  # for the scripts that the library copies beside its files
+        ):  # for the scripts that DeepSpeed copies next to its files
             engine.save_checkpoint(
                 folder, tag=tag, save_latest=False, exclude_frozen_parameters=True
             )
@@ -68,26 +76,32 @@ def in_memory(engine, tag: str) -> Files:
 
 
 def load_shards(engine, folder: Path, tag: str, *, universal: bool) -> None:
-    """Load the library's files of all ranks into its engine; collective.
+    """Load the DeepSpeed files of all ranks into an engine. Collective.
 
     Args:
-        folder: Of one role.
-        tag: The folder of the files in there.
-        universal: Whether they were converted by `make_universal`.
+        engine: DeepSpeed engine.
+        folder: Checkpoint folder of one role.
+        tag: Subfolder of the files.
+        universal: Whether the files were converted by `make_universal`.
 
     Raises:
         ValueError: If a file holds more than data.
     """
     _check_data_only(folder / tag)
-    # The library reads it from its configuration only.
+    # DeepSpeed reads this only from its configuration.
     engine._config.load_universal_checkpoint = universal
     with naming(folder / tag), _data_only():
         engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
 
 
 def make_universal(shards: Path, universal: Path) -> None:
-    """Convert the shards of ZeRO to a checkpoint that any number of ranks can load; rank 0 works,
-    all wait. An earlier conversion is used if it is whole.
+    """Convert ZeRO shards to a checkpoint that any number of ranks can load. Collective.
+
+    Rank 0 converts and the other ranks wait. A complete earlier conversion is reused.
+
+    Args:
+        shards: Folder of the ZeRO shards.
+        universal: Folder for the converted checkpoint.
 
     Raises:
         ValueError: If a file holds more than data.
@@ -112,11 +126,11 @@ def make_universal(shards: Path, universal: Path) -> None:
             ds_to_universal.main(options)
         done.write_bytes(_sums(universal))
 
-    on_rank0(convert)  # whole networks take long
+    on_rank0(convert)  # may take longer than the timeout for whole networks
 
 
 def _sums(folder: Path) -> bytes:
-    """The SHA-256 of every file of a conversion, as `sha256sum` lists them."""
+    """Return the SHA-256 of every converted file, in the format of `sha256sum`."""
     lines = []
     for path in sorted(folder.rglob("*.pt")):
         with path.open("rb") as file:
@@ -126,32 +140,32 @@ def _sums(folder: Path) -> bytes:
 
 
 def _check_data_only(folder: Path) -> None:
-    """Check on rank 0 what the files below a folder would build; all ranks raise alike."""
+    """Check on rank 0 that files hold only data; raise the same error on all ranks."""
 
     def check() -> None:
         for path in sorted(folder.rglob("*.pt")):
             if refusal := _more_than_data(path):
-                raise ValueError(f"{refusal}; resume a checkpoint of your own")
+                raise ValueError(f"{refusal}: resume from a checkpoint that you wrote")
 
     on_rank0(check)
 
 
 def _more_than_data(path: Path) -> str:
-    """What speaks against a file, from its text alone: nothing in it is built or called."""
+    """Return why a file must not be loaded, or "". Parses the file without running its code."""
     with safe_globals(list(HELD)):
         try:
             foreign = get_unsafe_globals_in_checkpoint(path)
-        except Exception as error:  # of pickle, zipfile and torch, each of its own kind
+        except Exception as error:  # pickle, zipfile and torch raise errors of different types
             reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-            return f"{path} is no file of a DeepSpeed checkpoint ({reason})"
+            return f"{path} is not a DeepSpeed checkpoint file ({reason})"
     if not foreign:
         return ""
-    return f"{path} holds {min(foreign)[:80]}, which is no data and may run code: it is not loaded"
+    return f"{path} was not loaded because it contains {min(foreign)[:80]}, which may run code"
 
 
 @contextmanager
 def _data_only() -> Iterator[None]:
-    """Make every torch.load inside, the library's own too, load data and `HELD` only."""
+    """Limit every torch.load inside, including DeepSpeed's, to data and the classes in `HELD`."""
     force, never = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     before = {name: os.environ.pop(name, None) for name in (force, never)}
     os.environ[force] = "1"

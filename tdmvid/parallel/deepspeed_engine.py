@@ -1,9 +1,9 @@
-"""One trainable role over many processes: `TorchEngine`'s contract on DeepSpeed's ZeRO.
+"""Training engine of one role over many processes: the interface of `TorchEngine` with ZeRO.
 
-ZeRO stage 0 shards nothing, 1 shards the optimiser, 2 the gradients too, 3 the weights too. Two
-engines may share their frozen Parameter objects (one base for student and fake): the first shards
-them, the second finds them sharded. Every method is collective: all ranks make the same calls in
-the same order.
+ZeRO stage 0 shards nothing, 1 shards the optimiser state, 2 also the gradients, 3 also the weights.
+Two engines may share frozen Parameter objects (one base for student and fake): the first engine
+shards them, the second finds them sharded. Every method is collective: all ranks must make the same
+calls in the same order.
 """
 
 from __future__ import annotations
@@ -47,14 +47,22 @@ def deepspeed_config(
     persistence_threshold: int,
     offload: str = "none",
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration of one role.
+    """Build the DeepSpeed configuration of one role.
 
     Args:
-        cast_to: What autocast casts to, None without autocast.
-        trainable: The role's number of trainable values.
-        persistence_threshold: With ZeRO-3, smaller parameters stay whole on every rank.
+        optim: Optimiser settings.
+        zero_stage: ZeRO stage, 0 to 3.
+        micro_batch: Samples per micro-batch on one rank.
+        accumulation: Micro-batches per update.
+        cast_to: Data type of autocast; None without autocast.
+        trainable: Number of trainable values.
+        persistence_threshold: With ZeRO-3, parameters with fewer values stay whole on every rank.
+        offload: `none`, `optimizer` or `all`; see `ParallelConfig.offload`.
+
+    Returns:
+        The configuration.
     """
-    # The bucket's buffer is allocated in full.
+    # The full size of the bucket is allocated, so it is limited to what is needed.
     zero: dict[str, Any] = {
         "stage": zero_stage,
         "reduce_bucket_size": min(trainable, 500_000_000),
@@ -70,7 +78,7 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optim.clip,
         "zero_force_ds_cpu_optimizer": False,
-        # torch's optimisers: DeepSpeed's own are compiled on first use
+        # for torch's optimisers; DeepSpeed's own are compiled at first use
         "zero_allow_untested_optimizer": True,
     }
 
@@ -78,17 +86,17 @@ def deepspeed_config(
 def _common_config(
     micro_batch: int, zero: dict[str, Any], cast_to: torch.dtype | None = None
 ) -> dict[str, Any]:
-    """The configuration of any engine, trained or frozen."""
+    """Build the part of the configuration that trained and frozen networks share."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "zero_optimization": zero,
         "steps_per_print": None,
-        # or the host waits for the device in every forward
+        # otherwise the host waits for the device in every forward pass
         "timers": {"throughput": {"enabled": False}},
     }
     if cast_to == torch.bfloat16:
-        # The engine switches the caller's autocast off unless it has its own. No module is
-        # listed: a listed one has its parameters communicated in the lower precision.
+        # The engine disables autocast of the caller unless it has its own. The list of modules is
+        # empty, because parameters of listed modules are communicated in lower precision.
         config["torch_autocast"] = {
             "enabled": True,
             "dtype": str(cast_to).removeprefix("torch."),
@@ -98,12 +106,12 @@ def _common_config(
 
 
 def _trained_together(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are trained, with rank 0's values on all ranks."""
+    """Return the trainable parameters, after copying the values of rank 0 to all ranks."""
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert trainable, "a role without trainable parameters"
     for name, parameter in trainable.items():
         assert parameter.dtype == torch.float32, f"{name} is trained and not float32"
-        # DeepSpeed leaves this out when it finds the base already sharded.
+        # DeepSpeed skips this if the base is already sharded.
         dist.broadcast(parameter.data, 0)
     return trainable
 
@@ -114,7 +122,7 @@ def _initialize(
     optimizer: torch.optim.Optimizer,
     settings: dict[str, Any],
 ) -> Any:
-    # not before launch.start, which chooses the accelerator that deepspeed finds on import
+    # import after launch.start, which sets the accelerator that deepspeed reads at import
     import deepspeed
 
     return deepspeed.initialize(
@@ -123,12 +131,26 @@ def _initialize(
 
 
 class DeepSpeedEngine:
-    """A role over all ranks; the gradient is the mean over ranks and micro-batches.
+    """Training engine of a role over all ranks.
 
-    micro_batch: samples of one micro-batch on one rank; dtype: of the frozen weights and of
-    the network's arithmetic. Trainable parameters are float32, and rank 0's values are taken.
-    persistence_threshold: with ZeRO-3, smaller parameters stay whole on every rank.
-    offload: keep the optimiser's state, or the sharded weights too, in host memory.
+    The gradient is the mean over ranks and micro-batches. Trainable parameters must be float32, and
+    start with the values of rank 0 on all ranks.
+
+    Args:
+        module: The network; parameters with `requires_grad` are trained.
+        config: Optimiser settings.
+        total_steps: Number of updates, for the learning rate schedule.
+        micro_batch: Samples per micro-batch on one rank.
+        accumulation: Micro-batches per update.
+        ema: Decay of a moving average of the trainable parameters; 0 keeps none.
+        zero_stage: ZeRO stage, 0 to 3.
+        dtype: Data type of the frozen weights and of the network's computation.
+        persistence_threshold: With ZeRO-3, parameters with fewer values stay whole on every rank.
+        offload: Keep the optimiser state (`optimizer`), or also the sharded weights (`all`), in
+            host memory.
+
+    Raises:
+        ValueError: If the ZeRO stage is not supported.
     """
 
     def __init__(
@@ -176,22 +198,26 @@ class DeepSpeedEngine:
 
     def _set_scale(self, scale: LossScale) -> None:
         self.scale = scale
-        if self.stage and scale.patience:  # also when it has come down to 1
+        if self.stage and scale.patience:  # also if the scale has fallen to 1
             self.engine.optimizer.override_loss_scale(scale.value)
 
     def __call__(self, *args, **kwargs):
         if torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
         ):
-            # A gradient in the inputs, which the library would take for a training step, and which
-            # needs whole weights.
-            assert self.stage < 3, "ZeRO-3 has no gradient in a call's inputs"
+            # For gradients in the inputs, bypass the engine: it would treat the call as a training
+            # step. This needs whole weights.
+            assert self.stage < 3, "ZeRO-3 does not support gradients in the inputs of a call"
             with self.autocast:
                 return self.module(*args, **kwargs)
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of the mean over micro-batches and ranks."""
+        """Accumulate the gradient of the mean loss over micro-batches and ranks.
+
+        Args:
+            loss: Loss of one micro-batch, a scalar.
+        """
         self._backwards += 1
         assert self._backwards <= self.accumulation, (
             "more backward passes than `accumulation` before a step"
@@ -200,10 +226,14 @@ class DeepSpeedEngine:
         self.engine.backward(loss if self.stage else loss * self.scale.value)
 
     def step(self, *, skip: bool | Tensor = False) -> StepResult:
-        """Clip, step and average; if one rank says `skip`, or the gradient is not finite, all only
-        forget the gradient.
+        """Clip the gradient, update the weights and the moving average.
 
-        The gradient norm is infinite when nothing was applied.
+        Args:
+            skip: Whether to only clear the gradient, a bool or a scalar tensor. True on any rank,
+                or a gradient that is not finite, has this effect on all ranks.
+
+        Returns:
+            The result of the step. The gradient norm is infinite if nothing was applied.
         """
         assert self._backwards == self.accumulation, (
             f"{self._backwards} backward passes, not {self.accumulation}, before a step"
@@ -230,9 +260,7 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm()), self.engine.was_step_applied()
 
     def _step_unsharded(self, agreed: bool) -> tuple[float, bool]:
-        """Without sharding the library steps whatever the gradient is: here it is checked and, if
-        need be, taken away.
-        """
+        """Check the gradient and step; without sharding, DeepSpeed steps with any gradient."""
         parameters = list(self.trainable.values())
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.scale.value)
@@ -245,12 +273,12 @@ class DeepSpeedEngine:
         return norm if applied else float("inf"), applied
 
     def _spoil_gradient(self) -> None:
-        """Make the library's own check for finite gradients fail, so that its own clean-up runs."""
+        """Set the gradient to NaN, so that DeepSpeed's check fails and clears the gradient."""
         optimizer, nothing = self.engine.optimizer, float("nan")
         for gradients in optimizer.averaged_gradients.values():
             for gradient in gradients or ():
                 gradient.fill_(nothing)
-        # All that is looked at when gradients are offloaded to host memory.
+        # With offloaded gradients, DeepSpeed only checks these norms.
         offloaded = getattr(optimizer, "norm_for_param_grads", {})
         for key, norm in offloaded.items():
             offloaded[key] = norm * nothing
@@ -262,10 +290,14 @@ class DeepSpeedEngine:
             torch._foreach_lerp_(list(self.average.values()), own, 1 - self.decay)
 
     def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
-        """Whole trainable tensors on the CPU by parameter name; the average if there is one and it
-        is asked for.
+        """Gather the whole trainable tensors on the CPU. Collective.
 
-        On every rank, or on rank 0; then empty elsewhere, and nothing is sent there.
+        Args:
+            averaged: Whether to return the moving average, if there is one.
+            everywhere: Whether to return the tensors on every rank instead of only on rank 0.
+
+        Returns:
+            Parameter name -> tensor [*full_shape]; empty on ranks above 0 if not `everywhere`.
         """
         put_together = gather_everywhere if everywhere else gather_on_rank0
         whole = {
@@ -275,7 +307,7 @@ class DeepSpeedEngine:
         return {name: tensor for name, tensor in whole.items() if tensor is not None}
 
     def _parts(self, averaged: bool) -> dict[str, Tensor]:
-        """What this rank keeps of every trainable tensor."""
+        """Return the part of every trainable tensor that this rank stores."""
         return (
             self.average
             if averaged and self.average
@@ -284,8 +316,9 @@ class DeepSpeedEngine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the module computes with the averaged weights, if there are any; the optimiser's
-        own stay as they are.
+        """Use the averaged weights in the module inside the block, if there are any.
+
+        The optimiser keeps its own weights.
         """
         if not self.average:
             yield
@@ -299,9 +332,7 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _assign(self, parts: dict[str, Tensor]) -> None:
-        """What the ranks keep of every tensor, put in one by one: a sharded network is never whole
-        on a rank.
-        """
+        """Assign parts to the parameters one by one, so no rank holds a whole sharded network."""
         import deepspeed
 
         for name, parameter in self.trainable.items():
@@ -312,8 +343,11 @@ class DeepSpeedEngine:
                     parameter.copy_(whole)
 
     def snapshot(self) -> Files:
-        """This rank's files of a checkpoint as the state is now: the library's shards, and on rank
-        0 weights and average too.
+        """Copy the state of this rank to host memory. Collective.
+
+        Returns:
+            The checkpoint files of this rank: DeepSpeed's shards, and on rank 0 also the weights
+            and the moving average.
         """
         from .deepspeed_checkpoint import in_memory
 
@@ -334,18 +368,25 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore the files of all ranks' `snapshot`s into a new engine: bit for bit on as many
-        ranks, else converted once, beside it.
+        """Restore the state from the `snapshot` files of all ranks into a new engine. Collective.
+
+        On the same number of ranks, the restored state is bit-identical. For another number of
+        ranks, the checkpoint is converted once, and the result is stored next to it.
+
+        Args:
+            folder: Checkpoint folder of the role.
 
         Raises:
-            ValueError: If it belongs to another model, or holds more than data.
+            ValueError: If a file cannot be loaded, belongs to another model, or holds more than
+                data.
         """
         with naming(folder / "engine.json") as path:
             state = json.loads(path.read_text())
             updates, ranks, scale = state["updates"], state["ranks"], LossScale(**state["scale"])
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(
-                f"{folder} holds no average: resume with the ema it was written with, 0"
+                f"{folder} has no averaged weights, because it was written with ema=0: resume with"
+                " ema=0"
             )
         self._check_shapes(folder / "weights.safetensors")
         from .deepspeed_checkpoint import load_shards, make_universal
@@ -370,17 +411,18 @@ class DeepSpeedEngine:
 
 
 def _autocast_inside(module: nn.Module, autocast: torch.autocast) -> None:
-    """Make the module cast for itself: the engine's own float16 autocast brings a gradient scaler
-    that clips scaled gradients.
+    """Apply autocast inside the module.
+
+    The float16 autocast of the DeepSpeed engine has a gradient scaler that clips scaled gradients.
     """
     module.forward = autocast(module.forward)
 
 
 def _share_fetches(module: nn.Module) -> None:
-    """Tell the engines over one base of the weights that any of them has begun to fetch (ZeRO-3).
+    """Share the registry of weights that are being fetched between engines of one base (ZeRO-3).
 
-    The library keeps these by module tree; another engine could neither wait for such a weight nor
-    fetch it again.
+    DeepSpeed has one registry per module tree. Without sharing, another engine could neither wait
+    for such a weight nor fetch it again.
     """
     from deepspeed.runtime.zero.partitioned_param_coordinator import InflightParamRegistry
 
@@ -393,10 +435,15 @@ def _share_fetches(module: nn.Module) -> None:
 def shard_frozen(
     module: nn.Module, *, micro_batch: int, persistence_threshold: int = 100_000
 ) -> Any:
-    """Spread the weights of a network that is never trained over the ranks (ZeRO-3).
+    """Shard the weights of a frozen network over the ranks (ZeRO-3). Collective.
+
+    Args:
+        module: The network.
+        micro_batch: Samples per micro-batch on one rank.
+        persistence_threshold: Parameters with fewer values stay whole on every rank.
 
     Returns:
-        The engine, called like the module, without gradients.
+        The engine. Call it like the module, without gradients.
     """
     import deepspeed
 

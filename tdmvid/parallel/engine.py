@@ -1,7 +1,7 @@
-"""One trainable role: its network, optimiser, clipping, averaging, and its state on disk.
+"""Training engine of one role: network, optimiser, clipping, averaging and checkpoints.
 
-An engine is called like its module. `TorchEngine` is one process; `deepspeed_engine.py`
-has the same contract over ZeRO.
+An engine is called like its module. `TorchEngine` runs in one process. `deepspeed_engine.py`
+implements the same interface with ZeRO.
 """
 
 from __future__ import annotations
@@ -22,29 +22,35 @@ from .host_copies import to_host
 from .optim import LossScale, build_optimizer
 
 Files = dict[str, bytes | memoryview]
-"""A role's state as the files of its folder, in host memory, by relative path."""
+"""Checkpoint files of a role in host memory: relative path -> content."""
 Shapes = Mapping[str, tuple[int, ...]]
 REMEDY = "resume with the config that wrote it"
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step did; `applied` is False when loss or gradient was not finite.
-
-    `rescaled`: it only overflowed because the loss scale was too high, and that is lower now.
-    """
+    """Result of an optimiser step."""
 
     applied: bool
+    """Whether weights were updated; False if loss or gradient was not finite."""
     grad_norm: float
+    """Norm of the gradient before clipping."""
     lr: float
+    """Learning rate of the step."""
     rescaled: bool = False
+    """Whether the gradient overflowed at a loss scale above 1, which is lower now."""
 
 
 class TorchEngine:
-    """A role in one process.
+    """Training engine of a role in one process.
 
-    `ema` > 0 keeps an exponential moving average of the trainable parameters; `dtype` is that
-    of the network's arithmetic.
+    Args:
+        module: The network; parameters with `requires_grad` are trained.
+        config: Optimiser settings.
+        total_steps: Number of updates, for the learning rate schedule.
+        accumulation: Micro-batches per update.
+        ema: Decay of a moving average of the trainable parameters; 0 keeps none.
+        dtype: Data type of the network's computation.
     """
 
     def __init__(
@@ -74,14 +80,24 @@ class TorchEngine:
             return self.module(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of the mean over micro-batches."""
+        """Accumulate the gradient of the mean loss over micro-batches.
+
+        Args:
+            loss: Loss of one micro-batch, a scalar.
+        """
         (loss / self.accumulation * self.scale.value).backward()
 
     def step(self, *, skip: bool | Tensor = False) -> StepResult:
-        """Clip, step and average; with `skip`, or a gradient that is not finite, only forget the
-        gradient.
+        """Clip the gradient, update the weights and the moving average.
 
-        The host waits for the device once, for whether to step.
+        The host waits for the device once, to learn whether to update.
+
+        Args:
+            skip: Whether to only clear the gradient, a bool or a scalar tensor. A gradient that is
+                not finite has the same effect.
+
+        Returns:
+            The result of the step.
         """
         parameters = list(self.trainable.values())
         if self.scale.value != 1:
@@ -113,7 +129,7 @@ class TorchEngine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the module holds the averaged weights, if there are any."""
+        """Use the averaged weights in the module inside the block, if there are any."""
         own = {name: self.trainable[name].detach().clone() for name in self.average}
         try:
             self._assign(self.average)
@@ -127,14 +143,24 @@ class TorchEngine:
             self.trainable[name].copy_(tensor)
 
     def weights(self, *, averaged: bool, everywhere: bool = True) -> dict[str, Tensor]:
-        """Copies of the trainable tensors by parameter name, the average if there is one and it is
-        asked for; `everywhere` is for engines of several ranks.
+        """Copy the trainable tensors.
+
+        Args:
+            averaged: Whether to return the moving average, if there is one.
+            everywhere: Has no effect here; see `DeepSpeedEngine.weights`.
+
+        Returns:
+            Parameter name -> tensor [...] in the parameter's shape.
         """
         source = self.average if averaged and self.average else self.trainable
         return {name: tensor.detach().clone() for name, tensor in source.items()}
 
     def snapshot(self) -> Files:
-        """Weights, average and optimiser state as they are now: what `load` reads."""
+        """Copy weights, average and optimiser state to host memory.
+
+        Returns:
+            The checkpoint files, which `load` reads.
+        """
         weights, average, optimizer_state = to_host(
             (self.trainable, self.average, self.optimizer.state_dict())
         )
@@ -152,12 +178,18 @@ class TorchEngine:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore the files of a `snapshot`, bit for bit; ValueError if it belongs to another
-        model.
+        """Restore the state of a `snapshot`; the restored state is bit-identical.
+
+        Args:
+            folder: Checkpoint folder of the role.
+
+        Raises:
+            ValueError: If a file cannot be loaded or belongs to another model.
         """
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(
-                f"{folder} holds no average: resume with the ema it was written with, 0"
+                f"{folder} has no averaged weights, because it was written with ema=0: resume with"
+                " ema=0"
             )
         self._copy(folder / "weights.safetensors", self.trainable)
         if self.average:
@@ -182,41 +214,52 @@ def _serialize(tensors: Mapping[str, Tensor]) -> bytes:
 
 @contextmanager
 def naming(path: Path) -> Iterator[Path]:
-    """Read a checkpoint's file inside.
+    """Turn errors of reading a checkpoint file into one that names the file.
+
+    Args:
+        path: The file that is read inside the block.
 
     Yields:
-        Its path.
+        The path.
 
     Raises:
-        ValueError: With the path, for whatever a library raises about what the file holds.
+        ValueError: If the block raises any error other than out of memory.
     """
     try:
         yield path
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of pickle, zipfile, torch, json, safetensors: each of its own kind
+    except Exception as error:  # pickle, zipfile, torch, json, safetensors: many types of errors
         reason = (str(error).splitlines() or [""])[0][:80]
         raise ValueError(
-            f"{path} cannot be loaded ({type(error).__name__}: {reason}): resume another checkpoint"
+            f"{path} cannot be loaded ({type(error).__name__}: {reason}): resume from another"
+            " checkpoint"
         ) from error
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Return the shape of every tensor by name."""
+    """Return the shape of every tensor.
+
+    Args:
+        tensors: Name -> tensor of any shape [...].
+
+    Returns:
+        Name -> shape.
+    """
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_shapes(given: Shapes, own: Shapes, where: str, remedy: str) -> None:
-    """Check that tensors are those of a network.
+    """Check that tensors match a network in names and shapes.
 
     Args:
-        given: Of the tensors.
-        own: Of the network.
-        where: What the tensors are from; begins the message.
-        remedy: What to do; ends the message.
+        given: Shapes of the tensors.
+        own: Shapes of the network.
+        where: Source of the tensors, the start of the message.
+        remedy: Remedy, the end of the message.
 
     Raises:
-        ValueError: For the first name whose shape differs, or which one side lacks.
+        ValueError: If a name is missing on one side, or a shape differs.
     """
     if given != own:
         name, shape = min(given.items() ^ own.items())

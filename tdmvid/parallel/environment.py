@@ -1,4 +1,4 @@
-"""What a launcher, or a shell that inherited its variables, says of the processes of a run."""
+"""Read the environment variables that a launcher sets for the processes of a run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from ..config import short
 
 PATIENCE = 15.0
-"""Seconds after which a program says whom it waits for."""
+"""Seconds after which a waiting process prints which processes it waits for."""
 START = "`torchrun --nproc_per_node N -m tdmvid ...` or `deepspeed`"
 
 
 @dataclass(frozen=True)
 class Launched:
-    """This process's number and that of all, and where they meet."""
+    """Variables of a launcher for this process."""
 
     rank: int
+    """Index of this process."""
     size: int
+    """Number of processes."""
     address: str
+    """Address at which the processes connect, "host:port"."""
 
     def __str__(self) -> str:
         others = self.size - 1
@@ -33,14 +36,17 @@ class Launched:
         )
 
 
-REMEDY = f"start all by {START}, or `unset RANK WORLD_SIZE` to run alone"
+REMEDY = f"start all processes with {START}, or `unset RANK WORLD_SIZE` to run a single process"
 
 
 def launched() -> Launched | None:
-    """Return what a launcher set, None if there was none; a variable that is empty is not set.
+    """Read the variables of a launcher. Empty variables count as not set.
+
+    Returns:
+        The variables, or None if no launcher set them.
 
     Raises:
-        ValueError: For variables that no launcher sets so.
+        ValueError: If the variables are inconsistent or incomplete.
     """
     rank, size = environment_number("RANK"), environment_number("WORLD_SIZE")
     if rank is None or size is None:
@@ -48,54 +54,66 @@ def launched() -> Launched | None:
     if not 0 <= rank < size:
         raise ValueError(f"RANK={rank} is not below WORLD_SIZE={size}: {REMEDY}")
     place, port = os.environ.get("MASTER_ADDR"), environment_number("MASTER_PORT")
-    if size == 1 and not (place and port):  # left over in a notebook or a batch job's shell
+    if size == 1 and not (place and port):  # inherited from the shell of a notebook or batch job
         return None
     if not (place and port):
         missing = "MASTER_PORT" if place else "MASTER_ADDR"
         raise ValueError(
-            f"RANK={rank} and WORLD_SIZE={size} are set, but not {missing}, where the processes"
-            f" meet: {REMEDY}"
+            f"RANK={rank} and WORLD_SIZE={size} are set, but {missing} is missing, so the processes"
+            f" cannot connect: {REMEDY}"
         )
     return Launched(rank, size, f"{place}:{port}")
 
 
 def environment_number(name: str) -> int | None:
-    """Return a whole number of the environment, None if it is not set or empty.
+    """Read a whole number from an environment variable.
+
+    Args:
+        name: Name of the variable.
+
+    Returns:
+        The number, or None if the variable is empty or not set.
 
     Raises:
-        ValueError: For anything else.
+        ValueError: If the value is not a number of at most nine digits.
     """
     text = os.environ.get(name, "").strip()
     if not text:
         return None
     if not text.isdecimal() or len(text) > 9:
         raise ValueError(
-            f"the environment has {name}={short(text)}, which is no number of a process: start by"
-            f" {START}, or `unset {name}` to run alone"
+            f"environment variable {name}={short(text)} is not a valid number: start with {START},"
+            f" or `unset {name}` to run a single process"
         )
     return int(text)
 
 
 @contextmanager
 def waiting(found: Launched, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Say on stderr whom this process waits for, if the block takes long.
+    """Print to stderr which processes this one waits for, if the block takes long.
+
+    Args:
+        found: Variables of the launcher.
+        patience: Seconds until the message is printed.
 
     Raises:
-        ValueError: If the others do not come.
+        ValueError: If the other processes cannot be joined.
     """
     timer = threading.Timer(
-        patience, print, [f"{found}; if nobody starts them: {REMEDY}"], {"file": sys.stderr}
+        patience, print, [f"{found}; if they were not started: {REMEDY}"], {"file": sys.stderr}
     )
     timer.daemon = True
     timer.start()
     try:
         yield
     except RuntimeError as error:
-        raise ValueError(f"{found}, and could not join: {REMEDY} ({_last_line(error)})") from error
+        raise ValueError(
+            f"{found}, but could not join them: {REMEDY} ({_last_line(error)})"
+        ) from error
     finally:
         timer.cancel()
 
 
 def _last_line(error: BaseException) -> str:
-    """Return what an error of torch says, without its stack of C++ calls."""
+    """Return the first line of a torch error, without its C++ stack trace."""
     return str(error).split("\n", 1)[0][:200]

@@ -1,4 +1,4 @@
-"""Copies of a device's tensors in host memory, for checkpoints."""
+"""Copy GPU tensors to host memory, for checkpoints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 def to_host(state: Any) -> Any:
-    """Return nested state with its tensors of a GPU copied to pinned memory.
+    """Copy the GPU tensors in nested state to pinned host memory.
 
-    All copies are queued, then waited for once; tensors of a CPU stay as they are.
+    All copies are queued first, so the host waits only once per device.
+
+    Args:
+        state: Tensors and other values in nested lists, tuples and dicts.
+
+    Returns:
+        The state with copies of GPU tensors of the same shapes; CPU tensors are not copied.
     """
     devices = {x.device for x in tree_leaves(state) if isinstance(x, Tensor) and x.is_cuda}
     if not devices:

@@ -1,7 +1,7 @@
-"""Starting and ending the processes of one run, and the few things they tell each other.
+"""Start and end the processes of a run, and communicate between them.
 
-Without a launcher a run is one process, and neither DeepSpeed nor torch.distributed is
-touched: every function here then answers for itself.
+Without a launcher a run is one process. Then neither DeepSpeed nor torch.distributed is used, and
+every function returns the result of a single rank.
 """
 
 from __future__ import annotations
@@ -30,36 +30,40 @@ Backend = Literal["auto", "none", "deepspeed"]
 Result = TypeVar("Result")
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
-"""What torchrun and deepspeed set: launchers that outlive the ranks that they start."""
+"""Variables of torchrun and deepspeed, which keep running while their ranks run."""
 PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl."""
+"""Constant of Linux's prctl."""
 SETTLE = 0.5
-"""Seconds a rank waits as it ends, for gloo's threads to let go of their last tensors."""
+"""Seconds that a rank waits before it exits, so that gloo's threads release their last tensors."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, its number on its machine, and its device.
+    """Position of this process among the ranks of a run.
 
-    Neighbouring ranks share one sequence (they talk in every layer, so they should be near);
-    each such group is one data-parallel rank: same prompts, same noise.
+    With sequence parallelism, neighbouring ranks share one sequence, because they communicate in
+    every layer. Each such group is one data-parallel rank, with the same prompts and noise.
     """
 
     rank: int
+    """Index of this process."""
     size: int
+    """Number of processes."""
     local_rank: int
+    """Index of this process on its machine."""
     device: torch.device
+    """Device of this process."""
     sequence: SequenceGroup | None = None
-    """The ranks that share this rank's sequence; None if it has its sequence for itself."""
+    """Ranks that share the sequence of this rank; None without sequence parallelism."""
 
     @property
     def data_rank(self) -> int:
-        """Which share of the global batch this rank works on."""
+        """Index of this rank's share of the global batch."""
         return self.rank // self._together
 
     @property
     def data_size(self) -> int:
-        """How many shares the global batch has."""
+        """Number of shares of the global batch."""
         return self.size // self._together
 
     @property
@@ -68,43 +72,51 @@ class World:
 
     @property
     def primary(self) -> bool:
-        """Whether this rank writes the files."""
+        """Whether this rank is rank 0, which writes the files."""
         return self.rank == 0
 
     @property
     def distributed(self) -> bool:
-        """Whether a launcher started this run, so that DeepSpeed runs it."""
+        """Whether this process has joined other ranks, so training uses DeepSpeed."""
         return dist.is_initialized()
 
 
 def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence: int = 1) -> World:
-    """Join the other ranks of the run; "auto" is deepspeed if a launcher (deepspeed, torchrun) set
-    RANK and WORLD_SIZE.
+    """Join the other ranks of the run.
 
-    sequence: ranks that share one sequence; the number of ranks must be a multiple of it.
-    A rank that waits longer than `timeout_minutes` for another one fails instead of hanging.
-    Raises ValueError when the backend and the launcher do not fit together.
+    Args:
+        backend: `auto` uses DeepSpeed if a launcher (deepspeed, torchrun) set RANK and WORLD_SIZE.
+        timeout_minutes: Minutes after which a rank that waits for another one fails instead of
+            hanging.
+        sequence: Number of ranks that share one sequence. The number of ranks must be a multiple.
+
+    Returns:
+        The position of this process.
+
+    Raises:
+        ValueError: If the backend does not match the launcher, the ranks do not fit `sequence`, or
+            the other ranks cannot be joined.
     """
     if backend not in ("auto", "none", "deepspeed"):
         raise ValueError(f"parallel.backend={backend!r}: choose auto, none or deepspeed")
     found = launched()
     if backend == "deepspeed" and not found:
         raise ValueError(
-            "parallel.backend='deepspeed' but no launcher set RANK and WORLD_SIZE: start with"
+            "parallel.backend='deepspeed', but no launcher set RANK and WORLD_SIZE: start with"
             " `deepspeed` or `torchrun --nproc_per_node N`, or choose parallel.backend='none'"
         )
     size = environment_number("WORLD_SIZE") or 1
     if backend == "none" and size > 1:
         raise ValueError(
-            f"parallel.backend='none' in WORLD_SIZE={size} processes, each of"
-            " which would train alone: choose 'auto' or 'deepspeed', or start one process without"
-            " a launcher"
+            f"parallel.backend='none', but WORLD_SIZE={size} processes were started, and each would"
+            " train separately: choose 'auto' or 'deepspeed', or start one process without a"
+            " launcher"
         )
     _choose_convolutions()
     if backend == "none" or not found:
         check_sequence(sequence, 1)
         return World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    # DeepSpeed calls collectives by their old names, several times an iteration.
+    # DeepSpeed calls collectives by their deprecated names, several times per iteration.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if any(name in os.environ for name in LAUNCHERS):
         end_with_parent()
@@ -125,37 +137,45 @@ def start(backend: Backend = "auto", timeout_minutes: float = 30.0, *, sequence:
 
 
 def _choose_convolutions() -> None:
-    """Let cuDNN time its kernels for each shape of a convolution, unless the program asked for
-    deterministic ones.
-    """
+    """Let cuDNN benchmark convolution kernels, unless deterministic algorithms are enabled."""
     cudnn = torch.backends.cudnn
     if not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled()):
         cudnn.benchmark = True
 
 
 def end_with_parent() -> None:
-    """Have this process asked to stop (SIGTERM) when its parent has died.
+    """Send SIGTERM to this process when its parent dies (Linux only).
 
-    A launcher that is killed with SIGKILL tells its ranks nothing: they would train on, hold their
-    devices and the lock of the run's folder.
+    A launcher that is killed with SIGKILL cannot stop its ranks. They would continue to train, and
+    keep their devices and the lock of the run folder.
     """
-    with suppress(OSError, AttributeError):  # Linux has it
+    with suppress(OSError, AttributeError):  # not available outside Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check_sequence(sequence: int, size: int) -> None:
-    """ValueError unless groups of `sequence` ranks make up `size` ranks."""
+    """Check that the number of ranks is a multiple of the ranks that share a sequence.
+
+    Args:
+        sequence: Number of ranks that share a sequence.
+        size: Number of ranks.
+
+    Raises:
+        ValueError: If `sequence` does not divide `size`.
+    """
     if size % sequence:
         fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         raise ValueError(
             f"parallel.sequence={sequence} does not divide {size} ranks: use {fitting}, or start"
-            f" another number of ranks (--plan: --ranks {sequence})"
+            f" another number of ranks (with --plan: --ranks {sequence})"
         )
 
 
 def _sequence_group(sequence: int, timeout: timedelta) -> SequenceGroup | None:
-    """This rank's group; every rank makes every group, as torch.distributed wants it, and a group
-    takes no timeout over from the run.
+    """Create the sequence group of this rank.
+
+    torch.distributed requires that every rank creates every group. A group does not inherit the
+    timeout of the run.
     """
     if sequence == 1:
         return None
@@ -172,8 +192,8 @@ def _own_device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"LOCAL_RANK={local_rank} but this machine shows {torch.cuda.device_count()} GPUs:"
-            " start one process per GPU"
+            f"LOCAL_RANK={local_rank}, but this machine has {torch.cuda.device_count()} visible"
+            " GPUs: start one process per GPU"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -182,15 +202,15 @@ def _own_device(local_rank: int) -> torch.device:
 def _join(device: torch.device, timeout: timedelta) -> None:
     on_cpu = device.type == "cpu"
     if on_cpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read once, when deepspeed is first imported
+        os.environ["DS_ACCELERATOR"] = "cpu"  # deepspeed reads it only at its first import
     import deepspeed
     import deepspeed.ops
 
-    if on_cpu:  # or joining compiles it, which takes a minute and a compiler
+    if on_cpu:  # otherwise it is compiled, which takes a minute and needs a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        # A thread of gloo needs the interpreter to let a tensor go, some time after the collective
-        # is done, and finds it gone in a process that has ended meanwhile: SIGABRT
-        # (pytorch/pytorch#179291). DeepSpeed keeps the group, so leaving it ends no thread.
+        # A gloo thread needs the interpreter to release a tensor some time after the collective. If
+        # the process has exited by then, it aborts with SIGABRT (pytorch/pytorch#179291). DeepSpeed
+        # keeps the group, so destroying it does not end the thread.
         atexit.register(time.sleep, SETTLE)
     deepspeed.init_distributed(
         "gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout
@@ -198,18 +218,25 @@ def _join(device: torch.device, timeout: timedelta) -> None:
 
 
 def on_one_machine(world: World) -> bool:
-    """Return whether all ranks run on this machine, as far as the launcher says."""
+    """Check whether all ranks run on this machine.
+
+    Args:
+        world: Position of this process.
+
+    Returns:
+        False if the launcher reports fewer local ranks than ranks; otherwise True.
+    """
     local = environment_number("LOCAL_WORLD_SIZE") or environment_number("LOCAL_SIZE")
     return local is None or local >= world.size
 
 
 def distributed() -> bool:
-    """Return whether this process has joined others, so that DeepSpeed runs it."""
+    """Return whether this process has joined other ranks, so training uses DeepSpeed."""
     return dist.is_initialized()
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return an unused port of this machine."""
     with socket.socket() as free:
         free.bind(("", 0))
         port: int = free.getsockname()[1]
@@ -217,7 +244,7 @@ def free_port() -> int:
 
 
 def finish() -> None:
-    """Leave the run; harmless in a single process."""
+    """Leave the process group. Does nothing in a single process."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -230,10 +257,13 @@ def barrier() -> None:
 
 @contextmanager
 def first_alone(*, every: float = 5.0) -> Iterator[None]:
-    """Rank 0 works inside for as long as it takes; the others, with nothing to do there, wait
-    behind it.
+    """Let rank 0 run the block for as long as it takes, while the other ranks wait after it.
 
-    They hear of it `every` so many seconds: one wait for all of it would outlast the timeout.
+    The ranks exchange a message at regular intervals, because a single long wait would exceed the
+    timeout of collectives.
+
+    Args:
+        every: Seconds between messages.
     """
     if not dist.is_initialized():
         yield
@@ -245,7 +275,7 @@ def first_alone(*, every: float = 5.0) -> Iterator[None]:
 
     def answer() -> None:
         if device is not None:
-            torch.cuda.set_device(device)  # a thread begins on the first one
+            torch.cuda.set_device(device)  # a new thread starts on device 0
         while not all_agree(dist.get_rank() > 0 or done.wait(every)):
             pass
 
@@ -263,10 +293,18 @@ def first_alone(*, every: float = 5.0) -> Iterator[None]:
 
 
 def on_rank0(work: Callable[[], Result]) -> Result:
-    """Return what a call returns on rank 0 on every rank, however long it takes there.
+    """Call a function on rank 0, and return its result on every rank. Collective.
+
+    The call may take longer than the timeout of collectives.
+
+    Args:
+        work: The function. Its result must be picklable.
+
+    Returns:
+        The result of the function on rank 0.
 
     Raises:
-        ValueError: On every rank, if the call raises that or an OSError.
+        ValueError: On every rank, if the function raises a ValueError or an OSError.
     """
     if not dist.is_initialized():
         return work()
@@ -284,7 +322,14 @@ def on_rank0(work: Callable[[], Result]) -> Result:
 
 
 def all_agree(flag: bool) -> bool:
-    """Whether `flag` holds on every rank."""
+    """Check whether a flag is true on every rank. Collective.
+
+    Args:
+        flag: The flag of this rank.
+
+    Returns:
+        True if all ranks passed True.
+    """
     if not dist.is_initialized():
         return flag
     lowest = _tensor([float(flag)])
@@ -293,7 +338,14 @@ def all_agree(flag: bool) -> bool:
 
 
 def broadcast_from_rank0(value):
-    """Return rank 0's value, anything that pickles, on every rank."""
+    """Return the value of rank 0 on every rank. Collective.
+
+    Args:
+        value: A picklable value; only that of rank 0 is used.
+
+    Returns:
+        The value of rank 0.
+    """
     if not dist.is_initialized():
         return value
     one = [value]
@@ -302,8 +354,15 @@ def broadcast_from_rank0(value):
 
 
 def check_same(what: str, settings: dict[str, object]) -> None:
-    """ValueError on every rank, naming rank, key and values, if some rank was given other settings
-    than rank 0.
+    """Check that all ranks have the same settings. Collective.
+
+    Args:
+        what: Kind of the settings, for the message, e.g. "config".
+        settings: Settings of this rank.
+
+    Raises:
+        ValueError: On every rank, if the settings of a rank differ from those of rank 0. The
+            message gives rank, key and both values.
     """
     if not dist.is_initialized():
         return
@@ -321,10 +380,14 @@ def check_same(what: str, settings: dict[str, object]) -> None:
 
 
 def first_of_sequence(world: World, values: torch.Tensor) -> torch.Tensor:
-    """Return the values of the first of the ranks that share this rank's sequence.
+    """Return the values of the first rank that shares this rank's sequence.
 
     Args:
-        values: On the host, of the same shape on all of them.
+        world: Position of this process.
+        values: Tensor [...] on the host, of the same shape on all these ranks.
+
+    Returns:
+        The values of the first rank, in the same shape and dtype.
     """
     if world.sequence is None:
         return values
@@ -335,8 +398,13 @@ def first_of_sequence(world: World, values: torch.Tensor) -> torch.Tensor:
 
 
 def mean(scalars: dict[str, float]) -> dict[str, float]:
-    """Each scalar averaged over the ranks, which all pass the same names; a NaN on one is a NaN for
-    all.
+    """Average scalars over the ranks. Collective.
+
+    Args:
+        scalars: Name -> value, with the same names on all ranks.
+
+    Returns:
+        Name -> mean. A NaN on one rank gives a NaN on all ranks.
     """
     if not dist.is_initialized():
         return dict(scalars)
@@ -348,7 +416,7 @@ def mean(scalars: dict[str, float]) -> dict[str, float]:
 
 
 def _tensor(values: list[float]) -> torch.Tensor:
-    """Where the backend can reduce it: [len(values)], float64."""
+    """Make a tensor on a device that the backend can reduce: [len(values)], float64."""
     return torch.tensor(
         values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
     )

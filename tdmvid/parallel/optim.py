@@ -1,4 +1,4 @@
-"""The optimiser of one role, and the loss scale of float16."""
+"""Optimiser of one role, and dynamic loss scaling for float16."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from ..config import OptimConfig
 def build_optimizer(
     settings: OptimConfig, parameters: list[torch.nn.Parameter], *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """Build torch's optimiser.
+    """Build a torch optimiser.
 
     Args:
-        settings: Algorithm and rates.
-        parameters: What it updates.
-        fused: Whether one kernel updates all parameters.
+        settings: Algorithm, learning rate, betas and weight decay.
+        parameters: Parameters to update.
+        fused: Whether AdamW updates all parameters in one kernel.
+
+    Returns:
+        The optimiser.
     """
     if settings.algorithm == "sgd":
         return torch.optim.SGD(parameters, lr=settings.lr)
@@ -32,25 +35,41 @@ def build_optimizer(
 
 @dataclass
 class LossScale:
-    """Dynamic loss scaling for float16 arithmetic, whose small gradients vanish and large ones
-    overflow.
+    """Dynamic loss scale for float16, where small gradients underflow and large ones overflow.
 
-    Halved when a gradient overflows, doubled after `patience` good steps in a row; 1 and
-    constant in every other arithmetic.
+    The scale is halved when a gradient overflows, and doubled after `patience` consecutive finite
+    steps. For other dtypes it stays 1.
     """
 
     value: float = 1.0
+    """Current scale, at least 1."""
     patience: int = 0
-    """0: the scale never grows."""
+    """Finite steps after which the scale is doubled. 0 never increases it."""
     good: int = 0
+    """Consecutive finite steps so far."""
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> LossScale:
-        """The scale that arithmetic in `dtype` starts with."""
+        """Make the initial scale for a data type.
+
+        Args:
+            dtype: Data type of the computation.
+
+        Returns:
+            2^14 for float16, otherwise a constant 1.
+        """
         return cls(2.0**14, 1000) if dtype == torch.float16 else cls()
 
     def update(self, finite: bool) -> bool:
-        """Learn from a step; whether it overflowed for the scale's sake, which is lower now."""
+        """Update the scale after a step.
+
+        Args:
+            finite: Whether the gradient was finite.
+
+        Returns:
+            Whether the gradient overflowed at a scale above 1. The scale is lower now, so the
+            failure may be due to the scale.
+        """
         if finite:
             self.good += 1
             if self.patience and self.good % self.patience == 0:

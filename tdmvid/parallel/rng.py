@@ -1,4 +1,7 @@
-"""Randomness as a pure function of (seed, step, name, stream): a resume needs only the step."""
+"""Random generators as a pure function of (seed, step, name, stream).
+
+To resume, a run only needs the step.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,33 @@ import torch
 
 @dataclass(frozen=True)
 class Streams:
-    """Seeded generators for one run.
+    """Seeded generators of a run.
 
-    A stream is one micro-batch of the global batch (data-parallel rank times accumulation
-    plus micro-step), so two ranks draw what one rank draws in two micro-batches, and the
-    ranks of one sequence-parallel group, sharing a stream, draw the same.
+    A stream is one micro-batch of the global batch: data-parallel rank x accumulation + micro-step.
+    Two ranks therefore draw the same numbers as one rank with two micro-batches. The ranks of a
+    sequence-parallel group share a stream and draw the same numbers.
     """
 
     seed: int
+    """Seed of the run."""
     device: torch.device | str = "cpu"
+    """Default device of the generators."""
 
     def generator(
         self, step: int, name: str, stream: int = 0, *, device: torch.device | str | None = None
     ) -> torch.Generator:
-        """A fresh generator; leave `stream` at 0 for what all ranks must agree on."""
+        """Make a generator.
+
+        Args:
+            step: Iteration.
+            name: Purpose of the random numbers.
+            stream: Index of the micro-batch in the global batch. Use 0 for numbers that must be the
+                same on all ranks.
+            device: Device of the generator; None uses the default.
+
+        Returns:
+            A new generator, which depends only on the arguments and the seed.
+        """
         text = f"{self.seed}/{step}/{name}/{stream}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
         return torch.Generator(device or self.device).manual_seed(seed)

@@ -1,15 +1,15 @@
-"""Ulysses sequence parallelism (arXiv 2309.14509): ranks that share one long sequence.
+"""Ulysses sequence parallelism (arXiv 2309.14509): several ranks share one long sequence.
 
-Outside attention each of P ranks holds 1/P of the tokens; inside it holds all tokens of 1/P
-of the heads. Any length and any number of heads: both are padded with zeros to a multiple
-of P, and the padding is stripped before it can be attended to.
+Outside attention, each of P ranks holds 1/P of the tokens. Inside attention, it holds all tokens of
+1/P of the heads. Any length and any number of heads is supported: both are padded with zeros to a
+multiple of P, and the padding is removed before attention.
 
-Gradients: every rank of the group computes the same loss on the gathered output, and the
-gather's backward SUMS over the group. So the plain mean of gradients over all ranks of
-the run is the sum over the sequence and the mean over data: nothing else has to scale.
+Gradients: every rank of the group computes the same loss on the gathered output, and the backward
+pass of the gather sums over the group. Therefore the plain mean of gradients over all ranks of the
+run is the sum over the sequence and the mean over data. No other scaling is needed.
 
-Shapes: B batch, L tokens of the whole sequence, n = ceil(L / P) tokens of a rank, H heads, D
-channels of a head.
+Shapes: B is the batch size, L the number of tokens of the whole sequence, n = ceil(L / P) the
+number of tokens of a rank, H the number of heads, D the channels of a head.
 """
 
 from __future__ import annotations
@@ -26,30 +26,54 @@ from torch.distributed.nn.functional import all_to_all_single
 
 
 class SequenceGroup:
-    """The ranks of one sequence; every method is collective over the group and differentiable."""
+    """Group of ranks that share one sequence.
+
+    `gather` and `attend` are collective over the group. All methods are differentiable.
+
+    Args:
+        group: Process group of the P ranks.
+    """
 
     def __init__(self, group: dist.ProcessGroup):
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
 
     def __deepcopy__(self, memo: dict) -> SequenceGroup:
-        """A copied network talks to the same ranks."""
+        """Return the same group, so that a copied network uses the same ranks."""
         return self
 
     def share(self, length: int) -> int:
-        """Tokens of one rank, the same for all: ceil(length / P)."""
+        """Return the number of tokens per rank, ceil(length / P).
+
+        Args:
+            length: Number of tokens of the whole sequence.
+
+        Returns:
+            The number of tokens, the same on all ranks.
+        """
         return -(-length // self.size)
 
     def shard(self, x: Tensor) -> Tensor:
-        """This rank's tokens: [B, L, ...] -> [B, n, ...]; the last rank's may end in zeros. No
-        communication.
+        """Select the tokens of this rank, without communication.
+
+        Args:
+            x: Whole sequence, [B, L, ...].
+
+        Returns:
+            Tokens of this rank, [B, n, ...]; padded with zeros at the end of the sequence.
         """
         share = self.share(x.shape[1])
         mine = x[:, self.rank * share : (self.rank + 1) * share]
         return _pad(mine, 1, share)
 
     def gather(self, x: Tensor, length: int) -> Tensor:
-        """All tokens on every rank: [B, n, ...] -> [B, length, ...]; the backward sums over the
-        group.
+        """Gather all tokens on every rank. The backward pass sums over the group.
+
+        Args:
+            x: Tokens of this rank, [B, n, ...].
+            length: Number of tokens of the whole sequence, L.
+
+        Returns:
+            The whole sequence, [B, L, ...].
         """
         everyone = self._exchange(x.expand(self.size, *x.shape))
         return everyone.transpose(0, 1).flatten(1, 2)[:, :length]
@@ -62,45 +86,55 @@ class SequenceGroup:
         length: int,
         inner: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Attention over the whole sequence, from and to tokens of this rank: [B, n, H, D].
+        """Compute attention over the whole sequence.
 
-        inner(q, k, v), each [B, length, ceil(H / P), D], is any local attention; it returns that
-        shape.
+        Args:
+            query: Queries of this rank's tokens, [B, n, H, D].
+            key: Keys of this rank's tokens, [B, n, H, D].
+            value: Values of this rank's tokens, [B, n, H, D].
+            length: Number of tokens of the whole sequence, L.
+            inner: Local attention, inner(q, k, v): three tensors [B, L, ceil(H / P), D] -> one of
+                the same shape.
+
+        Returns:
+            Attention output of this rank's tokens, [B, n, H, D].
         """
         heads = query.shape[2]
         out = inner(*(self._to_heads(x)[:, :length] for x in (query, key, value)))
         return self._to_tokens(_pad(out, 1, self.share(length) * self.size))[:, :, :heads]
 
     def _to_heads(self, x: Tensor) -> Tensor:
-        """[B, n, H, D] -> [B, n P, ceil(H / P), D]."""
+        """Exchange tokens for heads: [B, n, H, D] -> [B, n P, ceil(H / P), D]."""
         x = _pad(x, 2, -(-x.shape[2] // self.size) * self.size)
         sent = x.unflatten(2, (self.size, -1)).movedim(2, 0)  # [P, B, n, h, D]: part p for rank p
         return self._exchange(sent).transpose(0, 1).flatten(1, 2)
 
     def _to_tokens(self, x: Tensor) -> Tensor:
-        """[B, n P, h, D] -> [B, n, h P, D]."""
+        """Exchange heads for tokens: [B, n P, h, D] -> [B, n, h P, D]."""
         sent = x.unflatten(1, (self.size, -1)).movedim(1, 0)  # [P, B, n, h, D]
         return self._exchange(sent).movedim(0, 2).flatten(2, 3)
 
     def _exchange(self, x: Tensor) -> Tensor:
-        """Part p of x [P, ...] goes to rank p; part p of the result came from rank p."""
+        """Send part p of x, [P, ...], to rank p; part p of the result is from rank p."""
         x = x.contiguous()
         if torch.compiler.is_compiling():
             return all_to_all_single_autograd(
                 x, None, None, self.group
-            )  # the form that is part of a graph
+            )  # this variant can be part of a compiled graph
         return all_to_all_single(torch.empty_like(x), x, group=self.group)
 
 
 def _pad(x: Tensor, dim: int, length: int) -> Tensor:
-    """Zeros behind x along `dim` up to `length`."""
+    """Pad x with zeros at the end of `dim`, up to `length`."""
     missing = length - x.shape[dim]
     return nnf.pad(x, [0, 0] * (x.dim() - 1 - dim) + [0, missing]) if missing else x
 
 
 class PlannedGroup(SequenceGroup):
-    """A group of `size` ranks that is only planned: talks to nobody, and counts the bytes that a
-    rank would send.
+    """Group for planning: communicates with no rank, and counts the bytes that a rank would send.
+
+    Args:
+        size: Number of ranks P.
     """
 
     def __init__(self, size: int):
@@ -112,12 +146,14 @@ class PlannedGroup(SequenceGroup):
 
 
 class _Returned(torch.autograd.Function):
-    """An exchange that takes the memory of a real one, in both passes."""
+    """Exchange that uses the memory of a real one, in forward and backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Copy x, [P, ...] -> [P, ...]."""
         return x.contiguous().clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Copy the gradient, [P, ...] -> [P, ...]."""
         return gradient.contiguous().clone()

@@ -1,8 +1,8 @@
-"""What a rank keeps of a parameter under DeepSpeed's ZeRO, and how the ranks' parts go together.
+"""Parts of parameters that each rank stores under DeepSpeed ZeRO.
 
-With ZeRO-3 a parameter is an empty tensor while nobody uses it. Its flattened values, padded to a
-multiple of the ranks, are cut into equal parts, one a rank: `ds_tensor`. The functions that gather
-are collective.
+With ZeRO-3, a parameter that is not in use is an empty tensor. Its flattened values are padded to a
+multiple of the number of ranks and split into equal parts, one per rank: `ds_tensor`. The functions
+that gather are collective.
 """
 
 from __future__ import annotations
@@ -15,17 +15,39 @@ from torch import Tensor
 
 
 def full_shape(parameter: Any) -> tuple[int, ...]:
-    """Return the shape of a parameter while it is whole."""
+    """Return the full shape of a parameter, sharded or not.
+
+    Args:
+        parameter: A parameter, possibly sharded by ZeRO-3.
+
+    Returns:
+        Its full shape.
+    """
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def own_part(parameter: Any) -> Tensor:
-    """Return what this rank keeps of a parameter: a flat part with ZeRO-3, else all of it."""
+    """Return the part of a parameter that this rank stores.
+
+    Args:
+        parameter: A parameter, possibly sharded by ZeRO-3.
+
+    Returns:
+        A flat part, [P] with P = ceil(numel / ranks), with ZeRO-3; otherwise the whole parameter.
+    """
     return getattr(parameter, "ds_tensor", parameter).detach()
 
 
 def gather_everywhere(part: Tensor, parameter: Any) -> Tensor:
-    """Put the ranks' parts together, on every rank's CPU."""
+    """Gather a parameter on all ranks. Collective.
+
+    Args:
+        part: Result of `own_part`, or a tensor of the same layout.
+        parameter: The parameter that `part` belongs to.
+
+    Returns:
+        The whole tensor on the CPU, [...] in the shape of `full_shape`.
+    """
     if not hasattr(parameter, "ds_tensor"):
         return part.clone().cpu()
     part = _where_ranks_meet(part)
@@ -35,12 +57,20 @@ def gather_everywhere(part: Tensor, parameter: Any) -> Tensor:
 
 
 def _where_ranks_meet(part: Tensor) -> Tensor:
-    """On the device of the ranks' backend: NCCL does not read host memory."""
+    """Move a part to the device of the backend, because NCCL cannot read host memory."""
     return part.contiguous().to("cuda" if dist.get_backend() == "nccl" else part.device)
 
 
 def gather_on_rank0(part: Tensor, parameter: Any) -> Tensor | None:
-    """Put the ranks' parts together on rank 0's CPU; return None elsewhere."""
+    """Gather a parameter on rank 0. Collective.
+
+    Args:
+        part: Result of `own_part`, or a tensor of the same layout.
+        parameter: The parameter that `part` belongs to.
+
+    Returns:
+        On rank 0 the whole tensor on the CPU, [...] in the shape of `full_shape`; None elsewhere.
+    """
     first = dist.get_rank() == 0
     if not hasattr(parameter, "ds_tensor"):
         return part.clone().cpu() if first else None
@@ -53,7 +83,13 @@ def gather_on_rank0(part: Tensor, parameter: Any) -> Tensor | None:
 
 
 def assign_own_part(part: Tensor, whole: Tensor, parameter: Any) -> None:
-    """Copy this rank's part of a whole tensor into `part`."""
+    """Copy this rank's part of a whole tensor into `part`.
+
+    Args:
+        part: Tensor to fill, in the layout of `own_part`.
+        whole: Whole tensor, [...] in the shape of `full_shape`.
+        parameter: The parameter that the tensors belong to.
+    """
     if not hasattr(parameter, "ds_tensor"):
         part.copy_(whole)
         return
