@@ -8,10 +8,10 @@ VENV := .venv
 LOWEST := .venv-lowest
 RUN := runs/shapes_4nfe
 export TOKENIZERS_PARALLELISM ?= false
-# Tests run in this many processes with one thread each; one may take 6 GB of memory.
+# Number of test processes, each with one thread. A process may need 6 GB of memory.
 WORKERS ?= 2
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist worksteal
-# Freed memory is kept for the next step: without this, sampling spends half its processor time in the kernel.
+# Keep freed memory for the next step. Otherwise sampling spends half of its processor time in the kernel.
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
 

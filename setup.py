@@ -23,7 +23,7 @@ setup(
         "tdmvid.configs.evaluation",
         "tdmvid.slurm",
     ],
-    # These folders stay at the top of the repository and are packaged from there.
+    # These folders are at the top of the repository and are packaged from there.
     package_dir={
         "tdmvid.configs": "configs",
         "tdmvid.configs.prompts": "configs/prompts",
@@ -80,7 +80,7 @@ setup(
             "open-clip-torch>=3.3,<4",
             "lpips>=0.1.4,<0.2",
         ],
-        # Pins an old stack: it has an environment of its own, which eval/setup_vbench.sh makes.
+        # Pins old packages, so it needs a separate environment: eval/setup_vbench.sh creates it.
         "vbench": ["vbench==0.1.5"],
     },
 )

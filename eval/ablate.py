@@ -1,16 +1,17 @@
-"""The ablations of the paper (arXiv 2503.06674) in miniature: one table, one plot.
+"""Run the ablations of the paper (arXiv 2503.06674) on small problems, and write a table and a
+plot.
 
     python eval/ablate.py --suite toy --seeds 0 1 2 3 4 5     # a mixture of Gaussians
-    python eval/ablate.py --suite rates --seeds 100           # learning rates of the former
-    python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5    # TDM beside DMD2, several lengths
+    python eval/ablate.py --suite rates --seeds 100           # learning rates for it
+    python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5    # TDM and DMD2, several lengths
     python eval/ablate.py --suite dmd2_rates --seeds 100 101 102  # learning rates of DMD2
-    python eval/ablate.py --suite importance --seeds 0 1 2 3  # where importance weights matter
-    python eval/ablate.py --suite shapes --iterations 300     # CogVideoX in miniature; hours
+    python eval/ablate.py --suite importance --seeds 0 1 2 3  # when importance weights matter
+    python eval/ablate.py --suite shapes --iterations 300     # a miniature CogVideoX; takes hours
     python eval/ablate.py --suite shapes --iterations 200 --rows "TDM" "match clean"
 
-Every result is kept in runs/ablations/<suite>/ as it comes, so a second start goes on where the
-first stopped, and seeds may run side by side; the page and the plot, written from what is there,
-lie beside that folder. --pages docs renews those of docs/.
+Every result is stored in runs/ablations/<suite>/ immediately, so a second start continues where the
+first stopped, and seeds can run in parallel. The page and the plot are written from the stored
+results, next to that folder. --pages docs updates those in docs/.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> None:
-    """Measure every row (of these names) that has no result yet, a whole table of one seed first;
-    a file each in `kept`.
+    """Measure every row that has no result yet, one seed of the whole table at a time.
+
+    Args:
+        suite: The suite.
+        seeds: Seeds to run.
+        kept: Folder of the results, one file per row and seed.
+        names: Rows to measure; default: all.
     """
     known = [row.name for row in suite.rows()]
     if unknown := set(names or ()) - set(known):
         raise SystemExit(
-            f"--rows {sorted(unknown)[0]!r} is no row of this suite: choose from"
+            f"--rows {sorted(unknown)[0]!r} is not a row of this suite: choose from"
             f" {', '.join(map(repr, known))}"
         )
     for seed in seeds:
@@ -59,17 +65,30 @@ def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> 
 
 
 def check(result: dict, row, suite, path: Path) -> None:
-    """Refuse to mix results of other settings with these."""
+    """Check that a stored result has the same settings. Exits if it does not.
+
+    Args:
+        result: The stored result.
+        row: Row of the suite.
+        suite: The suite.
+        path: File of the result.
+    """
     if (result["row"], result["settings"]) != (repr(row), suite.settings()):
         raise SystemExit(
-            f"{path} is {result['row']} under {result['settings']}, this is {row} under"
-            f" {suite.settings()}: give another --out"
+            f"{path} was measured as {result['row']} with {result['settings']}, but this run has"
+            f" {row} with {suite.settings()}: choose another --out"
         )
 
 
 def results(suite, kept: Path) -> dict[str, list[dict]]:
-    """Return the figures of every row, a dict a seed: the seeds that no row with results lacks, so
-    that rows compare seed by seed.
+    """Read the results of every row, for the seeds that all rows with results have in common.
+
+    Args:
+        suite: The suite.
+        kept: Folder of the results.
+
+    Returns:
+        For each row, one dictionary of values per seed.
     """
     found = {
         row.name: {
@@ -81,8 +100,8 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
     common = set.intersection(*(set(seeds) for seeds in found.values() if seeds))
     if not common:
         raise SystemExit(
-            f"no page: the rows in {kept} were run on different seeds, and rows are compared seed"
-            " by seed: run them on the same --seeds"
+            f"no page was written: the rows in {kept} have no seed in common, but rows are"
+            " compared seed by seed; run them with the same --seeds"
         )
     return {
         name: [seeds[seed] for seed in sorted(common)] if seeds else []
@@ -91,6 +110,7 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
 
 
 def main() -> None:
+    """Run a suite and write its page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,13 +124,16 @@ def main() -> None:
         "--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)"
     )
     parser.add_argument(
-        "--iterations", type=int, default=0, help="of every row; 0 is the suite's own number"
+        "--iterations",
+        type=int,
+        default=0,
+        help="iterations of every row; 0 for the suite's default",
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "runs" / "ablations", help="where results are kept"
+        "--out", type=Path, default=ROOT / "runs" / "ablations", help="folder for the results"
     )
     parser.add_argument(
-        "--pages", type=Path, help="where the page and the plot are written (default: as --out)"
+        "--pages", type=Path, help="folder for the page and the plot (default: --out)"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)

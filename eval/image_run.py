@@ -1,4 +1,4 @@
-"""Image metrics of a student beside its teacher: the same as `tdmvid score images`."""
+"""Compute image metrics of a student and its teacher: the same as `tdmvid score images`."""
 
 import sys
 

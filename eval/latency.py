@@ -1,4 +1,4 @@
-"""Time a student beside its teacher: the same as `tdmvid latency`."""
+"""Time a student and its teacher: the same as `tdmvid latency`."""
 
 import sys
 

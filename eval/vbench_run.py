@@ -1,4 +1,4 @@
-"""VBench of a student beside its teacher: the same as `tdmvid score vbench`."""
+"""Compute VBench of a student and its teacher: the same as `tdmvid score vbench`."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""Programs that made what the package ships."""
+"""Programs that created the data in the package."""
 
 from tdmvid.cli.openmp import sleep_between_kernels
 
-sleep_between_kernels()  # here, because the programs import torch
+sleep_between_kernels()  # must run before the programs import torch

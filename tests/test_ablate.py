@@ -112,7 +112,7 @@ def test_every_row_of_the_shapes_suite_is_a_run_that_can_be_planned(row):
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):
     ablate.run(Small(), [0], tmp_path)
-    with pytest.raises(SystemExit, match="give another --out"):
+    with pytest.raises(SystemExit, match="choose another --out"):
         ablate.run(Small(value=2), [0], tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_results_of_a_row_that_has_changed_are_not_taken_for_its_own(tmp_path):
     ablate.run(Small(), [0], tmp_path)
     changed = Small()
     changed.rows = lambda: [Row("one", "first", None), Row("two", "second", None, steps=(8,))]
-    with pytest.raises(SystemExit, match="give another --out"):
+    with pytest.raises(SystemExit, match="choose another --out"):
         ablate.run(changed, [0], tmp_path)
 
 

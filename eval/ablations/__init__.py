@@ -1,4 +1,4 @@
-"""The suites of eval/ablate.py, and the page that shows their results."""
+"""The suites of eval/ablate.py, and the page with their results."""
 
 from .page import write_page
 
@@ -6,7 +6,15 @@ __all__ = ["suite", "write_page"]
 
 
 def suite(name: str, iterations: int):
-    """Return a suite by name; `iterations` > 0 replaces its own number of iterations."""
+    """Return a suite.
+
+    Args:
+        name: Name of the suite.
+        iterations: Number of iterations; 0 for the suite's default.
+
+    Returns:
+        The suite.
+    """
     if name in ("toy", "rates"):
         from .toy import RatesSuite, ToySuite
 

@@ -1,5 +1,5 @@
-"""TDM beside DMD2 on the mixture of Gaussians: whole runs of several lengths, and the learning
-rates that DMD2 is shown at.
+"""Compare TDM with DMD2 on the mixture of Gaussians: full runs of several lengths, and learning
+rates for DMD2.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from .toy import LONG, Row, ToySuite, of_length
 
 TDM_LENGTHS, DMD2_LENGTHS = (60, 125, 250, 500), (500, LONG)
 FIGURE = "4/renoise"
-"""DMD2's distance to the data: its student re-noises between steps."""
+"""DMD2's distance to the data. Its student re-noises between steps."""
 
 
 class DMD2Suite(ToySuite):
-    """Distance over network calls, every length with a schedule of its own."""
+    """Distance over network calls. Every length has its own learning rate schedule."""
 
     page, title, suite = "ablations_dmd2.md", "TDM beside DMD2 on the mixture of Gaussians", "dmd2"
     note = (
@@ -28,7 +28,11 @@ class DMD2Suite(ToySuite):
     )
 
     def rows(self) -> list[Row]:
-        """TDM and DMD2 of as many iterations, and of fewer."""
+        """Return TDM and DMD2 with the same and with fewer iterations.
+
+        Returns:
+            Rows of the table.
+        """
         base, own = self.base, self.base.iterations
         tdm = {own: "TDM"} | {n: f"TDM, {n} iterations" for n in TDM_LENGTHS if n != own}
         dmd2 = {own: "DMD2"} | {n: f"DMD2, {n} iterations" for n in DMD2_LENGTHS if n != own}
@@ -41,7 +45,11 @@ class DMD2Suite(ToySuite):
         ]
 
     def claims(self) -> list[Claim]:
-        """Nearer, and with more recall (arXiv 2503.06674, Table 6)."""
+        """Return the claims: smaller distance and higher recall (arXiv 2503.06674, Table 6).
+
+        Returns:
+            Claims to check.
+        """
         long = f"DMD2, {LONG} iterations"
         return [
             Claim(
@@ -67,8 +75,13 @@ class DMD2Suite(ToySuite):
         ]
 
     def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
-        """Distance over network calls of whole runs, each with its own schedule: for every line of
-        the plot, a list a seed.
+        """Return the distance over network calls of full runs, each with its own schedule.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            For each line of the plot, one list of (calls, distance) per seed.
         """
         points: dict[str, list] = {}
         for row in self.rows():
@@ -82,7 +95,15 @@ class DMD2Suite(ToySuite):
         }
 
     def sections(self, results: dict) -> list[str]:
-        """How many network calls TDM needs for the best that DMD2 reaches at any length."""
+        """Describe how many network calls TDM needs to reach the best distance of DMD2 at any
+        length.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            Lines of Markdown.
+        """
         curves = self.curves(results)
         if not {"TDM", "DMD2"} <= curves.keys():
             return []
@@ -108,7 +129,7 @@ class DMD2Suite(ToySuite):
 
 
 class DMD2RatesSuite(ToySuite):
-    """The baseline's rates, on the grid and with the distance that the ablations show it with."""
+    """Learning rates of DMD2, with the grid and the distance used in the ablations."""
 
     page, title, suite = (
         "ablations_dmd2_rates.md",
@@ -124,7 +145,11 @@ class DMD2RatesSuite(ToySuite):
     )
 
     def rows(self) -> list[Row]:
-        """Rates by lengths."""
+        """Return all combinations of rates and lengths.
+
+        Returns:
+            Rows of the table.
+        """
         return [
             Row(name, f"{name}, lr {rate:g}", replace(self._dmd2(n), lr_student=rate), ("renoise",))
             for n, name in self.methods().items()
@@ -132,16 +157,31 @@ class DMD2RatesSuite(ToySuite):
         ]
 
     def methods(self) -> dict[int, str]:
-        """Names by iterations."""
+        """Return the name of each length.
+
+        Returns:
+            Names by number of iterations.
+        """
         name = "dmd2, l2, uniform grid"
         return {self.base.iterations: name, LONG: f"{name}, {LONG} iterations"}
 
     def claims(self) -> list[Claim]:
-        """None: this page decides nothing but rates."""
+        """Return no claims; this page only chooses learning rates.
+
+        Returns:
+            An empty list.
+        """
         return []
 
     def sections(self, results: dict) -> list[str]:
-        """The rate of the lowest mean, for each method with several rates."""
+        """Return the rate with the lowest mean, for each method with several rates.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            Lines of Markdown.
+        """
         lines = []
         for group in self.methods().values():
             means = {

@@ -1,5 +1,5 @@
-"""Where importance weights can matter (arXiv 2503.06674, Table 5 and Fig. 9): regimes by what the
-fake regresses on.
+"""Test when importance weights matter (arXiv 2503.06674, Table 5 and Fig. 9), by what the fake
+regresses on.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ TARGETS = {
     "exact": {"fake_target": "exact"},
 }
 LATE = 0.1
-"""A grid's shift at which the last step starts at a noise of 0.17, where the circle's modes are
-parted already.
+"""Shift of a grid whose last step starts at a noise of 0.17, where the circle's modes are already
+separated.
 """
 
 
 class ImportanceSuite(ToySuite):
-    """Every regime with no weights, the released mean, the exact sum, and the exact target that
-    needs none.
+    """Every regime without weights, with the released mean, with the exact sum, and with the exact
+    target, which needs no weights.
     """
 
     page, title, suite = "ablations_importance.md", "Where importance weights matter", "importance"
@@ -55,7 +55,11 @@ variation between the modes' shares and the data's (chance alone: 0.003 for 8 mo
 the number of modes with less than a fifth of their share."""
 
     def rows(self) -> list[Row]:
-        """Regimes by targets."""
+        """Return all combinations of regimes and targets.
+
+        Returns:
+            Rows of the table.
+        """
         rows = []
         for regime, recipe in self.regimes().items():
             for target, changes in TARGETS.items():
@@ -65,7 +69,11 @@ the number of modes with less than a fifth of their share."""
         return rows
 
     def regimes(self) -> dict:
-        """Recipes by what is said of them."""
+        """Return the regimes.
+
+        Returns:
+            Recipes by description.
+        """
         base, late = self.base, replace(self.base, shift=LATE)
         near = {"randmid": True, "margin_low": 0.0, "margin_high": 0.0, "fresh_noise": 0.0}
         return {
@@ -80,8 +88,11 @@ the number of modes with less than a fifth of their share."""
         }
 
     def claims(self) -> list[Claim]:
-        """In each regime: do weights keep the modes' shares and mend the states, and does the exact
-        target keep the shares?
+        """Return the claims for each regime: weights keep the shares of modes and improve the
+        states, and the exact target keeps the shares.
+
+        Returns:
+            Claims to check.
         """
         pairs = [
             ("weights keep shares", "mean", "mass"),
@@ -95,7 +106,7 @@ the number of modes with less than a fifth of their share."""
         ]
 
     def _modes(self, student, recipe, solver: str) -> dict:
-        """Also the distance of the states before the last step."""
+        """Also return the distance of the states before the last step."""
         generator, grid = (
             torch.Generator().manual_seed(8),
             shifted(recipe.steps, recipe.shift, self.process),

@@ -1,4 +1,6 @@
-"""The page of a suite: claims of the paper beside what the miniature shows, the table, the plot."""
+"""Write the page of a suite: claims of the paper with the measured results, the table and the
+plot.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ RULE = (
 
 @dataclass(frozen=True)
 class Claim:
-    """Of two figures, which the paper finds lower: `better` and `worse` are (row, figure); `strict`
-    false allows a tie.
+    """A claim that one of two values, given as (row, column), is better.
+
+    `strict` is False if equal values also satisfy the claim; `higher` is True if higher is better.
     """
 
     text: str
@@ -34,8 +37,14 @@ class Claim:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds, if there are several; a whole number that all
-    share is shown as one.
+    """Format the mean and standard deviation over seeds. An integer that all seeds share is printed
+    as such.
+
+    Args:
+        values: One value per seed.
+
+    Returns:
+        Text such as "0.123 ± 0.004".
     """
     mean = statistics.mean(values)
     if values[0].is_integer() and len(set(values)) == 1:
@@ -47,8 +56,15 @@ def spread(values: list[float]) -> str:
 
 
 def verdict(claim: Claim, results: Results) -> str:
-    """Measured against measured, seed by seed: a difference counts where its 95 % interval
-    (Student's t) leaves out zero.
+    """Check a claim, seed by seed. A difference counts if its 95 % interval (Student's t) excludes
+    zero.
+
+    Args:
+        claim: The claim.
+        results: Results by row.
+
+    Returns:
+        The verdict.
     """
     a, b = ([seed[key] for seed in results[row]] for row, key in (claim.better, claim.worse))
     gains = [(x - y) if claim.higher else (y - x) for x, y in zip(a, b, strict=True)]
@@ -62,7 +78,16 @@ def verdict(claim: Claim, results: Results) -> str:
 
 
 def claims_table(claims: list[Claim], results: Results, columns: dict[str, str]) -> list[str]:
-    """One line per claim, those whose rows have results."""
+    """Format the claims whose rows have results.
+
+    Args:
+        claims: The claims.
+        results: Results by row.
+        columns: Labels by column.
+
+    Returns:
+        Lines of a Markdown table.
+    """
     lines = ["| claim | measured: first against second | verdict |", "|---|---|---|"]
     for claim in claims:
         (a, a_key), (b, b_key) = claim.better, claim.worse
@@ -86,8 +111,16 @@ def claims_table(claims: list[Claim], results: Results, columns: dict[str, str])
 def calls_to_reach(
     mine: list[list[tuple[float, float]]], other: list[list[tuple[float, float]]]
 ) -> list[float]:
-    """Per seed, of curves of (calls, distance): the calls of the first point of `mine` at or below
-    the end of `other`; NaN if there is none.
+    """Return the number of calls that one method needs to reach the final distance of another, by
+    seed.
+
+    Args:
+        mine: One curve of (calls, distance) per seed.
+        other: One curve per seed of the other method.
+
+    Returns:
+        For each seed, the calls of the first point at or below the end of the other curve; NaN if
+        there is none.
     """
     return [
         next((calls for calls, value in a if value <= b[-1][1]), float("nan"))
@@ -96,7 +129,13 @@ def calls_to_reach(
 
 
 def write_page(path: Path, suite, results: Results) -> None:
-    """The page and, where there are curves, the plot beside it."""
+    """Write the page and, if there are curves, the plot next to it.
+
+    Args:
+        path: File of the page.
+        suite: The suite.
+        results: Results by row.
+    """
     settings = ", ".join(f"{key} {value}" for key, value in suite.settings().items())
     seeds = max((len(found) for found in results.values()), default=0)
     lines = [f"# {suite.title}", ""]
@@ -131,8 +170,15 @@ def write_page(path: Path, suite, results: Results) -> None:
 
 
 def rows_table(suite, results: Results) -> list[str]:
-    """Mean and spread of every figure that any row has; what a row lacks stays empty, and rows
+    """Format the mean and standard deviation of every column. Missing values stay empty, and rows
     without results are left out.
+
+    Args:
+        suite: The suite.
+        results: Results by row.
+
+    Returns:
+        Lines of a Markdown table.
     """
     found = {
         key
@@ -159,15 +205,23 @@ def rows_table(suite, results: Results) -> list[str]:
 
 
 def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool:
-    """Distance over network calls, a thin line a seed and their mean; False without matplotlib or
-    without curves.
+    """Plot distance over network calls: a thin line per seed, and the mean.
+
+    Args:
+        path: Image file to write.
+        curves: For each line, one list of (calls, distance) per seed.
+
+    Returns:
+        True if the plot was written; False without matplotlib or curves.
     """
     if not curves:
         return False
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no plot: pip install -e '.[plot]' in the clone")
+        print(
+            "no plot was written: matplotlib is missing; run pip install -e '.[plot]' in the clone"
+        )
         return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

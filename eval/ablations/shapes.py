@@ -1,5 +1,5 @@
-"""The shapes suite: the same ablations on the CogVideoX in miniature, trained by the real trainer,
-scored by the judge.
+"""The shapes suite: the same ablations on the miniature CogVideoX, with the real trainer and scores
+by the judge.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: overrides of configs/shapes_4nfe.json, and the solvers it is sampled
-    with.
-    """
+    """A row of the table: overrides of configs/shapes_4nfe.json, and the solvers for sampling."""
 
     group: str
     name: str
@@ -36,7 +34,7 @@ class Row:
     steps: tuple[int, ...] = (4,)
 
 
-SNR = "objective.fake_weight=snr"  # the exact target's variance has no bound at zero SNR
+SNR = "objective.fake_weight=snr"  # the variance of the exact target is unbounded at zero SNR
 ROWS = [
     Row("match", "TDM"),
     Row("match", "match clean", ("objective.match=clean",)),
@@ -59,7 +57,14 @@ ROWS = [
 
 
 class ShapesSuite:
-    """Figures by solver and steps: share of videos right, Fréchet distance, diversity."""
+    """Values by solver and number of steps: share of correct videos, Fréchet distance and
+    diversity.
+
+    Args:
+        iterations: Iterations of every row; 0 for those of the config.
+        captions: Number of captions to score.
+        reference: Number of ground-truth videos for the Fréchet distance.
+    """
 
     page, title = "ablations_shapes.md", "Ablations on the CogVideoX in miniature"
     note = (
@@ -84,7 +89,11 @@ class ShapesSuite:
         }
 
     def settings(self) -> dict:
-        """What all rows share."""
+        """Return the settings that all rows share.
+
+        Returns:
+            Settings by name.
+        """
         config = json.loads((ROOT / "configs/shapes_4nfe.json").read_text())
         return {
             "suite": "shapes",
@@ -94,11 +103,20 @@ class ShapesSuite:
         }
 
     def rows(self) -> list[Row]:
-        """In the order of the table."""
+        """Return the rows in the order of the table.
+
+        Returns:
+            Rows of the table.
+        """
         return ROWS
 
     def claims(self) -> list[Claim]:
-        """The paper's tables, by Fréchet distance; diversity for Table 6."""
+        """Return the claims of the paper's tables in terms of the Fréchet distance, and of
+        diversity for Table 6.
+
+        Returns:
+            Claims to check.
+        """
         ours, dmd2 = "TDM", "DMD2, 5 fake updates"
         ddim = "frechet/4/ddim"
         return [
@@ -131,15 +149,38 @@ class ShapesSuite:
         ]
 
     def curves(self, results: dict) -> dict:
-        """No plot."""
+        """Return no curves; this suite has no plot.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            An empty dictionary.
+        """
         return {}
 
     def sections(self, results: dict) -> list[str]:
-        """Nothing beside the table."""
+        """Return no further sections.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            An empty list.
+        """
         return []
 
     def measure(self, row: Row, seed: int) -> dict:
-        """Train as a user would, without pictures; sample the student by every solver; score."""
+        """Train a row as a user would, without samples during training; then sample with every
+        solver and score.
+
+        Args:
+            row: Row of the table.
+            seed: Seed of the run.
+
+        Returns:
+            Values by column.
+        """
         folder = (
             ROOT
             / "runs"

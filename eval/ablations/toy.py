@@ -1,5 +1,5 @@
-"""The toy suite: every row distils the mixture of eight Gaussians from the exact teacher, a few
-seconds each.
+"""The toy suite: every row distils the mixture of eight Gaussians from the exact teacher in a few
+seconds.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ RATES = {
     "dmd2": 1e-3,
     "dmd2, long": 3e-4,
 }
-"""The student's, on seeds that are not reported: the lowest within 0.01 of its best by `--suite
-rates`; DMD2's of the lowest mean by `dmd2_rates`.
+"""Learning rates of the student, chosen on seeds that are not reported: the lowest rate within 0.01
+of the best result of `--suite rates`; for DMD2 the rate with the lowest mean in `dmd2_rates`.
 """
 LONG = 4000
-"""Iterations of the baseline's longest run."""
+"""Iterations of the longest run of the baseline."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """A row of the table."""
 
     group: str
     name: str
@@ -55,19 +55,32 @@ class Row:
     solvers: tuple[str, ...] = ("ddim",)
     steps: tuple[int, ...] = (4,)
     curve: str = ""
-    """The line of the plot that it is a point of."""
+    """Name of the line in the plot that the row is a point of."""
     repair: bool = False
 
 
 def of_length(recipe, iterations: int):
-    """The same recipe over `iterations`, whose learning rates fall to zero at its end; averaged
-    over about its last fifth.
+    """Return a recipe with another number of iterations.
+
+    The learning rate decays to zero at the end, and the EMA averages over about the last fifth.
+
+    Args:
+        recipe: The recipe.
+        iterations: Number of iterations.
+
+    Returns:
+        A new recipe.
     """
     return replace(recipe, iterations=iterations, ema=1 - 5 / iterations)
 
 
 class ToySuite:
-    """Width 64, batch 256: small enough for many seeds of all rows on one core."""
+    """Networks of width 64 and a batch of 256: small enough to run all rows with many seeds on one
+    core.
+
+    Args:
+        iterations: Iterations of every row; 0 for 1,000.
+    """
 
     page, title = "ablations.md", "Ablations on the mixture of Gaussians"
     note = (
@@ -111,13 +124,22 @@ class ToySuite:
         self._starts: dict = {}
 
     def settings(self) -> dict:
-        """What all rows share; results of other settings are not mixed with these."""
+        """Return the settings that all rows share. Results with other settings are not mixed with
+        these.
+
+        Returns:
+            Settings by name.
+        """
         recipe = asdict(self.base)
         shared = {k: recipe[k] for k in ("shift", "iterations", "batch", "width", "lr_fake", "ema")}
         return {"suite": self.suite, "samples": self.count, "process": "vp"} | shared
 
     def rows(self) -> list[Row]:
-        """In the order of the table."""
+        """Return the rows in the order of the table.
+
+        Returns:
+            Rows of the table.
+        """
         base, biased = self.base, {"fake_target": "x0_hat"}
         rows = [
             Row("match", "TDM", base, ("ddim", "dpm++")),
@@ -152,7 +174,7 @@ class ToySuite:
         )
 
     def _method(self, kind: type, **changes):
-        """Another objective under the settings that TDM has here."""
+        """Return another objective with the same settings as TDM."""
         ours = self.base.objective
         shared = {
             "rollout": "full",
@@ -167,24 +189,51 @@ class ToySuite:
         )
 
     def _dmd2(self, iterations: int):
-        """On the grid and with the distance that are its best: the uniform grid, l2."""
+        """Return DMD2 with its best grid and distance: the uniform grid and l2."""
         recipe = of_length(replace(self._method(DMD2, distance="l2"), shift=1.0), iterations)
         return replace(recipe, lr_student=RATES["dmd2" if iterations < LONG else "dmd2, long"])
 
     def claims(self) -> list[Claim]:
-        """The paper's tables, as far as a mixture of Gaussians can speak to them."""
+        """Return the claims of the paper's tables that a mixture of Gaussians can test, and further
+        ones.
+
+        Returns:
+            Claims to check.
+        """
         return [*_claims_of_the_paper(), *_further_claims()]
 
     def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
-        """The plot's lines: none here."""
+        """Return no curves.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            An empty dictionary.
+        """
         return {}
 
     def sections(self, results: dict) -> list[str]:
-        """Nothing beside the table."""
+        """Return no further sections.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            An empty list.
+        """
         return []
 
     def measure(self, row: Row, seed: int) -> dict:
-        """Distil, sample, compare with the data."""
+        """Distil a row, sample, and compare with the data.
+
+        Args:
+            row: Row of the table.
+            seed: Seed of the run.
+
+        Returns:
+            Values by column.
+        """
         recipe, norms, calls = replace(row.recipe, seed=seed), [], 0
         start = self._start(recipe)
         student = None
@@ -224,7 +273,9 @@ class ToySuite:
         )
 
     def _modes(self, student, recipe, solver: str) -> dict:
-        """What the note says of mass, missing, precision and recall, in `recipe.steps` steps."""
+        """Return the columns mass, missing, precision and recall, sampled in `recipe.steps`
+        steps.
+        """
         generator, mixture = torch.Generator().manual_seed(7), recipe.data()
         found = toy.samples(
             student, recipe.steps, generator, shift=recipe.shift, count=self.shares, solver=solver
@@ -240,7 +291,7 @@ class ToySuite:
 
 
 class RatesSuite(ToySuite):
-    """Which learning rate of the student each method is shown at; on seeds of its own."""
+    """Learning rates of the student for each method, on separate seeds."""
 
     page, title, suite = "ablations_rates.md", "Learning rates of the ablations", "rates"
     note = (
@@ -252,7 +303,11 @@ class RatesSuite(ToySuite):
     )
 
     def rows(self) -> list[Row]:
-        """Methods by four rates; the baseline by its distance and grid too."""
+        """Return all methods with four rates, and the baseline also by distance and grid.
+
+        Returns:
+            Rows of the table.
+        """
         rows = []
         for name, recipe in self._methods().items():
             baseline = name.startswith("dmd2")
@@ -288,7 +343,11 @@ class RatesSuite(ToySuite):
         }
 
     def claims(self) -> list[Claim]:
-        """None: this page decides nothing but rates."""
+        """Return no claims; this page only chooses learning rates.
+
+        Returns:
+            An empty list.
+        """
         return []
 
 
@@ -351,19 +410,35 @@ def _further_claims() -> list[Claim]:
 
 
 def recall(found: Tensor, data: Tensor, neighbours: int = 3) -> float:
-    """Share of the data within the manifold of the samples: nearer to one than its own k-th
-    neighbour (arXiv 1904.06991).
+    """Return the share of data within the manifold of the samples (arXiv 1904.06991).
+
+    A data point is within it if it is closer to a sample than that sample's k-th neighbour.
+
+    Args:
+        found: Samples [N, D].
+        data: Data [M, D].
+        neighbours: Number of neighbours k.
+
+    Returns:
+        Share in [0, 1].
     """
     radius = torch.cdist(found, found).kthvalue(neighbours + 1, 1).values
     return (torch.cdist(data, found) <= radius).any(1).float().mean().item()
 
 
 def consistent(start, teacher, iterations: int = 800):
-    """A student like one of consistency distillation: from each state it jumps to the end of the
-    teacher's path of 16 steps.
+    """Train a student like that of consistency distillation, which jumps from each state to the end
+    of the teacher's 16-step path.
 
-    Trained by regression on those ends, with a learning rate that does not fall: a rough start, and
-    meant to be.
+    It is trained by regression with a constant learning rate, so it is intentionally rough.
+
+    Args:
+        start: Network to start from.
+        teacher: The exact teacher.
+        iterations: Number of iterations.
+
+    Returns:
+        The student.
     """
     student, generator, process = (
         copy.deepcopy(start),

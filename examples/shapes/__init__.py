@@ -1,1 +1,1 @@
-"""The programs that made the embedded teacher, its judge and its prompts."""
+"""Programs that created the embedded teacher, its judge and its prompts."""

@@ -1,4 +1,4 @@
-"""Resumable state of the teacher's own training: model, optimiser, next step."""
+"""Save and resume the training of the teacher's parts: model, optimizer and step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import torch
 
 
 def save(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write aside, then rename, so that a killed run leaves the last whole file."""
+    """Save a training state atomically.
+
+    Args:
+        path: File to write.
+        model: The trained model.
+        optimizer: Its optimizer.
+        step: Next step.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     torch.save(
@@ -19,7 +26,16 @@ def save(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, s
 
 
 def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what `save` wrote and return the next step; 0 if there is nothing yet."""
+    """Restore a training state.
+
+    Args:
+        path: File written by `save`.
+        model: The model to load into.
+        optimizer: Its optimizer.
+
+    Returns:
+        The next step; 0 if there is no file.
+    """
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)

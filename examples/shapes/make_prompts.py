@@ -2,7 +2,7 @@
 
     python examples/shapes/make_prompts.py
 
-No caption that eval/shapes_run.py scores (the held-out ones) is among them.
+The held-out captions, which eval/shapes_run.py scores, are not among them.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from tdmvid.shapes import PROMPTS, world
 
 
 def main() -> None:
+    """Write the captions."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

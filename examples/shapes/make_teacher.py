@@ -1,9 +1,9 @@
-"""Make the shapes teacher from nothing: autoencoder, judge, transformer, pipeline folder, scores.
+"""Create the shapes teacher from scratch: autoencoder, judge, transformer, pipeline folder, scores.
 
     python -m examples.shapes.make_teacher --stage all --work build/shapes
 
-Deterministic for one device and thread count, and resumable: kill it anywhere and run it
-again. `--stage assemble` also makes a pipeline of a transformer still in training.
+Deterministic for a given device and number of threads, and resumable after an interruption.
+`--stage assemble` can also make a pipeline from a transformer that is still in training.
 """
 
 from __future__ import annotations
@@ -26,35 +26,65 @@ VAE_ITERATIONS, JUDGE_ITERATIONS, DECODER_ITERATIONS = 7000, 1200, 1200
 
 
 def load_vae(work: Path, *, refined: bool = False) -> AutoencoderKLCogVideoX:
-    """The trained autoencoder, with its refined decoder if asked for and there; ValueError if it is
-    not trained yet.
+    """Load the trained autoencoder.
+
+    Args:
+        work: Folder of the training.
+        refined: Whether to load the refined decoder, if it exists.
+
+    Returns:
+        The autoencoder in evaluation mode.
+
+    Raises:
+        ValueError: It is not trained yet.
     """
     if not (work / "vae" / "config.json").exists():
-        raise ValueError(f"{work / 'vae'} does not exist: run --stage vae to its end first")
+        raise ValueError(f"{work / 'vae'} does not exist: finish --stage vae first")
     name = "vae_refined" if refined and (work / "vae_refined" / "config.json").exists() else "vae"
     return AutoencoderKLCogVideoX.from_pretrained(work / name).eval().requires_grad_(False)
 
 
 def make_vae(work: Path, device: str) -> None:
-    """Train the autoencoder and write it to `work/vae`."""
+    """Train the autoencoder and write it to `work/vae`.
+
+    Args:
+        work: Folder of the training.
+        device: Device to train on.
+    """
     vae.train_vae(work, iterations=VAE_ITERATIONS, device=device).save_pretrained(work / "vae")
 
 
 def make_decoder(work: Path, device: str) -> None:
-    """Refine the decoder on the transformer's latents, into `work/vae_refined`."""
+    """Refine the decoder on the transformer's latents and write it to `work/vae_refined`.
+
+    Args:
+        work: Folder of the training.
+        device: Device to train on.
+    """
     model = load_vae(work)
     vae.refine_decoder(work, model, iterations=DECODER_ITERATIONS, device=device)
     model.save_pretrained(work / "vae_refined")
 
 
 def make_transformer(work: Path, device: str, iterations: int) -> None:
-    """Train the transformer and the text encoder."""
+    """Train the transformer and the text encoder.
+
+    Args:
+        work: Folder of the training.
+        device: Device to train on.
+        iterations: Number of iterations.
+    """
     recipe = train_transformer.Recipe(iterations=iterations)
     train_transformer.train_teacher(work, load_vae(work), recipe, device=device)
 
 
 def assemble(work: Path, out: Path) -> None:
-    """Write the last checkpoint as a CogVideoXPipeline folder in float16, whole or not at all."""
+    """Write the last checkpoint as a CogVideoXPipeline folder in float16, atomically.
+
+    Args:
+        work: Folder of the training.
+        out: Folder of the pipeline.
+    """
     teacher, step = train_transformer.trained(work)
     pipe = CogVideoXPipeline(
         tokenizer=text.build_tokenizer(),
@@ -66,7 +96,7 @@ def assemble(work: Path, out: Path) -> None:
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     pipe.save_pretrained(aside)
-    for path in aside.glob("*/config.json"):  # a config remembers the folder it was loaded from
+    for path in aside.glob("*/config.json"):  # remove the folder that the model was loaded from
         settings = json.loads(path.read_text())
         settings.pop("_name_or_path", None)
         path.write_text(json.dumps(settings, indent=2) + "\n")
@@ -92,7 +122,7 @@ def main() -> None:
         "--iterations",
         type=int,
         default=train_transformer.Recipe.iterations,
-        help="of the transformer",
+        help="iterations of the transformer's training",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

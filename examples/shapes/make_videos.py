@@ -1,10 +1,10 @@
-"""Draw real videos of the shapes world, for objectives that compare with such: see
-docs/objectives.md.
+"""Draw ground-truth videos of the shapes world, for objectives that need real videos (see
+docs/objectives.md).
 
     python examples/shapes/make_videos.py --count 2000 --out runs/shapes_videos
 
-Their captions are the training ones, in their shares; no caption that eval/shapes_run.py scores is
-among them.
+The captions are training captions in their usual shares. The held-out captions, which
+eval/shapes_run.py scores, are not among them.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from tdmvid.shapes import world
 
 
 def main() -> None:
+    """Write the videos."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

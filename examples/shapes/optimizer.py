@@ -1,7 +1,8 @@
-"""Muon for the matrices of the transformer's blocks, AdamW for all else, behind one face.
+"""Muon for the matrices of the transformer's blocks and AdamW for everything else, behind one
+interface.
 
-Muon orthogonalises a matrix's momentum before the step (torch.optim.Muon). Its
-advantage over AdamW alone has not been established on this model.
+Muon orthogonalizes the momentum of a matrix before the step (torch.optim.Muon). Its advantage over
+AdamW alone has not been established on this model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from torch import nn
 
 
 class MuonAndAdamW:
-    """Two optimisers that step together; `set_lr` scales the peak rate of each by one factor."""
+    """Two optimizers that step together.
+
+    Args:
+        matrices: Parameters for Muon.
+        others: Parameters for AdamW.
+        muon_lr: Peak learning rate of Muon.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Weight decay of both.
+    """
 
     def __init__(
         self,
@@ -39,27 +48,39 @@ class MuonAndAdamW:
         }
 
     def set_lr(self, factor: float) -> None:
-        """Set every rate to `factor` times its peak."""
+        """Set the learning rates.
+
+        Args:
+            factor: Multiple of the peak learning rates.
+        """
         for name, part in self.parts.items():
             for group in part.param_groups:
                 group["lr"] = factor * self.peaks[name]
 
     def step(self) -> None:
-        """One step of both."""
+        """Take a step of both optimizers."""
         for part in self.parts.values():
             part.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients of both."""
+        """Reset the gradients of both optimizers."""
         for part in self.parts.values():
             part.zero_grad()
 
     def state_dict(self) -> dict:
-        """The states of both, by name."""
+        """Return the states of both optimizers.
+
+        Returns:
+            States by name.
+        """
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the states of both optimizers.
+
+        Args:
+            state: Result of `state_dict`.
+        """
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
@@ -67,8 +88,17 @@ class MuonAndAdamW:
 def for_transformer(
     model: nn.Module, *, muon_lr: float, lr: float, weight_decay: float
 ) -> MuonAndAdamW:
-    """Muon on the attention and feed-forward matrices of `transformer_blocks`, AdamW on the rest of
-    the model.
+    """Use Muon for the attention and feed-forward matrices of `transformer_blocks`, and AdamW for
+    the rest.
+
+    Args:
+        model: The trained model.
+        muon_lr: Peak learning rate of Muon.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Weight decay of both.
+
+    Returns:
+        The optimizer.
     """
     matrices, others = [], []
     for name, p in model.named_parameters():

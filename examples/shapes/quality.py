@@ -1,7 +1,7 @@
-"""Measure the teacher: reconstruction, guidance, and how much few steps cost it.
+"""Measure the teacher: reconstruction, guidance, and the effect of using few steps.
 
-Writes `quality.json` into the teacher's folder. Samples come from the stock pipeline, in
-float32, on held-out captions.
+Writes `quality.json` to the teacher's folder. Samples come from the stock pipeline in float32, for
+held-out captions.
 
 Shapes: N videos [N, 3, F, H, W] in [-1, 1].
 """
@@ -36,7 +36,19 @@ def sample(
     seed: int,
     batch: int = 32,
 ) -> Tensor:
-    """Videos of the stock pipeline, one per caption; noise is drawn from `seed`, chunk by chunk."""
+    """Sample one video per caption with the stock pipeline.
+
+    Args:
+        pipe: The pipeline.
+        things: Objects of N captions.
+        steps: Number of steps.
+        guidance: Guidance scale.
+        seed: Seed of the noise, which is drawn batch by batch.
+        batch: Videos per call.
+
+    Returns:
+        Videos [N, 3, F, H, W] in [-1, 1].
+    """
     generator, videos = torch.Generator().manual_seed(seed), []
     pipe.set_progress_bar_config(disable=True)
     for start in tqdm(
@@ -71,8 +83,16 @@ def _summary(judge: Judge, videos: Tensor, things: list, reference: Tensor) -> d
 
 
 def choose_guidance(pipe: CogVideoXPipeline, judge: Judge, *, seed: int) -> tuple[float, dict]:
-    """The guidance of least Fréchet distance among those within one point of the best accuracy, and
-    the sweep.
+    """Choose the guidance scale with the smallest Fréchet distance among those within one point of
+    the best accuracy.
+
+    Args:
+        pipe: The pipeline.
+        judge: The judge.
+        seed: Seed of captions and noise.
+
+    Returns:
+        The scale, and the scores of all scales.
     """
     things, sweep = evaluation_set(SWEEP_CAPTIONS, SEEDS, seed), {}
     reference = reference_features(judge, things, REFERENCE, seed)
@@ -89,7 +109,16 @@ def choose_guidance(pipe: CogVideoXPipeline, judge: Judge, *, seed: int) -> tupl
 
 
 def measure(folder: Path, *, device: str, seed: int = 4321) -> dict:
-    """Measure the pipeline in `folder`, write `quality.json` there and return its content."""
+    """Measure a pipeline and write `quality.json` to its folder.
+
+    Args:
+        folder: Folder of the pipeline.
+        device: Device to sample on.
+        seed: Seed of captions and noise.
+
+    Returns:
+        Contents of the file.
+    """
     pipe = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
     judge = load_judge(device=device)
     guidance, sweep = choose_guidance(pipe, judge, seed=seed + 1)

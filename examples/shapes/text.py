@@ -1,8 +1,8 @@
 """The miniature text encoder: a word-level T5 tokenizer and a two-layer T5 encoder.
 
-Both are the library's own classes, so a stock CogVideoXPipeline loads and uses them.
-To bind two colours to two shapes the encoder must learn word order. So it first learns
-that from captions alone, then trains on jointly with the transformer.
+Both are classes of the transformers library, so a stock CogVideoXPipeline can load and use them. To
+bind two colours to two shapes, the encoder must learn word order. It is therefore pretrained on
+captions alone and then trained jointly with the transformer.
 
 Shapes: B captions, L = 16 tokens, D = 128 channels.
 """
@@ -24,7 +24,11 @@ _FIRST_ATTRIBUTE = 3 + len(_WORDS)
 
 
 def build_tokenizer() -> T5Tokenizer:
-    """A real T5Tokenizer (unigram model) whose pieces are whole words of the world."""
+    """Build a T5Tokenizer (unigram model) whose pieces are the words of the shapes world.
+
+    Returns:
+        The tokenizer.
+    """
     words = [*_WORDS, *world.COLOURS, *world.SHAPES, *world.DIRECTIONS]
     vocab = [(PAD, 0.0), (EOS, 0.0), (UNKNOWN, 0.0), *((f"\u2581{word}", -1.0) for word in words)]
     return T5Tokenizer(
@@ -38,7 +42,14 @@ def build_tokenizer() -> T5Tokenizer:
 
 
 def build_encoder(vocabulary: int) -> T5EncoderModel:
-    """A T5 encoder of 0.4M parameters with relative positions, without dropout."""
+    """Build a T5 encoder with 0.4M parameters and relative positions, without dropout.
+
+    Args:
+        vocabulary: Number of tokens.
+
+    Returns:
+        The encoder.
+    """
     config = T5Config(
         vocab_size=vocabulary,
         d_model=WIDTH,
@@ -58,7 +69,15 @@ def build_encoder(vocabulary: int) -> T5EncoderModel:
 
 
 def token_ids(tokenizer: T5Tokenizer, captions: list[str]) -> Tensor:
-    """Token ids [B, 16], padded to full length as CogVideoXPipeline pads them."""
+    """Tokenize captions with padding to the full length, like CogVideoXPipeline.
+
+    Args:
+        tokenizer: The tokenizer.
+        captions: B captions.
+
+    Returns:
+        Token ids [B, 16].
+    """
     batch = tokenizer(
         captions,
         padding="max_length",
@@ -71,17 +90,23 @@ def token_ids(tokenizer: T5Tokenizer, captions: list[str]) -> Tensor:
 
 
 def encode(encoder: T5EncoderModel, ids: Tensor) -> Tensor:
-    """Embeddings [B, 16, 128] of token ids, without attention mask: CogVideoXPipeline passes none
-    either.
+    """Encode token ids without an attention mask, like CogVideoXPipeline.
+
+    Args:
+        encoder: The encoder.
+        ids: Token ids [B, 16].
+
+    Returns:
+        Embeddings [B, 16, 128].
     """
     return encoder(ids)[0]
 
 
 class Binding(nn.Module):
-    """Reads from every word of an object all of that object's attributes: what a pretrained encoder
-    would know.
+    """Predicts all attributes of an object from each of its words, which a pretrained encoder would
+    know.
 
-    Denoising alone teaches the encoder far too slowly which colour goes with which shape.
+    With denoising alone, the encoder learns far too slowly which colour belongs to which shape.
     """
 
     sizes = (len(world.COLOURS), len(world.SHAPES), len(world.DIRECTIONS))
@@ -91,8 +116,14 @@ class Binding(nn.Module):
         self.read = nn.Linear(WIDTH, sum(self.sizes))
 
     def forward(self, embeddings: Tensor, ids: Tensor) -> Tensor:
-        """Mean cross-entropy of colour, shape and direction over the words [B, 16] that belong to
-        an object.
+        """Compute the loss of predicting colour, shape and direction from the words of an object.
+
+        Args:
+            embeddings: Embeddings [B, 16, 128].
+            ids: Token ids [B, 16].
+
+        Returns:
+            Mean cross-entropy (scalar), summed over the three attributes.
         """
         words = torch.stack(
             [ids[:, 0:5], ids[:, 6:11]], 1
@@ -114,8 +145,15 @@ class Binding(nn.Module):
 
 
 def pretrain(encoder: T5EncoderModel, binding: Binding, *, iterations: int, seed: int) -> None:
-    """Teach encoder and `binding` on captions alone, in place, half a minute on a CPU: real T5
-    comes pretrained, too.
+    """Train the encoder and `binding` in place on captions alone, as real T5 is pretrained too.
+
+    Takes half a minute on a CPU.
+
+    Args:
+        encoder: The encoder.
+        binding: Predicts attributes.
+        iterations: Number of iterations.
+        seed: Seed of captions and batches.
     """
     tokenizer, generator = build_tokenizer(), torch.Generator().manual_seed(seed)
     ids = token_ids(
@@ -135,7 +173,15 @@ def pretrain(encoder: T5EncoderModel, binding: Binding, *, iterations: int, seed
 
 
 def check_round_trip(tokenizer: T5Tokenizer) -> None:
-    """ValueError if some word of the world is not one known token followed by the end."""
+    """Check that every word of the shapes world is one known token and that captions end with the
+    end token.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Raises:
+        ValueError: A word is not one known token.
+    """
     for text in [
         world.caption((world.Thing(i % 6, i % 4, i % 4), world.Thing((i + 1) % 6, 0, 0)))
         for i in range(12)

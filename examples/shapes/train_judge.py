@@ -26,8 +26,14 @@ BATCH, LR, WARMUP, EMPTY_SHARE, POOL = 32, 2e-3, 50, 0.05, 1600
 
 
 def targets(scene: world.Scene) -> dict[str, Tensor]:
-    """What the heads should say about a scene: per colour [B, 6] or [B, 6, n], lengths scaled to
-    about unit size.
+    """Return the target outputs of the judge's heads for scenes.
+
+    Args:
+        scene: Scenes of B videos.
+
+    Returns:
+        Targets per colour, [B, 6] or [B, 6, n], with lengths scaled to about unit size, and "shade"
+        [B].
     """
     rows = torch.arange(len(scene.shade))
     middle = scene.centres()[:, :, world.FRAMES // 2] / (world.SIZE / 2) - 1
@@ -45,14 +51,23 @@ def targets(scene: world.Scene) -> dict[str, Tensor]:
         for slot in (
             1,
             0,
-        ):  # an empty second slot repeats the first one's colour, so the first is written last
+        ):  # an empty second slot has the first one's colour, so the first slot is written last
             table[rows, scene.colour[:, slot]] = value[:, slot]
         out[name] = table
     return out | {"shade": (scene.shade - 0.29) / 0.12}
 
 
 def judge_loss(heads: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """Cross-entropies of what captions name, plus a mean squared error of what they leave open."""
+    """Compute the judge's loss: cross-entropies of what captions specify and squared errors of what
+    they leave open.
+
+    Args:
+        heads: Predictions of the heads, [B, 6] or [B, 6, n], and "shade" [B].
+        wanted: Targets.
+
+    Returns:
+        The loss (scalar).
+    """
     there = wanted["present"].bool()
     loss = nnf.binary_cross_entropy_with_logits(heads["present"], wanted["present"]) * COLOURS
     for name in ("shape", "direction"):
@@ -63,7 +78,9 @@ def judge_loss(heads: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
 
 
 def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
-    """Add blur, brightness and noise as samples have them; strengths are drawn per video."""
+    """Add blur, brightness changes and noise as they occur in samples, with random strengths per
+    video.
+    """
     count = len(videos)
     u = torch.rand(4, count, 1, 1, 1, 1, generator=generator)
     sigma = 0.05 + 1.45 * u[0].view(count, 1)
@@ -83,9 +100,7 @@ def _soften(videos: Tensor, generator: torch.Generator) -> Tensor:
 
 def _truth(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     scene = world.sample_scene(world.draw_captions(count, generator), generator)
-    empty = (
-        torch.rand(count, 1, generator=generator) < EMPTY_SHARE
-    )  # samples may lack an object altogether
+    empty = torch.rand(count, 1, generator=generator) < EMPTY_SHARE  # samples may lack an object
     scene = dataclasses.replace(
         scene, present=scene.present & ~(empty & torch.tensor([[True, False]]))
     )
@@ -96,7 +111,7 @@ def _truth(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Te
 def _reconstructions(
     work: Path, vae: AutoencoderKLCogVideoX, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`POOL` ground-truth videos as the autoencoder gives them back, uint8, and their targets;
+    """Return `POOL` ground-truth videos reconstructed by the autoencoder (uint8) and their targets,
     cached in `work`.
     """
     path = work / "judge_pool.safetensors"
@@ -119,7 +134,7 @@ def _reconstructions(
 def _batch(
     step: int, pool: tuple[Tensor, dict[str, Tensor]], seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Softened videos of one step and what the heads should say: half fresh truth, half
+    """Return the softened videos of a step and their targets: half new ground truth, half
     reconstructions.
     """
     generator = torch.Generator().manual_seed(seed * 3_000_017 + step)
@@ -134,8 +149,17 @@ def _batch(
 def train_judge(
     work: Path, vae: AutoencoderKLCogVideoX, *, iterations: int, device: str, seed: int = 5
 ) -> Judge:
-    """Train the judge (resuming from `work`), write its weights in float16 to `WEIGHTS` and
-    return it.
+    """Train the judge, or resume its training, and write its weights in float16 to `WEIGHTS`.
+
+    Args:
+        work: Folder of the training.
+        vae: The trained autoencoder.
+        iterations: Number of iterations.
+        device: Device to train on.
+        seed: Seed of weights and data.
+
+    Returns:
+        The judge.
     """
     torch.manual_seed(seed)
     judge = Judge().to(device)

@@ -1,9 +1,8 @@
 """Train the miniature CogVideoX transformer and its text encoder by denoising.
 
-Loss: mean squared error of v at timesteps of which half are uniform in 0..999 and half in
-0..399. Every random number of a
-step comes from a generator seeded by (seed, step), so a resumed run sees exactly what an
-uninterrupted one would have seen. What is exported is the moving average of the weights.
+Loss: mean squared error of v. Half of the timesteps are uniform in 0..999, half in 0..399. All
+random numbers of a step come from a generator seeded with (seed, step), so a resumed run sees
+exactly the same data as an uninterrupted one. The exported weights are the moving average.
 
 Shapes: latents [B, F=3, C=16, H=8, W=8], scaled to unit variance; token ids [B, 16].
 """
@@ -27,18 +26,18 @@ from .checkpoint import load, save
 from .optimizer import MuonAndAdamW, for_transformer
 from .vae import schedule
 
-SHARD = 1000  # videos encoded between two writes
+SHARD = 1000  # videos per file of encoded latents
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the teacher is trained; `videos` ground-truth videos are encoded once."""
+    """Settings of the teacher's training. `videos` ground-truth videos are encoded once."""
 
     iterations: int = 13_300
     text_iterations: int = 600
     batch: int = 64
     videos: int = 20_000
-    pair_share: float = 0.6  # more pairs than the world has: they are what is hard
+    pair_share: float = 0.6  # more pairs than in the world, because they are harder
     lr: float = 1e-3
     muon_lr: float = 3e-3
     warmup: int = 250
@@ -46,14 +45,18 @@ class Recipe:
     clip: float = 1.0
     binding: float = 0.02  # weight of the text encoder's own loss
     drop_caption: float = 0.1
-    detail: int = 400  # half the timesteps are drawn below this one, where shapes are decided
+    detail: int = 400  # half of the timesteps are drawn below this one, where shapes are decided
     ema: float = 0.999
     seed: int = 11
     save_every_s: float = 120.0
 
 
 def build_scheduler() -> CogVideoXDDIMScheduler:
-    """The scheduler of THUDM/CogVideoX-2b, field by field."""
+    """Build the scheduler of THUDM/CogVideoX-2b with all of its settings.
+
+    Returns:
+        The scheduler.
+    """
     return CogVideoXDDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -71,8 +74,11 @@ def build_scheduler() -> CogVideoXDDIMScheduler:
 
 
 def build_transformer() -> CogVideoXTransformer3DModel:
-    """A CogVideoX transformer of 7.3M parameters: 6 blocks of width 256 on 16 text and 48 video
-    tokens.
+    """Build a CogVideoX transformer with 7.3M parameters: 6 blocks of width 256 on 16 text and 48
+    video tokens.
+
+    Returns:
+        The transformer.
     """
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=8,
@@ -106,7 +112,11 @@ def build_transformer() -> CogVideoXTransformer3DModel:
 
 
 class Teacher(nn.Module):
-    """Transformer and text encoder as one trained thing."""
+    """Transformer and text encoder, trained together.
+
+    Args:
+        vocabulary: Number of text tokens.
+    """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -115,8 +125,15 @@ class Teacher(nn.Module):
         self.binding = text.Binding()
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """v [B, F, C, H, W] from noised latents, timesteps [B] and token ids [B, 16]; and the loss
-        of binding.
+        """Predict v, and compute the text encoder's own loss.
+
+        Args:
+            x_t: Noisy latents [B, F, C, H, W].
+            t: Timesteps [B].
+            ids: Token ids [B, 16].
+
+        Returns:
+            v [B, F, C, H, W], and the loss of `Binding` (scalar).
         """
         embeddings = text.encode(self.encoder, ids)
         return self.transformer(x_t, embeddings, t).sample, self.binding(embeddings, ids)
@@ -132,8 +149,18 @@ def encode_videos(
     device: str,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Latents [N, 3, 16, 8, 8] in float16 and token ids [N, 16] of training videos, cached shard by
-    shard in `work`.
+    """Encode training videos and captions, cached in files of `SHARD` videos.
+
+    Args:
+        work: Folder of the training.
+        vae: The trained autoencoder.
+        count: Number of videos N.
+        pair_share: Share of captions with two objects.
+        device: Device to encode on.
+        seed: Seed of captions and videos.
+
+    Returns:
+        Latents [N, 3, 16, 8, 8] in float16, and token ids [N, 16].
     """
     tokenizer, shards = text.build_tokenizer(), []
     (work / "latents").mkdir(parents=True, exist_ok=True)
@@ -169,7 +196,7 @@ def _chunks(things: list, size: int) -> list[list]:
 
 @torch.no_grad()
 def _follow(average: nn.Module, live: nn.Module, step: int, decay: float) -> None:
-    weight = 1 - min(decay, (1 + step) / (10 + step))  # short memory at first
+    weight = 1 - min(decay, (1 + step) / (10 + step))  # shorter averaging at the start
     torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), weight)
 
 
@@ -180,14 +207,14 @@ def _loss(
     step: int,
     recipe: Recipe,
 ) -> Tensor:
-    """Squared error of v on the batch of one step, plus the text encoder's loss of binding."""
+    """Return the squared error of v on the batch of a step, plus the weighted loss of `Binding`."""
     generator = torch.Generator().manual_seed(recipe.seed * 9_000_011 + step)
     pick = torch.randint(len(data[0]), (recipe.batch,), generator=generator)
     stratum = (
         torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)
     ) / recipe.batch
     reach = torch.where(torch.arange(recipe.batch) % 2 == 0, 1000, recipe.detail)
-    t = (reach * stratum).long().clamp(max=999)  # one per stratum: less noise in the gradient
+    t = (reach * stratum).long().clamp(max=999)  # stratified sampling reduces gradient noise
     empty = torch.rand(recipe.batch, 1, generator=generator) < recipe.drop_caption
     eps = torch.randn(recipe.batch, *data[0].shape[1:], generator=generator)
     device = data[0].device
@@ -206,7 +233,16 @@ def _loss(
 def build_states(
     vocabulary: int, recipe: Recipe, device: str
 ) -> tuple[nn.ModuleDict, MuonAndAdamW]:
-    """The live weights, their moving average, and the optimiser of the live ones."""
+    """Create the trained weights, their moving average, and the optimizer.
+
+    Args:
+        vocabulary: Number of text tokens.
+        recipe: Settings.
+        device: Device to train on.
+
+    Returns:
+        "live" and "average" weights, and the optimizer of the former.
+    """
     torch.manual_seed(recipe.seed)
     live, average = Teacher(vocabulary), Teacher(vocabulary)
     text.pretrain(live.encoder, live.binding, iterations=recipe.text_iterations, seed=recipe.seed)
@@ -219,7 +255,17 @@ def build_states(
 
 
 def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, device: str) -> None:
-    """Train for `recipe.iterations`; resume from `work/teacher.pt` and leave the result there."""
+    """Train the teacher, or resume its training, and leave the result in `work/teacher.pt`.
+
+    Args:
+        work: Folder of the training.
+        vae: The trained autoencoder.
+        recipe: Settings.
+        device: Device to train on.
+
+    Raises:
+        FloatingPointError: A gradient is not finite.
+    """
     data = encode_videos(
         work, vae, recipe.videos, pair_share=recipe.pair_share, device=device, seed=recipe.seed
     )
@@ -256,7 +302,17 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
 
 
 def trained(work: Path) -> tuple[Teacher, int]:
-    """The moving average in the last checkpoint, and its step; ValueError if there is none yet."""
+    """Load the moving average of the last checkpoint.
+
+    Args:
+        work: Folder of the training.
+
+    Returns:
+        The teacher, and its number of steps.
+
+    Raises:
+        ValueError: There is no checkpoint.
+    """
     path = work / "teacher.pt"
     if not path.exists():
         raise ValueError(f"{path} does not exist: run --stage teacher first")

@@ -1,8 +1,8 @@
 """Train the miniature AutoencoderKLCogVideoX on the shapes world.
 
-Loss: L1 + MSE on pixels plus a small KL term, AdamW with warm-up and cosine decay. Data
-are drawn on the fly from a generator seeded by (seed, step), so a resumed run sees
-exactly what an uninterrupted one would have seen.
+Loss: L1 + MSE of pixels plus a small KL term; AdamW with warm-up and cosine decay. Data is drawn on
+the fly from a generator seeded with (seed, step), so a resumed run sees exactly the same data as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ BATCH, LR, DECODER_LR, WARMUP, KL_WEIGHT = 4, 1e-3, 5e-4, 300, 1e-4
 
 
 def build_vae() -> AutoencoderKLCogVideoX:
-    """The autoencoder: 9 x 64 x 64 pixels <-> 3 x 8 x 8 latents of 16 channels, 1.4M parameters."""
+    """Build the autoencoder: 9 x 64 x 64 pixels <-> 3 x 8 x 8 latents with 16 channels, 1.4M
+    parameters.
+
+    Returns:
+        The autoencoder.
+    """
     return AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -39,20 +44,47 @@ def build_vae() -> AutoencoderKLCogVideoX:
 
 
 def videos_for(step: int, batch: int, seed: int) -> tuple[list, Tensor]:
-    """Captions and videos of one training step."""
+    """Draw the captions and videos of a training step.
+
+    Args:
+        step: The step.
+        batch: Number of videos B.
+        seed: Seed of the training.
+
+    Returns:
+        Objects of each caption, and videos [B, 3, F, H, W] in [-1, 1].
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     things = world.draw_captions(batch, generator)
     return things, world.draw_videos(things, generator)
 
 
 def schedule(step: int, iterations: int, warmup: int) -> float:
-    """Linear warm-up, then cosine to zero; a factor in [0, 1]."""
+    """Return the learning rate factor: linear warm-up, then cosine decay to zero.
+
+    Args:
+        step: The step.
+        iterations: Number of steps.
+        warmup: Steps of the warm-up.
+
+    Returns:
+        A factor in [0, 1].
+    """
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / iterations)))
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKLCogVideoX, count: int = 64, seed: int = 77) -> float:
-    """Mean peak signal-to-noise ratio in dB of reconstructions of held-out videos."""
+    """Return the mean peak signal-to-noise ratio of reconstructions of held-out videos.
+
+    Args:
+        vae: The autoencoder.
+        count: Number of videos.
+        seed: Seed of captions and videos.
+
+    Returns:
+        PSNR in dB.
+    """
     generator = torch.Generator().manual_seed(seed)
     videos = world.draw_videos(world.draw_captions(count, generator, test=True), generator)
     device = next(vae.parameters()).device
@@ -66,8 +98,20 @@ def psnr(vae: AutoencoderKLCogVideoX, count: int = 64, seed: int = 77) -> float:
 
 
 def train_vae(work: Path, *, iterations: int, device: str, seed: int = 1) -> AutoencoderKLCogVideoX:
-    """Train the autoencoder (resuming from `work`), with the latent scale measured into the
+    """Train the autoencoder, or resume its training, and store the measured latent scale in its
     config.
+
+    Args:
+        work: Folder of the training.
+        iterations: Number of iterations.
+        device: Device to train on.
+        seed: Seed of weights and data.
+
+    Returns:
+        The autoencoder.
+
+    Raises:
+        FloatingPointError: A gradient is not finite.
     """
     torch.manual_seed(seed)
     vae = build_vae().to(device)
@@ -110,8 +154,14 @@ def train_vae(work: Path, *, iterations: int, device: str, seed: int = 1) -> Aut
 def refine_decoder(
     work: Path, vae: AutoencoderKLCogVideoX, *, iterations: int, device: str, seed: int = 3
 ) -> None:
-    """Train the decoder alone, further and in place (resuming from `work`): latents stay
-    what they were.
+    """Continue training the decoder alone in place, or resume it. The latents do not change.
+
+    Args:
+        work: Folder of the training.
+        vae: The trained autoencoder.
+        iterations: Number of iterations.
+        device: Device to train on.
+        seed: Seed of the data.
     """
     vae = vae.to(device)
     vae.encoder.requires_grad_(False)

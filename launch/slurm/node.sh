@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# One node of a run: starts its ranks, hands them the signals of the cluster, and exits with 75
-# if they saved their state because they were asked to stop, with 76 if they had none to save.
+# Run one node: start its ranks and forward the cluster's signals to them. The exit status is 75 if
+# they saved their state and stopped on request, and 76 if they stopped before there was a state to save.
 #   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config NAME --resume auto
 set -uo pipefail
 told=0
-trap told=1 USR1 TERM  # a signal may come before there is a launcher
+trap told=1 USR1 TERM  # a signal may arrive before the launcher runs
 HEAD=${HEAD:-127.0.0.1} PORT=${PORT:-29500} NODES=${NODES:-1} GPUS=${GPUS:-8} JOB=${JOB:-tdmvid} PYTHON=${PYTHON:-python}
-if [ "$NODES" -eq 1 ]; then  # one node needs no name that the network knows, and any free port will do
+if [ "$NODES" -eq 1 ]; then  # one node needs no resolvable name, and any free port works
     rendezvous=(--rdzv_endpoint 127.0.0.1:0 --local_addr 127.0.0.1)
 else
     rendezvous=(--rdzv_endpoint "$HEAD:$PORT")
 fi
 
 TDMVID_STOPPED=$(mktemp -u) launcher= reached=
-threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun gives each rank one: little for real clips and an offloaded optimiser
+threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun's default is one thread per rank, too few for real clips and an offloaded optimizer
 export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
-pass_on() {  # the ranks stop at the end of their iteration; a launcher without ranks has nothing to save
+pass_on() {  # ranks stop at the end of their iteration; without ranks there is nothing to save
     told=1
     local rank ranks
     ranks=$(cat "/proc/$launcher/task/"*/children 2>/dev/null)
@@ -31,12 +31,12 @@ pass_on() {  # the ranks stop at the end of their iteration; a launcher without 
 }
 trap pass_on USR1 TERM
 
-# SLURM signals every process of a node: the launcher has to outlive the USR1 that its ranks wait for.
+# SLURM signals every process of a node. The launcher must survive the USR1 that is meant for its ranks.
 "$PYTHON" -c 'import runpy, signal, sys
 signal.signal(signal.SIGUSR1, lambda *_: None)
 try:
     runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
-except Exception as error:  # which rank failed, and how; not where torchrun stood
+except Exception as error:  # print which rank failed and how, without a traceback of torchrun
     sys.exit(str(error))' \
     --nnodes "$NODES" --nproc_per_node "$GPUS" \
     --rdzv_backend c10d "${rendezvous[@]}" --rdzv_id "$JOB" \
@@ -46,16 +46,16 @@ launcher=$!
 
 wait $launcher
 status=$?
-while kill -0 $launcher 2>/dev/null; do  # a signal ends `wait` early
+while kill -0 $launcher 2>/dev/null; do  # a signal interrupts `wait`
     sleep 1
-    pass_on  # to ranks that came behind it, if it met a helper of the launcher only
+    pass_on  # also to ranks that started after the signal
     wait $launcher
     status=$?
 done
 if [ -e "$TDMVID_STOPPED" ]; then
     rm -f "$TDMVID_STOPPED"
     exit 75
-elif [ $told -eq 1 ] && [ $status -ne 0 ]; then  # before the first iteration and behind the last a signal ends the ranks
+elif [ $told -eq 1 ] && [ $status -ne 0 ]; then  # before the first and after the last iteration, a signal kills the ranks
     exit 76
 fi
 exit $status
