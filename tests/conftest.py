@@ -1,4 +1,4 @@
-"""Shared fixtures: few threads, forward processes, tiny CogVideoX pipeline folders."""
+"""Shared fixtures: few threads, forward processes, and tiny CogVideoX pipeline folders."""
 
 import json
 import signal
@@ -14,12 +14,12 @@ from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP
 torch.set_num_threads(1)
 signal.signal(
     signal.SIGINT, signal.default_int_handler
-)  # a shell turns it off for what it starts in the background, and programs under test inherit that
+)  # a shell ignores SIGINT in its background jobs, and tested programs inherit that
 
 
 @pytest.fixture(params=["vp", "flow"])
 def process(request):
-    """CogVideoX's table, whose last alpha is 0, and the rectified flow."""
+    """CogVideoX's schedule, whose last alpha is 0, and rectified flow."""
     return (
         TabulatedVP(cogvideox_scheduler().alphas_cumprod)
         if request.param == "vp"
@@ -34,8 +34,8 @@ def vp():
 
 @pytest.fixture(scope="session")
 def tiny_cogvideox(tmp_path_factory):
-    """`tiny_cogvideox(variant)`: the saved folder of a tiny random pipeline, one of VARIANTS, made
-    once a session.
+    """`tiny_cogvideox(variant)`: folder of a tiny random pipeline, one of VARIANTS, made once per
+    session.
     """
     made = {}
 
@@ -59,7 +59,7 @@ GALLERY = "a red circle"
 
 @pytest.fixture(scope="session")
 def tiny_json(tiny_cogvideox, tmp_path_factory):
-    """The config file of a tiny run with 8 prompts, whose embeddings are cached for all tests."""
+    """Config file of a tiny run with 8 prompts, whose embeddings are cached for all tests."""
     folder = tmp_path_factory.mktemp("tiny_run")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     (folder / "tiny.json").write_text(
@@ -86,12 +86,12 @@ def tiny_json(tiny_cogvideox, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_json):
-    """`tiny_run(out, "steps=3", ...)`: its config, changed."""
+    """`tiny_run(out, "steps=3", ...)`: config of the tiny run with changes."""
     return lambda out, *changes: load_config(tiny_json, [f"out={Path(out)}", *changes])
 
 
 @pytest.fixture
 def loop_only(monkeypatch):
-    """Runs end after the last step, without pictures and export."""
+    """Make runs end after the last step, without samples and export."""
     monkeypatch.setattr("tdmvid.train.trainer.finalize", lambda run: None)
     monkeypatch.setattr("tdmvid.train.trainer.write_samples", lambda run, step: None)

@@ -1,4 +1,6 @@
-"""The hub's HTTP interface on the loopback, as far as downloads and uploads use it."""
+"""The part of the Hugging Face Hub's HTTP interface that downloads and uploads use, on the
+loopback.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,14 @@ LARGE = (".safetensors", ".bin", ".msgpack", ".ckpt", ".onnx_data")
 
 @dataclass
 class Repository:
-    """A model's files on the hub.
+    """Files of a model on the hub.
 
     Args:
-        files: content by path.
-        gated: whether files are given to nobody who has not accepted its terms; the list of the
-            files is public.
-        cut: how often the connection breaks in the middle of a file, by path.
-        private: whether only tokens see it.
-        commits: the paths that each commit added, changed or removed.
+        files: Contents by path.
+        gated: Whether files require accepting the terms. The list of files is public.
+        cut: Number of times that the connection breaks in the middle of a file, by path.
+        private: Whether a token is required to see it.
+        commits: Paths that each commit added, changed or removed.
     """
 
     files: dict[str, bytes]
@@ -42,12 +43,12 @@ class Hub:
     """A running hub.
 
     Args:
-        address: where it answers.
-        repositories: by name.
-        sent: the bytes of each file that were sent.
-        tokens: role of each valid token, "read" or "write".
-        owners: whose repositories a writing token may create and change.
-        stored: large files that were uploaded, by sha256.
+        address: Address of the server.
+        repositories: Repositories by name.
+        sent: Number of bytes sent of each file.
+        tokens: Role of each valid token, "read" or "write".
+        owners: Owners for whom a write token may create and change repositories.
+        stored: Large uploaded files, by sha256.
     """
 
     address: str
@@ -59,13 +60,13 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for `Hub`, of which the server has one."""
+    """Answers requests for `Hub`. The server has one instance."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -218,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
         self._say(answer)
 
     def _give(self, store: str | None, name: str, revision: str, path: str) -> None:
-        """Give a file; large ones lie in a store of another host."""
+        """Send a file. Large files are on another host."""
         repository = self._repository(name, revision)
         if repository is None:
             return
@@ -270,7 +271,7 @@ def etag(content: bytes) -> str:
 
 @contextmanager
 def serve(repositories: dict[str, Repository]):
-    """Run a hub in a thread; yield it."""
+    """Run a hub in a thread and yield it."""
     handler = type("HubHandler", (Handler,), {})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         handler.hub = Hub(f"http://127.0.0.1:{server.server_port}", repositories)

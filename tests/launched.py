@@ -1,4 +1,4 @@
-"""Runs of several ranks, started as a user starts them."""
+"""Runs with several ranks, started as users start them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
-    """`torchrun launch/train.py`, or a script around it; its exit status and all it said, in less
-    than three minutes.
+    """Run `torchrun launch/train.py`, or a script around it, and return its exit status and output.
+    Takes less than three minutes.
     """
     program = "launch/train.py"
     if script:
@@ -42,7 +42,7 @@ def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": str(ROOT),  # for a script that lies elsewhere
+        "PYTHONPATH": str(ROOT),  # for a script in another folder
     }
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600

@@ -11,7 +11,7 @@ RANK = 4
 
 
 def peft_lora(network, **settings):
-    """Tensors and settings of a LoRA that peft itself makes, with a B that matters."""
+    """Return tensors and settings of a LoRA created by peft, with nonzero B."""
     torch.manual_seed(0)
     config = LoraConfig(
         **{"r": RANK, "lora_alpha": 8, "target_modules": ["to_q", "to_k"]} | settings
@@ -24,13 +24,13 @@ def peft_lora(network, **settings):
 
 
 def write_peft(network, folder, **settings):
-    """A folder as peft writes it."""
+    """Write a folder as peft does."""
     peft_lora(network, **settings)[0].save_pretrained(folder)
     return folder
 
 
 def write_diffusers(network, folder, **settings):
-    """A folder as diffusers writes it, with peft's settings in the header."""
+    """Write a folder as diffusers does, with peft's settings in the header."""
     model, state = peft_lora(network, **settings)
     metadata = model.peft_config["default"].to_dict()
     CogVideoXPipeline.save_lora_weights(
@@ -47,7 +47,7 @@ def write_diffusers(network, folder, **settings):
 
 
 def load_stock(network, folder):
-    """The network with the LoRA as stock code loads it."""
+    """Return the network with the LoRA, loaded by stock code."""
     network = copy.deepcopy(network)
     if (folder / "adapter_config.json").is_file():
         return PeftModel.from_pretrained(network, folder).base_model.model
@@ -57,7 +57,7 @@ def load_stock(network, folder):
 
 
 def changes(network):
-    """What an adapted network adds to each weight, by peft's own arithmetic."""
+    """Return what an adapted network adds to each weight, computed by peft."""
     return {
         name: layer.get_delta_weight(layer.active_adapters[0])
         for name, layer in network.named_modules()

@@ -1,4 +1,4 @@
-"""Refusals: what a message owes its reader, whatever its sentence is."""
+"""Check that error messages state the facts, whatever their wording."""
 
 import re
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import pytest
 
 
 def states(message: str, fact: object) -> bool:
-    """Return whether a message holds a fact as whole words: "steps=1" is not in "steps=10"."""
+    """Return whether a message contains a fact as whole words: "steps=1" is not in "steps=10"."""
     before = r"(?<!\w)" if re.match(r"\w", str(fact)) else ""
     after = r"(?!\w|\.\d)" if re.search(r"\w$", str(fact)) else ""
     return re.search(before + re.escape(str(fact)) + after, message) is not None
@@ -15,12 +15,12 @@ def states(message: str, fact: object) -> bool:
 
 @contextmanager
 def refused(*facts: object, error=ValueError, lines: int = 1):
-    """Check that the block is refused with a message that states every fact.
+    """Check that the block raises an error whose message states every fact.
 
     Args:
-        facts: What stays when a sentence is improved: a setting with its value ("grid.shift=3.0"),
-            a file, the choices that would do.
-        error: The type of the exception. SystemExit is what a program ends with.
+        facts: What must stay when the wording changes: a setting with its value ("grid.shift=3.0"),
+            a file, or the valid choices.
+        error: Type of the exception. Programs end with SystemExit.
         lines: Number of lines of the message.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Compare tensors relative to their scale: rounding differs between machines."""
+"""Compare tensors relative to their scale, because rounding differs between machines."""
 
 import torch
 

@@ -1,9 +1,10 @@
-"""A SLURM cluster of two nodes on this machine: real daemons in a folder of their own, as root.
+"""A SLURM cluster of two nodes on this machine: real daemons in a separate folder, run as root.
 
-As a program it starts one and ends it: status 0 if that works here, else 1 and the reason.
+As a program, it starts a cluster and stops it: exit status 0 if that works on this machine, else 1
+with the reason.
 
-Debian's `slurmctld slurmd slurm-client munge`. Nothing outside the folder is written: keys,
-sockets, state and logs lie in it, ports are free ones, and a node is an address on the loopback.
+Uses Debian's `slurmctld slurmd slurm-client munge`. Nothing outside the folder is written: keys,
+sockets, state and logs are in it, ports are free ones, and a node is an address on the loopback.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 SWITCH = "TDMVID_TEST_SLURM"
-"""Set to 1 to use a real cluster; `.ci/run` installs SLURM and sets it."""
+"""Set this variable to 1 to use a real cluster. `.ci/run` installs SLURM and sets it."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "srun")
 LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "slurm"
 NODES = ("n1", "n2")
 DEAD_AFTER = 6
-"""Seconds of silence after which the controller takes a node for dead."""
+"""Seconds of silence after which the controller considers a node dead."""
 REQUEUED_AFTER = 5
-"""Seconds that a job waits before it starts again (how long a credential lives)."""
+"""Seconds before a job that was queued again can start (lifetime of a credential)."""
 
 
 def missing() -> str:
-    """Return why there can be no cluster here, "" if there can."""
+    """Return why no cluster can run on this machine; "" if one can."""
     if os.environ.get(SWITCH) != "1":
         return f"{SWITCH}=1 is not set"
     return lacking()
 
 
 def lacking() -> str:
-    """Return what a cluster needs and this machine does not have."""
+    """Return what a cluster needs and this machine lacks."""
     if os.getuid() != 0:
         return "SLURM's daemons need root"
     absent = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH)]
@@ -59,7 +60,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(reached: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for a state of the cluster; fail if it does not come."""
+    """Wait for a state of the cluster, and fail if it is not reached."""
     end = time.monotonic() + seconds
     while not reached():
         if time.monotonic() > end:
@@ -68,10 +69,10 @@ def wait_until(reached: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Cluster:
-    """Two nodes of 64 pretended CPUs and 8 pretended GPUs each.
+    """Two nodes with 64 simulated CPUs and 8 simulated GPUs each.
 
     Args:
-        folder: for all that the daemons write.
+        folder: Folder for everything that the daemons write.
     """
 
     def __init__(self, folder: Path):
@@ -95,7 +96,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the daemons, and what is left of their jobs, by their process numbers."""
+        """Stop the daemons and the remaining processes of their jobs, by process ID."""
         for daemon in reversed(self._daemons.values()):
             daemon.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -174,13 +175,13 @@ class Cluster:
         self._start(node, "slurmd", "-D", "-N", node, "-f", self.conf, SLURMD_NODENAME=node)
 
     def kill_node(self, node: str) -> None:
-        """End a node at once, with all that runs on it, as a loss of power does."""
+        """Kill a node immediately with everything that runs on it, like a power failure."""
         for process in self.processes(f"SLURMD_NODENAME={node}"):
             kill(process)
         self._daemons.pop(node).wait(5)
 
     def processes(self, *variables: str) -> list[int]:
-        """Return the processes that this cluster started, by what their environment says."""
+        """Return the processes that this cluster started, identified by their environment."""
         wanted = {f"SLURM_CONF={self.conf}", *variables}
         return [
             int(folder.name)
@@ -189,7 +190,7 @@ class Cluster:
         ]
 
     def call(self, *command: object) -> str:
-        """Return what one of SLURM's commands says."""
+        """Run a SLURM command and return its output."""
         done = subprocess.run(
             list(map(str, command)),
             env=self.environment,
@@ -208,7 +209,7 @@ class Cluster:
         return False
 
     def submit(self, *arguments: object) -> int:
-        """Submit a job from the cluster's folder; return its number."""
+        """Submit a job from the cluster's folder and return its number."""
         said = subprocess.run(
             ["sbatch", "--parsable", *map(str, arguments)],
             cwd=self.folder,
@@ -227,7 +228,7 @@ class Cluster:
         return int(said.stdout)
 
     def end_jobs(self) -> None:
-        """End all jobs at once, so that both nodes are free."""
+        """Cancel all jobs, so that both nodes are free."""
         self.call("scancel", "--user=root")
         for process in self.processes():
             if any(
@@ -240,7 +241,7 @@ class Cluster:
         wait_until(lambda: self.idle(NODES), 30, "both nodes are idle")
 
     def job(self, number: int | str) -> dict[str, str]:
-        """Return what the controller's record of a job, or of an array's task ("7_0"), says."""
+        """Return the controller's record of a job, or of a task of an array ("7_0")."""
         said = self.call("scontrol", "--oneliner", "show", "job", number).splitlines()[0]
         return dict(re.findall(r"(\w+)=(\S*)", said))
 
@@ -249,7 +250,7 @@ class Cluster:
         return path.read_text() if path.exists() else ""
 
     def wait_for(self, number: int | str, *states: str, seconds: float = 120) -> dict[str, str]:
-        """Wait until a job is in one of some states; return its record."""
+        """Wait until a job is in one of several states, and return its record."""
         wait_until(
             lambda: self.job(number)["JobState"] in states, seconds, f"job {number} is {states}"
         )

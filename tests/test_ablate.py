@@ -1,4 +1,4 @@
-"""The ablations: they resume, refuse to mix settings, and their verdicts follow the figures."""
+"""The ablations resume, do not mix settings, and base their verdicts on the results."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from tdmvid.plan.plan import make_plan
 
 @dataclass
 class Small:
-    """Two rows, a figure each that is the seed's; counts what is measured."""
+    """A suite of two rows whose single value is the seed. Counts the measurements."""
 
     value: int = 1
     measured: int = 0
@@ -84,7 +84,7 @@ def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
     with pytest.raises(
         SystemExit,
         match=(
-            "were run on different seeds, and rows are compared seed by seed: run them on the same"
+            "have no seed in common, but rows are compared seed by seed; run them with the same"
             " --seeds"
         ),
     ):
@@ -230,7 +230,7 @@ def test_a_missing_mode_is_counted_and_its_mass_too():
     recipe, mixture = suite.base, toy.Mixture.circle()
 
     class Right:
-        """Samples of the modes on the right."""
+        """Samples of the modes on the right only."""
 
         process = suite.process
 

@@ -1,4 +1,4 @@
-"""Who may import whom: the layers of the house, read from the source."""
+"""Check from the source which package may import which."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tdmvid"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What each folder may import of this package (its own folder aside), lowest layer first.
+# Which other folders of this package each folder may import, lowest layer first.
 _MODELS = {"config", "diffusion", "data", "backbones", "adapters"}
 _STUDENTS = _MODELS | {"distill", "parallel", "sampling", "guard"}
 _RUNS = _STUDENTS | {"roles", "export", "plan", "scoring", "shapes"}
@@ -38,9 +38,9 @@ MAY_IMPORT = {
 }
 
 
-# Which folders may import what they do not have from us.
+# Which folders may import third-party packages.
 WHO_MAY_IMPORT = {
-    "torch": set(MAY_IMPORT) - {"config", "cli"},  # cli does so when a command runs
+    "torch": set(MAY_IMPORT) - {"config", "cli"},  # cli imports it when a command runs
     "torch.distributed": {"parallel"},
     "deepspeed": {"parallel"},
     "transformers": {"backbones"},
@@ -51,8 +51,8 @@ NEVER_IMPORTED = {"launch", "eval", "ablations", "benchmarks", "examples", "test
 
 
 def imports(path: Path) -> set[str]:
-    """Absolute dotted names that a file imports, wherever in the file; TYPE_CHECKING blocks
-    included.
+    """Return the absolute dotted names that a file imports anywhere, including TYPE_CHECKING
+    blocks.
     """
     found = set()
     package = (path.parent.relative_to(ROOT)).parts
@@ -67,14 +67,14 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(path: Path) -> str:
-    """The folder below the package, or "" for a file at its top."""
+    """Return the folder below the package, or "" for a file at its top."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else ""
 
 
 def test_what_is_installed_is_every_folder_of_the_package_with_its_data():
-    """Without an __init__.py at its top setuptools finds no package at all, and installs nothing
-    without a word.
+    """Without an __init__.py at the top, setuptools finds no package and silently installs
+    nothing.
     """
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES}
     assert (

@@ -1,4 +1,4 @@
-"""The main job on the embedded teacher, by the programs that a user runs, cut short."""
+"""The main workflow on the embedded teacher with the programs that users run, shortened."""
 
 import json
 import subprocess
@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def program(*words: str, cwd: Path = ROOT) -> str:
-    """Output of a program of the project; the test fails with its words if it does."""
+    """Return the output of a program of the project. The test fails with that output if the program
+    fails.
+    """
     done = subprocess.run(
         [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=900
     )
@@ -26,7 +28,7 @@ def program(*words: str, cwd: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two steps on the shapes teacher, with a short gallery."""
+    """A run of two steps on the shapes teacher with a short gallery."""
     out = tmp_path_factory.mktemp("demo") / "run"
     program(
         "launch/train.py",
@@ -97,7 +99,7 @@ def test_a_run_of_two_steps_still_leaves_all_that_a_user_takes_away(run):
 
 @pytest.mark.slow
 def test_its_lora_needs_diffusers_alone_and_is_not_a_no_op(run):
-    """A stock pipeline, prompts in, latents out; two steps of training already change them."""
+    """In a stock pipeline, two steps of training already change the latents."""
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
     pipe = CogVideoXPipeline.from_pretrained(TEACHER, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What setup.py allows is what is tested: the constraint files hold both ends of its ranges."""
+"""The version ranges in setup.py are tested: the constraint files hold both ends of each range."""
 
 import re
 import subprocess
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def constraints(name):
-    """The pinned versions of a constraints file, by normalised project name."""
+    """Return the pinned versions of a constraints file, by normalised project name."""
     pins = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.M)
     return {project.lower().replace("_", "-"): Version(version) for project, version in pins}
 
 
 @pytest.fixture(scope="module")
 def requirements():
-    """The requirements of the package and of its tests, by normalised project name."""
+    """Return the requirements of the package and of its tests, by normalised project name."""
     code = (
         "import setuptools, sys\n"
         "setuptools.setup = lambda **k: print(*k['install_requires'],"

@@ -1,7 +1,7 @@
-"""The wheel does, in another folder and without the clone, what a user does first.
+"""The installed wheel can do what a user does first, in another folder and without the clone.
 
-It is installed into an environment of its own that borrows the dependencies of this one, so that
-nothing is downloaded.
+It is installed into a separate environment that uses the dependencies of this one, so that nothing
+is downloaded.
 """
 
 import json
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.slow
 
 
 class Installed:
-    """A clean environment with the wheel, and a folder to work in."""
+    """A clean environment with the wheel, and a working folder."""
 
     def __init__(self, folder: Path):
         self.folder, self.environment = folder / "work", folder / "venv"
@@ -57,7 +57,7 @@ class Installed:
         self.variables |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def __call__(self, program: str, *words: str, status: int = 0) -> str:
-        """Return what a program of the environment prints."""
+        """Run a program of the environment and return its output."""
         done = subprocess.run(
             [str(self.environment / "bin" / program), *words],
             cwd=self.folder,
@@ -72,7 +72,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build the wheel of a copy of the sources: a build leaves files beside them."""
+    """Build the wheel from a copy of the sources, because a build leaves files next to them."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SOURCE))
@@ -85,7 +85,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """Install the wheel where no clone is in sight."""
+    """Install the wheel where no clone can be found."""
     installed = Installed(tmp_path_factory.mktemp("elsewhere"))
     venv = [sys.executable, "-m", "venv", "--without-pip", str(installed.environment)]
     subprocess.run(venv, check=True)
@@ -108,7 +108,7 @@ def run(installed):
 
 
 def test_the_package_is_the_installed_one(installed):
-    """Its type hints come with it, and its licence."""
+    """It includes type hints and licence."""
     code = "import tdmvid; print(tdmvid.__path__[0])"
     package = Path(installed("python", "-c", code).strip())
     assert installed.environment in package.parents
@@ -125,8 +125,9 @@ def test_every_ready_config_is_found_with_its_teachers_configs_and_its_prompts(i
 
 
 def test_every_ready_config_is_planned_by_its_name_and_says_what_vbench_lacks(installed):
-    """In one process, from the files in the package alone. What a network's calls cost is
-    counted for the first alone, as it depends on no further file: tests/plan counts all.
+    """All configs are planned in one process from the files in the package. The cost of network
+    calls is only counted for the first config, because it depends on no further file; tests/plan
+    counts all.
     """
     printed = installed("python", "-c", PLAN_ALL).splitlines()
     configs = [json.loads(path.read_text()) for path in (ROOT / "configs").glob("*.json")]
@@ -143,7 +144,7 @@ def test_every_ready_config_is_planned_by_its_name_and_says_what_vbench_lacks(in
 
 
 def test_the_setup_of_vbench_refuses_a_python_without_its_wheels(installed):
-    """As far as it goes without a network."""
+    """As far as possible without network access."""
     (script,) = installed.environment.glob("lib/*/site-packages/tdmvid/**/setup_vbench.sh")
     done = subprocess.run(
         ["bash", script], env=installed.variables | {"PYTHON": "false"}, capture_output=True
@@ -170,7 +171,7 @@ def test_the_run_is_exported_again(installed, run):
 
 
 def test_vbench_worker_starts(installed):
-    """It runs in VBench's own environment; in any other it gets as far as importing the package."""
+    """It runs in VBench's own environment. In any other, it fails when importing the package."""
     code = "from tdmvid.scoring.vbench_runner import WORKER; print(WORKER)"
     worker = installed("python", "-c", code).strip()
     request = {"cache": "cache", "out": "out", "entries": [], "dimensions": [], "long": False}

@@ -1,4 +1,4 @@
-"""Tiny random CogVideoX pipelines of the real diffusers and transformers classes."""
+"""Tiny random CogVideoX pipelines made of the real diffusers and transformers classes."""
 
 import torch
 from diffusers import (
@@ -24,7 +24,9 @@ VARIANTS = {
 
 
 def cogvideox_scheduler(**changes) -> CogVideoXDDIMScheduler:
-    """The scheduler of CogVideoX-2B: v-prediction, zero terminal SNR, SNR shift 3, trailing."""
+    """Return the scheduler of CogVideoX-2B: v-prediction, zero terminal SNR, SNR shift 3,
+    trailing.
+    """
     return CogVideoXDDIMScheduler(
         **{
             "prediction_type": "v_prediction",
@@ -39,7 +41,7 @@ def cogvideox_scheduler(**changes) -> CogVideoXDDIMScheduler:
 
 
 def tiny_tokenizer():
-    """A word-level tokenizer that closes each prompt with </s>, as T5's does."""
+    """Return a word-level tokenizer that ends each prompt with </s>, like T5's."""
 
     vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -53,16 +55,15 @@ def tiny_tokenizer():
 
 
 def tiny_pipeline(variant: str):
-    """A random CogVideoX of a few thousand weights: 9 frames of 32 x 32 give latents of 8 channels,
-    4 x 4.
+    """Return a random CogVideoX with a few thousand weights. 9 frames of 32 x 32 give latents with
+    8 channels of 4 x 4.
     """
     return CogVideoXPipeline(*tiny_parts(VARIANTS[variant]))
 
 
 def tiny_parts(network: dict, vae: dict | None = None) -> tuple:
-    """The parts of a tiny pipeline, in the order of the pipeline's arguments.
-
-    network, vae: changes of their configs.
+    """Return the parts of a tiny pipeline, in the order of the pipeline's arguments. `network` and
+    `vae` are changes of their configs.
     """
     torch.manual_seed(0)
     transformer = CogVideoXTransformer3DModel(
@@ -82,7 +83,9 @@ def tiny_parts(network: dict, vae: dict | None = None) -> tuple:
         }
         | network
     )
-    with torch.no_grad():  # as initialised, the modulated blocks hardly see time and text
+    with (
+        torch.no_grad()
+    ):  # with the default initialization, the modulated blocks hardly depend on time and text
         for parameter in transformer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     autoencoder = AutoencoderKLCogVideoX(

@@ -1,5 +1,5 @@
-"""Three small networks on the mixture of Gaussians, whose moves are their gradients, and
-trajectories that go on without any.
+"""Three small networks on the mixture of Gaussians whose updates equal their gradients, and
+trajectories that continue without any.
 """
 
 import torch
@@ -21,7 +21,9 @@ GRID = uniform(4, PROCESS)
 
 
 class Counted:
-    """A denoiser that counts the samples it sees, and those with a gradient to its weights."""
+    """A denoiser that counts the samples it is called with, and those with a gradient for its
+    weights.
+    """
 
     def __init__(self, denoiser):
         self.denoiser, self.process, self.samples, self.graded = denoiser, denoiser.process, 0, 0
@@ -35,7 +37,7 @@ class Counted:
 
 
 class World:
-    """Roles and sgd engines of lr 1 without clip: the move of the weights is the gradient."""
+    """Roles and SGD engines with lr 1 and no clipping, so a weight's change is its gradient."""
 
     def __init__(self, objective, *, accumulation=1, cfg=3.0, seed=0, stream=None, lr=1e-3):
         exact = ExactDenoiser(Mixture.circle(), PROCESS)
@@ -90,7 +92,7 @@ class World:
 
 
 class Still:
-    """An engine that steps nothing."""
+    """An engine that changes nothing."""
 
     def backward(self, loss):
         pass
@@ -107,7 +109,7 @@ def stream(objective=STREAM, grids=(GRID,), *, batch=BATCH, **layout):
 
 
 def shrink(x_t, t, cond):
-    """A student that is no linear function of time alone."""
+    """A student that is not a linear function of time alone."""
     return x_t * (0.3 + 0.5 * t[:, None]) + 0.1
 
 
@@ -115,7 +117,7 @@ shrink.process = PROCESS
 
 
 def walk(slots, iterations, *, student=shrink, on=True):
-    """Iterations without turns; the schedules before each."""
+    """Run iterations without turns, and return the schedules before each."""
     seen = []
     conds = [Cond({})] * len(slots.schedules)
     slots.begin(student, conds)

@@ -1,4 +1,4 @@
-"""An environment that answers for the VBench package, where only its place in a run matters."""
+"""A fake VBench environment, for tests in which only its place in a run matters."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ file.write_text(json.dumps({"temporal_flickering": result}))
 
 
 def write_stand_in(folder: Path) -> Path:
-    """Write an environment that scores temporal_flickering: 0.5, 0.1 more for every second seed and
-    0.05 more for a student; return its folder.
+    """Write an environment that scores temporal_flickering as 0.5, plus 0.1 for every second seed
+    and 0.05 for a student, and return its folder.
     """
     python = folder / "bin" / "python"
     python.parent.mkdir(parents=True)

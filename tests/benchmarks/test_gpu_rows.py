@@ -1,4 +1,4 @@
-"""The command for a lent GPU keeps what was measured before a job failed."""
+"""The command for a GPU keeps measurements made before a job failed."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The table of healthy and broken runs, from samples that were kept."""
+"""The table of healthy and broken runs, made from stored samples."""
 
 import json
 import shutil
@@ -12,7 +12,9 @@ from benchmarks.guard import out_of_bands, summary
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run that is its teacher's at first, then noise twice, at half and at whole strength."""
+    """A run that equals its teacher at first, and then noise twice, at half and at full
+    strength.
+    """
     generator = torch.Generator().manual_seed(0)
     clean = torch.rand(3, 3, 5, 1, 1, generator=generator).expand(-1, -1, -1, 32, 32) * 200
     grain = 60 * torch.randn(clean.shape, generator=generator)

@@ -1,6 +1,4 @@
-"""What the benchmarks compare: the published call pattern is the one described, and moves the
-weights as ours does.
-"""
+"""The published call pattern is as described, and updates the weights like ours."""
 
 import copy
 from dataclasses import replace
@@ -29,8 +27,8 @@ CPU = torch.device("cpu")
 
 
 def moved(pattern, objective, steps=3):
-    """Weights of student and fake after some iterations from the same start, and the scalars of the
-    last.
+    """Return the weights of student and fake after some iterations from the same start, and the
+    last scalars.
     """
     process = RectifiedFlow()
     networks = {
@@ -107,7 +105,7 @@ def test_the_calls_are_those_of_the_published_loop_and_of_ours(tiny):
 
 
 def test_the_sum_of_calls_is_that_of_the_pattern():
-    """With calls that all cost one and steps that cost three: F + 2 B, at K = 4."""
+    """If every call costs one and every step three, the sum is F + 2 B at K = 4."""
     alone = dict.fromkeys(("student", "fake", "branch"), 1.0)
     alone |= {"teacher": 2.0, "student step": 3.0, "fake step": 3.0}
     expected = {"published pattern": 15, "full": 12, "stop": 10.5, "stream": 9}
@@ -131,7 +129,7 @@ def test_every_sampler_is_timed_a_call(tiny):
 def test_the_work_of_an_iteration_is_the_planned_one(tiny, checkpointing):
     config = replace(tiny, parallel=replace(tiny.parallel, gradient_checkpointing=checkpointing))
     plan, measured = make_plan(config), scaling.measure(config, launch.start("none"), repeats=1)
-    # a checkpointed block's last product, of which no gradient has need, is not made again
+    # the last product of a checkpointed block is not recomputed, because no gradient needs it
     assert measured["flops"] == pytest.approx(plan.flops(), rel=0.03 if checkpointing else 0.02)
     if not checkpointing:
         assert measured["kept"] == pytest.approx(plan.activations(False), rel=0.05)
@@ -148,7 +146,7 @@ def test_two_ranks_send_what_is_planned_of_sharded_weights(tmp_path):
 
 def test_the_peak_is_that_of_tensors_alive_at_once():
     def call():
-        for _ in range(3):  # a and the new b beside the last one
+        for _ in range(3):  # a, and the new b next to the previous one
             a = torch.ones(1 << 20)
             b = a + a
             del a

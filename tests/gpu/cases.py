@@ -1,8 +1,8 @@
-"""Runs that are counted on the pretended device, and the program that counts them.
+"""Runs to count on the simulated device, and the program that counts them.
 
     python tests/gpu/cases.py FILE NAME...
 
-writes what each run does as one JSON object, by name. A run that raises gives its error.
+writes the counts of each run to a JSON object, by name. For a run that fails, it writes the error.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """A ready config, changed."""
+    """A shipped config with changes."""
 
     config: str
     changes: tuple[str, ...] = ()
     blocks: int = 2
-    """0: all of them."""
+    """Number of blocks; 0 for all."""
     what: str = "iteration"
-    """Or "samples", made and decoded by a run, or "stock", by the pipeline that users have."""
+    """Or "samples", generated and decoded by a run, or "stock", by the pipeline that users have."""
 
 
 FAMILIES = {
@@ -50,7 +50,7 @@ WHOLE = {
     **{
         f"{name}-whole": Case(config, blocks=0)
         for name, config in FAMILIES.items()
-        if name not in ("sd15", "sdxl")  # two minutes each
+        if name not in ("sd15", "sdxl")  # takes two minutes each
     },
     "cogvideox-shared-whole": Case("cogvideox5b_4nfe", SHARED, blocks=0),
 }

@@ -1,4 +1,4 @@
-"""Ranks that are not there: collectives that return at once and count what a rank would send."""
+"""Simulated ranks: collectives return at once and count what a rank would send."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ROUNDS = {
     "broadcast_": 1,
     "barrier": 0,
 }
-"""How often all parts but a rank's own are sent, in a ring."""
+"""Number of times that all data but a rank's own is sent, in a ring."""
 
 
 def collect(func: Any, args: tuple[Any, ...], sent: Tally[str]) -> Any:
-    """Return what a collective returns, and add the bytes that a rank sends."""
+    """Return the result of a collective, and add the bytes that a rank sends."""
     name = func._schema.name.split("::")[-1]
     tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
     group = next(x for x in args if isinstance(x, torch.ScriptObject) and _is_group(x))
@@ -44,7 +44,7 @@ def _is_group(value: torch.ScriptObject) -> bool:
 
 @contextmanager
 def ranks(count: int) -> Iterator[None]:
-    """Inside, this process is rank 0 of so many."""
+    """Make this process rank 0 of several within this context."""
     dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
     try:
         yield

@@ -1,10 +1,10 @@
-"""Count one training iteration of a run on a pretended GPU.
+"""Count one training iteration of a run on a simulated GPU.
 
     python tests/gpu/count.py --config configs/cogvideox2b_4nfe.json
     python tests/gpu/count.py --config configs/cogvideox2b_4nfe.json --blocks 2 --lines 20 \
         --set parallel.gradient_checkpointing=false
 
-Needs PyTorch for CPUs and a C++ compiler. Nothing is computed and no weight is read.
+Requires PyTorch for CPUs and a C++ compiler. Nothing is computed and no weights are read.
 """
 
 # ruff: noqa: E402
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 
 def print_tally(name: str, tally: Tally[str], *, unit: float = 1, most: int = 12) -> None:
-    """Print a table's largest entries."""
+    """Print the largest entries of a table."""
     if tally and most:
         print(f"{name}: {sum(tally.values()) / unit:,.0f}")
         for what, count in tally.most_common(most):

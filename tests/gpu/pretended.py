@@ -1,8 +1,8 @@
-"""A CUDA device that computes nothing, in a CPU build of PyTorch.
+"""A CUDA device that computes nothing, for a CPU build of PyTorch.
 
-`load` comes before torch is imported, `pretend` after all libraries are. Inside `FakeTensorMode`
-tensors then live on "cuda:0": autocast, attention and autograd follow CUDA's rules, and a
-`Counter` sees every kernel.
+Call `load` before importing torch, and `pretend` after importing all libraries. Within
+`FakeTensorMode` tensors are then on "cuda:0": autocast, attention and autograd follow CUDA's rules,
+and a `Counter` sees every kernel.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ MEMORY = 140 * 2**30
 
 
 def compiler() -> str | None:
-    """Return the path of a C++ compiler, None without one."""
+    """Return the path of a C++ compiler; None if there is none."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def load() -> None:
-    """Compile the device unless an earlier run did, and load it; torch must not be imported yet."""
+    """Compile the device, unless an earlier run has, and load it. torch must not have been imported
+    yet.
+    """
     spec = importlib.util.find_spec("torch")
     assert spec and spec.submodule_search_locations
     torch = Path(spec.submodule_search_locations[0])
@@ -73,7 +75,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _replacements() -> dict[str, Any]:
-    """What `torch.cuda` answers."""
+    """Return replacements of `torch.cuda` functions."""
     import torch
 
     return {
@@ -105,11 +107,11 @@ def _own(function: Any) -> Any:
 
 @contextmanager
 def pretend() -> Iterator[None]:
-    """Inside, `torch.cuda` has one device."""
+    """Make `torch.cuda` report one device within this context."""
     import torch
 
     with ExitStack() as stack:
         for name, value in _replacements().items():
-            # of its own each: Dynamo's tables take no function twice
+            # one function each, because Dynamo's tables take no function twice
             stack.enter_context(patch.object(torch.cuda, name, _own(value)))
         yield

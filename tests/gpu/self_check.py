@@ -1,6 +1,4 @@
-"""Small programs that each do one thing which a GPU should not: a counter that misses it is
-blind.
-"""
+"""Small programs that each do one thing that a GPU should not do, to test the counter itself."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ def mixed() -> None:
 
 
 def sending() -> None:
-    """Three quarters of 12 bytes, and in a ring twice as much."""
+    """Three quarters of 12 bytes, and twice as much in a ring."""
     with collectives.ranks(4):
         x = torch.ones(3, device="cuda")
         dist.all_to_all_single(torch.empty_like(x), x)
@@ -62,7 +60,7 @@ def sending() -> None:
 
 
 def elementwise() -> None:
-    """1 MB written, then read and written; then a graph that keeps 1 MB while 2 more are made."""
+    """1 MB is written, then read and written; then a graph keeps 1 MB while 2 more are created."""
     x = torch.zeros(250_000, device="cuda")
     y = x.requires_grad_() * 2
     del x

@@ -1,4 +1,4 @@
-"""A run of an untrained teacher on the pretended device: its networks, engines and iterations."""
+"""A run with untrained weights on the simulated device: its networks, engines and iterations."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ FEW_BLOCKS = {
     "StableDiffusionXLPipeline": UNET
     | {"transformer_layers_per_block": [1, 1], "attention_head_dim": [5, 10]},
 }
-"""What leaves a family two blocks of their own width, where it is not `num_layers`."""
+"""Config changes that leave a family two blocks in their real width, if it is not `num_layers`."""
 
 
 def shorten(config: RunConfig, blocks: int, work: Path) -> RunConfig:
-    """Return the run on a copy of its teacher's configs with so many blocks.
+    """Return the run on a copy of its teacher's configs with fewer blocks.
 
     Args:
-        blocks: of a transformer; 2 for any U-Net; 0 leaves all.
-        work: where the copy is written.
+        blocks: Number of blocks of a transformer; 2 for any U-Net; 0 keeps all.
+        work: Folder for the copy.
     """
     folder, family = find_family(config.model, weights=False)
     if not blocks:
@@ -68,7 +68,7 @@ def shorten(config: RunConfig, blocks: int, work: Path) -> RunConfig:
 
 
 def on_device(module: nn.Module) -> nn.Module:
-    """Give a module of the meta device parameters and buffers on "cuda", in place."""
+    """Move the parameters and buffers of a module from the meta device to "cuda" in place."""
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None:
@@ -81,11 +81,11 @@ def on_device(module: nn.Module) -> nn.Module:
 
 
 def load_untrained(config: RunConfig) -> Backbone:
-    """Return the backbone of a run with weights that are not there."""
+    """Return the backbone of a run with fake weights."""
     folder, family = find_family(config.model, weights=False)
 
     class Untrained(family):
-        """The family, with parts from their configs."""
+        """The family with parts created from their configs."""
 
         def fresh_network(self) -> nn.Module:
             return empty_base(config, folder, family)
@@ -103,22 +103,25 @@ def load_untrained(config: RunConfig) -> Backbone:
 
 
 class _Alone(launch.World):
-    """A rank that shares its sequence, and trains without DeepSpeed."""
+    """A rank that shares its sequence and trains without DeepSpeed."""
 
     distributed = False
 
 
 def build_stage(config: RunConfig) -> Stage:
-    """Return a run's networks and engines, with text, on one rank or the first of a sequence."""
+    """Return a run's networks and engines with text embeddings, on one rank or the first of a
+    sequence-parallel group.
+    """
     shared = SequenceGroup(dist.group.WORLD) if config.parallel.sequence > 1 else None
     world = _Alone(0, config.parallel.sequence, 0, torch.device("cuda"), shared)
     return stage_of(load_untrained(config), config, world)
 
 
 def plan(config: RunConfig, *, pictures: bool = False) -> Plan:
-    """Plan a run with one micro-batch an iteration, as on the first of many ranks.
+    """Plan a run with one micro-batch per iteration, as on the first of several ranks.
 
-    Without pictures it knows nothing of text encoders and autoencoder, which are not loaded then.
+    Without samples, the plan does not include text encoders and autoencoder, which are then not
+    loaded.
     """
     config = replace(config, batch=replace(config.batch, total=config.batch.micro))
     if pictures:
@@ -129,7 +132,7 @@ def plan(config: RunConfig, *, pictures: bool = False) -> Plan:
 
 
 def prime(stage: Stage) -> None:
-    """Make the state of the optimisers and what first calls keep, as a first iteration would."""
+    """Create the optimizer state and everything that first calls cache, like a first iteration."""
     for engine in stage.engines.values():
         for parameter in engine.trainable.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -139,7 +142,7 @@ def prime(stage: Stage) -> None:
 
 
 def measure(config: RunConfig, counter: Counter) -> Counts:
-    """Count an iteration of a run that is not its first."""
+    """Count an iteration that is not the first."""
     with collectives.ranks(config.parallel.sequence):
         stage = build_stage(config)
         prime(stage)
@@ -149,7 +152,7 @@ def measure(config: RunConfig, counter: Counter) -> Counts:
 
 
 def draw_samples(config: RunConfig, counter: Counter) -> Counts:
-    """Count what a run does for the picture of one prompt."""
+    """Count the operations of generating and decoding one sample."""
     stage = build_stage(config)
     prime(stage)
     assert stage.backbone.vae
@@ -162,7 +165,9 @@ def draw_samples(config: RunConfig, counter: Counter) -> Counts:
 
 
 def run_stock(config: RunConfig, counter: Counter) -> Counts:
-    """Count what the stock pipeline does with a student's scheduler, as in the export's check."""
+    """Count the operations of the stock pipeline with a student's scheduler, as in the check of the
+    export.
+    """
     backbone = load_untrained(config)
     grid = build_grid(config.grid, backbone.process)
     pipeline = backbone.stock.pipeline(backbone.network)
@@ -177,7 +182,7 @@ COUNT = {"iteration": measure, "samples": draw_samples, "stock": run_stock}
 
 
 def attempt(case: Case, work: Path) -> dict[str, Any]:
-    """Return the counts of a case beside its plan, or its error; a rollout makes no call."""
+    """Return the counts of a case with its plan, or its error. The rollout makes no call."""
     try:
         config = shorten(
             load_config(CONFIGS / f"{case.config}.json", case.changes), case.blocks, work
@@ -186,7 +191,7 @@ def attempt(case: Case, work: Path) -> dict[str, Any]:
         steps = config.grid.calls
         with counting.device(host_value=steps) as counter:
             counts = COUNT[case.what](planned.config, counter)
-    except Exception as error:  # whatever a library raises: the other cases go on
+    except Exception as error:  # libraries raise all kinds of errors; continue with the other cases
         return {"error": "".join(traceback.format_exception(error))[-3000:]}
     forwards = planned.calls.forwards - (steps - 1) / 2
     made = replace(planned, calls=replace(planned.calls, forwards=forwards))

@@ -1,15 +1,16 @@
-"""What a training iteration does on a GPU, counted on a CUDA device that is only pretended.
+"""What a training iteration does on a GPU, counted on a simulated CUDA device.
 
 A CPU build of PyTorch gets a device that computes nothing (`device.cpp`), so autocast, attention
-and autograd follow CUDA's rules and `counting.Counter` sees every kernel. What it cannot see:
-time; what compiled code does (Inductor has no Triton here, and its code passes by the counter);
-kernels of xformers, cuDNN and torchao; what the allocator rounds up or loses between blocks;
-workspaces of libraries; values, and with them whether a loss is finite.
+and autograd follow CUDA's rules and `counting.Counter` sees every kernel. It does not see: time;
+compiled code (Inductor has no Triton here, and its code bypasses the counter); kernels of xformers,
+cuDNN and torchao; what the allocator rounds up or loses between blocks; workspaces of libraries;
+values, and therefore whether a loss is finite.
 
-A run's samples are drawn and decoded, and the stock pipeline runs with a student's scheduler, as
-the export's check calls it. The check itself does not run: it writes and reads files and compares
-values. Nor do DeepSpeed's engines: an engine of ZeRO-2 can be built with `torch.cuda`'s streams,
-events and memory statistics replaced, and then asks for NVTX in its first forward.
+A run's samples are generated and decoded, and the stock pipeline runs with a student's scheduler,
+as in the check of the export. The check itself does not run, because it writes and reads files and
+compares values. DeepSpeed's engines do not run either: an engine of ZeRO-2 can be built if
+`torch.cuda`'s streams, events and memory statistics are replaced, but it then requires NVTX in its
+first forward pass.
 """
 
 import fcntl
@@ -37,13 +38,13 @@ FAULTS = (
     *("elementwise", "activated"),
 )
 WAITS = 3
-"""Of an iteration: whether to step the fake, the student, and what to log."""
+"""Synchronizations of an iteration: whether to step the fake and the student, and what to log."""
 OFF = 0.05
-"""Share by which a peak may miss its plan."""
+"""Relative error that a planned peak may have."""
 
 
 def counted(folder, *names):
-    """Run the program that counts cases, in a process of its own; the results by name."""
+    """Run the program that counts cases in a separate process, and return the results by name."""
     out = folder / f"{names[0]}.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(PROGRAM), str(out), *names]
@@ -54,8 +55,8 @@ def counted(folder, *names):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """`results(name)`: of a case, counted with all of its group, once, however many processes run
-    the suite.
+    """`results(name)`: counts of a case. All cases of its group are counted once, even if several
+    processes run the suite.
     """
     base = tmp_path_factory.getbasetemp()
     together = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -85,7 +86,7 @@ def peak(result):
 
 def sent(result):
     own, planned = sum(result["sent"].values()), result["planned_sent"]
-    # the plan sends the network's output again where checkpointing computes blocks again
+    # with gradient checkpointing, the plan includes sending the network's output again
     return {"sent": own, "planned": planned} if abs(own - planned) > 5e-3 * planned else {}
 
 
@@ -139,12 +140,12 @@ def test_the_counter_sees_each_fault(results):
 def test_the_counter_counts_bytes(results):
     """zeros, x * 2, exp, sum; then the gradients of exp and of x * 2, from one number."""
     result = results("elementwise")
-    assert result["peak"] == 4_000_000 + 8  # y, exp and two gradients, with two single numbers
+    assert result["peak"] == 4_000_000 + 8  # y, exp and two gradients, and two single numbers
     assert round(result["elementwise_bytes"] / 1e6) == 1 + 2 + 2 + 1 + 2 + 2
     assert result["live"] == 0
 
 
 def test_an_activation_has_one_kernel_each_way(results):
-    """A device without a kernel for the backward pass would take it apart into seven."""
+    """A device without a kernel for the backward pass would decompose it into seven."""
     names = {name.split()[0] for name in results("activated")["by_operation"]}
     assert names == {"ones", "silu", "sum", "ones_like", "silu_backward"}

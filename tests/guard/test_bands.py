@@ -1,4 +1,4 @@
-"""The bands around a teacher's measures, and what is said of a student outside of them."""
+"""The bands around a teacher's measures, and the findings outside them."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ TEACHER = {
 
 
 def beside(name, relative):
-    """A student whose one measure is so far from the teacher's."""
+    """A student with one measure at a given distance from the teacher's."""
     band, value = BANDS[name], TEACHER[name]
     moved = relative * (value + band.floor) - band.floor if band.ratio else value + relative
     return TEACHER | {name: moved}
@@ -104,7 +104,7 @@ def test_a_student_must_come_closer_than_the_untrained_network():
 
 
 def test_what_the_untrained_network_shows_too_is_no_finding_early():
-    """A base without guidance is blurred in few steps, whatever is trained."""
+    """A base without guidance gives blurred samples in few steps, whatever is trained."""
     blurred, worse = beside("sharpness", 0.2), beside("sharpness", 0.1)
     assert not judge(blurred, TEACHER, untrained=blurred, early=True).findings
     assert judge(worse, TEACHER, untrained=blurred, early=True).findings
@@ -115,7 +115,7 @@ def test_what_the_untrained_network_shows_too_is_no_finding_early():
 
 
 def record_of(*distances):
-    """A record whose checks, every 100 iterations, are so far from the teacher."""
+    """A record of checks, one every 100 iterations, with the given distances from the teacher."""
     record = GuardRecord()
     for number, relative in enumerate(distances, start=1):
         student = beside("contrast", relative)

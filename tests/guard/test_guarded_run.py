@@ -1,4 +1,4 @@
-"""A run with its guard: what is logged, said, kept and exported."""
+"""A run with its guard: what is logged, reported, stored and exported."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ OFTEN = ("steps=2", "log.sample_every=1", "guard.patience=0")
 
 
 def narrow(monkeypatch):
-    """Let no student be healthy."""
+    """Make the bands so narrow that no student is healthy."""
     monkeypatch.setitem(BANDS, "latents", replace(BANDS["latents"], high=1e-6))
 
 
@@ -41,7 +41,7 @@ def test_settings_without_effect_are_refused(tiny_run, tmp_path, changes, settin
 
 
 def test_a_run_that_is_to_stop_stops_and_leaves_a_report(tiny_run, tmp_path, monkeypatch, capsys):
-    """Its state is not saved: a checkpoint of noise would push out those of before."""
+    """Its state is not saved, because a checkpoint of noise would displace earlier ones."""
     out = tmp_path / "run"
     narrow(monkeypatch)
     with refused("guard.action='stop'", error=TrainingStopped):
@@ -75,7 +75,7 @@ def kept(out):
 
 @pytest.fixture(scope="module")
 def broken(tiny_run, tmp_path_factory):
-    """A run whose students are all outside of a band."""
+    """A run whose students are all outside a band."""
     out = tmp_path_factory.mktemp("broken") / "run"
     with pytest.MonkeyPatch.context() as patch:
         narrow(patch)
@@ -113,7 +113,7 @@ def test_the_best_student_is_kept_and_exported(broken):
 
 
 def test_every_rank_makes_the_reference_once(tiny_run, tmp_path, monkeypatch):
-    """A rank that made it again at the next check would wait for others that do not."""
+    """A rank that made the reference again at the next check would wait for the others forever."""
     made = []
     monkeypatch.setattr(guarding.Guard, "_make_reference", lambda guard: made.append(guard))
     run = SimpleNamespace(config=tiny_run(tmp_path), world=SimpleNamespace(primary=False))

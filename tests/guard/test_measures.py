@@ -1,4 +1,4 @@
-"""What samples look like: each measure on samples whose answer is known."""
+"""Each measure on samples with known results."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def noise(*shape: int, seed: int = 0):
 
 
 def moving(frames: int = 9, side: int = 32, *, by: int = 2):
-    """[1, 3, F, H, W]: a bright bar that moves right by so many pixels a frame."""
+    """A video [1, 3, F, H, W] of a bright bar that moves right by a number of pixels per frame."""
     video = torch.full((1, 3, frames, side, side), -0.5)
     for frame in range(frames):
         video[:, :, frame, :, by * frame : by * frame + 4] = 0.5
@@ -25,7 +25,7 @@ def moving(frames: int = 9, side: int = 32, *, by: int = 2):
 
 
 def test_motion_is_the_share_of_pixels_that_change_times_the_change():
-    """Two columns of 32 turn bright and two dark in each frame, each by 1."""
+    """In each frame two of 32 columns turn bright and two dark, each by 1."""
     assert look.motion(moving()).item() == pytest.approx(4 / 32)
     assert look.motion(moving(by=0)).item() == 0
 
@@ -67,7 +67,7 @@ def test_blur_lowers_sharpness_and_noise_raises_it():
 
 
 def test_diversity_separates_seeds_from_prompts():
-    """Two prompts of two seeds: seeds are 0.2 apart, prompts about 1."""
+    """Two prompts with two seeds each: seeds are 0.2 apart, prompts about 1."""
     levels = torch.tensor([0.0, 0.2, 1.0, 1.2])[:, None, None, None, None]
     found = look.diversity(look.thumbnails(levels.expand(4, 3, 9, 32, 32)), ["a", "a", "b", "b"])
     assert found["seeds"].tolist() == pytest.approx([0.2, 0.2], rel=1e-3)
@@ -75,7 +75,7 @@ def test_diversity_separates_seeds_from_prompts():
 
 
 def test_noise_alone_is_hardly_diverse():
-    """Thumbnails of 16 x 16 average 64 pixels of a frame of 128."""
+    """Each pixel of a 16 x 16 thumbnail averages 64 pixels of a frame of 128."""
     grainy = look.measure(noise(4, 3, 8, 128, 128), ["a", "a", "b", "b"])
     assert grainy["seeds"] < 0.25
 
@@ -105,7 +105,9 @@ def write_folder(folder, videos):
 
 
 def test_any_folder_of_samples_is_scored(tmp_path, capsys):
-    """Files that differ in their last number are seeds of one prompt; a still folder says so."""
+    """Files that differ only in their last number are seeds of one prompt. A folder of still images
+    is recognized.
+    """
     still = {f"a ring-{seed}.mp4": moving(by=0) for seed in (0, 1)}
     lively = {f"a ring-{seed}.mp4": moving(by=1 + seed) for seed in (0, 1)}
     folders = [

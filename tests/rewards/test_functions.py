@@ -1,4 +1,4 @@
-"""Reward functions: finding them, calling them, and what becomes of those that fail."""
+"""Reward functions are found and called, and their failures are handled."""
 
 import math
 import os

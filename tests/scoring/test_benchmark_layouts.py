@@ -1,4 +1,4 @@
-"""Benchmarks' own files in, their scorers' own folders out."""
+"""Files of benchmarks are read, and files are named as their scorers expect."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Results of two machines: compared, or refused by what their protocols do not share."""
+"""Results of two machines are compared, or rejected with the difference in their protocols."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What is scored when nothing is named: the newest finished run, by its family's evaluation."""
+"""By default the newest finished run is scored, with the evaluation of its model family."""
 
 import json
 import os
@@ -14,7 +14,7 @@ VIDEO = {"frames": 49, "height": 480, "width": 720, "fps": 8}
 
 
 def finish(folder, age, *, video=VIDEO, student="lora", config=None, **facts):
-    """Write what a finished run leaves, so many seconds ago."""
+    """Write the files of a run that finished some seconds ago."""
     path = folder / student / "export.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"video": video, **facts}))
@@ -78,7 +78,7 @@ def test_a_student_is_scored_at_the_size_that_it_was_trained_on(runs, tmp_path):
 def test_what_was_chosen_is_said(runs, capsys):
     config = to_dict(load_config("cogvideox5b_4nfe"))
     run = finish(runs / "mine", 0, config=config, video=VIDEO | {"frames": 17})
-    with refused(error=SystemExit):  # no such model here
+    with refused(error=SystemExit):  # there is no such model
         main(["score", "vbench", "--set", "environment=nowhere"])
     said = capsys.readouterr().out
     for word in (f"{run.relative_to(runs.parent)}/lora", "vbench_cogvideox5b", "video.frames=17"):

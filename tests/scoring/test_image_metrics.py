@@ -1,4 +1,4 @@
-"""Image measures: the libraries' own arithmetic where weights do not matter, and against closed
+"""Image metrics: the libraries' arithmetic, where weights do not matter, compared with closed
 forms.
 """
 
@@ -125,7 +125,7 @@ def test_the_aesthetic_head_is_linear(tmp_path):
 def test_clip_and_aesthetic_scores_share_one_pass_and_average_over_a_prompt(
     pictures, tmp_path, monkeypatch
 ):
-    """Features 1, 2, ... of length one: the cosine with the only text is known."""
+    """Unit-length features of 1, 2, ...: the cosine with the only text is known."""
     loaded = []
 
     def load(cache, device):
@@ -146,7 +146,9 @@ def test_clip_and_aesthetic_scores_share_one_pass_and_average_over_a_prompt(
 
 @pytest.mark.slow
 def test_clip_scores_are_cosines_of_loaded_weights(pictures, tmp_path):
-    """Saved random weights come back; a score is 100 cos, and an image's own features score 100."""
+    """Stored random weights are loaded. A score is 100 cos, and an image with its own features
+    scores 100.
+    """
     library("open_clip")
     made = Clip("RN50", None)  # the smallest architecture; random weights
     torch.save({"state_dict": made.model.state_dict()}, tmp_path / "clip.pt")
@@ -163,7 +165,7 @@ def test_clip_scores_are_cosines_of_loaded_weights(pictures, tmp_path):
 
 
 def test_a_batch_of_images_is_encoded_before_the_next_is_read(pictures):
-    """Or 30,000 of them would take 18 GB."""
+    """Otherwise 30,000 images would take 18 GB."""
     clip, events = object.__new__(Clip), []
     clip.batch, clip.device = 2, "cpu"
     clip.transform = lambda image: events.append("read") or torch.zeros(3, 2, 2)
@@ -176,14 +178,14 @@ def test_a_batch_of_images_is_encoded_before_the_next_is_read(pictures):
 
 @pytest.fixture
 def inception(tmp_path):
-    """Random weights in the layout of the extractor: what is checked does not depend on them."""
+    """Random weights in the format of the extractor. The checks do not depend on their values."""
     library("torch_fidelity")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Random(FeatureExtractorInceptionV3):
         def load_state_dict(
             self, state
-        ):  # the constructor loads a file; give it this network's own
+        ):  # the constructor loads a file, so write this network's weights to one
             return super().load_state_dict(super().state_dict())
 
     torch.manual_seed(0)
@@ -208,7 +210,7 @@ def test_a_set_against_itself_has_no_distance_and_whole_precision_and_recall(pic
 def test_fid_precision_and_recall_are_their_papers_formulas_of_the_extractor_s_features(
     tmp_path, pictures, inception
 ):
-    """arXiv 1706.08500 and 1904.06991, written out, on features of the library's own network."""
+    """Formulas of arXiv 1706.08500 and 1904.06991, on features of the library's own network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     torch.manual_seed(1)
@@ -234,7 +236,7 @@ def test_fid_precision_and_recall_are_their_papers_formulas_of_the_extractor_s_f
         - 2 * shared
     )
 
-    def inside(x, y):  # within 3 neighbours and itself
+    def inside(x, y):  # within 3 neighbours and the point itself
         reach = torch.cdist(y, y).kthvalue(4, 1).values
         return (torch.cdist(x, y) <= reach).any(1).double().mean().item()
 
@@ -246,7 +248,7 @@ def test_fid_precision_and_recall_are_their_papers_formulas_of_the_extractor_s_f
 
 
 def test_lpips_is_the_library_s_distance_on_the_weights_of_the_cache(tmp_path, pictures):
-    """Random weights in the place where torchvision looks for AlexNet's; nothing is fetched."""
+    """Random weights in the place where torchvision looks for AlexNet's. Nothing is downloaded."""
     library("lpips")
     import lpips
     from torchvision.models import alexnet
@@ -270,8 +272,8 @@ def test_lpips_is_the_library_s_distance_on_the_weights_of_the_cache(tmp_path, p
 
 
 def alexnet_slices(network, alexnet):
-    """AlexNet's convolutions by the names that LPIPS has for them: five slices, layers numbered as
-    in AlexNet.
+    """Return AlexNet's convolutions by their names in LPIPS: five slices with AlexNet's layer
+    numbers.
     """
     return {
         key: alexnet.features.state_dict()[key.split(".", 1)[1]] for key in network.net.state_dict()
@@ -285,8 +287,8 @@ def test_too_few_images_are_refused(pictures, tmp_path):
 
 
 def test_fid_and_precision_of_given_features_are_the_closed_forms():
-    """The library's own functions: |m1 - m2|^2 + tr(...) of Gaussians, and a shifted copy that is
-    out of reach.
+    """The library's functions give |m1 - m2|^2 + tr(...) for Gaussians, and 0 precision for a copy
+    shifted out of reach.
     """
     library("torch_fidelity")
     import numpy as np

@@ -1,4 +1,4 @@
-"""Intervals: pairs and votes."""
+"""Confidence intervals of paired differences and of votes."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_unequal_sides_are_no_pairs():
 
 
 def test_votes_have_wilsons_interval():
-    """Wilson's ends of 15 in 20, from the formula (centre +- root) / (1 + z^2 / n)."""
+    """Wilson's interval of 15 in 20, from the formula (centre +- root) / (1 + z^2 / n)."""
     wins, votes, z = 15, 20, 1.959964
     share, grow = wins / votes, 1 + z * z / votes
     half = z * (share * (1 - share) / votes + z * z / (4 * votes * votes)) ** 0.5 / grow

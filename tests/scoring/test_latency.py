@@ -1,4 +1,4 @@
-"""Time and memory of stages, and what a speed-up is made of."""
+"""Time and memory of stages, and the speed-up."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ print(json.dumps([peak(256), peak(1)]))
 
 @pytest.mark.slow
 def test_the_peak_is_of_this_stage_and_not_of_an_earlier_one():
-    """In a process of its own, whose allocator gives freed memory back."""
+    """Runs in a separate process whose allocator returns freed memory."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", PEAKS],
@@ -103,7 +103,9 @@ def test_the_teacher_s_stages_are_those_of_the_stock_pipeline(tiny_cogvideox):
 
 
 def test_a_whole_call_ends_in_pictures_of_the_stages_latents(tiny_cogvideox, monkeypatch):
-    """The stock call is timed end to end: from the same noise it ends where the stages do."""
+    """From the same noise, the stock call that is timed end to end gives the same result as the
+    stages.
+    """
     from tdmvid.backbones.registry import load_backbone
     from tdmvid.config import ClipSize, ModelConfig
     from tdmvid.sampling.student import use_student

@@ -1,4 +1,4 @@
-"""A preflight names every file, its source and its place, before anything runs."""
+"""A preflight lists every file with its source and place before anything runs."""
 
 import re
 import zipfile

@@ -1,4 +1,4 @@
-"""The table, the page, and the configs that ship."""
+"""The table, the page, and the shipped configs."""
 
 import json
 from pathlib import Path
@@ -71,6 +71,6 @@ def test_json_table_and_page_say_the_same(tmp_path):
 def test_every_vbench_config_that_ships_is_one(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = from_dict(VBenchConfig, read_settings(path))
-    assert config.long == (path.stem != "shapes")  # 49 frames at 8 a second are 6.1 seconds
+    assert config.long == (path.stem != "shapes")  # 49 frames at 8 fps are 6.1 seconds
     if config.custom:
         assert all("temporal_flickering" in entry.dimensions for entry in load_suite(config))

@@ -1,5 +1,5 @@
-"""The commands that score, on a tiny student and its teacher, with a stand-in for the weights that
-metrics would need.
+"""The scoring commands on a tiny student and its teacher, with fake metrics that need no
+weights.
 """
 
 import json
@@ -19,7 +19,7 @@ PROMPTS = ['a "red" circle', "a blue square", "a red square"]
 
 @pytest.fixture(scope="module")
 def student(tiny_cogvideox, tmp_path_factory):
-    """The lora/ folder of a run of one step; its clips are single frames of 32 x 32."""
+    """The lora/ folder of a run of one step. Its clips are single frames of 32 x 32."""
     folder = tmp_path_factory.mktemp("student")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     (folder / "run.json").write_text(
@@ -41,7 +41,9 @@ def student(tiny_cogvideox, tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """`call("score", "vbench", "--config", ...)` runs `tdmvid` in this process; its output."""
+    """`call("score", "vbench", "--config", ...)` runs `tdmvid` in this process and returns its
+    output.
+    """
 
     def call(*words):
         monkeypatch.chdir(tmp_path)
@@ -97,12 +99,10 @@ def test_vbench_run_samples_once_scores_and_compares(tmp_path, student, call, mo
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*.mp4")}
     assert (
         sum(again[path] != made[path] for path in made) == 1
-    )  # the missing one alone was sampled again
+    )  # only the missing one was sampled again
     call(*words, "--stage", "score")
     monkeypatch.setenv("RANK", "1")
-    assert not call(
-        *words, "--stage", "score"
-    )  # of the processes of a launcher only the first scores
+    assert not call(*words, "--stage", "score")  # only the first process of a launcher scores
     monkeypatch.delenv("RANK")
     with refused("teacher", "steps=2", "3", "--out", error=SystemExit):
         call(*words, "--stage", "score", "--set", "teacher.steps=3")
@@ -140,7 +140,7 @@ def test_what_could_not_be_measured_is_refused_before_it_is_sampled(
     monkeypatch.setattr(
         "tdmvid.scoring.image_run.preflight",
         lambda metrics, *_, **__: Preflight(tuple(metrics), {}, tmp_path),
-    )  # as if its files were there
+    )  # as if its files existed
     config = settings(
         tmp_path,
         student,
@@ -217,7 +217,7 @@ def test_image_run_compares_prompt_by_prompt_and_names_what_it_left_out(
     assert (
         found["model"]["path"] == json.loads(config.read_text())["model"]["path"]
         and found["model"]["dtype"] == "float32"
-    )  # what computed them
+    )  # the model that computed them
     assert found["differences"] == {
         "text": {"value": 0.5, "low": 0.5, "high": 0.5}
     }  # one prompt asks for text
@@ -261,8 +261,8 @@ def test_a_wrong_setting_ends_with_one_line(tmp_path, student, call, change, fac
 
 
 def test_settings_of_a_base_that_is_not_named_are_refused(tmp_path, student, call, monkeypatch):
-    """Else the student's own base would be loaded, in its own dtype, and the results would say the
-    other.
+    """Otherwise the student's own base would be loaded in its own dtype, while the results would
+    state another.
     """
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     config = settings(

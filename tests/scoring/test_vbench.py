@@ -1,6 +1,4 @@
-"""VBench's arithmetic against the published numbers of CogVideoX-2B, and what its results are
-checked for.
-"""
+"""VBench's arithmetic gives the published numbers of CogVideoX-2B, and its results are checked."""
 
 import json
 
@@ -135,7 +133,9 @@ def test_a_dimension_that_was_not_reached_is_refused(tmp_path):
 
 
 def two_dimensions(prompts=40, seeds=3):
-    """Scores of samplers that share a prompt's difficulty and differ by 0.01 in one dimension."""
+    """Scores of samplers that share the difficulty of prompts and differ by 0.01 in one
+    dimension.
+    """
     files = {f"p{i}-{seed}.mp4": f"p{i}" for i in range(prompts) for seed in range(seeds)}
     names = {f"p{i}": frozenset({"scene"} if i % 4 == 0 else {"color"}) for i in range(prompts)}
     hard = 0.2 * torch.randn(prompts, generator=torch.Generator().manual_seed(0))
@@ -172,7 +172,9 @@ def test_every_resample_keeps_the_number_of_prompts_of_each_dimension():
 
 
 def test_a_coverage_of_95_per_cent():
-    """The interval of the difference of noisy scores holds the truth about as often as it says."""
+    """The interval of the difference between noisy scores contains the truth about as often as it
+    claims.
+    """
     held, trials, prompts = 0, 200, 60
     files, names = (
         {f"{i}.mp4": str(i) for i in range(prompts)},

@@ -1,4 +1,4 @@
-"""The worker: the real package where its environment is, and what is caught where it breaks."""
+"""The worker runs the real package, if its environment exists, and failures are caught."""
 
 import json
 import os
@@ -36,7 +36,7 @@ PROMPTS = ["a red ring", "a blue square"]
 
 @pytest.fixture
 def suite(tmp_path):
-    """`suite(environment, frames)`: config, entries, preflight and digests of four moving squares,
+    """`suite(environment, frames)`: config, entries, preflight and digests of four moving squares
     in `tmp_path`/videos.
     """
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -78,7 +78,9 @@ def score(tmp_path, made, devices=("cpu",)):
 @pytest.mark.slow
 @needs_vbench
 def test_the_package_s_flickering_is_what_its_paper_defines(tmp_path, suite):
-    """1 - the mean absolute difference of neighbouring frames over 255, of the decoded file."""
+    """1 minus the mean absolute difference between successive frames of the decoded file over
+    255.
+    """
     scores = score(tmp_path, suite(ENVIRONMENT))["temporal_flickering"]
     assert len(scores) == 4
     for file, found in scores.items():
@@ -123,7 +125,7 @@ torch.save(state, sys.argv[1])
 @pytest.mark.slow
 @needs_vbench
 def test_the_package_s_filter_may_keep_no_video(tmp_path):
-    """Random weights of its own RAFT, pushed to see motion everywhere."""
+    """Random weights of its RAFT, changed so that it sees motion everywhere."""
     weights, videos = (
         tmp_path / "cache" / "raft_model" / "models" / "raft-things.pth",
         tmp_path / "videos",
@@ -142,7 +144,7 @@ def test_the_package_s_filter_may_keep_no_video(tmp_path):
     )
     entries = [Entry("a red ring", ("temporal_flickering",), "a red ring", 1)]
     files = [shot.file for shot in shots_of(entries, 9)]
-    for file in files:  # of 64 pixels RAFT makes nothing at all
+    for file in files:  # RAFT computes nothing for 64 pixels
         write_video(videos / file, torch.rand(3, 9, 128, 128) * 2 - 1, fps=8)
     checked = ready(config, entries)
     assert checked.whole and score(
@@ -233,7 +235,7 @@ def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(tmp
 
 
 def test_an_interrupt_begins_no_further_dimension(tmp_path, suite, monkeypatch):
-    """Ctrl-C reaches the worker that runs as well; each of the others may take hours."""
+    """Ctrl-C also reaches the running worker. Each of the others could take hours."""
     config, entries, checked, digests = suite(stand_in(tmp_path / "env", ANSWER))
     begun = []
 
@@ -284,7 +286,7 @@ def test_a_part_of_the_suite_says_so_and_shows_no_total(tmp_path, suite):
     )
     assert (
         page.read_text().count("<video") == 4
-    )  # the best and the worst of two prompts, both sides
+    )  # the best and the worst of two prompts, for both sides
 
 
 def test_all_dimensions_of_a_limited_run_make_no_total_either(tmp_path, suite):

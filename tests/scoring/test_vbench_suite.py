@@ -1,4 +1,4 @@
-"""Which videos a run needs, and what is wrong with those that are there."""
+"""The videos that a run needs, and the checks of those that exist."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The chain of VBench against known answers: what is right, wrong, and could not be asked."""
+"""The VBench pipeline against known answers: correct, wrong, and not run."""
 
 import sys
 
@@ -21,7 +21,9 @@ result = [sum(row["video_results"] for row in rows) / len(rows), rows]
 file = pathlib.Path(request["out"]) / "scores_eval_results.json"
 file.write_text(json.dumps({"temporal_flickering": result}))
 """
-"""temporal_flickering as the package has it: one less the mean absolute change between frames."""
+"""temporal_flickering as the package computes it: 1 minus the mean absolute change between
+frames.
+"""
 
 
 def verify(environment, cache):

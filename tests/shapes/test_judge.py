@@ -1,4 +1,4 @@
-"""The judge and the measures: right on ground truth, wrong on wrong captions, exact where a closed
+"""The judge and the metrics: right on ground truth, wrong on wrong captions, exact where a closed
 form exists.
 """
 
@@ -77,7 +77,7 @@ def test_ground_truth_scores_better_than_other_captions_and_is_reproducible(judg
 def test_flicker_is_the_mean_step_of_the_background():
     steps = torch.tensor([0.0, 0.02] * 4 + [0.0])
     video = steps.view(1, 1, 9, 1, 1).expand(1, 3, 9, 64, 64).clone() - 0.5
-    video[..., 20:40, 20:40] = torch.rand(9, 20, 20)  # an object: moves, but is no background
+    video[..., 20:40, 20:40] = torch.rand(9, 20, 20)  # an object moves, but is not background
     assert metrics.flicker(video).item() == pytest.approx(0.02 * 127.5, rel=0.05)
 
 

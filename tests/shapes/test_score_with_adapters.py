@@ -1,4 +1,4 @@
-"""`tdmvid score shapes` puts a user's LoRAs into the teacher that a run had them in."""
+"""`tdmvid score shapes` loads the user's LoRAs into the teacher that the run had them in."""
 
 import json
 

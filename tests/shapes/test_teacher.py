@@ -1,4 +1,4 @@
-"""The teacher's folder is a pipeline that the stock library loads and runs."""
+"""The teacher's folder is a pipeline that stock diffusers loads and runs."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_the_stock_pipeline_samples_what_the_caption_says(pipe):
 
 
 def test_its_measured_quality_is_what_it_is_there_for():
-    """It is right in 50 steps and clearly worse in 4."""
+    """It is correct with 50 steps and clearly worse with 4."""
     quality = json.loads((FOLDER / "quality.json").read_text())
     scores = {
         name: {key: measure["value"] for key, measure in row.items()}

@@ -1,4 +1,6 @@
-"""The shapes world: captions parse back, splits are disjoint, videos show what captions say."""
+"""The shapes world: captions can be parsed, splits are disjoint, and videos show what captions
+say.
+"""
 
 import torch
 from refusals import refused

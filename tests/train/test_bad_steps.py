@@ -1,5 +1,5 @@
-"""A loss that is not finite steps nothing, is reported with role and step, and stops the run when
-it stays.
+"""A loss that is not finite changes no weights, is reported with role and step, and stops the run
+if it persists.
 """
 
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("loop_only")
 
 @pytest.fixture
 def poisoned(tiny_run, tmp_path, monkeypatch):
-    """`poisoned(steps, *changes)`: a run whose prompts at these steps have NaN embeddings."""
+    """`poisoned(steps, *changes)`: a run whose prompts have NaN embeddings at these steps."""
 
     def make(steps, *changes):
         config = tiny_run(
@@ -63,7 +63,7 @@ def losses(config, role):
 
 
 def state(config, step, role):
-    """Weights, moments and number of updates of a role in a checkpoint."""
+    """Return weights, optimizer moments and number of updates of a role in a checkpoint."""
     folder = config.folder / "checkpoints" / f"step_{step:06d}" / role
     saved = torch.load(folder / "optimizer.pt", weights_only=True)
     moments = {
@@ -147,7 +147,7 @@ def test_weights_that_are_not_finite_are_no_good_state(tiny_run, tmp_path, monke
 
 
 class NaNStudent(TDM):
-    """The student's loss is NaN in its turns listed in `bad`."""
+    """The student's loss is NaN in the turns listed in `bad`."""
 
     bad: ClassVar[set[int]] = set()
     turns: ClassVar[int] = 0

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends the program with one line that says what and how to mend it."""
+"""A user error ends the program with one line that states the error and the remedy."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def call(tiny_json, tmp_path, monkeypatch):
-    """`call("steps=2", ..., args=[...])` trains in this process, on the tiny config with
-    these settings.
+    """`call("steps=2", ..., args=[...])` trains the tiny config with these settings in this
+    process.
     """
 
     def call(*changes, args=(), config=tiny_json):
@@ -187,7 +187,7 @@ def test_prompts_are_embedded_ahead_once(tiny_json, tmp_path, monkeypatch, capsy
     for _ in range(2):
         main(["embed", "--config", str(tiny_json), "--set", cache])
         assert capsys.readouterr().out == f"8 prompts are embedded in {tmp_path / 'cache'}\n"
-        assert len(encoded) == 10  # no prompt, and the gallery's, too
+        assert len(encoded) == 10  # no prompt, not even for the gallery
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def write_evaluation(path, **settings):
 def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
     call, tmp_path, settings, facts
 ):
-    """By what evaluates, which days later would end with the same line."""
+    """The evaluation itself would print the same line, but days later."""
     path = write_evaluation(tmp_path / "vbench.json", **settings)
     with refused("error", f"evaluate.config='{path}'", *facts, error=SystemExit):
         call("evaluate.program=vbench", f"evaluate.config={path}", args=["--out", "run"])
@@ -243,7 +243,7 @@ def test_an_evaluation_that_would_refuse_its_config_is_refused_before_training(
 
 @pytest.fixture
 def evaluated(tiny_run, tmp_path):
-    """`evaluated(environment="x")`: a run that VBench is to score by these settings."""
+    """`evaluated(environment="x")`: a run to be scored by VBench with these settings."""
 
     def evaluated(**settings):
         path = write_evaluation(tmp_path / "v.json", **settings)
@@ -288,7 +288,7 @@ def test_weights_that_vbench_lacks_are_said_and_the_rest_is_scored(
 
 
 def test_every_ready_video_config_is_scored_at_its_size_when_it_is_finished():
-    """Those from text: the suites have no images."""
+    """Only text-to-video configs, because the suites have no images."""
     for path in CONFIGS.glob("*.json"):
         config = load_config(path)
         if config.video.frames > 1 and "i2v" not in path.stem:
@@ -301,7 +301,7 @@ def test_every_ready_video_config_is_scored_at_its_size_when_it_is_finished():
 
 
 def test_every_rank_takes_part_in_the_scoring_of_a_finished_run(evaluated, tmp_path, monkeypatch):
-    """At a port of its own, and without the store of the launcher's agent."""
+    """The evaluation uses its own port, and not the store of the launcher's agent."""
     calls = []
     monkeypatch.setattr(after_training, "_call", lambda *words: calls.append(words) or 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -336,6 +336,6 @@ def test_a_single_process_is_scored_without_a_launcher(evaluated, monkeypatch):
 
 
 def test_a_signal_to_the_run_ends_its_evaluation(tmp_path):
-    """Else it would go on with the GPUs when the job is queued again."""
+    """Otherwise the evaluation would keep the GPUs busy after the job is queued again."""
     program = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
     assert after_training._call([sys.executable, "-c", program], os.environ) == -signal.SIGUSR1

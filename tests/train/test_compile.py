@@ -1,5 +1,5 @@
-"""Compiled blocks: the same gradients, whole graphs, nothing compiled twice; refused where they
-cannot work.
+"""Compiled blocks give the same gradients, are whole graphs, and are compiled once; they are
+rejected where they cannot work.
 """
 
 import os
@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 
 
 def gradients(run, role, *, rolled_out=True):
-    """Of one call of an adapter that is not zero, after the calls without gradient that an
-    iteration makes.
+    """Return the gradients of one call with a nonzero adapter, after the gradient-free calls of an
+    iteration.
     """
     engine, network = run.engines[role], getattr(run.roles, role)
     for index, parameter in enumerate(engine.trainable.values()):
@@ -79,7 +79,7 @@ class Block(torch.nn.Module):
 @torch._dynamo.config.patch(recompile_limit=2)
 @pytest.mark.slow
 def test_blocks_of_many_shapes_are_all_compiled():
-    """A UNet's blocks share one cache, which has a limit."""
+    """A UNet's blocks share one cache with limited size."""
     torch._dynamo.reset()
     counters.clear()
     blocks = [Block(width) for width in range(1, 12)]
@@ -122,7 +122,7 @@ def test_a_machine_that_cannot_compile_is_refused(device, facts, monkeypatch):
     "CXX" in os.environ, reason="CXX is set, which torch.compile reads when it is imported"
 )
 def test_the_compiler_that_is_looked_for_is_the_one_that_is_used(tmp_path, monkeypatch):
-    """Another one of the machine does not help."""
+    """Another compiler on the machine does not help."""
     for name in ("clang++", "g++"):
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A run whose teacher has a user's LoRA: what it starts from, resumes and refuses."""
+"""A run whose teacher has a user's LoRA: what it starts from, resumes and rejects."""
 
 import copy
 import json
@@ -91,7 +91,7 @@ def test_a_run_writes_both_forms_and_resumes_with_the_same_loras_alone(
         train(tiny_run(out, "steps=4", adapters(lora, 1.0)), resume="auto")
     with refused("model.adapters"):
         train(tiny_run(out, "steps=4"), resume="auto")
-    write_diffusers(network, lora, target_modules=["to_q"])  # other content in the same place
+    write_diffusers(network, lora, target_modules=["to_q"])  # other content under the same path
     with refused("model.adapters"):
         train(config, resume="auto")
     with refused("model.adapters[0].path"):
@@ -136,7 +136,7 @@ def test_settings_that_do_not_go_with_a_lora_are_refused(settings, facts):
 
 
 def test_a_run_keeps_the_loras_that_it_started_with(tiny_run, lora, tmp_path, network):
-    """Their file may be moved or replaced meanwhile."""
+    """Their files may be moved or replaced during the run."""
     config = tiny_run(tmp_path / "run", adapters(lora))
     run = build_run(config, launch.start("none"))
     known, layers = run.fingerprint, copy.deepcopy(run.adapters[0].layers)

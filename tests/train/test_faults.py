@@ -1,5 +1,5 @@
-"""What goes wrong on a cluster ends in bounded time with its cause named, and the run goes on to
-the same numbers.
+"""Cluster failures end in bounded time with their cause named, and the run resumes with the same
+numbers.
 """
 
 import json
@@ -66,7 +66,7 @@ def losses(out: Path) -> list[tuple[float, float]]:
 
 @pytest.fixture(scope="module")
 def whole(tiny_json, tmp_path_factory):
-    """Losses of two ranks that nothing befell."""
+    """Losses of two ranks without any failure."""
     out = tmp_path_factory.mktemp("whole") / "run"
     status, said = ranks(tiny_json, out)
     assert status == 0, said
@@ -111,7 +111,7 @@ def test_a_rank_with_another_config_is_named(tiny_json, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_is_shown_an_older_folder_resumes_with_the_others(tiny_json, tmp_path, whole):
-    """A shared file system may show one machine a folder as it was a minute ago."""
+    """A shared file system may show one machine an outdated folder."""
     out = tmp_path / "run"
     ranks(tiny_json, out, "steps=4")
     status, said = ranks(tiny_json, out, script=SEES_NO_CHECKPOINT, folder=tmp_path)
@@ -169,7 +169,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(
 
 
 def test_a_file_that_holds_something_else_is_named(tiny_run, tmp_path, loop_only):
-    """Its checksum is right: it was written so."""
+    """Its checksum is correct, because it was written that way."""
     out = train(tiny_run(tmp_path / "run", "steps=2"))
     path = out / "checkpoints" / "step_000002"
     for name in ("fake/optimizer.pt", "fake/weights.safetensors"):
@@ -186,8 +186,8 @@ def test_a_file_that_holds_something_else_is_named(tiny_run, tmp_path, loop_only
 def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
     tiny_json, tiny_run, tmp_path, loop_only
 ):
-    """A limit on the size of files stands for the disk: the file that does not fit cannot be
-    written whole.
+    """A limit on file size simulates a full disk: the file that exceeds it cannot be written
+    completely.
     """
     train(tiny_run(tmp_path / "whole"))
     out = tmp_path / "run"
@@ -229,8 +229,8 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stands(
 
 @pytest.mark.slow
 def test_trajectories_go_on_with_another_number_of_ranks(tiny_json, tiny_run, tmp_path, loop_only):
-    """Two ranks, then one with two micro-batches, then two again; the numbers differ by rounding
-    alone, as those of one process without a launcher do.
+    """Two ranks, then one with two micro-batches, then two again. The numbers differ only by
+    rounding, like those of one process without a launcher.
     """
     out, stream = tmp_path / "run", "objective.rollout=stream"
     for count, accumulation, steps in ((2, 1, 2), (1, 2, 4), (2, 1, 6)):
@@ -243,7 +243,7 @@ def test_trajectories_go_on_with_another_number_of_ranks(tiny_json, tiny_run, tm
 
 @pytest.mark.slow
 def test_trajectories_on_sharded_weights_and_videos_resume_to_the_digit(tiny_json, tmp_path):
-    """Of the ranks that share a video, one writes its state."""
+    """Of the ranks that share a video, only one writes its state."""
     out, changes = tmp_path / "run", ("objective.rollout=stream", "parallel.sequence=2", "steps=6")
     status, said = ranks(tiny_json, out, *changes)
     assert status == 0, said

@@ -1,4 +1,4 @@
-"""Three whole networks instead of adapters: the student comes out as a diffusers model."""
+"""Training three full networks instead of adapters gives a student that is a diffusers model."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_a_fully_trained_student_comes_out_as_a_stock_transformer(
 
 @pytest.mark.slow
 def test_two_ranks_that_share_three_whole_networks_end_in_a_checked_one(tiny_json, tmp_path):
-    """By then every network is sharded, the teacher's too."""
+    """At the end all networks are sharded, including the teacher's."""
     out = tmp_path / "run"
     status, said = ranks(tiny_json, out, "training=full", "steps=2", "ema=0.5")
     assert status == 0 and "reloaded in a stock pipeline" in said, said

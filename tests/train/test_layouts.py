@@ -1,4 +1,4 @@
-"""What ranks and accumulation change of an iteration: who works on which micro-batch, no more."""
+"""Ranks and accumulation only change which rank works on which micro-batch of an iteration."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tdmvid.train.run import build_run
 
 @pytest.fixture
 def handed_out(tiny_run, tmp_path, monkeypatch):
-    """`handed_out(step, ranks, sequence, *changes)`: what each rank hands to an iteration of 4
+    """`handed_out(step, ranks, sequence, *changes)`: what each rank passes to an iteration of 4
     micro-batches: its number and that of its first micro-batch, conditions, grid and generators.
     """
     runs, asked = {}, []
@@ -42,7 +42,7 @@ def handed_out(tiny_run, tmp_path, monkeypatch):
 
 
 def by_stream(handed):
-    """The text of every micro-batch by its number among those of all ranks."""
+    """Return the text of every micro-batch by its global number."""
     return {
         first + micro: cond["prompt_embeds"]
         for first, conds, *_ in handed

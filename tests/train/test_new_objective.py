@@ -1,4 +1,6 @@
-"""A method that shares nothing with TDM is a run like any other: own settings and draw, no fake."""
+"""A method that shares nothing with TDM can be run like any other: own settings, own draw, no
+fake.
+"""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from tdmvid.train.trainer import train
 
 @dataclass(frozen=True)
 class RegressionSettings(ObjectiveSettings):
-    """Regress on the teacher's prediction at the student's own states."""
+    """Settings of a regression on the teacher's prediction at the student's own states."""
 
     kind: Literal["regression"] = "regression"
     power: float = 2.0
@@ -30,7 +32,7 @@ class RegressionSettings(ObjectiveSettings):
 
 
 class Regression(RegressionSettings):
-    """The teacher is asked at the state that the student is at, without any noise."""
+    """Evaluates the teacher at the student's state without adding noise."""
 
     def draw(self, path, x0_hat, generator, process):
         nothing, beta = torch.zeros_like(path.x), torch.zeros_like(path.upper)
@@ -45,7 +47,7 @@ class Regression(RegressionSettings):
 
 @pytest.fixture
 def regression(monkeypatch):
-    """The method, registered for one test."""
+    """Register the method for one test."""
     monkeypatch.setitem(SETTINGS, "regression", RegressionSettings)
     monkeypatch.setitem(REGISTRY, "regression", Regression)
 
@@ -75,6 +77,6 @@ def test_its_plan_counts_no_fake(tiny_run, tmp_path, regression):
         make_plan(tiny_run(tmp_path, f"objective.kind={kind}")) for kind in ("tdm", "regression")
     )
     fewer = tdm.calls.forwards - own.calls.forwards, tdm.calls.backwards - own.calls.backwards
-    assert fewer == (2, 1)  # the fake's two forwards, and its backward
+    assert fewer == (2, 1)  # two forward passes and one backward pass of the fake
     assert 2 * own.weights.trained == tdm.weights.trained
     assert "fake" not in describe(own).replace(str(tmp_path), "")

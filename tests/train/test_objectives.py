@@ -1,4 +1,4 @@
-"""Every objective is a run like any other: it trains, resumes, and what it exports was checked."""
+"""Every objective trains, resumes, and exports a checked student."""
 
 import json
 
@@ -73,7 +73,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """The settings of a folder of five videos."""
+    """Settings for a folder of five real videos."""
     folder = tmp_path_factory.mktemp("real")
     for number in range(5):
         clip = torch.rand(3, 9, 32, 32, generator=torch.Generator().manual_seed(number)) * 2 - 1
@@ -150,7 +150,7 @@ def test_what_other_kinds_cost_beside_tdm_is_planned(tiny_run, tmp_path, real):
     half = gan.calls.discriminator
     assert (
         0.4 < half.forward_flops / gan.calls.network.forward_flops < 0.9
-    )  # one of two blocks, and all around them
+    )  # one of two blocks, and everything around them
     assert gan.flops() == pytest.approx(
         plain.flops() + 3 * half.forward_flops + half.backward_flops
     )

@@ -1,4 +1,4 @@
-"""An interrupted, killed or continued run is the run that never stopped, digit for digit."""
+"""An interrupted, killed or continued run is bit-identical to an uninterrupted run."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tdmvid.train.signals import STOPPED
 from tdmvid.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
-# Average, moments, warm-up and decay: each is lost by a resume that forgets it.
+# EMA, moments, warm-up and decay: a resume that misses one of them gives other numbers.
 EVERYTHING = (
     "ema=0.5",
     "student.schedule=cosine",
@@ -48,7 +48,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def record(folder):
-    """All rows of metrics.jsonl but for the seconds."""
+    """Return all rows of metrics.jsonl without the seconds."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows
@@ -56,7 +56,7 @@ def record(folder):
 
 
 def tensors(folder):
-    """All weights and averages under a folder."""
+    """Return all weights and EMA weights under a folder."""
     return {
         f"{path.relative_to(folder)}/{name}": value
         for path in folder.rglob("*.safetensors")
@@ -80,13 +80,13 @@ def assert_same_run(resumed, whole):
 
 @pytest.fixture(scope="module")
 def whole(tiny_run, tmp_path_factory):
-    """The folder of a run of 8 steps that nothing interrupted."""
+    """The folder of an uninterrupted run of 8 steps."""
     return train(tiny_run(tmp_path_factory.mktemp("whole") / "run", *EVERYTHING))
 
 
 @pytest.fixture
 def finished(whole, tmp_path):
-    """A copy of it, to try things on."""
+    """A copy of that folder that a test may change."""
     return shutil.copytree(whole, tmp_path / "run")
 
 

@@ -1,5 +1,5 @@
-"""Any two settings go together: a run with both is as planned, finite, moves its student and
-resumes to the digit, or both are refused.
+"""Any two settings can be combined, or the combination is rejected: the run is as planned, finite,
+changes its student, and resumes bit-identically.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from tdmvid.train.trainer import train
 
 
 class Rewards(list):
-    """A list of rewards that can be a member of a set."""
+    """A list of rewards that is hashable."""
 
     def __init__(self, *rewards):
         super().__init__(rewards)
@@ -49,7 +49,7 @@ CHOICES = {
 
 
 def refused(row):
-    """Whether the settings of a row contradict each other."""
+    """Return whether the settings of a row contradict each other."""
     data = {}
     for name, value in row.items():
         *group, last = name.split(".")
@@ -62,7 +62,7 @@ def refused(row):
 
 
 def covering():
-    """Few rows of CHOICES in which every two values that are not refused together meet."""
+    """Return few rows of CHOICES that contain every pair of values that is not rejected."""
     generator, rows = random.Random(0), []
 
     def pairs(row):
@@ -89,7 +89,9 @@ def covering():
 
 
 def planned_calls(plan, run, step):
-    """The plan has the mean over K and k; a step knows its own."""
+    """Return the planned calls of a step. A plan has the mean over K and k, but a step knows its
+    own.
+    """
     steps = pick_grid(run.grids, run.streams.generator(step, "K", device="cpu"))
     mean, objective = sum(grid.steps for grid in run.grids) / len(run.grids), run.config.objective
     if objective.rollout == "stream":

@@ -1,4 +1,4 @@
-"""The networks that a run builds: how many weights they hold, and what that changes."""
+"""The networks that a run builds: how many weights they hold, and what affects that."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tdmvid.train.trainer import train
 
 
 def frozen_bytes(config) -> int:
-    """Of all frozen tensors that the roles hold, each counted once."""
+    """Return the bytes of all frozen tensors of the roles, each counted once."""
     engines = build_run(config, launch.start("none")).engines
     storages = {
         p.data_ptr(): p.nbytes
@@ -92,7 +92,9 @@ def test_the_text_encoder_has_the_device_to_itself(tiny_run, tmp_path, monkeypat
 
 
 def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
-    """They are of pictures only: who runs out of memory at the first ones goes on with them."""
+    """They only affect samples, so a run that is out of memory at the first samples can resume with
+    tiling.
+    """
     run = build_run(tiny_run(tmp_path), launch.start("none"))
     tiled = replace(run, config=replace(run.config, model=replace(run.config.model, tiling=True)))
     other = replace(
@@ -106,7 +108,9 @@ def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
 
 
 def test_a_resume_names_the_accumulation_where_numbers_depend_on_it(tiny_run, tmp_path):
-    """A rollout that stops has a k for each micro-batch of a rank; a full one has one a sample."""
+    """With rollout "stop" every micro-batch of a rank has its own k; with "full" every sample has
+    one.
+    """
 
     def laid_out(rollout, ranks):
         changes = (f"objective.rollout={rollout}", f"batch.accumulation={4 // ranks}")
@@ -136,7 +140,9 @@ def test_notes_do_not_keep_a_run_from_its_checkpoints(tiny_run, tmp_path):
 def test_a_total_batch_decides_the_accumulation_and_is_what_the_folder_keeps(
     tiny_run, tmp_path, loop_only, capsys
 ):
-    """The folder's config is for any number of ranks; eight prompts in 200 x 4 videos are few."""
+    """The stored config is valid for any number of ranks. Eight prompts are few for 200 x 4
+    videos.
+    """
     config = tiny_run(tmp_path, "batch.total=4", "batch.micro=2", "steps=1", "prompts.limit=1")
     kept = {}
     train(config, at_end=lambda run: kept.update(batch=run.config.batch))
@@ -145,7 +151,9 @@ def test_a_total_batch_decides_the_accumulation_and_is_what_the_folder_keeps(
 
 
 def test_a_run_that_repeats_its_prompts_too_often_is_warned_about(tiny_run, tmp_path, capsys):
-    """Before anything is trained; 8 prompts in 101 iterations of 4 videos are 50.5 uses each."""
+    """The warning comes before training; 8 prompts in 101 iterations of 4 videos are 50.5 uses
+    each.
+    """
 
     class Started(Exception):
         pass
@@ -164,9 +172,9 @@ def test_a_run_that_repeats_its_prompts_too_often_is_warned_about(tiny_run, tmp_
 
 
 def test_a_student_that_diverges_in_its_last_iteration_is_told_so(tiny_run, tmp_path):
-    """Before three bad iterations in a row could be counted."""
+    """The run ends before three bad iterations in a row could be counted."""
     config = tiny_run(tmp_path, "steps=1")
-    object.__setattr__(config.student, "lr", 1e30)  # no setting that is allowed overflows at once
+    object.__setattr__(config.student, "lr", 1e30)  # no valid setting overflows immediately
     with refused("metrics.jsonl", "student.lr=1e+30", "fake.lr=0.01", error=RuntimeError):
         train(config)
 

@@ -1,4 +1,4 @@
-"""The cluster's own command on this machine: two nodes of one rank each, stopped by a signal and
+"""The cluster's command on this machine: two nodes with one rank each, stopped by a signal and
 queued again.
 """
 
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
-    """Start two nodes by node.sh, from another folder than its own."""
+    """Start two nodes with node.sh, from another folder."""
     environment = os.environ | {
         "HEAD": "127.0.0.1",
         "PORT": str(free_port()),
@@ -66,7 +66,7 @@ def start_nodes(tiny_json, out, *changes: str) -> list[subprocess.Popen]:
 
 
 def children(process: int) -> list[int]:
-    """Process numbers of a process's children, oldest first."""
+    """Return the process IDs of a process's children, oldest first."""
     return sorted(
         int(child)
         for task in Path(f"/proc/{process}/task").iterdir()
@@ -75,7 +75,7 @@ def children(process: int) -> list[int]:
 
 
 def wait(nodes: list[subprocess.Popen], seconds: float = 400) -> list[int]:
-    """Exit statuses; torchrun's agents may wait 300 seconds for one another as they leave."""
+    """Return exit statuses. torchrun's agents may wait 300 seconds for each other on exit."""
     try:
         said = [node.communicate(timeout=seconds)[0] for node in nodes]
     finally:
@@ -87,7 +87,7 @@ def wait(nodes: list[subprocess.Popen], seconds: float = 400) -> list[int]:
 
 
 def write_evaluation(folder: Path) -> str:
-    """Write an evaluation by a stand-in of VBench; return the setting that asks for it."""
+    """Write an evaluation that uses a fake VBench, and return the setting that selects it."""
     (folder / "scored.txt").write_text("a red circle\na blue square")
     settings = {
         "prompts": str(folder / "scored.txt"),
@@ -114,10 +114,10 @@ def losses(out: Path) -> list[tuple[float, float]]:
 def job(
     tmp_path, batch: str, status: int, comment: str = "", config="a.json", **environment: str
 ) -> str:
-    """Run an sbatch file with stand-ins of srun, which ends with a status, and scontrol.
+    """Run an sbatch file with fake srun, which exits with a given status, and scontrol.
 
     Returns:
-        How srun was called, behind HEAD, and in further lines what scontrol was asked to change.
+        The call of srun after HEAD, and in further lines what scontrol was asked to change.
     """
     said = tmp_path / "said"
     for name, script in {
@@ -139,7 +139,7 @@ def job(
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_CPUS_PER_TASK": "64",
     }
-    copy = shutil.copy(SLURM / batch, tmp_path / "slurm_script")  # as Slurm does
+    copy = shutil.copy(SLURM / batch, tmp_path / "slurm_script")  # like Slurm
     done = subprocess.run(["bash", str(copy), config], cwd=tmp_path, env=there | environment)
     assert done.returncode == (1 if comment == "tdmvid:3" else status)
     return said.read_text()
@@ -151,12 +151,12 @@ def job(
 def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_if_it_stopped(
     tmp_path, batch, status, queued
 ):
-    """srun alone would bind all ranks of a node to one core (Slurm 22.05), and may kill what is
-    left when the first node ends.
+    """By default srun binds all ranks of a node to one core (Slurm 22.05) and may kill the rest
+    when the first node ends.
     """
     [started, *asked] = job(tmp_path, batch, status).splitlines()
     assert (
-        started.startswith("10.0.0.1 ")  # no node1 is known to the network
+        started.startswith("10.0.0.1 ")  # node1 cannot be resolved
         and "--cpus-per-task=64" in started
         and "--wait=0" in started
         and started.endswith(f"{SLURM / 'node.sh'} --config a.json --resume auto")
@@ -171,8 +171,8 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
 def test_a_job_that_is_always_stopped_before_its_first_iteration_is_not_queued_for_ever(
     tmp_path, comment, queued, status
 ):
-    """As with a time limit that is shorter than the signal's lead; the signal may come before the
-    task's script has begun.
+    """This happens if the time limit is shorter than the lead time of the signal. The signal may
+    arrive before the task's script starts.
     """
     asked = job(tmp_path, "one_node.sbatch", status, comment).splitlines()[1:]
     changes = [f"update JobId=12 Comment=tdmvid:{queued}", "requeue 12"]
@@ -180,14 +180,14 @@ def test_a_job_that_is_always_stopped_before_its_first_iteration_is_not_queued_f
 
 
 def test_only_the_stopped_task_of_an_array_is_queued_again(tmp_path):
-    """The number of its last task is that of the whole array."""
+    """The last task of an array has the job number of the whole array."""
     array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
     [started, *asked] = job(tmp_path, "one_node.sbatch", 75, config="%a.json", **array).splitlines()
     assert "--config 3.json" in started and asked[-1] == "requeue 12_3"
 
 
 def node(tmp_path, script: str, **environment: str) -> subprocess.Popen[str]:
-    """launch/slurm/node.sh with a shell script in the place of Python."""
+    """Run launch/slurm/node.sh with a shell script in place of Python."""
     (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
     inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
@@ -204,8 +204,8 @@ def node(tmp_path, script: str, **environment: str) -> subprocess.Popen[str]:
 def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too(
     tmp_path, told, status
 ):
-    """While prompts are embedded, or the student is exported, nobody waits for signals; a failure
-    is still one.
+    """While prompts are embedded or the student is exported, signals are not handled. A failure is
+    still reported as one.
     """
     run = node(tmp_path, f"sleep {30 if told else 0} & touch {tmp_path}/begun; wait $!; exit 3")
     while told and not (tmp_path / "begun").exists():
@@ -217,7 +217,7 @@ def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too
 
 @pytest.mark.parametrize("helper", ["", "sleep 0.5;"])
 def test_a_launcher_without_ranks_is_ended_and_queued_again(tmp_path, helper):
-    """It still imports PyTorch, which may start a helper, or its ranks have gone."""
+    """It is still importing PyTorch, which may start a helper process, or its ranks have exited."""
     run = node(tmp_path, f": > {tmp_path}/begun; {helper} exec sleep 30")
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
@@ -239,7 +239,7 @@ def test_the_ranks_of_a_node_share_its_cpus(tmp_path, cpus, chosen, threads):
 def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_been(
     tiny_json, tmp_path
 ):
-    """The run that is not stopped is scored, too: by both nodes, inside the allocation."""
+    """The run that is not stopped is also scored, by both nodes within the allocation."""
     evaluate = write_evaluation(tmp_path)
     assert wait(start_nodes(tiny_json, tmp_path / "whole", evaluate)) == [0, 0]
     results = json.loads((tmp_path / "whole" / "vbench" / "results.json").read_text())
@@ -248,7 +248,7 @@ def test_two_nodes_stop_together_when_one_is_told_and_go_on_as_if_nothing_had_be
     nodes, out = start_nodes(tiny_json, tmp_path / "run"), tmp_path / "run"
     while not rows(out) and all(node.poll() is None for node in nodes):
         time.sleep(0.01)
-    os.killpg(nodes[1].pid, signal.SIGUSR1)  # as SLURM does, the launcher included
+    os.killpg(nodes[1].pid, signal.SIGUSR1)  # like SLURM, which also signals the launcher
     assert wait(nodes) == [75, 75]
     assert (
         1 <= len(rows(out)) < 8

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM cluster of two nodes, as users submit them; see `slurm_cluster`."""
+"""Jobs on a real SLURM cluster of two nodes, submitted as users do; see `slurm_cluster`."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ def cluster(tmp_path_factory):
 
 
 class Run:
-    """A run on the cluster, whose settings may change while it waits in the queue."""
+    """A run on the cluster. Its settings may change while it waits in the queue."""
 
     def __init__(self, cluster, tiny_json, folder):
         self.cluster, self.out, self.config = cluster, folder / "run", folder / "run.json"
@@ -59,7 +59,7 @@ class Run:
         return False
 
     def completed(self, number: int | str) -> str:
-        """Wait for the end of a job; return its log."""
+        """Wait for the end of a job and return its log."""
         ended = self.cluster.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
         log = self.cluster.log(number)
         print(log)
@@ -75,7 +75,9 @@ def run(cluster, tiny_json, tmp_path):
 
 
 def test_a_job_of_two_nodes_outlives_its_limit_and_a_node_that_dies(run):
-    """The batch file's own `--signal=USR1@900` is used: the limit is moved to the job."""
+    """The `--signal=USR1@900` of the batch file is used; the time limit is moved towards the
+    job.
+    """
     run.set(steps=FOREVER)
     number = run.submit("nodes.sbatch", "--nodes=2")
     run.wait_for_rows(number, 1)
@@ -103,8 +105,8 @@ def test_a_job_of_two_nodes_outlives_its_limit_and_a_node_that_dies(run):
 
 
 def test_of_an_array_one_task_ends_and_the_last_is_stopped_queued_again_and_cancelled(run):
-    """Each has a node, and for its seed and its steps its number; the last one's job has the number
-    of the whole array.
+    """Each task runs on one node and uses its number as seed and steps. The last task's job has the
+    number of the whole array.
     """
     options = ("--set", "seed=%a", "--set", "steps=%a", "--out", str(run.out.with_name("run_%a")))
     number = run.submit("one_node.sbatch", "--array=2,1000", options=options)

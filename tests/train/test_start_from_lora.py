@@ -1,4 +1,4 @@
-"""A run that starts from a LoRA: the student where that one ended, the fake where the base is."""
+"""A run that starts from a LoRA: the student starts from it, the fake from the base."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def stage(tiny_run, tmp_path_factory):
 
 @pytest.fixture
 def second(stage, tiny_run, tmp_path):
-    """`second("lora.alpha=2")`: the next stage's run, set up."""
+    """`second("lora.alpha=2")`: the run of the next stage, set up."""
     return lambda *changes: build_run(
         tiny_run(tmp_path, f"init={stage / 'lora'}", *changes), launch.start("none")
     )
@@ -46,7 +46,7 @@ def sample(run, role):
 
 
 def first_stage_s_latents(run, stage):
-    """Those of stock diffusers with the first stage's LoRA."""
+    """Latents of stock diffusers with the LoRA of the first stage."""
     pipeline = run.backbone.stock.pipeline()
     load_student(pipeline, stage / "lora", run.backbone.lora)
     z = torch.randn(1, *run.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))

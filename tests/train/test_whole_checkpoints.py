@@ -1,4 +1,4 @@
-"""A checkpoint is whole or does not count, and training goes on while it is written."""
+"""A checkpoint is complete or ignored, and training continues while it is written."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from tdmvid.train.checkpoint import Checkpoints
 
 
 class Engine:
-    """Saves one number."""
+    """An engine that saves one number."""
 
     def __init__(self, value):
         self.value = value
@@ -66,7 +66,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
     )
     checkpoints, engine = Checkpoints(tmp_path, keep=1), Engine(1)
     path = checkpoints.save(1, {"student": engine}, {})
-    engine.value = 2  # the next step, while nothing is on the disk
+    engine.value = 2  # the next step starts before anything is on disk
     assert not path.exists() and checkpoints.latest() is None
     disk.set()
     checkpoints.wait()
@@ -78,7 +78,7 @@ def test_a_checkpoint_is_whole_only_when_every_rank_has_written(tmp_path):
     first, second = (Checkpoints(tmp_path, keep=1, rank=rank, ranks=2) for rank in (0, 1))
     path = first.save(1, {"student": Engine(1)}, {})
     first._writing.own_part.wait(10)
-    time.sleep(0.2)  # the time of four looks for the other rank's part
+    time.sleep(0.2)  # long enough for four checks for the other rank's part
     assert not path.exists()
     second.save(1, {"fake": Engine(2)}, {})
     first.wait()
