@@ -95,11 +95,22 @@ class Climbing:
         self.engine = engine
 
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate the negative loss."""
+        """Backpropagate the negative loss.
+
+        Args:
+            loss: The loss (scalar).
+        """
         self.engine.backward(-loss)
 
     def step(self, *, skip: bool | Tensor = False) -> Any:
-        """Take a step of the engine."""
+        """Take a step of the engine.
+
+        Args:
+            skip: Whether to skip the update, a bool or a scalar tensor.
+
+        Returns:
+            Result of the engine's step.
+        """
         return self.engine.step(skip=skip)
 
 

@@ -1,4 +1,4 @@
-"""Predict how runs scale to hundreds of GPUs, from the model that `tdmvid plan` prices runs with.
+"""Predict how training scales to hundreds of GPUs, with the time model of `tdmvid plan`.
 
     python -m benchmarks.predicted
 
@@ -36,9 +36,9 @@ COUNTS = (1, 8, 16, 32, 64, 128, 256, 512)
 COLOURS = ("#1f77b4", "#d95f02", "#2ca02c")
 DASHES = ("2 3", "none", "8 4")
 LOW = 0.8
-"""Of linear, below which a verdict says that it does not scale."""
+"""Share of linear scaling below which a verdict says that a model does not scale."""
 FIXED = 64
-"""Videos of the batch that does not grow."""
+"""Global batch, in videos, of the case with a fixed batch."""
 HEAD = (
     "GPUs",
     "videos per iteration",
@@ -115,34 +115,37 @@ no recomputation."""
 
 @dataclass(frozen=True)
 class Point:
-    """One number of GPUs."""
+    """Prediction for one number of GPUs."""
 
     plan: Plan
     seconds: float
     sending: float
-    """Share of the iteration."""
+    """Share of the iteration that communication takes."""
 
     @property
     def gpus(self) -> int:
+        """Number of GPUs."""
         return self.plan.ranks
 
     @property
     def videos(self) -> int:
+        """Videos per iteration, of all GPUs together."""
         batch = self.plan.config.batch
         return batch.micro * batch.accumulation * self.gpus // self.plan.config.parallel.sequence
 
     @property
     def throughput(self) -> float:
-        """Videos a second, of all GPUs together."""
+        """Videos per second, of all GPUs together."""
         return self.videos / self.seconds
 
     @property
     def sent(self) -> float:
-        """GB that one GPU sends in an iteration."""
+        """GB that one GPU sends per iteration."""
         return sum(self.plan.traffic().values()) / 1e9
 
     @property
     def layout(self) -> str:
+        """Description of the layout."""
         parallel, batch = self.plan.config.parallel, self.plan.config.batch
         words = [f"ZeRO-{parallel.zero_stage}"] if self.gpus > 1 else ["one process"]
         words += [f"{parallel.sequence} share a video"] * (parallel.sequence > 1)
@@ -156,17 +159,37 @@ class Point:
 
 
 class Scenarios:
-    """What is predicted of one model; its networks are traced once for all of it."""
+    """Predictions for one model. Its networks are traced once for all of them.
+
+    Args:
+        config: Settings of a run with the model.
+        terms: Device and node size.
+    """
 
     def __init__(self, config: RunConfig, terms: Terms):
         self.config, self.terms, self.traces = config, terms, {}
 
     def configured(self, gpus: int) -> Point:
-        """The ready config as it is, one video a GPU."""
+        """Predict the shipped config without changes, with one video per GPU.
+
+        Args:
+            gpus: Number of GPUs.
+
+        Returns:
+            The prediction.
+        """
         return self._point(plan_layout(self._of(gpus), ranks=gpus, traces=self.traces))
 
     def quickest(self, gpus: int, videos: int) -> Point:
-        """The quickest layout that fits."""
+        """Predict the fastest layout that fits.
+
+        Args:
+            gpus: Number of GPUs.
+            videos: Global batch.
+
+        Returns:
+            The prediction.
+        """
         found = find_layouts(
             self._of(videos),
             ranks=gpus,
@@ -187,7 +210,16 @@ class Scenarios:
 
 
 def predict(config: RunConfig, terms: Terms, counts: Sequence[int]) -> dict[str, list[Point]]:
-    """Predict the three cases of one model."""
+    """Predict the three cases of one model.
+
+    Args:
+        config: Settings of a run with the model.
+        terms: Device and node size.
+        counts: Numbers of GPUs.
+
+    Returns:
+        Predictions by case.
+    """
     cases = Scenarios(config, terms)
     return {
         "as configured, one video per GPU": [cases.configured(gpus) for gpus in counts],
@@ -197,7 +229,14 @@ def predict(config: RunConfig, terms: Terms, counts: Sequence[int]) -> dict[str,
 
 
 def table(points: Sequence[Point]) -> str:
-    """Return one case as a Markdown table; linear is so many times the first row's throughput."""
+    """Format one case as a Markdown table. Linear scaling is relative to the first row.
+
+    Args:
+        points: Predictions of the case.
+
+    Returns:
+        The table.
+    """
     first = points[0].throughput / points[0].gpus
     rows = [HEAD, ["---"] * len(HEAD)]
     rows += [
@@ -217,7 +256,15 @@ def table(points: Sequence[Point]) -> str:
 
 
 def verdict(name: str, cases: dict[str, list[Point]]) -> str:
-    """Say where a model stops scaling, and why."""
+    """Describe where a model stops scaling, and why.
+
+    Args:
+        name: Name of the model.
+        cases: Predictions by case.
+
+    Returns:
+        An item of a Markdown list.
+    """
     own, grown, fixed = cases.values()
     low = [p.gpus for p in fixed if p.throughput / p.gpus < LOW * fixed[0].throughput]
     where = (
@@ -243,7 +290,15 @@ def _linear(points: Sequence[Point]) -> float:
 
 
 def page(models: dict[str, dict[str, list[Point]]], terms: Terms) -> str:
-    """Return docs/scaling.md."""
+    """Create the contents of docs/scaling.md.
+
+    Args:
+        models: Predictions by model and case.
+        terms: Device and node size.
+
+    Returns:
+        Markdown text.
+    """
     device = terms.device
     text = PAGE.format(
         most=COUNTS[-1],
@@ -270,9 +325,15 @@ def page(models: dict[str, dict[str, list[Point]]], terms: Terms) -> str:
 
 
 def draw(models: dict[str, dict[str, list[Point]]]) -> str:
-    """Return throughput and traffic over the number of GPUs as an SVG picture, both axes in powers.
+    """Plot throughput and communication over the number of GPUs, with logarithmic axes.
 
-    A colour is a model, a dash a case.
+    Colours stand for models, dashes for cases.
+
+    Args:
+        models: Predictions by model and case.
+
+    Returns:
+        An SVG image.
     """
     curves = [
         (colour, dash, points)
@@ -292,7 +353,7 @@ def draw(models: dict[str, dict[str, list[Point]]]) -> str:
 
 
 def _legend(models: Sequence[str], cases: Sequence[str]) -> Iterator[str]:
-    """Colours of models, and dashes of cases."""
+    """Yield the legend: colours of models and dashes of cases."""
     entries = [*zip(COLOURS, ("none",) * len(models), models, strict=True)]
     entries += zip(("#444",) * len(cases), DASHES, cases, strict=True)
     for place, (colour, dash, label) in enumerate(entries):
@@ -304,7 +365,7 @@ def _legend(models: Sequence[str], cases: Sequence[str]) -> Iterator[str]:
 def _panel(
     title: str, left: int, curves: Sequence[tuple[str, str, list[tuple[int, float]]]]
 ) -> Iterator[str]:
-    """One plot of 360 x 300 points."""
+    """Yield one plot of 360 x 300 points."""
     values = [value for *_, points in curves for _, value in points]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
 
@@ -334,6 +395,7 @@ def _line(colour: str, dash: str, points: Sequence[tuple[float, float]]) -> str:
 
 
 def main() -> None:
+    """Predict all models and write the page and the plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -53,21 +53,23 @@ class DMD2Suite(ToySuite):
         long = f"DMD2, {LONG} iterations"
         return [
             Claim(
-                "TDM ends nearer than DMD2 of as many iterations",
+                "TDM ends closer than DMD2 with the same number of iterations",
                 ("TDM", "4/ddim"),
                 ("DMD2", FIGURE),
             ),
             Claim(
-                "TDM ends nearer than DMD2 of four times as many", ("TDM", "4/ddim"), (long, FIGURE)
+                "TDM ends closer than DMD2 with four times the iterations",
+                ("TDM", "4/ddim"),
+                (long, FIGURE),
             ),
             Claim(
-                "TDM's recall is above DMD2's of four times as many (Table 6)",
+                "TDM's recall is above DMD2's with four times the iterations (Table 6)",
                 ("TDM", "recall"),
                 (long, "recall"),
                 higher=True,
             ),
             Claim(
-                "TDM's recall is above DMD2's of as many iterations",
+                "TDM's recall is above DMD2's with the same number of iterations",
                 ("TDM", "recall"),
                 ("DMD2", "recall"),
                 higher=True,

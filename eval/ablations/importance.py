@@ -96,7 +96,7 @@ the number of modes with less than a fifth of their share."""
         """
         pairs = [
             ("weights keep shares", "mean", "mass"),
-            ("weights mend states", "mean", "state"),
+            ("weights improve states", "mean", "state"),
             ("the exact target keeps shares", "exact", "mass"),
         ]
         return [

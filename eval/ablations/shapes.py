@@ -128,7 +128,7 @@ class ShapesSuite:
                 (ours, ddim),
                 strict=False,
             ),
-            Claim("TDM ends nearer than DMD2", (ours, ddim), (dmd2, "frechet/4/renoise")),
+            Claim("TDM ends closer than DMD2", (ours, ddim), (dmd2, "frechet/4/renoise")),
             Claim(
                 "TDM is more diverse than DMD2 (Table 6)",
                 (ours, "diversity/4/ddim"),

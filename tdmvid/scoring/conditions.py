@@ -1,7 +1,7 @@
-"""Any number of sampling steps under any condition on K: a page with a cell for each pair.
+"""Sample with any number of steps under any condition on K, and show all pairs on a page.
 
-A student of several K is one network that is told K, and can be sampled with another number of
-steps (arXiv 2503.06674, Fig. 8).
+A student of several K is one network that is conditioned on K, but can be sampled with another
+number of steps (arXiv 2503.06674, Fig. 8).
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from .sample_folders import read_sample, score_folder
 PAGE, FIGURES = "conditions.html", "conditions.json"
 DISTANCE = "distance from the teacher"
 Scores = Callable[[Path | None, int, float], Mapping[str, str]]
-"""Further scores of a student (None: the teacher) in so many steps, with a guidance scale."""
+"""Returns further scores of a student (None: the teacher) for a number of steps and a guidance
+scale.
+"""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Samples of the student that is told K, in so many steps."""
+    """Samples of the student conditioned on K = `told`, with a number of steps."""
 
     told: int
     steps: int
     scores: dict[str, str]
     picture: str
-    """A data URI: the middle frame of each sample."""
+    """Data URI of an image with the middle frame of each sample."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,22 @@ def sample_conditions(
     batch: int = 8,
     further: Scores | None = None,
 ) -> Grid:
-    """Sample every pair of a condition and a number of steps; write conditions.html and .json.
+    """Sample every pair of a condition and a number of steps, and write conditions.html and
+    conditions.json.
 
     Args:
-        students: The exported students by the K that they are told.
+        students: Exported students by the K that they are conditioned on.
         steps: Numbers of sampling steps.
-        shots: What is sampled in each cell, the same noise everywhere.
-        out: The directory of the page, the figures, and a folder of samples for each cell.
-        backbone: The students' base.
-        world: The ranks.
+        shots: Samples of each cell. The noise is the same in all cells.
+        out: Folder for the page, the scores, and one folder of samples per cell.
+        backbone: Base of the students.
+        world: Processes of the run.
         teacher: Samples the reference.
         batch: Samples at a time.
-        further: Scores beside the distance from the teacher's measures.
+        further: Scores in addition to the distance from the teacher's measures.
+
+    Returns:
+        All cells with their scores.
     """
 
     def made(folder: str, sampler: Sampler) -> Path:
@@ -100,7 +106,7 @@ def sample_conditions(
 
 
 def _facts(grid: Grid) -> dict:
-    """The scores as JSON holds them, without the pictures."""
+    """Return the scores as JSON-compatible objects, without images."""
     cells = [asdict(cell) for cell in (grid.teacher, *grid.cells)]
     for cell in cells:
         del cell["picture"]
@@ -108,7 +114,14 @@ def _facts(grid: Grid) -> dict:
 
 
 def table(grid: Grid) -> list[list[str]]:
-    """Return a row for each cell as text, with the names of the columns first."""
+    """Format the scores.
+
+    Args:
+        grid: All cells.
+
+    Returns:
+        The column names, then one row per cell.
+    """
     names = list(grid.cells[0].scores)
     head = ["told K", "steps", *names]
     rows = [[str(cell.told), str(cell.steps), *cell.scores.values()] for cell in grid.cells]

@@ -1,7 +1,8 @@
-"""How much of a teacher's variety a student keeps: pictures of many seeds, precision and recall.
+"""Measure how much of a teacher's variety a student keeps: images of many seeds, precision and
+recall.
 
-Samples of the same prompts are compared with those of a reference, prompt by prompt, without
-network weights (arXiv 2503.06674, Fig. 9, shows such pictures).
+Samples are compared with those of a reference with the same prompts, prompt by prompt, without
+network weights (arXiv 2503.06674, Fig. 9, shows such images).
 
 Shapes: N samples of one prompt [N, 3, F, H, W] in [-1, 1]; features [N, D].
 """
@@ -23,45 +24,50 @@ from .sample_folders import read_sample, samples_of, within_prompts
 
 PAGE, FIGURES = "modes.html", "modes.json"
 LONGEST = 64
-"""Pictures of a prompt at most."""
+"""Maximum number of images per prompt on the page."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the samples of one folder keep of the reference's variety."""
+    """How much of the reference's variety the samples in a folder keep."""
 
     name: str
     samples: int
     diversity: Measure | None
-    """Root mean square distance of two samples of a prompt; None where each prompt has one seed."""
+    """Root mean square distance between two samples of a prompt; None if every prompt has one
+    seed.
+    """
     precision: Measure | None
-    """Share of the samples that lie among the reference's; None for the reference itself."""
+    """Share of the samples within the reference's manifold; None for the reference itself."""
     recall: Measure | None
-    """Share of the reference's samples that lie among these."""
+    """Share of the reference's samples within the manifold of these samples; None for the reference
+    itself.
+    """
 
 
 def precision_and_recall(
     samples: Tensor, reference: Tensor, *, neighbours: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Compare two sets of features by their k-nearest-neighbour manifolds (arXiv 1904.06991, Eq. 1
+    """Compare two sets of features by their k-nearest-neighbour manifolds (arXiv 1904.06991, Eqs. 1
     and 2).
 
     Args:
         samples: Features [N, D].
         reference: Features [M, D].
-        neighbours: k; a ball around each point reaches to its k-th neighbour of the same set.
+        neighbours: k. The ball around each point has the distance to its k-th neighbour in its own
+            set as radius.
 
     Returns:
-        Whether each sample lies in a ball of the reference, [N], and whether each reference lies
-        in a ball of the samples, [M].
+        Bool [N], whether each sample is in a ball of the reference, and bool [M], whether each
+        reference is in a ball of the samples.
 
     Raises:
-        ValueError: If a set has no more points than `neighbours`.
+        ValueError: A set has no more points than `neighbours`.
     """
     if min(len(samples), len(reference)) <= neighbours:
         raise ValueError(
             f"neighbours={neighbours}: {len(samples)} samples and {len(reference)} of the reference"
-            " are too few for one prompt: sample more seeds, or take fewer neighbours"
+            " are too few per prompt: sample more seeds, or use fewer neighbours"
         )
     apart = _distances(samples, reference)
     return (
@@ -75,22 +81,27 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _radii(features: Tensor, neighbours: int) -> Tensor:
-    return _distances(features, features).sort(1).values[:, neighbours]  # the first is 0, to itself
+    return (
+        _distances(features, features).sort(1).values[:, neighbours]
+    )  # the first is the distance to itself
 
 
 def score_modes(
     folders: Sequence[Path], out: Path, *, names: Sequence[str] = (), neighbours: int = 3
 ) -> list[Coverage]:
-    """Compare folders of samples with the first of them; write modes.html and modes.json.
+    """Compare folders of samples with the first of them, and write modes.html and modes.json.
 
     Args:
-        folders: Two or more folders with samples of the same prompts; the first is the reference.
-        out: The directory of both files.
-        names: What the page calls the folders; their paths by default.
+        folders: At least two folders of samples with the same prompts. The first is the reference.
+        out: Folder for both files.
+        names: Names of the folders on the page; default: their paths.
         neighbours: See `precision_and_recall`.
 
+    Returns:
+        The measures of each folder.
+
     Raises:
-        ValueError: If a folder lacks a prompt of the reference, or has too few seeds of it.
+        ValueError: A folder lacks a prompt of the reference, or has too few seeds of it.
     """
     names = names or [str(folder) for folder in folders]
     sets = [_by_prompt(folder) for folder in folders]
@@ -137,7 +148,7 @@ def _by_prompt(folder: Path) -> dict[str, list[Path]]:
 def _coverage(
     name: str, features: dict[str, Tensor], reference: dict[str, Tensor] | None, neighbours: int
 ) -> Coverage:
-    """Average the measures over prompts; the intervals are a bootstrap over prompts."""
+    """Average the measures over prompts, with bootstrap intervals over prompts."""
     sizes = [len(each) for each in features.values()]
     group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     diversity = within_prompts(torch.cat(list(features.values())), group)
@@ -152,14 +163,21 @@ def _coverage(
 
 
 def _share(inside: Sequence[Tensor]) -> Measure:
-    """Return the share of points inside, with one set of points for each prompt."""
+    """Return the share of points inside. There is one set of points per prompt."""
     sizes = torch.tensor([len(each) for each in inside])
     group = torch.repeat_interleave(torch.arange(len(inside)), sizes)
     return mean_over_groups(torch.cat(list(inside)).double(), group)
 
 
 def table(scored: Sequence[Coverage]) -> list[list[str]]:
-    """Return name, samples, diversity, precision and recall of each folder as text."""
+    """Format the measures.
+
+    Args:
+        scored: Measures of each folder.
+
+    Returns:
+        Name, number of samples, diversity, precision and recall of each folder.
+    """
     return [
         [
             one.name,

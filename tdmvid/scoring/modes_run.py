@@ -15,35 +15,42 @@ from ..sampling.student import load_for_sampling
 
 @dataclass(frozen=True)
 class SeedsOfPrompts:
-    """What is sampled of every student and of the teacher."""
+    """What to sample from the teacher and from every student."""
 
     prompts: Sequence[str]
     seeds: Sequence[int]
     steps: int | None = None
-    """Of the teacher; None: the stock pipeline's default."""
+    """Steps of the teacher; None for the stock pipeline's default."""
     cfg: float | None = None
-    """Guidance scale of the teacher; None: the stock pipeline's default."""
+    """Guidance scale of the teacher; None for the stock pipeline's default."""
     batch: int = 8
 
 
 def is_student(folder: Path) -> bool:
-    """Return whether a folder is an exported student, and not one of samples."""
+    """Return whether a folder is an exported student, not a folder of samples.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        True if it has an export.json.
+    """
     return (folder / FACTS).is_file()
 
 
 def sample_students(students: Sequence[Path], out: Path, wanted: SeedsOfPrompts) -> list[Path]:
-    """Sample the teacher and each student into folders below `out`.
+    """Sample the teacher and each student.
 
     Args:
-        students: Exported students of one base.
-        out: Where the folders lie; what is there already is kept.
+        students: Exported students of the same base.
+        out: Folder for one folder of samples each. Existing samples are kept.
         wanted: What to sample.
 
     Returns:
         The folders of samples, the teacher's first.
 
     Raises:
-        ValueError: If the students are of different bases.
+        ValueError: The students have different bases.
     """
     bases = {folder: read_facts(folder).get("model", {}).get("path") for folder in students}
     if len(set(bases.values())) > 1:

@@ -1,4 +1,4 @@
-"""What the pages of scores share: pictures of many samples in one image, and their templates."""
+"""Parts that the pages of scores share: images with many samples, and templates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from torch import Tensor
 from ..data.files import write_text
 
 CELL, COLUMNS = 96, 8
-"""Width of a picture in pixels, and pictures in a row."""
+"""Width of a sample in pixels, and samples per row."""
 
 
 def picture_sheet(videos: Sequence[Tensor]) -> str:
-    """Return the middle frames of videos [3, F, H, W] in rows, as a data URI of a PNG image."""
+    """Arrange the middle frames of videos in rows.
+
+    Args:
+        videos: Videos [3, F, H, W] in [-1, 1], F >= 1.
+
+    Returns:
+        Data URI of a PNG image.
+    """
     height, width = videos[0].shape[-2:]
     cell = (CELL, max(1, round(CELL * height / width)))
     rows = -(-len(videos) // COLUMNS)
@@ -34,7 +41,16 @@ def picture_sheet(videos: Sequence[Tensor]) -> str:
 
 
 def render(template: str, out: Path, **values: Any) -> None:
-    """Write a page from a template of this package; every value that it names must be given."""
+    """Write a page from a template of this package.
+
+    Args:
+        template: Name of the template.
+        out: File to write.
+        values: Values of all names in the template.
+
+    Raises:
+        jinja2.UndefinedError: A value is missing.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

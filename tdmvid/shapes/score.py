@@ -74,11 +74,11 @@ def reference_features(
     Args:
         judge: The judge.
         things: Objects of each caption.
-        count: Number of videos.
+        count: Number of videos N.
         seed: Seed of the videos.
 
     Returns:
-        Features [count, 14].
+        Features [N, 14], N = `count`.
     """
     generator = torch.Generator().manual_seed(seed)
     wanted = [things[index % len(things)] for index in range(count)]
