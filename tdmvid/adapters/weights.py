@@ -101,10 +101,10 @@ class LoraWeights:
         return replace(self, layers=layers)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors by peft's names: A [r, in], B [out, r] and, if any has one, bias
-        [out].
+        """Return the tensors by peft's names: A [r, in], B [out, r] and optionally bias [out].
 
-        Layers without a bias then get zeros, because peft puts a bias on every layer or on none.
+        If one layer has a bias, the others get zeros, because peft puts a bias on every layer or on
+        none.
         """
         state = {}
         for name, layer in self.layers.items():

@@ -1,3 +1,1 @@
-"""Model families, one file per family. `registry.load_backbone` selects the family of a model
-folder.
-"""
+"""Model families, one file each. `registry.load_backbone` selects the family of a folder."""

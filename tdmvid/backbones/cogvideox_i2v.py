@@ -50,9 +50,7 @@ class CogVideoXImageToVideo(CogVideoX):
     takes_images = True
 
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
-        """Return the transformer's arguments; x_t [B, F, C, H, W] gets the first frame's
-        channels.
-        """
+        """Return the transformer's arguments; the given frame is added to x_t [B, F, C, H, W]."""
         first = cond[IMAGE][:, None].to(x_t.dtype)  # [B, 1, C, H, W]
         later = first.new_zeros(len(first), x_t.shape[1] - 1, *first.shape[2:])
         given = torch.cat([first, later], 1)

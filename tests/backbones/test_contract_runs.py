@@ -60,8 +60,12 @@ def trained(run_json):
 
 
 def user_s_pipeline(case, lora, base=None):
-    """What the model card tells a user to do, up to the call itself; with another base if one is
-    given.
+    """Run the model card's code up to the call, and return its pipeline.
+
+    Args:
+        case: The tiny pipeline.
+        lora: The student's folder.
+        base: Another base to load it on.
     """
     code = (
         (lora / "README.md")

@@ -157,8 +157,10 @@ LAYOUTS = layouts()
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """`hub(repository)`: a hub with one repository, owner/name, that the client takes for the hub;
-    its downloads go to a cache of this test.
+    """`hub(repository)` starts a server with one repository, owner/name, and makes it the client's
+    hub.
+
+    Downloads go to a cache of this test.
     """
     held = []
 
