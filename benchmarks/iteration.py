@@ -119,9 +119,6 @@ def library_defaults(stage: Stage) -> Iterator[None]:
 
     Args:
         stage: Networks to switch.
-
-    Yields:
-        None.
     """
     modules = [engine.module for engine in stage.engines.values()]
     layers = [layer for module in modules for layer in tuner_layers(module)]

@@ -23,9 +23,6 @@ ANSWERS = {
 def pretended() -> Iterator[None]:
     """Make "cuda" a device without data within this context. torch must not have been imported
     before.
-
-    Yields:
-        None.
     """
     assert "torch" not in sys.modules, "torch is imported already"
     sys.path.insert(0, str(DEVICE))

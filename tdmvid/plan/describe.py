@@ -31,7 +31,7 @@ def describe(
         plan: Plan to describe.
         device_memory: Memory of each device in GiB; 0 if unknown.
         evaluation: How the finished run is scored; "" if it is not.
-        terms: Device and prices for the cost estimate; default `Terms()`.
+        terms: Device, node size and measured speed for the cost estimate; default `Terms()`.
 
     Returns:
         Lines of a label and a value. A line without a label continues the line above.

@@ -38,7 +38,7 @@ def describe_layouts(layouts: Sequence[Layout], *, limit: float, terms: Terms) -
     Args:
         layouts: Result of `find_layouts`.
         limit: Memory limit of each device in bytes.
-        terms: Device and prices that the layouts were priced with.
+        terms: Device and node size that the layouts were priced with.
 
     Returns:
         A heading, then for each layout its cost, its settings as `--set` options, and the reasons.

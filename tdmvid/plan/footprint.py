@@ -220,9 +220,6 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
 
     Args:
         network: Network whose diffusers models are switched.
-
-    Yields:
-        None.
     """
     models: list[Any] = [m for m in network.modules() if hasattr(m, SWITCH)]
     for model in models:

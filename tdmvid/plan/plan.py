@@ -214,7 +214,7 @@ class Plan:
         All samples are generated as one batch; they are decoded one at a time.
 
         Args:
-            calls: Number of concurrent network calls whose memory is needed per sample.
+            calls: Memory needed per sample, as a multiple of the memory of one network call.
 
         Returns:
             The larger of the bytes for generating all samples and for decoding one.

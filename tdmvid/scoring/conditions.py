@@ -123,7 +123,7 @@ def table(grid: Grid) -> list[list[str]]:
         The column names, then one row per cell.
     """
     names = list(grid.cells[0].scores)
-    head = ["told K", "steps", *names]
+    head = ["condition K", "steps", *names]
     rows = [[str(cell.told), str(cell.steps), *cell.scores.values()] for cell in grid.cells]
     own = [grid.teacher.scores.get(name, "\N{EN DASH}") for name in names]
     return [head, ["teacher", str(grid.teacher.steps), *own], *rows]

@@ -45,7 +45,7 @@ def test_each_cell_is_another_sample_of_the_same_noise(told, capsys):
     for index, video in enumerate(videos):
         assert not any(torch.equal(video, other) for other in videos[:index])
     page = (out / "conditions.html").read_text()
-    assert page.count("data:image/png;base64,") == 5 and "told 2" in page
+    assert page.count("data:image/png;base64,") == 5 and "K = 2" in page
     assert str(out / "conditions.html") in capsys.readouterr().out
 
 
