@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     page.add_argument("--pairs", type=int, default=0, help="only the first so many; 0 takes all")
     page.add_argument("--title", default="Which video is better?")
     page.add_argument("--question", default=QUESTION)
+    page.add_argument(
+        "--send-to",
+        default="",
+        metavar="TEXT",
+        help="to whom people send the file of their votes, e.g. a mail address (default: the person"
+        " who sent them the page)",
+    )
     page.add_argument("--out", type=Path, default=Path("study.html"))
     page.set_defaults(function=make)
     add_verbose(page)
@@ -47,11 +54,18 @@ def run(args: argparse.Namespace) -> None:
 
 def make(args: argparse.Namespace) -> None:
     """Write the page and its key."""
-    from ..scoring.study import pair_samples, write_study
+    from ..scoring.study import SENDER, pair_samples, write_study
 
     questions = pair_samples(args.a, args.b)[: args.pairs or None]
     names = (args.name_a or str(args.a), args.name_b or str(args.b))
-    write_study(args.out, questions, title=args.title, question=args.question, names=names)
+    write_study(
+        args.out,
+        questions,
+        title=args.title,
+        question=args.question,
+        names=names,
+        send_to=args.send_to or SENDER,
+    )
     size = args.out.stat().st_size / 2**20
     print(
         f"{args.out}: {len(questions)} pairs, {size:.1f} MiB; keep"

@@ -20,6 +20,7 @@ from ..data.media import embed, file_inside
 from .intervals import Measure, binomial
 
 CHOICES = ("A", "B", "same")
+SENDER = "the person who sent you this page"
 LARGEST = 500 * 2**20
 """Bytes of a page's files in base64: no string of a browser's JavaScript is longer than 512 Mi
 letters, and a page with a longer script stays empty.
@@ -83,12 +84,26 @@ def _manifest(folder: Path) -> dict[str, str]:
 
 
 def write_study(
-    out: Path, questions: list[Question], *, title: str, question: str, names: tuple[str, str]
+    out: Path,
+    questions: list[Question],
+    *,
+    title: str,
+    question: str,
+    names: tuple[str, str],
+    send_to: str = SENDER,
 ) -> str:
     """Write `out`, an HTML file that works without a server, and its key beside it, `out`.key.json.
 
     The page holds the videos themselves, so that it can be mailed; nothing in it says which sampler
     is which.
+
+    Args:
+        out: the page.
+        questions: the pairs.
+        title: heading of the page.
+        question: what people are asked about each pair.
+        names: what A and B are; only the key holds them.
+        send_to: to whom people send their votes, e.g. a mail address.
 
     Returns:
         The study's name.
@@ -113,7 +128,7 @@ def write_study(
     write_text(
         out,
         environment.get_template("study.html.j2").render(
-            study=study, title=title, question=question, items=items
+            study=study, title=title, question=question, items=items, send_to=send_to
         ),
     )
     key = {

@@ -20,6 +20,12 @@ needs_chromium = pytest.mark.skipif(
 FORGETFUL = """Object.defineProperty(window, 'localStorage', {
     value: {getItem: () => null, setItem() {}, removeItem() {}},
 })"""
+PROMPT_IS_DARKEST = """(() => {
+    const dark = e => getComputedStyle(e).color.match(/\\d+/g).reduce((sum, x) => sum + +x, 0);
+    const prompt = document.querySelector('#prompt');
+    const others = [...document.querySelectorAll('main *')].filter(e => e !== prompt);
+    return others.every(e => dark(e) > dark(prompt));
+})()"""
 PROMPTS = ["a red <b>ring</b>", "a blue\u2028square", "a still lake"]
 
 
@@ -151,6 +157,15 @@ def test_the_page_does_not_say_who_is_who(study):
     )
 
 
+def test_the_page_says_to_whom_votes_are_sent_and_what_is_saved(folders, tmp_path):
+    page = tmp_path / "study.html"
+    sides = ["--a", str(folders[0]), "--b", str(folders[1]), "--out", str(page)]
+    main(["study", "make", *sides, "--send-to", "Ada <ada@example.org>"])
+    assert "Send this file to Ada &lt;ada@example.org&gt;." in page.read_text()
+    main(["study", "make", *sides])
+    assert "Send this file to the person who sent you this page." in page.read_text()
+
+
 def test_a_page_that_no_browser_would_open_is_not_written(tmp_path):
     video, small = tmp_path / "v.mp4", tmp_path / "w.mp4"
     for path, size in ((video, 100 * 2**20), (small, 1)):
@@ -245,6 +260,8 @@ def test_a_person_votes_in_a_real_browser(study, tmp_path):
             "document.querySelector('#prompt b') === null"
         )  # prompts are text, not markup
         order, swapped = browser.value(ids), browser.value("mine.swapped")
+        shown = "document.querySelector('#end').checkVisibility()"
+        assert browser.value(PROMPT_IS_DARKEST)
 
         def left(pair):
             return "B" if swapped[pair] else "A"
@@ -259,7 +276,9 @@ def test_a_person_votes_in_a_real_browser(study, tmp_path):
         )
         browser.tap("#right")
         browser.wait("mine.at === 2")
+        assert not browser.value(shown)
         browser.key("ArrowDown")
+        assert browser.value(shown)
         expected = {
             str(order[0]): left(order[0]),
             str(order[1]): right(order[1]),
@@ -281,7 +300,9 @@ def test_a_person_votes_in_a_real_browser(study, tmp_path):
             == "true"
         )
         browser.key("ArrowRight")
-        saved = json.loads(browser.download("#save").read_text())
+        file = browser.download("#save")
+        saved, named = json.loads(file.read_text()), browser.value("fileName()")
+        assert file.name == named == browser.value("document.querySelector('#file').textContent")
         assert browser.value("document.querySelectorAll('#pair img, #pair video').length") == 2
     assert saved["study"] == key["study"] and saved["votes"] == expected | {
         str(order[0]): right(order[0])

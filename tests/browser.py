@@ -78,10 +78,10 @@ class Browser:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
 
-    def open(self, path: Path) -> None:
-        """Show a file, or show it anew, and wait until it has loaded."""
+    def open(self, page: Path | str) -> None:
+        """Show a file or an address, or show it anew, and wait until it has loaded."""
         before = self.value("performance.timeOrigin")
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait(f"performance.timeOrigin !== {before} && document.readyState === 'complete'")
 
     def before_scripts(self, source: str) -> None:
@@ -107,6 +107,11 @@ class Browser:
         """Press and release a key."""
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name)
+
+    def type(self, selector: str, text: str) -> None:
+        """Replace the text of a field."""
+        self.value(f"(e => {{ e.focus(); e.select(); }})(document.querySelector('{selector}'))")
+        self.call("Input.insertText", text=text)
 
     def tap(self, selector: str) -> None:
         """Touch the middle of an element."""
