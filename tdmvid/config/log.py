@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .ranges import ranges_of
 from .rules import Rule, check_rules
@@ -37,6 +38,10 @@ class LogConfig:
     """
     sample_count: int = 4
     """Number of training prompts to sample if `sample_prompts` is empty, 1 to 10,000."""
+    tracker: Literal["none", "wandb", "mlflow"] = "none"
+    """Experiment tracker that gets the config and the scalars, beside metrics.jsonl and
+    TensorBoard. Its package must be installed.
+    """
     seed: int = 1234
     """Seed of the noise of samples and gallery."""
     teacher_steps: int = 50

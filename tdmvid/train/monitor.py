@@ -1,7 +1,7 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard and a progress bar.
+"""What a run says about itself: metrics.jsonl, TensorBoard, a tracker and a progress bar.
 
-metrics.jsonl is the record (one JSON object a step, appended, one line each); TensorBoard
-holds the same numbers for those who like to watch. Neither is ever read by the training.
+metrics.jsonl is the record (one JSON object a step, appended, one line each); TensorBoard and the
+experiment tracker of `log.tracker` get the same numbers. None is ever read by the training.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ..data.files import write_text
+
+if TYPE_CHECKING:
+    from .tracker import Tracker
 
 METRICS = "metrics.jsonl"
 ON_THE_BAR = ("loss/fake", "loss/student", "seconds")
@@ -38,8 +41,9 @@ class Monitor:
         start: int = 0,
         primary: bool = True,
         saved: Path | None = None,
+        tracker: Tracker | None = None,
     ):
-        self._primary = primary
+        self._primary, self._tracker = primary, tracker
         if not primary:
             return
         out = Path(out)
@@ -64,6 +68,8 @@ class Monitor:
         self._file.flush()  # a killed run loses no finished step
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+        if self._tracker:
+            self._tracker.log(step, scalars)
         shown = {name: f"{scalars[name]:.3g}" for name in ON_THE_BAR if name in scalars}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step + 1 - self._bar.n)
@@ -82,6 +88,8 @@ class Monitor:
         self._bar.close()
         self._board.close()
         self._file.close()
+        if self._tracker:
+            self._tracker.close()
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -93,6 +101,12 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     rows = _rows(Path(path))
     names = dict.fromkeys(name for row in rows for name in row)
     return {"step": [], **{name: [row.get(name, math.nan) for row in rows] for name in names}}
+
+
+def count_logged(path: Path) -> int:
+    """Return the iteration behind the last one in a metrics.jsonl, 0 if there is none."""
+    rows = (row for _, row in _lines(path) if _is_row(row)) if path.exists() else ()
+    return max((row["step"] + 1 for row in rows), default=0)
 
 
 def _restore(path: Path, copy: Path | None, start: int) -> None:

@@ -13,6 +13,7 @@ from ..backbones.attention import check_attention
 from ..backbones.quantize import check_torchao
 from ..config import RunConfig
 from ..parallel import launch
+from .tracker import check_tracker
 
 
 def check_machine(config: RunConfig, world: launch.World) -> None:
@@ -26,6 +27,7 @@ def check_machine(config: RunConfig, world: launch.World) -> None:
         ValueError: Something is missing.
     """
     check_attention(config.model.attention, world.device)
+    check_tracker(config.log.tracker)
     if config.parallel.compile is True:
         check_compiler(world.device)
     if config.parallel.offload != "none" and not world.distributed:

@@ -26,6 +26,7 @@ from .monitor import METRICS, Monitor
 from .run import Run, build_run
 from .samples import NotFinite, write_samples
 from .signals import HangDetector, Interrupted, StopSignals
+from .tracker import open_tracker
 from .trajectory_files import load_stream, save_stream
 
 
@@ -97,7 +98,12 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
         _warn(run)
         _remove_parts(config.folder, checkpoints)
     monitor = Monitor(
-        config.folder, total=config.steps, start=start, primary=world.primary, saved=path
+        config.folder,
+        total=config.steps,
+        start=start,
+        primary=world.primary,
+        saved=path,
+        tracker=open_tracker(config, start=start, resumed=path is not None),
     )
     guard = Guard(run, start)
     checkpoints.best = guard.record.best
