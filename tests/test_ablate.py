@@ -98,7 +98,7 @@ def test_some_rows_make_a_page_of_those(tmp_path):
     text = (tmp_path / "small.md").read_text()
     assert suite.measured == 2 and "| two | second |" in text and "| one | first |" not in text
     with pytest.raises(
-        SystemExit, match="--rows 'third' is no row of this suite: choose from 'first', 'second'"
+        SystemExit, match="--rows 'third' is not a row of this suite: choose from 'first', 'second'"
     ):
         ablate.run(suite, [0], tmp_path / "kept", ["third"])
 

@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
-    parser.add_argument("--blocks", type=int, default=0, help="so many blocks; 0: all")
+    parser.add_argument("--blocks", type=int, default=0, help="number of blocks; 0 for all")
     parser.add_argument("--k", type=int, default=1, help="step at which the rollout stops")
     parser.add_argument("--lines", type=int, default=0, help="print so many lines of each table")
     return parser.parse_args()

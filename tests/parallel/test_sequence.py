@@ -67,7 +67,7 @@ def test_a_sequence_group_must_divide_the_ranks():
         run_ranks(2, refuse)
         == [
             "parallel.sequence=3 does not divide 2 ranks: use 1, 2, or start another number of"
-            " ranks (--plan: --ranks 3)"
+            " ranks (with --plan: --ranks 3)"
         ]
         * 2
     )

@@ -80,7 +80,7 @@ def test_the_frozen_base_takes_the_planned_bytes(tiny_run, tmp_path, kind, chang
 def test_the_plan_names_the_quantised_base_and_needs_no_torchao(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchao", None)
     plan = make_plan(tiny_run(tmp_path, INT8))
-    assert "linear layers of the blocks in int8: " in describe(
+    assert "with int8 (linear layers of the blocks)" in describe(
         plan
     ) and "linear layers" not in describe(make_plan(tiny_run(tmp_path)))
     assert (
@@ -244,8 +244,8 @@ def test_the_lora_is_a_plain_one_for_the_whole_base(whole, tiny_run, tmp_path):
     assert mine == theirs and files[0].metadata() == files[1].metadata()
     facts = read_facts(whole / "lora")
     assert facts["error"] < facts["tolerance"] == read_facts(plain / "lora")["tolerance"] == 1e-5
-    assert "Its frozen base was rounded to int8" in (whole / "lora" / "README.md").read_text()
-    assert "rounded" not in (plain / "lora" / "README.md").read_text()
+    assert "Its frozen base was quantized to int8" in (whole / "lora" / "README.md").read_text()
+    assert "quantized" not in (plain / "lora" / "README.md").read_text()
 
 
 @needs_torchao
