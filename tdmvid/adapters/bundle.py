@@ -108,7 +108,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def check_times(scheduler: Any, folder: Path) -> None:
+def check_times(scheduler: Any, folder: Path, *, even_sigmas: bool = False) -> None:
     """Check that the scheduler of a student uses the timesteps that it was trained with.
 
     Args:
@@ -118,10 +118,12 @@ def check_times(scheduler: Any, folder: Path) -> None:
     Raises:
         ValueError: The timesteps differ.
     """
+    from ..backbones.scheduler import set_steps  # torch, which commands do without at first
+
     trained = read_facts(folder).get("timesteps")
     if not trained:
         return
-    scheduler.set_timesteps(len(trained))
+    set_steps(scheduler, len(trained), even_sigmas=even_sigmas)
     found = [float(time) for time in scheduler.timesteps]
     near = len(found) == len(trained) and all(
         abs(one - other) <= CLOSE * max(trained) for one, other in zip(found, trained, strict=True)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -57,19 +59,39 @@ class StepCondition(nn.Module):
         return levels
 
 
-def time_embedding(network: nn.Module) -> tuple[str, TimestepEmbedding]:
-    """Return name and module of the first layers in a network that embed the timestep.
+@dataclass(frozen=True)
+class TimeEmbedding:
+    """The layers of a network that embed the timestep."""
+
+    module: nn.Module
+    last: str
+    """Name of the last layer in the network."""
+    features: int
+    """Width of the sinusoidal embedding."""
+    width: int
+    """D, width of the result."""
+
+
+def time_embedding(network: nn.Module) -> TimeEmbedding:
+    """Return the first layers of a network that embed the timestep.
 
     Raises:
         ValueError: The network has none.
     """
     for name, module in network.named_modules():
         if isinstance(module, TimestepEmbedding) and module.post_act is None:
-            return name, module
+            first, last = module.linear_1, module.linear_2
+            return _embedding(module, f"{name}.linear_2", first, last)
+        if isinstance(module, TimestepEmbedder):
+            return _embedding(module, f"{name}.mlp.2", module.mlp[0], module.mlp[2])
     raise ValueError(
-        f"objective.step_set: {type(network).__name__}  has no TimestepEmbedding of diffusers;"
-        " use k_condition=false"
+        f"objective.step_set: {type(network).__name__} has no time embedding of a known class; use"
+        " k_condition=false"
     )
+
+
+def _embedding(module: nn.Module, last: str, first: Any, second: Any) -> TimeEmbedding:
+    return TimeEmbedding(module, last, first.in_features, second.out_features)
 
 
 def condition_on_steps(network: nn.Module, *, seed: int) -> list[StepCondition]:
@@ -86,11 +108,11 @@ def condition_on_steps(network: nn.Module, *, seed: int) -> list[StepCondition]:
 
 
 def _condition(network: nn.Module, seed: int) -> StepCondition:
-    _, embedding = time_embedding(network)
+    embedding = time_embedding(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        condition = StepCondition(embedding.linear_1.in_features, embedding.linear_2.out_features)
-    network.add_module(NAME, condition.to(embedding.linear_2.weight.device))
+        condition = StepCondition(embedding.features, embedding.width)
+    network.add_module(NAME, condition.to(next(embedding.module.parameters()).device))
 
     def add(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         if condition.steps is None:
@@ -98,7 +120,7 @@ def _condition(network: nn.Module, seed: int) -> StepCondition:
         shift: Tensor = condition(condition.steps)
         return out + shift.to(out.dtype).repeat(len(out) // len(shift), *[1] * (out.dim() - 1))
 
-    embedding.register_forward_hook(add)
+    embedding.module.register_forward_hook(add)
     return condition
 
 
@@ -149,15 +171,15 @@ def constant(network: nn.Module, weights: dict[str, Tensor], steps: int) -> tupl
     Returns:
         Name of the shifted layer, and the shift [D].
     """
-    name, embedding = time_embedding(network)
-    condition = StepCondition(embedding.linear_1.in_features, embedding.linear_2.out_features)
+    embedding = time_embedding(network)
+    condition = StepCondition(embedding.features, embedding.width)
     own = {
         key.removeprefix(f"{NAME}."): value.float().cpu()
         for key, value in weights.items()
         if key.startswith(f"{NAME}.")
     }
     condition.load_state_dict(own)
-    return f"{name}.linear_2", condition(torch.tensor([float(steps)]))[0]
+    return embedding.last, condition(torch.tensor([float(steps)]))[0]
 
 
 def baked(

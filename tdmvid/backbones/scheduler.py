@@ -92,18 +92,25 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
         )
 
     def set_timesteps(
-        self, num_inference_steps: int, device: str | torch.device | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        **_: Any,
     ) -> None:
         """Select the fixed list of timesteps.
 
         Args:
             num_inference_steps: Must be the length of the list.
             device: Where `timesteps` go.
+            sigmas: Passed by some pipelines in place of the number; only their number counts.
 
         Raises:
             ValueError: `num_inference_steps` differs from the length of the list.
         """
         steps = list(self.config.trajectory)
+        if sigmas is not None:
+            num_inference_steps = len(sigmas)
         if num_inference_steps != len(steps):
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}: this student was trained on"
@@ -180,6 +187,20 @@ class TrajectoryScheduler(SchedulerMixin, ConfigMixin):
             )
         here = self.timesteps == timestep
         return torch.where(here.any(), torch.where(here, self._levels, 0.0).sum(1), torch.nan)
+
+
+def set_steps(scheduler: Any, steps: int, *, even_sigmas: bool = False) -> None:
+    """Set a scheduler's timesteps as a call of the stock pipeline does.
+
+    Args:
+        scheduler: A scheduler of diffusers or a TrajectoryScheduler.
+        steps: Number of steps.
+        even_sigmas: See `StockPipeline.even_sigmas`.
+    """
+    if even_sigmas:
+        scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist())
+    else:
+        scheduler.set_timesteps(steps)
 
 
 def clean_sample(

@@ -37,6 +37,10 @@ class StockPipeline(ABC):
     """Field of the stock pipeline's result."""
     one_image_a_call: ClassVar[bool] = False
     """Whether a stock call accepts only one given image."""
+    unguided: ClassVar[float] = 1.0
+    """Value of `guidance_scale` in a stock call that turns guidance off."""
+    even_sigmas: ClassVar[bool] = False
+    """Whether a stock call passes its scheduler evenly spaced sigmas, not a number of steps."""
     options: ClassVar[dict[str, Any]] = {}
     """Arguments for loading the pipeline. None marks a component that is never needed."""
 
@@ -54,6 +58,10 @@ class StockPipeline(ABC):
     @abstractmethod
     def set_scales(self, pipeline: Any) -> None:
         """Set the latent compression on a pipeline without an autoencoder to read it from."""
+
+    def guidance_scale(self, cfg: float) -> float:
+        """Return the `guidance_scale` of a stock call for a scale of which 1 is no guidance."""
+        return cfg - 1.0 + self.unguided
 
     def arguments_code(self) -> str:
         """Return `arguments` as Python source, e.g. "height=512, width=512"."""
@@ -136,6 +144,10 @@ class StockPipeline(ABC):
         """
         return dict(cond)
 
+    def negative_conditions(self, null: Cond) -> dict[str, Any]:
+        """Return the null conditions [B, ...] by the names of `conditions`."""
+        return dict(null)
+
     def latents(
         self,
         pipeline: Any,
@@ -165,14 +177,15 @@ class StockPipeline(ABC):
         conds = self.conditions(pipeline, backbone.cast(cond))
         if cfg != 1.0:
             assert null is not None, "guidance needs the null condition"
-            for name, x in backbone.cast(null).items():
-                conds[f"negative_{name}"] = x.expand(len(z), *x.shape[1:])
+            rows = {name: x.expand(len(z), *x.shape[1:]) for name, x in backbone.cast(null).items()}
+            for name, given in self.negative_conditions(Cond(rows)).items():
+                conds[f"negative_{name}"] = given
             # one pipeline defaults to "", which it does not accept beside embeddings
             conds["negative_prompt"] = None
         return pipeline(
             **conds,
             latents=z.to(torch_dtype(backbone.config)),
-            guidance_scale=cfg,
+            guidance_scale=self.guidance_scale(cfg),
             num_inference_steps=steps,
             output_type="latent",
             return_dict=False,
@@ -209,9 +222,9 @@ class StockPipeline(ABC):
             ]
         given = {} if images is None else {"image": (images + 1) / 2}
         return pipeline(
-            prompt=prompts,
+            prompt=list(prompts),  # some pipelines change the list
             **given,
-            guidance_scale=cfg,
+            guidance_scale=self.guidance_scale(cfg),
             num_inference_steps=steps,
             return_dict=False,
             **self.arguments(),

@@ -15,7 +15,7 @@ from ..adapters.load import attach_to_sample, load_beside, load_student
 from ..adapters.weights import weights_of_state
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
-from ..backbones.scheduler import load_scheduler
+from ..backbones.scheduler import load_scheduler, set_steps
 from ..diffusion.grid import TimeGrid
 from ..roles.rounding import difference
 from .request import ExportRequest
@@ -65,7 +65,7 @@ def usual_tolerance(backbone: Backbone, grid: TimeGrid, z: Tensor, rounding: flo
 def _grid_rounding(backbone: Backbone, grid: TimeGrid) -> float:
     """Return how far the stock scheduler rounds the timesteps, at most EMBEDDING_TOLERANCE."""
     scheduler = backbone.student_scheduler(grid)
-    scheduler.set_timesteps(grid.steps)
+    set_steps(scheduler, grid.steps, even_sigmas=backbone.stock.even_sigmas)
     off = scheduler.timesteps - torch.tensor(list_timesteps(backbone, grid))
     return min(EMBEDDING_TOLERANCE, off.abs().max().item())
 

@@ -72,7 +72,8 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         else:
             load_lora(pipeline, folder, files)
     pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
-    check_times(pipeline.scheduler, folder)
+    family = families()[facts["pipeline"]]
+    check_times(pipeline.scheduler, folder, even_sigmas=family.stock_class.even_sigmas)
     return pipeline
 
 

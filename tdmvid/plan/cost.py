@@ -263,8 +263,8 @@ def _trace_call(
 
     def call() -> Tensor:
         with autocast(network, dtype):
-            out: Tensor = network(**example(), return_dict=False)[0]
-        return out
+            out = network(**example(), return_dict=False)[0]
+        return torch.cat(out) if isinstance(out, list) else out
 
     def first_call() -> Tensor:
         with called:

@@ -165,7 +165,8 @@ def count_calls(networks: Outline) -> Calls:
     def example_of_critic() -> dict[str, Any]:
         inputs = example()
         sample = next(iter(inputs))  # the noisy latents come first
-        inputs[sample].requires_grad_()
+        for tensor in _tensors(inputs[sample]):
+            tensor.requires_grad_()
         return inputs | {"tau": torch.rand(config.batch.micro), "steps": None}
 
     forwards, backwards = calls_per_iteration(config)
@@ -312,8 +313,13 @@ def _embedding_bytes(networks: Outline) -> int:
     config, folder, spec = networks.config, networks.folder, networks.family.spec
     with torch.device("meta"):
         inputs = spec.example(networks.network, folder, config.video, 1, torch_dtype(config.model))
-    states: torch.Tensor = inputs["encoder_hidden_states"]
-    return states.numel() * states.element_size()
+    states = inputs[spec.text_argument]
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(states))
+
+
+def _tensors(argument: Any) -> list[torch.Tensor]:
+    """The tensors of an argument: one of a batch, or a list with one of each sample."""
+    return argument if isinstance(argument, list) else [argument]
 
 
 def decoded_settings(config: RunConfig) -> tuple[object, ...]:

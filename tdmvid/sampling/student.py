@@ -27,7 +27,9 @@ from ..parallel import launch
 def stock_defaults(backbone: Backbone) -> tuple[int, float]:
     """Return the default number of steps and guidance scale of the stock pipeline's call."""
     call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
-    return call["num_inference_steps"].default, float(call["guidance_scale"].default)
+    return call["num_inference_steps"].default, call[
+        "guidance_scale"
+    ].default + 1.0 - backbone.stock.unguided
 
 
 def check_guidance(backbone: Backbone, guidance: Mapping[str, Any]) -> None:
@@ -74,7 +76,7 @@ def use_student(
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
         # Raises if the folder has neither a LoRA nor a network.
         load_student(pipeline, folder, backbone.lora)
-        check_times(pipeline.scheduler, folder)
+        check_times(pipeline.scheduler, folder, even_sigmas=backbone.stock.even_sigmas)
         return _with_steps(pipeline, backbone, folder, steps)
     with reading(folder):
         network = type(backbone.network).from_pretrained(folder, dtype=torch_dtype(backbone.config))

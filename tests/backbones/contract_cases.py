@@ -105,10 +105,10 @@ class Case:
         if backbone.stock.one_image_a_call:
             call |= self.row_by_row(pipeline, call["image"])
         return pipeline(
-            prompt=PROMPTS,
+            prompt=list(PROMPTS),  # one pipeline changes the list
             latents=z,
             num_inference_steps=steps,
-            guidance_scale=cfg,
+            guidance_scale=backbone.stock.guidance_scale(cfg),
             output_type=output,
             return_dict=False,
             **call,

@@ -14,6 +14,7 @@ from tdmvid.backbones.discriminator import Discriminator
 from tdmvid.backbones.registry import families
 from tdmvid.config import LoraSettings, load_config
 from tdmvid.data.video import write_image, write_video
+from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
@@ -192,6 +193,11 @@ def test_a_lora_goes_to_another_base_of_its_family(case, trained, tmp_path):
     assert_close(ours, theirs, 1e-4)
 
 
+def _full_length(cond):
+    """Return conditions whose text is as long as the plan assumes."""
+    return Cond({name: x.bool() | True if x.dtype == torch.bool else x for name, x in cond.items()})
+
+
 @pytest.mark.slow
 def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json, tmp_path):
     from torch.utils.flop_counter import FlopCounterMode
@@ -203,7 +209,7 @@ def test_a_plan_counts_the_parameters_and_the_work_of_a_real_call(case, run_json
     student = run.engines["student"]
     x, t = noise(run.backbone), torch.ones(2)
     with FlopCounterMode(display=False, custom_mapping=trace.ATTENTION_ON_A_CPU) as counter:
-        run.roles.student(x, t, run.gallery)
+        run.roles.student(x, t, _full_length(run.gallery))
     assert made.calls.network.forward_flops == counter.get_total_flops() > 1e5
     assert made.weights.trainable == sum(p.numel() for p in student.trainable.values())
     assert (

@@ -70,7 +70,7 @@ def lora(network, targets, *, told=True):
     generator, state, embedding = (
         torch.Generator().manual_seed(0),
         {},
-        time_embedding(network)[0] + ".linear_2",
+        time_embedding(network).last,
     )
     for name, layer in network.named_modules():
         if isinstance(layer, torch.nn.Linear) and (

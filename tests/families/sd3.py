@@ -41,7 +41,26 @@ def build(variant):
     with torch.no_grad():  # so that text and time have an effect
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
-    vae = AutoencoderKL(
+    long = T5EncoderModel(
+        T5Config(vocab_size=len(WORDS) + 3, d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ).eval()
+    short = [clip_text(CLIPTextModelWithProjection) for _ in range(2)]
+    return StableDiffusion3Pipeline(
+        network,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        shifted_autoencoder(),
+        short[0],
+        clip_tokenizer(),
+        short[1],
+        clip_tokenizer(),
+        long,
+        tiny_tokenizer(),
+    )
+
+
+def shifted_autoencoder():
+    """Build an autoencoder whose latents are scaled and shifted."""
+    return AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -52,21 +71,6 @@ def build(variant):
         use_quant_conv=False,
         use_post_quant_conv=False,
     ).eval()
-    long = T5EncoderModel(
-        T5Config(vocab_size=len(WORDS) + 3, d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    ).eval()
-    short = [clip_text(CLIPTextModelWithProjection) for _ in range(2)]
-    return StableDiffusion3Pipeline(
-        network,
-        FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae,
-        short[0],
-        clip_tokenizer(),
-        short[1],
-        clip_tokenizer(),
-        long,
-        tiny_tokenizer(),
-    )
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from .original import name_cogvideox, name_wan
 
 
 def name_transformer(name: str) -> str:
-    """Return the key prefix of an SD3 or PixArt module; ComfyUI knows their diffusers names."""
+    """Return the key prefix of an SD3, PixArt or Z-Image module: its name in diffusers."""
     return f"transformer.{name}"
 
 
@@ -38,5 +38,6 @@ COMFYUI = KeyLayout(
         "StableDiffusionXLPipeline": name_unet,
         "StableDiffusion3Pipeline": name_transformer,
         "PixArtAlphaPipeline": name_transformer,
+        "ZImagePipeline": name_transformer,
     },
 )
