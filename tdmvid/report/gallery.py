@@ -18,6 +18,9 @@ from ..data.items import Item, read_images
 from ..data.video import few_frames, write_clips, write_image, write_strip
 from ..diffusion.grid import TimeGrid
 
+FIRST_FRAME = "first frame"
+"""Name of the column of given images."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -73,7 +76,7 @@ def _write_given(folder: Path, items: Sequence[Item], backbone: Backbone) -> lis
     if not files:
         return []
     names = write_clips(folder / "given", read_images(files, backbone.size)[:, :, None], 1)
-    return [{"name": "first frame", "nfe": None, "videos": names}]
+    return [{"name": FIRST_FRAME, "nfe": None, "videos": names}]
 
 
 def _write_trajectory(folder: Path, index: int, column: Column, backbone: Backbone) -> dict:

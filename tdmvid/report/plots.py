@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..guard.bands import BANDS, DEMO
+from .meanings import GUARD, guard_band, healthy_range, sentence
+from .slow_steps import SLOW, SlowStep, find_slow_steps, summarize
 
 WIDTH, HEIGHT = 380, 200
-LEFT, RIGHT, TOP, BOTTOM = 44, 372, 10, 176
+LEFT, RIGHT, TOP, BOTTOM = 54, 372, 10, 176
 COLOURS = 6
 BOOKKEEPING = {"step", "epoch", "time", "wall", "samples", "k", "K"}
-TITLES = {  # what a reader of the page may not know by its short name
-    "grad_norm": "gradient norm",
-    "ess": "effective share of the weighted samples",
-    "gap": "distance of teacher and fake",
-    "right": "right answers of the discriminator",
-    "calls": "network calls a sample",
-    "adversarial": "adversarial loss",
-    "lr": "learning rate",
-    "seconds": "seconds a step",
-}
-GUARD = "guard"
 _BINS = 220  # points of a drawn line; more would be finer than the screen
 _LOG_SPREAD = 20.0  # a panel whose values spread by more is drawn on a log scale
 
@@ -39,9 +31,11 @@ class Line:
     """One scalar: `raw` and `smooth` are SVG path data, `last` its last smoothed value, `note` what
     is amiss, `band` top and height of where healthy values lie.
 
-    `name` is what follows the "/", empty for a scalar that is its panel's only one.
+    `metric` is its name in metrics.jsonl, `name` what follows the "/" there, empty for a scalar
+    that is its panel's only one.
     """
 
+    metric: str
     name: str
     colour: int
     raw: str
@@ -52,23 +46,42 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A slow step in a plot: where it lies, and its text."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """One plot; ticks are (position, label), `hover` is JSON: x positions, steps, and each line's
     values there.
     """
 
     title: str
+    sentence: str
     log: bool
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     hover: str
+    teacher: float | None = None
+    """Height of the teacher's value in a plot of the guard."""
+    marks: tuple[Mark, ...] = ()
+    marked: tuple[str, ...] = ()
+    """Lines of text on the marks; the first one says what is marked."""
 
 
-def panels(metrics: dict[str, list[float]]) -> list[Panel]:
+def panels(metrics: dict[str, list[float]], log: Mapping[str, Any] | None = None) -> list[Panel]:
     """Lay out one panel per group of scalars, in order of first appearance.
 
     A group is what stands before "/" in a name; each of the guard's measures is its own.
+
+    Args:
+        metrics: columns of metrics.jsonl.
+        log: settings `log.*` of the run, which say when it saved and sampled.
     """
     steps = np.asarray(metrics["step"], dtype=float)
     groups: dict[str, dict[str, np.ndarray]] = {}
@@ -78,23 +91,13 @@ def panels(metrics: dict[str, list[float]]) -> list[Panel]:
             if group == GUARD:
                 group, own = name, ""
             groups.setdefault(group, {})[own] = np.asarray(values, dtype=float)
-    return [_panel(name, steps, group) for name, group in groups.items()] if len(steps) else []
-
-
-def healthy_range(key: str) -> tuple[float, float] | None:
-    """Return where a scalar's healthy values lie, if that is known."""
-    group, _, measure = key.partition("/")
-    if group == GUARD and measure in BANDS:
-        return BANDS[measure].low, BANDS[measure].high
-    return DEMO.get(key)
-
-
-def _title(key: str) -> str:
-    group, _, measure = key.partition("/")
-    if group != GUARD:
-        return TITLES.get(key, key)
-    off = "" if measure not in BANDS else ": ratio" if BANDS[measure].ratio else ": difference"
-    return f"guard, {measure}{off}"
+    if not len(steps):
+        return []
+    median, slow = find_slow_steps(metrics, log or {})
+    return [
+        _panel(name, steps, group, median, slow if name == "seconds" else [])
+        for name, group in groups.items()
+    ]
 
 
 def short(value: float) -> str:
@@ -191,58 +194,83 @@ class _Axes:
         return [(float(self.y(value)), label) for value, label in labelled(values)]
 
 
-def _panel(key: str, steps: np.ndarray, group: dict[str, np.ndarray]) -> Panel:
+def _panel(
+    key: str,
+    steps: np.ndarray,
+    group: dict[str, np.ndarray],
+    median: float,
+    slow: list[SlowStep],
+) -> Panel:
     """Lay out one group of scalars; values that are not finite are left out."""
-    title = _title(key)
     finite = {name: np.isfinite(values) for name, values in group.items()}
     log, low, high = _range([values[finite[name]] for name, values in group.items()])
+    band = guard_band(key)
+    if band and not log:  # all of the band, so that its ends are seen
+        pad = 0.06 * (band.high - band.low)
+        low, high = min(low, band.low - pad), max(high, band.high + pad)
     axes = _Axes(steps[0], steps[-1], low, high, log)
     where = np.linspace(steps[0], steps[-1], min(len(steps), _BINS)).round()
     lines, hover = [], []
     for index, (name, values) in enumerate(group.items()):
         own, known = finite[name], values[finite[name]]
         curve = smoothed(known)
-        note = _note(name or title, own)
-        healthy = healthy_range(f"{key}/{name}" if name else key)
-        band = axes.band(*healthy) if healthy else None
-        lines.append(_line(name, index % COLOURS, axes, steps[own], known, curve, note, band))
+        metric = f"{key}/{name}" if name else key
+        healthy = healthy_range(metric)
+        lines.append(
+            Line(
+                metric=metric,
+                name=name,
+                colour=index % COLOURS,
+                **_draw(axes, steps[own], known, curve),
+                last=short(curve[-1]) if len(curve) else "none",
+                note=_note(metric, own),
+                band=axes.band(*healthy) if healthy else None,
+            )
+        )
         hover.append(_hover(where, steps[own], curve))
     x = axes.x(where).round(1).tolist()
     return Panel(
-        title=title,
+        title=key,
+        sentence=sentence(key),
         log=log,
         lines=lines,
         x_ticks=axes.x_ticks(),
         y_ticks=axes.y_ticks(),
         hover=json.dumps({"x": x, "step": [short(s) for s in where], "lines": hover}),
+        teacher=float(axes.y(1.0 if band.ratio else 0.0)) if band and not log else None,
+        marks=_marks(axes, slow),
+        marked=_marked(median, slow),
     )
 
 
-def _line(
-    name: str,
-    colour: int,
-    axes: _Axes,
-    steps: np.ndarray,
-    values: np.ndarray,
-    curve: np.ndarray,
-    note: str,
-    band: tuple[float, float] | None,
-) -> Line:
-    """Draw one scalar, as it was logged and smoothed: [N] each."""
+def _marks(axes: _Axes, slow: list[SlowStep]) -> tuple[Mark, ...]:
+    """Marks of slow steps, one for each place that can be told apart and each cause."""
+    marks = {}
+    for one in slow:
+        x = round(float(axes.x(one.step)), 1)
+        y = min(max(float(axes.y(one.seconds)), TOP), BOTTOM)
+        text = f"step {one.step:,}: {short(one.seconds)} s ({one.cause})"
+        marks[round(x), one.cause] = Mark(x, round(y, 1), text)
+    return tuple(marks.values())
+
+
+def _marked(median: float, slow: list[SlowStep]) -> tuple[str, ...]:
+    if not slow:
+        return ()
+    first = f"Marked: more than {SLOW:g} times the median of {short(median)} s."
+    return first, *summarize(slow)
+
+
+def _draw(axes: _Axes, steps: np.ndarray, values: np.ndarray, curve: np.ndarray) -> dict[str, str]:
+    """Path data of one scalar, as it was logged and smoothed: [N] each."""
     thin = _outline(values)
-    even = np.unique(np.linspace(0, max(len(curve) - 1, 0), _BINS).round().astype(int))[
-        : len(curve)
-    ]
+    even = np.unique(np.linspace(0, max(len(curve) - 1, 0), _BINS).round().astype(int))
+    even = even[: len(curve)]
     x = axes.x(steps)
-    return Line(
-        name=name,
-        colour=colour,
-        raw=_path(x[thin], axes.y(values[thin])),
-        smooth=_path(x[even], axes.y(curve[even])),
-        last=short(curve[-1]) if len(curve) else "none",
-        note=note,
-        band=band,
-    )
+    return {
+        "raw": _path(x[thin], axes.y(values[thin])),
+        "smooth": _path(x[even], axes.y(curve[even])),
+    }
 
 
 def _hover(where: np.ndarray, steps: np.ndarray, curve: np.ndarray) -> list[str]:

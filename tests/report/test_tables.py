@@ -1,0 +1,47 @@
+"""Score tables: the student first, the best of each column marked."""
+
+import json
+import re
+
+from run_folder import Page, scores, vbench, write
+
+from tdmvid.report.page import write_report
+
+
+def test_the_student_is_the_first_row(tmp_path):
+    scores(tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert re.findall(r'<th scope="row">([^<]*)<', page) == ["student", "teacher", "data"]
+
+
+def test_the_best_sampler_of_each_column_is_marked_and_the_data_is_out_of_competition(page):
+    assert re.findall(r'class="best">([^<]*)<', page) == ["95.0", "8.00"]
+    assert "93.0 to 97.0" in page and "97.0" in page
+
+
+def test_an_evaluation_s_table_is_shown_for_the_student_that_it_scored_alone(tmp_path):
+    vbench(tmp_path)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "VBench <i>" in text and "scene 97.5 97.2 to 97.7" in text and "Partial." in text
+    results = json.loads((tmp_path / "vbench/results.json").read_text())
+    write(tmp_path / "vbench/results.json", results | {"weights": "of another student"})
+    assert "VBench" not in Page(write_report(tmp_path).read_text()).text
+
+
+def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):
+    """At its lower end they would say that all are bad."""
+    score = {"value": 1.0, "low": 1.0, "high": 1.0}
+    samplers = [
+        {"name": name, "nfe": 4, "metrics": {"right": score}} for name in ("teacher", "student")
+    ]
+    write(
+        tmp_path / "scores.json",
+        {
+            "columns": [{"key": "right", "label": "right", "unit": "%", "better": "high"}],
+            "samplers": samplers,
+        },
+    )
+    assert re.findall(r'<b style="left: ([\d.]+)%', write_report(tmp_path).read_text()) == [
+        "50.0",
+        "50.0",
+    ]
