@@ -1,7 +1,8 @@
 # Every target works from a fresh clone and needs only python3 (3.11 or newer), git and make.
 #   make demo    distil the embedded teacher and score the student
 #   make test    the whole test suite; make quick: the tests that are not marked slow
-#   make lint    ruff and mypy
+#   make lint    ruff, mypy and the share of public names that have a docstring
+#   make docs    build the documentation into site/; a broken link or anchor is an error
 #   make lowest  the quick suite with the lowest versions that setup.py allows
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ PYTEST := -m pytest --numprocesses $(WORKERS) --dist worksteal
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
 
-.PHONY: demo test quick lint lowest install clean
+.PHONY: demo test quick lint docs lowest install clean
 
 install: $(VENV)/installed
 
@@ -39,7 +40,12 @@ quick: install
 lint: install
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/interrogate tdmvid
 	$(VENV)/bin/mypy
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(VENV)/bin/mkdocs build --quiet --strict
+	@echo "the documentation: site/index.html"
 
 lowest: $(LOWEST)/installed
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(LOWEST)/bin/python $(PYTEST) -m "not slow"
@@ -51,4 +57,4 @@ $(LOWEST)/installed: setup.py constraints-lowest.txt
 	touch $@
 
 clean:
-	rm -rf runs cache
+	rm -rf runs cache site

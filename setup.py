@@ -5,7 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 QUANTIZE = ["torchao>=0.18,<0.19"]
-TEST = ["pytest>=8.2,<10", "pytest-xdist>=3.6,<4", *QUANTIZE]
+TEST = [
+    "pytest>=8.2,<10",
+    "pytest-xdist>=3.6,<4",
+    "nbclient>=0.10,<0.12",
+    "ipykernel>=6.29,<8",
+    *QUANTIZE,
+]
+DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0.8,<2"]
 
 setup(
     name="tdmvid",
@@ -71,7 +78,15 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "mypy>=2.4,<3", "pre-commit>=4,<5", "ruff>=0.17,<0.18"],
+        "docs": DOCS,
+        "dev": [
+            *TEST,
+            *DOCS,
+            "interrogate>=1.7,<2",
+            "mypy>=2.4,<3",
+            "pre-commit>=4,<5",
+            "ruff>=0.17,<0.18",
+        ],
         "plot": ["matplotlib>=3.10,<4"],
         "quantize": QUANTIZE,
         "xformers": ["xformers>=0.0.35,<0.1"],

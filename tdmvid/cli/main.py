@@ -12,6 +12,7 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from ..config.ranges import check_options
 from .allocator import expand_segments
@@ -48,19 +49,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     expand_segments()
     with errors_as_one_line():
         chosen = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-        command = importlib.import_module(f".{chosen.command}", __package__)
-        parser = Parser(
-            prog=f"tdmvid {chosen.command}",
-            description=command.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(parser)
-        add_verbose(parser)
-        args = parser.parse_args(chosen.options)
+        args = command_parser(chosen.command).parse_args(chosen.options)
         hush_libraries(chosen.verbose or args.verbose or VERBOSE_OPTION in chosen.options)
         args.command_line = shlex.join(["tdmvid", chosen.command, *_typed(chosen.options)])
         check_options(vars(args))
-        command.run(args)
+        _module(chosen.command).run(args)
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Build the parser of one command, e.g. "train"."""
+    command = _module(name)
+    parser = Parser(
+        prog=f"tdmvid {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    add_verbose(parser)
+    return parser
+
+
+def _module(name: str) -> ModuleType:
+    """Import the module of one command."""
+    return importlib.import_module(f".{name}", __package__)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """Print what a training run would do, what memory it needs and what it costs, without loading any
 weights.
 
-tdmvid plan --config cogvideox5b_4nfe --ranks 8 --device h100 --device-memory 80
-python launch/train.py --config configs/cogvideox5b_4nfe.json --plan --ranks 8
+    tdmvid plan --config cogvideox5b_4nfe --ranks 8 --device h100 --device-memory 80
+    python launch/train.py --config configs/cogvideox5b_4nfe.json --plan --ranks 8
 """
 
 from __future__ import annotations
