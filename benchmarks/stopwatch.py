@@ -54,7 +54,7 @@ def alternate(
         ValueError: `repeats` is less than 1.
     """
     if repeats < 1:
-        raise ValueError(f"repeats={repeats}: at least 1")
+        raise ValueError(f"repeats={repeats}: must be at least 1")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():

@@ -113,8 +113,8 @@ class ToySuite:
     }
     suite = "toy"
     count, sets, shares = 20_000, 2, 100_000
-    """Samples of a distance, sets of data it is averaged over, samples that the modes' shares are
-    counted on.
+    """Number of samples for a distance, sets of data that it is averaged over, number of samples
+    for the shares of modes.
     """
 
     def __init__(self, iterations: int = 0):

@@ -294,7 +294,7 @@ NO_PROGRESS = Finding(
     1.0,
     0.0,
     1.0,
-    "the student is no closer to its teacher than the untrained network in as many steps",
+    "the student is no closer to its teacher than the untrained network (same number of steps)",
     "the fake does not follow the student, the learning rates are too high or too low, or there is"
     " no guidance",
     "check fake.lr, student.lr and objective.cfg",

@@ -43,7 +43,7 @@ DEVICES = {
         link=450,
         network=50,
         host=64,
-        sheet="NVIDIA H100 Tensor Core GPU data sheet, SXM; half of what it states with sparsity",
+        sheet="NVIDIA H100 Tensor Core GPU data sheet, SXM; dense: half of the sparse rates",
     ),
     "h200": Device(
         name="H200 SXM",
@@ -54,7 +54,7 @@ DEVICES = {
         link=450,
         network=50,
         host=64,
-        sheet="NVIDIA H200 Tensor Core GPU data sheet, SXM; half of what it states with sparsity",
+        sheet="NVIDIA H200 Tensor Core GPU data sheet, SXM; dense: half of the sparse rates",
     ),
     "a100-80": Device(
         name="A100 80GB SXM",

@@ -60,7 +60,7 @@ def measure(call: Callable[[], object], device: torch.device, *, repeats: int) -
         ValueError: `repeats` is less than 1.
     """
     if repeats < 1:
-        raise ValueError(f"repeats={repeats}: at least 1")
+        raise ValueError(f"repeats={repeats}: must be at least 1")
     call()
     known, seconds = _reset_peak(device), []
     for _ in range(repeats):

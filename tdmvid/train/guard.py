@@ -189,7 +189,7 @@ class Guard:
         run, parts = self.run, sample_parts(self.run)
         network: Any = run.networks["teacher"]  # no discriminator
         teacher = guide(run.config, network, run.null, cfg, boundary=run.grid.boundary)
-        name = f"guard: teacher, {grid.steps} steps, cfg {cfg:g}, once a run"
+        name = f"guard: teacher, {grid.steps} steps, cfg {cfg:g} (once per run)"
         with tqdm(total=grid.steps * len(parts), desc=name, disable=not run.world.primary) as bar:
             made = [
                 ddim(teacher, part.z, part.cond, grid, on_step=lambda k, x0: bar.update())
