@@ -1,1 +1,1 @@
-"""Prompts, cached text embeddings and video files."""
+"""Prompts, cached embeddings, checkpoints, and image and video files."""

@@ -1,4 +1,4 @@
-"""The words of generated captions: what goes together, by kind of subject."""
+"""Word lists of generated captions, grouped by kind of subject."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scene:
-    """Subjects that can do the same things in the same places; every tuple is a choice."""
+    """Subjects that can be combined with the same actions and places."""
 
     looks: tuple[str, ...]
     """Adjectives, without an article."""
     subjects: tuple[str, ...]
+    """Nouns, without an article."""
     actions: tuple[str, ...]
-    """What a video shows, in the third person."""
+    """Actions in a video, in the third person."""
     poses: tuple[str, ...]
-    """What an image shows."""
+    """Poses in an image."""
     places: tuple[str, ...]
+    """Places, with a preposition."""
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return the choices of a comma-separated list."""
+    """Split a comma-separated list.
+
+    Args:
+        text: The list; line breaks count as spaces.
+
+    Returns:
+        The entries.
+    """
     return tuple(" ".join(part.split()) for part in text.split(","))
 
 

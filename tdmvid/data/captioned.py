@@ -1,4 +1,4 @@
-"""A folder of videos or images with captions beside them, as many data sets come: a.mp4, a.txt."""
+"""Read folders of videos or images with a caption file next to each one: a.mp4 and a.txt."""
 
 from __future__ import annotations
 
@@ -9,15 +9,28 @@ from .video import IMAGES, VIDEOS, media_files, split_files
 
 
 def holds_media(folder: Path) -> bool:
-    """Return whether a folder, or one below it, has videos or images."""
+    """Check whether a folder or its subfolders contain videos or images.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        True if there is at least one.
+    """
     return bool(split_files(folder, IMAGES | VIDEOS)[0])
 
 
 def read_captioned(folder: Path) -> list[tuple[Path, str]]:
-    """Return the videos and images of a folder and the folders below it, each with its caption.
+    """Read the videos and images of a folder and its subfolders, with their captions.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Pairs of file and caption, sorted by file.
 
     Raises:
-        ValueError: the folder has none, or one has no caption.
+        ValueError: If the folder contains none, or a caption is missing or empty.
     """
     pairs, lacking = [], []
     for file in media_files(folder, IMAGES | VIDEOS):
@@ -31,7 +44,7 @@ def read_captioned(folder: Path) -> list[tuple[Path, str]]:
         raise ValueError(
             f"{folder}: {len(lacking):,} of {len(pairs) + len(lacking):,} videos and images have no"
             f" caption, e.g. {short(str(lacking[0].relative_to(folder)))} is missing or empty:"
-            " write one .txt file beside each"
+            " write one .txt file next to each"
         )
     return pairs
 

@@ -1,10 +1,10 @@
-"""Thousands of varied captions of images and videos, made from words without a model.
+"""Generate thousands of varied captions of images and videos from word lists, without a model.
 
-    generated("videos", 5000)   # the first 5,000 captions of seed 0
-    parse_name("images:20000")  # -> Generated("images", 20000, 0)
+    Generated("videos", 5000).captions()  # the first 5,000 captions of seed 0
+    parse_name("images:20000")            # -> Generated("images", 20000, 0)
 
-A caption is a function of (kind, seed, number) alone, on every machine and version of Python, so a
-longer list begins with a shorter one.
+A caption depends only on (kind, seed, number), on every machine and Python version. Therefore a
+longer list begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -26,23 +26,29 @@ from .caption_words import (
 )
 
 MOST = 1_000_000
-"""Captions that a list may have."""
+"""Largest number of captions in a list."""
 _NAME = re.compile(r"(images|videos):(\d{1,12})(?::(\d{1,12}))?")
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated list: its kind, length and seed."""
+    """A generated list of captions."""
 
     kind: str
+    """`images` or `videos`."""
     count: int
+    """Number of captions."""
     seed: int = 0
+    """Seed of the list."""
 
     def captions(self) -> Iterator[str]:
-        """Yield the captions, each once.
+        """Generate the captions, without duplicates.
+
+        Yields:
+            The captions in order.
 
         Raises:
-            ValueError: If there are too many, or none.
+            ValueError: If `count` is not between 1 and `MOST`.
         """
         if not 1 <= self.count <= MOST:
             raise ValueError(
@@ -60,13 +66,20 @@ class Generated:
 
 
 def parse_name(name: str) -> Generated | None:
-    """Return the list that a name means, "videos:5000" or "videos:5000:7" with a seed; or None."""
+    """Parse the name of a generated list.
+
+    Args:
+        name: "KIND:COUNT" or "KIND:COUNT:SEED", e.g. "videos:5000:7".
+
+    Returns:
+        The list, or None if the name does not have this form.
+    """
     found = _NAME.fullmatch(name)
     return found and Generated(found[1], int(found[2]), int(found[3] or 0))
 
 
 def _caption(kind: str, seed: int, number: int) -> str:
-    """Return one caption."""
+    """Generate the caption with a number."""
     pick = _picker(f"{kind} {seed} {number}")
     scene = pick(SCENES)
     return _video(scene, pick) if kind == "videos" else _image(scene, pick)
@@ -76,7 +89,7 @@ _Pick = Callable[[Sequence], Any]
 
 
 def _picker(name: str) -> _Pick:
-    """Return what picks one of some options, each time by other digits of the name's hash."""
+    """Return a function that picks an option; each call uses other digits of the name's hash."""
     rest = int.from_bytes(hashlib.sha512(name.encode()).digest(), "big")
 
     def pick(options: Sequence) -> Any:
@@ -88,7 +101,7 @@ def _picker(name: str) -> _Pick:
 
 
 def _video(scene: Scene, pick: _Pick) -> str:
-    """A video's caption: who does what, where, in which light, how it is filmed."""
+    """Compose a video caption: subject, action, place, and possibly light, camera move or style."""
     subject, action = _subject(scene, pick), pick(scene.actions)
     happens = f"{subject} {action} {pick(scene.places)}"
     light, move, style = pick(LIGHTS), pick(MOVES), pick(VIDEO_STYLES)
@@ -97,7 +110,7 @@ def _video(scene: Scene, pick: _Pick) -> str:
 
 
 def _image(scene: Scene, pick: _Pick) -> str:
-    """An image's caption: what, where, in which light, in which medium."""
+    """Compose an image caption: subject, pose, and possibly place, light, medium or look."""
     shown = f"{_subject(scene, pick)} {pick(scene.poses)}"
     place, light, look = pick(scene.places), pick(LIGHTS), pick(LOOKS_OF_IMAGES)
     where = pick((shown, f"{shown} {place}", f"{shown} {place}", f"{shown} {place}, {light}"))
@@ -106,7 +119,7 @@ def _image(scene: Scene, pick: _Pick) -> str:
 
 
 def _subject(scene: Scene, pick: _Pick) -> str:
-    """A subject with its article, and with an adjective in three of four captions."""
+    """Compose a subject with its article, and with an adjective in three of four captions."""
     look, noun = pick(scene.looks), pick(scene.subjects)
     phrase = pick((noun, *[f"{look} {noun}"] * 3))
     return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"

@@ -1,8 +1,8 @@
-"""Checkpoint folders on disk: which there are, which are whole, and the student in one.
+"""Checkpoint folders: list them, check that they are complete, and read the student.
 
-A checkpoint is a folder `step_000123` (123 iterations done) with one folder per trained role.
-`checkpoint.json` holds size and SHA-256 of every file as it was in memory, and a SHA-256 of its
-own content: one flipped bit anywhere is found before anything is loaded.
+A checkpoint is a folder `step_000123` (after 123 iterations) with one subfolder per trained role.
+`checkpoint.json` holds size and SHA-256 of every file, computed from memory, and a SHA-256 of its
+own content. Therefore a single flipped bit is detected before anything is loaded.
 """
 
 from __future__ import annotations
@@ -22,30 +22,48 @@ from .files import write_text
 
 META = "checkpoint.json"
 OWN = "sha256"
-"""The key of checkpoint.json's checksum of its own text, in which that is blank."""
+"""Key of the checksum of checkpoint.json itself, computed with `BLANK` as its value."""
 BLANK = 64 * "0"
 READERS = 4
-"""Files that are read at a time; hashing takes longer than a fast disk."""
+"""Number of files that are read in parallel; hashing is slower than a fast disk."""
 _NAME = re.compile(r"step_(\d{6,})")
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Return where the checkpoint after `step` iterations lies."""
+    """Return the folder of a checkpoint.
+
+    Args:
+        folder: Folder of all checkpoints of a run.
+        step: Number of iterations done.
+
+    Returns:
+        The path, whether it exists or not.
+    """
     return folder / f"step_{step:06d}"
 
 
 def list_steps(folder: Path) -> list[int]:
-    """Return after how many iterations there are complete checkpoints, oldest first."""
+    """List the checkpoints of a run that have a `checkpoint.json`.
+
+    Args:
+        folder: Folder of all checkpoints of a run.
+
+    Returns:
+        Numbers of iterations, in ascending order.
+    """
     return [step for step in _named_steps(folder) if (step_folder(folder, step) / META).is_file()]
 
 
 def latest(folder: Path, *, report: bool = True, part: str = "") -> Path | None:
-    """Return the newest whole checkpoint; others are passed over, and reported on stderr.
+    """Find the latest complete checkpoint, and skip damaged ones.
 
     Args:
-        folder: of a run's checkpoints.
-        report: whether to name what is passed over, and why.
-        part: a folder of the checkpoint; only its files need to be whole.
+        folder: Folder of all checkpoints of a run.
+        report: Whether to print skipped checkpoints and the reason to stderr.
+        part: Subfolder to check; "" checks all files.
+
+    Returns:
+        Folder of the checkpoint, or None if there is none.
     """
     for step in reversed(_named_steps(folder)):
         path = step_folder(folder, step)
@@ -53,41 +71,57 @@ def latest(folder: Path, *, report: bool = True, part: str = "") -> Path | None:
         if not damage:
             return path
         if report:
-            print(f"{path} is passed over: {damage}", file=sys.stderr)
+            print(f"skipping checkpoint {path}: {damage}", file=sys.stderr)
     return None
 
 
 def whole(path: Path, *, part: str = "") -> Path:
-    """Return the path itself.
+    """Check that a checkpoint is complete.
 
     Args:
-        path: a checkpoint.
-        part: a folder of it; only its files need to be whole.
+        path: Folder of the checkpoint.
+        part: Subfolder to check; "" checks all files.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: it is no checkpoint, or a damaged one.
+        ValueError: If it is not a checkpoint, or is damaged.
     """
     if not (path / META).is_file():
         raise ValueError(
-            f"{path} is no checkpoint: give a folder step_* that holds {META}, or --resume auto"
+            f"{path} is not a checkpoint: choose a folder step_* with {META}, or --resume auto"
         )
     damage = find_damage(path, part)
     if damage:
-        raise ValueError(f"{path} is damaged: {damage}; resume an earlier one, or --resume auto")
+        raise ValueError(
+            f"{path} is damaged: {damage}; resume from an earlier checkpoint, or use --resume auto"
+        )
     return path
 
 
 def write_meta(path: Path, meta: dict[str, Any]) -> None:
-    """Write what a checkpoint says of itself; step, fingerprint and `checksum`s of its files."""
+    """Write the `checkpoint.json` of a checkpoint.
+
+    Args:
+        path: Folder of the checkpoint.
+        meta: Step, fingerprint, and the `checksum` of each file under "files".
+    """
     text = json.dumps(meta | {OWN: BLANK}, indent=2) + "\n"
     write_text(path / META, text.replace(BLANK, _digest(text.encode())))
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: step, fingerprint, and checksums of its files.
+    """Read the `checkpoint.json` of a checkpoint.
+
+    Args:
+        path: Folder of the checkpoint.
+
+    Returns:
+        Step, fingerprint, and checksums of the files.
 
     Raises:
-        ValueError: it is damaged, or no checkpoint's.
+        ValueError: If the file is damaged or has another format.
     """
     file = path / META
     try:
@@ -97,28 +131,40 @@ def read_meta(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, RecursionError):
         kinds = []
     if kinds != [int, dict, dict] or not _is_own(meta, text):
-        raise ValueError(f"{file} is damaged: resume an earlier checkpoint, or --resume auto")
+        raise ValueError(
+            f"{file} is damaged: resume from an earlier checkpoint, or use --resume auto"
+        )
     return meta
 
 
 def checksum(data: bytes | memoryview) -> dict[str, Any]:
-    """Return the size in bytes and the SHA-256 of what is written to a file."""
+    """Compute the checksum of a file's content.
+
+    Args:
+        data: The content.
+
+    Returns:
+        Size under "bytes", and SHA-256 under "sha256".
+    """
     return {"bytes": len(data), "sha256": _digest(data)}
 
 
 def find_damage(path: Path, part: str = "") -> str:
-    """Return the first difference between a checkpoint and what was written, or "".
+    """Compare a checkpoint with its checksums.
 
     Args:
-        path: a checkpoint.
-        part: a folder of it; only its files are read.
+        path: Folder of the checkpoint.
+        part: Subfolder to check; "" checks all files.
+
+    Returns:
+        The first difference, or "" if the checkpoint is complete.
     """
     if not (path / META).is_file():
         return f"it has no {META}"
     try:
         meta = read_meta(path)
     except (ValueError, OSError):
-        return f"{META} does not say what was written"
+        return f"{META} is damaged"
     inside = f"{part}/" if part else ""
     files = {name: of for name, of in meta["files"].items() if name.startswith(inside)}
     sizes = (_wrong_size(path, name, of) for name, of in files.items())
@@ -130,21 +176,27 @@ def find_damage(path: Path, part: str = "") -> str:
 
 
 def read_student(path: Path, weights: str = "") -> dict[str, Tensor]:
-    """Return the student's whole trained tensors by parameter name.
+    """Read the trained tensors of the student.
 
     Args:
-        path: a checkpoint.
-        weights: "ema" or "raw"; empty takes the average if the checkpoint has one.
+        path: Folder of the checkpoint.
+        weights: `ema` (moving average) or `raw`; empty uses the average if there is one.
+
+    Returns:
+        Parameter name -> tensor [...] in the parameter's full shape.
 
     Raises:
-        ValueError: there is no average.
+        ValueError: If `ema` is requested and the checkpoint has no average.
     """
     folder = path / "student"
     parts = sorted(file.parent for file in folder.rglob("weights.safetensors"))
     if weights == "ema" and not all((part / "average.safetensors").is_file() for part in parts):
-        raise ValueError(f"{path} holds no average, the run had ema=0: export the raw weights")
+        raise ValueError(
+            f"{path} has no average of the weights, because the run had ema=0: export the raw"
+            " weights"
+        )
     found: dict[str, Tensor] = {}
-    for part in parts:  # one, or one for each of two experts
+    for part in parts:  # one, or one per expert
         averaged = part / "average.safetensors"
         raw = weights == "raw" or not averaged.is_file()
         prefix = "".join(f"{name}." for name in part.relative_to(folder).parts)
@@ -154,7 +206,7 @@ def read_student(path: Path, weights: str = "") -> dict[str, Tensor]:
 
 
 def _named_steps(folder: Path) -> list[int]:
-    """The steps of all folders with a checkpoint's name, oldest first."""
+    """Return the steps of all folders with the name of a checkpoint, in ascending order."""
     if not folder.is_dir():
         return []
     found = [_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()]
@@ -166,7 +218,7 @@ def _digest(data: bytes | memoryview) -> str:
 
 
 def _is_own(meta: dict[str, Any], text: bytes) -> bool:
-    """Whether it is what was written; before there were checksums, a file had only its size."""
+    """Whether the checksum of checkpoint.json is right; old checkpoints have only file sizes."""
     files = meta["files"].values()
     if all(type(of) is int for of in files) and OWN not in meta:
         return True
@@ -180,7 +232,7 @@ def _wrong_size(path: Path, name: str, of: Any) -> str:
     if not (path / name).is_file():
         return f"{name} is missing"
     here = (path / name).stat().st_size
-    return "" if here == size else f"{name} has {here:,} bytes, {size:,} were written"
+    return "" if here == size else f"{name} has {here:,} bytes instead of {size:,}"
 
 
 def _wrong_content(path: Path, name: str, of: Any) -> str:
@@ -191,4 +243,4 @@ def _wrong_content(path: Path, name: str, of: Any) -> str:
             here = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
-    return "" if here == of["sha256"] else f"{name} has other content than was written (SHA-256)"
+    return "" if here == of["sha256"] else f"{name} does not match its SHA-256"

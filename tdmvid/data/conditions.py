@@ -1,4 +1,4 @@
-"""The conditions of items from two caches: of prompts by their text, of images by their content."""
+"""Look up the conditioning of items in two caches: prompts by text, images by content."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ from .embeddings import EmbeddingCache
 from .items import Item
 
 BLANK = "blank"
-"""The key of the image that tells nothing, in place of a digest."""
+"""Cache key of the blank image."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Cached conditions; `images` is None for a model that takes none."""
+    """Cached conditioning of prompts and images."""
 
     texts: EmbeddingCache
+    """Embeddings of prompts."""
     images: EmbeddingCache | None = None
+    """Conditioning of images; None for a model without image input."""
     digests: Mapping[Path, str] = field(default_factory=dict)
-    """Of the content of every image file: its key in the cache."""
+    """Image file -> hash of its content, the key in the cache."""
 
     def get(self, items: Sequence[Item]) -> Cond:
-        """Return the conditions of items, one row each, on the CPU.
+        """Look up the conditioning of items.
+
+        Args:
+            items: Prompts, with images if the model takes them.
+
+        Returns:
+            Conditioning with tensors [len(items), ...] on the CPU.
 
         Raises:
-            ValueError: one is missing or damaged.
+            ValueError: If an entry is missing or damaged.
         """
         cond = self.of_prompts([item.prompt for item in items])
         if self.images is None:
@@ -35,16 +43,37 @@ class Conditions:
         return cond.replaced_by(self.images.get([self._key(item) for item in items]))
 
     def of_prompts(self, prompts: Sequence[str]) -> Cond:
-        """Return the conditions of prompts alone: what guidance leads away from."""
+        """Look up the conditioning of prompts without images, e.g. of a negative prompt.
+
+        Args:
+            prompts: The prompts.
+
+        Returns:
+            Conditioning with tensors [len(prompts), ...] on the CPU.
+
+        Raises:
+            ValueError: If an entry is missing or damaged.
+        """
         return self.texts.get(list(prompts))
 
     def blank(self) -> Cond:
-        """Return the condition without a prompt, and with a blank image where there must be one."""
+        """Look up the conditioning of the empty prompt, with a blank image if the model needs one.
+
+        Returns:
+            Conditioning with tensors [1, ...] on the CPU.
+        """
         cond = self.of_prompts([""])
         return cond.replaced_by(self.images.get([BLANK])) if self.images else cond
 
     def describe(self, items: Sequence[Item]) -> list[str]:
-        """Return a line for each item, by its text and the content of its image."""
+        """Describe items by prompt and by the content of their images.
+
+        Args:
+            items: The items.
+
+        Returns:
+            One line per item.
+        """
         if self.images is None:
             return [item.prompt for item in items]
         return [f"{self._key(item)} {item.prompt}" for item in items]

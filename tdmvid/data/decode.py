@@ -1,8 +1,11 @@
-"""Frames of a video file, the same from either decoder.
+"""Decode the frames of a video file, with equal results from two decoders.
 
-Frames come in the order and at the times at which a player shows them (edit lists are applied),
-upright, with square pixels, without interlacing, in 8 bits a colour, transparent parts on white.
-decord reads files that need none of this; PyAV reads all others, and those that decord cannot.
+Frames are returned in the order and at the times at which a player shows them (edit lists are
+applied): upright, with square pixels, deinterlaced, with 8 bits per channel, and transparent parts
+on white. decord reads files that need no conversion. PyAV reads all other files, and those that
+decord cannot read.
+
+Shapes: F is the number of frames, H the height and W the width in pixels.
 """
 
 from __future__ import annotations
@@ -25,37 +28,46 @@ FORMATS = (
     "3gp,asf,avi,dv,flv,gif,m4v,matroska,mj2,mov,mp4,mpeg,mpegts,mpegvideo,mxf,ogg,vob,webm,wtv,"
     "apng,webp_pipe"
 )
-"""Containers that are read: ffmpeg left to guess would take a playlist for a video and open the
-files that it names.
+"""Allowed container formats.
+
+If ffmpeg detected the format, it would accept a playlist as a video and open the files in it.
 """
 TRC_PQ, TRC_HLG = 16, 18
-"""Transfer curves of HDR video (ITU-T H.273)."""
+"""Transfer characteristics of HDR video (ITU-T H.273)."""
 SLACK = 1e-3
-"""Seconds: containers round times to a millisecond."""
+"""Tolerance of times in seconds; containers round times to a millisecond."""
 WIDEST_PIXEL = 8
-"""A pixel is at most so many times wider than high, or the reverse; more is a broken header."""
+"""Largest ratio of pixel width to height, or the reverse. A larger ratio is a broken header."""
 
 
 def decode(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
-    """Return the first `frames` frames (None: all), with `fps` at that rate: [F, H, W, 3] uint8.
+    """Decode the beginning of a video.
+
+    Args:
+        path: Video file.
+        frames: Number of frames; None decodes all.
+        fps: Frames per second to sample at; None uses every frame.
+
+    Returns:
+        Pixels, [F, H, W, 3] uint8.
 
     Raises:
-        ValueError: for what is no video, and for one that is too short or too slow.
+        ValueError: If the file is not a video, or is too short or too slow.
     """
     try:
         pixels, numbers = _decode_decord(path, frames, fps)
-    except Exception:  # not installed, not plain, or broken: what is wrong, PyAV says better
+    except Exception:  # not installed, not plain, or broken; PyAV has better messages
         pixels, numbers = _decode_av(path, frames, fps)
-    rate = f" at {fps:g} frames a second" if fps else ""
+    rate = f" at {fps:g} frames per second" if fps else ""
     if frames is not None and len(numbers) < frames:
         raise ValueError(
-            f"{path}: has {len(numbers)} frames{rate}, {frames} are needed: use a longer video or"
-            " fewer frames"
+            f"{path} has {len(numbers)} frames{rate}, but {frames} are needed: use a longer video"
+            " or fewer frames"
         )
     if fps and frames and len(set(numbers)) < 0.9 * frames:
         raise ValueError(
-            f"{path}: shows {len(set(numbers))} different frames where {frames} are needed{rate}:"
-            " use a faster video or a lower rate"
+            f"{path} has {len(set(numbers))} different frames, but {frames} are needed{rate}: use a"
+            " video with a higher frame rate, or a lower rate"
         )
     return pixels
 
@@ -63,13 +75,11 @@ def decode(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
 def _decode_decord(
     path: Path, frames: int | None, fps: float | None
 ) -> tuple[np.ndarray, list[int]]:
-    """The pixels of a plain file, and which frames they are, fewer than `frames` where the file has
-    fewer; raises anything.
-    """
+    """Decode a plain file with decord; return pixels and frame numbers. May raise any error."""
     import decord  # has no wheels for some platforms
 
     if not _is_plain(path):
-        raise ValueError(f"{path}: PyAV reads it")
+        raise ValueError(f"{path} must be read by PyAV")
     reader = decord.VideoReader(str(path), num_threads=1)
     times = reader.get_frame_timestamp(range(len(reader)))[:, 0].tolist()
     numbers = [number for number, _ in _picked(((time, None) for time in times), frames, fps)]
@@ -77,7 +87,7 @@ def _decode_decord(
 
 
 def _decode_av(path: Path, frames: int | None, fps: float | None) -> tuple[np.ndarray, list[int]]:
-    """The same of any file; raises ValueError for what is no video."""
+    """Decode any file with PyAV; return pixels and frame numbers."""
     import av
 
     images: list[np.ndarray] = []
@@ -94,13 +104,15 @@ def _decode_av(path: Path, frames: int | None, fps: float | None) -> tuple[np.nd
         return np.stack(images), numbers
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise ValueError(
-            f"{path}: not a readable video ({error}): it may be cut short; write it again"
+            f"{path} is not a readable video ({error}): it may be truncated; write it again"
         ) from error
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether decord's frames are the contract's: progressive 8-bit H.264 from time 0, with nothing
-    to turn, stretch or leave out.
+    """Whether decord's frames need no conversion.
+
+    This holds for progressive 8-bit H.264 that starts at time 0, without rotation, pixel aspect
+    ratio or frames to leave out.
     """
     with _open(path) as container:
         stream = _track(container)
@@ -129,16 +141,16 @@ def _is_plain(path: Path) -> bool:
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    import av  # loads a second ffmpeg beside decord's; only who needs it
+    import av  # loads a second ffmpeg in addition to decord's, so import it only when needed
 
     return av.open(str(path), options={"format_whitelist": FORMATS})
 
 
 def _track(container: av.container.InputContainer) -> av.VideoStream:
-    """The pictures that a player shows: not a cover, nor another camera."""
+    """Return the video stream that a player shows, not a cover image or another camera."""
     stream: Any = container.streams.best("video")
     if stream is None:
-        raise ValueError("it has no pictures")
+        raise ValueError("it has no video frames")
     stream.thread_type = "AUTO"
     return stream
 
@@ -146,11 +158,11 @@ def _track(container: av.container.InputContainer) -> av.VideoStream:
 def _shown(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Every frame with its time in seconds; where there is no time, at the file's rate."""
+    """Yield every frame with its time in seconds; missing times follow the rate of the file."""
     frames = _decoded(container, stream)
     first = next(frames, None)
     if first is None:
-        raise ValueError("it has no pictures")
+        raise ValueError("it has no video frames")
     frames = chain([first], frames)
     if first.interlaced_frame:
         frames = _deinterlaced(frames, stream)
@@ -168,11 +180,11 @@ def _shown(
 def _decoded(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.VideoFrame]:
-    """The frames in the order in which they are shown."""
+    """Yield the frames in display order."""
     import av
 
     alpha = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
-    if alpha and stream.metadata.get("alpha_mode") == "1":  # ffmpeg's own decoders leave it out
+    if alpha and stream.metadata.get("alpha_mode") == "1":  # ffmpeg's own decoders drop alpha
         codec: Any = av.CodecContext.create(alpha, "r")
         for packet in container.demux(stream):
             yield from codec.decode(packet)
@@ -183,7 +195,7 @@ def _decoded(
 def _deinterlaced(
     frames: Iterable[av.VideoFrame], stream: av.VideoStream
 ) -> Iterator[av.VideoFrame]:
-    """As many frames, each without the comb of its two fields."""
+    """Deinterlace frames, and yield the same number of frames."""
     import av
 
     graph = av.filter.Graph()
@@ -204,9 +216,9 @@ def _deinterlaced(
 def _picked(
     shown: Iterable[tuple[float, Item]], frames: int | None, fps: float | None
 ) -> Iterator[tuple[int, Item]]:
-    """Number the frames and take the first ones, with `fps` those on the screen at that rate."""
+    """Yield the first frames with their numbers; with `fps`, the frames shown at that rate."""
     if fps:
-        assert frames is not None, "a rate comes with a number of frames"
+        assert frames is not None, "a rate needs a number of frames"
         return _on_screen(shown, frames, fps)
     return enumerate(item for _, item in islice(shown, frames))
 
@@ -214,9 +226,7 @@ def _picked(
 def _on_screen(
     shown: Iterable[tuple[float, Item]], frames: int, fps: float
 ) -> Iterator[tuple[int, Item]]:
-    """Take the frame that is on the screen every 1 / fps seconds, for `frames` such moments or as
-    long as the video lasts.
-    """
+    """Yield the frame that is shown every 1 / fps seconds, up to `frames` times."""
     taken, start, before, gap = 0, 0.0, 0.0, 0.0
     last: tuple[int, Item] | None = None
     for number, (time, item) in enumerate(shown):
@@ -237,7 +247,7 @@ def _on_screen(
 
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, ...]:
-    """How x and y of a picture become those on the screen: (xx, xy, yx, yy); () for not at all."""
+    """Return the display matrix (xx, xy, yx, yy) of a frame, or () for the identity."""
     side_data: Any = frame.side_data
     for data in side_data:
         if data.type.name == "DISPLAYMATRIX":
@@ -249,7 +259,7 @@ def _matrix(frame: av.VideoFrame) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Look:
-    """What the first frame says of all: a size that changes later is scaled to its."""
+    """Display size and orientation of the first frame, which all later frames are converted to."""
 
     width: int
     height: int
@@ -263,7 +273,7 @@ class _Look:
         return cls(max(1, round(frame.width * ratio)), frame.height, _matrix(frame))
 
     def picture(self, frame: av.VideoFrame) -> np.ndarray:
-        """[H, W, 3] uint8 as a player shows it."""
+        """Convert a frame to [H, W, 3] uint8, as a player shows it."""
         size: dict[str, Any] = {"width": self.width, "height": self.height}
         kind = frame.format
         if kind.has_palette or any(part.is_alpha for part in kind.components):
@@ -274,7 +284,7 @@ class _Look:
         return self._upright(frame.reformat(**size, format="rgb24").to_ndarray())
 
     def _upright(self, pixels: Any) -> np.ndarray:
-        """The picture turned and mirrored to the nearest quarter."""
+        """Rotate in steps of 90 degrees and mirror, as close to the display matrix as possible."""
         if not self.matrix:
             return pixels
         xx, xy, yx, yy = self.matrix

@@ -1,10 +1,10 @@
-"""Text embeddings on disk, so that training never loads the text encoder.
+"""Cache of text embeddings on disk, so that training never loads the text encoder.
 
-A shard is a safetensors file under root/<fingerprint>/; its tensors are named
-<sha256 of the prompt>.<name of the tensor in Cond>, each without the batch dimension, for
-instance prompt_embeds [T, D] of T tokens and D channels. Its metadata hold a checksum of every
-tensor, which is compared when the tensor is first read. Shards are written whole and never changed,
-so that any number of processes may read and write one cache.
+A shard is a safetensors file in root/<fingerprint>/. Its tensors are named
+<sha256 of the prompt>.<name of the tensor in Cond> and have no batch dimension, e.g. prompt_embeds
+[T, D] with T tokens and D channels. The metadata contain a checksum of every tensor, which is
+compared when the tensor is first read. Shards are written atomically and never changed, so any
+number of processes can read and write the same cache.
 """
 
 from __future__ import annotations
@@ -27,42 +27,55 @@ from .files import PART, atomic_path, short
 
 PROMPTS_PER_SHARD = 512
 PATIENCE = 120.0
-"""Seconds until a shard that another machine has written must be visible: a shared file system may
-show a folder as it was a minute ago.
+"""Seconds to wait for a shard that another machine has written.
+
+A shared file system can show the state of a folder from a minute ago.
 """
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one prompt's tensors are."""
+    """Location of the tensors of one prompt."""
 
     path: Path
     shard: safe_open
     checksums: dict[str, str]
-    """Name of each tensor in Cond -> its checksum."""
+    """Name of a tensor in Cond -> its checksum."""
 
 
 class EmbeddingCache:
-    """The embeddings of one text encoder; prompts are found by their text.
+    """Cache of the embeddings of one text encoder, with the prompt text as key.
 
-    fingerprint: names the encoder and all that shapes its output (weights, token limit,
-    dtype), in letters, digits, "_", "-" and ".".
+    Args:
+        root: Folder of the caches of all encoders.
+        fingerprint: Identifies the encoder and everything that affects its output (weights, token
+            limit, dtype). May contain letters, digits, "_", "-" and ".".
+
+    Raises:
+        ValueError: If the fingerprint contains other characters.
     """
 
     def __init__(self, root: Path, fingerprint: str):
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", fingerprint):
             raise ValueError(
-                f"fingerprint={fingerprint!r} names a folder: use letters, digits, '_', '-' and '.'"
+                f"fingerprint={fingerprint!r} must be a folder name: use letters, digits, '_', '-'"
+                " and '.'"
             )
         self.folder, self.fingerprint = Path(root) / fingerprint, fingerprint
         self._shards: dict[str, safe_open] = {}
         self._entries: dict[str, _Entry] = {}
         self._compared: set[str] = set()
-        """Keys of prompts whose checksums were compared."""
+        """Keys of prompts with checksums that were already compared."""
 
     def missing(self, prompts: Iterable[str], *, patience: float = 0.0) -> list[str]:
-        """The prompts that no shard has, each once, in order; asked again for `patience` seconds
-        before it says that there are any.
+        """List the prompts that are not in the cache.
+
+        Args:
+            prompts: The prompts.
+            patience: Seconds to wait for missing prompts to appear.
+
+        Returns:
+            The missing prompts in order, without duplicates.
         """
         missing, end = list(dict.fromkeys(prompts)), time.monotonic() + patience
         while True:
@@ -73,11 +86,17 @@ class EmbeddingCache:
             time.sleep(min(1.0, patience))
 
     def add(self, prompts: list[str], cond: Cond) -> None:
-        """Writes one new shard with the embeddings of `prompts`, in the dtype they have; raises
-        ValueError if one is not finite.
+        """Write a new shard. Tensors keep their dtype.
+
+        Args:
+            prompts: B prompts.
+            cond: Their embeddings, tensors [B, ...].
+
+        Raises:
+            ValueError: If an embedding is not finite.
         """
         assert len(prompts) == cond.batch > 0, f"{len(prompts)} prompts, batch of {cond.batch}"
-        # Contiguous first: safetensors refuses rows that overlap, as those of an expanded batch do.
+        # Make contiguous first: safetensors refuses overlapping rows, e.g. of an expanded batch.
         batches = {name: tensor.detach().cpu().contiguous() for name, tensor in cond.items()}
         tensors = {
             f"{_key(p)}.{name}": batch[i]
@@ -95,8 +114,16 @@ class EmbeddingCache:
             save_file(tensors, part, metadata=checksums | {"fingerprint": self.fingerprint})
 
     def get(self, prompts: list[str]) -> Cond:
-        """The embeddings of `prompts`, one row each, on the CPU; raises ValueError if one is
-        missing or damaged.
+        """Read embeddings.
+
+        Args:
+            prompts: B prompts.
+
+        Returns:
+            The embeddings, tensors [B, ...] on the CPU.
+
+        Raises:
+            ValueError: If an embedding is missing or damaged.
         """
         known = all(_key(prompt) in self._entries for prompt in prompts)
         if not known and (missing := self.missing(prompts)):
@@ -110,7 +137,7 @@ class EmbeddingCache:
             if layout != layouts[0]:
                 raise ValueError(
                     f"{self.folder}: {short(prompt)} has {layout}, {short(prompts[0])} has"
-                    f" {layouts[0]}: the shards are of different encoders; delete the folder and"
+                    f" {layouts[0]}: the shards are from different encoders; delete the folder and"
                     " start again"
                 )
         return Cond(
@@ -124,14 +151,14 @@ class EmbeddingCache:
         if key not in self._compared:
             if any(_checksum(row[name]) != entry.checksums[name] for name in row):
                 raise ValueError(
-                    f"{entry.path}: damaged, the embedding of {short(prompt)} is not what was"
-                    " written: delete the file and start again, or --resume auto"
+                    f"{entry.path} is damaged (checksum of the embedding of {short(prompt)}):"
+                    " delete the file and start again, or use --resume auto"
                 )
             self._compared.add(key)
         return row
 
     def _scan(self) -> None:
-        """Opens the shards that came since the last look, whoever wrote them."""
+        """Open the shards that were written since the last scan, by any process."""
         broken = []
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name in self._shards or PART in path.name:
@@ -159,11 +186,22 @@ def embed_prompts(
     progress: bool = True,
     each: Callable[[], object] = lambda: None,
 ) -> int:
-    """Encodes the prompts that `cache` lacks, `batch` at a time; returns how many there were.
-    `each` is called after each shard. per_shard: of how many; 0 is usual for prompts. what: what is
-    encoded, for the progress bar.
+    """Encode the prompts that are missing in a cache.
 
-    Each shard is on disk before the next is begun: a killed run loses the work of one.
+    Each shard is written before the next is encoded, so a killed process loses at most one shard.
+
+    Args:
+        cache: The cache.
+        prompts: The prompts, or keys of other items.
+        encode: Encodes a batch: B prompts -> tensors [B, ...].
+        batch: Prompts per call of `encode`.
+        per_shard: Prompts per shard; 0 uses `PROMPTS_PER_SHARD`.
+        what: Name of the items in the progress bar.
+        progress: Whether to show a progress bar.
+        each: Called after each shard.
+
+    Returns:
+        The number of prompts that were missing.
     """
     missing = cache.missing(prompts)
     per_shard = per_shard or PROMPTS_PER_SHARD
@@ -191,14 +229,14 @@ def _key(prompt: str) -> str:
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    """A hash of dtype, shape and values."""
+    """Return a hash of dtype, shape and values."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _open(path: Path, fingerprint: str) -> tuple[safe_open, dict[str, _Entry]]:
-    """A shard, memory mapped, and its prompts by their keys; raises ValueError if it is not one."""
+    """Open a shard memory-mapped, and return it with its entries; ValueError if it is invalid."""
     try:
         shard = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:

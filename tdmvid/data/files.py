@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process, and their hash."""
+"""Write files atomically, so that a killed process leaves no partial file, and hash files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,29 @@ from ..config.rules import short as short
 PART = ".part"
 _PARTS = re.compile(r"\.[0-9a-f]{8}\.part(\.\w+)?")
 LARGE_FILE = 64 << 20
-"""Bytes of a file whose hash is kept, as reading it takes a while."""
-_UMASK = os.umask(0o077)  # there is no reading it without setting it
+"""Size in bytes from which the hash of a file is cached, because reading it takes a while."""
+_UMASK = os.umask(0o077)  # the umask can only be read by setting it
 os.umask(_UMASK)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write, which becomes `path` when the block ends without an error.
+    """Write a file atomically: yield a temporary file that replaces `path` at the end of the block.
 
-    It keeps the suffix, by which many writers choose their format; its name has PART in it,
-    so that a reader of the folder can tell what a killed process left. Missing parent folders
-    are made. On an error the sibling is removed and an older `path` stays as it was.
+    The temporary file is in the same folder. It has the suffix of `path`, because many writers
+    choose their format by suffix. Its name contains PART, which identifies leftovers of killed
+    processes. Missing parent folders are created. After an error, the temporary file is removed and
+    an existing `path` is unchanged.
+
+    Args:
+        path: File to write.
+
+    Yields:
+        The temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the stem: videos are named by their prompts, close to the longest name allowed.
+    # Without the stem, because names of videos contain prompts and can be close to the limit.
     part = path.parent / f".{uuid.uuid4().hex[:8]}{PART}{path.suffix}"
     try:
         yield part
@@ -42,38 +49,63 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _fsync(path.parent)  # the rename itself is on disk only after this
+    _fsync(path.parent)  # writes the rename to disk
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the files that killed processes left of `atomic_path`; nobody may write there now."""
+    """Remove temporary files of `atomic_path` that killed processes left behind.
+
+    No process may be writing to the folder.
+
+    Args:
+        folder: The folder.
+    """
     for path in folder.glob(f".*{PART}*"):
         if _PARTS.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def usual_mode(path: Path) -> None:
-    """Whoever may read what `open` writes may read this file too: safetensors makes its files for
-    their owner alone.
+    """Set the permissions of a file to those that `open` gives; safetensors allows only the owner.
+
+    Args:
+        path: The file.
     """
     with suppress(OSError):  # some file systems have no modes
         path.chmod(0o666 & ~_UMASK)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, atomically."""
+    """Write UTF-8 text atomically.
+
+    Args:
+        path: File to write.
+        text: Its content.
+    """
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Writes indented JSON, atomically; raises TypeError for what JSON cannot hold."""
+    """Write indented JSON atomically.
+
+    Args:
+        path: File to write.
+        obj: JSON value.
+
+    Raises:
+        TypeError: If the value is not representable in JSON.
+    """
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Writes new files one by one, each down to the disk, and their folders; what makes the set of
-    them whole is the caller's.
+    """Write new files one by one, create their folders, and flush each file to disk.
+
+    The set of files is not written atomically; the caller must mark it as complete.
+
+    Args:
+        files: Path -> content.
     """
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +114,13 @@ def write_files(files: Mapping[Path, bytes]) -> None:
 
 
 def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library writes them in another one in
-    every process, so that equal students had different files.
+    """Sort the metadata of a safetensors file in place.
+
+    The library writes metadata in a different order in every process. Sorting makes the files of
+    equal students identical.
+
+    Args:
+        path: The safetensors file.
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -96,10 +133,17 @@ def sort_metadata(path: Path) -> None:
 
 
 def file_fingerprint(paths: list[Path], *extra: str) -> str:
-    """Return a short hash of files (their names and whole content) and of strings.
+    """Compute a short hash of files (names and content) and strings.
 
-    Large files are read once: their hashes are kept in the user's cache folder, by place, size and
-    times.
+    Hashes of large files are cached in the user's cache folder by path, size and times, so a large
+    file is read only once.
+
+    Args:
+        paths: The files, in any order.
+        *extra: Strings to include.
+
+    Returns:
+        24 hexadecimal digits.
     """
     digest = hashlib.sha256("\0".join(extra).encode())
     paths = sorted(paths)
@@ -108,15 +152,15 @@ def file_fingerprint(paths: list[Path], *extra: str) -> str:
     for path in paths:
         digest.update(f"{path.name}/{_content(path, kept)}".encode())
     if len(kept) > known:
-        with suppress(OSError):  # a home that is read-only or full costs time alone
+        with suppress(OSError):  # a read-only or full home only means that files are read again
             write_json(_digests_path(), kept)
     return digest.hexdigest()[:24]
 
 
 def _content(path: Path, kept: dict[str, str]) -> str:
-    """The SHA-256 of a file, from `kept` where it is large and known; new ones are added."""
+    """Return the SHA-256 of a file; hashes of large files are looked up in and added to `kept`."""
     status = path.stat()
-    # The time of the last change of status moves with every write, and no program sets it.
+    # ctime changes with every write, and programs cannot set it.
     state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     key = f"{path.resolve()} {' '.join(map(str, state))}"
     if key in kept:
@@ -138,10 +182,10 @@ def _digests_path() -> Path:
 
 
 def _read_digests() -> dict[str, str]:
-    """The hashes kept so far; none where they cannot be read."""
+    """Return the cached hashes, or {} if they cannot be read."""
     try:
         kept = json.loads(_digests_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # not there, damaged, no home
+    except (OSError, ValueError, RuntimeError):  # missing, damaged, or no home folder
         return {}
     return kept if isinstance(kept, dict) else {}
 

@@ -1,9 +1,9 @@
-"""A folder that one process at a time writes to, on one machine or on several that share it.
+"""Lock a folder, so that one process at a time writes to it, also across machines.
 
-The kernel holds the lock on a file in the folder and lets it go when the process ends, however it
-ends. The file names the holder. Some file systems show no lock to other machines, or have none at
-all: so the holder also touches the file every few seconds, and one from another machine counts
-until it is seen to be left alone.
+The kernel locks a file in the folder, and releases the lock when the process ends in any way. The
+file names the holder. Some file systems do not show locks to other machines, or have no locks.
+Therefore the holder also touches the file every few seconds. A holder on another machine counts as
+alive until its file stays untouched for some time.
 """
 
 from __future__ import annotations
@@ -23,41 +23,48 @@ from pathlib import Path
 
 LOCK = "run.lock"
 PATIENCE = 5.0
-"""Seconds that a process which was just ended may take to leave."""
+"""Seconds to wait for a process that is just ending."""
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two touches of the lock file."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds a lock."""
+    """Process that holds a lock."""
 
     host: str
+    """Name of its machine."""
     pid: int
+    """Its process id."""
     since: str
+    """Date and time of the lock."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
     @property
     def is_local(self) -> bool:
-        """Whether it runs on this machine."""
+        """Whether the process runs on this machine."""
         return self.host == socket.gethostname()
 
     def exists(self) -> bool:
-        """Return whether this machine has such a process."""
+        """Check whether another process with this id exists on this machine."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # of another user
+        except PermissionError:  # process of another user
             return True
         return self.pid != os.getpid()
 
 
 class FolderLock:
-    """Keep other processes out of a folder between `acquire` and `release`."""
+    """Exclusive lock on a folder, between `acquire` and `release`.
+
+    Args:
+        folder: The folder.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / LOCK
@@ -66,10 +73,10 @@ class FolderLock:
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Lock the folder, which is made if it is missing.
+        """Lock the folder, and create it if it is missing.
 
         Raises:
-            ValueError: If another process holds it; the message says which.
+            ValueError: If another process holds the lock; the message names it.
         """
         self._made_folder = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +92,7 @@ class FolderLock:
         threading.Thread(target=self._show_life, daemon=True).start()
 
     def release(self) -> None:
-        """Let others in; harmless if it is not held."""
+        """Release the lock. Does nothing if it is not held."""
         if self._descriptor < 0:
             return
         self._released.set()
@@ -97,7 +104,7 @@ class FolderLock:
                 self.folder.rmdir()
 
     def _take(self) -> bool:
-        """Open and lock the file; False if another process has it."""
+        """Open and lock the file; return False if another process holds the lock."""
         descriptor, seen_by_all = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,11 +124,14 @@ class FolderLock:
         return True
 
     def _works(self, holder: Holder, seen_by_all: bool) -> bool:
-        """Whether a holder whose lock is not seen is at work all the same."""
+        """Whether a holder is alive although its kernel lock is not visible."""
         if holder.is_local:
             return not seen_by_all and holder.exists()
         seconds, before = 3 * BEAT, _last_sign(self.path)
-        print(f"{self.path} names {holder}: waiting {seconds:.0f} s for a sign", file=sys.stderr)
+        print(
+            f"{self.path} is held by {holder}: waiting {seconds:.0f} s to see whether it is alive",
+            file=sys.stderr,
+        )
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(min(0.5, BEAT))
@@ -131,8 +141,8 @@ class FolderLock:
 
     def _refusal(self, holder: Holder | None) -> str:
         return (
-            f"{self.folder} is in use by another run ({holder or 'which did not say who it is'}):"
-            " choose another --out, or wait until that run has ended"
+            f"{self.folder} is in use by another run ({holder or 'unknown process'}): choose"
+            " another --out, or wait until that run has ended"
         )
 
     def _show_life(self) -> None:
@@ -142,7 +152,7 @@ class FolderLock:
 
 
 def _read_holder(path: Path) -> Holder | None:
-    """Who a lock's file names; None if it is empty or not of ours."""
+    """Return the holder that a lock file names; None if it is empty or has another format."""
     try:
         holder = Holder(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -151,7 +161,7 @@ def _read_holder(path: Path) -> Holder | None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has its name: a holder that leaves removes it."""
+    """Whether an open file still has this path; a holder removes the file on release."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -159,7 +169,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _last_sign(path: Path) -> int:
-    """When a file was touched, asked of the server: opening it passes by what NFS remembers."""
+    """Return the modification time in ns; opening the file bypasses the attribute cache of NFS."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns

@@ -1,7 +1,7 @@
-"""What a sample is made from: a prompt, and for an image-to-video model its first frame.
+"""Items, the inputs of samples: a prompt and, for an image-to-video model, a first frame.
 
-An image is a picture, or a video whose first frame is taken. It is scaled to cover the clip's
-height and width, and cut to its middle.
+An image file can be an image, or a video of which the first frame is used. It is scaled to cover
+the height and width of the clip, and center-cropped.
 """
 
 from __future__ import annotations
@@ -23,39 +23,46 @@ from .prompts import TABLES, read_rows, read_training_prompts
 from .video import IMAGES, VIDEOS, media_files, read_clip
 
 MANIFEST = "manifest.jsonl"
-"""What `tdmvid sample` writes beside its samples: a line for each, with prompt and file."""
+"""File that `tdmvid sample` writes next to its samples, with prompt and file of each."""
 
 
 IMAGES_REMEDY = (
-    "or make images of the prompts with `tdmvid sample` and an image model and name their folder in"
-    " prompts.images"
+    "or make images of the prompts with `tdmvid sample` and an image model, and set prompts.images"
+    " to their folder"
 )
 
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt, and the file of its first frame where a model takes one."""
+    """Input of a sample."""
 
     prompt: str
+    """The prompt."""
     image: Path | None = None
+    """File of the first frame; None for a model without image input."""
 
 
 def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMEDY) -> list[Item]:
-    """Return the items that a run trains on.
+    """Read the items that a run trains on.
 
     Args:
-        images: whether each has an image: a column of a table, paths relative to its folder.
-        remedy: what else than a table a message proposes.
+        config: Settings of the prompts.
+        images: Whether each item has an image, from a column of a table with paths relative to its
+            folder, or from `config.images`.
+        remedy: Alternative to a table that an error message suggests.
+
+    Returns:
+        The items in order.
 
     Raises:
-        ValueError: for what is wrong in the file, or if images are needed and it has none.
-        FileNotFoundError: if it is not there.
+        ValueError: If the file is invalid, or images are needed and missing.
+        FileNotFoundError: If the file does not exist.
     """
     if not images:
         if config.images:
             raise ValueError(
-                f"prompts.images={short(config.images)} has no effect: this model takes no image,"
-                " leave it out"
+                f"prompts.images={short(config.images)} has no effect, because this model takes no"
+                " image: remove it"
             )
         return [Item(prompt) for prompt in read_training_prompts(config)]
     path = find_prompts(config.path)
@@ -66,7 +73,7 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
         return [Item(caption, file) for file, caption in pairs[: config.limit or None]]
     if not path.is_file() or path.suffix.lower() not in TABLES:
         raise ValueError(
-            f"prompts.path={short(config.path)}: this model starts from an image: give a"
+            f"prompts.path={short(config.path)} has no images, which this model starts from: use a"
             f" {', '.join(TABLES)} file with the columns {config.column!r} and"
             f" {config.image_column!r} (files of images or videos), {remedy}"
         )
@@ -76,7 +83,7 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
 
 
 def _made_items(prompts: list[str], config: PromptConfig) -> list[Item]:
-    """Return prompts with the images that `tdmvid sample` has made of them, the first of each."""
+    """Return prompts with the first image of each that `tdmvid sample` has made."""
     folder = Path(config.images)
     remedy = (
         f"make them with an image model: tdmvid sample --model MODEL --size 1xHxW --prompts"
@@ -92,7 +99,7 @@ def _made_items(prompts: list[str], config: PromptConfig) -> list[Item]:
     lacking += [prompt for prompt in prompts if prompt in made and not made[prompt].is_file()]
     if lacking:
         raise ValueError(
-            f"prompts.images={short(config.images)} has no image of {len(lacking):,} of"
+            f"prompts.images={short(config.images)} has no image for {len(lacking):,} of"
             f" {len(prompts):,} prompts, e.g. {short(lacking[0])}: {remedy}"
         )
     return [Item(prompt, made[prompt]) for prompt in prompts]
@@ -102,8 +109,8 @@ def _image_file(table: Path, place: str, name: str) -> Path:
     file = table.parent / name
     if not file.is_file():
         raise ValueError(
-            f"{table}, {place}: image {short(name)} is no file in {table.parent}: give its path"
-            " relative to the table, or an absolute one"
+            f"{table}, {place}: image {short(name)} does not exist in {table.parent}: write a path"
+            " relative to the table, or an absolute path"
         )
     return file
 
@@ -111,51 +118,77 @@ def _image_file(table: Path, place: str, name: str) -> Path:
 def pair_items(
     prompts: Sequence[str], images: Sequence[Path | str], *, takes_images: bool, setting: str
 ) -> list[Item]:
-    """Return prompts with their images: one for each, or one for all.
+    """Combine prompts with images.
 
     Args:
-        takes_images: whether the model does.
-        setting: what a message calls the images.
+        prompts: The prompts.
+        images: Image files: one per prompt, or one for all.
+        takes_images: Whether the model takes images.
+        setting: Name of the images in error messages.
+
+    Returns:
+        One item per prompt.
 
     Raises:
-        ValueError: their number does not fit, one is no file, or the model takes none.
+        ValueError: If the number of images does not fit, a file does not exist, or the model takes
+            no images.
     """
     if not takes_images:
         if images:
             raise ValueError(
-                f"{setting}={short(str(images[0]))} has no effect: this model takes no image, leave"
-                " it out"
+                f"{setting}={short(str(images[0]))} has no effect, because this model takes no"
+                " image: remove it"
             )
         return [Item(prompt) for prompt in prompts]
     if len(images) not in (1, len(prompts)):
         raise ValueError(
-            f"{setting}: {len(images)} images for {len(prompts)} prompts: this model starts from an"
-            " image, give one for each prompt, or one for all"
+            f"{setting}: {len(images)} images for {len(prompts)} prompts, but this model starts"
+            " from an image: use one image per prompt, or one for all"
         )
     files = [Path(image) for image in images]
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{setting}={short(str(file))} is no file: give an image or a video")
+            raise ValueError(
+                f"{setting}={short(str(file))} does not exist: use an image or a video file"
+            )
     if len(files) == 1:
         files *= len(prompts)
     return [Item(prompt, file) for prompt, file in zip(prompts, files, strict=True)]
 
 
 def find_images(path: Path) -> list[Path]:
-    """Return a file, or the images and videos of a folder by name.
+    """List image and video files.
+
+    Args:
+        path: A file or a folder.
+
+    Returns:
+        The file itself, or the images and videos of the folder, sorted by name.
 
     Raises:
-        ValueError: it is neither, or the folder has none.
+        ValueError: If the path does not exist, or the folder contains none.
     """
     return [path] if path.is_file() else media_files(path, IMAGES | VIDEOS)
 
 
 def gallery_items(log: LogConfig, items: list[Item], *, takes_images: bool) -> list[Item]:
-    """Return the items of a run's samples: `log.sample_prompts`, or the first training items."""
+    """Choose the items of a run's samples.
+
+    Args:
+        log: Settings of the samples.
+        items: Training items.
+        takes_images: Whether the model takes images.
+
+    Returns:
+        `log.sample_prompts` with their images, or the first training items.
+
+    Raises:
+        ValueError: If the sample images do not fit the prompts or the model.
+    """
     if not log.sample_prompts:
         return items[: log.sample_count]
     images: list[Path | str] = list(log.sample_images)
-    if takes_images and not images:  # those of the first training items, in turn
+    if takes_images and not images:  # repeat the images of the training items
         given = [item.image for item in items if item.image is not None]
         images = [given[place % len(given)] for place in range(len(log.sample_prompts))]
     return pair_items(
@@ -164,18 +197,33 @@ def gallery_items(log: LogConfig, items: list[Item], *, takes_images: bool) -> l
 
 
 def read_run_items(config: RunConfig, *, takes_images: bool) -> tuple[list[Item], list[Item]]:
-    """Return the items that a run trains on, and those of its samples.
+    """Read the items of a run.
+
+    Args:
+        config: Settings of the run.
+        takes_images: Whether the model takes images.
+
+    Returns:
+        The training items, and the items of the samples.
 
     Raises:
-        ValueError: as of `read_items` and `gallery_items`.
-        FileNotFoundError: if the prompts are not there.
+        ValueError: See `read_items` and `gallery_items`.
+        FileNotFoundError: If the prompt file does not exist.
     """
     items = read_items(config.prompts, images=takes_images)
     return items, gallery_items(config.log, items, takes_images=takes_images)
 
 
 def read_images(files: Iterable[Path], size: ClipSize) -> Tensor:
-    """Return first frames in a clip's size: [B, 3, H, W] in [-1, 1]."""
+    """Read first frames in the size of a clip.
+
+    Args:
+        files: Image or video files.
+        size: Size of the clip.
+
+    Returns:
+        Images, [B, 3, H, W] in [-1, 1].
+    """
     return torch.cat(
         [
             read_clip(file, frames=1, height=size.height, width=size.width, fps=size.fps)
@@ -186,6 +234,13 @@ def read_images(files: Iterable[Path], size: ClipSize) -> Tensor:
 
 
 def image_digest(file: Path) -> str:
-    """Identify an image by its content."""
+    """Hash the content of an image file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
+    """
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,7 +1,9 @@
-"""Real data for adversarial objectives: a folder of videos or images, encoded once.
+"""Real data for adversarial methods: a folder of videos or images, encoded once.
 
-Latents wait on disk as text embeddings do, in shards of the same cache; a file is known by its
-folder, name, size and date, so a changed one is encoded again.
+Latents are cached on disk in the same format as text embeddings. The key of a file is its folder,
+name, size and modification time, so a changed file is encoded again.
+
+Shapes: B is the batch size, F the number of frames, H the height and W the width in pixels.
 """
 
 from __future__ import annotations
@@ -20,12 +22,21 @@ from .video import IMAGES, VIDEOS, media_files, name_files, split_files
 
 NAME = "latents"
 PER_SHARD = 64
-"""A clip's latents are megabytes where a prompt's embedding is less than one."""
+"""Clips per shard. Fewer than for prompts, because latents of a clip take several megabytes."""
 
 
 def real_files(config: RealConfig, *, frames: int) -> list[Path]:
-    """The videos, and where a clip is one frame the images, that are used; ValueError if there are
-    none.
+    """List the files of real data.
+
+    Args:
+        config: Settings of the real data.
+        frames: Frames per sample; images are included only for 1.
+
+    Returns:
+        The files, sorted by name, at most `config.limit`.
+
+    Raises:
+        ValueError: If there are none.
     """
     try:
         files = media_files(Path(config.path), _kinds(frames))
@@ -35,14 +46,22 @@ def real_files(config: RealConfig, *, frames: int) -> list[Path]:
 
 
 def note_unread(config: RealConfig, *, frames: int) -> str:
-    """Return one line that counts and names the files of the folder that are not read, or ""."""
+    """Report the files of the folder that are not used because of their type.
+
+    Args:
+        config: Settings of the real data.
+        frames: Frames per sample; images are used only for 1.
+
+    Returns:
+        One line with number and names, or "" if all files are used.
+    """
     folder = Path(config.path)
     files, others = split_files(folder, _kinds(frames))
     if not others:
         return ""
     return (
-        f"real.path={config.path!r}: of {len(files) + len(others):,} files these are not read:"
-        f" {name_files(folder, others)}; the kinds read are {', '.join(sorted(_kinds(frames)))}"
+        f"real.path={config.path!r}: of {len(files) + len(others):,} files these are not used:"
+        f" {name_files(folder, others)}; supported types are {', '.join(sorted(_kinds(frames)))}"
     )
 
 
@@ -51,15 +70,19 @@ def _kinds(frames: int) -> set[str]:
 
 
 class RealLatents:
-    """The clips of a folder as latents, picked by uniform numbers; of images too where a clip is
-    one frame.
+    """Latents of the clips in a folder, selected by uniform random numbers.
+
+    Args:
+        config: Settings of the real data.
+        fingerprint: Name of the autoencoder and its settings; see `EmbeddingCache`.
+        frames: Frames per sample; images are included only for 1.
     """
 
     def __init__(self, config: RealConfig, fingerprint: str, *, frames: int = 1):
         folder = Path(config.path)
         self.files = real_files(config, frames=frames)
         self.known = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in self.files]
-        """What a resumed run must find again."""
+        """Name and size of each file. A resumed run must find the same."""
         self._keys = [
             f"{folder.resolve()} {known} {path.stat().st_mtime_ns}"
             for known, path in zip(self.known, self.files)
@@ -76,11 +99,18 @@ class RealLatents:
         meet: Callable[[], None] = lambda: None,
         progress: bool = True,
     ) -> dict[Path, Exception]:
-        """Encode one of `shares` shares of the clips, as far as the cache lacks them; returns the
-        files that cannot be read, and why.
+        """Encode the clips of one share that are missing in the cache.
 
-        clip: file -> [3, F, H, W]; encoder: [B, 3, F, H, W] -> [B, ...]; meet: called as often by
-        every share, after each shard.
+        Args:
+            clip: Reads a file: path -> [3, F, H, W].
+            encoder: Encodes clips: [B, 3, F, H, W] -> [B, ...].
+            share: Index of the share.
+            shares: Number of shares, e.g. of ranks.
+            meet: Called after each shard, equally often by every share; synchronises ranks.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Files that cannot be read or encoded, with the error.
         """
         failed: dict[Path, Exception] = {}
         with tqdm(
@@ -101,7 +131,7 @@ class RealLatents:
                             latents = encoder(clip(self.files[number])[None])
                             if not latents.isfinite().all():
                                 raise ValueError(
-                                    f"{self.files[number]}: its latents are not finite, use another"
+                                    f"{self.files[number]}: the latents are not finite: use another"
                                     " model.dtype"
                                 )
                             made[self._keys[number]] = latents
@@ -114,12 +144,24 @@ class RealLatents:
         return failed
 
     def missing(self, *, patience: float = 0.0) -> int:
-        """How many clips the cache lacks, as this process sees it after at most `patience`
-        seconds.
+        """Count the clips that are missing in the cache.
+
+        Args:
+            patience: Seconds to wait for files that other machines have written.
+
+        Returns:
+            The number of missing clips.
         """
         return len(self.cache.missing(self._keys, patience=patience))
 
     def __call__(self, pick: Tensor) -> Tensor:
-        """[B] numbers in [0, 1) -> [B, ...], float32, on their device."""
+        """Look up latents.
+
+        Args:
+            pick: Uniform numbers in [0, 1) that select clips, [B].
+
+        Returns:
+            Latents on the device of `pick`, [B, ...] float32.
+        """
         keys = [self._keys[index] for index in (pick * len(self._keys)).long().tolist()]
         return self.cache.get(keys)[NAME].to(pick.device).float()

@@ -1,6 +1,6 @@
-"""Put samples into pages: a sample lies inside its folder, and is a real video or image.
+"""Embed samples in HTML pages, after checking that they are videos or images in their folder.
 
-A page is sent to other people, so a name that a file merely claims must not decide what it holds.
+Pages are sent to other people. Therefore the content of a file is checked, not only its name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from PIL import Image
 from .files import short
 
 DEMUXERS = {".mp4": "mp4", ".webm": "matroska"}
-"""Ending of a video -> the one format it is read as: ffmpeg left to guess would take a playlist for
-a video and open the files that it names.
+"""Suffix of a video -> the only format that it is read as.
+
+If ffmpeg detected the format, it would accept a playlist as a video and open the files in it.
 """
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP")
@@ -24,51 +25,69 @@ FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP")
 
 @dataclass(frozen=True)
 class Media:
-    """A video or image for a page: its element, and its bytes as a data URI."""
+    """A video or image for an HTML page."""
 
     kind: str
-    """Whether it is a "video" or an "image"."""
+    """ "video" or "image"."""
     source: str
+    """Content as a data URI."""
 
 
 def file_inside(folder: Path, name: object) -> Path:
-    """Return the file that a manifest's entry means.
+    """Resolve a file name of a manifest.
 
     Args:
-        folder: the folder of the manifest.
-        name: the entry's file, relative to it; anything that JSON can hold.
+        folder: Folder of the manifest.
+        name: File name relative to the folder; any JSON value.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        ValueError: unless it lies inside the folder, with all symbolic links followed.
+        ValueError: If it is not a file name, or the file is outside the folder after following
+            symbolic links.
     """
     remedy = "remove the entry, or copy the file into the folder"
     if not isinstance(name, str) or not name or Path(name).is_absolute():
-        raise ValueError(f"{folder}: {short(name)} is no name of a file in this folder: {remedy}")
+        raise ValueError(f"{folder}: {short(name)} is not a file name in this folder: {remedy}")
     try:
         inside = (folder / name).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL character
-        raise ValueError(f"{folder}: {short(name)} names no file ({error}): {remedy}") from None
+        raise ValueError(f"{folder}: {short(name)} is not a file ({error}): {remedy}") from None
     if not inside:
-        raise ValueError(f"{folder}: {short(name)} lies outside of this folder: {remedy}")
+        raise ValueError(f"{folder}: {short(name)} is outside this folder: {remedy}")
     return folder / name
 
 
 def check_ending(path: Path) -> None:
-    """Raise ValueError unless the file's ending is one of those that browsers show."""
+    """Check that browsers can show a file, by its suffix.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If the suffix is not supported.
+    """
     if path.suffix.lower() not in (*DEMUXERS, *PICTURES):
         known = ", ".join((*DEMUXERS, *PICTURES))
         raise ValueError(f"{path} cannot be shown in a page: use one of {known}")
 
 
 def embed(path: Path) -> Media:
-    """Read a video or image for a page.
+    """Read a video or image for an HTML page.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The video or image as a data URI.
 
     Raises:
-        ValueError: unless its content is that of a video or image.
+        ValueError: If the file does not exist, or its content is not a video or image.
     """
     check_ending(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist or is no file: sample it again")
+        raise ValueError(f"{path} does not exist or is not a file: sample it again")
     data = path.read_bytes()
     try:
         suffix = path.suffix.lower()
@@ -83,8 +102,16 @@ def embed(path: Path) -> Media:
 
 
 def is_whole(path: Path, *, frames: int, height: int, width: int) -> bool:
-    """Return whether a sample can be read to its end and has so many frames of this size; an odd
-    side of a video may have been made even.
+    """Check that a sample is complete and has the expected size.
+
+    Args:
+        path: Image file, if `frames` is 1, or video file.
+        frames: Expected number of frames.
+        height: Expected height in pixels; videos are padded to even sizes.
+        width: Expected width in pixels; videos are padded to even sizes.
+
+    Returns:
+        True if the file can be read to its end and has the size.
     """
     import av
 
@@ -105,15 +132,15 @@ def is_whole(path: Path, *, frames: int, height: int, width: int) -> bool:
 
 
 def _image_type(data: bytes) -> str:
-    """Return the media type of an image, whose pixels it decodes."""
+    """Decode an image, and return its media type."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
         return "image/jpeg" if image.format == "MPO" else Image.MIME[str(image.format)]
 
 
 def _video_type(data: bytes, suffix: str) -> str:
-    """Return the media type of a video, whose first frame it decodes."""
-    import av  # loads a second ffmpeg beside decord's; only who needs it
+    """Decode the first frame of a video, and return its media type."""
+    import av  # loads a second ffmpeg in addition to decord's, so import it only when needed
 
     with av.open(io.BytesIO(data), "r", format=DEMUXERS[suffix]) as container:
         next(container.decode(video=0))

@@ -1,4 +1,4 @@
-"""Prompts that lie in no file: public sets on a hub, and generated captions."""
+"""Read prompts that are not in a local file: data sets on the hub, and generated captions."""
 
 from __future__ import annotations
 
@@ -15,27 +15,36 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class Reader(Protocol):
-    """What reads prompts: yields (place, value), "row 3" for messages and the unchecked value."""
+    """Function that yields prompts as (place, value).
+
+    The place, e.g. "row 3", is used in messages. The value is unchecked.
+    """
 
     def __call__(self, path: Path, column: str) -> Iterator[tuple[str, Any]]: ...
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """Which part of a data set is meant."""
+    """Part of a data set on the hub."""
 
     subset: str = ""
+    """Subset; empty for the default."""
     split: str = "train"
+    """Split."""
     revision: str | None = None
+    """Branch, tag or commit; None for the default branch."""
 
 
 def find_set(path: Path, part: HubSet, kinds: tuple[str, ...]) -> Reader | None:
-    """Return what reads a generated list or a set on the hub; None if `path` names neither.
+    """Choose the reader of a generated list or of a data set on the hub.
 
     Args:
-        path: What a user gave: "videos:5000", or "owner/name".
-        part: Which part of a set on the hub.
-        kinds: Endings of files, which are no hub ids.
+        path: Name from a user, e.g. "videos:5000" or "owner/name".
+        part: Part of a data set on the hub.
+        kinds: File suffixes; names with these suffixes are not hub ids.
+
+    Returns:
+        The reader, or None if the name is neither.
     """
     if path.is_file():
         return None
@@ -47,20 +56,36 @@ def find_set(path: Path, part: HubSet, kinds: tuple[str, ...]) -> Reader | None:
 
 
 def read_generated(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    """Yield the captions of a generated list."""
+    """Yield the captions of a generated list.
+
+    Args:
+        path: Name of the list, e.g. "videos:5000".
+        column: Not used.
+
+    Yields:
+        ("caption 1", caption), ...
+    """
     found = parse_name(str(path))
-    assert found, f"{path} is no generated list"
+    assert found, f"{path} is not a generated list"
     for number, caption in enumerate(found.captions(), start=1):
         yield f"caption {number}", caption
 
 
 def read_hub(path: Path, column: str, *, part: HubSet) -> Iterator[tuple[str, Any]]:
-    """Stream the column of a data set by its hub id; nothing is downloaded ahead.
+    """Stream a column of a data set on the hub, without downloading the data set first.
+
+    Args:
+        path: Hub id.
+        column: Name of the column.
+        part: Subset, split and revision.
+
+    Yields:
+        ("row 1", value), ...
 
     Raises:
-        ValueError: If it cannot be read, or has no such column.
+        ValueError: If the data set cannot be read, or does not have the column.
     """
-    import datasets  # slow to import, and of use here only
+    import datasets  # slow to import, and only needed here
 
     try:
         table = datasets.load_dataset(
@@ -72,7 +97,7 @@ def read_hub(path: Path, column: str, *, part: HubSet) -> Iterator[tuple[str, An
         )
         columns = list(table.column_names or next(iter(table), {}))
         rows = iter(table.select_columns([column])) if column in columns else iter(())
-    except Exception as error:  # the hub, the network and the readers raise whatever they please
+    except Exception as error:  # hub, network and readers raise many types of errors
         raise _unreadable(path, part, error) from error
     if column not in columns:
         shown = ", ".join(columns[:10]) or "none"
@@ -99,7 +124,8 @@ def _unreadable(path: Path, part: HubSet, error: Exception) -> ValueError:
         f", prompts.subset={part.subset!r}" if part.subset else ""
     )
     return ValueError(
-        f"{path} is no file here and could not be read as a data set of the hub"
-        f" ({type(error).__name__}: {reason}): check the name, {named} and the network; without"
-        f" one, write the prompts to a file elsewhere (tdmvid prompts {path} --out prompts.jsonl)"
+        f"{path} is not a local file and could not be read as a data set on the hub"
+        f" ({type(error).__name__}: {reason}): check the name, {named} and the network. Without a"
+        " network, write the prompts to a file on another machine"
+        f" (tdmvid prompts {path} --out prompts.jsonl)"
     )

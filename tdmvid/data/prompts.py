@@ -1,4 +1,4 @@
-"""Prompts: the list in a file, and the endless order in which training visits it."""
+"""Read prompts, and define the infinite order in which training uses them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from ..config import PromptConfig
 
 SHOWN_COLUMNS, SHOWN_RANGES = 10, 20
-"""Columns of a table, and ranges of lines, that a message names."""
+"""Largest numbers of columns, and of ranges of lines, that a message names."""
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # not those that end lines
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # except line ends
 
 
 def read_prompts(
@@ -41,24 +41,42 @@ def read_prompts(
     limit: int = 0,
     part: HubSet = HubSet(),
 ) -> list[str]:
-    """The prompts of a .txt, .jsonl, .csv or .parquet file, in order, duplicates kept.
+    """Read prompts in order, with duplicates.
 
-    Text has one prompt a line; JSON lines are strings or objects with `column`; tables have
-    `column`; a folder of videos or images has captions beside them (a.mp4, a.txt); a ready list has
-    a name, e.g. `videos`, a generated one a number too, `videos:5000`, and a data set on the hub
-    its id, of which `part` is streamed up to `limit` prompts (0: all).
-    Space around a prompt is dropped, blank lines are skipped, with `skip_empty` empty values of
-    objects and tables too. Raises FileNotFoundError, or ValueError with the file and the line of
-    what is wrong.
+    The source can be:
+
+    * a .txt file with one prompt per line,
+    * a .jsonl file; each line is a string or an object with `column`,
+    * a .csv or .parquet table with `column`,
+    * a folder of videos or images with captions next to them (a.mp4, a.txt),
+    * the name of a built-in list, e.g. `videos`,
+    * a generated list, e.g. `videos:5000`,
+    * the hub id of a data set, which is streamed.
+
+    Spaces around a prompt are removed, and blank lines are skipped.
+
+    Args:
+        path: The source.
+        column: Name of the column of a table or data set.
+        skip_empty: Whether to skip empty values of objects and tables.
+        limit: Number of prompts to read from a generated list or data set; 0 reads all.
+        part: Part of a data set on the hub.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the source is invalid; the message gives file and line.
     """
     path = find_prompts(path)
     named = find_set(path, part, tuple(_READERS))
-    if path.is_dir() and not (named and not holds_media(path)):  # it may be called like a set
+    if path.is_dir() and not (named and not holds_media(path)):  # may have the name of a data set
         return [_checked(caption, str(file)) for file, caption in read_captioned(path)]
     reader = named or _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
-            f"{path}: unknown kind of prompt file {path.suffix!r}: use {', '.join(_READERS)}"
+            f"{path}: unknown type of prompt file {path.suffix!r}: use {', '.join(_READERS)}"
         )
     if not named and not path.is_file():
         raise FileNotFoundError(f"{path}: no such prompt file; paths are relative to {Path.cwd()}")
@@ -69,30 +87,31 @@ def read_prompts(
             empty.append(place)
         else:
             prompts.append(_checked(value, f"{path}, {place}"))
-        if named and len(prompts) == limit:  # a set may have millions
+        if named and len(prompts) == limit:  # a data set can have millions of prompts
             break
     if empty and not skip_empty:
         raise ValueError(_describe_empty(path, empty, len(prompts) + len(empty)))
     if not prompts:
-        raise ValueError(f"{path}: has no prompts: at least one is needed")
+        raise ValueError(f"{path} has no prompts: at least one is needed")
     return prompts
 
 
 def read_rows(
     path: Path, columns: tuple[str, ...], *, skip_empty: bool = False, limit: int = 0
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the rows of a table that have text in every one of `columns`.
+    """Read several columns of a table.
 
     Args:
-        path: a file of one of the kinds in `TABLES`.
-        skip_empty: leave out rows with an empty cell, which are refused otherwise.
-        limit: only the first so many; 0 for all.
+        path: File of a type in `TABLES`.
+        columns: Names of the columns.
+        skip_empty: Whether to skip rows with an empty cell. Otherwise an empty cell is an error.
+        limit: Number of rows to return, from the first; 0 returns all.
 
     Returns:
-        (place, values) of each row, the place as messages name it, e.g. "line 3".
+        (place, values) of each row. Messages use the place, e.g. "line 3".
 
     Raises:
-        ValueError: for what is wrong in the file, with its line.
+        ValueError: If the file is invalid; the message gives the line.
     """
     reader = _READERS[path.suffix.lower()]
     rows: list[tuple[str, tuple[str, ...]]] = []
@@ -107,20 +126,26 @@ def read_rows(
     if empty and not skip_empty:
         raise ValueError(_describe_empty(path, empty, len(rows) + len(empty)))
     if not rows:
-        raise ValueError(f"{path}: has no rows: at least one is needed")
+        raise ValueError(f"{path} has no rows: at least one is needed")
     return rows[:limit] if limit else rows
 
 
 def read_training_prompts(config: PromptConfig) -> list[str]:
-    """Return the prompts that a run trains on.
+    """Read the prompts that a run trains on.
+
+    Args:
+        config: Settings of the prompts.
+
+    Returns:
+        The prompts, at most `config.limit`.
 
     Raises:
-        ValueError: If no file is named, or for what is wrong in it.
-        FileNotFoundError: If it is not there.
+        ValueError: If `config.path` is empty, or the source is invalid.
+        FileNotFoundError: If the file does not exist.
     """
     if not config.path:
         raise ValueError(
-            "prompts.path is empty: give a .txt, .jsonl, .csv or .parquet file of prompts, a"
+            "prompts.path is empty: set it to a .txt, .jsonl, .csv or .parquet file of prompts, a"
             " generated list (videos:5000) or the hub id of a data set"
         )
     prompts = read_prompts(
@@ -134,44 +159,64 @@ def read_training_prompts(config: PromptConfig) -> list[str]:
 
 
 class PromptOrder:
-    """Which prompts each step uses: shuffled anew every epoch, without end and without state.
+    """Order of prompts: shuffled in every epoch, infinite and stateless.
 
-    The epochs' permutations form one endless sequence; a step takes the next `batch * micros`
-    of it, whoever computes them, so a resume needs only the step, and the prompts of a step
-    depend on the global batch alone, not on how ranks share it.
+    The permutations of the epochs form one infinite sequence. Each step uses the next
+    `batch * micros` entries. Therefore a resumed run only needs the step, and the prompts of a step
+    depend only on the global batch, not on the number of ranks.
+
+    Args:
+        count: Number of prompts.
+        seed: Seed of the permutations.
+
+    Raises:
+        ValueError: If there are no prompts.
     """
 
     def __init__(self, count: int, seed: int):
         if count < 1:
-            raise ValueError(f"count={count} prompts: at least one is needed")
+            raise ValueError(f"count={count}: at least one prompt is needed")
         self.count, self.seed = count, seed
 
     def indices(self, step: int, batch: int, micro: int, micros: int) -> list[int]:
-        """The prompts of one micro-batch of a step.
+        """Return the prompts of one micro-batch of a step.
 
-        batch: prompts of a micro-batch. micro: which of the step's `micros` micro-batches,
-        those of all data-parallel ranks counted together. Returns `batch` indices < count.
+        Args:
+            step: Iteration, from 0.
+            batch: Prompts per micro-batch.
+            micro: Index of the micro-batch among those of all data-parallel ranks.
+            micros: Number of micro-batches of all data-parallel ranks.
+
+        Returns:
+            `batch` indices below `count`.
         """
         assert 0 <= micro < micros, f"micro-batch {micro} of {micros}"
         start = (step * micros + micro) * batch
         return [self.at(position) for position in range(start, start + batch)]
 
     def at(self, position: int) -> int:
-        """Return the prompt at a position of the endless sequence: an index < count."""
+        """Return the prompt at a position of the infinite sequence.
+
+        Args:
+            position: Position, from 0.
+
+        Returns:
+            An index below `count`.
+        """
         epoch, place = divmod(position, self.count)
         return int(_permutation(self.count, self.seed, epoch)[place])
 
 
-# Steps move slowly through epochs and straddle two at most, unless the prompts are few.
+# Steps move slowly through epochs and use at most two of them, unless there are few prompts.
 @lru_cache(maxsize=8)
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    # Hashed, because seed + epoch would give seed 1 the epochs of seed 0, one late.
+    # Hashed, because with seed + epoch, seed 1 would repeat the epochs of seed 0, shifted by one.
     digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randperm(count, generator=generator)
 
 
-# Readers yield (place, value): "line 3" for messages, and the value still unchecked.
+# Readers yield (place, value): a place such as "line 3" for messages, and the unchecked value.
 
 
 def _read_txt(path: Path, column: str) -> Iterator[tuple[str, Any]]:
@@ -196,8 +241,8 @@ def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    # Not through pandas (nor `datasets`, which uses it): when each prompt has a comma and no
-    # quotes, it takes the part before the comma for an index and silently keeps the rest.
+    # Not with pandas (nor `datasets`, which uses it): if each prompt has a comma and no quotes,
+    # pandas silently treats the part before the comma as an index.
     rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     line = 1
     header: list[str] | None = None
@@ -218,28 +263,28 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 
 
 def _wrong_width(row: list[str], header: list[str]) -> str:
-    """What is wrong with a row of more or fewer fields than the header has."""
+    """Return the message for a row with more or fewer fields than the header."""
     remedy = (
         "put double quotes around a prompt with commas"
         if len(row) > len(header)
-        else "write a comma for each column, also for one that is empty"
+        else "write a comma for each column, including empty ones"
     )
     return f"{short(','.join(row))} has {len(row)} fields, the header has {len(header)}: {remedy}"
 
 
 def _csv_remedy(error: csv.Error) -> str:
-    """What cures an error of the csv module, which has one class for all of them."""
+    """Return the remedy for an error of the csv module, which has only one class of errors."""
     if "field limit" in str(error):
-        return "close the quote that begins this field, or shorten the field or leave it out"
+        return "close the quote that begins this field, or shorten or remove the field"
     if "end of data" in str(error):
         return "close the quote that was opened here"
     return "write a quote inside quotes twice"
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    import datasets  # slow to import, and of use here only
+    import datasets  # slow to import, and only needed here
 
-    # Streamed: nothing is converted to Arrow files; even so its lock goes to the cache folder.
+    # Streaming converts nothing to Arrow files, but still writes a lock to the cache folder.
     with tempfile.TemporaryDirectory() as cache:
         try:
             table = datasets.load_dataset(
@@ -253,7 +298,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             values = (
                 [row[column] for row in table.select_columns([column])] if column in columns else []
             )
-        except Exception as error:  # a broken file raises whatever pyarrow and datasets please
+        except Exception as error:  # pyarrow and datasets raise many types of errors
             raise ValueError(
                 f"{path}: not a Parquet file with rows ({error}): write it again"
             ) from error
@@ -264,7 +309,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
 TABLES = (".csv", ".jsonl", ".parquet")
-"""Kinds of files whose rows have columns."""
+"""Suffixes of files with columns."""
 
 
 def _text(path: Path) -> str:
@@ -280,14 +325,14 @@ def _text(path: Path) -> str:
     if (place := text.find("\0")) >= 0:
         line = len(_LINE_END.findall(text[:place])) + 1
         raise ValueError(
-            f"{path}, line {line}: holds a NUL character, as UTF-16 without a mark does: save the"
+            f"{path}, line {line}: contains a NUL character, maybe because it is UTF-16: save the"
             " file as UTF-8"
         )
     return text
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Not splitlines(): a prompt may hold U+2028 and the like, which end no line of a file.
+    # Not splitlines(): it also splits at U+2028 and similar, which can occur inside a prompt.
     for number, line in enumerate(_LINE_END.split(_text(path)), start=1):
         if line.strip():
             yield number, line.strip()
@@ -297,7 +342,7 @@ def _require_column(column: str, columns: list[str], where: str) -> None:
     if column not in columns:
         there = ", ".join(map(short, columns[:SHOWN_COLUMNS])) or "none"
         there += f" and {len(columns) - SHOWN_COLUMNS} more" * (len(columns) > SHOWN_COLUMNS)
-        remedy = "name one of them or rename it"
+        remedy = "choose one of them, or rename a column"
         if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
             remedy = f"separate columns by commas, not by {found[0]!r}"
         raise ValueError(f"{where}: no column {short(column)}; the columns are {there}: {remedy}")
@@ -305,27 +350,29 @@ def _require_column(column: str, columns: list[str], where: str) -> None:
 
 def _checked(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where}: prompt {short(value)} is no text: write a string or remove it")
+        raise ValueError(
+            f"{where}: prompt {short(value)} is not a string: write a string or remove it"
+        )
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(
-            f"{where}: prompt {short(value)} has half a surrogate pair: write the whole character"
+            f"{where}: prompt {short(value)} has an unpaired surrogate: write the whole character"
         )
     if found := _CONTROL.search(value):
         raise ValueError(
-            f"{where}: prompt {short(value)} holds the control character {found[0]!r}: remove it"
+            f"{where}: prompt {short(value)} contains the control character {found[0]!r}: remove it"
         )
     return value.strip()
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value is what tables have where there is no prompt: nothing, or nothing to see."""
+    """Whether a value is empty: None, NaN, or a string without visible characters."""
     if isinstance(value, str):
         return all(letter.isspace() or unicodedata.category(letter) == "Cf" for letter in value)
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _describe_empty(path: Path, places: list[str], total: int) -> str:
-    """Return the message for empty prompts: how many, and where, neighbours as one range."""
+    """Return the message for empty prompts: their number and places, neighbours as one range."""
     kind = places[0].split()[0]
     numbers = [int(place.split()[1]) for place in places]
     ranges: list[list[int]] = []
@@ -338,6 +385,6 @@ def _describe_empty(path: Path, places: list[str], total: int) -> str:
     named += ", ..." if len(ranges) > SHOWN_RANGES else ""
     count = f"{len(places):,} of {total:,} prompts {'is' if len(places) == 1 else 'are'} empty"
     return (
-        f"{path}, {places[0]}: {count} ({kind}{'s' * (len(places) > 1)} {named}): write them or"
-        " remove them; training skips them with prompts.skip_empty=true"
+        f"{path}, {places[0]}: {count} ({kind}{'s' * (len(places) > 1)} {named}): fill or remove"
+        " them; training skips them with prompts.skip_empty=true"
     )

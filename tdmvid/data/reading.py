@@ -1,10 +1,10 @@
-"""What libraries raise about a user's file, as one line that names the file.
+"""Turn library errors about a user's file into one line that names the file.
 
     with reading(folder / "vae"):
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
 
-Libraries raise of every kind (SafetensorError, KeyError, StopIteration, RecursionError, ...), most
-without the name of the file.
+Libraries raise many types of errors (SafetensorError, KeyError, StopIteration, RecursionError), and
+most do not name the file.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ LIBRARIES = (
     "<frozen",
     *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
-"""How the names of files begin that belong to Python or to what is installed."""
+"""Prefixes of source files that belong to Python or to installed packages."""
 LONGEST = 400
-"""Characters of a library's message that are repeated."""
+"""Largest number of characters of a library's message that is shown."""
 MEMORY = ("OutOfMemoryError", "MemoryError")
-"""Names of errors that are raised for a device or a host without free memory."""
+"""Names of out-of-memory errors, of device and host."""
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 @contextmanager
 def reading(source: Path | str, *, advice: str = "") -> Iterator[None]:
-    """Name a file or folder in whatever a library raises about it.
+    """Convert errors of the block into a ValueError that names the file.
 
     Args:
-        source: What the block reads.
-        advice: What to do, as the end of the message.
+        source: File or folder that the block reads.
+        advice: Remedy, the end of the message.
 
     Raises:
-        ValueError: For an error of the block that is not the project's own ValueError, and not
-            about memory.
+        ValueError: If the block raises an error. A ValueError raised by this project and an
+            out-of-memory error are passed on unchanged.
     """
     try:
         yield
@@ -50,7 +50,14 @@ def reading(source: Path | str, *, advice: str = "") -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error as a part of one line: its message, with its type where that says more."""
+    """Format an error as part of a one-line message.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its message, preceded by its type unless it is a ValueError or OSError.
+    """
     text = " ".join(str(error).split())
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 3]}..."
@@ -60,8 +67,13 @@ def reason(error: BaseException) -> str:
 
 
 def raised_by_library(error: BaseException) -> bool:
-    """Return whether the innermost call of an error is one of an installed library, or of
-    Python's own.
+    """Check whether an error was raised by an installed library or by Python itself.
+
+    Args:
+        error: The error, with its traceback.
+
+    Returns:
+        True if the innermost frame belongs to a library.
     """
     trace = error.__traceback__
     if trace is None:
@@ -75,7 +87,14 @@ def raised_by_library(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is about memory, of the host or of a device."""
+    """Check whether an error means that the host or a device is out of memory.
+
+    Args:
+        error: The error.
+
+    Returns:
+        True if it is an out-of-memory error.
+    """
     if type(error).__name__ in MEMORY:
         return True
     text = str(error).lower()

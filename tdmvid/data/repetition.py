@@ -1,4 +1,4 @@
-"""How often a run uses each of its prompts."""
+"""Compute how often a run uses each of its prompts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from statistics import harmonic_mean
 from ..config import RunConfig, global_batch
 
 MOST_USES = 50
-"""A run that uses each of its prompts more often is warned about."""
+"""Uses of each prompt above which a run logs a warning."""
 
 
 def trajectories(config: RunConfig, *, ranks: int) -> int:
-    """Return the number of trajectories that a run starts, each with a prompt of its own.
+    """Count the trajectories that a run starts. Each uses one prompt.
 
-    A rollout starts one for each sample of an iteration. With objective.rollout "stream" it lasts
-    K iterations, on average the harmonic mean of the set of K; the first of each sample starts in
-    the midst of it.
+    A rollout starts one trajectory per sample of an iteration. With objective.rollout "stream", a
+    trajectory lasts K iterations, on average the harmonic mean of the set of K. The first
+    trajectory of each sample starts in the middle.
 
     Args:
-        config: The run.
-        ranks: The number of data-parallel ranks.
+        config: Settings of the run.
+        ranks: Number of data-parallel ranks.
+
+    Returns:
+        The number of trajectories.
     """
     batch = global_batch(config.batch, ranks)
     if config.objective.rollout != "stream":
@@ -30,18 +33,30 @@ def trajectories(config: RunConfig, *, ranks: int) -> int:
 
 
 def prompt_uses(config: RunConfig, *, prompts: int, ranks: int) -> float:
-    """Return how often a run uses each of its prompts, on average.
+    """Compute how often a run uses each of its prompts, on average.
 
     Args:
-        config: The run.
-        prompts: How many it has.
-        ranks: The number of data-parallel ranks.
+        config: Settings of the run.
+        prompts: Number of prompts.
+        ranks: Number of data-parallel ranks.
+
+    Returns:
+        Uses per prompt.
     """
     return trajectories(config, ranks=ranks) / prompts
 
 
 def repetition_warning(config: RunConfig, *, prompts: int, ranks: int) -> str:
-    """Return what to tell a user whose run repeats its prompts too often; "" if it does not."""
+    """Return a warning if a run repeats its prompts too often.
+
+    Args:
+        config: Settings of the run.
+        prompts: Number of prompts.
+        ranks: Number of data-parallel ranks.
+
+    Returns:
+        The warning, or "" if each prompt is used at most `MOST_USES` times.
+    """
     uses = prompt_uses(config, prompts=prompts, ranks=ranks)
     if uses <= MOST_USES:
         return ""
@@ -49,6 +64,6 @@ def repetition_warning(config: RunConfig, *, prompts: int, ranks: int) -> str:
     enough = math.ceil(trajectories(config, ranks=ranks) / MOST_USES)
     return (
         f"each of {prompts:,} prompts is used {uses:,.0f} times, more than {MOST_USES}: the student"
-        f" may serve these captions only; use {enough:,} or more, e.g. generated ones"
+        f" may work only for these prompts; use {enough:,} or more, e.g. generated ones"
         f" (prompts.path={kind}:{enough})"
     )

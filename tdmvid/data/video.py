@@ -1,6 +1,7 @@
-"""Video and image files.
+"""Read and write video and image files.
 
-Shapes: F frames, H height, W width, N videos; pixels are RGB in [-1, 1].
+Shapes: F is the number of frames, H the height, W the width, N the number of videos. Pixels are RGB
+in [-1, 1].
 """
 
 from __future__ import annotations
@@ -22,33 +23,54 @@ VIDEOS = {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".gif", ".flv"
 VIDEOS |= {".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".wmv", ".asf", ".ogv"}
 IMAGES = {".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 SHOWN_FILES = 3
-"""Files that a message names of those that it counts."""
+"""Largest number of files that a message names."""
 
 
 def read_video(path: Path, *, frames: int | None = None, fps: float | None = None) -> Tensor:
-    """The first `frames` frames of a video (all by default), [3, F, H, W] float32 in [-1, 1]; with
-    `fps`, at that rate.
+    """Read the beginning of a video.
 
-    Raises FileNotFoundError, or ValueError for what is no video and for one of fewer frames.
+    Args:
+        path: Video file.
+        frames: Number of frames; None reads all.
+        fps: Frames per second to sample at; None uses every frame. Needs `frames`.
+
+    Returns:
+        Frames, [3, F, H, W] float32 in [-1, 1].
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a video, or has too few frames.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such video file")
     if frames is not None and frames < 1:
-        raise ValueError(f"frames={frames}: read at least one, or None for all")
+        raise ValueError(f"frames={frames} must be at least 1, or None for all frames")
     if fps is not None and (fps <= 0 or frames is None):
         raise ValueError(
-            f"fps={fps}, frames={frames}: a rate is positive and takes a number of frames"
+            f"fps={fps}, frames={frames}: fps must be above 0 and needs a number of frames"
         )
     return _unit(decode(path, frames, fps)).permute(1, 0, 2, 3).contiguous()
 
 
 def read_clip(path: Path, *, frames: int, height: int, width: int, fps: float) -> Tensor:
-    """The beginning of a video, or an image where `frames` is 1, scaled to cover height x width and
-    cut to its middle.
+    """Read the beginning of a video, or an image, and crop it to a size.
 
-    [3, F, H, W] in [-1, 1]. Raises FileNotFoundError, or ValueError for what cannot be read and for
-    a video that is too short, or slower than `fps`.
+    Frames are scaled to cover height x width, and center-cropped.
+
+    Args:
+        path: Video file, or image file if `frames` is 1.
+        frames: Number of frames F.
+        height: Height H in pixels.
+        width: Width W in pixels.
+        fps: Frames per second to sample at.
+
+    Returns:
+        Frames, [3, F, H, W] float32 in [-1, 1].
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read, or the video is too short or slower than `fps`.
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGES:
@@ -56,29 +78,37 @@ def read_clip(path: Path, *, frames: int, height: int, width: int, fps: float) -
     elif frames == 1:
         pixels = read_image(path)[None]
     else:
-        raise ValueError(f"{path} is an image, {frames} frames are needed: give videos")
+        raise ValueError(f"{path} is an image, but {frames} frames are needed: use videos")
     scale = max(height / pixels.shape[1], width / pixels.shape[2])
     size = max(height, round(pixels.shape[1] * scale)), max(width, round(pixels.shape[2] * scale))
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     cut = []
     for some in np.array_split(
         pixels, -(-len(pixels) // 8)
-    ):  # a whole large video in float32 would be gigabytes
+    ):  # a large video in float32 takes gigabytes, so work on a few frames at a time
         scaled = functional.interpolate(_unit(some), size, mode="bilinear", antialias=True)
         cut.append(scaled[:, :, top : top + height, left : left + width].clamp(-1, 1))
     return torch.cat(cut).transpose(0, 1).contiguous()
 
 
 def read_image(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8, upright, transparent parts on white; ValueError for what is no image of 8
-    bits a colour.
+    """Read an image, apply its orientation, and put transparent parts on white.
+
+    Args:
+        path: Image file.
+
+    Returns:
+        Pixels, [H, W, 3] uint8.
+
+    Raises:
+        ValueError: If the file is not an image with 8 bits per channel.
     """
     try:
         with Image.open(path) as file:
             image: Image.Image = file
             if image.mode.startswith(("I", "F")):
                 raise ValueError(
-                    f"{path}: an image of mode {image.mode}: convert it to 8 bits a colour"
+                    f"{path} is an image of mode {image.mode}: convert it to 8 bits per channel"
                 )
             image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
@@ -90,33 +120,50 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def media_files(folder: Path, kinds: set[str]) -> list[Path]:
-    """Every file of these endings in a folder and the folders below it, links to folders followed,
-    hidden ones aside, by name; ValueError if there is none.
+    """List the files of some types in a folder and its subfolders.
+
+    Links to folders are followed; hidden files are skipped.
+
+    Args:
+        folder: The folder.
+        kinds: Suffixes in lower case, e.g. {".mp4"}.
+
+    Returns:
+        The files, sorted by name.
+
+    Raises:
+        ValueError: If the folder does not exist, or there are no such files.
     """
     found, others = split_files(folder, kinds)
     if not found:
-        there = f"; it holds {name_files(folder, others)}" if others else ""
-        raise ValueError(f"{str(folder)!r} holds no {', '.join(sorted(kinds))} file{there}")
+        there = f"; it contains {name_files(folder, others)}" if others else ""
+        raise ValueError(f"{str(folder)!r} contains no {', '.join(sorted(kinds))} file{there}")
     return found
 
 
 def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
-    """Return the files of a folder and the folders below it that have one of these endings, and all
-    others, by name; hidden ones are in neither.
+    """List the files in a folder and its subfolders, split by type. Hidden files are skipped.
+
+    Args:
+        folder: The folder.
+        kinds: Suffixes in lower case, e.g. {".mp4"}.
+
+    Returns:
+        Files with these suffixes, and all other files, each sorted by name.
 
     Raises:
-        ValueError: if there is no such folder.
+        ValueError: If the folder does not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"{str(folder)!r} is no folder: give one with {', '.join(sorted(kinds))} files"
+            f"{str(folder)!r} is not a folder: use a folder with {', '.join(sorted(kinds))} files"
         )
     found: list[Path] = []
     others: list[Path] = []
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(root)) in seen:  # a link to a folder above it, or a second one
+        if (real := os.path.realpath(root)) in seen:  # a link to a folder that was already visited
             folders.clear()
             continue
         seen.add(real)
@@ -127,23 +174,39 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
 
 
 def name_files(folder: Path, files: list[Path]) -> str:
-    """Return how many files there are and which, the first of them by name: "2 files: 'a', 'b'"."""
+    """Describe files for a message, e.g. "2 files: 'a', 'b'".
+
+    Args:
+        folder: Folder that names are relative to.
+        files: The files.
+
+    Returns:
+        Their number, and the first `SHOWN_FILES` names.
+    """
     shown = ", ".join(short(str(path.relative_to(folder))) for path in files[:SHOWN_FILES])
     more = f", and {len(files) - SHOWN_FILES:,} more" if len(files) > SHOWN_FILES else ""
     return f"{len(files):,} file{'s' * (len(files) != 1)}: {shown}{more}"
 
 
 def write_video(path: Path, video: Tensor, *, fps: float, lossless: bool = False) -> None:
-    """Writes [3, F, H, W] in [-1, 1] as H.264 in an mp4 file that browsers play, atomically.
+    """Write a video as H.264 in an mp4 file that browsers play, atomically.
 
-    H.264 with 4:2:0 colours has even sizes only: an odd side gains a copy of its last row or
-    column. lossless: to a rounding of the colours, in 4:4:4, which not every browser plays. Raises
-    ValueError for another shape, values that are not finite, and fps <= 0.
+    H.264 with 4:2:0 chroma needs even sizes, so the last row or column of an odd size is repeated.
+
+    Args:
+        path: File to write.
+        video: Frames, [3, F, H, W] in [-1, 1].
+        fps: Frames per second.
+        lossless: Lossless except for rounding of colours, with 4:4:4 chroma. Not every browser
+            plays this.
+
+    Raises:
+        ValueError: If the shape is wrong, values are not finite, or fps is not above 0.
     """
-    import av  # loads a second ffmpeg beside decord's; only who needs it
+    import av  # loads a second ffmpeg in addition to decord's, so import it only when needed
 
     if fps <= 0:
-        raise ValueError(f"fps={fps}: must be positive")
+        raise ValueError(f"fps={fps} must be above 0")
     pixels = _pixels(video, "3FHW")
     height, width = pixels.shape[-2:]
     pixels = functional.pad(pixels, (0, width % 2, 0, height % 2), mode="replicate")
@@ -165,22 +228,30 @@ def write_video(path: Path, video: Tensor, *, fps: float, lossless: bool = False
 
 
 def write_image(path: Path, image: Tensor) -> None:
-    """Writes [3, H, W] in [-1, 1] as PNG, atomically; raises ValueError as write_video does."""
+    """Write an image as PNG, atomically.
+
+    Args:
+        path: File to write.
+        image: Pixels, [3, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: If the shape is wrong, or values are not finite.
+    """
     pixels = _uint8(_pixels(image, "3HW"))
     with atomic_path(path) as part:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(part, format="PNG")
 
 
 def write_clips(folder: Path, videos: Tensor, fps: float) -> list[str]:
-    """Write one mp4 per video, or a PNG for a single frame, named by its place in the batch.
+    """Write one mp4 file per video, or a PNG per image, named by the index in the batch.
 
     Args:
-        folder: where the files go; it is made.
-        videos: [B, 3, F, H, W] in [-1, 1].
-        fps: frames per second.
+        folder: Folder of the files; created if missing.
+        videos: Videos, [B, 3, F, H, W] in [-1, 1]; images have F = 1.
+        fps: Frames per second.
 
     Returns:
-        Names relative to the parent of `folder`.
+        File names relative to the parent of `folder`.
     """
     names = []
     for index, video in enumerate(videos):
@@ -195,20 +266,31 @@ def write_clips(folder: Path, videos: Tensor, fps: float) -> list[str]:
 
 
 def few_frames(videos: Tensor, count: int = 9) -> Tensor:
-    """[..., F, H, W]: at most so many of the frames, evenly spaced, the first and the last among
-    them.
+    """Select evenly spaced frames, including the first and the last.
+
+    Args:
+        videos: Videos, [..., F, H, W].
+        count: Largest number of frames.
+
+    Returns:
+        Videos, [..., min(F, count), H, W].
     """
     frames = videos.shape[-3]
     return videos[..., torch.linspace(0, frames - 1, min(frames, count)).round().long(), :, :]
 
 
 def write_strip(path: Path, videos: Tensor, *, width: int = 1200, group: int = 0) -> None:
-    """Writes [N, 3, F, H, W] in [-1, 1] as one PNG: a row a video, nine of its frames side by side,
-    white lines between.
+    """Write videos as one PNG with a row of up to nine frames per video, separated by white lines.
 
-    Images (F = 1) stand side by side themselves. The frames are as large as `width` pixels in all
-    allow, small ones repeated a whole number of times. group: so many videos belong together: a
-    wider line follows them, and a new row of images.
+    Images (F = 1) are put side by side. Large frames are scaled down to fit `width`. Small frames
+    are enlarged by a whole factor.
+
+    Args:
+        path: File to write.
+        videos: Videos, [N, 3, F, H, W] in [-1, 1].
+        width: Largest width of the PNG in pixels.
+        group: Number of videos that belong together: a wider line follows each group, and images
+            start a new row. 0 makes one group.
     """
     videos = few_frames(_pixels(videos, "N3FHW"))
     if videos.shape[2] == 1:
@@ -237,13 +319,13 @@ def write_strip(path: Path, videos: Tensor, *, width: int = 1200, group: int = 0
 
 
 def _unit(pixels: np.ndarray) -> Tensor:
-    """[F, H, W, 3] uint8 -> [F, 3, H, W] float32 in [-1, 1]."""
+    """Convert [F, H, W, 3] uint8 to [F, 3, H, W] float32 in [-1, 1]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def _tag_bt601(codec) -> None:
-    # ffmpeg converts RGB by BT.601; untagged, players guess BT.709 for large videos and shift
-    # colours.
+    # ffmpeg converts RGB by BT.601. Without tags, players assume BT.709 for large videos and show
+    # shifted colours.
     codec.colorspace = 6
     codec.color_primaries = 6
     codec.color_trc = 6
@@ -251,16 +333,16 @@ def _tag_bt601(codec) -> None:
 
 
 def _pixels(x: Tensor, axes: str) -> Tensor:
-    """x in float32 on the CPU, checked to have the axes, for instance "3FHW", and finite values."""
+    """Check axes (e.g. "3FHW") and finite values, and return x as float32 on the CPU."""
     if x.ndim != len(axes) or x.shape[axes.index("3")] != 3 or x.numel() == 0:
         raise ValueError(
-            f"shape {list(x.shape)}: must be [{', '.join(axes)}], not empty, with 3 for RGB"
+            f"shape {list(x.shape)} must be [{', '.join(axes)}], not empty, with 3 RGB channels"
         )
     x = x.detach().float().cpu()
     if not x.isfinite().all():
         raise ValueError(
-            f"{int((~x.isfinite()).sum())} of {x.numel()} pixel values are not finite: nothing to"
-            " write"
+            f"{int((~x.isfinite()).sum())} of {x.numel()} pixel values are not finite: nothing was"
+            " written"
         )
     return x
 
