@@ -1,1 +1,1 @@
-"""The command line `tdmvid`: a module for each of its commands, and main."""
+"""Command line of `tdmvid`: `main`, and one module per command."""

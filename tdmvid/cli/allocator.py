@@ -1,18 +1,18 @@
-"""How PyTorch's allocator takes memory of a GPU."""
+"""Configure PyTorch's CUDA memory allocator."""
 
 from __future__ import annotations
 
 import os
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""What PyTorch reads: its present name, and the one it had first."""
+"""Environment variables that PyTorch reads: the current name, and the former one."""
 
 
 def expand_segments() -> None:
-    """Let the allocator grow its segments instead of splitting them, unless the user set it up.
+    """Turn on expandable segments, unless the user has configured the allocator.
 
-    Calls of unequal sizes (with and without a graph, guided, decoding) otherwise leave gaps that
-    fit nothing. It must be called before torch is imported.
+    Without them, calls of different sizes (with and without a graph, guided, decoding) fragment the
+    memory. Call this before torch is imported.
     """
     if not any(os.environ.get(name) for name in VARIABLES):
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"

@@ -1,4 +1,4 @@
-"""Sample a public benchmark's prompts into the folders that its own scorer reads.
+"""Sample the prompts of a public benchmark, in the folder layout of its scorer.
 
     tdmvid benchmark --benchmark geneval --prompts evaluation_metadata.jsonl --seeds 4 \\
         --lora runs/X/lora --out geneval
@@ -7,8 +7,8 @@
     torchrun --nproc_per_node 8 -m tdmvid benchmark ...
     python eval/benchmark_sample.py --benchmark geneval ...
 
-Benchmarks: hpdv2, drawbench, coco, geneval, t2v-compbench; their files and folders are listed in
-tdmvid/scoring/benchmark_layouts.py. The same command again makes only what is missing.
+Benchmarks: hpdv2, drawbench, coco, geneval, t2v-compbench. Their files and folders are described in
+tdmvid/scoring/benchmark_layouts.py. Running the same command again makes only missing files.
 """
 
 from __future__ import annotations
@@ -27,23 +27,30 @@ OF_VIDEOS = ("t2v-compbench",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid benchmark`."""
+    """Add the options of `tdmvid benchmark` to a parser."""
     parser.add_argument("--benchmark", choices=BENCHMARKS, required=True)
     parser.add_argument(
-        "--prompts", type=Path, required=True, help="the benchmark's own file or folder"
+        "--prompts", type=Path, required=True, help="prompt file or folder of the benchmark"
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--seeds", type=int, default=1, help="images of every prompt; GenEval's own protocol has 4"
+        "--seeds", type=int, default=1, help="samples per prompt; GenEval's protocol uses 4"
     )
     parser.add_argument(
-        "--limit", type=int, default=0, help="only the first so many files; 0 makes all"
+        "--limit", type=int, default=0, help="number of files, from the first; 0 makes all"
     )
     add_sampler(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the files that the folder lacks, and the texts that the scorer wants beside them."""
+    """Make missing samples, and the text files that the scorer expects.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If the size does not fit the benchmark, or an option is invalid.
+    """
     from ..parallel import launch
     from ..sampling.sample import sample_videos
     from ..sampling.student import load_for_sampling
@@ -51,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
     wanted = layout(args.benchmark, args.prompts, seeds=args.seeds)
     shots = wanted.shots[: args.limit or None]
-    # Ranks wait for the slowest one's last file.
+    # Ranks wait for the last file of the slowest rank.
     world = launch.start("auto", timeout_minutes=24 * 60)
     backbone = load_for_sampling(world, **base_of(args))
     _check_frames(args.benchmark, backbone.size.frames)
@@ -67,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         cache=args.cache,
     )
     if world.primary:
-        print(f"{len(shots)} files for the scorer of {args.benchmark} are in {args.out}")
+        print(f"wrote {len(shots)} files for the scorer of {args.benchmark} to {args.out}")
     launch.finish()
 
 
@@ -75,13 +82,13 @@ def _check_frames(benchmark: str, frames: int) -> None:
     videos = benchmark in OF_VIDEOS
     if videos != (frames > 1):
         raise ValueError(
-            f"{benchmark} scores {'videos' if videos else 'images'}, these are of {frames} frames:"
-            " give another --size"
+            f"--benchmark={benchmark} scores {'videos' if videos else 'images'}, but samples have"
+            f" {frames} frames: change --size"
         )
 
 
 def _write_texts(out: Path, wanted: Layout, folders: set[str]) -> None:
-    """Write the texts of these folders alone."""
+    """Write the text files of the given folders."""
     from ..data.files import write_text
 
     for name, text in wanted.texts.items():

@@ -1,10 +1,10 @@
-"""Sample a student of several K with any number of steps under each K: one page with all pairs.
+"""Compare the students of a run with several K, each sampled with several numbers of steps.
 
     tdmvid score conditions runs/X/lora --prompt "a red ring moving left" --steps 1 2 4 8 --out grid
 
-The run has `objective.step_set`: it wrote a student for each K. The teacher's samples are the
-reference. For a student of the embedded teacher every cell has its scores on the shapes world too.
-The page is conditions.html, the figures are in conditions.json.
+The run has `objective.step_set` and exported a student for each K. The teacher's samples are the
+reference. For students of the embedded teacher, every cell also has scores on the shapes world. The
+page is conditions.html; the numbers are in conditions.json.
 """
 
 from __future__ import annotations
@@ -22,22 +22,31 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid score conditions`."""
+    """Add the options of `tdmvid score conditions` to a parser."""
     parser.add_argument("lora", type=Path, help=STUDENT)
-    parser.add_argument("--out", type=Path, required=True, help="a directory")
-    parser.add_argument("--prompt", action="append", required=True, help="may be given again")
-    parser.add_argument("--count", type=int, default=8, help="seeds of each prompt")
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--prompt", action="append", required=True, help="can be repeated")
+    parser.add_argument("--count", type=int, default=8, help="seeds per prompt")
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of sampling steps"
     )
     parser.add_argument("--teacher-steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, required=True, help="guidance scale of the teacher")
-    parser.add_argument("--captions", type=int, default=64, help="of the shapes world's scores")
-    parser.add_argument("--batch", type=int, default=8, help="samples at a time")
+    parser.add_argument(
+        "--captions", type=int, default=64, help="captions of the scores on the shapes world"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="samples per batch")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Sample all cells and write the page."""
+    """Sample all combinations and write the page.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If the run has no students for other numbers of steps, or an option is invalid.
+    """
     from ..adapters.bundle import find_conditions, read_facts
     from ..config import check_number
     from ..config.ranges import OPTIONS
@@ -54,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
     students = find_conditions(args.lora)
     if len(students) < 2:
         raise ValueError(
-            f"{args.lora} has no neighbours for other numbers of steps: give a student of a run"
-            " with objective.step_set"
+            f"{args.lora} has no students for other numbers of steps next to it: use a student of a"
+            " run with objective.step_set"
         )
     world = launch.start("none")
     backbone = load_for_sampling(world, student=args.lora)
@@ -77,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _judged(facts: Mapping, backbone: Backbone, captions: int) -> Scores | None:
-    """Return the scores of the shapes world for a student of the embedded teacher, else None."""
+    """Return scores on the shapes world for a student of the embedded teacher, otherwise None."""
     from ..shapes import TEACHER, evaluate
 
     if backbone.folder.resolve() != TEACHER.resolve():

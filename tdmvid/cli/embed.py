@@ -1,10 +1,10 @@
-"""Embed a run's prompts once, so that training needs no text encoder.
+"""Embed the prompts of a run once, so that training needs no text encoder.
 
     tdmvid embed --config cogvideox2b_4nfe
     python launch/embed_prompts.py --config configs/cogvideox2b_4nfe.json
 
-Training does the same when something is missing; this does it ahead, for example on a machine that
-has the memory for the text encoder.
+Training also embeds missing prompts. Use this command to embed them in advance, for example on a
+machine with enough memory for the text encoder.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ from .options import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid embed`."""
+    """Add the options of `tdmvid embed` to a parser."""
     add_config(parser, example="cogvideox2b_4nfe or configs/shapes_4nfe.json")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Embed the prompts that the cache lacks."""
+    """Embed the prompts that are missing in the cache.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If the config or the prompts are invalid.
+    """
     from ..config import load_config
 
     config = load_config(args.config, args.set)
@@ -31,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
 
     world = launch.start("none", config.parallel.timeout_minutes)
     _, family = find_family(config.model, weights=False)
-    read_run_items(config, takes_images=family.takes_images)  # refused before the base is loaded
+    read_run_items(config, takes_images=family.takes_images)  # check before the base is loaded
     backbone = load_backbone(config.model, config.video)
-    backbone.device = world.device  # of the text encoder; the base stays in host memory
+    backbone.device = world.device  # for the text encoder; the base stays in host memory
     _, prompts = prepare_embeddings(config, backbone, world)
-    print(f"{len(prompts)} prompts are embedded in {config.prompts.cache}")
+    print(f"embeddings of {len(prompts)} prompts are in {config.prompts.cache}")

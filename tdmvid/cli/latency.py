@@ -1,13 +1,13 @@
-"""Time a student beside its teacher: text encoder, denoiser, autoencoder, and one whole call.
+"""Measure the latency of a student and its teacher: text encoder, denoiser, autoencoder, and total.
 
     tdmvid latency --lora runs/X/lora --steps 50 --cfg 6
     tdmvid latency --lora runs/X/lora --model THUDM/CogVideoX-2b --size 49x480x720 --repeats 5
     python eval/latency.py --lora runs/X/lora --steps 50 --cfg 6
 
-With few steps the autoencoder can take most of the time: the speed-up of the whole is then far
-below the ratio of network calls, which is why both are printed. "All" is the sum of the stages,
-"end to end" one stock call from a prompt to pictures, everything on the device; where they
-disagree, it is said.
+With few steps, the autoencoder can take most of the time. The total speed-up is then far below the
+ratio of network calls, so both are printed. "All" is the sum of the stages. "End to end" is one
+call of the diffusers pipeline from prompt to output, with everything on the device. A note is
+printed if the two disagree.
 """
 
 from __future__ import annotations
@@ -19,25 +19,34 @@ from .options import STUDENT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid latency`."""
+    """Add the options of `tdmvid latency` to a parser."""
     parser.add_argument("--lora", type=Path, required=True, help=STUDENT)
     parser.add_argument(
-        "--model", help="a diffusers folder or hub id (default: the base that the student names)"
+        "--model", help="diffusers folder or hub id (default: the base of the student)"
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--size", metavar="FxHxW", help="default: what the student was trained on")
-    parser.add_argument("--steps", type=int, default=50, help="of the teacher")
+    parser.add_argument(
+        "--size", metavar="FxHxW", help="frames x height x width (default: the training size)"
+    )
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps of the teacher")
     parser.add_argument("--cfg", type=float, default=6.0, help="guidance scale of the teacher")
     parser.add_argument("--prompt", default="a red ring moving left and a blue square moving up")
-    parser.add_argument("--batch", type=int, default=1, help="videos at a time")
+    parser.add_argument("--batch", type=int, default=1, help="samples per batch")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="timed calls of each stage, after one that is not"
+        "--repeats", type=int, default=3, help="timed calls of each stage, after one warm-up call"
     )
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table of both samplers."""
+    """Time student and teacher, and print the table.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If the student or an option is invalid.
+    """
     from ..data.files import write_json
     from ..parallel import launch
     from ..sampling.student import load_for_sampling

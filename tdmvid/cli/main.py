@@ -1,8 +1,8 @@
-"""The command `tdmvid`: one entry to all that a user runs.
+"""Entry point of the command `tdmvid`.
 
-A subcommand is a module of this package with `add_arguments(parser)` and `run(args)`; its docstring
-is its help text. It is imported when it is chosen, and imports torch only when it runs, so that a
-help text or a misspelt option answers at once.
+A subcommand is a module of this package with `add_arguments(parser)` and `run(args)`. Its docstring
+is its help text. It is imported when it is chosen, and imports torch only when it runs. Therefore
+help texts and errors about misspelt options are printed immediately.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from .quiet import VERBOSE, hush_libraries
 
 COMMANDS = {
     "train": "distil a teacher into a few-step student",
-    "plan": "print what a training run would do and what memory it needs",
+    "plan": "print what a training run would do, its memory and its cost",
     "sample": "sample prompts with a teacher or a student",
-    "benchmark": "sample the prompts of a public benchmark for its own scorer",
-    "prompts": "write generated captions, or a public set of prompts, to a file",
-    "embed": "embed a run's prompts ahead of training",
+    "benchmark": "sample the prompts of a public benchmark for its scorer",
+    "prompts": "write generated captions, or a public data set of prompts, to a file",
+    "embed": "embed the prompts of a run before training",
     "export": "write a checked bundle for diffusers, ComfyUI or kohya",
-    "score": "score a student beside its teacher, or any folder of samples",
+    "score": "score a student and its teacher, or any folder of samples",
     "study": "make a blind A/B study of two sample folders, or count its votes",
-    "latency": "time a student beside its teacher, stage by stage",
+    "latency": "measure the latency of a student and its teacher by stage",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command line.
+    """Run a command line.
 
     Args:
-        argv: the words after the program's name (default: those of this process).
+        argv: Arguments after the program name (default: those of this process).
 
     Raises:
-        SystemExit: with "error: ..." (status 1) for what a user can mend, with 2 for wrong usage,
-            with 130 after Ctrl-C.
+        SystemExit: With "error: ..." and status 1 for an error that the user can fix, with status 2
+            for wrong usage, and with status 130 after Ctrl-C.
     """
     sleep_between_kernels()
     expand_segments()
@@ -75,14 +75,14 @@ def _module(name: str) -> ModuleType:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Build the parser of the first word; the rest is the subcommand's own."""
+    """Build the parser of the first argument; the subcommand parses the rest."""
     listed = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     parser = Parser(
         prog="tdmvid",
         usage="tdmvid COMMAND [options]",
         description=f"Few-step students of diffusion models.\n\ncommands:\n{listed}",
-        epilog="`tdmvid COMMAND --help` explains one of them.\n"
-        f"Set {TRACEBACK}=1 to see where an error came from, and {VERBOSE}=1 (or --verbose) to see"
+        epilog="`tdmvid COMMAND --help` shows the options of a command.\n"
+        f"Set {TRACEBACK}=1 to see the traceback of an error, and {VERBOSE}=1 (or --verbose) to see"
         " all messages of libraries.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,5 +94,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _typed(words: Sequence[str]) -> list[str]:
-    """Drop what the deepspeed launcher puts between the words of a user."""
+    """Remove the arguments that the deepspeed launcher adds."""
     return [word for word in words if not word.startswith("--local_rank")]

@@ -1,11 +1,11 @@
-"""Compare the variety of samples: a picture of many seeds, precision, recall and diversity.
+"""Compare the variety of samples: images of many seeds, precision, recall and diversity.
 
     tdmvid score modes runs/A/lora runs/B/lora --prompt "a red ring" --steps 50 --cfg 2 --out modes
     tdmvid score modes videos/teacher videos/tdm videos/dmd2 --out modes
 
-Students (lora/ or student/ folders of one base) are sampled beside their teacher with the same
-noise. Folders of samples are read as they are, and the first is the reference. The page is
-modes.html, the figures are in modes.json.
+Students (lora/ or student/ folders of one base) and their teacher are sampled from the same noise.
+Folders of samples are read as they are; the first folder is the reference. The page is modes.html;
+the numbers are in modes.json.
 """
 
 from __future__ import annotations
@@ -15,25 +15,36 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid score modes`."""
+    """Add the options of `tdmvid score modes` to a parser."""
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER", help="students, or folders of samples"
     )
-    parser.add_argument("--out", type=Path, required=True, help="a directory")
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument(
-        "--prompt", action="append", default=[], help="to sample students with; may be given again"
+        "--prompt", action="append", default=[], help="prompt for students; can be repeated"
     )
-    parser.add_argument("--count", type=int, default=32, help="seeds of each prompt")
-    parser.add_argument("--steps", type=int, help="of the teacher (default: the stock pipeline's)")
-    parser.add_argument("--cfg", type=float, help="of the teacher (default: the stock pipeline's)")
-    parser.add_argument("--batch", type=int, default=8, help="samples at a time")
+    parser.add_argument("--count", type=int, default=32, help="seeds per prompt")
     parser.add_argument(
-        "--neighbours", type=int, default=3, help="neighbours of precision and recall"
+        "--steps", type=int, help="sampling steps of the teacher (default: as in its pipeline)"
+    )
+    parser.add_argument(
+        "--cfg", type=float, help="guidance scale of the teacher (default: as in its pipeline)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="samples per batch")
+    parser.add_argument(
+        "--neighbours", type=int, default=3, help="neighbours k of precision and recall"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Sample students beside their teacher, or read folders of samples, and compare them."""
+    """Sample students and their teacher, or read folders of samples, and compare them.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If folders are of different kinds, too few, or an option is invalid.
+    """
     from ..config import check_number
     from ..config.ranges import OPTIONS
     from ..scoring import modes, modes_run
@@ -44,9 +55,12 @@ def run(args: argparse.Namespace) -> None:
     if students:
         if len(students) < len(folders):
             other = next(folder for folder in folders if folder not in students)
-            raise ValueError(f"{other} is not an exported student, and others are: give one kind")
+            raise ValueError(
+                f"{other} is not an exported student, but other folders are: use either students or"
+                " folders of samples"
+            )
         if not args.prompt:
-            raise ValueError("--prompt is not given: name a prompt to sample the students with")
+            raise ValueError("--prompt is missing: add a prompt to sample the students with")
         check_number("count", args.count, OPTIONS["steps"])
         wanted = modes_run.SeedsOfPrompts(
             args.prompt, range(args.count), args.steps, args.cfg, args.batch
@@ -54,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         folders = modes_run.sample_students(students, args.out, wanted)
         names = ["teacher", *names]
     elif len(folders) < 2:
-        raise ValueError(f"{folders[0]} is the only folder of samples: give two or more")
+        raise ValueError(f"{folders[0]} is the only folder of samples: add at least one more")
     scored = modes.score_modes(folders, args.out, names=names, neighbours=args.neighbours)
     for row in [modes.HEAD, *modes.table(scored)]:
         print("  ".join(row))

@@ -1,4 +1,4 @@
-"""How the threads of PyTorch's CPU kernels wait for each other."""
+"""Configure how the OpenMP threads of PyTorch's CPU kernels wait."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def sleep_between_kernels() -> None:
-    """Let idle OpenMP threads sleep instead of spinning, unless the user chose a policy.
+    """Let idle OpenMP threads sleep instead of spin, unless the user has chosen a policy.
 
-    Spinning threads starve each other as soon as another process needs a core. It must be called
-    before torch is imported: OpenMP reads OMP_WAIT_POLICY once.
+    Spinning threads starve each other as soon as another process needs a core. Call this before
+    torch is imported, because OpenMP reads OMP_WAIT_POLICY only once.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,4 +1,4 @@
-"""Options that several commands share; imports nothing heavy, so that --help is quick."""
+"""Options that several commands share. Imports no large packages, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -10,100 +10,114 @@ if TYPE_CHECKING:
     from ..sampling.sample import Sampler
 
 VERBOSE_OPTION = "--verbose"
-STUDENT = "a run's lora/ or student/ folder, or an exported one"
+STUDENT = "lora/ or student/ folder of a run, or an exported folder"
 
 
 def add_config(
     parser: argparse.ArgumentParser, *, example: str, required: bool = True, default: str = ""
 ) -> None:
-    """Add the options that name a JSON config and override its settings.
+    """Add `--config` and `--set` to a parser.
 
     Args:
-        example: the name of a ready config.
-        required: whether it must be named.
-        default: what is taken if it is not.
+        parser: The parser.
+        example: Name of a built-in config, for the help text.
+        required: Whether `--config` is required.
+        default: Description of the default, for the help text.
     """
     other = f" (default: {default})" if default else ""
     parser.add_argument(
         "--config",
         required=required,
-        help=f"a JSON file or the name of a ready one, e.g. {example}{other}",
+        help=f"JSON file or name of a built-in config, e.g. {example}{other}",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="A.B=VALUE",
-        help="override one setting; may be given again",
+        help="override a setting; can be repeated",
     )
 
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what is sampled, and how; see tdmvid/sampling/."""
-    parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it the teacher samples")
+    """Add the options of sampling to a parser: model, size, and sampler; see tdmvid/sampling/."""
+    parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it, the teacher is sampled")
     parser.add_argument(
-        "--model", help="a diffusers folder or hub id (default: the base that the student names)"
+        "--model", help="diffusers folder or hub id (default: the base of the student)"
     )
-    parser.add_argument("--revision", help="of a hub id")
-    parser.add_argument("--variant", help="of the base's weight files, e.g. fp16")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--variant", help="variant of the base's weight files, e.g. fp16")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="default: the student's, or bfloat16 on a GPU and float32 on a CPU",
+        help="data type (default: that of the student, or bfloat16 on a GPU and float32 on a CPU)",
     )
     parser.add_argument(
         "--size",
         metavar="FxHxW",
-        help="frames x height x width, e.g. 49x480x720 (default: what the student was trained on)",
+        help="frames x height x width, e.g. 49x480x720 (default: the training size)",
     )
     parser.add_argument(
-        "--fps", type=int, help="frames per second of the files (default: the student's, or 8)"
+        "--fps", type=int, help="frames per second of the files (default: as in training, or 8)"
     )
-    parser.add_argument("--steps", type=int, help="default: the student's, or the stock pipeline's")
+    parser.add_argument(
+        "--steps", type=int, help="sampling steps (default: those of the student or the pipeline)"
+    )
     parser.add_argument(
         "--condition-steps",
         type=int,
         metavar="K",
-        help="of a run over several K: sample with the student that was told K, with any --steps",
+        help="use the student of a run with several K that is conditioned on K, with any --steps",
     )
     parser.add_argument(
         "--cfg",
         type=float,
-        help="guidance scale (default: 1, off, for a student; the stock pipeline's for a teacher)",
+        help="guidance scale (default: 1, off, for a student; that of the pipeline for a teacher)",
     )
     parser.add_argument(
         "--cfg-2", type=float, help="guidance scale of a teacher's second expert (default: --cfg)"
     )
-    parser.add_argument(
-        "--negative", default="", metavar="TEXT", help="the prompt that guidance leads away from"
-    )
+    parser.add_argument("--negative", default="", metavar="TEXT", help="negative prompt")
     parser.add_argument(
         "--shift",
         type=float,
         default=0.0,
-        help="flow shift of a teacher's times (default: that of the model's own scheduler)",
+        help="flow shift of a teacher's times (default: that of the model's scheduler)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="samples at a time on each rank")
+    parser.add_argument("--batch", type=int, default=1, help="samples per batch on each rank")
     parser.add_argument(
         "--cache",
         type=Path,
         default=Path("cache/embeddings"),
-        help="where text embeddings are kept",
+        help="folder of cached text embeddings",
     )
     add_launched(parser)
 
 
 def base_of(args: argparse.Namespace) -> dict:
-    """Return those options of `add_sampler` that `sampling.load_for_sampling` reads."""
+    """Select the options of `add_sampler` that `sampling.load_for_sampling` needs.
+
+    Args:
+        args: Parsed options.
+
+    Returns:
+        Keyword arguments of `load_for_sampling`.
+    """
     names = ("model", "revision", "variant", "dtype", "size", "fps")
     return {"student": student_of(args)} | {name: getattr(args, name) for name in names}
 
 
 def student_of(args: argparse.Namespace) -> Path | None:
-    """Return the folder of the student to sample with; None for the teacher.
+    """Find the folder of the student to sample with.
+
+    Args:
+        args: Parsed options of `add_sampler`.
+
+    Returns:
+        The folder, or None for the teacher.
 
     Raises:
-        ValueError: --condition-steps names a K that no student beside --lora was trained for.
+        ValueError: If no student next to `--lora` was trained for `--condition-steps`.
     """
     from ..adapters.bundle import find_condition, read_facts
 
@@ -111,47 +125,57 @@ def student_of(args: argparse.Namespace) -> Path | None:
         return args.lora
     if args.lora is None:
         raise ValueError(
-            f"--condition-steps={args.condition_steps}: a teacher is not told the number of steps:"
-            " give --lora"
+            f"--condition-steps={args.condition_steps} has no effect on a teacher, which is not"
+            " conditioned on the number of steps: add --lora"
         )
-    read_facts(args.lora)  # refuses what is no student's folder
+    read_facts(args.lora)  # raises an error if it is not a student
     return find_condition(args.lora, args.condition_steps)
 
 
 def sampler_of(args: argparse.Namespace) -> Sampler:
-    """Return the sampler that the options of `add_sampler` describe."""
+    """Build the sampler from the options of `add_sampler`.
+
+    Args:
+        args: Parsed options.
+
+    Returns:
+        The sampler.
+    """
     from ..sampling.sample import Sampler
 
     return Sampler(student_of(args), args.steps, args.cfg, args.negative, args.shift, args.cfg_2)
 
 
 def add_evaluation(parser: argparse.ArgumentParser, *, example: str, folder: str) -> None:
-    """Add the options of a command that scores a student beside its teacher by a config of its own.
+    """Add the options of an evaluation, which has its own config, to a parser.
 
     Args:
-        example: the name of a ready config.
-        folder: where it writes by default, beside the student.
+        parser: The parser.
+        example: Name of a built-in config, for the help text.
+        folder: Name of the default output folder next to the student.
     """
     add_config(
         parser, example=example, required=False, default="that of the student's run or family"
     )
     parser.add_argument(
-        "--lora", type=Path, help=f"{STUDENT} (default: that of the newest finished run in runs/)"
+        "--lora", type=Path, help=f"{STUDENT} (default: that of the latest finished run in runs/)"
     )
-    parser.add_argument("--out", type=Path, help=f"default: {folder}/ beside the LoRA")
+    parser.add_argument(
+        "--out", type=Path, help=f"output directory (default: {folder}/ next to the LoRA)"
+    )
     parser.add_argument(
         "--preflight",
         action="store_true",
-        help="say what can be scored with what is here, and stop",
+        help="list what can be scored with the installed weights and packages, and stop",
     )
     add_launched(parser)
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add the option that shows what libraries print.
+    """Add `--verbose` to a parser.
 
-    `main` also looks for it among the words: the parser of a part of a command forgets what that of
-    the command has found.
+    `main` also searches the arguments for it, because the parser of a nested command overwrites the
+    value of its parent.
     """
     parser.add_argument(
         VERBOSE_OPTION, action="store_true", help="show all warnings and messages of libraries"
@@ -159,12 +183,25 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launched(parser: argparse.ArgumentParser) -> None:
-    """Accept what the deepspeed launcher passes."""
+    """Accept the arguments that the deepspeed launcher adds."""
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
 
 def output_dir(args: argparse.Namespace, folder: str) -> Path:
-    """Return where a command with `add_evaluation` writes; ValueError without a student."""
+    """Return the output directory of a command with `add_evaluation`.
+
+    Args:
+        args: Parsed options.
+        folder: Name of the default folder next to the student.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: If there is no student.
+    """
     if args.lora is None:
-        raise ValueError("--lora is not given: the lora/ or student/ folder of a finished run")
+        raise ValueError(
+            "--lora is missing: set it to the lora/ or student/ folder of a finished run"
+        )
     return args.out or args.lora.parent / folder

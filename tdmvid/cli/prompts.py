@@ -1,11 +1,11 @@
-"""Write a list of prompts: generated captions, or a public set by its hub id.
+"""Write a list of prompts: generated captions, or a public data set on the hub.
 
     tdmvid prompts images:20000 --out images.txt        # 20,000 generated captions of images
-    tdmvid prompts videos:5000:7 --out videos.txt       # 5,000 of videos, of seed 7
+    tdmvid prompts videos:5000:7 --out videos.txt       # 5,000 captions of videos with seed 7
     tdmvid prompts OWNER/NAME --column caption --limit 5000 --out set.jsonl
 
-A run reads all of these by name too (prompts.path=videos:5000); a file can be looked through,
-changed, and taken to a machine without a network.
+A run can also read these by name (prompts.path=videos:5000). A file can be inspected, edited, and
+copied to a machine without a network.
 """
 
 from __future__ import annotations
@@ -16,30 +16,39 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid prompts`."""
+    """Add the options of `tdmvid prompts` to a parser."""
     parser.add_argument(
-        "source", help="images:COUNT[:SEED], videos:COUNT[:SEED], a data set's hub id, or a file"
+        "source", help="images:COUNT[:SEED], videos:COUNT[:SEED], hub id of a data set, or a file"
     )
     parser.add_argument(
-        "--out", type=Path, help="a .txt or .jsonl file (default: print one prompt a line)"
+        "--out", type=Path, help=".txt or .jsonl file (default: print one prompt per line)"
     )
-    parser.add_argument("--limit", type=int, default=0, help="only the first so many; 0: all")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="number of prompts, from the first; 0 uses all"
+    )
     parser.add_argument("--column", default="prompt", help="column of a table (default: prompt)")
-    parser.add_argument("--subset", default="", help="subset of a set on the hub")
-    parser.add_argument("--split", default="train", help="split of a set on the hub")
-    parser.add_argument("--revision", help="branch, tag or commit of a set on the hub")
+    parser.add_argument("--subset", default="", help="subset of a data set on the hub")
+    parser.add_argument("--split", default="train", help="split of a data set on the hub")
+    parser.add_argument("--revision", help="branch, tag or commit of a data set on the hub")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write or print the prompts."""
+    """Write or print the prompts.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If the source or an option is invalid.
+    """
     from ..data.files import write_text
     from ..data.prompt_sets import HubSet
     from ..data.prompts import read_prompts
 
     if args.limit < 0:
-        raise ValueError(f"--limit {args.limit} must be at least 0, which takes all prompts")
+        raise ValueError(f"--limit {args.limit} must be at least 0; 0 uses all prompts")
     if args.out and args.out.suffix.lower() not in (".txt", ".jsonl"):
-        raise ValueError(f"--out {args.out}: name a .txt or .jsonl file")
+        raise ValueError(f"--out {args.out} must be a .txt or .jsonl file")
     part = HubSet(args.subset, args.split, args.revision)
     prompts = read_prompts(args.source, column=args.column, limit=args.limit, part=part)
     prompts = prompts[: args.limit] if args.limit else prompts
@@ -54,4 +63,4 @@ def run(args: argparse.Namespace) -> None:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, text)
-    print(f"{len(prompts):,} prompts: {args.out}")
+    print(f"wrote {len(prompts):,} prompts to {args.out}")

@@ -1,8 +1,8 @@
-"""What libraries print: nothing but errors and progress, unless the user asks for all of it.
+"""Silence libraries, except for errors and progress, unless the user asks for all messages.
 
-It is called before any library is imported, so it sets what they read when they are: environment
+This runs before any library is imported. It sets what libraries read at import: environment
 variables, filters of loggers and filters of Python warnings. The project's own warnings are lines
-on stderr that start with "warning:", which none of these touches.
+on stderr that start with "warning:", and are not affected.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ import sys
 import warnings
 
 VERBOSE = "TDMVID_VERBOSE"
-"""Environment variable: set to 1 to see all that libraries print, as with --verbose."""
+"""Environment variable; 1 shows all messages of libraries, as --verbose does."""
 ENVIRONMENT = {
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TF_CPP_MIN_LOG_LEVEL": "2",  # of TensorBoard's reader
-    # Tokenizers warn of every later fork, unless a choice was made.
+    # Without a choice, tokenizers warn about every later fork.
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""What libraries read when they are imported, unless the user has set it."""
+"""Variables that libraries read at import. Values of the user are kept."""
 LOGGERS = ("DeepSpeed", "accelerate", "deepspeed", "peft", "torchao")
-"""Loggers whose warnings are about the libraries' own insides; errors pass."""
+"""Loggers with warnings about internals of the libraries. Errors are shown."""
 MODULES = r"(accelerate|deepspeed|diffusers|peft|tensorboard|torchao|transformers)(\.|$)"
-"""Modules whose Python warnings of any kind are silenced."""
+"""Modules with Python warnings that are all silenced."""
 TORCH = r"torch\.(?!cuda|accelerator|xpu)"
-"""The same of PyTorch, but for what it says of a device and its driver."""
+"""The same for PyTorch, except for modules that warn about a device and its driver."""
 QUICK = 5.0
-"""Seconds that a task takes without a progress bar."""
+"""Seconds after which a task shows a progress bar."""
 PATIENCE = 30.0
-"""Seconds between two lines of progress where stderr is no terminal."""
+"""Seconds between two lines of progress if stderr is not a terminal."""
 
 
 def hush_libraries(verbose: bool = False) -> None:
-    """Silence libraries, and show progress of what takes longer than `QUICK` seconds.
+    """Silence libraries, and show progress of tasks that take longer than `QUICK` seconds.
 
-    Programs that this one starts are told the same by the environment.
+    Child processes inherit the choice through the environment.
 
     Args:
-        verbose: Whether libraries print all they have to say; so does `VERBOSE`.
+        verbose: Whether to show all messages of libraries; the variable `VERBOSE` does the same.
     """
     _slow_bars()
     if verbose:
@@ -52,8 +52,8 @@ def hush_libraries(verbose: bool = False) -> None:
         os.environ.setdefault(name, value)
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        logger.setLevel(logging.ERROR)  # of its children too
-        logger.addFilter(_only_errors)  # where the library sets a level of its own
+        logger.setLevel(logging.ERROR)  # also for child loggers
+        logger.addFilter(_only_errors)  # in case the library sets another level
     if sys.warnoptions:  # python -W, PYTHONWARNINGS
         return
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
@@ -63,14 +63,12 @@ def hush_libraries(verbose: bool = False) -> None:
 
 
 def _only_errors(record: logging.LogRecord) -> bool:
-    """Return whether a library's message is shown."""
+    """Return whether to show a message of a library."""
     return record.levelno >= logging.ERROR
 
 
 def _slow_bars() -> None:
-    """Set tqdm's defaults, which libraries share: no bar for what is quick, and one line now and
-    then in a file, where a bar would write one each time.
-    """
+    """Set tqdm's defaults: no bar for quick tasks, and few lines in log files."""
     os.environ.setdefault("TQDM_DELAY", str(QUICK))
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", str(PATIENCE))

@@ -10,11 +10,11 @@
         --batch 4 --out videos
     python launch/sample.py --lora runs/shapes_4nfe/lora --prompts prompts.txt --out videos
 
-An image-to-video model starts from an image: the column `image` of the table of prompts, or
---images. An image of another size is scaled to cover the video's, and cut to its middle.
+An image-to-video model starts from an image: from the column `image` of the table of prompts, or
+from --images. An image of another size is scaled to cover the video size, and center-cropped.
 
-The scheduler beside the LoRA decides the timesteps. A video's noise depends on its seed and prompt
-alone. The same command again makes only what is missing.
+The scheduler next to the LoRA defines the timesteps. The noise of a video depends only on its seed
+and prompt. Running the same command again makes only missing files.
 """
 
 from __future__ import annotations
@@ -30,21 +30,26 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid sample`."""
+    """Add the options of `tdmvid sample` to a parser."""
     parser.add_argument(
-        "--prompts", type=Path, required=True, help=".txt (one a line), .jsonl, .csv or .parquet"
+        "--prompts",
+        type=Path,
+        required=True,
+        help=".txt (one prompt per line), .jsonl, .csv or .parquet file",
     )
-    parser.add_argument("--column", default="prompt", help="of a .jsonl, .csv or .parquet file")
+    parser.add_argument(
+        "--column", default="prompt", help="prompt column of a .jsonl, .csv or .parquet file"
+    )
     parser.add_argument(
         "--images",
         type=Path,
-        help="first frames for an image-to-video model: a folder with one image (or video) for each"
-        " prompt, in the order of their names, or one file for all prompts",
+        help="first frames for an image-to-video model: a folder with one image (or video) per"
+        " prompt, sorted by name, or one file for all prompts",
     )
     parser.add_argument(
         "--image-column",
         default="image",
-        help="of a .jsonl, .csv or .parquet file, without --images",
+        help="image column of a .jsonl, .csv or .parquet file, if --images is not used",
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
@@ -52,20 +57,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--names",
         choices=["index", "prompt"],
         default="index",
-        help="00012_a-red-ring-0.mp4, or {prompt}-{seed}.mp4 as VBench reads",
+        help="file names: 00012_a-red-ring-0.mp4 (index), or {prompt}-{seed}.mp4 for VBench",
     )
     add_sampler(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the files that the folder lacks."""
+    """Make missing samples.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If prompts, images, the student or an option are invalid.
+    """
     from ..parallel import launch
     from ..sampling.sample import sample_videos
     from ..sampling.shots import plan_shots, read_seeds
     from ..sampling.student import load_for_sampling
 
     seeds = read_seeds(args.seeds)
-    # Ranks wait for the slowest one's last video.
+    # Ranks wait for the last video of the slowest rank.
     world = launch.start("auto", timeout_minutes=24 * 60)
     backbone = load_for_sampling(world, **base_of(args))
     items = _items(args, takes_images=backbone.takes_images)
@@ -80,12 +92,12 @@ def run(args: argparse.Namespace) -> None:
         cache=args.cache,
     )
     if world.primary:
-        print(f"{len(shots)} files and their manifest.jsonl are in {args.out}")
+        print(f"{len(shots)} samples and manifest.jsonl are in {args.out}")
     launch.finish()
 
 
 def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:
-    """Return the prompts, with their images where the model takes them."""
+    """Return the prompts, with their images if the model takes images."""
     from ..config import PromptConfig
     from ..data.items import find_images, pair_items, read_items
     from ..data.prompts import read_prompts
@@ -94,7 +106,7 @@ def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:
         table = PromptConfig(
             path=str(args.prompts), column=args.column, image_column=args.image_column
         )
-        return read_items(table, images=True, remedy="or give images with --images")
+        return read_items(table, images=True, remedy="or add images with --images")
     prompts = read_prompts(args.prompts, column=args.column)
     images = find_images(args.images) if args.images else []
     return pair_items(prompts, images, takes_images=takes_images, setting="--images")

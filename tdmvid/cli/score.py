@@ -1,9 +1,9 @@
-"""Score a student beside its teacher, or samplers on the shapes world.
+"""Score a student and its teacher, or any folder of samples.
 
     eval/setup_vbench.sh                                                  # once
-    tdmvid score vbench                                     # the newest finished run in runs/
-    tdmvid score vbench --config vbench_cogvideox2b --preflight    # what is missing
-    tdmvid score vbench --config vbench_cogvideox2b --download     # fetches it
+    tdmvid score vbench                                     # the latest finished run in runs/
+    tdmvid score vbench --config vbench_cogvideox2b --preflight    # list missing weights
+    tdmvid score vbench --config vbench_cogvideox2b --download     # download them
     tdmvid score vbench --config vbench_cogvideox2b --lora runs/X/lora
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
     tdmvid score images --config images --lora runs/X/lora
@@ -14,7 +14,7 @@
     tdmvid score --compare A/vbench B/vbench                # results of two machines or versions
     python eval/vbench_run.py --config eval/configs/vbench_cogvideox2b.json --lora runs/X/lora
 
-`tdmvid score vbench --help` and its siblings explain one of them.
+`tdmvid score vbench --help` shows the options of a command.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
     from ..scoring.preflight import Preflight
 
 Command = Callable[[argparse.Namespace], None]
-VBENCH = """VBench of a student beside its teacher.
+VBENCH = """Score a student and its teacher with VBench.
 
-    tdmvid score vbench                                     # the newest finished run in runs/
-    tdmvid score vbench --config vbench_cogvideox2b --preflight    # what is missing
-    tdmvid score vbench --config vbench_cogvideox2b --download     # fetches it
+    tdmvid score vbench                                     # the latest finished run in runs/
+    tdmvid score vbench --config vbench_cogvideox2b --preflight    # list missing weights
+    tdmvid score vbench --config vbench_cogvideox2b --download     # download them
     tdmvid score vbench --config vbench_cogvideox2b --lora runs/X/lora
-    tdmvid score vbench --verify                            # known answers: totals and defects
+    tdmvid score vbench --verify                            # check known totals and defects
     torchrun --nproc_per_node 8 -m tdmvid score vbench --config ... --lora runs/X/lora
     python eval/vbench_run.py --config eval/configs/vbench_cogvideox2b.json --lora runs/X/lora
 
-Killed or out of time, the same command goes on where it was. Dimensions whose weights are not there
-are left out and named; a total appears only where all sixteen were scored.
+If the command is killed, running it again continues where it stopped. Dimensions without weights
+are listed and skipped. A total is printed only if all sixteen dimensions were scored.
 """
-IMAGES = """Image metrics of a student beside its teacher.
+IMAGES = """Score a student and its teacher with image metrics.
 
-    tdmvid score images                                     # the newest finished run in runs/
+    tdmvid score images                                     # the latest finished run in runs/
     tdmvid score images --config images --preflight
     tdmvid score images --config images --lora runs/X/lora
     torchrun --nproc_per_node 8 -m tdmvid score images --config images --lora runs/X/lora
     python eval/image_run.py --config eval/configs/images.json --lora runs/X/lora
 
-The student's FID to its own teacher says how much of the teacher's style it kept. Measures whose
-weights or libraries are not there are left out and named.
+The FID between student and teacher measures how much of the teacher's style the student keeps.
+Metrics without weights or packages are listed and skipped.
 """
 SHAPES = """Score samplers on the shapes world.
 
@@ -64,29 +64,29 @@ SHAPES = """Score samplers on the shapes world.
     tdmvid score shapes --lora runs/shapes_4nfe/lora --steps 4 --cfg 1
     python eval/shapes_run.py --run runs/shapes_4nfe
 
-Captions are held out, seeds are fixed, and the noise is the same for all. --run scores a run's
-student beside its teacher and renews the run's report. Every sampler is the STOCK diffusers
-pipeline, with the LoRA and the scheduler that the run exported.
+Captions are held out, seeds are fixed, and all samplers use the same noise. --run scores the
+student of a run and its teacher, and updates the report of the run. Every sampler is the unmodified
+diffusers pipeline, with the LoRA and the scheduler that the run exported.
 """
-SAMPLES = """Motion, colour, sharpness and diversity of folders of samples, without network weights.
+SAMPLES = """Measure motion, colour, sharpness and diversity of folders of samples.
 
     tdmvid score samples videos
     tdmvid score samples videos teacher --json measures.json
 
-Any folder of videos or images of one size will do. Where it has no manifest.jsonl of `tdmvid
-sample`, files that differ in the number at the end of their names alone are seeds of one prompt.
-Intervals are a bootstrap over prompts.
+No network weights are needed. Any folder of videos or images of one size works. Without a
+manifest.jsonl from `tdmvid sample`, files with names that differ only in the number at the end are
+seeds of one prompt. Intervals are bootstrapped over prompts.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `tdmvid score` with their options."""
+    """Add the commands of `tdmvid score` and their options to a parser."""
     parser.add_argument(
         "--compare",
         nargs=2,
         type=Path,
         metavar=("A", "B"),
-        help="compare the results.json of two evaluations, or refuse where their protocols differ",
+        help="compare the results.json of two evaluations; fails if their protocols differ",
     )
     parser.set_defaults(function=score_nothing)
     commands = parser.add_subparsers(metavar="{vbench,images,shapes,samples,modes,conditions}")
@@ -95,18 +95,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vbench.add_argument(
         "--download",
         action="store_true",
-        help="fetch the weights that dimensions lack, say what can be scored then, and stop",
+        help="download missing weights, list what can be scored, and stop",
     )
     vbench.add_argument(
         "--verify",
         action="store_true",
-        help="check the chain against published totals and videos with known defects, and stop",
+        help="check the scores of published totals and of videos with known defects, and stop",
     )
     vbench.add_argument(
         "--stage",
         choices=["all", "sample", "score"],
         default="all",
-        help="sample alone, or score what was sampled",
+        help="only sample, or only score existing samples",
     )
     images = _add(commands, "images", IMAGES, score_images)
     add_evaluation(images, example="images", folder="images")
@@ -114,18 +114,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples = _add(commands, "samples", SAMPLES, score_samples)
     samples.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     samples.add_argument(
-        "--limit", type=int, default=0, help="files of each folder; 0 (default) takes all"
+        "--limit", type=int, default=0, help="number of files per folder; 0 (default) uses all"
     )
-    samples.add_argument("--json", type=Path, help="write the scores here")
+    samples.add_argument("--json", type=Path, help="write the scores to this file")
     modes.add_arguments(_add(commands, "modes", modes.__doc__ or "", modes.run))
     conditions.add_arguments(_add(commands, "conditions", conditions.__doc__ or "", conditions.run))
 
 
 def _add_shapes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--run", type=Path, help="a run folder: scores go to its scores.json and report.html"
+        "--run", type=Path, help="run folder; writes scores to its scores.json and report.html"
     )
-    parser.add_argument("--model", help="a diffusers folder (default: the embedded teacher)")
+    parser.add_argument("--model", help="diffusers folder (default: the embedded teacher)")
     parser.add_argument("--lora", type=Path)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=1.0)
@@ -136,13 +136,13 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--json", type=Path, help="write the scores here")
+    parser.add_argument("--json", type=Path, help="write the scores to this file")
 
 
 def _add(
     commands: argparse._SubParsersAction, name: str, text: str, function: Command
 ) -> argparse.ArgumentParser:
-    """Add one command; its function is called with the parsed options."""
+    """Add one command. Its function is called with the parsed options."""
     parser = commands.add_parser(
         name,
         help=text.splitlines()[0],
@@ -155,28 +155,43 @@ def _add(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the chosen command."""
+    """Run the chosen command, or compare two evaluations.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If no command was chosen, or an option is invalid.
+    """
     if args.compare:
         from ..scoring.compare import compare
 
         if args.function is not score_nothing:
-            raise ValueError("--compare reads results that are there: leave the other command out")
+            raise ValueError(
+                "--compare reads existing results and cannot be combined with a command: remove"
+                " the command"
+            )
         print(compare(*args.compare))
         return
     args.function(args)
 
 
 def score_nothing(args: argparse.Namespace) -> None:
-    """Refuse a line that names neither a command nor results."""
+    """Raise an error, because neither a command nor results to compare were given.
+
+    Args:
+        args: Options of `tdmvid score`.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(
-        "choose vbench, images, shapes, samples, modes or conditions, or give --compare A B"
+        "choose vbench, images, shapes, samples, modes or conditions, or use --compare A B"
     )
 
 
 def _read_config(kind: type, args: argparse.Namespace) -> Any:
-    """Return the evaluation's config; called before torch is imported, so that a typo is reported
-    at once.
-    """
+    """Read the config of an evaluation; called before torch is imported, to report typos early."""
     from ..config import from_dict, read_settings
     from ..config.resources import find_evaluation
 
@@ -184,11 +199,12 @@ def _read_config(kind: type, args: argparse.Namespace) -> Any:
 
 
 def _choose(args: argparse.Namespace, kind: type, program: str) -> None:
-    """Take the newest finished run, and the config of its family, where none was named, and say so;
-    see scoring/finished_runs.py.
+    """Default to the latest finished run and the config of its family, and print the choice.
+
+    See scoring/finished_runs.py.
     """
     if args.config:
-        _read_config(kind, args)  # a typo in what was named comes first
+        _read_config(kind, args)  # report typos in the config first
     if args.config and (args.lora or args.preflight or getattr(args, "download", False)):
         return
     from ..adapters.bundle import read_facts
@@ -196,23 +212,23 @@ def _choose(args: argparse.Namespace, kind: type, program: str) -> None:
 
     newest = ""
     if args.lora:
-        read_facts(args.lora)  # refuses what is no student's folder
+        read_facts(args.lora)  # raises an error if it is not a student
         student = read_student(args.lora)
     else:
         student, count = newest_student(program)
         args.lora = student.folder
-        newest = f", the newest of {count} finished run{'s' * (count != 1)}"
+        newest = f", the latest of {count} finished run{'s' * (count != 1)}"
     if not args.config:
         args.config = evaluation_of(student, program)
         if program == "vbench":
             args.set = [*size_overrides(student.size, args.config), *args.set]
     if os.environ.get("RANK", "0") == "0":
         changed = "".join(f" --set {override}" for override in args.set)
-        print(f"scores {args.lora}{newest}, by --config {args.config}{changed}", flush=True)
+        print(f"scoring {args.lora}{newest}, with --config {args.config}{changed}", flush=True)
 
 
 def _renew_report(student: Path) -> None:
-    """Put the results into the report of the student's run, if it lies in one."""
+    """Add the results to the report of the student's run, if the student is in a run folder."""
     if os.environ.get("RANK", "0") != "0" or not (student.parent / "config.json").is_file():
         return
     from ..report.page import REPORT, write_report
@@ -222,7 +238,14 @@ def _renew_report(student: Path) -> None:
 
 
 def score_vbench(args: argparse.Namespace) -> None:
-    """Sample both sides, score them by the VBench package and compare; or say what could be."""
+    """Sample student and teacher, score them with VBench and compare, or list what can be scored.
+
+    Args:
+        args: Options of `tdmvid score vbench`.
+
+    Raises:
+        ValueError: If a setting or an option is invalid.
+    """
     from ..config import VBenchConfig
 
     if args.verify:
@@ -241,7 +264,7 @@ def score_vbench(args: argparse.Namespace) -> None:
     if args.preflight:
         print(evaluation.checked.describe())
     if args.stage != "sample":
-        evaluation.environment.find_python()  # refused before anything is sampled
+        evaluation.environment.find_python()  # check before anything is sampled
     if not args.preflight:
         out = output_dir(args, "vbench")
         vbench_run.run(evaluation, args.lora, out, stage=args.stage)
@@ -250,10 +273,10 @@ def score_vbench(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    """Check the chain against known answers.
+    """Check the scores of known totals and defects.
 
     Raises:
-        RuntimeError: if one is wrong.
+        RuntimeError: If a score is wrong.
     """
     from ..config import VBenchConfig, from_dict, read_settings
     from ..config.resources import find_evaluation
@@ -262,19 +285,26 @@ def _verify(args: argparse.Namespace) -> None:
     from ..scoring.vbench_verify import verify
 
     if not verify(from_dict(VBenchConfig, settings)):
-        raise RuntimeError("VBench's chain gives a wrong answer: see the lines marked WRONG")
+        raise RuntimeError("VBench gives wrong scores here: see the lines marked WRONG")
 
 
 def _download(checked: Preflight, python: Path) -> None:
-    """Fetch what is missing; what cannot be had is said, and left out of the scoring."""
+    """Download missing weights; weights that cannot be downloaded are listed and skipped."""
     from ..scoring.vbench_download import download
 
     for path, reason in download(checked, python).items():
-        print(f"not fetched: {path} ({reason})")
+        print(f"not downloaded: {path} ({reason})")
 
 
 def score_images(args: argparse.Namespace) -> None:
-    """Sample both sides, measure them and compare; or say what could be measured."""
+    """Sample student and teacher, measure and compare them, or list what can be measured.
+
+    Args:
+        args: Options of `tdmvid score images`.
+
+    Raises:
+        ValueError: If a setting or an option is invalid.
+    """
     from ..config import ImageConfig
 
     _choose(args, ImageConfig, "image")
@@ -290,7 +320,14 @@ def score_images(args: argparse.Namespace) -> None:
 
 
 def score_shapes(args: argparse.Namespace) -> None:
-    """Score a run's student beside its teacher, or one sampler."""
+    """Score the student of a run and its teacher, or one sampler, on the shapes world.
+
+    Args:
+        args: Options of `tdmvid score shapes`.
+
+    Raises:
+        ValueError: If the run or an option is invalid.
+    """
     from ..adapters.bundle import ADAPTER_FILES, read_facts
     from ..adapters.teacher import load_teacher
     from ..config import ModelConfig, from_dict
@@ -307,7 +344,7 @@ def score_shapes(args: argparse.Namespace) -> None:
         samplers = [evaluate.ScoredSampler(name, args.steps, args.cfg, args.lora)]
         facts = read_facts(args.lora) if args.lora else {}
         model = facts.get("model", {}) | {"path": args.model or str(TEACHER)}
-    # in float32, whatever the run computed in
+    # always in float32, regardless of the dtype of the run
     base = {"path": model["path"], "adapters": model.get("adapters", ())}
     trained = facts.get(ADAPTER_FILES)
     backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE, trained=trained)
@@ -321,12 +358,14 @@ def score_shapes(args: argparse.Namespace) -> None:
 def _read_run(run: Path) -> dict:
     path = run / "config.json"
     if not path.is_file():
-        raise ValueError(f"{run} is no run folder: it has no config.json")
+        raise ValueError(
+            f"{run} is not a run folder, because it has no config.json: choose another --run"
+        )
     return read_json(path)
 
 
 def _report_shapes(run: Path, config: dict, scores: dict) -> None:
-    """Write the scores into the run's folder and renew its report."""
+    """Write the scores to the run folder, and update its report."""
     from ..data.files import write_json
     from ..report.page import write_report
     from ..sampling.student import weights_of
@@ -336,12 +375,19 @@ def _report_shapes(run: Path, config: dict, scores: dict) -> None:
     weights = weights_of(evaluate.student_of(run, config))
     write_json(run / "scores.json", scores | {"checks": checks, "weights": weights})
     for check in checks:
-        print(f"{'kept  ' if check['passed'] else 'MISSED'}  {check['claim']}: {check['value']}")
+        print(f"{'passed' if check['passed'] else 'FAILED'}  {check['claim']}: {check['value']}")
     print(f"report: {write_report(run)}")
 
 
 def score_samples(args: argparse.Namespace) -> None:
-    """Measure folders of samples and print them side by side."""
+    """Measure folders of samples, and print the results side by side.
+
+    Args:
+        args: Options of `tdmvid score samples`.
+
+    Raises:
+        ValueError: If a folder is invalid.
+    """
     from ..data.files import write_json
     from ..scoring.sample_folders import describe, score_folder
 

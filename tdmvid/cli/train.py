@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 -m tdmvid train --config cogvideox2b_4nfe
     deepspeed launch/train.py --config configs/cogvideox2b_4nfe.json
 
-`tdmvid plan` (or --plan) prints what a run would do and what memory it needs.
+`tdmvid plan` (or --plan) prints what a run would do, its memory and its cost.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tdmvid train`."""
+    """Add the options of `tdmvid train` to a parser."""
     add_run(parser)
     parser.add_argument(
-        "--resume", default="", help="'auto' (newest whole checkpoint) or a checkpoint folder"
+        "--resume",
+        default="",
+        help="'auto' (the latest complete checkpoint) or a checkpoint folder",
     )
     parser.add_argument("--plan", action="store_true", help="print what the run would do and stop")
     add_plan(parser)
@@ -39,48 +41,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which run is meant."""
+    """Add the options that select a run to a parser: `--config`, `--set` and `--out`."""
     add_config(parser, example="cogvideox2b_4nfe or configs/shapes_4nfe.json")
-    parser.add_argument("--out", help="run folder (default runs/<name>)")
+    parser.add_argument("--out", help="run folder (default: runs/<name>)")
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
-    """Add the options that only a plan reads."""
-    parser.add_argument("--ranks", type=int, default=1, help="ranks that a plan counts with")
+    """Add the options of a plan to a parser."""
+    parser.add_argument("--ranks", type=int, default=1, help="number of ranks of the plan")
     parser.add_argument(
         "--nodes",
         type=int,
-        help="search how the run is best spread over so many nodes: the three quickest layouts that"
-        " fit, and the plan of the first",
+        help="search for the best layout on this number of nodes: print the three fastest layouts"
+        " that fit, and the plan of the first",
     )
     parser.add_argument(
-        "--gpus", type=int, help="devices of a node, for --nodes (default: 8); alone, of one node"
+        "--gpus",
+        type=int,
+        help="devices per node for --nodes (default: 8); without --nodes, of a single node",
     )
     parser.add_argument(
         "--device-memory",
         type=float,
         default=0.0,
         metavar="GIB",
-        help="memory of a rank's device: a plan refuses what does not fit",
+        help="memory per device in GiB; the plan fails if the run does not fit",
     )
     parser.add_argument(
         "--device",
         choices=list(DEVICES),
-        help=f"what a plan is priced on, by its maker's sheet (default: {DEFAULT})",
+        help=f"device of the cost estimate, with its data sheet values (default: {DEFAULT})",
     )
     parser.add_argument(
-        "--tflops", type=float, help="the device's peak in the run's dtype, dense, in TFLOP/s"
+        "--tflops", type=float, help="dense peak of the device in the run's dtype, in TFLOP/s"
     )
-    parser.add_argument("--bandwidth", type=float, help="of the device's memory, in TB/s")
+    parser.add_argument("--bandwidth", type=float, help="memory bandwidth of the device, in TB/s")
     parser.add_argument(
         "--seconds",
         type=float,
-        help="of an iteration, as measured: a plan then has measured hours, not estimated ones",
+        help="measured seconds per iteration; the plan then uses them instead of an estimate",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, export and score; or print the plan."""
+    """Train, export and score a student, or print the plan.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: If a setting or an option is invalid.
+        SystemExit: If the run was stopped by a signal.
+    """
     config = read_config(args)
     if args.plan:
         print_plan(config, args)
@@ -102,12 +114,22 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(exit_status(STOPPED)) from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "interrupted: a run that has checkpoints goes on with --resume auto"
+            "interrupted: a run with checkpoints can be continued with --resume auto"
         ) from None
 
 
 def read_config(args: argparse.Namespace) -> RunConfig:
-    """Load the run that the options name; what its end needs is refused here, at its start."""
+    """Load the settings of a run from the options, and check the evaluation at its end.
+
+    Args:
+        args: Options of `add_run`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If a setting is invalid.
+    """
     from ..config import load_config
     from ..scoring.after_training import score_words
 
@@ -118,11 +140,14 @@ def read_config(args: argparse.Namespace) -> RunConfig:
 
 
 def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
-    """Print the plan of a run; ValueError if it does not fit into `--device-memory` GiB.
+    """Print the plan of a run.
 
     Args:
-        config: the run.
-        args: the options of `add_plan`.
+        config: Settings of the run.
+        args: Options of `add_plan`.
+
+    Raises:
+        ValueError: If the run does not fit into `--device-memory`.
     """
     from ..plan.describe import describe
     from ..plan.plan import make_plan
@@ -150,21 +175,19 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
 
 
 def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tuple[Plan, Terms]:
-    """Print the quickest layouts on `--nodes` of `--gpus`; return the first one's plan, and the
-    terms with so many devices a node.
-    """
+    """Print the fastest layouts on `--nodes` x `--gpus`; return the plan and terms of the first."""
     from tqdm import tqdm
 
     nodes, gpus = args.nodes or 1, args.gpus or 8
     if args.ranks not in (1, nodes * gpus):
         raise ValueError(
             f"--ranks={args.ranks} contradicts --nodes={nodes} --gpus={gpus}, which are"
-            f" {nodes * gpus} ranks: leave it out"
+            f" {nodes * gpus} ranks: remove it"
         )
     if args.seconds:
         raise ValueError(
-            f"--seconds={args.seconds:g} is of one layout, and --nodes compares several: give it"
-            " with --ranks"
+            f"--seconds={args.seconds:g} applies to one layout, but --nodes compares several: use"
+            " it with --ranks"
         )
     terms = replace(terms, gpus=gpus)
     with tqdm(desc="searching layouts", unit=" traces", leave=False, total=0) as bar:
@@ -185,8 +208,16 @@ def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tupl
 
 
 def exit_status(status: int) -> int:
-    """Return the exit status of a stopped run: a launcher would report every status as a failure,
-    so a file can take its place.
+    """Return the exit status of a stopped run.
+
+    A launcher reports every status other than 0 as a failure. If TDMVID_STOPPED names a file, the
+    file is created instead and the status is 0.
+
+    Args:
+        status: Status of a stopped run.
+
+    Returns:
+        The status to exit with.
     """
     marker = os.environ.get("TDMVID_STOPPED")
     if not marker:

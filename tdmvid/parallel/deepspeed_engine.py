@@ -385,8 +385,8 @@ class DeepSpeedEngine:
             updates, ranks, scale = state["updates"], state["ranks"], LossScale(**state["scale"])
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(
-                f"{folder} has no averaged weights, because it was written with ema=0: resume with"
-                " ema=0"
+                f"{folder} has no average of the weights, because it was written with ema=0: resume"
+                " with ema=0"
             )
         self._check_shapes(folder / "weights.safetensors")
         from .deepspeed_checkpoint import load_shards, make_universal

@@ -188,8 +188,8 @@ class TorchEngine:
         """
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(
-                f"{folder} has no averaged weights, because it was written with ema=0: resume with"
-                " ema=0"
+                f"{folder} has no average of the weights, because it was written with ema=0: resume"
+                " with ema=0"
             )
         self._copy(folder / "weights.safetensors", self.trainable)
         if self.average:

@@ -268,7 +268,7 @@ def test_the_program_samples_from_a_bundle_alone_and_refuses_in_one_line(
         runpy.run_path("launch/sample.py", run_name="__main__")
 
     program("--seeds", "3,4", "--batch", "4", "--names", "prompt")
-    assert "4 files and their manifest.jsonl are in" in capsys.readouterr().out
+    assert "4 samples and manifest.jsonl are in" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == {
         f"{prompt}-{seed}.mp4" for prompt in PROMPTS[:2] for seed in (3, 4)
     }

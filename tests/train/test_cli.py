@@ -186,7 +186,7 @@ def test_prompts_are_embedded_ahead_once(tiny_json, tmp_path, monkeypatch, capsy
     cache = f"prompts.cache={tmp_path / 'cache'}"
     for _ in range(2):
         main(["embed", "--config", str(tiny_json), "--set", cache])
-        assert capsys.readouterr().out == f"8 prompts are embedded in {tmp_path / 'cache'}\n"
+        assert capsys.readouterr().out == f"embeddings of 8 prompts are in {tmp_path / 'cache'}\n"
         assert len(encoded) == 10  # no prompt, not even for the gallery
 
 
