@@ -1,4 +1,4 @@
-"""Programs let the allocator grow its segments unless the user set it up."""
+"""Programs use expandable segments unless the user has configured the allocator."""
 
 import os
 

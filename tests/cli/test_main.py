@@ -1,4 +1,4 @@
-"""The command line itself: help and typos without torch, one line for every error."""
+"""Command line: help and typos work without torch, and every error is one line."""
 
 import ast
 import importlib.metadata

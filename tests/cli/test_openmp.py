@@ -1,4 +1,4 @@
-"""How the threads of a program wait while other programs need the cores."""
+"""OpenMP threads sleep while they wait, so other programs can use the cores."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def policy_when_torch_is_imported(*words: str, **variables: str) -> str:
     ],
 )
 def test_a_program_s_idle_threads_sleep_unless_the_user_lets_them_spin(words):
-    """OpenMP reads its policy when torch is loaded: by then it must be set."""
+    """OpenMP reads its policy when torch is imported, so it must be set before."""
     assert policy_when_torch_is_imported(*words) == "PASSIVE"
     assert policy_when_torch_is_imported(*words, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
 

@@ -1,4 +1,4 @@
-"""Libraries are silent unless asked; errors and the project's own warnings are always shown."""
+"""Libraries are silent by default; errors and the project's own warnings are always shown."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from tdmvid.cli.quiet import ENVIRONMENT, LOGGERS, VERBOSE, hush_libraries
 
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch):
-    """Nothing of what is set here outlives the test."""
+    """Restore everything that a test sets."""
     for name in (VERBOSE, *ENVIRONMENT, "TQDM_DELAY", "TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -32,7 +32,7 @@ def own_settings(monkeypatch):
 
 
 def shown(category, module, verbose=False):
-    """Whether a warning that a module gives reaches the user."""
+    """Return whether a warning of a module is shown to the user."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         hush_libraries(verbose)

@@ -1,4 +1,4 @@
-"""Generated captions are varied, whole sentences, and the same everywhere."""
+"""Generated captions are varied, complete sentences, and the same on every machine."""
 
 import hashlib
 from collections import Counter
@@ -39,7 +39,7 @@ def test_they_show_every_subject_and_none_much_more_often(kind):
     "kind, digest", [("images", "557775423e420c09"), ("videos", "3e090655b493752d")]
 )
 def test_they_are_the_same_on_every_machine(kind, digest):
-    """A checkpoint names its prompts by a hash: other words, other runs."""
+    """Checkpoints identify prompts by a hash, so other words would make another run."""
     text = "\n".join(captions(kind, 1000))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 

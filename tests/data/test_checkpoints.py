@@ -1,4 +1,4 @@
-"""A checkpoint is whole bit by bit, or it is passed over by name."""
+"""A checkpoint with a single wrong bit is detected, and skipped with a message."""
 
 import json
 import random

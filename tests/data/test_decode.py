@@ -1,4 +1,4 @@
-"""One contract for both decoders: files as cameras and editors write them, made here."""
+"""Both decoders give the same frames for files as cameras and editors write them."""
 
 from fractions import Fraction
 
@@ -17,7 +17,7 @@ LOSSY = {"libx264": {"crf": "1"}, "libx265": {"x265-params": "log-level=0:crf=1"
 
 
 def scene(height=HEIGHT, width=WIDTH):
-    """[F, H, W, 3] uint8: the red of a frame tells its number; a green corner at the upper left."""
+    """Make frames, [F, H, W, 3] uint8: the red level is the number; the upper left is green."""
     x = np.arange(width)
     frames = np.zeros((COUNT, height, width, 3), dtype=np.uint8)
     frames[..., 0] = 40 + 15 * np.arange(COUNT)[:, None, None]
@@ -40,7 +40,7 @@ def write(
     kind="rgb24",
     **context,
 ):
-    """Write frames as a camera would; times: of each frame in milliseconds."""
+    """Write frames like a camera; times: time of each frame in milliseconds."""
     frames = scene() if frames is None else frames
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
@@ -66,8 +66,8 @@ def write(
 
 
 def remux(source, path, change):
-    """Copy the packets of a file, each changed; a packet for which `change` returns False is
-    left out.
+    """Copy the packets of a file with changes; packets for which `change` returns False are
+    removed.
     """
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -78,7 +78,7 @@ def remux(source, path, change):
 
 
 def both(path, monkeypatch, **wanted):
-    """What is read with both decoders and with PyAV alone, which must be the same."""
+    """Read a file with both decoders and with PyAV alone, and check that the results are equal."""
     pixels = read_video(path, **wanted)
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "_decode_decord", None)
@@ -87,7 +87,7 @@ def both(path, monkeypatch, **wanted):
 
 
 def levels(pixels):
-    """The number of each frame [3, F, H, W] of a scene, by the red of its middle."""
+    """Return the number of each frame [3, F, H, W] of a scene, from the red level in the center."""
     red = pixels[0, :, pixels.shape[2] // 2, pixels.shape[3] // 2]
     return (((red + 1) * 127.5 - 40) / 15).round().int().tolist()
 
@@ -132,7 +132,7 @@ def test_every_frame_is_read_in_its_order_by_either_decoder(tmp_path, monkeypatc
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "b.mp4"])
 @pytest.mark.parametrize("turn, corner", [(90, (-1, 0)), (-90, (0, -1)), (180, (-1, -1))])
 def test_a_phone_that_was_turned_shows_the_scene_upright(tmp_path, monkeypatch, name, turn, corner):
-    """The corner that was at the upper left lies where the display matrix puts it."""
+    """The upper left corner is moved to where the display matrix puts it."""
     codec = "libx265" if name == "b.mp4" else "libx264"
     write(tmp_path / name, turn=turn, codec=codec)
     pixels = both(tmp_path / name, monkeypatch)
@@ -145,7 +145,7 @@ def test_a_phone_that_was_turned_shows_the_scene_upright(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     "matrix, corner",
     [
-        ((-1, 0, 0, 1), (0, -1)),  # a front camera's mirror
+        ((-1, 0, 0, 1), (0, -1)),  # mirrored by a front camera
         ((1, 0, 0, -1), (-1, 0)),
         ((0, 1, 1, 0), (0, 0)),
         ((0, -1, -1, 0), (-1, -1)),
@@ -164,7 +164,7 @@ def test_pixels_that_are_not_square_become_square(tmp_path, monkeypatch, ratio, 
 
 
 def test_a_variable_rate_is_read_by_its_times(tmp_path, monkeypatch):
-    """Six frames of 200 ms, then six of 40 ms: every 200 ms."""
+    """Six frames of 200 ms and six of 40 ms, sampled every 200 ms."""
     times = [200 * n for n in range(6)] + [1200 + 40 * n for n in range(6)]
     write(tmp_path / "a.mkv", times=times)
     found = levels(both(tmp_path / "a.mkv", monkeypatch, frames=8, fps=5))
@@ -172,7 +172,7 @@ def test_a_variable_rate_is_read_by_its_times(tmp_path, monkeypatch):
 
 
 def test_what_an_editor_cut_off_is_not_shown(tmp_path, monkeypatch):
-    """A cut without encoding keeps the frames from the last key frame on, and an edit list."""
+    """A cut without encoding keeps the frames from the last key frame on, with an edit list."""
     write(tmp_path / "whole.mp4", options={"bf": "0"})
 
     def earlier(packet):
@@ -207,7 +207,7 @@ def test_the_transparency_of_a_web_video_is_read(tmp_path, monkeypatch):
 
 
 def test_fields_are_not_left_as_a_comb(tmp_path, monkeypatch):
-    """Fields from two moments: a bar that has moved by a quarter between even and odd lines."""
+    """The fields are from two moments: a bar moves by a quarter between even and odd lines."""
     frames = np.zeros((8, 64, 128, 3), dtype=np.uint8)
     for number, frame in enumerate(frames):
         for field in (0, 1):
@@ -224,7 +224,7 @@ def test_fields_are_not_left_as_a_comb(tmp_path, monkeypatch):
 
 
 def test_a_size_that_changes_on_the_way_is_that_of_the_first_frame(tmp_path, monkeypatch):
-    """As in the recording of a window, or of a call."""
+    """This happens in recordings of a window or of a call."""
     write(tmp_path / "a.ts", scene())
     write(tmp_path / "b.ts", scene(128, 192))
     joined = (tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes()

@@ -16,7 +16,7 @@ PROMPTS = [f"a scene with {count} circles" for count in range(10)]
 
 
 class Encoder:
-    """Random embeddings, the same for the same prompt; counts what it was asked."""
+    """Return random embeddings, equal for equal prompts, and count the calls."""
 
     def __init__(self, fail_after=None):
         self.seen, self.fail_after = [], fail_after
@@ -74,7 +74,7 @@ def test_a_reader_sees_what_another_writer_adds(tmp_path):
 
 
 def test_what_another_machine_wrote_may_appear_a_little_later(tmp_path):
-    """A shared file system shows a folder as it was for up to a minute."""
+    """A shared file system can show the state of a folder from a minute ago."""
     reader, writer = EmbeddingCache(tmp_path, "t5"), EmbeddingCache(tmp_path, "t5")
     later = threading.Timer(0.5, writer.add, (PROMPTS[:2], Encoder()(PROMPTS[:2])))
     later.start()
@@ -106,7 +106,9 @@ def test_a_broken_or_foreign_shard_is_named(tmp_path):
 
 
 def test_one_flipped_bit_anywhere_is_noticed(tmp_path):
-    """Whatever is read is what was written, or one line names the file."""
+    """Everything that is read equals what was written, or the error is one line that names the
+    file.
+    """
     EmbeddingCache(tmp_path, "t5").add(PROMPTS, Encoder()(PROMPTS))
     (shard,) = (tmp_path / "t5").iterdir()
     whole = shard.read_bytes()
@@ -127,7 +129,7 @@ def test_one_flipped_bit_anywhere_is_noticed(tmp_path):
             assert str(error).count("\n") == 0 and (shard.name in str(error) or "t5" in str(error))
         else:
             assert_equal(found, Encoder()(PROMPTS))
-    assert noticed > 80  # a flip in the padding of the header changes nothing
+    assert noticed > 80  # flips in the padding of the header change nothing
 
 
 def test_tensors_of_another_shape_are_refused_by_name(tmp_path):

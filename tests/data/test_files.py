@@ -64,7 +64,7 @@ def test_a_file_of_a_private_writer_may_be_read_as_others_may(tmp_path):
 
 
 def test_equal_safetensors_have_equal_bytes(tmp_path):
-    """The library orders metadata by a hash that is another one for every file."""
+    """The library orders metadata by a hash that differs between files."""
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
     metadata = {"format": "pt", "alpha": "4", "über": '{\n "x": "\\u00e9\\n"}', "z": "\t\x01"}
     paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
@@ -94,7 +94,7 @@ def test_parts_of_the_killed_are_removed_and_nothing_else(tmp_path):
 
 
 def test_a_fingerprint_is_of_the_whole_content(tmp_path):
-    """One value in the middle of the weights, as a fine-tune of one layer changes."""
+    """One value in the middle of the weights, like a fine-tune of one layer."""
     path, weights = tmp_path / "model.safetensors", bytearray(6 << 20)
     path.write_bytes(weights)
     first = file_fingerprint([path], "bfloat16")
@@ -118,7 +118,7 @@ def test_a_large_file_is_read_once_and_again_after_any_change(tmp_path, monkeypa
     path.write_bytes(b"a" * 1000)
     first, before = file_fingerprint([path]), path.stat()
     assert file_fingerprint([path]) == first and len(reads) == 1
-    time.sleep(0.02)  # the clock of a file system ticks slowly
+    time.sleep(0.02)  # the clock of a file system is coarse
     path.write_bytes(b"a" * 500 + b"b" + b"a" * 499)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert file_fingerprint([path]) != first and len(reads) == 2

@@ -1,4 +1,4 @@
-"""One process at a time works in a folder; the dead hold nothing."""
+"""One process at a time uses a folder, and ended processes hold no lock."""
 
 import errno
 import json
@@ -79,7 +79,7 @@ def test_who_waited_for_a_lock_that_went_does_not_share_the_next_one(tmp_path, m
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_holder_on_another_machine_counts_while_it_shows_life(tmp_path, alive):
-    """Its lock is not seen here."""
+    """Its kernel lock is not visible on this machine."""
     name_holder(tmp_path, "elsewhere", 1)
     stop = threading.Event()
 

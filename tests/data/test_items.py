@@ -1,4 +1,4 @@
-"""Items of image-to-video models: which image belongs to which prompt, and how it is fitted."""
+"""Items of image-to-video models: pairing images with prompts, and fitting images to the size."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def flat(value, height=8, width=8):
 
 @pytest.fixture
 def images(tmp_path):
-    """Two image files in a folder below the table's."""
+    """Two image files in a subfolder of the table's folder."""
     for index, value in enumerate((-1.0, 1.0)):
         write_image(tmp_path / "stills" / f"{index}.png", flat(value))
     return [tmp_path / "stills" / f"{index}.png" for index in range(2)]
@@ -117,7 +117,7 @@ def test_samples_of_prompts_alone_start_from_the_first_training_images(images):
 
 
 def test_an_image_covers_the_clip_and_is_cut_to_its_middle(tmp_path):
-    """20 x 40 pixels for 16 x 16: the left and the right quarter are cut off."""
+    """20 x 40 pixels are fitted to 16 x 16: a quarter is cut off on the left and on the right."""
     wide = torch.cat([flat(-1.0, 20, 10), flat(0.5, 20, 20), flat(-1.0, 20, 10)], 2)
     write_image(tmp_path / "wide.png", wide)
     found = read_images([tmp_path / "wide.png"], ClipSize(9, 16, 16))

@@ -1,4 +1,4 @@
-"""Real clips: what is read of a file, and that a folder is encoded once."""
+"""Real clips: reading files, and encoding a folder once."""
 
 import os
 import shutil
@@ -26,7 +26,9 @@ RED, GREEN = torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, 1, -1])
 
 
 def brightness(number, frames):
-    """[3, F, 32, 32]: grey, a step brighter with every frame; each number has its own level."""
+    """Make a grey clip, [3, F, 32, 32], that gets brighter with every frame; the base level depends
+    on the number.
+    """
     return (torch.arange(frames) * 0.05 + number * 0.1 - 0.8)[None, :, None, None].expand(
         3, frames, 32, 32
     )
@@ -54,18 +56,18 @@ def test_frames_are_those_of_the_wanted_rate(tmp_path, monkeypatch, decoder, rat
 
 
 def test_frames_of_uneven_length_are_taken_by_their_time():
-    """Twenty frames of 100 ms, then forty of 17 ms: every quarter of a second."""
+    """Twenty frames of 100 ms and forty of 17 ms, sampled every quarter of a second."""
     times = [0.1 * n for n in range(20)] + [2 + 0.017 * n for n in range(40)]
     shown = [(time, f"frame {n}") for n, time in enumerate(times)]
     taken = [0, 2, 5, 7, 10, 12, 15, 17, 20]
     assert list(_on_screen(shown, 9, 4)) == [(n, f"frame {n}") for n in taken]
-    assert len(list(_on_screen(shown, 20, 4))) == 11  # it lasts 2.68 seconds
+    assert len(list(_on_screen(shown, 20, 4))) == 11  # the video lasts 2.68 seconds
 
 
 @pytest.mark.parametrize("height, width", [(40, 90), (90, 40), (64, 64)])
 def test_a_clip_is_the_middle_of_a_file_without_distortion(tmp_path, height, width):
-    """A green square in the middle of a red frame stays a square in the middle, whatever the
-    frame's shape.
+    """A green square in the center of a red frame stays a centered square, for any shape of the
+    frame.
     """
     frame = RED[:, None, None].expand(3, height, width).clone()
     frame[:, height // 2 - 10 : height // 2 + 10, width // 2 - 10 : width // 2 + 10] = GREEN[
@@ -125,7 +127,7 @@ def test_a_photograph_stands_upright(tmp_path):
     picture = Image.new("RGB", (64, 32), (255, 0, 0))
     picture.paste(
         (0, 255, 0), (32, 0, 64, 32)
-    )  # green on the right, and below once it is turned by 90 degrees
+    )  # green on the right, and below after a rotation by 90 degrees
     turned = Image.Exif()
     turned[0x0112] = 6
     picture.save(tmp_path / "a.png", exif=turned)
@@ -142,7 +144,7 @@ def test_an_image_of_more_than_8_bits_is_refused(tmp_path):
 
 
 class Encoder:
-    """Latents are the mean pixel; counts the clips it was given."""
+    """Return the mean pixel as latents, and count the clips."""
 
     def __init__(self):
         self.clips = 0
@@ -154,7 +156,7 @@ class Encoder:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten images in two folders, each a level of grey."""
+    """Ten images in two folders, each with its own grey level."""
     for number in range(10):
         write_image(
             tmp_path / "real" / f"{number % 2}" / f"{number}.png", brightness(number, 1)[:, 0]
@@ -261,7 +263,7 @@ def test_uniform_numbers_pick_every_file_alike(folder, tmp_path):
     real.encode(clip, Encoder(), progress=False)
     found = real(torch.rand(4000, generator=torch.Generator().manual_seed(0)))
     assert found[:, 0].unique(return_counts=True)[1].tolist() == pytest.approx([1000] * 4, abs=120)
-    assert real(torch.tensor([0.999999])).isfinite().all()  # the last of them, not one behind it
+    assert real(torch.tensor([0.999999])).isfinite().all()  # the last clip, not one past the end
 
 
 def test_files_that_are_not_read_are_counted_and_named(folder):

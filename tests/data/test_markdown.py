@@ -1,4 +1,4 @@
-"""Prompts and names in Markdown and YAML are text, whatever they contain."""
+"""Prompts and names in Markdown and YAML stay text, whatever they contain."""
 
 import re
 
@@ -22,7 +22,7 @@ PROMPTS = [
 
 
 def plain(markdown):
-    """Return what CommonMark shows of text in which every special character is escaped."""
+    """Return the text that CommonMark displays for text with every special character escaped."""
     shown, rest = "", iter(markdown)
     for char in rest:
         shown += next(rest) if char == "\\" else char

@@ -1,4 +1,4 @@
-"""Public sets of prompts are read by their hub id; here by a folder of the same name."""
+"""Public data sets of prompts are read by hub id; here from a local folder of the same name."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ CAPTIONS = ["a red ring", "a blue\ncross", "a cyan square"]
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path, monkeypatch):
-    """The folder me/captions, as `datasets` reads it in place of a set on the hub."""
+    """Make the folder me/captions, which `datasets` reads instead of a data set on the hub."""
     monkeypatch.chdir(tmp_path)
     Path("me/captions").mkdir(parents=True)
     lines = [json.dumps({"caption": caption, "score": 1.5}) for caption in CAPTIONS]

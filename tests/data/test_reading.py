@@ -1,4 +1,4 @@
-"""Whatever a library raises about a file is one line that names it."""
+"""Every error of a library about a file becomes one line that names the file."""
 
 import json
 

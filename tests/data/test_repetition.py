@@ -1,4 +1,4 @@
-"""How many prompts a run reads."""
+"""The number of prompts that a run uses."""
 
 import pytest
 from toy_world import BATCH, PROCESS, stream, walk

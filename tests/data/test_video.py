@@ -13,7 +13,9 @@ F, H, W = 17, 48, 64
 
 
 def smooth_video(frames=F, height=H, width=W):
-    """[3, F, H, W]: coloured waves that drift, over most of [-1, 1]; the mean tells the frame."""
+    """Make a video, [3, F, H, W], of drifting coloured waves over most of [-1, 1]; the mean
+    identifies the frame.
+    """
     t, y, x = torch.meshgrid(
         *(torch.linspace(0, 1, size) for size in (frames, height, width)), indexing="ij"
     )
@@ -26,13 +28,13 @@ def psnr(a, b):
 
 
 def image_file(path):
-    """[3, H, W] uint8."""
+    """Make an image, [3, H, W] uint8."""
     return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
 
 
 @pytest.fixture(params=["decord", "av"])
 def decoder(request, monkeypatch):
-    """Leaves read_video one of its decoders."""
+    """Leave read_video only one of its decoders."""
     if request.param == "decord":
         pytest.importorskip("decord")
         monkeypatch.setattr(files, "_decode_av", None)
@@ -168,7 +170,7 @@ def test_rows_of_a_strip_that_belong_together_stand_apart_from_the_next(tmp_path
 
 
 def test_a_strip_of_a_long_large_video_is_a_picture_that_can_be_looked_at(tmp_path):
-    """Nine frames, the first and the last among them, no wider than asked, in their proportions."""
+    """Nine frames, including first and last, not wider than requested, in their aspect ratio."""
     levels = torch.linspace(-1, 1, 49)
     write_strip(
         tmp_path / "a.png", levels[None, None, :, None, None].expand(2, 3, 49, 48, 72), width=300

@@ -1,4 +1,4 @@
-"""Trajectories of Gaussians, and generators."""
+"""Trajectories of Gaussians, and random generators."""
 
 import torch
 
@@ -14,7 +14,9 @@ def generator(seed=0):
 
 
 def path_at(process, k, batch=4096, dim=3, seed=0):
-    """Standard normal states before call k (1..4, or a tensor of them) of a uniform grid of 4."""
+    """Make standard normal states before call k (1..4, or a tensor of steps) of an even grid with K
+    = 4.
+    """
     k = torch.full((batch,), k) if isinstance(k, int) else k
     times = uniform(4, process).tensor()
     x = torch.randn(len(k), dim, generator=generator(seed))

@@ -1,4 +1,4 @@
-"""Clean matching and DMD2: where they compare, and their gradient in closed form."""
+"""Clean matching and DMD2: where scores are compared, and the gradient in closed form."""
 
 import pytest
 import torch
@@ -18,14 +18,14 @@ def generator(seed=0):
 
 
 def path_at(process, batch=20_000, dim=2):
-    """Standard normal states before calls 1 to 4 of a uniform grid, in turn."""
+    """Make standard normal states before calls 1 to 4 of an even grid, in turn."""
     k, times = torch.arange(batch) % 4 + 1, uniform(4, process).tensor()
     x = torch.randn(batch, dim, generator=generator(2))
     return Trajectory(x, k, times[k - 1], times[k], NULL, Before(torch.zeros_like(x), times[k]))
 
 
 class UnitGaussian:
-    """E[x0 | x_t] of N(mean, I)."""
+    """Denoiser E[x0 | x_t] of N(mean, I)."""
 
     def __init__(self, process, mean):
         self.process, self.mean = process, mean
@@ -64,8 +64,8 @@ def test_dmd2_updates_its_fake_five_times():
 
 
 def test_the_gradient_is_the_closed_form_kl_gradient_of_noised_predictions(process):
-    """x_tau ~ N(alpha m, (alpha^2 + sigma^2) I) against N(0, same): in x0, D_fake - D_teacher =
-    sigma^2 m / (alpha^2 + sigma^2).
+    """With x_tau ~ N(alpha m, (alpha^2 + sigma^2) I) and a teacher N(0, same), D_fake - D_teacher =
+    sigma^2 m / (alpha^2 + sigma^2) in x0.
     """
     mean = torch.tensor([0.5, -1.0])
     theta, path, objective = mean.clone().requires_grad_(), path_at(process), DMD2(distance="l2")
@@ -80,7 +80,9 @@ def test_the_gradient_is_the_closed_form_kl_gradient_of_noised_predictions(proce
 
 
 def test_a_dpm_trajectory_is_matched_where_its_solver_goes(process):
-    """The state that is noised is the solver's, two predictions away from DDIM's."""
+    """The state that is noised comes from the solver, and differs from the DDIM state after two
+    predictions.
+    """
     path, x0_hat = path_at(process), torch.full((20_000, 2), 0.4)
     times = uniform(4, process).tensor()
     earlier = times[(path.k + 1).clamp(max=4)]

@@ -1,4 +1,4 @@
-"""TDM's draw: where tau lies, and what x_tau is made of."""
+"""The draw of TDM: the range of tau, and the parts of x_tau."""
 
 import pytest
 import torch
@@ -135,7 +135,7 @@ def test_fresh_noise_keeps_draws_off_the_clean_end(process):
 
 @pytest.mark.parametrize("options", [{"match": "clean"}, {"solver": "renoise"}], ids=str)
 def test_all_noise_of_a_noised_prediction_is_fresh(process, options):
-    """So a level bounds sigma itself, and a segment that lies above it is drawn as a whole."""
+    """The level limits sigma itself, and a segment above it is drawn completely."""
     path = path_at(process, mixed_k(40_000))
     draw = TDM(fresh_noise=0.4, **options).draw(path, path.x, generator(1), process)
     sigma = process.alpha_sigma(draw.tau)[1]

@@ -1,4 +1,4 @@
-"""The Fisher objective's gradient against the hand-made one of two Gaussians' divergence."""
+"""The Fisher gradient compared with the closed-form divergence of two Gaussians."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ NULL = Cond({})
 
 
 class Linear(torch.nn.Module):
-    """Predict a + b x_t, exactly the denoiser of a Gaussian at one time; a, b are parameters."""
+    """Predict a + b x_t with parameters a and b: the exact denoiser of a Gaussian at one time."""
 
     def __init__(self, process, a, b):
         super().__init__()
@@ -29,12 +29,12 @@ class Linear(torch.nn.Module):
 
 
 def denoiser_of(process, mean, variance, alpha, sigma):
-    """E[x0 | x_t] of the law N(mean, variance) of x_t, by Tweedie."""
+    """Return E[x0 | x_t] by Tweedie if x_t has the distribution N(mean, variance)."""
     return Linear(process, sigma**2 * mean / variance / alpha, (1 - sigma**2 / variance) / alpha)
 
 
 def one_tau_draw(process, m, g, batch=400_000):
-    """x0_hat = m + g x_u with x_u ~ N(0, 1) at s_3 of a uniform grid, and tau = 0.7."""
+    """Draw at tau = 0.7 with x0_hat = m + g x_u, where x_u ~ N(0, 1) at s_3 of an even grid."""
     times = uniform(4, process).tensor()
     x = torch.randn(batch, 1, generator=torch.Generator().manual_seed(4))
     k = torch.full((batch,), 3)
@@ -56,8 +56,8 @@ def levels(process):
 
 @pytest.mark.parametrize("m, g", [(0.8, 0.0), (0.8, 0.5), (-0.4, 0.9)])
 def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, g):
-    """q = N(mu, v), p = N(0, w): F = mu^2 / w^2 + v (1 / w - 1 / v)^2, in the student's shift m and
-    slope g.
+    """With q = N(mu, v) and p = N(0, w), F = mu^2 / w^2 + v (1 / w - 1 / v)^2, as a function of
+    shift m and slope g of the student.
     """
     draw, theta = one_tau_draw(process, m, g)
     (alpha_s, sigma_s), (alpha, sigma), (alpha_u, sigma_u) = levels(process)
@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_fisher_divergence_of_gaussians(process, m, 
 
 
 class Bent:
-    """The denoiser of a score that is not linear, -tanh(2 x) / w."""
+    """Denoiser of a nonlinear score, -tanh(2 x) / w."""
 
     def __init__(self, process, w, alpha, sigma):
         self.process, self.w, self.alpha, self.sigma = process, w, alpha, sigma
@@ -94,8 +94,8 @@ class Bent:
 
 @pytest.mark.parametrize("m", [0.8, -0.3])
 def test_the_gradient_is_that_of_the_divergence_from_a_law_that_is_not_gaussian(process, m):
-    """F(m) by quadrature. Here the conditional score's noise counts, whose mean is zero if all
-    scores are linear.
+    """Compare with F(m) by quadrature. Here the noise of the conditional score matters; its mean is
+    zero if all scores are linear.
     """
     draw, _theta = one_tau_draw(process, m, 0.0)
     (alpha_s, sigma_s), (alpha, sigma), (_, sigma_u) = levels(process)
@@ -133,7 +133,7 @@ def test_the_student_s_turn_reaches_the_student_alone_and_descends(process):
 def test_the_student_s_gradient_is_the_direction_with_the_slope_over_the_square_of_the_norm(
     process,
 ):
-    """With mixed k and unequal norms, in which neither slope nor norm is one number."""
+    """With mixed k and different norms, neither slope nor norm is a single number."""
     batch, dim = 256, 3
     k, times = torch.arange(batch) % 4 + 1, uniform(4, process).tensor()
     x = torch.randn(batch, dim, generator=torch.Generator().manual_seed(4))

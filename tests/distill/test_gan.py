@@ -1,4 +1,4 @@
-"""The adversarial term against closed forms on Gaussians."""
+"""The adversarial term compared with closed forms on Gaussians."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NULL = Cond({})
 
 
 class Logit(torch.nn.Module):
-    """D(x) = a x + b, whatever the time."""
+    """Discriminator D(x) = a x + b, independent of time."""
 
     def __init__(self, a, b):
         super().__init__()
@@ -27,7 +27,7 @@ class Logit(torch.nn.Module):
 
 
 class Nothing:
-    """Predicts zero: with it as fake and teacher the matching loss has no gradient."""
+    """Denoiser that predicts zero; as fake and teacher, the matching loss has no gradient."""
 
     def __init__(self, process):
         self.process = process
@@ -37,7 +37,7 @@ class Nothing:
 
 
 def one_tau(process, objective, theta, batch=400_000):
-    """x0_hat = theta, a number, on states N(0, 1) at s_3; tau = 0.7."""
+    """Draw at tau = 0.7 with x0_hat = theta, a number, on states N(0, 1) at s_3."""
     times = uniform(4, process).tensor()
     x = torch.randn(batch, 1, generator=torch.Generator().manual_seed(4))
     k = torch.full((batch,), 3)
@@ -46,7 +46,7 @@ def one_tau(process, objective, theta, batch=400_000):
 
 
 def law(process, theta, draw):
-    """Mean and variance of x_tau on the trajectory."""
+    """Return mean and variance of x_tau on the trajectory."""
     (alpha_s, sigma_s), (alpha, _), (_, sigma_u) = [
         [a.item() for a in process.alpha_sigma(torch.tensor([t]))] for t in (0.5, 0.7, 0.75)
     ]
@@ -58,7 +58,7 @@ OPTIONS = {"margin_low": 0.2, "margin_high": 0.05}
 
 
 def test_the_logistic_discriminator_is_least_at_the_log_ratio_of_the_laws(process):
-    """Equal variances make it linear: D = (m_p - m_q) / v x + (m_q^2 - m_p^2) / 2 v."""
+    """With equal variances D is linear: D = (m_p - m_q) / v x + (m_q^2 - m_p^2) / 2 v."""
     objective = GAN(adversarial="logistic", **OPTIONS)
     draw = one_tau(process, objective, torch.tensor([0.6]))
     m_q, v = law(process, 0.6, draw)
@@ -84,7 +84,7 @@ def test_the_logistic_discriminator_is_least_at_the_log_ratio_of_the_laws(proces
 def test_the_discriminator_s_hinge_pushes_real_latents_above_one_and_drawn_ones_below_minus_one(
     process,
 ):
-    """Its loss and what it reports, by hand: three logits of reals, then three of draws."""
+    """Loss and scalars computed by hand for three logits of real samples and three of draws."""
     logits = torch.tensor([2.0, 0.5, -3.0, -2.0, -0.5, 3.0], requires_grad=True)
     draw = one_tau(process, GAN(), torch.zeros(1), batch=3)
     roles = Roles(
@@ -123,7 +123,9 @@ def test_the_discriminator_is_updated_before_the_student():
 
 @pytest.mark.parametrize("kind", ["hinge", "logistic"])
 def test_the_generator_climbs_the_discriminator_with_the_slope_of_its_trajectory(process, kind):
-    """L_G of D = a x + b: hinge -a slope exactly; logistic E[-a slope / (1 + e^D)]."""
+    """L_G of D = a x + b has the gradient -a slope for hinge, and E[-a slope / (1 + e^D)] for
+    logistic.
+    """
     objective = GAN(adversarial=kind, weight=2.0, **OPTIONS)
     theta = torch.tensor([0.6], requires_grad=True)
     draw = one_tau(process, objective, theta, batch=20_000)
@@ -151,8 +153,8 @@ def test_without_weight_the_student_s_gradient_is_tdm_s(process):
 
 
 def test_a_gradient_too_small_for_float16_is_not_lost_inside_the_discriminator(process):
-    """D is the mean of 2^18 elements, each counting 1e-3, in float16: an element's share, 4e-9, is
-    less than it can hold.
+    """D is the mean of 2^18 elements, each with weight 1e-3, in float16. The share of an element,
+    4e-9, is too small for float16.
     """
     objective, size = GAN(weight=1.0, **OPTIONS), 2**18
     times = uniform(4, process).tensor()
@@ -178,7 +180,9 @@ def test_a_gradient_too_small_for_float16_is_not_lost_inside_the_discriminator(p
 
 
 def test_real_latents_are_noised_to_tau_with_noise_of_their_own(process):
-    """Picked uniformly; else a discriminator could tell them by the noise that both share."""
+    """Real latents are selected uniformly. Otherwise a discriminator could recognise them by noise
+    that both share.
+    """
     objective, theta, asked = GAN(), torch.zeros(1), {}
 
     def real(pick):

@@ -1,4 +1,4 @@
-"""One iteration: what it costs, that accumulation is exact, and that a bad turn changes nothing."""
+"""One iteration: its cost, exact gradient accumulation, and a failed turn that changes nothing."""
 
 import pytest
 import torch
@@ -48,8 +48,8 @@ def test_a_shared_draw_saves_one_forward():
 
 
 def test_one_call_of_the_fake_gives_both_turns_the_gradients_of_a_call_each(monkeypatch):
-    """Of two calls before the fake's step: so its weights are held still, where the call is made
-    twice.
+    """The reference makes two calls before the fake is updated, so the weights of the fake are
+    fixed where the call is made twice.
     """
     moves = {}
     for once in (True, False):
@@ -93,9 +93,7 @@ def test_no_guidance_saves_one_forward():
 
 @pytest.mark.parametrize("draws", ["own", "shared"])
 def test_two_micro_batches_average_the_moves_of_two_iterations(draws):
-    """With the fake held still, so that the student's turn compares against the same fake in all
-    three.
-    """
+    """The fake is fixed, so the student is compared with the same fake in all three cases."""
     objective = TDM(rollout="full", draws=draws)
     moves = {}
     for name, micros, accumulation, first in (
@@ -114,7 +112,7 @@ def test_two_micro_batches_average_the_moves_of_two_iterations(draws):
 
 
 def test_the_fake_accumulates_over_micro_batches_too():
-    """With a full rollout: where it stops, a micro-batch's k depends on its number on the rank."""
+    """Uses a full rollout; with `stop`, the k of a micro-batch depends on its index on the rank."""
     moves = {}
     for name, micros, accumulation, first in (
         ("both", 2, 2, 0),
@@ -131,7 +129,7 @@ def test_the_fake_accumulates_over_micro_batches_too():
 
 
 class Poisoned(TDM):
-    """TDM whose loss of one role is not a number."""
+    """TDM with a NaN as the loss of one role."""
 
     def loss(self, role, roles, draw, cond):
         terms = super().loss(role, roles, draw, cond)
@@ -180,7 +178,7 @@ def test_the_kept_graph_gives_the_gradient_of_a_recomputed_call(monkeypatch):
 
 
 class Waits(TorchFunctionMode):
-    """Names of the calls that bring a value to the host, for which the host would wait on a GPU."""
+    """Record calls that copy a value to the host, where the host would wait for a GPU."""
 
     FETCH = {
         "item",

@@ -1,4 +1,4 @@
-"""Distances and weights, by hand."""
+"""Distances and weights compared with values computed by hand."""
 
 import math
 

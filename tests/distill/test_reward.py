@@ -1,4 +1,4 @@
-"""A reward through the fake alone: exp(-tilt) weighs what the fake learns from."""
+"""Rewards act through the fake: exp(-tilt) weights its loss."""
 
 import threading
 from collections import Counter
@@ -21,7 +21,7 @@ from tdmvid.distill.tdm import TDM
 
 
 class Affine:
-    """The exact x0-prediction of N(mean, spread^2), and an error that a gradient asks for."""
+    """The exact x0 prediction of N(mean, spread^2), plus an error with a gradient."""
 
     def __init__(self, mean, spread):
         self.process, self.mean, self.spread = PROCESS, mean, spread
@@ -63,7 +63,7 @@ def test_the_weighted_fake_is_the_score_of_the_tilted_gaussian(strength):
 
 
 def test_weights_are_divided_by_the_mean_of_earlier_batches():
-    """A sample's own weight is not in its divisor, behind the first batch."""
+    """After the first batch, the divisor does not contain the weight of the sample itself."""
     mean, draws = RunningMean(dict, decay=0.5), torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 6, generator=draws).double()
     [weights], _ = mean.weigh([first])
@@ -126,7 +126,7 @@ def test_weights_of_extreme_tilts_are_finite():
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
 @pytest.mark.parametrize("steps", [(4,), (1, 2, 4)])
 def test_an_ended_trajectory_is_the_sampler_s(stagger, solver, steps):
-    """Its states are those of a sampler from the same noise, and so is its finished sample."""
+    """Its states and its finished sample equal those of a sampler from the same noise."""
     objective = TDM(rollout="stream", stagger=stagger, solver=solver, step_set=steps[1:] and steps)
     grids = [uniform(count, PROCESS) for count in steps]
     slots = stream(objective, grids, rewards=1)
@@ -175,7 +175,9 @@ def test_with_two_experts_the_fake_learns_on_the_student_s_side_of_the_boundary(
 
 
 def test_the_fake_learns_of_each_number_of_steps_as_often_as_the_student():
-    """A slot starts K with a probability in 1 / K; what has ended is counted by K."""
+    """A slot starts K with a probability proportional to 1 / K; finished trajectories are weighted
+    by K.
+    """
     steps, counted = (1, 2, 4), Counter()
     grids = [uniform(count, PROCESS) for count in steps]
     slots = stream(TDM(rollout="stream", step_set=steps), grids, batch=64, rewards=1)

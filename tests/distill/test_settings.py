@@ -1,5 +1,5 @@
-"""No setting of a method does nothing: each changes what an iteration gives, beside any other one
-too, or is refused.
+"""Every setting of a method has an effect: it changes the result of an iteration in combination
+with any other setting, or is refused.
 """
 
 import itertools
@@ -40,8 +40,8 @@ VALUES = {
 
 
 def same_by_meaning(objective, pair):
-    """Of two lower ends of tau the upper one counts; a draw from the clean prediction is one, and
-    its exact target is x0_hat.
+    """Of two lower limits of tau only the larger one matters. A draw from the clean prediction is
+    the same for both settings, and its exact target is x0_hat.
     """
     names = {name for name, _ in pair}
     return names == {"margin_low", "fresh_noise"} or (
@@ -51,7 +51,7 @@ def same_by_meaning(objective, pair):
 
 
 def differ(some, others):
-    """Whether scalars of iterations differ by more than rounding."""
+    """Return whether scalars of iterations differ by more than rounding."""
     return any(
         a.keys() != b.keys() or any(abs(a[name] - b[name]) > 1e-4 * abs(b[name]) for name in a)
         for a, b in zip(some, others)
@@ -59,7 +59,7 @@ def differ(some, others):
 
 
 class Told(ExactDenoiser):
-    """A teacher that hears its condition, so that guidance does something."""
+    """Teacher that depends on its condition, so that guidance has an effect."""
 
     def __call__(self, x_t, t, cond):
         return super().__call__(x_t, t, cond) + cond["shift"]
@@ -67,8 +67,8 @@ class Told(ExactDenoiser):
 
 @pytest.fixture(scope="module")
 def numbers():
-    """`numbers(kind, cfg=3.0, ...)`: the scalars of some iterations that step nothing; None if the
-    settings are refused.
+    """Return `numbers(kind, cfg=3.0, ...)`, which gives the scalars of some iterations without
+    updates, or None if the settings are refused.
     """
     process = RectifiedFlow()
     networks = [VelocityNetwork(process, width=8, seed=seed) for seed in range(3)]

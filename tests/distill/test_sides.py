@@ -1,4 +1,4 @@
-"""A teacher of two experts: an iteration calls student, fake and teacher on one side of the
+"""A teacher with two experts: an iteration calls student, fake and teacher on one side of the
 boundary.
 """
 
@@ -122,7 +122,7 @@ def test_the_slots_of_a_stream_stay_together_also_after_an_iteration_that_failed
 
 
 class Failing(Still):
-    """An engine whose gradient is not finite."""
+    """Engine with a gradient that is not finite."""
 
     def step(self, *, skip=False):
         return replace(super().step(skip=skip), applied=False)

@@ -1,4 +1,4 @@
-"""Trajectories that go on from iteration to iteration: what they cost, and where they stand."""
+"""Trajectories that continue between iterations: their cost and their positions."""
 
 from collections import Counter
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_from_the_same_states_it_moves_the_weights_as_a_full_rollout_does(monkey
 
 
 def test_joint_updates_compare_the_student_with_the_fake_of_before():
-    """As sequential ones do whose fake stands still."""
+    """They equal sequential updates with a fixed fake."""
     moves = {}
     for updates in ("joint", "sequential"):
         world = World(TDM(rollout="stream", updates=updates))
@@ -75,7 +75,7 @@ def test_joint_updates_compare_the_student_with_the_fake_of_before():
 @pytest.mark.parametrize("updates", ["sequential", "joint"])
 @pytest.mark.parametrize("draws", ["own", "shared"])
 def test_two_micro_batches_are_one_of_twice_the_size_on_two_ranks(updates, draws):
-    """The move of one rank's two micro-batches is the mean of the moves of two ranks."""
+    """The update of one rank with two micro-batches is the mean of the updates of two ranks."""
     objective, moves = TDM(rollout="stream", updates=updates, draws=draws), {}
     for name, micros, first in (("both", 2, 0), ("first", 1, 0), ("second", 1, 1)):
         layout = {"micros": micros, "first_stream": first, "total_micros": 2}
@@ -129,7 +129,7 @@ def test_a_slot_that_starts_again_has_other_noise_than_before():
 
 
 def test_renoised_states_have_fresh_noise_at_every_step():
-    """alpha x0 + sigma eps with eps normal and not that of the start."""
+    """The state is alpha x0 + sigma eps with normal eps, which is not the initial noise."""
     slots = stream(TDM(rollout="stream", solver="renoise"), batch=4000)
     slots.begin(shrink, [Cond({})])
     path = slots.path(0, Cond({}))
@@ -144,7 +144,9 @@ def test_renoised_states_have_fresh_noise_at_every_step():
 
 @pytest.mark.parametrize("slots, every", [(8, 1), (4, 1), (6, 2), (1, 4), (3, 4)])
 def test_the_slots_cover_every_k_evenly(slots, every):
-    """In each iteration where the batch is a multiple of K, else over at most K of them."""
+    """All k occur in each iteration if the batch is a multiple of K, otherwise within at most K
+    iterations.
+    """
     seen = walk(stream(batch=slots), 8 * 4)
     for first in range(0, 32, 4 if every > 1 else 1):
         span = seen[first : first + (4 if every > 1 else 1)]
@@ -182,7 +184,7 @@ def test_prompts_are_used_evenly_and_stay_with_their_trajectory(count, micros):
 
 
 def test_a_run_with_many_numbers_of_steps_begins_amid_their_trajectories():
-    """Each K as often, and each of its k."""
+    """Each K, and each of its k, occurs equally often."""
     grids = [uniform(steps, PROCESS) for steps in (1, 2, 4)]
     [schedule] = stream(TDM(rollout="stream", step_set=(1, 2, 4)), grids, batch=1200).schedules
     found = Counter(zip(schedule.grid, schedule.k))
@@ -219,7 +221,7 @@ def test_each_number_of_steps_gets_the_same_share_of_graded_calls():
 @pytest.mark.parametrize("randmid", [False, True])
 @pytest.mark.parametrize("segments", ["separate", "to_terminal"])
 def test_tau_lies_in_the_segment_of_each_slot_s_own_grid(segments, randmid):
-    """One call holds several K: s_{k-1}, s_k and s_K are each sample's own."""
+    """One call contains several K: s_{k-1}, s_k and s_K belong to each sample."""
     starts = (0.9, 1.0)
     grids = [uniform(K, PROCESS, start=start) for K, start in zip((2, 4), starts)]
     objective = TDM(rollout="stream", step_set=(2, 4), segments=segments, randmid=randmid)
@@ -236,7 +238,7 @@ def test_tau_lies_in_the_segment_of_each_slot_s_own_grid(segments, randmid):
 
 
 def test_an_adversarial_method_s_turns_share_the_one_graded_call():
-    """Fake, discriminator and student; then the slots go on."""
+    """Fake, discriminator and student are updated; then the slots advance."""
 
     class Asked:
         def __init__(self, weight):

@@ -1,4 +1,6 @@
-"""Trajectories that go on survive failures, other numbers of ranks and checkpoints."""
+"""Trajectories that continue between iterations survive failures, other numbers of ranks, and
+checkpoints.
+"""
 
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_a_slot_whose_state_is_not_finite_starts_again_from_noise_with_its_promp
 
 
 def test_where_a_prediction_fails_the_iteration_the_others_stay():
-    """Or the same state would fail it again and again."""
+    """Otherwise the same state would fail again and again."""
     slots = stream()
     walk(slots, 3)
     path, before, x = slots.path(0, Cond({})), slots.schedules[0], slots.states[0].sets[0]
@@ -83,7 +85,9 @@ def test_where_a_prediction_fails_the_iteration_the_others_stay():
     ],
 )
 def test_another_number_of_ranks_goes_on_with_the_same_trajectories(objective, steps):
-    """Two ranks, one rank of two micro-batches, and two again after a checkpoint of the one."""
+    """Two ranks, one rank with two micro-batches, and two ranks again after a checkpoint of the
+    one.
+    """
     grids = [uniform(K, PROCESS) for K in steps]
     whole = stream(objective, grids, micros=2)
     parts = [stream(objective, grids, first_stream=rank, total_micros=2) for rank in (0, 1)]
@@ -121,7 +125,7 @@ def test_states_of_another_shape_or_solver_are_refused():
 
 
 def test_turns_with_trajectories_of_their_own_have_states_of_their_own():
-    """DMD2's fresh ones: the same k and prompts, other noise."""
+    """Fresh trajectories of DMD2 have the same k and prompts, but other noise."""
     objective = DMD2(rollout="stream", fake_updates=3)
     world = World(objective, stream=stream(objective))
     world.stream.begin(world.roles.student, [Cond({})])

@@ -1,4 +1,4 @@
-"""TDM's two losses and their gradients, against closed forms on Gaussians."""
+"""The two losses of TDM and their gradients, compared with closed forms on Gaussians."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tdmvid.distill.tdm import TDM
 
 
 class Gaussian:
-    """E[x0 | x_t] of N(mean, std^2 I): the exact denoiser of a Gaussian."""
+    """Denoiser E[x0 | x_t] of N(mean, std^2 I), exact for a Gaussian."""
 
     def __init__(self, process, mean, std=1.0):
         self.process, self.mean, self.std = process, torch.as_tensor(mean), std
@@ -27,10 +27,10 @@ class Gaussian:
 
 
 def shift_gradient(process, objective, shift, *, batch=20_000):
-    """d loss / d shift of the student x0_hat = shift + noise, whose exact fake score is N(shift,
-    1); teacher N(0, 1).
+    """Return d loss / d shift of the student x0_hat = shift + noise, with the exact fake score
+    N(shift, 1) and the teacher N(0, 1).
 
-    Also the draw and the normaliser, to write the same gradient by hand.
+    Also return the draw and the normaliser, to compute the same gradient by hand.
     """
     theta = torch.tensor(shift, requires_grad=True)
     noise = torch.randn(batch, len(shift), generator=generator(1))
@@ -47,8 +47,8 @@ def shift_gradient(process, objective, shift, *, batch=20_000):
 
 @pytest.mark.parametrize("shift", [[0.7], [0.5, -1.0]])
 def test_the_gradient_is_the_closed_form_kl_gradient(process, shift):
-    """Score difference of N(alpha m, v) and N(0, v) is alpha m / v; in x0 it is D_fake - D_teacher
-    = sigma^2 / v m.
+    """The score difference of N(alpha m, v) and N(0, v) is alpha m / v; in x0 it is D_fake -
+    D_teacher = sigma^2 / v m.
     """
     found, draw, norm = shift_gradient(process, TDM(distance="l2"), shift)
     alpha, sigma = process.alpha_sigma(draw.tau)
@@ -68,7 +68,7 @@ def test_every_distance_descends_to_the_teacher(process, kind):
 
 
 class Scale(torch.nn.Module):
-    """A one-parameter denoiser."""
+    """Denoiser with one parameter."""
 
     def __init__(self, process):
         super().__init__()
@@ -93,8 +93,8 @@ def test_each_turn_reaches_its_own_role_only(process, role):
 
 
 def test_the_student_s_gradient_passes_through_x0_hat_alone(process):
-    """d loss / d x0_hat is 2 (fake - teacher) / (norm dims batch) for l2, x_tau's own dependence
-    left out.
+    """d loss / d x0_hat is 2 (fake - teacher) / (norm dims batch) for l2; the dependence of x_tau
+    is not included.
     """
     path, roles = path_at(process, 2, batch=64), Roles(*(Scale(process) for _ in range(3)))
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_the_reported_gap_is_that_of_teacher_and_fake_in_units_of_the_norm(proce
 
 
 class Posterior(torch.nn.Module):
-    """Predicts a + b x_tau, [a, b] from elsewhere plus a parameter at zero."""
+    """Predict a + b x_tau, where [a, b] is given plus a parameter at zero."""
 
     def __init__(self, process, a, b):
         super().__init__()
@@ -138,8 +138,8 @@ class Posterior(torch.nn.Module):
 
 
 def fixed_tau_draw(process, student, *, batch=400_000):
-    """A draw at k = 3 and one tau, of a 1-D student x0_hat = m + g z with z the state at s_3: x_3 ~
-    N(0, 1).
+    """Draw at k = 3 and one tau for a 1-D student x0_hat = m + g z, where z is the state at s_3
+    with x_3 ~ N(0, 1).
     """
     path = path_at(process, 3, batch=batch, dim=1, seed=4)
     m, g = student
@@ -151,7 +151,7 @@ def fixed_tau_draw(process, student, *, batch=400_000):
 
 
 def law_of_the_trajectory(process, student):
-    """Mean and variance of x_tau, and its alpha and sigma, by the algebra of Gaussians."""
+    """Compute mean and variance of x_tau, and its alpha and sigma, for Gaussians."""
     m, g = student
     s, tau, u = (torch.tensor([time]) for time in (0.5, 0.7, 0.75))
     (alpha_s, sigma_s), (alpha_u, sigma_u) = process.alpha_sigma(s), process.alpha_sigma(u)
@@ -162,8 +162,8 @@ def law_of_the_trajectory(process, student):
 
 
 def gradient_in_standard_errors(process, objective, draw, a, b):
-    """The fake's gradient at prediction a + b x_tau, in units of its Monte Carlo error, over 40
-    blocks.
+    """Return the gradient of the fake at the prediction a + b x_tau, in units of its Monte Carlo
+    error over 40 blocks.
     """
     blocks = []
     fake = Posterior(process, a, b)
@@ -185,8 +185,8 @@ STUDENTS = [(0.8, 0.0), (0.8, 0.5), (-0.4, 0.9)]
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_the_exact_target_is_least_at_the_score_of_the_trajectory(process, student):
-    """By Tweedie, x0* has the conditional mean (x + sigma^2 score(x)) / alpha, score of q(x_tau) on
-    the trajectory.
+    """By Tweedie, x0* has the conditional mean (x + sigma^2 score(x)) / alpha, with the score of
+    q(x_tau) on the trajectory.
     """
     draw, _ = fixed_tau_draw(process, student)
     mean, variance, alpha, sigma = law_of_the_trajectory(process, student)
@@ -201,10 +201,10 @@ def test_the_exact_target_is_least_at_the_score_of_the_trajectory(process, stude
 def test_the_weighted_target_is_least_at_the_posterior_of_noised_predictions(
     process, student, monkeypatch
 ):
-    """With the ratio of densities as weight, x_tau counts as if it were x0_hat with fresh noise.
+    """With the ratio of densities as weight, x_tau counts as x0_hat with fresh noise.
 
-    So the minimiser is E[x0_hat | alpha x0_hat + sigma fresh noise]. It is the trajectory's own
-    score, the exact target's minimiser, only where eps_hat is independent of x0_hat.
+    The minimiser is E[x0_hat | alpha x0_hat + sigma fresh noise]. It equals the score of the
+    trajectory, the minimiser of the exact target, only if eps_hat is independent of x0_hat.
     """
     draw, _ = fixed_tau_draw(process, student)
     m, g = student
@@ -225,8 +225,8 @@ def test_the_weighted_target_is_least_at_the_posterior_of_noised_predictions(
 
 
 def test_both_targets_agree_where_the_noise_is_independent_of_the_prediction(process):
-    """A constant x0_hat, and x_u its noised self: q(x_tau) is N(alpha m, sigma^2) and the minimiser
-    is m.
+    """With a constant x0_hat and x_u = its noised value, q(x_tau) is N(alpha m, sigma^2) and the
+    minimiser is m.
     """
     u_alpha, u_sigma = process.alpha_sigma(torch.tensor([0.75]))
     batch = 400_000
@@ -260,8 +260,8 @@ def test_the_exact_target_is_finite_at_alpha_zero(vp):
 
 
 def test_the_exact_target_s_weight_is_the_other_s_times_the_share_of_fresh_noise(process):
-    """Both are min(snr, 5) |prediction - target|^2; the exact one times (beta / sigma)^2, and
-    without a division by alpha.
+    """Both weights are min(snr, 5) |prediction - target|^2. The exact one is multiplied by (beta /
+    sigma)^2, without a division by alpha.
     """
     path = path_at(process, mixed_k(512))
     draw = TDM().draw(path, 0.4 * path.x, generator(1), process)
@@ -293,8 +293,8 @@ def test_the_fake_s_loss_is_its_formula(process):
 
 
 def test_the_sum_weight_is_the_density_ratio_up_to_a_constant_of_tau(process):
-    """q(x_tau | x0_hat) / q(x_tau | x_s) = (beta / sigma)^d w; the left-out factor depends on the
-    times alone.
+    """q(x_tau | x0_hat) / q(x_tau | x_s) = (beta / sigma)^d w; the omitted factor depends only on
+    the times.
     """
     path = path_at(process, mixed_k(2048))
     x0_hat = 0.9 * path.x + 0.1

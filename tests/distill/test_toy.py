@@ -1,4 +1,4 @@
-"""The method's acceptance test: a mixture of Gaussians, and mutants of TDM that must do worse."""
+"""Acceptance test of the method: a mixture of Gaussians, and mutants of TDM that must do worse."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ from tdmvid.distill.tdm import TDM
 
 
 def load_toy():
-    """benchmarks/toy.py as a module: the benchmark and this test are one recipe."""
+    """Import benchmarks/toy.py, so that benchmark and test share one recipe."""
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
     spec = importlib.util.spec_from_file_location("toy", path)
     module = sys.modules["toy"] = importlib.util.module_from_spec(spec)
@@ -98,7 +98,7 @@ def test_four_student_steps_reach_the_data(name, seed):
 
 
 class WrongSign(TDM):
-    """Moves the student along fake - teacher."""
+    """Mutant that moves the student along fake - teacher."""
 
     def loss(self, role, roles, draw, cond):
         if role == "student":
@@ -107,7 +107,9 @@ class WrongSign(TDM):
 
 
 class WrongSegment(TDM):
-    """Draws tau below the state it starts from, in [0, s]: nothing there belongs to step k."""
+    """Mutant that draws tau below the state it starts from, in [0, s], which does not belong to
+    step k.
+    """
 
     def _times(self, path, u, process):
         s = path.lower
@@ -115,7 +117,7 @@ class WrongSegment(TDM):
 
 
 class StaleFake(TDM):
-    """Never updates the fake."""
+    """Mutant that never updates the fake."""
 
     roles = ("student",)
 

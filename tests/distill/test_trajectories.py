@@ -1,4 +1,6 @@
-"""Which trajectories an iteration rolls out: their noise, their steps, and what is told to whom."""
+"""Trajectories that an iteration rolls out: their noise, their steps, and the conditions of the
+networks.
+"""
 
 from typing import ClassVar
 
@@ -22,7 +24,7 @@ PROCESS, GRID = RectifiedFlow(), uniform(4, RectifiedFlow())
 
 
 class Recorder:
-    """A network that predicts `weight * x_t`, with a graph, and keeps all that it is asked."""
+    """Network that predicts `weight * x_t` with a graph, and records its inputs."""
 
     def __init__(self, weight=0.0):
         self.process = PROCESS
@@ -56,7 +58,7 @@ def outcome(
     networks=None,
     engine=None,
 ):
-    """What one iteration of networks that do not move reports."""
+    """Return the result of one iteration of networks that are not updated."""
     student, fake, teacher, critic = networks or four_networks()
     roles = Roles(student, fake, teacher, critic.logits, lambda pick: torch.zeros(len(pick), 2))
     return iterate(
@@ -77,7 +79,7 @@ def four_networks():
 
 
 def recorded(objective, **options):
-    """Student, fake, teacher and discriminator after one iteration."""
+    """Return student, fake, teacher and discriminator after one iteration."""
     networks = four_networks()
     outcome(objective, networks=networks, **options)
     return networks
@@ -178,7 +180,9 @@ def test_without_a_set_or_its_condition_nothing_is_told():
 
 
 def test_every_state_of_a_stochastic_trajectory_has_noise_of_its_own():
-    """Zero predicted, a state is its noise alone: nothing of z or of another state is left."""
+    """If the prediction is zero, a state is only its noise, without any part of z or of another
+    state.
+    """
     student = Recorder()
     path = roll_out(DMD2(rollout="full"), shape=(4000, 2), student=student)
     assert len(student.states) == 3
@@ -192,7 +196,7 @@ def test_every_state_of_a_stochastic_trajectory_has_noise_of_its_own():
 
 
 def test_the_noise_of_two_iterations_micro_batches_and_trajectories_differs():
-    """Also that between the steps of a stochastic sampler."""
+    """This includes the noise between the steps of a stochastic sampler."""
     noise = []
     for place in ({"step": 1}, {"stream": 1}, {"number": 1}, {"number": 2}, {}):
         student = Recorder()
@@ -203,7 +207,7 @@ def test_the_noise_of_two_iterations_micro_batches_and_trajectories_differs():
 
 
 class Drawn(TDM):
-    """TDM that keeps its draws."""
+    """TDM that records its draws."""
 
     kept: ClassVar[list] = []
 
@@ -276,7 +280,7 @@ def test_one_micro_batch_that_is_not_finite_skips_the_step(bad):
 
 
 def starts(student):
-    """The noise that each rollout of a student started from, in order, and its steps."""
+    """Return the initial noise of each rollout of a student in order, and its steps."""
     rollouts = []
     for x, t in zip(student.states, student.times):
         if t[0] == 1 and not any(torch.equal(x, known) for known, _ in rollouts):

@@ -1,4 +1,4 @@
-"""The model of the runs on DeepSpeed, and the runs in one process that they must repeat."""
+"""Fixtures for DeepSpeed runs: the model, and reference runs in one process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ranks import run_ranks
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> str:
-    """A pipeline folder with a tiny transformer."""
+    """Return a pipeline folder with a tiny transformer."""
     return write_model(tmp_path_factory.mktemp("cogvideox"))
 
 
 @pytest.fixture(scope="session")
 def reference(model):
-    """One-process runs, made once each."""
+    """Return a cache of runs in one process."""
     runs = {}
 
     def of(**choices) -> dict:

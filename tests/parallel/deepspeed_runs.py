@@ -1,4 +1,4 @@
-"""Short runs of TDM on one or more ranks, and how they are compared."""
+"""Short TDM runs on one or more ranks, and functions that compare them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tdmvid.parallel.optim import LossScale
 from tdmvid.parallel.rng import Streams
 from tdmvid.roles.recompute import keep_attention
 
-BATCH, GLOBAL = 2, 2  # samples of a micro-batch, micro-batches of an iteration
+BATCH, GLOBAL = 2, 2  # samples per micro-batch, micro-batches per iteration
 SGD = OptimConfig(lr=0.2, algorithm="sgd", clip=0.0)
 ADAMW = OptimConfig(lr=1e-3, weight_decay=0.1, clip=0.05, warmup=2, schedule="cosine")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run; `backend` "torch" is the reference."""
+    """Settings of a run; `backend` "torch" is the reference."""
 
     model: str
     backend: str = "deepspeed"
@@ -46,29 +46,29 @@ class Case:
     threshold: int = 0
     dtype: str = "float32"
     skip: tuple[int, int] | None = (
-        None  # at this iteration the student of this stream asks for no step
+        None  # in this iteration the student of this stream skips its step
     )
-    poison: tuple[int, int] | None = None  # at this iteration this stream has a NaN in its text
-    save: str | None = None  # after half of the steps, or after the last of `span`
+    poison: tuple[int, int] | None = None  # in this iteration this stream has a NaN in its text
+    save: str | None = None  # after half of the steps, or after the last step of `span`
     span: tuple[int, int] | None = None  # only these iterations
     load: str | None = None
     shared: bool = True
-    sequence: int = 1  # ranks that share one video
+    sequence: int = 1  # number of ranks that share one video
     offload: str = "none"
-    full: bool = False  # three whole networks
-    scale: float = 0.0  # the loss scale to start with
-    draws: str = "own"  # or one for both turns
-    rollout: str = "full"  # with "stop", numbers depend on the micro-batches of a rank
-    updates: str = "sequential"  # or joint
-    live: int = 0  # weights that may be gathered at a time; 0 is the library's default
-    kept: bool = False  # attention is not computed again
+    full: bool = False  # train three whole networks
+    scale: float = 0.0  # initial loss scale
+    draws: str = "own"  # or "shared": one draw for both turns
+    rollout: str = "full"  # with "stop", results depend on the micro-batches of a rank
+    updates: str = "sequential"  # or "joint"
+    live: int = 0  # values that may be gathered at a time; 0 is DeepSpeed's default
+    kept: bool = False  # store attention outputs instead of recomputing them
 
 
 def write_model(
     folder: Path, *, heads: int = 2, layers: int = 1, text: int = 8, rotary: bool = False
 ) -> str:
-    """A tiny transformer of `heads` heads on `text` + 48 tokens, with scheduler and the
-    autoencoder's shape.
+    """Save a tiny transformer with `heads` heads on `text` + 48 tokens, a scheduler and the shape
+    of the autoencoder.
     """
     torch.manual_seed(0)
     CogVideoXTransformer3DModel(
@@ -100,7 +100,7 @@ def write_model(
 
 
 def randomise(module, seed: int) -> None:
-    """Adapters away from zero, so that every role has a gradient from the first step."""
+    """Set adapters away from zero, so that every role has a gradient from the first step."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in module.named_parameters():
         if "lora_" in name:
@@ -108,7 +108,7 @@ def randomise(module, seed: int) -> None:
 
 
 def build(case: Case, world: launch.World):
-    """The backbone, and the engine of each role over one shared base."""
+    """Build the backbone, and the engine of each role over one shared base."""
     size = ClipSize(frames=9, height=64, width=64)
     backbone = CogVideoX(
         Path(case.model), ModelConfig(path=case.model, dtype=case.dtype), size, "cpu"
@@ -136,7 +136,7 @@ def build(case: Case, world: launch.World):
         common = {"total_steps": 8, "ema": 0.9}
         optim = (
             replace(case.optim, lr=200.0) if (role, case.optim) == ("fake", SGD) else case.optim
-        )  # its gradient is as small
+        )  # because its gradient is correspondingly small
         if case.backend == "torch":
             engines[role] = TorchEngine(
                 tree, optim, accumulation=GLOBAL, dtype=getattr(torch, case.dtype), **common
@@ -176,8 +176,8 @@ def build(case: Case, world: launch.World):
 
 
 def gather_little(live: int) -> None:
-    """Make a small network as large as a real one to DeepSpeed: it does not fit into what may be
-    gathered at a time.
+    """Make DeepSpeed treat a small network like a large one, which does not fit into the gather
+    limit.
     """
 
     def config(*args, **kwargs):
@@ -193,7 +193,7 @@ def gather_little(live: int) -> None:
 
 
 class Skipping:
-    """An engine whose steps are all asked to be skipped."""
+    """Engine that is asked to skip all steps."""
 
     def __init__(self, engine):
         self.engine, self.backward = engine, engine.backward
@@ -203,8 +203,8 @@ class Skipping:
 
 
 def run(case: Case) -> dict:
-    """Train; scalars of every iteration as averaged over ranks, and the final weights and averages
-    as arrays.
+    """Train, and return the scalars of every iteration averaged over ranks, the final weights and
+    the averages.
     """
     torch.set_num_threads(1)
     world = launch.start(
@@ -277,8 +277,9 @@ def arrays(engines) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(a: dict, b: dict, *, losses: float = 1e-5, weights: float = 1e-5) -> None:
-    """Losses and gradient norms of every iteration within `losses` of their value; weights and
-    averages after it within `weights`, absolute: a step has the size of the rate, not the weight's.
+    """Compare two runs: losses and gradient norms of every iteration relative to their value,
+    weights and averages by absolute difference. A step has the size of the learning rate, not of
+    the weight.
     """
     assert a["failed"] == b["failed"] and a["updates"] == b["updates"]
     for step, failed in enumerate(a["failed"]):

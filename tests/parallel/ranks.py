@@ -1,7 +1,7 @@
 """Run a function in several ranks on this machine.
 
-The ranks are forked from a server process that has the heavy imports and no thread, so they
-start in a second and do not inherit the test process's thread pools.
+The ranks are forked from a server process that has imported the large packages and has no threads.
+Therefore they start in a second and do not inherit the thread pools of the test process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HEAVY = [
 
 
 def save(engine, folder: Path) -> None:
-    """Write an engine's state, as a checkpoint would."""
+    """Write the state of an engine as a checkpoint does."""
     from tdmvid.data.files import write_files
 
     write_files({folder / name: data for name, data in engine.snapshot().items()})
@@ -46,8 +46,8 @@ def _rank_main(queue, function, arguments: tuple, rank: int, size: int, port: in
 
 
 def run_ranks(size: int, function, *arguments, seconds: float = 240.0) -> list:
-    """function(*arguments) in `size` ranks; their results (no tensors: they would share memory), by
-    rank.
+    """Call function(*arguments) in `size` ranks, and return the results by rank. Results must not
+    be tensors, which would share memory.
     """
     os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     context = multiprocessing.get_context("forkserver")

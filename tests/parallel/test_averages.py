@@ -1,4 +1,4 @@
-"""A sharded student computes with its average without being whole on any rank."""
+"""A sharded student uses its averaged weights without any rank holding all of them."""
 
 import copy
 
@@ -10,8 +10,8 @@ WIDTH, LAYERS = 8, 4
 
 
 def sampled(stage: int, threshold: int) -> dict:
-    """Outputs with the own weights, the average and the own again, beside what they should be, and
-    the most values that a rank had whole.
+    """Return outputs with own, averaged and own weights again, their expected values, and the
+    largest number of values that a rank held.
     """
     import deepspeed
 

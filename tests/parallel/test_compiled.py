@@ -1,5 +1,5 @@
-"""Compiled blocks on two ranks: they learn what one process learns without, in whole graphs, and
-nothing is compiled twice.
+"""Compiled blocks on two ranks learn the same as one process without compilation, in whole graphs,
+and nothing is compiled twice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tdmvid.train import trainer
 
 
 def run(settings, backend, *changes) -> dict:
-    """Three iterations; the weights afterwards, and how many graphs there were after each."""
+    """Run three iterations; return the final weights and the number of graphs after each."""
     torch._dynamo.config.fail_on_recompile_limit_hit = (
-        True  # or a block would go on without being compiled
+        True  # otherwise a block would fall back to eager mode
     )
     build.compile_blocks = partial(build.compile_blocks, backend=backend)
     config, graphs = load_config(settings, list(changes)), []
@@ -50,8 +50,8 @@ def run(settings, backend, *changes) -> dict:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """`settings(pipeline)`: the config file of a run by plain gradient descent, which shows a wrong
-    factor in a gradient; every call is made in each iteration.
+    """Return `settings(pipeline)`, which writes the config of a run with plain gradient descent. It
+    shows a wrong factor.
     """
 
     def write(pipeline: str) -> str:
@@ -86,8 +86,8 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(settings):
-    """`reference(pipeline, *changes)`: a config file and what its run in one process gives, not
-    compiled.
+    """Return `reference(pipeline, *changes)`, which gives a config file and the result of its run
+    in one process without compilation.
     """
     files, runs = {}, {}
 

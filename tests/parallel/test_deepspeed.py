@@ -1,7 +1,7 @@
-"""DeepSpeed engines against the one-process engine, through whole TDM iterations.
+"""DeepSpeed engines compared with the one-process engine, over whole TDM iterations.
 
-A run is a function of the number of ranks and of micro-batches; streams make two ranks draw
-what one rank draws in two micro-batches, so both must learn the same.
+A run depends on the number of ranks and of micro-batches. Streams make two ranks draw the same
+numbers as one rank with two micro-batches, so both must learn the same.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_one_call_of_the_fake_serves_both_turns_on_two_ranks_as_in_one_process(
 )
 @pytest.mark.slow
 def test_trajectories_that_go_on_are_those_of_one_process(model, reference, sequence, updates):
-    """Through a turn that fails, after which they stand where they were."""
+    """The run includes a turn that fails, after which the states are unchanged."""
     case = {"rollout": "stream", "updates": updates, "steps": 4, "poison": (2, 1)}
     expected = reference(**case)
     assert expected["failed"] == [None, None, "fake", None]
@@ -80,8 +80,8 @@ def test_trajectories_that_go_on_are_those_of_one_process(model, reference, sequ
 def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(
     tmp_path, ranks, rotary, optim
 ):
-    """3 heads and 7 + 48 tokens divide by neither 2 nor 4; 4 ranks are two videos of two ranks
-    each.
+    """3 heads and 7 + 48 tokens are multiples of neither 2 nor 4; 4 ranks are two videos with two
+    ranks each.
     """
     model = write_model(tmp_path, heads=3, layers=2, text=7, rotary=rotary)
     # two ranks on one video have as many micro-batches as one process
@@ -111,7 +111,7 @@ def test_three_whole_networks_are_sharded_too(model, reference, sequence):
 @pytest.mark.parametrize("sequence", [1, 2])
 @pytest.mark.slow
 def test_attention_is_kept_while_weights_are_gathered_again(model, reference, sequence):
-    """Not as many of them as in the forward pass."""
+    """Fewer weights are gathered in the backward pass than in the forward pass."""
     for result in run_ranks(2, run, Case(model, kept=True, sequence=sequence)):
         assert_same_run(result, reference())
 
@@ -119,7 +119,7 @@ def test_attention_is_kept_while_weights_are_gathered_again(model, reference, se
 @pytest.mark.parametrize("live", [2_000, 10_000])
 @pytest.mark.slow
 def test_a_base_larger_than_what_is_gathered_at_a_time_trains_as_in_one_process(tmp_path, live):
-    """What one engine has begun to fetch ahead, another may need first."""
+    """One engine may need weights that another engine has started to prefetch."""
     case = Case(write_model(tmp_path, layers=4), optim=ADAMW, live=live)
     reference = run_ranks(1, run, replace(case, backend="torch"))[0]
     for result in run_ranks(2, run, case):

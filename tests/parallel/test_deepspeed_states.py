@@ -1,4 +1,6 @@
-"""What interrupts a run on DeepSpeed: failing ranks, resumes on other ranks, overflowing scales."""
+"""Interruptions of a DeepSpeed run: failing ranks, resuming on other ranks, overflowing loss
+scales.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from ranks import run_ranks
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.slow
 def test_one_rank_that_fails_makes_all_ranks_skip_and_forget(model, reference, stage):
-    """Rank 1 asks to skip a student's step, then has a NaN: nothing moves, and learning goes on as
-    if it had not been.
+    """Rank 1 skips a student's step, then has a NaN: nothing changes, and training continues as if
+    this had not happened.
     """
     trouble = {"optim": ADAMW, "steps": 4, "skip": (1, 1), "poison": (2, 1)}
     for result in run_ranks(2, run, Case(model, zero_stage=stage, **trouble)):
@@ -51,7 +53,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(model, tmp_path, cha
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.slow
 def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp_path, stage):
-    """2 -> 1 -> 2 ranks: each part continues the last, in the numbers of the run in one process."""
+    """With 2, 1 and 2 ranks, each part continues the last with the results of the run in one
+    process.
+    """
     case, whole = (
         Case(model, optim=ADAMW, steps=6, zero_stage=stage),
         reference(optim=ADAMW, steps=6),
@@ -80,7 +84,9 @@ def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp
 def test_bfloat16_weights_under_float32_adapters_train_as_in_one_process(
     model, reference, stage, losses, weights
 ):
-    """ZeRO-3 rounds once more in every linear layer: it adds the bias to the rounded product."""
+    """ZeRO-3 rounds once more in every linear layer, because it adds the bias to the rounded
+    product.
+    """
     for result in run_ranks(2, run, Case(model, dtype="bfloat16", zero_stage=stage)):
         assert_same_run(result, reference(dtype="bfloat16"), losses=losses, weights=weights)
 

@@ -1,4 +1,4 @@
-"""A role in one process: resume, clipping, averaging, refusals."""
+"""Training engine of one process: resuming, clipping, averaging, and refused checkpoints."""
 
 import copy
 import math
@@ -86,7 +86,7 @@ def test_a_checkpoint_without_an_average_is_refused_by_a_role_that_keeps_one(tmp
 
 
 def gradient_step(clip, scale=100.0):
-    """The move of one sgd step of lr 1 on a steep loss, and what the step reported."""
+    """Return the change of one SGD step with lr 1 on a steep loss, and the result of the step."""
     role = TorchEngine(network(), OptimConfig(lr=1.0, clip=clip, algorithm="sgd"), total_steps=1)
     before = role.weights(averaged=False)
     role.backward(scale * role(torch.ones(4, 3)).sum())

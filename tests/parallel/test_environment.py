@@ -1,4 +1,4 @@
-"""What a launcher left in the environment: who is waited for is said, and nonsense is refused."""
+"""Variables of a launcher: a waiting process names the others, and invalid values are refused."""
 
 import time
 
@@ -13,7 +13,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @pytest.fixture
 def environment(monkeypatch):
-    """`environment(RANK="0", ...)` sets these variables and no other."""
+    """Return `environment(RANK="0", ...)`, which sets these variables and no others."""
 
     def environment(**variables):
         for name in NAMES:

@@ -1,4 +1,4 @@
-"""Two ranks train both experts as one process does: sharded, with tokens shared, and streaming."""
+"""Two ranks train both experts like one process: sharded, with shared tokens, and streaming."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 5
 
 
 def learn(path: str, changes: tuple[str, ...], backend: str, sequence: int) -> dict[str, list]:
-    """The trained weights of all experts and roles after a few iterations, by name."""
+    """Return the trained weights of all experts and roles after a few iterations, by name."""
     world = launch.start(backend, timeout_minutes=1, sequence=sequence)
     run = build_run(load_config(path, [*changes, f"parallel.sequence={sequence}"]), world)
     for step in range(STEPS):

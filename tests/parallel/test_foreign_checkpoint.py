@@ -1,4 +1,4 @@
-"""A checkpoint from somebody else is data: nothing in it runs, whoever loads it."""
+"""An untrusted checkpoint is only data: loading it runs no code from it."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ from refusals import states
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = str(folder)
@@ -44,7 +44,7 @@ def write(folder: str, zero_stage: int) -> None:
 
 
 def read(folder: str, zero_stage: int) -> str:
-    """Load a checkpoint; what was raised, or ""."""
+    """Load a checkpoint; return the error, or ""."""
     from tdmvid.parallel import launch
 
     engine, said = build(zero_stage), ""
@@ -57,7 +57,7 @@ def read(folder: str, zero_stage: int) -> str:
 
 
 def set_traps(folder: Path, sprung: Path) -> list[Path]:
-    """Put a trap into every file that is loaded with torch, beside what was in it."""
+    """Add malicious content to every file that torch loads."""
     paths = sorted(folder.rglob("*.pt"))
     for path in paths:
         torch.save({"was": path.name, "trap": Trap(sprung)}, path)
@@ -88,7 +88,7 @@ def test_code_is_not_run_by_the_conversion_to_another_number_of_ranks_or_from_it
     if where == "universal":
         assert run_ranks(1, read, str(folder), 2) == [""]
     name = set_traps(folder / where, sprung)[0]
-    if where == "universal":  # their author knows of the checksums
+    if where == "universal":  # its author adapts the checksums
         from tdmvid.parallel.deepspeed_checkpoint import _sums
 
         (folder / where / "done").write_bytes(_sums(folder / where))
@@ -110,7 +110,7 @@ def test_a_damaged_conversion_is_made_again(tmp_path):
 
 
 def test_what_slips_past_the_look_is_refused_by_the_load(tmp_path, monkeypatch):
-    from tdmvid.parallel import deepspeed_checkpoint  # not for all: it takes seconds
+    from tdmvid.parallel import deepspeed_checkpoint  # imported late, because it takes seconds
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     trapped, sprung, own = tmp_path / "trapped.pt", tmp_path / "sprung", tmp_path / "own.pt"
@@ -126,7 +126,7 @@ def test_what_slips_past_the_look_is_refused_by_the_load(tmp_path, monkeypatch):
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
-    from tdmvid.parallel import deepspeed_checkpoint  # not for all: it takes seconds
+    from tdmvid.parallel import deepspeed_checkpoint  # imported late, because it takes seconds
 
     path = tmp_path / "legacy.pt"
     for content in (b"", b"text", pickle.dumps(Trap(tmp_path / "sprung"))):

@@ -1,5 +1,5 @@
-"""Objectives that take a gradient in a network's input, on two ranks: DeepSpeed must not take it
-for a training step.
+"""Methods with a gradient in the input of a network, on two ranks: DeepSpeed must not treat the
+call as a training step.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ KINDS = {"gan": ("objective.weight=5",), "fisher": ("parallel.gradient_checkpoin
 
 
 def run(settings, out, *changes) -> None:
-    """Train without what follows the last step."""
+    """Train without the steps after the last iteration."""
     train(load_config(settings, [f"out={out}", *changes]), at_end=lambda run: None)
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """The config file of a run of three steps by plain gradient descent, which shows a wrong factor
-    in a gradient.
+    """Write the config of a run with three steps of plain gradient descent, which shows a wrong
+    factor of the gradient.
     """
     import json
 
@@ -61,7 +61,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KINDS)
 def reference(request, settings, tmp_path_factory):
-    """The changes that make a kind, and the folder of its run in one process."""
+    """Return the changes of a kind, and the folder of its run in one process."""
     changes, out = (
         (
             f"objective.kind={request.param}",

@@ -1,4 +1,4 @@
-"""One rank works beside others that wait, and all leave together."""
+"""One rank works while others wait, and all ranks exit together."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ launch.finish()
 
 
 class Slow:
-    """A backbone whose text encoder takes its time."""
+    """Backbone with a slow text encoder."""
 
     takes_images = False
 
@@ -74,8 +74,8 @@ def embed(prompts, cache, timeout):
 
 @pytest.mark.slow
 def test_ranks_wait_for_prompts_for_longer_than_one_wait_may_take(tmp_path):
-    """One rank embeds them; the others hear of every shard, so that thousands of prompts do not end
-    the job.
+    """One rank embeds the prompts and signals every shard, so thousands of prompts do not exceed
+    the timeout of the others.
     """
     (tmp_path / "prompts.txt").write_text("\n".join("a" * (n + 1) for n in range(SHARDS)))
     timeout = 6.0
@@ -101,8 +101,8 @@ def other_prompts(folder):
 
 
 def test_a_machine_with_another_file_of_prompts_is_named_before_anything_is_embedded(tmp_path):
-    """The order of prompts is drawn by their number: ranks would train on other prompts than the
-    run was told.
+    """The order of prompts depends on their number, so ranks with other prompts would not train on
+    the prompts of the run.
     """
     for rank, prompts in enumerate(("one\ntwo", "one\nthree")):
         (tmp_path / f"{rank}.txt").write_text(prompts)
@@ -144,7 +144,7 @@ def test_the_first_rank_may_work_alone_for_longer_than_one_wait_may_take(fails):
 
 @pytest.mark.slow
 def test_ranks_that_end_right_behind_a_collective_end_well(tmp_path):
-    """Gloo's threads want the interpreter once more; without a pause at the exit about every fourth
+    """Threads of gloo need the interpreter once more. Without a pause at exit, about every fourth
     such launch aborts.
     """
     (tmp_path / "program.py").write_text(LEAVE_AT_ONCE)

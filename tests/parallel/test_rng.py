@@ -1,4 +1,4 @@
-"""Randomness is a function of (seed, step, name, stream) and of nothing else."""
+"""Random numbers depend only on (seed, step, name, stream)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Attention over tokens that lie on several ranks is attention, for any length and any number of
+"""Attention over tokens on several ranks equals local attention, for any length and number of
 heads.
 """
 
@@ -16,12 +16,14 @@ from tdmvid.parallel import launch
 
 
 def attention(q, k, v):
-    """[B, L, H, D], as PyTorch has it."""
+    """Compute attention with PyTorch on [B, L, H, D]."""
     return nnf.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
 def compare(cases: list[tuple[int, int]]) -> dict:
-    """Largest errors of outputs, and of gradients added up over ranks, for each (length, heads)."""
+    """Return the largest errors of outputs, and of gradients summed over ranks, for each (length,
+    heads).
+    """
     world = launch.start("deepspeed", timeout_minutes=0.5, sequence=int(os.environ["WORLD_SIZE"]))
     sharing, found = world.sequence, {}
     for length, heads in cases:
@@ -81,7 +83,7 @@ def copied() -> bool:
 
 
 def test_a_copied_network_talks_to_the_same_ranks():
-    """The export of a fully trained student copies its network; a process group cannot be."""
+    """Exporting a fully trained student copies its network; a process group cannot be copied."""
     assert run_ranks(2, copied) == [True, True]
 
 
@@ -93,7 +95,7 @@ def waits() -> float:
 
 
 def test_a_sequence_group_waits_as_long_as_the_run():
-    """One rank of a group decodes samples while the others wait for it in the group; NCCL's own
-    limit is ten minutes.
+    """One rank of a group decodes samples while the others wait. The default limit of NCCL is ten
+    minutes.
     """
     assert run_ranks(2, waits) == [90 * 60.0] * 2

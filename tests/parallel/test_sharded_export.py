@@ -1,4 +1,4 @@
-"""A run sharded over ranks is exported by one process, without its launcher."""
+"""One process exports a run that was sharded over ranks, without a launcher."""
 
 import json
 
@@ -14,7 +14,7 @@ from tdmvid.train import trainer
 
 
 def gathered_run(config, path):
-    """Train, and instead of pictures and export write what the ranks hold together in the end."""
+    """Train, and instead of samples and export write the gathered final state of the ranks."""
 
     def finish(run):
         weights = run.engines["student"].weights(averaged=True)

@@ -1,4 +1,4 @@
-"""Several ranks make the videos that one makes, each its share."""
+"""Several ranks make the same videos as one rank, each its share."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ PROMPTS = ["a red circle moves left", "a blue square", "a red square"]
 
 
 def sample(model, out, cache, hidden="", other=()):
-    """What launch/sample.py does in each rank: the files that this one wrote, and those of the
+    """Run launch/sample.py in a rank; return the files that this rank wrote, and those in the
     manifest.
 
-    hidden: a file that only the first rank sees, as on a network file system that is behind; other:
-    prompts of the second alone.
+    hidden: file that only the first rank sees, as on a slow network file system; other: prompts
+    that only the second rank uses.
     """
     world = launch.start("auto")
     if hidden and not world.primary:
@@ -55,7 +55,7 @@ def test_two_ranks_share_the_list_and_make_the_videos_of_one(tiny_cogvideox, tmp
         2, sample, model, str(tmp_path / "two"), str(tmp_path / "cache")
     )
     assert len(first) == len(second) == 3 and manifest == other == sorted(first + second)
-    assert not list((tmp_path / "two").glob(".*"))  # the ranks' own manifests are one now
+    assert not list((tmp_path / "two").glob(".*"))  # the manifests of the ranks were merged
     run_ranks(1, sample, model, str(tmp_path / "one"), str(tmp_path / "cache"))
     for name in manifest:
         one, two = (read_video(tmp_path / folder / name) for folder in ("one", "two"))
@@ -73,7 +73,7 @@ def test_ranks_that_see_another_folder_share_one_list(tiny_cogvideox, tmp_path):
 
 
 def test_ranks_with_other_prompts_are_refused_before_anything_is_made(tiny_cogvideox, tmp_path):
-    """Each would take its share of another list, and some videos would be missing."""
+    """Otherwise each rank would use its share of another list, and videos would be missing."""
     out = tmp_path / "out"
     with pytest.raises(
         AssertionError, match="rank 1 was given another list of prompts than rank 0"
@@ -91,7 +91,9 @@ def test_ranks_with_other_prompts_are_refused_before_anything_is_made(tiny_cogvi
 
 
 def _sampled_while_one_breaks():
-    """What each rank is told, first with finite samples, then where rank 0's are not."""
+    """Return the result on each rank, first with finite samples, then with samples of rank 0 that
+    are not finite.
+    """
     import torch
 
     from tdmvid.train import samples

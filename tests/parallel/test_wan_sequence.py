@@ -1,4 +1,4 @@
-"""Ranks that share Wan's tokens compute what one rank computes, and learn the same."""
+"""Ranks that share the tokens of Wan compute and learn the same as one rank."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tdmvid.backbones.wan import Wan
 from tdmvid.config import LoraSettings
 from tdmvid.parallel import launch
 
-FRAMES, HEIGHT, WIDTH = 3, 4, 10  # 30 tokens of 3 heads: neither divides by 4
+FRAMES, HEIGHT, WIDTH = 3, 4, 10  # 30 tokens and 3 heads: neither is a multiple of 4
 
 
 def learn(network, inputs, target) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The output, and the gradient of every adapter."""
+    """Return the output, and the gradient of every adapter."""
     out = network(**inputs, return_dict=False)[0]
     (out - target).square().sum().backward()
     return out.detach(), {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
 
 
 def compare(checkpointing: bool) -> tuple[float, float, float]:
-    """Errors of the output and of gradients averaged over ranks, relative to the largest values,
-    and the smallest gradient.
+    """Return the errors of the output and of gradients averaged over ranks, relative to the largest
+    values, and the smallest gradient.
     """
     world = launch.start("deepspeed", timeout_minutes=0.5, sequence=int(os.environ["WORLD_SIZE"]))
     torch.manual_seed(0)
