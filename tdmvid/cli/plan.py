@@ -1,7 +1,9 @@
-"""Print what a training run would do, its memory and its cost, without loading any weights.
+"""Print what a training run would do, its memory and its cost.
 
     tdmvid plan --config cogvideox5b_4nfe --ranks 8 --device h100 --device-memory 80
     python launch/train.py --config configs/cogvideox5b_4nfe.json --plan --ranks 8
+
+No weights are loaded.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class LogConfig:
     sample_count: int = 4
     """Number of training prompts to sample if `sample_prompts` is empty, 1 to 10,000."""
     tracker: Literal["none", "wandb", "mlflow"] = "none"
-    """Experiment tracker that gets the config and the scalars, beside metrics.jsonl and
-    TensorBoard. Its package must be installed.
+    """Experiment tracker that gets the config and the scalars, in addition to metrics.jsonl and
+    TensorBoard: `none`, `wandb` or `mlflow`. Its package must be installed.
     """
     seed: int = 1234
     """Seed of the noise of samples and gallery."""

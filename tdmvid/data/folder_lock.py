@@ -99,7 +99,7 @@ class FolderLock:
         self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1
-        if self._made_folder:  # and nothing was written
+        if self._made_folder:  # remove it if nothing was written to it
             with suppress(OSError):
                 self.folder.rmdir()
 

@@ -1,7 +1,7 @@
 """Items, the inputs of samples: a prompt and, for an image-to-video model, a first frame.
 
-An image file can be an image, or a video of which the first frame is used. It is scaled to cover
-the height and width of the clip, and center-cropped.
+For a video file, the first frame is used. Images are scaled to cover the height and width of the
+clip, and center-cropped.
 """
 
 from __future__ import annotations

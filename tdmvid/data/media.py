@@ -92,7 +92,7 @@ def embed(path: Path) -> Media:
     try:
         suffix = path.suffix.lower()
         kind = _video_type(data, suffix) if suffix in DEMUXERS else _image_type(data)
-    except Exception as error:  # decoders raise anything
+    except Exception as error:  # decoders raise many types of errors
         raise ValueError(
             f"{path}: not a readable video or image ({short(str(error))}): sample it again"
         ) from error
@@ -127,7 +127,7 @@ def is_whole(path: Path, *, frames: int, height: int, width: int) -> bool:
             packets = sum(packet.size > 0 for packet in container.demux(stream))
             found = (packets, stream.height, stream.width)
             return found == (frames, height + height % 2, width + width % 2)
-    except Exception:  # decoders raise anything
+    except Exception:  # decoders raise many types of errors
         return False
 
 

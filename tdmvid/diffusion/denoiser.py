@@ -51,8 +51,8 @@ class Cond(Mapping[str, Tensor]):
         """Move or cast every tensor.
 
         Args:
-            *args: As of `Tensor.to`.
-            **kwargs: As of `Tensor.to`.
+            *args: Arguments of `Tensor.to`.
+            **kwargs: Keyword arguments of `Tensor.to`.
 
         Returns:
             The conditioning with the converted tensors.

@@ -119,7 +119,7 @@ def shifted(steps: int, shift: float, process: Process, *, start: float = 1.0) -
     if not 0 < start <= 1:
         raise ValueError(f"grid.start={start} must be in (0, 1]")
     even = [start * k / steps for k in range(steps + 1)]
-    times = [s / (s + (1 - s) / shift) for s in even]  # in this form 1 stays exactly 1
+    times = [s / (s + (1 - s) / shift) for s in even]  # this form maps 1 exactly to 1
     if isinstance(process, TabulatedVP):
         times = [int(t * process.count + 1e-6) / process.count for t in times]
         if len(set(times)) < len(times):

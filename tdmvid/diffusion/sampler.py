@@ -272,7 +272,7 @@ def ddim(
         z: Noise at s_K, [B, ...].
         cond: Conditioning of the batch.
         grid: Times of the K steps.
-        on_step: As of `sample`.
+        on_step: See `sample`.
 
     Returns:
         The final clean prediction, [B, ...].

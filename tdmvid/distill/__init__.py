@@ -1,1 +1,1 @@
-"""What one iteration of a distillation method does: where scores are compared, and how."""
+"""Distillation methods and the training iteration."""

@@ -138,7 +138,8 @@ class Ended:
         """Restore the state that `tensors` returned.
 
         Args:
-            found: Name -> tensor.
+            found: Name -> tensor: histories [K, B, ...], grids and positions [B], rewards
+                [B, rewards].
         """
         device = self.going.x.device
         self.going, self.past = (

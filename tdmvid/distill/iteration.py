@@ -25,18 +25,31 @@ class Step(Protocol):
     """Result of an optimiser step; see `parallel.engine.StepResult`."""
 
     @property
-    def applied(self) -> bool: ...
+    def applied(self) -> bool:
+        """Whether weights were updated."""
+        ...
+
     @property
-    def grad_norm(self) -> float: ...
+    def grad_norm(self) -> float:
+        """Norm of the gradient before clipping."""
+        ...
+
     @property
-    def rescaled(self) -> bool: ...
+    def rescaled(self) -> bool:
+        """Whether the gradient overflowed at a loss scale above 1, which is lower now."""
+        ...
 
 
 class Engine(Protocol):
     """Training engine of a role; see `parallel.engine.Engine`."""
 
-    def backward(self, loss: Tensor) -> None: ...
-    def step(self, *, skip: bool | Tensor = False) -> Step: ...
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a loss, a scalar."""
+        ...
+
+    def step(self, *, skip: bool | Tensor = False) -> Step:
+        """Update the weights, or with `skip` (a bool or a scalar tensor) only clear the gradient."""
+        ...
 
 
 class AskedOnce:

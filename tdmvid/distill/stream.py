@@ -212,7 +212,7 @@ class Stream:
 
         Args:
             finite: Result of `move`, copied to the host.
-            on: As of `move`.
+            on: The value that was passed to `move`.
         """
         for micro, well in enumerate(finite):
             now = self.schedules[micro]
@@ -255,7 +255,8 @@ class Stream:
         """Restore the state that `tensors` returned.
 
         Args:
-            found: Tensors of each micro-batch of this rank, by name.
+            found: Tensors of each micro-batch of this rank, by name, in the shapes of `tensors`:
+                schedules [B], states [B, ...], histories [K, B, ...].
 
         Raises:
             ValueError: If a tensor is missing or has another shape.

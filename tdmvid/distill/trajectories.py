@@ -23,10 +23,15 @@ class Generators(Protocol):
     """Seeded random generators by iteration and name; see `parallel.rng.Streams`."""
 
     @property
-    def device(self) -> torch.device | str: ...
+    def device(self) -> torch.device | str:
+        """Default device of the generators."""
+        ...
+
     def generator(
         self, step: int, name: str, stream: int = 0, *, device: torch.device | str | None = None
-    ) -> torch.Generator: ...
+    ) -> torch.Generator:
+        """Make a generator; see `parallel.rng.Streams.generator`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def count_swaps(grid: TimeGrid, objective: ObjectiveSettings, micros: int) -> fl
     Args:
         grid: Grid with a boundary.
         objective: Settings of the run.
-        micros: Number of micro-batches, each of which is rolled out.
+        micros: Number of micro-batches; each is rolled out.
 
     Returns:
         An upper bound of the average number of changes per iteration.

@@ -110,7 +110,7 @@ def _trained_together(module: nn.Module) -> dict[str, nn.Parameter]:
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert trainable, "a role without trainable parameters"
     for name, parameter in trainable.items():
-        assert parameter.dtype == torch.float32, f"{name} is trained and not float32"
+        assert parameter.dtype == torch.float32, f"{name} is trained but not float32"
         # DeepSpeed skips this if the base is already sharded.
         dist.broadcast(parameter.data, 0)
     return trainable

@@ -12,8 +12,8 @@ from .base import RULES, ObjectiveSettings, register_settings
 FRESH_RULE = Rule(
     lambda objective: objective.fake_trajectories == "fresh" and objective.fake_updates == 1,
     "objective.fake_trajectories",
-    "has no effect with fake_updates={fake_updates}, whose only update uses the student's"
-    " trajectories: use 'same', or raise fake_updates",
+    "has no effect with fake_updates={fake_updates}, because a single update uses the trajectories"
+    " of the student: use 'same', or raise fake_updates",
 )
 TDM_RULES = (
     *RULES,
