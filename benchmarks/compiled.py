@@ -4,11 +4,10 @@
     python -m benchmarks.compiled --config wan14b_4nfe --set batch.micro=2
 
 One block of a large model with its adapters, at the run's own size, forward and backward. Needs no
-GPU: nothing is computed. Eager kernels are counted as a plan counts them, but for root mean square
-norms, each of which is one kernel on a GPU; a plan takes it apart, as a CPU does. Compiled:
-Inductor lowers the block's graphs and decides by its rules for Triton what it fuses; counted are
-the bytes that it expects its own kernels to read and write. Matrix products and attention, which
-are the library's in both, are left out.
+GPU: nothing is computed. Eager kernels are counted as a plan counts them. Compiled: Inductor lowers
+the block's graphs and decides by its rules for Triton what it fuses; counted are the bytes that it
+expects its own kernels to read and write. Matrix products and attention, which are the library's in
+both, are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor import config as inductor
@@ -90,19 +88,11 @@ def called(network: nn.Module, block: nn.Module, inputs: dict[str, Any]) -> Call
     return seen[0]
 
 
-def _one_kernel(
-    x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """A layer norm in the place of a root mean square norm: it reads, writes and keeps as much."""
-    return nnf.layer_norm(x, list(shape), weight, None, eps or 1e-6)
-
-
 def count_eager(call: Call, dtype: torch.dtype) -> Moved:
     """Count kernels as PyTorch starts them."""
     call = call.over(lambda x: x.detach().requires_grad_(x.requires_grad))
     kernels = Kernels()
-    norms = patch.object(torch, "rms_norm", _one_kernel)
-    with kernels, autocast(call.block, dtype), GpuAutocast(), norms:
+    with kernels, autocast(call.block, dtype), GpuAutocast():
         out = call.run()
     gradients = [torch.empty_like(x) for x in out]
     with kernels:

@@ -156,7 +156,8 @@ class Kernels(TorchDispatchMode):
             self.attention_flops += flops
             self.attention_bytes += sum(map(_tensor_bytes, out))
         elif kind not in FLOPS and "scaled_dot_product" not in str(func):
-            self.moved += sum(map(_tensor_bytes, tree_leaves((args, kwargs, out))))
+            read = {name: value for name, value in kwargs.items() if name != "out"}
+            self.moved += sum(map(_tensor_bytes, tree_leaves((args, read, out))))
         return out
 
 

@@ -142,7 +142,8 @@ class Counter(TorchDispatchMode):
         if func.namespace == "c10d":
             return collect(func, args, self.counts.sent)
         out = func(*args, **kwargs)
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        read = {name: value for name, value in kwargs.items() if name != "out"}
+        inputs = [x for x in tree_leaves((args, read)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         self._note_copy(func, inputs, outputs, args, kwargs)
         if any(x.device.type == "cuda" for x in outputs):

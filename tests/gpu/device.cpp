@@ -57,14 +57,33 @@ const bool chosen = [] {
   return true;
 }();
 
-// PyTorch takes this one apart for a device without a kernel for it, which CUDA has.
+// CUDA has kernels for these. PyTorch splits them on a device without.
 at::Tensor silu_backward(const at::Tensor& gradient, const at::Tensor&) {
   return at::empty_like(gradient);
 }
 
+using Pair = std::tuple<at::Tensor, at::Tensor>;
+using Weight = std::optional<at::Tensor>;
+
+Pair rms_norm(const at::Tensor& x, at::IntArrayRef shape, const Weight&, std::optional<double>) {
+  auto statistics = x.sizes().vec();
+  std::fill(statistics.end() - shape.size(), statistics.end(), 1);
+  return {at::empty_like(x), at::empty(statistics, x.options().dtype(at::kFloat))};
+}
+
+Pair rms_norm_backward(const at::Tensor&, const at::Tensor& x, at::IntArrayRef, const at::Tensor&,
+                       const Weight& weight, std::array<bool, 2> needed) {
+  return {needed[0] ? at::empty_like(x) : at::Tensor(),
+          needed[1] ? at::empty_like(*weight) : at::Tensor()};
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(aten, CUDA, library) { library.impl("silu_backward", &silu_backward); }
+TORCH_LIBRARY_IMPL(aten, CUDA, library) {
+  library.impl("silu_backward", &silu_backward);
+  library.impl("_fused_rms_norm", &rms_norm);
+  library.impl("_fused_rms_norm_backward", &rms_norm_backward);
+}
 
 namespace c10::impl {
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)

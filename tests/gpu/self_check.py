@@ -67,8 +67,22 @@ def elementwise() -> None:
     y.exp().sum().backward()
 
 
+def into_place() -> None:
+    """Write 1 MB; then read it and write 1 MB into an existing tensor."""
+    x = torch.zeros(250_000, device="cuda")
+    torch.mul(x, 2, out=torch.empty_like(x))
+
+
 def activated() -> None:
     nnf.silu(torch.ones(3, device="cuda").requires_grad_()).sum().backward()
+
+
+def normed() -> None:
+    """Forward and backward of an RMS norm with a frozen weight."""
+    x = torch.ones(3, 250_000, dtype=torch.bfloat16, device="cuda").requires_grad_()
+    weight = torch.ones(250_000, dtype=torch.bfloat16, device="cuda")
+    out = nnf.rms_norm(x, (250_000,), weight)
+    out.backward(torch.ones_like(out))
 
 
 def _counted(program: Callable[[], None]) -> dict[str, Any]:
@@ -84,6 +98,6 @@ FAULTS = {
     program.__name__: lambda program=program: _counted(program)
     for program in (
         *(unequal, masked, slow, waiting, copying, doubled, mixed, sending, elementwise),
-        activated,
+        *(into_place, activated, normed),
     )
 }

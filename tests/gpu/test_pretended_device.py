@@ -35,7 +35,7 @@ PROGRAM = Path(__file__).with_name("cases.py")
 ROOT = PROGRAM.parents[2]
 FAULTS = (
     *("unequal", "masked", "slow", "waiting", "copying", "doubled", "mixed", "sending"),
-    *("elementwise", "activated"),
+    *("elementwise", "into_place", "activated", "normed"),
 )
 WAITS = 3
 """Synchronizations of an iteration: whether to step the fake and the student, and what to log."""
@@ -143,9 +143,23 @@ def test_the_counter_counts_bytes(results):
     assert result["peak"] == 4_000_000 + 8  # y, exp and two gradients, and two single numbers
     assert round(result["elementwise_bytes"] / 1e6) == 1 + 2 + 2 + 1 + 2 + 2
     assert result["live"] == 0
+    assert results("into_place")["elementwise_bytes"] == 3_000_000
 
 
 def test_an_activation_has_one_kernel_each_way(results):
     """A device without a kernel for the backward pass would decompose it into seven."""
     names = {name.split()[0] for name in results("activated")["by_operation"]}
     assert names == {"ones", "silu", "sum", "ones_like", "silu_backward"}
+
+
+def test_a_root_mean_square_norm_has_one_kernel_each_way(results):
+    """The unit is the size of the weight, a third of the size of x. Forward: read x and the weight,
+    write the output. Backward: read the gradient, x and the weight, write the gradient of x.
+    """
+    moved = results("normed")["by_operation"]
+    kernels = {name.split()[0]: count for name, count in moved.items() if "rms_norm" in name}
+    assert {name: round(count / 5e5) for name, count in kernels.items()} == {
+        "_fused_rms_norm": 3 + 1 + 3,
+        "_fused_rms_norm_backward": 3 + 3 + 1 + 3,
+    }
+    assert not {name for name in moved if name.split()[0] in ("pow", "rsqrt", "mean")}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from refusals import refused
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdmvid.backbones.registry import ARCHITECTURES, load_backbone, published_bytes
 from tdmvid.cli.main import main
@@ -16,6 +17,7 @@ from tdmvid.plan.cost import Kernels
 from tdmvid.plan.describe import describe
 from tdmvid.plan.devices import DEFAULT, DEVICES, choose_device
 from tdmvid.plan.duration import predict_iteration, predict_samples
+from tdmvid.plan.gpu_dtypes import GpuAutocast
 from tdmvid.plan.plan import make_plan
 from tdmvid.plan.price import Terms, price_run
 from tdmvid.plan.storage import count_storage
@@ -152,6 +154,33 @@ def test_kernels_are_counted_with_what_they_move_but_not_views_and_products():
     assert counted.count == 3  # torch.ones launches a kernel too
     read, written = 2 * 8 * 4 * 4 + 4 * 4, 2 * 8 * 4 * 4 + 4 * 4
     assert counted.moved == read + written
+
+
+def test_a_tensor_that_a_kernel_writes_into_is_not_read():
+    x, out = torch.zeros(3, 5), torch.zeros(3, 5)
+    with Kernels() as counted:
+        torch.mul(x, 2, out=out)
+    assert counted.moved == 2 * x.nbytes
+
+
+@pytest.mark.parametrize("cast", [False, True], ids=["frozen", "autocast"])
+def test_a_root_mean_square_norm_is_one_kernel_each_way_as_on_a_gpu(cast):
+    with FakeTensorMode(), GpuAutocast(), torch.autocast("cpu", enabled=cast):
+        norm = torch.nn.RMSNorm(5, dtype=torch.bfloat16).requires_grad_(False)
+        x = torch.zeros(3, 5, dtype=torch.bfloat16, requires_grad=True)
+        with Kernels() as forward:
+            out = norm(x)
+        gradient = torch.zeros_like(out)
+        with Kernels() as backward:
+            out.backward(gradient)
+    statistics, size, width = 3 * 4, out.nbytes, out.element_size() * 5
+    casts = (x.nbytes + size + 3 * width // 2) if cast else 0  # of x and of the weight
+    assert out.dtype == (torch.float32 if cast else torch.bfloat16)
+    assert forward.moved == casts + 2 * size + width + statistics
+    casts = (x.nbytes + size) if cast else 0  # of the gradient of x
+    assert backward.moved == casts + 3 * size + width + statistics
+    assert (forward.count, backward.count) == ((3, 2) if cast else (1, 1))
+    assert x.grad.dtype == x.dtype
 
 
 def test_a_plan_warns_where_its_device_has_not_the_memory(traced):
