@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..config import OptimConfig
 from .arithmetic import autocast, casts_weights
+from .deepspeed_config import common_config, deepspeed_config
 from .engine import REMEDY, Files, StepResult, check_shapes, naming, shapes_of
 from .launch import all_agree
 from .optim import LossScale, build_optimizer
@@ -34,75 +35,6 @@ from .zero_parts import (
 )
 
 TAG, UNIVERSAL = "zero", "universal"
-
-
-def deepspeed_config(
-    optim: OptimConfig,
-    *,
-    zero_stage: int,
-    micro_batch: int,
-    accumulation: int,
-    cast_to: torch.dtype | None,
-    trainable: int,
-    persistence_threshold: int,
-    offload: str = "none",
-) -> dict[str, Any]:
-    """Build the DeepSpeed configuration of one role.
-
-    Args:
-        optim: Optimiser settings.
-        zero_stage: ZeRO stage, 0 to 3.
-        micro_batch: Samples per micro-batch on one rank.
-        accumulation: Micro-batches per update.
-        cast_to: Data type of autocast; None without autocast.
-        trainable: Number of trainable values.
-        persistence_threshold: With ZeRO-3, parameters with fewer values stay whole on every rank.
-        offload: `none`, `optimizer` or `all`; see `ParallelConfig.offload`.
-
-    Returns:
-        The configuration.
-    """
-    # The full size of the bucket is allocated, so it is limited to what is needed.
-    zero: dict[str, Any] = {
-        "stage": zero_stage,
-        "reduce_bucket_size": min(trainable, 500_000_000),
-    }
-    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if offload != "none":
-        zero["offload_optimizer"] = host
-    if offload == "all":
-        zero["offload_param"] = host
-    if zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = persistence_threshold
-    return _common_config(micro_batch, zero, cast_to) | {
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": optim.clip,
-        "zero_force_ds_cpu_optimizer": False,
-        # for torch's optimisers; DeepSpeed's own are compiled at first use
-        "zero_allow_untested_optimizer": True,
-    }
-
-
-def _common_config(
-    micro_batch: int, zero: dict[str, Any], cast_to: torch.dtype | None = None
-) -> dict[str, Any]:
-    """Build the part of the configuration that trained and frozen networks share."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "zero_optimization": zero,
-        "steps_per_print": None,
-        # otherwise the host waits for the device in every forward pass
-        "timers": {"throughput": {"enabled": False}},
-    }
-    if cast_to == torch.bfloat16:
-        # The engine disables autocast of the caller unless it has its own. The list of modules is
-        # empty, because parameters of listed modules are communicated in lower precision.
-        config["torch_autocast"] = {
-            "enabled": True,
-            "dtype": str(cast_to).removeprefix("torch."),
-            "lower_precision_safe_modules": [],
-        }
-    return config
 
 
 def _trained_together(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -448,4 +380,4 @@ def shard_frozen(
     import deepspeed
 
     zero = {"stage": 3, "stage3_param_persistence_threshold": persistence_threshold}
-    return deepspeed.initialize(model=module, config=_common_config(micro_batch, zero))[0]
+    return deepspeed.initialize(model=module, config=common_config(micro_batch, zero))[0]

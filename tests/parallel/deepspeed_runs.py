@@ -23,7 +23,8 @@ from tdmvid.distill.objective import Roles
 from tdmvid.distill.stream import Stream
 from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import deepspeed_engine, launch
-from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, deepspeed_config, shard_frozen
+from tdmvid.parallel.deepspeed_config import deepspeed_config
+from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, shard_frozen
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.optim import LossScale
 from tdmvid.parallel.rng import Streams

@@ -24,7 +24,7 @@ from ranks import run_ranks
 from refusals import refused
 
 from tdmvid.parallel import launch
-from tdmvid.parallel.deepspeed_engine import deepspeed_config
+from tdmvid.parallel.deepspeed_config import deepspeed_config
 
 OPTIMS = pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw"])
 
