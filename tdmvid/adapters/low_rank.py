@@ -2,7 +2,8 @@
 
 The base keeps its own dtype and needs no autocast, so its norms give the same results as in the
 stock pipeline, on every device. The update is added inside the matrix product, without further
-passes over the activations.
+passes over the activations. In the backward pass the adapter's gradient of the input is added to
+the base's in the same way.
 
 Shapes: M rows (batch and tokens), r rank, N outputs.
 """
@@ -32,10 +33,33 @@ def use_own_layers(config: LoraConfig) -> LoraConfig:
 
 
 class _Down(nn.Linear):
-    """x A^T in the dtype of x, [..., r]."""
+    """x itself, for the base layer, and x A^T in the dtype of x, [..., r]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.to(x.dtype))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        weight = self.weight.to(x.dtype)
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+            return x, linear(x, weight)
+        apply: Any = _Reduce.apply
+        base, low = apply(x, weight)
+        return base, low
+
+
+class _Reduce(torch.autograd.Function):
+    """x and x A^T. The backward pass adds the gradient of the second output into that of the first,
+    in place, so the first must go to a linear layer alone, whose backward makes a new tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        return x, linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, base: Tensor, low: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows, low = base.flatten(0, -2), low.flatten(0, -2)
+        to_weight = low.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return rows.addmm_(low, weight).view(base.shape), to_weight
 
 
 class _Up(nn.Linear):
@@ -74,20 +98,22 @@ class AdaptedLinear(lora.Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output plus the active adapters' updates, [..., N]."""
+        low: dict[str, Tensor] = {}
+        if not (self.disable_adapters or self.merged):
+            for name in self.active_adapters:
+                if name in self.lora_A:
+                    x, low[name] = self._reduce(name, x)
         out: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return out
-        for name in self.active_adapters:
-            if name in self.lora_A:
-                out = self._add(name, x, out)
+        for name, h in low.items():
+            up: Any = self.lora_B[name]
+            out = up(h, out.to(h.dtype), self.scaling[name]).to(out.dtype)
         return out
 
-    def _add(self, name: str, x: Tensor, base: Tensor) -> Tensor:
+    def _reduce(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         down: Any = self.lora_A[name]
-        up: Any = self.lora_B[name]
-        dtype = down.weight.dtype if self.cast_input_dtype_enabled else x.dtype
-        out: Tensor = up(down(x.to(dtype)), base.to(dtype), self.scaling[name])
-        return out.to(base.dtype)
+        cast = self.cast_input_dtype_enabled and x.dtype != down.weight.dtype
+        base, low = down(x.to(down.weight.dtype) if cast else x)
+        return (x if cast else base), low
 
 
 class _InInputDtype:
