@@ -28,11 +28,13 @@ OF_VIDEOS = ("t2v-compbench",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid benchmark` to a parser."""
-    parser.add_argument("--benchmark", choices=BENCHMARKS, required=True)
+    parser.add_argument(
+        "--benchmark", choices=BENCHMARKS, required=True, help="benchmark with its own scorer"
+    )
     parser.add_argument(
         "--prompts", type=Path, required=True, help="prompt file or folder of the benchmark"
     )
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument(
         "--seeds", type=int, default=1, help="samples per prompt; GenEval's protocol uses 4"
     )

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of sampling steps"
     )
-    parser.add_argument("--teacher-steps", type=int, default=50)
+    parser.add_argument(
+        "--teacher-steps", type=int, default=50, help="sampling steps of the teacher"
+    )
     parser.add_argument("--cfg", type=float, required=True, help="guidance scale of the teacher")
     parser.add_argument(
         "--captions", type=int, default=64, help="captions of the scores on the shapes world"

@@ -24,13 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="diffusers folder or hub id (default: the base of the student)"
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="data type (default: that of the student, or bfloat16 on a GPU and float32 on a CPU)",
+    )
     parser.add_argument(
         "--size", metavar="FxHxW", help="frames x height x width (default: the training size)"
     )
     parser.add_argument("--steps", type=int, default=50, help="sampling steps of the teacher")
     parser.add_argument("--cfg", type=float, default=6.0, help="guidance scale of the teacher")
-    parser.add_argument("--prompt", default="a red ring moving left and a blue square moving up")
+    parser.add_argument(
+        "--prompt",
+        default="a red ring moving left and a blue square moving up",
+        help="prompt of the timed samples",
+    )
     parser.add_argument("--batch", type=int, default=1, help="samples per batch")
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed calls of each stage, after one warm-up call"

@@ -51,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="image",
         help="image column of a .jsonl, .csv or .parquet file, if --images is not used",
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument(
+        "--seeds", default="0", help="seeds of each prompt, e.g. 0,1,2 (default: 0)"
+    )
     parser.add_argument(
         "--names",
         choices=["index", "prompt"],

@@ -112,7 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_evaluation(images, example="images", folder="images")
     _add_shapes(_add(commands, "shapes", SHAPES, score_shapes))
     samples = _add(commands, "samples", SAMPLES, score_samples)
-    samples.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    samples.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="folders of videos or images"
+    )
     samples.add_argument(
         "--limit", type=int, default=0, help="number of files per folder; 0 (default) uses all"
     )
@@ -126,16 +128,18 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
         "--run", type=Path, help="run folder; writes scores to its scores.json and report.html"
     )
     parser.add_argument("--model", help="diffusers folder (default: the embedded teacher)")
-    parser.add_argument("--lora", type=Path)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--cfg", type=float, default=1.0)
-    parser.add_argument("--captions", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=4, help="videos per caption")
+    parser.add_argument("--lora", type=Path, help="student to score (default: the teacher)")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: 50)")
+    parser.add_argument(
+        "--cfg", type=float, default=1.0, help="guidance scale (default: 1, no guidance)"
+    )
+    parser.add_argument("--captions", type=int, default=64, help="held-out captions (default: 64)")
+    parser.add_argument("--seeds", type=int, default=4, help="videos per caption (default: 4)")
     parser.add_argument(
         "--reference", type=int, default=4096, help="ground-truth videos of the Fréchet distance"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
+    parser.add_argument("--batch", type=int, default=64, help="videos per batch")
     parser.add_argument("--json", type=Path, help="write the scores to this file")
 
 

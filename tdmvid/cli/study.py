@@ -23,27 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="{make,tally}")
     page = commands.add_parser("make", help="write the page and its key")
     page.add_argument("--a", type=Path, required=True, help="folder written by `tdmvid sample`")
-    page.add_argument("--b", type=Path, required=True)
-    page.add_argument("--name-a", default="")
-    page.add_argument("--name-b", default="")
+    page.add_argument("--b", type=Path, required=True, help="folder to compare with")
+    page.add_argument("--name-a", default="", help="name of --a in the key (default: the folder)")
+    page.add_argument("--name-b", default="", help="name of --b in the key (default: the folder)")
     page.add_argument(
         "--pairs", type=int, default=0, help="number of pairs, from the first; 0 uses all"
     )
-    page.add_argument("--title", default="Which video is better?")
-    page.add_argument("--question", default=QUESTION)
+    page.add_argument("--title", default="Which video is better?", help="title of the page")
+    page.add_argument("--question", default=QUESTION, help="question that the page asks")
     page.add_argument(
         "--send-to",
         default="",
         metavar="TEXT",
         help="recipient of the vote files, e.g. a mail address (default: the sender of the page)",
     )
-    page.add_argument("--out", type=Path, default=Path("study.html"))
+    page.add_argument("--out", type=Path, default=Path("study.html"), help="HTML file to write")
     page.set_defaults(function=make)
     add_verbose(page)
     votes = commands.add_parser("tally", help="count votes")
-    votes.add_argument("--key", type=Path, required=True)
+    votes.add_argument("--key", type=Path, required=True, help="key file that `make` wrote")
     votes.add_argument("--json", type=Path, help="write the counts to this file")
-    votes.add_argument("votes", type=Path, nargs="+")
+    votes.add_argument("votes", type=Path, nargs="+", help="JSON files from participants")
     votes.set_defaults(function=count)
     add_verbose(votes)
 

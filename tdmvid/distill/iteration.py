@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def step(self, *, skip: bool | Tensor = False) -> Step:
-        """Update the weights, or with `skip` (a bool or a scalar tensor) only clear the gradient."""
+        """Update the weights; with `skip` (a bool or scalar tensor), only clear the gradient."""
         ...
 
 
