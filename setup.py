@@ -89,6 +89,8 @@ setup(
         ],
         "plot": ["matplotlib>=3.10,<4"],
         "quantize": QUANTIZE,
+        # Needs Pillow below 13: constraints-playground.txt has the versions that were tested.
+        "playground": ["gradio>=6.31,<7"],
         "xformers": ["xformers>=0.0.35,<0.1"],
         "image-metrics": [
             "torch-fidelity>=0.4,<0.5",

@@ -46,6 +46,7 @@ WHO_MAY_IMPORT = {
     "transformers": {"backbones"},
     "diffusers": {"backbones", "adapters", "sampling", "export"},
     "peft": {"backbones", "adapters", "export"},
+    "gradio": {"sampling"},
 }
 NEVER_IMPORTED = {"launch", "eval", "ablations", "benchmarks", "examples", "tests"}
 

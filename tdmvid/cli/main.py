@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "distil a teacher into a few-step student",
     "plan": "print what a training run would do, its memory and its cost",
     "sample": "sample prompts with a teacher or a student",
+    "playground": "try a student and its teacher in a browser",
     "benchmark": "sample the prompts of a public benchmark for its scorer",
     "prompts": "write generated captions, or a public data set of prompts, to a file",
     "embed": "embed the prompts of a run before training",

@@ -106,7 +106,7 @@ def _code(folder: Path) -> list[Snippet]:
 
 
 def commands(out: Path, config: dict | None, recorded: list[dict], images: bool) -> list[Snippet]:
-    """Return the commands that train, score, sample and export the run again.
+    """Return the commands that train, score, sample, try and export the run again.
 
     Args:
         out: the run's folder.
@@ -126,6 +126,8 @@ def commands(out: Path, config: dict | None, recorded: list[dict], images: bool)
         words += ["--images", "stills"]
         what += ", stills/ one image for each prompt in the order of their names"
     shown.append(Snippet(what, shlex.join([*words, "--out", str(out / "videos")])))
+    words = ["tdmvid", "playground", "--lora", str(student)]
+    shown.append(Snippet("try it beside its teacher, in a browser", shlex.join(words)))
     export = shlex.join(["tdmvid", "export", "--run", str(out)])
     shown.append(Snippet("export; --format adds files for other programs", export))
     return shown

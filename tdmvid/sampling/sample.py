@@ -106,7 +106,7 @@ def sample_videos(
     cut = _cut(backbone, shots, world)
     entries = {shot.file: entry_of(shot, settings, cut) for shot in shots}
     if todo:
-        conds = _embed(todo, sampler.negative, backbone, world, cache)
+        conds = embed_shots(todo, sampler.negative, backbone, world, cache)
         _sample_share(out, todo, backbone, sampler, conds, entries, world, batch)
         # A reference cycle would keep the pipeline's weights on the device.
         gc.collect()
@@ -129,7 +129,7 @@ def _sample_share(
     batch: int,
 ) -> None:
     """Sample this rank's share of the shots, one batch at a time."""
-    steps, cfg = _steps_and_cfg(backbone, sampler)
+    steps, cfg = steps_and_cfg(backbone, sampler)
     pipeline = use_student(backbone, sampler.student, steps=steps)
     if sampler.shift:
         set_flow_shift(pipeline, sampler.shift)
@@ -149,7 +149,12 @@ def _sample_share(
             bar.update(len(some))
 
 
-def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
+def steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
+    """Return the number of steps and the guidance scale of a sampler, defaults filled in.
+
+    Raises:
+        ValueError: one is out of range, or a student does not state its steps.
+    """
     if sampler.student is not None:
         trained = read_facts(sampler.student).get("steps")
         steps = trained if sampler.steps is None else sampler.steps
@@ -167,7 +172,7 @@ def _steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
     return steps, cfg
 
 
-def _untrained(backbone: Backbone, student: Path, steps: int, cfg: float) -> list[str]:
+def find_untrained(backbone: Backbone, student: Path, steps: int, cfg: float) -> list[str]:
     """Return sentences about settings that a student was not trained for."""
     facts, size, found = read_facts(student), asdict(backbone.size), []
     if (trained := facts.get("steps")) and steps != trained:
@@ -189,7 +194,7 @@ def _untrained(backbone: Backbone, student: Path, steps: int, cfg: float) -> lis
 
 def _settings(backbone: Backbone, sampler: Sampler) -> dict:
     """Return the settings that all videos of a folder share, as stored in sampling.json."""
-    steps, cfg = _steps_and_cfg(backbone, sampler)
+    steps, cfg = steps_and_cfg(backbone, sampler)
     check_guidance(backbone, sampler.guidance)
     folder = sampler.student
     if sampler.negative and cfg == 1:
@@ -197,7 +202,7 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
             "the negative prompt has no effect without guidance (cfg=1): omit it, or set a guidance"
             " scale"
         )
-    untrained = _untrained(backbone, folder, steps, cfg) if folder else []
+    untrained = find_untrained(backbone, folder, steps, cfg) if folder else []
     return {
         **({"untrained": untrained} if untrained else {}),
         "model": to_dict(backbone.config),  # as JSON holds it
@@ -213,7 +218,7 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
     }
 
 
-def _embed(
+def embed_shots(
     shots: list[Shot], negative: str, backbone: Backbone, world: launch.World, root: Path
 ) -> Conditions:
     """Return the conditions of the shots and of the negative prompt, and release the encoders."""

@@ -64,6 +64,7 @@ def test_a_run_can_be_trained_scored_sampled_and_exported_again(tmp_path):
         train,
         f"tdmvid score vbench --lora '{run}/lora'",
         f"tdmvid sample --lora '{run}/lora' --prompts prompts.txt --out '{run}/videos'",
+        f"tdmvid playground --lora '{run}/lora'",
         f"tdmvid export --run '{run}'",
     ]
     for command in shown:

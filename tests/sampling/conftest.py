@@ -23,13 +23,20 @@ def backbone(tiny_cogvideox):
 
 
 @pytest.fixture(scope="module")
-def student(backbone, tmp_path_factory):
-    """A bundle as exported: a LoRA with an effect, a scheduler of 2 steps, and export.json."""
-    folder, generator, state = (
-        tmp_path_factory.mktemp("student"),
-        torch.Generator().manual_seed(0),
-        {},
-    )
+def student(backbone, make_student, tmp_path_factory):
+    return make_student(backbone, tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="session")
+def make_student():
+    """`make_student(backbone, folder)` writes a bundle and returns its folder."""
+    return _make_student
+
+
+def _make_student(backbone, folder):
+    """Write a bundle as exported: a LoRA with an effect, a scheduler of 2 steps, export.json."""
+    folder.mkdir(exist_ok=True)
+    generator, state, size = torch.Generator().manual_seed(0), {}, backbone.size
     for name, layer in backbone.network.named_modules():
         if name.endswith("to_q"):
             state[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
@@ -40,7 +47,7 @@ def student(backbone, tmp_path_factory):
         "steps": 2,
         "rank": 2,
         "model": {"path": str(backbone.folder), "dtype": "float32"},
-        "video": {"frames": 9, "height": 32, "width": 32, "fps": 5},
+        "video": {"frames": size.frames, "height": size.height, "width": size.width, "fps": 5},
     }
     (folder / "export.json").write_text(json.dumps(facts))
     return folder

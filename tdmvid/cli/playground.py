@@ -1,0 +1,79 @@
+"""Start a local page to try a student beside its teacher.
+
+    pip install 'tdmvid[playground]'
+    tdmvid playground --lora runs/shapes_4nfe/lora
+    tdmvid playground --lora runs/X/lora --model THUDM/CogVideoX-2b --teacher-steps 25 --port 8080
+
+Open the printed address in a browser: prompt, seed and steps, the student's and the teacher's
+sample from the same noise, the time of each, and the files to download. A student of an
+image-to-video model also takes an image.
+
+The page listens on 127.0.0.1 only; --host 0.0.0.0 opens it to the network, without a password. It
+sends no telemetry and makes no share link. Samples are removed when the command ends: download
+what you want to keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import STUDENT
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid playground`."""
+    parser.add_argument("--lora", type=Path, required=True, help=STUDENT)
+    parser.add_argument(
+        "--model", help="a diffusers folder or hub id (default: the base that the student names)"
+    )
+    parser.add_argument("--revision", help="of a hub id")
+    parser.add_argument("--variant", help="of the base's weight files, e.g. fp16")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="default: the student's, or bfloat16 on a GPU and float32 on a CPU",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="FxHxW",
+        help="frames x height x width, e.g. 49x480x720 (default: what the student was trained on)",
+    )
+    parser.add_argument("--fps", type=int, help="frames per second (default: the student's, or 8)")
+    parser.add_argument(
+        "--teacher-steps",
+        type=int,
+        help="first value on the page (default: the stock pipeline's steps)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("cache/embeddings"),
+        help="where text embeddings are kept",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the student's base and serve the page until Ctrl-C."""
+    from ..config import check_number
+    from ..config.ranges import STEPS
+    from ..sampling.playground import Playground, check_gradio, serve
+
+    check_gradio()
+    if not 1 <= args.port <= 65_535:
+        raise ValueError(f"--port={args.port}: choose a port between 1 and 65535")
+    if args.teacher_steps is not None:
+        check_number("--teacher-steps", args.teacher_steps, STEPS)
+    from ..parallel import launch
+    from ..sampling.student import load_for_sampling
+
+    world = launch.start("none")
+    names = ("model", "revision", "variant", "dtype", "size", "fps")
+    given = {name: getattr(args, name) for name in names}
+    backbone = load_for_sampling(world, student=args.lora, **given)
+    playground = Playground(
+        backbone, world, args.lora, args.cache, Path(), teacher_steps=args.teacher_steps
+    )
+    serve(playground, host=args.host, port=args.port)
