@@ -337,7 +337,7 @@ def arguments() -> argparse.Namespace:
         metavar="A.B=VALUE",
         help="override a setting of every network's config",
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed rounds")
     parser.add_argument(
         "--work",
         type=Path,

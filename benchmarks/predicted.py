@@ -399,8 +399,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=list(DEVICES), default="h100")
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument(
+        "--device", choices=list(DEVICES), default="h100", help="device to predict for"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), help="folder for scaling.md and scaling.svg"
+    )
     args = parser.parse_args()
     terms, models = Terms(device=DEVICES[args.device], gpus=NODE), {}
     for name, stem in MODELS.items():

@@ -47,21 +47,23 @@ def arguments() -> argparse.Namespace:
         metavar="A.B=VALUE",
         help="override a setting; may be repeated",
     )
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="number of timed rounds")
     parser.add_argument(
         "--iterations",
         type=int,
         default=0,
         help="also distil each for this many iterations and score the students",
     )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="number of students to distil with each"
+    )
     parser.add_argument(
         "--captions",
         type=int,
         default=32,
         help="number of held-out captions to score with, four videos each",
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="add the results to this file")
     return parser.parse_args()
 
 

@@ -329,13 +329,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("teacher", choices=["toy", "shapes"])
+    parser.add_argument(
+        "teacher", choices=["toy", "shapes"], help="mixture of Gaussians, or the embedded teacher"
+    )
     parser.add_argument(
         "--seconds", type=float, default=100.0, help="processor time of each student"
     )
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2, help="number of students of each pattern")
     parser.add_argument(
-        "--patterns", nargs="+", choices=[*PATTERNS], default=[*PATTERNS], metavar="NAME"
+        "--patterns",
+        nargs="+",
+        choices=[*PATTERNS],
+        default=[*PATTERNS],
+        metavar="NAME",
+        help="call patterns to compare (default: all)",
     )
     parser.add_argument(
         "--set",

@@ -212,7 +212,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--network", choices=[*NETWORKS], default="shapes")
+    parser.add_argument(
+        "--network", choices=[*NETWORKS], default="shapes", help="network to sample with"
+    )
     parser.add_argument(
         "--layers", type=int, default=0, help="number of transformer blocks; 0 for all"
     )
@@ -225,7 +227,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="videos at a time")
     parser.add_argument("--steps", type=int, default=50, help="steps of the teacher")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed rounds")
     parser.add_argument(
         "--work",
         type=Path,

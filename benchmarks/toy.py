@@ -366,11 +366,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--process", choices=[*PROCESSES, "both"], default="both")
+    parser.add_argument(
+        "--process", choices=[*PROCESSES, "both"], default="both", help="diffusion process"
+    )
     parser.add_argument("--steps", type=int, default=4, help="K")
-    parser.add_argument("--iterations", type=int, default=Recipe.iterations)
-    parser.add_argument("--width", type=int, default=Recipe.width)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--iterations", type=int, default=Recipe.iterations, help="number of training iterations"
+    )
+    parser.add_argument("--width", type=int, default=Recipe.width, help="width of the networks")
+    parser.add_argument("--seeds", type=int, default=2, help="number of students")
     parser.add_argument(
         "--shift", type=float, help="flow shift of the grid (default: 0.5 for vp, 0.75 for flow)"
     )

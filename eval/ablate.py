@@ -118,8 +118,11 @@ def main() -> None:
         "--suite",
         choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "shapes"],
         required=True,
+        help="suite to run",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every row"
+    )
     parser.add_argument(
         "--rows", nargs="+", metavar="NAME", help="only these rows of the table (default: all)"
     )

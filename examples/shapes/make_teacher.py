@@ -112,19 +112,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--stage", choices=(*STAGES, "all"), default="all", help="stage to run (default: all)"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device to train and sample on"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("build/shapes"), help="checkpoints and cached latents"
     )
-    parser.add_argument("--out", type=Path, default=TEACHER)
+    parser.add_argument("--out", type=Path, default=TEACHER, help="folder of the pipeline")
     parser.add_argument(
         "--iterations",
         type=int,
         default=train_transformer.Recipe.iterations,
         help="iterations of the transformer's training",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="CPU threads; results depend on them",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)

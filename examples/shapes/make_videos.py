@@ -23,9 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=2000, help="number of videos")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the videos")
+    parser.add_argument("--seed", type=int, default=0, help="seed of captions and videos")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(args.seed)
     things = world.draw_captions(args.count, generator)

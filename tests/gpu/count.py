@@ -38,8 +38,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
+    parser.add_argument("--config", type=Path, required=True, help="name or file of a run's config")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override a setting; may be repeated",
+    )
     parser.add_argument("--blocks", type=int, default=0, help="number of blocks; 0 for all")
     parser.add_argument("--k", type=int, default=1, help="step at which the rollout stops")
     parser.add_argument("--lines", type=int, default=0, help="print so many lines of each table")
