@@ -28,6 +28,8 @@ from tdmvid.plan.units import GIB
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
+Choice = dict[str, Any]
+"""Settings of the objective."""
 ONE = ("batch.total=0", "parallel.compile=false")
 SMALL = ("video.frames=9", "video.height=64", "video.width=96")
 SHAPES = {
@@ -86,7 +88,7 @@ def attention(small: bool) -> Rows:
 
 
 def iterations(
-    title: str, name: str, *changes: str, small: bool, draws: tuple[str, ...] = ()
+    title: str, name: str, *changes: str, small: bool, choices: tuple[Choice, ...] = ({},)
 ) -> Rows:
     """Iterations with the cheapest and the dearest k, whose mean is the mean over k."""
     config = load(name, *changes, small=small)
@@ -94,19 +96,18 @@ def iterations(
     rate = matrix_rate(small)
     plan = make_plan(config, launched=world.distributed)
     stage = stage_of(random_backbone(config, world.device), config, world)
-    for change in ("", *draws):
-        row: Row = {"row": f"{title}{', ' + change if change else ''}"}
+    for choice in choices:
+        told = "".join(f", {key}={value}" for key, value in choice.items())
+        row: Row = {"row": f"{title}{told}"}
         try:
-            yield row | _iterate(change, stage, plan, rate, small=small)
+            yield row | _iterate(choice, stage, plan, rate, small=small)
         except Exception as error:  # of whatever kind: the rows of other choices go on
             yield row | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
     launch.finish()
 
 
-def _iterate(change: str, stage: Stage, plan: Plan, rate: float, *, small: bool) -> Row:
-    """Iterations of one choice of the objective, such as "draws=shared"."""
-    key, _, value = change.partition("=")
-    choice: dict[str, Any] = {key: value} if change else {}
+def _iterate(choice: Choice, stage: Stage, plan: Plan, rate: float, *, small: bool) -> Row:
+    """Iterations of one choice of the objective's settings."""
     stage = stage.with_objective(**choice)
     config = stage.config
     stops = config.objective.rollout == "stop" and not small  # a trial draws no k
@@ -164,11 +165,18 @@ def _run(title: str, name: str, *changes: str, **more: Any) -> Callable[[bool], 
     return lambda small: partial(iterations, title, name, *changes, **more)(small=small)
 
 
+PATTERNS: tuple[Choice, ...] = (
+    {"rollout": "stream", "draws": "shared"},
+    {"rollout": "stream", "draws": "own"},
+    {"rollout": "stop", "draws": "own"},
+    {"rollout": "stop", "draws": "shared"},
+    {"rollout": "full", "draws": "own"},
+)
 TWO, FIVE = "cogvideox2b_4nfe", "cogvideox5b_4nfe"
 JOBS: dict[str, tuple[Callable[[bool], Rows], float]] = {
     "machine": (machine, 40),
     "attention": (attention, 60),
-    "2b": (_run("2B", TWO, draws=("draws=shared", "rollout=full", "rollout=stream")), 110),
+    "2b": (_run("2B", TWO, choices=PATTERNS), 110),
     "5b": (_run("5B", FIVE), 110),
     "2b-kept": (_run("2B, attention kept", TWO, "parallel.keep_attention=true"), 60),
     "2b-compiled": (_run("2B, compiled", TWO, "parallel.compile=true"), 110),

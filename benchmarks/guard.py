@@ -64,6 +64,8 @@ def _healthy(*settings: str, iterations: int = 100) -> Recipe:
     return Recipe(settings, iterations, broken=False)
 
 
+STOP = ('objective.rollout="stop"', 'objective.draws="own"')
+FULL = ('objective.rollout="full"', 'objective.draws="own"')
 RECIPES = {
     "demo": _healthy(),
     "wrong sign": Recipe(against=True),
@@ -73,11 +75,12 @@ RECIPES = {
     "student.lr=0.1": Recipe(("student.lr=0.1",)),
     "float16, student.lr=10": Recipe(('model.dtype="float16"', "student.lr=10")),
     "one prompt": Recipe(("prompts.limit=1",)),
-    "stream": _healthy('objective.rollout="stream"'),
-    "stop, shared draw": _healthy('objective.draws="shared"'),
+    "stream, own draws": _healthy('objective.draws="own"'),
+    "stop": _healthy(*STOP),
+    "stop, shared draw": _healthy('objective.rollout="stop"'),
     "demo, seed 1": _healthy("seed=1"),
-    "full": _healthy('objective.rollout="full"'),
-    "dmd2": _healthy('objective.kind="dmd2"'),
+    "full": _healthy(*FULL),
+    "dmd2": _healthy('objective.kind="dmd2"', *STOP),
     "demo, 8 videos": _healthy("batch.micro=8"),
     "student.lr=0.1, 8 videos": Recipe(("student.lr=0.1", "batch.micro=8")),
     "no guidance, 8 videos": Recipe(("objective.cfg=1", "batch.micro=8")),

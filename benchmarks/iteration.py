@@ -102,7 +102,7 @@ def steps_of_extreme_k(stage: Stage) -> tuple[int, int]:
     Returns:
         The two steps.
     """
-    objective = replace(stage.config.objective, rollout="stop")
+    objective = replace(stage.config.objective, rollout="stop", draws="own")
 
     def drawn(step):
         return int(pick_k(Place(step), objective, stage.grid, 1, stage.streams)[0])
@@ -164,11 +164,11 @@ def patterns(stage: Stage) -> dict[str, Callable[[int], None]]:
             library_defaults(stage),
             torch.autocast(stage.backbone.device.type, dtype, enabled=low, cache_enabled=False),
         ):
-            run(changed(rollout="full"), published, turn)
+            run(changed(rollout="full", draws="own"), published, turn)
 
     return {
         "published pattern, library defaults": plain,
-        "published pattern": partial(run, changed(rollout="full"), published),
+        "published pattern": partial(run, changed(rollout="full", draws="own"), published),
         **{
             f"{rollout}{', shared draw' * (draws == 'shared')}": partial(
                 run, changed(rollout=rollout, draws=draws), iterate

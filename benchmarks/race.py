@@ -56,7 +56,7 @@ class Pattern:
 
 
 PATTERNS = {
-    "published pattern": Pattern(published, {"rollout": "full"}),
+    "published pattern": Pattern(published, {"rollout": "full", "draws": "own"}),
     **{
         f"{rollout}{', shared draw' * (draws == 'shared')}": Pattern(
             options={"rollout": rollout, "draws": draws}
@@ -64,11 +64,11 @@ PATTERNS = {
         for draws in ("own", "shared")
         for rollout in ("stop", "full", "stream")
     },
-    "stream, 2 micro-batches": Pattern(options={"rollout": "stream"}, micros=2),
+    "stream, 2 micro-batches": Pattern(options={"rollout": "stream", "draws": "own"}, micros=2),
     "stream, 2 micro-batches, joint": Pattern(
-        options={"rollout": "stream", "updates": "joint"}, micros=2
+        options={"rollout": "stream", "draws": "own", "updates": "joint"}, micros=2
     ),
-    "stream, joint": Pattern(options={"rollout": "stream", "updates": "joint"}),
+    "stream, joint": Pattern(options={"rollout": "stream", "draws": "own", "updates": "joint"}),
 }
 
 

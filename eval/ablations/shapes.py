@@ -34,6 +34,8 @@ class Row:
     steps: tuple[int, ...] = (4,)
 
 
+BASE = ("objective.rollout=stop", "objective.draws=own")
+"""Settings of all rows, which every kind of objective supports."""
 SNR = "objective.fake_weight=snr"  # the variance of the exact target is unbounded at zero SNR
 ROWS = [
     Row("match", "TDM"),
@@ -194,6 +196,7 @@ class ShapesSuite:
             "log.sample_every=0",
             "log.keep_checkpoints=1",
             f"steps={self.settings()['iterations']}",
+            *BASE,
             *row.changes,
         ]
         config = load_config(ROOT / "configs" / "shapes_4nfe.json", changes)

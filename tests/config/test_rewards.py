@@ -12,7 +12,9 @@ MOTION = {"function": "motion"}
 
 def run(*rewards, **objective):
     changes = [f"objective.{name}={value}" for name, value in objective.items()]
-    return load_config("shapes_4nfe", [f"rewards={json.dumps(rewards)}", *changes])
+    return load_config(
+        "shapes_4nfe", ["objective.draws=own", f"rewards={json.dumps(rewards)}", *changes]
+    )
 
 
 @pytest.mark.parametrize("rollout", ["stop", "full", "stream"])

@@ -32,6 +32,7 @@ FAMILIES = {
     "sdxl": "sdxl_4nfe_512",
 }
 PLAIN = "parallel.gradient_checkpointing=false"
+STOP = ("objective.rollout=stop", "objective.draws=own")
 SHARED = ("parallel.sequence=4", "parallel.zero_stage=0")
 QUICK = {
     **{name: Case(FAMILIES[name]) for name in ("cogvideox", "wan", "pixart", "sd3")},
@@ -43,7 +44,7 @@ SLOW = {
     "cogvideox-shared": Case("cogvideox5b_4nfe", SHARED),
     "sd15-samples": Case("sd15_4nfe", ("log.sample_count=1",), what="samples"),
     "wan-shared": Case("wan1.3b_4nfe", SHARED),
-    "cogvideox-stream": Case("cogvideox2b_4nfe", ("objective.rollout=stream",)),
+    "cogvideox-stop": Case("cogvideox2b_4nfe", STOP),
     "cogvideox-full": Case("cogvideox2b_4nfe", ("training=full",)),
 }
 WHOLE = {
