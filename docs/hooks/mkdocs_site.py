@@ -23,6 +23,7 @@ PAGES = {
     "README.md": "index.md",
     "benchmarks/NOTES.md": "benchmarks.md",
     "examples/shapes/README.md": "embedded_teacher.md",
+    "examples/shapes/embedded_teacher.ipynb": "notebook.md",
 }
 """File of the repository -> page of the site that a link to it leads to."""
 LINKS = Links(ROOT, PAGES)
