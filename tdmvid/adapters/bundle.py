@@ -114,6 +114,7 @@ def check_times(scheduler: Any, folder: Path, *, even_sigmas: bool = False) -> N
     Args:
         scheduler: A diffusers scheduler, loaded from `folder`.
         folder: The student's folder.
+        even_sigmas: See `StockPipeline.even_sigmas`.
 
     Raises:
         ValueError: The timesteps differ.

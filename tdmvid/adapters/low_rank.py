@@ -45,8 +45,9 @@ class _Down(nn.Linear):
 
 
 class _Reduce(torch.autograd.Function):
-    """x and x A^T. The backward pass adds the gradient of the second output into that of the first,
-    in place, so the first must go to a linear layer alone, whose backward makes a new tensor.
+    """x and x A^T. The backward pass adds the second output's gradient to the first's, in place.
+
+    So the first output must go to a linear layer alone, whose backward pass makes a new tensor.
     """
 
     @staticmethod

@@ -40,7 +40,7 @@ class StockPipeline(ABC):
     unguided: ClassVar[float] = 1.0
     """Value of `guidance_scale` in a stock call that turns guidance off."""
     even_sigmas: ClassVar[bool] = False
-    """Whether a stock call passes its scheduler evenly spaced sigmas, not a number of steps."""
+    """Whether a stock call passes evenly spaced sigmas to its scheduler instead of a step count."""
     options: ClassVar[dict[str, Any]] = {}
     """Arguments for loading the pipeline. None marks a component that is never needed."""
 
@@ -60,7 +60,9 @@ class StockPipeline(ABC):
         """Set the latent compression on a pipeline without an autoencoder to read it from."""
 
     def guidance_scale(self, cfg: float) -> float:
-        """Return the `guidance_scale` of a stock call for a scale of which 1 is no guidance."""
+        """Return the `guidance_scale` of a stock call for a guidance scale where 1 means no
+        guidance.
+        """
         return cfg - 1.0 + self.unguided
 
     def arguments_code(self) -> str:
@@ -145,7 +147,7 @@ class StockPipeline(ABC):
         return dict(cond)
 
     def negative_conditions(self, null: Cond) -> dict[str, Any]:
-        """Return the null conditions [B, ...] by the names of `conditions`."""
+        """Return the null conditions, [B, ...] each, by the names of `conditions`."""
         return dict(null)
 
     def latents(

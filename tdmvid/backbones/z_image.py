@@ -1,7 +1,7 @@
 """Z-Image (arXiv 2511.22699): one transformer over image and text tokens, text by Qwen3.
 
-Its network takes the samples of a batch as lists: images one by one, and captions of different
-lengths. It is told 1 - t and predicts x0 - eps.
+The network takes the samples of a batch as lists: images one by one, and captions of different
+lengths. Its time input is 1 - t, and it predicts x0 - eps.
 
 Shapes: B batch, C channels, H W latent size, T text tokens. A latent sample is [C, H, W].
 """
@@ -133,7 +133,7 @@ class ZImage(Images, FlowBackbone):
         return super().clean(x_t, -out, t)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
-        """Return `prompt_embeds` [B, T, D], zero behind each prompt's end, and its mask [B, T]."""
+        """Return `prompt_embeds` [B, T, D], zero after each prompt's end, and its mask [B, T]."""
         with torch.no_grad():
             found, _ = self.text.encode_prompt(
                 list(prompts),  # the pipeline changes the list
@@ -151,7 +151,7 @@ class ZImage(Images, FlowBackbone):
         return "tokenizer", TEXT_LENGTH
 
     def find_cut_prompts(self, prompts: Sequence[str]) -> CutPrompts:
-        """Return which prompts exceed the limit behind the beginning of the chat template."""
+        """Return which prompts exceed the limit, counting the beginning of the chat template."""
         part, limit = self.text_limit()
         if not (self.folder / part).is_dir():
             return CutPrompts(limit)
