@@ -60,9 +60,7 @@ class StockPipeline(ABC):
         """Set the latent compression on a pipeline without an autoencoder to read it from."""
 
     def guidance_scale(self, cfg: float) -> float:
-        """Return the `guidance_scale` of a stock call for a guidance scale where 1 means no
-        guidance.
-        """
+        """Return the `guidance_scale` of a stock call for `cfg`, where 1 means no guidance."""
         return cfg - 1.0 + self.unguided
 
     def arguments_code(self) -> str:
