@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from ..config import LoraSettings
+from ..data.progress import progress
 from .lora import attach_weights
 from .weights import LoraWeights
 
@@ -60,25 +61,27 @@ def extract(
     layers: dict[str, float] = {}
     left_out: list[str] = []
     missing = whole = 0.0
-    for key, parameter in own.items():
-        change = tuned[key].to(parameter.device).float() - parameter.float()
-        size = change.square().sum().item()
-        if size == 0:
-            continue
-        whole += size
-        if key not in linear:
-            left_out.append(key)
-            missing += size
-            continue
-        a, b = _factors(change, rank)
-        rest = (change - b @ a).square().sum().item()
-        missing += rest
-        name = linear[key]
-        layers[name] = math.sqrt(rest / size)
-        state |= {
-            f"{name}.lora_A.weight": a.cpu().contiguous(),
-            f"{name}.lora_B.weight": b.cpu().contiguous(),
-        }
+    with progress("extracting the LoRA", total=len(own), unit="layer") as bar:
+        for key, parameter in own.items():
+            bar.update()
+            change = tuned[key].to(parameter.device).float() - parameter.float()
+            size = change.square().sum().item()
+            if size == 0:
+                continue
+            whole += size
+            if key not in linear:
+                left_out.append(key)
+                missing += size
+                continue
+            a, b = _factors(change, rank)
+            rest = (change - b @ a).square().sum().item()
+            missing += rest
+            name = linear[key]
+            layers[name] = math.sqrt(rest / size)
+            state |= {
+                f"{name}.lora_A.weight": a.cpu().contiguous(),
+                f"{name}.lora_B.weight": b.cpu().contiguous(),
+            }
     if not state:
         raise ValueError(
             "the fine-tune changes no linear layer, so there is nothing to extract: check that it"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
+from ..data.progress import progress
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.process import Process
@@ -345,3 +346,14 @@ def trunk_of(
     kept = blocks[: -(-len(blocks) // 2)]
     ends = sorted({-(-len(kept) // 2), len(kept)})
     return kept, [Tap(kept[end - 1], width, index) for end in ends]
+
+
+def decode_each(backbone: Backbone, latents: Tensor, what: str = "decoding") -> Tensor:
+    """Decode latents [B, ...] one by one, with progress, to videos [B, 3, F, H, W] on the CPU."""
+    parts = latents.split(1)
+    with progress(what, total=len(parts), unit="sample") as bar:
+        videos = []
+        for one in parts:
+            videos.append(backbone.decode(one).cpu())
+            bar.update()
+    return torch.cat(videos)

@@ -18,6 +18,7 @@ import torch
 from ..config import ClipSize, ModelConfig, short
 from ..config.json_files import read_object
 from ..config.resources import find_model
+from ..data.progress import progress
 from ..data.reading import reading
 from .base import Backbone
 from .stock import AGAIN
@@ -66,7 +67,8 @@ def load_backbone(
     folder, family = find_family(config)
     # Do not shorten a path that exists: the user may want to copy it from the message.
     named = repr(config.path) if Path(config.path).exists() else short(config.path)
-    with reading(f"model.path={named}", advice=AGAIN):
+    loading = progress(f"loading {short(config.path)}")
+    with reading(f"model.path={named}", advice=AGAIN), loading:
         return family(folder, config, size, device)
 
 

@@ -11,6 +11,7 @@ from diffusers.utils import logging
 from transformers import AutoTokenizer
 
 from ..config import short
+from ..data.progress import progress
 
 BATCH = 1000
 """Number of prompts that are tokenized at a time."""
@@ -51,11 +52,13 @@ def find_cut_prompts(tokenizer: Path, limit: int, prompts: Sequence[str]) -> Cut
         return CutPrompts(limit)
     tokenize = AutoTokenizer.from_pretrained(tokenizer)
     places: list[int] = []
-    for start in range(0, len(long), BATCH):
-        some = long[start : start + BATCH]
-        texts = [prompts[place] for place in some]
-        found = tokenize(texts, truncation=False, padding=False, verbose=False)["input_ids"]
-        places += [place for place, tokens in zip(some, found) if len(tokens) > limit]
+    with progress("measuring prompts", total=len(long), unit="prompt") as bar:
+        for start in range(0, len(long), BATCH):
+            some = long[start : start + BATCH]
+            texts = [prompts[place] for place in some]
+            found = tokenize(texts, truncation=False, padding=False, verbose=False)["input_ids"]
+            places += [place for place, tokens in zip(some, found) if len(tokens) > limit]
+            bar.update(len(some))
     return CutPrompts(limit, tuple(places))
 
 

@@ -12,6 +12,8 @@ import os
 import sys
 import warnings
 
+from ..data.progress import PATIENCE, QUICK
+
 VERBOSE = "TDMVID_VERBOSE"
 """Environment variable; 1 shows all messages of libraries, as --verbose does."""
 ENVIRONMENT = {
@@ -29,10 +31,6 @@ MODULES = r"(accelerate|deepspeed|diffusers|peft|tensorboard|torchao|transformer
 """Modules with Python warnings that are all silenced."""
 TORCH = r"torch\.(?!cuda|accelerator|xpu)"
 """The same for PyTorch, except for modules that warn about a device and its driver."""
-QUICK = 5.0
-"""Seconds after which a task shows a progress bar."""
-PATIENCE = 30.0
-"""Seconds between two lines of progress if stderr is not a terminal."""
 
 
 def hush_libraries(verbose: bool = False) -> None:

@@ -149,8 +149,9 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
     Raises:
         ValueError: If the run does not fit into `--device-memory`.
     """
+    from ..data.progress import progress
     from ..plan.describe import describe
-    from ..plan.plan import make_plan
+    from ..plan.plan import STAGES, make_plan
     from ..plan.price import Terms
     from ..plan.remedies import check_fit
     from ..scoring.after_training import outlook
@@ -161,7 +162,8 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
     if args.nodes or args.gpus:
         plan, terms = _quickest(config, args, terms)
     else:
-        plan = make_plan(config, ranks=args.ranks)
+        with progress("planning", total=STAGES) as bar:
+            plan = make_plan(config, ranks=args.ranks, progress=bar.update)
     print(
         describe(
             plan,
@@ -171,12 +173,13 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
         )
     )
     if args.device_memory:
-        check_fit(plan, args.device_memory)
+        with progress("searching settings that fit"):
+            check_fit(plan, args.device_memory)
 
 
 def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tuple[Plan, Terms]:
     """Print the fastest layouts on `--nodes` x `--gpus`; return the plan and terms of the first."""
-    from tqdm import tqdm
+    from ..data.progress import progress
 
     nodes, gpus = args.nodes or 1, args.gpus or 8
     if args.ranks not in (1, nodes * gpus):
@@ -190,19 +193,19 @@ def _quickest(config: RunConfig, args: argparse.Namespace, terms: Terms) -> tupl
             " it with --ranks"
         )
     terms = replace(terms, gpus=gpus)
-    with tqdm(desc="searching layouts", unit=" traces", leave=False, total=0) as bar:
+    with progress("searching layouts", total=1, unit="trace") as bar:
         from ..plan.describe_layouts import describe_layouts, layout_limit
         from ..plan.layouts import find_layouts
 
-        def progress(left: int) -> None:
-            bar.total = bar.total or left
-            bar.n = bar.total - left
-            bar.refresh()
+        begun: list[int] = []
+
+        def show(left: int) -> None:
+            begun.append(left)
+            bar.total = begun[0]
+            bar.update(bar.total - left - bar.n)
 
         limit = layout_limit(terms.device, args.device_memory)
-        layouts = find_layouts(
-            config, ranks=nodes * gpus, terms=terms, limit=limit, progress=progress
-        )
+        layouts = find_layouts(config, ranks=nodes * gpus, terms=terms, limit=limit, progress=show)
     print(describe_layouts(layouts, limit=limit, terms=terms), end="\n\n")
     return layouts[0].plan, terms
 

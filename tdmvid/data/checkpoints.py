@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .files import write_text
+from .progress import progress
 
 META = "checkpoint.json"
 OWN = "sha256"
@@ -170,9 +171,15 @@ def find_damage(path: Path, part: str = "") -> str:
     sizes = (_wrong_size(path, name, of) for name, of in files.items())
     if damage := next(filter(None, sizes), ""):
         return damage
-    with ThreadPoolExecutor(READERS) as pool:
+    whole = sum(_size(of) for of in files.values())
+    shown = progress(f"reading {path.name}", total=whole, unit="B")
+    with ThreadPoolExecutor(READERS) as pool, shown as bar:
         found = pool.map(_wrong_content, [path] * len(files), files, files.values())
-        return next(filter(None, found), "")
+        for damage, of in zip(found, files.values(), strict=True):
+            if damage:
+                return damage
+            bar.update(_size(of))
+    return ""
 
 
 def read_student(path: Path, weights: str = "") -> dict[str, Tensor]:
@@ -227,8 +234,13 @@ def _is_own(meta: dict[str, Any], text: bytes) -> bool:
     return own == _digest(blank) and all(isinstance(of, dict) and of.keys() == sums for of in files)
 
 
+def _size(of: Any) -> int:
+    """The bytes of a file, by what checkpoint.json says of it."""
+    return int(of if isinstance(of, int) else of["bytes"])
+
+
 def _wrong_size(path: Path, name: str, of: Any) -> str:
-    size = of if isinstance(of, int) else of["bytes"]
+    size = _size(of)
     if not (path / name).is_file():
         return f"{name} is missing"
     here = (path / name).stat().st_size

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.rules import short as short
+from .progress import progress
 
 PART = ".part"
 _PARTS = re.compile(r"\.[0-9a-f]{8}\.part(\.\w+)?")
@@ -149,8 +150,10 @@ def file_fingerprint(paths: list[Path], *extra: str) -> str:
     paths = sorted(paths)
     kept = _read_digests() if any(_is_large(path) for path in paths) else {}
     known = len(kept)
-    for path in paths:
-        digest.update(f"{path.name}/{_content(path, kept)}".encode())
+    with progress("reading model files", total=len(paths), unit="file") as bar:
+        for path in paths:
+            digest.update(f"{path.name}/{_content(path, kept)}".encode())
+            bar.update()
     if len(kept) > known:
         with suppress(OSError):  # a read-only or full home only means that files are read again
             write_json(_digests_path(), kept)

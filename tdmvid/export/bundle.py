@@ -26,7 +26,7 @@ from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import baked
 from ..adapters.weights import join, rank_and_scale, weights_of_config
-from ..backbones.base import Backbone
+from ..backbones.base import Backbone, decode_each
 from ..backbones.dtype import torch_dtype
 from ..backbones.experts import Experts, split_names
 from ..backbones.lora_files import LoraFiles
@@ -304,7 +304,7 @@ def _write_samples(folder: Path, student: Student) -> list[str]:
     prompts = student.reference.prompts
     if not prompts:
         return []
-    videos = student.backbone.decode(student.latents).cpu()[: len(prompts)]
+    videos = decode_each(student.backbone, student.latents[: len(prompts)])
     return write_clips(folder / "samples", videos, student.backbone.size.fps)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.frozen import carry
 from ..adapters.layouts import KeyLayout
@@ -16,6 +17,7 @@ from ..adapters.weights import weights_of_state
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.scheduler import load_scheduler, set_steps
+from ..data.progress import QUICK
 from ..diffusion.grid import TimeGrid
 from ..roles.rounding import difference
 from .request import ExportRequest
@@ -85,7 +87,7 @@ def check_lora(folder: Path, student: Student, tolerance: float) -> float:
         RuntimeError: It is above the tolerance.
     """
     backbone = student.backbone
-    pipeline = backbone.stock.pipeline()
+    pipeline = _stock_pipeline(backbone)
     if student.adapters and not student.merged:
         load_beside(pipeline, folder, student.adapters, backbone.lora)
         pipeline.scheduler = load_scheduler(folder)
@@ -106,7 +108,7 @@ def check_network(folder: Path, student: Student, tolerance: float) -> float:
     backbone, reference = student.backbone, student.reference
     kind, dtype = type(backbone.network), torch_dtype(backbone.config)
     network = kind.from_pretrained(folder, dtype=dtype).to(reference.z.device)
-    pipeline = backbone.stock.pipeline(network)
+    pipeline = _stock_pipeline(backbone, network)
     pipeline.scheduler = backbone.student_scheduler(student.grid)
     found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=student.grid.steps)
     del pipeline, network
@@ -138,7 +140,7 @@ def check_consumer_files(
         RuntimeError: The difference is above the tolerance.
     """
     backbone = student.backbone
-    pipeline = backbone.stock.pipeline()
+    pipeline = _stock_pipeline(backbone)
     for path, names, files in zip(paths, modules, backbone.lora_files, strict=True):
         state = layout.read(load_file(path), backbone.pipeline_class, names)
         network = getattr(pipeline, files.component)
@@ -151,6 +153,13 @@ def check_consumer_files(
     del pipeline
     gc.collect()  # as in check_lora
     return _compare(found, student, tolerance)
+
+
+def _stock_pipeline(backbone: Backbone, network: nn.Module | None = None) -> Any:
+    """Load a stock pipeline that shows its progress; one rank alone checks an export."""
+    pipeline = backbone.stock.pipeline(network)
+    pipeline.set_progress_bar_config(desc="checking the export", leave=False, delay=QUICK)
+    return pipeline
 
 
 def _compare(found: Tensor, student: Student, tolerance: float) -> float:

@@ -18,6 +18,7 @@ from ..adapters.weights import LoraWeights, weights_of_state
 from ..backbones.base import Backbone
 from ..config import LoraSettings
 from ..data.items import Item, read_images
+from ..data.progress import progress
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
@@ -166,7 +167,9 @@ def sample_reference(
     z, cond = reference.z, reference.cond
     if conditions_of(network):
         cond = cond.with_step_count(grid.steps, len(z), z.device)
-    return ddim(with_step_count(backbone.denoiser(network), network), z, cond, grid)
+    denoiser = with_step_count(backbone.denoiser(network), network)
+    with progress("sampling the student", total=grid.steps) as bar:
+        return ddim(denoiser, z, cond, grid, on_step=lambda k, x0: bar.update())
 
 
 def extract_lora(student: Student, rank: int) -> Student:

@@ -364,8 +364,17 @@ class Plan:
         }
 
 
+STAGES = 3
+"""How often a plan without a similar one calls `progress`."""
+
+
 def make_plan(
-    config: RunConfig, *, ranks: int = 1, like: Plan | None = None, launched: bool = False
+    config: RunConfig,
+    *,
+    ranks: int = 1,
+    like: Plan | None = None,
+    launched: bool = False,
+    progress: Callable[[], object] = lambda: None,
 ) -> Plan:
     """Plan a run on `ranks` ranks.
 
@@ -375,6 +384,7 @@ def make_plan(
         like: Plan of a similar run. Parts whose settings are equal are reused instead of traced
             again.
         launched: Whether a launcher starts the run even with one rank.
+        progress: Called after each stage of the counting, `STAGES` times at most.
 
     Returns:
         The plan.
@@ -388,7 +398,7 @@ def make_plan(
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
     swaps = _check_grids(config, folder, family)
     prompts = _count_prompts(config, takes_images=family.takes_images)
-    tokens, weights, calls, pipeline = _counted(config, folder, family, like)
+    tokens, weights, calls, pipeline = _counted(config, folder, family, like, progress)
     return Plan(
         config=config,
         ranks=ranks,
@@ -418,7 +428,11 @@ def _count_prompts(config: RunConfig, *, takes_images: bool) -> int:
 
 
 def _counted(
-    config: RunConfig, folder: Path, family: type[Backbone], like: Plan | None
+    config: RunConfig,
+    folder: Path,
+    family: type[Backbone],
+    like: Plan | None,
+    progress: Callable[[], object],
 ) -> tuple[Tokens, Weights, Calls, Pipeline]:
     """Return what a similar plan has already counted, and count the rest."""
 
@@ -429,8 +443,11 @@ def _counted(
     if weighed and traced and decoded:
         return weighed.tokens, weighed.weights, _called(traced.calls, config), decoded.pipeline
     networks = outline_networks(config, folder, family)
+    progress()
     calls = _called(traced.calls, config) if traced else count_calls(networks)
+    progress()
     pipeline = decoded.pipeline if decoded else count_pipeline(networks)
+    progress()
     return networks.tokens, networks.weights, calls, pipeline
 
 

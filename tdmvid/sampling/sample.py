@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
@@ -28,6 +27,7 @@ from ..config import check_number, to_dict
 from ..config.ranges import OPTIONS
 from ..data.conditions import Conditions
 from ..data.embeddings import EmbeddingCache, embed_prompts
+from ..data.progress import QUICK, progress
 from ..data.video import write_image, write_video
 from ..parallel import launch
 from .manifest import append_entry, claim_folder, entry_of, gather_manifest
@@ -131,11 +131,14 @@ def _sample_share(
     """Sample this rank's share of the shots, one batch at a time."""
     steps, cfg = steps_and_cfg(backbone, sampler)
     pipeline = use_student(backbone, sampler.student, steps=steps)
+    pipeline.set_progress_bar_config(
+        desc="steps", leave=False, delay=QUICK, disable=not world.primary
+    )
     if sampler.shift:
         set_flow_shift(pipeline, sampler.shift)
     null = conds.of_prompts([sampler.negative]).to(world.device) if cfg != 1 else None
     mine = todo[world.rank :: world.size]
-    with tqdm(total=len(mine), desc="sampling", unit="video", disable=not world.primary) as bar:
+    with progress("sampling", total=len(mine), unit="video") as bar:
         for start in range(0, len(mine), batch):
             some = mine[start : start + batch]
             draws = [noise(shot.prompt, shot.seed, backbone.latent_shape()) for shot in some]

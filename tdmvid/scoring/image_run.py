@@ -17,6 +17,7 @@ import torch
 
 from ..config import ImageConfig, to_dict
 from ..data.files import write_json
+from ..data.progress import progress
 from ..data.prompts import read_prompts
 from ..parallel import launch
 from ..sampling.shots import Shot, plan_shots
@@ -169,11 +170,17 @@ def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[s
     images = image_set(
         config, [folder / shot.file for shot in shots], [shot.prompt for shot in shots]
     )
-    return {
-        name: metric.score(images)
+    chosen = {
+        name: metric
         for name, metric in METRICS.items()
         if name in metrics and isinstance(metric, ImageMetric)
     }
+    scores: Scores = {}
+    with progress(f"measuring {folder.name}", total=len(chosen), unit="metric") as bar:
+        for name, metric in chosen.items():
+            scores[name] = metric.score(images)
+            bar.update()
+    return scores
 
 
 def score_sets(
@@ -205,14 +212,16 @@ def score_sets(
             (f"{name} to {config.reference}", side, real)
             for name, side in zip(NAMES, (student, teacher), strict=True)
         ]
-    return {
-        what: {
-            key: value
-            for compare, names in wanted.items()
-            for key, value in compare(ours, theirs, names).items()
-        }
-        for what, ours, theirs in against
-    }
+    found: dict[str, dict[str, float]] = {}
+    with progress("comparing sets", total=len(against), unit="pair") as bar:
+        for what, ours, theirs in against:
+            found[what] = {
+                key: value
+                for compare, names in wanted.items()
+                for key, value in compare(ours, theirs, names).items()
+            }
+            bar.update()
+    return found
 
 
 def measures(scores: Scores) -> dict[str, Measure]:

@@ -21,6 +21,7 @@ import torch
 
 from ..adapters.bundle import read_facts
 from ..backbones.base import Backbone
+from ..data.progress import progress
 from ..sampling.shots import noise
 from ..sampling.student import use_student
 
@@ -102,14 +103,14 @@ def time_samplers(
         "teacher": (None, steps, cfg),
         "student": (student, trained, 1.0),
     }
-    timed = {
-        name: stages(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
-        for name, (folder, k, scale) in samplers.items()
-    }
-    whole = {
-        name: end_to_end(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
-        for name, (folder, k, scale) in samplers.items()
-    }
+    timed, whole = {}, {}
+    with progress("timing", total=2 * len(samplers), unit="pipeline") as bar:
+        for name, (folder, k, scale) in samplers.items():
+            timed[name] = stages(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
+            bar.update()
+        for name, (folder, k, scale) in samplers.items():
+            whole[name] = end_to_end(backbone, folder, prompts, steps=k, cfg=scale, repeats=repeats)
+            bar.update()
     calls = {"teacher": steps * (1 if cfg == 1 else 2), "student": trained}
     return compare(timed, calls, whole) | {
         "machine": f"{_device(backbone.device)}; torch {torch.__version__}, {platform.platform()}",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import short
+from ..data.progress import progress
 from ..data.video import IMAGES, VIDEOS, media_files, read_image, read_video
 from ..guard.measures import appearance, diversity, thumbnails
 from ..sampling.manifest import read_manifest
@@ -63,17 +64,19 @@ def score_folder(folder: Path, *, limit: int = 0) -> FolderScores:
     each: dict[str, list[Tensor]] = {}
     small = []
     size: tuple[int, ...] = ()
-    for path in shown:
-        video = read_sample(path)[None]
-        size = size or tuple(video.shape[2:])
-        if tuple(video.shape[2:]) != size:
-            raise ValueError(
-                f"{path} is {_size(tuple(video.shape[2:]))}, but other samples in {folder} are"
-                f" {_size(size)}: give a folder whose samples have the same size"
-            )
-        for name, value in appearance(video).items():
-            each.setdefault(name, []).append(value)
-        small.append(thumbnails(video))
+    with progress(f"measuring {folder}", total=len(shown), unit="file") as bar:
+        for path in shown:
+            video = read_sample(path)[None]
+            size = size or tuple(video.shape[2:])
+            if tuple(video.shape[2:]) != size:
+                raise ValueError(
+                    f"{path} is {_size(tuple(video.shape[2:]))}, but other samples in {folder} are"
+                    f" {_size(size)}: give a folder whose samples have the same size"
+                )
+            for name, value in appearance(video).items():
+                each.setdefault(name, []).append(value)
+            small.append(thumbnails(video))
+            bar.update()
     prompts = list(shown.values())
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     group = torch.tensor([numbers[prompt] for prompt in prompts])

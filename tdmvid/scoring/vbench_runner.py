@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ..config import VBenchConfig
 from ..data.files import write_json
+from ..data.progress import progress
 from .preflight import Preflight, preflight
 from .vbench_files import default_cache, needs_of
 from .vbench_scores import DIMENSIONS, Scores, read_scores
@@ -181,7 +182,8 @@ def score_folder(
 
     scores: Scores = {}
     failures: list[str] = []
-    with ThreadPoolExecutor(len(devices)) as pool:
+    shown = progress(f"scoring {videos.name}", total=len(checked.ready), unit="dimension")
+    with ThreadPoolExecutor(len(devices)) as pool, shown as bar:
         jobs = {name: pool.submit(job, name) for name in checked.ready}
         try:
             for name, future in jobs.items():
@@ -189,6 +191,7 @@ def score_folder(
                     scores[name] = future.result()
                 except (RuntimeError, ValueError) as error:
                     failures.append(str(error))
+                bar.update()
         except BaseException:  # Ctrl-C stops running workers; waiting ones must not start
             pool.shutdown(wait=False, cancel_futures=True)
             raise

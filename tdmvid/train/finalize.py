@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..adapters.bundle import folders_of_set, student_folder
 from ..adapters.lora import in_host_memory
 from ..config import to_dict
+from ..data.progress import progress
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
@@ -135,7 +135,7 @@ def _sample_teacher(run: Run, z: Tensor, grid: TimeGrid) -> Column:
     """
     cfg, steps = run.config.objective.cfg, dict[int, Tensor]()
     name = f"teacher, {grid.steps} steps"
-    with tqdm(total=grid.steps, desc=name, disable=not run.world.primary) as bar:
+    with progress(name, total=grid.steps) as bar:
 
         def keep(k: int, x0: Tensor) -> None:
             steps[k] = x0[:1]

@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..backbones.base import decode_each
 from ..config import to_dict
 from ..data.files import atomic_path
 from ..data.items import image_digest
+from ..data.progress import progress
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
@@ -190,7 +192,7 @@ class Guard:
         network: Any = run.networks["teacher"]  # no discriminator
         teacher = guide(run.config, network, run.null, cfg, boundary=run.grid.boundary)
         name = f"guard: teacher, {grid.steps} steps, cfg {cfg:g} (once per run)"
-        with tqdm(total=grid.steps * len(parts), desc=name, disable=not run.world.primary) as bar:
+        with progress(name, total=grid.steps * len(parts)) as bar:
             made = [
                 ddim(teacher, part.z, part.cond, grid, on_step=lambda k, x0: bar.update())
                 for part in parts
@@ -198,7 +200,7 @@ class Guard:
         latents = torch.cat(made).float().cpu()
         if not run.world.primary:
             return latents, latents.new_empty(0)
-        return latents, torch.cat([run.backbone.decode(part).cpu() for part in made])
+        return latents, torch.cat([decode_each(run.backbone, part) for part in made])
 
     @property
     def cfg(self) -> float:

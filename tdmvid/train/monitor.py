@@ -54,7 +54,12 @@ class Monitor:
         # A log file is no terminal: a line every half minute is enough there.
         patience = 0.2 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
-            total=total, initial=start, unit="step", mininterval=patience, dynamic_ncols=True
+            total=total,
+            initial=start,
+            unit="step",
+            mininterval=patience,
+            delay=0.0,  # shown at once, whatever the default is
+            dynamic_ncols=True,
         )
 
     def log(self, step: int, scalars: dict[str, float]) -> None:

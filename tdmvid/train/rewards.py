@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig, global_batch
+from ..data.progress import progress
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
@@ -84,30 +85,32 @@ class Rewards:
         prompts = max(rewards[i].deviation_prompts for i in wanted)
         each = max(rewards[i].deviation_samples for i in wanted)
         variances = torch.zeros(len(rewards), dtype=torch.float64)
-        for number in range(prompts):
-            noise = self.streams.generator(0, "reward/deviation", number)
-            z = torch.randn((each, *shape), generator=noise, device=device)
-            index = number % len(self.prompts)
-            cond = self.conds([index] * each)
-            objective = build_objective(self.config.objective)
-            if objective.conditioned_on_steps:
-                cond = cond.with_step_count(grid.steps, each, device)
-            micro = self.config.batch.micro
-            found = [
-                self._score(
-                    sample(
-                        student,
-                        z[rows],
-                        cond.rows(rows),
-                        grid,
-                        solver=objective.solver,
-                        generator=noise,
-                    ),
-                    [self.prompts[index]] * len(z[rows]),
-                )
-                for rows in (slice(first, first + micro) for first in range(0, each, micro))
-            ]
-            variances += torch.cat(found).var(0)
+        with progress("measuring rewards", total=prompts, unit="prompt") as bar:
+            for number in range(prompts):
+                noise = self.streams.generator(0, "reward/deviation", number)
+                z = torch.randn((each, *shape), generator=noise, device=device)
+                index = number % len(self.prompts)
+                cond = self.conds([index] * each)
+                objective = build_objective(self.config.objective)
+                if objective.conditioned_on_steps:
+                    cond = cond.with_step_count(grid.steps, each, device)
+                micro = self.config.batch.micro
+                found = [
+                    self._score(
+                        sample(
+                            student,
+                            z[rows],
+                            cond.rows(rows),
+                            grid,
+                            solver=objective.solver,
+                            generator=noise,
+                        ),
+                        [self.prompts[index]] * len(z[rows]),
+                    )
+                    for rows in (slice(first, first + micro) for first in range(0, each, micro))
+                ]
+                variances += torch.cat(found).var(0)
+                bar.update()
         deviations = launch.broadcast_from_rank0((variances / prompts).sqrt().tolist())
         for i in wanted:
             self.scale[i] = max(deviations[i], rewards[i].floor)

@@ -19,6 +19,7 @@ from ..backbones.registry import find_family, load_backbone
 from ..config import RunConfig, share_batch, to_dict
 from ..data.items import Item, read_run_items
 from ..data.latents import RealLatents
+from ..data.progress import progress
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond, Denoiser
 from ..diffusion.grid import TimeGrid
@@ -161,7 +162,10 @@ def build_run(config: RunConfig, world: launch.World, *, resumed: bool = False) 
     null = conditions.of_prompts([config.prompts.negative]).to(world.device)
     gallery = conditions.get(shown).to(world.device)
     quantized = config.model.quantize != "none"
-    rounding = quantize_base(config, backbone, grid, gallery, null) if quantized else None
+    rounding = None
+    if quantized:
+        with progress(f"rounding the base to {config.model.quantize}"):
+            rounding = quantize_base(config, backbone, grid, gallery, null)
     engines, teacher = build_engines(started, world, backbone)
     networks = _networks(backbone, engines, teacher, conditions.blank().to(world.device))
     run = Run(

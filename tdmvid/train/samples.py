@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..backbones.base import decode_each
+from ..data.progress import progress
 from ..data.video import write_clips, write_strip
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
@@ -110,7 +112,15 @@ def sample_student(
         else cond
     )
     fresh = torch.Generator(z.device).manual_seed(run.config.log.seed + 1)
-    with run.engines["student"].averaged():
+    name = f"student, {grid.steps} steps"
+    shown = progress(name, total=grid.steps)
+    with run.engines["student"].averaged(), shown as bar:
+
+        def done(k: int, x0: Tensor) -> None:
+            bar.update()
+            if on_step:
+                on_step(k, x0)
+
         latents = sample(
             run.roles.student,
             z,
@@ -118,7 +128,7 @@ def sample_student(
             grid,
             solver=solver or objective.solver,
             generator=fresh,
-            on_step=on_step,
+            on_step=done,
         )
     if not latents.isfinite().all():
         raise NotFinite(
@@ -145,7 +155,7 @@ def write_samples(run: Run, step: int) -> Samples:
     latents = [_sample_together(run, part) for part in parts]
     if not run.world.primary:
         return Samples(torch.cat(latents), None)
-    videos = [run.backbone.decode(each).cpu() for each in latents]
+    videos = [decode_each(run.backbone, each, "decoding samples") for each in latents]
     folder = run.config.folder / "samples"
     write_strip(folder / f"step_{step:06d}.png", videos[0])
     write_clips(folder / f"step_{step:06d}", videos[0], run.config.video.fps)
