@@ -2,12 +2,13 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
 
 import pytest
-from launched import ROOT
+from launched import ROOT, ranks
 
 from tdmvid.cli.main import COMMANDS, main
 from tdmvid.cli.quiet import ENVIRONMENT, LOGGERS, VERBOSE, hush_libraries
@@ -118,6 +119,17 @@ def test_every_command_has_the_option(words, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--help"])
     assert "--verbose" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_prints_nothing_of_libraries(tiny_json, tmp_path):
+    status, said = ranks(tiny_json, tmp_path / "out", "steps=1")
+    assert status == 0, said
+    ours = ("warning: ", "evaluation: ")
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith(ours)]
+    noise = re.compile(r"warn|deprecat|Loading (weights|pipeline)|tokenizers|\[[EWI]\d*|INFO", re.I)
+    assert not [line for line in lines if noise.search(line)], said
+    assert any(line.startswith("report: ") for line in lines)
 
 
 BARS = """
