@@ -79,7 +79,7 @@ def upload(folder: Path, target: HubTarget) -> str:
     with _explained(target, folder):
         address = api.create_repo(target.name, private=not target.public, exist_ok=True)
         _check_visibility(api, target)
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationDelete(path) for path in _outdated(api, target, files)),
             *(CommitOperationAdd(path, str(folder / path)) for path in files),
         ]
