@@ -19,7 +19,9 @@ class Case:
     blocks: int = 2
     """Number of blocks; 0 for all."""
     what: str = "iteration"
-    """Or "samples", generated and decoded by a run, or "stock", by the pipeline that users have."""
+    """Or "sharded", an iteration with DeepSpeed, "samples", generated and decoded by a run, or
+    "stock", by the pipeline that users have.
+    """
 
 
 FAMILIES = {
@@ -55,7 +57,11 @@ WHOLE = {
     },
     "cogvideox-shared-whole": Case("cogvideox5b_4nfe", SHARED, blocks=0),
 }
-CASES = QUICK | SLOW | WHOLE
+SHARDED = {
+    f"zero{stage}": Case("cogvideox2b_4nfe", (f"parallel.zero_stage={stage}",), what="sharded")
+    for stage in range(4)
+}
+CASES = QUICK | SLOW | WHOLE | SHARDED
 
 
 def main() -> None:

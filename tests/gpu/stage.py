@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import collectives
 import counting
+import sharded
 import torch
 import torch.distributed as dist
 from cases import Case
@@ -32,6 +33,8 @@ from tdmvid.plan.counts import Pipeline
 from tdmvid.plan.plan import Plan, make_plan
 from tdmvid.roles.build import empty_base
 
+RANKS = 2
+"""Ranks of DeepSpeed's engines."""
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 UNET = {
     "block_out_channels": [320, 640],
@@ -117,18 +120,23 @@ def build_stage(config: RunConfig) -> Stage:
     return stage_of(load_untrained(config), config, world)
 
 
-def plan(config: RunConfig, *, pictures: bool = False) -> Plan:
+def plan(config: RunConfig, *, pictures: bool = False, ranks: int = 1) -> Plan:
     """Plan a run with one micro-batch per iteration, as on the first of several ranks.
 
     Without samples, the plan does not include text encoders and autoencoder, which are then not
     loaded.
+
+    Args:
+        config: The run.
+        pictures: Whether it makes samples.
+        ranks: Ranks with a micro-batch of their own.
     """
-    config = replace(config, batch=replace(config.batch, total=config.batch.micro))
+    config = replace(config, batch=replace(config.batch, total=ranks * config.batch.micro))
     if pictures:
         return make_plan(config)
     nothing = Pipeline(text=0, vae=0, decoding=0)
     with patch("tdmvid.plan.plan.count_pipeline", lambda networks: nothing):
-        return make_plan(config, ranks=config.parallel.sequence)
+        return make_plan(config, ranks=ranks * config.parallel.sequence)
 
 
 def prime(stage: Stage) -> None:
@@ -148,6 +156,17 @@ def measure(config: RunConfig, counter: Counter) -> Counts:
         prime(stage)
         counter.restart()
         stage.iterate(1)
+    return counter.restart()
+
+
+def measure_sharded(config: RunConfig, counter: Counter) -> Counts:
+    """Count an iteration of DeepSpeed's engines that is not the first."""
+    with sharded.launched(RANKS):
+        world = launch.World(0, RANKS, 0, torch.device("cuda"))
+        stage = stage_of(load_untrained(config), config, world)
+        stage.iterate(1)
+        counter.restart()
+        stage.iterate(2)
     return counter.restart()
 
 
@@ -178,7 +197,12 @@ def run_stock(config: RunConfig, counter: Counter) -> Counts:
     return counter.restart()
 
 
-COUNT = {"iteration": measure, "samples": draw_samples, "stock": run_stock}
+COUNT = {
+    "iteration": measure,
+    "sharded": measure_sharded,
+    "samples": draw_samples,
+    "stock": run_stock,
+}
 
 
 def attempt(case: Case, work: Path) -> dict[str, Any]:
@@ -187,7 +211,8 @@ def attempt(case: Case, work: Path) -> dict[str, Any]:
         config = shorten(
             load_config(CONFIGS / f"{case.config}.json", case.changes), case.blocks, work
         )
-        planned = plan(config, pictures=case.what == "samples")
+        ranks = RANKS if case.what == "sharded" else 1
+        planned = plan(config, pictures=case.what == "samples", ranks=ranks)
         steps = config.grid.calls
         with counting.device(host_value=steps) as counter:
             counts = COUNT[case.what](planned.config, counter)
@@ -195,12 +220,14 @@ def attempt(case: Case, work: Path) -> dict[str, Any]:
         return {"error": "".join(traceback.format_exception(error))[-3000:]}
     forwards = planned.calls.forwards - (steps - 1) / 2
     made = replace(planned, calls=replace(planned.calls, forwards=forwards))
+    held, traffic = math.fsum(planned.memory().values()), made.traffic()
     peaks = {
-        "iteration": math.fsum(planned.memory().values()),
+        "iteration": held,
+        "sharded": held,
         "samples": planned.moments()["making samples"],
     }
     return counts.as_dict() | {
         "error": None,
         "planned_peak": peaks.get(case.what),
-        "planned_sent": made.traffic().get("tokens", 0.0),
+        "planned_sent": math.fsum(traffic.values()) if ranks > 1 else traffic.get("tokens", 0.0),
     }
