@@ -87,9 +87,7 @@ For all of them:
   to reach 55 to 60 % of that with all its other kernels.
 * **All other kernels** read and write what a trace of the network counts, at {memory} of the
   memory's bandwidth. The host starts a kernel in {kernel} us, which limits small networks only.
-  Compiled blocks would move less. Wan's root mean square norms are split into separate operations,
-  as on a CPU. A GPU has one kernel for each. Wan is therefore predicted slower, and its
-  activations larger, than they are.
+  Compiled blocks would move less.
 * **Links and networks** carry {link} of their rate. Between nodes all adapters of a node work at
   once, in the same number of rings. A collective takes {start} us, and in addition {hop} us per
   step within a node and {between} us between nodes, as in NCCL's own table (src/graph/tuning.cc).
