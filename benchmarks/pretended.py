@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 DEVICE = Path(__file__).resolve().parents[1] / "tests" / "gpu"
@@ -32,9 +33,19 @@ def pretended() -> Iterator[None]:
     for name in ("benchmarks.gpu_rows", "diffusers", "torchao"):
         importlib.import_module(name)
     import torch
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    sharded = importlib.import_module("sharded")
+    join = torch.distributed.init_process_group
+
+    def join_alone(*_: Any, **__: Any) -> None:
+        """Instead of NCCL, which a CPU build does not have."""
+        join("fake", rank=0, world_size=1, store=FakeStore())
 
     with ExitStack() as stack:
         stack.enter_context(device.pretend())
+        stack.enter_context(sharded.on_device())
+        stack.enter_context(patch.object(torch.distributed, "init_process_group", join_alone))
         for name, value in ANSWERS.items():
             answer = patch.object(torch.cuda, name, lambda *_, value=value, **__: value)
             stack.enter_context(answer)

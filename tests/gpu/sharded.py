@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 LAUNCHED = {
-    "DS_ACCELERATOR": "cuda",
     "RANK": "0",
     "LOCAL_RANK": "0",
     "MASTER_ADDR": "127.0.0.1",
@@ -69,26 +68,34 @@ def _replacements() -> dict[str, Any]:
 
 
 @contextmanager
-def launched(ranks: int) -> Iterator[None]:
-    """Inside, this process is rank 0 of a run that a launcher started.
-
-    Args:
-        ranks: Number of ranks.
-    """
-    environment = LAUNCHED | {"WORLD_SIZE": str(ranks)}
+def on_device() -> Iterator[None]:
+    """Let DeepSpeed run on the simulated device within this context."""
     with ExitStack() as stack:
-        stack.enter_context(patch.dict(os.environ, environment))
+        # read once, when deepspeed is first imported
+        stack.enter_context(patch.dict(os.environ, {"DS_ACCELERATOR": "cuda"}))
         for name, value in _replacements().items():
             stack.enter_context(patch.object(torch.cuda, name, value))
         for name in ("range_push", "range_pop"):
             stack.enter_context(patch.object(torch.cuda.nvtx, name, lambda *_: None))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda *_: None))
-        stack.enter_context(collectives.ranks(ranks))
-        import deepspeed
         from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         # ZeRO-3 compares numbers of all ranks, but here there are no values to compare
         agree = patch.object(coordinator, "assert_ints_same_as_other_ranks", lambda ints: None)
         stack.enter_context(agree)
+        yield
+
+
+@contextmanager
+def launched(ranks: int) -> Iterator[None]:
+    """Make this process rank 0 of a run that a launcher started, within this context.
+
+    Args:
+        ranks: Number of ranks.
+    """
+    environment = LAUNCHED | {"WORLD_SIZE": str(ranks)}
+    with patch.dict(os.environ, environment), on_device(), collectives.ranks(ranks):
+        import deepspeed
+
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         yield
