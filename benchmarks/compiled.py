@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor import config as inductor
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -128,8 +129,10 @@ def count_compiled(call: Call, dtype: torch.dtype) -> Moved:
     torch._dynamo.reset()
     call.block.compile(backend=backend, dynamic=False)
     settings = inductor.patch({"cpu_backend": "triton", "force_disable_caches": True})
+    # otherwise the backward graph is lowered at the first backward pass, which does not come
+    both = autograd.patch({"force_non_lazy_backward_lowering": True})
     noting = patch.object(GraphLowering, "codegen", note)
-    with settings, noting, contextlib.suppress(_Stop), autocast(call.block, dtype):
+    with settings, both, noting, contextlib.suppress(_Stop), autocast(call.block, dtype):
         call.run()
     return moved
 
