@@ -32,6 +32,10 @@ POLICY = (
     " data:; worker-src 'self' blob:; connect-src 'self'"
 )
 """Content security policy: a browser loads nothing from other hosts."""
+STYLE = """
+#times th, #times td { word-break: normal; }
+.min_value, .max_value { color: inherit; }
+"""
 Outputs = tuple[str | None, str | None, str, list[str]]
 """File of the student, file of the teacher, text, files to download."""
 
@@ -153,7 +157,14 @@ def build_page(playground: Playground) -> Any:
         outputs = [ours, theirs, times, files]
         answer = _answer(playground)
         for event in (button.click, prompt.submit):
-            event(answer, inputs, outputs, concurrency_limit=1, concurrency_id="device")
+            event(
+                answer,
+                inputs,
+                outputs,
+                concurrency_limit=1,
+                concurrency_id="device",
+                show_progress_on=theirs,  # the student stays visible while the teacher samples
+            )
     return page
 
 
@@ -194,6 +205,27 @@ def _introduction(playground: Playground, trained: int) -> str:
     )
 
 
+def _theme() -> Any:
+    """Gradio's theme with fonts of the system, and with enough contrast for small text."""
+    import gradio
+
+    theme = gradio.themes.Default(
+        primary_hue="teal",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        link_text_color_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
+        link_text_color_visited_dark="*primary_300",
+        link_text_color_active_dark="*primary_300",
+    )
+
+
 class LoadNothingElsewhere:
     """ASGI middleware that adds the content security policy to every answer."""
 
@@ -228,7 +260,6 @@ def serving(playground: Playground, *, host: str, port: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="tdmvid-playground-") as folder:
         # Gradio reads these when it is imported; it keeps a copy of each file that it shows.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": f"{folder}/shown"}
-        import gradio
         from starlette.middleware import Middleware
 
         page = build_page(replace(playground, out=Path(folder)))
@@ -242,9 +273,8 @@ def serving(playground: Playground, *, host: str, port: int) -> Iterator[str]:
                 ssr_mode=False,
                 prevent_thread_lock=True,
                 footer_links=[],
-                theme=gradio.themes.Default(
-                    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-                ),
+                theme=_theme(),
+                css=STYLE,
                 app_kwargs={"middleware": [Middleware(LoadNothingElsewhere)]},
             )
         except OSError as error:

@@ -180,21 +180,25 @@ def _callback(backbone: Backbone, after_step: Callable[[int], object]) -> dict[s
 
 def compare(made: list[Made], encoding: float) -> str:
     """Return a table in Markdown of the times of samples, the student first."""
+    rows = {
+        "steps": [str(one.steps) for one in made],
+        "network calls": [str(one.calls) for one in made],
+        "denoiser": [f"{one.denoiser:.2f} s" for one in made],
+        "autoencoder": [f"{one.autoencoder:.2f} s" for one in made],
+        "total": [f"{one.seconds:.2f} s" for one in made],
+    }
     lines = [
-        "| | steps | network calls | denoiser | autoencoder | total |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {one.name} | {one.steps} | {one.calls} | {one.denoiser:.2f} s |"
-        f" {one.autoencoder:.2f} s | {one.seconds:.2f} s |"
-        for one in made
+        " | ".join(["| one sample", *(one.name for one in made), ""]),
+        "|---" * (len(made) + 1) + "|",
+        *(" | ".join([f"| {name}", *cells, ""]) for name, cells in rows.items()),
     ]
     notes = [f"Prompt encoding: {encoding:.2f} s; a prompt that was used before is not encoded."]
     if len(made) == 2:
         student, teacher = made
         notes.insert(
             0,
-            f"The student's denoiser is {teacher.denoiser / student.denoiser:.1f} times faster, the"
-            f" total is {teacher.seconds / student.seconds:.1f} times faster.",
+            "Time of the teacher divided by the student's: denoiser"
+            f" {teacher.denoiser / student.denoiser:.1f}, total"
+            f" {teacher.seconds / student.seconds:.1f}.",
         )
     return "\n".join([*lines, "", *notes])

@@ -107,8 +107,9 @@ def test_the_student_is_shown_while_the_teacher_still_samples(playground):
 def test_times_and_network_calls_of_both_are_told(playground):
     outputs, _ = sample(playground)
     text = outputs[-1][2]
-    assert "| student | 2 | 2 |" in text and "| teacher | 3 | 6 |" in text
-    assert "times faster" in text and "times faster" not in outputs[1][2]
+    assert "| one sample | student | teacher |" in text
+    assert "| steps | 2 | 3 |" in text and "| network calls | 2 | 6 |" in text
+    assert "divided by" in text and "divided by" not in outputs[1][2]
 
 
 def test_without_the_teacher_only_the_student_samples(playground):
