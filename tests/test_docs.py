@@ -6,7 +6,7 @@ import re
 
 import documented
 import pytest
-from commands_page import commands_page
+from commands_page import NO_HELP, commands_page
 from documented import blocks, commands
 from settings_page import field_texts, settings_page
 
@@ -96,4 +96,8 @@ def test_every_command_is_in_the_reference():
     page = commands_page()
     for name in COMMANDS:
         assert f"## `tdmvid {name}` {{ #tdmvid-{name} }}" in page
-    assert "### `tdmvid score vbench`" in page and "`--zero" not in page
+    assert "### `tdmvid score vbench`" in page
+
+
+def test_every_option_has_a_help_text():
+    assert NO_HELP not in commands_page()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_SOURCE = (".*", "runs", "cache", "build", "*.egg-info", "__pycache__")
+NOT_SOURCE = (".*", "runs", "cache", "build", "site", "*.egg-info", "__pycache__")
 READ_ALL = """
 from tdmvid.backbones.registry import find_family
 from tdmvid.config import load_config

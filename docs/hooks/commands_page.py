@@ -18,6 +18,7 @@ command, and `torchrun --nproc_per_node N -m tdmvid COMMAND` starts it on N proc
 | command | |
 | --- | --- |
 """
+NO_HELP = "No description."
 SCRIPTS = {
     "train": "launch/train.py",
     "sample": "launch/sample.py",
@@ -79,4 +80,4 @@ def _help_text(parser: argparse.ArgumentParser, option: argparse.Action) -> str:
     if shown and "default" not in text:
         notes.append(f"default: `{option.default}`")
     text = escape(text)
-    return f"{text} ({', '.join(notes)})".strip() if notes else text or "No description."
+    return f"{text} ({', '.join(notes)})".strip() if notes else text or NO_HELP

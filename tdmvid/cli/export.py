@@ -129,10 +129,14 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 def _add_base(base: argparse._ArgumentGroup) -> None:
     base.add_argument("--model", help="the base: a diffusers folder or hub id")
-    base.add_argument("--revision")
-    base.add_argument("--base-dtype", choices=["float32", "bfloat16", "float16"])
+    base.add_argument("--revision", help="branch, tag or commit of a hub id")
+    base.add_argument(
+        "--base-dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="dtype of the base (default: bfloat16 on a GPU, float32 on a CPU)",
+    )
     base.add_argument("--size", metavar="FxHxW", help="frames x height x width")
-    base.add_argument("--fps", type=int)
+    base.add_argument("--fps", type=int, help="frames per second of the files (default: 8)")
     base.add_argument(
         "--timesteps", help="the network timesteps of its steps, e.g. 999,856,665,399"
     )
