@@ -60,7 +60,8 @@ class _Reduce(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, low = base.flatten(0, -2), low.flatten(0, -2)
         to_weight = low.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return rows.addmm_(low, weight).view(base.shape), to_weight
+        into = None if torch.is_grad_enabled() else rows  # gradients of gradients need a new tensor
+        return torch.addmm(rows, low, weight, out=into).view(base.shape), to_weight
 
 
 class _Up(nn.Linear):
