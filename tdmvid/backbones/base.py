@@ -117,6 +117,8 @@ class Backbone(ABC):
     """The diffusers pipeline class named in `model_index.json`."""
     spec: ClassVar[FamilySpec]
     """Describes the family's components from configs alone, without weights."""
+    stock_class: ClassVar[type[StockPipeline]]
+    """Class of `stock`."""
     lora: ClassVar[LoraFiles]
     """Names and layout of the family's LoRA files."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,6 @@ from .weight_files import load_whole, weights_variant
 
 class PipelineBackbone(Backbone):
     """Backbone of a pipeline folder. Conditions are named as the pipeline's arguments."""
-
-    stock_class: ClassVar[type[StockPipeline]]
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str

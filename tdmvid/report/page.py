@@ -133,7 +133,7 @@ def _trajectories(folder: Path) -> dict | None:
 
 def _starts_from_images(gallery: dict | None) -> bool:
     """Whether the gallery shows the first frames that were given."""
-    return bool(gallery) and gallery["columns"][0]["name"] == FIRST_FRAME
+    return gallery is not None and gallery["columns"][0]["name"] == FIRST_FRAME
 
 
 def _headline(gallery: dict | None) -> dict | None:

@@ -152,7 +152,7 @@ def test_a_run_on_the_whole_base_is_told_apart_from_one_that_ended_in_its_folder
             "tdmvid.train.trainer._loop", lambda *_: None
         )  # the run ends before its first checkpoint
         train(tiny_run(tmp_path, "steps=1", INT8))
-    assert "rounded to int8" in story(tmp_path)
+    assert "quantized to int8" in story(tmp_path)
     train(tiny_run(tmp_path, "steps=1"))
     assert story(tmp_path) == ""
 
