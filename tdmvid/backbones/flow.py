@@ -112,3 +112,34 @@ def euler_settings(grid: TimeGrid, count: int) -> dict[str, float] | None:
     if middle <= 0 or square < 0:
         return None
     return {"shift": 2 / (middle + math.sqrt(square)), "shift_terminal": times[-1]}
+
+
+def even_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin:
+    """Return a scheduler for a pipeline that passes evenly spaced sigmas, K / K to 1 / K.
+
+    Args:
+        grid: The student's times.
+        process: Gives the timestep of t = 1.
+
+    Returns:
+        diffusers' Euler scheduler with the grid's shift, or a TrajectoryScheduler for a grid that
+        no shift of the even sigmas gives.
+    """
+    shift, count = shift_of(grid), int(process.scale)
+    if shift is None:
+        return TrajectoryScheduler.of(grid, process, "flow_prediction", count)
+    return FlowMatchEulerDiscreteScheduler(count, shift=shift)
+
+
+def shift_of(grid: TimeGrid) -> float | None:
+    """Return the flow shift of a grid that starts at 1, None for any other grid."""
+    times = grid.descending()
+    if times[0] != 1:
+        return None
+    if grid.steps == 1:
+        return 1.0
+    even, last = 1 / grid.steps, times[-1]
+    shift = last * (1 - even) / (even * (1 - last))
+    made = [shift * k / (grid.steps + (shift - 1) * k) for k in range(grid.steps, 0, -1)]
+    exact = all(abs(one - other) <= EXACT for one, other in zip(made, times, strict=True))
+    return shift if exact else None

@@ -39,6 +39,8 @@ class StockPipeline(ABC):
     """Whether a stock call accepts only one given image."""
     unguided: ClassVar[float] = 1.0
     """Value of `guidance_scale` in a stock call that turns guidance off."""
+    takes_negative_text: ClassVar[bool] = True
+    """Whether a stock call has an argument `negative_prompt`."""
     even_sigmas: ClassVar[bool] = False
     """Whether a stock call passes evenly spaced sigmas to its scheduler instead of a step count."""
     options: ClassVar[dict[str, Any]] = {}
@@ -181,8 +183,8 @@ class StockPipeline(ABC):
             for name, given in self.negative_conditions(Cond(rows)).items():
                 conds[f"negative_{name}"] = given
             # one pipeline defaults to "", which it does not accept beside embeddings
-            conds["negative_prompt"] = None
-        return pipeline(
+            conds |= {"negative_prompt": None} if self.takes_negative_text else {}
+        out = pipeline(
             **conds,
             latents=z.to(torch_dtype(backbone.config)),
             guidance_scale=self.guidance_scale(cfg),
@@ -191,7 +193,12 @@ class StockPipeline(ABC):
             return_dict=False,
             **guidance,
             **self.arguments(),
-        )[0].float()
+        )[0]
+        return self.read_latents(out.float())
+
+    def read_latents(self, out: Tensor) -> Tensor:
+        """Return a call's latents [B, ...] in the layout of the family's network."""
+        return out
 
     def videos(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import logging
 from transformers import AutoTokenizer
@@ -15,6 +16,8 @@ from ..data.progress import progress
 
 BATCH = 1000
 """Number of prompts that are tokenized at a time."""
+MARK = "\N{FULL BLOCK}"
+"""Stands for the prompt in a chat template."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,27 @@ def find_cut_prompts(tokenizer: Path, limit: int, prompts: Sequence[str]) -> Cut
             places += [place for place, tokens in zip(some, found) if len(tokens) > limit]
             bar.update(len(some))
     return CutPrompts(limit, tuple(places))
+
+
+def find_cut_chats(
+    tokenizer: Path, limit: int, prompts: Sequence[str], **template: bool
+) -> CutPrompts:
+    """Find the prompts that exceed `limit` tokens behind the beginning of a chat template.
+
+    Args:
+        tokenizer: Folder of the tokenizer. Without it, no prompt is found.
+        limit: Number of tokens that the encoder reads.
+        prompts: The texts, one turn of a user each.
+        template: Options of the chat template.
+    """
+    if not tokenizer.is_dir():
+        return CutPrompts(limit)
+    turn = [{"role": "user", "content": MARK}]
+    asked: Any = AutoTokenizer.from_pretrained(tokenizer).apply_chat_template(
+        turn, tokenize=False, **template
+    )
+    begin = asked.partition(MARK)[0]
+    return find_cut_prompts(tokenizer, limit, [begin + prompt for prompt in prompts])
 
 
 @contextmanager

@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from .base import Tap, trunk_of
 from .dtype import torch_dtype
-from .flow import EXACT, FlowBackbone, FlowSpec
+from .flow import FlowBackbone, FlowSpec, even_scheduler_for
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register
-from .scheduler import TrajectoryScheduler
 from .spec import Tokens, check_sides
-from .text_limit import CutPrompts, find_cut_prompts
+from .text_limit import CutPrompts, find_cut_chats
 
 TEXT_LENGTH = 512  # the stock call's default
 PATCH = 2
@@ -153,28 +151,15 @@ class ZImage(Images, FlowBackbone):
     def find_cut_prompts(self, prompts: Sequence[str]) -> CutPrompts:
         """Return which prompts exceed the limit, counting the beginning of the chat template."""
         part, limit = self.text_limit()
-        if not (self.folder / part).is_dir():
-            return CutPrompts(limit)
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / part)
-        turn = [{"role": "user", "content": "\N{FULL BLOCK}"}]
-        asked: Any = tokenizer.apply_chat_template(turn, tokenize=False, enable_thinking=True)
-        begin = asked.partition("\N{FULL BLOCK}")[0]
-        return find_cut_prompts(self.folder / part, limit, [begin + prompt for prompt in prompts])
+        return find_cut_chats(self.folder / part, limit, prompts, enable_thinking=True)
 
     def text_settings(self) -> tuple[str, ...]:
         """Return the text length, which limits the embeddings."""
         return (str(TEXT_LENGTH),)
 
     def student_scheduler(self, grid: TimeGrid) -> Any:
-        """Return diffusers' Euler scheduler with the grid's shift, or a TrajectoryScheduler.
-
-        The stock pipeline passes evenly spaced sigmas, which the Euler scheduler shifts.
-        """
-        shift = shift_of(grid)
-        if shift is None:
-            count = int(self.process.scale)
-            return TrajectoryScheduler.of(grid, self.process, "flow_prediction", count)
-        return FlowMatchEulerDiscreteScheduler(int(self.process.scale), shift=shift)
+        """Return diffusers' Euler scheduler with the grid's shift, or a TrajectoryScheduler."""
+        return even_scheduler_for(grid, self.process)
 
     @staticmethod
     def discriminator_trunk(network: ZImageTransformer2DModel) -> list[Tap]:
@@ -204,17 +189,3 @@ def patched_latents(
     unit = size.height // height * PATCH
     check_sides(size, height=unit, width=unit)
     return channels, height, width
-
-
-def shift_of(grid: TimeGrid) -> float | None:
-    """Return the flow shift of a grid that starts at 1, None for any other grid."""
-    times = grid.descending()
-    if times[0] != 1:
-        return None
-    if grid.steps == 1:
-        return 1.0
-    even, last = 1 / grid.steps, times[-1]
-    shift = last * (1 - even) / (even * (1 - last))
-    made = [shift * k / (grid.steps + (shift - 1) * k) for k in range(grid.steps, 0, -1)]
-    exact = all(abs(one - other) <= EXACT for one, other in zip(made, times, strict=True))
-    return shift if exact else None

@@ -104,7 +104,7 @@ class Case:
             call["image"] = (self.images() + 1) / 2
         if backbone.stock.one_image_a_call:
             call |= self.row_by_row(pipeline, call["image"])
-        return pipeline(
+        made = pipeline(
             prompt=list(PROMPTS),  # one pipeline changes the list
             latents=z,
             num_inference_steps=steps,
@@ -113,6 +113,11 @@ class Case:
             return_dict=False,
             **call,
         )[0]
+        return backbone.stock.read_latents(made) if output == "latent" else made
+
+    def unpacked(self, stepped):
+        """Return what a pipeline's scheduler steps in the layout of the backbone's latents."""
+        return getattr(self.builder, "unpacked", lambda x: x)(stepped)
 
 
 def noise(backbone, batch=2):

@@ -74,7 +74,8 @@ def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, mon
     case.sample(pipeline, backbone, noise(backbone))
     cond = case.cond(backbone)
     assert len(seen) == 4
-    for (timestep, x, expected), time in zip(seen, grid.descending(), strict=True):
+    for (timestep, *stepped), time in zip(seen, grid.descending(), strict=True):
+        x, expected = (case.unpacked(each) for each in stepped)
         t = torch.full((2,), time)
         assert_close(backbone.process.timestep(t)[0].float(), timestep.float().cpu(), 1e-6)
         with torch.no_grad():

@@ -185,7 +185,7 @@ def test_a_variant_that_only_the_text_encoders_have_is_used_for_them_alone(tmp_p
     "setting, value, said",
     [
         ("transformer_2", ["diffusers", "WanTransformer3DModel"], "boundary_ratio=None"),
-        ("boundary_ratio", 0.875, "boundary_ratio=0.875 and transformer:"),
+        ("boundary_ratio", 0.875, "boundary_ratio=0.875 and transformer"),
     ],
 )
 def test_experts_without_a_boundary_are_refused_and_the_reverse(tmp_path, setting, value, said):

@@ -19,7 +19,8 @@ DEMO = "shapes_4nfe"
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if path.stem != DEMO)
 EXPERTS = {"wan2.2_a14b_4nfe": 12.0, "wan2.2_i2v_a14b_4nfe": 5.0}
 """Official flow shifts of teachers with two experts, where the student uses another shift."""
-ZERO_SNR = [name for name in CONFIGS if name.startswith(("cogvideox", "wan", "sd3", "z_image"))]
+TO_ZERO_SNR = ("cogvideox", "wan", "sd3", "z_image", "flux2")
+ZERO_SNR = [name for name in CONFIGS if name.startswith(TO_ZERO_SNR)]
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +139,7 @@ def test_another_model_is_not_taken_for_a_known_one(hub_id):
     assert packaged_configs(hub_id) is None
 
 
-UPCAST = ("PixArt-alpha", "THUDM", "stabilityai", "Tongyi-MAI")
+UPCAST = ("PixArt-alpha", "THUDM", "stabilityai", "Tongyi-MAI", "black-forest-labs")
 """Owners of models with autoencoders that overflow in float16, according to their configs."""
 
 

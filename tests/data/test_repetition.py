@@ -10,7 +10,8 @@ from tdmvid.distill.tdm import TDM
 
 
 def run(*overrides):
-    return load_config("shapes_4nfe", [f"batch.micro={BATCH}", "steps=400", *overrides])
+    base = (f"batch.micro={BATCH}", "steps=400", "objective.rollout=stop")
+    return load_config("shapes_4nfe", [*base, *overrides])
 
 
 def test_a_rollout_reads_a_prompt_for_each_sample_of_an_iteration():

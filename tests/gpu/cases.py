@@ -30,6 +30,7 @@ FAMILIES = {
     "wan": "wan1.3b_4nfe",
     "pixart": "pixart512_4nfe",
     "sd3": "sd3_4nfe",
+    "flux2": "flux2_klein_4nfe",
     "sd15": "sd15_4nfe",
     "sdxl": "sdxl_4nfe_512",
 }

@@ -103,6 +103,17 @@ CHECKS = {
     "peak": peak,
 }
 """What an iteration must not do, and what it did."""
+DOUBLES = {"flux2": " at models/embeddings.py:"}
+"""Family -> where its network itself computes in float64: a table of positions in each call."""
+
+
+def faults(name, check, result):
+    """Return what a check found, without what the library's network does by itself."""
+    library = DOUBLES.get(name.partition("-")[0])
+    found = CHECKS[check](result)
+    if check != "doubles" or library is None:
+        return found
+    return {line: count for line, count in found.items() if library not in line}
 
 
 def pairs(cases, *marks):
@@ -118,7 +129,7 @@ def test_a_case_of_two_blocks(results, name, check):
     result = results(name)
     if result["error"]:
         pytest.fail(result["error"])
-    assert CHECKS[check](result) == {}
+    assert faults(name, check, result) == {}
 
 
 @pytest.mark.slow
@@ -126,7 +137,7 @@ def test_a_case_of_two_blocks(results, name, check):
 def test_a_whole_model(tmp_path, name):
     result = counted(tmp_path, name)[name]
     assert not result["error"], result["error"]
-    assert {check for check, find in CHECKS.items() if find(result)} == set(), result
+    assert {check for check in CHECKS if faults(name, check, result)} == set(), result
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "sd3_4nfe": (2_028_328_000, 4_429),
         "sd35_4nfe": (2_243_171_520, 4_429),
         "z_image_4nfe": (6_154_908_736, 4_608),
+        "flux2_klein_4nfe": (3_875_544_576, 4_608),
         "wan1.3b_4nfe": (1_418_996_800, 32_760),
         "wan14b_4nfe": (14_288_491_584, 32_760),
         "wan2.2_5b_4nfe": (4_999_787_712, 27_280),
@@ -251,6 +252,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "sd3": 5_580_620_800,
         "sdxl": 817_720_320,
         "z_image": 4_022_468_096,
+        "flux2": 4_022_468_096,
         "sd15": 123_060_480,
         "pixart": 4_762_310_656,
     }

@@ -109,7 +109,7 @@ def test_the_manifest_and_one_line_name_the_prompts_that_are_cut(make, tmp_path,
         12,
     ]
     said = capsys.readouterr().err
-    assert said.count("12 tokens") == 1 and "1 of 2 prompts" in said and "first line 2," in said
+    assert said.count("12 tokens") == 1 and "1 of 2 prompts" in said and "first line 2:" in said
 
 
 def test_a_manifest_with_lines_that_are_no_entries_is_read(make, written, tmp_path):

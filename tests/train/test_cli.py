@@ -14,6 +14,7 @@ import pytest
 from refusals import refused, states
 
 from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.cli import quiet
 from tdmvid.cli.main import main
 from tdmvid.config import load_config
 from tdmvid.config.resources import CONFIGS
@@ -167,8 +168,13 @@ def test_the_program_itself_prints_the_line_and_no_traceback(tiny_json):
         ("transformers.utils.import_utils", "`T5Tokenizer` requires sentencepiece", True),
     ],
 )
-def test_libraries_are_silent_about_what_is_not_used_and_nothing_else(name, message, kept):
+def test_libraries_are_silent_about_what_is_not_used_and_nothing_else(
+    name, message, kept, monkeypatch
+):
+    """Of the package as a library: the commands silence more, see tests/cli/test_quiet.py."""
     logger = logging.getLogger(name)
+    own = [found for found in logger.filters if found is not quiet._only_errors]
+    monkeypatch.setattr(logger, "filters", own)
     assert (
         bool(logger.filter(logger.makeRecord(name, logging.WARNING, "", 0, message, (), None)))
         is kept

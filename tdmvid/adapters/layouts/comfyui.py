@@ -12,7 +12,7 @@ from .original import name_cogvideox, name_wan
 
 
 def name_transformer(name: str) -> str:
-    """Return the key prefix of an SD3, PixArt or Z-Image module: its name in diffusers."""
+    """Return the key prefix of an SD3, PixArt, Z-Image or FLUX.2 module: its name in diffusers."""
     return f"transformer.{name}"
 
 
@@ -39,5 +39,6 @@ COMFYUI = KeyLayout(
         "StableDiffusion3Pipeline": name_transformer,
         "PixArtAlphaPipeline": name_transformer,
         "ZImagePipeline": name_transformer,
+        "Flux2KleinPipeline": name_transformer,
     },
 )
