@@ -219,7 +219,8 @@ def attempt(case: Case, work: Path) -> dict[str, Any]:
             counts = COUNT[case.what](planned.config, counter)
     except Exception as error:  # libraries raise all kinds of errors; continue with the other cases
         return {"error": "".join(traceback.format_exception(error))[-3000:]}
-    forwards = planned.calls.forwards - (steps - 1) / 2
+    stops = config.objective.rollout == "stop"
+    forwards = planned.calls.forwards - (steps - 1) / 2 * stops
     made = replace(planned, calls=replace(planned.calls, forwards=forwards))
     held, traffic = math.fsum(planned.memory().values()), made.traffic()
     peaks = {
