@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
 from torch import Tensor
 
 from ..data.conditions import BLANK
@@ -54,6 +56,13 @@ class EncodedImages:
 def blank_images(batch: int, height: int, width: int, like: Tensor) -> Tensor:
     """Return placeholders for images that are encoded already, zeros [B, 3, H, W] like `like`."""
     return torch.zeros(batch, 3, height, width, device=like.device, dtype=like.dtype)
+
+
+def as_pil(images: Tensor) -> list[Image]:
+    """Return images [B, 3, H, W] in [-1, 1] as 8-bit PIL images."""
+    pixels = VaeImageProcessor.pt_to_numpy((images.clamp(-1, 1).float() + 1) / 2)
+    made: list[Image] = VaeImageProcessor.numpy_to_pil(pixels)
+    return made
 
 
 def embed_images(

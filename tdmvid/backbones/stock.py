@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import diffusers
+import torch
 from torch import Tensor, nn
 
 from ..config.json_files import read_object
@@ -103,10 +104,10 @@ class StockPipeline(ABC):
         return pipeline.to(backbone.device)
 
     def _encoders(self, without: list[str]) -> dict[str, nn.Module]:
-        """Load the text encoders and check that each is complete; diffusers does not check."""
+        """Load text and image encoders and check that they are complete; diffusers does not."""
         backbone = self.backbone
-        index, made = read_object(backbone.folder / "model_index.json"), {}
-        for part in backbone.spec.text_parts:
+        spec, index, made = backbone.spec, read_object(backbone.folder / "model_index.json"), {}
+        for part in (*spec.text_parts, *spec.image_parts):
             kind, folder = encoder_class(index.get(part)), backbone.folder / part
             if kind is None or part in without or not folder.is_dir():
                 continue
@@ -114,20 +115,23 @@ class StockPipeline(ABC):
                 made[part] = load_whole(
                     kind,
                     folder,
-                    dtype=torch_dtype(backbone.config),
+                    # the pipelines' examples load image encoders in float32
+                    dtype=torch.float32
+                    if part in spec.image_parts
+                    else torch_dtype(backbone.config),
                     variant=weights_variant(folder, backbone.config.variant),
                 )
         return made
 
     def pipeline(self, network: nn.Module | None = None) -> Any:
-        """Load the pipeline without text encoders and autoencoder.
+        """Load the pipeline without text encoders, image encoders and autoencoder.
 
         Args:
             network: The network to sample with; None loads the teacher's again.
         """
         spec = self.backbone.spec
         given = {} if network is None else spec.named_components(network)
-        pipeline = self.load(*spec.text_parts, "vae", **given)
+        pipeline = self.load(*spec.text_parts, *spec.image_parts, "vae", **given)
         self.set_scales(pipeline)
         return pipeline
 
@@ -200,6 +204,10 @@ class StockPipeline(ABC):
         """Return a call's latents [B, ...] in the layout of the family's network."""
         return out
 
+    def given_images(self, images: Tensor) -> Any:
+        """Return images [B, 3, H, W] in [-1, 1] as a stock call takes them."""
+        return (images + 1) / 2
+
     def videos(
         self,
         pipeline: Any,
@@ -227,7 +235,7 @@ class StockPipeline(ABC):
                 self.videos(pipeline, [prompt], steps=steps, cfg=cfg, images=image)[0]
                 for prompt, image in rows
             ]
-        given = {} if images is None else {"image": (images + 1) / 2}
+        given = {} if images is None else {"image": self.given_images(images)}
         return pipeline(
             prompt=list(prompts),  # some pipelines change the list
             **given,

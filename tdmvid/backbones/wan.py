@@ -28,9 +28,7 @@ from .registry import register
 from .spec import Tokens, check_sides
 from .stock import StockPipeline
 from .wan_fused import fuse
-from .wan_parallel import share_tokens
-
-TEXT_LENGTH = 512  # as in Wan's training, and the stock call's default
+from .wan_parallel import TEXT_LENGTH, share_tokens
 
 
 class WanSpec(FlowSpec):

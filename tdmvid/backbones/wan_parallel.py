@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from .base import TokenSharing
 from .fused import rotate
 
+TEXT_LENGTH = 512  # as in Wan's training; diffusers' network separates image and text by it
+
 
 class Attention:
     """Attention processor: exact self-attention or cross-attention, on one or several ranks.
@@ -44,16 +46,20 @@ class Attention:
         Args:
             attn: The diffusers attention module.
             hidden_states: This rank's video tokens, [B, n, H D].
-            encoder_hidden_states: Text tokens [B, T, H D] for cross-attention, None for
-                self-attention.
+            encoder_hidden_states: Image tokens, if the model has an image encoder, and text tokens
+                [B, T, H D] for cross-attention; None for self-attention.
             attention_mask: Must be None.
             rotary_emb: Cosines and sines [1, L, 1, D] of all video tokens, or None.
 
         Returns:
             [B, n, H D].
         """
-        assert attention_mask is None and attn.add_k_proj is None, "attention to every token"
-        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        assert attention_mask is None, "attention to every token"
+        seen, image = hidden_states, None
+        if encoder_hidden_states is not None:
+            seen = encoder_hidden_states
+        if attn.add_k_proj is not None:
+            image, seen = seen[:, :-TEXT_LENGTH], seen[:, -TEXT_LENGTH:]
         value = attn.to_v(seen)
         # under autocast a norm returns float32 on a GPU, but kernels need equal dtypes
         query = attn.norm_q(attn.to_q(hidden_states)).to(value.dtype)
@@ -71,6 +77,10 @@ class Attention:
             out = whole(query, key, value)
         else:
             out = self.sharing.attend(query, key, value, self.length, whole)
+        if image is not None:
+            value = attn.add_v_proj(image)
+            key = attn.norm_added_k(attn.add_k_proj(image)).to(value.dtype)
+            out = out + whole(query, *(x.unflatten(2, (attn.heads, -1)) for x in (key, value)))
         return attn.to_out[1](attn.to_out[0](out.flatten(2)))
 
 

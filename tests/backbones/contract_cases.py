@@ -5,6 +5,7 @@ import pytest
 import torch
 from families import BUILDERS
 
+from tdmvid.backbones.encoded_images import as_pil
 from tdmvid.backbones.registry import families, load_backbone
 from tdmvid.config import ModelConfig
 from tdmvid.data.video import write_image
@@ -61,9 +62,10 @@ class Case:
 
     def images(self):
         """Return the given first frames of the prompts: [2, 3, H, W] in [-1, 1]."""
-        coarse = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(4)) * 2 - 1
+        coarse = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(4))
         size = (self.size.height, self.size.width)
-        return torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+        smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+        return (smooth * 255).round() / 255 * 2 - 1  # as in a file of 8 bits
 
     def cond(self, backbone):
         """Return the conditions of the prompts, including images where the family takes images."""
@@ -95,6 +97,12 @@ class Case:
             return type(vae).encode(vae, given)
 
         vae.encode = encode_next
+        if getattr(pipeline, "image_encoder", None) is not None:
+            embeds = pipeline.encode_image(as_pil(images * 2 - 1))
+            pipeline.transformer.register_forward_pre_hook(
+                lambda _, args, named: (args, named | {"encoder_hidden_states_image": embeds}),
+                with_kwargs=True,
+            )
         return {"image": images[:1], "generator": [torch.Generator() for _ in images]}
 
     def sample(self, pipeline, backbone, z, *, steps=4, cfg=1.0, output="latent"):

@@ -199,7 +199,7 @@ def test_experts_without_a_boundary_are_refused_and_the_reverse(tmp_path, settin
 @pytest.mark.parametrize(
     "file, setting, value",
     [
-        ("transformer/config.json", "image_dim", 1280),
+        ("transformer/config.json", "pos_embed_seq_len", 514),
         ("model_index.json", "expand_timesteps", True),
     ],
 )
@@ -212,6 +212,14 @@ def test_other_wans_of_images_are_refused_by_a_load_and_a_plan(tmp_path, file, s
     for ask in (lambda: load(wan_i2v, tmp_path), lambda: make_plan(config)):
         with refused("model.path", f"{setting}={shown(value)}", "Wan 2.2 I2V-A14B"):
             ask()
+
+
+def test_a_wan_that_reads_embeddings_without_an_image_encoder_is_refused(tmp_path):
+    saved(wan_i2v, tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_dim": 1280}))
+    with refused("model.path", "image_dim=1280", "image_encoder"):
+        load(wan_i2v, tmp_path)
 
 
 def test_a_prompt_without_an_image_is_refused_before_the_teacher_is_loaded(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from tdmvid.roles.build import build_discriminator
 CASES = [
     *(("CogVideoXPipeline", variant) for variant in ("sincos", "rotary", "temporal")),
     *(("WanPipeline", variant) for variant in ("cross_norm", "no_cross_norm")),
+    ("WanImageToVideoPipeline", "encoder"),
 ]
 
 
@@ -31,9 +32,10 @@ def backbone(request, tmp_path):
 def learn(backbone, network, dtype, batch):
     """Return the prediction and the adapter's gradients."""
     x = torch.randn(batch, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
-    cond = backbone.encode_prompts(["a red circle", "a blue square moves"][:batch])
+    images = torch.linspace(-1, 1, 2)[:batch, None, None, None] * backbone.blank_images(1).add(0.5)
+    cond = backbone.encode_items(["a red circle", "a blue square moves"][:batch], images)
     inputs = {
-        name: value.to(dtype) if name in ("hidden_states", "encoder_hidden_states") else value
+        name: value.to(dtype) if "hidden_states" in name else value
         for name, value in backbone.inputs(x, torch.tensor([0.3, 0.8][:batch]), cond).items()
     }
     out = network(**inputs, return_dict=False)[0].float()

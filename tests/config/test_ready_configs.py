@@ -19,6 +19,7 @@ DEMO = "shapes_4nfe"
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if path.stem != DEMO)
 EXPERTS = {"wan2.2_a14b_4nfe": 12.0, "wan2.2_i2v_a14b_4nfe": 5.0}
 """Official flow shifts of teachers with two experts, where the student uses another shift."""
+WANS = ("wan1.3b_4nfe", "wan14b_4nfe", "wan2.1_i2v_14b_4nfe")
 TO_ZERO_SNR = ("cogvideox", "wan", "sd3", "z_image", "flux2")
 ZERO_SNR = [name for name in CONFIGS if name.startswith(TO_ZERO_SNR)]
 
@@ -90,10 +91,11 @@ def test_the_teacher_s_reference_samples_have_the_shift_of_the_student_s_grid(na
 
 
 def test_the_wan_models_have_the_guidance_and_shift_that_their_authors_recommend():
-    values = {name: load_config(name) for name in ("wan1.3b_4nfe", "wan14b_4nfe")}
+    values = {name: load_config(name) for name in WANS}
     assert {n: (c.objective.cfg, c.grid.shift) for n, c in values.items()} == {
         "wan1.3b_4nfe": (6.0, 8.0),
         "wan14b_4nfe": (5.0, 5.0),
+        "wan2.1_i2v_14b_4nfe": (5.0, 3.0),
     }
 
 
