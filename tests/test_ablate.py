@@ -11,6 +11,7 @@ import torch
 from ablations.baseline import DMD2RatesSuite, DMD2Suite
 from ablations.importance import ImportanceSuite
 from ablations.page import Claim, calls_to_reach, verdict, write_page
+from ablations.shapes import BASE
 from ablations.shapes import ROWS as SHAPES
 from ablations.toy import RatesSuite, Row, ToySuite, recall, toy
 from tdmvid.config import load_config
@@ -106,7 +107,7 @@ def test_some_rows_make_a_page_of_those(tmp_path):
 @pytest.mark.parametrize("row", SHAPES, ids=lambda row: row.name)
 @pytest.mark.slow
 def test_every_row_of_the_shapes_suite_is_a_run_that_can_be_planned(row):
-    config = load_config(Path("configs/shapes_4nfe.json"), list(row.changes))
+    config = load_config(Path("configs/shapes_4nfe.json"), [*BASE, *row.changes])
     assert make_plan(config).calls.forwards > 0
 
 
