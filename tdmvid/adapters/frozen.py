@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..backbones.experts import Experts
 from ..backbones.fused import as_class
 from ..backbones.quantize import QuantizedLinear
-from .weights import LoraLayer, LoraWeights
+from .weights import LoraLayer, LoraWeights, of_component
 
 PARTS = ("a", "b", "bias")
 
@@ -106,12 +107,17 @@ def carry(network: nn.Module, loras: Sequence[LoraWeights]) -> None:
     """Add frozen LoRAs to a plain network, in place.
 
     Args:
-        network: The base, without adapters.
+        network: The base, without adapters. Of two experts, each gets the LoRAs of its component.
         loras: The LoRAs to add.
 
     Raises:
         ValueError: A LoRA adapts a layer that is neither linear nor a convolution.
     """
+    if isinstance(network, Experts):
+        for component, expert in network.networks.items():
+            carry(expert, of_component(loras, component))
+        network.place(name for name, _ in network.named_parameters() if ".carried_" in name)
+        return
     for name in dict.fromkeys(name for lora in loras for name in lora.layers):
         layer: Any = network.get_submodule(name)
         kind = next((own for base, own in CARRIERS.items() if isinstance(layer, base)), None)

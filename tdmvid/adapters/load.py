@@ -95,16 +95,36 @@ def load_beside(
     Raises:
         ValueError: One of them is not loaded completely.
     """
-    loaded = {"student": read_lora(folder, files, getattr(pipeline, files.part))}
+    own = {one.component: one for one in files.of_pipeline(pipeline)}
+    networks = networks_of(pipeline, files)
+    loaded = [
+        ("student", component, read_lora(folder, one, networks[component]))
+        for component, one in own.items()
+    ]
     scales = {f"adapter_{i}": lora.strength for i, lora in enumerate(adapters)}
     for name, lora in zip(scales, adapters, strict=True):
-        with _in_stock_layout(lora, files) as file:
-            files.add(pipeline, file.parent, name, file=file.name)
-        loaded[name] = lora
-    files.add(pipeline, folder, "student")
+        with _in_stock_layout(lora, own[lora.component]) as file:
+            own[lora.component].add(pipeline, file.parent, name, file=file.name)
+        loaded.append((name, lora.component, lora))
+    for one in own.values():
+        one.add(pipeline, folder, "student")
     files.use(pipeline, scales | {"student": 1.0})
-    for name, lora in loaded.items():
-        check_loaded(getattr(pipeline, files.part), lora, adapter=name)
+    for name, component, lora in loaded:
+        check_loaded(getattr(pipeline, component), lora, adapter=name)
+
+
+def networks_of(pipeline: Any, files: LoraFiles) -> dict[str, nn.Module]:
+    """Return the networks of a stock pipeline that LoRAs adapt: one, or both experts.
+
+    Args:
+        pipeline: A stock pipeline.
+        files: The family's LoRA files.
+
+    Returns:
+        The networks by component.
+    """
+    names = [one.component for one in files.of_pipeline(pipeline)]
+    return {name: getattr(pipeline, name) for name in names}
 
 
 def stock_file(lora: LoraWeights, files: LoraFiles) -> Path | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..backbones.base import Backbone
-from ..backbones.lora_files import LoraFiles
+from ..backbones.experts import Experts
+from ..backbones.lora_files import LORA_FILE, LoraFiles
 from ..backbones.registry import find_family, load_backbone
 from ..config import ClipSize, ModelConfig
 from ..data.files import file_fingerprint
@@ -75,7 +76,7 @@ def carry_adapters(network: nn.Module, config: ModelConfig, files: LoraFiles) ->
 
 
 def read_adapters(
-    network: nn.Module,
+    network: nn.Module | Mapping[str, nn.Module],
     config: ModelConfig,
     files: LoraFiles,
     *,
@@ -84,24 +85,35 @@ def read_adapters(
     """Read the LoRAs of `model.adapters`, each at its scale and with its digest.
 
     Args:
-        network: The base's network without a trained adapter; may be on the meta device.
+        network: The base's network without a trained adapter, or both experts by component; may be
+            on the meta device.
         config: Names the LoRAs.
         files: The family's LoRA files.
         trained: Digests of the LoRAs that a student was trained with, to compare with; None if they
             are not known.
 
+    Returns:
+        One LoRA for each file, with the component that it adapts.
+
     Raises:
         ValueError: A LoRA is not found, does not fit, or differs from the one used in training.
     """
-    if trained is not None and len(trained) != len(config.adapters):
+    networks = _networks(network, files)
+    stated = list(_stated(config, tuple(networks)))
+    if trained is not None and len(trained) != len(stated):
         raise ValueError(
-            f"model.adapters names {len(config.adapters)} LoRAs, but the student was trained with"
+            f"model.adapters names {len(stated)} LoRAs, but the student was trained with"
             f" {len(trained)}: restore the list used in training"
         )
+    by_component = {files.part: files}
+    if len(networks) > 1:
+        by_component = files.of_experts(tuple(networks))
     loras = []
-    for i, adapter in enumerate(config.adapters):
+    for i, one in enumerate(stated):
+        own = by_component[one.component]
         try:
-            lora = read_lora(Path(adapter.path), files, network, bare=True)
+            path = _place(Path(one.path), own)
+            lora = read_lora(path, own, networks[one.component], bare=True)
             _check_text(lora, files)
             digest = digest_of(Path(lora.where))
             if trained is not None and trained[i] != digest:
@@ -110,9 +122,51 @@ def read_adapters(
                     " that file"
                 )
         except (ValueError, OSError) as error:
-            raise ValueError(f"model.adapters[{i}].path: {error}") from error
-        loras.append(replace(lora.scaled(adapter.scale), digest=digest))
+            raise ValueError(f"{one.setting}: {error}") from error
+        loras.append(replace(lora.scaled(one.scale), component=one.component, digest=digest))
     return loras
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """One LoRA file of `model.adapters`."""
+
+    setting: str
+    path: str
+    scale: float
+    component: str
+
+
+def _stated(config: ModelConfig, components: tuple[str, ...]) -> Iterator[_Stated]:
+    """Yield the LoRA files of `model.adapters`, each with the component that it adapts."""
+    first, *second = components
+    for i, adapter in enumerate(config.adapters):
+        if adapter.path:
+            yield _Stated(f"model.adapters[{i}].path", adapter.path, adapter.scale, first)
+        if not adapter.path_2:
+            continue
+        setting = f"model.adapters[{i}].path_2"
+        if not second:
+            raise ValueError(
+                f"{setting}={adapter.path_2!r} is the LoRA of a second expert, but this teacher has"
+                " one network: remove it"
+            )
+        yield _Stated(setting, adapter.path_2, adapter.second_scale, second[0])
+
+
+def _networks(
+    network: nn.Module | Mapping[str, nn.Module], files: LoraFiles
+) -> Mapping[str, nn.Module]:
+    """Return the networks by component: one, or both experts."""
+    if isinstance(network, Experts):
+        return network.networks
+    return {files.part: network} if isinstance(network, nn.Module) else network
+
+
+def _place(path: Path, files: LoraFiles) -> Path:
+    """Return the file in a folder with one expert's LoRA alone, which has the usual name."""
+    usual = path / LORA_FILE
+    return usual if not (path / files.file).is_file() and usual.is_file() else path
 
 
 def adapters_of(backbone: Backbone) -> tuple[LoraWeights, ...]:

@@ -61,6 +61,8 @@ class LoraWeights:
     """Values of the layers' own `.alpha`; None stands for layers without one."""
     strength: float = 1.0
     """Scale at which the user applies the LoRA. Included in the layers' scales."""
+    component: str = ""
+    """Component of the pipeline that a LoRA of `model.adapters` adapts, e.g. "transformer_2"."""
     digest: str = ""
     """Digest of the file's content, where it is compared."""
 
@@ -131,6 +133,16 @@ class LoraWeights:
             },
             lora_bias=self.biased,
         )
+
+
+def of_component(loras: Sequence[LoraWeights], component: str) -> list[LoraWeights]:
+    """Return the LoRAs of `model.adapters` that adapt one component of the pipeline.
+
+    Args:
+        loras: The LoRAs of all components.
+        component: E.g. "transformer_2".
+    """
+    return [lora for lora in loras if lora.component == component]
 
 
 def join(loras: Sequence[LoraWeights], where: str = "the LoRA") -> LoraWeights:

@@ -6,7 +6,7 @@ samples, so all samples of a call must lie on the same side of the boundary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,10 +113,19 @@ class Experts(nn.Module):
 
     def place_trained(self) -> None:
         """Move trainable parameters of both experts to the device, where they stay."""
-        if self.host:
-            for parameter in self.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.to(self.host.device)
+        self.place(name for name, p in self.named_parameters() if p.requires_grad)
+
+    def place(self, names: Iterable[str]) -> None:
+        """Move parameters to the device, where they stay, if the idle expert is in host memory.
+
+        Args:
+            names: Names of parameters that were added after loading.
+        """
+        if self.host is None:
+            return
+        for name in names:
+            parameter = self.get_parameter(name)
+            parameter.data = parameter.data.to(self.host.device)
 
     @property
     def networks(self) -> dict[str, Any]:

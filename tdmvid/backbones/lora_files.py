@@ -103,7 +103,7 @@ class LoraFiles:
         if file not in ("", self.file):
             options["weight_name"] = file
         if self.second:
-            options |= {"weight_name": self.file, "load_into_transformer_2": True}
+            options |= {"weight_name": file or self.file, "load_into_transformer_2": True}
         pipeline.load_lora_weights(folder, **options)
 
     def use(self, pipeline: Any, scales: Mapping[str, float]) -> None:
@@ -115,24 +115,40 @@ class LoraFiles:
         """
         pipeline.set_adapters(list(scales), list(scales.values()))
 
-    def stack_code(self, adapters: Sequence[tuple[str, str, float]]) -> list[str]:
+    def stack_code(self, adapters: Sequence[Beside], own: Sequence[LoraFiles]) -> list[str]:
         """Return lines of Python that load several LoRAs and a student into `pipe`.
 
         Args:
-            adapters: Folder, file name and scale of each LoRA, without the student.
+            adapters: The LoRAs, without the student.
+            own: The student's LoRA files: one, or one for each expert.
         """
         names = [f"adapter_{i}" for i in range(len(adapters))]
         return [
             *(
-                f"pipe.load_lora_weights({json.dumps(path, ensure_ascii=False)},"
-                f'{self._weight_name(file)} adapter_name="{name}")'
-                for name, (path, file, _) in zip(names, adapters, strict=True)
+                one.files._load_line(one.folder, one.file, name)
+                for name, one in zip(names, adapters, strict=True)
             ),
-            'pipe.load_lora_weights("path/to/this/folder", adapter_name="student")',
+            *(files._load_line("path/to/this/folder", files.file, "student") for files in own),
             f"pipe.set_adapters({json.dumps([*names, 'student'])},"
-            f" {[*(scale for *_, scale in adapters), 1.0]})",
+            f" {[*(one.scale for one in adapters), 1.0]})",
         ]
 
-    def _weight_name(self, file: str) -> str:
-        """Return the argument that names a file, with the comma after it; "" for the usual name."""
-        return "" if file == self.file else f" weight_name={json.dumps(file, ensure_ascii=False)},"
+    def _load_line(self, folder: str, file: str, name: str) -> str:
+        """Return the line of Python that loads one LoRA under a name."""
+        arguments = [json.dumps(folder, ensure_ascii=False)]
+        if file != LORA_FILE:
+            arguments.append(f"weight_name={json.dumps(file, ensure_ascii=False)}")
+        if self.second:
+            arguments.append("load_into_transformer_2=True")
+        return f'pipe.load_lora_weights({", ".join(arguments)}, adapter_name="{name}")'
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A LoRA of the user in code that loads it beside a student."""
+
+    folder: str
+    file: str
+    scale: float
+    files: LoraFiles
+    """LoRA files of the component that it adapts."""

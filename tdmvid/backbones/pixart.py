@@ -24,7 +24,7 @@ from ..config import ClipSize
 from ..diffusion.denoiser import Cond
 from .base import Tap, trunk_of
 from .images import Images, ImageSpec, ImageStock, image_latents
-from .lora_files import LoraFiles
+from .lora_files import Beside, LoraFiles
 from .registry import register
 from .spec import Tokens
 from .vp import VPBackbone, VPSpec
@@ -115,11 +115,11 @@ class PeftFolder(LoraFiles):
                 for name, scale in scales.items():
                     layer.set_scale(name, scale)
 
-    def stack_code(self, adapters: Sequence[tuple[str, str, float]]) -> list[str]:
+    def stack_code(self, adapters: Sequence[Beside], own: Sequence[LoraFiles]) -> list[str]:
         """Return lines of Python that load several LoRAs and a student with peft."""
         names = [f"adapter_{i}" for i in range(len(adapters))]
         folders = [
-            *(json.dumps(path, ensure_ascii=False) for path, *_ in adapters),
+            *(json.dumps(one.folder, ensure_ascii=False) for one in adapters),
             '"path/to/this/folder"',
         ]
         first, *others = zip(folders, [*names, "student"], strict=True)
@@ -134,8 +134,8 @@ class PeftFolder(LoraFiles):
             "for layer in pipe.transformer.modules():",
             '    if hasattr(layer, "lora_A"):',
             *(
-                f'        layer.set_scale("{name}", {scale})'
-                for name, (*_, scale) in zip(names, adapters, strict=True)
+                f'        layer.set_scale("{name}", {one.scale})'
+                for name, one in zip(names, adapters, strict=True)
             ),
         ]
 

@@ -24,7 +24,7 @@ SIZE_RULES = ranges_of("video")
 ADAPTER_RULES = (
     *ranges_of("adapter"),
     Rule(
-        lambda adapter: not adapter.path,
+        lambda adapter: not (adapter.path or adapter.path_2),
         "path",
         "is empty: set it to a LoRA file, or to a folder that holds one",
     ),
@@ -32,6 +32,16 @@ ADAPTER_RULES = (
         lambda adapter: adapter.scale == 0,
         "scale",
         "turns the LoRA off: remove it from model.adapters, or choose another scale",
+    ),
+    Rule(
+        lambda adapter: adapter.scale_2 is not None and not adapter.path_2,
+        "scale_2",
+        "is the scale of path_2, which is empty: set path_2, or remove scale_2",
+    ),
+    Rule(
+        lambda adapter: adapter.scale_2 == 0,
+        "scale_2",
+        "turns the LoRA of the second expert off: remove path_2, or choose another scale",
     ),
 )
 
@@ -41,14 +51,28 @@ class AdapterSettings:
     """Your own LoRA, used as part of the teacher."""
 
     path: str = ""
-    """LoRA file, or folder that holds one. docs/export.md lists the supported layouts."""
+    """LoRA file, or folder that holds one. docs/export.md lists the supported layouts. If the
+    teacher has two experts (Wan 2.2 A14B), the LoRA of the first, for high noise, as loaded with
+    `pipe.load_lora_weights`; empty leaves that expert unchanged.
+    """
+    path_2: str = ""
+    """LoRA of the second expert, for low noise, as loaded with `load_into_transformer_2=True`;
+    empty leaves that expert unchanged. Only for teachers with two experts.
+    """
     scale: float = 1.0
     """Scale of the LoRA, as in `pipe.set_adapters`: a factor on top of the scale in the file.
     -1000 to 1000, not 0.
     """
+    scale_2: float | None = None
+    """Scale of `path_2`. -1000 to 1000, not 0. `null` uses `scale`."""
 
     def __post_init__(self) -> None:
         check_rules(self, ADAPTER_RULES)
+
+    @property
+    def second_scale(self) -> float:
+        """Scale of `path_2`."""
+        return self.scale if self.scale_2 is None else self.scale_2
 
 
 @dataclass(frozen=True)

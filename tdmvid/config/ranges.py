@@ -126,6 +126,7 @@ SETTINGS: dict[str, Range] = {
     ),
     "guard.pairs": Range(0, 10_000, "prompts; 0 does not compare seeds"),
     "adapter.scale": Range(-1000, 1000, "(scale of a LoRA); 1 keeps the scale of the file"),
+    "adapter.scale_2": Range(-1000, 1000, "(scale of a LoRA); 1 keeps the scale of the file"),
     "teacher.steps": STEPS,
     "teacher.cfg": GUIDANCE,
     "teacher.cfg_2": GUIDANCE,

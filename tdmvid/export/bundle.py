@@ -25,7 +25,7 @@ from ..adapters.frozen import merge_carried
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import baked
-from ..adapters.weights import join, rank_and_scale, weights_of_config
+from ..adapters.weights import join, of_component, rank_and_scale, weights_of_config
 from ..backbones.base import Backbone, decode_each
 from ..backbones.dtype import torch_dtype
 from ..backbones.experts import Experts, split_names
@@ -154,7 +154,8 @@ def _plain_loras(student: Student, dtype: str) -> Iterator[_PlainLora]:
     for files, (network, own, trained) in zip(student.backbone.lora_files, parts, strict=True):
         layers, config = baked(own, configs[ADAPTER], network, trained, steps)
         if student.merged:
-            whole = join([*student.adapters, weights_of_config(layers, config)])
+            users = of_component(student.adapters, files.component)
+            whole = join([*users, weights_of_config(layers, config)])
             layers, config = whole.state(), whole.config()
         kept = {key: x.to(getattr(torch, dtype)).contiguous().cpu() for key, x in layers.items()}
         yield _PlainLora(files, kept, config)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..adapters.load import stock_file
 from ..backbones.base import Backbone
+from ..backbones.lora_files import Beside
 from ..config.resources import find_model
 from ..data.files import write_text
 from ..data.markdown import code, escape, front_matter, one_line, read_front_matter
@@ -113,9 +115,18 @@ def _adapters(facts: dict) -> dict[str, str]:
         ("LoRAs included", facts.get("merged", ())),
     ):
         if found:
-            named = (f"{code(_place(one['path']))} at scale {one['scale']:g}" for one in found)
-            rows[row] = ", ".join(named)
+            rows[row] = ", ".join(name for one in found for name in _named(one))
     return rows
+
+
+def _named(adapter: dict) -> Iterator[str]:
+    """Yield the name and scale of the LoRA, or of both experts' LoRAs, of an entry."""
+    if adapter["path"]:
+        yield f"{code(_place(adapter['path']))} at scale {adapter['scale']:g}"
+    if second := adapter.get("path_2"):
+        stated = adapter.get("scale_2")
+        scale = adapter["scale"] if stated is None else stated
+        yield f"{code(_place(second))} at scale {scale:g} (low-noise expert)"
 
 
 def _place(path: str) -> str:
@@ -141,9 +152,9 @@ def _python(student: Student, facts: dict) -> str:
     short = (
         'from tdmvid.export.load import load_pipeline; pipe = load_pipeline("path/to/this/folder")'
     )
-    files = student.backbone.lora
+    files = {one.component: one for one in student.backbone.lora_files}
     beside = student.adapters if facts["model"]["adapters"] else ()
-    if converted := [lora for lora in beside if stock_file(lora, files) is None]:
+    if converted := [lora for lora in beside if stock_file(lora, files[lora.component]) is None]:
         named = ", ".join(code(_place(lora.where)) for lora in converted)
         lines = [short, _call(student.backbone, facts)]
         if student.backbone.takes_images:
@@ -214,11 +225,17 @@ def _loading(student: Student, facts: dict) -> list[str]:
         return [load, f"{pipeline}({base}, {part}={part}, {dtype})", *tiling]
     lora = [files.load_code for files in backbone.lora_files]
     if facts["model"]["adapters"]:
-        found = [(Path(one.where).absolute(), one.strength) for one in student.adapters]
-        lora = backbone.lora.stack_code(
-            [(f"path/to/{_place(str(file.parent))}", file.name, scale) for file, scale in found]
-        )
+        lora = backbone.lora.stack_code(list(_beside(student)), backbone.lora_files)
     return [f"{pipeline}({base}, {dtype})", *lora, *tiling]
+
+
+def _beside(student: Student) -> Iterator[Beside]:
+    """Yield the user's LoRAs, with paths that do not name folders of this machine."""
+    files = {one.component: one for one in student.backbone.lora_files}
+    for lora in student.adapters:
+        file = Path(lora.where).absolute()
+        folder = f"path/to/{_place(str(file.parent))}"
+        yield Beside(folder, file.name, lora.strength, files[lora.component])
 
 
 def _other_files(facts: dict) -> list[str]:
@@ -293,7 +310,10 @@ def _recipe(config: dict) -> list[str]:
     if shown.get("init"):
         shown["init"] = _place(shown["init"])
     if adapters := shown.get("model", {}).get("adapters"):
-        placed = [one | {"path": _place(one["path"])} for one in adapters]
+        placed = [
+            one | {key: _place(one[key]) for key in ("path", "path_2") if one.get(key)}
+            for one in adapters
+        ]
         shown["model"] = shown["model"] | {"adapters": placed}
     return [
         "## Training",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..adapters.frozen import carry
 from ..adapters.layouts import KeyLayout
 from ..adapters.load import attach_to_sample, load_beside, load_student
-from ..adapters.weights import weights_of_state
+from ..adapters.weights import of_component, weights_of_state
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.scheduler import load_scheduler, set_steps
@@ -145,7 +145,7 @@ def check_consumer_files(
         state = layout.read(load_file(path), backbone.pipeline_class, names)
         network = getattr(pipeline, files.component)
         if not student.merged:
-            carry(network, student.adapters)
+            carry(network, of_component(student.adapters, files.component))
         attach_to_sample(network, weights_of_state(state))
     pipeline.scheduler = load_scheduler(paths[0].parents[1])
     reference, steps = student.reference, student.grid.steps

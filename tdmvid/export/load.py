@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..adapters.bundle import ADAPTER_FILES, FACTS, check_times, read_facts
-from ..adapters.load import load_beside, load_lora
+from ..adapters.load import load_beside, load_lora, networks_of
 from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
 from ..config import ModelConfig, from_dict
@@ -66,8 +66,8 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         pipeline.vae.enable_tiling()
     if "rank" in facts:
         stated = from_dict(ModelConfig, {"adapters": model.get("adapters", ())}, "model")
-        network, trained = getattr(pipeline, part), facts.get(ADAPTER_FILES)
-        if adapters := read_adapters(network, stated, files, trained=trained):
+        networks, trained = networks_of(pipeline, files), facts.get(ADAPTER_FILES)
+        if adapters := read_adapters(networks, stated, files, trained=trained):
             load_beside(pipeline, folder, adapters, files)
         else:
             load_lora(pipeline, folder, files)

@@ -304,8 +304,9 @@ def _check_sampled(config: RunConfig, fingerprint: dict, path: Path) -> None:
 def _sampled(settings: dict) -> dict[str, Any]:
     """Return the settings that affect sampling, by name, of a config or a fingerprint."""
     scales = {
-        f"model.adapters[{i}].scale": one["scale"]
+        f"model.adapters[{i}].{name}": one.get(name)
         for i, one in enumerate(settings.get("model", {}).get("adapters", ()))
+        for name in ("scale", "scale_2")
     }
     return {f"grid.{name}": value for name, value in settings.get("grid", {}).items()} | scales
 

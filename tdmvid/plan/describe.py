@@ -58,7 +58,12 @@ def _networks(plan: Plan) -> Iterator[Row]:
         + (f" in {weights.experts} experts together" if weights.experts > 1 else ""),
     )
     if model.adapters:
-        named = (f"{one.path} at scale {one.scale:g}" for one in model.adapters)
+        named = [
+            f"{path} at scale {scale:g}"
+            for one in model.adapters
+            for path, scale in ((one.path, one.scale), (one.path_2, one.second_scale))
+            if path
+        ]
         yield "LoRAs on the teacher", ", ".join(named)
     if model.quantize != "none":
         yield (

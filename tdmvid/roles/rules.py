@@ -92,11 +92,6 @@ EXPERT_RULES = (
         "needs six whole networks for this teacher with two experts: use 'lora'",
     ),
     Rule(
-        lambda run: run.model.adapters,
-        "model.adapters",
-        "names LoRAs for one network, but this teacher has two experts: remove them",
-    ),
-    Rule(
         lambda run: (
             run.model.idle_expert == "host"
             and (run.model.quantize != "none" or not run.parallel.share_base)
@@ -118,6 +113,11 @@ SINGLE_RULES = (
         "objective.cfg_2",
         "applies to a teacher's second expert, but this teacher has one network: omit it"
         " (--set objective.cfg_2=null)",
+    ),
+    Rule(
+        lambda run: any(one.path_2 for one in run.model.adapters),
+        "model.adapters",
+        "has path_2, the LoRA of a second expert, but this teacher has one network: remove path_2",
     ),
 )
 """Rules for teachers with one network."""

@@ -30,7 +30,7 @@ from tdmvid.export.student import Adapter, Reference, Student, sample_reference,
 from tdmvid.roles.build import empty_base
 
 ONE_NETWORK = dict(reversed([case for case in CASES if "experts" not in (case[1] or "")]))
-"""One variant of each family. A teacher with two experts does not accept LoRAs."""
+"""One variant of each family. Teachers with two experts: test_user_adapter_pairs.py."""
 pytestmark = pytest.mark.parametrize(
     "case",
     [
@@ -168,7 +168,8 @@ def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
         with_merged({stack: student}), ExportRequest(formats=("diffusers", "comfyui"))
     )
     assert list(written) == [stack, merged]  # each export was reloaded and compared
-    assert written[stack]["model"]["adapters"] == tuple(adapters)
+    named = written[stack]["model"]["adapters"]
+    assert [{key: one[key] for key in ("path", "scale")} for one in named] == adapters
     assert written[merged]["model"]["adapters"] == () and written[merged]["merged"]
     one_file = read_lora(merged, backbone.lora, backbone.network)
     assert {layer.rank for layer in one_file.layers.values()} == {6, 5}

@@ -137,7 +137,6 @@ def unloadable(monkeypatch):
         (["objective.kind=dmd2"], ["objective.segments", "everywhere"]),
         (["objective.rollout=stream"], ["objective.stagger", "even"]),
         (["training=full"], ["training", "full"]),
-        (['model.adapters=[{"path": "mine"}]'], ["model.adapters"]),
     ],
 )
 def test_what_two_experts_cannot_do_is_refused_by_run_and_plan_before_they_are_loaded(
