@@ -88,8 +88,8 @@ def test_ranks_that_share_a_video_are_one_process_whatever_its_heads_and_tokens(
     case = Case(model, optim=optim, steps=4, rollout="stop" if ranks == 2 else "full")
     reference = run_ranks(1, run, replace(case, backend="torch"))[0]
     for result in run_ranks(ranks, run, replace(case, sequence=2)):
-        # Adam divides a small gradient by its own size, so rounding moves a share of the rate
-        assert_same_run(result, reference, weights=5e-5 if optim is ADAMW else 1e-5)
+        # Adam divides a small gradient by its own size, so rounding moves a tenth of the rate
+        assert_same_run(result, reference, weights=1e-4 if optim is ADAMW else 1e-5)
 
 
 @pytest.mark.parametrize("sequence", [1, 2])
