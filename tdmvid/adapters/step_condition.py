@@ -117,8 +117,10 @@ def _condition(network: nn.Module, seed: int) -> StepCondition:
     def add(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         if condition.steps is None:
             return out
-        shift: Tensor = condition(condition.steps)
-        return out + shift.to(out.dtype).repeat(len(out) // len(shift), *[1] * (out.dim() - 1))
+        shift: Tensor = condition(condition.steps).to(out.dtype)
+        rows = shift.repeat(len(out) // len(shift), 1)
+        # the embedding has a dimension more if every token has its time
+        return out + rows.unflatten(0, (-1, *[1] * (out.dim() - 2)))
 
     embedding.module.register_forward_hook(add)
     return condition

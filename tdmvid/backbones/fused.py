@@ -33,7 +33,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
     Args:
         x: [B, L, D].
-        scale, shift: [B, 1, D] or [1, 1, D], any floating-point dtype.
+        scale, shift: [B, 1, D], [1, 1, D] or [B, L, D], any floating-point dtype.
 
     Returns:
         [B, L, D] in the dtype of x.
@@ -49,7 +49,7 @@ def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
 
     Args:
         x, update: [B, L, D].
-        gate: [B, 1, D] or [1, 1, D], any floating-point dtype.
+        gate: [B, 1, D], [1, 1, D] or [B, L, D], any floating-point dtype.
 
     Returns:
         [B, L, D] in the dtype of x.

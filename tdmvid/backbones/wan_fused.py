@@ -62,14 +62,15 @@ class FusedBlock(WanTransformerBlock):
         Args:
             hidden_states: Video tokens, [B, L, D].
             encoder_hidden_states: Text tokens, [B, T, D].
-            temb: Projected time embedding, [B, 6, D].
+            temb: Projected time embedding, [B, 6, D], or [B, L, 6, D] with one time per token.
             rotary_emb: Cosines and sines, [1, L, 1, D / heads] each.
         """
         x = hidden_states
-        assert temb.ndim == 3, "expected one time per sample, as in Wan 2.1"
+        if temb.ndim == 3:
+            temb = temb[:, None]
         shift, scale, gate, ff_shift, ff_scale, ff_gate = (
             self.scale_shift_table + temb.float()
-        ).chunk(6, dim=1)  # each [B, 1, D] float32
+        ).unbind(2)  # each [B, 1, D] or [B, L, D], float32
         normed = modulate(self.norm1(x), scale, shift)
         x = add_gated(x, gate, self.attn1(normed, None, None, rotary_emb))
         x = x + self.attn2(self.norm2(x), encoder_hidden_states, None, None)

@@ -1,10 +1,14 @@
-"""Wan image to video: 2.1 I2V (with an image encoder) and 2.2 I2V-A14B (two experts).
+"""Wan image to video: 2.1 I2V (with an image encoder), 2.2 I2V-A14B (two experts), 2.2 TI2V-5B.
 
 The network's input is the noisy latents, concatenated along channels with a mask of the given
 frames and with the latents of a video that starts with the given frame and is grey after it. The
 blocks of 2.1 also attend to an image encoder's embeddings of that frame.
 
-Shapes: B batch, C channels, F latent frames, H W latent size, N image tokens (257), D their width.
+TI2V-5B gets the latents of the given frame in place of the first noisy ones, and time 0 for their
+tokens. They are also the first frame of every clean prediction.
+
+Shapes: B batch, C channels, F latent frames, H W latent size, N image tokens (257), D their width,
+L video tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +32,10 @@ from .registry import register
 from .wan import Wan, WanSpec, WanStock
 
 GIVEN = "image_latents"
-"""Name of the condition: normalised latents of the video after the given frame, [B, C, F, H, W]."""
+"""Name of the condition: normalised latents, [B, C, F, H, W], of the given and grey frames.
+
+F is 1 for TI2V-5B: the given frame alone.
+"""
 EMBEDS = "image_embeds"
 """Name of the condition: the image encoder's last hidden states but one, [B, N, D]."""
 
@@ -39,7 +46,7 @@ class WanImageSpec(WanSpec):
     image_parts = ("image_encoder", "image_processor")
 
     def find_obstacle(self, folder: Path) -> str:
-        """Return why a model of two frames or TI2V-5B is not supported, and what to use, or ""."""
+        """Return why a folder without an image input is not supported, and what to use; else ""."""
         index = read_object(folder / "model_index.json")
         config = folder / self.network_folder / "config.json"
         network = read_object(config) if config.is_file() else {}
@@ -54,13 +61,11 @@ class WanImageSpec(WanSpec):
                 f"image_dim={network['image_dim']} in {self.network_folder}/config.json, but"
                 f" model_index.json has no {self.image_parts[0]}: download the folder again"
             )
-        if index.get("expand_timesteps"):
-            return (
-                f"expand_timesteps=true in model_index.json: a {index['_class_name']} that puts the"
-                " image among the noisy latents, such as TI2V-5B, is not supported; use Wan 2.2"
-                " I2V-A14B, or TI2V-5B as a WanPipeline without images"
-            )
         return ""
+
+    def gives_first_frame(self, folder: Path) -> bool:
+        """Return whether the given frame replaces the first noisy latents, as in TI2V-5B."""
+        return bool(read_object(folder / "model_index.json").get("expand_timesteps"))
 
     def example(
         self,
@@ -72,6 +77,9 @@ class WanImageSpec(WanSpec):
     ) -> dict:
         """Return the arguments of one call; `hidden_states` are [B, C, F, H, W]."""
         given = super().example(network, folder, size, batch, dtype)
+        if self.gives_first_frame(folder):
+            count = self.tokens(network, folder, size).count
+            return given | {"timestep": torch.empty(batch, count)}
         width = network.config.image_dim
         if width is None:
             return given
@@ -180,6 +188,7 @@ class WanImageToVideo(Wan):
     ):
         super().__init__(folder, config, size, device)
         self._embedder: Any = None
+        self.first_frame_is_given = self.spec.gives_first_frame(folder)
 
     @property
     def text(self) -> Any:
@@ -211,15 +220,32 @@ class WanImageToVideo(Wan):
     def inputs(self, x_t: Tensor, t: Tensor, cond: Cond) -> dict:
         """Return the transformer's arguments; x_t [B, C, F, H, W] gets mask and given latents."""
         given = cond[GIVEN].to(x_t.dtype)
+        if self.first_frame_is_given:
+            return super().inputs(_replace_first(x_t, given), t, cond) | {"timestep": self.times(t)}
         mask = given.new_zeros(len(given), self.clip.temporal, *given.shape[2:])
         mask[:, :, 0] = 1
         more = {"encoder_hidden_states_image": cond[EMBEDS]} if EMBEDS in cond else {}
         video = torch.cat([x_t, mask, given], 1)
         return super().inputs(x_t, t, cond) | {"hidden_states": video} | more
 
+    def times(self, t: Tensor) -> Tensor:
+        """Return the network's time of every token, [B, L], for t [B]: 0 in the given frame."""
+        tokens = self.spec.tokens(self.network, self.folder, self.size).count
+        times = self.process.timestep(t)[:, None].repeat(1, tokens)
+        times[:, : tokens // self.latent_shape()[1]] = 0
+        return times
+
+    def predict_x0(self, network: Any, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Call a network at x_t [B, C, F, H, W] and t [B] and return x0, [B, C, F, H, W] float32.
+
+        If the first frame is given, it is returned as it is.
+        """
+        x0 = super().predict_x0(network, x_t, t, cond)
+        return _replace_first(x0, cond[GIVEN].to(x0)) if self.first_frame_is_given else x0
+
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Cond:
-        """Encode images [B, 3, H, W] in [-1, 1], each followed by grey frames.
+        """Encode images [B, 3, H, W] in [-1, 1], each followed by grey frames where they are read.
 
         Returns:
             Normalised latents, [B, C, F, H, W] in the network's dtype, and the image encoder's
@@ -229,10 +255,16 @@ class WanImageToVideo(Wan):
         mean, std = self.latent_scale()
         encoded = []
         for one in first.split(1):
-            later = one.new_zeros(1, 3, self.size.frames - 1, *one.shape[3:])
+            frames = 0 if self.first_frame_is_given else self.size.frames - 1
+            later = one.new_zeros(1, 3, frames, *one.shape[3:])
             encoded.append(self.vae.encode(torch.cat([one, later], 2)).latent_dist.mode())
         latents = (torch.cat(encoded).float() - mean) / std
         cond = {GIVEN: latents}
         if self.network.config.image_dim is not None:
             cond[EMBEDS] = self.embedder.encode_image(as_pil(images))
         return Cond(cond).to(torch_dtype(self.config))
+
+
+def _replace_first(x: Tensor, given: Tensor) -> Tensor:
+    """Return x [B, C, F, H, W] with `given` [B, C, 1, H, W] as its first frame."""
+    return torch.cat([given, x[:, :, 1:]], 2)

@@ -97,6 +97,16 @@ class SharedTokens(Attention):
         self.length = hidden_states.shape[1]
         return self.group.shard(hidden_states), *others
 
+    def cut_times(self, embedder: nn.Module, args: tuple, out: tuple) -> tuple:
+        """Replace embeddings of every token's time [B, L, ...] by this rank's; keep one per sample.
+
+        A hook of the embedder of times, text and images.
+        """
+        per_token, per_block, *others = out
+        if per_token.ndim == 2:
+            return out
+        return self.group.shard(per_token), self.group.shard(per_block), *others
+
     def join(self, projection: nn.Linear, args: tuple, out: Tensor) -> Tensor:
         """Gather the tokens of all ranks, [B, L, ...]; a hook of the output projection."""
         return self.group.gather(out, self.length)
@@ -112,6 +122,7 @@ def share_tokens(network: WanTransformer3DModel, sharing: TokenSharing) -> None:
         sharing: The ranks that share a sequence.
     """
     tokens = SharedTokens(sharing)
+    network.condition_embedder.register_forward_hook(tokens.cut_times)
     network.blocks[0].register_forward_pre_hook(tokens.cut)
     network.proj_out.register_forward_hook(tokens.join)
     for block in network.blocks:

@@ -200,7 +200,6 @@ def test_experts_without_a_boundary_are_refused_and_the_reverse(tmp_path, settin
     "file, setting, value",
     [
         ("transformer/config.json", "pos_embed_seq_len", 514),
-        ("model_index.json", "expand_timesteps", True),
     ],
 )
 def test_other_wans_of_images_are_refused_by_a_load_and_a_plan(tmp_path, file, setting, value):

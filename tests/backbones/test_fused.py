@@ -17,7 +17,7 @@ from tdmvid.roles.build import build_discriminator
 CASES = [
     *(("CogVideoXPipeline", variant) for variant in ("sincos", "rotary", "temporal")),
     *(("WanPipeline", variant) for variant in ("cross_norm", "no_cross_norm")),
-    ("WanImageToVideoPipeline", "encoder"),
+    *(("WanImageToVideoPipeline", variant) for variant in ("encoder", "first_frame")),
 ]
 
 

@@ -1,6 +1,7 @@
 """Wan image to video, with a mask and the given frame's latents as input.
 
-"encoder" is 2.1, with an image encoder. "experts" is 2.2 A14B.
+"encoder" is 2.1, with an image encoder. "experts" is 2.2 A14B. "first_frame" is 2.2 TI2V, in which
+the given latents replace the first noisy ones.
 """
 
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from .wan import SIZE, tiny_transformer
 
 __all__ = ["SIZE", "encoded"]
 PIPELINE = "WanImageToVideoPipeline"
-VARIANTS = ("experts", "encoder")
+VARIANTS = ("experts", "encoder", "first_frame")
 WIDTH = 16
 """Width of the image encoder's embeddings."""
 encoded = wan.encoded
@@ -43,9 +44,11 @@ def image_encoder():
 
 def build(variant):
     """Build a random pipeline with 4 channels each of noisy latents, mask and given frame."""
-    parts = wan.build("experts")
+    parts = wan.build("ti2v" if variant == "first_frame" else "experts")
     torch.manual_seed(1)
-    if variant == "experts":
+    if variant == "first_frame":
+        more = {"transformer": parts.transformer, "expand_timesteps": True}
+    elif variant == "experts":
         more = {
             "transformer": tiny_transformer(in_channels=12),
             "transformer_2": tiny_transformer(in_channels=12),

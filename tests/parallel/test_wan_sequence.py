@@ -25,7 +25,7 @@ def learn(network, inputs, target) -> tuple[torch.Tensor, dict[str, torch.Tensor
     return out.detach(), {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
 
 
-def compare(checkpointing: bool) -> tuple[float, float, float]:
+def compare(checkpointing: bool, per_token: bool) -> tuple[float, float, float]:
     """Return the errors of the output and of gradients averaged over ranks, relative to the largest
     values, and the smallest gradient.
     """
@@ -41,9 +41,13 @@ def compare(checkpointing: bool) -> tuple[float, float, float]:
     if checkpointing:
         shared.enable_gradient_checkpointing()
     x, target = torch.randn(2, 2, 4, FRAMES, HEIGHT, WIDTH)
+    times = torch.tensor([999.0, 120.5])
+    if per_token:  # as in Wan 2.2 TI2V with a given first frame
+        times = times[:, None].repeat(1, FRAMES * HEIGHT * WIDTH // 4)
+        times[:, : HEIGHT * WIDTH // 4] = 0
     inputs = {
         "hidden_states": x,
-        "timestep": torch.tensor([999.0, 120.5]),
+        "timestep": times,
         "encoder_hidden_states": torch.randn(2, 7, 16),
     }
     expected, expected_gradients = learn(one, inputs, target)
@@ -58,8 +62,13 @@ def compare(checkpointing: bool) -> tuple[float, float, float]:
     return ((out - expected).abs().max() / expected.abs().max()).item(), max(errors), smallest
 
 
-@pytest.mark.parametrize("ranks, checkpointing", [(2, False), (2, True), (4, False)])
+@pytest.mark.parametrize(
+    "ranks, checkpointing, per_token",
+    [(2, False, False), (2, True, False), (4, False, False), (2, True, True), (4, False, True)],
+)
 @pytest.mark.slow
-def test_ranks_that_share_a_video_give_the_output_and_gradients_of_one(ranks, checkpointing):
-    for output, gradient, smallest in run_ranks(ranks, compare, checkpointing):
+def test_ranks_that_share_a_video_give_the_output_and_gradients_of_one(
+    ranks, checkpointing, per_token
+):
+    for output, gradient, smallest in run_ranks(ranks, compare, checkpointing, per_token):
         assert output < 1e-5 and gradient < 1e-4 and smallest > 1e-6
