@@ -32,7 +32,8 @@ class TwoCalls:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         without = self.guided.denoiser(x_t, t, self.guided.null.expand(len(x_t)))
         scale = self.guided.scale(x_t, t)
-        return without + scale * (self.guided.denoiser(x_t, t, cond) - without)
+        with_ = self.guided.denoiser(x_t, t, cond)
+        return self.guided.combine(x_t, without, with_, scale)
 
 
 def published(

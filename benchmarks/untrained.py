@@ -160,6 +160,8 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
         tensors["pooled_prompt_embeds"] = torch.randn(pooled.shape, generator=generator)
     if "encoder_attention_mask" in example:
         tensors["prompt_attention_mask"] = torch.ones(shape[:2], dtype=torch.long)
+    if "encoder_hidden_states_mask" in example:
+        tensors["prompt_embeds_mask"] = torch.ones(shape[:2], dtype=torch.bool)
     return Cond(tensors).to(backbone.device)
 
 

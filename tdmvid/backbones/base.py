@@ -21,6 +21,7 @@ from ..config import ClipSize, ModelConfig
 from ..data.progress import progress
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
+from ..diffusion.guidance import extrapolate
 from ..diffusion.process import Process
 from .experts import Experts
 from .lora_files import LoraFiles
@@ -129,6 +130,8 @@ class Backbone(ABC):
     """Whether the stock pipeline accepts `use_dynamic_cfg`."""
     takes_images: ClassVar[bool] = False
     """Whether the family is image to video: each sample is conditioned on a given first frame."""
+    combine = staticmethod(extrapolate)
+    """Combines the two branches of guidance as the stock pipeline does."""
     folder: Path
     config: ModelConfig
     size: ClipSize

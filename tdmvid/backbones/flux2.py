@@ -26,13 +26,12 @@ from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec, even_scheduler_for
 from .images import Images, ImageSpec, ImageStock
 from .lora_files import LoraFiles
+from .patches import PATCH, pack, patchify, unpack, unpatchify
 from .registry import register
 from .spec import Tokens, check_sides
 from .text_limit import CutPrompts, find_cut_chats
 
 TEXT_LENGTH = 512  # the stock call's default
-PATCH = 2
-"""Latents per side of a patch."""
 
 
 class Flux2KleinSpec(ImageSpec, FlowSpec):
@@ -214,26 +213,6 @@ def patches(network: Flux2Transformer2DModel, folder: Path, size: ClipSize) -> t
     unit = PATCH * 2 ** (len(config["block_out_channels"]) - 1)
     check_sides(size, height=unit, width=unit)
     return network.config.in_channels, size.height // unit, size.width // unit
-
-
-def pack(x: Tensor) -> Tensor:
-    """Return patches [B, C, H, W] as tokens [B, N, C]."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Return tokens [B, N, C] as patches [B, C, H, W]."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-
-def patchify(latents: Tensor) -> Tensor:
-    """Return the autoencoder's latents [B, C / 4, 2 H, 2 W] as patches [B, C, H, W]."""
-    return nn.functional.pixel_unshuffle(latents, PATCH)
-
-
-def unpatchify(x: Tensor) -> Tensor:
-    """Return patches [B, C, H, W] as the autoencoder's latents [B, C / 4, 2 H, 2 W]."""
-    return nn.functional.pixel_shuffle(x, PATCH)
 
 
 def statistics(vae: AutoencoderKLFlux2, like: Tensor) -> tuple[Tensor, Tensor]:

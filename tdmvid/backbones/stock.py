@@ -38,10 +38,14 @@ class StockPipeline(ABC):
     """Field of the stock pipeline's result."""
     one_image_a_call: ClassVar[bool] = False
     """Whether a stock call accepts only one given image."""
+    guidance_argument: ClassVar[str] = "guidance_scale"
+    """Argument of a stock call that holds the guidance scale."""
     unguided: ClassVar[float] = 1.0
-    """Value of `guidance_scale` in a stock call that turns guidance off."""
+    """Value of `guidance_argument` in a stock call that turns guidance off."""
     takes_negative_text: ClassVar[bool] = True
     """Whether a stock call has an argument `negative_prompt`."""
+    needs_negative_text: ClassVar[bool] = False
+    """Whether a stock call from prompts is guided only if it is given a `negative_prompt`."""
     even_sigmas: ClassVar[bool] = False
     """Whether a stock call passes evenly spaced sigmas to its scheduler instead of a step count."""
     options: ClassVar[dict[str, Any]] = {}
@@ -62,9 +66,13 @@ class StockPipeline(ABC):
     def set_scales(self, pipeline: Any) -> None:
         """Set the latent compression on a pipeline without an autoencoder to read it from."""
 
-    def guidance_scale(self, cfg: float) -> float:
-        """Return the `guidance_scale` of a stock call for `cfg`, where 1 means no guidance."""
-        return cfg - 1.0 + self.unguided
+    def guidance(self, cfg: float) -> dict[str, float]:
+        """Return the argument of a stock call for a guidance of `cfg`, where 1 means none."""
+        return {self.guidance_argument: cfg - 1.0 + self.unguided}
+
+    def negative_text(self, count: int, cfg: float) -> dict[str, list[str]]:
+        """Return the negative prompts that `count` prompts of a stock call need to be guided."""
+        return {"negative_prompt": [""] * count} if self.needs_negative_text and cfg != 1 else {}
 
     def arguments_code(self) -> str:
         """Return `arguments` as Python source, e.g. "height=512, width=512"."""
@@ -190,15 +198,19 @@ class StockPipeline(ABC):
             conds |= {"negative_prompt": None} if self.takes_negative_text else {}
         out = pipeline(
             **conds,
-            latents=z.to(torch_dtype(backbone.config)),
-            guidance_scale=self.guidance_scale(cfg),
+            latents=self.write_latents(z.to(torch_dtype(backbone.config))),
             num_inference_steps=steps,
             output_type="latent",
             return_dict=False,
+            **self.guidance(cfg),
             **guidance,
             **self.arguments(),
         )[0]
         return self.read_latents(out.float())
+
+    def write_latents(self, z: Tensor) -> Tensor:
+        """Return noise [B, ...] in the layout that a stock call takes."""
+        return z
 
     def read_latents(self, out: Tensor) -> Tensor:
         """Return a call's latents [B, ...] in the layout of the family's network."""
@@ -239,7 +251,8 @@ class StockPipeline(ABC):
         return pipeline(
             prompt=list(prompts),  # some pipelines change the list
             **given,
-            guidance_scale=self.guidance_scale(cfg),
+            **self.negative_text(len(prompts), cfg),
+            **self.guidance(cfg),
             num_inference_steps=steps,
             return_dict=False,
             **self.arguments(),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .guidance import CONSTANT, GuidanceSchedule
+from .guidance import CONSTANT, Combine, GuidanceSchedule, extrapolate
 from .process import Process, broadcast
 
 STEPS = "steps"
@@ -167,7 +167,7 @@ class Denoiser(Protocol):
 
 
 class Guided:
-    """Denoiser with classifier-free guidance: D(null) + cfg (D(cond) - D(null)).
+    """Denoiser with classifier-free guidance, D(null) + cfg (D(cond) - D(null)) by default.
 
     cfg = 1 means no guidance. Both branches run in one call of twice the batch size, at every time.
     Tensors that `null` lacks, such as a given first frame, are the same in both branches.
@@ -177,12 +177,19 @@ class Guided:
         null: Conditioning of the unconditional branch, for one sample.
         cfg: Guidance scale.
         schedule: Change of the scale with time.
+        combine: How the family's stock pipeline combines the branches, `Backbone.combine`.
     """
 
     def __init__(
-        self, denoiser: Denoiser, null: Cond, cfg: float, schedule: GuidanceSchedule = CONSTANT
+        self,
+        denoiser: Denoiser,
+        null: Cond,
+        cfg: float,
+        schedule: GuidanceSchedule = CONSTANT,
+        combine: Combine = extrapolate,
     ):
         self.denoiser, self.null, self.cfg, self.schedule = denoiser, null, cfg, schedule
+        self.combine = combine
         self.process = denoiser.process
 
     def scale(self, x_t: Tensor, t: Tensor) -> float | Tensor:
@@ -204,4 +211,4 @@ class Guided:
             return self.denoiser(x_t, t, cond)
         both = Cond.cat([cond.replaced_by(self.null.expand(len(x_t))), cond])
         without, with_ = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return without + self.scale(x_t, t) * (with_ - without)
+        return self.combine(x_t, without, with_, self.scale(x_t, t))

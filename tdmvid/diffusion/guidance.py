@@ -1,15 +1,61 @@
-"""Guidance scales that change with time, as in diffusers pipelines.
+"""Classifier-free guidance as in diffusers pipelines: how branches are combined, and the scale.
 
-Shapes: B is the batch size; t is [B] in [0, 1].
+Shapes: B is the batch size; x_t and x0 are [B, ...] with any trailing shape; t is [B] in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Combine = Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
+"""Function (x_t, x0 without the prompt, x0 with it, scale) -> guided x0."""
+TINY = 1e-30
+"""Smallest norm to divide by: a velocity of zero stays zero."""
+
+
+def extrapolate(x_t: Tensor, without: Tensor, with_: Tensor, scale: float | Tensor) -> Tensor:
+    """Combine the two branches of guidance (arXiv 2207.12598).
+
+    Args:
+        x_t: Noisy samples, [B, ...]; not used.
+        without: Unconditional prediction of x0, [B, ...].
+        with_: Conditional prediction of x0, [B, ...].
+        scale: Guidance scale, one number or [B, 1, ...]; 1 means no guidance.
+
+    Returns:
+        without + scale (with_ - without), [B, ...].
+    """
+    return without + scale * (with_ - without)
+
+
+def extrapolate_at_norm(
+    x_t: Tensor, without: Tensor, with_: Tensor, scale: float | Tensor
+) -> Tensor:
+    """Combine the two branches of guidance, and keep the norm of the conditional one in each token.
+
+    It is for the velocity v = (x_t - x0) / t of a rectified flow (`QwenImagePipeline.__call__` of
+    diffusers). With v = v_without + scale (v_with - v_without), the guided velocity of a token is
+    v |v_with| / |v|, where |.| is the L2 norm over its C channels. The factor 1 / t cancels, so
+    x_t - x0 takes the place of v.
+
+    Args:
+        x_t: Noisy samples, [B, C, ...] with one token at each place.
+        without: Unconditional prediction of x0, [B, C, ...].
+        with_: Conditional prediction of x0, [B, C, ...].
+        scale: Guidance scale, one number or [B, 1, ...]; 1 means no guidance.
+
+    Returns:
+        x0 of the guided velocity, [B, C, ...].
+    """
+    step = x_t - extrapolate(x_t, without, with_, scale)
+    wanted = (x_t - with_).norm(dim=1, keepdim=True)
+    guided: Tensor = x_t - step * (wanted / step.norm(dim=1, keepdim=True).clamp_min(TINY))
+    return guided
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _call(backbone: Backbone, facts: dict) -> str:
     made = "video" if stock.output == "frames" else "image"
     return (
         f"{made} = pipe({_given(backbone)}, num_inference_steps={facts['steps']},"
-        f" guidance_scale={stock.unguided}, {stock.arguments_code()}).{stock.output}[0]"
+        f" {stock.guidance_argument}={stock.unguided}, {stock.arguments_code()}).{stock.output}[0]"
     )
 
 

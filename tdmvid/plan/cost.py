@@ -320,7 +320,7 @@ def materialise(network: nn.Module) -> None:
     CPU kernels are chosen as on a real device, so the tensors that they keep are realistic.
 
     Args:
-        network: Network whose meta parameters and buffers are replaced.
+        network: Network whose meta parameters, buffers and other tensors are replaced.
     """
     for module in network.modules():
         for name, parameter in list(module._parameters.items()):
@@ -330,3 +330,6 @@ def materialise(network: nn.Module) -> None:
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        for name, table in list(vars(module).items()):  # of positions, which is no buffer
+            if isinstance(table, Tensor) and table.is_meta:
+                setattr(module, name, torch.empty(table.shape, dtype=table.dtype))

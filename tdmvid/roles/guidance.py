@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from ..backbones.base import Backbone
+from ..backbones.base import Backbone, NetworkDenoiser
 from ..config import RunConfig
-from ..diffusion.denoiser import Cond, Denoiser, Guided
+from ..diffusion.denoiser import Cond, Guided
 from ..diffusion.guidance import GuidanceSchedule
 
 
 def guide(
     config: RunConfig,
-    denoiser: Denoiser,
+    denoiser: NetworkDenoiser,
     null: Cond,
     cfg: float | None = None,
     *,
     boundary: float = 0.0,
 ) -> Guided:
-    """Return the teacher with classifier-free guidance (arXiv 2207.12598).
+    """Return the teacher with classifier-free guidance, combined as by its stock pipeline.
 
     Args:
         config: Its `objective` sets the guidance.
@@ -30,7 +30,8 @@ def guide(
     steps = config.log.teacher_steps if objective.use_dynamic_cfg else 0
     scale = objective.cfg if cfg is None else cfg
     second = None if scale == 1 else objective.cfg_2
-    return Guided(denoiser, null, scale, GuidanceSchedule(low, high, steps, boundary, second))
+    schedule = GuidanceSchedule(low, high, steps, boundary, second)
+    return Guided(denoiser, null, scale, schedule, denoiser.backbone.combine)
 
 
 def check_guidance(config: RunConfig, family: type[Backbone]) -> None:

@@ -27,9 +27,9 @@ from ..parallel import launch
 def stock_defaults(backbone: Backbone) -> tuple[int, float]:
     """Return the default number of steps and guidance scale of the stock pipeline's call."""
     call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
-    return call["num_inference_steps"].default, call[
-        "guidance_scale"
-    ].default + 1.0 - backbone.stock.unguided
+    stock = backbone.stock
+    scale = float(call[stock.guidance_argument].default)
+    return call["num_inference_steps"].default, scale + 1.0 - stock.unguided
 
 
 def check_guidance(backbone: Backbone, guidance: Mapping[str, Any]) -> None:

@@ -112,16 +112,18 @@ class Case:
             call["image"] = (self.images() + 1) / 2
         if backbone.stock.one_image_a_call:
             call |= self.row_by_row(pipeline, call["image"])
+        stock = backbone.stock
         made = pipeline(
             prompt=list(PROMPTS),  # one pipeline changes the list
-            latents=z,
+            latents=None if z is None else stock.write_latents(z),
             num_inference_steps=steps,
-            guidance_scale=backbone.stock.guidance_scale(cfg),
             output_type=output,
             return_dict=False,
+            **stock.negative_text(len(PROMPTS), cfg),
+            **stock.guidance(cfg),
             **call,
         )[0]
-        return backbone.stock.read_latents(made) if output == "latent" else made
+        return stock.read_latents(made) if output == "latent" else made
 
     def unpacked(self, stepped):
         """Return what a pipeline's scheduler steps in the layout of the backbone's latents."""

@@ -17,10 +17,11 @@ from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
 from tdmvid.backbones.experts import experts_of
 from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes, quantize
 from tdmvid.backbones.registry import load_backbone
-from tdmvid.config import LoraSettings, ModelConfig
-from tdmvid.diffusion.denoiser import Cond, Guided
+from tdmvid.config import LoraSettings, ModelConfig, RunConfig, from_dict
+from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import shifted, uniform
 from tdmvid.diffusion.sampler import ddim
+from tdmvid.roles.guidance import guide
 
 GRIDS = {"uniform": uniform, "shifted": lambda steps, process: shifted(steps, 2.0, process)}
 
@@ -91,16 +92,15 @@ def test_x0_is_the_scheduler_s_original_sample_at_every_step(case, backbone, mon
 def test_four_steps_give_the_stock_pipeline_s_latents(case, backbone, spacing, cfg):
     grid, pipeline, z = GRIDS[spacing](4, backbone.process), case.stock(), noise(backbone)
     pipeline.scheduler = backbone.student_scheduler(grid)
-    denoiser = Guided(backbone.denoiser(backbone.network), backbone.encode_prompts([""]), cfg)
+    network, null = backbone.denoiser(backbone.network), backbone.encode_prompts([""])
+    denoiser = guide(from_dict(RunConfig, {"objective": {"cfg": cfg}}), network, null)
     cond = case.cond(backbone)
     ours, theirs = ddim(denoiser, z, cond, grid), case.sample(pipeline, backbone, z, cfg=cfg)
     assert theirs.abs().mean() > 0.1 and (theirs[0] - theirs[1]).abs().mean() > 1e-3
     assert_close(ours, theirs, 1e-4)
     lean = backbone.stock.pipeline()
     lean.scheduler = backbone.student_scheduler(grid)
-    from_embeddings = backbone.stock.latents(
-        lean, z, cond, steps=4, cfg=cfg, null=backbone.encode_prompts([""])
-    )
+    from_embeddings = backbone.stock.latents(lean, z, cond, steps=4, cfg=cfg, null=null)
     assert_close(from_embeddings, theirs, 1e-4)
 
 
@@ -314,10 +314,11 @@ def test_a_quantised_base_has_the_gradients_of_the_rounded_one_and_half_of_it_re
 
     def gradients():
         loss = backbone.predict_x0(network, x, t, cond).square().sum()
-        return [
-            *torch.autograd.grad(loss, [x, *trainable]),
-            *torch.autograd.grad(critic(x, t, four).sum(), x),
-        ]
+        found = torch.autograd.grad(loss, [x, *trainable], allow_unused=True)
+        # the text stream of a last block has no effect on the output
+        used = [gradient for gradient in found if gradient is not None]
+        assert len(used) > 0.8 * len(found)
+        return [*used, *torch.autograd.grad(critic(x, t, four).sum(), x)]
 
     found = gradients()
     monkeypatch.setattr(

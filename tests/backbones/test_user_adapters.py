@@ -102,10 +102,12 @@ def test_the_teacher_is_the_stock_pipeline_with_the_user_s_loras(
     null, grid = backbone.encode_prompts([""]), shifted(*GRID, backbone.process)
     stock = stock_teacher(backbone, loras)
     theirs = backbone.stock.latents(stock, z, cond, steps=4, cfg=cfg, null=null)
-    denoiser = Guided(teacher.denoiser(teacher.network), null, cfg)
+    denoiser, bare = (
+        Guided(each.denoiser(each.network), null, cfg, combine=each.combine)
+        for each in (teacher, backbone)
+    )
     with torch.no_grad():
-        ours = ddim(denoiser, z, cond, grid)
-        plain = ddim(Guided(backbone.denoiser(backbone.network), null, cfg), z, cond, grid)
+        ours, plain = ddim(denoiser, z, cond, grid), ddim(bare, z, cond, grid)
     assert_close(ours, theirs, 1e-4)
     assert (ours - plain).norm() > 0.01 * plain.norm()
 

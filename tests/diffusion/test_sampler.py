@@ -9,6 +9,7 @@ from tiny import cogvideox_scheduler
 
 from tdmvid.diffusion.denoiser import Cond, Guided
 from tdmvid.diffusion.grid import shifted, uniform
+from tdmvid.diffusion.guidance import extrapolate_at_norm
 from tdmvid.diffusion.process import RectifiedFlow, TabulatedVP
 from tdmvid.diffusion.sampler import Before, advance, ddim, ddim_step, rollout, sample
 
@@ -135,6 +136,28 @@ def test_guidance_is_null_plus_cfg_times_the_difference(cfg, expected):
     guided = Guided(ByCond(), Cond({"c": torch.tensor([[10.0]])}), cfg)
     found = guided(noise(), torch.ones(3), Cond({"c": torch.full((3, 1), 13.0)}))
     assert torch.equal(found, torch.full((3, 6), expected))
+
+
+class ByVelocity:
+    """Denoiser whose velocity is its conditioning."""
+
+    process = RectifiedFlow()
+
+    def __call__(self, x_t, t, cond):
+        return self.process.x0_from_velocity(x_t, cond["v"], t)
+
+
+@pytest.mark.parametrize("time", [1.0, 0.5, 0.01, 0.0])
+def test_rescaled_guidance_keeps_the_norm_of_each_token_s_conditional_velocity(time):
+    """Two tokens of two channels: (3, 0) and (3, 4), (0, 1) and (0, -2) without and with prompt."""
+    velocity = torch.tensor([[[3.0, 0.0], [4.0, -2.0]]])  # [B, C, N]
+    null = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
+    guided = Guided(ByVelocity(), Cond({"v": null}), 2.0, combine=extrapolate_at_norm)
+    x_t = torch.tensor([[[0.3, -0.2], [0.1, 0.7]]])
+    found = guided(x_t, torch.tensor([time]), Cond({"v": velocity}))
+    # (3, 8) of norm sqrt(73) gets norm 5, (0, -5) gets norm 2
+    expected = torch.tensor([[[3.0, 0.0], [8.0, -5.0]]]) * torch.tensor([5 / 73**0.5, 2 / 5])
+    torch.testing.assert_close(found, x_t - time * expected, atol=1e-6, rtol=0)
 
 
 def test_guidance_costs_twice_the_samples_in_one_call_and_cfg_1_costs_none():

@@ -72,7 +72,7 @@ def shorten(config: RunConfig, blocks: int, work: Path) -> RunConfig:
 
 
 def on_device(module: nn.Module) -> nn.Module:
-    """Move the parameters and buffers of a module from the meta device to "cuda" in place."""
+    """Move all tensors of a module from the meta device to "cuda" in place."""
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None:
@@ -81,6 +81,9 @@ def on_device(module: nn.Module) -> nn.Module:
         for name, buffer in list(part._buffers.items()):
             if buffer is not None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+        for name, table in list(vars(part).items()):  # of positions, which is no buffer
+            if isinstance(table, torch.Tensor) and table.is_meta:
+                setattr(part, name, torch.empty(table.shape, dtype=table.dtype, device="cuda"))
     return module
 
 

@@ -103,15 +103,18 @@ CHECKS = {
     "peak": peak,
 }
 """What an iteration must not do, and what it did."""
-DOUBLES = {"flux2": " at models/embeddings.py:"}
-"""Family -> where its network itself computes in float64: a table of positions in each call."""
+LIBRARY = {
+    ("flux2", "doubles"): " at models/embeddings.py:",  # a table of positions in each call
+    ("qwen_image", "copies"): " at transformers/transformer_qwenimage.py:",  # the text's length
+}
+"""Family and check -> where its network itself does what an iteration must not do."""
 
 
 def faults(name, check, result):
     """Return what a check found, without what the library's network does by itself."""
-    library = DOUBLES.get(name.partition("-")[0])
+    library = LIBRARY.get((name.partition("-")[0], check))
     found = CHECKS[check](result)
-    if check != "doubles" or library is None:
+    if library is None:
         return found
     return {line: count for line, count in found.items() if library not in line}
 

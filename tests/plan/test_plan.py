@@ -232,6 +232,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "sd35_4nfe": (2_243_171_520, 4_429),
         "z_image_4nfe": (6_154_908_736, 4_608),
         "flux2_klein_4nfe": (3_875_544_576, 4_608),
+        "qwen_image_4nfe": (20_430_401_088, 4_608),
         "wan1.3b_4nfe": (1_418_996_800, 32_760),
         "wan14b_4nfe": (14_288_491_584, 32_760),
         "wan2.1_i2v_14b_4nfe": (16_394_878_784, 32_760),
@@ -254,6 +255,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "sdxl": 817_720_320,
         "z_image": 4_022_468_096,
         "flux2": 4_022_468_096,
+        "qwen_image": 8_292_166_656,
         "sd15": 123_060_480,
         "pixart": 4_762_310_656,
     }

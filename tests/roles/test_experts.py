@@ -11,6 +11,7 @@ from refusals import refused
 from tdmvid.adapters.lora import attach
 from tdmvid.backbones.experts import Experts, Split
 from tdmvid.backbones.registry import load_backbone
+from tdmvid.backbones.wan import Wan
 from tdmvid.config import load_config
 from tdmvid.export import sources
 from tdmvid.parallel import launch
@@ -169,7 +170,7 @@ def test_a_second_guidance_without_the_first_is_refused(expert_json):
 
 @pytest.mark.parametrize("cfg, second", [(None, 3.0), (5.0, 3.0), (2.0, 3.0), (1.0, None)])
 def test_only_an_unguided_call_leaves_out_the_second_guidance(expert_json, cfg, second):
-    denoiser = SimpleNamespace(process=None)
+    denoiser = SimpleNamespace(process=None, backbone=Wan)
     guided = guide(load_config(expert_json), denoiser, None, cfg, boundary=0.86)
     assert guided.schedule.second == second
 

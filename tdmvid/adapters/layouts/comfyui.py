@@ -12,7 +12,7 @@ from .original import name_cogvideox, name_wan
 
 
 def name_transformer(name: str) -> str:
-    """Return the key prefix of an SD3, PixArt, Z-Image or FLUX.2 module: its name in diffusers."""
+    """Return the key prefix of an module that keeps its name in diffusers."""
     return f"transformer.{name}"
 
 
@@ -40,5 +40,6 @@ COMFYUI = KeyLayout(
         "PixArtAlphaPipeline": name_transformer,
         "ZImagePipeline": name_transformer,
         "Flux2KleinPipeline": name_transformer,
+        "QwenImagePipeline": name_transformer,
     },
 )
