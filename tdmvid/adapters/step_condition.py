@@ -120,7 +120,7 @@ def _condition(network: nn.Module, seed: int) -> StepCondition:
         shift: Tensor = condition(condition.steps).to(out.dtype)
         rows = shift.repeat(len(out) // len(shift), 1)
         # the embedding has a dimension more if every token has its time
-        return out + rows.unflatten(0, (-1, *[1] * (out.dim() - 2)))
+        return out + rows.reshape(len(out), *[1] * (out.dim() - 2), -1)
 
     embedding.module.register_forward_hook(add)
     return condition

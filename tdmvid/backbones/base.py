@@ -128,6 +128,8 @@ class Backbone(ABC):
     """Values of `model.attention` that the family supports."""
     dynamic_guidance: ClassVar[bool] = False
     """Whether the stock pipeline accepts `use_dynamic_cfg`."""
+    also_opens: ClassVar[tuple[str, ...]] = ()
+    """Other pipeline classes whose folders the family loads if `model.pipeline` names its own."""
     takes_images: ClassVar[bool] = False
     """Whether the family is image to video: each sample is conditioned on a given first frame."""
     combine = staticmethod(extrapolate)

@@ -84,8 +84,13 @@ def find_family(config: ModelConfig, *, weights: bool = True) -> tuple[Path, typ
             family does not support this model.
     """
     folder = resolve(config, weights=weights)
-    name = read_object(folder / "model_index.json").get("_class_name")
-    known = families()
+    own = read_object(folder / "model_index.json").get("_class_name")
+    name, known = config.pipeline or own, families()
+    if name != own and (name not in known or own not in known[name].also_opens):
+        raise ValueError(
+            f"model.pipeline={short(name)} cannot be used for model.path={short(config.path)}, a"
+            f" {own}: remove model.pipeline"
+        )
     if name not in known:
         raise ValueError(
             f"model.path={config.path!r} is a {name}, which is not supported: use a model of one"

@@ -50,6 +50,11 @@ class WanImageSpec(WanSpec):
         index = read_object(folder / "model_index.json")
         config = folder / self.network_folder / "config.json"
         network = read_object(config) if config.is_file() else {}
+        if not self.gives_first_frame(folder) and self._is_text_only(network):
+            return (
+                f"in_channels={network['in_channels']} in {self.network_folder}/config.json: the"
+                " network has no input for an image; use it as a WanPipeline"
+            )
         if network.get("pos_embed_seq_len") is not None:
             return (
                 f"pos_embed_seq_len={network['pos_embed_seq_len']} in"
@@ -62,6 +67,11 @@ class WanImageSpec(WanSpec):
                 f" model_index.json has no {self.image_parts[0]}: download the folder again"
             )
         return ""
+
+    @staticmethod
+    def _is_text_only(network: dict[str, Any]) -> bool:
+        """Return whether a network's config has channels for the noisy latents alone."""
+        return bool(network) and network["in_channels"] == network["out_channels"]
 
     def gives_first_frame(self, folder: Path) -> bool:
         """Return whether the given frame replaces the first noisy latents, as in TI2V-5B."""
@@ -182,6 +192,7 @@ class WanImageToVideo(Wan):
     spec, stock_class = WanImageSpec(), WanImageStock
     lora = LoraFiles(pipeline_class)
     takes_images = True
+    also_opens = ("WanPipeline",)  # TI2V-5B's folder names the pipeline without an image
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str

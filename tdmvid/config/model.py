@@ -85,6 +85,10 @@ class ModelConfig:
     """Branch, tag or commit of a model on the hub. `null` uses the default branch."""
     variant: str | None = None
     """Variant of the weight files, e.g. `fp16`. `null` uses the files without a variant."""
+    pipeline: str | None = None
+    """Pipeline class to use instead of the one in the model's `model_index.json`, if the model can
+    be used in both: `WanImageToVideoPipeline` for Wan 2.2 TI2V-5B with images. `null` uses its own.
+    """
     adapters: tuple[AdapterSettings, ...] = ()
     """LoRAs of the teacher, frozen and not merged. Student and fake start from the base with these
     LoRAs, and train their own LoRA in addition.

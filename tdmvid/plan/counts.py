@@ -189,7 +189,7 @@ def weighed_settings(config: RunConfig) -> tuple[object, ...]:
     """
     model, objective = config.model, config.objective
     return (
-        (model.path, model.revision, model.dtype, model.quantize, config.video),
+        (model.path, model.revision, model.pipeline, model.dtype, model.quantize, config.video),
         (config.training, config.lora, config.init),
         (objective.conditioned_on_steps, objective.roles),
     )
@@ -206,7 +206,7 @@ def traced_settings(config: RunConfig) -> tuple[object, ...]:
     """
     model, objective = config.model, config.objective
     return (
-        (model.path, model.revision, model.dtype, model.attention),
+        (model.path, model.revision, model.pipeline, model.dtype, model.attention),
         (config.video, config.batch.micro, config.parallel.sequence),
         (config.training, config.lora, config.init),
         (objective.conditioned_on_steps, objective.roles),

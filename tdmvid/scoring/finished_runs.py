@@ -142,10 +142,10 @@ def size_overrides(trained: Mapping[str, Any], evaluation: str) -> list[str]:
     ]
 
 
-def _model(settings: object) -> str:
-    """Return the name of a model without its owner or folder."""
-    path = settings.get("path") if isinstance(settings, dict) else None
-    return Path(str(path or "")).name.lower()
+def _model(settings: object) -> tuple[str, str]:
+    """Return the name of a model without its owner or folder, and `model.pipeline`."""
+    model = settings if isinstance(settings, dict) else {}
+    return Path(str(model.get("path") or "")).name.lower(), str(model.get("pipeline") or "")
 
 
 def _finished(student: Student) -> float:

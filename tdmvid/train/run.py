@@ -110,6 +110,8 @@ class Run:
         """Settings that must be equal in a checkpoint and in the run that resumes it."""
         config, settings = self.config, to_dict(self.config)
         settings["model"].pop("idle_expert")  # it does not affect results
+        if not config.model.pipeline:  # older checkpoints do not have it
+            settings["model"].pop("pipeline")
         if not self.real_digest:  # tiling then affects only the decoded samples, not the training
             settings["model"].pop("tiling")
         compared = {key: settings[key] for key in COMPARED}

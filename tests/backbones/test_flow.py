@@ -43,9 +43,9 @@ def backbone(family, folder):
     return load(family, folder)
 
 
-def saved(family, folder):
+def saved(family, folder, variant=None):
     torch.manual_seed(0)
-    family.build(family.VARIANTS[0]).save_pretrained(folder)
+    family.build(variant or family.VARIANTS[0]).save_pretrained(folder)
     return folder
 
 
@@ -219,6 +219,37 @@ def test_a_wan_that_reads_embeddings_without_an_image_encoder_is_refused(tmp_pat
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_dim": 1280}))
     with refused("model.path", "image_dim=1280", "image_encoder"):
         load(wan_i2v, tmp_path)
+
+
+def test_a_text_and_image_model_is_loaded_as_either_pipeline(tmp_path):
+    """The hub's folder of TI2V-5B names the pipeline without an image."""
+    saved(wan, tmp_path, "ti2v")
+    text, image = load(wan, tmp_path), load(wan, tmp_path, pipeline="WanImageToVideoPipeline")
+    assert not text.takes_images and image.takes_images
+    for name, tensor in text.encode_prompts(PROMPTS).items():
+        assert torch.equal(image.encode_prompts(PROMPTS)[name], tensor)
+    cond = image.encode_items(PROMPTS, image.blank_images(2))
+    z = torch.randn(2, *image.latent_shape())
+    grid = shifted(2, 2.0, image.process)
+    ours = ddim(image.denoiser(image.network), z, cond, grid)
+    pipeline = image.stock.pipeline()
+    pipeline.scheduler = image.student_scheduler(grid)
+    assert_close(image.stock.latents(pipeline, z, cond, steps=2), ours, 1e-4)
+    assert torch.equal(ours[:, :, 0], cond["image_latents"][:, :, 0])
+
+
+@pytest.mark.parametrize(
+    "family, pipeline, said",
+    [
+        (wan, "WanImageToVideoPipeline", "in_channels=4"),
+        (sd3, "WanImageToVideoPipeline", "model.pipeline='WanImageToVideoPipeline'"),
+        (wan, "WanVACEPipeline", "model.pipeline='WanVACEPipeline'"),
+    ],
+)
+def test_a_pipeline_that_does_not_fit_the_model_is_refused(tmp_path, family, pipeline, said):
+    saved(family, tmp_path)
+    with refused("model.path", said):
+        load(family, tmp_path, pipeline=pipeline)
 
 
 def test_a_prompt_without_an_image_is_refused_before_the_teacher_is_loaded(tmp_path, monkeypatch):
