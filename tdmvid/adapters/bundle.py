@@ -17,6 +17,8 @@ FACTS = "export.json"
 """File in a bundle that describes the student."""
 ADAPTER_FILES = "adapter_files"
 """Entry of export.json with the digests of the user's LoRAs that the student needs beside it."""
+TEXT_PARTS = "text_encoders"
+"""Entry of export.json with the text encoders that the LoRA file changes."""
 STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
 """Folder in a run where the student is written, by `training`."""
 CLOSE = 1e-3

@@ -18,6 +18,7 @@ from .lora import attach_weights
 from .read import read_lora
 from .settings import SETTINGS_FILE
 from .teacher import digest_of
+from .text import applies_text, text_parts
 from .weights import LoraWeights, effect
 
 SCALE_TOLERANCE = 0.02
@@ -62,7 +63,8 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
 def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     """Load the LoRA of one network of the stock pipeline."""
     network = getattr(pipeline, files.component)
-    lora = read_lora(folder, files, network)
+    encodes = applies_text(files) and getattr(pipeline, "text_encoder", None) is not None
+    lora = read_lora(folder, files, network, text=encodes)
     if (
         lora.plain
         and lora.layout == _own_layout(files)
@@ -156,7 +158,7 @@ def _in_stock_layout(lora: LoraWeights, files: LoraFiles) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         own = lora.scaled(1 / lora.strength)
         state = {key: tensor.contiguous() for key, tensor in own.state().items()}
-        files.save(Path(folder), state, own.config())
+        files.save(Path(folder), state, own.config(), text_parts([own]))
         yield Path(folder) / files.file
 
 

@@ -21,6 +21,7 @@ from ..backbones.lora_files import LoraFiles
 from .layouts.names import BARE, DIFFUSERS, PEFT, ModuleNames, module_names
 from .settings import PEFT_FILE, read_settings
 from .tensors import SUFFIXES, read_tensors
+from .text import read_text
 from .weights import LoraLayer, LoraWeights, rank_and_scale
 
 _KINDS = (
@@ -58,7 +59,7 @@ class _Parts:
 
 
 def read_lora(
-    path: Path, files: LoraFiles, network: nn.Module, *, bare: bool = False
+    path: Path, files: LoraFiles, network: nn.Module, *, bare: bool = False, text: bool = False
 ) -> LoraWeights:
     """Read a LoRA file and check it against a network.
 
@@ -67,6 +68,7 @@ def read_lora(
         files: The family's LoRA files.
         network: The family's network without an adapter; may be on the meta device.
         bare: Accept keys without a prefix, which no pipeline loads by itself.
+        text: Read the parts of text encoders too, instead of ignoring them. Not for two experts.
 
     Returns:
         The LoRA's layers.
@@ -107,7 +109,11 @@ def read_lora(
     layout = next(iter(parts.values())).layout
     prefix = {DIFFUSERS: f"{files.part}.", PEFT: "base_model.model."}.get(layout)
     plain = prefix is not None and all(
-        _NEWEST.fullmatch(key) and key.partition(".lora_")[0].removeprefix(prefix) in layers
+        _NEWEST.fullmatch(key)
+        and (
+            key.partition(".lora_")[0].removeprefix(prefix) in layers
+            or (layout == DIFFUSERS and text and key in left_out)
+        )
         for key in tensors
     )
     alphas = frozenset(
@@ -116,7 +122,14 @@ def read_lora(
         if name in layers
     )
     lora = LoraWeights(
-        layers, str(path), layout, plain, tuple(left_out), tuple(dropped), stated_alphas=alphas
+        layers,
+        str(path),
+        layout,
+        plain,
+        tuple(left_out),
+        tuple(dropped),
+        stated_alphas=alphas,
+        text=read_text(path, {key: tensors[key] for key in left_out}, header) if text else {},
     )
     _announce(lora)
     return lora
@@ -391,7 +404,7 @@ def _with_bias(path: Path, layer: LoraLayer, found: _Parts, shape: tuple[int, ..
 def _announce(lora: LoraWeights) -> None:
     """Log which tensors of a file are ignored."""
     log = logging.getLogger(__name__)
-    if lora.left_out:
+    if lora.left_out and not lora.text:
         log.warning(
             "%s: %d tensors of text encoders are ignored, e.g. %s: the student keeps the text"
             " encoder of its base",

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import diffusers
 import torch
 from torch import nn
 
@@ -19,6 +18,7 @@ from ..data.files import file_fingerprint
 from .frozen import carry
 from .read import read_lora
 from .settings import SETTINGS_FILE
+from .text import applies_text, text_state
 from .weights import LoraWeights
 
 DIGESTS = "files of model.adapters"
@@ -47,8 +47,19 @@ def load_teacher(
     """
     loras = _read_before_loading(config, trained)
     backbone = load_backbone(config, size, device=device)
-    carry(backbone.network, loras)
+    use_adapters(backbone, loras)
     return backbone
+
+
+def use_adapters(backbone: Backbone, loras: Sequence[LoraWeights]) -> None:
+    """Add LoRAs to the network and to the text encoders of a plain backbone, in place.
+
+    Args:
+        backbone: The base.
+        loras: The LoRAs of `model.adapters`.
+    """
+    carry(backbone.network, loras)
+    backbone.text_lora = text_state(loras)
 
 
 def _read_before_loading(config: ModelConfig, trained: Sequence[str] | None) -> list[LoraWeights]:
@@ -113,8 +124,8 @@ def read_adapters(
         own = by_component[one.component]
         try:
             path = _place(Path(one.path), own)
-            lora = read_lora(path, own, networks[one.component], bare=True)
-            _check_text(lora, files)
+            network_of = networks[one.component]
+            lora = read_lora(path, own, network_of, bare=True, text=applies_text(files))
             digest = digest_of(Path(lora.where))
             if trained is not None and trained[i] != digest:
                 raise ValueError(
@@ -174,17 +185,6 @@ def adapters_of(backbone: Backbone) -> tuple[LoraWeights, ...]:
     with torch.device("meta"):
         plain = backbone.spec.empty_network(backbone.folder)
     return tuple(read_adapters(plain, backbone.config, backbone.lora))
-
-
-def _check_text(lora: LoraWeights, files: LoraFiles) -> None:
-    """Refuse a LoRA whose text-encoder part the stock pipeline would apply."""
-    if lora.left_out and hasattr(
-        getattr(diffusers, files.pipeline_class), "load_lora_into_text_encoder"
-    ):
-        raise ValueError(
-            f"{lora.where} also changes text encoders ({lora.left_out[0]}), which is not supported:"
-            " use a copy without these tensors"
-        )
 
 
 def digest_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,8 @@ class LoraWeights:
     """Scale at which the user applies the LoRA. Included in the layers' scales."""
     component: str = ""
     """Component of the pipeline that a LoRA of `model.adapters` adapts, e.g. "transformer_2"."""
+    text: Mapping[str, Mapping[str, LoraLayer]] = field(default_factory=dict)
+    """Layers of text encoders by component and module, see text.py; empty if they are ignored."""
     digest: str = ""
     """Digest of the file's content, where it is compared."""
 
@@ -84,23 +86,32 @@ class LoraWeights:
 
     def scaled(self, factor: float) -> LoraWeights:
         """Return the LoRA with every scale multiplied by `factor`."""
-        layers = {
-            name: replace(layer, scale=layer.scale * factor) for name, layer in self.layers.items()
-        }
-        return replace(self, layers=layers, strength=self.strength * factor)
+        layers, *text = (
+            {name: replace(layer, scale=layer.scale * factor) for name, layer in part.items()}
+            for part in (self.layers, *self.text.values())
+        )
+        return replace(
+            self,
+            layers=layers,
+            text=dict(zip(self.text, text, strict=True)),
+            strength=self.strength * factor,
+        )
 
     def copied(self) -> LoraWeights:
         """Return the LoRA with copied tensors, which do not change when the file does."""
-        layers = {
-            name: replace(
-                layer,
-                a=layer.a.clone(),
-                b=layer.b.clone(),
-                bias=None if layer.bias is None else layer.bias.clone(),
-            )
-            for name, layer in self.layers.items()
-        }
-        return replace(self, layers=layers)
+        layers, *text = (
+            {
+                name: replace(
+                    layer,
+                    a=layer.a.clone(),
+                    b=layer.b.clone(),
+                    bias=None if layer.bias is None else layer.bias.clone(),
+                )
+                for name, layer in part.items()
+            }
+            for part in (self.layers, *self.text.values())
+        )
+        return replace(self, layers=layers, text=dict(zip(self.text, text, strict=True)))
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors by peft's names: A [r, in], B [out, r] and optionally bias [out].

@@ -139,6 +139,10 @@ class Backbone(ABC):
     size: ClipSize
     device: torch.device
     process: Process
+    text_lora: dict[str, Tensor]
+    """LoRA of the text encoders, applied when prompts are encoded: tensors at scale 1, by the keys
+    of diffusers' files. Empty for none.
+    """
     network: Any
     """The teacher's module. If the teacher has two experts, an `Experts` module that holds both."""
 

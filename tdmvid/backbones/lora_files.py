@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -67,7 +68,13 @@ class LoraFiles:
             return [self]
         return list(self.of_experts(Split.names).values())
 
-    def save(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
+    def save(
+        self,
+        folder: Path,
+        layers: dict[str, Tensor],
+        config: LoraConfig,
+        text: Mapping[str, tuple[dict[str, Tensor], LoraConfig]] = MappingProxyType({}),
+    ) -> None:
         """Write a LoRA to `folder`, as the family's own loader reads it.
 
         Args:
@@ -75,17 +82,18 @@ class LoraFiles:
             layers: Tensors by peft's names: `lora_A.weight` [r, in], `lora_B.weight` [out, r] and,
                 if there are biases, `lora_B.bias` [out].
             config: Settings for peft. They are written too, because they define the scale.
+            text: Tensors and settings of text encoders by component.
         """
-        metadata = {
-            key: sorted(value) if isinstance(value, set) else value
-            for key, value in config.to_dict().items()
-        }
+        parts: dict[str, Any] = {}
+        for part, (own, settings) in {self.part: (layers, config), **text}.items():
+            parts[f"{part}_lora_layers"] = own
+            parts[f"{part}_lora_adapter_metadata"] = {
+                key: sorted(value) if isinstance(value, set) else value
+                for key, value in settings.to_dict().items()
+            }
         getattr(diffusers, self.pipeline_class).save_lora_weights(
             folder,
-            **{
-                f"{self.part}_lora_layers": layers,
-                f"{self.part}_lora_adapter_metadata": metadata,
-            },
+            **parts,
             **({"weight_name": self.file} if self.second else {}),
         )
         sort_metadata(folder / self.file)

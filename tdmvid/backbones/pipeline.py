@@ -9,7 +9,8 @@ Shapes: B batch. Latents are [B, ...].
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .dtype import accept_other_dtypes, torch_dtype
 from .experts import Experts
 from .stock import AGAIN, StockPipeline
 from .text_limit import CutPrompts, find_cut_prompts
+from .text_lora import digest_of, with_text_lora
 from .weight_files import load_whole, weights_variant
 
 
@@ -40,6 +42,7 @@ class PipelineBackbone(Backbone):
         self.network = self.fresh_network()
         self._text: Any = None
         self._vae: Any = None
+        self.text_lora: dict[str, Tensor] = {}
         if config.tiling:  # check the tiles now rather than at the first decoding
             with torch.device("meta"):
                 self.spec.empty_vae(self.network, folder, config, size)
@@ -139,8 +142,22 @@ class PipelineBackbone(Backbone):
     def text(self) -> Any:
         """The stock pipeline with only its text encoders, loaded on first use."""
         if self._text is None:
-            self._text = self.stock.load(*self.spec.components(self.folder), "vae")
+            pipeline = self.stock.load(*self.spec.components(self.folder), "vae")
+            self._text = with_text_lora(pipeline, self.text_lora)
         return self._text
+
+    @contextmanager
+    def encoding_with(self, pipeline: Any) -> Iterator[None]:
+        """Encode prompts with the text encoders of a given stock pipeline inside the context.
+
+        Args:
+            pipeline: A stock pipeline with its text encoders.
+        """
+        own, self._text = self._text, pipeline
+        try:
+            yield
+        finally:
+            self._text = own
 
     @property
     def vae(self) -> Any:
@@ -181,7 +198,8 @@ class PipelineBackbone(Backbone):
             self.folder / part for part in self.spec.text_parts if (self.folder / part).is_dir()
         ]
         files = [path for folder in folders for path in folder.iterdir() if path.is_file()]
-        return file_fingerprint(files, self.config.dtype, *self.text_settings())
+        lora = [digest_of(self.text_lora)] if self.text_lora else []
+        return file_fingerprint(files, self.config.dtype, *self.text_settings(), *lora)
 
     def video_fingerprint(self) -> str:
         """Return a digest of the autoencoder's files and the clip size."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -84,8 +85,15 @@ class PixArtStock(ImageStock):
 class PeftFolder(LoraFiles):
     """LoRA files in peft's own format, because the family's pipeline has no LoRA loader."""
 
-    def save(self, folder: Path, layers: dict[str, Tensor], config: LoraConfig) -> None:
+    def save(
+        self,
+        folder: Path,
+        layers: dict[str, Tensor],
+        config: LoraConfig,
+        text: Mapping[str, tuple[dict[str, Tensor], LoraConfig]] = MappingProxyType({}),
+    ) -> None:
         """Write a LoRA to `folder` as adapter_model.safetensors and adapter_config.json."""
+        assert not text, "peft's format holds one network"
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {f"{self.prefix}.{name}": tensor for name, tensor in layers.items()},

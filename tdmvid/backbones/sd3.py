@@ -24,6 +24,7 @@ from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register
 from .spec import Tokens
+from .text_lora import with_text_lora
 
 LONG_TEXT = 256  # T5 tokens, the stock call's default
 
@@ -126,9 +127,8 @@ class StableDiffusion3(Images, FlowBackbone):
         the network's config.
         """
         if self._text is None:
-            self._text = self.stock.load(
-                "vae", *absent_parts(self.folder), transformer=self.network
-            )
+            pipeline = self.stock.load("vae", *absent_parts(self.folder), transformer=self.network)
+            self._text = with_text_lora(pipeline, self.text_lora)
         return self._text
 
     def encode_prompts(self, prompts: list[str]) -> Cond:

@@ -18,6 +18,7 @@ from ..config.json_files import read_object
 from ..data.reading import reading
 from ..diffusion.denoiser import Cond
 from .dtype import torch_dtype
+from .text_lora import with_text_lora
 from .weight_files import encoder_class, load_whole, weights_variant
 
 if TYPE_CHECKING:
@@ -147,7 +148,13 @@ class StockPipeline(ABC):
         """Load the complete pipeline around the backbone's network and autoencoder."""
         backbone = self.backbone
         given = backbone.spec.named_components(backbone.network) | {"vae": backbone.vae}
-        return self.load(*self.absent_parts(), **given)
+        return with_text_lora(self.load(*self.absent_parts(), **given), backbone.text_lora)
+
+    def encoding_pipeline(self) -> Any:
+        """Load the plain teacher's pipeline without autoencoder, but with text encoders."""
+        pipeline = self.load(*self.absent_parts(), "vae")
+        self.set_scales(pipeline)
+        return pipeline
 
     def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
         """Return the arguments of a stock call that carry the conditions, by name.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, TEXT_PARTS, read_facts
 from ..adapters.frozen import merge_carried
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import baked
+from ..adapters.text import TextPart, text_parts
 from ..adapters.weights import join, of_component, rank_and_scale, weights_of_config
 from ..backbones.base import Backbone, decode_each
 from ..backbones.dtype import torch_dtype
@@ -73,11 +74,24 @@ def write_bundles(
             adapted=student.adapter is not None,
             conditioned_on_steps=student.conditioned_on_steps,
         )
+        _check_text_parts(student, request)
     with replacing(*students) as aside:
         return {
             folder: _write_bundle(aside / Path(folder).resolve().name, student, request)
             for folder, student in students.items()
         }
+
+
+def _check_text_parts(student: Student, request: ExportRequest) -> None:
+    """Refuse files that cannot hold the text-encoder parts of the user's LoRAs."""
+    parts = [lora for lora in student.adapters if lora.text]
+    others = [name for name in request.formats if name != "diffusers"]
+    if parts and (request.fuse or (student.merged and others)):
+        setting = "fuse" if request.fuse else f"format {','.join(others)}"
+        raise ValueError(
+            f"{setting}: {parts[0].where} of model.adapters also changes text encoders, which this"
+            " file would not hold: export the format diffusers"
+        )
 
 
 @torch.no_grad()
@@ -107,7 +121,7 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
     backbone, dtype = student.backbone, request.dtype or "float32"
     loras = list(_plain_loras(student, dtype))
     for lora in loras:
-        lora.files.save(folder, lora.layers, lora.config)
+        lora.files.save(folder, lora.layers, lora.config, lora.text)
     backbone.student_scheduler(student.grid).save_pretrained(folder)
     tolerance = choose_tolerance(student, request, LORA_TOLERANCE[dtype])
     error = check_lora(folder, student, tolerance)
@@ -129,6 +143,8 @@ class _PlainLora:
     """Tensors by peft's names."""
     config: Any
     """peft's settings."""
+    text: Mapping[str, TextPart] = field(default_factory=dict)
+    """Tensors and settings of text encoders."""
 
     @property
     def alpha(self) -> float | dict[str, float]:
@@ -153,12 +169,14 @@ def _plain_loras(student: Student, dtype: str) -> Iterator[_PlainLora]:
         parts = [(networks[name], pair[name], trained_pair[name]) for name in names]
     for files, (network, own, trained) in zip(student.backbone.lora_files, parts, strict=True):
         layers, config = baked(own, configs[ADAPTER], network, trained, steps)
+        text: dict[str, TextPart] = {}
         if student.merged:
             users = of_component(student.adapters, files.component)
             whole = join([*users, weights_of_config(layers, config)])
             layers, config = whole.state(), whole.config()
+            text = text_parts(users)
         kept = {key: x.to(getattr(torch, dtype)).contiguous().cpu() for key, x in layers.items()}
-        yield _PlainLora(files, kept, config)
+        yield _PlainLora(files, kept, config, text)
 
 
 def _write_consumer_files(
@@ -279,6 +297,7 @@ def _student_facts(
     model = asdict(backbone.config)
     inside = student.adapters and (student.merged or not adapted)
     beside = [] if inside else [lora.digest for lora in student.adapters]
+    text = sorted({part for lora in student.adapters for part in lora.text})
     kind = type(scheduler)
     module = "diffusers" if hasattr(diffusers, kind.__name__) else kind.__module__
     return {
@@ -296,6 +315,7 @@ def _student_facts(
         "model": model | ({"adapters": ()} if inside else {}),
         **({"merged": model["adapters"]} if inside else {}),
         **({ADAPTER_FILES: beside} if beside else {}),
+        **({TEXT_PARTS: text} if student.merged and text else {}),
         "video": asdict(backbone.size),
     }
 

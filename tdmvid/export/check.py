@@ -87,14 +87,19 @@ def check_lora(folder: Path, student: Student, tolerance: float) -> float:
         RuntimeError: It is above the tolerance.
     """
     backbone = student.backbone
-    pipeline = _stock_pipeline(backbone)
+    encodes = any(lora.text for lora in student.adapters)
+    pipeline = _stock_pipeline(backbone, encodes=encodes)
     if student.adapters and not student.merged:
         load_beside(pipeline, folder, student.adapters, backbone.lora)
         pipeline.scheduler = load_scheduler(folder)
     else:
         load_student(pipeline, folder, backbone.lora)
     reference, steps = student.reference, student.grid.steps
-    found = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
+    cond = reference.cond
+    if encodes and reference.prompts:
+        with backbone.encoding_with(pipeline):  # type: ignore[attr-defined]  # of a pipeline
+            cond = backbone.encode_prompts(list(reference.prompts))
+    found = backbone.stock.latents(pipeline, reference.z, cond, steps=steps)
     del pipeline
     gc.collect()  # a reference cycle would keep this base on the device beside the next one
     return _compare(found, student, tolerance)
@@ -155,9 +160,12 @@ def check_consumer_files(
     return _compare(found, student, tolerance)
 
 
-def _stock_pipeline(backbone: Backbone, network: nn.Module | None = None) -> Any:
+def _stock_pipeline(
+    backbone: Backbone, network: nn.Module | None = None, *, encodes: bool = False
+) -> Any:
     """Load a stock pipeline that shows its progress; one rank alone checks an export."""
-    pipeline = backbone.stock.pipeline(network)
+    stock = backbone.stock
+    pipeline = stock.encoding_pipeline() if encodes else stock.pipeline(network)
     pipeline.set_progress_bar_config(desc="checking the export", leave=False, delay=QUICK)
     return pipeline
 

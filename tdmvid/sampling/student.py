@@ -10,7 +10,7 @@ from typing import Any
 
 import diffusers
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, check_times, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, TEXT_PARTS, check_times, read_facts
 from ..adapters.load import load_student
 from ..adapters.lora import shared_copy
 from ..adapters.teacher import load_teacher
@@ -73,6 +73,11 @@ def use_student(
     pipeline.register_modules(**backbone.spec.named_components(network))
     if folder is None:
         return pipeline
+    if not whole and read_facts(folder).get(TEXT_PARTS):
+        raise ValueError(
+            f"{folder} also changes text encoders, which this command does not apply: use the"
+            " folder `lora` of the same run, which loads your LoRAs beside it"
+        )
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
         # Raises if the folder has neither a LoRA nor a network.
         load_student(pipeline, folder, backbone.lora)

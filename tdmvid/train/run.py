@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..adapters.frozen import carry
 from ..adapters.step_condition import with_step_count
-from ..adapters.teacher import DIGESTS, read_adapters
+from ..adapters.teacher import DIGESTS, read_adapters, use_adapters
 from ..adapters.weights import LoraWeights
 from ..backbones.base import Backbone, NetworkDenoiser
 from ..backbones.discriminator import NetworkDiscriminator
@@ -217,7 +217,7 @@ def _load_teacher(
     backbone = load_backbone(config.model, config.video, device=world.device)
     found = read_adapters(backbone.network, config.model, backbone.lora)
     adapters = tuple(lora.copied() for lora in found)
-    carry(backbone.network, adapters)
+    use_adapters(backbone, adapters)
     return backbone, adapters
 
 

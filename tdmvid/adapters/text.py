@@ -1,0 +1,143 @@
+"""The parts of LoRA files that change text encoders, for pipelines whose loader applies them.
+
+Modules are named as in files of diffusers, without `text_model.`, because transformers' CLIP models
+have that prefix or not, depending on the version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import diffusers
+from peft import LoraConfig
+from torch import Tensor
+
+from ..backbones.lora_files import LoraFiles
+from .settings import read_settings
+from .weights import LoraLayer, LoraWeights, join, rank_and_scale
+
+PREFIX = "text_model."
+_KEY = re.compile(
+    r"(?P<name>.+?)(?:(?:\.lora_(?P<new>A|B)|[._]lora[._](?P<old>down|up)"
+    r"|\.lora_linear_layer\.(?P<older>down|up))\.weight|(?P<alpha>\.alpha))"
+)
+_DIFFUSERS = re.compile(r"(?P<part>text_encoder(?:_2)?)\.(?P<module>(?:text_model\.)?encoder\..+)")
+_KOHYA = re.compile(
+    r"lora_te(?P<number>[12]?)_text_model_encoder_layers_(?P<layer>\d+)_(?P<block>self_attn|mlp)"
+    r"_(?P<module>[qkv]_proj|out_proj|fc[12])"
+)
+_KINDS = {"A": "a", "down": "a", "B": "b", "up": "b"}
+
+
+def applies_text(files: LoraFiles) -> bool:
+    """Return whether the stock pipeline applies the text-encoder part of a LoRA.
+
+    Args:
+        files: The family's LoRA files.
+    """
+    return hasattr(getattr(diffusers, files.pipeline_class), "load_lora_into_text_encoder")
+
+
+def read_text(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]
+) -> dict[str, dict[str, LoraLayer]]:
+    """Read the text-encoder part of a LoRA file, in the layouts of diffusers and kohya.
+
+    Args:
+        path: The file.
+        tensors: The tensors of text encoders, by key.
+        header: The file's metadata.
+
+    Returns:
+        The layers by component, e.g. "text_encoder_2", and module.
+
+    Raises:
+        ValueError: A key is in another layout, or a layer is damaged.
+    """
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        place = _place(match["name"]) if match else None
+        if match is None or place is None:
+            raise ValueError(
+                f"{path}: {key} changes a text encoder in a layout that is not supported: convert"
+                " the file to the layout of diffusers, or use a copy without these tensors"
+            )
+        kind = _KINDS.get(match["new"] or match["old"] or match["older"] or "", "alpha")
+        found.setdefault(place, {})[kind] = tensor
+    parts: dict[str, dict[str, LoraLayer]] = {}
+    for (part, module), own in found.items():
+        config = read_settings(path, header, part, of_peft=False)
+        layer = _layer(path, f"{part}.{module}", own, module, config)
+        parts.setdefault(part, {})[module.removeprefix(PREFIX)] = layer
+    return parts
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Return component and module of a layer's name in a file; None in another layout."""
+    if match := _DIFFUSERS.fullmatch(name):
+        return match["part"], match["module"]
+    if match := _KOHYA.fullmatch(name):
+        part = "text_encoder_2" if match["number"] == "2" else "text_encoder"
+        return part, f"{PREFIX}encoder.layers.{match['layer']}.{match['block']}.{match['module']}"
+    return None
+
+
+def _layer(
+    path: Path, name: str, tensors: Mapping[str, Tensor], module: str, config: LoraConfig | None
+) -> LoraLayer:
+    a, b = tensors.get("a"), tensors.get("b")
+    if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
+        raise ValueError(
+            f"{path}: {name} lacks a factor, or its factors have different ranks, so the file is"
+            " damaged: download or export it again"
+        )
+    if "alpha" in tensors:
+        return LoraLayer(a, b, tensors["alpha"].item() / len(a))
+    return LoraLayer(a, b, 1.0 if config is None else rank_and_scale(config, module)[1])
+
+
+TextPart = tuple[dict[str, Tensor], LoraConfig]
+"""Tensors of one text encoder by peft's names, and their settings for peft."""
+
+
+def text_parts(loras: Sequence[LoraWeights]) -> dict[str, TextPart]:
+    """Combine the text-encoder parts of LoRAs into one that adds their sum. This is exact.
+
+    Args:
+        loras: LoRAs, each at its scale.
+
+    Returns:
+        Tensors and settings by component. The scales are multiplied into B.
+    """
+    parts = {}
+    for part in dict.fromkeys(part for lora in loras for part in lora.text):
+        whole = join([LoraWeights(lora.text[part]) for lora in loras if part in lora.text])
+        layers = {
+            name: LoraLayer(layer.a.float(), layer.scale * layer.b.float())
+            for name, layer in whole.layers.items()
+        }
+        plain = LoraWeights(layers)
+        config = plain.config()
+        # without the anchor, a pattern also matches names with the prefix
+        config.rank_pattern = {key.lstrip("^"): x for key, x in (config.rank_pattern or {}).items()}
+        config.alpha_pattern = {
+            key.lstrip("^"): x for key, x in (config.alpha_pattern or {}).items()
+        }
+        parts[part] = {f"{PREFIX}{key}": x for key, x in plain.state().items()}, config
+    return parts
+
+
+def text_state(loras: Sequence[LoraWeights]) -> dict[str, Tensor]:
+    """Return the text-encoder parts of LoRAs as one, by the keys of diffusers' files.
+
+    Args:
+        loras: LoRAs, each at its scale.
+    """
+    return {
+        f"{part}.{key}": x
+        for part, (state, _) in text_parts(loras).items()
+        for key, x in state.items()
+    }
