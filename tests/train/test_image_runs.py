@@ -1,0 +1,76 @@
+"""A run of an image-to-video model that is interrupted resumes bit-identically."""
+
+import json
+
+import pytest
+import torch
+from families import BUILDERS
+from safetensors.torch import load_file
+
+from tdmvid.config import load_config
+from tdmvid.data.video import write_image
+from tdmvid.train.monitor import Monitor, read_metrics
+from tdmvid.train.trainer import train
+
+STEPS = 4
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Return a function: out -> config of a streaming run on two prompts with first frames."""
+    builder = BUILDERS["CogVideoXImageToVideoPipeline"]
+    builder.build("learned").save_pretrained(tmp_path / "base")
+    size = builder.SIZE
+    for name, level in (("dark", -0.8), ("light", 0.6)):
+        write_image(tmp_path / f"{name}.png", torch.full((3, size.height, size.width), level))
+    (tmp_path / "items.csv").write_text("image,prompt\ndark.png,a circle\nlight.png,a square\n")
+    settings = {
+        "model": {"path": str(tmp_path / "base")},
+        "video": {"frames": size.frames, "height": size.height, "width": size.width},
+        "prompts": {"path": str(tmp_path / "items.csv"), "cache": str(tmp_path / "cache")},
+        "objective": {"rollout": "stream"},
+        "steps": STEPS,
+        "lora": {"rank": 2, "alpha": 4},
+        "student": {"lr": 1e-2},
+        "fake": {"lr": 1e-2},
+        "ema": 0.5,
+        "log": {"checkpoint_every": 2, "sample_every": 0},
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(settings))
+    return lambda out: load_config(tmp_path / "tiny.json", [f"out={tmp_path / out}"])
+
+
+def losses(folder):
+    """Return the losses of student and fake in each iteration."""
+    columns = read_metrics(folder / "metrics.jsonl")
+    return list(zip(columns["step"], columns["loss/student"], columns["loss/fake"], strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("loop_only")
+def test_an_interrupted_image_run_resumes_digit_for_digit(run_of, tmp_path, monkeypatch):
+    log = Monitor.log
+
+    def interrupted(monitor, step, scalars):
+        log(monitor, step, scalars)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    train(run_of("whole"))
+    monkeypatch.setattr(Monitor, "log", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_of("cut"))
+    monkeypatch.setattr(Monitor, "log", log)
+    train(run_of("cut"), resume="auto")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len({loss for _, _, loss in losses(tmp_path / "cut")}) == STEPS
+    last = f"checkpoints/step_{STEPS:06d}"
+    files = sorted(
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole" / last).rglob("*.safetensors")
+    )
+    assert files
+    for file in files:
+        whole, cut = (load_file(tmp_path / out / file) for out in ("whole", "cut"))
+        assert whole.keys() == cut.keys()
+        assert all(torch.equal(value, cut[name]) for name, value in whole.items())
