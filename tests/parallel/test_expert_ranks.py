@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from families import BUILDERS
+from lora_makers import write_diffusers
 from ranks import run_ranks
 
 from tdmvid.backbones.experts import Split
@@ -37,7 +39,10 @@ def learn(path: str, changes: tuple[str, ...], backend: str, sequence: int) -> d
 def config(tmp_path_factory):
     folder, builder = tmp_path_factory.mktemp("experts"), BUILDERS["WanPipeline"]
     torch.manual_seed(0)
-    builder.build("experts").save_pretrained(folder / "base")
+    pipeline = builder.build("experts")
+    pipeline.save_pretrained(folder / "base")
+    write_diffusers(pipeline.transformer, folder / "high")
+    write_diffusers(pipeline.transformer_2, folder / "low", r=2, target_modules=["to_v"])
     (folder / "prompts.txt").write_text("a red circle\na blue square\n")
     optimizer = {"lr": 1e-2, "algorithm": "sgd", "clip": 0}
     settings = {
@@ -62,6 +67,20 @@ def config(tmp_path_factory):
 
 FULL = ("objective.rollout=full",)
 STREAM = ("objective.rollout=stream", "objective.stagger=none")
+
+
+@pytest.mark.slow
+def test_two_sharded_ranks_with_a_user_s_pair_of_loras_are_one_process(config):
+    folder = Path(config).parent
+    pair = {"path": str(folder / "high"), "path_2": str(folder / "low"), "scale": 0.05}
+    changes = (*FULL, f"model.adapters={json.dumps([pair])}")
+    [expected] = run_ranks(1, learn, config, changes, "none", 1)
+    for found in run_ranks(2, learn, config, changes, "deepspeed", 1):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(
+                torch.tensor(found[key]), torch.tensor(value), rtol=1e-3, atol=1e-6
+            )
 
 
 @pytest.mark.slow
