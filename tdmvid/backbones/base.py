@@ -132,6 +132,8 @@ class Backbone(ABC):
     """Other pipeline classes whose folders the family loads if `model.pipeline` names its own."""
     takes_images: ClassVar[bool] = False
     """Whether the family is image to video: each sample is conditioned on a given first frame."""
+    embeds_guidance: ClassVar[bool] = False
+    """Whether the network reads a guidance scale, `model.guidance`."""
     combine = staticmethod(extrapolate)
     """Combines the two branches of guidance as the stock pipeline does."""
     folder: Path

@@ -25,9 +25,8 @@ from ..diffusion.guidance import extrapolate_at_norm
 from .base import Tap, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec, even_scheduler_for
-from .images import ImageStock
 from .lora_files import LoraFiles
-from .patches import PATCH, pack, patchify, unpack, unpatchify
+from .patches import PATCH, PackedStock, pack, patchify, unpack, unpatchify
 from .registry import register
 from .spec import Tokens, check_sides
 from .text_limit import CutPrompts, find_cut_prompts
@@ -83,7 +82,7 @@ class QwenImageSpec(FlowSpec):
         }
 
 
-class QwenImageStock(ImageStock):
+class QwenImageStock(PackedStock):
     """The stock Qwen-Image pipeline."""
 
     even_sigmas = True
@@ -93,19 +92,6 @@ class QwenImageStock(ImageStock):
     def arguments(self) -> dict[str, Any]:
         """Return height, width and text length of the stock call."""
         return super().arguments() | {"max_sequence_length": TEXT_LENGTH}
-
-    def set_scales(self, pipeline: Any) -> None:
-        """Set the autoencoder's compression on a pipeline without one."""
-        height = PATCH * self.backbone.latent_shape()[1]
-        pipeline.vae_scale_factor = self.backbone.size.height // height
-
-    def write_latents(self, z: Tensor) -> Tensor:
-        """Return noise [B, C, H, W] as tokens [B, N, C]."""
-        return pack(z)
-
-    def read_latents(self, out: Tensor) -> Tensor:
-        """Return a call's tokens [B, N, C] as patches [B, C, H, W]."""
-        return unpack(out, *self.backbone.latent_shape()[-2:])
 
 
 @register

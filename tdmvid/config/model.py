@@ -14,6 +14,7 @@ QuantizeKind = Literal["none", "int8", "float8"]
 int8 has 255 even levels between -max and max of the channel. float8 is e4m3 (3 mantissa bits).
 """
 MODEL_RULES = (
+    *ranges_of("model"),
     Rule(
         lambda model: model.dtype not in ("float32", "bfloat16", "float16"),
         "model.dtype",
@@ -112,6 +113,11 @@ class ModelConfig:
     """Location of the frozen weights of the expert that is not in use, for a teacher with two
     experts in one process. `host` offloads them to CPU memory; a call of that expert waits until
     its weights are on the device.
+    """
+    guidance: float | None = None
+    """Guidance scale that the network itself reads, for a teacher whose guidance is an embedding
+    (FLUX.1 dev), 0 to 1000. Student and fake read the same scale. `null` uses the default of the
+    stock call. `objective.cfg` is guidance with a second call, in addition; 1 is none.
     """
     tiling: bool = False
     """Run the autoencoder in tiles that are blended where they overlap. Needs less memory for large

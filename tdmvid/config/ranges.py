@@ -82,6 +82,7 @@ SETTINGS: dict[str, Range] = {
     "grid.start": Range(0, 1, "(a time)", open="low"),
     "grid.shift": SHIFT,
     "grid.timesteps": Range(0, MILLION, "(timesteps of the network)"),
+    "model.guidance": Range(0, 1000, "(guidance scale)"),
     "objective.cfg": Range(0, 1000, "(guidance scale); 1 means no guidance"),
     "objective.cfg_interval": Range(0, 1, "(times)"),
     "objective.cfg_2": Range(0, 1000, "(guidance scale); 1 means no guidance"),

@@ -95,8 +95,9 @@ def _networks(plan: Plan) -> Iterator[Row]:
 
 def _guidance(config: RunConfig) -> str:
     cfg, negative = config.objective.cfg, config.prompts.negative
+    embedded = config.model.guidance
     if not config.objective.guided:
-        return "none"
+        return "none" if embedded is None else f"scale {embedded:g}, read by the network"
     cut = negative if len(negative) <= 40 else f"{negative[:37]}..."
     second = config.objective.cfg_2
     pair = f"scale {cfg:g}" + ("" if second is None else f" and {second:g}, one per expert")

@@ -38,8 +38,13 @@ def check_guidance(config: RunConfig, family: type[Backbone]) -> None:
     """Check that the family's stock pipeline supports the guidance settings.
 
     Raises:
-        ValueError: It does not support `use_dynamic_cfg`.
+        ValueError: It does not support `use_dynamic_cfg`, or its network reads no guidance scale.
     """
+    if config.model.guidance is not None and not family.embeds_guidance:
+        raise ValueError(
+            f"model.guidance={config.model.guidance:g}: the network of {family.pipeline_class}"
+            " reads no guidance scale; omit it, and set objective.cfg"
+        )
     if config.objective.use_dynamic_cfg and not family.dynamic_guidance:
         raise ValueError(
             f"objective.use_dynamic_cfg=true: {family.pipeline_class} does not support it; omit it,"

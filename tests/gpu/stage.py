@@ -47,6 +47,7 @@ FEW_BLOCKS = {
     "StableDiffusionPipeline": UNET,
     "StableDiffusionXLPipeline": UNET
     | {"transformer_layers_per_block": [1, 1], "attention_head_dim": [5, 10]},
+    "FluxPipeline": {"num_layers": 1, "num_single_layers": 1},
     "Flux2KleinPipeline": {"num_layers": 1, "num_single_layers": 1},
 }
 """Config changes that leave a family two blocks in their real width, if it is not `num_layers`."""

@@ -41,5 +41,6 @@ COMFYUI = KeyLayout(
         "ZImagePipeline": name_transformer,
         "Flux2KleinPipeline": name_transformer,
         "QwenImagePipeline": name_transformer,
+        "FluxPipeline": name_transformer,
     },
 )

@@ -1,0 +1,64 @@
+"""A teacher whose network reads the guidance scale: FLUX.1 dev."""
+
+import pytest
+from contract_cases import Case, noise
+from refusals import refused
+from torch.testing import assert_close
+
+from tdmvid.backbones.flux1 import Flux1
+from tdmvid.backbones.qwen_image import QwenImage
+from tdmvid.config import RunConfig, from_dict, load_config
+from tdmvid.diffusion.grid import shifted
+from tdmvid.diffusion.sampler import ddim
+from tdmvid.plan.plan import make_plan
+from tdmvid.roles.guidance import check_guidance, guide
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return Case("FluxPipeline", "base", tmp_path_factory.mktemp("flux1"))
+
+
+def test_one_call_a_step_gives_the_stock_pipeline_s_guided_latents(case):
+    sampled = {}
+    for scale in (None, 1.0, 8.0):
+        backbone, stock = case.backbone(guidance=scale), case.stock()
+        grid, z = shifted(4, 2.0, backbone.process), noise(backbone)
+        stock.scheduler = backbone.student_scheduler(grid)
+        denoiser = backbone.denoiser(backbone.network)
+        teacher = guide(from_dict(RunConfig, {"objective": {"cfg": 1.0}}), denoiser, None)
+        sampled[scale] = ddim(teacher, z, case.cond(backbone), grid)
+        assert denoiser.evaluated == 4 * len(z)
+        packed = backbone.stock.write_latents(z)
+        call = {"guidance_scale": 3.5 if scale is None else scale, "output_type": "latent"}
+        theirs = stock(
+            ["a red circle moves left", "a blue square"],
+            height=32,
+            width=48,
+            latents=packed,
+            num_inference_steps=4,
+            return_dict=False,
+            **call,
+        )[0]
+        assert_close(sampled[scale], backbone.stock.read_latents(theirs), atol=1e-4, rtol=1e-4)
+    assert (sampled[8.0] - sampled[1.0]).abs().mean() > 1e-3
+
+
+def test_only_a_family_that_reads_a_scale_takes_one():
+    config = from_dict(RunConfig, {"model": {"guidance": 3.5}})
+    check_guidance(config, Flux1)
+    with refused("model.guidance=3.5", "QwenImagePipeline", "objective.cfg"):
+        check_guidance(config, QwenImage)
+
+
+def test_a_student_s_facts_and_its_call_state_the_scale(case):
+    stock = case.backbone(guidance=2.5).stock
+    assert "guidance_scale=2.5" in stock.arguments_code()
+    assert stock.guidance(1.0) == {"true_cfg_scale": 1.0}
+
+
+@pytest.mark.slow
+def test_a_plan_has_no_second_branch():
+    plain = make_plan(load_config("flux1_dev_4nfe"), ranks=8)
+    guided = make_plan(load_config("flux1_dev_4nfe", ["objective.cfg=2"]), ranks=8)
+    assert plain.calls.forwards < guided.calls.forwards
