@@ -42,7 +42,8 @@ def ranks(tiny_json, out, *changes, script=None, folder=None, count=2):
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": str(ROOT),  # for a script in another folder
+        # for a script in another folder
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])),
     }
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600

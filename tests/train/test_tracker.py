@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -73,6 +74,7 @@ def recording(monkeypatch, tmp_path):
     (tmp_path / "packages" / "mlflow").mkdir(parents=True)
     (tmp_path / "packages" / "mlflow" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"), prepend=os.pathsep)  # of ranks
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", GeneralTracker)
     names = {}
     exec(RECORDING, names)
