@@ -66,7 +66,7 @@ def find_cut_prompts(tokenizer: Path, limit: int, prompts: Sequence[str]) -> Cut
 
 
 def find_cut_chats(
-    tokenizer: Path, limit: int, prompts: Sequence[str], **template: bool
+    tokenizer: Path, limit: int, prompts: Sequence[str], **template: Any
 ) -> CutPrompts:
     """Find the prompts that exceed `limit` tokens behind the beginning of a chat template.
 
