@@ -164,8 +164,8 @@ def test_a_wrong_path_is_refused_before_the_network_is_asked(path, fact):
 def test_a_folder_that_is_no_pipeline_or_of_another_family_is_refused(tmp_path):
     with refused("model_index.json", tmp_path):
         load_backbone(ModelConfig(path=str(tmp_path)), ClipSize(9, 32, 32))
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with refused("FluxPipeline", "CogVideoXPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with refused("KandinskyPipeline", "CogVideoXPipeline"):
         load_backbone(ModelConfig(path=str(tmp_path)), ClipSize(9, 32, 32))
 
 

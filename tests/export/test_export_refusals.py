@@ -59,8 +59,8 @@ def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoil
         monkeypatch.setattr(
             LoraFiles,
             "save",
-            lambda files, folder, layers, config: save(
-                files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
+            lambda files, folder, layers, *rest: save(
+                files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, *rest
             ),
         )
     else:
