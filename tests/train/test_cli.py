@@ -102,8 +102,8 @@ def test_a_folder_that_is_no_known_pipeline_ends_with_one_line(call, tmp_path, a
     model.mkdir()
     with refused("error", f"model.path='{model}'", "model_index.json", error=SystemExit):
         call(f"model.path={model}", args=args)
-    (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with refused("error", "FluxPipeline", "CogVideoXPipeline", error=SystemExit):
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    with refused("error", "KandinskyPipeline", "CogVideoXPipeline", error=SystemExit):
         call(f"model.path={model}", args=args)
 
 
