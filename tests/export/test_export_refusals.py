@@ -20,8 +20,8 @@ def test_a_run_whose_export_fails_its_check_leaves_all_else_and_a_wider_toleranc
     monkeypatch.setattr(
         LoraFiles,
         "save",
-        lambda files, folder, layers, config: save(
-            files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, config
+        lambda files, folder, layers, *rest: save(
+            files, folder, {key: tensor * 1.01 for key, tensor in layers.items()}, *rest
         ),
     )
     with refused("tdmvid export", "--tolerance", error=RuntimeError):
