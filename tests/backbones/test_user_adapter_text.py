@@ -4,21 +4,20 @@ import json
 
 import pytest
 import torch
-from contract_cases import Case, noise
+from contract_cases import Case
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scales import assert_close
+from user_adapter_cases import card_code, student_of
 
-from tdmvid.adapters.lora import attach, shared_copy
-from tdmvid.adapters.teacher import adapters_of, load_teacher
-from tdmvid.config import LoraSettings, ModelConfig, from_dict, load_config
-from tdmvid.diffusion.grid import shifted
+from tdmvid.adapters.teacher import load_teacher
+from tdmvid.config import ModelConfig, from_dict, load_config
 from tdmvid.export.bundle import write_bundles
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
-from tdmvid.export.student import Adapter, Reference, Student, sample_reference, with_merged
+from tdmvid.export.student import with_merged
 from tdmvid.sampling.student import use_student
 from tdmvid.train.trainer import train
 
@@ -145,31 +144,7 @@ def test_a_kohya_file_gives_the_same_embeddings(case, backbone, loras, tmp_path)
 
 @pytest.fixture(scope="module")
 def student(teacher, case):
-    """A student on the teacher's base, with a LoRA that has an effect."""
-    settings, grid = LoraSettings(rank=2, alpha=6), shifted(*GRID, teacher.process)
-    module = attach(shared_copy(teacher.network), settings, teacher.lora_targets, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for name, parameter in weights.items():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    reference = Reference(noise(teacher), case.cond(teacher))
-    latents = sample_reference(teacher, module, reference, grid)
-    weights = {name: p.detach().clone() for name, p in weights.items()}
-    adapter = Adapter(module, settings)
-    return Student(
-        teacher, grid, weights, reference, latents, adapter, adapters=adapters_of(teacher)
-    )
-
-
-def card_code(folder, users):
-    """Run the code of a card up to the call and return its pipeline."""
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = code.replace("path/to/this/folder", str(folder))
-    code, scope = code.replace(f"path/to/{users.name}/", f"{users}/"), {}
-    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], scope)
-    return scope["pipe"]
+    return student_of(teacher, case, GRID)
 
 
 def test_both_exports_give_the_student_from_prompts(

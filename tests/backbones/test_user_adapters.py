@@ -12,13 +12,13 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from refusals import refused
 from safetensors.torch import load_file
 from scales import assert_close
+from user_adapter_cases import card_code, student_of
 
 from tdmvid.adapters.frozen import merge_carried
 from tdmvid.adapters.load import check_loaded, stock_file
-from tdmvid.adapters.lora import attach, shared_copy
 from tdmvid.adapters.read import read_lora
-from tdmvid.adapters.teacher import adapters_of, load_teacher
-from tdmvid.config import LoraSettings, ModelConfig, RunConfig, from_dict
+from tdmvid.adapters.teacher import load_teacher
+from tdmvid.config import ModelConfig, RunConfig, from_dict
 from tdmvid.diffusion.denoiser import Guided
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
@@ -26,7 +26,7 @@ from tdmvid.export.bundle import _student_facts, write_bundles
 from tdmvid.export.card import _python
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
-from tdmvid.export.student import Adapter, Reference, Student, sample_reference, with_merged
+from tdmvid.export.student import with_merged
 from tdmvid.roles.build import empty_base
 
 ONE_NETWORK = dict(reversed([case for case in CASES if "experts" not in (case[1] or "")]))
@@ -129,36 +129,7 @@ def test_merged_layers_are_plain_and_compute_the_same(teacher, backbone, case):
 
 @pytest.fixture(scope="module")
 def student(teacher, case):
-    """A student on the teacher's base, with a LoRA that has an effect."""
-    settings, grid = LoraSettings(rank=2, alpha=6), shifted(*GRID, teacher.process)
-    module = attach(shared_copy(teacher.network), settings, teacher.lora_targets, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for name, parameter in weights.items():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    reference = Reference(noise(teacher), case.cond(teacher))
-    latents = sample_reference(teacher, module, reference, grid)
-    weights = {name: p.detach().clone() for name, p in weights.items()}
-    adapter = Adapter(module, settings)
-    return Student(
-        teacher, grid, weights, reference, latents, adapter, adapters=adapters_of(teacher)
-    )
-
-
-def card_code(folder, users):
-    """Run the card's code up to the call and return its pipeline.
-
-    Args:
-        folder: The student's folder.
-        users: The folder of the user's LoRAs.
-    """
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code, scope = code.replace("path/to/this/folder", str(folder)), {}
-    code = code.replace(f"path/to/{users.name}/", f"{users}/")
-    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], scope)
-    return scope["pipe"]
+    return student_of(teacher, case, GRID)
 
 
 @pytest.mark.slow
