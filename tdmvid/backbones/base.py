@@ -29,6 +29,18 @@ from .spec import FamilySpec
 from .stock import StockPipeline
 from .text_limit import CutPrompts
 
+JOINT_ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+)
+"""Attention projections of blocks that attend over image and text tokens together."""
+
 
 @dataclass(frozen=True)
 class Tap:

@@ -55,7 +55,8 @@ class FlowBackbone(PipelineBackbone):
 
     def student_scheduler(self, grid: TimeGrid) -> SchedulerMixin:
         """Return diffusers' Euler scheduler or a TrajectoryScheduler over `grid`."""
-        return flow_scheduler_for(grid, self.process)
+        even = self.stock_class.even_sigmas
+        return (even_scheduler_for if even else flow_scheduler_for)(grid, self.process)
 
 
 def flow_scheduler_for(grid: TimeGrid, process: RectifiedFlow) -> SchedulerMixin:

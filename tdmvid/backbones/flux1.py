@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from ..diffusion.grid import TimeGrid
-from .base import Tap, trunk_of
-from .flow import FlowBackbone, FlowSpec, even_scheduler_for
+from .base import JOINT_ATTENTION, Tap, trunk_of
+from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, image_latents
 from .lora_files import LoraFiles
 from .patches import PATCH, PackedStock, pack, patchify, unpack, unpatchify
@@ -36,6 +35,15 @@ class Flux1Spec(ImageSpec, FlowSpec):
 
     network_class = FluxTransformer2DModel
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    def find_obstacle(self, folder: Path) -> str:
+        """Return why a model without an embedded guidance is refused, or ""."""
+        if not self.network_class.load_config(folder, subfolder="transformer")["guidance_embeds"]:
+            return (
+                f"{folder} reads no guidance scale (guidance_embeds=false), as FLUX.1-schnell, and"
+                " is already distilled: use black-forest-labs/FLUX.1-dev"
+            )
+        return super().find_obstacle(folder)
 
     def vae_latents(
         self, network: FluxTransformer2DModel, folder: Path, size: ClipSize
@@ -100,16 +108,7 @@ class Flux1(Images, FlowBackbone):
     pipeline_class = "FluxPipeline"
     kernels = ("sdpa",)
     embeds_guidance = True
-    lora_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    lora_targets = JOINT_ATTENTION
     spec, stock_class = Flux1Spec(), Flux1Stock
     lora = LoraFiles(pipeline_class)
     network: FluxTransformer2DModel
@@ -167,10 +166,6 @@ class Flux1(Images, FlowBackbone):
     def text_settings(self) -> tuple[str, ...]:
         """Return the text length, which limits the embeddings."""
         return (str(TEXT_LENGTH),)
-
-    def student_scheduler(self, grid: TimeGrid) -> Any:
-        """Return diffusers' Euler scheduler with the grid's shift, or a TrajectoryScheduler."""
-        return even_scheduler_for(grid, self.process)
 
     @staticmethod
     def discriminator_trunk(network: FluxTransformer2DModel) -> list[Tap]:

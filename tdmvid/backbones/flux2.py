@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from ..config import ClipSize
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
-from ..diffusion.grid import TimeGrid
-from .base import Tap, trunk_of
+from .base import JOINT_ATTENTION, Tap, trunk_of
 from .dtype import torch_dtype
-from .flow import FlowBackbone, FlowSpec, even_scheduler_for
+from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, ImageStock
 from .lora_files import LoraFiles
 from .patches import PATCH, pack, patchify, unpack, unpatchify
@@ -114,17 +113,7 @@ class Flux2Klein(Images, FlowBackbone):
 
     pipeline_class = "Flux2KleinPipeline"
     kernels = ("sdpa",)
-    lora_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "to_qkv_mlp_proj",
-    )
+    lora_targets = (*JOINT_ATTENTION, "to_qkv_mlp_proj")
     spec, stock_class = Flux2KleinSpec(), Flux2KleinStock
     lora = LoraFiles(pipeline_class)
     network: Flux2Transformer2DModel
@@ -185,10 +174,6 @@ class Flux2Klein(Images, FlowBackbone):
     def text_settings(self) -> tuple[str, ...]:
         """Return the text length, which limits the embeddings."""
         return (str(TEXT_LENGTH),)
-
-    def student_scheduler(self, grid: TimeGrid) -> Any:
-        """Return diffusers' Euler scheduler with the grid's shift, or a TrajectoryScheduler."""
-        return even_scheduler_for(grid, self.process)
 
     @staticmethod
     def discriminator_trunk(network: Flux2Transformer2DModel) -> list[Tap]:

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
-from ..diffusion.grid import TimeGrid
 from ..diffusion.guidance import extrapolate_at_norm
-from .base import Tap, trunk_of
+from .base import JOINT_ATTENTION, Tap, trunk_of
 from .dtype import torch_dtype
-from .flow import FlowBackbone, FlowSpec, even_scheduler_for
+from .flow import FlowBackbone, FlowSpec
 from .lora_files import LoraFiles
 from .patches import PATCH, PackedStock, pack, patchify, unpack, unpatchify
 from .registry import register
@@ -100,16 +99,7 @@ class QwenImage(FlowBackbone):
 
     pipeline_class = "QwenImagePipeline"
     kernels = ("sdpa",)
-    lora_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    lora_targets = JOINT_ATTENTION
     spec, stock_class = QwenImageSpec(), QwenImageStock
     lora = LoraFiles(pipeline_class)
     combine = staticmethod(extrapolate_at_norm)
@@ -192,10 +182,6 @@ class QwenImage(FlowBackbone):
     def text_settings(self) -> tuple[str, ...]:
         """Return the text length, which limits the embeddings."""
         return (str(TEXT_LENGTH),)
-
-    def student_scheduler(self, grid: TimeGrid) -> Any:
-        """Return diffusers' Euler scheduler with the grid's shift, or a TrajectoryScheduler."""
-        return even_scheduler_for(grid, self.process)
 
     @staticmethod
     def discriminator_trunk(network: QwenImageTransformer2DModel) -> list[Tap]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
-from .base import Tap, trunk_of
+from .base import JOINT_ATTENTION, Tap, trunk_of
 from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
@@ -90,16 +90,7 @@ class StableDiffusion3(Images, FlowBackbone):
     """Backbone of a Stable Diffusion 3 pipeline folder."""
 
     pipeline_class = "StableDiffusion3Pipeline"
-    lora_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    lora_targets = JOINT_ATTENTION
     spec, stock_class = StableDiffusion3Spec(), StableDiffusion3Stock
     lora = LoraFiles(pipeline_class)
     network: SD3Transformer2DModel

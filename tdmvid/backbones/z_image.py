@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from ..diffusion.grid import TimeGrid
 from .base import Tap, trunk_of
 from .dtype import torch_dtype
-from .flow import FlowBackbone, FlowSpec, even_scheduler_for
+from .flow import FlowBackbone, FlowSpec
 from .images import Images, ImageSpec, ImageStock, image_latents
 from .lora_files import LoraFiles
 from .registry import register
@@ -156,10 +155,6 @@ class ZImage(Images, FlowBackbone):
     def text_settings(self) -> tuple[str, ...]:
         """Return the text length, which limits the embeddings."""
         return (str(TEXT_LENGTH),)
-
-    def student_scheduler(self, grid: TimeGrid) -> Any:
-        """Return diffusers' Euler scheduler with the grid's shift, or a TrajectoryScheduler."""
-        return even_scheduler_for(grid, self.process)
 
     @staticmethod
     def discriminator_trunk(network: ZImageTransformer2DModel) -> list[Tap]:

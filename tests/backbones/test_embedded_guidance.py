@@ -1,5 +1,7 @@
 """A teacher whose network reads the guidance scale: FLUX.1 dev."""
 
+import json
+
 import pytest
 from contract_cases import Case, noise
 from refusals import refused
@@ -62,3 +64,19 @@ def test_a_plan_has_no_second_branch():
     plain = make_plan(load_config("flux1_dev_4nfe"), ranks=8)
     guided = make_plan(load_config("flux1_dev_4nfe", ["objective.cfg=2"]), ranks=8)
     assert plain.calls.forwards < guided.calls.forwards
+
+
+@pytest.mark.parametrize(
+    "name, file, change, fact",
+    [
+        ("FluxPipeline", "transformer/config.json", {"guidance_embeds": False}, "guidance_embeds"),
+        ("Flux2KleinPipeline", "model_index.json", {"is_distilled": True}, "is_distilled"),
+    ],
+)
+def test_a_model_that_is_already_distilled_is_refused(tmp_path, name, file, change, fact):
+    case = Case(name, "base", tmp_path)
+    case.backbone()
+    path = tmp_path / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with refused(tmp_path, fact, "black-forest-labs"):
+        case.backbone()
