@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import ClipSize, VBenchConfig
 from ..data.video import write_video
+from .vbench_published import PUBLISHED
 from .vbench_runner import find_environment, ready, score_folder, setup_command
 from .vbench_scores import totals
 from .vbench_suite import Entry, check_videos, files_of
@@ -24,37 +25,6 @@ ROUNDING = 0.005
 """In per cent. Published results, and the scores they are computed from, have two decimals."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """Published results of a model, in per cent."""
-
-    model: str
-    scores: dict[str, float]
-    totals: dict[str, float]
-
-
-COGVIDEOX_2B = {
-    "subject_consistency": 96.78,
-    "background_consistency": 96.63,
-    "temporal_flickering": 98.89,
-    "motion_smoothness": 97.73,
-    "dynamic_degree": 59.86,
-    "aesthetic_quality": 60.82,
-    "imaging_quality": 61.68,
-    "object_class": 83.37,
-    "multiple_objects": 62.63,
-    "human_action": 98.00,
-    "color": 79.41,
-    "spatial_relationship": 69.90,
-    "scene": 51.14,
-    "appearance_style": 24.80,
-    "temporal_style": 24.36,
-    "overall_consistency": 26.66,
-}
-PUBLISHED = (
-    Published("CogVideoX-2B", COGVIDEOX_2B, {"quality": 82.18, "semantic": 75.83, "total": 80.91}),
-)
-"""As listed in the model's paper. No complete results of CogVideoX-5B or Wan were found to cite."""
 EXPECTED = (
     ("flickering", "temporal_flickering", "lower"),
     ("noisy", "temporal_flickering", "lower"),
@@ -93,7 +63,7 @@ def check_totals() -> Iterator[Answer]:
             value = 100 * found[name]
             right = abs(value - published) <= 2 * ROUNDING
             text = f"{value:.2f} (published: {published:.2f})"
-            yield Answer(f"{entry.model}, {name}", text, right)
+            yield Answer(f"{entry.model}, {name} ({entry.source})", text, right)
 
 
 def check_defects(config: VBenchConfig) -> Iterator[Answer]:

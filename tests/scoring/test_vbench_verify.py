@@ -7,6 +7,7 @@ from refusals import refused
 from vbench_stand_in import write_stand_in
 
 from tdmvid.cli.main import main
+from tdmvid.scoring.vbench_published import PUBLISHED
 
 FLICKERING = """import json, pathlib, sys
 import av, numpy
@@ -25,6 +26,8 @@ file.write_text(json.dumps({"temporal_flickering": result}))
 frames.
 """
 
+TOTALS = sum(len(entry.totals) for entry in PUBLISHED)
+
 
 def verify(environment, cache):
     places = [f"--set=environment={environment}", f"--set=cache={cache}"]
@@ -36,7 +39,7 @@ def test_known_answers_are_right_and_what_lacks_weights_is_named(tmp_path, capsy
     (environment / "bin/python").write_text(f"#!{sys.executable}\n{FLICKERING}")
     verify(environment, tmp_path / "cache")
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("right") for line in lines) == 3 + 3  # totals, flickering
+    assert sum(line.startswith("right") for line in lines) == TOTALS + 3  # of flickering
     assert not any(line.startswith("WRONG") for line in lines)
     assert any(line.startswith("not run") and "imaging_quality" in line for line in lines)
 
@@ -51,4 +54,4 @@ def test_a_chain_that_scores_all_videos_alike_is_wrong(tmp_path, capsys):
 def test_without_the_environment_the_totals_are_checked_alone(tmp_path, capsys, name):
     verify(tmp_path / "none", tmp_path)
     out = capsys.readouterr().out
-    assert out.count("right") == 3 and f"not run  {name}" in out
+    assert out.count("right") == TOTALS and f"not run  {name}" in out
