@@ -138,7 +138,8 @@ def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes)
 
 
 def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
-    """Return random text embeddings in the teacher's shapes, for every token.
+    """Return random text embeddings in the teacher's shapes, for every token, and random
+    conditions of given images if it takes them.
 
     Args:
         backbone: The teacher's model family.
@@ -162,6 +163,9 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
         tensors["prompt_attention_mask"] = torch.ones(shape[:2], dtype=torch.long)
     if "encoder_hidden_states_mask" in example:
         tensors["prompt_embeds_mask"] = torch.ones(shape[:2], dtype=torch.bool)
+    given = (backbone.network, backbone.folder, backbone.size)
+    for name, shape in type(backbone).spec.image_shapes(*given).items():
+        tensors[name] = torch.randn((batch, *shape), generator=generator)
     return Cond(tensors).to(backbone.device)
 
 

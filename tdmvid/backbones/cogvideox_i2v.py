@@ -8,13 +8,16 @@ Shapes: B batch, F latent frames, C channels, H W latent size.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
+from ..config import ClipSize
 from ..diffusion.denoiser import Cond
-from .cogvideox import CogVideoX, CogVideoXStock
+from .cogvideox import CogVideoX, CogVideoXSpec, CogVideoXStock
 from .dtype import torch_dtype
 from .encoded_images import EncodedImages, blank_images
 from .lora_files import LoraFiles
@@ -22,6 +25,17 @@ from .registry import register
 
 IMAGE = "image_latents"
 """Name of the condition: latents of the first frame, [B, C, H, W], scaled as network input."""
+
+
+class CogVideoXImageSpec(CogVideoXSpec):
+    """Describes a CogVideoX image-to-video pipeline folder from its configs."""
+
+    def image_shapes(
+        self, network: CogVideoXTransformer3DModel, folder: Path, size: ClipSize
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the latents of one frame, [C, H, W]."""
+        channels, _, *sides = self.vae_latents(network, folder, size)
+        return {IMAGE: (channels, *sides)}
 
 
 class CogVideoXImageStock(CogVideoXStock):
@@ -45,7 +59,7 @@ class CogVideoXImageToVideo(CogVideoX):
     """Backbone of a CogVideoX image-to-video pipeline folder."""
 
     pipeline_class = "CogVideoXImageToVideoPipeline"
-    stock_class = CogVideoXImageStock
+    spec, stock_class = CogVideoXImageSpec(), CogVideoXImageStock
     lora = LoraFiles(pipeline_class)
     takes_images = True
 

@@ -126,6 +126,18 @@ class FamilySpec(ABC):
             ValueError: The family cannot generate `size`.
         """
 
+    def image_shapes(
+        self, network: nn.Module, folder: Path, size: ClipSize
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one given image's conditions by name; none without images.
+
+        Args:
+            network: The family's network.
+            folder: The pipeline folder.
+            size: Height, width and number of frames.
+        """
+        return {}
+
     @abstractmethod
     def vae_tile(self, vae: nn.Module) -> tuple[int, int]:
         """Return height and width of a tile of latents."""

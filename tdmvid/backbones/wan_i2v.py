@@ -77,6 +77,18 @@ class WanImageSpec(WanSpec):
         """Return whether the given frame replaces the first noisy latents, as in TI2V-5B."""
         return bool(read_object(folder / "model_index.json").get("expand_timesteps"))
 
+    def image_shapes(
+        self, network: WanTransformer3DModel, folder: Path, size: ClipSize
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the latents [C, F, H, W] and, if read, of embeddings [N, D]."""
+        channels, frames, *sides = self.vae_latents(network, folder, size)
+        first = self.gives_first_frame(folder)
+        shapes: dict[str, tuple[int, ...]] = {GIVEN: (channels, 1 if first else frames, *sides)}
+        embeds = self.example(network, folder, size, 1, torch.float32).get(
+            "encoder_hidden_states_image"
+        )
+        return shapes if embeds is None else shapes | {EMBEDS: tuple(embeds.shape[1:])}
+
     def example(
         self,
         network: WanTransformer3DModel,

@@ -48,6 +48,12 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--variant", help="variant of the base's weight files, e.g. fp16")
     parser.add_argument(
+        "--pipeline",
+        metavar="CLASS",
+        help="pipeline class to use instead of the model's own, e.g. WanImageToVideoPipeline for"
+        " Wan 2.2 TI2V-5B with images (default: that of the student)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
         help="data type (default: that of the student, or bfloat16 on a GPU and float32 on a CPU)",
@@ -103,7 +109,7 @@ def base_of(args: argparse.Namespace) -> dict:
     Returns:
         Keyword arguments of `load_for_sampling`.
     """
-    names = ("model", "revision", "variant", "dtype", "size", "fps")
+    names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps")
     return {"student": student_of(args)} | {name: getattr(args, name) for name in names}
 
 

@@ -6,6 +6,8 @@
         --out videos
     tdmvid sample --model THUDM/CogVideoX-2b --size 49x480x720 --prompts prompts.txt \\
         --steps 50 --cfg 6 --out teacher
+    tdmvid sample --model Wan-AI/Wan2.2-TI2V-5B-Diffusers --pipeline WanImageToVideoPipeline \\
+        --size 121x704x1280 --prompts items.csv --cfg 5 --out teacher
     torchrun --nproc_per_node 8 -m tdmvid sample --lora runs/X/lora --prompts prompts.txt \\
         --batch 4 --out videos
     python launch/sample.py --lora runs/shapes_4nfe/lora --prompts prompts.txt --out videos

@@ -52,6 +52,18 @@ TEACHER_RULES = (
 VBENCH_RULES = (
     *ranges_of("evaluation"),
     Rule(
+        lambda config: config.suite == "i2v" and not (config.images or config.prompts),
+        "images",
+        "is missing: set it to the folder vbench2_beta_i2v of VBench's repository with the image"
+        " suite in its data/, or set prompts to a table with the columns prompt and image",
+    ),
+    Rule(
+        lambda config: config.images and (config.suite != "i2v" or config.prompts),
+        "images",
+        "has no effect with suite={suite} and prompts={prompts}: it is VBench's image suite;"
+        " remove it, or set suite='i2v' without prompts",
+    ),
+    Rule(
         lambda config: config.static_filter and config.static_seeds < config.seeds,
         "static_seeds",
         "must be at least seeds={seeds}, because the static filter selects among these videos:"
@@ -130,8 +142,18 @@ class TeacherSampling:
 class VBenchConfig:
     """Evaluation of a video model with VBench."""
 
+    suite: Literal["t2v", "i2v"] = "t2v"
+    """Benchmark: `t2v` is VBench, for models that take a prompt; `i2v` is VBench-I2V, for models
+    that start from an image.
+    """
     prompts: str = ""
-    """Your own prompt file. Empty uses the prompt suite of VBench."""
+    """Your own prompt file. Empty uses the prompt suite of VBench. With `suite=i2v` it is a table
+    with the columns prompt and image, or a folder of videos or images with captions beside them.
+    """
+    images: str = ""
+    """Folder `vbench2_beta_i2v` of VBench's repository, with the image suite in its `data/crop`.
+    Only for `suite=i2v` without `prompts`.
+    """
     augmented: str = ""
     """Prompt file with augmented prompts: the model gets line i instead of prompt i of the suite.
     """
@@ -174,13 +196,13 @@ class VBenchConfig:
 
     @property
     def filtered(self) -> bool:
-        """Whether temporal_flickering is scored on filtered videos; false with custom prompts."""
-        return self.static_filter and not self.custom
+        """Whether temporal_flickering is scored on filtered videos; only with VBench's prompts."""
+        return self.static_filter and not self.custom and self.suite == "t2v"
 
     @property
     def long(self) -> bool:
-        """Whether VBench-Long is used."""
-        return self.video.frames / self.video.fps >= LONG_SECONDS
+        """Whether VBench-Long is used. VBench-I2V has no version of its own for long videos."""
+        return self.suite == "t2v" and self.video.frames / self.video.fps >= LONG_SECONDS
 
 
 @dataclass(frozen=True)

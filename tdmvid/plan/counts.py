@@ -4,6 +4,7 @@ network, from configs alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class Pipeline:
     """Peak bytes of tensors while the autoencoder decodes one sample."""
     embedding: int = 0
     """Bytes of the text embedding of one prompt."""
+    image: int = 0
+    """Bytes of the cached condition of one given image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +294,7 @@ def teacher_calls(config: RunConfig) -> int:
 
 
 def count_pipeline(networks: Outline) -> Pipeline:
-    """Count the bytes of the text encoders, the autoencoder and a prompt embedding.
+    """Count the bytes of the text encoders, the autoencoder, and the conditions of a sample.
 
     Args:
         networks: The networks on the meta device.
@@ -306,7 +309,15 @@ def count_pipeline(networks: Outline) -> Pipeline:
         vae=vae,
         decoding=decoding,
         embedding=_embedding_bytes(networks),
+        image=_image_bytes(networks),
     )
+
+
+def _image_bytes(networks: Outline) -> int:
+    config, spec = networks.config, networks.family.spec
+    with torch.device("meta"):
+        shapes = spec.image_shapes(networks.network, networks.folder, config.video)
+    return sum(map(math.prod, shapes.values())) * bytes_per_value(torch_dtype(config.model))
 
 
 def _embedding_bytes(networks: Outline) -> int:

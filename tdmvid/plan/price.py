@@ -127,10 +127,12 @@ def _storage(plan: Plan) -> Iterator[Row]:
         yield "download", f"{storage.download / GIB:,.1f} GiB of weights ({source})"
     else:
         yield "download", "none, model.path is a local folder"
+    images = f" {gib(storage.images)} of given images," if storage.images else ""
     yield (
         "disk",
         f"{storage.total / GIB:,.1f} GiB: the download, {gib(storage.embeddings)} of embeddings,"
-        f" {gib(storage.checkpoints)} of checkpoints, {gib(storage.export)} of exported weights;"
+        f"{images} {gib(storage.checkpoints)} of checkpoints,"
+        f" {gib(storage.export)} of exported weights;"
         " samples not included",
     )
 

@@ -21,6 +21,9 @@ class Storage:
     dtype.
     """
     embeddings: float
+    """Embeddings of the prompts."""
+    images: float
+    """Conditions of the given images; 0 for a model without images."""
     checkpoints: float
     """All checkpoints that are kept, including the best one, and the one being written."""
     export: float
@@ -28,7 +31,7 @@ class Storage:
     @property
     def written(self) -> float:
         """Bytes that the run writes."""
-        return self.embeddings + self.checkpoints + self.export
+        return self.embeddings + self.images + self.checkpoints + self.export
 
     @property
     def total(self) -> float:
@@ -59,6 +62,7 @@ def count_storage(plan: Plan) -> Storage:
         download=download,
         listed=listed,
         embeddings=float(plan.prompts * pipeline.embedding),
+        images=float(plan.prompts * pipeline.image),
         checkpoints=float(kept * state),
         export=4.0 * weights.trainable,
     )

@@ -131,6 +131,7 @@ def load_for_sampling(
     model: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    pipeline: str | None = None,
     dtype: str | None = None,
     size: str | None = None,
     fps: int | None = None,
@@ -145,6 +146,7 @@ def load_for_sampling(
         model: diffusers folder or hub id of the base.
         revision: Revision of a hub id.
         variant: Variant of the weight files.
+        pipeline: Pipeline class to use instead of the model's own.
         dtype: Dtype of the weights.
         size: Frames x height x width, e.g. "49x480x720".
         fps: Frames per second of written videos.
@@ -158,8 +160,8 @@ def load_for_sampling(
         "model", {}
     )
     if model and model != known.get("path"):
-        known |= {"path": model, "revision": None, "variant": None}
-    given = {"revision": revision, "variant": variant, "dtype": dtype}
+        known |= {"path": model, "revision": None, "variant": None, "pipeline": None}
+    given = {"revision": revision, "variant": variant, "pipeline": pipeline, "dtype": dtype}
     known |= {key: value for key, value in given.items() if value}
     if not known.get("path"):
         raise ValueError(

@@ -126,6 +126,7 @@ def outlook(config: RunConfig) -> Outlook | None:
 
 def _vbench_outlook(config: RunConfig) -> Outlook:
     from . import vbench_run
+    from .vbench_images import lacks_list
     from .vbench_runner import find_environment, setup_command
 
     settings = from_dict(VBenchConfig, read_settings(_find(config), _size(config)))
@@ -141,15 +142,19 @@ def _vbench_outlook(config: RunConfig) -> Outlook:
             ready=False,
             whole=False,
         )
+    if lack := lacks_list(settings):
+        return Outlook(f"VBench ({name}) cannot run after training: {lack}", False, False)
     evaluation = vbench_run.prepare(settings)
     checked = evaluation.checked
     if checked.whole:
         return Outlook(f"VBench ({name}) runs after training: {evaluation.describe()}")
     count = len(checked.ready) + len(checked.missing)
+    option = "--preflight" if settings.suite == "i2v" else "--download"
+    doing = "list" if settings.suite == "i2v" else "download"
     lacking = (
         f"VBench ({name}) runs after training, but {len(checked.missing)} of its {count} dimensions"
-        f" lack weights; download them with `tdmvid score vbench --config {shlex.quote(name)}"
-        " --download`"
+        f" lack files; {doing} them with `tdmvid score vbench --config {shlex.quote(name)}"
+        f" {option}`"
     )
     return Outlook(lacking, ready=bool(checked.ready), whole=False)
 

@@ -16,6 +16,8 @@ RUNS = Path("runs")
 FAMILIES = {
     "CogVideoXPipeline": "vbench_cogvideox2b",
     "WanPipeline": "vbench_wan1.3b",
+    "CogVideoXImageToVideoPipeline": "vbench_i2v_cogvideox5b",
+    "WanImageToVideoPipeline": "vbench_i2v_wan2.2_5b",
 }
 """Evaluation config of the smallest model of each family, by stock pipeline."""
 IMAGES = "images"

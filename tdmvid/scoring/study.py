@@ -16,6 +16,7 @@ from pathlib import Path
 import jinja2
 
 from ..data.files import short, write_json, write_text
+from ..data.items import image_digest
 from ..data.media import embed, file_inside
 from .intervals import Measure, binomial
 
@@ -34,35 +35,58 @@ class Question:
     prompt: str
     file: str
     sides: tuple[Path, Path]
+    image: Path | None = None
+    """Given first frame of both; None for a model without images."""
 
 
 def pair_samples(a: Path, b: Path) -> list[Question]:
     """Pair the manifests of two sample folders (`tdmvid sample`), in A's order.
+
+    A pair has the same prompt, seed and given image. The image is shown if it is still there.
 
     Raises:
         ValueError: without any pair, or where a manifest names a file outside of its folder.
     """
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} is given twice: a study compares two samplers")
-    prompts, there = _manifest(a), _manifest(b)
-    common = [file for file in prompts if there.get(file) == prompts[file]]
+    ours, theirs = _manifest(a), _manifest(b)
+    both = [file for file in ours if file in theirs]
+    common = [file for file in both if _given(ours[file]) == _given(theirs[file])]
     if not common:
         raise ValueError(
-            f"{a} and {b} have no prompt and seed in common: sample both from the same prompts and"
-            " seeds"
+            f"{a} and {b} have no prompt, seed and given image in common: sample both from the same"
+            " prompts, seeds and images"
         )
     return [
-        Question(prompts[file], file, (file_inside(a, file), file_inside(b, file)))
+        Question(
+            ours[file]["prompt"],
+            file,
+            (file_inside(a, file), file_inside(b, file)),
+            _image(ours[file]) or _image(theirs[file]),
+        )
         for file in common
     ]
 
 
-def _manifest(folder: Path) -> dict[str, str]:
-    """Return the prompt of every file that a folder's manifest names."""
+def _given(entry: dict) -> tuple[str, str]:
+    """Return the prompt and the digest of the given image, which is "" without one."""
+    return entry["prompt"], str(entry.get("image_sha256", ""))
+
+
+def _image(entry: dict) -> Path | None:
+    """Return the given image of a sample, if its file still has the content of the sampling."""
+    name = entry.get("image")
+    if not isinstance(name, str) or not name or not Path(name).is_file():
+        return None
+    return Path(name) if image_digest(Path(name)) == entry.get("image_sha256") else None
+
+
+def _manifest(folder: Path) -> dict[str, dict]:
+    """Return the entry of every file that a folder's manifest names."""
     path = folder / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder} has no manifest.jsonl: give folders that `tdmvid sample` wrote")
-    prompts: dict[str, str] = {}
+    entries: dict[str, dict] = {}
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -79,8 +103,8 @@ def _manifest(folder: Path) -> dict[str, str]:
             raise ValueError(
                 f"{path}, line {number} has no file and prompt: `tdmvid sample` writes both"
             )
-        prompts[file] = prompt
-    return prompts
+        entries[file] = entry
+    return entries
 
 
 def write_study(
@@ -117,6 +141,7 @@ def write_study(
             "id": index,
             "prompt": q.prompt,
             "sides": [asdict(embed(path)) for path in q.sides],
+            **({"image": asdict(embed(q.image))} if q.image else {}),
         }
         for index, q in enumerate(questions)
     ]
@@ -144,7 +169,8 @@ def write_study(
 def _check_size(questions: list[Question]) -> None:
     total = 0
     for count, question in enumerate(questions):
-        total += sum(4 * -(-path.stat().st_size // 3) for path in question.sides)
+        files = [*question.sides, *([question.image] if question.image else [])]
+        total += sum(4 * -(-path.stat().st_size // 3) for path in files)
         if total > LARGEST:
             limit = f"{LARGEST / 2**20:.0f} MiB, with which browsers still open it"
             remedy = (

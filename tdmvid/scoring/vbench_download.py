@@ -59,11 +59,24 @@ def _fetch(need: Needed, path: Path, python: Path) -> None:
             subprocess.run([*clone, f"{aside}/clone"], check=True)
             shutil.rmtree(path, ignore_errors=True)
             Path(aside, "clone").rename(path)
+    elif url.endswith(".zip") and not path.suffix:
+        _fetch_folder(url, path)
     elif url.endswith(".zip"):
         _fetch_member(url, path)
     else:
         with atomic_path(path) as part:
             _fetch_file(url, part)
+
+
+def _fetch_folder(url: str, path: Path) -> None:
+    """Download an archive and unpack all of it into a folder."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+        archive = Path(aside, "archive.zip")
+        _fetch_file(url, archive)
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(Path(aside, "folder"))
+        shutil.rmtree(path, ignore_errors=True)
+        Path(aside, "folder").rename(path)
 
 
 def _fetch_member(url: str, path: Path) -> None:

@@ -56,18 +56,41 @@ RAFT = Needed(
     url="https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip",
 )
 
+_DINO = (
+    Needed(
+        "dino_model/dino_vitbase16_pretrain.pth",
+        "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+    ),
+    Needed(
+        "dino_model/facebookresearch_dino_main",
+        "git clone https://github.com/facebookresearch/dino",
+        url="git+https://github.com/facebookresearch/dino",
+    ),
+)
+
 NEEDS: dict[str, tuple[Needed, ...]] = {
-    "subject_consistency": (
+    "i2v_subject": _DINO,
+    "i2v_background": (
         Needed(
-            "dino_model/dino_vitbase16_pretrain.pth",
-            "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
-        ),
-        Needed(
-            "dino_model/facebookresearch_dino_main",
-            "git clone https://github.com/facebookresearch/dino",
-            url="git+https://github.com/facebookresearch/dino",
+            "dreamsim_model",
+            "https://github.com/ssundaram21/dreamsim/releases, dreamsim_ensemble_checkpoint.zip,"
+            " unpacked",
+            url="https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints/"
+            "dreamsim_ensemble_checkpoint.zip",
         ),
     ),
+    "camera_motion": (
+        Needed(
+            "cotracker_model/facebookresearch_co-tracker_main",
+            "git clone https://github.com/facebookresearch/co-tracker",
+            url="git+https://github.com/facebookresearch/co-tracker",
+        ),
+        Needed(  # what `cotracker2` of that repository's main branch loads
+            "cotracker_model/scaled_offline.pth",
+            "https://huggingface.co/facebook/cotracker3/resolve/main/scaled_offline.pth",
+        ),
+    ),
+    "subject_consistency": _DINO,
     "background_consistency": (_VIT_B,),
     "motion_smoothness": (
         Needed(

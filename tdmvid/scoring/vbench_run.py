@@ -18,8 +18,9 @@ from ..parallel import launch
 from .paired_samples import NAMES, check_sides, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight
 from .results import Pair, Result, write_result
+from .vbench_images import ratio_of
 from .vbench_runner import Environment, find_environment, ready, score_folder
-from .vbench_scores import DIMENSIONS, Bootstrap, Scores
+from .vbench_scores import FACTS, SUITES, Bootstrap, Scores
 from .vbench_suite import Entry, check_videos, files_of, load_suite, shots_of
 
 Stage = Literal["all", "sample", "score"]
@@ -185,18 +186,19 @@ def compare(
     prompts = {
         file: entry.prompt for entry in entries for file in files_of(entry, config.video.frames)
     }
-    bootstrap = Bootstrap(prompts, _dimensions(entries))
+    suite = SUITES[config.suite]
+    bootstrap = Bootstrap(prompts, _dimensions(entries), suite)
     student, teacher = (scores[name] for name in NAMES)
     warnings = notes(config, checked)
     ours, theirs = bootstrap.measures(student), bootstrap.measures(teacher)
     gains = bootstrap.differences(student, teacher)
     if warnings:  # totals of a part of the suite could be mistaken for VBench totals
         ours, theirs, gains = (
-            {name: side[name] for name in side if name in DIMENSIONS}
+            {name: side[name] for name in side if name in suite.dimensions}
             for side in (ours, theirs, gains)
         )
     result = Result(
-        title=f"VBench{'-Long' if config.long else ''}: {out.resolve().parent.name}",
+        title=f"{suite.name}{'-Long' * config.long}: {out.resolve().parent.name}",
         protocol=protocol(config, entries),
         notes=(*warnings, *gaps(student, teacher, gains), *said),
         names=NAMES,
@@ -234,14 +236,18 @@ def protocol(config: VBenchConfig, entries: list[Entry]) -> str:
     Returns:
         A sentence or two.
     """
-    suite = config.prompts if config.custom else "VBench's suite"
+    name = SUITES[config.suite].name
+    suite = config.prompts if config.custom else f"{name}'s suite"
     shown = f", sampled from {config.augmented}" if config.augmented else ""
+    if config.suite == "i2v" and not config.custom:
+        shown += f", with its images cropped to {ratio_of(config.video)}"
     size = config.video
     return (
         f"{len({entry.prompt for entry in entries})} prompts of {suite}{shown}, {config.seeds}"
         f" seeds each, the same noise for both; {size.frames} frames of {size.height} x"
         f" {size.width} at {size.fps} fps; teacher in {config.teacher.steps} steps with guidance"
-        f" {config.teacher.guidance}; vbench 0.1.5{', VBench-Long' if config.long else ''}; 95 %"
+        f" {config.teacher.guidance}; vbench 0.1.5"
+        f"{f', {name}' * (config.suite == 'i2v')}{', VBench-Long' * config.long}; 95 %"
         " bootstrap intervals over prompts, the difference paired."
     )
 
@@ -256,23 +262,28 @@ def notes(config: VBenchConfig, checked: Preflight) -> tuple[str, ...]:
     Returns:
         Sentences; empty for a complete run of VBench's protocol.
     """
-    out = []
-    lacking = [name for name in DIMENSIONS if name not in checked.ready]
+    out, counted = [], SUITES[config.suite].counted
+    lacking = [name for name in counted if name not in checked.ready]
     if lacking:
         out.append(
-            f"Partial: {len(checked.ready)} of {len(DIMENSIONS)} dimensions. Not scored:"
+            f"Partial: {len(counted) - len(lacking)} of {len(counted)} dimensions. Not scored:"
             f" {', '.join(lacking)}."
         )
     if config.custom:
         out.append("Custom prompts: not comparable with published VBench results.")
     if config.limit:
         out.append(f"Only the first {config.limit} prompts of each group of dimensions were used.")
-    if not config.custom and (config.seeds < 5 or config.static_seeds < 25):
+    if config.suite == "i2v" and not config.custom and config.seeds < 5:
+        out.append(f"{config.seeds} videos per prompt: VBench-I2V's protocol uses 5.")
+    if not (config.custom or config.suite == "i2v") and (
+        config.seeds < 5 or config.static_seeds < 25
+    ):
         out.append(
             f"{config.seeds} videos per prompt and {config.static_seeds} for the static filter:"
             " VBench's protocol uses 5 and 25."
         )
-    if not config.custom and not config.static_filter and "temporal_flickering" in checked.ready:
+    unfiltered = config.suite == "t2v" and not config.custom and not config.static_filter
+    if unfiltered and "temporal_flickering" in checked.ready:
         out.append("temporal_flickering uses unfiltered videos, unlike VBench's protocol.")
     return (*out, "Therefore no totals are given.") if out else ()
 
@@ -316,7 +327,7 @@ def _pairs(out: Path, prompts: dict[str, str], student: Scores, teacher: Scores)
     gains: dict[str, list[float]] = {}
     for name, videos in student.items():
         for file in videos.keys() & teacher[name].keys():
-            scale = DIMENSIONS[name].high - DIMENSIONS[name].low
+            scale = FACTS[name].high - FACTS[name].low
             gains.setdefault(prompts[file], []).append((videos[file] - teacher[name][file]) / scale)
     first = {prompt: file for file, prompt in reversed(prompts.items())}
     return [

@@ -21,9 +21,10 @@ from pathlib import Path
 from ..config import VBenchConfig
 from ..data.files import write_json
 from ..data.progress import progress
-from .preflight import Preflight, preflight
+from .preflight import Needed, Preflight, preflight
 from .vbench_files import default_cache, needs_of
-from .vbench_scores import DIMENSIONS, Scores, read_scores
+from .vbench_images import SOURCE, crops_of
+from .vbench_scores import FACTS, SUITES, Scores, read_scores
 from .vbench_suite import Entry, files_of
 
 WORKER = Path(__file__).with_name("vbench_worker.py")
@@ -69,8 +70,9 @@ class Environment:
         Returns:
             True if the evaluation can use it.
         """
-        listed = config.custom or (self.full_info is not None and self.full_info.is_file())
-        return self.python.exists() and listed
+        if config.custom or config.suite == "i2v":
+            return self.python.exists()
+        return self.python.exists() and self.full_info is not None and self.full_info.is_file()
 
     def _package(self, name: str) -> Path | None:
         return next(self.folder.glob(f"lib/python3*/site-packages/{name}"), None)
@@ -128,14 +130,31 @@ def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
     Returns:
         Available dimensions, and what the others lack.
     """
-    names = [name for name in DIMENSIONS if any(name in entry.dimensions for entry in entries)]
+    known = SUITES[config.suite].dimensions
+    names = [name for name in known if any(name in entry.dimensions for entry in entries)]
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
-    return preflight(
+    checked = preflight(
         names,
         needs_of(static_filter=config.filtered),
         cache.resolve(),
         packages=find_environment(config).packages,
     )
+    images = _missing_images(config, entries)
+    if images is None:
+        return checked
+    missing = {name: (*checked.missing.get(name, ()), images) for name in names}
+    return Preflight((), missing, checked.cache)
+
+
+def _missing_images(config: VBenchConfig, entries: list[Entry]) -> Needed | None:
+    """Return what VBench-I2V's image suite lacks; None if no image is missing."""
+    images = list(dict.fromkeys(entry.image for entry in entries if entry.image))
+    lacking = [image for image in images if not Path(image).is_file()]
+    if not lacking:
+        return None
+    place = crops_of(config).resolve()
+    example = Path(lacking[0]).name
+    return Needed(f"{place} ({len(lacking)} of {len(images)} images, e.g. {example!r})", SOURCE)
 
 
 def score_folder(
@@ -243,12 +262,14 @@ def _request(
         "long": config.long,
         "static_filter": filtered,
         "cache": str(cache),
-        "clip_seconds": {key: dimension.clip_seconds for key, dimension in DIMENSIONS.items()},
+        "suite": config.suite,
+        "clip_seconds": {key: dimension.clip_seconds for key, dimension in FACTS.items()},
         "entries": [
             {
                 "prompt_en": entry.prompt,
                 "dimension": [name],
                 "auxiliary_info": entry.auxiliary,
+                "image_name": str(Path(entry.image).resolve()) if entry.image else "",
                 "video_list": [
                     str((videos / file).resolve()) for file in files_of(entry, config.video.frames)
                 ],

@@ -1,7 +1,8 @@
-"""VBench's sixteen dimensions, their normalisation, and the three totals.
+"""The dimensions of VBench and VBench-I2V, their normalisation, and the totals.
 
 The VBench package scores single dimensions (see vbench_worker.py); this file does what its
-leaderboard computes from them. Scores are shares, 0.9678 instead of 96.78 (arXiv 2311.17982).
+leaderboards compute from them (scripts/constant.py of its repository). Scores are shares, 0.9678
+instead of 96.78 (arXiv 2311.17982 for text to video, 2411.13503 for image to video).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from .intervals import RESAMPLES, SEED, Measure, percentiles
 
-QUALITY_SHARE = 0.8  # of the total
 Scores = dict[str, dict[str, float]]
 """Score of each video, by dimension and file."""
 
@@ -29,7 +29,8 @@ class Dimension:
     1].
     """
 
-    kind: Literal["quality", "semantic"]
+    kind: Literal["quality", "semantic", "i2v", "extra"]
+    """Total that it is part of. `extra` is part of none."""
     low: float = 0.0
     high: float = 1.0
     weight: float = 1.0
@@ -78,42 +79,84 @@ DIMENSIONS = {
 }
 
 
-def check_dimensions(names: list[str], *, custom: bool) -> None:
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark of the VBench package."""
+
+    name: str
+    dimensions: Mapping[str, Dimension]
+    shares: Mapping[str, float]
+    """Share of each kind of dimensions in the total score."""
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Names of the dimensions that are part of a total."""
+        return tuple(name for name, one in self.dimensions.items() if one.kind in self.shares)
+
+
+T2V = Suite("VBench", DIMENSIONS, {"quality": 0.8, "semantic": 0.2})
+I2V = Suite(
+    "VBench-I2V",
+    {
+        "i2v_subject": Dimension("i2v", 0.1462),
+        "i2v_background": Dimension("i2v", 0.2615),
+        "camera_motion": Dimension("i2v", weight=0.1, custom=False),
+        **{
+            name: dimension
+            for name, dimension in DIMENSIONS.items()
+            if dimension.kind == "quality" and name != "temporal_flickering"
+        },
+        "temporal_flickering": Dimension("extra", 0.6293),
+    },
+    {"quality": 0.5, "i2v": 0.5},
+)
+SUITES = {"t2v": T2V, "i2v": I2V}
+"""Benchmarks by the value of `suite` in a config."""
+FACTS: dict[str, Dimension] = {**I2V.dimensions, **T2V.dimensions}
+"""All dimensions by name. What both suites have is measured and normalised in the same way."""
+
+
+def check_dimensions(names: list[str], *, custom: bool, suite: Suite = T2V) -> None:
     """Check names of dimensions.
 
     Args:
         names: The names.
         custom: Whether the prompts are not VBench's own.
+        suite: The benchmark.
 
     Raises:
         ValueError: A dimension is unknown, or cannot be scored with custom prompts.
     """
     for name in names:
-        if name not in DIMENSIONS:
+        if name not in suite.dimensions:
             raise ValueError(
-                f"dimensions: {name!r} is unknown: choose from {', '.join(DIMENSIONS)}"
+                f"dimensions: {name!r} is not one of {suite.name}: choose from"
+                f" {', '.join(suite.dimensions)}"
             )
-        if custom and not DIMENSIONS[name].custom:
-            fitting = [key for key, dimension in DIMENSIONS.items() if dimension.custom]
+        if custom and not suite.dimensions[name].custom:
+            fitting = [key for key, dimension in suite.dimensions.items() if dimension.custom]
             raise ValueError(
                 f"dimensions: {name!r} needs VBench's own prompts: with custom prompts choose from"
                 f" {', '.join(fitting)}"
             )
 
 
-def totals(scores: Mapping[str, float]) -> dict[str, float]:
-    """Compute the totals "quality", "semantic" and "total".
+def totals(scores: Mapping[str, float], suite: Suite = T2V) -> dict[str, float]:
+    """Compute the totals of each kind of dimensions, e.g. "quality" and "semantic", and "total".
 
     Args:
         scores: Scores by dimension.
+        suite: The benchmark.
 
     Returns:
         Each total for which all dimensions were scored.
     """
     out = {}
-    for kind in ("quality", "semantic"):
+    for kind in suite.shares:
         parts = {
-            name: dimension for name, dimension in DIMENSIONS.items() if dimension.kind == kind
+            name: dimension
+            for name, dimension in suite.dimensions.items()
+            if dimension.kind == kind
         }
         if parts.keys() <= scores.keys():
             weight = sum(dimension.weight for dimension in parts.values())
@@ -124,8 +167,8 @@ def totals(scores: Mapping[str, float]) -> dict[str, float]:
                 )
                 / weight
             )
-    if len(out) == 2:
-        out["total"] = QUALITY_SHARE * out["quality"] + (1 - QUALITY_SHARE) * out["semantic"]
+    if len(out) == len(suite.shares):
+        out["total"] = sum(share * out[kind] for kind, share in suite.shares.items())
     return out
 
 
@@ -152,12 +195,12 @@ def read_scores(path: Path, wanted: Mapping[str, list[str]]) -> Scores:
                 f"{path} has no {name}: the scoring stopped early; see the log next to it"
             )
         clips: dict[str, list[float]] = {}
-        for entry in results[name][1]:
+        for entry in results[name][-1]:  # camera_motion has means of each motion before them
             clips.setdefault(_video(entry["video_path"]), []).append(
-                float(entry["video_results"]) / DIMENSIONS[name].scale
+                float(entry["video_results"]) / FACTS[name].scale
             )
         scores = {file: sum(values) / len(values) for file, values in clips.items()}
-        if DIMENSIONS[name].skips:
+        if FACTS[name].skips:
             files = [file for file in files if file in scores] or files
         missing = sorted(set(files) - scores.keys())
         if missing:
@@ -209,10 +252,16 @@ class Bootstrap:
     Args:
         prompts: Prompt of each file.
         dimensions: Dimensions of each prompt.
+        suite: The benchmark, which determines the totals.
     """
 
-    def __init__(self, prompts: Mapping[str, str], dimensions: Mapping[str, frozenset[str]]):
-        self.files = prompts
+    def __init__(
+        self,
+        prompts: Mapping[str, str],
+        dimensions: Mapping[str, frozenset[str]],
+        suite: Suite = T2V,
+    ):
+        self.files, self.suite = prompts, suite
         self.index = {prompt: i for i, prompt in enumerate(dimensions)}
         strata: dict[frozenset[str], list[int]] = {}
         for prompt, names in dimensions.items():
@@ -243,7 +292,7 @@ class Bootstrap:
                 counts[self.index[self.files[file]]] += 1
             values[name] = (sums.sum() / counts.sum()).item()
             resampled[name] = (self.weight @ sums) / (self.weight @ counts)
-        return values | totals(values), resampled | totals(resampled)
+        return values | totals(values, self.suite), resampled | totals(resampled, self.suite)
 
     def measures(self, scores: Scores) -> dict[str, Measure]:
         """Compute dimensions and totals with their intervals.
@@ -293,7 +342,7 @@ class Bootstrap:
         for name, videos in scores.items():
             mine, theirs = ({self.files[file] for file in side} for side in (videos, others[name]))
             common = mine & theirs
-            if mine != theirs and name != "temporal_flickering" and not DIMENSIONS[name].skips:
+            if mine != theirs and name != "temporal_flickering" and not FACTS[name].skips:
                 raise ValueError(
                     f"{name}: the two sides were not scored on the same prompts: score both with"
                     " the same configuration"

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 from ..config import ClipSize, VBenchConfig
+from ..data.items import Item
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot, plan_shots
-from .vbench_scores import DIMENSIONS, check_dimensions
+from .vbench_images import own_rows, suite_rows
+from .vbench_scores import SUITES, check_dimensions
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Entry:
     shown: str
     seeds: int
     auxiliary: dict = field(default_factory=dict)
+    image: str = ""
+    """File of the first frame; only for VBench-I2V."""
 
 
 def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entry]:
@@ -43,11 +47,14 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
     Raises:
         ValueError: A dimension or the prompts cannot be used.
     """
+    suite = SUITES[config.suite]
     names = list(config.dimensions) or [
-        name for name, dimension in DIMENSIONS.items() if dimension.custom or not config.custom
+        name
+        for name, dimension in suite.dimensions.items()
+        if dimension.custom or not config.custom
     ]
-    check_dimensions(names, custom=config.custom)
-    rows = _own_rows(config, names) if config.custom else _suite_rows(config, full_info)
+    check_dimensions(names, custom=config.custom, suite=suite)
+    rows = _rows(config, names, full_info)
     shown = (
         read_prompts(Path(config.augmented))
         if config.augmented
@@ -69,11 +76,17 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
                 if config.filtered and "temporal_flickering" in wanted
                 else config.seeds
             )
-            entries.append(
-                Entry(row["prompt_en"], wanted, text, seeds, row.get("auxiliary_info") or {})
-            )
+            auxiliary, image = row.get("auxiliary_info") or {}, row.get("image", "")
+            entries.append(Entry(row["prompt_en"], wanted, text, seeds, auxiliary, image))
     _check_shown(config, entries)
     return entries
+
+
+def _rows(config: VBenchConfig, names: list[str], full_info: Path | None) -> list[dict]:
+    """Return the prompts in the format of VBench's list."""
+    if config.suite == "i2v":
+        return own_rows(config, names) if config.custom else suite_rows(config)
+    return _own_rows(config, names) if config.custom else _suite_rows(config, full_info)
 
 
 def _own_rows(config: VBenchConfig, names: list[str]) -> list[dict]:
@@ -101,10 +114,11 @@ def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
     """Raise ValueError if the model sees the same text for two prompts, because their videos would
     be equal.
     """
-    first: dict[str, str] = {}
-    for prompt, text in {entry.prompt: entry.shown for entry in reversed(entries)}.items():
-        if first.setdefault(text, prompt) != prompt:
-            both = f"{text!r} is used for {first[text]!r} and for {prompt!r}"
+    first: dict[tuple[str, str], str] = {}
+    inputs = {entry.prompt: (entry.shown, entry.image) for entry in reversed(entries)}
+    for prompt, given in inputs.items():
+        if first.setdefault(given, prompt) != prompt:
+            both = f"{given[0]!r} is used for {first[given]!r} and for {prompt!r}"
             raise ValueError(
                 f"{config.augmented}: {both}, so their videos would be the same: change one of the"
                 " texts"
@@ -119,18 +133,21 @@ def shots_of(entries: list[Entry], frames: int) -> list[Shot]:
         frames: Frames per video.
 
     Returns:
-        Samples to make, with the text that the model sees.
+        Samples to make, with the text and the image that the model sees.
     """
     shown = {
         entry.prompt: entry.shown for entry in reversed(entries)
     }  # a prompt that occurs twice is sampled with its first text
+    images = {entry.prompt: Path(entry.image) if entry.image else None for entry in entries}
     seeds: Counter[str] = Counter()
     for entry in entries:
         seeds[entry.prompt] = max(seeds[entry.prompt], entry.seeds)
     return [
-        Shot(shown[prompt], shot.seed, shot.file)
+        replace(shot, prompt=shown[prompt])
         for prompt, count in seeds.items()
-        for shot in plan_shots([prompt], range(count), frames=frames, naming="prompt")
+        for shot in plan_shots(
+            [Item(prompt, images[prompt])], range(count), frames=frames, naming="prompt"
+        )
     ]
 
 

@@ -11,10 +11,12 @@ VBench imports.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import sys
+import types
 from pathlib import Path
 
 NAME = "scores"
@@ -38,13 +40,18 @@ def prepare(request: dict, out: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     # AMT's checkpoint is a pickle, which torch 2.6 and later reject by default.
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
-    weights = cache / "dino_model" / "dino_vitbase16_pretrain.pth"
-    if weights.is_file():  # DINO's code looks for them in torch's cache folder, not in VBench's
-        link = out / "torch" / "hub" / "checkpoints" / weights.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(weights.resolve())
-        os.environ["TORCH_HOME"] = str(out / "torch")
+    # torch.hub looks for these in torch's cache folder, not in VBench's.
+    hub, tracker = out / "torch" / "hub", cache / "cotracker_model"
+    weights = [cache / "dino_model" / "dino_vitbase16_pretrain.pth", *tracker.glob("*.pth")]
+    links = {hub / "checkpoints" / path.name: path for path in weights}
+    code = tracker / "facebookresearch_co-tracker_main"
+    links[hub / code.name] = code
+    for link, path in links.items():
+        if path.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.resolve())
+            os.environ["TORCH_HOME"] = str(out / "torch")
 
 
 def stage(request: dict, out: Path) -> list[dict]:
@@ -192,6 +199,33 @@ def long_settings(request: dict, out: Path) -> dict:
     }
 
 
+def image_package(request: dict) -> type:
+    """Return the class of VBench-I2V, prepared to run from local files on the request's device.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The class.
+    """
+    # The wheel lacks this module. camera_motion imports it, and uses it only to draw tracks.
+    absent = types.ModuleType("vbench2_beta_i2v.third_party.cotracker.utils.visualizer")
+    absent.Visualizer = None  # type: ignore[attr-defined]
+    sys.modules[absent.__name__] = absent
+    from vbench2_beta_i2v import VBenchI2V
+
+    if "i2v_background" in request["dimensions"]:
+        # It calls dreamsim without a device, which means CUDA, and downloads to ./models.
+        from vbench2_beta_i2v import i2v_background
+
+        i2v_background.dreamsim = functools.partial(
+            i2v_background.dreamsim,
+            device=request["device"],
+            cache_dir=str(Path(request["cache"]) / "dreamsim_model"),
+        )
+    return VBenchI2V
+
+
 def score(request: dict, out: Path, entries: list[dict]) -> None:
     """Run the package on the entries and write its results.
 
@@ -209,6 +243,8 @@ def score(request: dict, out: Path, entries: list[dict]) -> None:
         from vbench2_beta_long import VBenchLong
 
         package, settings = VBenchLong, long_settings(request, out)
+    elif request["suite"] == "i2v":
+        package = image_package(request)
     device, folder = torch.device(request["device"]), out / "videos"
 
     class Listed(package):

@@ -15,11 +15,11 @@ from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.grids import build_grid
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = "shapes_4nfe"
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if path.stem != DEMO)
+DEMOS = ("shapes_4nfe",)
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if path.stem not in DEMOS)
 EXPERTS = {"wan2.2_a14b_4nfe": 12.0, "wan2.2_i2v_a14b_4nfe": 5.0}
 """Official flow shifts of teachers with two experts, where the student uses another shift."""
-WANS = ("wan1.3b_4nfe", "wan14b_4nfe", "wan2.1_i2v_14b_4nfe")
+WANS = ("wan1.3b_4nfe", "wan14b_4nfe", "wan2.1_i2v_14b_4nfe", "wan2.1_i2v_14b_720p_4nfe")
 TO_ZERO_SNR = ("cogvideox", "wan", "sd3", "z_image", "flux", "qwen_image")
 ZERO_SNR = [name for name in CONFIGS if name.startswith(TO_ZERO_SNR)]
 
@@ -45,7 +45,7 @@ def test_a_ready_config_says_where_its_values_come_from(name):
     assert notes and all(note.endswith(".") for note in notes)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, DEMO])
+@pytest.mark.parametrize("name", [*CONFIGS, *DEMOS])
 def test_a_ready_config_states_the_guidance_that_its_guard_compares_with(name):
     """With a fixed guard.cfg, the guard notices a run with another objective.cfg."""
     config = load_config(name)
@@ -53,7 +53,7 @@ def test_a_ready_config_states_the_guidance_that_its_guard_compares_with(name):
     assert (config.objective.cfg > 1) != (config.model.guidance is not None)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, DEMO])
+@pytest.mark.parametrize("name", [*CONFIGS, *DEMOS])
 def test_a_ready_config_has_prompts_enough(name):
     config = share_batch(load_config(name), 1)
     prompts = len(read_training_prompts(config.prompts))
@@ -97,6 +97,7 @@ def test_the_wan_models_have_the_guidance_and_shift_that_their_authors_recommend
         "wan1.3b_4nfe": (6.0, 8.0),
         "wan14b_4nfe": (5.0, 5.0),
         "wan2.1_i2v_14b_4nfe": (5.0, 3.0),
+        "wan2.1_i2v_14b_720p_4nfe": (5.0, 5.0),
     }
 
 

@@ -237,6 +237,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "wan1.3b_4nfe": (1_418_996_800, 32_760),
         "wan14b_4nfe": (14_288_491_584, 32_760),
         "wan2.1_i2v_14b_4nfe": (16_394_878_784, 32_760),
+        "wan2.1_i2v_14b_720p_4nfe": (16_394_878_784, 75_600),
         "wan2.2_5b_4nfe": (4_999_787_712, 27_280),
         "wan2.2_5b_i2v_4nfe": (4_999_787_712, 27_280),
         "wan2.2_a14b_4nfe": (2 * 14_288_491_584, 32_760),

@@ -8,6 +8,7 @@ from browser import CHROMIUM, Browser
 from refusals import refused
 
 from tdmvid.cli.main import main
+from tdmvid.data.items import image_digest
 from tdmvid.data.media import embed
 from tdmvid.data.video import write_image, write_video
 from tdmvid.scoring.study import Question, pair_samples, tally, write_study
@@ -347,3 +348,22 @@ def test_a_browser_that_keeps_nothing_says_so(study, tmp_path):
         open_study(browser, page)
         browser.key("ArrowDown")
         assert browser.value("Object.values(mine.votes)") == ["same"] and browser.value(said)
+
+
+def test_pairs_start_from_one_image_and_the_page_shows_it(folders, tmp_path):
+    """A pair of two different images is not asked, and an image that has changed is not shown."""
+    image = tmp_path / "given.png"
+    write_image(image, torch.zeros(3, 8, 8))
+    for folder in folders:
+        lines = (folder / "manifest.jsonl").read_text().split("\n")
+        entries = [json.loads(line) for line in lines if line]
+        entries[0] |= {"image": str(image), "image_sha256": image_digest(image)}
+        entries[1] |= {"image": "x.png", "image_sha256": folder.name}
+        (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    first, last = pair_samples(*folders)
+    assert (first.image, last.image) == (image, None) and last.prompt == PROMPTS[2]
+    page = tmp_path / "study.html"
+    write_study(page, [first, last], title="t", question="q", names=("a", "b"))
+    assert page.read_text().count(embed(image).source) == 1
+    write_image(image, torch.ones(3, 8, 8))
+    assert pair_samples(*folders)[0].image is None

@@ -12,26 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import ROOT, ranks
+from launched import DIE_IN_THE_SECOND_SAVE, ROOT, ranks
 from refusals import refused, states
 
 from tdmvid.data.checkpoints import META, checksum, read_meta, write_meta
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.trainer import train
 
-DIE_IN_THE_SECOND_SAVE = """
-import os, runpy, signal, sys
-sys.argv = sys.argv[1:]
-os.environ["DS_ACCELERATOR"] = "cpu"
-from tdmvid.train import checkpoint
-write_files = checkpoint.write_files
-def write_or_die(files):
-    if os.environ["RANK"] == "1" and "step_000004" in str(min(files)):
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_files(files)
-checkpoint.write_files = write_or_die
-runpy.run_path("launch/train.py", run_name="__main__")
-"""
 OTHER_CONFIG = """
 import os, runpy, sys
 sys.argv = sys.argv[1:] + (["--set", "student.lr=0.5"] if os.environ["RANK"] == "1" else [])

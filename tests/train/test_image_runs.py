@@ -1,10 +1,11 @@
-"""A run of an image-to-video model that is interrupted resumes bit-identically."""
+"""A run of an image-to-video model that is interrupted or killed resumes bit-identically."""
 
 import json
 
 import pytest
 import torch
 from families import BUILDERS
+from launched import DIE_IN_THE_SECOND_SAVE, ranks
 from safetensors.torch import load_file
 
 from tdmvid.config import load_config
@@ -74,3 +75,22 @@ def test_an_interrupted_image_run_resumes_digit_for_digit(run_of, tmp_path, monk
         whole, cut = (load_file(tmp_path / out / file) for out in ("whole", "cut"))
         assert whole.keys() == cut.keys()
         assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_two_ranks_of_an_image_run_resume_after_one_was_killed_while_saving(run_of, tmp_path):
+    run_of("any")  # writes the config
+    config, more = tmp_path / "tiny.json", ("batch.total=2", "steps=6", "log.teacher_steps=2")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    status, said = ranks(config, whole, *more)
+    assert status == 0, said
+    status, said = ranks(config, killed, *more, script=DIE_IN_THE_SECOND_SAVE, folder=tmp_path)
+    assert status != 0 and "SIGKILL" in said
+    assert [path.name for path in (killed / "checkpoints").glob("step_*")] == ["step_000002"]
+    status, said = ranks(config, killed, *more)
+    assert status == 0, said
+    assert losses(killed) == losses(whole)
+    first, second = (
+        load_file(next((out / "lora").glob("*.safetensors"))) for out in (whole, killed)
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
