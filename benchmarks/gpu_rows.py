@@ -17,7 +17,7 @@ from benchmarks.iteration import steps_of_extreme_k
 from benchmarks.large import measure, planned_peak, shares, with_calls
 from benchmarks.stopwatch import seconds
 from benchmarks.untrained import Stage, random_backbone, shortened, stage_of, text_like
-from tdmvid.backbones.attention import BACKENDS
+from tdmvid.backbones.attention import BACKENDS, check_attention
 from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.config import RunConfig, load_config
 from tdmvid.diffusion.sampler import sample
@@ -81,10 +81,11 @@ def attention(small: bool) -> Rows:
 
             row: Row = {"row": f"attention by {name}: {shape}"}
             try:
+                check_attention(name, device)
                 took = min(seconds(call, device)[0] for _ in range(4))
                 yield row | {"seconds": took, "TFLOP/s": work / took / 1e12}
             except Exception as error:  # of whatever kind: the other kernels go on
-                yield row | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:80]}
+                yield row | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
 
 
 def iterations(

@@ -30,14 +30,14 @@ def check_attention(kernel: str, device: torch.device) -> None:
     Raises:
         ValueError: The kernel needs a CUDA device and there is none, or xformers is not installed.
     """
-    if kernel == "xformers" and (device.type != "cuda" or not importlib.util.find_spec("xformers")):
-        raise ValueError(
-            f"model.attention='xformers' needs a CUDA device (this is {device.type}) and the"
-            " xformers package: run pip install -e '.[xformers]' in the clone, or use 'sdpa'"
-        )
-    if kernel in ("cudnn", "flash") and device.type != "cuda":
+    if kernel in ("cudnn", "flash", "xformers") and device.type != "cuda":
         raise ValueError(
             f"model.attention={kernel!r} needs a CUDA device (this is {device.type}): use 'auto'"
+        )
+    if kernel == "xformers" and not importlib.util.find_spec("xformers"):
+        raise ValueError(
+            "model.attention='xformers' needs the xformers package: run pip install -e"
+            " '.[xformers]' in the clone, or use 'auto'"
         )
 
 

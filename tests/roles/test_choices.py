@@ -65,3 +65,9 @@ def test_long_runs_on_a_gpu_are_compiled_where_nothing_forbids_it(monkeypatch):
     assert not compiles(GPU) and compiles(GPU, "parallel.zero_stage=2")
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert not compiles(GPU, "parallel.zero_stage=2")
+
+
+def test_a_missing_xformers_is_refused_on_a_gpu_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
+    with refused("model.attention='xformers'", "pip install -e '.[xformers]'", "'auto'"):
+        check_attention("xformers", torch.device("cuda"))
