@@ -43,7 +43,7 @@ WHO_MAY_IMPORT = {
     "torch": set(MAY_IMPORT) - {"config", "cli"},  # cli imports it when a command runs
     "torch.distributed": {"parallel"},
     "deepspeed": {"parallel"},
-    "transformers": {"backbones"},
+    "transformers": {"backbones", "rewards"},
     "diffusers": {"backbones", "adapters", "sampling", "export"},
     "peft": {"backbones", "adapters", "export"},
     "gradio": {"sampling"},

@@ -1,7 +1,8 @@
-"""Make a blind A/B study of two sample folders, or count its votes.
+"""Make a blind A/B study of two sample folders, count its votes, or fit a reward to them.
 
     tdmvid study make --a ours --b theirs --out study.html     # two folders of `tdmvid sample`
     tdmvid study tally --key study.key.json votes-*.json
+    tdmvid study fit --key study.key.json --a ours --b theirs --out liked.safetensors votes-*.json
     python eval/user_study.py make --a ours --b theirs --out study.html
 
 The page is one file that works without a server, by keyboard or touch. Participants send back the
@@ -20,7 +21,7 @@ QUESTION = "Which of the two is the better video of this text? Look at both befo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `tdmvid study` and their options to a parser."""
-    commands = parser.add_subparsers(required=True, metavar="{make,tally}")
+    commands = parser.add_subparsers(required=True, metavar="{make,tally,fit}")
     page = commands.add_parser("make", help="write the page and its key")
     page.add_argument("--a", type=Path, required=True, help="folder written by `tdmvid sample`")
     page.add_argument("--b", type=Path, required=True, help="folder to compare with")
@@ -46,6 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     votes.add_argument("votes", type=Path, nargs="+", help="JSON files from participants")
     votes.set_defaults(function=count)
     add_verbose(votes)
+    _add_fit(commands.add_parser("fit", help="fit a reward to votes (see docs/rewards.md)"))
+
+
+def _add_fit(reward: argparse.ArgumentParser) -> None:
+    reward.add_argument("--key", type=Path, required=True, help="key file that `make` wrote")
+    reward.add_argument("--a", type=Path, required=True, help="folder that was --a of `make`")
+    reward.add_argument("--b", type=Path, required=True, help="folder that was --b of `make`")
+    reward.add_argument(
+        "--features",
+        choices=["measures", "shapes", "clip"],
+        default="clip",
+        help="what the reward is a linear function of (default: clip)",
+    )
+    reward.add_argument("--model", default="", help="folder or hub name of the CLIP model")
+    reward.add_argument("--pairs", type=Path, help="write the votes on each pair to this file")
+    reward.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    reward.add_argument("votes", type=Path, nargs="+", help="JSON files from participants")
+    reward.set_defaults(function=fit)
+    add_verbose(reward)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -104,3 +124,29 @@ def count(args: argparse.Namespace) -> None:
     print(describe(key, votes))
     if args.json:
         write_json(args.json, asdict(votes))
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fit a reward to the votes and write it.
+
+    Args:
+        args: Options of `tdmvid study fit`.
+
+    Raises:
+        ValueError: If a file is invalid, or there are too few votes.
+    """
+    from ..rewards.votes import fit_head, save_head, votes_on_pairs, write_pairs
+    from ..scoring.study import read_votes, tally
+
+    key = read_votes(args.key, "study", "pairs", "A", "B")
+    votes = tally(key, [(str(path), read_votes(path, "study", "votes")) for path in args.votes])
+    pairs = votes_on_pairs(key, votes, args.a, args.b)
+    if args.pairs:
+        write_pairs(args.pairs, pairs)
+    head = fit_head(pairs, args.features, args.model)
+    save_head(args.out, head)
+    share = head.agreement
+    print(
+        f"{args.out}: agrees with {100 * share.value:.0f} % [{100 * share.low:.0f},"
+        f" {100 * share.high:.0f}] of the pairs of prompts that it was not fitted to (95 %, Wilson)"
+    )

@@ -10,6 +10,10 @@ from .ranges import ranges_of
 from .rules import Rule, check_rules
 
 NAMED = "must be 'package.module:name' or the name of a built-in reward: see docs/rewards.md"
+MODELS = ("aesthetic", "clip", "hps", "votes")
+"""Built-in rewards with a model."""
+CHOSEN = ("aesthetic", "hps", "votes")
+"""Those without a default model."""
 RULES = (
     *ranges_of("rewards"),
     Rule(lambda reward: not reward.function, "function", NAMED),
@@ -17,6 +21,21 @@ RULES = (
         lambda reward: reward.strength == 0,
         "strength",
         "turns the reward off: remove the reward, or choose another strength",
+    ),
+    Rule(
+        lambda reward: reward.model and reward.function not in MODELS,
+        "model",
+        f"has no effect on function={{function}}, only on {', '.join(MODELS)}: remove it",
+    ),
+    Rule(
+        lambda reward: not reward.model and reward.function in CHOSEN,
+        "model",
+        "is needed by function={function}: name its folder or file; see docs/rewards.md",
+    ),
+    Rule(
+        lambda reward: reward.input == "latents" and reward.function in (*MODELS, "text"),
+        "input",
+        "must be 'samples' for function={function}, which sees images",
     ),
     Rule(
         lambda reward: reward.process == "own" and reward.input == "latents",
@@ -49,6 +68,11 @@ class RewardConfig:
     strength: float = 1.0
     """Strength lam of the reward r, -1000 to 1000, not 0. The distribution of the finished samples
     is multiplied by exp(lam r).
+    """
+    model: str = ""
+    """Model of the built-in rewards `clip`, `hps` and `aesthetic`: a folder or hub name with a
+    CLIPModel of transformers in safetensors. For `votes`: the file that `tdmvid study fit` wrote.
+    Empty is OpenAI's ViT-L/14 for `clip`.
     """
     normalise: Literal["none", "prompt"] = "none"
     """Unit of `strength`. `none`: the reward as it is. `prompt`: the standard deviation of the
@@ -124,6 +148,15 @@ REWARD_RULES = (
         "objective.fake_updates",
         "needs own trajectories for some updates, which rollout={objective.rollout} with rewards"
         " does not have: use fake_trajectories='same'",
+    ),
+    Rule(
+        lambda run: (
+            not run.rewards
+            and isinstance(run.objective, TDMSettings)
+            and run.objective.reward_weights == "student"
+        ),
+        "objective.reward_weights",
+        "has no effect without rewards: add rewards, or remove it",
     ),
     Rule(
         lambda run: len({reward.function for reward in run.rewards}) < len(run.rewards),

@@ -149,7 +149,7 @@ class TDM(TDMSettings):
                 else velocity_weight(sigma, self.snr_ceiling)
             )
             importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
-        counted = weight if draw.weight is None else weight * draw.weight
+        counted = weight * self._reward_weight("fake", draw)
         loss = (importance * counted * per_sample_mean(error)).mean()
         return {"loss": loss, "ess": effective_sample_share(importance)}
 
@@ -164,8 +164,15 @@ class TDM(TDMSettings):
             clean = draw.x0_hat.detach()
             target = clean + teacher - fake
             norm = per_sample_mean((clean - teacher).abs()).clamp(min=1e-8)
-        loss = distance(draw.x0_hat, target, norm, kind=self.distance, huber_c=self.huber_c)
+            weighted = norm / self._reward_weight("student", draw)
+        loss = distance(draw.x0_hat, target, weighted, kind=self.distance, huber_c=self.huber_c)
         return {"loss": loss, "gap": (teacher - fake).abs().mean() / norm.mean()}
+
+    def _reward_weight(self, role: str, draw: Draw) -> Tensor:
+        """Return the weights by the reward in the loss of a role, [B]; 1 without rewards."""
+        if draw.weight is None or role != self.reward_weights:
+            return torch.ones_like(draw.tau)
+        return draw.weight
 
 
 def _time_of_noise(process: Process, s: Tensor, upper: Tensor, level: float) -> Tensor:

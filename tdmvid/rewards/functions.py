@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import multiprocessing
@@ -9,7 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy
 import torch
@@ -29,26 +30,54 @@ BUILT_IN = {
     "shapes_correct": "tdmvid.rewards.shapes:correct",
 }
 """Functions of the built-in rewards, by name."""
+LOADED = {
+    "aesthetic": "tdmvid.rewards.clip:load_aesthetic",
+    "clip": "tdmvid.rewards.clip:load_clip",
+    "hps": "tdmvid.rewards.clip:load_hps",
+    "text": "tdmvid.rewards.text:load_text",
+    "votes": "tdmvid.rewards.votes:load_votes",
+}
+"""Built-in rewards that need programs or weights: functions that check them, and return the reward
+of a `rewards.model`.
+"""
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A reward that scores only some prompts."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a ValueError if no prompt can be scored."""
+        ...
 
 
 class RewardFailed(ValueError):
     """A reward function raised an exception, took too long, or returned an invalid value."""
 
 
-def find_function(name: str) -> Function:
+@functools.cache
+def find_function(name: str, model: str = "") -> Function:
     """Import a reward function.
 
     Args:
         name: 'package.module:name', or the name of a built-in function.
+        model: Model of the built-in functions that have one.
 
     Returns:
-        The function.
+        The function. The same arguments return the same object.
 
     Raises:
-        ValueError: There is no such function.
+        ValueError: There is no such function, or what it needs is missing.
     """
-    module, _, attribute = BUILT_IN.get(name, name).partition(":")
-    remedy = f"write 'package.module:name', or choose from {', '.join(BUILT_IN)}"
+    if name in LOADED:
+        return _import(LOADED[name], "")(model)  # type: ignore[no-any-return]
+    remedy = f"write 'package.module:name', or choose from {', '.join(sorted(BUILT_IN | LOADED))}"
+    return _import(BUILT_IN.get(name, name), remedy)
+
+
+def _import(name: str, remedy: str) -> Any:
+    """Import 'package.module:name'."""
+    module, _, attribute = name.partition(":")
     if not attribute:
         raise ValueError(f"rewards.function={name!r} is unknown: {remedy}")
     try:
@@ -60,7 +89,7 @@ def find_function(name: str) -> Function:
         ) from error
     if not callable(found):
         raise ValueError(f"rewards.function={name!r}: {module} has no such function; {remedy}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 class Scorer:
@@ -76,9 +105,9 @@ class Scorer:
     def __init__(self, config: RewardConfig):
         self.config, self.failed = config, 0
         """failed: number of samples that got the mean reward because the function failed."""
-        self.mean: float | None = None
-        """Mean reward of the last batch that was scored."""
-        self._function = find_function(config.function)
+        self.error = ""
+        """Description of the last failure."""
+        self._function = find_function(config.function, config.model)
         self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -89,29 +118,54 @@ class Scorer:
             prompts: Prompt of each sample.
 
         Returns:
-            Rewards [B], float64 on the CPU.
+            Rewards [B], float64 on the CPU. With `on_failure="mean"`, those of failed samples are
+            NaN; see `GlobalMeans`.
 
         Raises:
             RewardFailed: The function failed, and the run should stop in this case.
         """
+        cause: Exception | None = None
         try:
             values = _checked(self._call(samples, list(prompts)), len(prompts))
         except Exception as error:
-            if self.config.on_failure == "stop":
-                raise RewardFailed(self._message(error)) from error
-            if self.mean is None:
-                raise RewardFailed(self._message(error, first=True)) from error
+            cause, self.error = error, f"{type(error).__name__}: {error}"[:200]
             values = torch.full((len(prompts),), math.nan, dtype=torch.float64)
-        known = values[values.isfinite()]
-        if len(known) < len(values):
-            if self.config.on_failure == "stop":
-                raise RewardFailed(self._message("it returned numbers that are not finite"))
-            self.failed += len(values) - len(known)
-        if len(known):
-            self.mean = float(known.mean())
-        elif self.mean is None:
-            raise RewardFailed(self._message("it returned no finite number", first=True))
-        return torch.where(values.isfinite(), values, self.mean)
+        wrong = ~values.isfinite()
+        if cause is None and wrong.any():
+            self.error = "it returned numbers that are not finite"
+        if wrong.any() and self.config.on_failure == "stop":
+            raise RewardFailed(self.message()) from cause
+        self.failed += int(wrong.sum())
+        return torch.where(wrong, math.nan, values)
+
+    def message(self, *, first: bool = False) -> str:
+        """Describe the last failure.
+
+        Args:
+            first: Whether no sample has been scored yet.
+
+        Returns:
+            One line.
+        """
+        remedy = (
+            "fix it; no sample has been scored yet, so there is no mean to use instead"
+            if first
+            else "fix it, or set its on_failure='mean' to give such samples the mean reward of"
+            " their batch"
+        )
+        return f"rewards.function={self.config.function!r} failed ({self.error}): {remedy}"
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Check that the prompts of a run can be scored, where the function has such a check.
+
+        Args:
+            prompts: Prompts of the run.
+
+        Raises:
+            ValueError: No prompt can be scored.
+        """
+        if isinstance(self._function, ReadsPrompts):
+            self._function.check_prompts(prompts)
 
     def close(self) -> None:
         """Kill the process of the function, if it has one."""
@@ -128,7 +182,8 @@ class Scorer:
         try:
             pool = self._start()
             array, device = samples.float().cpu().numpy(), self.config.device
-            call = pool.submit(_serve, self.config.function, array, prompts, device)
+            names = self.config.function, self.config.model
+            call = pool.submit(_serve, names, array, prompts, device)
             return call.result(self.config.timeout or None)
         except TimeoutError:
             self.close()
@@ -144,18 +199,8 @@ class Scorer:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_ignore_interrupts)
-            self._pool.submit(_import, self.config.function).result()
+            self._pool.submit(_prepare, self.config.function, self.config.model).result()
         return self._pool
-
-    def _message(self, error: Exception | str, *, first: bool = False) -> str:
-        what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"[:200]
-        remedy = (
-            "fix it; no sample has been scored yet, so there is no mean to use instead"
-            if first
-            else "fix it, or set its on_failure='mean' to give such samples the mean reward of"
-            " their batch"
-        )
-        return f"rewards.function={self.config.function!r} failed ({what}): {remedy}"
 
 
 def _ignore_interrupts() -> None:
@@ -163,14 +208,16 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _import(name: str) -> None:
-    find_function(name)
+def _prepare(name: str, model: str) -> None:
+    find_function(name, model)
 
 
-def _serve(name: str, samples: numpy.ndarray, prompts: list[str], device: str) -> list[float]:
+def _serve(
+    names: tuple[str, str], samples: numpy.ndarray, prompts: list[str], device: str
+) -> list[float]:
     """Call a function in its own process."""
     with torch.no_grad():
-        found = find_function(name)(torch.from_numpy(samples).to(device or "cpu"), prompts)
+        found = find_function(*names)(torch.from_numpy(samples).to(device or "cpu"), prompts)
     return _checked(found, len(prompts)).tolist()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..shapes import world
-from ..shapes.judge import Judge, attributes, load_judge
+from ..shapes.judge import Judge, attributes, features, load_judge
 
 
 def bright(samples: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -44,6 +44,18 @@ def correct(samples: Tensor, prompts: Sequence[str]) -> Tensor:
     """
     things = [world.parse(prompt) for prompt in prompts]
     return attributes(_judge(), samples, things)["all"].double()
+
+
+def judged(samples: Tensor) -> Tensor:
+    """Return the features of the embedded judge.
+
+    Args:
+        samples: Samples [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Features [B, 14].
+    """
+    return features(_judge(), samples)
 
 
 @functools.cache

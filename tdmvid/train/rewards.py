@@ -8,6 +8,7 @@ each rollout for scoring, and the fake learns from the same state that the stude
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig, global_batch
+from ..config import RunConfig, TDMSettings, global_batch
 from ..data.progress import progress
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond
@@ -32,7 +33,7 @@ from ..distill.trajectories import Place
 from ..parallel import launch
 from ..parallel.engine import naming
 from ..parallel.rng import Streams
-from ..rewards import Scorer
+from ..rewards import GlobalMeans, Scorer
 
 FILE = "rewards.json"
 """File in a checkpoint with the state of the rewards."""
@@ -56,6 +57,9 @@ class Rewards:
     stream: Stream | None
     scorers: list[Scorer] = field(init=False)
     mean: RunningMean = field(init=False)
+    """Divisor of the weights."""
+    means: GlobalMeans = field(init=False)
+    """Rewards of samples that could not be scored."""
     scale: list[float] = field(init=False)
     """Divisor of each reward's strength."""
     scalars: dict[str, float] = field(default_factory=dict)
@@ -64,7 +68,10 @@ class Rewards:
 
     def __post_init__(self) -> None:
         self.scorers = [Scorer(reward) for reward in self.config.rewards]
+        for scorer in self.scorers:
+            scorer.check_prompts(self.prompts)
         self.mean = RunningMean(launch.mean)
+        self.means = GlobalMeans(self.scorers, launch.mean)
         self.scale = [1.0] * len(self.scorers)
 
     def prepare(self, student: Any, grid: TimeGrid, shape: tuple[int, ...]) -> None:
@@ -109,7 +116,7 @@ class Rewards:
                     )
                     for rows in (slice(first, first + micro) for first in range(0, each, micro))
                 ]
-                variances += torch.cat(found).var(0)
+                variances += torch.cat(self.means.fill(found)).var(0)
                 bar.update()
         deviations = launch.broadcast_from_rank0((variances / prompts).sqrt().tolist())
         for i in wanted:
@@ -131,11 +138,13 @@ class Rewards:
     def score_ended(self) -> None:
         """Score the trajectories of a stream that have ended and are not scored yet."""
         assert self.stream is not None, "only a stream keeps ended trajectories"
-        for ended in self.stream.ended:
-            if slots := ended.unscored:
-                at = [self.order.at(ended.position[slot]) for slot in slots]
-                texts = [self.prompts[index] for index in at]
-                ended.rewards[slots] = self._score(ended.past.x0[0, slots], texts).float()
+        ends = [(ended, ended.unscored) for ended in self.stream.ended]
+        found = []
+        for ended, slots in ends:
+            texts = [self.prompts[self.order.at(ended.position[slot])] for slot in slots]
+            found.append(self._score(ended.past.x0[0, slots], texts))
+        for (ended, slots), rewards in zip(ends, self.means.fill(found)):
+            ended.rewards[slots] = rewards.float()
 
     def save(self) -> dict[str, bytes]:
         """Serialize the state of the rewards for a checkpoint.
@@ -143,8 +152,7 @@ class Rewards:
         Returns:
             Contents by file name; empty on all ranks except rank 0.
         """
-        means = [scorer.mean for scorer in self.scorers]
-        state = {"log_mean": self.mean.log, "scale": self.scale, "means": means}
+        state = {"log_mean": self.mean.log, "scale": self.scale, "means": self.means.values}
         return {FILE: json.dumps(state).encode()} if self.world.primary else {}
 
     def load(self, folder: Path) -> None:
@@ -159,8 +167,7 @@ class Rewards:
         with naming(folder / FILE) as path:
             state = json.loads(path.read_text())
         self.mean.log, self.scale = state["log_mean"], list(state["scale"])
-        for scorer, mean in zip(self.scorers, state["means"]):
-            scorer.mean = mean
+        self.means.values = list(state["means"])
 
     def close(self) -> None:
         """Stop the processes of reward functions."""
@@ -191,7 +198,7 @@ class Rewards:
             )
             for micro, (call, chosen) in enumerate(zip(calls, indices))
         ]
-        for call, weight in zip(calls, self._weigh(step, found)):
+        for call, weight in zip(calls, self._weigh(step, self.means.fill(found))):
             call.weight = weight
         return calls
 
@@ -234,6 +241,9 @@ class Rewards:
             ],
             dtype=torch.float64,
         )
+        objective = self.config.objective
+        if isinstance(objective, TDMSettings) and objective.reward_weights == "student":
+            strengths = -strengths
         weights, share = self.mean.weigh([each.double() @ strengths for each in found])
         means = torch.cat(list(found)).double().mean(0).tolist()
         names = [reward.function for reward in self.config.rewards]
@@ -260,12 +270,15 @@ class Rewards:
 
     @torch.no_grad()
     def _score(self, latents: Tensor, prompts: list[str]) -> Tensor:
-        """Return the rewards [B, R] of completed latents [B, ...], float64 on the CPU.
+        """Return the rewards [B, R] of completed latents [B, ...], float64 on the CPU; NaN where
+        there is none.
 
         Ranks of a sequence-parallel group use the rewards of its first rank.
         """
+        rewards = torch.full((len(latents), len(self.scorers)), math.nan, dtype=torch.float64)
+        if not len(latents):
+            return rewards
         finite = latents.flatten(1).isfinite().all(1).cpu()
-        rewards = torch.zeros(len(latents), len(self.scorers), dtype=torch.float64)
         if finite.any():  # samples that are not finite fail the iteration; they are not scored
             known = latents[finite.to(latents.device)]
             texts = [prompt for prompt, fine in zip(prompts, finite.tolist()) if fine]
@@ -274,7 +287,6 @@ class Rewards:
                 inputs["samples"] = self.decode(known)
             columns = [scorer(inputs[scorer.config.input], texts) for scorer in self.scorers]
             rewards[finite] = torch.stack(columns, dim=1)
-            rewards[~finite] = rewards[finite].mean(0)
         return launch.first_of_sequence(self.world, rewards)
 
 

@@ -67,3 +67,21 @@ def test_a_wrong_setting_of_a_reward_is_refused_by_its_place(changes, facts):
 def test_a_function_is_listed_once():
     with refused("rewards", "strengths"):
         run(MOTION, MOTION | {"strength": 2})
+
+
+@pytest.mark.parametrize(
+    "rewards, objective, facts",
+    [
+        ([MOTION], {"rollout": "stream"}, ["objective.reward_weights='student'", "full"]),
+        (
+            [MOTION],
+            {"rollout": "full", "distance": "huber_vector"},
+            ["objective.reward_weights='student'", "l2"],
+        ),
+        ([], {"rollout": "full"}, ["objective.reward_weights='student'", "no effect"]),
+    ],
+)
+def test_the_student_s_loss_is_weighted_where_that_has_an_effect(rewards, objective, facts):
+    assert run(MOTION, rollout="full", reward_weights="student").rewards
+    with refused(*facts):
+        run(*rewards, **objective, reward_weights="student")

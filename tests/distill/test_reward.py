@@ -13,9 +13,11 @@ from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.sampler import Trajectory, finish, rollout, sample
 from tdmvid.distill.iteration import GradedPath
-from tdmvid.distill.objective import Roles
+from tdmvid.distill.objective import Draw, Roles
 from tdmvid.distill.reward import RunningMean
 from tdmvid.distill.tdm import TDM
+
+ROLES = ["fake", "student"]
 
 # The fixed point
 
@@ -117,6 +119,34 @@ def test_weights_of_extreme_tilts_are_finite():
         for _ in range(3):
             [weights], share = mean.weigh([scale * torch.linspace(0.9, 1, 8)])
             assert weights.isfinite().all() and 0 < share <= 1
+
+
+@pytest.mark.parametrize("where", ["fake", "student"])
+def test_a_reward_weights_the_samples_of_one_loss(where):
+    """A sample of weight 3 counts as three samples of weight 1, in the loss that is chosen."""
+    generator = torch.Generator().manual_seed(0)
+    x, x0 = torch.randn(2, 3, 2, generator=generator)
+    k, t = torch.ones(3, dtype=torch.long), torch.full((3,), 0.25)
+    path = Trajectory(x, k, torch.zeros(3), t, Cond({}))
+    objective = TDM(importance="none", reward_weights=where)
+    fake, teacher = Affine(0.1, 0.8), Affine(-0.2, 0.9)
+    roles = Roles(fake, fake, teacher)
+
+    def losses(weight, rows):
+        noise = torch.Generator().manual_seed(1)
+        draw = objective.draw(path, x0, noise, PROCESS)
+        values = {
+            name: None if value is None else value[rows] for name, value in vars(draw).items()
+        }
+        draw = Draw(**values | {"weight": weight})
+        return [objective.loss(role, roles, draw, Cond({}))["loss"].item() for role in ROLES]
+
+    each = [losses(torch.ones(1), slice(i, i + 1)) for i in range(3)]
+    weights = torch.tensor([3.0, 1.0, 0.5])
+    for role, found in zip(ROLES, losses(weights, slice(0, 3))):
+        counted = weights if role == where else torch.ones(3)
+        mine = torch.tensor([values[ROLES.index(role)] for values in each])
+        assert found == pytest.approx(float((counted * mine).mean()), rel=1e-5)
 
 
 # Where the rewards are known: ended trajectories

@@ -57,17 +57,12 @@ def test_a_function_that_fails_stops_the_run_by_its_name(function):
         scorer(function)(SAMPLES, PROMPTS)
 
 
-def test_a_sample_without_a_reward_counts_as_the_mean_of_the_others_if_set():
+def test_a_sample_without_a_reward_is_counted_if_set():
     found = scorer(partly, on_failure="mean")
-    assert found(SAMPLES, PROMPTS).tolist() == [1.0, 2.0, 3.0] and found.failed == 1
+    assert found(SAMPLES, PROMPTS).isnan().tolist() == [False, True, False] and found.failed == 1
     found._function = broken
-    assert found(SAMPLES, PROMPTS).tolist() == [2.0] * 3 and found.failed == 4
-
-
-def test_a_first_batch_that_fails_is_not_told_to_count_as_a_mean():
-    with refused("rewards.function", "broken") as caught:
-        scorer(broken, on_failure="mean")(SAMPLES, PROMPTS)
-    assert "on_failure" not in str(caught.value)
+    assert found(SAMPLES, PROMPTS).isnan().all() and found.failed == 4
+    assert "no such weights" in found.error
 
 
 def ends_its_process(samples, prompts):

@@ -65,6 +65,20 @@ TDM_RULES = (
         " match='noisy' and solver='ddim', or remove it",
     ),
     Rule(
+        lambda objective: (
+            objective.reward_weights == "student" and objective.distance == "huber_vector"
+        ),
+        "objective.reward_weights",
+        "weights samples through the normaliser, which distance={distance} does not have: use"
+        " distance 'huber' or 'l2', or reward_weights='fake'",
+    ),
+    Rule(
+        lambda objective: objective.reward_weights == "student" and objective.rollout == "stream",
+        "objective.reward_weights",
+        "needs the reward of the student's own trajectories, which is unknown with"
+        " rollout={rollout} until they end: use rollout 'stop' or 'full', or reward_weights='fake'",
+    ),
+    Rule(
         lambda objective: objective.segments == "everywhere" and objective.randmid,
         "objective.randmid",
         "has no effect with segments={segments}, where tau does not depend on s: set it to false,"
@@ -145,6 +159,11 @@ class TDMSettings(ObjectiveSettings):
     fake_trajectories: Literal["same", "fresh"] = "same"
     """`same`: all updates of the fake use the student's trajectories. `fresh`: all updates of the
     fake except the last roll out new trajectories of the same prompts.
+    """
+    reward_weights: Literal["fake", "student"] = "fake"
+    """Loss that `rewards` weight. `fake`: the fake's, by exp(-lam r). `student`: the student's, by
+    exp(lam r), as in Re-DMD (Reward Forcing, arXiv 2512.04678). It is for comparison only: the
+    student still stops moving where it equals its teacher, so the reward has little effect.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = TDM_RULES
