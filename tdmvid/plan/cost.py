@@ -314,6 +314,24 @@ def decoding_bytes(vae: Any, shape: tuple[int, ...]) -> int:
     return live.peak
 
 
+def decoding_flops(vae: Any, shape: tuple[int, ...]) -> float:
+    """Return the FLOPs of an autoencoder's matrix products and convolutions for one sample.
+
+    Args:
+        vae: Autoencoder on the meta device. It is modified.
+        shape: Shape of the latents, [1, C, F, H, W] or [1, C, H, W].
+
+    Returns:
+        FLOPs.
+    """
+    with FakeTensorMode():
+        materialise(vae)
+        latents = torch.empty(shape, dtype=next(vae.parameters()).dtype)
+        with torch.no_grad(), Kernels() as counted:
+            vae.decode(latents)
+    return float(counted.flops)
+
+
 def materialise(network: nn.Module) -> None:
     """Replace meta tensors by fake CPU tensors in place.
 

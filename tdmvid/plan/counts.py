@@ -21,7 +21,7 @@ from ..backbones.spec import Tokens
 from ..config import RunConfig
 from ..parallel.sequence import PlannedGroup
 from ..roles.build import GENERATORS, build_discriminator, build_role, empty_base
-from .cost import Trace, decoding_bytes, trace
+from .cost import Trace, decoding_bytes, decoding_flops, trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,10 @@ class Pipeline:
     """Bytes of the text embedding of one prompt."""
     image: int = 0
     """Bytes of the cached condition of one given image."""
+    latent: int = 0
+    """Number of values of one latent; 0 without rewards."""
+    decoding_flops: float = 0.0
+    """FLOPs of decoding one sample; 0 without rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,12 +308,21 @@ def count_pipeline(networks: Outline) -> Pipeline:
     """
     config, folder, family = networks.config, networks.folder, networks.family
     vae, decoding = _autoencoder(config, folder, family, networks.network)
+    latent, flops = 0, 0.0
+    if config.rewards:
+        with torch.device("meta"):
+            whole, shape = family.spec.empty_vae(
+                networks.network, folder, config.model, config.video
+            )
+        latent, flops = math.prod(shape), decoding_flops(whole, shape)
     return Pipeline(
         text=family.spec.text_bytes(folder, config.model),
         vae=vae,
         decoding=decoding,
         embedding=_embedding_bytes(networks),
         image=_image_bytes(networks),
+        latent=latent,
+        decoding_flops=flops,
     )
 
 
@@ -342,7 +355,8 @@ def decoded_settings(config: RunConfig) -> tuple[object, ...]:
     Returns:
         A tuple to compare with that of another run.
     """
-    return config.video, replace(config.model, quantize="none", attention="sdpa")
+    model = replace(config.model, quantize="none", attention="sdpa")
+    return config.video, model, bool(config.rewards)
 
 
 def _autoencoder(

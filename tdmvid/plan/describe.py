@@ -142,6 +142,12 @@ def _iteration(plan: Plan) -> Iterator[Row]:
         f"{calls.forwards:g} forward and {calls.backwards} backward passes of"
         f" {_samples(config, batch.micro)} x {batch.accumulation} micro-batches",
     )
+    if work := plan.rewards:
+        yield (
+            "rewards",
+            f"{number(work.samples)} scored and {number(work.decoded)} decoded per rank and"
+            f" iteration ({number(work.flops / 1e12)} TFLOP); the reward functions are not counted",
+        )
     yield "compute", f"{number(plan.flops() / 1e12)} TFLOP per rank and iteration"
     shared = (
         f"; {-(-tokens.count // share):,} tokens and {-(-tokens.heads // share)} heads per rank"

@@ -84,8 +84,9 @@ def predict_iteration(plan: Plan, device: Device, *, gpus: int = GPUS_PER_NODE) 
     Returns:
         Seconds by cause.
     """
+    decoding = plan.rewards.flops if plan.rewards else 0.0
     computing = Duration(
-        matrix=plan.flops() / matrix_rate(plan, device),
+        matrix=(plan.flops() + decoding) / matrix_rate(plan, device),
         memory=plan.moved() / memory_rate(device),
         starting=plan.kernels() * KERNEL_SECONDS,
         sending=0.0,

@@ -37,6 +37,7 @@ from .counts import (
     traced_settings,
     weighed_settings,
 )
+from .rewards import RewardWork, count_reward_work
 
 LIVE_VALUES = 1e9
 """Maximum number of gathered weights that ZeRO-3 keeps alive (DeepSpeed's
@@ -70,6 +71,11 @@ class Plan:
     """
     launched: bool = False
     """Whether a launcher starts the run even with one rank, so that DeepSpeed is used."""
+
+    @property
+    def rewards(self) -> RewardWork | None:
+        """What rewards add to an iteration; None without rewards."""
+        return count_reward_work(self.config, self.pipeline)
 
     @property
     def checkpointing(self) -> bool:
@@ -185,6 +191,7 @@ class Plan:
             "optimiser": 0.0 if parallel.offload != "none" else 2 * trained / self._shards(1),
             "average": self.weights.trainable * 4 / self._shards(3) if self.config.ema else 0.0,
             "autoencoder": float(self.pipeline.vae),
+            "finished trajectories": self.rewards.kept if self.rewards else 0.0,
             "activations": float(activations),
             "working memory": alive - activations,
         }
@@ -242,10 +249,15 @@ class Plan:
         copies = self.weights.base * 4 if not self.config.trains_lora else 0
         whole = self.whole / (1 + self.swapping)
         checked = whole + copies + self.pictures(self.config.parallel.sequence)
+        scoring = {}
+        if self.rewards:
+            graph = self._graph(self.calls.network, self.checkpointing) * self.rewards.graph
+            scoring["scoring with rewards"] = training - passing + graph + self.rewards.decoding
         return {
             "loading the base": float(whole + copies),
             "embedding the prompts": float(self.pipeline.text),  # the base is in CPU memory
             "training": training,
+            **scoring,
             "making samples": training - passing + self.pictures(teacher_calls(self.config)),
             "checking the export": resting - parked + checked,  # on one rank
         }
