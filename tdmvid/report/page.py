@@ -22,6 +22,7 @@ from ..guard.record import GuardRecord
 from ..train.monitor import METRICS, read_metrics
 from . import plots
 from .gallery import FIRST_FRAME
+from .reward_table import reward_table
 from .tables import evaluation_tables, score_table
 from .usage import Export, commands, links, read_export, score_command
 
@@ -50,6 +51,7 @@ def write_report(out: Path) -> Path:
         panels=plots.panels(metrics, (config or {}).get("log", {})),
         plot=plots,
         scores=scores,
+        rewards=reward_table(metrics, record),
         evaluations=evaluations,
         export=export,
         commands=commands(out, config, recorded, images=_starts_from_images(gallery)),
