@@ -30,16 +30,17 @@ from tdmvid.backbones.gaussian import (
 from tdmvid.cli.leave import run_program
 from tdmvid.config import OptimConfig, TDMSettings, from_dict, to_dict
 from tdmvid.diffusion.denoiser import Cond, Denoiser
-from tdmvid.diffusion.grid import shifted
+from tdmvid.diffusion.grid import TimeGrid, shifted
 from tdmvid.diffusion.process import Process, RectifiedFlow, TabulatedVP
 from tdmvid.diffusion.sampler import Solver, sample
-from tdmvid.distill.iteration import Outcome, iterate
+from tdmvid.distill.iteration import Outcome, Reweigh, iterate
 from tdmvid.distill.objective import Roles, build_objective
 from tdmvid.distill.stream import Stream
 from tdmvid.distill.tdm import TDM
 from tdmvid.distill.trajectories import pick_grid
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.rng import Streams
+from tdmvid.train.rewards import Rewards
 
 NULL = Cond({})
 
@@ -106,6 +107,23 @@ class Recipe:
         """
         return MIXTURES[self.mixture]()
 
+    def rewards(self, streams: Streams, stream: Stream | None) -> Rewards | None:
+        """Return the rewards of a run.
+
+        Args:
+            streams: Random generators of the run.
+            stream: Its stream of trajectories, if it has one.
+
+        Returns:
+            The rewards; None for a run without them.
+        """
+        return None
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether a run has rewards."""
+        return False
+
 
 def pretrained(process: Process, recipe: Recipe) -> VelocityNetwork:
     """Train a network to match the exact teacher. Student and fake start from it.
@@ -163,9 +181,10 @@ def distil(
     data = recipe.data().sample(20_000, torch.Generator().manual_seed(recipe.seed))
     roles = Roles(**counted, real=lambda pick: data[(pick * len(data)).long()])
     grids = [shifted(k, recipe.shift, process) for k in objective.step_set or (recipe.steps,)]
-    going = {}
+    stream, shape = None, (recipe.batch, 2)
     if objective.rollout == "stream":
-        going = {"stream": Stream(objective, grids, streams, (recipe.batch, 2))}
+        stream = Stream(objective, grids, streams, shape, rewards=int(recipe.rewarded))
+    rewards = recipe.rewards(streams, stream)
 
     def averaged() -> VelocityNetwork:
         made = copy.deepcopy(networks["student"])
@@ -173,14 +192,19 @@ def distil(
         return made
 
     for step in range(recipe.iterations):
+        grid, going = pick_grid(grids, streams.generator(step, "K")), {}
+        if rewards is not None:
+            going["reweigh"] = _reweigh(rewards, roles.student, step, grid, recipe.batch)
+        if stream is not None:
+            going["stream"] = stream
         outcome = iteration(
             step,
             [NULL],
-            (recipe.batch, 2),
+            shape,
             objective=objective,
             roles=roles,
             engines=engines,
-            grid=pick_grid(grids, streams.generator(step, "K")),
+            grid=grid,
             streams=streams,
             **going,
         )
@@ -190,8 +214,17 @@ def distil(
             )
         if on_step is not None:
             calls = sum(network.calls for network in counted.values())
-            on_step(step + 1, averaged, calls, outcome.scalars)
+            scalars = outcome.scalars | ({} if rewards is None else rewards.scalars)
+            on_step(step + 1, averaged, calls, scalars)
     return averaged()
+
+
+def _reweigh(rewards: Rewards, student: Denoiser, step: int, grid: TimeGrid, batch: int) -> Reweigh:
+    """Score what has ended, and return the function that weights the trajectories."""
+    if rewards.stream is not None:
+        rewards.stream.begin(student, [NULL])
+        rewards.score_ended()
+    return rewards.reweigh(step, grid, [[0] * batch])
 
 
 def _networks(

@@ -6,6 +6,7 @@ plot.
     python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5    # TDM and DMD2, several lengths
     python eval/ablate.py --suite dmd2_rates --seeds 100 101 102  # learning rates of DMD2
     python eval/ablate.py --suite importance --seeds 0 1 2 3  # when importance weights matter
+    python eval/ablate.py --suite rewards --seeds 0 1 2 3     # how much of a reward arrives
     python eval/ablate.py --suite shapes --iterations 300     # a miniature CogVideoX; takes hours
     python eval/ablate.py --suite shapes --iterations 200 --rows "TDM" "match clean"
 
@@ -44,9 +45,9 @@ def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> 
             f"--rows {sorted(unknown)[0]!r} is not a row of this suite: choose from"
             f" {', '.join(map(repr, known))}"
         )
-    for seed in seeds:
+    for index, seed in enumerate(seeds):
         for number, row in enumerate(suite.rows()):
-            if names and row.name not in names:
+            if (names and row.name not in names) or 0 < row.most_seeds <= index:
                 continue
             path = kept / f"{number:02d}_{seed}.json"
             if path.is_file():
@@ -83,6 +84,8 @@ def check(result: dict, row, suite, path: Path) -> None:
 def results(suite, kept: Path) -> dict[str, list[dict]]:
     """Read the results of every row, for the seeds that all rows with results have in common.
 
+    Rows that are measured with fewer seeds have the first of them.
+
     Args:
         suite: The suite.
         kept: Folder of the results.
@@ -97,16 +100,22 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
         }
         for number, row in enumerate(suite.rows())
     }
-    common = set.intersection(*(set(seeds) for seeds in found.values() if seeds))
+    few = {row.name: row.most_seeds for row in suite.rows() if row.most_seeds}
+    whole = [set(seeds) for name, seeds in found.items() if seeds and name not in few]
+    whole = whole or [set(seeds) for seeds in found.values() if seeds]
+    common = set.intersection(*whole) if whole else set()
     if not common:
         raise SystemExit(
             f"no page was written: the rows in {kept} have no seed in common, but rows are"
             " compared seed by seed; run them with the same --seeds"
         )
-    return {
-        name: [seeds[seed] for seed in sorted(common)] if seeds else []
-        for name, seeds in found.items()
-    }
+    kept = {}
+    for name, seeds in found.items():
+        chosen = sorted(common)[: few.get(name)]
+        kept[name] = (
+            [seeds[seed] for seed in chosen] if chosen and seeds.keys() >= {*chosen} else []
+        )
+    return kept
 
 
 def main() -> None:
@@ -116,7 +125,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--suite",
-        choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "shapes"],
+        choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "rewards", "shapes"],
         required=True,
         help="suite to run",
     )

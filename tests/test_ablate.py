@@ -11,6 +11,7 @@ import torch
 from ablations.baseline import DMD2RatesSuite, DMD2Suite
 from ablations.importance import ImportanceSuite
 from ablations.page import Claim, calls_to_reach, verdict, write_page
+from ablations.rewards import FAVOURED, RewardsSuite, Varied, favoured, ring, tilted
 from ablations.shapes import BASE
 from ablations.shapes import ROWS as SHAPES
 from ablations.toy import RatesSuite, Row, ToySuite, recall, toy
@@ -90,6 +91,19 @@ def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
         ),
     ):
         ablate.results(suite, tmp_path)
+
+
+def test_a_row_of_fewer_seeds_does_not_cut_the_others(tmp_path):
+    suite = Small()
+    suite.rows = lambda: [Row("one", "first", None), Varied("two", "second", None)]
+    ablate.run(suite, [3, 4, 5], tmp_path)
+    found = ablate.results(suite, tmp_path)
+    assert suite.measured == 5
+    assert [seed["a"] for seed in found["first"]] == [3.0, 4.0, 5.0]
+    assert [seed["a"] for seed in found["second"]] == [13.0, 14.0]
+    assert verdict(suite.claims()[0], found) == "agrees"
+    (tmp_path / "01_4.json").unlink()
+    assert ablate.results(suite, tmp_path)["second"] == []
 
 
 def test_some_rows_make_a_page_of_those(tmp_path):
@@ -212,6 +226,9 @@ def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
         (DMD2Suite, "DMD2", {"4/renoise", "recall"}),
         (DMD2RatesSuite, "dmd2, l2, uniform grid, 4000 iterations, lr 0.001", {"4/renoise"}),
         (ImportanceSuite, "25 modes, 4 steps: sum", {"4/ddim", "state", "missing"}),
+        (RewardsSuite, "radius 3, stream: lam 2", {"share", "rewarded", "others", "ess"}),
+        (RewardsSuite, "radius 1.5, full, Re-DMD: lam 2", {"share", "ess"}),
+        (RewardsSuite, "radius 1.5, stream, batch 16, divided by its mean: lam 2", {"share"}),
     ],
 )
 @pytest.mark.slow
@@ -241,3 +258,29 @@ def test_a_missing_mode_is_counted_and_its_mass_too():
 
     figures = suite._modes(Right(), recipe, "ddim")
     assert figures["missing"] == 5 and figures["mass"] == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("radius", [1.5, 3.0])
+def test_the_reward_of_the_mixture_favours_whole_modes(radius):
+    mixture = ring(radius)
+    data = mixture.sample(4000, torch.Generator().manual_seed(0))
+    mode = torch.cdist(data, mixture.means).argmin(1)
+    found = favoured(data, [""] * 4000)
+    assert torch.equal(found, torch.isin(mode, torch.tensor(FAVOURED)).double())
+    assert float(mixture.weights[list(FAVOURED)].sum()) == pytest.approx(0.35)
+
+
+def test_what_arrives_of_a_reward_is_the_change_of_the_log_odds():
+    """Odds of 7 to 13 times e^2 are a share of 0.799; half of it is an arriving part of 0.5."""
+    assert tilted(0.35, 2) == pytest.approx(0.799, abs=1e-3)
+    suite, name = RewardsSuite(), "radius 3, stream"
+    results = {
+        f"{name}: lam 0": [{"share": 0.35}],
+        f"{name}: lam 2": [{"share": tilted(0.35, 1)}],
+        f"{name}, exact target: lam 0": [{"share": 0.2}],
+        f"{name}, exact target: lam 2": [{"share": tilted(0.2, 2)}],
+    }
+    text = "\n".join(suite.sections(results))
+    assert results[f"{name}: lam 2"][0]["arriving"] == pytest.approx(0.5)
+    assert results[f"{name}, exact target: lam 2"][0]["arriving"] == pytest.approx(1.0)
+    assert f"| {name} |" in text and "0.500" in text

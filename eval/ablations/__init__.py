@@ -27,6 +27,10 @@ def suite(name: str, iterations: int):
         from .importance import ImportanceSuite
 
         return ImportanceSuite(iterations)
+    if name == "rewards":
+        from .rewards import RewardsSuite
+
+        return RewardsSuite(iterations)
     from .shapes import ShapesSuite
 
     return ShapesSuite(iterations)

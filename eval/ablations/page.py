@@ -36,6 +36,20 @@ class Claim:
     higher: bool = False
 
 
+@dataclass(frozen=True)
+class Axes:
+    """Labels of a plot."""
+
+    x: str = "network calls of a whole run, all roles, in batches"
+    """Horizontal axis."""
+    y: str = "sliced W2 to the data, 4 steps"
+    """Vertical axis."""
+    scale: str = "log"
+    """Scale of both axes."""
+    alt: str = "distance to the data over network calls"
+    """Description of the plot."""
+
+
 def spread(values: list[float]) -> str:
     """Format the mean and standard deviation over seeds. An integer that all seeds share is printed
     as such.
@@ -67,6 +81,7 @@ def verdict(claim: Claim, results: Results) -> str:
         The verdict.
     """
     a, b = ([seed[key] for seed in results[row]] for row, key in (claim.better, claim.worse))
+    a, b = a[: len(b)], b[: len(a)]  # a row may have fewer seeds
     gains = [(x - y) if claim.higher else (y - x) for x, y in zip(a, b, strict=True)]
     if len(gains) < 2:
         return "one seed only"
@@ -149,11 +164,8 @@ def write_page(path: Path, suite, results: Results) -> None:
             "",
         ]
     lines += [*suite.sections(results)]
-    if plot(path.with_suffix(".png"), suite.curves(results)):
-        lines += [
-            f"![distance to the data over network calls]({path.with_suffix('.png').name})",
-            "",
-        ]
+    if plot(path.with_suffix(".png"), suite.curves(results), suite.axes):
+        lines += [f"![{suite.axes.alt}]({path.with_suffix('.png').name})", ""]
     shown = f"Mean and standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
     command = f"python eval/ablate.py --suite {suite.settings()['suite']}"
     lines += [
@@ -204,12 +216,13 @@ def rows_table(suite, results: Results) -> list[str]:
     return lines
 
 
-def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool:
-    """Plot distance over network calls: a thin line per seed, and the mean.
+def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]], axes: Axes) -> bool:
+    """Plot curves: a thin line per seed, and the mean.
 
     Args:
         path: Image file to write.
-        curves: For each line, one list of (calls, distance) per seed.
+        curves: For each line, one list of points per seed, e.g. (calls, distance).
+        axes: Labels.
 
     Returns:
         True if the plot was written; False without matplotlib or curves.
@@ -224,22 +237,17 @@ def plot(path: Path, curves: dict[str, list[list[tuple[float, float]]]]) -> bool
         )
         return False
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    plane = figure.add_subplot()
     for colour, (name, seeds) in enumerate(curves.items()):
         for line in seeds:
-            axes.plot(*zip(*line, strict=True), f"C{colour}", linewidth=0.6, alpha=0.4)
+            plane.plot(*zip(*line, strict=True), f"C{colour}", linewidth=0.6, alpha=0.4)
         means = [
             [statistics.mean(axis) for axis in zip(*points, strict=True)]
             for points in zip(*seeds, strict=True)
         ]
-        axes.plot(*zip(*means, strict=True), f"C{colour}", marker="o", label=name)
-    axes.set(
-        xlabel="network calls of a whole run, all roles, in batches",
-        ylabel="sliced W2 to the data, 4 steps",
-        xscale="log",
-        yscale="log",
-    )
-    axes.legend()
+        plane.plot(*zip(*means, strict=True), f"C{colour}", marker="o", label=name)
+    plane.set(xlabel=axes.x, ylabel=axes.y, xscale=axes.scale, yscale=axes.scale)
+    plane.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part.png")
     figure.savefig(aside, dpi=120)

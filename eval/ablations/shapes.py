@@ -18,7 +18,7 @@ from tdmvid.train import trainer
 from tdmvid.train.run import Run
 from tdmvid.train.samples import sample_student
 
-from .page import Claim
+from .page import Axes, Claim
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +69,7 @@ class ShapesSuite:
     """
 
     page, title = "ablations_shapes.md", "Ablations on the CogVideoX in miniature"
+    axes = Axes()
     note = (
         "`right` is the share of videos with every attribute of their caption. The"
         " distance is the Fréchet distance to the ground truth."

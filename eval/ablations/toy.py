@@ -21,7 +21,7 @@ from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.gan import GAN
 
-from .page import Claim
+from .page import Axes, Claim
 
 _SPEC = importlib.util.spec_from_file_location(
     "toy", Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
@@ -57,6 +57,8 @@ class Row:
     curve: str = ""
     """Name of the line in the plot that the row is a point of."""
     repair: bool = False
+    most_seeds: ClassVar[int] = 0
+    """Number of seeds that the row is measured with at most; 0 for all."""
 
 
 def of_length(recipe, iterations: int):
@@ -112,6 +114,7 @@ class ToySuite:
         "spikes": "spikes",
     }
     suite = "toy"
+    axes = Axes()
     count, sets, shares = 20_000, 2, 100_000
     """Number of samples for a distance, sets of data that it is averaged over, number of samples
     for the shares of modes.

@@ -1,0 +1,433 @@
+"""Measure how much of a reward arrives: a mixture of Gaussians whose reward favours some modes.
+
+The law of a run with the reward is known: the student's own law without the reward, times
+exp(lam r). The share of the rewarded modes is compared with it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tdmvid.backbones.gaussian import Mixture
+from tdmvid.config import BatchConfig, RewardConfig, RunConfig
+from tdmvid.data.prompts import PromptOrder
+from tdmvid.distill.reward import RunningMean
+from tdmvid.parallel import launch
+from tdmvid.train.rewards import Rewards
+
+from .page import Axes, Claim, spread
+from .toy import Row, ToySuite, of_length, toy
+
+FAVOURED = (1, 3, 7)
+"""Modes with reward 1; the others have reward 0. They hold 7 / 20 of the teacher's samples."""
+RADII = (1.5, 3.0)
+ROLLOUTS = ("stream", "full")
+STRENGTHS = (0.0, 1.0, 2.0, 3.0)
+RATE = 6e-4
+"""Learning rate of the student, twice that of the other ablations because runs are shorter."""
+HARD = 2.0
+"""Strength of the rows that vary something else."""
+
+
+def ring(radius: float) -> Mixture:
+    """Return the mixture of the other ablations on a ring of another radius.
+
+    Args:
+        radius: Distance of the modes from 0.
+
+    Returns:
+        The mixture.
+    """
+    circle = Mixture.circle()
+    return Mixture(circle.means * (radius / 1.5), circle.weights, circle.std)
+
+
+def favoured(samples: Tensor, prompts: list[str]) -> Tensor:
+    """Return 1 for samples whose nearest mode is favoured, else 0; the radius does not matter.
+
+    Args:
+        samples: Samples [B, 2].
+        prompts: Ignored.
+
+    Returns:
+        Rewards [B].
+    """
+    angle = torch.atan2(samples[:, 1], samples[:, 0])
+    mode = (angle / (2 * math.pi / 8)).round().long() % 8
+    return torch.isin(mode, torch.tensor(FAVOURED)).double()
+
+
+class Varied(Row):
+    """A row that varies another setting."""
+
+    most_seeds: ClassVar[int] = 2
+
+
+class OnePrompt(PromptOrder):
+    """The order of a single prompt."""
+
+    def at(self, position: int) -> int:
+        """Return the only index.
+
+        Args:
+            position: Not used.
+
+        Returns:
+            0.
+        """
+        return 0
+
+
+class BatchMean(RunningMean):
+    """Divides by the mean over the batch itself, which contains the sample's own weight."""
+
+    def weigh(self, tilts):
+        """Compute weights with a mean of 1 over the batch.
+
+        Args:
+            tilts: Tilts of each micro-batch, [B].
+
+        Returns:
+            Weights of each micro-batch, [B], and their effective sample share.
+        """
+        self.log = None  # a first batch is divided by its own mean
+        return super().weigh(tilts)
+
+
+@dataclass(frozen=True)
+class Rewarded(toy.Recipe):
+    """Settings of a distillation with a reward."""
+
+    strength: float = 0.0
+    """Strength lam; 0 trains without a reward."""
+    divisor: str = "running"
+    """Divisor of the weights: the `running` mean, or the mean of the `batch`."""
+    radius: float = 1.5
+    """Radius of the ring of modes."""
+
+    def data(self) -> Mixture:
+        """Return the distribution of the teacher.
+
+        Returns:
+            The mixture.
+        """
+        return ring(self.radius)
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether a run has the reward."""
+        return self.strength != 0
+
+    def rewards(self, streams, stream) -> Rewards | None:
+        """Make the rewards of a run, as `tdmvid train` makes them.
+
+        Args:
+            streams: Random generators of the run.
+            stream: Its stream of trajectories, if it has one.
+
+        Returns:
+            The rewards; None without a strength.
+        """
+        if not self.rewarded:
+            return None
+        function = f"{__name__}:{favoured.__name__}"
+        config = RunConfig(
+            objective=self.objective,
+            rewards=(RewardConfig(function=function, strength=self.strength, input="latents"),),
+            batch=BatchConfig(micro=self.batch),
+        )
+        conds, order = (lambda indices: toy.NULL), OnePrompt(1, 0)
+        world = launch.start("none")
+        made = Rewards(config, world, streams, lambda x: x, conds, [""], order, stream)
+        if self.divisor == "batch":
+            made.mean = BatchMean(dict)
+        return made
+
+
+class RewardsSuite(ToySuite):
+    """Share of the rewarded modes, by strength, rollout, radius and other settings.
+
+    Args:
+        iterations: Iterations of every row; 0 for 600.
+    """
+
+    page, title, suite = "rewards_measured.md", "How much of a reward arrives", "rewards"
+    note = (
+        "`share` is the share of samples nearest to a rewarded mode. `expected` is the share that"
+        " the formula gives: odds of the row with the same settings and strength 0, times"
+        " exp(lam). `arriving` is the change of the log odds of the share, divided by lam."
+        " `rewarded` and `others` are the total variation between the shares of the modes within"
+        " a group and those of the teacher (chance alone: below 0.01). `precision` is the share of"
+        " samples within three deviations of a mode. `ess` is the mean effective share of the"
+        " batch in the weights. A row changes what its name says and nothing else."
+    )
+    columns: ClassVar[dict[str, str]] = {
+        "share": "share",
+        "expected": "expected",
+        "arriving": "arriving",
+        "rewarded": "rewarded",
+        "others": "others",
+        "precision": "precision",
+        "ess": "ess",
+    }
+    axes = Axes("strength lam", "share of the rewarded modes", False, "share over strength")
+
+    def __init__(self, iterations: int = 0):
+        super().__init__(iterations or 600)
+        base = self.base
+        objective = replace(base.objective, rollout="stream", fake_target="x0_hat")
+        self.base = Rewarded(
+            objective=objective,
+            iterations=base.iterations,
+            batch=base.batch,
+            width=base.width,
+            lr_student=RATE,
+            ema=base.ema,
+        )
+
+    def rows(self) -> list[Row]:
+        """Return the sweep over strengths, and rows that vary another setting at one strength.
+
+        Returns:
+            Rows of the table.
+        """
+        plain = [
+            self._row(self._ring(radius, rollout), strength, {"rollout": rollout}, radius=radius)
+            for radius in RADII
+            for rollout in ROLLOUTS
+            for strength in STRENGTHS
+        ]
+        return plain + self._targets() + self._batches() + self._compared() + self._longer()
+
+    def _ring(self, radius: float, what: str) -> str:
+        return f"radius {radius:g}, {what}"
+
+    def _row(self, group: str, strength: float, objective: dict, **changes) -> Row:
+        changed = replace(self.base.objective, **objective)
+        recipe = replace(self.base, objective=changed, strength=strength, **changes)
+        kind = Row if group in self._swept() else Varied
+        return kind(group, f"{group}: lam {strength:g}", recipe, curve=group)
+
+    def _targets(self) -> list[Row]:
+        """Return the exact target of the fake."""
+        exact = {"fake_target": "exact"}
+        return [
+            self._row(self._ring(radius, "stream, exact target"), strength, exact, radius=radius)
+            for radius in RADII
+            for strength in (0.0, HARD)
+        ]
+
+    def _batches(self) -> list[Row]:
+        """Return smaller batches, and the batch's own mean as divisor."""
+        rows = []
+        for batch in (16, 64, self.base.batch):
+            ring = self._ring(RADII[0], f"stream, batch {batch}")
+            if batch != self.base.batch:
+                rows += [self._row(ring, strength, {}, batch=batch) for strength in (0.0, HARD)]
+            group = f"{ring}, divided by its mean"
+            rows.append(self._row(group, HARD, {}, batch=batch, divisor="batch"))
+        return rows
+
+    def _compared(self) -> list[Row]:
+        """Return the weights of Re-DMD."""
+        redmd = {"rollout": "full", "reward_weights": "student"}
+        return [
+            self._row(self._ring(radius, "full, Re-DMD"), HARD, redmd, radius=radius)
+            for radius in RADII
+        ]
+
+    def _longer(self) -> list[Row]:
+        """Return runs of four times the length, to tell what is missing from what is not learned
+        yet.
+        """
+        length = 4 * self.base.iterations
+        longer = of_length(self.base, length)
+        return [
+            self._row(
+                self._ring(radius, f"stream, {length} iterations"),
+                strength,
+                {},
+                radius=radius,
+                iterations=length,
+                ema=longer.ema,
+            )
+            for radius in RADII
+            for strength in (0.0, HARD)
+        ]
+
+    def claims(self) -> list[Claim]:
+        """Return what the formula predicts, and the comparisons at one strength.
+
+        Returns:
+            Claims to check.
+        """
+        exact, plain = "stream, exact target", "stream"
+        pairs = [
+            (
+                f"radius {radius:g}: more arrives with the exact target than with x0_hat",
+                (self._ring(radius, exact), self._ring(radius, plain)),
+            )
+            for radius in RADII
+        ]
+        near = RADII[0]
+        for batch in (16, 64):
+            ring = self._ring(near, f"stream, batch {batch}")
+            text = f"batch {batch}: more arrives with the running mean than with the batch's"
+            pairs.append((text, (ring, f"{ring}, divided by its mean")))
+        pairs += [
+            (
+                f"radius {radius:g}: more arrives through the fake than with Re-DMD",
+                (self._ring(radius, "full"), self._ring(radius, "full, Re-DMD")),
+            )
+            for radius in RADII
+        ]
+        return [
+            Claim(
+                text,
+                (f"{first}: lam {HARD:g}", "share"),
+                (f"{second}: lam {HARD:g}", "share"),
+                higher=True,
+            )
+            for text, (first, second) in pairs
+        ]
+
+    def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
+        """Return the share over the strength, measured and expected.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            For each line of the plot, one list of (strength, share) per seed.
+        """
+        points: dict[str, list] = {}
+        for row in self.rows():
+            if results.get(row.name) and row.group in self._swept():
+                points.setdefault(row.group, []).append(
+                    [(row.recipe.strength, found["share"]) for found in results[row.name]]
+                )
+        lines = {
+            line: [sorted(seed) for seed in zip(*rows, strict=True)]
+            for line, rows in points.items()
+        }
+        teacher = float(ring(RADII[0]).weights[list(FAVOURED)].sum())
+        law = [(strength, tilted(teacher, strength)) for strength in STRENGTHS]
+        return {"the teacher's law, tilted": [law]} | lines if lines else {}
+
+    def sections(self, results: dict) -> list[str]:
+        """Add the columns that compare a row with the one without a reward, and describe how the
+        strength is to be read.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            Lines of Markdown.
+        """
+        self._compare(results)
+        lines = [
+            "## How to read the strength",
+            "",
+            "The part of the log odds that arrives, (log odds with the reward - log odds without"
+            " it) / lam. 1 is the formula. Mean and standard deviation over the seeds.",
+            "",
+            "| | " + " | ".join(f"lam {strength:g}" for strength in STRENGTHS[1:]) + " |",
+            "|---" * len(STRENGTHS) + "|",
+        ]
+        for group in self._swept():
+            names = [f"{group}: lam {strength:g}" for strength in STRENGTHS[1:]]
+            parts = [[seed["arriving"] for seed in results.get(name, [])] for name in names]
+            cells = [spread(part) if part else "" for part in parts]
+            lines.append(f"| {group} | " + " | ".join(cells) + " |")
+        return [*lines, ""]
+
+    def _swept(self) -> list[str]:
+        return [self._ring(radius, rollout) for radius in RADII for rollout in ROLLOUTS]
+
+    def _compare(self, results: dict) -> None:
+        """Add the share that is expected and the part of the log odds that arrives."""
+        for row in self.rows():
+            plain = results.get(f"{self._without(row)}: lam 0", [])
+            for found, start in zip(results.get(row.name, []), plain):
+                found["expected"] = tilted(start["share"], row.recipe.strength)
+                if row.recipe.strength:
+                    change = log_odds(found["share"]) - log_odds(start["share"])
+                    found["arriving"] = change / row.recipe.strength
+
+    def _without(self, row: Row) -> str:
+        """Return the group whose row of strength 0 has the same other settings."""
+        group = row.group.removesuffix(", divided by its mean").removesuffix(", Re-DMD")
+        return group.removesuffix(f", batch {self.base.batch}")
+
+    def measure(self, row: Row, seed: int) -> dict:
+        """Distil a row, sample, and count the samples of each mode.
+
+        Args:
+            row: Row of the table.
+            seed: Seed of the run.
+
+        Returns:
+            Values by column.
+        """
+        recipe, shares = replace(row.recipe, seed=seed), []
+
+        def on_step(done, averaged, made, scalars):
+            shares.append(scalars.get("ess/reward", 1.0))
+
+        start = self._start(recipe)
+        student = toy.distil(self.process, recipe, start=start, on_step=on_step)
+        return self._groups(student, recipe) | {"ess": statistics.mean(shares)}
+
+    def _start(self, recipe):
+        key = recipe.seed, recipe.radius
+        if key not in self._starts:
+            self._starts[key] = toy.pretrained(self.process, recipe)
+        return self._starts[key]
+
+    def _groups(self, student, recipe) -> dict:
+        """Return the share of the rewarded modes, and how the modes of each group share theirs."""
+        generator, mixture = torch.Generator().manual_seed(7), recipe.data()
+        found = toy.samples(student, recipe.steps, generator, shift=recipe.shift, count=self.shares)
+        distance = torch.cdist(found, mixture.means)
+        share = torch.bincount(distance.argmin(1), minlength=len(mixture.means)) / self.shares
+        good = torch.isin(torch.arange(len(share)), torch.tensor(FAVOURED))
+        within = {}
+        for name, group in (("rewarded", good), ("others", ~good)):
+            mine, law = (each[group] / each[group].sum() for each in (share, mixture.weights))
+            within[name] = float((mine - law).abs().sum() / 2)
+        near = distance.min(1).values < 3 * mixture.std
+        return within | {
+            "share": float(share[good].sum()),
+            "precision": float(near.float().mean()),
+        }
+
+
+def tilted(share: float, strength: float) -> float:
+    """Return the share of the rewarded samples of a law that is multiplied by exp(strength r).
+
+    Args:
+        share: Share without the reward.
+        strength: Strength lam of a reward of 1.
+
+    Returns:
+        The share with the reward.
+    """
+    return 1 / (1 + math.exp(-(log_odds(share) + strength)))
+
+
+def log_odds(share: float) -> float:
+    """Return log(share / (1 - share)).
+
+    Args:
+        share: Share, above 0 and below 1.
+
+    Returns:
+        The log odds.
+    """
+    return math.log(share / (1 - share))
