@@ -27,13 +27,15 @@ from torch import Tensor
 
 from benchmarks.stopwatch import machine, table
 from tdmvid.cli.leave import run_program
-from tdmvid.config import load_config
+from tdmvid.config import RunConfig, load_config
 from tdmvid.data.files import atomic_path, write_json, write_text
+from tdmvid.data.prompts import read_training_prompts
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.grids import reference_grid
 from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import build_objective
-from tdmvid.guard.bands import BANDS, SETTINGS, Verdict, judge
+from tdmvid.guard.bands import BANDS, Verdict, judge
+from tdmvid.guard.limits import Prompts, check_settings
 from tdmvid.guard.measures import latent_distance, measure
 from tdmvid.parallel import launch
 from tdmvid.report import plots
@@ -43,7 +45,15 @@ from tdmvid.train.trainer import micro_batches
 
 EVERY = 10
 """Iterations between two samplings."""
-SHOWN = ("run", "iterations", "left the bands after", "outside at the end", "farthest", "distance")
+SHOWN = (
+    "run",
+    "iterations",
+    "settings",
+    "left the bands after",
+    "outside at the end",
+    "farthest",
+    "distance",
+)
 PALETTE = ("#2a6fa8", "#cc5a36", "#3a8a63", "#8359ad", "#ab7b16", "#5f6b76", "#b23a6b", "#17695f")
 PATIENCE = 3
 """Number of failed iterations in a row after which a run stops, as in training."""
@@ -127,9 +137,27 @@ def build(recipe: Recipe, folder: Path) -> Run:
     Returns:
         The run.
     """
-    settings = ["model.dtype=float32", "batch.micro=2", f'prompts.cache="{folder / "cache"}"']
-    config = load_config("shapes_4nfe", [*settings, *recipe.settings])
+    config = _config(recipe, f'prompts.cache="{folder / "cache"}"')
     return build_run(config, launch.start("none"))
+
+
+def _config(recipe: Recipe, *settings: str) -> RunConfig:
+    usual = ("model.dtype=float32", "batch.micro=2")
+    return load_config("shapes_4nfe", [*usual, *settings, *recipe.settings])
+
+
+def wrong_settings(recipe: Recipe) -> list[str]:
+    """Return what the guard finds in a recipe's settings, before the first iteration.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Names of findings.
+    """
+    config = _config(recipe)
+    prompts = Prompts(len(read_training_prompts(config.prompts)), ranks=1)
+    return [finding.measure for finding in check_settings(config, prompts)]
 
 
 def train(recipe: Recipe, folder: Path) -> None:
@@ -219,24 +247,14 @@ def verdicts(folder: Path) -> dict[int, Verdict]:
     """
     prompts = json.loads((folder.parent / "batch.json").read_text())["prompts"]
     teacher, reference = _measure(folder.parent / "teacher.safetensors", prompts, None)
-    teacher["guidance"] = load_config("shapes_4nfe").guard.cfg
     untrained, _ = _measure(folder / "step_000000.safetensors", prompts, reference)
     patience = load_config("shapes_4nfe").guard.patience
-    cfg, found = _guidance(folder), {}
+    found = {}
     for path in sorted(folder.glob("step_*.safetensors")):
         student, _ = _measure(path, prompts, reference)
-        student["guidance"] = cfg
         step = int(path.stem.removeprefix("step_"))
         found[step] = judge(student, teacher, untrained=untrained, early=step < patience)
     return found
-
-
-def _guidance(folder: Path) -> float:
-    """Return the guidance scale that a run trains with."""
-    (recipe,) = (
-        recipe for name, recipe in RECIPES.items() if _place(folder.parent, name) == folder
-    )
-    return load_config("shapes_4nfe", list(recipe.settings)).objective.cfg
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -265,8 +283,7 @@ def out_of_bands(folder: Path) -> list[int]:
     """
     found: list[int] = []
     for step, verdict in verdicts(folder).items():
-        outside = {finding.measure for finding in verdict.findings} - SETTINGS
-        found = [*found, step] if outside else []
+        found = [*found, step] if verdict.findings else []
     return found
 
 
@@ -323,13 +340,13 @@ def summary(name: str, folder: Path) -> dict[str, Any]:
         (BANDS[measure].excess(value), measure, step)
         for step, verdict in found.items()
         for measure, value in verdict.relative.items()
-        if measure not in SETTINGS
     )
     return {
         "run": name,
         "broken": RECIPES[name].broken,
-        "settings": list(RECIPES[name].settings),
+        "changes": list(RECIPES[name].settings),
         "iterations": last,
+        "settings": ", ".join(wrong_settings(RECIPES[name])),
         "left the bands after": out[0] if out else "",
         "outside at the end": ", ".join(outside) or (ended.read_text() if ended.exists() else ""),
         "farthest": f"{farthest[1]}, {farthest[0]:.2f} of its band, after {farthest[2]}",
@@ -392,6 +409,9 @@ def main() -> None:
     parser.add_argument(
         "--show", action="store_true", help="judge the stored samples without training"
     )
+    parser.add_argument(
+        "--only", action="append", choices=RECIPES, help="train only this run; can be repeated"
+    )
     parser.add_argument("--cost", action="store_true", help="only time the demo's guard")
     args, rows = parser.parse_args(), []
     torch.set_num_threads(1)
@@ -403,7 +423,8 @@ def main() -> None:
         sample_teacher(folder)
     for name, recipe in RECIPES.items():
         own = _place(folder, name)
-        if not _is_done(folder, name) and not args.show:
+        wanted = not args.show and name in (args.only or RECIPES)
+        if wanted and not _is_done(folder, name):
             began = time.process_time()
             train(recipe, own)
             write_text(own / "done.txt", f"{time.process_time() - began:.0f}")

@@ -22,7 +22,8 @@ TEXT_PARTS = "text_encoders"
 STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
 """Folder in a run where the student is written, by `training`."""
 CLOSE = 1e-3
-"""Relative difference of two timesteps that counts as rounding."""
+"""Relative difference of two timesteps or states that counts as rounding."""
+RESTORE = "restore the exported files (download them again), or export the student again"
 
 
 def student_folder(run: Path, training: str) -> Path:
@@ -110,8 +111,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def check_times(scheduler: Any, folder: Path, *, even_sigmas: bool = False) -> None:
-    """Check that the scheduler of a student uses the timesteps that it was trained with.
+def check_scheduler(scheduler: Any, folder: Path, *, even_sigmas: bool = False) -> None:
+    """Check that the scheduler of a student samples as in training.
+
+    Its timesteps, and the states that it passes through, must be those in export.json. If the model
+    card lists timesteps, they must be the same.
 
     Args:
         scheduler: A diffusers scheduler, loaded from `folder`.
@@ -119,24 +123,85 @@ def check_times(scheduler: Any, folder: Path, *, even_sigmas: bool = False) -> N
         even_sigmas: See `StockPipeline.even_sigmas`.
 
     Raises:
-        ValueError: The timesteps differ.
+        ValueError: One of them differs.
     """
-    from ..backbones.scheduler import set_steps  # torch, which commands do without at first
+    from ..backbones.scheduler import set_steps, states_of  # torch: commands load it late
 
-    trained = read_facts(folder).get("timesteps")
+    facts, file = read_facts(folder), Path(folder) / "scheduler_config.json"
+    trained = facts.get("timesteps")
     if not trained:
         return
-    set_steps(scheduler, len(trained), even_sigmas=even_sigmas)
-    found = [float(time) for time in scheduler.timesteps]
-    near = len(found) == len(trained) and all(
-        abs(one - other) <= CLOSE * max(trained) for one, other in zip(found, trained, strict=True)
-    )
-    if not near:
-        ours, theirs = (
-            short(", ".join(f"{time:g}" for time in times)) for times in (trained, found)
-        )
+    if facts.get("steps", len(trained)) != len(trained):
         raise ValueError(
-            f"{Path(folder) / 'scheduler_config.json'} samples at timesteps={theirs}, but the"
-            f" student was trained at {ours}: restore the exported file, or export the student"
-            " again (`tdmvid export`)"
+            f"{Path(folder) / FACTS} states steps={short(facts['steps'])}, but lists"
+            f" {len(trained)} timesteps: {RESTORE}"
         )
+    set_steps(scheduler, len(trained), even_sigmas=even_sigmas)
+    _compare_times(file, "samples at", [float(time) for time in scheduler.timesteps], trained)
+    kind = facts.get("scheduler", {})
+    if kind and type(scheduler).__name__ != kind["name"]:
+        raise ValueError(
+            f"{file} is a {type(scheduler).__name__}, but {FACTS} says {kind['name']}: {RESTORE}"
+        )
+    stated = kind.get("states")
+    if stated and not _near(states_of(scheduler, len(trained), even_sigmas=even_sigmas), stated):
+        raise ValueError(
+            f"{file} has the trained timesteps, but other noise levels or another prediction type"
+            f" than {FACTS} describes: {RESTORE}"
+        )
+    check_card(folder)
+
+
+def check_card(folder: Path) -> None:
+    """Check that a model card lists the timesteps of export.json, if it lists any.
+
+    Args:
+        folder: The student's folder.
+
+    Raises:
+        ValueError: It lists others.
+    """
+    card, trained = Path(folder) / "README.md", read_facts(folder).get("timesteps")
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    listed = re.search(r"^\| timesteps \| \[([-+.,e\d ]*)\]", text, re.MULTILINE)
+    if listed and trained:
+        found = [float(time) for time in listed[1].replace(",", " ").split()]
+        _compare_times(card, "lists", found, trained)
+
+
+def check_grid(timesteps: Sequence[float], folder: Path) -> None:
+    """Check that a student is exported with the timesteps of its own export.json, if it has one.
+
+    Args:
+        timesteps: Timesteps to export it with.
+        folder: The student's folder.
+
+    Raises:
+        ValueError: export.json has others.
+    """
+    trained = read_facts(folder).get("timesteps")
+    if trained and not _near(timesteps, trained):
+        raise ValueError(
+            f"timesteps={_listed(timesteps)}: {Path(folder) / FACTS} says that this student was"
+            f" trained at {_listed(trained)}: use these"
+        )
+
+
+def _compare_times(file: Path, verb: str, found: Sequence[float], trained: Sequence[float]) -> None:
+    if not _near(found, trained):
+        raise ValueError(
+            f"{file} {verb} timesteps={_listed(found)}, but {FACTS} says that the student was"
+            f" trained at {_listed(trained)}: {RESTORE}"
+        )
+
+
+def _near(found: Sequence[float], expected: Sequence[float]) -> bool:
+    """Return whether numbers are equal up to rounding."""
+    size = max(map(abs, expected))
+    return len(found) == len(expected) and all(
+        abs(one - other) <= CLOSE * size for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _listed(times: Sequence[float]) -> str:
+    return short(", ".join(f"{time:g}" for time in times))

@@ -203,6 +203,29 @@ def set_steps(scheduler: Any, steps: int, *, even_sigmas: bool = False) -> None:
         scheduler.set_timesteps(steps)
 
 
+def states_of(scheduler: Any, steps: int, *, even_sigmas: bool = False) -> list[float]:
+    """Return the states that a scheduler passes through for fixed noise and a fixed prediction.
+
+    They depend on timesteps, noise levels and prediction type, so two schedulers with the same
+    states sample alike.
+
+    Args:
+        scheduler: A scheduler of diffusers or a TrajectoryScheduler. Its steps are set.
+        steps: Number of steps K.
+        even_sigmas: See `StockPipeline.even_sigmas`.
+
+    Returns:
+        K numbers, one per step.
+    """
+    set_steps(scheduler, steps, even_sigmas=even_sigmas)
+    x, out, states = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5), []
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(out, timestep, x, return_dict=False)[0]
+        states.append(x.item())
+    set_steps(scheduler, steps, even_sigmas=even_sigmas)
+    return states
+
+
 def clean_sample(
     prediction_type: str, x_t: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor
 ) -> Tensor:

@@ -29,6 +29,15 @@ class GuardConfig:
     """Iterations after which the student must be closer to the teacher than the untrained network
     with the same number of steps. Until then it may be as far away. 0 skips this comparison.
     """
+    fake_rate: float = 1.0
+    """Smallest learning rate of the fake, times its updates per iteration, relative to
+    `student.lr`. Below it, a run warns at its start that the fake cannot follow the student. 0
+    turns this off. The paper's settings have 5 to 10 (arXiv 2503.06674, Appendix D).
+    """
+    prompt_uses: float = 50.0
+    """Number of uses of each prompt in a run, on average, from which a run warns at its start. 0
+    turns this off.
+    """
 
     def __post_init__(self) -> None:
         check_rules(self, RULES)

@@ -125,6 +125,8 @@ SETTINGS: dict[str, Range] = {
     "guard.patience": Range(
         0, BILLION, "iterations; 0 skips the comparison with the untrained network"
     ),
+    "guard.fake_rate": Range(0, MILLION, "times student.lr; 0 does not check it"),
+    "guard.prompt_uses": Range(0, BILLION, "uses of each prompt; 0 does not check them"),
     "guard.pairs": Range(0, 10_000, "prompts; 0 does not compare seeds"),
     "adapter.scale": Range(-1000, 1000, "(scale of a LoRA); 1 keeps the scale of the file"),
     "adapter.scale_2": Range(-1000, 1000, "(scale of a LoRA); 1 keeps the scale of the file"),

@@ -7,9 +7,6 @@ from statistics import harmonic_mean
 
 from ..config import RunConfig, global_batch
 
-MOST_USES = 50
-"""Uses of each prompt above which a run logs a warning."""
-
 
 def trajectories(config: RunConfig, *, ranks: int) -> int:
     """Count the trajectories that a run starts. Each uses one prompt.
@@ -44,26 +41,3 @@ def prompt_uses(config: RunConfig, *, prompts: int, ranks: int) -> float:
         Uses per prompt.
     """
     return trajectories(config, ranks=ranks) / prompts
-
-
-def repetition_warning(config: RunConfig, *, prompts: int, ranks: int) -> str:
-    """Return a warning if a run repeats its prompts too often.
-
-    Args:
-        config: Settings of the run.
-        prompts: Number of prompts.
-        ranks: Number of data-parallel ranks.
-
-    Returns:
-        The warning, or "" if each prompt is used at most `MOST_USES` times.
-    """
-    uses = prompt_uses(config, prompts=prompts, ranks=ranks)
-    if uses <= MOST_USES:
-        return ""
-    kind = "images" if config.video.frames == 1 else "videos"
-    enough = math.ceil(trajectories(config, ranks=ranks) / MOST_USES)
-    return (
-        f"each of {prompts:,} prompts is used {uses:,.0f} times, more than {MOST_USES}: the student"
-        f" may work only for these prompts; use {enough:,} or more, e.g. generated ones"
-        f" (prompts.path={kind}:{enough})"
-    )

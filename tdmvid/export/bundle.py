@@ -31,6 +31,7 @@ from ..backbones.base import Backbone, decode_each
 from ..backbones.dtype import torch_dtype
 from ..backbones.experts import Experts, split_names
 from ..backbones.lora_files import LoraFiles
+from ..backbones.scheduler import states_of
 from ..data.files import sort_metadata, usual_mode, write_json
 from ..data.video import write_clips
 from .card import write_card
@@ -300,6 +301,7 @@ def _student_facts(
     text = sorted({part for lora in student.adapters for part in lora.text})
     kind = type(scheduler)
     module = "diffusers" if hasattr(diffusers, kind.__name__) else kind.__module__
+    even = backbone.stock.even_sigmas
     return {
         "error": error,
         "tolerance": tolerance,
@@ -311,7 +313,11 @@ def _student_facts(
         "dtype": dtype,
         "pipeline": backbone.pipeline_class,
         "network": backbone.spec.network_folder,
-        "scheduler": {"module": module, "name": kind.__name__},
+        "scheduler": {
+            "module": module,
+            "name": kind.__name__,
+            "states": states_of(scheduler, student.grid.steps, even_sigmas=even),
+        },
         "model": model | ({"adapters": ()} if inside else {}),
         **({"merged": model["adapters"]} if inside else {}),
         **({ADAPTER_FILES: beside} if beside else {}),

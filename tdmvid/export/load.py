@@ -9,7 +9,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, check_times, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, check_scheduler, read_facts
 from ..adapters.load import load_beside, load_lora, networks_of
 from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
@@ -73,7 +73,7 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
             load_lora(pipeline, folder, files)
     pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
     family = families()[facts["pipeline"]]
-    check_times(pipeline.scheduler, folder, even_sigmas=family.stock_class.even_sigmas)
+    check_scheduler(pipeline.scheduler, folder, even_sigmas=family.stock_class.even_sigmas)
     return pipeline
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..adapters.bundle import FACTS, read_facts
+from ..adapters.bundle import FACTS, check_card, read_facts
 from ..config import short
 from ..config.json_files import read_object
 from ..data.reading import raised_by_library, reason
@@ -98,6 +98,7 @@ def _checked_files(folder: Path) -> list[str]:
             f"{folder} differs from its student by {max(errors):.1e}, more than"
             f" tolerance={facts['tolerance']:.1e}: export it again with `tdmvid export`"
         )
+    check_card(folder)
     files = sorted({*facts["files"], FACTS})
     if missing := [path for path in files if not (folder / path).is_file()]:
         raise ValueError(

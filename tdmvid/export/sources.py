@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..adapters.bundle import folders_of_set, read_facts, student_folder
+from ..adapters.bundle import check_grid, folders_of_set, read_facts, student_folder
 from ..adapters.extract import adapt
 from ..adapters.lora import attach, in_host_memory
 from ..adapters.read import read_lora
@@ -46,6 +46,7 @@ from .student import (
     Student,
     draw_reference,
     extract_lora,
+    list_timesteps,
     sample_reference,
     with_merged,
 )
@@ -142,6 +143,7 @@ def export_published(
         RuntimeError: The export, or the student, differs by more than the tolerance.
     """
     check_request(request, backbone, adapted=True)
+    check_grid(list_timesteps(backbone, grid), path.parent)
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     lora = read_lora(path, backbone.lora, backbone.network, bare=True).scaled(scale)
     module, tensors, settings = adapt(backbone, lora)
@@ -192,6 +194,7 @@ def export_tuned(
             " fine-tune of a run, use its student/ folder"
         )
     check_request(request, backbone, adapted=bool(request.rank))
+    check_grid(list_timesteps(backbone, grid), folder)
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     with reading(folder):
         network = type(backbone.network).from_pretrained(folder)

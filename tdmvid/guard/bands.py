@@ -44,6 +44,13 @@ class Band:
     floor: float = 0.0
     ratio: bool = True
 
+    @property
+    def told(self) -> str:
+        """The healthy range in words, to follow a relative measure."""
+        if self.ratio:
+            return f"times the teacher's, should be {self.low:g} to {self.high:g}"
+        return f"from the teacher's, should be up to {self.high:g}"
+
     def relative(self, student: float, teacher: float) -> float:
         """Return the student's measure relative to the teacher's.
 
@@ -78,7 +85,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Finding:
-    """A measure outside its band."""
+    """A measure outside its band, or a setting outside its limits."""
 
     measure: str
     relative: float
@@ -87,28 +94,16 @@ class Finding:
     symptom: str
     cause: str
     remedy: str
+    place: str = ""
+    """The value and its healthy range."""
 
     @property
-    def place(self) -> str:
-        """The value of the measure and its healthy range."""
-        if self.measure == PROGRESS:
-            return f"distance {self.relative:.2g} times the untrained network's, should be less"
-        band = BANDS[self.measure]
-        if not band.ratio:
-            return (
-                f"{self.measure} {self.relative:.2g} from the teacher's, should be up to"
-                f" {self.high:g}"
-            )
-        return (
-            f"{self.measure} {self.relative:.2g} times the teacher's, should be {self.low:g} to"
-            f" {self.high:g}"
-        )
+    def brief(self) -> str:
+        """Symptom and place."""
+        return f"{self.symptom} ({self.place})" if self.place else self.symptom
 
     def __str__(self) -> str:
-        return (
-            f"{self.symptom} ({self.place}). Likely cause: {self.cause}. What to change:"
-            f" {self.remedy}"
-        )
+        return f"{self.brief}. Likely cause: {self.cause}. What to change: {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -156,7 +151,8 @@ def judge(
     distance = _distance(excess)
     share = distance / max(_distance(start), 1e-9) if start else 0.0
     if share >= (EARLY if early else 1.0):
-        findings = (*findings, replace(NO_PROGRESS, relative=share))
+        place = f"distance {share:.2g} times the untrained network's, should be less"
+        findings = (*findings, replace(NO_PROGRESS, relative=share, place=place))
     return Verdict(relative, distance, findings)
 
 
@@ -170,16 +166,24 @@ def _relative(student: Mapping[str, float], teacher: Mapping[str, float]) -> dic
 
 
 def _distance(excess: Mapping[str, float]) -> float:
-    """Return the root mean square over the measures of samples."""
-    weighed = [size * size for name, size in excess.items() if name not in SETTINGS]
-    return math.sqrt(sum(weighed) / max(len(weighed), 1))
+    """Return the root mean square over the measures."""
+    return math.sqrt(sum(size * size for size in excess.values()) / max(len(excess), 1))
 
 
 def _finding(name: str, relative: float) -> Finding:
     band = BANDS[name]
     low = relative < (1.0 if band.ratio else 0.0)
     cause = band.below if low and band.below else band.above
-    return Finding(name, relative, band.low, band.high, cause.symptom, cause.cause, cause.remedy)
+    return Finding(
+        name,
+        relative,
+        band.low,
+        band.high,
+        cause.symptom,
+        cause.cause,
+        cause.remedy,
+        f"{name} {relative:.2g} {band.told}",
+    )
 
 
 _NOISE = Cause(
@@ -268,26 +272,9 @@ BANDS = {
         ),
         ratio=False,
     ),
-    "guidance": Band(
-        0.6,
-        2.5,
-        Cause(
-            "the student is trained with less guidance than its teacher is used with",
-            "objective.cfg was changed, or left at 1, which means no guidance",
-            "raise objective.cfg, or set guard.cfg to its value if this is intended",
-        ),
-        Cause(
-            "the student is trained with more guidance than its teacher is used with",
-            "objective.cfg was changed",
-            "lower objective.cfg, or set guard.cfg to its value if this is intended",
-        ),
-        floor=1e-6,
-    ),
 }
 """Bands by measure. "latents" is `guard.measures.latent_distance`, which is 0 for the teacher."""
 
-SETTINGS = {"guidance"}
-"""Measures of settings, not of samples. They do not count in the distance."""
 PROGRESS = "progress"
 NO_PROGRESS = Finding(
     PROGRESS,
@@ -300,21 +287,27 @@ NO_PROGRESS = Finding(
     "check fake.lr, student.lr and objective.cfg",
 )
 
-NOT_FINITE = Verdict(
-    {},
-    FAR,
-    (
-        Finding(
-            "latents",
-            FAR,
-            0.0,
-            1.0,
-            "the samples are not finite",
-            "a number has overflowed: the student has diverged, or float16's range is too small",
-            "lower student.lr, or use model.dtype='bfloat16'",
-        ),
-    ),
-)
+
+def not_finite(what: str) -> Verdict:
+    """Return the verdict on a student whose samples or losses are not finite.
+
+    Args:
+        what: Subject and verb, e.g. "the samples are".
+
+    Returns:
+        A verdict with one finding.
+    """
+    finding = Finding(
+        "latents",
+        FAR,
+        0.0,
+        1.0,
+        f"{what} not finite",
+        "a number has overflowed: the student has diverged, or float16's range is too small",
+        "lower student.lr, or use model.dtype='bfloat16'",
+    )
+    return Verdict({}, FAR, (finding,))
+
 
 DEMO = {
     "loss/fake": (0.007, 0.13),

@@ -148,7 +148,7 @@ class GuardRecord:
         where = f"after {check.step:,} iterations"
         if not check.findings:
             return f"guard: the student {where} matches its teacher in every measure"
-        problems = "; ".join(f"{one.symptom} ({one.place})" for one in check.findings)
+        problems = "; ".join(one.brief for one in check.findings)
         return f"guard: NOT HEALTHY {where}: {problems}. Causes and settings: {HELP}"
 
     def story(self, step: int, steps: int) -> str:
@@ -172,5 +172,5 @@ class GuardRecord:
             )
         if not check.findings:
             return f"{chosen} Its samples match the teacher's in all measures of the guard."
-        problems = "; ".join(f"{one.symptom} ({one.place})" for one in check.findings)
+        problems = "; ".join(one.brief for one in check.findings)
         return f"{chosen} **By the measures of the guard, it is not healthy:** {problems}."

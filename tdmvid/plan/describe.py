@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import RunConfig, global_batch
-from ..data.repetition import prompt_uses, repetition_warning
+from ..data.repetition import prompt_uses
+from ..guard.limits import Prompts, check_settings
 from .guard import GuardCalls
 from .plan import Plan
 from .price import Row, Terms, price_rows
@@ -116,12 +117,12 @@ def _schedule(config: RunConfig) -> str:
 
 
 def _prompts(plan: Plan) -> Iterator[Row]:
-    """Yield the number of prompts, how often each is used, and a warning if that is too often."""
+    """Yield the number of prompts, how often each is used, and what the guard finds in settings."""
     ranks = plan.ranks // plan.config.parallel.sequence
     uses = prompt_uses(plan.config, prompts=plan.prompts, ranks=ranks)
     yield "prompts", f"{plan.prompts:,}, each used {number(uses)} times on average"
-    if warning := repetition_warning(plan.config, prompts=plan.prompts, ranks=ranks):
-        yield "", f"warning: {warning}"
+    for finding in check_settings(plan.config, Prompts(plan.prompts, ranks)):
+        yield "", f"warning: {finding}"
 
 
 def _iteration(plan: Plan) -> Iterator[Row]:

@@ -21,7 +21,7 @@ SENTENCES = {
     "calls": "Network calls of all roles for one sample; tdmvid plan computes the same number.",
     "seconds": "Seconds of one step, without samples, guard and the start of a checkpoint.",
     "lr": "Learning rate.",
-    "guard/distance": "Root mean square over all measures but guidance, each 0 at the teacher's"
+    "guard/distance": "Root mean square over all measures, each 0 at the teacher's"
     ' value and 1 at an end of its band; export.select="best" exports the student with the smallest'
     " distance.",
     "guard/seconds": "Seconds of one comparison with the teacher, without sampling.",
@@ -37,7 +37,6 @@ MEASURES = {
     "seeds": "Distance between videos of one prompt from different noise",
     "prompts": "Distance between videos of different prompts",
     "latents": "Distance of the latents' means and deviations from the teacher's",
-    "guidance": "Guidance scale of training (objective.cfg) beside the teacher's (guard.cfg)",
 }
 """The guard's measure to what it is."""
 

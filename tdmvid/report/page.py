@@ -165,7 +165,7 @@ def _badges(record: GuardRecord, export: Export | None, scores: dict | None) -> 
     """What the guard, the check of the export and the scores say, in one line each."""
     if check := record.exported_check():
         count = len(check.findings)
-        found = "looks like its teacher" if not count else f"{count} measures off the teacher's"
+        found = f"{count} warning{'s' * (count > 1)}" if count else "looks like its teacher"
         compared = record.exported in (0, check.step)
         late = "" if compared else f" after {check.step:,} iterations; the exported one was not"
         yield Badge(compared and not count, f"guard: {found}{late}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import diffusers
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, TEXT_PARTS, check_times, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, TEXT_PARTS, check_scheduler, read_facts
 from ..adapters.load import load_student
 from ..adapters.lora import shared_copy
 from ..adapters.teacher import load_teacher
@@ -81,7 +81,7 @@ def use_student(
     if (folder / backbone.lora.file).is_file() or not (folder / "config.json").is_file():
         # Raises if the folder has neither a LoRA nor a network.
         load_student(pipeline, folder, backbone.lora)
-        check_times(pipeline.scheduler, folder, even_sigmas=backbone.stock.even_sigmas)
+        check_scheduler(pipeline.scheduler, folder, even_sigmas=backbone.stock.even_sigmas)
         return _with_steps(pipeline, backbone, folder, steps)
     with reading(folder):
         network = type(backbone.network).from_pretrained(folder, dtype=torch_dtype(backbone.config))

@@ -27,7 +27,8 @@ from ..data.progress import progress
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import ddim
 from ..distill.grids import reference_grid
-from ..guard.bands import NOT_FINITE, Verdict, judge
+from ..guard.bands import Verdict, judge, not_finite
+from ..guard.limits import Prompts, check_settings
 from ..guard.measures import latent_distance, measure
 from ..guard.record import GUARD, GuardRecord
 from ..parallel import launch
@@ -37,6 +38,7 @@ from .run import Run
 from .samples import Samples, sample_parts
 
 REFERENCE = "guard/teacher.safetensors"
+CONTINUE = "Set guard.action='warn' to continue in this case"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,20 @@ class Guard:
         self._kept = (run.config.folder / GUARD).is_file()
         self._reference: Reference | None = None
         self._prepared = False
+        prompts = Prompts(run.order.count, run.world.data_size)
+        self._settings = check_settings(run.config, prompts)
+
+    def check_settings(self) -> Check:
+        """Check the settings, before the first iteration.
+
+        Returns:
+            What to warn about, and why the run stops.
+        """
+        lines = tuple(f"guard, settings: {finding}" for finding in self._settings)
+        self._print(lines)
+        if self.run.config.guard.action != "stop" or not lines:
+            return Check({}, lines)
+        return Check({}, lines, f"stopped by guard.action='stop': {lines[0]}. {CONTINUE}")
 
     def check(self, step: int, samples: Samples | None) -> Check:
         """Compare the samples made after `step` iterations with the teacher's.
@@ -102,21 +118,22 @@ class Guard:
             answer = self._judge(step, samples, began)
         return launch.broadcast_from_rank0(answer)
 
-    def fail(self, step: int, reason: str) -> Check:
-        """Record that samples are not finite, which stops a run with any settings.
+    def fail(self, step: int, what: str, reason: str) -> Check:
+        """Record what is not finite, which stops a run with any settings.
 
         Args:
             step: Number of completed iterations.
+            what: Subject and verb, e.g. "the samples are".
             reason: Message for the user.
 
         Returns:
             A check that stops the run.
         """
         if self.run.world.primary:
-            self.record = self.record.with_check(step, {}, NOT_FINITE)
+            self.record = self.record.with_check(step, {}, not_finite(what))
             self.record.write(self.run.config.folder)
             write_report(self.run.config.folder)
-        return Check({}, stop=reason)
+        return Check({}, (reason,), stop=reason)
 
     def note_exported(self, step: int) -> None:
         """Record which student the run exports.
@@ -131,7 +148,6 @@ class Guard:
     def _judge(self, step: int, samples: Samples, began: float) -> Check:
         assert samples.videos is not None and self._reference is not None
         student = self._measure(samples.latents.cpu(), samples.videos, self._reference.latents)
-        student["guidance"] = self.run.config.objective.cfg
         patience = self.run.config.guard.patience
         verdict = judge(
             student,
@@ -139,7 +155,8 @@ class Guard:
             untrained=self._reference.untrained if patience else None,
             early=step < patience,
         )
-        known = self.record.open_measures()
+        verdict = replace(verdict, findings=(*self._settings, *verdict.findings))
+        known = self.record.open_measures() | {finding.measure for finding in self._settings}
         self.record = self.record.with_check(step, student, verdict)
         self.record.write(self.run.config.folder)
         scalars = {f"guard/{name}": value for name, value in verdict.relative.items()}
@@ -152,9 +169,12 @@ class Guard:
             for finding in verdict.findings
             if finding.measure not in known
         )
-        for line in lines:
-            tqdm.write(f"warning: {line}", file=sys.stderr)
+        self._print(lines)
         return Check(scalars, lines, self._stop(step, verdict), self.record.best == step)
+
+    def _print(self, lines: tuple[str, ...]) -> None:
+        for line in lines if self.run.world.primary else ():
+            tqdm.write(f"warning: {line}", file=sys.stderr)
 
     def _stop(self, step: int, verdict: Verdict) -> str:
         """Return why the run stops, if its settings ask for it; else ""."""
@@ -163,7 +183,7 @@ class Guard:
         write_report(self.run.config.folder)
         return (
             f"stopped by guard.action='stop' after {step:,} iterations: {verdict.findings[0]}."
-            " This state was not saved. Set guard.action='warn' to continue in this case"
+            f" This state was not saved. {CONTINUE}"
         )
 
     def _make_reference(self) -> Reference | None:
@@ -178,7 +198,7 @@ class Guard:
         base, base_videos = self._sample_teacher(run.grid, 1.0)
         if not run.world.primary:
             return None
-        measures = self._measure(latents, videos, latents) | {"guidance": self.cfg}
+        measures = self._measure(latents, videos, latents)
         untrained = self._measure(base, base_videos, latents)
         with atomic_path(path) as part:
             known = {"measures": measures, "untrained": untrained}

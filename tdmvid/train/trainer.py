@@ -12,7 +12,6 @@ from ..config import RunConfig, to_dict
 from ..data.checkpoints import step_folder, whole
 from ..data.files import remove_parts, write_json
 from ..data.folder_lock import FolderLock
-from ..data.repetition import repetition_warning
 from ..diffusion.denoiser import Cond
 from ..distill.iteration import Outcome, iterate
 from ..distill.objective import build_objective
@@ -95,7 +94,6 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
         run.rewards.prepare(run.roles.student, run.grid, run.backbone.latent_shape())
     if world.primary:
         _write_settings(run, config, commands)
-        _warn(run)
         _remove_parts(config.folder, checkpoints)
     monitor = Monitor(
         config.folder,
@@ -108,6 +106,7 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     guard = Guard(run, start)
     checkpoints.best = guard.record.best
     try:
+        _warn(guard, monitor, start)
         _loop(run, start, checkpoints, monitor, guard)
     finally:
         checkpoints.close()
@@ -184,11 +183,12 @@ def _write_settings(run: Run, config: RunConfig, commands: dict[str, str]) -> No
         (folder / "quantized.json").unlink(missing_ok=True)
 
 
-def _warn(run: Run) -> None:
-    """Warn about settings that are probably not intended."""
-    prompts, ranks = run.order.count, run.world.data_size
-    if warning := repetition_warning(run.config, prompts=prompts, ranks=ranks):
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
+def _warn(guard: Guard, monitor: Monitor, start: int) -> None:
+    """Warn about settings that are probably not intended, or stop because of them."""
+    check = guard.check_settings()
+    monitor.warn(start, check.lines)
+    if check.stop:
+        raise TrainingStopped(check.stop)
 
 
 def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guard: Guard) -> None:
@@ -208,10 +208,9 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guar
             if outcome.failed:
                 _report_failure(outcome.failed, step, failures)
             if failed:
-                if broken := _broken_role(run):
-                    raise TrainingStopped(_diverged(broken, step, checkpoints.folder))
-                path = _save(run, checkpoints, done, wait=True)
-                raise TrainingStopped(_failed(outcome.failed, step, failures, path))
+                reason = _give_up(run, checkpoints, outcome, step, failures)
+                check = guard.fail(done, f"the {outcome.failed}'s loss or gradient is", reason)
+                monitor.warn(step, check.lines)
             if check.stop:
                 raise TrainingStopped(check.stop)
             if best := check.best and config.keeps_best:
@@ -233,7 +232,7 @@ def _check(run: Run, guard: Guard, done: int) -> Check:
     try:
         samples = write_samples(run, done)
     except NotFinite as error:
-        return guard.fail(done, str(error))
+        return guard.fail(done, "the samples are", str(error))
     return guard.check(done, samples)
 
 
@@ -266,6 +265,14 @@ def _report_failure(role: str, step: int, failures: int) -> None:
         f" ({failures} in a row)",
         file=sys.stderr,
     )
+
+
+def _give_up(run: Run, checkpoints: Checkpoints, outcome: Outcome, step: int, failures: int) -> str:
+    """Save the last good state, if there is one, and return why the run stops."""
+    if broken := _broken_role(run):
+        return _diverged(broken, step, checkpoints.folder)
+    path = _save(run, checkpoints, step + 1, wait=True)
+    return _failed(outcome.failed, step, failures, path)
 
 
 def _broken_role(run: Run) -> str:

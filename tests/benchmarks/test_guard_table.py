@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.guard import out_of_bands, summary
+from benchmarks.guard import RECIPES, out_of_bands, summary, wrong_settings
 
 
 @pytest.fixture
@@ -43,3 +43,20 @@ def test_a_row_says_when_a_run_left_the_bands_and_how(folder):
 def test_a_run_that_came_back_is_within_its_bands(folder):
     shutil.copy(folder / "step_000000.safetensors", folder / "step_000030.safetensors")
     assert out_of_bands(folder) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_settings_of_healthy_runs_are_in_order(name):
+    found = wrong_settings(RECIPES[name])
+    expected = {
+        "frozen fake": ["fake_rate"],
+        "fake.lr=2e-5": ["fake_rate"],
+        "student.lr=0.1": ["fake_rate"],
+        "student.lr=0.1, 8 videos": ["fake_rate"],
+        "float16, student.lr=10": ["fake_rate"],
+        "one prompt": ["prompt_uses"],
+        "far too much guidance": ["guidance"],
+        "no guidance, 8 videos": ["guidance"],
+    }
+    assert found == expected.get(name, [])
+    assert not found or RECIPES[name].broken

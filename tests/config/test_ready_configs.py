@@ -10,9 +10,9 @@ from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.backbones.registry import ARCHITECTURES, find_family, packaged_configs
 from tdmvid.config import ModelConfig, load_config, share_batch
 from tdmvid.data.prompts import read_training_prompts
-from tdmvid.data.repetition import repetition_warning
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.grids import build_grid
+from tdmvid.guard.limits import Prompts, check_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMOS = ("shapes_4nfe",)
@@ -54,10 +54,10 @@ def test_a_ready_config_states_the_guidance_that_its_guard_compares_with(name):
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *DEMOS])
-def test_a_ready_config_has_prompts_enough(name):
+def test_the_guard_finds_nothing_in_the_settings_of_a_ready_config(name):
     config = share_batch(load_config(name), 1)
     prompts = len(read_training_prompts(config.prompts))
-    assert not repetition_warning(config, prompts=prompts, ranks=1)
+    assert not check_settings(config, Prompts(prompts, ranks=1))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -20,7 +20,6 @@ TEACHER = {
     "seeds": 0.3,
     "prompts": 0.3,
     "latents": 0.0,
-    "guidance": 6.0,
 }
 
 
@@ -88,10 +87,6 @@ def test_a_teacher_that_does_not_move_is_not_divided_by():
 def test_a_measure_that_is_no_number_is_outside_of_its_band(name):
     found = judge(TEACHER | {name: float("nan")}, TEACHER).findings
     assert [one.measure for one in found] == [name]
-
-
-def test_no_guidance_beside_none_is_no_finding():
-    assert not judge({"guidance": 0.0}, {"guidance": 0.0}).findings
 
 
 def test_a_student_must_come_closer_than_the_untrained_network():

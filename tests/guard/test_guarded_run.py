@@ -10,11 +10,16 @@ import torch
 from refusals import refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tdmvid.export.sources import export_run
+from tdmvid.diffusion.grid import uniform
+from tdmvid.export.load import load_pipeline
+from tdmvid.export.request import ExportRequest
+from tdmvid.export.sources import export_published, export_run
 from tdmvid.guard.bands import BANDS
 from tdmvid.parallel import launch
+from tdmvid.sampling.sample import find_untrained
 from tdmvid.sampling.student import load_for_sampling, use_student
 from tdmvid.train import guard as guarding
+from tdmvid.train import trainer
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.samples import Samples
 from tdmvid.train.trainer import TrainingStopped, train
@@ -49,6 +54,41 @@ def test_a_run_that_is_to_stop_stops_and_leaves_a_report(tiny_run, tmp_path, mon
     assert not (out / "checkpoints").exists() or not any((out / "checkpoints").iterdir())
     assert "not healthy" in (out / "report.html").read_text()
     assert "warning: guard, 1 iterations" in capsys.readouterr().err
+
+
+def test_a_slow_fake_is_told_before_the_first_iteration(tiny_run, tmp_path, capsys):
+    """On the terminal, in TensorBoard, and in the report."""
+    out, slow = tmp_path / "run", ("fake.lr=1e-5", "student.lr=1e-2")
+    train(tiny_run(out, "steps=1", *slow))
+    told = capsys.readouterr().err
+    assert told.count("warning: guard, settings: ") == 1 == told.count("fake.lr=1e-05")
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    assert board.Tags()["tensors"]
+    page = (out / "report.html").read_text()
+    assert "not healthy" in page and "guard.fake_rate" in page
+    assert kept(out)["checks"][0]["findings"][0]["measure"] == "fake_rate"
+
+
+def test_wrong_settings_stop_a_run_that_is_to_stop(tiny_run, tmp_path):
+    out = tmp_path / "run"
+    with refused("guard.action='stop'", "prompt_uses", error=TrainingStopped):
+        train(tiny_run(out, *OFTEN, "guard.action=stop", "guard.prompt_uses=0.1"))
+    assert not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text()
+
+
+def test_a_run_whose_loss_is_not_finite_says_so_in_the_report(tiny_run, tmp_path, monkeypatch):
+    out, iteration = tmp_path / "run", trainer._iteration
+
+    def overflow(run, step):
+        outcome, scalars = iteration(run, step)
+        return replace(outcome, failed="student"), scalars
+
+    monkeypatch.setattr(trainer, "_iteration", overflow)
+    with refused("student", error=TrainingStopped):
+        train(tiny_run(out, "steps=3", "max_bad_steps=1"))
+    page = (out / "report.html").read_text()
+    assert "not healthy" in page and "loss or gradient is not finite" in page
 
 
 def test_a_run_without_a_guard_compares_nothing(tiny_run, tmp_path):
@@ -116,29 +156,78 @@ def test_every_rank_makes_the_reference_once(tiny_run, tmp_path, monkeypatch):
     """A rank that made the reference again at the next check would wait for the others forever."""
     made = []
     monkeypatch.setattr(guarding.Guard, "_make_reference", lambda guard: made.append(guard))
-    run = SimpleNamespace(config=tiny_run(tmp_path), world=SimpleNamespace(primary=False))
+    world, order = SimpleNamespace(primary=False, data_size=2), SimpleNamespace(count=2)
+    run = SimpleNamespace(config=tiny_run(tmp_path), world=world, order=order)
     guard = guarding.Guard(run, 0)
     for step in (1, 2):
         guard.check(step, Samples(torch.zeros(1), None))
     assert len(made) == 1
 
 
-def test_a_scheduler_of_other_times_is_refused_by_sampling(broken, tmp_path):
+def edited(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def base(broken):
+    """The base of the student of the broken run."""
+    return load_for_sampling(launch.start("none"), student=broken / "lora")
+
+
+@pytest.mark.parametrize(
+    "name, changes, facts",
+    [
+        ("scheduler_config.json", {"timestep_spacing": "leading"}, ("timesteps",)),
+        ("scheduler_config.json", {"prediction_type": "epsilon"}, ("prediction type",)),
+        ("scheduler_config.json", {"beta_end": 0.05}, ("noise levels",)),
+        ("scheduler_config.json", {"_class_name": "DDIMScheduler"}, ("DDIMScheduler",)),
+        ("export.json", {"timesteps": [999, 700, 400, 100]}, ("scheduler_config.json", "700")),
+        ("export.json", {"steps": 8}, ("steps=8", "timesteps")),
+    ],
+)
+def test_changed_files_of_a_published_lora_are_refused(
+    broken, base, tmp_path, name, changes, facts
+):
     folder = tmp_path / "lora"
     shutil.copytree(broken / "lora", folder)
-    scheduler = folder / "scheduler_config.json"
-    backbone = load_for_sampling(launch.start("none"), student=folder)
-    use_student(backbone, folder)
-    scheduler.write_text(scheduler.read_text().replace('"trailing"', '"leading"'))
-    with refused("scheduler_config.json", "timesteps"):
-        use_student(backbone, folder)
+    use_student(base, folder)
+    edited(folder / name, **changes)
+    with refused(folder / name if name == "scheduler_config.json" else "export.json", *facts):
+        use_student(base, folder)
+    if "_class_name" not in changes:  # load_pipeline uses the class that export.json names
+        with refused(*facts):
+            load_pipeline(folder)
 
 
-def test_a_grid_that_was_not_trained_is_refused_by_export(broken, tmp_path):
+def test_a_card_that_lists_another_grid_is_refused(broken, base, tmp_path):
+    folder = tmp_path / "lora"
+    shutil.copytree(broken / "lora", folder)
+    card = folder / "README.md"
+    listed = json.loads((folder / "export.json").read_text())["timesteps"]
+    assert f"| timesteps | {listed}" in card.read_text()
+    card.write_text(card.read_text().replace(f"| timesteps | {listed}", "| timesteps | [999, 10]"))
+    with refused(card, "999, 10"):
+        use_student(base, folder)
+
+
+def test_other_steps_than_the_trained_ones_are_named(broken, base, tmp_path):
+    notes = find_untrained(base, broken / "lora", steps=8, cfg=1.0)
+    assert len(notes) == 1 and "8" in notes[0]
+
+
+def test_a_published_lora_is_not_exported_with_another_grid(broken, base, tmp_path):
+    """The file of a student of ours lies beside its export.json."""
+    grid, (file,) = uniform(3, base.process), (broken / "lora").glob("*.safetensors")
+    with refused("timesteps=", "export.json"):
+        export_published(tmp_path / "out", file, base, grid, ExportRequest())
+
+
+@pytest.mark.parametrize("grid", [{"start": 0.9}, {"steps": 2}, {"kind": "shifted", "shift": 3.0}])
+def test_a_grid_that_was_not_trained_is_refused_by_export(broken, tmp_path, grid):
     run = tmp_path / "run"
     shutil.copytree(broken, run)
     config = json.loads((run / "config.json").read_text())
-    config["grid"]["start"] = 0.9
-    (run / "config.json").write_text(json.dumps(config))
-    with refused("grid.start=0.9", "1.0"):
+    edited(run / "config.json", grid=config["grid"] | grid)
+    name = next(iter(grid))
+    with refused(f"grid.{name}=", str(config["grid"][name])):
         export_run(tmp_path / "out", run)
