@@ -150,8 +150,8 @@ def judge(
     )
     distance = _distance(excess)
     share = distance / max(_distance(start), 1e-9) if start else 0.0
-    if share >= (EARLY if early else 1.0):
-        place = f"distance {share:.2g} times the untrained network's, should be less"
+    if share >= (most := EARLY if early else 1.0):
+        place = f"distance {share:.2g} times the untrained network's, should be below {most:g}"
         findings = (*findings, replace(NO_PROGRESS, relative=share, place=place))
     return Verdict(relative, distance, findings)
 
