@@ -4,7 +4,7 @@
 
 The run has `objective.step_set` and exported a student for each K. The teacher's samples are the
 reference. For students of the embedded teacher, every cell also has scores on the shapes world. The
-page is conditions.html; the numbers are in conditions.json.
+page is conditions.html; conditions.json has the numbers, conditions.jpg one picture of all.
 """
 
 from __future__ import annotations
@@ -93,12 +93,11 @@ def _judged(facts: Mapping, backbone: Backbone, captions: int) -> Scores | None:
 
     if backbone.folder.resolve() != TEACHER.resolve():
         return None
-    protocol = evaluate.Protocol(captions=captions)
+    evaluation = evaluate.Evaluation(backbone, evaluate.Protocol(captions=captions))
 
     def scores(student: Path | None, steps: int, cfg: float) -> dict[str, str]:
-        sampler = evaluate.ScoredSampler("sampling", steps, cfg, student)
-        rows = evaluate.evaluate(backbone, [sampler], protocol)["samplers"]
-        found = {name: score["value"] for name, score in rows[-1]["metrics"].items()}
+        row = evaluation.score(evaluate.ScoredSampler("sampling", steps, cfg, student))
+        found = {name: score["value"] for name, score in row["metrics"].items()}
         return {
             "right": f"{found['all']:.1%}",
             "Fréchet distance": f"{found['frechet']:.2f}",

@@ -5,7 +5,7 @@
 
 Students (lora/ or student/ folders of one base) and their teacher are sampled from the same noise.
 Folders of samples are read as they are; the first folder is the reference. The page is modes.html;
-the numbers are in modes.json.
+modes.json has the numbers, modes.jpg one picture of the first prompt.
 """
 
 from __future__ import annotations

@@ -10,16 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from ..backbones.base import Backbone
 from ..data.files import write_json
 from ..guard.bands import judge
 from ..parallel.launch import World
 from ..sampling.sample import Sampler, sample_videos
 from ..sampling.shots import Shot
-from .page_parts import picture_sheet, render
+from .page_parts import picture_sheet, render, write_overview
 from .sample_folders import read_sample, score_folder
 
-PAGE, FIGURES = "conditions.html", "conditions.json"
+PAGE, FIGURES, OVERVIEW = "conditions.html", "conditions.json", "conditions.jpg"
+SHOWN = 4
+"""Samples of each cell in the overview."""
 DISTANCE = "distance from the teacher"
 Scores = Callable[[Path | None, int, float], Mapping[str, str]]
 """Returns further scores of a student (None: the teacher) for a number of steps and a guidance
@@ -58,8 +62,8 @@ def sample_conditions(
     batch: int = 8,
     further: Scores | None = None,
 ) -> Grid:
-    """Sample every pair of a condition and a number of steps, and write conditions.html and
-    conditions.json.
+    """Sample every pair of a condition and a number of steps, and write conditions.html,
+    conditions.json and conditions.jpg.
 
     Args:
         students: Exported students by the K that they are conditioned on.
@@ -85,21 +89,25 @@ def sample_conditions(
     def measures(folder: Path) -> dict[str, float]:
         return {name: score.value for name, score in score_folder(folder).scores.items()}
 
-    def picture(folder: Path) -> str:
-        return picture_sheet([read_sample(folder / shot.file) for shot in shots])
+    def videos(folder: Path) -> list[Tensor]:
+        return [read_sample(folder / shot.file) for shot in shots]
 
     long = made("teacher", teacher)
+    overview = [[(f"teacher, {teacher.steps} steps", videos(long)[:SHOWN])]]
     reference = measures(long)
     own = dict(further(None, teacher.steps or 0, teacher.cfg or 1.0)) if further else {}
     cells = []
     for told, student in students.items():
+        overview.append([])
         for count in steps:
             folder = made(f"told_{told}_steps_{count}", Sampler(student, steps=count))
             distance = judge(measures(folder), reference).distance
             scores = {DISTANCE: f"{distance:.2f}"}
             scores |= further(student, count, 1.0) if further else {}
-            cells.append(Cell(told, count, scores, picture(folder)))
-    grid = Grid(Cell(0, teacher.steps or 0, own, picture(long)), cells)
+            cells.append(Cell(told, count, scores, picture_sheet(videos(folder))))
+            overview[-1].append((f"K = {told}, steps: {count}", videos(folder)[:SHOWN]))
+    grid = Grid(Cell(0, teacher.steps or 0, own, picture_sheet(videos(long))), cells)
+    write_overview(out / OVERVIEW, overview, columns=SHOWN)
     write_json(out / FIGURES, _facts(grid))
     render("conditions.html.j2", out / PAGE, grid=grid, told=list(students), steps=list(steps))
     return grid

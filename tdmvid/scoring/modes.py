@@ -19,12 +19,14 @@ from torch import Tensor
 from ..data.files import write_json
 from ..guard.measures import thumbnails
 from .intervals import Measure, mean_over_groups
-from .page_parts import picture_sheet, render
+from .page_parts import picture_sheet, render, write_overview
 from .sample_folders import read_sample, samples_of, within_prompts
 
-PAGE, FIGURES = "modes.html", "modes.json"
+PAGE, FIGURES, OVERVIEW = "modes.html", "modes.json", "modes.jpg"
 LONGEST = 64
 """Maximum number of images per prompt on the page."""
+SHOWN = 16
+"""Images in a row of the overview, which has two rows for each folder."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,12 @@ def _radii(features: Tensor, neighbours: int) -> Tensor:
 def score_modes(
     folders: Sequence[Path], out: Path, *, names: Sequence[str] = (), neighbours: int = 3
 ) -> list[Coverage]:
-    """Compare folders of samples with the first of them, and write modes.html and modes.json.
+    """Compare folders of samples with the first of them, and write modes.html, modes.json and
+    modes.jpg (the first prompt alone).
 
     Args:
         folders: At least two folders of samples with the same prompts. The first is the reference.
-        out: Folder for both files.
+        out: Folder for the files.
         names: Names of the folders on the page; default: their paths.
         neighbours: See `precision_and_recall`.
 
@@ -113,10 +116,13 @@ def score_modes(
             )
     prompts, features = list(sets[0]), []
     sheets: list[dict[str, str]] = []
-    for found in sets:
+    overview = []
+    for name, found in zip(names, sets, strict=True):
         videos = {prompt: [read_sample(path) for path in found[prompt]] for prompt in prompts}
         features.append({prompt: thumbnails(torch.stack(each)) for prompt, each in videos.items()})
         sheets.append({prompt: picture_sheet(each[:LONGEST]) for prompt, each in videos.items()})
+        overview.append([(name, videos[prompts[0]][: 2 * SHOWN])])
+    write_overview(out / OVERVIEW, overview, columns=SHOWN)
     scored = [
         _coverage(name, one, None if one is features[0] else features[0], neighbours)
         for name, one in zip(names, features, strict=True)

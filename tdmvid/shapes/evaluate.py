@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from ..backbones.base import Backbone
 from ..config import ClipSize
-from ..diffusion.denoiser import Cond
 from ..sampling.student import use_student
 from . import score, world
 from .judge import load_judge
@@ -129,6 +128,81 @@ def student_of(run: Path, config: dict) -> Path:
     return run / ("lora" if config["training"] == "lora" else "student")
 
 
+class Evaluation:
+    """Captions, noise and ground truth of a protocol, prepared once for any number of samplers.
+
+    Shapes: N samples; latents [N, C, F, H, W].
+
+    Args:
+        backbone: The teacher's model family.
+        protocol: Number of samples and references.
+    """
+
+    def __init__(self, backbone: Backbone, protocol: Protocol):
+        seed = protocol.seed
+        self.backbone, self.protocol, self.judge = backbone, protocol, load_judge()
+        self.things = score.evaluation_set(protocol.captions, protocol.seeds, seed)
+        self.reference = score.reference_features(
+            self.judge, self.things, protocol.reference, seed + 1
+        )
+        self.cond = backbone.encode_prompts([world.caption(t) for t in self.things])
+        self.null = backbone.encode_prompts([""])
+        backbone.release_text()
+        self._generator = torch.Generator().manual_seed(seed + 2)
+        shape = (len(self.things), *backbone.latent_shape())
+        self.z = torch.randn(shape, generator=self._generator)
+
+    def score_truth(self) -> dict:
+        """Score ground truth.
+
+        Returns:
+            A row of the report.
+        """
+        truth = world.draw_videos(self.things, self._generator)
+        return {"name": "ground truth", "metrics": self._metrics(truth)}
+
+    def score(self, sampler: ScoredSampler) -> dict:
+        """Sample and score.
+
+        Args:
+            sampler: Settings of a stock pipeline call.
+
+        Returns:
+            A row of the report.
+        """
+        latents, seconds = self._sample(sampler)
+        metrics = self._metrics(_decode(self.backbone, latents))
+        print(f"{sampler.name}: {summary(metrics)}")
+        return {
+            "name": sampler.name,
+            "nfe": sampler.nfe,
+            "seconds_per_video": seconds,
+            "metrics": metrics,
+        }
+
+    def _metrics(self, videos: Tensor) -> dict:
+        return score.score_videos(self.judge, videos, self.things, self.reference)
+
+    def _sample(self, sampler: ScoredSampler) -> tuple[Tensor, float]:
+        """Return latents [N, C, F, H, W], and the seconds per video in the denoiser."""
+        pipeline = use_student(self.backbone, sampler.student, steps=sampler.steps)
+        parts, began, batch = [], time.perf_counter(), self.protocol.batch
+        for start in tqdm(range(0, len(self.z), batch), desc=sampler.name):
+            rows = slice(start, start + batch)
+            parts.append(
+                self.backbone.stock.latents(
+                    pipeline,
+                    self.z[rows],
+                    self.cond.rows(rows),
+                    steps=sampler.steps,
+                    cfg=sampler.cfg,
+                    null=self.null,
+                    guidance={"use_dynamic_cfg": True} if sampler.dynamic else {},
+                )
+            )
+        return torch.cat(parts), (time.perf_counter() - began) / len(self.z)
+
+
 def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protocol) -> dict:
     """Score all samplers and the ground truth.
 
@@ -140,55 +214,9 @@ def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protoc
     Returns:
         Scores in the layout of the report, ground truth first.
     """
-    judge, seed = load_judge(), protocol.seed
-    things = score.evaluation_set(protocol.captions, protocol.seeds, seed)
-    reference = score.reference_features(judge, things, protocol.reference, seed + 1)
-    cond = backbone.encode_prompts([world.caption(t) for t in things])
-    null = backbone.encode_prompts([""])
-    backbone.release_text()
-    generator = torch.Generator().manual_seed(seed + 2)
-    z = torch.randn((len(things), *backbone.latent_shape()), generator=generator)
-    truth = world.draw_videos(things, generator)
-    rows: list[dict] = [
-        {"name": "ground truth", "metrics": score.score_videos(judge, truth, things, reference)}
-    ]
-    for sampler in samplers:
-        latents, seconds = _sample(backbone, sampler, z, cond, null, protocol.batch)
-        metrics = score.score_videos(judge, _decode(backbone, latents), things, reference)
-        rows.append(
-            {
-                "name": sampler.name,
-                "nfe": sampler.nfe,
-                "seconds_per_video": seconds,
-                "metrics": metrics,
-            }
-        )
-        print(f"{sampler.name}: {summary(metrics)}")
+    evaluation = Evaluation(backbone, protocol)
+    rows = [evaluation.score_truth(), *map(evaluation.score, samplers)]
     return {"protocol": protocol.describe(), "columns": COLUMNS, "samplers": rows}
-
-
-def _sample(
-    backbone: Backbone, sampler: ScoredSampler, z: Tensor, cond: Cond, null: Cond, batch: int
-) -> tuple[Tensor, float]:
-    """Return latents [N, C, F, H, W] sampled from noise z, and the seconds per video in the
-    denoiser.
-    """
-    pipeline = use_student(backbone, sampler.student, steps=sampler.steps)
-    parts, began = [], time.perf_counter()
-    for start in tqdm(range(0, len(z), batch), desc=sampler.name):
-        rows = slice(start, start + batch)
-        parts.append(
-            backbone.stock.latents(
-                pipeline,
-                z[rows],
-                cond.rows(rows),
-                steps=sampler.steps,
-                cfg=sampler.cfg,
-                null=null,
-                guidance={"use_dynamic_cfg": True} if sampler.dynamic else {},
-            )
-        )
-    return torch.cat(parts), (time.perf_counter() - began) / len(z)
 
 
 def _decode(backbone: Backbone, latents: Tensor) -> Tensor:

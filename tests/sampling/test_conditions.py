@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -47,6 +48,8 @@ def test_each_cell_is_another_sample_of_the_same_noise(told, capsys):
     page = (out / "conditions.html").read_text()
     assert page.count("data:image/png;base64,") == 5 and "K = 2" in page
     assert str(out / "conditions.html") in capsys.readouterr().out
+    with Image.open(out / "conditions.jpg") as overview:  # the teacher's row, and one for each K
+        assert overview.width > 4 * 64 and overview.height > 3 * 64
 
 
 def test_a_student_of_one_number_of_steps_has_no_grid(told):

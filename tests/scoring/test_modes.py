@@ -57,6 +57,7 @@ def test_the_page_and_the_figures_show_a_dropped_mode(folders, capsys):
     assert half["diversity"]["value"] < 0.5 * reference["diversity"]["value"]
     page = (out / "modes.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "a cat" in page
+    assert (out / "modes.jpg").stat().st_size > 1000
     assert str(folders / "half") in capsys.readouterr().out
 
 
