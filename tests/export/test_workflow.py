@@ -103,6 +103,42 @@ def test_every_link_leads_to_a_node(tmp_path, name):
     assert len(links) > 8 and all(target in nodes for target, _ in links)
 
 
+IMAGES = {
+    "ZImagePipeline": ("CLIPLoader", "lumina2", "EmptySD3LatentImage"),
+    "Flux2KleinPipeline": ("CLIPLoader", "flux2", "EmptyFlux2LatentImage"),
+    "QwenImagePipeline": ("CLIPLoader", "qwen_image", "EmptySD3LatentImage"),
+    "FluxPipeline": ("DualCLIPLoader", "flux", "EmptySD3LatentImage"),
+}
+"""Pipeline class -> node and type of its text encoders, and node of its empty latents."""
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_model_has_its_own_encoders_and_latents_and_is_saved_as_an_image(tmp_path, name):
+    torch.manual_seed(0)
+    builder = BUILDERS[name]
+    backbone = loaded(builder.build(builder.VARIANTS[0]), tmp_path, builder.SIZE)
+    nodes = build_workflow(backbone, uniform(4, backbone.process), ["a"], "b")
+    clip, latent = nodes["clip"], nodes["latent"]
+    assert (clip["class_type"], clip["inputs"]["type"], latent["class_type"]) == IMAGES[name]
+    assert latent["inputs"] == {"width": 48, "height": 32, "batch_size": 1}
+    assert read(nodes) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert nodes["save"]["class_type"] == "SaveImage" and not workflow_lack(backbone)
+
+
+@pytest.mark.parametrize("scale", [None, 2.5])
+def test_the_guidance_that_a_network_reads_is_in_its_conditioning(tmp_path, scale):
+    torch.manual_seed(0)
+    BUILDERS["FluxPipeline"].build("base").save_pretrained(tmp_path)
+    size = BUILDERS["FluxPipeline"].SIZE
+    backbone = load_backbone(ModelConfig(path=str(tmp_path), guidance=scale), size)
+    nodes = build_workflow(backbone, uniform(4, backbone.process), ["a"], "b")
+    assert nodes["conditioning"] == {
+        "class_type": "FluxGuidance",
+        "inputs": {"conditioning": ["text", 0], "guidance": scale or 3.5},
+    }
+    assert nodes["guider"]["inputs"]["conditioning"] == ["conditioning", 0]
+
+
 @pytest.mark.parametrize(
     "build, lack",
     [

@@ -93,6 +93,10 @@ class _Model:
     """Node that creates empty latents for a base with another autoencoder."""
     text: str = ""
     """Type of the CLIPLoader; empty if the base is one checkpoint file."""
+    encoders: int = 1
+    """Number of text encoders in files of their own, 1 or 2."""
+    conditioning: Callable[[Backbone], Node | None] = _need_no_patch
+    """Node that adds to the embedded prompt what the network reads beside it."""
     sampler: Node = ("KSamplerSelect", {"sampler_name": "euler"})
     """Node for a deterministic step over explicit sigmas. For most models Euler equals DDIM."""
     lack: Callable[[Backbone], str] = _find_no_lack
@@ -148,6 +152,11 @@ def _latent_of_wan(backbone: Backbone) -> Node | None:
     return None
 
 
+def _state_guidance(backbone: Backbone) -> Node | None:
+    flux: Any = backbone
+    return "FluxGuidance", {"guidance": float(flux.guidance)}
+
+
 _UNET = _Model("EmptyLatentImage", patch=_patch_unet)
 MODELS = {
     "CogVideoXPipeline": _Model(
@@ -163,6 +172,13 @@ MODELS = {
     "StableDiffusionXLPipeline": _UNET,
     "StableDiffusion3Pipeline": _Model("EmptySD3LatentImage"),
     "PixArtAlphaPipeline": _Model("EmptyLatentImage", text="pixart", lack=_lack_of_pixart),
+    # ComfyUI reads Z-Image's text encoder under the type of the architecture that it is based on
+    "ZImagePipeline": _Model("EmptySD3LatentImage", text="lumina2"),
+    "Flux2KleinPipeline": _Model("EmptyFlux2LatentImage", text="flux2"),
+    "QwenImagePipeline": _Model("EmptySD3LatentImage", text="qwen_image"),
+    "FluxPipeline": _Model(
+        "EmptySD3LatentImage", text="flux", encoders=2, conditioning=_state_guidance
+    ),
 }
 """Pipeline class -> how ComfyUI samples its base."""
 
@@ -213,6 +229,10 @@ def build_workflow(backbone: Backbone, grid: TimeGrid, loras: list[str], prompt:
     model = MODELS[backbone.pipeline_class]
     text, vae, nodes = _load_base(model)
     nodes["text"] = ("CLIPTextEncode", {"clip": text, "text": prompt})
+    conditioning = ["text", 0]
+    if more := model.conditioning(backbone):
+        nodes["conditioning"] = (more[0], {"conditioning": ["text", 0], **more[1]})
+        conditioning = ["conditioning", 0]
     patched = []
     for number, lora in enumerate(loras):
         end = f"_{number + 1}" if number else ""
@@ -227,14 +247,15 @@ def build_workflow(backbone: Backbone, grid: TimeGrid, loras: list[str], prompt:
             nodes[f"patch{end}"] = (patch[0], {"model": [f"lora{end}", 0], **patch[1]})
         patched.append([f"patch{end}" if patch else f"lora{end}", 0])
     sigmas = format_sigmas(backbone, grid)
-    nodes |= _sample(model, backbone, sigmas[0], patched[0])
+    guiders = [("BasicGuider", {"model": one, "conditioning": conditioning}) for one in patched]
+    nodes |= _sample(model, backbone, sigmas[0], guiders[0])
     if len(sigmas) > 1:
-        nodes |= _go_on(sigmas[1], patched[-1])
+        nodes |= _go_on(sigmas[1], guiders[-1])
     nodes |= _decode(model, backbone, vae, "sample_2" if len(sigmas) > 1 else "sample")
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
-def _go_on(sigmas: str, patched: list) -> dict[str, Node]:
+def _go_on(sigmas: str, guider: Node) -> dict[str, Node]:
     """Return nodes for the second expert's steps, which continue without new noise."""
     inputs = {
         "noise": ["noise_2", 0],
@@ -245,7 +266,7 @@ def _go_on(sigmas: str, patched: list) -> dict[str, Node]:
     }
     return {
         "noise_2": ("DisableNoise", {}),
-        "guider_2": ("BasicGuider", {"model": patched, "conditioning": ["text", 0]}),
+        "guider_2": guider,
         "sigmas_2": ("ManualSigmas", {"sigmas": sigmas}),
         "sample_2": ("SamplerCustomAdvanced", inputs),
     }
@@ -254,22 +275,28 @@ def _go_on(sigmas: str, patched: list) -> dict[str, Node]:
 def _load_base(model: _Model) -> tuple[list, list, dict[str, Node]]:
     """Return outputs of text encoder and autoencoder, and the nodes that load the base.
 
-    The base is three files, or one checkpoint.
+    The base is three or four files, or one checkpoint.
     """
     if not model.text:
         checkpoint = ("CheckpointLoaderSimple", {"ckpt_name": "BASE.safetensors"})
         return ["model", 1], ["model", 2], {"model": checkpoint}
     network = {"unet_name": "BASE.safetensors", "weight_dtype": "default"}
-    encoder = {"clip_name": "TEXT_ENCODER.safetensors", "type": model.text}
+    encoder: Node = (
+        "CLIPLoader",
+        {"clip_name": "TEXT_ENCODER.safetensors", "type": model.text},
+    )
+    if model.encoders == 2:
+        names = {f"clip_name{i}": f"TEXT_ENCODER_{i}.safetensors" for i in (1, 2)}
+        encoder = "DualCLIPLoader", {**names, "type": model.text}
     nodes: dict[str, Node] = {
         "model": ("UNETLoader", network),
-        "clip": ("CLIPLoader", encoder),
+        "clip": encoder,
         "vae": ("VAELoader", {"vae_name": "VAE.safetensors"}),
     }
     return ["clip", 0], ["vae", 0], nodes
 
 
-def _sample(model: _Model, backbone: Backbone, sigmas: str, patched: list) -> dict[str, Node]:
+def _sample(model: _Model, backbone: Backbone, sigmas: str, guider: Node) -> dict[str, Node]:
     size = backbone.size
     latent: dict[str, Any] = {"width": size.width, "height": size.height, "batch_size": 1}
     if size.frames > 1:
@@ -285,7 +312,7 @@ def _sample(model: _Model, backbone: Backbone, sigmas: str, patched: list) -> di
     return {
         "latent": (kind, latent | more),
         "noise": ("RandomNoise", {"noise_seed": 0}),
-        "guider": ("BasicGuider", {"model": patched, "conditioning": ["text", 0]}),
+        "guider": guider,
         "sampler": model.sampler,
         "sigmas": ("ManualSigmas", {"sigmas": sigmas}),
         "sample": ("SamplerCustomAdvanced", inputs),
