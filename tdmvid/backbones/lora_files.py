@@ -87,10 +87,7 @@ class LoraFiles:
         parts: dict[str, Any] = {}
         for part, (own, settings) in {self.part: (layers, config), **text}.items():
             parts[f"{part}_lora_layers"] = own
-            parts[f"{part}_lora_adapter_metadata"] = {
-                key: sorted(value) if isinstance(value, set) else value
-                for key, value in settings.to_dict().items()
-            }
+            parts[f"{part}_lora_adapter_metadata"] = metadata_of(settings)
         getattr(diffusers, self.pipeline_class).save_lora_weights(
             folder,
             **parts,
@@ -149,6 +146,14 @@ class LoraFiles:
         if self.second:
             arguments.append("load_into_transformer_2=True")
         return f'pipe.load_lora_weights({", ".join(arguments)}, adapter_name="{name}")'
+
+
+def metadata_of(config: LoraConfig) -> dict[str, Any]:
+    """Return settings as diffusers stores them in a file's metadata, in a fixed order."""
+    return {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+    }
 
 
 @dataclass(frozen=True)

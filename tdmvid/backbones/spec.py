@@ -243,6 +243,24 @@ def check_sides(size: ClipSize, *, height: int, width: int) -> None:
             )
 
 
+def check_frames(size: ClipSize, temporal: int) -> None:
+    """Check that an autoencoder decodes the number of frames.
+
+    Args:
+        size: The size in pixels.
+        temporal: Frames per latent frame after the first.
+
+    Raises:
+        ValueError: The number is not 1 above a multiple of `temporal`.
+    """
+    if (size.frames - 1) % temporal:
+        near = round((size.frames - 1) / temporal) * temporal + 1
+        raise ValueError(
+            f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, use"
+            f" e.g. {near}"
+        )
+
+
 def check_tiles(height: tuple[int, int, float], width: tuple[int, int, float]) -> tuple[int, int]:
     """Return height and width of a tile in latents.
 

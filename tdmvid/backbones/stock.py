@@ -5,6 +5,7 @@ Shapes: B batch. A latent sample is [B, ...] in the layout of the family's netwo
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -49,6 +50,8 @@ class StockPipeline(ABC):
     """Whether a stock call from prompts is guided only if it is given a `negative_prompt`."""
     even_sigmas: ClassVar[bool] = False
     """Whether a stock call passes evenly spaced sigmas to its scheduler instead of a step count."""
+    preparation: ClassVar[tuple[str, ...]] = ()
+    """Lines of Python that turn guidance off in a pipeline `pipe` whose call does not."""
     options: ClassVar[dict[str, Any]] = {}
     """Arguments for loading the pipeline. None marks a component that is never needed."""
 
@@ -70,6 +73,24 @@ class StockPipeline(ABC):
     def guidance(self, cfg: float) -> dict[str, float]:
         """Return the argument of a stock call for a guidance of `cfg`, where 1 means none."""
         return {self.guidance_argument: cfg - 1.0 + self.unguided}
+
+    def guidance_code(self) -> str:
+        """Return the argument of a stock call that turns guidance off, as Python source."""
+        return f"{self.guidance_argument}={self.unguided}"
+
+    def default_guidance(self) -> float:
+        """Return the guidance of a stock call without the argument, where 1 means none."""
+        pipeline = getattr(diffusers, self.backbone.pipeline_class)
+        default = inspect.signature(pipeline.__call__).parameters[self.guidance_argument].default
+        return float(default) + 1.0 - self.unguided
+
+    @staticmethod
+    def set_guidance(pipeline: Any, cfg: float) -> None:
+        """Set what a pipeline itself holds about guidance, before a call with `cfg`.
+
+        Does nothing if all of it is in the arguments of the call.
+        """
+        assert pipeline is not None and cfg >= 0
 
     def negative_text(self, count: int, cfg: float) -> dict[str, list[str]]:
         """Return the negative prompts that `count` prompts of a stock call need to be guided."""
@@ -195,6 +216,7 @@ class StockPipeline(ABC):
             Clean latents, [B, ...] float32.
         """
         backbone = self.backbone
+        self.set_guidance(pipeline, cfg)
         conds = self.conditions(pipeline, backbone.cast(cond))
         if cfg != 1.0:
             assert null is not None, "guidance needs the null condition"
@@ -255,6 +277,7 @@ class StockPipeline(ABC):
                 for prompt, image in rows
             ]
         given = {} if images is None else {"image": self.given_images(images)}
+        self.set_guidance(pipeline, cfg)
         return pipeline(
             prompt=list(prompts),  # some pipelines change the list
             **given,

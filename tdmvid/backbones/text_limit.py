@@ -66,7 +66,7 @@ def find_cut_prompts(tokenizer: Path, limit: int, prompts: Sequence[str]) -> Cut
 
 
 def find_cut_chats(
-    tokenizer: Path, limit: int, prompts: Sequence[str], **template: Any
+    tokenizer: Path, limit: int, prompts: Sequence[str], *, system: str = "", **template: Any
 ) -> CutPrompts:
     """Find the prompts that exceed `limit` tokens behind the beginning of a chat template.
 
@@ -74,13 +74,16 @@ def find_cut_chats(
         tokenizer: Folder of the tokenizer. Without it, no prompt is found.
         limit: Number of tokens that the encoder reads.
         prompts: The texts, one turn of a user each.
+        system: The system's turn before; empty for none.
         template: Options of the chat template.
     """
     if not tokenizer.is_dir():
         return CutPrompts(limit)
-    turn = [{"role": "user", "content": MARK}]
+    turns = [{"role": "user", "content": MARK}]
+    if system:
+        turns.insert(0, {"role": "system", "content": system})
     asked: Any = AutoTokenizer.from_pretrained(tokenizer).apply_chat_template(
-        turn, tokenize=False, **template
+        turns, tokenize=False, **template
     )
     begin = asked.partition(MARK)[0]
     return find_cut_prompts(tokenizer, limit, [begin + prompt for prompt in prompts])

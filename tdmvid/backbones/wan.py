@@ -25,7 +25,7 @@ from .experts import Split, experts_of
 from .flow import FlowBackbone, FlowSpec
 from .lora_files import LoraFiles
 from .registry import register
-from .spec import Tokens, check_sides
+from .spec import Tokens, check_frames, check_sides
 from .stock import StockPipeline
 from .wan_fused import fuse
 from .wan_parallel import TEXT_LENGTH, share_tokens
@@ -272,12 +272,7 @@ class WanClip:
         # the pipeline requires multiples of 16
         height, width = (math.lcm(16, spatial * patch) for patch in network.config.patch_size[1:])
         check_sides(size, height=height, width=width)
-        if (size.frames - 1) % temporal:
-            near = round((size.frames - 1) / temporal) * temporal + 1
-            raise ValueError(
-                f"video.frames={size.frames}: this autoencoder decodes {temporal}n + 1 frames, use"
-                f" e.g. {near}"
-            )
+        check_frames(size, temporal)
         frames = (size.frames - 1) // temporal + 1
         return cls(
             (network.config.out_channels, frames, size.height // spatial, size.width // spatial),

@@ -190,6 +190,7 @@ def _stock_lines(student: Student, facts: dict) -> list[str]:
         "",
         *_loading(student, facts),
         f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
+        *backbone.stock.preparation,
         _call(backbone, facts),
     ]
 
@@ -198,10 +199,9 @@ def _call(backbone: Backbone, facts: dict) -> str:
     """Return the line that samples."""
     stock = backbone.stock
     made = "video" if stock.output == "frames" else "image"
-    return (
-        f"{made} = pipe({_given(backbone)}, num_inference_steps={facts['steps']},"
-        f" {stock.guidance_argument}={stock.unguided}, {stock.arguments_code()}).{stock.output}[0]"
-    )
+    steps = f"num_inference_steps={facts['steps']}"
+    arguments = [_given(backbone), steps, stock.guidance_code(), stock.arguments_code()]
+    return f"{made} = pipe({', '.join(filter(None, arguments))}).{stock.output}[0]"
 
 
 def _given(backbone: Backbone) -> str:

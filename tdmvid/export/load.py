@@ -72,8 +72,9 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         else:
             load_lora(pipeline, folder, files)
     pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
-    family = families()[facts["pipeline"]]
-    check_scheduler(pipeline.scheduler, folder, even_sigmas=family.stock_class.even_sigmas)
+    stock = families()[facts["pipeline"]].stock_class
+    check_scheduler(pipeline.scheduler, folder, even_sigmas=stock.even_sigmas)
+    stock.set_guidance(pipeline, 1.0)
     return pipeline
 
 

@@ -27,9 +27,7 @@ from ..parallel import launch
 def stock_defaults(backbone: Backbone) -> tuple[int, float]:
     """Return the default number of steps and guidance scale of the stock pipeline's call."""
     call = inspect.signature(getattr(diffusers, backbone.pipeline_class).__call__).parameters
-    stock = backbone.stock
-    scale = float(call[stock.guidance_argument].default)
-    return call["num_inference_steps"].default, scale + 1.0 - stock.unguided
+    return call["num_inference_steps"].default, backbone.stock.default_guidance()
 
 
 def check_guidance(backbone: Backbone, guidance: Mapping[str, Any]) -> None:

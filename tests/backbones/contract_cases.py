@@ -48,6 +48,7 @@ class Case:
     def stock(self, folder=None):
         pipeline = getattr(diffusers, self.name).from_pretrained(folder or self.folder)
         pipeline.set_progress_bar_config(disable=True)
+        getattr(self.builder, "prepare", lambda pipeline: None)(pipeline)
         return pipeline
 
     def another_base(self, folder):
@@ -113,6 +114,7 @@ class Case:
         if backbone.stock.one_image_a_call:
             call |= self.row_by_row(pipeline, call["image"])
         stock = backbone.stock
+        stock.set_guidance(pipeline, cfg)
         made = pipeline(
             prompt=list(PROMPTS),  # one pipeline changes the list
             latents=None if z is None else stock.write_latents(z),

@@ -26,7 +26,9 @@ from tdmvid.roles.guidance import guide
 GRIDS = {"uniform": uniform, "shifted": lambda steps, process: shifted(steps, 2.0, process)}
 
 
-def test_a_prompt_is_called_cut_from_the_first_token_that_changes_nothing(backbone):
+def test_a_prompt_is_called_cut_from_the_first_token_that_changes_nothing(case, backbone):
+    count = getattr(case.builder, "TOO_MANY_WORDS", 600)
+
     def same(words):
         """Whether prompts of so many words that differ in the last one are one to the network."""
         first, second = (
@@ -35,13 +37,13 @@ def test_a_prompt_is_called_cut_from_the_first_token_that_changes_nothing(backbo
         )
         return all(torch.equal(first[name], second[name]) for name in first)
 
-    prompts = [" ".join(["a"] * words) for words in range(1, 601)]
+    prompts = [" ".join(["a"] * words) for words in range(1, count + 1)]
     cut = backbone.find_cut_prompts(prompts)
-    assert cut.places == tuple(range(cut.places[0], 600))  # only the longer ones
+    assert cut.places == tuple(range(cut.places[0], count))  # only the longer ones
     longest = cut.places[0]
     assert not same(longest) and same(longest + 1)
     note = cut.note(prompts)
-    assert f"{600 - longest} of 600 prompts" in note and f"{cut.limit} tokens" in note
+    assert f"{count - longest:,} of {count:,} prompts" in note and f"{cut.limit} tokens" in note
     assert f"first line {longest + 1}:" in note and len(note) < 250
 
 

@@ -20,7 +20,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if path
 EXPERTS = {"wan2.2_a14b_4nfe": 12.0, "wan2.2_i2v_a14b_4nfe": 5.0}
 """Official flow shifts of teachers with two experts, where the student uses another shift."""
 WANS = ("wan1.3b_4nfe", "wan14b_4nfe", "wan2.1_i2v_14b_4nfe", "wan2.1_i2v_14b_720p_4nfe")
-TO_ZERO_SNR = ("cogvideox", "wan", "sd3", "z_image", "flux", "qwen_image")
+TO_ZERO_SNR = ("cogvideox", "wan", "sd3", "z_image", "flux", "qwen_image", "hunyuan")
 ZERO_SNR = [name for name in CONFIGS if name.startswith(TO_ZERO_SNR)]
 
 

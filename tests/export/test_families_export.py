@@ -35,6 +35,8 @@ DIFFUSERS_READS = {
     "WanPipeline": "comfyui",
 }
 """Pipelines for which diffusers converts other layouts; for others it would ignore all keys."""
+ALONE = ("HunyuanVideo15Pipeline",)
+"""Pipelines whose LoRA no other program's names exist for yet."""
 
 
 class Student:
@@ -102,13 +104,14 @@ def test_every_format_gives_the_student(student, bundle):
     assert (student.expected - student.plain).norm() > 100 * facts[
         "tolerance"
     ] * student.expected.norm()  # give the LoRA an effect
-    assert (
-        "comfyui" in facts["formats"]
-        and facts["errors"].keys()
-        == facts["formats"].keys()
-        == layouts_of(student.backbone.pipeline_class).keys()
+    known, name = (
+        layouts_of(student.backbone.pipeline_class).keys(),
+        student.backbone.pipeline_class,
     )
-    assert max(facts["error"], *facts["errors"].values()) < facts["tolerance"] == 1e-5
+    assert ("comfyui" in known) != (name in ALONE)
+    errors = facts.get("errors", {})
+    assert errors.keys() == facts.get("formats", {}).keys() == known
+    assert max(facts["error"], *errors.values(), 0.0) < facts["tolerance"] == 1e-5
     again = load_backbone(student.backbone.config, student.backbone.size)
     found = again.stock.latents(use_student(again, bundle), student.z, student.cond, steps=2)
     assert difference(found, student.expected) < 1e-3
@@ -120,7 +123,7 @@ def test_a_format_is_read_back_as_the_lora_it_was(student, bundle):
         key.replace(".default", ""): value for key, value in student.exported.weights.items()
     }
     again = load_backbone(student.backbone.config, student.backbone.size)
-    for path in (student.backbone.lora.file, *facts["formats"].values()):
+    for path in (student.backbone.lora.file, *facts.get("formats", {}).values()):
         lora = read_lora(bundle / path, again.lora, again.network)
         state = lora.state()
         assert state.keys() == trained.keys() and lora.rank == 2
@@ -154,6 +157,9 @@ def test_a_format_that_no_program_knows_for_the_family_is_refused(student, tmp_p
 
 
 def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bundle):
+    if student.backbone.pipeline_class in ALONE:
+        assert not (bundle / "comfyui").exists() and workflow_lack(student.backbone)
+        return
     path, lack = bundle / "comfyui" / "workflow.json", workflow_lack(student.backbone)
     assert len(
         load_file(next((bundle / "comfyui").glob("*.safetensors")))

@@ -234,6 +234,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "flux2_klein_4nfe": (3_875_544_576, 4_608),
         "flux1_dev_4nfe": (11_901_408_320, 4_608),
         "qwen_image_4nfe": (20_430_401_088, 4_608),
+        "hunyuan_video1.5_4nfe": (8_326_608_160, 50_546),
         "wan1.3b_4nfe": (1_418_996_800, 32_760),
         "wan14b_4nfe": (14_288_491_584, 32_760),
         "wan2.1_i2v_14b_4nfe": (16_394_878_784, 32_760),
@@ -260,6 +261,7 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         "flux2": 4_022_468_096,
         "flux1": 123_060_480 + 4_762_310_656,
         "qwen_image": 8_292_166_656,
+        "hunyuan": 7_070_619_136 + 219_314_944,
         "sd15": 123_060_480,
         "pixart": 4_762_310_656,
     }
