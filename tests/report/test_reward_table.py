@@ -45,7 +45,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
     for seed in range(200):
         values = np.random.default_rng(seed).normal(0.5, 1.0, 640).tolist()
         [row] = reward_table({"reward/motion": values}, GuardRecord())
-        _, low, high = map(float, re.findall(r"-?[\d.]+", row.start))
+        _, low, high = map(float, re.findall(r"-?[\d.]+(?:e-?\d+)?", row.start))
         covered += low <= 0.5 <= high
     assert 180 <= covered <= 199
 
