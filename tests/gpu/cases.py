@@ -30,6 +30,7 @@ FAMILIES = {
     "wan": "wan1.3b_4nfe",
     "pixart": "pixart512_4nfe",
     "sd3": "sd3_4nfe",
+    "flux1": "flux1_dev_4nfe",
     "flux2": "flux2_klein_4nfe",
     "qwen_image": "qwen_image_4nfe",
     "sd15": "sd15_4nfe",
@@ -55,7 +56,7 @@ WHOLE = {
     **{
         f"{name}-whole": Case(config, blocks=0)
         for name, config in FAMILIES.items()
-        if name not in ("sd15", "sdxl", "qwen_image")  # takes two minutes each, or more
+        if name not in ("sd15", "sdxl", "qwen_image", "flux1")  # takes two minutes each, or more
     },
     "cogvideox-shared-whole": Case("cogvideox5b_4nfe", SHARED, blocks=0),
 }

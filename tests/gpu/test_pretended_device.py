@@ -104,6 +104,7 @@ CHECKS = {
 }
 """What an iteration must not do, and what it did."""
 LIBRARY = {
+    ("flux1", "doubles"): " at models/embeddings.py:",  # as flux2
     ("flux2", "doubles"): " at models/embeddings.py:",  # a table of positions in each call
     ("qwen_image", "copies"): " at transformers/transformer_qwenimage.py:",  # the text's length
 }
