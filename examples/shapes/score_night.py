@@ -23,14 +23,14 @@ from torch import Tensor
 
 from tdmvid.cli.leave import run_program
 from tdmvid.export.load import load_pipeline
-from tdmvid.shapes import TEACHER
-from tdmvid.shapes.judge import Judge, load_judge
-from tdmvid.shapes.score import evaluation_set, reference_features, score_videos
+from tdmvid.shapes import TEACHER, metrics
+from tdmvid.shapes.judge import Judge, attributes, features, load_judge
+from tdmvid.shapes.score import evaluation_set
 
 from . import night
 from .quality import sample
 
-REFERENCE, SHOWN = 2048, 8
+SHOWN = 8  # captions in the picture
 STEPS, GUIDANCE = 50, 2.0  # the teacher's sampling
 
 
@@ -73,28 +73,29 @@ def samplers(style: Path, run: Path) -> dict[str, tuple[Any, int, float]]:
     }
 
 
-def scores_of(judge: Judge, videos: Tensor, things: list, reference: Tensor) -> dict[str, float]:
+def scores_of(judge: Judge, videos: Tensor, things: list, seeds: int) -> dict[str, float]:
     """Score videos.
 
     Args:
         judge: The judge.
         videos: Videos [N, 3, F, H, W].
         things: Objects of each caption.
-        reference: Features of ground truth.
+        seeds: Videos per caption, consecutive.
 
     Returns:
         `night`: share of videos with the style. `background`: mean shade. `right`: share of videos
         with all attributes right. `right_low`, `right_high`: its 95 % bootstrap interval.
         `diversity`: between seeds.
     """
-    found = score_videos(judge, videos, things, reference)
+    group = torch.arange(len(videos) // seeds).repeat_interleave(seeds)
+    right = metrics.mean_over_groups(attributes(judge, videos, things)["all"], group)
     return {
         "night": night.shows_night(videos).float().mean().item(),
         "background": night.background(videos).mean().item(),
-        "right": found["all"]["value"],
-        "right_low": found["all"]["low"],
-        "right_high": found["all"]["high"],
-        "diversity": found["diversity"]["value"],
+        "right": right.value,
+        "right_low": right.low,
+        "right_high": right.high,
+        "diversity": metrics.diversity(features(judge, videos), group).value,
     }
 
 
@@ -124,15 +125,14 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     judge, things = load_judge(), evaluation_set(args.captions, args.seeds, args.seed)
-    reference = reference_features(judge, things, REFERENCE, args.seed + 1)
     scores, rows = {}, []
     for name, (pipe, steps, guidance) in samplers(args.style, args.run).items():
         videos = sample(pipe, things, steps=steps, guidance=guidance, seed=args.seed + 2)
-        scores[name] = {"steps": steps} | scores_of(judge, videos, things, reference)
+        scores[name] = {"steps": steps} | scores_of(judge, videos, things, args.seeds)
         rows.append(videos[:: args.seeds])
         print(name, scores[name], flush=True)
     truth = night.draw_videos(things, torch.Generator().manual_seed(args.seed + 3))
-    scores["ground truth in the style"] = scores_of(judge, truth, things, reference)
+    scores["ground truth in the style"] = scores_of(judge, truth, things, args.seeds)
     (args.out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     write_picture(rows, args.out / "samples.jpg")
 

@@ -10,7 +10,6 @@ page is conditions.html; conditions.json has the numbers, conditions.jpg one pic
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions", type=int, default=64, help="captions of the scores on the shapes world"
     )
+    parser.add_argument(
+        "--reference",
+        type=int,
+        default=4096,
+        help="ground-truth videos of the Fréchet distance on the shapes world",
+    )
     parser.add_argument("--batch", type=int, default=8, help="samples per batch")
 
 
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If the run has no students for other numbers of steps, or an option is invalid.
     """
-    from ..adapters.bundle import find_conditions, read_facts
+    from ..adapters.bundle import find_conditions
     from ..config import check_number
     from ..config.ranges import OPTIONS
     from ..parallel import launch
@@ -58,10 +63,11 @@ def run(args: argparse.Namespace) -> None:
     from ..sampling.student import load_for_sampling
     from ..scoring.conditions import PAGE, sample_conditions, table
 
-    facts = read_facts(args.lora)
     for name in ("count", "teacher_steps", "steps"):
         for value in args.steps if name == "steps" else [getattr(args, name)]:
             check_number(name, value, OPTIONS["steps"])
+    if args.reference < 2:
+        raise ValueError(f"--reference {args.reference}: use at least two ground-truth videos")
     students = find_conditions(args.lora)
     if len(students) < 2:
         raise ValueError(
@@ -80,20 +86,22 @@ def run(args: argparse.Namespace) -> None:
         world=world,
         teacher=Sampler(steps=args.teacher_steps, cfg=args.cfg),
         batch=args.batch,
-        further=_judged(facts, backbone, args.captions),
+        further=_judged(backbone, args.captions, args.reference),
     )
     for row in table(grid):
         print("  ".join(row))
     print(f"page: {args.out / PAGE}")
 
 
-def _judged(facts: Mapping, backbone: Backbone, captions: int) -> Scores | None:
+def _judged(backbone: Backbone, captions: int, reference: int) -> Scores | None:
     """Return scores on the shapes world for a student of the embedded teacher, otherwise None."""
     from ..shapes import TEACHER, evaluate
 
     if backbone.folder.resolve() != TEACHER.resolve():
         return None
-    evaluation = evaluate.Evaluation(backbone, evaluate.Protocol(captions=captions))
+    evaluation = evaluate.Evaluation(
+        backbone, evaluate.Protocol(captions=captions, reference=reference)
+    )
 
     def scores(student: Path | None, steps: int, cfg: float) -> dict[str, str]:
         row = evaluation.score(evaluate.ScoredSampler("sampling", steps, cfg, student))
