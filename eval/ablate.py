@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -111,10 +112,8 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
         )
     kept = {}
     for name, seeds in found.items():
-        chosen = sorted(common)[: few.get(name)]
-        kept[name] = (
-            [seeds[seed] for seed in chosen] if chosen and seeds.keys() >= {*chosen} else []
-        )
+        chosen = takewhile(seeds.__contains__, sorted(common)[: few.get(name)])
+        kept[name] = [seeds[seed] for seed in chosen]
     return kept
 
 

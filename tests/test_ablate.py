@@ -11,7 +11,8 @@ import torch
 from ablations.baseline import DMD2RatesSuite, DMD2Suite
 from ablations.importance import ImportanceSuite
 from ablations.page import Claim, calls_to_reach, verdict, write_page
-from ablations.rewards import FAVOURED, RewardsSuite, Varied, favoured, ring, tilted
+from ablations.rewarded import FAVOURED, favoured, ring
+from ablations.rewards import RewardsSuite, Varied, tilted
 from ablations.shapes import BASE
 from ablations.shapes import ROWS as SHAPES
 from ablations.toy import RatesSuite, Row, ToySuite, recall, toy
@@ -103,7 +104,7 @@ def test_a_row_of_fewer_seeds_does_not_cut_the_others(tmp_path):
     assert [seed["a"] for seed in found["second"]] == [13.0, 14.0]
     assert verdict(suite.claims()[0], found) == "agrees"
     (tmp_path / "01_4.json").unlink()
-    assert ablate.results(suite, tmp_path)["second"] == []
+    assert ablate.results(suite, tmp_path)["second"] == [{"a": 13.0}]
 
 
 def test_some_rows_make_a_page_of_those(tmp_path):

@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-
-from tdmvid.backbones.gaussian import Mixture
-from tdmvid.config import BatchConfig, RewardConfig, RunConfig
-from tdmvid.data.prompts import PromptOrder
-from tdmvid.distill.reward import RunningMean
-from tdmvid.parallel import launch
-from tdmvid.train.rewards import Rewards
 
 from .page import Axes, Claim, spread
+from .rewarded import FAVOURED, Rewarded, ring
 from .toy import Row, ToySuite, of_length, toy
 
-FAVOURED = (1, 3, 7)
-"""Modes with reward 1; the others have reward 0. They hold 7 / 20 of the teacher's samples."""
 RADII = (1.5, 3.0)
 ROLLOUTS = ("stream", "full")
 STRENGTHS = (0.0, 1.0, 2.0, 3.0)
@@ -35,119 +26,10 @@ HARD = 2.0
 """Strength of the rows that vary something else."""
 
 
-def ring(radius: float) -> Mixture:
-    """Return the mixture of the other ablations on a ring of another radius.
-
-    Args:
-        radius: Distance of the modes from 0.
-
-    Returns:
-        The mixture.
-    """
-    circle = Mixture.circle()
-    return Mixture(circle.means * (radius / 1.5), circle.weights, circle.std)
-
-
-def favoured(samples: Tensor, prompts: list[str]) -> Tensor:
-    """Return 1 for samples whose nearest mode is favoured, else 0; the radius does not matter.
-
-    Args:
-        samples: Samples [B, 2].
-        prompts: Ignored.
-
-    Returns:
-        Rewards [B].
-    """
-    angle = torch.atan2(samples[:, 1], samples[:, 0])
-    mode = (angle / (2 * math.pi / 8)).round().long() % 8
-    return torch.isin(mode, torch.tensor(FAVOURED)).double()
-
-
 class Varied(Row):
     """A row that varies another setting."""
 
     most_seeds: ClassVar[int] = 2
-
-
-class OnePrompt(PromptOrder):
-    """The order of a single prompt."""
-
-    def at(self, position: int) -> int:
-        """Return the only index.
-
-        Args:
-            position: Not used.
-
-        Returns:
-            0.
-        """
-        return 0
-
-
-class BatchMean(RunningMean):
-    """Divides by the mean over the batch itself, which contains the sample's own weight."""
-
-    def weigh(self, tilts):
-        """Compute weights with a mean of 1 over the batch.
-
-        Args:
-            tilts: Tilts of each micro-batch, [B].
-
-        Returns:
-            Weights of each micro-batch, [B], and their effective sample share.
-        """
-        self.log = None  # a first batch is divided by its own mean
-        return super().weigh(tilts)
-
-
-@dataclass(frozen=True)
-class Rewarded(toy.Recipe):
-    """Settings of a distillation with a reward."""
-
-    strength: float = 0.0
-    """Strength lam; 0 trains without a reward."""
-    divisor: str = "running"
-    """Divisor of the weights: the `running` mean, or the mean of the `batch`."""
-    radius: float = 1.5
-    """Radius of the ring of modes."""
-
-    def data(self) -> Mixture:
-        """Return the distribution of the teacher.
-
-        Returns:
-            The mixture.
-        """
-        return ring(self.radius)
-
-    @property
-    def rewarded(self) -> bool:
-        """Whether a run has the reward."""
-        return self.strength != 0
-
-    def rewards(self, streams, stream) -> Rewards | None:
-        """Make the rewards of a run, as `tdmvid train` makes them.
-
-        Args:
-            streams: Random generators of the run.
-            stream: Its stream of trajectories, if it has one.
-
-        Returns:
-            The rewards; None without a strength.
-        """
-        if not self.rewarded:
-            return None
-        function = f"{__name__}:{favoured.__name__}"
-        config = RunConfig(
-            objective=self.objective,
-            rewards=(RewardConfig(function=function, strength=self.strength, input="latents"),),
-            batch=BatchConfig(micro=self.batch),
-        )
-        conds, order = (lambda indices: toy.NULL), OnePrompt(1, 0)
-        world = launch.start("none")
-        made = Rewards(config, world, streams, lambda x: x, conds, [""], order, stream)
-        if self.divisor == "batch":
-            made.mean = BatchMean(dict)
-        return made
 
 
 class RewardsSuite(ToySuite):
@@ -176,7 +58,7 @@ class RewardsSuite(ToySuite):
         "precision": "precision",
         "ess": "ess",
     }
-    axes = Axes("strength lam", "share of the rewarded modes", False, "share over strength")
+    axes = Axes("strength lam", "share of the rewarded modes", "linear", "share over strength")
 
     def __init__(self, iterations: int = 0):
         super().__init__(iterations or 600)
