@@ -10,7 +10,7 @@ import torch
 
 from ablations.baseline import DMD2RatesSuite, DMD2Suite
 from ablations.importance import ImportanceSuite
-from ablations.page import Claim, calls_to_reach, verdict, write_page
+from ablations.page import Axes, Claim, calls_to_reach, verdict, write_page
 from ablations.rewarded import FAVOURED, favoured, ring
 from ablations.rewards import RewardsSuite, Varied, tilted
 from ablations.shapes import BASE
@@ -27,6 +27,7 @@ class Small:
     value: int = 1
     measured: int = 0
     page, title, note, columns = "small.md", "Small", "A note.", {"a": "figure a"}
+    axes = Axes()
 
     def settings(self):
         return {"suite": "small", "value": self.value}
