@@ -1,6 +1,8 @@
-"""Create the shapes teacher from scratch: autoencoder, judge, transformer, pipeline folder, scores.
+"""Create the shapes teacher from scratch: autoencoder, judge, transformer, pipeline folder, scores,
+and its image-to-video version in the user's cache folder (`model.path: "shapes_i2v"`).
 
     python -m examples.shapes.make_teacher --stage all --work build/shapes
+    python -m examples.shapes.make_teacher --stage image --work build/shapes
 
 Deterministic for a given device and number of threads, and resumable after an interruption.
 `--stage assemble` can also make a pipeline from a transformer that is still in training.
@@ -17,11 +19,12 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
 from tdmvid.cli.leave import run_program
+from tdmvid.config.embedded import image_folder
 from tdmvid.shapes import TEACHER
 
-from . import quality, text, train_judge, train_transformer, vae
+from . import quality, text, train_image, train_judge, train_transformer, vae
 
-STAGES = ("vae", "judge", "teacher", "decoder", "assemble", "score")
+STAGES = ("vae", "judge", "teacher", "decoder", "assemble", "score", "image")
 VAE_ITERATIONS, JUDGE_ITERATIONS, DECODER_ITERATIONS = 7000, 1200, 1200
 
 
@@ -78,6 +81,21 @@ def make_transformer(work: Path, device: str, iterations: int) -> None:
     train_transformer.train_teacher(work, load_vae(work), recipe, device=device)
 
 
+def make_image_teacher(work: Path, device: str, iterations: int) -> None:
+    """Fine-tune the embedded teacher to start from a given first frame.
+
+    Args:
+        work: Folder of the training.
+        device: Device to train on.
+        iterations: Number of iterations.
+    """
+    recipe = train_image.Recipe(iterations=iterations)
+    out = image_folder()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    train_image.train_image_teacher(work, out, recipe, device=device)
+    print(f"{out}: model.path=shapes_i2v")
+
+
 def assemble(work: Path, out: Path) -> None:
     """Write the last checkpoint as a CogVideoXPipeline folder in float16, atomically.
 
@@ -129,6 +147,12 @@ def main() -> None:
         help="iterations of the transformer's training",
     )
     parser.add_argument(
+        "--image-iterations",
+        type=int,
+        default=train_image.Recipe.iterations,
+        help="iterations of the image-to-video fine-tuning",
+    )
+    parser.add_argument(
         "--threads",
         type=int,
         default=torch.get_num_threads(),
@@ -146,6 +170,7 @@ def main() -> None:
         "decoder": lambda: make_decoder(args.work, args.device),
         "assemble": lambda: assemble(args.work, args.out),
         "score": lambda: quality.measure(args.out, device=args.device),
+        "image": lambda: make_image_teacher(args.work, args.device, args.image_iterations),
     }
     for stage in STAGES if args.stage == "all" else (args.stage,):
         actions[stage]()

@@ -81,7 +81,9 @@ class ModelConfig:
     """Teacher model."""
 
     path: str = ""
-    """Local diffusers folder, hub id, or `shapes`, the name of the embedded teacher."""
+    """Local diffusers folder, hub id, or the name of an embedded teacher: `shapes`, or
+    `shapes_i2v`, which starts from an image and is made by examples/shapes.
+    """
     revision: str | None = None
     """Branch, tag or commit of a model on the hub. `null` uses the default branch."""
     variant: str | None = None

@@ -8,12 +8,16 @@ eval/configs next to the package.
     find_config("runs/shapes_4nfe/config.json")
     find_prompts("videos")                     # -> .../configs/prompts/videos.txt
     find_model("shapes")                       # -> .../tdmvid/shapes/teacher
+    find_model("shapes_i2v")                   # -> ~/.cache/tdmvid/shapes_i2v
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
+
+from . import embedded
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CLONE = _PACKAGE.parent
@@ -27,8 +31,11 @@ def _folder(installed: str, cloned: str) -> Path:
 
 CONFIGS = _folder("configs", "configs")
 EVALUATIONS = _folder("configs/evaluation", "eval/configs")
-MODELS = {"shapes": _PACKAGE / "shapes" / "teacher"}
-"""Name of an embedded teacher -> its folder."""
+MODELS: dict[str, Callable[[], Path]] = {
+    "shapes": embedded.text_teacher,
+    "shapes_i2v": embedded.image_teacher,
+}
+"""Name of an embedded teacher -> function that returns its folder."""
 
 
 def find_config(name: Path | str) -> Path:
@@ -85,8 +92,9 @@ def find_model(name: str) -> str:
     Returns:
         The folder of the embedded teacher. Any other path or hub id is returned unchanged.
     """
-    folder = MODELS.get(name)
-    return name if folder is None or (Path(name) / "model_index.json").is_file() else str(folder)
+    if name not in MODELS or (Path(name) / "model_index.json").is_file():
+        return name
+    return str(MODELS[name]())
 
 
 def _named(folder: Path, suffix: str) -> dict[str, Path]:

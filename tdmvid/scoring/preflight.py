@@ -24,6 +24,9 @@ class Needed:
     it, "git+" with a repository, or "hub:" with the name of a model.
     """
 
+    manual: bool = False
+    """Whether no program can download it."""
+
     @property
     def fetched_from(self) -> str:
         """Address to download it from."""

@@ -33,6 +33,9 @@ def download(checked: Preflight, python: Path) -> dict[str, str]:
     """
     failed: dict[str, str] = {}
     for need in dict.fromkeys(need for needs in checked.missing.values() for need in needs):
+        if need.manual:
+            failed[need.path] = f"get it from {need.source}"
+            continue
         print(f"downloading {need.path} from {need.fetched_from}", flush=True)
         try:
             _fetch(need, checked.cache / need.path, python)

@@ -154,7 +154,8 @@ def _missing_images(config: VBenchConfig, entries: list[Entry]) -> Needed | None
         return None
     place = crops_of(config).resolve()
     example = Path(lacking[0]).name
-    return Needed(f"{place} ({len(lacking)} of {len(images)} images, e.g. {example!r})", SOURCE)
+    path = f"{place} ({len(lacking)} of {len(images)} images, e.g. {example!r})"
+    return Needed(path, SOURCE, manual=True)
 
 
 def score_folder(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..backbones.base import Backbone
 from ..config import ClipSize
+from ..diffusion.denoiser import Cond
 from ..sampling.student import use_student
 from . import score, world
 from .judge import load_judge
@@ -30,6 +31,13 @@ COLUMNS = [
     {"key": "diversity", "label": "diversity", "unit": "", "better": "high"},
     {"key": "flicker", "label": "flicker", "unit": "", "better": "low"},
 ]
+IMAGE_COLUMN = {
+    "key": "first_frame",
+    "label": "distance of the first frame from the given one",
+    "unit": "grey levels",
+    "better": "low",
+}
+"""Column of an image-to-video teacher."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +156,16 @@ class Evaluation:
         self.cond = backbone.encode_prompts([world.caption(t) for t in self.things])
         self.null = backbone.encode_prompts([""])
         backbone.release_text()
-        self._generator = torch.Generator().manual_seed(seed + 2)
+        generator = torch.Generator().manual_seed(seed + 2)
         shape = (len(self.things), *backbone.latent_shape())
-        self.z = torch.randn(shape, generator=self._generator)
+        self.z = torch.randn(shape, generator=generator)
+        self.truth = world.draw_videos(self.things, generator)
+        self.given: Tensor | None = None
+        """First frames [N, 3, H, W] that the samples start from."""
+        if backbone.takes_images:
+            self.given = self.truth[:, :, 0]
+            encoded = [backbone.encode_images(images) for images in self.given.split(32)]
+            self.cond = self.cond.replaced_by(Cond.cat(encoded))
 
     def score_truth(self) -> dict:
         """Score ground truth.
@@ -158,8 +173,7 @@ class Evaluation:
         Returns:
             A row of the report.
         """
-        truth = world.draw_videos(self.things, self._generator)
-        return {"name": "ground truth", "metrics": self._metrics(truth)}
+        return {"name": "ground truth", "metrics": self._metrics(self.truth)}
 
     def score(self, sampler: ScoredSampler) -> dict:
         """Sample and score.
@@ -181,7 +195,7 @@ class Evaluation:
         }
 
     def _metrics(self, videos: Tensor) -> dict:
-        return score.score_videos(self.judge, videos, self.things, self.reference)
+        return score.score_videos(self.judge, videos, self.things, self.reference, self.given)
 
     def _sample(self, sampler: ScoredSampler) -> tuple[Tensor, float]:
         """Return latents [N, C, F, H, W], and the seconds per video in the denoiser."""
@@ -216,7 +230,11 @@ def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protoc
     """
     evaluation = Evaluation(backbone, protocol)
     rows = [evaluation.score_truth(), *map(evaluation.score, samplers)]
-    return {"protocol": protocol.describe(), "columns": COLUMNS, "samplers": rows}
+    said, columns = protocol.describe(), COLUMNS
+    if evaluation.given is not None:
+        said += "; given first frames of fresh scenes"
+        columns = [*COLUMNS, IMAGE_COLUMN]
+    return {"protocol": said, "columns": columns, "samplers": rows}
 
 
 def _decode(backbone: Backbone, latents: Tensor) -> Tensor:
@@ -233,10 +251,11 @@ def summary(metrics: dict) -> str:
     Returns:
         The line.
     """
-    shown = ("all", "shape", "frechet", "diversity", "flicker")
+    shown = ("all", "shape", "frechet", "diversity", "flicker", "first_frame")
     return ", ".join(
         f"{key} {metrics[key]['value']:.4g} [{metrics[key]['low']:.4g}, {metrics[key]['high']:.4g}]"
         for key in shown
+        if key in metrics
     )
 
 
@@ -274,4 +293,8 @@ def checks(rows: list[dict]) -> list[dict]:
         ("Fréchet distance: at most 1.1 x the teacher's", f"{frechet:.2f} x", frechet <= 1.1),
         ("diversity: at least 0.9 x the teacher's", f"{diversity:.2f} x", diversity >= 0.9),
     )
+    if "first_frame" in metrics["teacher"]:
+        kept = ratio("student", "first_frame")
+        claim = "the given first frame: at most 1.1 x as far from it as the teacher's"
+        found = (*found, (claim, f"{kept:.2f} x", kept <= 1.1))
     return [{"claim": claim, "value": value, "passed": passed} for claim, value, passed in found]

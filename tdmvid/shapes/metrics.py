@@ -98,6 +98,19 @@ def flicker(videos: Tensor) -> Tensor:
     return 127.5 * (change * still).sum((1, 2)) / still.sum((1, 2))
 
 
+def first_frame_distance(videos: Tensor, given: Tensor) -> Tensor:
+    """Return the mean absolute difference between each video's first frame and the given one.
+
+    Args:
+        videos: Videos [N, 3, F, H, W] in [-1, 1].
+        given: Given frames [N, 3, H, W] in [-1, 1].
+
+    Returns:
+        Difference [N] in grey levels of 0 to 255.
+    """
+    return 127.5 * (videos[:, :, 0] - given).abs().mean((1, 2, 3))
+
+
 def diversity(features: Tensor, group: Tensor) -> Measure:
     """Return the mean Euclidean distance between videos of the same caption, averaged over
     captions.

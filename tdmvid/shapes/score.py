@@ -89,7 +89,11 @@ def reference_features(
 
 
 def score_videos(
-    judge: Judge, videos: Tensor, things: list[tuple[world.Thing, ...]], reference_features: Tensor
+    judge: Judge,
+    videos: Tensor,
+    things: list[tuple[world.Thing, ...]],
+    reference_features: Tensor,
+    given: Tensor | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compute accuracy, Fréchet distance, flicker and diversity with 95 % confidence intervals.
 
@@ -99,10 +103,11 @@ def score_videos(
         things: Objects that each video should show. Videos of the same caption form one group of
             the bootstrap.
         reference_features: Features [M, 14] of ground-truth videos.
+        given: First frames [N, 3, H, W] that the videos had to start from.
 
     Returns:
         {"value", "low", "high"} for "all", "colour", "shape" and "direction" (shares of correct
-        videos), "frechet", "flicker" and "diversity".
+        videos), "frechet", "flicker", "diversity" and, with `given`, "first_frame".
 
     Raises:
         ValueError: The numbers of videos and captions differ.
@@ -117,4 +122,7 @@ def score_videos(
     out["frechet"] = metrics.frechet(seen, reference_features)
     out["flicker"] = metrics.mean_over_groups(metrics.flicker(videos.cpu()), group)
     out["diversity"] = metrics.diversity(seen, group)
+    if given is not None:
+        kept = metrics.first_frame_distance(videos.cpu(), given)
+        out["first_frame"] = metrics.mean_over_groups(kept, group)
     return {name: asdict(measure) for name, measure in out.items()}

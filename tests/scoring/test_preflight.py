@@ -6,7 +6,7 @@ import zipfile
 from tdmvid.scoring.preflight import Needed, preflight
 from tdmvid.scoring.vbench_download import download
 from tdmvid.scoring.vbench_files import NEEDS, needs_of
-from tdmvid.scoring.vbench_scores import DIMENSIONS
+from tdmvid.scoring.vbench_scores import DIMENSIONS, FACTS
 
 
 def test_without_files_only_flickering_runs_and_only_unfiltered(tmp_path):
@@ -17,7 +17,7 @@ def test_without_files_only_flickering_runs_and_only_unfiltered(tmp_path):
 
 
 def test_every_missing_file_is_named_once_with_source_and_users(tmp_path):
-    text = preflight(list(DIMENSIONS), NEEDS, tmp_path).describe()
+    text = preflight(list(FACTS), NEEDS, tmp_path).describe()
     for needs in NEEDS.values():
         for need in needs:
             assert text.count(f"{need.path}\n") == 1 and need.source in text
@@ -80,3 +80,15 @@ def test_a_package_counts_where_the_metrics_will_run(tmp_path):
         "detectron2"
     ]
     assert preflight(["color"], NEEDS, tmp_path, packages=("detectron2",)).whole
+
+
+def test_an_archive_of_a_folder_is_unpacked_whole(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        packed.writestr("a.pth", "weights")
+        packed.writestr("lora/config.json", "{}")
+    needed = Needed("model", "somewhere", url=(tmp_path / "all.zip").as_uri())
+    checked = preflight(["x"], {"x": (needed,)}, tmp_path / "cache")
+    assert download(checked, tmp_path / "python") == {}
+    found = tmp_path / "cache" / "model"
+    assert (found / "a.pth").read_text() == "weights" and (found / "lora/config.json").is_file()
+    assert preflight(["x"], {"x": (needed,)}, tmp_path / "cache").whole

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tdmvid.data.items import image_digest
 from tdmvid.data.video import write_image, write_video
 from tdmvid.scoring import vbench_run
 from tdmvid.scoring.preflight import Preflight
+from tdmvid.scoring.vbench_download import download
 from tdmvid.scoring.vbench_images import RATIOS, ratio_of
 from tdmvid.scoring.vbench_runner import ready, score_folder
 from tdmvid.scoring.vbench_scores import I2V, T2V, read_scores, totals
@@ -62,6 +64,9 @@ def test_missing_images_are_counted_and_nothing_can_be_scored(tmp_path):
     assert {"i2v_subject", "camera_motion", "motion_smoothness"} < checked.missing.keys()
     text = checked.describe()
     assert "2 of 2 images" in text and "1-1" in text and "download_data.sh" in text
+    only = replace(checked, missing={"motion": checked.missing["i2v_subject"][-1:]})
+    [reason] = download(only, tmp_path / "python").values()
+    assert "download_data.sh" in reason and not (tmp_path / "suite/data").exists()
     evaluation = vbench_run.Evaluation(config_of(tmp_path), [], checked)
     with refused("no dimension can be scored"):
         vbench_run.run(evaluation, tmp_path, tmp_path / "out")
