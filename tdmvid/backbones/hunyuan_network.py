@@ -23,10 +23,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .fused import as_class
 
-STOCK = diffusers.HunyuanVideo15Transformer3DModel
 
-
-class HunyuanVideo15Transformer3DModel(STOCK):
+class HunyuanVideo15Transformer3DModel(diffusers.HunyuanVideo15Transformer3DModel):
     """The transformer without images. It has diffusers' class name, which saved configs state."""
 
     def forward(

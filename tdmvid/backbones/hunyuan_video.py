@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Pipeline
+from diffusers import HunyuanVideo15Transformer3DModel as StockNetwork
 from diffusers.loaders import HunyuanVideoLoraLoaderMixin
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from .base import JOINT_ATTENTION, Tap, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .fused import as_class
-from .hunyuan_network import STOCK, HunyuanVideo15Transformer3DModel, fuse
+from .hunyuan_network import HunyuanVideo15Transformer3DModel, fuse
 from .lora_files import LORA_FILE, Beside, LoraFiles, metadata_of
 from .registry import register
 from .spec import Tokens, check_frames, check_sides, check_tiles
@@ -65,7 +66,7 @@ class HunyuanVideoSpec(FlowSpec):
         return super().find_obstacle(folder)
 
     def vae_latents(
-        self, network: HunyuanVideo15Transformer3DModel, folder: Path, size: ClipSize
+        self, network: StockNetwork, folder: Path, size: ClipSize
     ) -> tuple[int, int, int, int]:
         """Return [C, F, H, W] of one sample.
 
@@ -88,9 +89,7 @@ class HunyuanVideoSpec(FlowSpec):
             (vae.tile_latent_min_width, vae.tile_sample_min_width, overlap),
         )
 
-    def tokens(
-        self, network: HunyuanVideo15Transformer3DModel, folder: Path, size: ClipSize
-    ) -> Tokens:
+    def tokens(self, network: StockNetwork, folder: Path, size: ClipSize) -> Tokens:
         """Return the joint sequence of text and video tokens; prompts are counted at full length.
 
         The two blocks that refine the prompt alone are not counted as blocks.
@@ -100,13 +99,13 @@ class HunyuanVideoSpec(FlowSpec):
         count = math.prod(length // p for length, p in zip(latent, patch, strict=True))
         return Tokens.of_transformer(TEXT_LENGTH + QUOTED_LENGTH + count, net)
 
-    def blocks(self, network: HunyuanVideo15Transformer3DModel) -> list[nn.Module]:
+    def blocks(self, network: StockNetwork) -> list[nn.Module]:
         """Return the joint blocks."""
         return list(network.transformer_blocks)
 
     def example(
         self,
-        network: HunyuanVideo15Transformer3DModel,
+        network: StockNetwork,
         folder: Path,
         size: ClipSize,
         batch: int,
@@ -170,7 +169,7 @@ class HunyuanVideoStock(StockPipeline):
         pipeline = super().load(*without, **given)
         pipeline.vae.enable_slicing()  # its attention takes one video at a time
         if isinstance(pipeline.transformer, HunyuanVideo15Transformer3DModel):
-            pipeline.register_modules(transformer=as_class(STOCK, pipeline.transformer))
+            pipeline.register_modules(transformer=as_class(StockNetwork, pipeline.transformer))
         return pipeline
 
     def _small_autoencoder(self) -> AutoencoderKLHunyuanVideo15:
@@ -241,7 +240,7 @@ class HunyuanVideo(FlowBackbone):
         ),
     )
     fuse = staticmethod(fuse)
-    network: HunyuanVideo15Transformer3DModel
+    network: StockNetwork
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
@@ -315,7 +314,7 @@ class HunyuanVideo(FlowBackbone):
         return (str(TEXT_LENGTH), str(QUOTED_LENGTH))
 
     @staticmethod
-    def discriminator_trunk(network: HunyuanVideo15Transformer3DModel) -> list[Tap]:
+    def discriminator_trunk(network: StockNetwork) -> list[Tap]:
         """Keep the first half of the blocks; the features are their video tokens."""
         width = network.config.num_attention_heads * network.config.attention_head_dim
         network.transformer_blocks, taps = trunk_of(network.transformer_blocks, width)

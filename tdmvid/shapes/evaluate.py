@@ -278,7 +278,7 @@ def checks(rows: list[dict]) -> list[dict]:
     points = 100 * (metrics["student"]["all"]["value"] - metrics["teacher"]["all"]["value"])
     worse = min(ratio("guided", "frechet"), ratio("plain", "frechet"))
     frechet, diversity = ratio("student", "frechet"), ratio("student", "diversity")
-    found = (
+    found: tuple[tuple[str, str, bool], ...] = (
         (
             "the teacher fails with as few steps: its Fréchet distance is at least 2 x that with"
             " many steps",
