@@ -16,6 +16,7 @@ RUNS = Path("runs")
 FAMILIES = {
     "CogVideoXPipeline": "vbench_cogvideox2b",
     "WanPipeline": "vbench_wan1.3b",
+    "HunyuanVideo15Pipeline": "vbench_hunyuan_video1.5",
     "CogVideoXImageToVideoPipeline": "vbench_i2v_cogvideox5b",
     "WanImageToVideoPipeline": "vbench_i2v_wan2.2_5b",
 }
