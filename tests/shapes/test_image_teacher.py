@@ -7,6 +7,7 @@ import torch
 from refusals import refused
 from safetensors.torch import load_file
 
+from examples.shapes.show_image_student import picture
 from examples.shapes.train_image import write_folder
 from tdmvid.config import embedded
 from tdmvid.config.resources import find_model
@@ -107,6 +108,14 @@ def test_the_fine_tuning_resumes_and_its_result_is_a_stock_pipeline(tmp_path, mo
     assert whole["patch_embed.proj.weight"][:, 16:].abs().max() > 0
     pipe = CogVideoXImageToVideoPipeline.from_pretrained(tmp_path / "whole_out")
     assert pipe.transformer.config.in_channels == 32
+
+
+def test_a_picture_has_the_given_frames_left_of_every_sampler_s_videos():
+    given = torch.full((2, 3, 4, 6), -1.0)
+    videos = [torch.full((2, 3, 5, 4, 6), shade) for shade in (0.25, 0.5)]
+    whole = picture(given, videos)
+    assert [int((whole == shade).sum()) for shade in (0.25, 0.5)] == [2 * 3 * 5 * 4 * 6] * 2
+    assert (whole[..., :6] == -1).sum() == 2 * 2 * 3 * 4 * 6  # beside each of two samplers
 
 
 @pytest.mark.slow
