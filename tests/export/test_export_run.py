@@ -5,6 +5,7 @@ import gc
 import json
 import re
 import runpy
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -259,7 +260,8 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
         "--out",
         tmp_path / "b",
     ]
-    program("--published", tmp_path / "a" / LORA_FILE, "--timesteps", "999,856,665,399", *common)
+    published = Path(shutil.copy(tmp_path / "a" / LORA_FILE, tmp_path))  # without its export.json
+    program("--published", published, "--timesteps", "999,856,665,399", *common)
     assert (
         json.loads((tmp_path / "b" / "export.json").read_text())["scheduler"]["name"]
         == "TrajectoryScheduler"
@@ -270,7 +272,7 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
         (["--steps", "4", "--format", "gguf"], "'gguf'"),
     ):
         with refused("error", *facts, error=SystemExit):
-            program("--published", tmp_path / "a" / LORA_FILE, *wrong, *common)
+            program("--published", published, *wrong, *common)
     with pytest.raises(SystemExit):
         program("--run", run, "--scale", "0.5")
     assert "--scale has no effect with --run: leave it out" in capsys.readouterr().err
