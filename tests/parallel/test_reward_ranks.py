@@ -30,7 +30,7 @@ def learn(path: str, changes: tuple[str, ...], resume: str = "", crash: int = ST
         resume: As in `train`.
         crash: Iteration that fails; from STEPS on, none does.
     """
-    found, iteration = {}, trainer._iteration
+    found, before, iteration = {}, [], trainer._iteration
 
     def collect(run) -> None:
         for role, engine in run.engines.items():
@@ -39,9 +39,13 @@ def learn(path: str, changes: tuple[str, ...], resume: str = "", crash: int = ST
         found["means"] = run.rewards.means.values
         found["divisor"] = [run.rewards.mean.log]
         found["share"] = [run.rewards.scalars["ess/reward"]]
-        found["failed"] = [scorer.failed for scorer in run.rewards.scorers]
+        # Every rank measures the deviations before the first iteration, with its own failures.
+        counts = zip(run.rewards.scorers, before, strict=True)
+        found["failed"] = [scorer.failed - start for scorer, start in counts]
 
     def fail(run, step):
+        if not before:
+            before.extend(scorer.failed for scorer in run.rewards.scorers)
         if step == crash:
             raise Crash
         return iteration(run, step)
