@@ -118,6 +118,8 @@ class Rewards:
                 ]
                 variances += torch.cat(self.means.fill(found)).var(0)
                 bar.update()
+        for scorer in self.scorers:
+            scorer.failed = 0  # every rank measured the same samples; count those of iterations
         deviations = launch.broadcast_from_rank0((variances / prompts).sqrt().tolist())
         for i in wanted:
             self.scale[i] = max(deviations[i], rewards[i].floor)
@@ -249,8 +251,9 @@ class Rewards:
         names = [reward.function for reward in self.config.rewards]
         self.scalars = {f"reward/{name}": mean for name, mean in zip(names, means)}
         self.scalars["ess/reward"] = share
+        # Scalars are averaged over the ranks, which makes this the number of all samples.
         self.scalars |= {
-            f"failed/{name}": float(scorer.failed)
+            f"failed/{name}": float(scorer.failed * self.world.data_size)
             for name, scorer in zip(names, self.scorers)
             if scorer.config.on_failure == "mean"
         }
