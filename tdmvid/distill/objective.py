@@ -67,6 +67,8 @@ class Draw:
     """Level of the fresh noise, [B]."""
     slope: Tensor | None = None
     """d x_tau / d x0_hat along the trajectory, [B], for methods with a gradient through x_tau."""
+    x_s: Tensor | None = None
+    """Samples of the trajectory at s, [B, ...], detached."""
     weight: Tensor | None = None
     """Weight of the trajectory in the fake's loss, [B]; see reward.py. None means 1."""
 

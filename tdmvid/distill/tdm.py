@@ -58,7 +58,8 @@ class TDM(TDMSettings):
             assert path.before is not None, "dpm++ needs the previous prediction"
             ahead = extrapolated(process, clean, path.upper, s, path.before)
         scale, beta = process.bridge(s, tau)
-        x_tau = process.renoise(ddim_step(process, path.x, ahead, path.upper, s), eps, s, tau)
+        x_s = ddim_step(process, path.x, ahead, path.upper, s)
+        x_tau = process.renoise(x_s, eps, s, tau)
         return Draw(
             x0_hat,
             x_tau,
@@ -68,6 +69,7 @@ class TDM(TDMSettings):
             process.eps_from_x0(x_tau, clean, tau),
             beta,
             self._slope(path, s, scale, process),
+            x_s,
         )
 
     def _slope(self, path: Trajectory, s: Tensor, scale: Tensor, process: Process) -> Tensor:
@@ -126,31 +128,25 @@ class TDM(TDMSettings):
     def _fake(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
         """Compute the weighted score matching loss L_psi of arXiv 2503.06674 for x0 predictions.
 
-        The exact target is x0* = (x_tau - sigma^2 eps / beta) / alpha. The loss compares alpha x0*,
-        so it never divides by an alpha of zero. The variance of x0* is sigma^4 / (alpha beta)^2
-        times that of the fresh noise. Therefore each draw is weighted by beta^2 / sigma^2, the
-        share of fresh noise in x_tau.
+        The variance of the exact target falls with the share of fresh noise in x_tau, beta^2 /
+        sigma^2, so its draws are weighted by this share.
         """
         alpha, sigma = roles.fake.process.alpha_sigma(draw.tau)
         predicted = roles.fake(draw.x_tau, draw.tau, cond)
+        weight = (
+            snr_weight(alpha, sigma, self.snr_ceiling)
+            if self.fake_weight == "snr"
+            else velocity_weight(sigma, self.snr_ceiling)
+        )
         if self.fake_target == "exact":
-            target = draw.x_tau - broadcast(sigma.square() / draw.beta, draw.eps) * draw.eps
-            error = (broadcast(alpha, target) * predicted - target).square()
-            weight = (
-                torch.minimum(1 / sigma.square(), self.snr_ceiling / alpha.square())
-                * (draw.beta / sigma).square()
-            )
+            target = exact_target(draw, roles.fake.process)
+            weight = weight * (draw.beta / sigma).square()
             importance = torch.ones_like(weight)
         else:
-            error = (predicted - draw.x0_hat.detach()).square()
-            weight = (
-                snr_weight(alpha, sigma, self.snr_ceiling)
-                if self.fake_weight == "snr"
-                else velocity_weight(sigma, self.snr_ceiling)
-            )
+            target = draw.x0_hat.detach()
             importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
         counted = weight * self._reward_weight("fake", draw)
-        loss = (importance * counted * per_sample_mean(error)).mean()
+        loss = (importance * counted * per_sample_mean((predicted - target).square())).mean()
         return {"loss": loss, "ess": effective_sample_share(importance)}
 
     def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
@@ -173,6 +169,30 @@ class TDM(TDMSettings):
         if draw.weight is None or role != self.reward_weights:
             return torch.ones_like(draw.tau)
         return draw.weight
+
+
+def exact_target(draw: Draw, process: Process) -> Tensor:
+    """Compute the clean prediction that belongs to the score of q(x_tau | x_s).
+
+    x0* = (x_tau - sigma_tau^2 eps / beta) / alpha_tau, whose mean given x_tau is Tweedie's formula
+    with the score of q(x_tau). With x_tau = (alpha_tau / alpha_s) x_s + beta eps it becomes
+
+        x0* = (x_s - (alpha_tau / alpha_s) sigma_s^2 eps / beta) / alpha_s,
+
+    which is finite at alpha_tau = 0 (zero terminal SNR), where x0* = x_s / alpha_s.
+
+    Args:
+        draw: A draw with x_s and beta > 0.
+        process: Process of the teacher.
+
+    Returns:
+        x0*, [B, ...].
+    """
+    assert draw.x_s is not None, "the exact target needs x_s"
+    alpha, sigma = process.alpha_sigma(draw.s)
+    scale, _ = process.bridge(draw.s, draw.tau)
+    noise = broadcast(scale * sigma.square() / draw.beta, draw.eps) * draw.eps
+    return (draw.x_s - noise) / broadcast(alpha, draw.eps)
 
 
 def _time_of_noise(process: Process, s: Tensor, upper: Tensor, level: float) -> Tensor:

@@ -47,12 +47,6 @@ TDM_RULES = (
         " the fake: use draws='own', or another kind",
     ),
     Rule(
-        lambda objective: objective.fake_weight == "velocity" and objective.fake_target == "exact",
-        "objective.fake_weight",
-        "has infinite variance at zero SNR with fake_target={fake_target}: use"
-        " fake_target='x0_hat', or fake_weight='snr'",
-    ),
-    Rule(
         lambda objective: objective.importance == "sum" and objective.fake_target == "exact",
         "objective.importance",
         "has no effect with fake_target={fake_target}, which needs no importance weights: use"
