@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import ablate
 import pytest
@@ -17,6 +18,7 @@ from ablations.shapes import BASE
 from ablations.shapes import ROWS as SHAPES
 from ablations.toy import RatesSuite, Row, ToySuite, recall, toy
 from tdmvid.config import load_config
+from tdmvid.diffusion.sampler import Solver
 from tdmvid.plan.plan import make_plan
 
 
@@ -121,10 +123,20 @@ def test_some_rows_make_a_page_of_those(tmp_path):
 
 
 @pytest.mark.parametrize("row", SHAPES, ids=lambda row: row.name)
-@pytest.mark.slow
-def test_every_row_of_the_shapes_suite_is_a_run_that_can_be_planned(row):
+def test_every_row_of_the_shapes_suite_is_a_valid_run(row):
     config = load_config(Path("configs/shapes_4nfe.json"), [*BASE, *row.changes])
-    assert make_plan(config).calls.forwards > 0
+    assert set(row.solvers) <= set(get_args(Solver))
+    assert set(row.steps) <= {config.grid.steps, *(config.objective.step_set or ())}
+
+
+@pytest.mark.slow
+def test_the_rows_of_the_shapes_suite_cost_different_calls():
+    calls = {}
+    for row in SHAPES:
+        if row.name in ("TDM", "DMD2, 10 fake updates", "stream, shared draw"):
+            config = load_config(Path("configs/shapes_4nfe.json"), [*BASE, *row.changes])
+            calls[row.name] = make_plan(config).calls.forwards
+    assert calls["stream, shared draw"] < calls["TDM"] < calls["DMD2, 10 fake updates"]
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,26 +37,42 @@ class Row:
 
 BASE = ("objective.rollout=stop", "objective.draws=own")
 """Settings of all rows, which every kind of objective supports."""
-SNR = "objective.fake_weight=snr"  # the variance of the exact target is unbounded at zero SNR
+SNR = "objective.fake_weight=snr"
+EXACT = "objective.fake_target=exact"
+UNIFY = "objective.step_set=[1,2,4,8]"
+DMD2 = "objective.kind=dmd2"
 ROWS = [
     Row("match", "TDM"),
     Row("match", "match clean", ("objective.match=clean",)),
-    Row("fake's target", "no importance", ("objective.importance=none",)),
-    Row("fake's target", "exact target", ("objective.fake_target=exact", SNR)),
-    Row("divergence", "Fisher", ("objective.kind=fisher", SNR)),
-    Row("baseline", "DMD2, 5 fake updates", ("objective.kind=dmd2",), ("renoise",)),
-    Row("unify", "TDM-unify", ("objective.step_set=[1,2,4,8]",), steps=(1, 2, 4, 8)),
-    Row(
-        "unify",
-        "TDM-unify without K",
-        ("objective.step_set=[1,2,4,8]", "objective.k_condition=false"),
-        steps=(1, 2, 4, 8),
-    ),
+    Row("importance", "importance sum", ("objective.importance=sum",)),
+    Row("importance", "no importance", ("objective.importance=none",)),
+    Row("fake's target", "exact target", (EXACT,)),
+    Row("fake's weight", "SNR weight", (SNR,)),
+    Row("fake's weight", "exact target, SNR weight", (EXACT, SNR)),
+    Row("divergence", "Fisher", ("objective.kind=fisher",)),
+    Row("baseline", "DMD2, 5 fake updates", (DMD2,), ("renoise",)),
+    Row("baseline", "DMD2, 10 fake updates", (DMD2, "objective.fake_updates=10"), ("renoise",)),
+    Row("unify", "TDM-unify", (UNIFY,), steps=(1, 2, 4, 8)),
+    Row("unify", "TDM-unify without K", (UNIFY, "objective.k_condition=false"), steps=(1, 2, 4, 8)),
     Row("solver", "trained with DDIM", (), ("ddim", "dpm++")),
     Row("solver", "trained with DPM-Solver++", ("objective.solver=dpm++",), ("ddim", "dpm++")),
     Row("distance", "l2", ("objective.distance=l2",)),
     Row("distance", "huber_vector", ("objective.distance=huber_vector",)),
+    Row("segments", "segments to the terminal", ("objective.segments=to_terminal",)),
+    Row("draws", "shared draw", ("objective.draws=shared",)),
+    *(
+        Row("fake's rate", f"fake's rate {ratio} x", (f"fake.lr={ratio * 8e-4:g}",))
+        for ratio in (2, 5, 10)
+    ),
+    Row("rollout", "full rollout", ("objective.rollout=full",)),
+    Row("rollout", "stream", ("objective.rollout=stream",)),
+    Row(
+        "rollout",
+        "stream, shared draw",
+        ("objective.rollout=stream", "objective.draws=shared"),
+    ),
 ]
+"""A rate of the fake is given as a multiple of the student's."""
 
 
 class ShapesSuite:
@@ -89,7 +106,7 @@ class ShapesSuite:
                 ("frechet", "distance"),
                 ("diversity", "diversity"),
             )
-        }
+        } | {"seconds": "processor seconds of training"}
 
     def settings(self) -> dict:
         """Return the settings that all rows share.
@@ -202,9 +219,13 @@ class ShapesSuite:
         ]
         config = load_config(ROOT / "configs" / "shapes_4nfe.json", changes)
         held = {}
-        trainer.train(
-            config, resume="auto", at_end=lambda run: held.update(self._figures(run, row))
-        )
+
+        def at_end(run: Run) -> None:
+            held["seconds"] = time.process_time() - began
+            held.update(self._figures(run, row))
+
+        began = time.process_time()
+        trainer.train(config, resume="auto", at_end=at_end)
         shutil.rmtree(folder)
         return held
 
