@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -33,6 +34,8 @@ class Row:
     changes: tuple[str, ...] = ()
     solvers: tuple[str, ...] = ("ddim",)
     steps: tuple[int, ...] = (4,)
+    most_seeds: ClassVar[int] = 0
+    """Number of seeds that the row is measured with at most; 0 for all."""
 
 
 BASE = ("objective.rollout=stop", "objective.draws=own")

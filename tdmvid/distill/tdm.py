@@ -138,16 +138,20 @@ class TDM(TDMSettings):
             if self.fake_weight == "snr"
             else velocity_weight(sigma, self.snr_ceiling)
         )
-        if self.fake_target == "exact":
-            target = exact_target(draw, roles.fake.process)
-            weight = weight * (draw.beta / sigma).square()
-            importance = torch.ones_like(weight)
-        else:
-            target = draw.x0_hat.detach()
-            importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
-        counted = weight * self._reward_weight("fake", draw)
-        loss = (importance * counted * per_sample_mean((predicted - target).square())).mean()
+        target, share, importance = self._target(draw, roles.fake.process)
+        counted = importance * share * weight * self._reward_weight("fake", draw)
+        loss = (counted * per_sample_mean((predicted - target).square())).mean()
         return {"loss": loss, "ess": effective_sample_share(importance)}
+
+    def _target(self, draw: Draw, process: Process) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the fake's target [B, ...], and two weights of each sample [B]: for the variance
+        of the target, and for importance.
+        """
+        one = torch.ones_like(draw.tau)
+        if self.fake_target == "exact":
+            return exact_target(draw, process), fresh_share(draw, process), one
+        importance = importance_weight(draw.eps_mix, draw.eps, self.importance)
+        return draw.x0_hat.detach(), one, importance
 
     def _student(self, roles: Roles, draw: Draw, cond: Cond) -> dict[str, Tensor]:
         """Compute the surrogate loss (arXiv 2503.06674, Eq. 11).
@@ -169,6 +173,19 @@ class TDM(TDMSettings):
         if draw.weight is None or role != self.reward_weights:
             return torch.ones_like(draw.tau)
         return draw.weight
+
+
+def fresh_share(draw: Draw, process: Process) -> Tensor:
+    """Compute the share of the fresh noise in the variance of all noise in x_tau.
+
+    Args:
+        draw: A draw.
+        process: Process of the teacher.
+
+    Returns:
+        beta^2 / sigma_tau^2, [B].
+    """
+    return (draw.beta / process.alpha_sigma(draw.tau)[1]).square()
 
 
 def exact_target(draw: Draw, process: Process) -> Tensor:
