@@ -6,6 +6,7 @@ plot.
     python eval/ablate.py --suite dmd2 --seeds 0 1 2 3 4 5    # TDM and DMD2, several lengths
     python eval/ablate.py --suite dmd2_rates --seeds 100 101 102  # learning rates of DMD2
     python eval/ablate.py --suite importance --seeds 0 1 2 3  # when importance weights matter
+    python eval/ablate.py --suite targets --seeds 0 1 2 3     # what the fake regresses on
     python eval/ablate.py --suite rewards --seeds 0 1 2 3     # how much of a reward arrives
     python eval/ablate.py --suite shapes --iterations 300     # a miniature CogVideoX; takes hours
     python eval/ablate.py --suite shapes --iterations 200 --rows "TDM" "match clean"
@@ -124,7 +125,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--suite",
-        choices=["toy", "rates", "dmd2", "dmd2_rates", "importance", "rewards", "shapes"],
+        choices=list(ablations.SUITES),
         required=True,
         help="suite to run",
     )

@@ -11,12 +11,15 @@ import torch
 
 from ablations.baseline import DMD2RatesSuite, DMD2Suite
 from ablations.importance import ImportanceSuite
+from ablations.networks import recall
 from ablations.page import Axes, Claim, calls_to_reach, verdict, write_page
+from ablations.rates import RatesSuite
 from ablations.rewarded import FAVOURED, favoured, ring
 from ablations.rewards import RewardsSuite, Varied, tilted
-from ablations.shapes import BASE
+from ablations.shapes import BASE, ShapesSuite
 from ablations.shapes import ROWS as SHAPES
-from ablations.toy import RatesSuite, Row, ToySuite, recall, toy
+from ablations.targets import TargetsSuite
+from ablations.toy import Row, ToySuite, toy
 from tdmvid.config import load_config
 from tdmvid.diffusion.sampler import Solver
 from tdmvid.plan.plan import make_plan
@@ -139,6 +142,16 @@ def test_the_rows_of_the_shapes_suite_cost_different_calls():
     assert calls["stream, shared draw"] < calls["TDM"] < calls["DMD2, 10 fake updates"]
 
 
+def test_the_rows_of_the_shapes_suite_are_run_and_shown(tmp_path, monkeypatch):
+    suite = ShapesSuite(3)
+    found = {"frechet/4/ddim": 0.5, "seconds": 2.0}
+    monkeypatch.setattr(suite, "measure", lambda row, seed: found)
+    ablate.run(suite, [0, 1], tmp_path, ["TDM", "match clean"])
+    write_page(tmp_path / "page.md", suite, ablate.results(suite, tmp_path))
+    text = (tmp_path / "page.md").read_text()
+    assert "| match | match clean | 0.500 ± 0.000 |" in text and "processor seconds" in text
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path):
     ablate.run(Small(), [0], tmp_path)
     with pytest.raises(SystemExit, match="choose another --out"):
@@ -240,6 +253,7 @@ def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
         (DMD2Suite, "DMD2", {"4/renoise", "recall"}),
         (DMD2RatesSuite, "dmd2, l2, uniform grid, 4000 iterations, lr 0.001", {"4/renoise"}),
         (ImportanceSuite, "25 modes, 4 steps: sum", {"4/ddim", "state", "missing"}),
+        (TargetsSuite, "flow: p = 1", {"4/ddim", "mass"}),
         (RewardsSuite, "radius 3, stream: lam 2", {"share", "rewarded", "others", "ess"}),
         (RewardsSuite, "radius 1.5, full, Re-DMD: lam 2", {"share", "ess"}),
         (RewardsSuite, "radius 1.5, stream, batch 16, divided by its mean: lam 2", {"share"}),

@@ -1,8 +1,22 @@
 """The suites of eval/ablate.py, and the page with their results."""
 
+from importlib import import_module
+
 from .page import write_page
 
-__all__ = ["suite", "write_page"]
+__all__ = ["SUITES", "suite", "write_page"]
+
+SUITES = {
+    "toy": "toy.ToySuite",
+    "rates": "rates.RatesSuite",
+    "dmd2": "baseline.DMD2Suite",
+    "dmd2_rates": "baseline.DMD2RatesSuite",
+    "importance": "importance.ImportanceSuite",
+    "targets": "targets.TargetsSuite",
+    "rewards": "rewards.RewardsSuite",
+    "shapes": "shapes.ShapesSuite",
+}
+"""Module and class of each suite, by name."""
 
 
 def suite(name: str, iterations: int):
@@ -15,22 +29,5 @@ def suite(name: str, iterations: int):
     Returns:
         The suite.
     """
-    if name in ("toy", "rates"):
-        from .toy import RatesSuite, ToySuite
-
-        return (ToySuite if name == "toy" else RatesSuite)(iterations)
-    if name in ("dmd2", "dmd2_rates"):
-        from .baseline import DMD2RatesSuite, DMD2Suite
-
-        return (DMD2Suite if name == "dmd2" else DMD2RatesSuite)(iterations)
-    if name == "importance":
-        from .importance import ImportanceSuite
-
-        return ImportanceSuite(iterations)
-    if name == "rewards":
-        from .rewards import RewardsSuite
-
-        return RewardsSuite(iterations)
-    from .shapes import ShapesSuite
-
-    return ShapesSuite(iterations)
+    module, kind = SUITES[name].split(".")
+    return getattr(import_module(f".{module}", __name__), kind)(iterations)

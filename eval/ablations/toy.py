@@ -4,7 +4,6 @@ seconds.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -12,15 +11,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from tdmvid.backbones.gaussian import ExactDenoiser
-from tdmvid.diffusion.denoiser import Cond
-from tdmvid.diffusion.sampler import ddim_step
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.gan import GAN
 
+from .networks import consistent, recall
 from .page import Axes, Claim
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -293,67 +290,6 @@ class ToySuite:
         }
 
 
-class RatesSuite(ToySuite):
-    """Learning rates of the student for each method, on separate seeds."""
-
-    page, title, suite = "ablations_rates.md", "Learning rates of the ablations", "rates"
-    note = (
-        "Distances are sliced W2 to the data. The ablations use other seeds and take each"
-        " method's lowest rate within 0.01 of its best. Runs differ by that much, and at"
-        " a high rate the modes' shares drift. DMD2's runs differ by more. Only its"
-        " distance and grid are chosen here, and its rate by the mean over three seeds"
-        " ([its rates](ablations_dmd2_rates.md))."
-    )
-
-    def rows(self) -> list[Row]:
-        """Return all methods with four rates, and the baseline also by distance and grid.
-
-        Returns:
-            Rows of the table.
-        """
-        rows = []
-        for name, recipe in self._methods().items():
-            baseline = name.startswith("dmd2")
-            rates, solver = (
-                ((3e-4, 1e-3, 3e-3, 1e-2), "renoise")
-                if baseline
-                else ((1e-4, 3e-4, 1e-3, 3e-3), "ddim")
-            )
-            rows += [
-                Row(name, f"{name}, lr {rate:g}", replace(recipe, lr_student=rate), (solver,))
-                for rate in rates
-            ]
-        long = self._dmd2(LONG)
-        name = f"dmd2, l2, uniform grid, {long.iterations} iterations"
-        rows += [
-            Row(name, f"{name}, lr {rate:g}", replace(long, lr_student=rate), ("renoise",))
-            for rate in (3e-4, 1e-3, 3e-3)
-        ]
-        return rows
-
-    def _methods(self) -> dict:
-        plain, huber = self._method(DMD2, distance="l2"), self._method(DMD2, distance="huber")
-        return {
-            **{
-                distance: self._of(distance=distance)
-                for distance in ("l2", "huber", "huber_vector")
-            },
-            "fisher": self._method(Fisher),
-            "dmd2, l2": plain,
-            "dmd2, huber": huber,
-            "dmd2, l2, uniform grid": replace(plain, shift=1.0),
-            "dmd2, huber, uniform grid": replace(huber, shift=1.0),
-        }
-
-    def claims(self) -> list[Claim]:
-        """Return no claims; this page only chooses learning rates.
-
-        Returns:
-            An empty list.
-        """
-        return []
-
-
 def _claims_of_the_paper() -> list[Claim]:
     ours = "TDM"
     mean, none = "x0_hat, importance mean", "x0_hat, no importance"
@@ -410,57 +346,3 @@ def _further_claims() -> list[Claim]:
             ("x0_hat, importance mean", "4/ddim"),
         ),
     ]
-
-
-def recall(found: Tensor, data: Tensor, neighbours: int = 3) -> float:
-    """Return the share of data within the manifold of the samples (arXiv 1904.06991).
-
-    A data point is within it if it is closer to a sample than that sample's k-th neighbour.
-
-    Args:
-        found: Samples [N, D].
-        data: Data [M, D].
-        neighbours: Number of neighbours k.
-
-    Returns:
-        Share in [0, 1].
-    """
-    radius = torch.cdist(found, found).kthvalue(neighbours + 1, 1).values
-    return (torch.cdist(data, found) <= radius).any(1).float().mean().item()
-
-
-def consistent(start, teacher, iterations: int = 800):
-    """Train a student like that of consistency distillation, which jumps from each state to the end
-    of the teacher's 16-step path.
-
-    It is trained by regression with a constant learning rate, so it is intentionally rough.
-
-    Args:
-        start: Network to start from.
-        teacher: The exact teacher.
-        iterations: Number of iterations.
-
-    Returns:
-        The student.
-    """
-    student, generator, process = (
-        copy.deepcopy(start),
-        torch.Generator().manual_seed(3),
-        teacher.process,
-    )
-    optimizer = torch.optim.Adam(student.parameters(), lr=5e-4)
-    grid = toy.shifted(16, 1.0, process)
-    for _ in range(iterations):
-        z = torch.randn(256, 2, generator=generator)
-        states, x = [], z
-        with torch.no_grad():
-            for k in range(grid.steps, 0, -1):
-                t, s = (torch.full((256,), grid.times[i]) for i in (k, k - 1))
-                states.append((x, t))
-                x = ddim_step(process, x, teacher(x, t, Cond({})), t, s)
-        at, t = states[int(torch.randint(16, (1,), generator=generator))]
-        loss = (student(at, t, Cond({})) - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return student
