@@ -11,11 +11,12 @@ import torch
 
 from ablations.baseline import DMD2RatesSuite, DMD2Suite
 from ablations.importance import ImportanceSuite
+from ablations.labelled import Labelled, LabelledFakes, Rewarding
 from ablations.networks import recall
 from ablations.page import Axes, Claim, calls_to_reach, verdict, write_page
 from ablations.rates import RatesSuite
 from ablations.rewarded import FAVOURED, favoured, ring
-from ablations.rewards import RewardsSuite, Varied, tilted
+from ablations.rewards import Long, RewardsSuite, tilted
 from ablations.shapes import BASE, ShapesSuite
 from ablations.shapes import ROWS as SHAPES
 from ablations.targets import TargetsSuite
@@ -102,7 +103,7 @@ def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
 
 def test_a_row_of_fewer_seeds_does_not_cut_the_others(tmp_path):
     suite = Small()
-    suite.rows = lambda: [Row("one", "first", None), Varied("two", "second", None)]
+    suite.rows = lambda: [Row("one", "first", None), Long("two", "second", None)]
     ablate.run(suite, [3, 4, 5], tmp_path)
     found = ablate.results(suite, tmp_path)
     assert suite.measured == 5
@@ -257,6 +258,7 @@ def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
         (RewardsSuite, "radius 3, stream: lam 2", {"share", "rewarded", "others", "ess"}),
         (RewardsSuite, "radius 1.5, full, Re-DMD: lam 2", {"share", "ess"}),
         (RewardsSuite, "radius 1.5, stream, batch 16, divided by its mean: lam 2", {"share"}),
+        (RewardsSuite, "radius 3, stream, two labelled fakes: lam 2", {"share", "ess"}),
     ],
 )
 @pytest.mark.slow
@@ -308,7 +310,29 @@ def test_what_arrives_of_a_reward_is_the_change_of_the_log_odds():
         f"{name}, exact target: lam 0": [{"share": 0.2}],
         f"{name}, exact target: lam 2": [{"share": tilted(0.2, 2)}],
     }
+    results[f"{name}, strength / 0.6: lam 2"] = [{"share": tilted(0.35, 2)}]
+    results["radius 1.5, stream: lam 2"] = [{"share": 0.5}]  # without its row of lam 0
     text = "\n".join(suite.sections(results))
+    assert results[f"{name}, strength / 0.6: lam 2"][0]["arriving"] == pytest.approx(1.0)
     assert results[f"{name}: lam 2"][0]["arriving"] == pytest.approx(0.5)
     assert results[f"{name}, exact target: lam 2"][0]["arriving"] == pytest.approx(1.0)
     assert f"| {name} |" in text and "0.500" in text
+
+
+def test_labelled_fakes_learn_plain_and_weighted_samples_under_their_labels():
+    """With label A the optimum is the mean of the samples at tau = 1, with B the weighted mean."""
+    suite = RewardsSuite()
+    recipe = replace(suite._as(Labelled), iterations=400, lr_fake=1e-2)
+    start = toy.VelocityNetwork(suite.process, width=recipe.width)
+    fakes, draws = LabelledFakes(start, recipe), torch.Generator().manual_seed(0)
+    for _ in range(recipe.iterations):
+        right = torch.rand(256, generator=draws) < 0.5
+        samples = torch.where(right[:, None], 1.0, -1.0).expand(256, 2)
+        weight = torch.where(right, 0.2, 1.8)
+        fakes.engine.backward(fakes.loss(samples, weight, draws))
+        fakes.engine.step()
+    noise, last = torch.randn(512, 2, generator=draws), torch.ones(512)
+    teacher = toy.ExactDenoiser(toy.Mixture.circle(), suite.process)
+    rewarding = Rewarding(teacher, fakes.network)
+    moved = (rewarding(noise, last, toy.NULL) - teacher(noise, last, toy.NULL)).mean(0)  # A - B
+    torch.testing.assert_close(moved, torch.full((2,), 0.8), atol=0.15, rtol=0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tdmvid.backbones.gaussian import Mixture
 from tdmvid.config import BatchConfig, RewardConfig, RunConfig
 from tdmvid.data.prompts import PromptOrder
+from tdmvid.distill.iteration import iterate
 from tdmvid.distill.reward import RunningMean
 from tdmvid.parallel import launch
 from tdmvid.train.rewards import Rewards
@@ -104,6 +105,22 @@ class Rewarded(toy.Recipe):
         """Whether a run has the reward."""
         return self.strength != 0
 
+    @property
+    def aimed(self) -> float:
+        """Strength that the run should show, which the results are compared with."""
+        return self.strength
+
+    def turns(self, start):
+        """Return the iteration function.
+
+        Args:
+            start: Pretrained network.
+
+        Returns:
+            The function.
+        """
+        return iterate
+
     def rewards(self, streams, stream) -> Rewards | None:
         """Make the rewards of a run, as `tdmvid train` makes them.
 
@@ -128,3 +145,16 @@ class Rewarded(toy.Recipe):
         if self.divisor == "batch":
             made.mean = BatchMean(dict)
         return made
+
+
+@dataclass(frozen=True)
+class Raised(Rewarded):
+    """Settings of a run whose strength is raised because only a part of it arrives."""
+
+    arriving: float = 1.0
+    """Part of the strength that arrives."""
+
+    @property
+    def aimed(self) -> float:
+        """Strength that should arrive."""
+        return self.strength * self.arriving

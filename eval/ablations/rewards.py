@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
+from tdmvid.config import TDMSettings
+
+from .labelled import Labelled
 from .page import Axes, Claim, spread
-from .rewarded import FAVOURED, Rewarded, ring
+from .rewarded import FAVOURED, Raised, Rewarded, ring
 from .toy import Row, ToySuite, of_length, toy
 
 RADII = (1.5, 3.0)
@@ -24,10 +28,21 @@ RATE = 6e-4
 """Learning rate of the student, twice that of the other ablations because runs are shorter."""
 HARD = 2.0
 """Strength of the rows that vary something else."""
+PART = 0.6
+"""About the part of the strength that arrives with the default target."""
+LABELLED = ", two labelled fakes"
+DEARER = 1.25
+"""Processor time of an iteration with two labelled fakes, relative to one without."""
+ALONE = (", divided by its mean", ", Re-DMD", f", strength / {PART:g}", LABELLED)
+"""Ends of the names of groups without a row of strength 0, which would be that of the others."""
 
 
 class Varied(Row):
     """A row that varies another setting."""
+
+
+class Long(Row):
+    """A row of a long run."""
 
     most_seeds: ClassVar[int] = 2
 
@@ -47,7 +62,9 @@ class RewardsSuite(ToySuite):
         " `rewarded` and `others` are the total variation between the shares of the modes within"
         " a group and those of the teacher (chance alone: below 0.01). `precision` is the share of"
         " samples within three deviations of a mode. `ess` is the mean effective share of the"
-        " batch in the weights. A row changes what its name says and nothing else."
+        " batch in the weights. A row changes what its name says and nothing else, except that"
+        " `two labelled fakes` has 4 / 5 of the iterations, because each takes 1.25 times the"
+        " processor time. With `strength / 0.6` the strength is 1 / 0.6 times the lam of the row."
     )
     columns: ClassVar[dict[str, str]] = {
         "share": "share",
@@ -85,16 +102,27 @@ class RewardsSuite(ToySuite):
             for rollout in ROLLOUTS
             for strength in STRENGTHS
         ]
-        return plain + self._targets() + self._batches() + self._compared() + self._longer()
+        varied = self._targets() + self._batches() + self._compared() + self._longer()
+        return (
+            plain + varied + self._ceilings() + self._raised() + self._labelled() + self._smaller()
+        )
 
     def _ring(self, radius: float, what: str) -> str:
         return f"radius {radius:g}, {what}"
 
-    def _row(self, group: str, strength: float, objective: dict, **changes) -> Row:
+    def _row(
+        self, group: str, strength: float, objective: dict, base: Rewarded | None = None, **changes
+    ) -> Row:
         changed = replace(self.base.objective, **objective)
-        recipe = replace(self.base, objective=changed, strength=strength, **changes)
+        recipe = replace(base or self.base, objective=changed, strength=strength, **changes)
         kind = Row if group in self._swept() else Varied
-        return kind(group, f"{group}: lam {strength:g}", recipe, curve=group)
+        if recipe.iterations > self.base.iterations:
+            kind = Long
+        return kind(group, f"{group}: lam {recipe.aimed:g}", recipe, curve=group)
+
+    def _as(self, kind: type[Rewarded], **more) -> Rewarded:
+        """Return the shared settings as those of another kind of run."""
+        return kind(**vars(self.base) | more)
 
     def _targets(self) -> list[Row]:
         """Return the exact target of the fake."""
@@ -141,6 +169,50 @@ class RewardsSuite(ToySuite):
             )
             for radius in RADII
             for strength in (0.0, HARD)
+        ]
+
+    def _ceilings(self) -> list[Row]:
+        """Return the exact target with the default ceiling of its weight over time."""
+        exact = {"fake_target": "exact", "snr_ceiling": TDMSettings().snr_ceiling}
+        return [
+            self._row(
+                self._ring(radius, f"stream, exact target, ceiling {exact['snr_ceiling']:g}"),
+                strength,
+                exact,
+                radius=radius,
+            )
+            for radius in RADII
+            for strength in (0.0, HARD)
+        ]
+
+    def _smaller(self) -> list[Row]:
+        """Return a smaller batch with as many samples in the whole run."""
+        batch = self.base.batch // 4
+        length = self.base.iterations * self.base.batch // batch
+        longer = replace(of_length(self.base, length), batch=batch)
+        ring = self._ring(RADII[0], f"stream, batch {batch}, {length} iterations")
+        return [self._row(ring, strength, {}, longer) for strength in (0.0, HARD)]
+
+    def _raised(self) -> list[Row]:
+        """Return a larger strength alone."""
+        base = self._as(Raised, arriving=PART)
+        return [
+            self._row(
+                self._ring(radius, f"stream, strength / {PART:g}"),
+                HARD / PART,
+                {},
+                base,
+                radius=radius,
+            )
+            for radius in RADII
+        ]
+
+    def _labelled(self) -> list[Row]:
+        """Return two labelled fakes of finished samples, in the same processor time."""
+        shorter = of_length(self._as(Labelled), round(self.base.iterations / DEARER))
+        return [
+            self._row(self._ring(radius, f"stream{LABELLED}"), HARD, {}, shorter, radius=radius)
+            for radius in RADII
         ]
 
     def claims(self) -> list[Claim]:
@@ -224,7 +296,10 @@ class RewardsSuite(ToySuite):
         ]
         for group in self._swept():
             names = [f"{group}: lam {strength:g}" for strength in STRENGTHS[1:]]
-            parts = [[seed["arriving"] for seed in results.get(name, [])] for name in names]
+            parts = [
+                [seed["arriving"] for seed in results.get(name, []) if "arriving" in seed]
+                for name in names
+            ]
             cells = [spread(part) if part else "" for part in parts]
             lines.append(f"| {group} | " + " | ".join(cells) + " |")
         return [*lines, ""]
@@ -237,15 +312,17 @@ class RewardsSuite(ToySuite):
         for row in self.rows():
             plain = results.get(f"{self._without(row)}: lam 0", [])
             for found, start in zip(results.get(row.name, []), plain):
-                found["expected"] = tilted(start["share"], row.recipe.strength)
-                if row.recipe.strength:
+                found["expected"] = tilted(start["share"], row.recipe.aimed)
+                if row.recipe.aimed:
                     change = log_odds(found["share"]) - log_odds(start["share"])
-                    found["arriving"] = change / row.recipe.strength
+                    found["arriving"] = change / row.recipe.aimed
 
     def _without(self, row: Row) -> str:
         """Return the group whose row of strength 0 has the same other settings."""
-        group = row.group.removesuffix(", divided by its mean").removesuffix(", Re-DMD")
-        return group.removesuffix(f", batch {self.base.batch}")
+        group = row.group
+        for suffix in (*ALONE, f", batch {self.base.batch}"):
+            group = group.removesuffix(suffix)
+        return group
 
     def measure(self, row: Row, seed: int) -> dict:
         """Distil a row, sample, and count the samples of each mode.
@@ -263,8 +340,12 @@ class RewardsSuite(ToySuite):
             shares.append(scalars.get("ess/reward", 1.0))
 
         start = self._start(recipe)
-        student = toy.distil(self.process, recipe, start=start, on_step=on_step)
-        return self._groups(student, recipe) | {"ess": statistics.mean(shares)}
+        began = time.process_time()
+        student = toy.distil(
+            self.process, recipe, start=start, on_step=on_step, iteration=recipe.turns(start)
+        )
+        used = {"seconds": time.process_time() - began, "ess": statistics.mean(shares)}
+        return self._groups(student, recipe) | used
 
     def _start(self, recipe):
         key = recipe.seed, recipe.radius
