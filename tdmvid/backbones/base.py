@@ -331,6 +331,21 @@ class Backbone(ABC):
             Videos [B, 3, F, H, W] in [-1, 1]; F is 1 for images.
         """
 
+    def leading(self, latents: Tensor, frames: int) -> Tensor:
+        """Return the part of latents from which the first frames are decoded.
+
+        Autoencoders of videos are causal: a frame does not depend on later ones.
+
+        Args:
+            latents: [B, ...].
+            frames: Number of frames, 1 or 8n + 1.
+
+        Returns:
+            Latents that `decode` takes, and decodes to at least these frames. Those of images are
+            returned as they are.
+        """
+        return latents
+
     @abstractmethod
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos to the latents that `decode` takes.

@@ -203,6 +203,10 @@ class CogVideoX(VPBackbone):
             [self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)]
         )
 
+    def leading(self, latents: Tensor, frames: int) -> Tensor:
+        """Return the latents [B, f, C, H, W] of the first frames, with the extra ones."""
+        return latents[:, : self.clip.extra_frames + (frames - 1) // self.clip.temporal + 1]
+
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos [B, 3, F, H, W] in [-1, 1] to latents [B, F, C, H, W]."""

@@ -275,6 +275,10 @@ class HunyuanVideo(FlowBackbone):
             [self.vae.decode(one).sample.float().clamp(-1, 1) for one in whole.split(1)]
         )
 
+    def leading(self, latents: Tensor, frames: int) -> Tensor:
+        """Return the latents [B, C, f, H, W] of the first frames."""
+        return latents[:, :, : (frames - 1) // self.vae.config.temporal_compression_ratio + 1]
+
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos [B, 3, F, H, W] in [-1, 1] to latents [B, C, F, H, W]."""

@@ -214,6 +214,10 @@ class Wan(FlowBackbone):
             ]
         )
 
+    def leading(self, latents: Tensor, frames: int) -> Tensor:
+        """Return the latents [B, C, f, H, W] of the first frames."""
+        return latents[:, :, : (frames - 1) // self.clip.temporal + 1]
+
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos [B, 3, F, H, W] in [-1, 1] to normalised latents [B, C, F, H, W]."""

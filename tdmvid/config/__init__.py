@@ -24,7 +24,7 @@ from .optim import OptimConfig
 from .parallel import ParallelConfig
 from .parse import from_dict, load_config, read_settings, to_dict
 from .ranges import check_number, check_options
-from .rewards import RewardConfig
+from .rewards import RewardConfig, decoded_frames
 from .rules import Rule, at_least, check_rules, short
 from .run import RunConfig
 
@@ -59,6 +59,7 @@ __all__ = [
     "check_number",
     "check_options",
     "check_rules",
+    "decoded_frames",
     "from_dict",
     "global_batch",
     "load_config",

@@ -99,6 +99,7 @@ SETTINGS: dict[str, Range] = {
     "rewards.strength": Range(-1000, 1000, "(as in exp(strength x reward))"),
     "rewards.floor": Range(0, MILLION, open="low"),
     "rewards.warmup": Range(0, 10 * MILLION, "iterations; 0 turns the warm-up off"),
+    "rewards.frames": Range(0, 10_000, "frames; 0 is all"),
     "rewards.timeout": Range(0, MILLION, "seconds; 0 waits without limit"),
     "rewards.deviation_prompts": Range(1, 10_000, "prompts"),
     "rewards.deviation_samples": Range(2, 10_000, "samples per prompt"),

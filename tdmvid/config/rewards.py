@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,22 @@ RULES = (
         lambda reward: reward.input == "latents" and reward.function in (*MODELS, "text"),
         "input",
         "must be 'samples' for function={function}, which sees images",
+    ),
+    Rule(
+        lambda reward: reward.frames > 0 and reward.frames != 1 and reward.frames % 8 != 1,
+        "frames",
+        "is not a number of frames that autoencoders decode: use 1, 9, 17, 25, ... or 0 for all",
+    ),
+    Rule(
+        lambda reward: reward.frames > 0 and reward.input == "latents",
+        "frames",
+        "has no effect with input={input}, where nothing is decoded: remove it, or use"
+        " input='samples'",
+    ),
+    Rule(
+        lambda reward: reward.frames == 1 and reward.function == "motion",
+        "frames",
+        "must be at least 9 for function={function}, which compares frames",
     ),
     Rule(
         lambda reward: reward.process == "own" and reward.input == "latents",
@@ -88,6 +105,10 @@ class RewardConfig:
     """Iterations over which the strength rises linearly from 0. 0 turns the warm-up off."""
     input: Literal["samples", "latents"] = "samples"
     """Input of the function: decoded `samples`, or `latents` of shape [B, ...]."""
+    frames: int = 0
+    """Number of leading frames that the function gets: 1, 9, 17, 25, and so on. If no reward gets
+    later frames, they are not decoded. 0 is all frames.
+    """
     process: Literal["main", "own"] = "main"
     """Process in which the function runs: the `main` process of the run, or its `own` process on
     each rank.
@@ -159,9 +180,28 @@ REWARD_RULES = (
         "has no effect without rewards: add rewards, or remove it",
     ),
     Rule(
+        lambda run: any(reward.frames > run.video.frames for reward in run.rewards),
+        "video.frames",
+        "is less than the frames of a reward: lower rewards.frames, or remove it",
+    ),
+    Rule(
         lambda run: len({reward.function for reward in run.rewards}) < len(run.rewards),
         "rewards",
         "lists a function twice: list it once, with the sum of the strengths",
     ),
 )
 """Rules between the settings of a run and its rewards."""
+
+
+def decoded_frames(rewards: Sequence[RewardConfig], frames: int) -> int:
+    """Return how many leading frames of a finished sample must be decoded for all rewards.
+
+    Args:
+        rewards: Rewards of a run.
+        frames: Number of frames of a sample.
+
+    Returns:
+        The number; 0 if no reward needs decoded samples.
+    """
+    seen = (reward.frames or frames for reward in rewards if reward.input == "samples")
+    return max(seen, default=0)

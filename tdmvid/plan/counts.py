@@ -18,7 +18,7 @@ from ..backbones.dtype import torch_dtype
 from ..backbones.experts import experts_of
 from ..backbones.quantize import planned_bytes
 from ..backbones.spec import Tokens
-from ..config import RunConfig
+from ..config import RunConfig, decoded_frames
 from ..parallel.sequence import PlannedGroup
 from ..roles.build import GENERATORS, build_discriminator, build_role, empty_base
 from .cost import Trace, decoding_bytes, decoding_flops, trace
@@ -83,8 +83,10 @@ class Pipeline:
     """Bytes of the cached condition of one given image."""
     latent: int = 0
     """Number of values of one latent; 0 without rewards."""
+    scored: int = 0
+    """Peak bytes of tensors while the frames that rewards get are decoded; 0 without any."""
     decoding_flops: float = 0.0
-    """FLOPs of decoding one sample; 0 without rewards."""
+    """FLOPs of decoding these frames of one sample; 0 without any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,13 +310,14 @@ def count_pipeline(networks: Outline) -> Pipeline:
     """
     config, folder, family = networks.config, networks.folder, networks.family
     vae, decoding = _autoencoder(config, folder, family, networks.network)
-    latent, flops = 0, 0.0
+    latent, scored, flops = 0, 0, 0.0
     if config.rewards:
-        with torch.device("meta"):
-            whole, shape = family.spec.empty_vae(
-                networks.network, folder, config.model, config.video
-            )
-        latent, flops = math.prod(shape), decoding_flops(whole, shape)
+        whole = config.video.frames
+        latent = math.prod(_empty_vae(networks, whole)[1])
+        if frames := decoded_frames(config.rewards, whole):
+            flops = decoding_flops(*_empty_vae(networks, frames))
+            short = frames < whole
+            scored = decoding_bytes(*_empty_vae(networks, frames)) if short else decoding
     return Pipeline(
         text=family.spec.text_bytes(folder, config.model),
         vae=vae,
@@ -322,8 +325,16 @@ def count_pipeline(networks: Outline) -> Pipeline:
         embedding=_embedding_bytes(networks),
         image=_image_bytes(networks),
         latent=latent,
+        scored=scored,
         decoding_flops=flops,
     )
+
+
+def _empty_vae(networks: Outline, frames: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the autoencoder on the meta device, and the shape of its latents of a clip."""
+    config, size = networks.config, replace(networks.config.video, frames=frames)
+    with torch.device("meta"):
+        return networks.family.spec.empty_vae(networks.network, networks.folder, config.model, size)
 
 
 def _image_bytes(networks: Outline) -> int:
@@ -356,7 +367,8 @@ def decoded_settings(config: RunConfig) -> tuple[object, ...]:
         A tuple to compare with that of another run.
     """
     model = replace(config.model, quantize="none", attention="sdpa")
-    return config.video, model, bool(config.rewards)
+    frames = decoded_frames(config.rewards, config.video.frames)
+    return config.video, model, bool(config.rewards), frames
 
 
 def _autoencoder(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import RunConfig
+from ..config import RunConfig, decoded_frames
 from .counts import Pipeline, graded_twice
 
 HISTORIES = 4
@@ -22,7 +22,7 @@ class RewardWork:
     samples: float
     """Mean number of finished samples that are scored."""
     decoded: float
-    """Mean number of samples that are decoded."""
+    """Mean number of samples that are decoded, as far as the rewards see them."""
     decoding: float
     """Peak bytes while they are decoded, without the weights of the autoencoder."""
     flops: float
@@ -52,11 +52,11 @@ def count_reward_work(config: RunConfig, pipeline: Pipeline) -> RewardWork | Non
     # A slot starts K with a probability proportional to 1 / K, and ends after K iterations.
     ended = sum(1 / count for count in steps) / len(steps)
     samples = slots * (ended if stream else 1 + objective.own_trajectories)
-    decoded = samples * any(reward.input == "samples" for reward in config.rewards)
+    decoded = samples * bool(decoded_frames(config.rewards, config.video.frames))
     return RewardWork(
         samples=samples,
         decoded=decoded,
-        decoding=float(batch.micro * pipeline.decoding) if decoded else 0.0,
+        decoding=float(batch.micro * pipeline.scored),
         flops=decoded * pipeline.decoding_flops,
         kept=4.0 * HISTORIES * max(steps) * slots * pipeline.latent if stream else 0.0,
         graph=objective.rollout == "stop" and not graded_twice(config),

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig, TDMSettings, global_batch
+from ..config import RewardConfig, RunConfig, TDMSettings, decoded_frames, global_batch
 from ..data.progress import progress
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond
@@ -55,6 +55,8 @@ class Rewards:
     prompts: Sequence[str]
     order: PromptOrder
     stream: Stream | None
+    leading: Callable[[Tensor, int], Tensor] = lambda latents, frames: latents
+    """Returns the part of latents from which the first frames are decoded."""
     scorers: list[Scorer] = field(init=False)
     mean: RunningMean = field(init=False)
     """Divisor of the weights."""
@@ -285,12 +287,27 @@ class Rewards:
         if finite.any():  # samples that are not finite fail the iteration; they are not scored
             known = latents[finite.to(latents.device)]
             texts = [prompt for prompt, fine in zip(prompts, finite.tolist()) if fine]
-            inputs = {"latents": known}
-            if any(scorer.config.input == "samples" for scorer in self.scorers):
-                inputs["samples"] = self.decode(known)
-            columns = [scorer(inputs[scorer.config.input], texts) for scorer in self.scorers]
+            samples = self._decoded(known)
+            columns = [
+                scorer(_given(scorer.config, known, samples), texts) for scorer in self.scorers
+            ]
             rewards[finite] = torch.stack(columns, dim=1)
         return launch.first_of_sequence(self.world, rewards)
+
+    def _decoded(self, latents: Tensor) -> Tensor | None:
+        """Return the frames that the rewards see, [B, 3, F, H, W]; None if they see latents."""
+        whole = self.config.video.frames
+        frames = decoded_frames(self.config.rewards, whole)
+        if not frames:
+            return None
+        return self.decode(latents if frames == whole else self.leading(latents, frames))
+
+
+def _given(reward: RewardConfig, latents: Tensor, samples: Tensor | None) -> Tensor:
+    """Return the input of a reward."""
+    if samples is None or reward.input == "latents":
+        return latents
+    return samples[:, :, : reward.frames or None]
 
 
 def check_rewards(config: RunConfig) -> None:

@@ -228,7 +228,15 @@ def _with_trajectories(run: Run, prompts: list[str]) -> Run:
     if not config.rewards:
         return replace(run, stream=stream)
     rewards = Rewards(
-        config, world, run.streams, backbone.decode, run.conds, prompts, run.order, stream
+        config,
+        world,
+        run.streams,
+        backbone.decode,
+        run.conds,
+        prompts,
+        run.order,
+        stream,
+        backbone.leading,
     )
     return replace(run, stream=stream, rewards=rewards)
 

@@ -55,6 +55,9 @@ def test_what_no_reward_can_reach_is_refused(objective, facts):
         ({"timeout": 3}, ["rewards[0].timeout=3.0", "own"]),
         ({"device": "cuda:1"}, ["rewards[0].device='cuda:1'", "own"]),
         ({"input": "latents", "process": "own"}, ["rewards[0].process='own'", "samples"]),
+        ({"frames": 8}, ["rewards[0].frames=8", "9"]),
+        ({"frames": 9, "input": "latents"}, ["rewards[0].frames=9", "samples"]),
+        ({"frames": 1}, ["rewards[0].frames=1", "motion"]),
         ({"deviation_samples": 1}, ["rewards[0].deviation_samples=1"]),
         ({"strenght": 1}, ["rewards[0].strenght", "strength"]),
     ],
@@ -62,6 +65,12 @@ def test_what_no_reward_can_reach_is_refused(objective, facts):
 def test_a_wrong_setting_of_a_reward_is_refused_by_its_place(changes, facts):
     with refused(*facts):
         run(MOTION | changes)
+
+
+def test_a_reward_sees_no_more_frames_than_a_sample_has():
+    assert run(MOTION | {"frames": 9}).video.frames == 9
+    with refused("video.frames=9", "rewards.frames"):
+        run(MOTION | {"frames": 17})
 
 
 def test_a_function_is_listed_once():

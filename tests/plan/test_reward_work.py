@@ -76,3 +76,23 @@ def test_stored_trajectories_and_decoding_are_in_the_plan_s_memory(tiny_run, tmp
 def test_rewards_of_latents_decode_nothing(tiny_run, tmp_path):
     work = make_plan(tiny_run(tmp_path, rewards(input="latents"), *BATCH)).rewards
     assert work.samples > 0 and work.decoded == work.flops == work.decoding == 0
+
+
+@pytest.mark.slow
+def test_only_the_frames_that_rewards_get_are_decoded(tiny_run, tmp_path):
+    whole = make_plan(tiny_run(tmp_path, rewards(), *BATCH))
+    config = tiny_run(tmp_path, rewards(frames=1), *BATCH)
+    made = make_plan(config, like=whole)
+    assert config.video.frames == 9
+    assert 0 < made.rewards.flops < whole.rewards.flops / 4
+    assert 0 < made.rewards.decoding < whole.rewards.decoding
+    assert made.pipeline.decoding == whole.pipeline.decoding
+    run = build_run(config, launch.start("none"))
+    given, seen, decode = [], [], run.rewards.decode
+    run.rewards.decode = lambda latents: given.append(latents.shape) or decode(latents)
+    run.rewards.scorers[0]._function = lambda x, prompts: (
+        seen.append(x.shape) or x.flatten(1).mean(1)
+    )
+    trainer._iteration(run, 0)
+    assert given and {shape[1] for shape in given} == {1}  # [B, F, C, H, W]
+    assert seen and {shape[2] for shape in seen} == {1}
