@@ -319,10 +319,11 @@ def test_what_arrives_of_a_reward_is_the_change_of_the_log_odds():
     assert f"| {name} |" in text and "0.500" in text
 
 
+@pytest.mark.slow
 def test_labelled_fakes_learn_plain_and_weighted_samples_under_their_labels():
     """With label A the optimum is the mean of the samples at tau = 1, with B the weighted mean."""
     suite = RewardsSuite()
-    recipe = replace(suite._as(Labelled), iterations=400, lr_fake=1e-2)
+    recipe = replace(suite._as(Labelled), iterations=200, lr_fake=1e-2)
     start = toy.VelocityNetwork(suite.process, width=recipe.width)
     fakes, draws = LabelledFakes(start, recipe), torch.Generator().manual_seed(0)
     for _ in range(recipe.iterations):
