@@ -27,6 +27,7 @@ BUILT_IN = {
     "saturation": "tdmvid.rewards.measures:saturation",
     "sharpness": "tdmvid.rewards.measures:sharpness",
     "shapes_bright": "tdmvid.rewards.shapes:bright",
+    "shapes_clear": "tdmvid.rewards.shapes:clear",
     "shapes_correct": "tdmvid.rewards.shapes:correct",
 }
 """Functions of the built-in rewards, by name."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..shapes import world
+from ..shapes import layout, world
 from ..shapes.judge import Judge, attributes, features, load_judge
 
 
@@ -44,6 +44,22 @@ def correct(samples: Tensor, prompts: Sequence[str]) -> Tensor:
     """
     things = [world.parse(prompt) for prompt in prompts]
     return attributes(_judge(), samples, things)["all"].double()
+
+
+def clear(samples: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Return 1 for a video that shows everything its caption names according to the embedded judge,
+    with every object inside the frame and apart from the other one in all frames, else 0.
+
+    Args:
+        samples: Samples [B, 3, F, H, W] in [-1, 1].
+        prompts: Captions of the shapes world.
+
+    Returns:
+        Rewards [B].
+    """
+    things = [world.parse(prompt) for prompt in prompts]
+    found = layout.clear(layout.find_objects(samples, things)).cpu()
+    return (found & attributes(_judge(), samples, things)["all"]).double()
 
 
 def judged(samples: Tensor) -> Tensor:

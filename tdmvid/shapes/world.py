@@ -250,14 +250,14 @@ def _wide(attribute: Tensor) -> Tensor:
     return attribute[..., None, None, None]
 
 
-def render(scene: Scene) -> Tensor:
-    """Draw anti-aliased videos of scenes. The second object is drawn over the first.
+def cover(scene: Scene) -> Tensor:
+    """Compute how much of each pixel each object covers, with anti-aliased edges.
 
     Args:
         scene: Scenes of B videos.
 
     Returns:
-        Videos [B, 3, F, H, W] in [-1, 1].
+        Shares [B, 2, F, H, W] in [0, 1], regardless of objects in front.
     """
     grid = torch.arange(SIZE, dtype=torch.float32) + 0.5
     centre = scene.centres()[..., None, None]
@@ -270,11 +270,23 @@ def render(scene: Scene) -> Tensor:
     inside = _signed_distance(
         _wide(scene.shape), cos * dx + sin * dy, cos * dy - sin * dx, _wide(scene.radius)
     )
-    cover = (0.5 - inside / EDGE).clamp(0, 1) * _wide(scene.present)
+    return (0.5 - inside / EDGE).clamp(0, 1) * _wide(scene.present)
+
+
+def render(scene: Scene) -> Tensor:
+    """Draw anti-aliased videos of scenes. The second object is drawn over the first.
+
+    Args:
+        scene: Scenes of B videos.
+
+    Returns:
+        Videos [B, 3, F, H, W] in [-1, 1].
+    """
+    covered = cover(scene)
     paint = torch.tensor(list(COLOURS.values()))[scene.colour]  # [B, 2, 3]
     video = scene.shade.view(-1, 1, 1, 1, 1).expand(-1, 3, FRAMES, SIZE, SIZE)
     for slot in range(2):
-        mask = cover[:, slot, None]
+        mask = covered[:, slot, None]
         video = video * (1 - mask) + paint[:, slot, :, None, None, None] * mask
     return video * 2 - 1
 
