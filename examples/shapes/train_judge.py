@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tdmvid.shapes import world
+from tdmvid.shapes import layout, world
 from tdmvid.shapes.judge import COLOURS, WEIGHTS, Judge
 
 from .checkpoint import load, save
@@ -32,8 +32,8 @@ def targets(scene: world.Scene) -> dict[str, Tensor]:
         scene: Scenes of B videos.
 
     Returns:
-        Targets per colour, [B, 6] or [B, 6, n], with lengths scaled to about unit size, and "shade"
-        [B].
+        Targets per colour, [B, 6] or [B, 6, n], with lengths scaled to about unit size; "shade"
+        [B]; and "inside" and "apart" [B], which only the second judge learns.
     """
     rows = torch.arange(len(scene.shade))
     middle = scene.centres()[:, :, world.FRAMES // 2] / (world.SIZE / 2) - 1
@@ -54,6 +54,8 @@ def targets(scene: world.Scene) -> dict[str, Tensor]:
         ):  # an empty second slot has the first one's colour, so the first slot is written last
             table[rows, scene.colour[:, slot]] = value[:, slot]
         out[name] = table
+    masks = world.cover(scene) > layout.COVER
+    out |= {"inside": layout.inside(masks).float(), "apart": layout.apart(masks).float()}
     return out | {"shade": (scene.shade - 0.29) / 0.12}
 
 
@@ -108,11 +110,18 @@ def _truth(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Te
 
 
 @torch.no_grad()
-def _reconstructions(
+def reconstructions(
     work: Path, vae: AutoencoderKLCogVideoX, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return `POOL` ground-truth videos reconstructed by the autoencoder (uint8) and their targets,
-    cached in `work`.
+    """Reconstruct ground-truth videos with the autoencoder, or read those cached in `work`.
+
+    Args:
+        work: Folder of the training.
+        vae: The trained autoencoder.
+        seed: Seed of the videos.
+
+    Returns:
+        `POOL` videos, uint8 [POOL, 3, F, H, W], and their targets.
     """
     path = work / "judge_pool.safetensors"
     if not path.exists():
@@ -131,11 +140,19 @@ def _reconstructions(
     return pool.pop("videos"), pool
 
 
-def _batch(
+def draw_batch(
     step: int, pool: tuple[Tensor, dict[str, Tensor]], seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the softened videos of a step and their targets: half new ground truth, half
     reconstructions.
+
+    Args:
+        step: The step.
+        pool: Reconstructions and their targets.
+        seed: Seed of the data.
+
+    Returns:
+        Videos [`BATCH`, 3, F, H, W] in [-1, 1], and their targets.
     """
     generator = torch.Generator().manual_seed(seed * 3_000_017 + step)
     videos, wanted = _truth(BATCH // 2, generator)
@@ -164,7 +181,7 @@ def train_judge(
     torch.manual_seed(seed)
     judge = Judge().to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=1e-2)
-    pool = _reconstructions(work, vae.to(device), seed)
+    pool = reconstructions(work, vae.to(device), seed)
     start = load(work / "judge.pt", judge, optimizer)
     bar, saved = (
         tqdm(
@@ -175,7 +192,7 @@ def train_judge(
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = LR * schedule(step, iterations, WARMUP)
-        videos, wanted = _batch(step, pool, seed)
+        videos, wanted = draw_batch(step, pool, seed)
         heads = judge.train()(videos.to(device))[1]
         loss = judge_loss(heads, {name: value.to(device) for name, value in wanted.items()})
         optimizer.zero_grad()
