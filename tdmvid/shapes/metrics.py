@@ -111,6 +111,24 @@ def first_frame_distance(videos: Tensor, given: Tensor) -> Tensor:
     return 127.5 * (videos[:, :, 0] - given).abs().mean((1, 2, 3))
 
 
+def distances_by_group(features: Tensor, group: Tensor, count: int) -> Tensor:
+    """Return the mean Euclidean distance between videos of each caption.
+
+    Args:
+        features: Features of the videos [N, D].
+        group: Caption of each video, numbered from 0, [N].
+        count: Number of captions G.
+
+    Returns:
+        Distances [G], float64; NaN for a caption with fewer than two videos.
+    """
+    same = (group[:, None] == group[None, :]).triu(1)
+    first, second = same.nonzero(as_tuple=True)
+    distance = (features[first] - features[second]).norm(dim=1).double()
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group[first], distance)
+    return sums / torch.bincount(group[first], minlength=count)
+
+
 def diversity(features: Tensor, group: Tensor) -> Measure:
     """Return the mean Euclidean distance between videos of the same caption, averaged over
     captions.
@@ -126,17 +144,10 @@ def diversity(features: Tensor, group: Tensor) -> Measure:
     Raises:
         ValueError: No caption has two videos.
     """
-    same = (group[:, None] == group[None, :]).triu(1)
-    first, second = same.nonzero(as_tuple=True)
-    if not len(first):
+    distances = distances_by_group(features, group, int(group.max()) + 1)
+    distances = distances[distances.isfinite()]
+    if not len(distances):
         raise ValueError(
             "diversity needs at least two videos of one caption: use seeds_per_caption >= 2"
         )
-    distance = (features[first] - features[second]).norm(dim=1)
-    pairs = group[first]
-    count = torch.bincount(pairs).clamp(min=1)
-    per_caption = (
-        torch.zeros(len(count), dtype=torch.float64).index_add_(0, pairs, distance.double()) / count
-    )
-    per_caption = per_caption[pairs.unique()]
-    return mean_over_groups(per_caption, torch.arange(len(per_caption)))
+    return mean_over_groups(distances, torch.arange(len(distances)))

@@ -1,0 +1,355 @@
+"""Measure what a reward did to students of the embedded teacher.
+
+    python -m examples.shapes.second_judge --out build/second_judge.safetensors
+    PYTHONPATH=. python eval/shapes_reward.py --judge build/second_judge.safetensors \\
+        --out runs/reward --subset clear \\
+        --samplers teacher plain=runs/plain/lora rewarded=runs/rewarded/lora \\
+        --pairs rewarded:plain --page reward.md --picture reward.png
+
+Every sampler gets the same held-out captions and the same noise. Shares, diversity and the Fréchet
+distance are those of the second judge, which no run was trained with. Every sampler is stored in
+--out when it is finished, so a later call continues, and can compare more students.
+
+Shapes: N videos [N, 3, F, H, W]; G captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rewarded_videos import (
+    Judged,
+    compare_frechet,
+    judged,
+    ratio_of_diversity,
+    sample,
+)
+from torch import Tensor
+
+from ablations.rewards import log_odds, tilted
+from examples.shapes.second_judge import load_second_judge
+from tdmvid.adapters.teacher import load_teacher
+from tdmvid.cli.leave import run_program
+from tdmvid.config import ModelConfig
+from tdmvid.data.files import file_fingerprint, read_json, write_json
+from tdmvid.data.video import write_strip
+from tdmvid.sampling.student import weights_of
+from tdmvid.scoring.intervals import Measure, mean_over_groups, paired_difference
+from tdmvid.shapes import TEACHER, evaluate, metrics, score, world
+from tdmvid.shapes.evaluate import ScoredSampler
+
+SHARES = {
+    "clear": "correct, inside and apart",
+    "all": "correct",
+    "inside": "inside",
+    "apart": "apart",
+    "bright": "bright",
+    "trained on": "reward `shapes_clear`",
+}
+"""Measured shares of videos and their columns. All are the second judge's, except `bright` and the
+reward, which are the functions that runs are trained with."""
+
+
+def read_sampler(text: str) -> ScoredSampler:
+    """Read an item of --samplers.
+
+    Args:
+        text: "teacher", or NAME=FOLDER of a student.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    if text == "teacher":
+        return ScoredSampler("teacher", 50, 2.0)
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise ValueError(f"--samplers {text!r}: use `teacher`, or NAME=FOLDER of a LoRA")
+    return ScoredSampler(name, 4, 1.0, Path(folder))
+
+
+def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict[str, Judged]:
+    """Sample and judge, as far as an earlier call has not.
+
+    Args:
+        args: Options of the command.
+        samplers: The samplers.
+
+    Returns:
+        Videos and measures by name; "ground truth" first.
+    """
+    judge = load_second_judge(args.judge)
+    things = score.evaluation_set(args.captions, args.seeds, args.seed)
+    common = {
+        "captions": args.captions,
+        "seeds": args.seeds,
+        "seed": args.seed,
+        "judge": file_fingerprint([args.judge]),
+    }
+    wanted = [things[index % len(things)] for index in range(args.reference)]
+
+    def truth() -> Tensor:
+        videos = world.draw_videos(wanted, torch.Generator().manual_seed(args.seed + 1))
+        return (videos * 127.5 + 127.5).round().to(torch.uint8)
+
+    facts = common | {"reference": args.reference}
+    found = {"ground truth": judged(args.out / "truth.safetensors", facts, wanted, judge, truth)}
+    backbone = load_teacher(ModelConfig(path=str(TEACHER)), evaluate.SIZE)
+    for sampler in samplers:
+        weights = weights_of(sampler.student) if sampler.student else "teacher"
+        facts = common | {"steps": sampler.steps, "cfg": sampler.cfg, "weights": weights}
+
+        def draw(sampler: ScoredSampler = sampler) -> Tensor:
+            return sample(backbone, sampler, things, args.seed + 2)
+
+        path = args.out / f"{sampler.name}.safetensors"
+        found[sampler.name] = judged(path, facts, things, judge, draw)
+    return found
+
+
+def row_of(one: Judged) -> dict:
+    """Compute the measures of one sampler.
+
+    Args:
+        one: Its videos.
+
+    Returns:
+        Measures by name, with intervals over captions.
+    """
+    found = {name: mean_over_groups(one.measured[name].double(), one.group) for name in SHARES}
+    found["diversity"] = metrics.diversity(one.measured["features"], one.group)
+    found["flicker"] = mean_over_groups(one.measured["flicker"], one.group)
+    for name, kind in (("one", ~one.pairs), ("two", one.pairs)):
+        if kind.any():
+            group = one.group[kind].unique(return_inverse=True)[1]
+            shares = one.measured["clear"][kind].double()
+            found[f"clear, {name}"] = mean_over_groups(shares, group)
+    return found
+
+
+def _per_caption(values: Tensor, group: Tensor) -> Tensor:
+    count = int(group.max()) + 1
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, values.double())
+    return sums / torch.bincount(group, minlength=count)
+
+
+def share_above(ours: Judged, theirs: Judged, subset: str) -> Measure:
+    """Return the difference of the shares in a subset, paired by caption.
+
+    Args:
+        ours: Videos of one sampler.
+        theirs: Videos of another sampler with the same captions.
+        subset: Measure of the subset.
+
+    Returns:
+        Difference of the means over captions, with an interval over captions.
+    """
+    shares = [_per_caption(one.measured[subset], one.group) for one in (ours, theirs)]
+    return paired_difference(*shares)
+
+
+def strength_of(sampler: ScoredSampler) -> float:
+    """Read the strength of a student's reward from the run folder of its LoRA.
+
+    Args:
+        sampler: A student.
+
+    Returns:
+        Strength of the first reward; NaN if the folder is not in a run folder, or the run had none.
+    """
+    path = (sampler.student or Path()).parent / "config.json"
+    rewards = read_json(path).get("rewards", []) if path.is_file() else []
+    return float(rewards[0]["strength"]) if rewards else float("nan")
+
+
+def compare_pair(
+    found: dict[str, Judged], ours: str, theirs: str, strength: float, subset: str
+) -> dict:
+    """Compare a rewarded student with the plain one, and with the teacher if it is there.
+
+    Args:
+        found: Videos by name.
+        ours: Name of the rewarded student.
+        theirs: Name of the plain student.
+        strength: Strength of the reward.
+        subset: Measure that was rewarded.
+
+    Returns:
+        The comparison by name.
+    """
+    a, b = found[ours], found[theirs]
+    with_reward, without = (one.measured[subset].double().mean().item() for one in (a, b))
+    out = {
+        "pair": f"{ours} against {theirs}",
+        "share": with_reward,
+        "plain share": without,
+        "expected share": tilted(without, strength),
+        "arriving": (log_odds(with_reward) - log_odds(without)) / strength,
+        "diversity": asdict(ratio_of_diversity(a, b)),
+        "diversity in subset": asdict(ratio_of_diversity(a, b, subset)),
+    }
+    if "teacher" in found:
+        out["above teacher"] = asdict(share_above(a, found["teacher"], subset))
+    for name, which in (("frechet", ""), ("frechet in subset", subset)):
+        distances = compare_frechet(a, b, found["ground truth"], which)
+        out[name] = distances | {"difference": asdict(distances["difference"])}
+    return out
+
+
+def _interval(measure: dict, digits: int = 3, scale: float = 1.0) -> str:
+    value, low, high = (scale * measure[key] for key in ("value", "low", "high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def describe_rows(rows: dict[str, dict]) -> str:
+    """Format the table of samplers in Markdown. Shares are in percent.
+
+    Args:
+        rows: Measures by sampler.
+
+    Returns:
+        The table.
+    """
+    names = {"clear": SHARES["clear"], "clear, one": "one object", "clear, two": "two objects"}
+    names |= {name: text for name, text in SHARES.items() if name != "clear"}
+    lines = [
+        "| | " + " | ".join([*names.values(), "diversity", "flicker"]) + " |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for sampler, row in rows.items():
+        cells = [_interval(row["clear"], 1, 100)]
+        cells += [f"{100 * row[name]['value']:.1f}" if name in row else "" for name in names][1:]
+        cells += [f"{row['diversity']['value']:.2f}", f"{row['flicker']['value']:.2f}"]
+        lines.append(f"| {sampler} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def describe_pairs(pairs: list[dict]) -> str:
+    """Format the table of pairs in Markdown.
+
+    Args:
+        pairs: Comparisons.
+
+    Returns:
+        The table.
+    """
+    lines = [
+        "| | share | plain | expected | arriving | above the teacher | diversity, all | diversity,"
+        " rewarded | Fréchet distance, rewarded: with, plain | difference | videos |",
+        "|---" * 11 + "|",
+    ]
+    for pair in pairs:
+        distance = pair["frechet in subset"]
+        above = pair.get("above teacher")
+        cells = [
+            pair["pair"],
+            *(f"{pair[name]:.3f}" for name in ("share", "plain share", "expected share")),
+            f"{pair['arriving']:.2f}",
+            _interval(above) if above else "",
+            *(_interval(pair[name], 2) for name in ("diversity", "diversity in subset")),
+            f"{distance['ours']:.2f}, {distance['theirs']:.2f}",
+            _interval(distance["difference"], 2),
+            str(distance["count"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_picture(path: Path, found: dict[str, Judged], names: list[str], count: int) -> None:
+    """Write the first videos of different captions: for each caption a row per sampler.
+
+    Args:
+        path: File to write.
+        found: Videos by name.
+        names: Samplers to show.
+        count: Number of captions with two objects; the same number with one object is shown.
+    """
+    first = found[names[0]]
+    start = torch.ones_like(first.pairs)
+    start[1:] = first.group[1:] != first.group[:-1]
+    rows = [
+        index
+        for kind in (~first.pairs, first.pairs)
+        for index in (start & kind).nonzero()[:count, 0].tolist()
+    ]
+    videos = torch.stack([found[name].videos[index] for index in rows for name in names])
+    write_strip(path, videos.float() / 127.5 - 1, group=len(names), width=700)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, compare, and write the results.
+
+    Args:
+        args: Options of the command.
+
+    Raises:
+        ValueError: An option is invalid.
+    """
+    samplers = [read_sampler(text) for text in args.samplers]
+    by_name = {sampler.name: sampler for sampler in samplers}
+    pairs = [tuple(text.split(":")) for text in args.pairs]
+    for pair in pairs:
+        if len(pair) != 2 or not set(pair) <= set(by_name):
+            raise ValueError(
+                f"--pairs {':'.join(pair)!r}: use REWARDED:PLAIN with two names of --samplers"
+            )
+    found = measure_all(args, samplers)
+    rows = {
+        name: {key: asdict(value) for key, value in row_of(one).items()}
+        for name, one in found.items()
+    }
+    compared = [
+        compare_pair(found, *pair, strength_of(by_name[pair[0]]), args.subset) for pair in pairs
+    ]
+    count = len(found[samplers[0].name].group)
+    said = (
+        f"{args.captions} held-out captions x {args.seeds} seeds = {count} videos per sampler, the"
+        f" same noise for every sampler (seed {args.seed}); {args.reference} ground-truth videos of"
+        " the same captions"
+    )
+    text = f"{said}.\n\n{describe_rows(rows)}\n\n{describe_pairs(compared)}\n"
+    print(text)
+    write_json(
+        args.out / f"{args.subset}.json", {"protocol": said, "rows": rows, "pairs": compared}
+    )
+    if args.page:
+        args.page.write_text(text)
+    if args.picture:
+        shown = args.shown or [sampler.name for sampler in samplers]
+        write_picture(args.picture, found, shown, args.pictured)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--judge", type=Path, required=True, help="weights of the second judge")
+    parser.add_argument(
+        "--samplers", nargs="+", required=True, metavar="NAME=FOLDER", help="teacher, NAME=FOLDER"
+    )
+    parser.add_argument(
+        "--pairs", nargs="*", default=[], metavar="REWARDED:PLAIN", help="samplers to compare"
+    )
+    parser.add_argument(
+        "--subset", choices=["clear", "bright"], default="clear", help="what was rewarded"
+    )
+    parser.add_argument("--captions", type=int, default=128, help="held-out captions (128)")
+    parser.add_argument("--seeds", type=int, default=4, help="videos per caption (4)")
+    parser.add_argument("--seed", type=int, default=28, help="seed of captions and noise (28)")
+    parser.add_argument("--reference", type=int, default=2048, help="ground-truth videos (2048)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all results")
+    parser.add_argument("--page", type=Path, help="write the tables to this Markdown file")
+    parser.add_argument("--picture", type=Path, help="write videos of all samplers to this PNG")
+    parser.add_argument("--shown", nargs="+", help="samplers in the picture (default: all)")
+    parser.add_argument("--pictured", type=int, default=2, help="captions of each size in it")
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    run_program(main)
