@@ -31,7 +31,7 @@ from .checkpoint import load, save
 from .train_judge import LR, WARMUP, draw_batch, judge_loss, reconstructions
 from .vae import schedule
 
-ITERATIONS, SAVED_EVERY = 600, 50
+ITERATIONS, SAVED_EVERY, POOL = 600, 25, 480
 LAYOUTS = ("inside", "apart")
 
 
@@ -171,7 +171,7 @@ def train(work: Path, *, seed: int, iterations: int) -> SecondJudge:
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=1e-2)
     work.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKLCogVideoX.from_pretrained(TEACHER / "vae", torch_dtype=torch.float32)
-    pool = reconstructions(work, vae.eval().requires_grad_(False), seed)
+    pool = reconstructions(work, vae.eval().requires_grad_(False), seed, POOL)
     start = load(work / "judge.pt", judge, optimizer)
     for step in (bar := tqdm(range(start, iterations), initial=start, total=iterations)):
         for group in optimizer.param_groups:

@@ -111,7 +111,7 @@ def _truth(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Te
 
 @torch.no_grad()
 def reconstructions(
-    work: Path, vae: AutoencoderKLCogVideoX, seed: int
+    work: Path, vae: AutoencoderKLCogVideoX, seed: int, count: int = POOL
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruct ground-truth videos with the autoencoder, or read those cached in `work`.
 
@@ -119,14 +119,15 @@ def reconstructions(
         work: Folder of the training.
         vae: The trained autoencoder.
         seed: Seed of the videos.
+        count: Number of videos N.
 
     Returns:
-        `POOL` videos, uint8 [POOL, 3, F, H, W], and their targets.
+        Videos, uint8 [N, 3, F, H, W], and their targets.
     """
     path = work / "judge_pool.safetensors"
     if not path.exists():
         generator, device = torch.Generator().manual_seed(seed), next(vae.parameters()).device
-        videos, wanted = _truth(POOL, generator)
+        videos, wanted = _truth(count, generator)
         parts = []
         for x in tqdm(videos.split(8), desc="reconstructions"):
             with torch.autocast(device.type, torch.bfloat16):
@@ -156,7 +157,7 @@ def draw_batch(
     """
     generator = torch.Generator().manual_seed(seed * 3_000_017 + step)
     videos, wanted = _truth(BATCH // 2, generator)
-    pick = torch.randint(POOL, (BATCH // 2,), generator=generator)
+    pick = torch.randint(len(pool[0]), (BATCH // 2,), generator=generator)
     videos = torch.cat([videos, pool[0][pick] / 127.5 - 1])
     return _soften(videos, generator), {
         name: torch.cat([wanted[name], pool[1][name][pick]]) for name in wanted
