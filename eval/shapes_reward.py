@@ -34,7 +34,8 @@ from examples.shapes.second_judge import load_second_judge
 from tdmvid.adapters.teacher import load_teacher
 from tdmvid.cli.leave import run_program
 from tdmvid.config import ModelConfig
-from tdmvid.data.files import file_fingerprint, read_json, write_json
+from tdmvid.config.json_files import read_json
+from tdmvid.data.files import file_fingerprint, write_json
 from tdmvid.data.video import write_strip
 from tdmvid.sampling.student import weights_of
 from tdmvid.scoring.intervals import Measure, mean_over_groups, paired_difference

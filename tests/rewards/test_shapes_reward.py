@@ -1,0 +1,86 @@
+"""The comparison of rewarded and plain students: closed forms, and refusals of mixed results."""
+
+import dataclasses
+import json
+
+import pytest
+import shapes_reward
+import torch
+from rewarded_videos import Judged, compare_frechet, judged, matched, ratio_of_diversity
+
+from ablations.rewards import tilted
+
+CAPTIONS, SEEDS = 60, 10
+
+
+def made(*, scale=1.0, share=0.5, seed=0, shift=0.0):
+    """Videos without pixels: normal features, and random videos of the subset."""
+    generator = torch.Generator().manual_seed(seed)
+    count = CAPTIONS * SEEDS
+    group = torch.arange(CAPTIONS).repeat_interleave(SEEDS)
+    names = [*shapes_reward.SHARES, "flicker"]
+    measured = {name: torch.rand(count, generator=generator) < share for name in names}
+    measured["features"] = scale * torch.randn(count, 14, generator=generator) + shift
+    return Judged(torch.zeros(count, 3, 9, 2, 2), measured, group, group % 3 == 0)
+
+
+def test_the_diversity_of_scaled_features_is_scaled():
+    plain, wide = made(), made(scale=1.5)
+    for subset in ("", "clear"):
+        ratio = ratio_of_diversity(wide, plain, subset)
+        assert ratio.value == pytest.approx(1.5)
+        assert ratio.low <= 1.5 <= ratio.high
+
+
+def test_a_subset_without_two_videos_of_a_caption_is_reported():
+    lone = made(share=0)
+    with pytest.raises(ValueError, match="clear"):
+        ratio_of_diversity(lone, made(), "clear")
+
+
+def test_ground_truth_is_chosen_in_the_share_of_two_objects():
+    truth = made(seed=1)
+    marked = truth.measured["features"].clone()
+    marked[:, 0] = truth.pairs
+    truth = dataclasses.replace(truth, measured=truth.measured | {"features": marked})
+    for share in (0.0, 0.1, 0.5):
+        assert matched(truth, "clear", share)[:, 0].mean() == pytest.approx(share, abs=0.01)
+
+
+def test_a_shifted_student_is_farther_from_ground_truth_and_an_equal_one_is_not():
+    truth = made(seed=1)
+    shifted = compare_frechet(made(seed=2, shift=0.5), made(seed=3, share=0.3), truth, "clear")
+    assert shifted["count"] == made(seed=3, share=0.3).measured["clear"].sum()
+    assert shifted["difference"].value == pytest.approx(14 * 0.25, rel=0.2)
+    assert shifted["difference"].low > 0
+    equal = compare_frechet(made(seed=2), made(seed=3), truth, "clear")
+    assert equal["difference"].low < 0 < equal["difference"].high
+
+
+def test_a_pair_shows_the_share_the_formula_and_the_gap_to_the_teacher():
+    found = {"ground truth": made(seed=1), "teacher": made(seed=4), "plain": made(seed=2)}
+    found["rewarded"] = made(seed=3, share=0.9)
+    pair = shapes_reward.compare_pair(found, "rewarded", "plain", 2.0, "clear")
+    share, plain = (found[name].measured["clear"].double().mean() for name in ("rewarded", "plain"))
+    assert pair["share"] == pytest.approx(share) and pair["plain share"] == pytest.approx(plain)
+    assert pair["expected share"] == pytest.approx(tilted(float(plain), 2.0))
+    above = share - found["teacher"].measured["clear"].double().mean()
+    assert pair["above teacher"]["value"] == pytest.approx(above)
+    rows = {name: shapes_reward.row_of(one) for name, one in found.items()}
+    assert rows["rewarded"]["clear"].value == pytest.approx(share)
+
+
+def test_stored_videos_of_another_student_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "plain.safetensors"
+    save_file({"videos": torch.zeros(1)}, path, metadata={"facts": json.dumps({"weights": "a"})})
+    with pytest.raises(ValueError, match=r"plain\.safetensors .*weights.*delete it"):
+        judged(path, {"weights": "b"}, [], None, None)
+
+
+def test_a_sampler_needs_a_name_and_a_folder():
+    with pytest.raises(ValueError, match="--samplers 'runs/plain'"):
+        shapes_reward.read_sampler("runs/plain")
+    assert shapes_reward.read_sampler("teacher").nfe == 100
+    assert shapes_reward.read_sampler("a=runs/a/lora").nfe == 4
