@@ -1,0 +1,113 @@
+"""The rewards of a run: unit and warm-up of the strength, the warning, and the checkpoint."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from refusals import refused
+
+from tdmvid.config import BatchConfig, RewardConfig, RunConfig, TDMSettings
+from tdmvid.data.prompts import PromptOrder
+from tdmvid.diffusion.denoiser import Cond
+from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.parallel import launch
+from tdmvid.parallel.rng import Streams
+from tdmvid.train.rewards import FILE, Rewards
+
+PROCESS = RectifiedFlow()
+PROMPTS = ["first", "second"]
+
+
+def first(samples, prompts):
+    return samples[:, 0]
+
+
+def second(samples, prompts):
+    return samples[:, 1]
+
+
+def rewards(*settings):
+    chosen = tuple(
+        RewardConfig(input="latents", **{"function": f"{__name__}:first"} | each)
+        for each in settings
+    )
+    config = RunConfig(
+        objective=TDMSettings(rollout="full"), rewards=chosen, batch=BatchConfig(micro=64)
+    )
+    order, world = PromptOrder(len(PROMPTS), 0), launch.start("none")
+    conds = conditions
+    return Rewards(config, world, Streams(0), lambda x: x, conds, PROMPTS, order, None)
+
+
+def conditions(indices):
+    return Cond({"prompt": torch.tensor(indices, dtype=torch.float32)})
+
+
+def student(x_t, t, cond):
+    """Samples of prompt i are N(10 i, 2^2); the second value has a deviation of 0.02."""
+    return 10 * cond["prompt"][:, None] + torch.tensor([2.0, 0.02]) * x_t
+
+
+student.process = PROCESS
+
+
+def test_the_unit_of_the_strength_is_the_first_student_s_deviation_within_a_prompt():
+    """Not the deviation over prompts, which is 5 more; and at least the floor."""
+    unit = {"normalise": "prompt", "deviation_prompts": 4, "deviation_samples": 200}
+    small = unit | {"function": f"{__name__}:second", "floor": 0.1}
+    made = rewards(unit, small)
+    made.prepare(student, uniform(1, PROCESS), (2,))
+    assert made.scale[0] == pytest.approx(2, rel=0.1) and made.scale[1] == 0.1
+    plain = rewards({})
+    plain.prepare(student, uniform(1, PROCESS), (2,))
+    assert plain.scale == [1.0]
+
+
+def test_the_strength_rises_over_the_warm_up():
+    draws = torch.Generator().manual_seed(0)
+    for step, share in ((0, 0.25), (2, 0.75), (3, 1.0), (9, 1.0)):
+        found = torch.randn(64, 1, generator=draws)
+        [weights] = rewards({"strength": 2.0, "warmup": 4})._weigh(step, [found])
+        expected = (-2.0 * share * found[:, 0]).exp()
+        torch.testing.assert_close(weights, expected / expected.mean())
+
+
+def test_several_rewards_add_up():
+    found = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    made = rewards({"strength": 2.0}, {"strength": -0.5, "function": f"{__name__}:second"})
+    [weights] = made._weigh(0, [found])
+    expected = (-2.0 * found[:, 0] + 0.5 * found[:, 1]).exp()
+    torch.testing.assert_close(weights, expected / expected.mean())
+    assert made.scalars[f"reward/{__name__}:first"] == pytest.approx(float(found[:, 0].mean()))
+
+
+def test_a_run_warns_once_if_a_few_samples_dominate(capsys):
+    found = torch.zeros(64, 1)
+    found[0] = -10.0
+    made = rewards({"strength": 1.0})
+    made._weigh(6, [torch.zeros(64, 1)])
+    assert not capsys.readouterr().err
+    for _ in range(2):
+        made._weigh(7, [found])
+    message = capsys.readouterr().err
+    assert message.count("warning") == 1
+    for fact in ("step 7", "ess/reward", "rewards.strength", "batch"):
+        assert fact in message
+
+
+def test_divisor_units_and_means_are_part_of_a_checkpoint(tmp_path):
+    made, again = rewards({"strength": 1.0}), rewards({"strength": 1.0})
+    draws = torch.Generator().manual_seed(0)
+    made.scale, made.means.values = [0.7], [0.3]
+    made._weigh(0, [torch.randn(64, 1, generator=draws)])
+    for name, content in made.save().items():
+        (tmp_path / name).write_bytes(content)
+    assert json.loads((tmp_path / FILE).read_text())["log_mean"] == made.mean.log
+    again.load(tmp_path)
+    found = torch.randn(64, 1, generator=draws)
+    assert torch.equal(made._weigh(1, [found])[0], again._weigh(1, [found])[0])
+    assert (again.scale, again.means.values) == ([0.7], [0.3])
+    with refused(FILE):
+        replace(again).load(tmp_path / "elsewhere")
