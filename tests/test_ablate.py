@@ -15,8 +15,9 @@ from ablations.labelled import Labelled, LabelledFakes, Rewarding
 from ablations.networks import recall
 from ablations.page import Axes, Claim, calls_to_reach, verdict, write_page
 from ablations.rates import RatesSuite
+from ablations.reward_rows import Long
 from ablations.rewarded import FAVOURED, favoured, ring
-from ablations.rewards import Long, RewardsSuite, tilted
+from ablations.rewards import RewardsSuite, tilted
 from ablations.shapes import BASE, ShapesSuite
 from ablations.shapes import ROWS as SHAPES
 from ablations.targets import TargetsSuite
@@ -259,6 +260,7 @@ def test_recall_is_one_on_itself_and_small_where_a_mode_is_lost():
         (RewardsSuite, "radius 1.5, full, Re-DMD: lam 2", {"share", "ess"}),
         (RewardsSuite, "radius 1.5, stream, batch 16, divided by its mean: lam 2", {"share"}),
         (RewardsSuite, "radius 3, stream, two labelled fakes: lam 2", {"share", "ess"}),
+        (RewardsSuite, "radius 1.5, TDM-R1: published settings", {"share", "precision"}),
     ],
 )
 @pytest.mark.slow

@@ -106,7 +106,7 @@ class Rewarded(toy.Recipe):
         return self.strength != 0
 
     @property
-    def aimed(self) -> float:
+    def aimed(self) -> float | None:
         """Strength that the run should show, which the results are compared with."""
         return self.strength
 

@@ -14,40 +14,13 @@ from typing import ClassVar
 
 import torch
 
-from tdmvid.config import TDMSettings
-
-from .labelled import Labelled
-from .page import Axes, Claim, spread
-from .rewarded import FAVOURED, Raised, Rewarded, ring
-from .toy import Row, ToySuite, of_length, toy
-
-RADII = (1.5, 3.0)
-ROLLOUTS = ("stream", "full")
-STRENGTHS = (0.0, 1.0, 2.0, 3.0)
-RATE = 6e-4
-"""Learning rate of the student, twice that of the other ablations because runs are shorter."""
-HARD = 2.0
-"""Strength of the rows that vary something else."""
-PART = 0.6
-"""About the part of the strength that arrives with the default target."""
-LABELLED = ", two labelled fakes"
-DEARER = 1.25
-"""Processor time of an iteration with two labelled fakes, relative to one without."""
-ALONE = (", divided by its mean", ", Re-DMD", f", strength / {PART:g}", LABELLED)
-"""Ends of the names of groups without a row of strength 0, which would be that of the others."""
+from .page import Axes, spread
+from .reward_rows import RADII, STRENGTHS, RewardRows
+from .rewarded import FAVOURED, ring
+from .toy import Row, toy
 
 
-class Varied(Row):
-    """A row that varies another setting."""
-
-
-class Long(Row):
-    """A row of a long run."""
-
-    most_seeds: ClassVar[int] = 2
-
-
-class RewardsSuite(ToySuite):
+class RewardsSuite(RewardRows):
     """Share of the rewarded modes, by strength, rollout, radius and other settings.
 
     Args:
@@ -65,6 +38,8 @@ class RewardsSuite(ToySuite):
         " batch in the weights. A row changes what its name says and nothing else, except that"
         " `two labelled fakes` has 4 / 5 of the iterations, because each takes 1.25 times the"
         " processor time. With `strength / 0.6` the strength is 1 / 0.6 times the lam of the row."
+        " TDM-R1 has half of the iterations, because each takes twice the processor time, and no"
+        " lam."
     )
     columns: ClassVar[dict[str, str]] = {
         "share": "share",
@@ -76,180 +51,6 @@ class RewardsSuite(ToySuite):
         "ess": "ess",
     }
     axes = Axes("strength lam", "share of the rewarded modes", "linear", "share over strength")
-
-    def __init__(self, iterations: int = 0):
-        super().__init__(iterations or 600)
-        base = self.base
-        objective = replace(base.objective, rollout="stream", fake_target="x0_hat")
-        self.base = Rewarded(
-            objective=objective,
-            iterations=base.iterations,
-            batch=base.batch,
-            width=base.width,
-            lr_student=RATE,
-            ema=base.ema,
-        )
-
-    def rows(self) -> list[Row]:
-        """Return the sweep over strengths, and rows that vary another setting at one strength.
-
-        Returns:
-            Rows of the table.
-        """
-        plain = [
-            self._row(self._ring(radius, rollout), strength, {"rollout": rollout}, radius=radius)
-            for radius in RADII
-            for rollout in ROLLOUTS
-            for strength in STRENGTHS
-        ]
-        varied = self._targets() + self._batches() + self._compared() + self._longer()
-        return (
-            plain + varied + self._ceilings() + self._raised() + self._labelled() + self._smaller()
-        )
-
-    def _ring(self, radius: float, what: str) -> str:
-        return f"radius {radius:g}, {what}"
-
-    def _row(
-        self, group: str, strength: float, objective: dict, base: Rewarded | None = None, **changes
-    ) -> Row:
-        changed = replace(self.base.objective, **objective)
-        recipe = replace(base or self.base, objective=changed, strength=strength, **changes)
-        kind = Row if group in self._swept() else Varied
-        if recipe.iterations > self.base.iterations:
-            kind = Long
-        return kind(group, f"{group}: lam {recipe.aimed:g}", recipe, curve=group)
-
-    def _as(self, kind: type[Rewarded], **more) -> Rewarded:
-        """Return the shared settings as those of another kind of run."""
-        return kind(**vars(self.base) | more)
-
-    def _targets(self) -> list[Row]:
-        """Return the exact target of the fake."""
-        exact = {"fake_target": "exact"}
-        return [
-            self._row(self._ring(radius, "stream, exact target"), strength, exact, radius=radius)
-            for radius in RADII
-            for strength in (0.0, HARD)
-        ]
-
-    def _batches(self) -> list[Row]:
-        """Return smaller batches, and the batch's own mean as divisor."""
-        rows = []
-        for batch in (16, 64, self.base.batch):
-            ring = self._ring(RADII[0], f"stream, batch {batch}")
-            if batch != self.base.batch:
-                rows += [self._row(ring, strength, {}, batch=batch) for strength in (0.0, HARD)]
-            group = f"{ring}, divided by its mean"
-            rows.append(self._row(group, HARD, {}, batch=batch, divisor="batch"))
-        return rows
-
-    def _compared(self) -> list[Row]:
-        """Return the weights of Re-DMD."""
-        redmd = {"rollout": "full", "reward_weights": "student"}
-        return [
-            self._row(self._ring(radius, "full, Re-DMD"), HARD, redmd, radius=radius)
-            for radius in RADII
-        ]
-
-    def _longer(self) -> list[Row]:
-        """Return runs of four times the length, to tell what is missing from what is not learned
-        yet.
-        """
-        length = 4 * self.base.iterations
-        longer = of_length(self.base, length)
-        return [
-            self._row(
-                self._ring(radius, f"stream, {length} iterations"),
-                strength,
-                {},
-                radius=radius,
-                iterations=length,
-                ema=longer.ema,
-            )
-            for radius in RADII
-            for strength in (0.0, HARD)
-        ]
-
-    def _ceilings(self) -> list[Row]:
-        """Return the exact target with the default ceiling of its weight over time."""
-        exact = {"fake_target": "exact", "snr_ceiling": TDMSettings().snr_ceiling}
-        return [
-            self._row(
-                self._ring(radius, f"stream, exact target, ceiling {exact['snr_ceiling']:g}"),
-                strength,
-                exact,
-                radius=radius,
-            )
-            for radius in RADII
-            for strength in (0.0, HARD)
-        ]
-
-    def _smaller(self) -> list[Row]:
-        """Return a smaller batch with as many samples in the whole run."""
-        batch = self.base.batch // 4
-        length = self.base.iterations * self.base.batch // batch
-        longer = replace(of_length(self.base, length), batch=batch)
-        ring = self._ring(RADII[0], f"stream, batch {batch}, {length} iterations")
-        return [self._row(ring, strength, {}, longer) for strength in (0.0, HARD)]
-
-    def _raised(self) -> list[Row]:
-        """Return a larger strength alone."""
-        base = self._as(Raised, arriving=PART)
-        return [
-            self._row(
-                self._ring(radius, f"stream, strength / {PART:g}"),
-                HARD / PART,
-                {},
-                base,
-                radius=radius,
-            )
-            for radius in RADII
-        ]
-
-    def _labelled(self) -> list[Row]:
-        """Return two labelled fakes of finished samples, in the same processor time."""
-        shorter = of_length(self._as(Labelled), round(self.base.iterations / DEARER))
-        return [
-            self._row(self._ring(radius, f"stream{LABELLED}"), HARD, {}, shorter, radius=radius)
-            for radius in RADII
-        ]
-
-    def claims(self) -> list[Claim]:
-        """Return what the formula predicts, and the comparisons at one strength.
-
-        Returns:
-            Claims to check.
-        """
-        exact, plain = "stream, exact target", "stream"
-        pairs = [
-            (
-                f"radius {radius:g}: more arrives with the exact target than with x0_hat",
-                (self._ring(radius, exact), self._ring(radius, plain)),
-            )
-            for radius in RADII
-        ]
-        near = RADII[0]
-        for batch in (16, 64):
-            ring = self._ring(near, f"stream, batch {batch}")
-            text = f"batch {batch}: more arrives with the running mean than with the batch's"
-            pairs.append((text, (ring, f"{ring}, divided by its mean")))
-        pairs += [
-            (
-                f"radius {radius:g}: more arrives through the fake than with Re-DMD",
-                (self._ring(radius, "full"), self._ring(radius, "full, Re-DMD")),
-            )
-            for radius in RADII
-        ]
-        return [
-            Claim(
-                text,
-                (f"{first}: lam {HARD:g}", "share"),
-                (f"{second}: lam {HARD:g}", "share"),
-                higher=True,
-            )
-            for text, (first, second) in pairs
-        ]
 
     def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
         """Return the share over the strength, measured and expected.
@@ -304,25 +105,17 @@ class RewardsSuite(ToySuite):
             lines.append(f"| {group} | " + " | ".join(cells) + " |")
         return [*lines, ""]
 
-    def _swept(self) -> list[str]:
-        return [self._ring(radius, rollout) for radius in RADII for rollout in ROLLOUTS]
-
     def _compare(self, results: dict) -> None:
         """Add the share that is expected and the part of the log odds that arrives."""
         for row in self.rows():
+            if row.recipe.aimed is None:
+                continue
             plain = results.get(f"{self._without(row)}: lam 0", [])
             for found, start in zip(results.get(row.name, []), plain):
                 found["expected"] = tilted(start["share"], row.recipe.aimed)
                 if row.recipe.aimed:
                     change = log_odds(found["share"]) - log_odds(start["share"])
                     found["arriving"] = change / row.recipe.aimed
-
-    def _without(self, row: Row) -> str:
-        """Return the group whose row of strength 0 has the same other settings."""
-        group = row.group
-        for suffix in (*ALONE, f", batch {self.base.batch}"):
-            group = group.removesuffix(suffix)
-        return group
 
     def measure(self, row: Row, seed: int) -> dict:
         """Distil a row, sample, and count the samples of each mode.
