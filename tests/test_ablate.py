@@ -15,7 +15,7 @@ from ablations.labelled import Labelled, LabelledFakes, Rewarding
 from ablations.networks import recall
 from ablations.page import Axes, Claim, calls_to_reach, verdict, write_page
 from ablations.rates import RatesSuite
-from ablations.reward_rows import Long
+from ablations.reward_rows import Few
 from ablations.rewarded import FAVOURED, favoured, ring
 from ablations.rewards import RewardsSuite, tilted
 from ablations.shapes import BASE, ShapesSuite
@@ -104,7 +104,7 @@ def test_rows_are_compared_on_seeds_that_all_have(tmp_path):
 
 def test_a_row_of_fewer_seeds_does_not_cut_the_others(tmp_path):
     suite = Small()
-    suite.rows = lambda: [Row("one", "first", None), Long("two", "second", None)]
+    suite.rows = lambda: [Row("one", "first", None), Few("two", "second", None)]
     ablate.run(suite, [3, 4, 5], tmp_path)
     found = ablate.results(suite, tmp_path)
     assert suite.measured == 5

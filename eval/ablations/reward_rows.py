@@ -41,8 +41,8 @@ class Varied(Row):
     """A row that varies another setting."""
 
 
-class Long(Row):
-    """A row of a long run."""
+class Few(Row):
+    """A row with fewer seeds."""
 
     most_seeds: ClassVar[int] = 2
 
@@ -88,6 +88,7 @@ class RewardRows(ToySuite):
             + self._labelled()
             + self._smaller()
             + self._surrogates()
+            + self._velocity()
         )
 
     def _ring(self, radius: float, what: str) -> str:
@@ -100,7 +101,7 @@ class RewardRows(ToySuite):
         recipe = replace(base or self.base, objective=changed, strength=strength, **changes)
         kind = Row if group in self._swept() else Varied
         if recipe.iterations > self.base.iterations:
-            kind = Long
+            kind = Few
         return kind(group, f"{group}: lam {recipe.aimed:g}", recipe, curve=group)
 
     def _as(self, kind: type[Rewarded], **more) -> Rewarded:
@@ -196,6 +197,20 @@ class RewardRows(ToySuite):
         return [
             self._row(self._ring(radius, f"stream{LABELLED}"), HARD, {}, shorter, radius=radius)
             for radius in RADII
+        ]
+
+    def _velocity(self) -> list[Row]:
+        """Return the exact target with the weight of v- and flow-networks over time."""
+        exact = {"fake_target": "exact", "fake_weight": "velocity"}
+        return [
+            self._row(
+                self._ring(radius, "stream, exact target, velocity weight"),
+                strength,
+                exact,
+                radius=radius,
+            )
+            for radius in RADII
+            for strength in (0.0, HARD)
         ]
 
     def _surrogates(self) -> list[Row]:
