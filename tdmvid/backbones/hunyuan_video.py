@@ -33,6 +33,7 @@ from .base import JOINT_ATTENTION, Tap, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .fused import as_class
+from .hunyuan_autoencoder import build_masks_at_once
 from .hunyuan_network import HunyuanVideo15Transformer3DModel, fuse
 from .lora_files import LORA_FILE, Beside, LoraFiles, metadata_of
 from .registry import register
@@ -88,6 +89,10 @@ class HunyuanVideoSpec(FlowSpec):
             (vae.tile_latent_min_height, vae.tile_sample_min_height, overlap),
             (vae.tile_latent_min_width, vae.tile_sample_min_width, overlap),
         )
+
+    def fuse_vae(self, vae: nn.Module) -> None:
+        """Build attention masks at once, see hunyuan_autoencoder.py."""
+        build_masks_at_once(vae)
 
     def tokens(self, network: StockNetwork, folder: Path, size: ClipSize) -> Tokens:
         """Return the joint sequence of text and video tokens; prompts are counted at full length.

@@ -167,6 +167,7 @@ class PipelineBackbone(Backbone):
                 self.spec.vae_class, "vae", self.spec.vae_dtype(self.folder, self.config)
             )
             accept_other_dtypes(self._vae)
+            self.spec.fuse_vae(self._vae)
             if self.config.tiling:
                 self._vae.enable_tiling()
         return self._vae

@@ -142,6 +142,10 @@ class FamilySpec(ABC):
     def vae_tile(self, vae: nn.Module) -> tuple[int, int]:
         """Return height and width of a tile of latents."""
 
+    def fuse_vae(self, vae: nn.Module) -> None:
+        """Replace modules of the autoencoder in place by faster equivalents; by default none."""
+        assert isinstance(vae, nn.Module)
+
     def vae_dtype(self, folder: Path, config: ModelConfig) -> torch.dtype:
         """Return the autoencoder's dtype: the network's, or float32 if it overflows in float16."""
         upcast = self.vae_class.load_config(folder, subfolder="vae").get("force_upcast")
@@ -192,6 +196,7 @@ class FamilySpec(ABC):
         """
         vae = self.vae_class.from_config(self.vae_class.load_config(folder, subfolder="vae"))
         vae = nn.Module.to(vae, self.vae_dtype(folder, config)).eval()
+        self.fuse_vae(vae)
         *outer, height, width = self.vae_latents(network, folder, size)
         if config.tiling:
             tile = self.vae_tile(vae)
