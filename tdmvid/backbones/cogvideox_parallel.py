@@ -4,13 +4,11 @@ The joint sequence of text and video tokens is split before the first block and 
 output projection. Every layer in between works per token, except attention.
 
 Shapes: B batch, T text tokens, V video tokens, L = T + V, P ranks, n = ceil(L / P) tokens per rank,
-H heads, D channels of a head. A rank's n tokens are passed on as diffusers' pair (video, text): its
-text tokens first, then its video tokens, then zeros.
+H heads, D channels of a head. A rank's n tokens are passed on as diffusers' pair (video, text), see
+joint_tokens.py.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from .attention import BACKENDS
 from .base import TokenSharing
 from .fused import rotate
+from .joint_tokens import JointTokens
 
 BLOCK_ARGUMENTS = (
     "hidden_states",
@@ -32,23 +31,15 @@ BLOCK_ARGUMENTS = (
 """Positional arguments of a CogVideoX block, in order."""
 
 
-@dataclass
-class Layout:
-    """Lengths of the current sequence: `text` of its `length` tokens. Set at the first block."""
-
-    text: int = 0
-    length: int = 0
-
-
 class JointAttention:
     """Attention processor: exact attention over text and video tokens, on one or several ranks.
 
     Args:
-        sharing: The ranks that share a sequence; None if each rank has all tokens.
+        shared: The tokens that ranks share; None if each rank has all tokens.
     """
 
-    def __init__(self, sharing: TokenSharing | None = None):
-        self.sharing, self.layout = sharing, Layout()
+    def __init__(self, shared: JointTokens | None = None):
+        self.shared = shared
         self.kernel, self.float32 = AttentionBackendName.NATIVE, False
 
     def __call__(
@@ -69,9 +60,8 @@ class JointAttention:
             image_rotary_emb: Cosines and sines [V, D] of all video tokens, or None.
         """
         assert attention_mask is None, "CogVideoX attends to every token"
-        text = encoder_hidden_states.shape[1]
-        if self.sharing is None:
-            self.layout.text = text
+        own_text = encoder_hidden_states.shape[1]
+        text = self.shared.text if self.shared else own_text
         tokens = torch.cat([encoder_hidden_states, hidden_states], 1)
         query, key, value = (
             project(tokens).unflatten(2, (attn.heads, -1))
@@ -83,16 +73,15 @@ class JointAttention:
 
         def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D]
             if image_rotary_emb is not None:  # text tokens are not rotated
-                q, k = (rotate(x, *image_rotary_emb, text=self.layout.text) for x in (q, k))
+                q, k = (rotate(x, *image_rotary_emb, text=text) for x in (q, k))
             return self._attend(q, k, v)
 
-        if self.sharing is None:
+        if self.shared is None:
             out = whole(query, key, value)
         else:
-            out = self.sharing.attend(query, key, value, self.layout.length, whole)
+            out = self.shared.sharing.attend(query, key, value, self.shared.length, whole)
         out = attn.to_out[1](attn.to_out[0](out.flatten(2)))
-        own_text, video = out.split([text, out.shape[1] - text], 1)
-        return video, own_text
+        return out[:, own_text:], out[:, :own_text]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Compute attention of [B, L, h, D] with the selected kernel and dtype."""
@@ -112,29 +101,19 @@ def share_tokens(network: CogVideoXTransformer3DModel, sharing: TokenSharing) ->
         network: Modified in place: hooks and attention processors are added.
         sharing: The ranks that share a sequence.
     """
-    attention = JointAttention(sharing)
-    layout = attention.layout
+    shared = JointTokens(sharing)
 
     def cut(block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         kwargs = dict(zip(BLOCK_ARGUMENTS, args, strict=False)) | kwargs
-        video, text = kwargs["hidden_states"], kwargs["encoder_hidden_states"]
-        layout.text, layout.length = text.shape[1], text.shape[1] + video.shape[1]
-        mine = sharing.shard(torch.cat([text, video], 1))
-        own_text = min(max(layout.text - sharing.rank * mine.shape[1], 0), mine.shape[1])
-        return (), kwargs | {
-            "hidden_states": mine[:, own_text:],
-            "encoder_hidden_states": mine[:, :own_text],
-        }
+        text, video = shared.split(kwargs["encoder_hidden_states"], kwargs["hidden_states"])
+        return (), kwargs | {"hidden_states": video, "encoder_hidden_states": text}
 
     def join(projection: nn.Module, args: tuple, video: Tensor) -> Tensor:
-        share = sharing.share(layout.length)
-        own_text = share - video.shape[1]
-        mine = torch.cat([video.new_zeros(video.shape[0], own_text, video.shape[2]), video], 1)
-        return sharing.gather(mine, layout.length)[:, layout.text :]
+        return shared.gather_video(video)
 
     network.transformer_blocks[0].register_forward_pre_hook(cut, with_kwargs=True)
     network.proj_out.register_forward_hook(join)
-    network.set_attn_processor(attention)
+    network.set_attn_processor(JointAttention(shared))
 
 
 def set_attention(network: CogVideoXTransformer3DModel, kernel: str) -> None:

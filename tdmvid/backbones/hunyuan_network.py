@@ -4,7 +4,8 @@ diffusers sorts the text tokens of each sample by their masks, and appends maske
 that text to video does not have. Masked tokens influence no others, and text tokens have no
 positions, so neither changes the prediction. Here no call waits for masks.
 
-Shapes: B batch, F H W latent frames, height and width, L video tokens, T text tokens, D channels.
+Shapes: B batch, F H W latent frames, height and width, V video tokens, T text tokens, L = T + V, D
+channels. On one of several ranks that share a sequence, a block has t text and v video tokens.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import (
     HunyuanVideo15AttnProcessor2_0,
     HunyuanVideo15IndividualTokenRefiner,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .fused import as_class
+from .base import TokenSharing
+from .fused import as_class, rotate
+from .joint_tokens import JointTokens
 
 
 class HunyuanVideo15Transformer3DModel(diffusers.HunyuanVideo15Transformer3DModel):
@@ -75,7 +78,7 @@ class HunyuanVideo15Transformer3DModel(diffusers.HunyuanVideo15Transformer3DMode
         return tokens + self.cond_type_embed(kinds)
 
     def _latents(self, tokens: Tensor, size: torch.Size) -> Tensor:
-        """Return video tokens [B, L, C p_t p p] as latents [B, C, F, H, W]."""
+        """Return video tokens [B, V, C p_t p p] as latents [B, C, F, H, W]."""
         frames, side = self.config.patch_size_t, self.config.patch_size
         grid = [n // p for n, p in zip(size, (frames, side, side), strict=True)]
         cells = tokens.unflatten(1, grid).unflatten(-1, (-1, frames, side, side))
@@ -95,7 +98,15 @@ def fuse(network: HunyuanVideo15Transformer3DModel) -> None:
 
 
 class KeyMaskedAttention(HunyuanVideo15AttnProcessor2_0):
-    """Joint attention with a mask of keys. The result of a masked token is of no use."""
+    """Joint attention with a mask of keys. The result of a masked token is of no use.
+
+    Args:
+        shared: The tokens that ranks share; None if each rank has all tokens.
+    """
+
+    def __init__(self, shared: JointTokens | None = None):
+        super().__init__()
+        self.shared = shared
 
     def __call__(
         self,
@@ -105,37 +116,71 @@ class KeyMaskedAttention(HunyuanVideo15AttnProcessor2_0):
         attention_mask: Tensor,
         image_rotary_emb: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return the new video tokens [B, L, D] and text tokens [B, T, D].
+        """Return the new video tokens [B, v, D] and text tokens [B, t, D].
 
         Args:
             attn: The attention module.
-            hidden_states: Video tokens, [B, L, D].
-            encoder_hidden_states: Text tokens, [B, T, D].
-            attention_mask: Which text tokens are valid, [B, T].
-            image_rotary_emb: Cosines and sines, [L, D / heads] each.
+            hidden_states: This rank's video tokens, [B, v, D].
+            encoder_hidden_states: This rank's text tokens, [B, t, D].
+            attention_mask: Which text tokens of all ranks are valid, [B, T].
+            image_rotary_emb: Cosines and sines of all video tokens, [V, D / heads] each.
         """
-        from diffusers.models.embeddings import apply_rotary_emb
 
         def heads(tokens: Tensor) -> Tensor:
             return tokens.unflatten(2, (attn.heads, -1))
 
-        def turned(tokens: Tensor) -> Tensor:
-            return apply_rotary_emb(tokens, image_rotary_emb, sequence_dim=1)
-
         video, text = hidden_states, encoder_hidden_states
-        query = turned(attn.norm_q(heads(attn.to_q(video))))
-        key = turned(attn.norm_k(heads(attn.to_k(video))))
-        parts = (
-            (query, attn.norm_added_q(heads(attn.add_q_proj(text)))),
-            (key, attn.norm_added_k(heads(attn.add_k_proj(text)))),
-            (heads(attn.to_v(video)), heads(attn.add_v_proj(text))),
+        value = heads(torch.cat([attn.add_v_proj(text), attn.to_v(video)], 1))
+        query, key = (
+            torch.cat([text_norm(heads(of_text(text))), norm(heads(of_video(video)))], 1)
+            for text_norm, of_text, norm, of_video in (
+                (attn.norm_added_q, attn.add_q_proj, attn.norm_q, attn.to_q),
+                (attn.norm_added_k, attn.add_k_proj, attn.norm_k, attn.to_k),
+            )
         )
-        query, key, value = (torch.cat(part, 1).transpose(1, 2) for part in parts)
-        keys = pad(attention_mask.bool(), (video.shape[1], 0), value=True)[:, None, None]
-        out = scaled_dot_product_attention(query, key, value, attn_mask=keys)
-        out = out.transpose(1, 2).flatten(2).to(query.dtype)
-        video, text = out.split([video.shape[1], text.shape[1]], 1)
+        # under autocast a norm returns float32 on a GPU, but kernels need equal dtypes
+        query, key = query.to(value.dtype), key.to(value.dtype)
+
+        def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, L, h, D / heads]
+            count = attention_mask.shape[1]
+            q, k = (rotate(x, *image_rotary_emb, text=count) for x in (q, k))
+            keys = pad(attention_mask.bool(), (0, v.shape[1] - count), value=True)[:, None, None]
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)
+
+        if self.shared is None:
+            out = whole(query, key, value)
+        else:
+            out = self.shared.sharing.attend(query, key, value, self.shared.length, whole)
+        out = out.flatten(2)
+        text, video = out.split([text.shape[1], video.shape[1]], 1)
         return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
+
+
+def share_tokens(network: HunyuanVideo15Transformer3DModel, sharing: TokenSharing) -> None:
+    """Make every later call of `network` split its tokens over ranks.
+
+    Inputs and outputs stay whole and equal on all ranks. Every rank embeds and refines all text
+    tokens itself.
+
+    Args:
+        network: Modified in place: hooks and attention processors are added.
+        sharing: The ranks that share a sequence.
+    """
+    shared = JointTokens(sharing)
+
+    def cut(block: nn.Module, args: tuple) -> tuple:
+        video, text, *others = args
+        text, video = shared.split(text, video)
+        return video, text, *others
+
+    def join(projection: nn.Module, args: tuple, video: Tensor) -> Tensor:
+        return shared.gather_video(video)
+
+    network.transformer_blocks[0].register_forward_pre_hook(cut)
+    network.proj_out.register_forward_hook(join)
+    for block in network.transformer_blocks:
+        block.attn.set_processor(KeyMaskedAttention(shared))
 
 
 class _KeyMaskedRefiner(HunyuanVideo15IndividualTokenRefiner):

@@ -29,12 +29,12 @@ from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..data.files import sort_metadata
 from ..diffusion.denoiser import Cond
-from .base import JOINT_ATTENTION, Tap, trunk_of
+from .base import JOINT_ATTENTION, Tap, TokenSharing, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
 from .fused import as_class
 from .hunyuan_autoencoder import build_masks_at_once
-from .hunyuan_network import HunyuanVideo15Transformer3DModel, fuse
+from .hunyuan_network import HunyuanVideo15Transformer3DModel, fuse, share_tokens
 from .lora_files import LORA_FILE, Beside, LoraFiles, metadata_of
 from .registry import register
 from .spec import Tokens, check_frames, check_sides, check_tiles
@@ -245,13 +245,18 @@ class HunyuanVideo(FlowBackbone):
         ),
     )
     fuse = staticmethod(fuse)
-    network: StockNetwork
+    network: HunyuanVideo15Transformer3DModel
 
     def __init__(
         self, folder: Path, config: ModelConfig, size: ClipSize, device: torch.device | str
     ):
         super().__init__(folder, config, size, device)
         self._shape = self.spec.vae_latents(self.network, folder, size)
+
+    @staticmethod
+    def share_tokens(network: HunyuanVideo15Transformer3DModel, sharing: TokenSharing) -> None:
+        """Split text and video tokens over ranks, see hunyuan_network.py."""
+        share_tokens(network, sharing)
 
     def latent_shape(self) -> tuple[int, ...]:
         """Return [C, F, H, W]."""

@@ -33,25 +33,34 @@ DROPPED = 108
 TEMPLATE = "a " * DROPPED + "{{ messages[-1].content }} a"
 
 
-def build(variant):
-    """Build a pipeline for 9 frames of 32 x 48 pixels: latents of 4 x 3 x 4 x 6."""
-    network = HunyuanVideo15Transformer3DModel(
-        in_channels=9,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        num_refiner_layers=1,
-        mlp_ratio=2.0,
-        text_embed_dim=16,
-        text_embed_2_dim=12,
-        image_embed_dim=8,
-        rope_axes_dim=(4, 2, 2),
-        task_type="t2v",
-    ).eval()
-    with torch.no_grad():  # so that text and time have an effect
+def tiny_transformer(kind=HunyuanVideo15Transformer3DModel, **changes):
+    """Build a transformer with 2 blocks in which time and text have an effect."""
+    network = kind(
+        **{
+            "in_channels": 9,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "mlp_ratio": 2.0,
+            "text_embed_dim": 16,
+            "text_embed_2_dim": 12,
+            "image_embed_dim": 8,
+            "rope_axes_dim": (4, 2, 2),
+            "task_type": "t2v",
+        }
+        | changes
+    )
+    with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
+    return network.eval()
+
+
+def build(variant):
+    """Build a pipeline for 9 frames of 32 x 48 pixels: latents of 4 x 3 x 4 x 6."""
+    network = tiny_transformer()
     vae = AutoencoderKLHunyuanVideo15(
         latent_channels=4,
         block_out_channels=(8, 8, 8, 8),

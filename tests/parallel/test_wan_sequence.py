@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import os
-from copy import deepcopy
 
 import pytest
+import shared_sequence
 import torch
 from families.wan import tiny_transformer
 from ranks import run_ranks
 
-from tdmvid.adapters.lora import attach
 from tdmvid.backbones.wan import Wan
-from tdmvid.config import LoraSettings
 from tdmvid.parallel import launch
 
 FRAMES, HEIGHT, WIDTH = 3, 4, 10  # 30 tokens and 3 heads: neither is a multiple of 4
-
-
-def learn(network, inputs, target) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the output, and the gradient of every adapter."""
-    out = network(**inputs, return_dict=False)[0]
-    (out - target).square().sum().backward()
-    return out.detach(), {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
 
 
 def compare(checkpointing: bool, per_token: bool) -> tuple[float, float, float]:
@@ -31,15 +22,7 @@ def compare(checkpointing: bool, per_token: bool) -> tuple[float, float, float]:
     """
     world = launch.start("deepspeed", timeout_minutes=0.5, sequence=int(os.environ["WORLD_SIZE"]))
     torch.manual_seed(0)
-    one = attach(tiny_transformer(), LoraSettings(rank=2, alpha=2), Wan.lora_targets, seed=0)
-    with torch.no_grad():
-        for name, parameter in one.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape))
-    shared = deepcopy(one)
-    Wan.share_tokens(shared, world.sequence)
-    if checkpointing:
-        shared.enable_gradient_checkpointing()
+    network = tiny_transformer()
     x, target = torch.randn(2, 2, 4, FRAMES, HEIGHT, WIDTH)
     times = torch.tensor([999.0, 120.5])
     if per_token:  # as in Wan 2.2 TI2V with a given first frame
@@ -50,16 +33,11 @@ def compare(checkpointing: bool, per_token: bool) -> tuple[float, float, float]:
         "timestep": times,
         "encoder_hidden_states": torch.randn(2, 7, 16),
     }
-    expected, expected_gradients = learn(one, inputs, target)
-    out, gradients = learn(shared, inputs, target)
-    errors, smallest = [], float("inf")
-    for name, wanted in expected_gradients.items():
-        torch.distributed.all_reduce(gradients[name])
-        size = wanted.abs().max()
-        errors.append(((gradients[name] / world.size - wanted).abs().max() / size).item())
-        smallest = min(smallest, size.item())
+    found = shared_sequence.compare(
+        Wan, network, inputs, target, world, checkpointing=checkpointing
+    )
     launch.finish()
-    return ((out - expected).abs().max() / expected.abs().max()).item(), max(errors), smallest
+    return found
 
 
 @pytest.mark.parametrize(
