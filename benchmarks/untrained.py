@@ -159,7 +159,12 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
     )
     if pooled is not None:
         tensors["pooled_prompt_embeds"] = torch.randn(pooled.shape, generator=generator)
-    if "encoder_attention_mask" in example:
+    if "encoder_hidden_states_2" in example:  # of quoted text
+        quoted = example["encoder_hidden_states_2"].shape
+        tensors["prompt_embeds_2"] = torch.randn(quoted, generator=generator)
+        tensors["prompt_embeds_mask"] = torch.ones(shape[:2], dtype=torch.bool)
+        tensors["prompt_embeds_mask_2"] = torch.ones(quoted[:2], dtype=torch.bool)
+    elif "encoder_attention_mask" in example:
         tensors["prompt_attention_mask"] = torch.ones(shape[:2], dtype=torch.long)
     if "encoder_hidden_states_mask" in example:
         tensors["prompt_embeds_mask"] = torch.ones(shape[:2], dtype=torch.bool)

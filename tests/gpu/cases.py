@@ -33,22 +33,37 @@ FAMILIES = {
     "flux1": "flux1_dev_4nfe",
     "flux2": "flux2_klein_4nfe",
     "qwen_image": "qwen_image_4nfe",
+    "hunyuan_video": "hunyuan_video1.5_4nfe",
     "sd15": "sd15_4nfe",
     "sdxl": "sdxl_4nfe_512",
 }
+STARTED = {
+    "cogvideox-image": "cogvideox5b_i2v_4nfe",
+    "cogvideox1.5-image": "cogvideox1.5_5b_i2v_4nfe",
+    "wan-image": "wan2.1_i2v_14b_4nfe",
+    "wan-first-frame": "wan2.2_5b_i2v_4nfe",
+}
+"""Models that start from an image."""
+EXPERTS = {"wan-experts": "wan2.2_a14b_4nfe", "wan-image-experts": "wan2.2_i2v_a14b_4nfe"}
+"""Models with two experts."""
 PLAIN = "parallel.gradient_checkpointing=false"
 STOP = ("objective.rollout=stop", "objective.draws=own")
 SHARED = ("parallel.sequence=4", "parallel.zero_stage=0")
+LONG = ("sd15", "sdxl", "qwen_image", "flux1", "hunyuan_video")
+"""Families that take two minutes or more with all blocks."""
 QUICK = {
     **{name: Case(FAMILIES[name]) for name in ("cogvideox", "wan", "pixart", "sd3")},
     "cogvideox-stock": Case("cogvideox2b_4nfe", what="stock"),
 }
 SLOW = {
     **{name: Case(config) for name, config in FAMILIES.items() if name not in QUICK},
+    **{name: Case(config) for name, config in (STARTED | EXPERTS).items()},
+    "cogvideox-image-stock": Case("cogvideox5b_i2v_4nfe", what="stock"),
     "cogvideox-plain": Case("cogvideox2b_4nfe", (PLAIN,)),
     "cogvideox-shared": Case("cogvideox5b_4nfe", SHARED),
     "sd15-samples": Case("sd15_4nfe", ("log.sample_count=1",), what="samples"),
     "wan-shared": Case("wan1.3b_4nfe", SHARED),
+    "hunyuan_video-shared": Case("hunyuan_video1.5_4nfe", SHARED),
     "cogvideox-stop": Case("cogvideox2b_4nfe", STOP),
     "cogvideox-full": Case("cogvideox2b_4nfe", ("training=full",)),
 }
@@ -56,7 +71,7 @@ WHOLE = {
     **{
         f"{name}-whole": Case(config, blocks=0)
         for name, config in FAMILIES.items()
-        if name not in ("sd15", "sdxl", "qwen_image", "flux1")  # takes two minutes each, or more
+        if name not in LONG
     },
     "cogvideox-shared-whole": Case("cogvideox5b_4nfe", SHARED, blocks=0),
 }

@@ -8,7 +8,8 @@ values, and therefore whether a loss is finite.
 
 A run's samples are generated and decoded, and the stock pipeline runs with a student's scheduler,
 as in the check of the export. The check itself does not run, because it writes and reads files and
-compares values.
+compares values. The stock pipelines of Wan's image to video and of HunyuanVideo were left out: they
+select values by their content, which tensors without data do not have.
 
 DeepSpeed's engines of every ZeRO stage train on rank 0 of two (`sharded.py`). Streams and events do
 nothing, so what overlaps with what is not seen. ZeRO-3's check that all ranks gather in the same
@@ -42,6 +43,8 @@ FAULTS = (
 )
 WAITS = 3
 """Synchronizations of an iteration: whether to step the fake and the student, and what to log."""
+CHOICES = "backbones/experts.py:"
+"""Start of the line that waits to choose one of two experts, once per network call."""
 OFF = 0.05
 """Relative error that a planned peak may have."""
 
@@ -77,7 +80,8 @@ def results(tmp_path_factory):
 
 
 def waits(result):
-    return result["waits"] if sum(result["waits"].values()) > WAITS else {}
+    found = {line: n for line, n in result["waits"].items() if not line.startswith(CHOICES)}
+    return found if sum(found.values()) > WAITS else {}
 
 
 def peak(result):
