@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..backbones.experts import Experts
 from ..backbones.lora_files import LoraFiles
 from .layouts.names import BARE, DIFFUSERS, PEFT, ModuleNames, module_names
+from .parts import Parts
 from .settings import PEFT_FILE, read_settings
 from .tensors import SUFFIXES, read_tensors
 from .text import read_text
@@ -47,15 +48,6 @@ _TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:text_encoders?(?:_\d)?\.|lora_te\d?_|te\d?\.|clip_[lgh]\.|t5xxl\."
     r"|cond_stage_model\.|conditioner\.|bundle_emb\.)"
 )
-
-
-@dataclass
-class _Parts:
-    """The tensors of one module, by kind."""
-
-    layout: str
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
 
 
 def read_lora(
@@ -129,7 +121,9 @@ def read_lora(
         tuple(left_out),
         tuple(dropped),
         stated_alphas=alphas,
-        text=read_text(path, {key: tensors[key] for key in left_out}, header) if text else {},
+        text=read_text(path, {key: tensors[key] for key in left_out}, header, files)
+        if text
+        else {},
     )
     _announce(lora)
     return lora
@@ -199,9 +193,9 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _sort(
     path: Path, tensors: Mapping[str, Tensor], names: ModuleNames, network: str
-) -> tuple[dict[str, _Parts], list[str], list[str]]:
+) -> tuple[dict[str, Parts], list[str], list[str]]:
     """Return tensors by module and kind, keys of text encoders, and keys that no LoRA can hold."""
-    parts: dict[str, _Parts] = {}
+    parts: dict[str, Parts] = {}
     text: list[str] = []
     dropped: list[str] = []
     for key, tensor in tensors.items():
@@ -218,12 +212,14 @@ def _sort(
                 f"{path}: {key} {list(tensor.shape)} matches no layer of {network}: a LoRA fits"
                 " only the model it was trained on, see its model card"
             )
-        part = parts.setdefault(found.module, _Parts(found.layout))
+        part = parts.setdefault(found.module, Parts(found.layout, joins=found.parts))
         if kind in part.tensors:
             raise ValueError(
                 f"{path}: {key} and {part.keys[kind]} name the same tensor of one layer: remove one"
             )
         part.tensors[kind], part.keys[kind] = tensor, key
+    for name in [name for name, found in parts.items() if found.joins]:
+        parts |= parts.pop(name).split()
     return parts, text, dropped
 
 
@@ -254,7 +250,7 @@ def _without_processor(name: str) -> str:
     )
 
 
-def _check_prefixes(path: Path, parts: dict[str, _Parts], files: LoraFiles, bare: bool) -> None:
+def _check_prefixes(path: Path, parts: dict[str, Parts], files: LoraFiles, bare: bool) -> None:
     without = [found for found in parts.values() if found.layout == BARE]
     if not without or (bare and len(without) == len(parts)):
         return
@@ -274,7 +270,7 @@ def _check_prefixes(path: Path, parts: dict[str, _Parts], files: LoraFiles, bare
 def _build_layer(
     path: Path,
     name: str,
-    found: _Parts,
+    found: Parts,
     module: nn.Module,
     config: LoraConfig | None,
     network: nn.Module,
@@ -302,7 +298,7 @@ def _build_layer(
 
 
 def _factors(
-    path: Path, name: str, found: _Parts, shape: tuple[int, ...], network: nn.Module
+    path: Path, name: str, found: Parts, shape: tuple[int, ...], network: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """Return both factors in the layer's own shape.
 
@@ -337,7 +333,7 @@ def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) * (len(shape) - 2)
 
 
-def _scale(path: Path, name: str, found: _Parts, rank: int, config: LoraConfig | None) -> float:
+def _scale(path: Path, name: str, found: Parts, rank: int, config: LoraConfig | None) -> float:
     if "alpha" in found.tensors:
         if found.tensors["alpha"].numel() != 1:
             raise ValueError(
@@ -362,7 +358,7 @@ def _scale(path: Path, name: str, found: _Parts, rank: int, config: LoraConfig |
     return scale
 
 
-def _of_whole_change(path: Path, found: _Parts, shape: tuple[int, ...]) -> LoraLayer:
+def _of_whole_change(path: Path, found: Parts, shape: tuple[int, ...]) -> LoraLayer:
     """Return a change of the whole weight [out, in, ...] as two factors; one is the identity."""
     if {"a", "b"} & found.tensors.keys():
         raise ValueError(
@@ -384,7 +380,7 @@ def _of_whole_change(path: Path, found: _Parts, shape: tuple[int, ...]) -> LoraL
     return _with_bias(path, layer, found, shape)
 
 
-def _with_bias(path: Path, layer: LoraLayer, found: _Parts, shape: tuple[int, ...]) -> LoraLayer:
+def _with_bias(path: Path, layer: LoraLayer, found: Parts, shape: tuple[int, ...]) -> LoraLayer:
     """Return the layer with its bias: peft scales it like the factors, `diff_b` is unscaled."""
     for kind in ("bias", "diff_b"):
         bias = found.tensors.get(kind)

@@ -41,6 +41,20 @@ WAN = (
         )
     ]
 )
+WAN_IMAGE = [
+    *(f"blocks.{i}.attn2.{name}" for i in (0, 1) for name in ("add_k_proj", "add_v_proj")),
+    *(f"condition_embedder.image_embedder.ff.net.{name}" for name in ("0.proj", "2")),
+]
+HUNYUAN_CLASS = "HunyuanVideo15Pipeline"
+ATTENTIONS = ("transformer_blocks.0.attn", "context_embedder.token_refiner.refiner_blocks.1.attn")
+HUNYUAN = [
+    *(f"{name}.{part}" for name in ATTENTIONS for part in ("to_q", "to_k", "to_v", "to_out.0")),
+    *(f"{ATTENTIONS[0]}.add_{part}_proj" for part in "qkv"),
+    f"{ATTENTIONS[0]}.to_add_out",
+    *(f"transformer_blocks.0.{name}" for name in ("ff.net.2", "ff_context.net.0.proj")),
+    "time_embed.timestep_embedder.linear_2",
+    "context_embedder.time_text_embed.text_embedder.linear_1",
+]
 UNET = [
     f"down_blocks.0.attentions.1.transformer_blocks.0.attn{j}.{name}"
     for j in (1, 2)
@@ -94,6 +108,11 @@ def change(state, name, alpha):
         (COMFYUI, UNET_CLASS, UNET),
         (KOHYA, COGVIDEOX_CLASS, COGVIDEOX),
         (KOHYA, WAN_CLASS, WAN),
+        (COMFYUI, HUNYUAN_CLASS, HUNYUAN),
+        (COMFYUI, "CogVideoXImageToVideoPipeline", [*COGVIDEOX, "ofs_embedding.linear_2"]),
+        (KOHYA, "CogVideoXImageToVideoPipeline", COGVIDEOX),
+        (COMFYUI, "WanImageToVideoPipeline", WAN + WAN_IMAGE),
+        (KOHYA, "WanImageToVideoPipeline", WAN + WAN_IMAGE),
     ],
     ids=lambda value: getattr(value, "name", value) if not isinstance(value, list) else "",
 )
@@ -120,6 +139,83 @@ def test_comfyui_finds_cogvideox_in_its_own_names():
     stem = COMFYUI.stems[COGVIDEOX_CLASS]
     assert stem("time_embedding.linear_2") == "diffusion_model.time_embedding_linear_2"
     assert stem("patch_embed.text_proj") == "diffusion_model.patch_embed.text_proj"
+
+
+def test_comfyui_finds_hunyuan_video_in_its_own_names():
+    """It holds queries, keys and values as one layer (comfy/ldm/hunyuan_video/model.py)."""
+    keys = COMFYUI.write(lora(HUNYUAN), ALPHA, HUNYUAN_CLASS)
+    refiner = "txt_in.individual_token_refiner.blocks.1.self_attn"
+    assert {key.partition(".lora_")[0].removeprefix("diffusion_model.") for key in keys} == {
+        *(f"double_blocks.0.{side}_attn.{n}" for side in ("img", "txt") for n in ("qkv", "proj")),
+        *(f"{refiner}.{name}" for name in ("qkv", "proj")),
+        *("double_blocks.0.img_mlp.2", "double_blocks.0.txt_mlp.0"),
+        *("time_in.out_layer", "txt_in.c_embedder.in_layer"),
+    }
+    stem = "diffusion_model.double_blocks.0.img_attn.qkv"
+    a, b = keys[f"{stem}.lora_A.weight"], keys[f"{stem}.lora_B.weight"]
+    expected = [change(lora(HUNYUAN), f"{ATTENTIONS[0]}.to_{part}", ALPHA) for part in "qkv"]
+    assert len(a) == 3 * RANK
+    torch.testing.assert_close(b @ a, torch.cat(expected))
+
+
+def test_a_joint_layer_changes_no_projection_that_is_not_adapted(tmp_path):
+    names = HUNYUAN[1:]  # without the first attention's queries
+    tensors = COMFYUI.write(lora(names), ALPHA, HUNYUAN_CLASS)
+    layers = read(tensors, tmp_path, HUNYUAN_CLASS, HUNYUAN).layers
+    assert not layers.pop(HUNYUAN[0]).b.any() and layers.keys() == set(names)
+    for name, layer in layers.items():
+        torch.testing.assert_close(
+            layer.scale * layer.b @ layer.a, change(lora(names), name, ALPHA)
+        )
+    assert COMFYUI.read(tensors, HUNYUAN_CLASS, names).keys() == lora(names).keys()
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
+@pytest.mark.parametrize("joint", ["img_attn.qkv", "img_attn_qkv"])
+@pytest.mark.parametrize("alpha", [None, 1.5])
+def test_a_user_s_lora_of_joint_layers_is_read_as_three(prefix, joint, alpha, tmp_path):
+    """Trained on one layer, its queries, keys and values share one factor A."""
+    dotted = f"double_blocks.0.{joint}"
+    stem = prefix + (dotted.replace(".", "_") if prefix == "lora_unet_" else dotted)
+    a, b = torch.randn(RANK, 8), torch.randn(3 * 16, RANK)
+    tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
+    if alpha:
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+    layers = read(tensors, tmp_path, HUNYUAN_CLASS, HUNYUAN).layers
+    assert set(layers) == {f"{ATTENTIONS[0]}.to_{part}" for part in "qkv"}
+    for part, block in zip("qkv", b.chunk(3), strict=True):
+        layer = layers[f"{ATTENTIONS[0]}.to_{part}"]
+        torch.testing.assert_close(
+            layer.scale * layer.b @ layer.a, (alpha / RANK if alpha else 1) * block @ a
+        )
+
+
+def test_hunyuan_video_s_original_names_are_read(tmp_path):
+    names = {f"{ATTENTIONS[0]}.to_q": "img_attn_q", f"{ATTENTIONS[0]}.to_add_out": "txt_attn_proj"}
+    names |= {"transformer_blocks.0.ff.net.2": "img_mlp_fc2"}
+    state, tensors = lora(list(names)), {}
+    for name, other in names.items():
+        stem = f"lora_unet_double_blocks_0_{other}"
+        tensors[f"{stem}.lora_down.weight"] = state[f"{name}.lora_A.weight"]
+        tensors[f"{stem}.lora_up.weight"] = state[f"{name}.lora_B.weight"]
+    layers = read(tensors, tmp_path, HUNYUAN_CLASS, HUNYUAN).layers
+    assert layers.keys() == names.keys()
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer.scale * layer.b @ layer.a, change(state, name, RANK))
+
+
+def test_a_joint_bias_is_added_to_the_projection_that_has_it(tmp_path):
+    state, name = lora(HUNYUAN), f"{ATTENTIONS[0]}.to_k"
+    state[f"{name}.lora_B.bias"] = torch.randn(16)
+    tensors = COMFYUI.write(state, ALPHA, HUNYUAN_CLASS)
+    layers = read(tensors, tmp_path, HUNYUAN_CLASS, HUNYUAN).layers
+    again = COMFYUI.read(tensors, HUNYUAN_CLASS, HUNYUAN)
+    expected = ALPHA / RANK * state[f"{name}.lora_B.bias"]
+    torch.testing.assert_close(layers[name].scale * layers[name].bias, expected)
+    torch.testing.assert_close(again[f"{name}.lora_B.bias"], expected)
+    for part in "qv":
+        bias = layers[f"{ATTENTIONS[0]}.to_{part}"].bias
+        assert bias is None or not bias.any()
 
 
 def test_diffusers_own_converter_reads_a_wan_file_of_kohya_s_names_as_the_same_lora():

@@ -6,10 +6,12 @@ Shapes: r rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .joined import Joining, join_layers, split_factors
 
 Stem = Callable[[str], str]
 """A diffusers module name ("transformer_blocks.0.attn1.to_q") -> the prefix of its keys."""
@@ -29,6 +31,8 @@ class KeyLayout:
     """Suffix of the key of a bias; empty if the layout does not support biases."""
     states_alpha: bool = False
     """Whether files contain an alpha for each layer."""
+    joined: Mapping[str, Joining] = field(default_factory=dict)
+    """Diffusers pipeline class -> which of its modules the program holds as one layer."""
 
     def write(
         self, state: dict[str, Tensor], alpha: float | Mapping[str, float], pipeline_class: str
@@ -47,10 +51,16 @@ class KeyLayout:
             ValueError: The layout cannot hold a bias, or two modules get the same name.
         """
         stem, out = self.stems[pipeline_class], dict[str, Tensor]()
-        for name in adapted_modules(state):
+        scales = {
+            name: (alpha[name] if isinstance(alpha, Mapping) else alpha)
+            / len(state[f"{name}.lora_A.weight"])
+            for name in adapted_modules(state)
+        }
+        if pipeline_class in self.joined:
+            state, scales = join_layers(state, scales, self.joined[pipeline_class])
+        for name, scale in scales.items():
             a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-            own = alpha[name] if isinstance(alpha, Mapping) else alpha
-            key, scale = stem(name), own / len(a)
+            key = stem(name)
             if f"{key}.{self.up}" in out:
                 raise ValueError(
                     f"{name}: another module is also named {key} in {self.name}'s layout; remove"
@@ -89,6 +99,20 @@ class KeyLayout:
             ValueError: The program would not load one of the keys.
         """
         stem, left, state = self.stems[pipeline_class], dict(tensors), dict[str, Tensor]()
+        joining = self.joined.get(pipeline_class, lambda name: None)
+        for joint in dict.fromkeys(filter(None, map(joining, modules))):
+            key = stem(joint.name)
+            if f"{key}.{self.up}" not in left:
+                continue
+            a, b = left.pop(f"{key}.{self.down}"), left.pop(f"{key}.{self.up}")
+            count = len(joint.parts)
+            bias = left.pop(f"{key}.{self.bias}", torch.zeros(len(b))).chunk(count)
+            for part, (own_a, own_b), own_bias in zip(
+                joint.parts, split_factors(a, b, count), bias, strict=True
+            ):
+                if part in modules:
+                    state |= {f"{part}.lora_A.weight": own_a, f"{part}.lora_B.weight": own_b}
+                    state |= {f"{part}.lora_B.bias": own_bias} if own_bias.any() else {}
         for name in modules:
             key = stem(name)
             if f"{key}.{self.up}" not in left:

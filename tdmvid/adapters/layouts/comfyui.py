@@ -7,8 +7,9 @@ cannot read them, such as diffusers' loader for Wan's embeddings.
 from __future__ import annotations
 
 from .base import KeyLayout
+from .joined import join_qkv
 from .kohya import name_unet
-from .original import name_cogvideox, name_wan
+from .original import name_cogvideox, name_hunyuan, name_wan
 
 
 def name_transformer(name: str) -> str:
@@ -22,6 +23,10 @@ def _name_cogvideox(name: str) -> str:
 
 def _name_wan(name: str) -> str:
     return f"diffusion_model.{name_wan(name)}"
+
+
+def _name_hunyuan(name: str) -> str:
+    return f"diffusion_model.{name_hunyuan(name, comfyui=True)}"
 
 
 COMFYUI = KeyLayout(
@@ -42,5 +47,7 @@ COMFYUI = KeyLayout(
         "Flux2KleinPipeline": name_transformer,
         "QwenImagePipeline": name_transformer,
         "FluxPipeline": name_transformer,
+        "HunyuanVideo15Pipeline": _name_hunyuan,
     },
+    joined={"HunyuanVideo15Pipeline": join_qkv},
 )

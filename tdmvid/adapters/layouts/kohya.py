@@ -33,6 +33,7 @@ KOHYA = KeyLayout(
     states_alpha=True,
     stems={
         "CogVideoXPipeline": _name_cogvideox,
+        "CogVideoXImageToVideoPipeline": _name_cogvideox,
         "WanPipeline": _name_wan,
         "WanImageToVideoPipeline": _name_wan,
         "StableDiffusionPipeline": name_unet,

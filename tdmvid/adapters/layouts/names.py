@@ -7,18 +7,21 @@
 | comfyui | `diffusion_model.<original or diffusers module>` |
 | kohya | `lora_unet_`, `lora_unet__`, `lora_transformer_` + either module name, "_" for "." |
 | bare | `<module>` |
+
+Files for ComfyUI may hold several modules as one layer, see joined.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from .joined import Joining, join_qkv
 from .ldm import name_ldm
-from .original import name_cogvideox, name_wan
+from .original import name_cogvideox, name_hunyuan, name_wan
 
 DIFFUSERS, PEFT, COMFY, KOHYA_STYLE, BARE = "diffusers", "peft", "comfyui", "kohya", "bare"
 _WRAPPERS = ("module.", "base_model.model.")
@@ -30,7 +33,9 @@ class ModuleName:
 
     layout: str
     module: str
-    """Name of the module in diffusers' network."""
+    """Name of the module in diffusers' network, or of the joint layer of `parts`."""
+    parts: tuple[str, ...] = ()
+    """Modules that the file holds as one layer; empty for a module of its own."""
 
 
 class ModuleNames:
@@ -39,15 +44,25 @@ class ModuleNames:
     Args:
         modules: Names in diffusers' network.
         part: Component of the pipeline, "transformer" or "unet".
-        original: Maps a module's name to that in the model's original repository.
+        others: Maps a module's name to those in the model's original repository and in ComfyUI.
+        joining: Which modules a file may hold as one layer.
     """
 
-    def __init__(self, modules: Iterable[str], part: str, original: Callable[[str], str]):
-
+    def __init__(
+        self,
+        modules: Iterable[str],
+        part: str,
+        others: Callable[[str], tuple[str, ...]],
+        joining: Joining | None = None,
+    ):
         self._known: dict[str, ModuleName] = {}
         for module in modules:
-            for layout, name in _names(module, part, original(module)):
+            joint = joining(module) if joining else None
+            for layout, name in _names(module, part, others(module)):
                 self._known.setdefault(name, ModuleName(layout, module))
+            if joint is not None:
+                for layout, name in _names(joint.name, part, others(joint.name)):
+                    self._known.setdefault(name, ModuleName(layout, joint.name, joint.parts))
 
     def find(self, name: str) -> ModuleName | None:
         """Return layout and module of a name, or None if it names no module of the network."""
@@ -58,13 +73,13 @@ class ModuleNames:
         found = self._known.get(name)
         if found is None or name == wrapped or not layout:
             return found
-        return ModuleName(layout, found.module)
+        return replace(found, layout=layout)
 
 
-def _names(module: str, part: str, original: str) -> Iterable[tuple[str, str]]:
+def _names(module: str, part: str, others: tuple[str, ...]) -> Iterable[tuple[str, str]]:
     yield DIFFUSERS, f"{part}.{module}"
     yield BARE, module
-    for dotted in (original, module):
+    for dotted in (*others, module):
         yield COMFY, f"diffusion_model.{dotted}"
         yield COMFY, f"model.diffusion_model.{dotted}"
         for prefix in ("lora_unet_", "lora_unet__", f"lora_{part}_"):
@@ -84,25 +99,24 @@ def module_names(network: nn.Module, pipeline_class: str, part: str) -> ModuleNa
         for name, module in network.named_modules()
         if name and any(True for _ in module.parameters(recurse=False))
     ]
-    return ModuleNames(modules, part, original_names(network, pipeline_class))
+    joining = join_qkv if pipeline_class.startswith("HunyuanVideo") else None
+    return ModuleNames(modules, part, other_names(network, pipeline_class), joining)
 
 
-def original_names(network: nn.Module, pipeline_class: str) -> Callable[[str], str]:
-    """Return a function that maps diffusers' module names to those of the original repository."""
+def other_names(network: nn.Module, pipeline_class: str) -> Callable[[str], tuple[str, ...]]:
+    """Return a function that maps diffusers' module names to those of other repositories."""
     if pipeline_class.startswith("CogVideoX"):
-        return name_cogvideox
+        return lambda name: (name_cogvideox(name),)
     if pipeline_class.startswith("Wan"):
-        return name_wan
+        return lambda name: (name_wan(name),)
+    if pipeline_class.startswith("HunyuanVideo"):
+        return lambda name: tuple(name_hunyuan(name, comfyui=one) for one in (True, False))
     if pipeline_class.startswith("StableDiffusion") and hasattr(network, "up_blocks"):
         unet: Any = network
         ups = frozenset(i for i, block in enumerate(unet.up_blocks) if hasattr(block, "attentions"))
         layers = unet.config.layers_per_block
-
-        def name(module: str) -> str:
-            return name_ldm(module, layers, ups)
-
-        return name
-    return str
+        return lambda name: (name_ldm(name, layers, ups),)
+    return lambda name: (name,)
 
 
 __all__ = ["BARE", "COMFY", "DIFFUSERS", "KOHYA_STYLE", "PEFT", "ModuleNames", "module_names"]
