@@ -18,7 +18,7 @@ from .lora import attach_weights
 from .read import read_lora
 from .settings import SETTINGS_FILE
 from .teacher import digest_of
-from .text import applies_text, text_parts
+from .text import text_encoders, text_parts
 from .weights import LoraWeights, effect
 
 SCALE_TOLERANCE = 0.02
@@ -63,7 +63,7 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
 def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     """Load the LoRA of one network of the stock pipeline."""
     network = getattr(pipeline, files.component)
-    encodes = applies_text(files) and getattr(pipeline, "text_encoder", None) is not None
+    encodes = bool(text_encoders(files)) and getattr(pipeline, "text_encoder", None) is not None
     lora = read_lora(folder, files, network, text=encodes)
     if (
         lora.plain

@@ -18,7 +18,7 @@ from ..data.files import file_fingerprint
 from .frozen import carry
 from .read import read_lora
 from .settings import SETTINGS_FILE
-from .text import applies_text, text_state
+from .text import text_state
 from .weights import LoraWeights
 
 DIGESTS = "files of model.adapters"
@@ -125,7 +125,7 @@ def read_adapters(
         try:
             path = _place(Path(one.path), own)
             network_of = networks[one.component]
-            lora = read_lora(path, own, network_of, bare=True, text=applies_text(files))
+            lora = read_lora(path, own, network_of, bare=True, text=True)
             digest = digest_of(Path(lora.where))
             if trained is not None and trained[i] != digest:
                 raise ValueError(

@@ -28,20 +28,33 @@ _KOHYA = re.compile(
     r"lora_te(?P<number>[12]?)_text_model_encoder_layers_(?P<layer>\d+)_(?P<block>self_attn|mlp)"
     r"_(?P<module>[qkv]_proj|out_proj|fc[12])"
 )
+_T5 = re.compile(
+    r"text_encoder(?:s)?(?:_\d)?\.(?:transformer\.)?(?:encoder\.block\.|shared|final_layer_norm)"
+    r"|lora_te\d_encoder_block_|text_encoder_3\.|lora_te3_|t5xxl\."
+)
+"""Start of the key of a T5 encoder's tensor. Its layers are named otherwise than those of CLIP."""
 _KINDS = {"A": "a", "down": "a", "B": "b", "up": "b"}
 
 
-def applies_text(files: LoraFiles) -> bool:
-    """Return whether the stock pipeline applies the text-encoder part of a LoRA.
+def text_encoders(files: LoraFiles) -> tuple[str, ...]:
+    """Return the text encoders into which the stock pipeline loads a LoRA: never a T5 encoder.
 
     Args:
         files: The family's LoRA files.
     """
-    return hasattr(getattr(diffusers, files.pipeline_class), "load_lora_into_text_encoder")
+    pipeline = getattr(diffusers, files.pipeline_class)
+    return tuple(
+        name
+        for name in getattr(pipeline, "_lora_loadable_modules", ())
+        if name.startswith("text_encoder")
+    )
 
 
 def read_text(
-    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    files: LoraFiles,
 ) -> dict[str, dict[str, LoraLayer]]:
     """Read the text-encoder part of a LoRA file, in the layouts of diffusers and kohya.
 
@@ -49,13 +62,16 @@ def read_text(
         path: The file.
         tensors: The tensors of text encoders, by key.
         header: The file's metadata.
+        files: The family's LoRA files.
 
     Returns:
         The layers by component, e.g. "text_encoder_2", and module.
 
     Raises:
-        ValueError: A key is in another layout, or a layer is damaged.
+        ValueError: The stock pipeline loads no LoRA into an encoder, a key is in another layout, or
+            a layer is damaged.
     """
+    _check_loadable(path, tensors, files)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
@@ -73,6 +89,18 @@ def read_text(
         layer = _layer(path, f"{part}.{module}", own, module, config)
         parts.setdefault(part, {})[module.removeprefix(PREFIX)] = layer
     return parts
+
+
+def _check_loadable(path: Path, tensors: Mapping[str, Tensor], files: LoraFiles) -> None:
+    """Refuse tensors of encoders that a stock pipeline leaves as they are."""
+    known = text_encoders(files)
+    others = [key for key in tensors if not known or _T5.match(key)]
+    if others:
+        raise ValueError(
+            f"{path}: {others[0]} and {len(others) - 1} more tensors change a text encoder into"
+            f" which {files.pipeline_class} loads no LoRA, so neither the teacher nor its students"
+            " would have this part: use a copy of the file without these tensors"
+        )
 
 
 def _place(name: str) -> tuple[str, str] | None:

@@ -27,6 +27,7 @@ ENCODERS = {
     "StableDiffusionPipeline": ["text_encoder"],
     "StableDiffusionXLPipeline": ["text_encoder", "text_encoder_2"],
     "StableDiffusion3Pipeline": ["text_encoder", "text_encoder_2"],
+    "FluxPipeline": ["text_encoder"],
 }
 pytestmark = pytest.mark.parametrize(
     "case",

@@ -1,0 +1,68 @@
+"""Parts of LoRA files for text encoders that a stock pipeline loads no LoRA into are refused."""
+
+import logging
+
+import pytest
+import torch
+from refusals import refused
+from safetensors.torch import save_file
+from torch import nn
+
+from tdmvid.adapters.read import read_lora
+from tdmvid.adapters.text import text_encoders
+from tdmvid.backbones.lora_files import LoraFiles
+
+BLOCK = "encoder.block.0.layer.0.SelfAttention.q"
+CLIP = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+CASES = [
+    *((name, f"text_encoder.{BLOCK}") for name in ("CogVideoXPipeline", "WanPipeline")),
+    ("WanImageToVideoPipeline", "lora_te_encoder_block_0_layer_0_SelfAttention_q"),
+    ("PixArtAlphaPipeline", f"text_encoder.{BLOCK}"),
+    ("FluxPipeline", f"text_encoder_2.{BLOCK}"),
+    ("FluxPipeline", "lora_te2_encoder_block_0_layer_0_SelfAttention_q"),
+    ("StableDiffusion3Pipeline", f"text_encoder_3.{BLOCK}"),
+    ("StableDiffusion3Pipeline", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"),
+    ("QwenImagePipeline", "text_encoder.model.layers.0.self_attn.q_proj"),
+    ("HunyuanVideo15Pipeline", "text_encoder.model.layers.0.self_attn.q_proj"),
+]
+
+
+def write(folder, *names):
+    """Write a LoRA of a network with one layer, and of other layers by name."""
+    tensors = {}
+    for name in ("transformer.layer", *names):
+        down, up = ("down", "up") if name.startswith("lora_te") else ("A", "B")
+        tensors[f"{name}.lora_{down}.weight"] = torch.ones(2, 8)
+        tensors[f"{name}.lora_{up}.weight"] = torch.ones(8, 2)
+    save_file(tensors, folder / "style.safetensors")
+    return folder / "style.safetensors"
+
+
+def network():
+    root = nn.Module()
+    root.layer = nn.Linear(8, 8)
+    return root
+
+
+@pytest.mark.parametrize("pipeline, name", CASES)
+def test_a_part_that_the_stock_pipeline_does_not_load_is_refused(pipeline, name, tmp_path, caplog):
+    path, files = write(tmp_path, name), LoraFiles(pipeline)
+    with refused(path, name, pipeline, "1 more"):
+        read_lora(path, files, network(), text=True)
+    with caplog.at_level(logging.WARNING):  # a reader of the network alone says what it ignores
+        assert read_lora(path, files, network()).layers.keys() == {"layer"}
+    assert name in caplog.text
+
+
+def test_a_clip_part_is_read_for_the_pipelines_that_load_it(tmp_path):
+    found = {
+        name: text_encoders(LoraFiles(name))
+        for name in ("FluxPipeline", "StableDiffusion3Pipeline", "CogVideoXPipeline")
+    }
+    assert found == {
+        "FluxPipeline": ("text_encoder",),
+        "StableDiffusion3Pipeline": ("text_encoder", "text_encoder_2"),
+        "CogVideoXPipeline": (),
+    }
+    lora = read_lora(write(tmp_path, CLIP), LoraFiles("FluxPipeline"), network(), text=True)
+    assert lora.text.keys() == {"text_encoder"}
