@@ -179,15 +179,47 @@ def cotracker2(pretrained=True):
 """Networks in place of DINO (the mean colour) and CoTracker (every point moves to the right)."""
 
 
+DREAMSIM = """
+import pathlib
+import torch
+
+class Colour(torch.nn.Module):
+    def embed(self, x):
+        return x.flatten(2).mean(2)
+
+def dreamsim(pretrained, device="cuda", cache_dir="./models"):
+    assert pretrained and pathlib.Path(cache_dir, "ensemble_lora").is_dir()
+    return Colour().to(device), None
+"""
+"""A package in place of DreamSim (the mean colour)."""
+
+
+def with_stand_in(folder):
+    """Write an environment that has the real packages except DreamSim, and return its folder."""
+    (folder / "stand_in").mkdir(parents=True)
+    (folder / "stand_in" / "dreamsim.py").write_text(DREAMSIM)
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    real = (ENVIRONMENT / "bin" / "python").absolute()
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder / "stand_in"}" exec "{real}" "$@"\n')
+    python.chmod(0o755)
+    (folder / "lib").symlink_to((ENVIRONMENT / "lib").absolute())
+    return folder
+
+
+NAMES = ("i2v_subject", "i2v_background", "camera_motion", "temporal_flickering")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (ENVIRONMENT / "bin" / "python").exists(), reason="no environment of VBench"
 )
-@pytest.mark.parametrize("name", ["i2v_subject", "camera_motion", "temporal_flickering"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_package_scores_local_files(tmp_path, name):
     """The real package with networks that need no weights: a video that keeps its image has
-    i2v_subject 1, and points that move to the right are a pan to the left.
+    i2v_subject and i2v_background 1, and points that move to the right are a pan to the left.
     """
+    (tmp_path / "cache" / "dreamsim_model" / "ensemble_lora").mkdir(parents=True)
     write_image_suite(tmp_path / "suite")
     for folder, code in HUB.items():
         path = tmp_path / "cache" / folder / "hubconf.py"
@@ -195,7 +227,8 @@ def test_the_package_scores_local_files(tmp_path, name):
         path.write_text(code)
     for file in ("dino_model/dino_vitbase16_pretrain.pth", "cotracker_model/scaled_offline.pth"):
         (tmp_path / "cache" / file).write_bytes(b"unused")
-    changes = {"dimensions": (name,), "environment": str(ENVIRONMENT)}
+    environment = with_stand_in(tmp_path / "environment")
+    changes = {"dimensions": (name,), "environment": str(environment)}
     if name == "temporal_flickering":  # the suite has no prompts for it
         (tmp_path / "own.csv").write_text(
             f"prompt,image\n{SUBJECT},suite/data/crop/1-1/{SUBJECT}.png\n"
