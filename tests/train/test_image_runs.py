@@ -16,12 +16,18 @@ from tdmvid.train.trainer import train
 STEPS = 4
 
 
+COGVIDEOX = ("CogVideoXImageToVideoPipeline", "learned")
+EXPERTS = ("WanImageToVideoPipeline", "experts")
+
+
 @pytest.fixture
-def run_of(tmp_path):
+def run_of(request, tmp_path):
     """Return a function: out -> config of a streaming run on two prompts with first frames."""
-    builder = BUILDERS["CogVideoXImageToVideoPipeline"]
-    builder.build("learned").save_pretrained(tmp_path / "base")
-    size = builder.SIZE
+    family, variant = getattr(request, "param", COGVIDEOX)
+    builder = BUILDERS[family]
+    torch.manual_seed(0)
+    builder.build(variant).save_pretrained(tmp_path / "base")
+    size, experts = builder.SIZE, variant == "experts"
     for name, level in (("dark", -0.8), ("light", 0.6)):
         write_image(tmp_path / f"{name}.png", torch.full((3, size.height, size.width), level))
     (tmp_path / "items.csv").write_text("image,prompt\ndark.png,a circle\nlight.png,a square\n")
@@ -29,7 +35,7 @@ def run_of(tmp_path):
         "model": {"path": str(tmp_path / "base")},
         "video": {"frames": size.frames, "height": size.height, "width": size.width},
         "prompts": {"path": str(tmp_path / "items.csv"), "cache": str(tmp_path / "cache")},
-        "objective": {"rollout": "stream"},
+        "objective": {"rollout": "stream", **({"stagger": "none"} if experts else {})},
         "steps": STEPS,
         "lora": {"rank": 2, "alpha": 4},
         "student": {"lr": 1e-2},
@@ -37,6 +43,8 @@ def run_of(tmp_path):
         "ema": 0.5,
         "log": {"checkpoint_every": 2, "sample_every": 0},
     }
+    if experts:  # a time of this grid is just below the boundary
+        settings["grid"] = {"kind": "shifted", "shift": 2.0}
     (tmp_path / "tiny.json").write_text(json.dumps(settings))
     return lambda out: load_config(tmp_path / "tiny.json", [f"out={tmp_path / out}"])
 
@@ -49,6 +57,7 @@ def losses(folder):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("loop_only")
+@pytest.mark.parametrize("run_of", [COGVIDEOX, EXPERTS], indirect=True, ids=["one", "experts"])
 def test_an_interrupted_image_run_resumes_digit_for_digit(run_of, tmp_path, monkeypatch):
     log = Monitor.log
 
