@@ -50,6 +50,7 @@ class HunyuanVideoSpec(FlowSpec):
 
     network_class, vae_class = HunyuanVideo15Transformer3DModel, AutoencoderKLHunyuanVideo15
     text_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    text_arguments = ("encoder_hidden_states", "encoder_hidden_states_2")
 
     def find_obstacle(self, folder: Path) -> str:
         """Return why a model that is not plain text to video is refused, or ""."""

@@ -56,8 +56,8 @@ class FamilySpec(ABC):
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     """Components that turn prompts into conditions. Those that a folder lacks are skipped."""
 
-    text_argument: ClassVar[str] = "encoder_hidden_states"
-    """Argument of the network that holds the embedded prompts."""
+    text_arguments: ClassVar[tuple[str, ...]] = ("encoder_hidden_states",)
+    """Arguments of the network that hold the embedded prompts."""
     image_parts: ClassVar[tuple[str, ...]] = ()
     """Components that encode a given image, beside the autoencoder."""
 

@@ -38,7 +38,7 @@ class ZImageSpec(ImageSpec, FlowSpec):
     """Describes a Z-Image pipeline folder from its configs."""
 
     network_class = ZImageTransformer2DModel
-    text_argument = "cap_feats"
+    text_arguments = ("cap_feats",)
 
     def vae_latents(
         self, network: ZImageTransformer2DModel, folder: Path, size: ClipSize

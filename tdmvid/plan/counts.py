@@ -348,8 +348,8 @@ def _embedding_bytes(networks: Outline) -> int:
     config, folder, spec = networks.config, networks.folder, networks.family.spec
     with torch.device("meta"):
         inputs = spec.example(networks.network, folder, config.video, 1, torch_dtype(config.model))
-    states = inputs[spec.text_argument]
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(states))
+    states = [tensor for name in spec.text_arguments for tensor in _tensors(inputs[name])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in states)
 
 
 def _tensors(argument: Any) -> list[torch.Tensor]:

@@ -269,6 +269,8 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
         (count for name, count in text.items() if path.stem.startswith(name)),
         made.pipeline.text / 2,
     )
+    if path.stem.startswith("hunyuan"):  # the prompt, and quoted text
+        assert made.pipeline.embedding == 2 * (1000 * 3584 + 256 * 1472)
     assert made.total() < 80 * GIB and re.search(
         "peak memory .* of 80 GiB", describe(made, device_memory=80)
     )
