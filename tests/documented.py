@@ -1,10 +1,13 @@
-"""Commands and settings in the fenced code blocks of README.md, CONTRIBUTING.md and docs/."""
+"""Commands and settings in README.md, CONTRIBUTING.md, docs/ and the programs' docstrings."""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import re
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,10 @@ FENCE = re.compile(r"^( *)```([\w.+-]*)([^\n]*)\n(.*?)^ *```$", re.M | re.S)
 HEADING = re.compile(r"^#+ .*$", re.M)
 EMBEDDED = ("shapes",)
 EVALUATIONS = {"vbench": VBenchConfig, "images": ImageConfig}
+INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+MENTIONED = ("tdmvid", "python")
+STARTS = re.compile(r'main\(\[((?:"\w+", )+)\*sys\.argv')
+"""The call in a script of launch/ or eval/ that starts a command of `tdmvid`."""
 PLACEHOLDER = re.compile(r"^(\.\.\.|[A-Z]+|my_\w+\.json)$")
 """What a reader is to replace: `--config ...`, `--config FILE`, `--config my_config.json`."""
 
@@ -102,6 +109,86 @@ def commands() -> list[Command]:
     return found
 
 
+def usages() -> list[Command]:
+    """The commands in the docstrings of programs, which are their help texts."""
+    found = []
+    for folder in ("tdmvid/cli", "launch", "eval", "benchmarks", "examples/shapes"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            page = str(path.relative_to(ROOT))
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            texts = [ast.get_docstring(tree) or ""]
+            texts += [  # help texts of nested commands
+                node.value.value
+                for node in tree.body
+                if isinstance(node, ast.Assign)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ]
+            for text in texts:
+                found += _usages_of(page, text)
+    return found
+
+
+def _usages_of(page: str, text: str) -> list[Command]:
+    """The commands in the indented lines of a docstring."""
+    block = Block(page, 1, "", text, text)
+    lines = textwrap.dedent(text).replace("\\\n", " ").splitlines()
+    return [
+        Command(words, block)
+        for line in lines
+        if line.startswith("    ")
+        for words in split_line(line)
+        if words[0] in PROGRAMS and words[-1] != "..."  # an abbreviation
+    ]
+
+
+def mentions() -> list[Command]:
+    """The commands between backticks in the text of all pages. They may lack required options."""
+    found = {}
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        for text in INLINE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+            for words in split_line(" ".join(text.split())):
+                if words[0] in MENTIONED and len(words) > 1:
+                    found[words] = Command(words, Block(name, 1, "", text, ""))
+    return list(found.values())
+
+
+def check_mention(command: Command) -> None:
+    """Check that the program of a mention has every option that the mention names.
+
+    Raises:
+        AssertionError: For an unknown option.
+    """
+    words = list(command.words)
+    if words[1].startswith("tests/"):
+        assert (ROOT / words[1]).is_file(), command
+        return
+    parser, rest = parser_of(words)
+    commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if commands and rest and rest[0] in commands[0].choices:
+        parser = commands[0].choices[rest[0]]
+    unknown = {word for word in rest if word.startswith("--")} - set(parser._option_string_actions)
+    assert not unknown, f"{command}: {', '.join(sorted(unknown))}"
+
+
+def parser_of(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser of a program of ours, and the words that it parses."""
+    program, *rest = words
+    if program == "python" and rest[0] == "-m":
+        program, *rest = rest[1:]
+    elif program == "python":
+        start = STARTS.search((ROOT / rest[0]).read_text(encoding="utf-8"))
+        program, *rest = rest
+        if start is not None:
+            program, rest = "tdmvid", [*re.findall(r"\w+", start[1]), *rest]
+        else:
+            program = program.removesuffix(".py").replace("/", ".")
+    if program == "tdmvid":
+        return command_parser(rest[0]), rest[1:]
+    return build_parser(program), rest
+
+
 def split_line(line: str) -> list[tuple[str, ...]]:
     """The commands of a line, which `;` and `&&` part, without prompt, environment and output."""
     parts: list[list[str]] = [[]]
@@ -138,7 +225,7 @@ def parse_tdmvid(words: list[str]) -> argparse.Namespace:
 def parse_script(words: list[str]) -> argparse.Namespace:
     """Parse `launch/X.py ...` or `eval/X.py ...`, which start a command of `tdmvid`."""
     text = (ROOT / words[0]).read_text(encoding="utf-8")
-    start = re.search(r'main\(\[((?:"\w+", )+)\*sys\.argv', text)
+    start = STARTS.search(text)
     if start is None:
         return parse_main(words[0].removesuffix(".py").replace("/", "."), words[1:])
     return parse_tdmvid([*re.findall(r"\w+", start[1]), *words[1:]])
@@ -146,18 +233,19 @@ def parse_script(words: list[str]) -> argparse.Namespace:
 
 def parse_main(module: str, words: list[str]) -> argparse.Namespace:
     """Parse the options of a program with a `main`, by the parser that it builds itself."""
-    import importlib
+    return build_parser(module).parse_args(words)
 
-    name = module.removeprefix("eval.")  # eval/ itself is on the path
-    found: list[argparse.Namespace] = []
+
+def build_parser(module: str) -> argparse.ArgumentParser:
+    """Return the parser that the `main` of a program builds."""
+    found: list[argparse.ArgumentParser] = []
     with pytest.MonkeyPatch.context() as patch:
-        real: Callable = argparse.ArgumentParser.parse_args
 
         def parse_args(parser: argparse.ArgumentParser, *_: object) -> None:
-            found.append(real(parser, words))
+            found.append(parser)
             raise Parsed
 
-        program = importlib.import_module(name)
+        program = importlib.import_module(module.removeprefix("eval."))  # eval/ is on the path
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         with pytest.raises(Parsed):
             program.main()

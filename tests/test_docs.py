@@ -53,6 +53,27 @@ def test_a_command_of_the_documentation_is_one_that_the_program_takes(command):
         assert GPU.search(command.block.section), f"{command}: say that it needs a GPU"
 
 
+@pytest.mark.parametrize("command", documented.usages(), ids=str)
+def test_a_command_of_a_help_text_is_one_that_the_program_takes(command):
+    documented.parse(command)
+
+
+@pytest.mark.parametrize("command", documented.mentions(), ids=str)
+def test_a_command_in_the_text_has_the_options_that_it_is_said_to_have(command):
+    documented.check_mention(command)
+
+
+def test_a_wrong_option_in_the_text_would_be_found():
+    block = documented.Block("page", 1, "", "", "")
+    for words in (
+        ("tdmvid", "score", "shapes", "--prompt", "a"),
+        ("python", "-m", "benchmarks.race", "--repeats", "2"),
+        ("python", "eval/latency.py", "--seeds", "2"),
+    ):
+        with pytest.raises(AssertionError, match=words[-2]):
+            documented.check_mention(documented.Command(words, block))
+
+
 def test_prompts_of_the_documentation_are_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generated = re.compile(r"(videos|images|shapes)(:\d+)*$")

@@ -1,6 +1,7 @@
 """Compare the students of a run with several K, each sampled with several numbers of steps.
 
-    tdmvid score conditions runs/X/lora --prompt "a red ring moving left" --steps 1 2 4 8 --out grid
+    tdmvid score conditions runs/X/lora --prompt "a red ring moving left" --steps 1 2 4 8 --cfg 2 \\
+        --out grid
 
 The run has `objective.step_set` and exported a student for each K. The teacher's samples are the
 reference. For students of the embedded teacher, every cell also has scores on the shapes world. The
