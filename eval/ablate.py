@@ -19,7 +19,6 @@ results, next to that folder. --pages docs updates those in docs/.
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import takewhile
 from pathlib import Path
 
@@ -27,6 +26,9 @@ import torch
 
 import ablations
 from tdmvid.cli.leave import run_program
+from tdmvid.config import check_number
+from tdmvid.config.json_files import read_object
+from tdmvid.config.ranges import MILLION, Range
 from tdmvid.data.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +55,7 @@ def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> 
                 continue
             path = kept / f"{number:02d}_{seed}.json"
             if path.is_file():
-                check(json.loads(path.read_text()), row, suite, path)
+                read_result(path, row, suite)
                 continue
             figures = suite.measure(row, seed)
             write_json(
@@ -67,20 +69,25 @@ def run(suite, seeds: list[int], kept: Path, names: list[str] | None = None) -> 
             )
 
 
-def check(result: dict, row, suite, path: Path) -> None:
-    """Check that a stored result has the same settings. Exits if it does not.
+def read_result(path: Path, row, suite) -> dict:
+    """Read a stored result. Exits if it was measured with other settings.
 
     Args:
-        result: The stored result.
+        path: File of the result.
         row: Row of the suite.
         suite: The suite.
-        path: File of the result.
+
+    Returns:
+        Values by column.
     """
-    if (result["row"], result["settings"]) != (repr(row), suite.settings()):
+    result = read_object(path)
+    known = result.get("row"), result.get("settings")
+    if known != (repr(row), suite.settings()):
         raise SystemExit(
-            f"{path} was measured as {result['row']} with {result['settings']}, but this run has"
-            f" {row} with {suite.settings()}: choose another --out"
+            f"{path} was measured as {known[0]} with {known[1]}, but this run has {row} with"
+            f" {suite.settings()}: choose another --out"
         )
+    return result["figures"]
 
 
 def results(suite, kept: Path) -> dict[str, list[dict]]:
@@ -97,7 +104,7 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
     """
     found = {
         row.name: {
-            int(path.stem.split("_")[1]): json.loads(path.read_text())["figures"]
+            int(path.stem.split("_")[1]): read_result(path, row, suite)
             for path in kept.glob(f"{number:02d}_*.json")
         }
         for number, row in enumerate(suite.rows())
@@ -148,6 +155,8 @@ def main() -> None:
         "--pages", type=Path, help="folder for the page and the plot (default: --out)"
     )
     args = parser.parse_args()
+    allowed = Range(0, MILLION, "iterations; 0 uses the suite's default")
+    check_number("--iterations", args.iterations, allowed)
     torch.set_num_threads(1)
     suite = ablations.suite(args.suite, args.iterations)
     kept = args.out / args.suite

@@ -70,7 +70,7 @@ def of_length(recipe, iterations: int):
     Returns:
         A new recipe.
     """
-    return replace(recipe, iterations=iterations, ema=1 - 5 / iterations)
+    return replace(recipe, iterations=iterations, ema=max(0.0, 1 - 5 / iterations))
 
 
 class ToySuite:

@@ -1,0 +1,118 @@
+"""Every suite of eval/ablate.py runs from its command to its page. Nothing is trained."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
+
+import ablate
+import pytest
+import torch
+from refusals import refused
+
+import ablations
+from ablations import shapes
+from ablations import toy as toy_suite
+from ablations.toy import ToySuite, toy
+from tdmvid.diffusion.denoiser import Cond
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def replace_function(monkeypatch, module, name, function):
+    """Replace a function by another one that has to be called with the same signature."""
+    real = getattr(module, name)
+    monkeypatch.setattr(module, name, create_autospec(real, side_effect=function))
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Replace what trains. Samples are few, but drawn and scored as usual."""
+
+    def distil(process, recipe, *, start, student=None, on_step):
+        for step in (1, 2):
+            on_step(step, lambda: start, 4 * step, {"grad_norm/student": 1.0, "ess/reward": 0.5})
+        return student or start
+
+    def pretrained(process, recipe):
+        conditioned = recipe.objective.conditioned_on_steps
+        return toy.VelocityNetwork(process, width=8, conditioned_on_steps=conditioned)
+
+    replace_function(monkeypatch, toy, "distil", distil)
+    replace_function(monkeypatch, toy, "pretrained", pretrained)
+    replace_function(monkeypatch, toy_suite, "consistent", lambda start, teacher: start)
+    for name in ("count", "shares"):
+        monkeypatch.setattr(ToySuite, name, 200)
+
+
+@pytest.fixture
+def unsampled(monkeypatch, tmp_path):
+    """Replace training, sampling and scoring of the shapes suite; configs are read as usual."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setattr(shapes, "ROOT", tmp_path)
+    backbone = SimpleNamespace(
+        encode_prompts=lambda prompts: Cond({"x": torch.zeros(len(prompts), 1)}),
+        release_text=lambda: None,
+        latent_shape=lambda: (1,),
+        decode=lambda latents: latents,
+    )
+
+    def train(config, *, resume, at_end):
+        config.folder.mkdir(parents=True)
+        at_end(SimpleNamespace(backbone=backbone, grids=(), grid=None))
+        return config.folder
+
+    value = {"value": 0.5}
+    scores = {"all": value, "frechet": value, "diversity": value}
+    replace_function(monkeypatch, shapes.trainer, "train", train)
+    replace_function(monkeypatch, shapes, "sample_student", lambda run, z, cond, **_: z)
+    replace_function(monkeypatch, shapes.score, "score_videos", lambda *_: scores)
+    replace_function(monkeypatch, shapes.score, "reference_features", lambda *_: torch.zeros(2, 14))
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["ablate.py", *map(str, words)])
+    ablate.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ablations.SUITES)
+def test_a_suite_measures_every_row_and_shows_it(name, tmp_path, monkeypatch, untrained, unsampled):
+    out = tmp_path / "out"
+    run(monkeypatch, "--suite", name, "--seeds", 0, 1, "--out", out)
+    suite = ablations.suite(name, 0)
+    page = (out / suite.page).read_text()
+    for row in suite.rows():
+        assert f" {row.name.removeprefix(f'{row.group}: ')} |" in page
+    claims = [claim for claim in suite.claims() if f"| {claim.text} |" not in page]
+    assert not claims, "a claim is shown if both of its rows have results"
+
+
+def test_a_suite_of_negative_length_is_refused(tmp_path, monkeypatch):
+    with refused("--iterations=-1"):
+        run(monkeypatch, "--suite", "toy", "--iterations", -1, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("text, fact", [("{", "not JSON"), ("[]", "object"), ("{}", "--out")])
+def test_a_stored_result_that_is_none_is_refused_by_name(tmp_path, text, fact):
+    suite = ToySuite()
+    path = tmp_path / "00_0.json"
+    path.write_text(text)
+    with refused(path, fact, error=(ValueError, SystemExit)):
+        ablate.results(suite, tmp_path)
+
+
+def test_a_page_is_not_made_from_results_of_a_row_that_has_changed(tmp_path):
+    old, new = ToySuite(10), ToySuite(10)
+    rows = old.rows()
+    new.rows = lambda: rows[::-1]
+    stored = {"row": repr(rows[0]), "settings": old.settings(), "figures": {"mass": 0.5}}
+    (tmp_path / "00_0.json").write_text(json.dumps(stored))
+    assert ablate.results(old, tmp_path)["TDM"] == [{"mass": 0.5}]
+    with pytest.raises(SystemExit, match="choose another --out"):
+        ablate.results(new, tmp_path)
+
+
+def test_a_run_of_few_iterations_has_no_negative_average():
+    assert ToySuite(3).base.ema == 0 and ToySuite(1000).base.ema == 0.995
