@@ -21,6 +21,7 @@ from diffusers import CogVideoXPipeline
 from PIL import Image
 from torch import Tensor
 
+from tdmvid.adapters.bundle import FACTS, read_facts
 from tdmvid.cli.leave import run_program
 from tdmvid.export.load import load_pipeline
 from tdmvid.shapes import TEACHER, metrics
@@ -58,8 +59,18 @@ def samplers(style: Path, run: Path) -> dict[str, tuple[Any, int, float]]:
 
     Returns:
         For each name a pipeline, its number of steps and its guidance scale.
+
+    Raises:
+        ValueError: A folder has no LoRA, or the run has no student.
     """
-    few = json.loads((run / "lora" / "export.json").read_text())["steps"]
+    if not any(style.glob("*.safetensors")):
+        raise ValueError(
+            f"--style {style} has no .safetensors file: make the LoRA with"
+            " examples.shapes.make_night_lora"
+        )
+    few = read_facts(run / "lora").get("steps")
+    if not few:
+        raise ValueError(f"--run {run}: lora/{FACTS} has no steps; choose a finished run")
     return {
         "teacher": (teacher(), STEPS, GUIDANCE),
         "teacher with the style LoRA": (teacher(style), STEPS, GUIDANCE),

@@ -238,7 +238,7 @@ def train_image_teacher(work: Path, out: Path, recipe: Recipe, *, device: str) -
         device: Device to train on.
 
     Raises:
-        FloatingPointError: A gradient is not finite.
+        RuntimeError: A gradient is not finite.
     """
     data = encode_videos(work, recipe, device=device)
     scheduler = CogVideoXDDIMScheduler.from_pretrained(TEACHER, subfolder="scheduler")
@@ -258,7 +258,7 @@ def train_image_teacher(work: Path, out: Path, recipe: Recipe, *, device: str) -
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(mine, recipe.clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
+            raise RuntimeError(
                 f"image teacher: gradient norm {norm.item()} at step {step}: lower lr ({recipe.lr})"
             )
         optimizer.step()

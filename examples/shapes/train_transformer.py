@@ -264,7 +264,7 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
         device: Device to train on.
 
     Raises:
-        FloatingPointError: A gradient is not finite.
+        RuntimeError: A gradient is not finite.
     """
     data = encode_videos(
         work, vae, recipe.videos, pair_share=recipe.pair_share, device=device, seed=recipe.seed
@@ -287,7 +287,7 @@ def train_teacher(work: Path, vae: AutoencoderKLCogVideoX, recipe: Recipe, *, de
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(states["live"].parameters(), recipe.clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
+            raise RuntimeError(
                 f"teacher: gradient norm {norm.item()} at step {step}: lower lr ({recipe.lr})"
             )
         optimizer.step()

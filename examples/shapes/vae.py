@@ -111,7 +111,7 @@ def train_vae(work: Path, *, iterations: int, device: str, seed: int = 1) -> Aut
         The autoencoder.
 
     Raises:
-        FloatingPointError: A gradient is not finite.
+        RuntimeError: A gradient is not finite.
     """
     torch.manual_seed(seed)
     vae = build_vae().to(device)
@@ -135,9 +135,7 @@ def train_vae(work: Path, *, iterations: int, device: str, seed: int = 1) -> Aut
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"vae: gradient norm {norm.item()} at step {step}: lower LR ({LR})"
-            )
+            raise RuntimeError(f"vae: gradient norm {norm.item()} at step {step}: lower LR ({LR})")
         optimizer.step()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", kl=f"{kl.item():.2f}")
