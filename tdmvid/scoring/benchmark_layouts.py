@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..config.json_files import read_json
+from ..config.json_files import parse_json, read_json
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot
 
@@ -115,7 +115,7 @@ def _geneval(path: Path, seeds: int) -> Layout:
     for index, line in enumerate(
         line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
     ):
-        row = json.loads(line)
+        row = parse_json(line, f"{path}, prompt {index}")
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or "tag" not in row:
             raise ValueError(
                 f"{path}, prompt {index}: {line[:80]!r} has no prompt and tag: give GenEval's"

@@ -106,6 +106,7 @@ def test_t2v_compbench_counts_its_videos_from_one(tmp_path):
     [
         ("imagenet", "x.txt", "a", ("'imagenet'", "hpdv2, drawbench")),
         ("geneval", "x.jsonl", '{"text": "a"}', ("prompt 0", "tag")),
+        ("geneval", "x.jsonl", '{"prompt": ', ("x.jsonl", "prompt 0", "not JSON")),
         ("coco", "x.json", '{"images": []}', ("x.json", "COCO")),
         ("drawbench", "x.json", '{"a": 1}', ("x.json",)),
         ("hpdv2", "x.json", "[]", ("x.json",)),

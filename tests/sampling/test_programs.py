@@ -1,0 +1,56 @@
+"""`tdmvid latency` and `tdmvid benchmark`, and the scripts that start a command of `tdmvid`."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from refusals import refused
+
+from tdmvid.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTS = re.compile(r'main\(\[((?:"\w+", )+)\*sys\.argv')
+SCRIPTS = [
+    path
+    for path in sorted([*ROOT.glob("launch/*.py"), *ROOT.glob("eval/*.py")])
+    if STARTS.search(path.read_text())
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_starts_its_command(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    words = re.findall(r"\w+", STARTS.search(path.read_text())[1])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: tdmvid {' '.join(words)} ")
+
+
+@pytest.mark.slow
+def test_latency_prints_a_table_and_writes_its_numbers(student, tmp_path, capsys):
+    out = tmp_path / "latency.json"
+    words = ["--steps", "3", "--cfg", "2", "--repeats", "1", "--json", str(out)]
+    main(["latency", "--lora", str(student), *words])
+    found = json.loads(out.read_text())
+    assert found["fewer_calls"] == 3 and found["video"]["frames"] == 9
+    assert "9 x 32 x 32, float32, batch 1, median of 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_videos_is_sampled_for_its_scorer(student, tmp_path, capsys):
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    prompts.mkdir()
+    (prompts / "7_numeracy.txt").write_text("two fish\nthree cats\n")
+    words = ["--prompts", str(prompts), "--out", str(out), "--cache", str(tmp_path / "cache")]
+    common = ["benchmark", *words, "--lora", str(student), "--benchmark"]
+    main([*common, "t2v-compbench", "--limit", "1"])
+    assert [path.name for path in (out / "numeracy").glob("*.mp4")] == ["0001.mp4"]
+    assert f"wrote 1 files for the scorer of t2v-compbench to {out}" in capsys.readouterr().out
+    (prompts / "metadata.jsonl").write_text('{"prompt": "a", "tag": "b"}\n')
+    words[1] = str(prompts / "metadata.jsonl")
+    with refused("--benchmark=geneval", "9 frames", error=SystemExit):
+        main(["benchmark", *words, "--lora", str(student), "--benchmark", "geneval"])
