@@ -33,16 +33,14 @@ SURROGATES = {
 LABELLED = ", two labelled fakes"
 DEARER = 1.25
 """Processor time of an iteration with two labelled fakes, relative to one without."""
+COMPARED = (", exact target", LABELLED, f", strength / {PART:g}")
+"""Ends of the names of groups that are measured with all seeds, besides the sweep."""
 ALONE = (", divided by its mean", ", Re-DMD", f", strength / {PART:g}", LABELLED)
 """Ends of the names of groups without a row of strength 0, which would be that of the others."""
 
 
-class Varied(Row):
-    """A row that varies another setting."""
-
-
 class Few(Row):
-    """A row with fewer seeds."""
+    """A row that varies another setting, with fewer seeds."""
 
     most_seeds: ClassVar[int] = 2
 
@@ -99,9 +97,8 @@ class RewardRows(ToySuite):
     ) -> Row:
         changed = replace(self.base.objective, **objective)
         recipe = replace(base or self.base, objective=changed, strength=strength, **changes)
-        kind = Row if group in self._swept() else Varied
-        if recipe.iterations > self.base.iterations:
-            kind = Few
+        plain = group in self._swept() or group.endswith(COMPARED)
+        kind = Row if plain else Few
         return kind(group, f"{group}: lam {recipe.aimed:g}", recipe, curve=group)
 
     def _as(self, kind: type[Rewarded], **more) -> Rewarded:
@@ -217,7 +214,7 @@ class RewardRows(ToySuite):
         """Return TDM-R1 in the same processor time, with the best settings that were found."""
         base = of_length(self._as(TDMR1), self.base.iterations // 2)
         return [
-            Varied(group, f"{group}: {name}", replace(base, radius=radius, **changes))
+            Row(group, f"{group}: {name}", replace(base, radius=radius, **changes))
             for radius in RADII
             for group in [self._ring(radius, "TDM-R1")]
             for name, changes in SURROGATES.items()
