@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=128, help="held-out captions (128)")
     parser.add_argument("--seeds", type=int, default=4, help="videos per caption (4)")
     parser.add_argument("--seed", type=int, default=28, help="seed of captions and noise (28)")
-    parser.add_argument("--reference", type=int, default=2048, help="ground-truth videos (2048)")
+    parser.add_argument("--reference", type=int, default=1024, help="ground-truth videos (1024)")
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--page", type=Path, help="write the tables to this Markdown file")
     parser.add_argument("--picture", type=Path, help="write videos of all samplers to this PNG")
