@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import parse
 from tdmvid.cli.leave import run_program
 from tdmvid.data.files import write_json
 
@@ -50,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="short clips: a trial of the program")
     parser.add_argument("--pretend", action="store_true", help="on a device that computes nothing")
     parser.add_argument("--job", choices=NAMES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser)
     args.seconds = args.seconds or (3600 if args.pretend else 520)
     return args
 
@@ -116,9 +117,10 @@ def main() -> None:
     for name in args.jobs:
         left = end - time.monotonic()
         if left < 20:
-            rows.append({"row": name, "job": name, "error": "no time left"})
-            continue
-        for row in rows_of(name, command_of(name, args), min(left, args.seconds / 3)):
+            found = iter([{"row": name, "job": name, "error": "no time left"}])
+        else:
+            found = rows_of(name, command_of(name, args), min(left, args.seconds / 3))
+        for row in found:
             rows.append(row)
             print(row, flush=True)
             write_json(args.json, {"rows": rows})

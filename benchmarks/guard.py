@@ -419,6 +419,8 @@ def main() -> None:
     if args.cost:
         print(json.dumps(cost(folder), indent=2))
         return
+    if args.show and not any(_is_done(folder, name) for name in RECIPES):
+        raise ValueError(f"--show: {folder} has no finished run; leave --show out to train them")
     if not (folder / "teacher.safetensors").exists():
         sample_teacher(folder)
     for name, recipe in RECIPES.items():

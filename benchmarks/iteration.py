@@ -32,6 +32,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.options import parse
 from benchmarks.published import published
 from benchmarks.stopwatch import MIB, alternate, peak_bytes, report
 from benchmarks.untrained import SMALL, Stage, build_stage, untrained
@@ -79,8 +80,15 @@ def prepare(
 
     Returns:
         The config.
+
+    Raises:
+        ValueError: The network does not have `layers`.
     """
     file, changes, family = NETWORKS[name]
+    if family is None and layers:
+        raise ValueError(
+            f"--layers={layers} has no effect on {name!r}, which is trained: choose another network"
+        )
     one = "batch.total=0"  # time a micro-batch, not a step of a full run
     config = load_config(file, [one, *changes, *overrides])
     if family is None:
@@ -345,7 +353,7 @@ def arguments() -> argparse.Namespace:
         help="folder for random weights, which are written once",
     )
     parser.add_argument("--json", type=Path, help="add the results to this file")
-    return parser.parse_args()
+    return parse(parser)
 
 
 def main() -> None:
@@ -356,8 +364,11 @@ def main() -> None:
     names = args.networks or [
         name for name in NETWORKS if name != "cogvideox2b" or world.device.type == "cuda"
     ]
-    for name in names:
-        config = prepare(name, args.work, args.set, whole=args.whole, layers=args.layers)
+    configs = {  # all of them before the first is measured
+        name: prepare(name, args.work, args.set, whole=args.whole, layers=args.layers)
+        for name in names
+    }
+    for name, config in configs.items():
         size = f", {args.layers} blocks" if args.layers else ", whole" if args.whole else ""
         title = (
             f"{name}{size}: {config.model.dtype}, batch {config.batch.micro}, LoRA rank"

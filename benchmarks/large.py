@@ -27,11 +27,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import parse
 from benchmarks.stopwatch import Kept, seconds
 from benchmarks.untrained import Stage, build_stage, untrained
 from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config, share_batch
+from tdmvid.config.ranges import Range
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
 from tdmvid.plan.plan import Plan, make_plan
@@ -84,7 +86,7 @@ def arguments() -> argparse.Namespace:
         help="folder for random weights, which are written once",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parse(parser, iterations=Range(1, 1000, "iterations"))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import race
+from benchmarks.options import parse
 from benchmarks.stopwatch import MIB, Kept, alternate, report
 from tdmvid.backbones.quantize import held_bytes
 from tdmvid.cli.leave import run_program
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
         help="number of held-out captions to score with, four videos each",
     )
     parser.add_argument("--json", type=Path, help="add the results to this file")
-    return parser.parse_args()
+    return parse(parser)
 
 
 def of_kind(config: RunConfig, kind: str) -> RunConfig:
@@ -132,7 +133,7 @@ def costs(runs: dict[str, Run], repeats: int) -> list[list[object]]:
         device=z.device,
     )
     loops = {
-        kind: lambda turn, run=run: race._iterations(run, "tdmvid", range(2 * turn, 2 * turn + 2))
+        kind: lambda turn, run=run: race.run_iterations(run, range(2 * turn, 2 * turn + 2))
         for kind, run in runs.items()
     }
     iterations = alternate(loops, repeats=repeats, device=z.device)
@@ -173,7 +174,7 @@ def students(config: RunConfig, captions: int, seeds: int) -> list[list[object]]
         found = []
         for seed in range(seeds):
             run = build_run(replace(of_kind(config, kind), seed=seed), launch.start("none"))
-            race._iterations(run, "tdmvid", range(config.steps))
+            race.run_iterations(run, range(config.steps))
             whole = (
                 on_whole_base(run, run.engines["student"].weights(averaged=True))
                 if run.rounding

@@ -14,7 +14,6 @@ the first stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,14 +23,16 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import toy as mixture
+from benchmarks.options import parse
 from benchmarks.published import published
 from benchmarks.stopwatch import alternate, report
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
+from tdmvid.config.json_files import read_object
 from tdmvid.data.files import write_json
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.distill.iteration import iterate
+from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import build_objective
 from tdmvid.parallel import launch
 from tdmvid.shapes import score, world
@@ -92,7 +93,47 @@ class Results:
         self.path = path
         self.found: dict[str, Any] = {}
         if path is not None and path.exists():
-            self.found = json.loads(path.read_text())
+            self.found = read_object(path)
+
+    def check(self, key: str, value: Any) -> None:
+        """Store a setting that all results share, or compare it with the stored one.
+
+        Args:
+            key: Name of the setting.
+            value: Its value.
+
+        Raises:
+            ValueError: The stored results have another value.
+        """
+        if self.found.setdefault(key, value) != value:
+            raise ValueError(
+                f"{key}={value}: the results in {self.path} have {self.found[key]}; choose another"
+                " --results"
+            )
+
+    def counts(
+        self, key: str, names: Sequence[str], measure: Callable[[], dict[str, int]]
+    ) -> dict[str, int]:
+        """Return the number of iterations of each pattern, which are measured together.
+
+        Args:
+            key: Name of the result.
+            names: Patterns.
+            measure: Measures all of them.
+
+        Returns:
+            Number of iterations by pattern.
+
+        Raises:
+            ValueError: The stored numbers lack a pattern.
+        """
+        counts = self.get(key, measure)
+        if missing := [name for name in names if name not in counts]:
+            raise ValueError(
+                f"--patterns {missing[0]!r}: {self.path} has the {key} of other patterns only; use"
+                f" those ({', '.join(counts)}), or choose another --results"
+            )
+        return counts
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return a result. If it is not known yet, measure, store and print it.
@@ -169,8 +210,9 @@ def toy(seconds: float, seeds: int, names: Sequence[str], results: Results) -> T
         return Student(mixture.score(student, 4, shift=shift), seconds)
 
     loops = {name: lambda turn, name=name: distilled(name, each) for name in names}
-    counts = results.get(
+    counts = results.counts(
         f"iterations in {seconds:g} s, toy",
+        names,
         lambda: fitting(loops, seconds, torch.device("cpu"), each=each),
     )
     rows = _rows(counts, seeds, names, results, f"{seconds:g} s, toy", measured)
@@ -215,8 +257,8 @@ def shapes(
     def calibrated() -> dict[str, int]:
         runs = {name: built(name) for name in names}
         loops = {
-            name: lambda turn, name=name: _iterations(
-                runs[name], name, range(4 * turn, 4 * turn + 4)
+            name: lambda turn, name=name: run_iterations(
+                runs[name], range(4 * turn, 4 * turn + 4), PATTERNS[name].iteration
             )
             for name in names
         }
@@ -225,10 +267,12 @@ def shapes(
     def measured(name: str, seed: int) -> Student:
         run = built(name, steps=counts[name], seed=seed)
         began = time.process_time()
-        _iterations(run, name, range(counts[name]))
-        return Student(distance(run), time.process_time() - began)
+        run_iterations(run, range(counts[name]), PATTERNS[name].iteration)
+        seconds = time.process_time() - began  # before the score
+        return Student(distance(run), seconds)
 
-    counts = results.get(f"iterations in {seconds:g} s, shapes", calibrated)
+    results.check("--set", list(overrides))
+    counts = results.counts(f"iterations in {seconds:g} s, shapes", names, calibrated)
     distance = Distance(built("stop"), captions, each_caption)
     rows = _rows(counts, seeds, names, results, f"{seconds:g} s, shapes", measured)
     title = f"shapes, {seconds:g} s for each student; {len(distance.z)} videos of held-out captions"
@@ -307,10 +351,17 @@ def _config(config: RunConfig, name: str) -> RunConfig:
     return replace(config, objective=replace(config.objective, **pattern.options), batch=batch)
 
 
-def _iterations(run: Run, name: str, steps: range) -> None:
+def run_iterations(run: Run, steps: range, iteration: Callable[..., Outcome] = iterate) -> None:
+    """Train a run without logging, samples and checkpoints.
+
+    Args:
+        run: The run.
+        steps: Iterations.
+        iteration: Iteration function.
+    """
     for step in steps:
         options = {} if run.stream is None else {"stream": run.stream}
-        outcome = PATTERNS[name].iteration(
+        outcome = iteration(
             step,
             micro_batches(run, step),
             (run.config.batch.micro, *run.backbone.latent_shape()),
@@ -352,10 +403,12 @@ def main() -> None:
         help="override a setting of the shapes run",
     )
     parser.add_argument("--results", type=Path, help="JSON file to store every result in")
-    args = parser.parse_args()
+    args = parse(parser)
     torch.set_num_threads(1)
     results = Results(args.results)
     if args.teacher == "toy":
+        if args.set:
+            raise ValueError(f"--set {args.set[0]} has no effect on the race toy: leave it out")
         found = toy(args.seconds, args.seeds, args.patterns, results)
     else:
         found = shapes(args.seconds, args.seeds, args.patterns, results, args.set)

@@ -30,6 +30,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from benchmarks.iteration import NETWORKS, prepare
+from benchmarks.options import parse
 from benchmarks.stopwatch import alternate, report
 from benchmarks.untrained import Stage, build_stage, text_like
 from tdmvid.backbones.base import Backbone
@@ -235,7 +236,7 @@ def arguments() -> argparse.Namespace:
         help="folder for random weights, which are written once",
     )
     parser.add_argument("--json", type=Path, help="add the results to this file")
-    return parser.parse_args()
+    return parse(parser)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.iteration import steps_of_extreme_k
+from benchmarks.options import parse
 from benchmarks.stopwatch import Kept, alternate, peak_bytes, report
 from benchmarks.untrained import SMALL, build_stage, untrained
 from tdmvid.cli.leave import run_program
@@ -296,7 +297,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="add the results to this file")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parse(parser)
 
 
 def one(args: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from tdmvid.backbones.quantize import parts
+from tdmvid.config.json_files import read_object
 from tdmvid.data.files import write_json
 
 MIB = 2**20
@@ -245,7 +246,7 @@ def report(
     assert len({*head}) == len(head), head
     print(f"\n{title}\n{machine(device)}\n\n{table(head, rows)}", flush=True)
     if path:
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = read_object(path) if path.exists() else {}
         write_json(
             path,
             known

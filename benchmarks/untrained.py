@@ -96,7 +96,14 @@ def _change(folder: Path, family: type[Backbone], changes: dict) -> None:
     """Change the configs of a teacher's networks."""
     for name in family.spec.components(folder):
         path = folder / name / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        known = json.loads(path.read_text())
+        if unknown := sorted(changes.keys() - known.keys()):
+            option = "--layers" if unknown == ["num_layers"] else unknown[0]
+            raise ValueError(
+                f"{option}={changes[unknown[0]]} has no effect on {family.pipeline_class}, whose"
+                f" {name}/config.json has no {unknown[0]}: leave it out"
+            )
+        path.write_text(json.dumps(known | changes))
 
 
 def shortened(config: RunConfig, layers: int, work: Path) -> RunConfig:
