@@ -111,7 +111,7 @@ def _truth(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Te
 
 @torch.no_grad()
 def reconstructions(
-    work: Path, vae: AutoencoderKLCogVideoX, seed: int, count: int = POOL
+    work: Path, vae: AutoencoderKLCogVideoX, seed: int, count: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruct ground-truth videos with the autoencoder, or read those cached in `work`.
 
@@ -182,7 +182,7 @@ def train_judge(
     torch.manual_seed(seed)
     judge = Judge().to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=1e-2)
-    pool = reconstructions(work, vae.to(device), seed)
+    pool = reconstructions(work, vae.to(device), seed, POOL)
     start = load(work / "judge.pt", judge, optimizer)
     bar, saved = (
         tqdm(
