@@ -142,7 +142,7 @@ def build(recipe: Recipe, folder: Path) -> Run:
 
 
 def _config(recipe: Recipe, *settings: str) -> RunConfig:
-    usual = ("model.dtype=float32", "batch.micro=2")
+    usual = ("model.dtype=float32", "batch.micro=2", *STOP)
     return load_config("shapes_4nfe", [*usual, *settings, *recipe.settings])
 
 

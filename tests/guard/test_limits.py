@@ -21,7 +21,7 @@ def names(config, prompts=MANY):
     "changes, ratio",
     [
         (("fake.lr=2e-3", "student.lr=8e-4"), 2.5),
-        (("fake.lr=2e-4", "student.lr=8e-4", "objective.fake_updates=5"), 1.25),
+        ((*OWN, "fake.lr=2e-4", "student.lr=8e-4", "objective.fake_updates=5"), 1.25),
         (("objective.kind=dmd2", *OWN, "fake.lr=1e-5", "student.lr=1e-5"), 5.0),
         (("student.algorithm=sgd",), None),
     ],
@@ -37,7 +37,7 @@ def test_a_fake_that_is_slower_than_its_student_is_found_with_both_settings():
     assert finding.measure == "fake_rate" and finding.relative == pytest.approx(0.025)
     for fact in ("fake.lr=2e-05", "student.lr=0.0008", "objective.fake_updates"):
         assert fact in str(finding)
-    assert not names(demo(*slow, "objective.fake_updates=40"))
+    assert not names(demo(*OWN, *slow, "objective.fake_updates=40"))
     assert not names(demo("fake.lr=8e-4", "student.lr=8e-4"))
     assert not names(demo(*slow, "guard.fake_rate=0.02"))
 
