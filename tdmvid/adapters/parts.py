@@ -36,6 +36,6 @@ class Parts:
             }
             if both:
                 part.tensors |= {"a": both[i][0], "b": both[i][1]}
-            if both and "alpha" in self.tensors:  # the scale is alpha / rank
+            if a is not None and both and "alpha" in self.tensors:  # the scale is alpha / rank
                 part.tensors["alpha"] = self.tensors["alpha"] * len(both[i][0]) / len(a)
         return out

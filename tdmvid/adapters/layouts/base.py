@@ -106,9 +106,9 @@ class KeyLayout:
                 continue
             a, b = left.pop(f"{key}.{self.down}"), left.pop(f"{key}.{self.up}")
             count = len(joint.parts)
-            bias = left.pop(f"{key}.{self.bias}", torch.zeros(len(b))).chunk(count)
+            biases = left.pop(f"{key}.{self.bias}", torch.zeros(len(b))).chunk(count)
             for part, (own_a, own_b), own_bias in zip(
-                joint.parts, split_factors(a, b, count), bias, strict=True
+                joint.parts, split_factors(a, b, count), biases, strict=True
             ):
                 if part in modules:
                     state |= {f"{part}.lora_A.weight": own_a, f"{part}.lora_B.weight": own_b}

@@ -25,7 +25,6 @@ class Joined:
 
 Joining = Callable[[str], Joined | None]
 """A diffusers module name -> the layer that holds it, or None if it is a layer of its own."""
-_ENDS = ("A.weight", "B.weight", "B.bias")
 _QKV = {
     f"{before}{part}{after}": f"{before}qkv{after}"
     for before, after in (("to_", ""), ("add_", "_proj"))
@@ -59,7 +58,8 @@ def join_layers(
     out, factors = dict(state), dict(scales)
     for joint in dict.fromkeys(filter(None, map(joining, scales))):
         own = [part for part in joint.parts if part in scales]
-        a, b, bias = ([out.pop(f"{part}.lora_{end}", None) for part in own] for end in _ENDS)
+        a, b = ([out.pop(f"{part}.lora_{end}") for part in own] for end in ("A.weight", "B.weight"))
+        bias = [out.pop(f"{part}.lora_B.bias", None) for part in own]
         blocks = [factors.pop(part) * x.float() for part, x in zip(own, b, strict=True)]
         rows, dtype, at = len(blocks[0]), b[0].dtype, 0
         whole = torch.zeros(len(joint.parts) * rows, sum(x.shape[1] for x in blocks))
