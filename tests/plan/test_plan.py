@@ -228,6 +228,10 @@ def test_every_shipped_config_is_planned_without_weights_or_network(path, monkey
     published = {
         "cogvideox2b_4nfe": (1_693_783_872, 17_776),
         "cogvideox5b_4nfe": (5_570_283_072, 17_776),
+        # twice the input channels, 16 more for 2 x 2 patches of 3072 channels
+        "cogvideox5b_i2v_4nfe": (5_570_283_072 + 16 * 4 * 3072, 17_776),
+        # an embedding of `ofs` beside the input channels
+        "cogvideox1.5_5b_i2v_4nfe": (5_571_594_880, 45_106),
         "sd3_4nfe": (2_028_328_000, 4_429),
         "sd35_4nfe": (2_243_171_520, 4_429),
         "z_image_4nfe": (6_154_908_736, 4_608),
