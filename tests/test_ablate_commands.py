@@ -30,14 +30,14 @@ def replace_function(monkeypatch, module, name, function):
 def untrained(monkeypatch):
     """Replace what trains. Samples are few, but drawn and scored as usual."""
 
-    def distil(process, recipe, *, start, student=None, on_step):
+    def distil(process, recipe, *, start, student=None, on_step, iteration=None):
         for step in (1, 2):
             on_step(step, lambda: start, 4 * step, {"grad_norm/student": 1.0, "ess/reward": 0.5})
         return student or start
 
     def pretrained(process, recipe):
         conditioned = recipe.objective.conditioned_on_steps
-        return toy.VelocityNetwork(process, width=8, conditioned_on_steps=conditioned)
+        return toy.VelocityNetwork(process, width=recipe.width, conditioned_on_steps=conditioned)
 
     replace_function(monkeypatch, toy, "distil", distil)
     replace_function(monkeypatch, toy, "pretrained", pretrained)
