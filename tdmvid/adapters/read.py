@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,15 +99,7 @@ def read_lora(
             " file"
         )
     layout = next(iter(parts.values())).layout
-    prefix = {DIFFUSERS: f"{files.part}.", PEFT: "base_model.model."}.get(layout)
-    plain = prefix is not None and all(
-        _NEWEST.fullmatch(key)
-        and (
-            key.partition(".lora_")[0].removeprefix(prefix) in layers
-            or (layout == DIFFUSERS and text and key in left_out)
-        )
-        for key in tensors
-    )
+    ours = {*layers, *(left_out if text and layout == DIFFUSERS else ())}
     alphas = frozenset(
         found.tensors["alpha"].item() if "alpha" in found.tensors else None
         for name, found in parts.items()
@@ -117,7 +109,7 @@ def read_lora(
         layers,
         str(path),
         layout,
-        plain,
+        _is_plain(tensors, layout, files.part, ours),
         tuple(left_out),
         tuple(dropped),
         stated_alphas=alphas,
@@ -127,6 +119,18 @@ def read_lora(
     )
     _announce(lora)
     return lora
+
+
+def _is_plain(tensors: Mapping[str, Tensor], layout: str, part: str, ours: Set[str]) -> bool:
+    """Return whether the newest names of the layout are all that a file has: those of `ours`, its
+    layers and its tensors of text encoders.
+    """
+    prefix = {DIFFUSERS: f"{part}.", PEFT: "base_model.model."}.get(layout)
+    return prefix is not None and all(
+        _NEWEST.fullmatch(key)
+        and (key in ours or key.partition(".lora_")[0].removeprefix(prefix) in ours)
+        for key in tensors
+    )
 
 
 def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> LoraWeights:
