@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from tdmvid.backbones.quantize import parts
 from tdmvid.config.json_files import read_object
 from tdmvid.data.files import write_json
+from tdmvid.data.progress import progress
 
 MIB = 2**20
 
@@ -57,11 +58,14 @@ def alternate(
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: must be at least 1")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            wall, processor = seconds(partial(call, turn), device)
-            if turn:
-                taken[name].append((wall if device.type == "cuda" else processor, wall))
+    rounds = repeats + 1
+    with progress("timing", total=rounds * len(calls), unit="call") as bar:
+        for turn in range(rounds):
+            for name, call in calls.items():
+                wall, processor = seconds(partial(call, turn), device)
+                if turn:
+                    taken[name].append((wall if device.type == "cuda" else processor, wall))
+                bar.update()
     return {
         name: Clock(
             *(statistics.median(column) for column in zip(*times)), max(times)[0] / min(times)[0]
