@@ -23,7 +23,8 @@ from tdmvid.config import RunConfig, load_config
 from tdmvid.diffusion.sampler import sample
 from tdmvid.parallel import launch
 from tdmvid.parallel.launch import free_port
-from tdmvid.plan.plan import Plan, make_plan
+from tdmvid.plan.make import make_plan
+from tdmvid.plan.plan import Plan
 from tdmvid.plan.units import GIB
 
 Row = dict[str, Any]

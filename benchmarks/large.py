@@ -36,7 +36,8 @@ from tdmvid.config import RunConfig, load_config, share_batch
 from tdmvid.config.ranges import Range
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import Plan, make_plan
+from tdmvid.plan.make import make_plan
+from tdmvid.plan.plan import Plan
 from tdmvid.plan.units import GIB
 
 

@@ -26,7 +26,7 @@ from tdmvid.backbones.quantize import held_bytes
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train.run import Run, build_run, on_whole_base
 
 KINDS = ("none", "int8", "float8")

@@ -36,7 +36,8 @@ from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.cost import ATTENTION_ON_A_CPU
-from tdmvid.plan.plan import PASSING, Plan, make_plan
+from tdmvid.plan.make import make_plan
+from tdmvid.plan.plan import PASSING, Plan
 
 BASE = [
     "grid.kind=uniform",

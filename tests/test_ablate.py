@@ -24,7 +24,7 @@ from ablations.targets import TargetsSuite
 from ablations.toy import Row, ToySuite, toy
 from tdmvid.config import load_config
 from tdmvid.diffusion.sampler import Solver
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 
 
 @dataclass

@@ -31,14 +31,14 @@ for path in sorted(CONFIGS.glob("*.json")):
 PLAN_ALL = """
 from tdmvid.cli.main import main
 from tdmvid.config.resources import CONFIGS
-from tdmvid.plan import plan
+from tdmvid.plan import make
 def once(count):
     first = []
     def counted(networks):
         first or first.append(count(networks))
         return first[0]
     return counted
-plan.count_calls, plan.count_pipeline = once(plan.count_calls), once(plan.count_pipeline)
+make.count_calls, make.count_pipeline = once(make.count_calls), once(make.count_pipeline)
 for path in sorted(CONFIGS.glob("*.json"), key=lambda path: path.name != "shapes_4nfe.json"):
     main(["plan", "--ranks", "8", "--config", path.name.removesuffix(".json")])
 """

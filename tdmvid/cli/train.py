@@ -151,7 +151,7 @@ def print_plan(config: RunConfig, args: argparse.Namespace) -> None:
     """
     from ..data.progress import progress
     from ..plan.describe import describe
-    from ..plan.plan import STAGES, make_plan
+    from ..plan.make import STAGES, make_plan
     from ..plan.price import Terms
     from ..plan.remedies import check_fit
     from ..scoring.after_training import outlook

@@ -14,7 +14,8 @@ from typing import Any
 from ..config import RunConfig, global_batch
 from ..roles.rules import check_settings
 from .counts import calls_per_iteration
-from .plan import Plan, make_plan
+from .make import make_plan
+from .plan import Plan
 from .price import Price, Terms, price_run
 from .units import GIB
 

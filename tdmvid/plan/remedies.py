@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import RunConfig
-from .plan import Plan, make_plan
+from .make import make_plan
+from .plan import Plan
 from .units import GIB, gib
 
 SECTIONS = {

@@ -18,7 +18,7 @@ from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
 

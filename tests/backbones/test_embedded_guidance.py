@@ -12,7 +12,7 @@ from tdmvid.backbones.qwen_image import QwenImage
 from tdmvid.config import RunConfig, from_dict, load_config
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.roles.guidance import check_guidance, guide
 
 

@@ -21,7 +21,7 @@ from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.check import TOLERANCE, usual_tolerance
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train.run import build_run
 
 FLOW = RectifiedFlow()

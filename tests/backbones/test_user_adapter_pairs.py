@@ -21,7 +21,7 @@ from tdmvid.export.bundle import write_bundles
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.student import with_merged
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.roles.build import empty_base
 from tdmvid.train.trainer import train
 

@@ -21,7 +21,7 @@ from tdmvid.distill.tdm import TDM
 from tdmvid.parallel import launch
 from tdmvid.parallel.engine import TorchEngine
 from tdmvid.parallel.rng import Streams
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 
 CPU = torch.device("cpu")
 

@@ -30,7 +30,8 @@ from tdmvid.distill.grids import build_grid
 from tdmvid.parallel import launch
 from tdmvid.parallel.sequence import SequenceGroup
 from tdmvid.plan.counts import Pipeline
-from tdmvid.plan.plan import Plan, make_plan
+from tdmvid.plan.make import make_plan
+from tdmvid.plan.plan import Plan
 from tdmvid.roles.build import empty_base
 
 RANKS = 2
@@ -140,7 +141,7 @@ def plan(config: RunConfig, *, pictures: bool = False, ranks: int = 1) -> Plan:
     if pictures:
         return make_plan(config)
     nothing = Pipeline(text=0, vae=0, decoding=0)
-    with patch("tdmvid.plan.plan.count_pipeline", lambda networks: nothing):
+    with patch("tdmvid.plan.make.count_pipeline", lambda networks: nothing):
         return make_plan(config, ranks=ranks * config.parallel.sequence)
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from families import BUILDERS
 from tdmvid.adapters.teacher import load_teacher
 from tdmvid.config import ModelConfig, load_config
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.plan.storage import count_storage
 
 

@@ -13,7 +13,7 @@ from tdmvid.plan.describe_layouts import describe_layouts
 from tdmvid.plan.devices import DEVICES
 from tdmvid.plan.footprint import Footprint
 from tdmvid.plan.layouts import find_layouts
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.plan.price import Terms, price_run
 from tdmvid.plan.units import GIB
 

@@ -10,7 +10,8 @@ from refusals import refused
 
 from tdmvid.config import load_config
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import PASSING, make_plan
+from tdmvid.plan.make import make_plan
+from tdmvid.plan.plan import PASSING
 from tdmvid.plan.remedies import check_fit
 from tdmvid.plan.units import GIB
 from tdmvid.train.trainer import train

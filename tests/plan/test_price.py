@@ -18,7 +18,7 @@ from tdmvid.plan.describe import describe
 from tdmvid.plan.devices import DEFAULT, DEVICES, choose_device
 from tdmvid.plan.duration import predict_iteration, predict_samples
 from tdmvid.plan.gpu_dtypes import GpuAutocast
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.plan.price import Terms, price_run
 from tdmvid.plan.storage import count_storage
 from tdmvid.plan.units import GIB, flops, hours

@@ -6,7 +6,7 @@ import pytest
 from refusals import refused
 
 from tdmvid.config import share_batch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.plan.remedies import _changed, check_fit
 from tdmvid.plan.units import GIB
 

@@ -8,7 +8,7 @@ import torch
 
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train import trainer
 from tdmvid.train.run import build_run
 

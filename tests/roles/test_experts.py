@@ -15,7 +15,7 @@ from tdmvid.backbones.wan import Wan
 from tdmvid.config import load_config
 from tdmvid.export import sources
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.roles.guidance import guide
 from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.run import build_run

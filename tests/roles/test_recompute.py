@@ -10,7 +10,7 @@ from tdmvid.adapters.lora import attach
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import LoraSettings, ModelConfig, ParallelConfig
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.roles.recompute import is_attention, keep_attention
 from tdmvid.train.run import build_run
 

@@ -20,7 +20,7 @@ from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.plan.remedies import check_fit
 from tdmvid.plan.units import GIB
 from tdmvid.roles.rounding import story

@@ -11,7 +11,7 @@ from refusals import refused
 from torch._dynamo.utils import counters
 
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.roles.build import compile_blocks
 from tdmvid.roles.rules import check_settings
 from tdmvid.train.preflight import check_compiler

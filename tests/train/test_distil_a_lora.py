@@ -20,7 +20,7 @@ from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.sampling.student import load_for_sampling
 from tdmvid.train.guard import Guard
 from tdmvid.train.run import build_run, on_whole_base

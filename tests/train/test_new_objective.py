@@ -14,7 +14,7 @@ from tdmvid.config import ObjectiveSettings, at_least, load_config
 from tdmvid.config.objectives.base import SETTINGS
 from tdmvid.distill.objective import REGISTRY, Draw, build_objective
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train.trainer import train
 
 

@@ -15,7 +15,7 @@ from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.grids import build_grids
 from tdmvid.distill.objective import build_objective, objectives
 from tdmvid.distill.tdm import TDM
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train.trainer import train
 
 UNIFY = ("objective.step_set=[1,2,4]", "objective.rollout=full")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tdmvid.config import RunConfig, from_dict
 from tdmvid.distill.trajectories import Place, pick_grid, pick_k
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.roles.rules import check_settings
 from tdmvid.train.monitor import read_metrics
 from tdmvid.train.trainer import train

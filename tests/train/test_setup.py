@@ -10,7 +10,7 @@ from refusals import refused, states
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.config import load_config
 from tdmvid.parallel import launch
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.finalize import base_waiting
 from tdmvid.train.run import build_run

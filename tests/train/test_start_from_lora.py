@@ -16,7 +16,7 @@ from tdmvid.config import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
-from tdmvid.plan.plan import make_plan
+from tdmvid.plan.make import make_plan
 from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.run import build_run
 from tdmvid.train.trainer import train
