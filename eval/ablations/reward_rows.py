@@ -10,7 +10,7 @@ from tdmvid.config import TDMSettings
 from .labelled import Labelled
 from .page import Claim
 from .rewarded import Raised, Rewarded
-from .tdmr1 import TDMR1
+from .tdmr1_mixture import TDMR1
 from .toy import Row, ToySuite, of_length
 
 RADII = (1.5, 3.0)
