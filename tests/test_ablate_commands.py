@@ -58,14 +58,20 @@ def unsampled(monkeypatch, tmp_path):
         decode=lambda latents: latents,
     )
 
+    run = SimpleNamespace(backbone=backbone, grids=(), grid=None)
+
     def train(config, *, resume, at_end):
         config.folder.mkdir(parents=True)
-        at_end(SimpleNamespace(backbone=backbone, grids=(), grid=None))
+        at_end(run)
         return config.folder
 
     value = {"value": 0.5}
     scores = {"all": value, "frechet": value, "diversity": value}
     replace_function(monkeypatch, shapes.trainer, "train", train)
+    replace_function(monkeypatch, shapes, "write_videos", lambda out, count: None)
+    replace_function(monkeypatch, shapes.loops, "start", lambda config: run)
+    replace_function(monkeypatch, shapes.loops, "iterations", lambda run, method: iter(({},)))
+    monkeypatch.setattr(shapes, "METHODS", dict.fromkeys(shapes.METHODS, lambda run: None))
     replace_function(monkeypatch, shapes, "sample_student", lambda run, z, cond, **_: z)
     replace_function(monkeypatch, shapes.score, "score_videos", lambda *_: scores)
     replace_function(monkeypatch, shapes.score, "reference_features", lambda *_: torch.zeros(2, 14))

@@ -1,10 +1,14 @@
 """The suites of eval/ablate.py, and the page with their results."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 
 from .page import write_page
 
 __all__ = ["SUITES", "suite", "write_page"]
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # the clone's benchmarks and examples
 
 SUITES = {
     "toy": "toy.ToySuite",

@@ -7,19 +7,25 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+from benchmarks.published import published
+from examples.shapes.make_videos import write_videos
 from tdmvid.config import load_config
+from tdmvid.data.items import read_run_items
 from tdmvid.shapes import score, world
 from tdmvid.shapes.judge import load_judge
 from tdmvid.train import trainer
 from tdmvid.train.run import Run
 from tdmvid.train.samples import sample_student
 
+from . import loops
+from .consistency import consistency
 from .page import Axes, Claim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,16 +40,38 @@ class Row:
     changes: tuple[str, ...] = ()
     solvers: tuple[str, ...] = ("ddim",)
     steps: tuple[int, ...] = (4,)
+    method: str = ""
+    """A method of METHODS, which is not part of tdmvid."""
     most_seeds: ClassVar[int] = 0
     """Number of seeds that the row is measured with at most; 0 for all."""
 
 
+def _published(run: Run) -> loops.Method:
+    return loops.Method(published, loops.in_order(run))
+
+
+def _consistency(run: Run) -> loops.Method:
+    items, _ = read_run_items(run.config, takes_images=False)
+    return consistency(run, [item.prompt for item in items])
+
+
+METHODS: dict[str, Callable[[Run], loops.Method]] = {
+    "published": _published,
+    "consistency": _consistency,
+}
+"""Iteration functions of other methods."""
+
+REAL = ROOT / "runs" / "ablations" / "shapes_videos"
+"""Ground truth for the discriminator, drawn when it is needed."""
+VIDEOS = 512
+"""Number of these videos."""
 BASE = ("objective.rollout=stop", "objective.draws=own")
 """Settings of all rows, which every kind of objective supports."""
 SNR = "objective.fake_weight=snr"
 EXACT = "objective.fake_target=exact"
 UNIFY = "objective.step_set=[1,2,4,8]"
 DMD2 = "objective.kind=dmd2"
+GAN = ("objective.kind=gan", f"real.path={REAL}", f"real.cache={REAL.with_name('shapes_latents')}")
 ROWS = [
     Row("match", "TDM"),
     Row("match", "match clean", ("objective.match=clean",)),
@@ -55,6 +83,9 @@ ROWS = [
     Row("divergence", "Fisher", ("objective.kind=fisher",)),
     Row("baseline", "DMD2, 5 fake updates", (DMD2,), ("renoise",)),
     Row("baseline", "DMD2, 10 fake updates", (DMD2, "objective.fake_updates=10"), ("renoise",)),
+    Row("baseline", "published call pattern", method="published"),
+    Row("baseline", "consistency distillation", (), ("renoise",), method="consistency"),
+    Row("divergence", "GAN", GAN),
     Row("unify", "TDM-unify", (UNIFY,), steps=(1, 2, 4, 8)),
     Row("unify", "TDM-unify without K", (UNIFY, "objective.k_condition=false"), steps=(1, 2, 4, 8)),
     Row("solver", "trained with DDIM", (), ("ddim", "dpm++")),
@@ -227,9 +258,17 @@ class ShapesSuite:
             held["seconds"] = time.process_time() - began
             held.update(self._figures(run, row))
 
+        if config.real.path:
+            write_videos(REAL, VIDEOS)
         began = time.process_time()
-        trainer.train(config, resume="auto", at_end=at_end)
-        shutil.rmtree(folder)
+        if row.method:
+            run = loops.start(config)
+            for _ in loops.iterations(run, METHODS[row.method](run)):
+                pass
+            at_end(run)
+        else:
+            trainer.train(config, resume="auto", at_end=at_end)
+        shutil.rmtree(folder, ignore_errors=True)
         return held
 
     @torch.no_grad()

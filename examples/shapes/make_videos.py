@@ -18,6 +18,22 @@ from tdmvid.data.video import write_video
 from tdmvid.shapes import world
 
 
+def write_videos(out: Path, count: int, *, seed: int = 0) -> None:
+    """Draw videos, and write those that are not there yet.
+
+    Args:
+        out: Folder for the videos.
+        count: Number of videos.
+        seed: Seed of captions and videos.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    things = world.draw_captions(count, generator)
+    for number, one in enumerate(tqdm(things, unit="video")):
+        path, video = out / f"{number:05d}.mp4", world.draw_videos([one], generator)[0]
+        if not path.is_file():
+            write_video(path, video, fps=8, lossless=True)
+
+
 def main() -> None:
     """Write the videos."""
     parser = argparse.ArgumentParser(
@@ -27,15 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the videos")
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and videos")
     args = parser.parse_args()
-    generator = torch.Generator().manual_seed(args.seed)
-    things = world.draw_captions(args.count, generator)
-    for number, one in enumerate(tqdm(things, unit="video")):
-        write_video(
-            args.out / f"{number:05d}.mp4",
-            world.draw_videos([one], generator)[0],
-            fps=8,
-            lossless=True,
-        )
+    write_videos(args.out, args.count, seed=args.seed)
 
 
 if __name__ == "__main__":
