@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
-from ..data.progress import progress
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.guidance import extrapolate
@@ -28,6 +27,9 @@ from .lora_files import LoraFiles
 from .spec import FamilySpec
 from .stock import StockPipeline
 from .text_limit import CutPrompts
+
+PIXELS_AT_ONCE = 2**18
+"""Number of pixels, those of an image of 512 x 512, up to which samples are decoded together."""
 
 JOINT_ATTENTION = (
     "to_q",
@@ -346,6 +348,16 @@ class Backbone(ABC):
         """
         return latents
 
+    @classmethod
+    def samples_at_once(cls, size: ClipSize) -> int:
+        """Return how many samples of a size the autoencoder takes together: several small ones."""
+        return max(1, PIXELS_AT_ONCE // (size.frames * size.height * size.width))
+
+    @property
+    def at_once(self) -> int:
+        """Number of samples that the autoencoder takes together."""
+        return self.samples_at_once(self.size)
+
     @abstractmethod
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos to the latents that `decode` takes.
@@ -386,14 +398,3 @@ def trunk_of(
     kept = blocks[: -(-len(blocks) // 2)]
     ends = sorted({-(-len(kept) // 2), len(kept)})
     return kept, [Tap(kept[end - 1], width, index) for end in ends]
-
-
-def decode_each(backbone: Backbone, latents: Tensor, what: str = "decoding") -> Tensor:
-    """Decode latents [B, ...] one by one, with progress, to videos [B, 3, F, H, W] on the CPU."""
-    parts = latents.split(1)
-    with progress(what, total=len(parts), unit="sample") as bar:
-        videos = []
-        for one in parts:
-            videos.append(backbone.decode(one).cpu())
-            bar.update()
-    return torch.cat(videos)

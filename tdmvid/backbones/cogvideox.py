@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
+from .autoencode import decode_parts, encode_parts
 from .base import Tap, TokenSharing, trunk_of
 from .cogvideox_fused import fuse
 from .cogvideox_parallel import set_attention, share_tokens
@@ -194,14 +195,12 @@ class CogVideoX(VPBackbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode [B, F, C, H, W] to videos [B, 3, F, H, W] in [-1, 1], one sample at a time."""
+        """Decode [B, F, C, H, W] to videos [B, 3, F, H, W] in [-1, 1]."""
         latents = (
             latents[:, self.clip.extra_frames :].transpose(1, 2).to(self.vae.dtype)
             / self.vae.config.scaling_factor
         )
-        return torch.cat(
-            [self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)]
-        )
+        return decode_parts(self.vae, latents, self.at_once)
 
     def leading(self, latents: Tensor, frames: int) -> Tensor:
         """Return the latents [B, f, C, H, W] of the first frames, with the extra ones."""
@@ -210,12 +209,7 @@ class CogVideoX(VPBackbone):
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos [B, 3, F, H, W] in [-1, 1] to latents [B, F, C, H, W]."""
-        mean = torch.cat(
-            [
-                self.vae.encode(one).latent_dist.mode()
-                for one in videos.to(self.device, self.vae.dtype).split(1)
-            ]
-        )
+        mean = encode_parts(self.vae, videos.to(self.device, self.vae.dtype), self.at_once)
         latents = mean.transpose(1, 2) * self.vae.config.scaling_factor
         first = latents[:, :1].expand(
             -1, self.clip.extra_frames, -1, -1, -1

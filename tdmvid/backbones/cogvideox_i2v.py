@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
+from .autoencode import encode_parts
 from .cogvideox import CogVideoX, CogVideoXSpec, CogVideoXStock
 from .dtype import torch_dtype
 from .encoded_images import EncodedImages, blank_images
@@ -79,7 +80,7 @@ class CogVideoXImageToVideo(CogVideoX):
             network's dtype.
         """
         videos = images.to(self.device, self.vae.dtype)[:, :, None]
-        mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in videos.split(1)])
+        mean = encode_parts(self.vae, videos, self.at_once)
         config, latents = self.vae.config, mean[:, :, 0].to(torch_dtype(self.config))
         scale = config.scaling_factor
         # 1.5 was trained with latents divided by the factor

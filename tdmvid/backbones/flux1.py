@@ -144,7 +144,7 @@ class Flux1(Images, FlowBackbone):
         return unpack(out, *x_t.shape[-2:]) if out.dim() == 3 else out
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode [B, C, H, W] one at a time to videos of one frame, [B, 3, 1, H', W']."""
+        """Decode [B, C, H, W] to videos of one frame, [B, 3, 1, H', W']."""
         return super().decode(unpatchify(latents))
 
     def encode(self, videos: Tensor) -> Tensor:

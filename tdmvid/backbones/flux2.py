@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..config import ClipSize
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
+from .autoencode import decode_parts, encode_parts
 from .base import JOINT_ATTENTION, Tap, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
@@ -141,18 +142,16 @@ class Flux2Klein(Images, FlowBackbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode [B, C, H, W] one at a time to videos of one frame, [B, 3, 1, H', W']."""
+        """Decode [B, C, H, W] to videos of one frame, [B, 3, 1, H', W']."""
         mean, deviation = statistics(self.vae, latents)
         whole = unpatchify(latents * deviation + mean).to(self.vae.dtype)
-        images = [self.vae.decode(one).sample.float().clamp(-1, 1) for one in whole.split(1)]
-        return torch.cat(images)[:, :, None]
+        return decode_parts(self.vae, whole, self.at_once)[:, :, None]
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos of one frame, [B, 3, 1, H', W'] in [-1, 1], to latents [B, C, H, W]."""
         images = videos[:, :, 0].to(self.device, self.vae.dtype)
-        modes = [self.vae.encode(one).latent_dist.mode() for one in images.split(1)]
-        tokens = patchify(torch.cat(modes))
+        tokens = patchify(encode_parts(self.vae, images, self.at_once))
         mean, deviation = statistics(self.vae, tokens)
         return ((tokens - mean) / deviation).to(torch_dtype(self.config))
 

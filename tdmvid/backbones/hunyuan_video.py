@@ -29,6 +29,7 @@ from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..data.files import sort_metadata
 from ..diffusion.denoiser import Cond
+from .autoencode import decode_parts, encode_parts
 from .base import JOINT_ATTENTION, Tap, TokenSharing, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
@@ -278,13 +279,16 @@ class HunyuanVideo(FlowBackbone):
             "encoder_attention_mask_2": cond["prompt_embeds_mask_2"],
         }
 
+    @classmethod
+    def samples_at_once(cls, size: ClipSize) -> int:
+        """Return 1: diffusers' autoencoder cannot decode several samples."""
+        return 1
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode [B, C, F, H, W] one at a time to videos [B, 3, F, H, W] in [-1, 1]."""
+        """Decode [B, C, F, H, W] to videos [B, 3, F, H, W] in [-1, 1]."""
         whole = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return torch.cat(
-            [self.vae.decode(one).sample.float().clamp(-1, 1) for one in whole.split(1)]
-        )
+        return decode_parts(self.vae, whole)
 
     def leading(self, latents: Tensor, frames: int) -> Tensor:
         """Return the latents [B, C, f, H, W] of the first frames."""
@@ -293,8 +297,7 @@ class HunyuanVideo(FlowBackbone):
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos [B, 3, F, H, W] in [-1, 1] to latents [B, C, F, H, W]."""
-        given = videos.to(self.device, self.vae.dtype).split(1)
-        modes = torch.cat([self.vae.encode(one).latent_dist.mode() for one in given])
+        modes = encode_parts(self.vae, videos.to(self.device, self.vae.dtype))
         return (modes * self.vae.config.scaling_factor).to(torch_dtype(self.config))
 
     def encode_prompts(self, prompts: list[str]) -> Cond:

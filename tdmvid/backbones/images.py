@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 
 from ..config import ClipSize, ModelConfig
+from .autoencode import decode_parts, encode_parts
 from .dtype import torch_dtype
 from .pipeline import PipelineBackbone
 from .spec import FamilySpec, check_sides, check_tiles
@@ -70,20 +71,18 @@ class Images(PipelineBackbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode [B, C, H, W] to videos of one frame, [B, 3, 1, H, W] in [-1, 1], one at a time."""
+        """Decode [B, C, H, W] to videos of one frame, [B, 3, 1, H, W] in [-1, 1]."""
         config = self.vae.config
         latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(
             self.vae.dtype
         )
-        return torch.cat(
-            [self.vae.decode(one).sample.float().clamp(-1, 1) for one in latents.split(1)]
-        )[:, :, None]
+        return decode_parts(self.vae, latents, self.at_once)[:, :, None]
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos of one frame, [B, 3, 1, H, W] in [-1, 1], to latents [B, C, H, W]."""
         config, images = self.vae.config, videos[:, :, 0].to(self.device, self.vae.dtype)
-        mean = torch.cat([self.vae.encode(one).latent_dist.mode() for one in images.split(1)])
+        mean = encode_parts(self.vae, images, self.at_once)
         return ((mean - (config.shift_factor or 0.0)) * config.scaling_factor).to(
             torch_dtype(self.config)
         )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..config import ClipSize, ModelConfig
 from ..diffusion.denoiser import Cond
 from ..diffusion.guidance import extrapolate_at_norm
+from .autoencode import decode_parts, encode_parts
 from .base import JOINT_ATTENTION, Tap, trunk_of
 from .dtype import torch_dtype
 from .flow import FlowBackbone, FlowSpec
@@ -142,19 +143,16 @@ class QwenImage(FlowBackbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode [B, C, H, W] one at a time to videos of one frame, [B, 3, 1, H', W']."""
+        """Decode [B, C, H, W] to videos of one frame, [B, 3, 1, H', W']."""
         mean, std = self.latent_scale()
         whole = (unpatchify(latents.float())[:, :, None] * std + mean).to(self.vae.dtype)
-        return torch.cat(
-            [self.vae.decode(one).sample.float().clamp(-1, 1) for one in whole.split(1)]
-        )
+        return decode_parts(self.vae, whole, self.at_once)
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos of one frame, [B, 3, 1, H', W'] in [-1, 1], to latents [B, C, H, W]."""
         mean, std = self.latent_scale()
-        given = videos.to(self.device, self.vae.dtype).split(1)
-        modes = torch.cat([self.vae.encode(one).latent_dist.mode() for one in given])
+        modes = encode_parts(self.vae, videos.to(self.device, self.vae.dtype), self.at_once)
         return patchify(((modes - mean) / std)[:, :, 0]).to(torch_dtype(self.config))
 
     def encode_prompts(self, prompts: list[str]) -> Cond:

@@ -19,6 +19,7 @@ from ..config import ClipSize, ModelConfig
 from ..config.json_files import read_object
 from ..diffusion.denoiser import Cond
 from .attention import BACKENDS
+from .autoencode import decode_parts, encode_parts
 from .base import Tap, TokenSharing, trunk_of
 from .dtype import torch_dtype
 from .experts import Split, experts_of
@@ -205,14 +206,9 @@ class Wan(FlowBackbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode [B, C, F, H, W] to videos [B, 3, F, H, W] in [-1, 1], one sample at a time."""
+        """Decode [B, C, F, H, W] to videos [B, 3, F, H, W] in [-1, 1]."""
         mean, std = self.latent_scale()
-        return torch.cat(
-            [
-                self.vae.decode(one).sample.clamp(-1, 1)
-                for one in (latents.float() * std + mean).split(1)
-            ]
-        )
+        return decode_parts(self.vae, latents.float() * std + mean, self.at_once)
 
     def leading(self, latents: Tensor, frames: int) -> Tensor:
         """Return the latents [B, C, f, H, W] of the first frames."""
@@ -222,12 +218,7 @@ class Wan(FlowBackbone):
     def encode(self, videos: Tensor) -> Tensor:
         """Encode videos [B, 3, F, H, W] in [-1, 1] to normalised latents [B, C, F, H, W]."""
         mean, std = self.latent_scale()
-        latents = torch.cat(
-            [
-                self.vae.encode(one).latent_dist.mode()
-                for one in videos.to(self.device, self.vae.dtype).split(1)
-            ]
-        )
+        latents = encode_parts(self.vae, videos.to(self.device, self.vae.dtype), self.at_once)
         return ((latents - mean) / std).to(torch_dtype(self.config))
 
     @staticmethod

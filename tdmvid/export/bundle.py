@@ -27,7 +27,8 @@ from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import baked
 from ..adapters.text import TextPart, text_parts
 from ..adapters.weights import join, of_component, rank_and_scale, weights_of_config
-from ..backbones.base import Backbone, decode_each
+from ..backbones.autoencode import decode_shown
+from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..backbones.experts import Experts, split_names
 from ..backbones.lora_files import LoraFiles
@@ -331,7 +332,7 @@ def _write_samples(folder: Path, student: Student) -> list[str]:
     prompts = student.reference.prompts
     if not prompts:
         return []
-    videos = decode_each(student.backbone, student.latents[: len(prompts)])
+    videos = decode_shown(student.backbone, student.latents[: len(prompts)])
     return write_clips(folder / "samples", videos, student.backbone.size.fps)
 
 

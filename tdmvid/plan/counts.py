@@ -77,6 +77,8 @@ class Pipeline:
     """Bytes of the weights of the autoencoder."""
     decoding: int
     """Peak bytes of tensors while the autoencoder decodes one sample."""
+    at_once: int = 1
+    """Number of samples that it decodes together."""
     embedding: int = 0
     """Bytes of the text embedding of one prompt."""
     image: int = 0
@@ -322,6 +324,7 @@ def count_pipeline(networks: Outline) -> Pipeline:
         text=family.spec.text_bytes(folder, config.model),
         vae=vae,
         decoding=decoding,
+        at_once=family.samples_at_once(config.video),
         embedding=_embedding_bytes(networks),
         image=_image_bytes(networks),
         latent=latent,

@@ -203,18 +203,19 @@ class Plan:
     def pictures(self, calls: int) -> float:
         """Return the peak bytes while samples are generated and decoded.
 
-        All samples are generated as one batch; they are decoded one at a time.
+        All samples are generated as one batch; only small ones are decoded together.
 
         Args:
             calls: Memory needed per sample, as a multiple of the memory of one network call.
 
         Returns:
-            The larger of the bytes for generating all samples and for decoding one.
+            The larger of the bytes for generating all samples and for decoding a part of them.
         """
         log, batch = self.config.log, self.config.batch
         samples = len(log.sample_prompts) or min(log.sample_count, self.prompts)
         made = calls * self.calls.network.ungraded * samples / batch.micro
-        return max(self.pipeline.decoding, made)
+        together = min(samples, self.pipeline.at_once)
+        return max(self.pipeline.decoding * together, made)
 
     def moments(self) -> dict[str, float]:
         """Estimate the peak memory of each phase of a run on the first rank, which needs the most.

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.base import Backbone, decode_each
+from ..backbones.autoencode import decode_shown
+from ..backbones.base import Backbone
 from ..data.files import write_json
 from ..data.items import Item, read_images
 from ..data.video import few_frames, write_clips, write_image, write_strip
@@ -56,7 +57,7 @@ def write_gallery(
     prompts, given = [item.prompt for item in items], _write_given(folder, items, backbone)
     columns, decoded = [], []
     for index, column in enumerate((*teachers, student)):
-        videos = decode_each(backbone, column.latents, f"decoding {column.name}")
+        videos = decode_shown(backbone, column.latents, f"decoding {column.name}")
         decoded.append(few_frames(videos))
         names = write_clips(folder / str(index), videos, backbone.size.fps)
         columns.append({"name": column.name, "nfe": column.nfe, "videos": names})

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones.base import decode_each
+from ..backbones.autoencode import decode_shown
 from ..config import to_dict
 from ..data.files import atomic_path
 from ..data.items import image_digest
@@ -220,7 +220,7 @@ class Guard:
         latents = torch.cat(made).float().cpu()
         if not run.world.primary:
             return latents, latents.new_empty(0)
-        return latents, torch.cat([decode_each(run.backbone, part) for part in made])
+        return latents, torch.cat([decode_shown(run.backbone, part) for part in made])
 
     @property
     def cfg(self) -> float:

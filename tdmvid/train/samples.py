@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones.base import decode_each
+from ..backbones.autoencode import decode_shown
 from ..data.progress import progress
 from ..data.video import write_clips, write_strip
 from ..diffusion.denoiser import Cond
@@ -155,7 +155,7 @@ def write_samples(run: Run, step: int) -> Samples:
     latents = [_sample_together(run, part) for part in parts]
     if not run.world.primary:
         return Samples(torch.cat(latents), None)
-    videos = [decode_each(run.backbone, each, "decoding samples") for each in latents]
+    videos = [decode_shown(run.backbone, each, "decoding samples") for each in latents]
     folder = run.config.folder / "samples"
     write_strip(folder / f"step_{step:06d}.png", videos[0])
     write_clips(folder / f"step_{step:06d}", videos[0], run.config.video.fps)
