@@ -96,6 +96,8 @@ class RewardRows(ToySuite):
         self, group: str, strength: float, objective: dict, base: Rewarded | None = None, **changes
     ) -> Row:
         changed = replace(self.base.objective, **objective)
+        if changed.rollout == "stream":
+            changed = replace(changed, finished_predictions="stored")
         recipe = replace(base or self.base, objective=changed, strength=strength, **changes)
         plain = group in self._swept() or group.endswith(COMPARED)
         kind = Row if plain else Few

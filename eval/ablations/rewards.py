@@ -62,7 +62,7 @@ class RewardsSuite(RewardRows):
         " `two labelled fakes` has 4 / 5 of the iterations, because each takes 1.25 times the"
         " processor time. With `strength / 0.6` the strength is 1 / 0.6 times the lam of the row."
         " TDM-R1 has half of the iterations, because each takes twice the processor time, and no"
-        " lam. Values without ± have one seed."
+        " lam. Streams have `finished_predictions: stored`. Values without ± have one seed."
     )
     columns: ClassVar[dict[str, str]] = {
         "share": "share",

@@ -180,6 +180,14 @@ REWARD_RULES = (
         "has no effect without rewards: add rewards, or remove it",
     ),
     Rule(
+        lambda run: (
+            run.objective.finished_predictions == "stored"
+            and not (run.rewards and run.objective.rollout == "stream")
+        ),
+        "objective.finished_predictions",
+        "has no effect without rewards and rollout='stream': add them, or remove it",
+    ),
+    Rule(
         lambda run: any(reward.frames > run.video.frames for reward in run.rewards),
         "video.frames",
         "is less than the frames of a reward: lower rewards.frames, or remove it",

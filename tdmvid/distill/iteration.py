@@ -126,12 +126,14 @@ class GradedPath:
         return replace(self._draw, x0_hat=x0_hat, weight=self.weight)
 
     @classmethod
-    def of_past(cls, path: Trajectory, x0: Tensor, weight: Tensor, roles: Roles) -> GradedPath:
-        """Make a path from a state of a finished trajectory, which needs no student call.
+    def of_past(
+        cls, path: Trajectory, x0: Tensor | None, weight: Tensor, roles: Roles
+    ) -> GradedPath:
+        """Make a path from a state of a finished trajectory, for the fake.
 
         Args:
             path: State at s_k of the finished trajectory.
-            x0: Its clean prediction, [B, ...].
+            x0: Its clean prediction, [B, ...]; None calls the student again.
             weight: Weight in the fake's loss, [B].
             roles: The networks.
 

@@ -251,13 +251,13 @@ def calls_per_iteration(config: RunConfig) -> tuple[float, int]:
     updates = objective.roles.count("fake")
     fake = updates + (objective.draws == "own") if updates else 0
     own = objective.own_trajectories * (rollout + 1)
-    finished = rest_of_rollouts(config, steps) * (1 + objective.own_trajectories)
-    return rollout + graded + own + fake + teacher + finished, updates + 1 + scores
+    rewarded = calls_of_rewards(config, steps) * (1 + objective.own_trajectories)
+    return rollout + graded + own + fake + teacher + rewarded, updates + 1 + scores
 
 
-def rest_of_rollouts(config: RunConfig, steps: float) -> float:
-    """Return the mean number of calls that complete a rollout so that a reward can score its
-    result.
+def calls_of_rewards(config: RunConfig, steps: float) -> float:
+    """Return the mean number of calls that rewards add for a set of trajectories: those that
+    complete a rollout, or that renew the predictions of a finished trajectory.
 
     Args:
         config: Settings of the run.
@@ -270,8 +270,9 @@ def rest_of_rollouts(config: RunConfig, steps: float) -> float:
         return 0.0
     # Only one graph is alive at a time, so joint updates make the last rollout call twice.
     again = config.objective.updates == "joint" and config.batch.accumulation > 1
-    rest = {"full": 1.0, "stop": (steps - 1) / 2 + again, "stream": 0.0}
-    return rest[config.objective.rollout]
+    renewed = config.objective.finished_predictions == "renewed"
+    added = {"full": 1.0, "stop": (steps - 1) / 2 + again, "stream": float(renewed)}
+    return added[config.objective.rollout]
 
 
 def graded_twice(config: RunConfig) -> bool:

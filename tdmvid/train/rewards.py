@@ -211,7 +211,8 @@ class Rewards:
         assert self.stream is not None
         positions = self.stream.ended[micro].position
         cond = self.conds([self.order.at(position) for position in positions])
-        path, x0 = self.stream.past(step, micro, cond)
+        path, stored = self.stream.past(step, micro, cond)
+        x0 = stored if self.config.objective.finished_predictions == "stored" else None
         return GradedPath.of_past(path, x0, weight * self.stream.past_share(micro), roles)
 
     def _finished(

@@ -94,3 +94,10 @@ def test_the_student_s_loss_is_weighted_where_that_has_an_effect(rewards, object
     assert run(MOTION, rollout="full", reward_weights="student").rewards
     with refused(*facts):
         run(*rewards, **objective, reward_weights="student")
+
+
+@pytest.mark.parametrize("rewards, rollout", [([], "stream"), ([MOTION], "full")])
+def test_stored_predictions_need_finished_trajectories(rewards, rollout):
+    assert run(MOTION, rollout="stream", finished_predictions="stored").rewards
+    with refused("objective.finished_predictions", "no effect"):
+        run(*rewards, rollout=rollout, finished_predictions="stored")

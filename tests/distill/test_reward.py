@@ -264,7 +264,8 @@ def test_ended_trajectories_are_part_of_what_a_checkpoint_keeps():
 
 @pytest.mark.parametrize("stagger", ["even", "none"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_stream_pays_no_call_for_its_rewards(stagger, accumulation):
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_stream_pays_for_its_rewards_only_to_renew_predictions(stagger, accumulation, renewed):
     objective = TDM(rollout="stream", stagger=stagger)
     slots = stream(objective, rewards=1, micros=accumulation)
     world = World(objective, stream=slots, accumulation=accumulation)
@@ -273,13 +274,16 @@ def test_a_stream_pays_no_call_for_its_rewards(stagger, accumulation):
     def learn(number, calls):
         past = (slots.past(0, micro, Cond({})) for micro in range(accumulation))
         weight = torch.ones(BATCH)
-        return [GradedPath.of_past(*each, weight, world.roles) for each in past]
+        return [
+            GradedPath.of_past(path, None if renewed else x0, weight, world.roles)
+            for path, x0 in past
+        ]
 
     for step in range(5):
         before = world.forwards(), world.backwards()
         world.iterate(step, micros=accumulation, reweigh=learn)
         counts = world.forwards() - before[0], world.backwards() - before[1]
-        assert counts == (5 * accumulation, 2 * accumulation)
+        assert counts == ((5 + renewed) * accumulation, 2 * accumulation)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])

@@ -12,6 +12,9 @@ from tdmvid.data.prompts import PromptOrder
 from tdmvid.diffusion.denoiser import Cond
 from tdmvid.diffusion.grid import uniform
 from tdmvid.diffusion.process import RectifiedFlow
+from tdmvid.distill.iteration import GradedPath
+from tdmvid.distill.objective import Roles, build_objective
+from tdmvid.distill.stream import Stream
 from tdmvid.parallel import launch
 from tdmvid.parallel.rng import Streams
 from tdmvid.train.rewards import FILE, Rewards
@@ -95,6 +98,30 @@ def test_a_run_warns_once_if_a_few_samples_dominate(capsys):
     assert message.count("warning") == 1
     for fact in ("step 7", "ess/reward", "rewards.strength", "batch"):
         assert fact in message
+
+
+@pytest.mark.parametrize("predictions, moved", [("renewed", 1.0), ("stored", 0.0)])
+def test_the_fake_learns_what_the_present_student_predicts(predictions, moved):
+    """On the states of finished trajectories, which an earlier student made."""
+    objective = TDMSettings(rollout="stream", finished_predictions=predictions)
+    chosen = (RewardConfig(input="latents", function=f"{__name__}:first"),)
+    config = RunConfig(objective=objective, rewards=chosen, batch=BatchConfig(micro=8))
+    grid, streams = uniform(4, PROCESS), Streams(0)
+    stream = Stream(build_objective(objective), [grid], streams, (8, 2), rewards=1)
+    order, world = PromptOrder(len(PROMPTS), 0), launch.start("none")
+    slots = [order.at(position) for position in stream.prompts(0)]
+    stream.begin(student, [conditions(slots)])
+    made = Rewards(config, world, streams, lambda x: x, conditions, PROMPTS, order, stream)
+    made.score_ended()
+
+    def later(x_t, t, cond):
+        return student(x_t, t, cond) + 1
+
+    roles = Roles(later, None, None)
+    current = GradedPath(stream.path(0, conditions(slots)), roles, keep=True)
+    [learned] = made._learned(0, grid, [slots], 0, [current])
+    past = student(learned.path.x, learned.path.upper, learned.path.cond)
+    torch.testing.assert_close(learned.x0_hat(graded=False), past + moved)
 
 
 def test_divisor_units_and_means_are_part_of_a_checkpoint(tmp_path):

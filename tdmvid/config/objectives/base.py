@@ -109,6 +109,12 @@ class ObjectiveSettings:
     student's call is made twice. `joint`: compute the losses of all roles for each micro-batch, and
     update all roles at the end.
     """
+    finished_predictions: Literal["renewed", "stored"] = "renewed"
+    """Predictions from which the fake learns with rewards and `rollout: stream`, on the states of
+    finished trajectories. `renewed`: the present student's, for one more call. `stored`: those of
+    the trajectory itself, made up to 2 K - 1 updates ago; the fake then follows a fast student too
+    late, and both diverge.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = RULES
     through_scores: ClassVar[bool] = False
