@@ -185,12 +185,13 @@ def compare_pair(
     """
     a, b = found[ours], found[theirs]
     with_reward, without = (one.measured[subset].double().mean().item() for one in (a, b))
+    count = len(a.group)
     out = {
         "pair": f"{ours} against {theirs}",
         "share": with_reward,
         "plain share": without,
-        "expected share": tilted(without, strength),
-        "arriving": (log_odds(with_reward) - log_odds(without)) / strength,
+        "expected share": tilted(without, strength, count),
+        "arriving": (log_odds(with_reward, count) - log_odds(without, count)) / strength,
         "diversity": asdict(ratio_of_diversity(a, b)),
         "diversity in subset": asdict(ratio_of_diversity(a, b, subset)),
     }

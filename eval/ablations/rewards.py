@@ -137,7 +137,9 @@ class RewardsSuite(RewardRows):
             for found, start in zip(results.get(row.name, []), plain):
                 found["expected"] = tilted(start["share"], row.recipe.aimed)
                 if row.recipe.aimed:
-                    change = log_odds(found["share"]) - log_odds(start["share"])
+                    change = log_odds(found["share"], self.shares) - log_odds(
+                        start["share"], self.shares
+                    )
                     found["arriving"] = change / row.recipe.aimed
 
     def measure(self, row: Row, seed: int) -> dict:
@@ -187,26 +189,31 @@ class RewardsSuite(RewardRows):
         }
 
 
-def tilted(share: float, strength: float) -> float:
+def tilted(share: float, strength: float, count: int = 0) -> float:
     """Return the share of the rewarded samples of a law that is multiplied by exp(strength r).
 
     Args:
         share: Share without the reward.
         strength: Strength lam of a reward of 1.
+        count: Number of samples that the share was measured on; see `log_odds`.
 
     Returns:
         The share with the reward.
     """
-    return 1 / (1 + math.exp(-(log_odds(share) + strength)))
+    return 1 / (1 + math.exp(-(log_odds(share, count) + strength)))
 
 
-def log_odds(share: float) -> float:
+def log_odds(share: float, count: int = 0) -> float:
     """Return log(share / (1 - share)).
 
     Args:
-        share: Share, above 0 and below 1.
+        share: Share; above 0 and below 1 without `count`.
+        count: Number of samples that it was measured on. The share is kept half a sample away from
+            0 and 1, so that a share of all samples has log odds too.
 
     Returns:
         The log odds.
     """
+    if count:
+        share = min(max(share, 0.5 / count), 1 - 0.5 / count)
     return math.log(share / (1 - share))

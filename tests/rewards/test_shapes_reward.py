@@ -70,6 +70,13 @@ def test_a_pair_shows_the_share_the_formula_and_the_gap_to_the_teacher():
     assert rows["rewarded"]["clear"].value == pytest.approx(share)
 
 
+def test_a_reward_that_all_videos_have_can_be_compared():
+    found = {"ground truth": made(seed=1), "plain": made(seed=2), "rewarded": made(seed=3, share=2)}
+    assert found["rewarded"].measured["clear"].all()
+    pair = shapes_reward.compare_pair(found, "rewarded", "plain", 2.0, "clear")
+    assert pair["share"] == 1 and 1 < pair["arriving"] < 10
+
+
 def test_stored_videos_of_another_student_are_refused(tmp_path):
     from safetensors.torch import save_file
 
