@@ -349,14 +349,14 @@ class Backbone(ABC):
         return latents
 
     @classmethod
-    def samples_at_once(cls, size: ClipSize) -> int:
-        """Return how many samples of a size the autoencoder takes together: several small ones."""
-        return max(1, PIXELS_AT_ONCE // (size.frames * size.height * size.width))
+    def samples_at_once(cls, size: ClipSize, *, tiling: bool) -> int:
+        """Return how many samples the autoencoder takes together: several small ones, untiled."""
+        return 1 if tiling else max(1, PIXELS_AT_ONCE // (size.frames * size.height * size.width))
 
     @property
     def at_once(self) -> int:
         """Number of samples that the autoencoder takes together."""
-        return self.samples_at_once(self.size)
+        return self.samples_at_once(self.size, tiling=self.config.tiling)
 
     @abstractmethod
     def encode(self, videos: Tensor) -> Tensor:

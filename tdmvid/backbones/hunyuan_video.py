@@ -280,7 +280,7 @@ class HunyuanVideo(FlowBackbone):
         }
 
     @classmethod
-    def samples_at_once(cls, size: ClipSize) -> int:
+    def samples_at_once(cls, size: ClipSize, *, tiling: bool) -> int:
         """Return 1: diffusers' autoencoder cannot decode several samples."""
         return 1
 

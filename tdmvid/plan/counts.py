@@ -325,7 +325,7 @@ def count_pipeline(networks: Outline) -> Pipeline:
         text=family.spec.text_bytes(folder, config.model),
         vae=vae,
         decoding=decoding,
-        at_once=family.samples_at_once(config.video),
+        at_once=family.samples_at_once(config.video, tiling=config.model.tiling),
         embedding=_embedding_bytes(networks),
         image=_image_bytes(networks),
         latent=latent,

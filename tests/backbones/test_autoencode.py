@@ -47,5 +47,6 @@ def test_a_batch_is_split_into_parts_that_give_the_same_result(at_once, calls):
     ids=str,
 )
 def test_samples_of_the_usual_sizes_are_taken_one_at_a_time(size, number):
-    assert Backbone.samples_at_once(size) == number
-    assert HunyuanVideo.samples_at_once(size) == 1
+    assert Backbone.samples_at_once(size, tiling=False) == number
+    assert Backbone.samples_at_once(size, tiling=True) == 1
+    assert HunyuanVideo.samples_at_once(size, tiling=False) == 1
