@@ -2,7 +2,9 @@
 
 The states and clean predictions of each slot's current trajectory are stored. When the trajectory
 ends, they replace those of the slot's previous trajectory. In every iteration the fake is trained
-on one of the K states of the last finished trajectory, and the student on the current state.
+on one of the K states of the last finished trajectory, and the student on the current state. The
+stored predictions are K to 2 K - 1 updates old at s_K; `finished_predictions` says whether they are
+used or renewed.
 
 Shapes: K is the largest number of steps, B the number of slots in a micro-batch. Histories are
 [K, B, ...]; entry k - 1 belongs to s_k.
