@@ -1,5 +1,7 @@
 """The notebook of the embedded teacher: what is committed, and that it runs."""
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -32,6 +34,23 @@ def test_its_text_states_the_iterations_of_its_outputs():
     run = ITERATIONS.search(code_cells(notebook)[0].source)[1]
     text = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert f"a run with {run} iterations" in text
+
+
+def test_its_cells_import_names_that_exist():
+    cells = [cell.source for cell in code_cells(nbformat.read(NOTEBOOK, as_version=4))]
+    python = [cell for cell in cells if not cell.startswith("%")]  # others are magics
+    imports = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse("\n".join(python)))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert ("tdmvid.config", "load_config") in imports
+    assert not [
+        (module, name)
+        for module, name in imports
+        if not hasattr(importlib.import_module(module), name)
+    ]
 
 
 @pytest.mark.slow
