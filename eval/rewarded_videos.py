@@ -183,11 +183,13 @@ def matched(truth: Judged, subset: str, share: float) -> Tensor:
         Features [M, 14].
     """
     chosen = truth.measured[subset] if subset else torch.ones_like(truth.pairs)
-    singles, pairs = (
-        truth.measured["features"][chosen & kind] for kind in (~truth.pairs, truth.pairs)
-    )
-    size = min(len(singles) / (1 - share + 1e-9), len(pairs) / (share + 1e-9))
-    return torch.cat([singles[: round(size * (1 - share))], pairs[: round(size * share)]])
+    parts = [
+        (truth.measured["features"][chosen & kind], part)
+        for kind, part in ((~truth.pairs, 1 - share), (truth.pairs, share))
+        if part
+    ]
+    size = min(len(features) / part for features, part in parts)
+    return torch.cat([features[: round(size * part)] for features, part in parts])
 
 
 def frechet_of(features: Tensor, pairs: Tensor, truth: Judged, subset: str) -> float:

@@ -52,6 +52,11 @@ SHARES = {
 }
 """Measured shares of videos and their columns. All are the second judge's, except `bright` and the
 reward, which are the functions that runs are trained with."""
+SUBSETS = {"clear": "clear", "correct": "all", "bright": "bright"}
+"""Choices of --subset, and their measures."""
+PAIR_SHARES = {"any": world.PAIR_SHARE, "one": 0.0, "two": 1.0}
+"""Choices of --objects, and the share of captions with two objects."""
+OBJECTS = {"any": "", "one": " of one object", "two": " of two objects"}
 
 
 def read_sampler(text: str) -> ScoredSampler:
@@ -85,9 +90,12 @@ def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict
         Videos and measures by name; "ground truth" first.
     """
     judge = load_second_judge(args.judge)
-    things = score.evaluation_set(args.captions, args.seeds, args.seed)
+    things = score.evaluation_set(
+        args.captions, args.seeds, args.seed, pair_share=PAIR_SHARES[args.objects]
+    )
     common = {
         "captions": args.captions,
+        "objects": args.objects,
         "seeds": args.seeds,
         "seed": args.seed,
         "judge": file_fingerprint([args.judge]),
@@ -113,11 +121,12 @@ def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict
     return found
 
 
-def row_of(one: Judged) -> dict:
+def row_of(one: Judged, subset: str) -> dict:
     """Compute the measures of one sampler.
 
     Args:
         one: Its videos.
+        subset: Measure that was rewarded, which is also given for one and for two objects.
 
     Returns:
         Measures by name, with intervals over captions.
@@ -128,8 +137,8 @@ def row_of(one: Judged) -> dict:
     for name, kind in (("one", ~one.pairs), ("two", one.pairs)):
         if kind.any():
             group = one.group[kind].unique(return_inverse=True)[1]
-            shares = one.measured["clear"][kind].double()
-            found[f"clear, {name}"] = mean_over_groups(shares, group)
+            shares = one.measured[subset][kind].double()
+            found[f"{subset}, {name}"] = mean_over_groups(shares, group)
     return found
 
 
@@ -208,23 +217,25 @@ def _interval(measure: dict, digits: int = 3, scale: float = 1.0) -> str:
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def describe_rows(rows: dict[str, dict]) -> str:
+def describe_rows(rows: dict[str, dict], subset: str) -> str:
     """Format the table of samplers in Markdown. Shares are in percent.
 
     Args:
         rows: Measures by sampler.
+        subset: Measure that was rewarded: the first column, with its interval.
 
     Returns:
         The table.
     """
-    names = {"clear": SHARES["clear"], "clear, one": "one object", "clear, two": "two objects"}
-    names |= {name: text for name, text in SHARES.items() if name != "clear"}
+    names = {subset: SHARES[subset]}
+    names |= {f"{subset}, one": "one object", f"{subset}, two": "two objects"}
+    names |= {name: text for name, text in SHARES.items() if name != subset}
     lines = [
         "| | " + " | ".join([*names.values(), "diversity", "flicker"]) + " |",
         "|---" * (len(names) + 3) + "|",
     ]
     for sampler, row in rows.items():
-        cells = [_interval(row["clear"], 1, 100)]
+        cells = [_interval(row[subset], 1, 100)]
         cells += [f"{100 * row[name]['value']:.1f}" if name in row else "" for name in names][1:]
         cells += [f"{row['diversity']['value']:.2f}", f"{row['flicker']['value']:.2f}"]
         lines.append(f"| {sampler} | " + " | ".join(cells) + " |")
@@ -300,21 +311,19 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--pairs {':'.join(pair)!r}: use REWARDED:PLAIN with two names of --samplers"
             )
-    found = measure_all(args, samplers)
+    found, subset = measure_all(args, samplers), SUBSETS[args.subset]
     rows = {
-        name: {key: asdict(value) for key, value in row_of(one).items()}
+        name: {key: asdict(value) for key, value in row_of(one, subset).items()}
         for name, one in found.items()
     }
-    compared = [
-        compare_pair(found, *pair, strength_of(by_name[pair[0]]), args.subset) for pair in pairs
-    ]
+    compared = [compare_pair(found, *pair, strength_of(by_name[pair[0]]), subset) for pair in pairs]
     count = len(found[samplers[0].name].group)
     said = (
-        f"{args.captions} held-out captions x {args.seeds} seeds = {count} videos per sampler, the"
-        f" same noise for every sampler (seed {args.seed}); {args.reference} ground-truth videos of"
-        " the same captions"
+        f"{args.captions} held-out captions{OBJECTS[args.objects]} x {args.seeds} seeds = {count}"
+        f" videos per sampler, the same noise for every sampler (seed {args.seed});"
+        f" {args.reference} ground-truth videos of the same captions"
     )
-    text = f"{said}.\n\n{describe_rows(rows)}\n\n{describe_pairs(compared)}\n"
+    text = f"{said}.\n\n{describe_rows(rows, subset)}\n\n{describe_pairs(compared)}\n"
     print(text)
     write_json(
         args.out / f"{args.subset}.json", {"protocol": said, "rows": rows, "pairs": compared}
@@ -338,8 +347,9 @@ def main() -> None:
     parser.add_argument(
         "--pairs", nargs="*", default=[], metavar="REWARDED:PLAIN", help="samplers to compare"
     )
+    parser.add_argument("--subset", choices=[*SUBSETS], default="clear", help="what was rewarded")
     parser.add_argument(
-        "--subset", choices=["clear", "bright"], default="clear", help="what was rewarded"
+        "--objects", choices=[*PAIR_SHARES], default="any", help="captions to use (any)"
     )
     parser.add_argument("--captions", type=int, default=128, help="held-out captions (128)")
     parser.add_argument("--seeds", type=int, default=4, help="videos per caption (4)")

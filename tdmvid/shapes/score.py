@@ -29,9 +29,9 @@ ATTRIBUTES = ("all", "colour", "shape", "direction")
 
 
 def evaluation_set(
-    captions: int, seeds_per_caption: int, seed: int
+    captions: int, seeds_per_caption: int, seed: int, *, pair_share: float = world.PAIR_SHARE
 ) -> list[tuple[world.Thing, ...]]:
-    """Return held-out captions in the world's shares of one and two objects.
+    """Return held-out captions of one and two objects, by default in the world's shares.
 
     The captions are shuffled, so the first part of the set is a sample of it; the copies of a
     caption are consecutive. Captions of two objects are distinct. The few held-out captions of one
@@ -42,12 +42,13 @@ def evaluation_set(
         captions: Number of captions.
         seeds_per_caption: Number of copies of each caption.
         seed: Seed of the random choice.
+        pair_share: Share of captions with two objects.
 
     Returns:
         Objects of each caption, `captions * seeds_per_caption` rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    wanted = {2: round(captions * world.PAIR_SHARE)}
+    wanted = {2: round(captions * pair_share)}
     wanted[1] = captions - wanted[2]
     chosen: dict[int, list[tuple[world.Thing, ...]]] = {1: [], 2: []}
     while any(len(chosen[size]) < wanted[size] for size in wanted):

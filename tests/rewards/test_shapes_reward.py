@@ -43,8 +43,25 @@ def test_ground_truth_is_chosen_in_the_share_of_two_objects():
     marked = truth.measured["features"].clone()
     marked[:, 0] = truth.pairs
     truth = dataclasses.replace(truth, measured=truth.measured | {"features": marked})
-    for share in (0.0, 0.1, 0.5):
+    for share in (0.0, 0.1, 0.5, 1.0):
         assert matched(truth, "clear", share)[:, 0].mean() == pytest.approx(share, abs=0.01)
+
+
+def test_ground_truth_of_two_objects_alone_is_used_whole():
+    truth = made(seed=1)
+    truth = dataclasses.replace(truth, pairs=torch.ones_like(truth.pairs))
+    assert len(matched(truth, "", 1.0)) == CAPTIONS * SEEDS
+
+
+def test_the_rewarded_measure_is_the_first_column_with_its_interval():
+    rows = {
+        "student": {
+            k: dataclasses.asdict(v) for k, v in shapes_reward.row_of(made(), "all").items()
+        }
+    }
+    head, _, row = shapes_reward.describe_rows(rows, "all").split("\n")
+    assert head.startswith("| | correct | one object | two objects | correct, inside and apart |")
+    assert "[" in row.split("|")[2] and "[" not in row.split("|")[3]
 
 
 def test_a_shifted_student_is_farther_from_ground_truth_and_an_equal_one_is_not():
@@ -66,7 +83,7 @@ def test_a_pair_shows_the_share_the_formula_and_the_gap_to_the_teacher():
     assert pair["expected share"] == pytest.approx(tilted(float(plain), 2.0))
     above = share - found["teacher"].measured["clear"].double().mean()
     assert pair["above teacher"]["value"] == pytest.approx(above)
-    rows = {name: shapes_reward.row_of(one) for name, one in found.items()}
+    rows = {name: shapes_reward.row_of(one, "clear") for name, one in found.items()}
     assert rows["rewarded"]["clear"].value == pytest.approx(share)
 
 

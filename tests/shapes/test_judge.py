@@ -89,3 +89,9 @@ def test_an_evaluation_set_is_caption_major_held_out_and_in_the_worlds_shares():
     assert 3 * 4 < sum(len(t) == 2 for t in things[:75]) < 3 * 16, (
         "the head is a sample of the whole"
     )
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_evaluation_set_can_have_captions_of_one_kind_only(share):
+    things = score.evaluation_set(40, 2, seed=1, pair_share=share)
+    assert len(things) == 80 and {len(t) for t in things} == {1 + int(share)}
