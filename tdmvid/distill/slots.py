@@ -1,4 +1,4 @@
-"""State of the slots of a stream, on the host and on the device; see stream.py.
+"""State of the slots of a stream on the device; see stream.py.
 
 Shapes: B is the number of slots in a micro-batch; states are [B, ...], times and steps are [B].
 """
@@ -15,18 +15,6 @@ from ..diffusion.sampler import Before
 
 Made = tuple[Tensor, Before]
 """Next states of a set of trajectories, [B, ...], and their previous clean predictions."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Positions of the slots of a micro-batch on the host. Each list has B entries."""
-
-    k: list[int]
-    """Step of the next call, in 1..K."""
-    grid: list[int]
-    """Index of the slot's grid among the grids of the run."""
-    starts: list[int]
-    """Number of restarts of the slot, each with another prompt."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from ..diffusion.process import Process
 from ..diffusion.sampler import Before, Trajectory, advance, fresh_noise
 from .ended import Ended
 from .objective import Objective
-from .slots import Made, Schedule, States, select, stepped
+from .slots import Made, States, select, stepped
+from .timetable import Schedule, Timetable
 from .trajectories import Generators, Place
 
 
@@ -58,14 +59,16 @@ class Stream:
             rewards: Number of rewards of finished trajectories. 0 stores no finished trajectories.
         """
         self.objective, self.streams, self.shape = objective, streams, shape
-        self.first_stream, self.total = first_stream, (total_micros or micros) * shape[0]
+        self.first_stream = first_stream
         self.steps = [grid.steps for grid in grids]
+        total = (total_micros or micros) * shape[0]
+        self.timetable = Timetable(self.steps, total, objective.stagger, streams)
         width = max(self.steps) + 1
         rows = [[*grid.times, *[0.0] * (width - len(grid.times))] for grid in grids]
         self.times = torch.tensor(rows, device=streams.device)  # [grids, K + 1]
         self.steps_of = torch.tensor(self.steps, device=streams.device)  # [grids]
         self.boundary = grids[0].boundary
-        self.schedules = [self._first(micro) for micro in range(micros)]
+        self.schedules = [self.timetable.first(self._slots(micro)) for micro in range(micros)]
         self.states: list[States] = []
         self.ended: list[Ended] = []
         """Finished trajectories of each micro-batch; empty without rewards."""
@@ -88,8 +91,7 @@ class Stream:
         Returns:
             B positions.
         """
-        starts = self.schedules[micro].starts
-        return [start * self.total + slot for start, slot in zip(starts, self._slots(micro))]
+        return self.timetable.prompts(self.schedules[micro], self._slots(micro))
 
     @torch.no_grad()
     def begin(self, student: Denoiser, conds: Sequence[Cond]) -> None:
@@ -216,7 +218,7 @@ class Stream:
         """
         for micro, well in enumerate(finite):
             now = self.schedules[micro]
-            then = self._following(micro) if on else now
+            then = self.timetable.following(now, self._slots(micro)) if on else now
             if not on and self.boundary:
                 well = [0.0] * len(well)
             if self.ended and on:
@@ -278,47 +280,6 @@ class Stream:
         first = (self.first_stream + micro) * self.shape[0]
         return range(first, first + self.shape[0])
 
-    def _first(self, micro: int) -> Schedule:
-        """Schedule the first trajectories: spread over the steps, at random if there are many K."""
-        slots = self._slots(micro)
-        grids = [self._pick_grid(slot, 0) for slot in slots]
-        steps = [self.steps[grid] for grid in grids]
-        if self.objective.stagger == "none":
-            k = steps
-        elif len(self.steps) == 1:
-            k = [slot % steps[0] + 1 for slot in slots]
-        else:
-            k = [
-                1 + int(torch.randint(count, (), generator=self._of_slot("k", slot, 0)))
-                for slot, count in zip(slots, steps)
-            ]
-        return Schedule(k, grids, [0] * len(slots))
-
-    def _following(self, micro: int) -> Schedule:
-        """Return the schedule after an iteration in which all states were finite."""
-        now = self.schedules[micro]
-        starts = [start + (k == 1) for start, k in zip(now.starts, now.k)]
-        grids = [
-            self._pick_grid(slot, start) if k == 1 else grid
-            for slot, start, k, grid in zip(self._slots(micro), starts, now.k, now.grid)
-        ]
-        return Schedule([k - 1 or self.steps[g] for k, g in zip(now.k, grids)], grids, starts)
-
-    def _pick_grid(self, slot: int, start: int) -> int:
-        """Draw the grid of a slot's trajectory.
-
-        A probability proportional to 1 / K gives each K the same share of calls. The first
-        trajectories are already in progress when the run starts, so each K is equally likely.
-        """
-        if len(self.steps) == 1:
-            return 0
-        weights = torch.tensor([1 / count if start else 1.0 for count in self.steps])
-        return int(torch.multinomial(weights, 1, generator=self._of_slot("K", slot, start)))
-
-    def _of_slot(self, name: str, slot: int, start: int) -> torch.Generator:
-        together = self.objective.stagger == "none"
-        return self.streams.generator(start, f"slot/{name}", 0 if together else slot, device="cpu")
-
     # On the device
 
     def _rolled_out(self, student: Denoiser, micro: int, cond: Cond) -> States:
@@ -376,7 +337,8 @@ class Stream:
         if made is not None:
             ahead, again = stepped(state, made), again | (state.k == 1)
             if len(self.steps) > 1:
-                grid = torch.tensor(self._following(micro).grid, device=grid.device)
+                then = self.timetable.following(self.schedules[micro], self._slots(micro))
+                grid = torch.tensor(then.grid, device=grid.device)
         return select(again, self._fresh(step + 1, micro, grid), ahead)
 
     def _fresh(self, step: int, micro: int, grid: Tensor) -> States:
