@@ -44,14 +44,8 @@ def extract(
         ValueError: The rank is below 1, the fine-tune is of another model, or it changes no linear
             layer.
     """
-    if rank < 1:
-        raise ValueError(f"rank={rank}: use at least 1")
     own = dict(base.named_parameters())
-    if own.keys() != tuned.keys():
-        raise ValueError(
-            f"the fine-tune is of another model: {sorted(own.keys() ^ tuned.keys())[0]} is in only"
-            " one of them; use the base that was fine-tuned"
-        )
+    _check_input(own, tuned, rank)
     linear = {
         f"{name}.weight": name
         for name, layer in base.named_modules()
@@ -93,6 +87,16 @@ def extract(
         "layers": layers,
         "left_out": left_out,
     }
+
+
+def _check_input(own: dict[str, nn.Parameter], tuned: dict[str, Tensor], rank: int) -> None:
+    if rank < 1:
+        raise ValueError(f"rank={rank}: use at least 1")
+    if own.keys() != tuned.keys():
+        raise ValueError(
+            f"the fine-tune is of another model: {sorted(own.keys() ^ tuned.keys())[0]} is in only"
+            " one of them; use the base that was fine-tuned"
+        )
 
 
 def _factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
