@@ -19,6 +19,7 @@ results, next to that folder. --pages docs updates those in docs/.
 from __future__ import annotations
 
 import argparse
+import shlex
 from itertools import takewhile
 from pathlib import Path
 
@@ -125,6 +126,28 @@ def results(suite, kept: Path) -> dict[str, list[dict]]:
     return kept
 
 
+def command_of(suite, kept: Path) -> str:
+    """Return the command that makes a page.
+
+    Args:
+        suite: The suite.
+        kept: Folder of the results.
+
+    Returns:
+        The command, with the seeds and rows that have results.
+    """
+    settings, rows = suite.settings(), [row.name for row in suite.rows()]
+    known = [path.stem.split("_") for path in kept.glob("*_*.json")]
+    measured = sorted({int(number) for number, _ in known})
+    words = ["python", "eval/ablate.py", "--suite", settings["suite"], "--seeds"]
+    words += sorted({seed for _, seed in known}, key=int)
+    if "iterations" in settings:
+        words += ["--iterations", str(settings["iterations"])]
+    if len(measured) < len(rows):
+        words += ["--rows", *(rows[number] for number in measured)]
+    return shlex.join(words)
+
+
 def main() -> None:
     """Run a suite and write its page."""
     parser = argparse.ArgumentParser(
@@ -162,7 +185,7 @@ def main() -> None:
     kept = args.out / args.suite
     run(suite, args.seeds, kept, args.rows)
     page = (args.pages or args.out) / suite.page
-    ablations.write_page(page, suite, results(suite, kept))
+    ablations.write_page(page, suite, results(suite, kept), command_of(suite, kept))
     print(f"page: {page}")
 
 

@@ -73,7 +73,7 @@ def test_a_trial_does_not_replace_the_pages_of_docs(tmp_path, monkeypatch, pages
     monkeypatch.setattr(
         ablate.ablations,
         "write_page",
-        lambda path, suite, results: path.parent.mkdir(exist_ok=True) or path.touch(),
+        lambda path, suite, results, command: path.parent.mkdir(exist_ok=True) or path.touch(),
     )
     monkeypatch.setattr(
         sys, "argv", ["ablate.py", "--suite", "toy", "--seeds", "0", "--out", "out", *pages]
@@ -118,7 +118,7 @@ def test_a_row_of_fewer_seeds_does_not_cut_the_others(tmp_path):
 def test_some_rows_make_a_page_of_those(tmp_path):
     suite = Small()
     ablate.run(suite, [0, 1], tmp_path / "kept", ["second"])
-    write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"))
+    write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"), "python")
     text = (tmp_path / "small.md").read_text()
     assert suite.measured == 2 and "| two | second |" in text and "| one | first |" not in text
     with pytest.raises(
@@ -149,9 +149,24 @@ def test_the_rows_of_the_shapes_suite_are_run_and_shown(tmp_path, monkeypatch):
     found = {"frechet/4/ddim": 0.5, "seconds": 2.0}
     monkeypatch.setattr(suite, "measure", lambda row, seed: found)
     ablate.run(suite, [0, 1], tmp_path, ["TDM", "match clean"])
-    write_page(tmp_path / "page.md", suite, ablate.results(suite, tmp_path))
+    write_page(tmp_path / "page.md", suite, ablate.results(suite, tmp_path), "python")
     text = (tmp_path / "page.md").read_text()
     assert "| match | match clean | 0.500 ± 0.000 |" in text and "processor seconds" in text
+
+
+def test_the_command_of_a_page_has_its_seeds_and_rows(tmp_path):
+    suite = ShapesSuite(200)
+    for row in ("TDM", "match clean"):
+        number = [each.name for each in suite.rows()].index(row)
+        for seed in (4, 11):
+            (tmp_path / f"{number:02d}_{seed}.json").touch()
+    assert ablate.command_of(suite, tmp_path) == (
+        "python eval/ablate.py --suite shapes --seeds 4 11 --iterations 200 --rows TDM"
+        " 'match clean'"
+    )
+    ablate.run(Small(), [0, 1], tmp_path / "small")
+    whole = ablate.command_of(Small(), tmp_path / "small")
+    assert whole == "python eval/ablate.py --suite small --seeds 0 1"
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path):
@@ -171,7 +186,7 @@ def test_results_of_a_row_that_has_changed_are_not_taken_for_its_own(tmp_path):
 def test_the_page_holds_claims_and_rows(tmp_path):
     suite = Small()
     ablate.run(suite, [0, 1, 2], tmp_path / "kept")
-    write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"))
+    write_page(tmp_path / "small.md", suite, ablate.results(suite, tmp_path / "kept"), "python")
     text = (tmp_path / "small.md").read_text()
     assert "| first is lower | first 1.000 ± 1.000; second 11.000 ± 1.000 | agrees |" in text
     assert "| one | first | 1.000 ± 1.000 |" in text

@@ -143,13 +143,14 @@ def calls_to_reach(
     ]
 
 
-def write_page(path: Path, suite, results: Results) -> None:
+def write_page(path: Path, suite, results: Results, command: str) -> None:
     """Write the page and, if there are curves, the plot next to it.
 
     Args:
         path: File of the page.
         suite: The suite.
         results: Results by row.
+        command: Command that makes the page.
     """
     settings = ", ".join(f"{key} {value}" for key, value in suite.settings().items())
     seeds = max((len(found) for found in results.values()), default=0)
@@ -167,7 +168,6 @@ def write_page(path: Path, suite, results: Results) -> None:
     if plot(path.with_suffix(".png"), suite.curves(results), suite.axes):
         lines += [f"![{suite.axes.alt}]({path.with_suffix('.png').name})", ""]
     shown = f"Mean and standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
-    command = f"python eval/ablate.py --suite {suite.settings()['suite']}"
     lines += [
         "## All rows",
         "",

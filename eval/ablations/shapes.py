@@ -123,7 +123,8 @@ class ShapesSuite:
     axes = Axes()
     note = (
         "`right` is the share of videos with every attribute of their caption. The"
-        " distance is the Fréchet distance to the ground truth."
+        " distance is the Fréchet distance to the ground truth. The row TDM is the demo with"
+        " `objective.rollout=stop` and own draws."
     )
 
     def __init__(self, iterations: int = 0, *, captions: int = 64, reference: int = 4096):

@@ -31,7 +31,7 @@ if [ $status -eq 75 ]; then
 elif [ $status -eq 76 ] || [ $status -eq 138 ]; then  # stopped before there was anything to save (138: before node.sh started): retry a limited number of times
     stops=$(scontrol --oneliner show job "$job" | sed -n 's/.* Comment=tdmvid:\([0-9]*\).*/\1/p')
     if [ "${stops:-0}" -ge 3 ]; then
-        echo "stopped ${stops} times before the first iteration: the signal is sent --signal=USR1@SECONDS before the end of --time; increase --time, or use fewer seconds" >&2
+        echo "stopped $((stops + 1)) times before the first iteration: the signal is sent --signal=USR1@SECONDS before the end of --time; increase --time, or use fewer seconds" >&2
         exit 1
     fi
     scontrol update JobId="$job" Comment="tdmvid:$((${stops:-0} + 1))"
