@@ -27,7 +27,7 @@ from tdmvid.distill.grids import build_grid
 from tdmvid.distill.iteration import Outcome, iterate
 from tdmvid.distill.objective import Roles, build_objective
 from tdmvid.distill.stream import Stream
-from tdmvid.parallel import launch
+from tdmvid.parallel import collectives, launch
 from tdmvid.parallel.rng import Streams
 from tdmvid.roles.build import build_engines, empty_base
 from tdmvid.roles.guidance import guide
@@ -138,7 +138,7 @@ def untrained(config: RunConfig, work: Path, *, primary: bool = True, **changes)
     """
     if primary:
         write_untrained(config, work, **changes)
-    launch.barrier()
+    collectives.barrier()
     return replace(
         config, model=replace(config.model, path=str(write_untrained(config, work, **changes)))
     )

@@ -92,7 +92,8 @@ class ToySuite:
         " student, in the second half of training. A row changes what its name says and"
         " nothing else. The row TDM has the target `exact`, the distance `l2` and `fresh_noise`"
         " 0.1, which are not tdmvid's defaults; the row `x0_hat, importance mean` has the default"
-        " target. The student's learning rate is chosen for each objective and distance, on another seed ([rates](ablations_rates.md)). TDM beside DMD2 is on"
+        " target. The student's learning rate is chosen for each objective and distance, on another"
+        " seed ([rates](ablations_rates.md)). TDM beside DMD2 is on"
         " [a page of later runs](ablations_dmd2.md)."
     )
     columns: ClassVar[dict[str, str]] = {

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 Mean = Callable[[dict[str, float]], dict[str, float]]
-"""Function that averages named scalars over the ranks; see `parallel.launch.mean`."""
+"""Function that averages named scalars over the ranks; see `parallel.collectives.mean`."""
 DECAY = 0.98
 """Decay of the running mean, which halves the weight of a batch in 34 iterations."""
 

@@ -25,9 +25,9 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from .collectives import on_rank0
 from .engine import Files, naming
 from .host_copies import to_host
-from .launch import on_rank0
 
 HELD = (LossScaler, ZeroStageEnum, fragment_address)
 """Classes in DeepSpeed's own files. Loading them runs no code."""

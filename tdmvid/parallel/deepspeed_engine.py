@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ..config import OptimConfig
 from .arithmetic import autocast, casts_weights
+from .collectives import all_agree
 from .deepspeed_config import common_config, deepspeed_config
 from .engine import REMEDY, Files, StepResult, check_shapes, naming, shapes_of
-from .launch import all_agree
 from .optim import LossScale, build_optimizer
 from .zero_parts import (
     assign_own_part,

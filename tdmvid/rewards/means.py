@@ -13,7 +13,7 @@ from torch import Tensor
 from .functions import RewardFailed, Scorer
 
 Mean = Callable[[dict[str, float]], dict[str, float]]
-"""Function that averages named scalars over the ranks; see `parallel.launch.mean`."""
+"""Function that averages named scalars over the ranks; see `parallel.collectives.mean`."""
 
 
 class GlobalMeans:

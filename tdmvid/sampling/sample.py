@@ -29,7 +29,7 @@ from ..data.conditions import Conditions
 from ..data.embeddings import EmbeddingCache, embed_prompts
 from ..data.progress import QUICK, progress
 from ..data.video import write_image, write_video
-from ..parallel import launch
+from ..parallel import collectives, launch
 from .manifest import append_entry, claim_folder, entry_of, gather_manifest
 from .shots import Shot, noise
 from .student import check_guidance, set_flow_shift, stock_defaults, use_student, weights_of
@@ -95,13 +95,13 @@ def sample_videos(
             " with images"
         )
     digest = hashlib.sha256(repr(shots).encode()).hexdigest()[:16]
-    launch.check_same("list of prompts", {"videos": digest})
+    collectives.check_same("list of prompts", {"videos": digest})
     settings = _settings(backbone, sampler)
     done = claim_folder(out, settings, shots) if world.primary else None
     for line in settings.get("untrained", ()) if world.primary else ():
         print(line, flush=True)
     # Machines may temporarily see different contents of a shared folder, so rank 0 decides.
-    done = launch.broadcast_from_rank0(done)
+    done = collectives.broadcast_from_rank0(done)
     todo = [shot for shot in shots if shot.file not in done]
     cut = _cut(backbone, shots, world)
     entries = {shot.file: entry_of(shot, settings, cut) for shot in shots}
@@ -110,11 +110,11 @@ def sample_videos(
         _sample_share(out, todo, backbone, sampler, conds, entries, world, batch)
         # A reference cycle would keep the pipeline's weights on the device.
         gc.collect()
-    launch.barrier()
+    collectives.barrier()
     made = [entries[shot.file] for shot in shots]
     if world.primary:
         gather_manifest(out, made)
-    launch.barrier()
+    collectives.barrier()
     return made
 
 
@@ -225,22 +225,22 @@ def embed_shots(
     shots: list[Shot], negative: str, backbone: Backbone, world: launch.World, root: Path
 ) -> Conditions:
     """Return the conditions of the shots and of the negative prompt, and release the encoders."""
-    key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
+    key = collectives.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
     texts = EmbeddingCache(root, key)
     if world.primary:
         with without_warnings():
             embed_prompts(
                 texts, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts
             )
-    launch.barrier()
+    collectives.barrier()
     backbone.release_text()
     if not backbone.takes_images:
         return Conditions(texts)
-    key = launch.broadcast_from_rank0(backbone.image_fingerprint() if world.primary else "")
+    key = collectives.broadcast_from_rank0(backbone.image_fingerprint() if world.primary else "")
     images = EmbeddingCache(root, key)
     if world.primary:
         embed_images(images, {shot.image_sha256: Path(shot.image) for shot in shots}, backbone)
-    launch.barrier()
+    collectives.barrier()
     return Conditions(texts, images, {Path(shot.image): shot.image_sha256 for shot in shots})
 
 

@@ -195,7 +195,7 @@ class Evaluation:
 
     def meet(self) -> None:
         """Agree on the evaluation while the ranks of the run can still communicate."""
-        from ..parallel import launch
+        from ..parallel import collectives, launch
 
         first: tuple[Outlook | None, int] = (None, 0)
         if _first_rank():
@@ -203,7 +203,7 @@ class Evaluation:
                 first = (outlook(self.config), launch.free_port())
             except ValueError as error:  # something has disappeared since the run started
                 first = (Outlook(str(error), ready=False, whole=False), 0)
-        self.outlook, self.port = launch.broadcast_from_rank0(first)
+        self.outlook, self.port = collectives.broadcast_from_rank0(first)
 
     def run(self) -> None:
         """Score the finished run. Every rank takes part in the sampling.

@@ -14,7 +14,7 @@ import torch
 
 from ..config import VBenchConfig, to_dict
 from ..data.files import write_json
-from ..parallel import launch
+from ..parallel import collectives, launch
 from .paired_samples import NAMES, check_sides, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight
 from .results import Pair, Result, write_result
@@ -105,7 +105,7 @@ def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all
         if world.primary:
             score_and_compare(evaluation, student, out)
     else:  # if other machines' ranks exited, their launcher could stop the first machine's
-        with launch.first_alone():
+        with collectives.first_alone():
             if world.primary:
                 score_and_compare(evaluation, student, out)
         launch.finish()

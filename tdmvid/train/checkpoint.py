@@ -17,7 +17,7 @@ from typing import Any
 
 from ..data.checkpoints import checksum, latest, list_steps, read_meta, step_folder, write_meta
 from ..data.files import PART, short, write_files
-from ..parallel import launch
+from ..parallel import collectives
 
 NOT_SHARED = (
     "files of other ranks are not visible here: the run's folder must be on a file system that all"
@@ -77,7 +77,7 @@ class Checkpoints:
         if self.primary:
             self.remove_parts()
             aside.mkdir(parents=True)
-        launch.barrier()
+        collectives.barrier()
         files = {
             aside / role / name: data
             for role, engine in engines.items()
@@ -99,7 +99,7 @@ class Checkpoints:
         if writing is None:
             return
         writing.own_part.wait()
-        if not launch.all_agree(writing.error is None):
+        if not collectives.all_agree(writing.error is None):
             writing.give_up.set()
         writing.thread.join(timeout=PATIENCE)
         if writing.thread.is_alive():  # all ranks have written, but rank 0 does not see the files
@@ -107,7 +107,7 @@ class Checkpoints:
             writing.thread.join()
             if not writing.whole:
                 writing.error = writing.error or OSError(NOT_SHARED)
-        if launch.all_agree(writing.error is None):
+        if collectives.all_agree(writing.error is None):
             return
         reason = str(writing.error or "see the other ranks").splitlines()[0]
         raise OSError(
@@ -160,7 +160,7 @@ class Checkpoints:
             for later in self.steps():
                 if later > step:
                     self._remove(self._path(later))
-        launch.barrier()
+        collectives.barrier()
 
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints.

@@ -19,7 +19,7 @@ from ..distill.grids import reference_grid
 from ..export.bundle import write_bundles
 from ..export.student import Adapter, Provenance, Reference, Student, with_merged
 from ..guard.record import GuardRecord
-from ..parallel import launch
+from ..parallel import collectives
 from ..report.gallery import Column, write_gallery
 from ..report.page import write_report
 from ..roles.rounding import difference, story
@@ -43,7 +43,7 @@ def finalize(run: Run) -> None:
     teachers = [_sample_teacher(run, z, grid) for grid in _teacher_grids(run)]
     # All ranks must leave NCCL together: a rank that leaves early waits there for the others and
     # may be killed for it.
-    with launch.first_alone():
+    with collectives.first_alone():
         if run.world.primary:
             try:
                 _export(run, weights, deployed, z)

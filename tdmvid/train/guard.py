@@ -31,7 +31,7 @@ from ..guard.bands import Verdict, judge, not_finite
 from ..guard.limits import Prompts, check_settings
 from ..guard.measures import latent_distance, measure
 from ..guard.record import GUARD, GuardRecord
-from ..parallel import launch
+from ..parallel import collectives
 from ..report.page import write_report
 from ..roles.guidance import guide
 from .run import Run
@@ -116,7 +116,7 @@ class Guard:
         began, answer = time.perf_counter(), NOTHING
         if self.run.world.primary:
             answer = self._judge(step, samples, began)
-        return launch.broadcast_from_rank0(answer)
+        return collectives.broadcast_from_rank0(answer)
 
     def fail(self, step: int, what: str, reason: str) -> Check:
         """Record what is not finite, which stops a run with any settings.
@@ -191,7 +191,7 @@ class Guard:
         run, path = self.run, self.run.config.folder / REFERENCE
         key = self._key()
         found = _read_reference(path, key) if run.world.primary else None
-        if launch.broadcast_from_rank0(found is not None):
+        if collectives.broadcast_from_rank0(found is not None):
             return found
         long = reference_grid(run.config, run.backbone.process)
         latents, videos = self._sample_teacher(long, self.cfg)

@@ -19,7 +19,7 @@ from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.items import Item, image_digest, read_run_items
 from ..data.latents import RealLatents, note_unread
 from ..data.video import read_clip
-from ..parallel import launch
+from ..parallel import collectives, launch
 
 
 def prepare_embeddings(
@@ -42,10 +42,10 @@ def prepare_embeddings(
     """
     items, shown = read_run_items(config, takes_images=backbone.takes_images)
     prompts = [item.prompt for item in items]
-    launch.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
+    collectives.check_same("file of prompts", {"prompts.path": digest("prompts", prompts)})
     needed = ["", config.prompts.negative, *prompts, *(item.prompt for item in shown)]
     # Only rank 0 runs the encoders, so its fingerprint of their files counts.
-    key = launch.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
+    key = collectives.broadcast_from_rank0(backbone.text_fingerprint() if world.primary else "")
     if world.primary and (note := backbone.find_cut_prompts(prompts).note(prompts)):
         print(f"prompts.path={config.prompts.path!r}: {note}", file=sys.stderr)
 
@@ -70,7 +70,7 @@ def _prepare_images(
         The cache, and the key of each file.
     """
     files = list(dict.fromkeys(item.image for item in items if item.image is not None))
-    found = launch.broadcast_from_rank0(
+    found = collectives.broadcast_from_rank0(
         ([image_digest(file) for file in files], backbone.image_fingerprint())
         if world.primary
         else None
@@ -105,9 +105,9 @@ def _fill(
     if world.primary:
         # The device may be too small for the base and an encoder, so the base is offloaded.
         with in_host_memory([backbone.network]):
-            embed(EmbeddingCache(root, key), lambda: launch.all_agree(False))
+            embed(EmbeddingCache(root, key), lambda: collectives.all_agree(False))
     # The other ranks synchronize after each shard, because a single wait could exceed the timeout.
-    while not launch.all_agree(True):
+    while not collectives.all_agree(True):
         pass
     cache = EmbeddingCache(root, key)
     if missing := cache.missing(needed, patience=PATIENCE):
@@ -144,11 +144,11 @@ def prepare_latents(config: RunConfig, backbone: Backbone, world: launch.World) 
         backbone.encode,
         share=world.rank,
         shares=world.size,
-        meet=launch.barrier,
+        meet=collectives.barrier,
         progress=world.primary,
     )
     backbone.release_vae()
-    if not launch.all_agree(not failed):
+    if not collectives.all_agree(not failed):
         reasons = "; ".join(str(error) for error in list(failed.values())[:3])
         some = (
             f"{len(failed)} clips cannot be used ({reasons})"

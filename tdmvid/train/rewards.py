@@ -30,7 +30,7 @@ from ..distill.objective import Roles, build_objective
 from ..distill.reward import RunningMean
 from ..distill.stream import Stream
 from ..distill.trajectories import Place
-from ..parallel import launch
+from ..parallel import collectives, launch
 from ..parallel.engine import naming
 from ..parallel.rng import Streams
 from ..rewards import GlobalMeans, Scorer
@@ -72,8 +72,8 @@ class Rewards:
         self.scorers = [Scorer(reward) for reward in self.config.rewards]
         for scorer in self.scorers:
             scorer.check_prompts(self.prompts)
-        self.mean = RunningMean(launch.mean)
-        self.means = GlobalMeans(self.scorers, launch.mean)
+        self.mean = RunningMean(collectives.mean)
+        self.means = GlobalMeans(self.scorers, collectives.mean)
         self.scale = [1.0] * len(self.scorers)
 
     def prepare(self, student: Any, grid: TimeGrid, shape: tuple[int, ...]) -> None:
@@ -122,7 +122,7 @@ class Rewards:
                 bar.update()
         for scorer in self.scorers:
             scorer.failed = 0  # every rank measured the same samples; count those of iterations
-        deviations = launch.broadcast_from_rank0((variances / prompts).sqrt().tolist())
+        deviations = collectives.broadcast_from_rank0((variances / prompts).sqrt().tolist())
         for i in wanted:
             self.scale[i] = max(deviations[i], rewards[i].floor)
 
@@ -293,7 +293,7 @@ class Rewards:
                 scorer(_given(scorer.config, known, samples), texts) for scorer in self.scorers
             ]
             rewards[finite] = torch.stack(columns, dim=1)
-        return launch.first_of_sequence(self.world, rewards)
+        return collectives.first_of_sequence(self.world, rewards)
 
     def _decoded(self, latents: Tensor) -> Tensor | None:
         """Return the frames that the rewards see, [B, 3, F, H, W]; None if they see latents."""

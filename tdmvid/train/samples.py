@@ -13,7 +13,7 @@ from ..data.video import write_clips, write_strip
 from ..diffusion.denoiser import Cond
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampler import Solver, sample
-from ..parallel import launch
+from ..parallel import collectives
 from .run import Run
 
 
@@ -172,6 +172,6 @@ def _sample_together(run: Run, part: Part) -> Tensor:
         found = sample_student(run, part.z, part.cond)
     except NotFinite as error:
         reason = error
-    if not launch.all_agree(reason is None) or found is None:
+    if not collectives.all_agree(reason is None) or found is None:
         raise reason or NotFinite("another rank's samples of the student are not finite")
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..parallel import launch
+from ..parallel import collectives, launch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 AGAIN = 1.0
@@ -68,7 +68,7 @@ class StopSignals:
         Returns:
             True on all ranks if the run should stop.
         """
-        return not launch.all_agree(self._signal is None)
+        return not collectives.all_agree(self._signal is None)
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         again = self._signal is not None and time.monotonic() - self._since > AGAIN

@@ -16,7 +16,7 @@ from ..config import RunConfig, to_dict
 from ..config.json_files import read_object
 from ..data.files import write_json
 from ..data.reading import reason
-from ..parallel import launch
+from ..parallel import collectives
 from .checkpoint import flat
 from .monitor import METRICS, count_logged
 
@@ -43,7 +43,7 @@ def check_tracker(name: str) -> None:
             " to 'none'"
         )
     if name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        launch.on_rank0(_log_in)
+        collectives.on_rank0(_log_in)
 
 
 def _log_in() -> None:
@@ -75,7 +75,7 @@ def open_tracker(config: RunConfig, *, start: int, resumed: bool) -> Tracker | N
     """
     opened: list[Tracker] = []
     if config.log.tracker != "none":
-        launch.on_rank0(lambda: opened.append(Tracker(config, start=start, resumed=resumed)))
+        collectives.on_rank0(lambda: opened.append(Tracker(config, start=start, resumed=resumed)))
     return opened[0] if opened else None
 
 

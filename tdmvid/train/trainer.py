@@ -16,7 +16,7 @@ from ..diffusion.denoiser import Cond
 from ..distill.iteration import Outcome, iterate
 from ..distill.objective import build_objective
 from ..distill.trajectories import pick_grid
-from ..parallel import launch
+from ..parallel import collectives, launch
 from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
 from .finalize import finalize
@@ -62,7 +62,7 @@ def train(
     world = launch.start(
         config.parallel.backend, config.parallel.timeout_minutes, sequence=config.parallel.sequence
     )
-    launch.check_same("config", flat(to_dict(config)) | {"--resume": resume})
+    collectives.check_same("config", flat(to_dict(config)) | {"--resume": resume})
     check_folders(config)
     with _locked(config.folder):
         run = _train(config, world, resume, commands or {})
@@ -77,7 +77,7 @@ def train(
 def _locked(folder: Path) -> Iterator[None]:
     """Lock a run's folder against other runs. Rank 0 holds the lock for all ranks."""
     lock = FolderLock(folder)
-    launch.on_rank0(lock.acquire)
+    collectives.on_rank0(lock.acquire)
     try:
         yield
     finally:
@@ -140,7 +140,7 @@ def _find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
     def find() -> Path | None:
         return checkpoints.latest() if resume == "auto" else whole(Path(resume))
 
-    return launch.on_rank0(find)
+    return collectives.on_rank0(find)
 
 
 def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
@@ -241,7 +241,7 @@ def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
     chosen = run.config.steps
     if run.config.export.select == "best":
         kept = {step for step in checkpoints.steps() if step <= chosen}
-        chosen = launch.broadcast_from_rank0(guard.record.best_of(kept) or chosen)
+        chosen = collectives.broadcast_from_rank0(guard.record.best_of(kept) or chosen)
     if chosen != run.config.steps:
         path = whole(step_folder(checkpoints.folder, chosen), part="student")
         run.engines["student"].load(path / "student")
@@ -279,7 +279,7 @@ def _broken_role(run: Run) -> str:
     """Return a role whose weights are not finite, or "". All ranks must call this together."""
     for role, engine in run.engines.items():
         weights = engine.weights(averaged=False, everywhere=False)
-        if not launch.all_agree(all(bool(w.isfinite().all()) for w in weights.values())):
+        if not collectives.all_agree(all(bool(w.isfinite().all()) for w in weights.values())):
             return role
     return ""
 
@@ -334,7 +334,7 @@ def _iteration(run: Run, step: int) -> tuple[Outcome, dict[str, float]]:
     )
     calls = (run.evaluated() - before) / (batch.micro * batch.accumulation)
     scalars = outcome.scalars | ({} if rewards is None else rewards.scalars)
-    return outcome, launch.mean(scalars) | {
+    return outcome, collectives.mean(scalars) | {
         "calls": calls,
         "seconds": time.perf_counter() - began,
     }

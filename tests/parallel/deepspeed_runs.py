@@ -22,7 +22,7 @@ from tdmvid.distill.iteration import iterate
 from tdmvid.distill.objective import Roles
 from tdmvid.distill.stream import Stream
 from tdmvid.distill.tdm import TDM
-from tdmvid.parallel import deepspeed_engine, launch
+from tdmvid.parallel import collectives, deepspeed_engine, launch
 from tdmvid.parallel.deepspeed_config import deepspeed_config
 from tdmvid.parallel.deepspeed_engine import DeepSpeedEngine, shard_frozen
 from tdmvid.parallel.engine import TorchEngine
@@ -256,12 +256,12 @@ def run(case: Case) -> dict:
             first_stream=first,
             stream=stream,
         )
-        log.append(launch.mean(outcome.scalars))
+        log.append(collectives.mean(outcome.scalars))
         failed.append(outcome.failed)
         if case.save and step + 1 == saved_at:
             for role, engine in engines.items():
                 save(engine, Path(case.save) / role)
-            launch.barrier()
+            collectives.barrier()
         snapshots.append(arrays(engines))
     updates = {role: engine.updates for role, engine in engines.items()}
     launch.finish()

@@ -23,7 +23,7 @@ from deepspeed_runs import (
 from ranks import run_ranks
 from refusals import refused
 
-from tdmvid.parallel import launch
+from tdmvid.parallel import collectives, launch
 from tdmvid.parallel.deepspeed_config import deepspeed_config
 
 OPTIMS = pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw"])
@@ -146,11 +146,11 @@ def test_without_a_launcher_one_process_answers_for_itself(monkeypatch):
     world = launch.start("auto")
     assert (world.rank, world.size, world.local_rank) == (0, 1, 0)
     assert (
-        launch.all_agree(True)
-        and not launch.all_agree(False)
-        and launch.mean({"a": 2.0}) == {"a": 2.0}
+        collectives.all_agree(True)
+        and not collectives.all_agree(False)
+        and collectives.mean({"a": 2.0}) == {"a": 2.0}
     )
-    launch.barrier()
+    collectives.barrier()
     launch.finish()
     with refused("'deepspeed'"):
         launch.start("deepspeed")
@@ -162,11 +162,11 @@ def test_without_a_launcher_one_process_answers_for_itself(monkeypatch):
 def talk() -> list:
     world = launch.start("deepspeed", timeout_minutes=0.5)
     said = [
-        launch.all_agree(True),
-        launch.all_agree(world.rank == 0),
-        launch.mean({"b": float(world.rank), "a": 1.0}),
+        collectives.all_agree(True),
+        collectives.all_agree(world.rank == 0),
+        collectives.mean({"b": float(world.rank), "a": 1.0}),
     ]
-    launch.barrier()
+    collectives.barrier()
     launch.finish()
     return [world.rank, world.size, world.device.type, *said]
 

@@ -14,7 +14,7 @@ SECONDS, SHARDS = 1.6, 4
 LEAVE_AT_ONCE = """
 import torch
 import torch.distributed as dist
-from tdmvid.parallel import launch
+from tdmvid.parallel import collectives, launch
 launch.start("deepspeed", 1)
 # DeepSpeed keeps them too, so that their threads live on.
 kept = dist.group.WORLD, dist.new_group([0, 1, 2, 3])
@@ -115,17 +115,17 @@ def test_a_machine_with_another_file_of_prompts_is_named_before_anything_is_embe
 
 
 def work(fails: bool) -> tuple[float, str]:
-    from tdmvid.parallel import launch
+    from tdmvid.parallel import collectives, launch
 
     world, start, said = launch.start("deepspeed", 4 / 60), time.monotonic(), ""
     try:
-        with launch.first_alone(every=1.0):
+        with collectives.first_alone(every=1.0):
             if world.primary:
                 time.sleep(8)
                 assert not fails, "the first rank failed"
     except AssertionError as error:
         said = str(error)
-    launch.barrier()
+    collectives.barrier()
     launch.finish()
     return time.monotonic() - start, said.splitlines()[0] if said else ""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tdmvid.distill.iteration import Outcome
-from tdmvid.parallel import launch
+from tdmvid.parallel import collectives, launch
 from tdmvid.parallel.sequence import PlannedGroup
 from tdmvid.train import trainer
 from tdmvid.train.run import build_run
@@ -24,7 +24,7 @@ def handed_out(tiny_run, tmp_path, monkeypatch):
         return Outcome({})
 
     monkeypatch.setattr(trainer, "iterate", iterate)
-    monkeypatch.setattr(launch, "mean", lambda scalars: scalars)
+    monkeypatch.setattr(collectives, "mean", lambda scalars: scalars)
 
     def handed_out(step, ranks, sequence=1, *changes):
         accumulation = 4 * sequence // ranks
