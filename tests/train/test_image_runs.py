@@ -18,6 +18,8 @@ STEPS = 4
 
 COGVIDEOX = ("CogVideoXImageToVideoPipeline", "learned")
 EXPERTS = ("WanImageToVideoPipeline", "experts")
+ENCODER = ("WanImageToVideoPipeline", "encoder")
+FIRST_FRAME = ("WanImageToVideoPipeline", "first_frame")
 
 
 @pytest.fixture
@@ -57,7 +59,12 @@ def losses(folder):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("loop_only")
-@pytest.mark.parametrize("run_of", [COGVIDEOX, EXPERTS], indirect=True, ids=["one", "experts"])
+@pytest.mark.parametrize(
+    "run_of",
+    [COGVIDEOX, EXPERTS, ENCODER, FIRST_FRAME],
+    indirect=True,
+    ids=["CogVideoX", "A14B", "Wan 2.1", "TI2V-5B"],
+)
 def test_an_interrupted_image_run_resumes_digit_for_digit(run_of, tmp_path, monkeypatch):
     log = Monitor.log
 
