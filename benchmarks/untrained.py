@@ -97,6 +97,8 @@ def _change(folder: Path, family: type[Backbone], changes: dict) -> None:
     for name in family.spec.components(folder):
         path = folder / name / "config.json"
         known = json.loads(path.read_text())
+        if "n_layers" in known and "num_layers" in changes:  # Z-Image's name
+            changes = {"n_layers" if key == "num_layers" else key: changes[key] for key in changes}
         if unknown := sorted(changes.keys() - known.keys()):
             option = "--layers" if unknown == ["num_layers"] else unknown[0]
             raise ValueError(
@@ -159,7 +161,10 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
     example = type(backbone).spec.example(
         backbone.network, backbone.folder, backbone.size, batch, torch_dtype(backbone.config)
     )
-    shape, generator = example["encoder_hidden_states"].shape, torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    captions = example.get("cap_feats")  # a list of [T, D]
+    first = example["encoder_hidden_states"] if captions is None else torch.stack(captions)
+    shape = first.shape
     tensors = {"prompt_embeds": torch.randn(shape, generator=generator)}
     pooled = example.get(
         "pooled_projections", example.get("added_cond_kwargs", {}).get("text_embeds")
@@ -171,7 +176,7 @@ def text_like(backbone: Backbone, batch: int, seed: int) -> Cond:
         tensors["prompt_embeds_2"] = torch.randn(quoted, generator=generator)
         tensors["prompt_embeds_mask"] = torch.ones(shape[:2], dtype=torch.bool)
         tensors["prompt_embeds_mask_2"] = torch.ones(quoted[:2], dtype=torch.bool)
-    elif "encoder_attention_mask" in example:
+    elif "encoder_attention_mask" in example or captions is not None:
         tensors["prompt_attention_mask"] = torch.ones(shape[:2], dtype=torch.long)
     if "encoder_hidden_states_mask" in example:
         tensors["prompt_embeds_mask"] = torch.ones(shape[:2], dtype=torch.bool)

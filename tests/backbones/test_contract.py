@@ -12,6 +12,7 @@ from contract_cases import PROMPTS, noise
 from refusals import refused
 from scales import assert_close
 
+from benchmarks.untrained import text_like
 from tdmvid.adapters.lora import attach, shared_copy
 from tdmvid.backbones.discriminator import Discriminator, NetworkDiscriminator
 from tdmvid.backbones.experts import experts_of
@@ -58,6 +59,14 @@ def test_prompts_are_encoded_as_by_the_pipeline(case, backbone):
         for name, tensor in wanted.items():
             assert_close(found[name], tensor, 1e-5)
     assert (expected["prompt_embeds"][0] - expected["prompt_embeds"][1]).abs().max() > 1e-3
+
+
+def test_the_random_conditioning_of_benchmarks_is_one_that_the_network_takes(case, backbone):
+    cond, denoiser = text_like(backbone, 2, 0), backbone.denoiser(backbone.network)
+    assert {*backbone.encode_prompts([""])} <= {*cond}
+    z = noise(backbone)
+    x0 = denoiser(z, torch.full((2,), 0.8), cond)
+    assert x0.shape == z.shape and x0.isfinite().all()
 
 
 @pytest.mark.parametrize("spacing", GRIDS)
