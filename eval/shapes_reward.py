@@ -201,6 +201,7 @@ def compare_pair(
         "plain share": without,
         "expected share": tilted(without, strength, count),
         "arriving": (log_odds(with_reward, count) - log_odds(without, count)) / strength,
+        "above plain": asdict(share_above(a, b, subset)),
         "diversity": asdict(ratio_of_diversity(a, b)),
         "diversity in subset": asdict(ratio_of_diversity(a, b, subset)),
     }
@@ -252,9 +253,9 @@ def describe_pairs(pairs: list[dict]) -> str:
         The table.
     """
     lines = [
-        "| | share | plain | expected | arriving | above the teacher | diversity, all | diversity,"
-        " rewarded | Fréchet distance, rewarded: with, plain | difference | videos |",
-        "|---" * 11 + "|",
+        "| | share | plain | expected | arriving | above plain | above the teacher | diversity, all"
+        " | diversity, rewarded | Fréchet distance, rewarded: with, plain | difference | videos |",
+        "|---" * 12 + "|",
     ]
     for pair in pairs:
         distance = pair["frechet in subset"]
@@ -263,6 +264,7 @@ def describe_pairs(pairs: list[dict]) -> str:
             pair["pair"],
             *(f"{pair[name]:.3f}" for name in ("share", "plain share", "expected share")),
             f"{pair['arriving']:.2f}",
+            _interval(pair["above plain"]),
             _interval(above) if above else "",
             *(_interval(pair[name], 2) for name in ("diversity", "diversity in subset")),
             f"{distance['ours']:.2f}, {distance['theirs']:.2f}",

@@ -83,6 +83,9 @@ def test_a_pair_shows_the_share_the_formula_and_the_gap_to_the_teacher():
     assert pair["expected share"] == pytest.approx(tilted(float(plain), 2.0))
     above = share - found["teacher"].measured["clear"].double().mean()
     assert pair["above teacher"]["value"] == pytest.approx(above)
+    assert pair["above plain"]["value"] == pytest.approx(share - plain)
+    table = shapes_reward.describe_pairs([pair]).split("\n")
+    assert len({line.count("|") for line in table}) == 1, "every row has all columns"
     rows = {name: shapes_reward.row_of(one, "clear") for name, one in found.items()}
     assert rows["rewarded"]["clear"].value == pytest.approx(share)
 
