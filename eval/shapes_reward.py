@@ -163,22 +163,23 @@ def share_above(ours: Judged, theirs: Judged, subset: str) -> Measure:
     return paired_difference(*shares)
 
 
-def strength_of(sampler: ScoredSampler) -> float:
+def strength_of(sampler: ScoredSampler) -> float | None:
     """Read the strength of a student's reward from the run folder of its LoRA.
 
     Args:
         sampler: A student.
 
     Returns:
-        Strength of the first reward; NaN if the folder is not in a run folder, or the run had none.
+        Strength of the first reward; None if the folder is not in a run folder, or the run had
+        none.
     """
     path = (sampler.student or Path()).parent / "config.json"
     rewards = read_json(path).get("rewards", []) if path.is_file() else []
-    return float(rewards[0]["strength"]) if rewards else float("nan")
+    return float(rewards[0]["strength"]) if rewards else None
 
 
 def compare_pair(
-    found: dict[str, Judged], ours: str, theirs: str, strength: float, subset: str
+    found: dict[str, Judged], ours: str, theirs: str, strength: float | None, subset: str
 ) -> dict:
     """Compare a rewarded student with the plain one, and with the teacher if it is there.
 
@@ -186,7 +187,7 @@ def compare_pair(
         found: Videos by name.
         ours: Name of the rewarded student.
         theirs: Name of the plain student.
-        strength: Strength of the reward.
+        strength: Strength of the reward; None without one, which leaves out what it predicts.
         subset: Measure that was rewarded.
 
     Returns:
@@ -199,12 +200,13 @@ def compare_pair(
         "pair": f"{ours} against {theirs}",
         "share": with_reward,
         "plain share": without,
-        "expected share": tilted(without, strength, count),
-        "arriving": (log_odds(with_reward, count) - log_odds(without, count)) / strength,
         "above plain": asdict(share_above(a, b, subset)),
         "diversity": asdict(ratio_of_diversity(a, b)),
         "diversity in subset": asdict(ratio_of_diversity(a, b, subset)),
     }
+    if strength:
+        moved = log_odds(with_reward, count) - log_odds(without, count)
+        out |= {"expected share": tilted(without, strength, count), "arriving": moved / strength}
     if "teacher" in found:
         out["above teacher"] = asdict(share_above(a, found["teacher"], subset))
     for name, which in (("frechet", ""), ("frechet in subset", subset)):
@@ -262,8 +264,9 @@ def describe_pairs(pairs: list[dict]) -> str:
         above = pair.get("above teacher")
         cells = [
             pair["pair"],
-            *(f"{pair[name]:.3f}" for name in ("share", "plain share", "expected share")),
-            f"{pair['arriving']:.2f}",
+            *(f"{pair[name]:.3f}" for name in ("share", "plain share")),
+            f"{pair['expected share']:.3f}" if "arriving" in pair else "",
+            f"{pair['arriving']:.2f}" if "arriving" in pair else "",
             _interval(pair["above plain"]),
             _interval(above) if above else "",
             *(_interval(pair[name], 2) for name in ("diversity", "diversity in subset")),

@@ -84,7 +84,9 @@ def test_a_pair_shows_the_share_the_formula_and_the_gap_to_the_teacher():
     above = share - found["teacher"].measured["clear"].double().mean()
     assert pair["above teacher"]["value"] == pytest.approx(above)
     assert pair["above plain"]["value"] == pytest.approx(share - plain)
-    table = shapes_reward.describe_pairs([pair]).split("\n")
+    unrewarded = shapes_reward.compare_pair(found, "plain", "teacher", None, "clear")
+    assert not {"arriving", "expected share"} & unrewarded.keys()
+    table = shapes_reward.describe_pairs([pair, unrewarded]).split("\n")
     assert len({line.count("|") for line in table}) == 1, "every row has all columns"
     rows = {name: shapes_reward.row_of(one, "clear") for name, one in found.items()}
     assert rows["rewarded"]["clear"].value == pytest.approx(share)
