@@ -47,10 +47,17 @@ def replace_function(monkeypatch, module, name, function):
     return made
 
 
-def test_the_training_captions_are_those_that_the_program_writes(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(make_prompts, "PROMPTS", tmp_path / "prompts.txt")
+def test_the_training_captions_are_those_that_the_program_writes(command, monkeypatch):
+    monkeypatch.setattr(make_prompts, "PROMPTS", Path("prompts.txt"))
     command(make_prompts)
-    assert (tmp_path / "prompts.txt").read_bytes() == PROMPTS.read_bytes()
+    assert Path("prompts.txt").read_bytes() == PROMPTS.read_bytes()
+    parts = []
+    for objects in ("one", "two"):
+        command(make_prompts, "--objects", objects, "--out", f"new/{objects}.txt")
+        mine = Path(f"new/{objects}.txt").read_text().splitlines()
+        assert all((" and " in caption) == (objects == "two") for caption in mine)
+        parts += mine
+    assert sorted(parts) == sorted(PROMPTS.read_text().splitlines())
 
 
 def test_first_frames_and_videos_are_written(command):
