@@ -38,7 +38,7 @@ from tdmvid.config.json_files import read_json
 from tdmvid.data.files import file_fingerprint, write_json
 from tdmvid.data.video import write_strip
 from tdmvid.sampling.student import weights_of
-from tdmvid.scoring.intervals import Measure, mean_over_groups, paired_difference
+from tdmvid.scoring.intervals import Measure, mean_over_groups
 from tdmvid.shapes import TEACHER, evaluate, metrics, score, world
 from tdmvid.shapes.evaluate import ScoredSampler
 
@@ -142,14 +142,8 @@ def row_of(one: Judged, subset: str) -> dict:
     return found
 
 
-def _per_caption(values: Tensor, group: Tensor) -> Tensor:
-    count = int(group.max()) + 1
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, values.double())
-    return sums / torch.bincount(group, minlength=count)
-
-
 def share_above(ours: Judged, theirs: Judged, subset: str) -> Measure:
-    """Return the difference of the shares in a subset, paired by caption.
+    """Return the difference of the shares in a subset, paired by caption and noise.
 
     Args:
         ours: Videos of one sampler.
@@ -157,10 +151,10 @@ def share_above(ours: Judged, theirs: Judged, subset: str) -> Measure:
         subset: Measure of the subset.
 
     Returns:
-        Difference of the means over captions, with an interval over captions.
+        Difference of the means over videos, with an interval over captions.
     """
-    shares = [_per_caption(one.measured[subset], one.group) for one in (ours, theirs)]
-    return paired_difference(*shares)
+    both = [one.measured[subset].double() for one in (ours, theirs)]
+    return mean_over_groups(both[0] - both[1], ours.group)
 
 
 def strength_of(sampler: ScoredSampler) -> float | None:

@@ -92,6 +92,15 @@ def test_a_pair_shows_the_share_the_formula_and_the_gap_to_the_teacher():
     assert rows["rewarded"]["clear"].value == pytest.approx(share)
 
 
+def test_the_gap_is_the_difference_of_the_shares_if_captions_have_unequal_numbers_of_videos():
+    ours, theirs = made(seed=2, share=0.9), made(seed=3)
+    group = torch.arange(CAPTIONS * SEEDS).clamp(max=40) // 4  # one caption has most videos
+    ours, theirs = (dataclasses.replace(one, group=group) for one in (ours, theirs))
+    gap = shapes_reward.share_above(ours, theirs, "clear")
+    shares = [one.measured["clear"].double().mean().item() for one in (ours, theirs)]
+    assert gap.value == pytest.approx(shares[0] - shares[1])
+
+
 def test_a_reward_that_all_videos_have_can_be_compared():
     found = {"ground truth": made(seed=1), "plain": made(seed=2), "rewarded": made(seed=3, share=2)}
     assert found["rewarded"].measured["clear"].all()
