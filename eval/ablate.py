@@ -12,8 +12,9 @@ plot.
     python eval/ablate.py --suite shapes --iterations 200 --rows "TDM" "match clean"
 
 Every result is stored in runs/ablations/<suite>/ immediately, so a second start continues where the
-first stopped, and seeds can run in parallel. The page and the plot are written from the stored
-results, next to that folder. --pages docs updates those in docs/.
+first stopped, and seeds can run in parallel. The page, its plot and its data (JSON) are made from
+the stored results, next to that folder. --pages docs updates those in docs/, and takes the results
+of the data there that are not stored yet.
 """
 
 from __future__ import annotations
@@ -183,9 +184,13 @@ def main() -> None:
     torch.set_num_threads(1)
     suite = ablations.suite(args.suite, args.iterations)
     kept = args.out / args.suite
-    run(suite, args.seeds, kept, args.rows)
     page = (args.pages or args.out) / suite.page
+    data = page.with_suffix(".json")
+    for line in ablations.take_data(data, suite, kept):
+        print(line)
+    run(suite, args.seeds, kept, args.rows)
     ablations.write_page(page, suite, results(suite, kept), command_of(suite, kept))
+    ablations.write_data(data, suite, kept)
     print(f"page: {page}")
 
 

@@ -122,3 +122,44 @@ def test_a_page_is_not_made_from_results_of_a_row_that_has_changed(tmp_path):
 
 def test_a_run_of_few_iterations_has_no_negative_average():
     assert ToySuite(3).base.ema == 0 and ToySuite(1000).base.ema == 0.995
+
+
+def test_the_data_of_a_page_continue_it_on_another_machine(tmp_path, monkeypatch, capsys):
+    suite, measured = ToySuite(10), []
+    monkeypatch.setattr(suite, "claims", list)
+    monkeypatch.setattr(ablate.ablations, "suite", lambda name, steps: suite)
+    monkeypatch.setattr(
+        suite, "measure", lambda row, seed: measured.append(seed) or {"mass": 0.25 * seed}
+    )
+    words = ("--suite", "toy", "--rows", "TDM", "match clean", "--pages", tmp_path / "docs")
+    run(monkeypatch, *words, "--seeds", 0, 2, "--out", tmp_path / "here")
+    pages = sorted(path.name for path in (tmp_path / "docs").iterdir())
+    assert pages == ["ablations.json", "ablations.md"] and measured == [0, 0, 2, 2]
+    run(monkeypatch, *words, "--seeds", 1, "--out", tmp_path / "there")
+    assert measured[4:] == [1, 1], "only the new seed is measured"
+    assert ablate.results(suite, tmp_path / "there/toy")["TDM"] == [
+        {"mass": 0.0},
+        {"mass": 0.25},
+        {"mass": 0.5},
+    ]
+    monkeypatch.setattr(suite, "base", ToySuite(20).base)
+    run(monkeypatch, *words, "--seeds", 3, "--out", tmp_path / "longer")
+    assert "ablations.json is not used: it was measured with" in capsys.readouterr().out
+    assert ablate.results(suite, tmp_path / "longer/toy")["TDM"] == [{"mass": 0.75}]
+
+
+def test_the_data_of_a_row_that_has_changed_are_left_out(tmp_path):
+    suite = ToySuite(10)
+    row = repr(suite.rows()[0])
+    stored = {"row": row, "seed": 0, "settings": suite.settings(), "figures": {"mass": 0.5}}
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/00_0.json").write_text(json.dumps(stored))
+    ablations.write_data(tmp_path / "page.json", suite, tmp_path / "kept")
+    changed, rows = ToySuite(10), suite.rows()
+    changed.rows = lambda: rows[1:]
+    (line,) = ablations.take_data(tmp_path / "page.json", changed, tmp_path / "new")
+    assert line.endswith("page.json: TDM is not used: the row has changed since")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "page.json").write_text("{}")
+    with refused(tmp_path / "page.json", "no settings and rows"):
+        ablations.take_data(tmp_path / "page.json", suite, tmp_path / "new")

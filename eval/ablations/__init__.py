@@ -4,9 +4,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from .data import take_data, write_data
 from .page import write_page
 
-__all__ = ["SUITES", "suite", "write_page"]
+__all__ = ["SUITES", "suite", "take_data", "write_data", "write_page"]
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the clone's benchmarks and examples
 
