@@ -39,6 +39,7 @@ from .card import write_card
 from .check import (
     LORA_TOLERANCE,
     TOLERANCE,
+    Agreement,
     check_consumer_files,
     check_lora,
     check_network,
@@ -126,8 +127,8 @@ def _write_lora(folder: Path, student: Student, request: ExportRequest) -> dict[
         lora.files.save(folder, lora.layers, lora.config, lora.text)
     backbone.student_scheduler(student.grid).save_pretrained(folder)
     tolerance = choose_tolerance(student, request, LORA_TOLERANCE[dtype])
-    error = check_lora(folder, student, tolerance)
-    facts = _student_facts(student, dtype, error, tolerance, adapted=True)
+    agreement = check_lora(folder, student, tolerance)
+    facts = _student_facts(student, dtype, agreement, tolerance, adapted=True)
     facts |= {"rank": loras[0].config.r, "alpha": loras[0].config.lora_alpha}
     if student.extraction is not None:
         facts["extraction"] = student.extraction
@@ -201,7 +202,8 @@ def _write_consumer_files(
         for file, lora in zip(files, loras, strict=True):
             _save_layout(file, consumer.layout, student, lora.layers, lora.alpha)
         modules = [adapted_modules(lora.layers) for lora in loras]
-        errors[name] = check_consumer_files(files, consumer.layout, modules, student, tolerance)
+        found = check_consumer_files(files, consumer.layout, modules, student, tolerance)
+        errors[name] = found.error
         written[name] = paths if len(paths) > 1 else paths[0]
         extras |= consumer.write_extras(files, student)
     return {"formats": written, "errors": errors} | extras
@@ -235,8 +237,8 @@ def _write_network(
     network.save_pretrained(folder)
     backbone.student_scheduler(student.grid).save_pretrained(folder)
     tolerance = choose_tolerance(student, request, TOLERANCE[dtype])
-    error = check_network(folder, student, tolerance)
-    return _student_facts(student, dtype, error, tolerance, adapted=False)
+    agreement = check_network(folder, student, tolerance)
+    return _student_facts(student, dtype, agreement, tolerance, adapted=False)
 
 
 def _load_whole(student: Student) -> nn.Module:
@@ -281,7 +283,7 @@ def _teacher(config: dict) -> dict | None:
 
 
 def _student_facts(
-    student: Student, dtype: str, error: float, tolerance: float, *, adapted: bool
+    student: Student, dtype: str, agreement: Agreement, tolerance: float, *, adapted: bool
 ) -> dict:
     """Return the entries of export.json that every student has.
 
@@ -290,8 +292,8 @@ def _student_facts(
     Args:
         student: The student.
         dtype: Dtype of the files.
-        error: Relative difference found by the check.
-        tolerance: Allowed relative difference.
+        agreement: Differences found by the check.
+        tolerance: Allowed error.
         adapted: Whether the files are a LoRA.
     """
     backbone = student.backbone
@@ -304,7 +306,8 @@ def _student_facts(
     module = "diffusers" if hasattr(diffusers, kind.__name__) else kind.__module__
     even = backbone.stock.even_sigmas
     return {
-        "error": error,
+        "error": agreement.error,
+        "sample_errors": list(agreement.by_sample),
         "tolerance": tolerance,
         "samples": len(student.reference.z),
         "steps": student.grid.steps,

@@ -16,7 +16,7 @@ from ..adapters.settings import PEFT_FILE, SETTINGS_FILE
 from ..adapters.tensors import read_tensors
 from ..adapters.weights import LoraWeights
 from ..backbones.base import Backbone
-from ..roles.rounding import difference
+from .check import Agreement
 from .student import Student
 
 
@@ -50,7 +50,7 @@ def compare_with_original(student: Student, lora: LoraWeights, tolerance: float)
     found: Tensor = backbone.stock.latents(pipeline, reference.z, reference.cond, steps=steps)
     del pipeline
     gc.collect()  # a reference cycle would keep its base on the device
-    error = difference(student.latents, found)
+    error = Agreement.of(student.latents, found).error
     if not error <= tolerance:
         raise RuntimeError(
             f"{lora.where}: the student's samples differ by {error:.2e} (relative; tolerance"

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import shutil
+import types
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,9 @@ from tdmvid.backbones.scheduler import TrajectoryScheduler
 from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 from tdmvid.diffusion.grid import explicit, uniform
 from tdmvid.diffusion.sampler import ddim
+from tdmvid.export import check
 from tdmvid.export.bundle import replacing, write_bundles
+from tdmvid.export.check import Agreement
 from tdmvid.export.consumers import Consumer, consumers
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.student import Adapter, Reference
@@ -152,6 +156,39 @@ def test_the_facts_and_the_card_are_those_of_the_student(student, bundle):
         and "num_inference_steps=4, guidance_scale=1.0" in card
         and "9 x 32 x 32" in card
     )
+
+
+@pytest.mark.parametrize(
+    "errors, error",
+    [
+        ((0.1, 0.2), 0.2),
+        ((0.9, 0.1, 0.2, 0.3), 0.3),
+        ((0.3,), 0.3),
+        ((0.1, 0.9, 0.2), 0.2),
+        ((0.9, 0.1, 0.8, 0.2), 0.8),
+    ],
+)
+def test_one_sample_that_amplifies_rounding_is_not_a_wrong_file(errors, error):
+    assert Agreement(errors).error == error
+    assert math.isnan(Agreement((*errors, math.nan, 0.0, 0.0)).error)
+
+
+def test_differences_are_those_of_each_sample_by_its_own_size():
+    expected = torch.tensor([[3.0, 4.0], [30.0, 40.0]])
+    found = expected + torch.tensor([[0.5, 0.0], [0.0, 1.0]])
+    assert Agreement.of(found, expected).by_sample == pytest.approx((0.1, 0.02))
+
+
+def test_a_sample_above_the_tolerance_is_said(student, tmp_path, capsys):
+    latents = student.expected.repeat(2, 1, 1, 1, 1)[:3].clone()
+    moved = types.SimpleNamespace(latents=latents.clone())
+    moved.latents[1] += 1
+    agreement = check._compare(latents, moved, 1e-3)
+    assert agreement.error == 0 < 0.1 < max(agreement.by_sample)
+    assert "1 of 3 samples differ" in capsys.readouterr().out
+    moved.latents[2] += 1
+    with refused("tolerance 1e-03", error=RuntimeError):
+        check._compare(latents, moved, 1e-3)
 
 
 def test_an_export_that_differs_from_the_student_is_not_written(student, tmp_path):
