@@ -9,6 +9,7 @@ plot.
     python eval/ablate.py --suite targets --seeds 0 1 2 3     # what the fake regresses on
     python eval/ablate.py --suite rewards --seeds 0 1 2 3     # how much of a reward arrives
     python eval/ablate.py --suite shapes --iterations 300     # a miniature CogVideoX; takes hours
+    python eval/ablate.py --suite demo --seeds 0 1 2 3 4      # the demo beside other methods; hours
     python eval/ablate.py --suite shapes --iterations 200 --rows "TDM" "match clean"
 
 Every result is stored in runs/ablations/<suite>/ immediately, so a second start continues where the

@@ -23,6 +23,7 @@ from tdmvid.sampling.student import use_student
 from tdmvid.scoring.intervals import Measure, percentiles, resamples
 from tdmvid.shapes import metrics, world
 from tdmvid.shapes.evaluate import ScoredSampler
+from tdmvid.shapes.score import number_captions
 
 Things = list[tuple[world.Thing, ...]]
 BATCH = 32
@@ -41,19 +42,6 @@ class Judged:
     """Caption of each video [N], numbered from 0."""
     pairs: Tensor
     """Whether the caption names two objects [N]."""
-
-
-def number_captions(things: Things) -> Tensor:
-    """Number the captions from 0.
-
-    Args:
-        things: Objects of each of N captions.
-
-    Returns:
-        Numbers [N].
-    """
-    numbers: dict[tuple[world.Thing, ...], int] = {}
-    return torch.tensor([numbers.setdefault(t, len(numbers)) for t in things])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from refusals import refused
 
 import ablations
-from ablations import shapes
+from ablations import demo, shapes
 from ablations import toy as toy_suite
 from ablations.toy import ToySuite, toy
 from tdmvid.diffusion.denoiser import Cond
@@ -75,6 +75,12 @@ def unsampled(monkeypatch, tmp_path):
     replace_function(monkeypatch, shapes, "sample_student", lambda run, z, cond, **_: z)
     replace_function(monkeypatch, shapes.score, "score_videos", lambda *_: scores)
     replace_function(monkeypatch, shapes.score, "reference_features", lambda *_: torch.zeros(2, 14))
+    found = {f"{key}/{seed}": 0.5 for key in demo.COLUMNS for seed in demo.EVALUATIONS}
+    found |= {f"videos/{seed}": "10" * demo.CAPTIONS * 2 for seed in demo.EVALUATIONS}
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    replace_function(monkeypatch, demo, "load_teacher", lambda model, size: None)
+    replace_function(monkeypatch, demo, "fitting", lambda config, method, iterations: 7)
+    replace_function(monkeypatch, demo, "_score", lambda backbone, videos: dict(found))
 
 
 def run(monkeypatch, *words):

@@ -20,6 +20,7 @@ SUITES = {
     "targets": "targets.TargetsSuite",
     "rewards": "rewards.RewardsSuite",
     "shapes": "shapes.ShapesSuite",
+    "demo": "demo.DemoSuite",
 }
 """Module and class of each suite, by name."""
 

@@ -72,21 +72,37 @@ def iterations(run: Run, method: Method) -> Iterator[dict[str, float]]:
     Raises:
         RuntimeError: A loss or gradient is not finite.
     """
-    config = run.config
-    shape = (config.batch.micro, *run.backbone.latent_shape())
-    with progress("training", total=config.steps) as bar:
-        for step in range(config.steps):
-            outcome = method.turn(
-                step,
-                [run.conds(method.indices(step))],
-                shape,
-                objective=build_objective(config.objective),
-                roles=run.roles,
-                engines=run.engines,
-                grid=run.grid,
-                streams=run.streams,
-            )
-            if outcome.failed:
-                raise RuntimeError(f"iteration {step}: the {outcome.failed}'s loss is not finite")
+    with progress("training", total=run.config.steps) as bar:
+        for step in range(run.config.steps):
+            scalars = iterate(run, method, step)
             bar.update()
-            yield outcome.scalars
+            yield scalars
+
+
+def iterate(run: Run, method: Method, step: int) -> dict[str, float]:
+    """Run one iteration.
+
+    Args:
+        run: The run.
+        method: What an iteration does.
+        step: The iteration.
+
+    Returns:
+        Its scalars.
+
+    Raises:
+        RuntimeError: A loss or gradient is not finite.
+    """
+    outcome = method.turn(
+        step,
+        [run.conds(method.indices(step))],
+        (run.config.batch.micro, *run.backbone.latent_shape()),
+        objective=build_objective(run.config.objective),
+        roles=run.roles,
+        engines=run.engines,
+        grid=run.grid,
+        streams=run.streams,
+    )
+    if outcome.failed:
+        raise RuntimeError(f"iteration {step}: the {outcome.failed}'s loss is not finite")
+    return outcome.scalars

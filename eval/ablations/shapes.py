@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.published import published
 from examples.shapes.make_videos import write_videos
-from tdmvid.config import load_config
+from tdmvid.config import RunConfig, load_config
 from tdmvid.data.items import read_run_items
 from tdmvid.shapes import score, world
 from tdmvid.shapes.judge import load_judge
@@ -107,6 +107,35 @@ ROWS = [
     ),
 ]
 """A rate of the fake is given as a multiple of the student's."""
+
+
+def train(config: RunConfig, method: str, figures: Callable[[Run], dict]) -> dict:
+    """Train a student, measure it, and delete its folder.
+
+    Args:
+        config: Settings of the run.
+        method: A method of METHODS; "" trains as `tdmvid train` does, and resumes.
+        figures: Measures the student.
+
+    Returns:
+        What was measured, and the processor "seconds" of training.
+    """
+    found = {}
+
+    def at_end(run: Run) -> None:
+        found["seconds"] = time.process_time() - began
+        found.update(figures(run))
+
+    began = time.process_time()
+    if method:
+        run = loops.start(config)
+        for _ in loops.iterations(run, METHODS[method](run)):
+            pass
+        at_end(run)
+    else:
+        trainer.train(config, resume="auto", at_end=at_end)
+    shutil.rmtree(config.folder, ignore_errors=True)
+    return found
 
 
 class ShapesSuite:
@@ -253,24 +282,9 @@ class ShapesSuite:
             *row.changes,
         ]
         config = load_config(ROOT / "configs" / "shapes_4nfe.json", changes)
-        held = {}
-
-        def at_end(run: Run) -> None:
-            held["seconds"] = time.process_time() - began
-            held.update(self._figures(run, row))
-
         if config.real.path:
             write_videos(REAL, VIDEOS)
-        began = time.process_time()
-        if row.method:
-            run = loops.start(config)
-            for _ in loops.iterations(run, METHODS[row.method](run)):
-                pass
-            at_end(run)
-        else:
-            trainer.train(config, resume="auto", at_end=at_end)
-        shutil.rmtree(folder, ignore_errors=True)
-        return held
+        return train(config, row.method, lambda run: self._figures(run, row))
 
     @torch.no_grad()
     def _figures(self, run: Run, row: Row) -> dict:

@@ -173,7 +173,7 @@ class Evaluation:
         Returns:
             A row of the report.
         """
-        return {"name": "ground truth", "metrics": self._metrics(self.truth)}
+        return {"name": "ground truth", "metrics": self.measure(self.truth)}
 
     def score(self, sampler: ScoredSampler) -> dict:
         """Sample and score.
@@ -184,8 +184,8 @@ class Evaluation:
         Returns:
             A row of the report.
         """
-        latents, seconds = self._sample(sampler)
-        metrics = self._metrics(_decode(self.backbone, latents))
+        videos, seconds = self.sample(sampler)
+        metrics = self.measure(videos)
         print(f"{sampler.name}: {summary(metrics)}")
         return {
             "name": sampler.name,
@@ -194,11 +194,26 @@ class Evaluation:
             "metrics": metrics,
         }
 
-    def _metrics(self, videos: Tensor) -> dict:
+    def measure(self, videos: Tensor) -> dict:
+        """Score videos of the captions.
+
+        Args:
+            videos: Videos [N, 3, F, H, W] in [-1, 1].
+
+        Returns:
+            {"value", "low", "high"} by name; see `score_videos`.
+        """
         return score.score_videos(self.judge, videos, self.things, self.reference, self.given)
 
-    def _sample(self, sampler: ScoredSampler) -> tuple[Tensor, float]:
-        """Return latents [N, C, F, H, W], and the seconds per video in the denoiser."""
+    def sample(self, sampler: ScoredSampler) -> tuple[Tensor, float]:
+        """Sample a video for each caption with the stock pipeline.
+
+        Args:
+            sampler: Settings of the call.
+
+        Returns:
+            Videos [N, 3, F, H, W], and the seconds per video in the denoiser.
+        """
         pipeline = use_student(self.backbone, sampler.student, steps=sampler.steps)
         parts, began, batch = [], time.perf_counter(), self.protocol.batch
         for start in tqdm(range(0, len(self.z), batch), desc=sampler.name):
@@ -214,7 +229,8 @@ class Evaluation:
                     guidance={"use_dynamic_cfg": True} if sampler.dynamic else {},
                 )
             )
-        return torch.cat(parts), (time.perf_counter() - began) / len(self.z)
+        seconds = (time.perf_counter() - began) / len(self.z)
+        return decode(self.backbone, torch.cat(parts)), seconds
 
 
 def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protocol) -> dict:
@@ -237,7 +253,16 @@ def evaluate(backbone: Backbone, samplers: list[ScoredSampler], protocol: Protoc
     return {"protocol": said, "columns": columns, "samplers": rows}
 
 
-def _decode(backbone: Backbone, latents: Tensor) -> Tensor:
+def decode(backbone: Backbone, latents: Tensor) -> Tensor:
+    """Decode latents in small batches.
+
+    Args:
+        backbone: The teacher's model family.
+        latents: Latents [N, C, F, H, W].
+
+    Returns:
+        Videos [N, 3, F, H, W].
+    """
     parts = tqdm(latents.split(32), desc="decoding", leave=False)
     return torch.cat([backbone.decode(part) for part in parts])
 

@@ -62,7 +62,15 @@ def evaluation_set(
     return [mixed[index] for index in order for _ in range(seeds_per_caption)]
 
 
-def _numbered(things: list[tuple[world.Thing, ...]]) -> Tensor:
+def number_captions(things: list[tuple[world.Thing, ...]]) -> Tensor:
+    """Number the captions from 0.
+
+    Args:
+        things: Objects of each of N captions.
+
+    Returns:
+        Numbers [N].
+    """
     numbers: dict[tuple[world.Thing, ...], int] = {}
     return torch.tensor([numbers.setdefault(t, len(numbers)) for t in things])
 
@@ -117,7 +125,7 @@ def score_videos(
         raise ValueError(
             f"{len(videos)} videos but {len(things)} captions: give one caption per video"
         )
-    videos, group = videos.float().clamp(-1, 1), _numbered(things)
+    videos, group = videos.float().clamp(-1, 1), number_captions(things)
     right, seen = attributes(judge, videos, things), features(judge, videos)
     out = {name: metrics.mean_over_groups(right[name], group) for name in ATTRIBUTES}
     out["frechet"] = metrics.frechet(seen, reference_features)
