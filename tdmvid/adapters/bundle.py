@@ -19,6 +19,8 @@ ADAPTER_FILES = "adapter_files"
 """Entry of export.json with the digests of the user's LoRAs that the student needs beside it."""
 TEXT_PARTS = "text_encoders"
 """Entry of export.json with the text encoders that the LoRA file changes."""
+SET = "set"
+"""Entry of export.json with the folder names of all students that one run conditioned on K."""
 STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
 """Folder in a run where the student is written, by `training`."""
 CLOSE = 1e-3
@@ -57,10 +59,9 @@ def find_conditions(folder: Path) -> dict[int, Path]:
     Args:
         folder: Folder of any of these students.
     """
-    stem = re.sub(r"_\d+steps$", "", folder.name)
-    own = re.compile(re.escape(stem) + r"(_\d+steps)?")
-    neighbours = [path for path in sorted(folder.parent.iterdir()) if own.fullmatch(path.name)]
-    found = [(read_facts(path).get("steps"), path) for path in neighbours if path.is_dir()]
+    names = read_facts(folder).get(SET, [])
+    students = [folder, *(folder.with_name(str(name)) for name in names if name != folder.name)]
+    found = [(read_facts(path).get("steps"), path) for path in students if path.is_dir()]
     return dict(sorted((steps, path) for steps, path in found if steps))
 
 

@@ -15,7 +15,7 @@ from ..backbones.lora_files import LoraFiles
 from ..backbones.scheduler import load_scheduler
 from .layouts.names import DIFFUSERS, PEFT
 from .lora import attach_weights
-from .read import read_lora
+from .read import PAIR_NAMES, read_lora
 from .settings import SETTINGS_FILE
 from .teacher import digest_of
 from .text import text_encoders, text_parts
@@ -55,7 +55,9 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     """
     of_pipeline = files.of_pipeline(pipeline)
     if len(of_pipeline) > 1 and not Path(folder).is_dir():
-        raise ValueError(f"{folder}  is one file: use a folder with the LoRAs of both experts")
+        raise ValueError(
+            f"{folder} is one file: use a folder with the LoRAs of both experts ({PAIR_NAMES})"
+        )
     for one in of_pipeline:
         _load_one(pipeline, folder, one)
 

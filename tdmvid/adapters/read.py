@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.experts import Experts
-from ..backbones.lora_files import LoraFiles
+from ..backbones.lora_files import LORA_FILE, SECOND_FILE, LoraFiles
 from .layers import build_layer
 from .layouts.names import BARE, DIFFUSERS, PEFT, ModuleNames, module_names
 from .parts import Parts
@@ -43,6 +43,8 @@ _KINDS = (
 """Kind of a tensor, by the end of its key."""
 _PATTERNS = [(kind, re.compile(rf"(.+?){end}")) for kind, end in _KINDS]
 _FOREIGN = frozenset(kind for kind, _ in _KINDS[7:])
+PAIR_NAMES = f"{LORA_FILE} and {SECOND_FILE}, or one name with 'high' and one with 'low'"
+"""Names of the LoRA files of two experts, for messages."""
 _NEWEST = re.compile(r".+\.lora_(?:[AB]\.weight|B\.bias)")
 _TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:text_encoders?(?:_\d)?\.|lora_te\d?_|te\d?\.|clip_[lgh]\.|t5xxl\."
@@ -136,7 +138,10 @@ def _is_plain(tensors: Mapping[str, Tensor], layout: str, part: str, ours: Set[s
 def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> LoraWeights:
     """Read the LoRAs of both experts as one, with layer names of the pair."""
     if not path.is_dir():
-        raise ValueError(f"{path} is one file: use a folder with the LoRAs of both experts")
+        kind = "one file" if path.is_file() else "no folder"
+        raise ValueError(
+            f"{path} is {kind}: use a folder with the LoRAs of both experts ({PAIR_NAMES})"
+        )
     found = {
         name: read_lora(path, of_expert, pair.networks[name], bare=bare)
         for name, of_expert in files.of_experts(pair.split.names).items()
@@ -155,6 +160,8 @@ def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> Lo
 def find_lora(path: Path, files: LoraFiles) -> Path:
     """Return the LoRA file that a path names: the path itself, or a file in the folder.
 
+    The file of one of two experts may have any name with "high" or "low" in it.
+
     Args:
         path: A file or a folder.
         files: The family's LoRA files, with the name to look for first.
@@ -171,7 +178,17 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
     for name in usual:
         if (path / name).is_file():
             return path / name
-    others = ", ".join(found.name for found in sorted(path.glob("*.safetensors")))
+    present = sorted(path.glob("*.safetensors"))
+    others = ", ".join(found.name for found in present)
+    if files.noise:
+        named = [found for found in present if files.noise in found.name.lower()]
+        if len(named) == 1:
+            return named[0]
+        raise ValueError(
+            f"{path} has no {files.file} and {len(named) or 'no'} files with {files.noise!r} in"
+            f" their names{f' (found: {others})' if others else ''}: use a folder with the LoRAs of"
+            f" both experts ({PAIR_NAMES})"
+        )
     raise ValueError(
         f"{path} has no {files.file}: use"
         + (f" the LoRA file in it ({others})" if others else " the lora/ folder of a finished run")

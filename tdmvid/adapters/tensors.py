@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..data.reading import reason
+
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 """Suffixes of files that can be read."""
 
@@ -39,7 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # pickle, zipfile and torch raise different types
         raise ValueError(
             f"{path}: the file is damaged or contains more than tensors"
-            f" ({str(error).splitlines()[0]}): use a .safetensors file"
+            f" ({reason(error)}): use a .safetensors file"
         ) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(

@@ -5,6 +5,7 @@ Shapes: r rank. A layer adds scale * (B A x + bias).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -192,6 +193,33 @@ def rank_and_scale(config: Any, module: str) -> tuple[int, float]:
     rank = ranks.get(get_pattern_key(ranks.keys(), module), config.r)
     alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.lora_alpha)
     return rank, alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def config_of_expert(config: LoraConfig, expert: str, names: Sequence[str]) -> LoraConfig:
+    """Return peft's settings of a pair of experts for one of them.
+
+    Args:
+        config: Settings of the pair. Its layer names and patterns may begin with an expert's name.
+        expert: Name of the expert.
+        names: Names of both.
+
+    Returns:
+        Settings with the layer names of the expert's own network.
+    """
+    others = tuple(f"{name}." for name in names if name != expert)
+    own = copy.deepcopy(config)
+    if not isinstance(config.target_modules, str):
+        kept = [name for name in config.target_modules or () if not name.startswith(others)]
+        own.target_modules = {name.removeprefix(f"{expert}.") for name in kept}
+    for kind in ("rank_pattern", "alpha_pattern"):
+        patterns = {key.removeprefix("^"): value for key, value in getattr(config, kind).items()}
+        of_expert = {
+            f"^{key.removeprefix(f'{expert}.')}": value
+            for key, value in patterns.items()
+            if not key.startswith(others)
+        }
+        setattr(own, kind, of_expert)
+    return own
 
 
 def weights_of_state(

@@ -47,6 +47,10 @@ class LoraFiles:
     The file's keys name the first expert nevertheless, as the stock loader requires.
     """
 
+    noise: str = ""
+    """Noise level of the expert, "high" or "low", as programs name the files of a pair; else empty.
+    """
+
     @property
     def component(self) -> str:
         """Component of the pipeline that the LoRA adapts, second experts included."""
@@ -60,7 +64,10 @@ class LoraFiles:
             f'pipe.load_lora_weights("path/to/this/folder", weight_name="{file}",'
             " load_into_transformer_2=True)"
         )
-        return {first: self, second: replace(self, second=second, file=file, load_code=code)}
+        return {
+            first: replace(self, noise="high"),
+            second: replace(self, second=second, file=file, load_code=code, noise="low"),
+        }
 
     def of_pipeline(self, pipeline: Any) -> list[LoraFiles]:
         """Return the LoRA files of a stock pipeline, one for each expert that it has."""

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, default=0, help="number of prompts, from the first; 0 uses all"
     )
     parser.add_argument("--column", default="prompt", help="column of a table (default: prompt)")
+    parser.add_argument(
+        "--skip-empty", action="store_true", help="skip empty values of a table, not refuse them"
+    )
     parser.add_argument("--subset", default="", help="subset of a data set on the hub")
     parser.add_argument("--split", default="train", help="split of a data set on the hub")
     parser.add_argument("--revision", help="branch, tag or commit of a data set on the hub")
@@ -50,7 +53,13 @@ def run(args: argparse.Namespace) -> None:
     if args.out and args.out.suffix.lower() not in (".txt", ".jsonl"):
         raise ValueError(f"--out {args.out} must be a .txt or .jsonl file")
     part = HubSet(args.subset, args.split, args.revision)
-    prompts = read_prompts(args.source, column=args.column, limit=args.limit, part=part)
+    prompts = read_prompts(
+        args.source,
+        column=args.column,
+        limit=args.limit,
+        part=part,
+        skip_empty=args.skip_empty,
+    )
     prompts = prompts[: args.limit] if args.limit else prompts
     lines = (
         [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]

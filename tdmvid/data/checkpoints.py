@@ -91,13 +91,12 @@ def whole(path: Path, *, part: str = "") -> Path:
     """
     if not (path / META).is_file():
         raise ValueError(
-            f"{path} is not a checkpoint: choose a folder step_* with {META}, or --resume auto"
+            f"{path} is not a checkpoint: choose a folder step_* with {META}, or the newest one"
+            " (--resume auto when training, no --checkpoint when exporting)"
         )
     damage = find_damage(path, part)
     if damage:
-        raise ValueError(
-            f"{path} is damaged: {damage}; resume from an earlier checkpoint, or use --resume auto"
-        )
+        raise ValueError(f"{path} is damaged: {damage}; choose an earlier checkpoint")
     return path
 
 
@@ -132,9 +131,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, RecursionError):
         kinds = []
     if kinds != [int, dict, dict] or not _is_own(meta, text):
-        raise ValueError(
-            f"{file} is damaged: resume from an earlier checkpoint, or use --resume auto"
-        )
+        raise ValueError(f"{file} is damaged: choose an earlier checkpoint")
     return meta
 
 

@@ -80,7 +80,7 @@ def _decode_decord(
 
     if not _is_plain(path):
         raise ValueError(f"{path} must be read by PyAV")
-    reader = decord.VideoReader(str(path), num_threads=1)
+    reader = decord.VideoReader(str(path.absolute()), num_threads=1)
     times = reader.get_frame_timestamp(range(len(reader)))[:, 0].tolist()
     numbers = [number for number, _ in _picked(((time, None) for time in times), frames, fps)]
     return reader.get_batch(numbers).asnumpy(), numbers
@@ -143,7 +143,7 @@ def _is_plain(path: Path) -> bool:
 def _open(path: Path) -> av.container.InputContainer:
     import av  # loads a second ffmpeg in addition to decord's, so import it only when needed
 
-    return av.open(str(path), options={"format_whitelist": FORMATS})
+    return av.open(str(path.absolute()), options={"format_whitelist": FORMATS})
 
 
 def _track(container: av.container.InputContainer) -> av.VideoStream:

@@ -155,7 +155,8 @@ def file_fingerprint(paths: list[Path], *extra: str) -> str:
             digest.update(f"{path.name}/{_content(path, kept)}".encode())
             bar.update()
     if len(kept) > known:
-        with suppress(OSError):  # a read-only or full home only means that files are read again
+        # A full, read-only or missing home only means that files are read again.
+        with suppress(OSError, RuntimeError):
             write_json(_digests_path(), kept)
     return digest.hexdigest()[:24]
 

@@ -120,7 +120,7 @@ def is_whole(path: Path, *, frames: int, height: int, width: int) -> bool:
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return (image.height, image.width) == (height, width)
-        with av.open(str(path), "r", format=DEMUXERS[path.suffix.lower()]) as container:
+        with av.open(str(path.absolute()), "r", format=DEMUXERS[path.suffix.lower()]) as container:
             stream = container.streams.video[0]
             next(container.decode(stream))
             container.seek(0)

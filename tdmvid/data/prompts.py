@@ -386,5 +386,5 @@ def _describe_empty(path: Path, places: list[str], total: int) -> str:
     count = f"{len(places):,} of {total:,} prompts {'is' if len(places) == 1 else 'are'} empty"
     return (
         f"{path}, {places[0]}: {count} ({kind}{'s' * (len(places) > 1)} {named}): fill or remove"
-        " them; training skips them with prompts.skip_empty=true"
+        " them, or skip them (prompts.skip_empty=true, or `tdmvid prompts --skip-empty` for a list)"
     )

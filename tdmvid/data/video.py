@@ -214,7 +214,7 @@ def write_video(path: Path, video: Tensor, *, fps: float, lossless: bool = False
     options = {"movflags": "+faststart"}
     with (
         atomic_path(path) as part,
-        av.open(str(part), "w", format="mp4", options=options) as container,
+        av.open(str(part.absolute()), "w", format="mp4", options=options) as container,
     ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = images.shape[1:3]

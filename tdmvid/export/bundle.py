@@ -20,13 +20,19 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, TEXT_PARTS, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, SET, TEXT_PARTS, read_facts
 from ..adapters.frozen import merge_carried
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
 from ..adapters.step_condition import baked
 from ..adapters.text import TextPart, text_parts
-from ..adapters.weights import join, of_component, rank_and_scale, weights_of_config
+from ..adapters.weights import (
+    config_of_expert,
+    join,
+    of_component,
+    rank_and_scale,
+    weights_of_config,
+)
 from ..backbones.autoencode import decode_shown
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
@@ -78,9 +84,11 @@ def write_bundles(
             conditioned_on_steps=student.conditioned_on_steps,
         )
         _check_text_parts(student, request)
+    names = {folder: Path(folder).resolve().name for folder in students}
+    shared = {SET: sorted(names.values())} if len(names) > 1 else {}
     with replacing(*students) as aside:
         return {
-            folder: _write_bundle(aside / Path(folder).resolve().name, student, request)
+            folder: _write_bundle(aside / names[folder], student, request, shared)
             for folder, student in students.items()
         }
 
@@ -98,7 +106,10 @@ def _check_text_parts(student: Student, request: ExportRequest) -> None:
 
 
 @torch.no_grad()
-def _write_bundle(folder: Path, student: Student, request: ExportRequest) -> dict:
+def _write_bundle(
+    folder: Path, student: Student, request: ExportRequest, shared: Mapping[str, Any]
+) -> dict:
+    """Write one bundle. Its export.json also has the `shared` entries."""
     folder.mkdir()
     # Fuse first: it copies the base, which then moves to host memory while the check loads another.
     fused = _fuse(student) if request.fuse and student.adapter else None
@@ -108,6 +119,7 @@ def _write_bundle(folder: Path, student: Student, request: ExportRequest) -> dic
         else:
             network = _load_whole(student) if fused is None else fused
             facts = _write_network(folder, student, request, network)
+        facts |= shared
         grid = student.provenance.config.get("grid", {})
         if grid.get("kind") == "shifted":
             facts["shift"] = grid["shift"]
@@ -171,7 +183,10 @@ def _plain_loras(student: Student, dtype: str) -> Iterator[_PlainLora]:
         pair, trained_pair = split_names(found, names), split_names(student.weights, names)
         parts = [(networks[name], pair[name], trained_pair[name]) for name in names]
     for files, (network, own, trained) in zip(student.backbone.lora_files, parts, strict=True):
-        layers, config = baked(own, configs[ADAPTER], network, trained, steps)
+        settings = configs[ADAPTER]
+        if isinstance(module, Experts):
+            settings = config_of_expert(settings, files.component, module.split.names)
+        layers, config = baked(own, settings, network, trained, steps)
         text: dict[str, TextPart] = {}
         if student.merged:
             users = of_component(student.adapters, files.component)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapters.layouts.names import BARE, COMFY, DIFFUSERS, KOHYA_STYLE, PEFT
 from ..adapters.load import adapted_layers, check_loaded
+from ..adapters.read import read_lora
 from ..adapters.settings import PEFT_FILE, SETTINGS_FILE
 from ..adapters.tensors import read_tensors
 from ..adapters.weights import LoraWeights
@@ -41,8 +43,9 @@ def compare_with_original(student: Student, lora: LoraWeights, tolerance: float)
     backbone = student.backbone
     pipeline = backbone.stock.pipeline()
     try:
-        library = _load_original(pipeline, lora, backbone)
-        check_loaded(getattr(pipeline, backbone.lora.part), lora)
+        for part, own in _by_part(pipeline, lora, backbone):
+            library = _load_original(pipeline, own, part)
+            check_loaded(getattr(pipeline, part), own)
     except NotStock as reason:
         return {"not_compared": str(reason)}
     pipeline.scheduler = backbone.student_scheduler(student.grid)
@@ -70,9 +73,22 @@ def describe_comparison(original: dict[str, Any]) -> str:
     )
 
 
-def _load_original(pipeline: Any, lora: LoraWeights, backbone: Backbone) -> str:
+def _by_part(
+    pipeline: Any, lora: LoraWeights, backbone: Backbone
+) -> Iterator[tuple[str, LoraWeights]]:
+    """Yield the LoRA, or that of each expert, by the pipeline's component that it adapts."""
+    files = backbone.lora.of_pipeline(pipeline)
+    if len(files) == 1:
+        yield backbone.lora.part, lora
+        return
+    for one in files:
+        own = read_lora(Path(lora.where), one, getattr(pipeline, one.component), bare=True)
+        yield one.component, own.scaled(lora.strength)
+
+
+def _load_original(pipeline: Any, lora: LoraWeights, part: str) -> str:
     """Load the file with stock code, at the LoRA's scale, and return the library that did."""
-    path, part = Path(lora.where), backbone.lora.part
+    path = Path(lora.where)
     network = getattr(pipeline, part)
     if lora.layout == PEFT:
         library = "peft"

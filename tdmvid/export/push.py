@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,8 +160,8 @@ def _explained(target: HubTarget, folder: Path | None = None) -> Iterator[None]:
     except Exception as error:
         kept = ""
         if folder:
-            private = "" if target.public else " --private"
-            kept = f"; the bundle is in {folder}: `hf upload {target.name} {folder} .{private}`"
+            private, quoted = "" if target.public else " --private", shlex.quote(str(folder))
+            kept = f"; the bundle is in {folder}: `hf upload {target.name} {quoted} .{private}`"
         if isinstance(error, ValueError) and not raised_by_library(error):
             raise ValueError(f"{error}{kept}") from None
         raise ValueError(f"push={target.name!r}: {_cause(target, error)}{kept}") from error

@@ -93,7 +93,7 @@ def check_request(
             f"format {','.join(request.formats)}: LoRA formats do not apply to a whole network; set"
             " a rank to extract a LoRA"
         )
-    if isinstance(backbone.network, Experts) and (not adapted or request.fuse):
+    if isinstance(backbone.network, Experts) and request.fuse:
         raise ValueError(
             "fuse: a student with two experts cannot be one network: export its two LoRAs instead"
         )

@@ -25,7 +25,7 @@ from ..backbones.base import Backbone
 from ..backbones.experts import Experts
 from ..config import RunConfig, load_config, short, to_dict
 from ..config.json_files import read_object
-from ..data.checkpoints import latest, read_meta, read_student, step_folder, whole
+from ..data.checkpoints import latest, list_steps, read_meta, read_student, step_folder, whole
 from ..data.items import Item, gallery_items, read_items
 from ..data.markdown import code
 from ..data.reading import reading
@@ -143,7 +143,7 @@ def export_published(
         RuntimeError: The export, or the student, differs by more than the tolerance.
     """
     check_request(request, backbone, adapted=True)
-    check_grid(list_timesteps(backbone, grid), path.parent)
+    check_grid(list_timesteps(backbone, grid), path if path.is_dir() else path.parent)
     reference = draw_reference(backbone, items_of(request, backbone), request.seed)
     lora = read_lora(path, backbone.lora, backbone.network, bare=True).scaled(scale)
     module, tensors, settings = adapt(backbone, lora)
@@ -192,6 +192,11 @@ def export_tuned(
         raise ValueError(
             f"network={str(folder)!r} is not a diffusers model folder (no config.json): for a full"
             " fine-tune of a run, use its student/ folder"
+        )
+    if isinstance(backbone.network, Experts):
+        raise ValueError(
+            f"network={str(folder)!r} is one network, but the model has two experts: only LoRAs of"
+            " both are exported (--run or --published)"
         )
     check_request(request, backbone, adapted=bool(request.rank))
     check_grid(list_timesteps(backbone, grid), folder)
@@ -284,10 +289,16 @@ def _read_config(run: Path) -> RunConfig:
 
 def _find_checkpoint(run: Path, config: RunConfig, checkpoint: Path | None) -> Path:
     part = "student"  # only this part is exported
-    best = GuardRecord.read(run).best if config.export.select == "best" else 0
-    if best and checkpoint is None:
-        checkpoint = step_folder(run / "checkpoints", best)
-    path = whole(checkpoint, part=part) if checkpoint else latest(run / "checkpoints", part=part)
+    folder = run / "checkpoints"
+    if checkpoint is not None and checkpoint.resolve().parent != folder.resolve():
+        raise ValueError(
+            f"checkpoint={str(checkpoint)!r} is not in {folder}: give the run that it belongs to"
+            " (--run)"
+        )
+    if checkpoint is None and config.export.select == "best":
+        best = GuardRecord.read(run).best_of(list_steps(folder))
+        checkpoint = step_folder(folder, best) if best else None
+    path = whole(checkpoint, part=part) if checkpoint else latest(folder, part=part)
     if path is None:
         raise ValueError(f"{run} has no complete checkpoint: train it first, or use another --run")
     return path

@@ -39,11 +39,11 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
     path = out / SETTINGS
     if path.is_file():
         there = read_object(path)
-        for key, value in settings.items():
-            if key != "student" and there.get(key) != value:
+        for key in (there.keys() | settings.keys()) - {"student"}:
+            if there.get(key) != settings.get(key):
                 raise ValueError(
                     f"{out} contains videos with {key}={_told(there.get(key))}, but these have"
-                    f" {_told(value)}: use the same value, or another --out"
+                    f" {_told(settings.get(key))}: use the same value, or another --out"
                 )
     wanted = {shot.file: shot for shot in shots}
     for entry in read_manifest(out):

@@ -26,7 +26,7 @@ from ..backbones.text_limit import without_warnings
 from ..config import check_number, to_dict
 from ..config.ranges import OPTIONS
 from ..data.conditions import Conditions
-from ..data.embeddings import EmbeddingCache, embed_prompts
+from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.progress import QUICK, progress
 from ..data.video import write_image, write_video
 from ..parallel import collectives, launch
@@ -205,6 +205,11 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
             "the negative prompt has no effect without guidance (cfg=1): omit it, or set a guidance"
             " scale"
         )
+    if sampler.cfg_2 is not None and cfg == 1:
+        raise ValueError(
+            f"cfg_2={sampler.cfg_2:g} has no effect with cfg=1, which turns guidance off for both"
+            " experts: omit it, or set cfg"
+        )
     untrained = find_untrained(backbone, folder, steps, cfg) if folder else []
     return {
         **({"untrained": untrained} if untrained else {}),
@@ -233,6 +238,7 @@ def embed_shots(
                 texts, [negative, *(shot.prompt for shot in shots)], backbone.encode_prompts
             )
     collectives.barrier()
+    _check_seen(texts, [negative, *(shot.prompt for shot in shots)])
     backbone.release_text()
     if not backbone.takes_images:
         return Conditions(texts)
@@ -241,7 +247,17 @@ def embed_shots(
     if world.primary:
         embed_images(images, {shot.image_sha256: Path(shot.image) for shot in shots}, backbone)
     collectives.barrier()
+    _check_seen(images, [shot.image_sha256 for shot in shots])
     return Conditions(texts, images, {Path(shot.image): shot.image_sha256 for shot in shots})
+
+
+def _check_seen(cache: EmbeddingCache, names: list[str]) -> None:
+    """Wait until a shared file system shows what the first rank has written."""
+    if missing := cache.missing(names, patience=PATIENCE):
+        raise ValueError(
+            f"{cache.folder} lacks {len(missing)} embeddings that the first rank wrote: choose a"
+            " --cache on a file system that all machines share"
+        )
 
 
 def _cut(backbone: Backbone, shots: list[Shot], world: launch.World) -> dict[str, int]:

@@ -50,8 +50,10 @@ def pair_samples(a: Path, b: Path) -> list[Question]:
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} is given twice: a study compares two samplers")
     ours, theirs = _manifest(a), _manifest(b)
-    both = [file for file in ours if file in theirs]
-    common = [file for file in both if _given(ours[file]) == _given(theirs[file])]
+    by_given = {_given(entry): file for file, entry in reversed(theirs.items())}
+    common = {
+        file: by_given[_given(entry)] for file, entry in ours.items() if _given(entry) in by_given
+    }
     if not common:
         raise ValueError(
             f"{a} and {b} have no prompt, seed and given image in common: sample both from the same"
@@ -61,16 +63,16 @@ def pair_samples(a: Path, b: Path) -> list[Question]:
         Question(
             ours[file]["prompt"],
             file,
-            (file_inside(a, file), file_inside(b, file)),
-            _image(ours[file]) or _image(theirs[file]),
+            (file_inside(a, file), file_inside(b, other)),
+            _image(ours[file]) or _image(theirs[other]),
         )
-        for file in common
+        for file, other in common.items()
     ]
 
 
-def _given(entry: dict) -> tuple[str, str]:
-    """Return the prompt and the digest of the given image, which is "" without one."""
-    return entry["prompt"], str(entry.get("image_sha256", ""))
+def _given(entry: dict) -> tuple:
+    """Return the prompt, the seed, and the digest of the given image, which is "" without one."""
+    return entry["prompt"], entry.get("seed"), str(entry.get("image_sha256", ""))
 
 
 def _image(entry: dict) -> Path | None:

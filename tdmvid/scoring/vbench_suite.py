@@ -205,7 +205,7 @@ def _check_clip(path: Path, size: ClipSize) -> None:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             stream = container.streams.video[0]
             found = (stream.frames, stream.height, stream.width, Fraction(stream.average_rate or 0))
     except (av.FFmpegError, IndexError) as error:

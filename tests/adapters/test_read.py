@@ -240,3 +240,11 @@ def test_a_run_starts_from_the_effect_of_every_layer_whatever_its_rank_and_scale
     assert expected.keys() < found.keys()
     for name, change in found.items():
         torch.testing.assert_close(change, expected.get(name, torch.zeros_like(change)))
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02", b"version https://git-lfs"])
+def test_a_download_that_was_cut_is_called_damaged(network, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with refused(tmp_path / name, "download" if name.endswith("rs") else "damaged"):
+        read_lora(tmp_path / name, FILES, network)

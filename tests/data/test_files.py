@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,17 @@ def test_a_fingerprint_is_of_the_whole_content(tmp_path):
     weights[3 << 20] ^= 1
     path.write_bytes(weights)
     assert file_fingerprint([path], "bfloat16") != first
+
+
+def test_a_user_without_a_home_folder_reads_large_files_each_time(tmp_path, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(files, "LARGE_FILE", 1)
+    (tmp_path / "a").write_text("large")
+    assert file_fingerprint([tmp_path / "a"]) == file_fingerprint([tmp_path / "a"])
 
 
 def test_a_large_file_is_read_once_and_again_after_any_change(tmp_path, monkeypatch):

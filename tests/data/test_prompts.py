@@ -4,6 +4,7 @@ import json
 import pytest
 from refusals import refused
 
+from tdmvid.cli.main import main
 from tdmvid.config import PromptConfig
 from tdmvid.data.prompts import PromptOrder, read_prompts, read_training_prompts
 
@@ -111,6 +112,9 @@ def test_all_empty_captions_are_counted_at_once_and_can_be_skipped(tmp_path):
         read_prompts(path)
     config = PromptConfig(path=str(path), skip_empty=True, limit=6)
     assert read_training_prompts(config) == [f"scene {n}" for n in (0, 1, 2, 6, 7, 8)]
+    words = ["prompts", str(path), "--skip-empty", "--limit", "6", "--out", str(tmp_path / "b.txt")]
+    main(words)
+    assert read_prompts(tmp_path / "b.txt") == read_training_prompts(config)
     path.write_text("id,prompt\n1,\n")
     with refused("a.csv"):
         read_prompts(path, skip_empty=True)

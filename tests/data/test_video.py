@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from refusals import refused
 
 from tdmvid.data import decode as files
+from tdmvid.data.media import is_whole
 from tdmvid.data.video import read_video, write_image, write_strip, write_video
 
 F, H, W = 17, 48, 64
@@ -48,6 +50,15 @@ def test_a_smooth_video_survives_the_file(tmp_path, decoder):
     back = read_video(tmp_path / "a.mp4")
     assert back.shape == video.shape and back.dtype == torch.float32
     assert min(psnr(back[:, f], video[:, f]) for f in range(F)) > 34
+
+
+def test_a_folder_with_a_colon_is_not_taken_for_a_protocol(tmp_path, monkeypatch, decoder):
+    monkeypatch.chdir(tmp_path)
+    path = Path("night:v2") / "a.mp4"
+    path.parent.mkdir()
+    write_video(path, smooth_video(), fps=8)
+    assert read_video(path).shape == smooth_video().shape
+    assert is_whole(path, frames=F, height=smooth_video().shape[-2], width=smooth_video().shape[-1])
 
 
 @pytest.mark.parametrize("colour", [(1, -1, -1), (-1, 1, -1), (-1, -1, 1), (1, 1, 1), (-1, -1, -1)])

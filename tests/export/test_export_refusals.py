@@ -1,14 +1,20 @@
 """What cannot be exported, or would not give the student's samples, leaves no files."""
 
+import shutil
+
 import pytest
 from exported import PROMPTS
 from refusals import refused
 
 from tdmvid.adapters.layouts import KeyLayout
 from tdmvid.backbones.lora_files import LORA_FILE, LoraFiles
+from tdmvid.config import load_config
+from tdmvid.data.checkpoints import list_steps
 from tdmvid.diffusion.grid import uniform
+from tdmvid.export import sources
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run, export_tuned
+from tdmvid.guard.record import GuardCheck, GuardRecord
 from tdmvid.train.trainer import train
 
 
@@ -78,7 +84,7 @@ def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch, spoil
 @pytest.mark.parametrize(
     "settings, options, facts",
     [
-        ({"checkpoint": "none"}, {}, ("none", "step_")),
+        ({"checkpoint": "none"}, {}, ("none", "checkpoints", "--run")),
         ({}, {"formats": ("gguf",)}, ("'gguf'", "diffusers, comfyui, kohya")),
         ({}, {"rank": 4}, ("rank",)),
     ],
@@ -89,6 +95,23 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch, settings
     with refused(*facts):
         export_run(tmp_path / "out", run, ExportRequest(**options, prompts=PROMPTS), **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    checkpoint = next((other / "checkpoints").glob("step_*"))
+    with refused(f"checkpoint='{checkpoint}'", run / "checkpoints", "--run"):
+        export_run(tmp_path / "out", run, ExportRequest(prompts=PROMPTS), checkpoint=checkpoint)
+
+
+def test_the_best_student_is_chosen_among_the_checkpoints_that_exist(run, tmp_path):
+    """A run that is killed has compared a student whose checkpoint was not written."""
+    killed = shutil.copytree(run, tmp_path / "killed")
+    last = list_steps(killed / "checkpoints")[-1]
+    steps = (last, last + 100)
+    GuardRecord(tuple(GuardCheck(step, {}, {}, 1 / step, ()) for step in steps)).write(killed)
+    config = load_config(killed / "config.json", ["export.select=best", "log.sample_every=1"])
+    assert sources._find_checkpoint(killed, config, None).name == f"step_{last:06d}"
 
 
 def test_a_folder_that_is_no_run_is_called_so(tmp_path):

@@ -119,6 +119,9 @@ def test_another_owner_s_repository_is_refused_and_the_bundle_stays(hub, tmp_pat
     with refused("push='other/name'", "'other'", "403", f"hf upload other/name {folder}"):
         upload(folder, target)
     assert not hub.repositories and (folder / "README.md").is_file()
+    spaced = bundle(tmp_path / "my out")
+    with refused(f"`hf upload other/name '{spaced}' . --private`"):
+        upload(spaced, target)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from tdmvid.data.video import read_video
 @pytest.fixture
 def told(student, tmp_path):
     """The students of a run over K = 1 and 2; they differ in their weights."""
-    for name, steps in (("lora", 2), ("lora_1steps", 1)):
+    names = ["lora", "lora_1steps"]
+    for name, steps in zip(names, (2, 1), strict=True):
         folder = shutil.copytree(student, tmp_path / name)
         facts = json.loads((folder / "export.json").read_text())
-        (folder / "export.json").write_text(json.dumps(facts | {"steps": steps}))
+        (folder / "export.json").write_text(json.dumps(facts | {"steps": steps, "set": names}))
     [weights] = (tmp_path / "lora_1steps").glob("*.safetensors")
     with safe_open(weights, "pt") as file:
         metadata = file.metadata()

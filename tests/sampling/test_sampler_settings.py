@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from refusals import refused
 from tdmvid.config import ClipSize
 from tdmvid.data.video import read_video
 from tdmvid.parallel.launch import World
+from tdmvid.sampling import sample
+from tdmvid.sampling.manifest import claim_folder
 from tdmvid.sampling.sample import Sampler
 from tdmvid.sampling.student import load_for_sampling
 
@@ -28,6 +31,22 @@ def test_another_setting_in_the_same_folder_is_refused(make, change, facts):
     make("out", PROMPTS[:1], (0,))
     with refused(*facts):
         make("out", PROMPTS[:1], (0,), **change)
+
+
+def test_a_folder_keeps_a_setting_that_a_later_call_leaves_out(tmp_path):
+    settings = {"video": {"frames": 1, "height": 8, "width": 8}, "cfg": 4.0}
+    claim_folder(tmp_path, settings | {"cfg_2": 3.0, "student": "a"}, [])
+    claim_folder(tmp_path, settings | {"cfg_2": 3.0, "student": "b"}, [])
+    with refused("cfg_2=3.0", "None", "--out"):
+        claim_folder(tmp_path, settings, [])
+
+
+def test_guidance_of_the_second_expert_is_refused_where_guidance_is_off(monkeypatch):
+    monkeypatch.setattr(sample, "steps_and_cfg", lambda backbone, sampler: (2, 1.0))
+    with refused("cfg_2=3 has no effect with cfg=1"):
+        sample._settings(
+            SimpleNamespace(pipeline_class="WanPipeline"), Sampler(steps=2, cfg=1.0, cfg_2=3.0)
+        )
 
 
 def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):

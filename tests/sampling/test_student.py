@@ -41,7 +41,8 @@ def set_of_students(tmp_path):
     """The folders of a run over K = 1, 2 and 4, as it writes them at its end."""
     for name, steps in (("lora", 4), ("lora_1steps", 1), ("lora_2steps", 2)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "export.json").write_text(json.dumps({"steps": steps}))
+        facts = {"steps": steps, "set": ["lora", "lora_1steps", "lora_2steps"]}
+        (tmp_path / name / "export.json").write_text(json.dumps(facts))
     return tmp_path
 
 
@@ -57,6 +58,17 @@ def test_any_number_of_steps_is_sampled_under_the_condition_on_another(set_of_st
         options = ("--lora", set_of_students / beside, "--condition-steps", told, "--steps", 8)
         sampler = chosen(*options)
         assert (sampler.student, sampler.steps) == (set_of_students / folder, 8)
+
+
+def test_a_student_of_another_run_with_a_similar_name_is_not_taken(set_of_students):
+    """Many folders are named by a number of steps; export.json says which belong together."""
+    for name, steps in (("lora_8steps", 8), ("style_4steps", 4), ("style_8steps", 8)):
+        (set_of_students / name).mkdir()
+        (set_of_students / name / "export.json").write_text(json.dumps({"steps": steps}))
+    with refused("condition_steps=8", "1, 2, 4"):
+        chosen("--lora", set_of_students / "lora", "--condition-steps", 8)
+    with refused("condition_steps=8", "choose one of: 4"):
+        chosen("--lora", set_of_students / "style_4steps", "--condition-steps", 8)
 
 
 def test_a_condition_that_was_not_trained_is_refused_with_those_that_were(set_of_students):

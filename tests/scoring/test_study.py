@@ -86,11 +86,26 @@ def test_only_pairs_of_one_prompt_and_seed_are_asked(folders):
         "\n".join([lines[0].replace("ring", "cross"), lines[2]])
     )
     assert [question.prompt for question in pair_samples(*folders)] == ["a still lake"]
+    others = [json.dumps(json.loads(line) | {"seed": 1}) for line in lines if line]
+    (folders[1] / "manifest.jsonl").write_text("\n".join(others))
+    with refused(*folders, "seed"):
+        pair_samples(*folders)
     (folders[1] / "manifest.jsonl").write_text("")
     with refused():
         pair_samples(*folders)
     with refused(folders[0]):
         pair_samples(folders[0], folders[0])
+
+
+def test_pairs_need_no_equal_file_names(folders):
+    """`tdmvid sample --names` and the order of the prompts only decide what files are called."""
+    text = (folders[1] / "manifest.jsonl").read_text()
+    for file in folders[1].glob("0-0.*"):
+        text = text.replace(file.name, f"ring{file.suffix}")
+        file.rename(file.with_stem("ring"))
+    (folders[1] / "manifest.jsonl").write_text("\n".join(reversed(text.strip().split("\n"))))
+    first = pair_samples(*folders)[0]
+    assert [path.stem for path in first.sides] == ["0-0", "ring"] and first.prompt == PROMPTS[0]
 
 
 def test_a_file_outside_of_the_sample_folders_is_not_embedded(folders, tmp_path):
