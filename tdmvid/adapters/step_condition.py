@@ -73,21 +73,29 @@ class TimeEmbedding:
 
 
 def time_embedding(network: nn.Module) -> TimeEmbedding:
-    """Return the first layers of a network that embed the timestep.
+    """Return the layers of a network that embed the timestep for its blocks.
+
+    They are the least nested of their kind: an embedding of the time inside another part, such as
+    HunyuanVideo's text refiner, serves that part alone. Of several, the first is taken.
 
     Raises:
         ValueError: The network has none.
     """
-    for name, module in network.named_modules():
-        if isinstance(module, TimestepEmbedding) and module.post_act is None:
-            first, last = module.linear_1, module.linear_2
-            return _embedding(module, f"{name}.linear_2", first, last)
-        if isinstance(module, TimestepEmbedder):
-            return _embedding(module, f"{name}.mlp.2", module.mlp[0], module.mlp[2])
-    raise ValueError(
-        f"objective.step_set: {type(network).__name__} has no time embedding of a known class; use"
-        " k_condition=false"
-    )
+    found = [
+        (name, module)
+        for name, module in network.named_modules()
+        if (isinstance(module, TimestepEmbedding) and module.post_act is None)
+        or isinstance(module, TimestepEmbedder)
+    ]
+    if not found:
+        raise ValueError(
+            f"objective.step_set: {type(network).__name__} has no time embedding of a known class;"
+            " use k_condition=false"
+        )
+    name, module = min(found, key=lambda pair: pair[0].count("."))
+    if isinstance(module, TimestepEmbedder):
+        return _embedding(module, f"{name}.mlp.2", module.mlp[0], module.mlp[2])
+    return _embedding(module, f"{name}.linear_2", module.linear_1, module.linear_2)
 
 
 def _embedding(module: nn.Module, last: str, first: Any, second: Any) -> TimeEmbedding:

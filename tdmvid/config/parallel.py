@@ -31,6 +31,17 @@ RULES = (
         "needs parallel.zero_stage=3, which shards the weights, not {zero_stage}: set"
         " zero_stage=3, or offload='optimizer'",
     ),
+    Rule(
+        lambda parallel: parallel.offload == "optimizer" and parallel.zero_stage == 0,
+        "parallel.offload",
+        "needs ZeRO, which zero_stage=0 does not use: set zero_stage=1, 2 or 3, or offload='none'",
+    ),
+    Rule(
+        lambda parallel: parallel.offload != "none" and parallel.backend == "none",
+        "parallel.offload",
+        "needs DeepSpeed, which backend='none' does not use: set backend='auto' and start with"
+        " `torchrun` or `deepspeed`, or offload='none'",
+    ),
 )
 
 
@@ -51,8 +62,8 @@ class ParallelConfig:
     parallelism), 1 to 1024. The remaining factor of the ranks is data parallel.
     """
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What to offload to CPU memory: `none`, the `optimizer` state, or `all`, which also offloads
-    the sharded weights (ZeRO-3 only).
+    """What to offload to CPU memory: `none`, the `optimizer` state (ZeRO 1 to 3), or `all`, which
+    also offloads the sharded weights (ZeRO-3 only).
     """
     gradient_checkpointing: bool = False
     """Store only the inputs of each block and recompute the rest in the backward pass. Needs less

@@ -114,7 +114,9 @@ class RewardConfig:
     each rank.
     """
     device: str = ""
-    """Device of the samples with `process: own`, e.g. `cuda:1`. Empty is the CPU."""
+    """Device of the samples with `process: own`: `cuda` is the GPU of the rank, `cuda:1` the same
+    GPU for all ranks. Empty is the CPU.
+    """
     timeout: float = 0.0
     """Seconds after which a call with `process: own` counts as failed. 0 waits without limit."""
     on_failure: Literal["stop", "mean"] = "stop"

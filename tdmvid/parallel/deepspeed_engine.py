@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..config import OptimConfig
 from .arithmetic import autocast, casts_weights
@@ -35,6 +36,17 @@ from .zero_parts import (
 )
 
 TAG, UNIVERSAL = "zero", "universal"
+ALIKE = {0: "whole", 1: "split", 2: "split", 3: "sharded"}
+"""Layout of the optimiser state in a checkpoint, by ZeRO stage."""
+
+
+def has_graph(inputs: Any) -> bool:
+    """Return whether a gradient in any tensor of a call's arguments is needed.
+
+    Args:
+        inputs: Tensors, also in lists and dictionaries.
+    """
+    return any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(inputs))
 
 
 def _trained_together(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -134,9 +146,7 @@ class DeepSpeedEngine:
             self.engine.optimizer.override_loss_scale(scale.value)
 
     def __call__(self, *args, **kwargs):
-        if torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
-        ):
+        if torch.is_grad_enabled() and has_graph((args, kwargs)):
             # For gradients in the inputs, bypass the engine: it would treat the call as a training
             # step. This needs whole weights.
             assert self.stage < 3, "ZeRO-3 does not support gradients in the inputs of a call"
@@ -293,6 +303,7 @@ class DeepSpeedEngine:
             state = {
                 "updates": self.updates,
                 "ranks": dist.get_world_size(),
+                "stage": self.stage,
                 "scale": asdict(self.scale),
             }
             files["engine.json"] = json.dumps(state).encode()
@@ -315,6 +326,14 @@ class DeepSpeedEngine:
         with naming(folder / "engine.json") as path:
             state = json.loads(path.read_text())
             updates, ranks, scale = state["updates"], state["ranks"], LossScale(**state["scale"])
+            stage = state.get("stage", self.stage)
+        if ALIKE[stage] != ALIKE[self.stage]:
+            raise ValueError(
+                f"{folder} was written with parallel.zero_stage={stage}, whose optimiser state"
+                f" zero_stage={self.stage} cannot read: use parallel.zero_stage="
+                + " or ".join(str(each) for each, kind in ALIKE.items() if kind == ALIKE[stage])
+                + ", or start a new run from the student (--set init=RUN/lora)"
+            )
         if self.average and not (folder / "average.safetensors").exists():
             raise ValueError(
                 f"{folder} has no average of the weights, because it was written with ema=0: resume"

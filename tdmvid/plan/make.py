@@ -18,7 +18,7 @@ from ..data.prompts import read_training_prompts
 from ..distill.grids import build_grids, reference_grid
 from ..distill.trajectories import count_swaps
 from ..parallel.launch import check_sequence
-from ..roles.rules import check_settings, check_teacher
+from ..roles.rules import check_kernel, check_settings, check_teacher
 from .counts import (
     Calls,
     Pipeline,
@@ -62,6 +62,11 @@ def make_plan(
         ValueError: The run itself would reject its settings.
     """
     check_sequence(config.parallel.sequence, ranks)
+    if config.parallel.backend == "none" and ranks > 1:
+        raise ValueError(
+            f"parallel.backend='none' trains on one rank, not on {ranks}: use 'auto', or plan for"
+            " one rank"
+        )
     config = share_batch(config, ranks // config.parallel.sequence)
     folder, family = find_family(config.model, weights=False)
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
@@ -135,6 +140,7 @@ def _check_grids(config: RunConfig, folder: Path, family: type[Backbone]) -> flo
     """
     process, split = family.spec.read_process(folder), family.spec.read_split(folder)
     boundary = check_teacher(config, split)
+    check_kernel(config, family)
     grid, *_ = build_grids(config.grid, process, config.objective.step_set, boundary)
     reference_grid(config, process)
     if config.model.idle_expert == "device":

@@ -182,7 +182,8 @@ class Scorer:
                 return self._function(samples, prompts)
         try:
             pool = self._start()
-            array, device = samples.float().cpu().numpy(), self.config.device
+            array = samples.float().cpu().numpy()
+            device = _own_device(self.config.device, samples.device)
             names = self.config.function, self.config.model
             call = pool.submit(_serve, names, array, prompts, device)
             return call.result(self.config.timeout or None)
@@ -202,6 +203,11 @@ class Scorer:
             self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_ignore_interrupts)
             self._pool.submit(_prepare, self.config.function, self.config.model).result()
         return self._pool
+
+
+def _own_device(wanted: str, run: torch.device) -> str:
+    """Return the device of a reward's process; "cuda" is the GPU of the rank that starts it."""
+    return str(run) if wanted == "cuda" and run.type == "cuda" else wanted
 
 
 def _ignore_interrupts() -> None:

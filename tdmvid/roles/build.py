@@ -12,7 +12,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -304,7 +304,11 @@ def _frozen(network: nn.Module, config: RunConfig, world: launch.World) -> Any:
 
 
 def expert_shares(config: RunConfig, experts: Experts) -> dict[str, float]:
-    """Return the share of the student's steps that each expert takes, by expert name."""
+    """Return the share of the student's steps that each expert takes, by expert name.
+
+    It is the same for every K of `objective.step_set`, because all grids must have a time at the
+    boundary.
+    """
     grid = build_grid(config.grid, RectifiedFlow(experts.scale), experts.split.time)
     low, high = (len(side) / grid.steps for side in grid.sides())
     return dict(zip(experts.split.names, (high, low), strict=True))
@@ -329,9 +333,12 @@ def build_engine(
             lambda each, name: build_engine(each, role, config, world, share=shares[name]),
         )
     settings = getattr(config, role)
-    updates = config.objective.roles.count(role)
+    # An engine counts its updates, a config iterations.
+    updates = config.objective.roles.count(role) * share
+    if updates != 1:
+        settings = replace(settings, warmup=round(settings.warmup * updates))
     common: dict[str, Any] = {
-        "total_steps": round(config.steps * updates * share),
+        "total_steps": round(config.steps * updates),
         "accumulation": config.batch.accumulation,
         "ema": config.ema if role == "student" else 0.0,
         "dtype": torch_dtype(config.model),

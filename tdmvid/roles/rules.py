@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..backbones.base import Backbone
 from ..backbones.experts import Split
 from ..config import RunConfig, TDMSettings
 from ..config.rules import Rule, check_rules
@@ -156,6 +157,20 @@ def check_teacher(config: RunConfig, split: Split | None) -> float:
     """
     check_rules(config, SINGLE_RULES if split is None else EXPERT_RULES)
     return split.time if split else 0.0
+
+
+def check_kernel(config: RunConfig, family: type[Backbone]) -> None:
+    """Check that a family supports the attention kernel.
+
+    Raises:
+        ValueError: It does not.
+    """
+    known = ("auto", *family.kernels)
+    if config.model.attention not in known:
+        raise ValueError(
+            f"model.attention={config.model.attention!r} is not supported for"
+            f" {family.pipeline_class}: use {', '.join(map(repr, known))}"
+        )
 
 
 def check_folders(config: RunConfig) -> None:

@@ -28,6 +28,10 @@ NOTES = {
     " start a new run with --set init=RUN/lora)",
     "batch.accumulation": " (with objective.rollout='stop' each micro-batch of a rank has its own"
     " step k, and batch.total is divided by the number of ranks: start the same number of ranks)",
+    "batch.micro_batches": " (the micro-batches of all ranks: batch.accumulation times the number"
+    " of data-parallel ranks)",
+    "backend": " (TorchEngine is one process without a launcher, DeepSpeedEngine needs `torchrun`"
+    " or `deepspeed`: start the run as before)",
 }
 """Explanations to add when a setting differs from the checkpoint's."""
 PATIENCE = 300.0

@@ -33,7 +33,7 @@ from ..roles.build import GENERATORS, build_engines, build_role, empty_base
 from ..roles.experts import backend_of
 from ..roles.guidance import guide
 from ..roles.rounding import Rounding, quantize_base
-from ..roles.rules import check_settings, check_teacher
+from ..roles.rules import check_kernel, check_settings, check_teacher
 from .preflight import check_machine
 from .prepare import digest, prepare_embeddings, prepare_latents
 from .rewards import Rewards, check_rewards
@@ -112,9 +112,12 @@ class Run:
         settings["model"].pop("idle_expert")  # it does not affect results
         if not config.model.pipeline:  # older checkpoints do not have it
             settings["model"].pop("pipeline")
-        if not self.real_digest:  # tiling then affects only the decoded samples, not the training
-            settings["model"].pop("tiling")
+        decoded = any(reward.input == "samples" for reward in config.rewards)
+        if not (self.real_digest or decoded or self.backbone.takes_images):
+            settings["model"].pop("tiling")  # it does not affect the training
         compared = {key: settings[key] for key in COMPARED}
+        if config.objective.use_dynamic_cfg:  # its scale depends on the teacher's steps
+            compared["log"] = {"teacher_steps": config.log.teacher_steps}
         if self.real_digest:
             compared |= {"discriminator": settings["discriminator"], "real": self.real_digest}
         if self.adapters:
@@ -206,6 +209,7 @@ def _checked(config: RunConfig, world: launch.World) -> tuple[RunConfig, float, 
     check_rewards(config)
     folder, family = find_family(config.model, weights=False)
     boundary = check_teacher(config, family.spec.read_split(folder))
+    check_kernel(config, family)
     _, shown = read_run_items(config, takes_images=family.takes_images)
     return config, boundary, shown
 

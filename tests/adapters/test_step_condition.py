@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import BUILDERS
 from refusals import refused
 
 from tdmvid.adapters.lora import Base, attach
@@ -107,6 +108,15 @@ def test_one_plain_lora_per_k_is_that_student_in_the_stock_pipeline(student, tmp
     assert (
         expected - student.sample(steps, student.backbone.denoiser(student.module))
     ).norm() > 1e-2 * expected.norm()  # K has an effect
+
+
+def test_the_embedding_of_a_text_refiner_is_not_that_of_the_blocks():
+    network = BUILDERS["HunyuanVideo15Pipeline"].build("base").transformer
+    embedding = time_embedding(network)
+    assert embedding.module is network.time_embed.timestep_embedder
+    assert network.get_submodule(embedding.last) is embedding.module.linear_2
+    refiner = network.context_embedder.time_text_embed.timestep_embedder
+    assert type(refiner) is type(embedding.module), "there are two of the kind"
 
 
 def test_a_network_without_a_time_embedding_is_refused():

@@ -166,6 +166,8 @@ def test_an_unknown_setting_is_named_with_those_that_are_near(load, data, settin
         ({"model": {"dtype": "int8"}}, "model.dtype='int8'"),
         ({"objective": {"fake_updates": 0}}, "objective.fake_updates=0"),
         ({"parallel": {"zero_stage": 4}}, "parallel.zero_stage=4"),
+        ({"parallel": {"zero_stage": 0, "offload": "optimizer"}}, "parallel.offload='optimizer'"),
+        ({"parallel": {"backend": "none", "offload": "all"}}, "parallel.offload='all'"),
         ({"prompts": {"limit": -1}}, "prompts.limit=-1"),
         ({"log": {"keep_checkpoints": 0}}, "log.keep_checkpoints=0"),
         ({"log": {"sample_every": -1}}, "sample_every=-1"),

@@ -79,6 +79,21 @@ def test_code_in_a_foreign_checkpoint_is_named_and_never_run(tmp_path, stage, ra
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage, other, fits", [(1, 2, True), (2, 3, False), (0, 1, False)])
+def test_a_stage_that_cannot_read_the_state_is_refused_with_those_that_can(
+    tmp_path, stage, other, fits
+):
+    folder = tmp_path / "student"
+    run_ranks(1, write, str(folder), stage)
+    (said,) = run_ranks(1, read, str(folder), other)
+    if fits:
+        assert said == ""
+    else:
+        able = {0: "0", 2: "1 or 2"}[stage]
+        assert states(said, f"parallel.zero_stage={stage}") and states(said, f"zero_stage={able}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["zero", "universal"])
 def test_code_is_not_run_by_the_conversion_to_another_number_of_ranks_or_from_its_files(
     tmp_path, where

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tdmvid.config import load_config
 from tdmvid.data.video import write_video
+from tdmvid.parallel.deepspeed_engine import has_graph
 from tdmvid.train.trainer import train
 
 KINDS = {"gan": ("objective.weight=5",), "fisher": ("parallel.gradient_checkpointing=true",)}
@@ -83,6 +84,13 @@ def weights(folder):
         for role, tensors in found.items()
         for name, tensor in tensors.items()
     }
+
+
+def test_a_gradient_is_found_in_a_list_of_samples_too():
+    """Z-Image takes the samples of a batch as a list."""
+    plain, needed = torch.zeros(2), torch.zeros(2, requires_grad=True)
+    assert has_graph(((plain, needed), {})) and has_graph(((), {"x": [plain, needed]}))
+    assert not has_graph(((plain, 3), {"x": [plain], "t": None}))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

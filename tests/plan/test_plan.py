@@ -170,6 +170,8 @@ def test_a_plan_refuses_what_the_run_would(tiny_run, tmp_path, planned):
     ):
         with refused(fact, error=(ValueError, OSError)):
             planned(tiny_run(tmp_path, change))
+    with refused("parallel.backend='none'", "not on 2"):
+        planned(tiny_run(tmp_path, "parallel.backend=none"), ranks=2)
 
 
 def rows_of(text):

@@ -10,6 +10,7 @@ from refusals import refused
 
 from tdmvid.config import RewardConfig
 from tdmvid.rewards import BUILT_IN, Scorer, find_function
+from tdmvid.rewards.functions import _own_device
 from tdmvid.shapes import world
 
 SAMPLES = torch.linspace(-1, 1, 3 * 3 * 2 * 4 * 4).view(3, 3, 2, 4, 4)
@@ -63,6 +64,12 @@ def test_a_sample_without_a_reward_is_counted_if_set():
     found._function = broken
     assert found(SAMPLES, PROMPTS).isnan().all() and found.failed == 4
     assert "no such weights" in found.error
+
+
+def test_a_process_of_a_reward_is_on_the_gpu_of_its_rank():
+    third = torch.device("cuda", 3)
+    assert _own_device("cuda", third) == "cuda:3" and _own_device("cuda:0", third) == "cuda:0"
+    assert _own_device("", third) == "" and _own_device("cuda", torch.device("cpu")) == "cuda"
 
 
 def ends_its_process(samples, prompts):

@@ -80,6 +80,17 @@ def test_an_iteration_moves_one_expert_of_each_role(expert_json, tmp_path, loop_
     assert seen == set(PAIR)
 
 
+def test_each_expert_warms_up_and_decays_over_its_share_of_the_iterations(expert_json, tmp_path):
+    """The grid has a step above the boundary and three below it."""
+    changes = ("student.warmup=4", "steps=8", f"out={tmp_path}")
+    run = build_run(load_config(expert_json, changes), launch.start("none"))
+    lengths = {
+        name: (engine.config.warmup, engine.total_steps)
+        for name, engine in run.engines["student"].parts.items()
+    }
+    assert lengths == {"transformer": (1, 2), "transformer_2": (3, 6)}
+
+
 @pytest.mark.slow
 def test_an_expert_in_host_memory_learns_the_same_and_moves_when_the_side_changes(
     expert_json, tmp_path, loop_only

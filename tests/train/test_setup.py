@@ -107,6 +107,26 @@ def test_tiles_may_be_chosen_on_the_way(tiny_run, tmp_path):
     )  # which are encoded in tiles
 
 
+@pytest.mark.parametrize(
+    "base, change",
+    [
+        ("log.teacher_steps=3", "log.teacher_steps=4"),  # its scale depends on the number of steps
+        ("model.tiling=false", "model.tiling=true"),  # the reward sees the decoded samples
+    ],
+)
+def test_a_setting_that_changes_the_loss_is_compared_whatever_its_group(
+    tiny_run, tmp_path, base, change
+):
+    rewards = 'rewards=[{"function": "motion"}]'
+    more = ("objective.cfg=2", "objective.use_dynamic_cfg=true", "objective.rollout=full", rewards)
+    run = build_run(tiny_run(tmp_path, base, *more), launch.start("none"))
+    other = replace(run, config=tiny_run(tmp_path, change, *more))
+    assert run.fingerprint != other.fingerprint
+    other = replace(run, config=tiny_run(tmp_path, change, "objective.rollout=full"))
+    plain = replace(run, config=tiny_run(tmp_path, base, "objective.rollout=full"))
+    assert plain.fingerprint == other.fingerprint
+
+
 def test_a_resume_names_the_accumulation_where_numbers_depend_on_it(tiny_run, tmp_path):
     """With rollout "stop" every micro-batch of a rank has its own k; with "full" every sample has
     one.
