@@ -123,3 +123,31 @@ def test_two_ranks_are_one_process_with_the_same_micro_batches(
             rtol=1e-4,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_network_that_takes_its_samples_as_a_list_learns_the_same_under_a_launcher(
+    settings, tmp_path, stage
+):
+    builder = BUILDERS["ZImagePipeline"]
+    torch.manual_seed(0)
+    builder.build("base").save_pretrained(tmp_path / "model")
+    changes = (
+        "objective.kind=fisher",
+        f"model.path={tmp_path / 'model'}",
+        f"prompts.cache={tmp_path / 'cache'}",
+        "real.path=",
+        "log.teacher_shift=3",
+        "grid.kind=shifted",
+        "grid.shift=3",
+        *(f"video.{name}={getattr(builder.SIZE, name)}" for name in ("frames", "height", "width")),
+    )
+    run(settings, tmp_path / "one", *changes)
+    more = ("batch.accumulation=1", f"parallel.zero_stage={stage}")
+    run_ranks(2, partial(run, settings, tmp_path / "two", *changes, *more))
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    moved = max(float(x.abs().max()) for name, x in expected.items() if "lora_B" in name)
+    assert expected.keys() == found.keys() and moved > 1e-5
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-3 * moved, rtol=1e-4)
