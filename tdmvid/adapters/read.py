@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..backbones.experts import Experts
 from ..backbones.lora_files import LORA_FILE, SECOND_FILE, LoraFiles
 from .layers import build_layer
+from .layouts.converted import in_stock_names
 from .layouts.names import BARE, DIFFUSERS, PEFT, ModuleNames, module_names
 from .parts import Parts
 from .settings import PEFT_FILE, read_settings
@@ -52,6 +53,10 @@ _TEXT = re.compile(
 )
 
 
+class _UnknownLayer(ValueError):
+    """A key of a file names no layer of the network."""
+
+
 def read_lora(
     path: Path, files: LoraFiles, network: nn.Module, *, bare: bool = False, text: bool = False
 ) -> LoraWeights:
@@ -79,7 +84,14 @@ def read_lora(
         raise ValueError(f"{path} contains no tensors: download or export it again")
     _check_finite(path, tensors)
     names = module_names(network, files.pipeline_class, files.part)
-    parts, left_out, dropped = _sort(path, tensors, names, type(network).__name__)
+    try:
+        parts, left_out, dropped = _sort(path, tensors, names, type(network).__name__)
+    except _UnknownLayer as unknown:
+        tensors = in_stock_names(tensors, files.pipeline_class)
+        try:
+            parts, left_out, dropped = _sort(path, tensors, names, type(network).__name__)
+        except ValueError:
+            raise unknown from None
     _check_prefixes(path, parts, files, bare)
     if not parts:
         raise ValueError(
@@ -229,9 +241,9 @@ def _sort(
             dropped += [key] if tensor.any() else []  # a norm or a modulation
             continue
         if found is None:
-            raise ValueError(
-                f"{path}: {key} {list(tensor.shape)} matches no layer of {network}: a LoRA fits"
-                " only the model it was trained on, see its model card"
+            raise _UnknownLayer(
+                f"{path}: {key} {list(tensor.shape)} matches no layer of {network}: use a LoRA"
+                " of this model, with names of diffusers, peft or kohya"
             )
         part = parts.setdefault(found.module, Parts(found.layout, joins=found.parts))
         if kind in part.tensors:

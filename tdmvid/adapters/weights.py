@@ -210,7 +210,7 @@ def config_of_expert(config: LoraConfig, expert: str, names: Sequence[str]) -> L
     own = copy.deepcopy(config)
     if not isinstance(config.target_modules, str):
         kept = [name for name in config.target_modules or () if not name.startswith(others)]
-        own.target_modules = {name.removeprefix(f"{expert}.") for name in kept}
+        own.target_modules = sorted(name.removeprefix(f"{expert}.") for name in kept)
     for kind in ("rank_pattern", "alpha_pattern"):
         patterns = {key.removeprefix("^"): value for key, value in getattr(config, kind).items()}
         of_expert = {

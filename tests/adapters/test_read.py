@@ -6,7 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    FluxTransformer2DModel,
+)
 from lora_makers import changes, load_stock, write_diffusers, write_peft
 from refusals import refused
 from safetensors import safe_open
@@ -16,14 +20,17 @@ from tdmvid.adapters.layouts.names import BARE, PEFT
 from tdmvid.adapters.load import adapted_layers, check_loaded, load_lora
 from tdmvid.adapters.lora import attach, attach_weights, start_from
 from tdmvid.adapters.read import read_lora
+from tdmvid.adapters.weights import effect
 from tdmvid.backbones.cogvideox import CogVideoX
+from tdmvid.backbones.flux1 import Flux1
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.config import LoraSettings
 from tdmvid.parallel import launch
+from tdmvid.roles.rounding import difference
 from tdmvid.sampling.student import load_for_sampling, use_student
 from tdmvid.train.run import build_run
 
-FILES = CogVideoX.lora
+FILES, FLUX_FILES = CogVideoX.lora, Flux1.lora
 TO_Q, TO_K = (f"transformer_blocks.{i}.attn1.to_{x}" for i, x in ((0, "q"), (1, "k")))
 
 
@@ -248,3 +255,52 @@ def test_a_download_that_was_cut_is_called_damaged(network, tmp_path, name, cont
     (tmp_path / name).write_bytes(content)
     with refused(tmp_path / name, "download" if name.endswith("rs") else "damaged"):
         read_lora(tmp_path / name, FILES, network)
+
+
+def flux():
+    """A FLUX.1 network of one block of each kind and of the real width, without weights."""
+    with torch.device("meta"):
+        return FluxTransformer2DModel(num_layers=1, num_single_layers=1)
+
+
+FUSED = {
+    "double_blocks_0_img_attn_qkv": [f"transformer_blocks.0.attn.to_{x}" for x in ("q", "k", "v")],
+    "double_blocks_0_img_mlp_0": ["transformer_blocks.0.ff.net.0.proj"],
+    "single_blocks_0_linear1": [
+        *(f"single_transformer_blocks.0.attn.to_{x}" for x in ("q", "k", "v")),
+        "single_transformer_blocks.0.proj_mlp",
+    ],
+    "single_blocks_0_linear2": ["single_transformer_blocks.0.proj_out"],
+}
+"""Layers of FLUX.1 in kohya's files, and the modules of diffusers that they hold."""
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_names_that_only_the_stock_pipeline_knows_are_read_with_their_scales(tmp_path, half):
+    network, generator, alpha = flux(), torch.Generator().manual_seed(0), 3.0
+    modules, tensors, expected = dict(network.named_modules()), {}, {}
+    for name, parts in FUSED.items():
+        sizes = [modules[part].out_features for part in parts]
+        down = torch.randn(2, modules[parts[0]].in_features, generator=generator)
+        up = torch.randn(sum(sizes), 2, generator=generator)
+        down, up = (x.bfloat16() if half else x for x in (down, up))
+        tensors |= {f"lora_unet_{name}.lora_down.weight": down}
+        tensors |= {f"lora_unet_{name}.lora_up.weight": up}
+        tensors |= {f"lora_unet_{name}.alpha": torch.tensor(alpha)}
+        for part, rows in zip(parts, up.float().split(sizes), strict=True):
+            expected[part] = effect(down, rows, alpha / 2)
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    lora = read_lora(tmp_path / "kohya.safetensors", FLUX_FILES, network)
+    assert lora.layers.keys() == expected.keys()
+    for name, layer in lora.layers.items():
+        found = effect(layer.a, layer.b, layer.scale)
+        assert difference(found, expected[name]) < (1e-2 if half else 1e-5)
+
+
+def test_a_name_that_no_program_uses_is_refused_as_it_is_in_the_file(tmp_path):
+    save_file(
+        {f"lora_unet_no_such_layer.lora_{x}.weight": torch.ones(2, 2) for x in ("down", "up")},
+        tmp_path / "a.safetensors",
+    )
+    with refused(tmp_path / "a.safetensors", "lora_unet_no_such_layer", "FluxTransformer2DModel"):
+        read_lora(tmp_path / "a.safetensors", FLUX_FILES, flux())
