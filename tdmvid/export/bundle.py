@@ -6,9 +6,7 @@ What is written is loaded into a stock diffusers pipeline and sampled from the s
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -20,7 +18,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, SET, TEXT_PARTS, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, SET, TEXT_PARTS
 from ..adapters.frozen import merge_carried
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
@@ -39,7 +37,7 @@ from ..backbones.dtype import torch_dtype
 from ..backbones.experts import Experts, split_names
 from ..backbones.lora_files import LoraFiles
 from ..backbones.scheduler import states_of
-from ..data.files import sort_metadata, usual_mode, write_json
+from ..data.files import sort_metadata, write_json
 from ..data.video import write_clips
 from .card import write_card
 from .check import (
@@ -52,6 +50,7 @@ from .check import (
     choose_tolerance,
 )
 from .consumers import consumers
+from .replace import replacing
 from .request import ExportRequest, check_request
 from .student import Student
 
@@ -352,79 +351,3 @@ def _write_samples(folder: Path, student: Student) -> list[str]:
         return []
     videos = decode_shown(student.backbone, student.latents[: len(prompts)])
     return write_clips(folder / "samples", videos, student.backbone.size.fps)
-
-
-@contextmanager
-def replacing(*targets: Path) -> Iterator[Path]:
-    """Provide a folder for exports that replace `targets` together, or not at all.
-
-    When the context ends without an error, the folders written in it under the names of `targets`
-    take the places of `targets`.
-
-    Args:
-        targets: Folders with different names, in one parent folder.
-
-    Yields:
-        The folder to write in.
-
-    Raises:
-        ValueError: A target contains files that no export wrote. Targets are replaced completely.
-    """
-    folders = [Path(target).resolve() for target in targets]
-    aside, old = (folders[0].with_name(f".{folders[0].name}.{state}") for state in ("part", "old"))
-    _put_back(folders, aside, old)
-    for folder in folders:
-        _check_replaceable(folder)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for path in filter(Path.is_file, aside.rglob("*")):
-            usual_mode(path)
-        old.mkdir()
-        for folder in filter(Path.exists, folders):
-            folder.rename(old / folder.name)
-        for folder in folders:
-            (aside / folder.name).rename(folder)
-    except BaseException:
-        _put_back(folders, aside, old)
-        raise
-    for left in (
-        aside,
-        old,
-    ):  # in this order: once `aside` is gone, `old` is not needed to undo anything
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Check that a folder is missing, empty, or contains only files of an earlier export."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / FACTS).is_file():
-        raise ValueError(
-            f"{folder} exists and is not an export (it has no {FACTS}): choose another --out,"
-            " because an export replaces the whole folder"
-        )
-    written = {FACTS, *read_facts(folder).get("files", [])}
-    foreign = sorted(
-        name
-        for path in folder.rglob("*")
-        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in written
-    )
-    if foreign:
-        raise ValueError(
-            f"{folder} contains {len(foreign)} files that no export wrote, e.g. {foreign[0]!r}:"
-            " move them or choose another --out, because an export replaces the whole folder"
-        )
-
-
-def _put_back(folders: list[Path], aside: Path, old: Path) -> None:
-    """Undo a replacement that an error or a kill interrupted, and clean up."""
-    for folder in folders if aside.exists() and old.exists() else ():
-        if (
-            not (aside / folder.name).exists() or (old / folder.name).exists()
-        ):  # replaced, or about to be replaced
-            shutil.rmtree(folder, ignore_errors=True)
-        if (old / folder.name).exists():
-            (old / folder.name).rename(folder)
-    for left in (aside, old):
-        shutil.rmtree(left, ignore_errors=True)

@@ -25,6 +25,7 @@ from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export.bundle import _student_facts, write_bundles
 from tdmvid.export.card import _python
+from tdmvid.export.check import Agreement
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.student import with_merged
@@ -162,7 +163,7 @@ def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
 def test_the_card_has_stock_code_where_the_check_loaded_the_files_as_they_are(
     student, loras, tmp_path
 ):
-    facts = _student_facts(student, "float32", 0.0, 1.0, adapted=True) | {"rank": 2}
+    facts = _student_facts(student, "float32", Agreement((0.0,)), 1.0, adapted=True) | {"rank": 2}
     stock, ours = _python(student, facts).split("```python\n")[1:]
     assert "style" in stock and "load_pipeline" not in stock and "load_pipeline" in ours
     changed = shutil.copytree(loras[0], tmp_path / "changed") / student.backbone.lora.file
@@ -179,7 +180,10 @@ def test_a_lora_of_another_file_name_is_loaded_by_stock_code_if_that_can_name_it
     student, backbone, loras, tmp_path
 ):
     """diffusers accepts a file name, peft does not."""
-    files, facts = backbone.lora, _student_facts(student, "float32", 0.0, 1.0, adapted=True)
+    files, facts = (
+        backbone.lora,
+        _student_facts(student, "float32", Agreement((0.0,)), 1.0, adapted=True),
+    )
     single = Path(shutil.copy(loras[0] / files.file, tmp_path / "style.safetensors"))
     lora = replace(student.adapters[0], where=str(single), digest="")
     text = _python(replace(student, adapters=(lora, student.adapters[1])), facts | {"rank": 2})

@@ -24,9 +24,10 @@ from tdmvid.config import ClipSize, LoraSettings, ModelConfig
 from tdmvid.diffusion.grid import explicit, uniform
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.export import check
-from tdmvid.export.bundle import replacing, write_bundles
+from tdmvid.export.bundle import write_bundles
 from tdmvid.export.check import Agreement
 from tdmvid.export.consumers import Consumer, consumers
+from tdmvid.export.replace import replacing
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.student import Adapter, Reference
 from tdmvid.export.student import Student as Exported
@@ -292,7 +293,7 @@ def test_a_set_whose_replacement_was_killed_is_put_back(tmp_path, monkeypatch, t
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
         patch.setattr(
-            "tdmvid.export.bundle._put_back", lambda *_: None
+            "tdmvid.export.replace._put_back", lambda *_: None
         )  # a killed process does not clean up
         with contextlib.suppress(SystemExit):
             two("new")
