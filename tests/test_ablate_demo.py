@@ -75,3 +75,18 @@ def test_slower_iterations_get_fewer_of_them(row, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "consistency", lambda run, prompts: consistency(run, prompts, 4))
     config = load_config(demo.DEMO, [f"out={tmp_path / 'run'}", "batch.micro=2", *row.changes])
     assert demo.fitting(config, row.method, 100) == 25 and calls == ["demo", "other"]
+
+
+@pytest.mark.slow
+def test_the_demo_is_trained_and_scored_with_every_evaluation(tmp_path, monkeypatch):
+    for name, value in (("CAPTIONS", 3), ("EACH", 2), ("REFERENCE", 32), ("ROOT", tmp_path)):
+        monkeypatch.setattr(demo, name, value)
+    row = next(row for row in demo.ROWS if row.name == DEMO_ROW)
+    found = DemoSuite(2).measure(row, 5)
+    assert (found["seed"], found["iterations"]) == (5, 2.0) and found["seconds"] > 0
+    for seed in EVALUATIONS:
+        digits = found[f"videos/{seed}"]
+        assert len(digits) == 6 and set(digits) <= {"0", "1"}
+        assert found[f"all/{seed}"] == pytest.approx(digits.count("1") / 6)
+        assert found[f"frechet/{seed}"] > 0 and found[f"diversity/{seed}"] > 0
+    assert not any(tmp_path.glob("runs/ablations/demo_runs/*"))

@@ -32,6 +32,8 @@ EVALUATIONS = (0, 1)
 """Seeds of the evaluations: captions, noise and ground truth."""
 CAPTIONS, EACH = 256, 4
 """Captions of an evaluation, and videos of each caption."""
+REFERENCE = 4096
+"""Ground-truth videos of the Fréchet distance."""
 BATCH = 64
 ITERATIONS, ROUNDS = 4, 3
 """Iterations that are timed together, and their repetitions."""
@@ -90,6 +92,7 @@ them. DMD2 has no adversarial term."""
             "iterations": self.iterations,
             "captions": CAPTIONS,
             "videos": CAPTIONS * EACH,
+            "reference": REFERENCE,
             "evaluations": list(EVALUATIONS),
         }
 
@@ -250,7 +253,8 @@ def _score(backbone, videos: Callable[[evaluate.Evaluation], torch.Tensor]) -> d
     """Return scores by column and evaluation, and as digits which of N videos are right."""
     found: dict = {}
     for seed in EVALUATIONS:
-        evaluation = evaluate.Evaluation(backbone, evaluate.Protocol(CAPTIONS, EACH, seed=seed))
+        protocol = evaluate.Protocol(CAPTIONS, EACH, REFERENCE, seed)
+        evaluation = evaluate.Evaluation(backbone, protocol)
         drawn = videos(evaluation)
         scores = evaluation.measure(drawn)
         found |= {f"{key}/{seed}": float(scores[key]["value"]) for key in COLUMNS}
