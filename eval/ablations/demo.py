@@ -190,9 +190,13 @@ them. DMD2 has no adversarial term."""
             "evaluate={}",
             *row.changes,
         ]
-        steps = self.iterations
-        if row.name != DEMO_ROW:
-            steps = fitting(load_config(DEMO, changes), row.method, steps)
+        steps, began = self.iterations, load_config(DEMO, changes).folder / "config.json"
+        if row.name != DEMO_ROW:  # an earlier start has measured the number already
+            steps = (
+                load_config(began).steps
+                if began.is_file()
+                else fitting(load_config(DEMO, changes), row.method, steps)
+            )
         config = load_config(DEMO, [*changes, f"steps={steps}"])
 
         def figures(run: Run) -> dict:

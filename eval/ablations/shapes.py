@@ -17,6 +17,7 @@ import torch
 from benchmarks.published import published
 from examples.shapes.make_videos import write_videos
 from tdmvid.config import RunConfig, load_config
+from tdmvid.data.checkpoints import list_steps
 from tdmvid.data.items import read_run_items
 from tdmvid.shapes import score, world
 from tdmvid.shapes.judge import load_judge
@@ -118,12 +119,17 @@ def train(config: RunConfig, method: str, figures: Callable[[Run], dict]) -> dic
         figures: Measures the student.
 
     Returns:
-        What was measured, and the processor "seconds" of training.
+        What was measured, and the processor "seconds" of training. If an earlier start did a part
+        of the iterations, they are estimated from the others.
     """
-    found = {}
+    found, done = {}, max(list_steps(config.folder / "checkpoints"), default=0)
+    if done >= config.steps:  # nothing would be left to time
+        shutil.rmtree(config.folder)
+        done = 0
 
     def at_end(run: Run) -> None:
-        found["seconds"] = time.process_time() - began
+        share = 1 - done / config.steps
+        found["seconds"] = (time.process_time() - began) / share
         found.update(figures(run))
 
     began = time.process_time()

@@ -10,10 +10,15 @@ if [ "$NODES" -eq 1 ]; then  # one node needs no resolvable name, and any free p
     rendezvous=(--rdzv_endpoint 127.0.0.1:0 --local_addr 127.0.0.1)
 else
     rendezvous=(--rdzv_endpoint "$HEAD:$PORT")
+    if [ -n "${SLURMD_NODENAME:-}" ] && ! getent hosts "$SLURMD_NODENAME" >/dev/null; then  # the others could not find this node by its name
+        address=$(scontrol --oneliner show node "$SLURMD_NODENAME" 2>/dev/null | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+        rendezvous+=(${address:+--local_addr "$address"})
+    fi
 fi
 
 TDMVID_STOPPED=$(mktemp -u) launcher= reached=
 threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun's default is one thread per rank, too few for real clips and an offloaded optimizer
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-840}  # after a SIGTERM torchrun kills the ranks; its default of 30 s is shorter than many iterations
 export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
 pass_on() {  # ranks stop at the end of their iteration; without ranks there is nothing to save

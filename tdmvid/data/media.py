@@ -20,7 +20,8 @@ DEMUXERS = {".mp4": "mp4", ".webm": "matroska"}
 If ffmpeg detected the format, it would accept a playlist as a video and open the files in it.
 """
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
+"""Formats that are read. JPEG includes MPO, several JPEG images in one file."""
 
 
 @dataclass(frozen=True)

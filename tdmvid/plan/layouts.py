@@ -145,7 +145,9 @@ def _candidates(
     Raises:
         ValueError: There is none.
     """
-    total = config.batch.total or global_batch(config.batch, ranks // config.parallel.sequence)
+    total = config.batch.total or global_batch(
+        config.batch, max(1, ranks // config.parallel.sequence)
+    )
     traces = {} if traces is None else traces
     shares = list(_shares(total, ranks, gpus))
     if not shares:

@@ -79,11 +79,12 @@ def votes_on_pairs(key: dict, votes: Tally, a: Path, b: Path) -> list[Pair]:
     for index, (for_a, for_b, neither) in sorted(votes.per_pair.items()):
         if not for_a + for_b + neither:
             continue
-        prompt, file = (key["pairs"][index][name] for name in ("prompt", "file"))
-        for path in (a / file, b / file):
+        asked = key["pairs"][index]
+        sides = a / asked["file"], b / asked.get("file_b", asked["file"])
+        for path in sides:
             if not path.is_file():
                 raise ValueError(f"{path} does not exist: give the folders that the study showed")
-        pairs.append(Pair(prompt, a / file, b / file, for_a + neither / 2, for_b + neither / 2))
+        pairs.append(Pair(asked["prompt"], *sides, for_a + neither / 2, for_b + neither / 2))
     return pairs
 
 

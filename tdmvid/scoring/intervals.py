@@ -52,8 +52,34 @@ def resamples(count: int) -> Tensor:
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(SEED))
 
 
+def mean_over_pairs(values: Tensor, first: Tensor, second: Tensor) -> Measure:
+    """Average values of pairs, with a bootstrap interval over the groups on both sides.
+
+    A group that is drawn twice counts twice in all of its pairs. Pairs within one group are left
+    out of the resamples.
+
+    Args:
+        values: Value of each pair [P].
+        first: Group of its first sample, numbered from 0, [P].
+        second: Group of its second sample [P].
+
+    Returns:
+        Mean and interval.
+    """
+    count = int(torch.maximum(first, second).max()) + 1
+    sums, sizes = (torch.zeros(count * count, dtype=torch.float64) for _ in range(2))
+    places, across = first * count + second, first != second
+    sums.index_add_(0, places[across], values[across].double())
+    sizes.index_add_(0, places[across], torch.ones(int(across.sum()), dtype=torch.float64))
+    picks = resamples(count)
+    drawn = torch.zeros(len(picks), count, dtype=torch.float64)
+    drawn.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+    total, weight = (((drawn @ table.view(count, count)) * drawn).sum(1) for table in (sums, sizes))
+    return percentiles(values.double().mean().item(), (total / weight)[weight > 0])
+
+
 def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
-    """Average values, with a bootstrap interval over groups.
+    """Average values, with a bootstrap interval over groups. With one group, it is over its values.
 
     Args:
         values: Values [N].
@@ -63,6 +89,8 @@ def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
         Mean and interval.
     """
     count = int(group.max()) + 1
+    if count == 1:
+        count, group = len(values), torch.arange(len(values))
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, values.double())
     sizes = torch.zeros(count, dtype=torch.float64).index_add_(
         0, group, torch.ones(len(group), dtype=torch.float64)

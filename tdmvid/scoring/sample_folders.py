@@ -20,7 +20,7 @@ from ..data.progress import progress
 from ..data.video import IMAGES, VIDEOS, media_files, read_image, read_video
 from ..guard.measures import appearance, diversity, thumbnails
 from ..sampling.manifest import read_manifest
-from .intervals import Measure, mean_over_groups
+from .intervals import Measure, mean_over_groups, mean_over_pairs
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,15 @@ def _diversity(small: Tensor, group: Tensor) -> Iterator[tuple[str, Measure]]:
     pairs = torch.ones(len(prompts), len(prompts)).triu(1).nonzero()
     same = group[pairs[:, 0]] == group[pairs[:, 1]]
     for name, values in diversity(small, prompts).items():
-        first = group[pairs[same if name == "seeds" else ~same][:, 0]]
-        yield name, mean_over_groups(values, first.unique(return_inverse=True)[1])
+        chosen = pairs[same if name == "seeds" else ~same]
+        first, second = group[chosen].unbind(1)
+        if name != "seeds":
+            yield name, mean_over_pairs(values, first, second)
+        elif len(first.unique()) > 1:
+            yield name, mean_over_groups(values, first.unique(return_inverse=True)[1])
+        else:  # of one prompt: over its samples
+            samples = chosen.unique(return_inverse=True)[1]
+            yield name, mean_over_pairs(values, *samples.unbind(1))
 
 
 def samples_of(folder: Path, *, limit: int = 0) -> dict[Path, str]:

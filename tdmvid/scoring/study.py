@@ -17,7 +17,7 @@ import jinja2
 
 from ..data.files import short, write_json, write_text
 from ..data.items import image_digest
-from ..data.media import embed, file_inside
+from ..data.media import PICTURES, embed, file_inside
 from .intervals import Measure, binomial
 
 CHOICES = ("A", "B", "same")
@@ -34,6 +34,9 @@ class Question:
 
     prompt: str
     file: str
+    """Name of A's file in its folder."""
+    file_b: str
+    """Name of B's file in its folder."""
     sides: tuple[Path, Path]
     image: Path | None = None
     """Given first frame of both; None for a model without images."""
@@ -63,6 +66,7 @@ def pair_samples(a: Path, b: Path) -> list[Question]:
         Question(
             ours[file]["prompt"],
             file,
+            other,
             (file_inside(a, file), file_inside(b, other)),
             _image(ours[file]) or _image(theirs[other]),
         )
@@ -76,10 +80,14 @@ def _given(entry: dict) -> tuple:
 
 
 def _image(entry: dict) -> Path | None:
-    """Return the given image of a sample, if its file still has the content of the sampling."""
+    """Return the given image of a sample, if its file still has the content of the sampling and is
+    of a kind that browsers show.
+    """
     name = entry.get("image")
     if not isinstance(name, str) or not name or not Path(name).is_file():
         return None
+    if Path(name).suffix.lower() not in PICTURES:
+        return None  # a browser does not show it
     return Path(name) if image_digest(Path(name)) == entry.get("image_sha256") else None
 
 
@@ -162,7 +170,7 @@ def write_study(
         "study": study,
         "A": names[0],
         "B": names[1],
-        "pairs": [{"prompt": q.prompt, "file": q.file} for q in questions],
+        "pairs": [{"prompt": q.prompt, "file": q.file, "file_b": q.file_b} for q in questions],
     }
     write_json(out.with_suffix(".key.json"), key)
     return study

@@ -9,6 +9,7 @@ import torch
 from tdmvid.parallel import launch
 from tdmvid.plan.describe import describe
 from tdmvid.plan.make import make_plan
+from tdmvid.plan.storage import count_storage
 from tdmvid.train import trainer
 from tdmvid.train.run import build_run
 
@@ -73,6 +74,16 @@ def test_stored_trajectories_and_decoding_are_in_the_plan_s_memory(tiny_run, tmp
 
 
 @pytest.mark.slow
+def test_checkpoints_hold_the_trajectories_of_all_ranks(tiny_run, tmp_path):
+    changes = (rewards(), *BATCH, "objective.rollout=stream")
+    for ranks in (1, 2):
+        plan = make_plan(tiny_run(tmp_path, *changes), ranks=ranks)
+        plain = make_plan(tiny_run(tmp_path, *changes, "rewards=[]"), ranks=ranks)
+        kept = plan.config.log.keep_checkpoints + 1
+        more = count_storage(plan).checkpoints - count_storage(plain).checkpoints
+        assert more == kept * ranks * plan.rewards.kept > 0
+
+
 def test_rewards_of_latents_decode_nothing(tiny_run, tmp_path):
     work = make_plan(tiny_run(tmp_path, rewards(input="latents"), *BATCH)).rewards
     assert work.samples > 0 and work.decoded == work.flops == work.decoding == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_what_people_like_is_rewarded(study, capsys):
     samples = [coloured(level, generator) for level in (0.1, 0.5, 0.9)]
     found = reward(torch.stack(samples)[:, :, None], [""] * 3)
     assert found.diff().min() > 0.5
+
+
+def test_votes_are_on_the_files_that_the_study_showed(study):
+    """The samples of B may have other names than those of A."""
+    key = json.loads((study / "key.json").read_text())
+    for index, pair in enumerate(key["pairs"]):
+        pair["file_b"] = f"{COUNT - 1 - index}.png"
+    (study / "key.json").write_text(json.dumps(key))
+    fit(study, "--pairs", str(study / "pairs.jsonl"))
+    [first, *_] = map(json.loads, (study / "pairs.jsonl").read_text().splitlines())
+    assert (Path(first["a"]).name, Path(first["b"]).name) == ("0.png", f"{COUNT - 1}.png")
 
 
 def test_the_head_maximises_the_likelihood_of_the_votes(tmp_path):

@@ -62,6 +62,11 @@ def test_edits_are_counted(a, b, distance):
         ("a shop called “Tea”, with 'Buns'", "Tea Buns"),
         ("a dog's bone on the dog's rug", ""),
         ("a cat", ""),
+        ('a sign that says "!!!"', ""),
+        ('"?" beside "Exit"', "Exit"),
+        ("the dogs' toys and the cats' toys", ""),
+        ("It's the players' cup", ""),
+        ("a 'Stop' sign", "Stop"),
     ],
 )
 def test_what_is_to_be_written_stands_in_quotation_marks(prompt, text):

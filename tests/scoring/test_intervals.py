@@ -1,16 +1,50 @@
 """Confidence intervals of paired differences and of votes."""
 
+import math
+import statistics
+
 import pytest
 import torch
 from refusals import refused
 
-from tdmvid.scoring.intervals import binomial, paired_difference
+from tdmvid.scoring.intervals import (
+    binomial,
+    mean_over_groups,
+    mean_over_pairs,
+    paired_difference,
+)
 
 
 def test_a_constant_difference_has_no_interval():
     x = torch.randn(30, generator=torch.Generator().manual_seed(0))
     measure = paired_difference(x + 0.5, x)
     assert [round(end, 5) for end in (measure.value, measure.low, measure.high)] == [0.5, 0.5, 0.5]
+
+
+def test_one_group_has_the_interval_of_its_values():
+    shares = torch.tensor([1.0] * 20 + [0.0] * 12)
+    measure = mean_over_groups(shares, torch.zeros(32, dtype=torch.long))
+    sd = (0.625 * 0.375 / 32) ** 0.5
+    assert measure.value == 0.625
+    assert measure.high - measure.low == pytest.approx(2 * 1.96 * sd, rel=0.15)
+
+
+def test_pairs_across_groups_vary_with_the_groups_on_both_sides():
+    """The mean distance of independent prompts: its interval covers the truth about as often as it
+    says, although each prompt is in many pairs.
+    """
+    generator, groups, covered, widths, found = torch.Generator().manual_seed(0), 12, 0, [], []
+    first, second = torch.ones(groups, groups).triu(1).nonzero().unbind(1)
+    truth = 2 / math.pi**0.5  # E |x - y| of two standard normal numbers
+    for _ in range(200):
+        x = torch.randn(groups, generator=generator)
+        measure = mean_over_pairs((x[first] - x[second]).abs(), first, second)
+        covered += measure.low <= truth <= measure.high
+        widths.append(measure.high - measure.low)
+        found.append(measure.value)
+    spread = statistics.stdev(found)
+    assert covered / 200 > 0.85
+    assert statistics.mean(widths) == pytest.approx(2 * 1.96 * spread, rel=0.2)
 
 
 def test_unequal_sides_are_no_pairs():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from browser import CHROMIUM, Browser
+from PIL import Image
 from refusals import refused
 
 from tdmvid.cli.main import main
@@ -188,7 +189,8 @@ def test_a_page_that_no_browser_would_open_is_not_written(tmp_path):
         with path.open("wb") as file:
             file.truncate(size)
     questions = [
-        Question(f"prompt {index}", f"{index}.mp4", (video, small)) for index in range(1000)
+        Question(f"prompt {index}", f"{index}.mp4", f"{index}.mp4", (video, small))
+        for index in range(1000)
     ]
     with refused("1000", "--pairs 3"):
         write_study(tmp_path / "page.html", questions, title="", question="", names=("a", "b"))
@@ -382,3 +384,20 @@ def test_pairs_start_from_one_image_and_the_page_shows_it(folders, tmp_path):
     assert page.read_text().count(embed(image).source) == 1
     write_image(image, torch.ones(3, 8, 8))
     assert pair_samples(*folders)[0].image is None
+
+
+@pytest.mark.parametrize("suffix, shown", [(".webp", True), (".gif", True), (".bmp", False)])
+def test_a_given_image_is_shown_if_browsers_show_its_kind(folders, tmp_path, suffix, shown):
+    image = tmp_path / f"given{suffix}"
+    Image.new("RGB", (8, 8), "red").save(image)
+    for folder in folders:
+        lines = (folder / "manifest.jsonl").read_text().split("\n")
+        entries = [json.loads(line) for line in lines if line]
+        entries[0] |= {"image": str(image), "image_sha256": image_digest(image)}
+        (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    questions = pair_samples(*folders)
+    assert questions[0].image == (image if shown else None)
+    names = ("ours", "theirs")
+    write_study(tmp_path / "s.html", questions, title="t", question="q", names=names)
+    kind = f"data:image/{suffix[1:]}"
+    assert (kind in (tmp_path / "s.html").read_text()) == shown

@@ -112,9 +112,17 @@ def losses(out: Path) -> list[tuple[float, float]]:
 
 
 def job(
-    tmp_path, batch: str, status: int, comment: str = "", config="a.json", **environment: str
+    tmp_path,
+    batch: str,
+    status: int,
+    comment: str = "",
+    config="a.json",
+    place: Path = SLURM,
+    **environment: str,
 ) -> str:
     """Run an sbatch file with fake srun, which exits with a given status, and scontrol.
+
+    `place` is the folder of the original file.
 
     Returns:
         The call of srun after HEAD, and in further lines what scontrol was asked to change.
@@ -125,7 +133,7 @@ def job(
         "scontrol": f"""case "$*" in
             "show hostnames "*) echo node1;;
             *"show job "*) echo "JobId=12 Comment={comment} x=1"
-                           echo "   Command={SLURM / batch} a.json";;
+                           echo "   Command={place / batch} a.json";;
             *"show node "*) echo "NodeName=node1 NodeAddr=10.0.0.1 Port=1";;
             *) echo "$@" >> {said};;
         esac""",
@@ -177,6 +185,13 @@ def test_a_job_that_is_always_stopped_before_its_first_iteration_is_not_queued_f
     asked = job(tmp_path, "one_node.sbatch", status, comment).splitlines()[1:]
     changes = [f"update JobId=12 Comment=tdmvid:{queued}", "requeue 12"]
     assert asked == (changes if queued else [])
+
+
+@pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
+def test_the_scripts_may_be_in_a_folder_with_a_space(tmp_path, batch):
+    place = Path(shutil.copytree(SLURM, tmp_path / "my project" / "slurm"))
+    [started, *_] = job(tmp_path, batch, 0, place=place).splitlines()
+    assert f"{place / 'node.sh'} --config a.json" in started
 
 
 def test_only_the_stopped_task_of_an_array_is_queued_again(tmp_path):
@@ -276,3 +291,17 @@ def test_a_rank_that_dies_ends_the_job_and_the_last_checkpoint_stands(tiny_json,
         0,
     ]
     assert [row["step"] for row in rows(out)] == list(range(done + 2))
+
+
+def test_a_node_whose_name_cannot_be_resolved_is_found_by_its_address(tmp_path):
+    """torchrun would announce the name, and leaves a SIGTERM 30 seconds."""
+    said = tmp_path / "said"
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho NodeName=n2 NodeAddr=10.0.0.2 Port=1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    script = f'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $@" > {said}'
+    for name, announced in (("no-such-node.invalid", True), ("localhost", False)):
+        started = node(tmp_path, script, PATH=path, NODES="2", HEAD="h", SLURMD_NODENAME=name)
+        assert started.wait(60) == 0
+        assert said.read_text().startswith("840 ")
+        assert ("--local_addr 10.0.0.2" in said.read_text()) == announced

@@ -17,18 +17,16 @@ TESSERACT = Needed("tesseract", "apt-get install tesseract-ocr", package=True)
 def wanted_text(prompt: str) -> str:
     """Return the text that a prompt asks to be written: its parts in quotation marks, joined.
 
+    Parts without a letter or digit are left out, because these are all that is compared.
+
     Args:
         prompt: The prompt.
 
     Returns:
         The text; "" if there is none.
     """
-    return " ".join(
-        part
-        for match in re.findall(r'"([^"]+)"|“([^”]+)”|\'([^\']+)\'(?!\w)', prompt)
-        for part in match
-        if part
-    )
+    found = re.findall(r'"([^"]+)"|“([^”]+)”|(?<!\w)\'([^\']+)\'(?!\w)', prompt)
+    return " ".join(part for match in found for part in match if _letters(part))
 
 
 def legibility(file: Path, text: str) -> float:
