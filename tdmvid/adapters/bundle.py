@@ -21,6 +21,8 @@ TEXT_PARTS = "text_encoders"
 """Entry of export.json with the text encoders that the LoRA file changes."""
 SET = "set"
 """Entry of export.json with the folder names of all students that one run conditioned on K."""
+FLOAT32_PARTS = "float32_parts"
+"""Entry of export.json with the pipeline's components that are loaded in float32 in any case."""
 STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
 """Folder in a run where the student is written, by `training`."""
 CLOSE = 1e-3

@@ -45,7 +45,7 @@ class PackedStock(ImageStock):
 
     def write_latents(self, z: Tensor) -> Tensor:
         """Return noise [B, C, H, W] as tokens [B, N, C]."""
-        return pack(z)
+        return pack(super().write_latents(z))
 
     def read_latents(self, out: Tensor) -> Tensor:
         """Return a call's tokens [B, N, C] as patches [B, C, H, W]."""

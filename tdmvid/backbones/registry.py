@@ -229,6 +229,10 @@ def convert_single_file(path: Path) -> str:
     )
 
 
+TOKENIZER_FILES = (".model", ".txt", ".jinja")
+"""Suffixes of files beside the configs of a component: vocabularies and chat templates."""
+
+
 def _download(config: ModelConfig, *, weights: bool) -> Path:
     """Download the configs, and the weights of the components that the family loads."""
     from huggingface_hub import snapshot_download
@@ -247,7 +251,7 @@ def _download(config: ModelConfig, *, weights: bool) -> Path:
     if not weights or not (folder / "model_index.json").is_file():
         return folder
     parts = _loaded_parts(folder)
-    fetch("*.json", *(f"{part}/*{suffix}" for part in parts for suffix in (".model", ".txt")))
+    fetch("*.json", *(f"{part}/*{suffix}" for part in parts for suffix in TOKENIZER_FILES))
     lacking = [part for part in parts if (folder / part / "config.json").is_file()]
     for pattern, without in _weight_patterns(config.variant):
         # Fetch even if files exist: an interrupted download leaves only some of the shards.

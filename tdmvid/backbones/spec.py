@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -151,6 +151,14 @@ class FamilySpec(ABC):
         upcast = self.vae_class.load_config(folder, subfolder="vae").get("force_upcast")
         overflows = upcast and torch_dtype(config) == torch.float16
         return torch.float32 if overflows else torch_dtype(config)
+
+    def float32_parts(self, folder: Path, config: ModelConfig) -> list[str]:
+        """Return the components that stay in float32 where the network's dtype is bfloat16."""
+        half = replace(config, dtype="bfloat16")
+        vae = ["vae"] if self.vae_dtype(folder, half) == torch.float32 else []
+        index = read_object(folder / "model_index.json")
+        images = [part for part in self.image_parts if encoder_class(index.get(part)) is not None]
+        return [*vae, *images]
 
     def empty_network(self, folder: Path) -> nn.Module:
         """Build the network from its config alone, for counting on the meta device."""

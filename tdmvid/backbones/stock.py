@@ -227,7 +227,7 @@ class StockPipeline(ABC):
             conds |= {"negative_prompt": None} if self.takes_negative_text else {}
         out = pipeline(
             **conds,
-            latents=self.write_latents(z.to(torch_dtype(backbone.config))),
+            latents=self.write_latents(z),
             num_inference_steps=steps,
             output_type="latent",
             return_dict=False,
@@ -238,8 +238,8 @@ class StockPipeline(ABC):
         return self.read_latents(out.float())
 
     def write_latents(self, z: Tensor) -> Tensor:
-        """Return noise [B, ...] in the layout that a stock call takes."""
-        return z
+        """Return noise [B, ...] float32 in the layout and dtype that a stock call takes."""
+        return z.to(torch_dtype(self.backbone.config))
 
     def read_latents(self, out: Tensor) -> Tensor:
         """Return a call's latents [B, ...] in the layout of the family's network."""

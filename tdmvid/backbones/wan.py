@@ -183,8 +183,8 @@ class Wan(FlowBackbone):
         return "tokenizer", TEXT_LENGTH
 
     def text_settings(self) -> tuple[str, ...]:
-        """Return the text length, which changes the embeddings."""
-        return (str(TEXT_LENGTH),)
+        """Return what changes the embeddings: the text length, and that ftfy cleans the text."""
+        return (str(TEXT_LENGTH), "ftfy")
 
     def vae_config(self) -> dict[str, Any]:
         """Return the autoencoder's config without loading its weights."""

@@ -217,7 +217,7 @@ class WanImageToVideo(Wan):
     def text(self) -> Any:
         """The text-to-video pipeline with only its text encoder, loaded on first use.
 
-        It encodes prompts in the same way and does not need ftfy.
+        It encodes prompts in the same way.
         """
         if self._text is None:
             others = (*self.spec.components(self.folder), *self.spec.image_parts)

@@ -90,6 +90,10 @@ class ZImageStock(ImageStock):
         """Return height, width and text length of the stock call."""
         return super().arguments() | {"max_sequence_length": TEXT_LENGTH}
 
+    def write_latents(self, z: Tensor) -> Tensor:
+        """Return noise [B, C, H, W] in float32, which the stock call requires in all its steps."""
+        return z.float()
+
     def conditions(self, pipeline: Any, cond: Cond) -> dict[str, Any]:
         """Return the captions as a list of [T, D]."""
         return {"prompt_embeds": captions(cond)}

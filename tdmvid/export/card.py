@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..adapters.bundle import FLOAT32_PARTS
 from ..adapters.load import stock_file
 from ..backbones.base import Backbone
 from ..backbones.lora_files import Beside
@@ -214,6 +215,9 @@ def _loading(student: Student, facts: dict) -> list[str]:
     backbone = student.backbone
     config, part = backbone.config, backbone.spec.network_folder
     dtype, network = f"dtype=torch.{config.dtype}", type(backbone.network).__name__
+    kept = facts.get(FLOAT32_PARTS, []) if config.dtype != "float32" else []
+    named = "".join(f'"{name}": torch.float32, ' for name in kept)
+    dtypes = f'dtype={{{named}"default": torch.{config.dtype}}}' if kept else dtype
     choices = (("revision", config.revision), ("variant", config.variant))
     base = json.dumps(find_model(config.path), ensure_ascii=False) + "".join(
         f", {key}={json.dumps(value)}" for key, value in choices if value
@@ -222,11 +226,11 @@ def _loading(student: Student, facts: dict) -> list[str]:
     pipeline = f"pipe = {backbone.pipeline_class}.from_pretrained"
     if "rank" not in facts:
         load = f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'
-        return [load, f"{pipeline}({base}, {part}={part}, {dtype})", *tiling]
+        return [load, f"{pipeline}({base}, {part}={part}, {dtypes})", *tiling]
     lora = [files.load_code for files in backbone.lora_files]
     if facts["model"]["adapters"]:
         lora = backbone.lora.stack_code(list(_beside(student)), backbone.lora_files)
-    return [f"{pipeline}({base}, {dtype})", *lora, *tiling]
+    return [f"{pipeline}({base}, {dtypes})", *lora, *tiling]
 
 
 def _beside(student: Student) -> Iterator[Beside]:

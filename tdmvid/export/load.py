@@ -9,7 +9,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, check_scheduler, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, FLOAT32_PARTS, check_scheduler, read_facts
 from ..adapters.load import load_beside, load_lora, networks_of
 from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
@@ -48,15 +48,17 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         )
     model, part = facts["model"], facts["network"]
     files = families()[facts["pipeline"]].lora
+    own = getattr(torch, dtype or model["dtype"])
+    dtypes = dict.fromkeys(facts.get(FLOAT32_PARTS, ()), torch.float32) | {"default": own}
     settings = {
-        "dtype": getattr(torch, dtype or model["dtype"]),
+        "dtype": dtypes,
         "revision": model["revision"],
         "variant": model["variant"],
     }
     if "rank" not in facts:
         kind = read_object(folder / "config.json")["_class_name"]
         with reading(folder):
-            network = getattr(diffusers, kind).from_pretrained(folder, dtype=settings["dtype"])
+            network = getattr(diffusers, kind).from_pretrained(folder, dtype=own)
         settings[part] = network
     with reading(model["path"]):
         pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(

@@ -104,7 +104,7 @@ def _with_steps(pipeline: Any, backbone: Backbone, folder: Path, steps: int | No
 
 
 def set_flow_shift(pipeline: Any, shift: float) -> None:
-    """Set the flow shift of a stock pipeline's scheduler.
+    """Set the flow shift of a stock pipeline's scheduler, instead of one that depends on the size.
 
     Args:
         pipeline: Modified in place.
@@ -119,7 +119,10 @@ def set_flow_shift(pipeline: Any, shift: float) -> None:
         raise ValueError(
             f"shift={shift:g}: {type(scheduler).__name__} of this model has no flow shift: omit it"
         )
-    pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{names[0]: shift})
+    changes: dict[str, Any] = {names[0]: shift}
+    if scheduler.config.get("use_dynamic_shifting"):  # it would replace the shift
+        changes |= {"use_dynamic_shifting": False, "shift_terminal": None}
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
 
 
 def load_for_sampling(

@@ -20,9 +20,10 @@ from tdmvid.backbones.quantize import QuantizedLinear, held_bytes, planned_bytes
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import LoraSettings, ModelConfig, RunConfig, from_dict
 from tdmvid.diffusion.denoiser import Cond
-from tdmvid.diffusion.grid import shifted, uniform
+from tdmvid.diffusion.grid import resampled, shifted, uniform
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.roles.guidance import guide
+from tdmvid.roles.rounding import difference
 
 GRIDS = {"uniform": uniform, "shifted": lambda steps, process: shifted(steps, 2.0, process)}
 
@@ -299,6 +300,16 @@ def test_a_discriminator_reads_the_network_s_own_blocks_and_has_a_gradient_in_it
     assert {
         name.split(".")[0] for name, p in critic.network.named_parameters() if p.requires_grad
     } == {"heads"}
+
+
+def test_a_student_in_half_precision_samples_along_its_trajectory_in_more_steps(case):
+    backbone = case.backbone(dtype="bfloat16")
+    grid = resampled(uniform(2, backbone.process), 3, backbone.process)
+    pipeline, cond, z = backbone.stock.pipeline(), case.cond(backbone), noise(backbone)
+    pipeline.scheduler = backbone.student_scheduler(grid)
+    found = backbone.stock.latents(pipeline, z, cond, steps=3)
+    expected = ddim(backbone.denoiser(backbone.network), z, cond, grid)
+    assert difference(found, expected) < 5e-2
 
 
 @pytest.mark.parametrize("kind", ["int8", "float8"])

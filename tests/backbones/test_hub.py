@@ -32,6 +32,7 @@ def repository(architecture: str, *files: str, **options) -> Repository:
         if part.startswith("tokenizer"):
             there[f"{part}/tokenizer_config.json"] = b'{"of": "%s"}' % part.encode()
             there[f"{part}/spiece.model"] = b"pieces of " + part.encode()
+            there[f"{part}/chat_template.jinja"] = b"chats of " + part.encode()
     there |= {path: f"{path} ".encode() * 20 for path in files}
     there |= {"README.md": b"# a model", ".gitattributes": b"*.bin lfs", "teaser.mp4": b"video"}
     return Repository(there, **options)
@@ -194,7 +195,7 @@ def test_exactly_the_needed_files_arrive_once(hub, layout):
     assert all(there.sent[path] == len(model.files[path]) for path in there.sent)
     here = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert here == set(there.sent) and "teaser.mp4" not in here
-    tokenizers = {path for path in model.files if path.endswith("spiece.model")}
+    tokenizers = {path for path in model.files if path.endswith(("spiece.model", ".jinja"))}
     assert tokenizers <= here
     before = there.sent.copy()
     assert resolve(ModelConfig(path="owner/name", **settings)) == folder

@@ -40,12 +40,12 @@ DIFFUSERS_READS = {
 class Student:
     """A tiny student of a family, with a LoRA that has an effect."""
 
-    def __init__(self, name, folder, variant=None):
+    def __init__(self, name, folder, variant=None, dtype="float32"):
         builder = BUILDERS[name]
         torch.manual_seed(0)
         one_network = [each for each in builder.VARIANTS if each != "experts"]
         builder.build(variant or one_network[0]).save_pretrained(folder)
-        self.backbone = load_backbone(ModelConfig(path=str(folder)), builder.SIZE)
+        self.backbone = load_backbone(ModelConfig(path=str(folder), dtype=dtype), builder.SIZE)
         self.grid = shifted(2, 2.0, self.backbone.process)
         taken = self.backbone.takes_images
         images = (
@@ -199,3 +199,30 @@ def test_base_and_lora_become_one_network(student, tmp_path):
         "lora_" in key
         for key in load_file(tmp_path / "fused" / "diffusion_pytorch_model.safetensors")
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, variant, kept",
+    [
+        ("WanPipeline", "cross_norm", ["vae"]),
+        ("WanImageToVideoPipeline", "encoder", ["vae", "image_encoder"]),
+        ("ZImagePipeline", "base", []),
+    ],
+)
+def test_parts_that_stay_in_float32_are_loaded_so_beside_a_half_precision_network(
+    tmp_path, name, variant, kept
+):
+    """The autoencoder and the image encoder of Wan make the student's conditions and videos."""
+    student = Student(name, tmp_path / "base", variant, "bfloat16")
+    facts = write_bundles({tmp_path / "lora": student.exported})[tmp_path / "lora"]
+    assert facts["float32_parts"] == kept
+    card = (tmp_path / "lora" / "README.md").read_text()
+    shown = "".join(f'"{part}": torch.float32, ' for part in kept)
+    expected = f'dtype={{{shown}"default": torch.bfloat16}}' if kept else "dtype=torch.bfloat16"
+    assert expected in card
+    pipeline = load_pipeline(tmp_path / "lora")
+    assert pipeline.transformer.dtype == torch.bfloat16
+    for part in ("vae", "image_encoder"):
+        if (module := getattr(pipeline, part, None)) is not None:
+            assert module.dtype == (torch.float32 if part in kept else torch.bfloat16)

@@ -1,9 +1,11 @@
 """Guidance of the teacher uses the negative prompt of the config or the command line."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from families import wan
 from refusals import refused
 from tiny import tiny_pipeline
@@ -113,6 +115,17 @@ def test_a_flow_shift_moves_the_times_of_a_stock_pipeline():
     for shift in (2.0, 8.0):
         expected = shift * even / (1 + (shift - 1) * even)
         torch.testing.assert_close(times(shift), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_given_shift_replaces_one_that_depends_on_the_size():
+    """FLUX.1, FLUX.2 and Qwen-Image: exp(mu) is otherwise used in place of the shift."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    pipeline = SimpleNamespace(scheduler=scheduler)
+    set_flow_shift(pipeline, 7.0)
+    even = torch.linspace(1, 1 / 4, 4, dtype=torch.float64)
+    pipeline.scheduler.set_timesteps(sigmas=even.tolist(), mu=1.15)
+    found = pipeline.scheduler.sigmas[:-1].double()
+    torch.testing.assert_close(found, 7 * even / (1 + 6 * even), rtol=1e-5, atol=1e-6)
 
 
 def test_a_scheduler_without_a_flow_shift_is_named():
