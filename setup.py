@@ -64,7 +64,7 @@ setup(
         "deepspeed>=0.19,<0.20",
         "safetensors>=0.8,<1",
         "sentencepiece>=0.2,<0.3",
-        "ftfy>=6.3,<7",
+        "ftfy>=6.3.1,<7",
         "protobuf>=5.26,<8",
         "datasets>=4,<6",
         "av>=17.1,<19",
