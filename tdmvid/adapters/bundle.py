@@ -61,8 +61,8 @@ def find_conditions(folder: Path) -> dict[int, Path]:
     Args:
         folder: Folder of any of these students.
     """
-    names = read_facts(folder).get(SET, [])
-    students = [folder, *(folder.with_name(str(name)) for name in names if name != folder.name)]
+    names, here = read_facts(folder).get(SET, []), Path(folder).resolve()
+    students = [folder, *(here.with_name(str(name)) for name in names if name != here.name)]
     found = [(read_facts(path).get("steps"), path) for path in students if path.is_dir()]
     return dict(sorted((steps, path) for steps, path in found if steps))
 

@@ -60,6 +60,11 @@ def test_any_number_of_steps_is_sampled_under_the_condition_on_another(set_of_st
         assert (sampler.student, sampler.steps) == (set_of_students / folder, 8)
 
 
+def test_the_students_of_a_run_are_found_from_inside_a_folder(set_of_students, monkeypatch):
+    monkeypatch.chdir(set_of_students / "lora")
+    assert chosen("--lora", ".", "--condition-steps", 1).student == set_of_students / "lora_1steps"
+
+
 def test_a_student_of_another_run_with_a_similar_name_is_not_taken(set_of_students):
     """Many folders are named by a number of steps; export.json says which belong together."""
     for name, steps in (("lora_8steps", 8), ("style_4steps", 4), ("style_8steps", 8)):
