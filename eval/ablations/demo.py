@@ -24,7 +24,7 @@ from tdmvid.train.run import Run, build_run
 from tdmvid.train.samples import sample_student
 
 from . import loops
-from .page import Axes, Claim
+from .page import Claim, Table
 from .shapes import BASE, DMD2, METHODS, ROOT, Row, train
 
 DEMO = ROOT / "configs" / "shapes_4nfe.json"
@@ -57,7 +57,7 @@ ROWS = [
 ]
 
 
-class DemoSuite:
+class DemoSuite(Table):
     """The demo and other methods: accuracy, Fréchet distance and diversity of two evaluations.
 
     Args:
@@ -65,7 +65,6 @@ class DemoSuite:
     """
 
     page, title = "ablations_demo.md", "The demo over seeds, and other methods"
-    axes = Axes()
     note = f"""Every student has 4 steps. Each evaluation has {CAPTIONS * EACH:,} videos of held-out
 captions, with captions and noise of its own. `right` is the share of videos with every attribute of
 their caption. The distance is the Fréchet distance to the ground truth. The other methods train for
@@ -116,17 +115,6 @@ them. DMD2 has no adversarial term."""
             for row in ROWS
             if row.group == "other"
         ]
-
-    def curves(self, results: dict) -> dict:
-        """Return no curves; this suite has no plot.
-
-        Args:
-            results: Results by row.
-
-        Returns:
-            An empty dictionary.
-        """
-        return {}
 
     def sections(self, results: dict) -> list[str]:
         """Compare every student with the teacher, video by video.

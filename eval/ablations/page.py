@@ -50,6 +50,34 @@ class Axes:
     """Description of the plot."""
 
 
+class Table:
+    """A suite whose page has a table, and neither a plot nor further sections."""
+
+    axes = Axes()
+
+    def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
+        """Return no curves; this suite has no plot.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            An empty dictionary.
+        """
+        return {}
+
+    def sections(self, results: dict) -> list[str]:
+        """Return no further sections.
+
+        Args:
+            results: Results by row.
+
+        Returns:
+            An empty list.
+        """
+        return []
+
+
 def spread(values: list[float]) -> str:
     """Format the mean and standard deviation over seeds. An integer that all seeds share is printed
     as such.

@@ -27,7 +27,7 @@ from tdmvid.train.samples import sample_student
 
 from . import loops
 from .consistency import consistency
-from .page import Axes, Claim
+from .page import Claim, Table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,7 +144,7 @@ def train(config: RunConfig, method: str, figures: Callable[[Run], dict]) -> dic
     return found
 
 
-class ShapesSuite:
+class ShapesSuite(Table):
     """Values by solver and number of steps: share of correct videos, Fréchet distance and
     diversity.
 
@@ -155,7 +155,6 @@ class ShapesSuite:
     """
 
     page, title = "ablations_shapes.md", "Ablations on the CogVideoX in miniature"
-    axes = Axes()
     note = (
         "`right` is the share of videos with every attribute of their caption. The"
         " distance is the Fréchet distance to the ground truth. The row TDM is the demo with"
@@ -237,28 +236,6 @@ class ShapesSuite:
                 strict=False,
             ),
         ]
-
-    def curves(self, results: dict) -> dict:
-        """Return no curves; this suite has no plot.
-
-        Args:
-            results: Results by row.
-
-        Returns:
-            An empty dictionary.
-        """
-        return {}
-
-    def sections(self, results: dict) -> list[str]:
-        """Return no further sections.
-
-        Args:
-            results: Results by row.
-
-        Returns:
-            An empty list.
-        """
-        return []
 
     def measure(self, row: Row, seed: int) -> dict:
         """Train a row as a user would, without samples during training; then sample with every

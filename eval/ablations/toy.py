@@ -18,7 +18,7 @@ from tdmvid.distill.fisher import Fisher
 from tdmvid.distill.gan import GAN
 
 from .networks import consistent, recall
-from .page import Axes, Claim
+from .page import Claim, Table
 
 _SPEC = importlib.util.spec_from_file_location(
     "toy", Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
@@ -73,7 +73,7 @@ def of_length(recipe, iterations: int):
     return replace(recipe, iterations=iterations, ema=max(0.0, 1 - 5 / iterations))
 
 
-class ToySuite:
+class ToySuite(Table):
     """Networks of width 64 and a batch of 256: small enough to run all rows with many seeds on one
     core.
 
@@ -113,7 +113,6 @@ class ToySuite:
         "spikes": "spikes",
     }
     suite = "toy"
-    axes = Axes()
     count, sets, shares = 20_000, 2, 100_000
     """Number of samples for a distance, sets of data that it is averaged over, number of samples
     for the shares of modes.
@@ -203,28 +202,6 @@ class ToySuite:
             Claims to check.
         """
         return [*_claims_of_the_paper(), *_further_claims()]
-
-    def curves(self, results: dict) -> dict[str, list[list[tuple[float, float]]]]:
-        """Return no curves.
-
-        Args:
-            results: Results by row.
-
-        Returns:
-            An empty dictionary.
-        """
-        return {}
-
-    def sections(self, results: dict) -> list[str]:
-        """Return no further sections.
-
-        Args:
-            results: Results by row.
-
-        Returns:
-            An empty list.
-        """
-        return []
 
     def measure(self, row: Row, seed: int) -> dict:
         """Distil a row, sample, and compare with the data.
