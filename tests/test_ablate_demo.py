@@ -1,5 +1,7 @@
 """The demo suite compares students with their teacher video by video, in equal processor time."""
 
+import json
+
 import pytest
 
 from ablations import demo, shapes
@@ -81,6 +83,9 @@ def test_slower_iterations_get_fewer_of_them(row, tmp_path, monkeypatch):
 def test_the_demo_is_trained_and_scored_with_every_evaluation(tmp_path, monkeypatch):
     for name, value in (("CAPTIONS", 3), ("EACH", 2), ("REFERENCE", 32), ("ROOT", tmp_path)):
         monkeypatch.setattr(demo, name, value)
+    settings = json.loads(demo.DEMO.read_text()) | {"batch": {"micro": 2}}
+    monkeypatch.setattr(demo, "DEMO", tmp_path / "demo.json")
+    demo.DEMO.write_text(json.dumps(settings))
     row = next(row for row in demo.ROWS if row.name == DEMO_ROW)
     found = DemoSuite(2).measure(row, 5)
     assert (found["seed"], found["iterations"]) == (5, 2.0) and found["seconds"] > 0
