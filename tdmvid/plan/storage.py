@@ -55,7 +55,7 @@ def count_storage(plan: Plan) -> Storage:
         published = published_bytes(config.model, plan.folder)
         listed = published is not None
         download = published or float(plan.whole + pipeline.text + pipeline.vae)
-    state = 3 * 4 * weights.trained + (4 * weights.trainable if config.ema else 0)
+    state: float = 3 * 4 * weights.trained + (4 * weights.trainable if config.ema else 0)
     if plan.rewards:  # the finished trajectories of all data-parallel ranks
         state += plan.rewards.kept * (plan.ranks // config.parallel.sequence)
     kept = config.log.keep_checkpoints + 1 if config.log.checkpoint_every else 1
