@@ -18,7 +18,7 @@ fi
 
 TDMVID_STOPPED=$(mktemp -u) launcher= reached=
 threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun's default is one thread per rank, too few for real clips and an offloaded optimizer
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-840}  # after a SIGTERM torchrun kills the ranks; its default of 30 s is shorter than many iterations
+export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT  # without SIGTERM: 30 s after it torchrun would kill the ranks, and many iterations are longer
 export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
 pass_on() {  # ranks stop at the end of their iteration; without ranks there is nothing to save
@@ -31,14 +31,15 @@ pass_on() {  # ranks stop at the end of their iteration; without ranks there is 
         reached+=" $rank"
     done
     if [ -z "$ranks" ] && [ -n "$launcher" ]; then
-        kill -TERM "$launcher" 2>/dev/null
+        kill -HUP "$launcher" 2>/dev/null
     fi
 }
 trap pass_on USR1 TERM
 
-# SLURM signals every process of a node. The launcher must survive the USR1 that is meant for its ranks.
+# SLURM signals every process of a node. The launcher must survive the USR1 or TERM that is meant for its ranks.
 "$PYTHON" -c 'import runpy, signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: None)
+for told in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(told, lambda *_: None)
 try:
     runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
 except Exception as error:  # print which rank failed and how, without a traceback of torchrun

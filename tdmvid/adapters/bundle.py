@@ -62,7 +62,8 @@ def find_conditions(folder: Path) -> dict[int, Path]:
         folder: Folder of any of these students.
     """
     names, here = read_facts(folder).get(SET, []), Path(folder).resolve()
-    students = [folder, *(here.with_name(str(name)) for name in names if name != here.name)]
+    others = [name for name in map(str, names) if name and Path(name).name == name != here.name]
+    students = [folder, *(here.with_name(name) for name in others)]
     found = [(read_facts(path).get("steps"), path) for path in students if path.is_dir()]
     return dict(sorted((steps, path) for steps, path in found if steps))
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..backbones.lora_files import LoraFiles
 from ..backbones.scheduler import load_scheduler
+from ..data.reading import reason
 from .layouts.names import DIFFUSERS, PEFT
 from .lora import attach_weights
 from .read import PAIR_NAMES, read_lora
@@ -77,7 +78,7 @@ def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
         except (RuntimeError, OSError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{lora.where}: cannot be loaded into this {files.pipeline_class}"
-                f" ({str(error).splitlines()[0]}); use a LoRA of this model"
+                f" ({reason(error)}); use a LoRA of this model"
             ) from error
     else:
         attach_to_sample(network, lora)

@@ -11,6 +11,8 @@ from typing import Any
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 
+from ..data.reading import reason
+
 SETTINGS_FILE, PEFT_FILE = "adapter_config.json", "adapter_model"
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
 """peft's initialisations that also change the base's weights."""
@@ -96,7 +98,7 @@ def _config_of(settings: dict[str, Any], where: str) -> LoraConfig:
         wrong |= {name: value for name, value in alphas.items() if not _is_number(value)}
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{where}: peft rejects these settings ({str(error).splitlines()[0]}): correct them"
+            f"{where}: peft rejects these settings ({reason(error)}): correct them"
         ) from error
     if wrong:
         name, value = next(iter(wrong.items()))

@@ -50,6 +50,8 @@ class StockPipeline(ABC):
     """Whether a stock call from prompts is guided only if it is given a `negative_prompt`."""
     even_sigmas: ClassVar[bool] = False
     """Whether a stock call passes evenly spaced sigmas to its scheduler instead of a step count."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages beside diffusers' own that the stock call needs to read a prompt as in training."""
     preparation: ClassVar[tuple[str, ...]] = ()
     """Lines of Python that turn guidance off in a pipeline `pipe` whose call does not."""
     options: ClassVar[dict[str, Any]] = {}

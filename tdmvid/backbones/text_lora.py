@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.reading import reason
+
 NAME = "users"
 """Name of the adapter."""
 
@@ -41,7 +43,7 @@ def with_text_lora(pipeline: Any, lora: Mapping[str, Tensor]) -> Any:
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"model.adapters: a LoRA cannot be loaded into {part}"
-                f" ({str(error).splitlines()[0]}): use a LoRA of this model"
+                f" ({reason(error)}): use a LoRA of this model"
             ) from error
         loaded = sum(NAME in getattr(layer, "lora_A", {}) for layer in encoder.modules())
         if 2 * loaded != len(own):

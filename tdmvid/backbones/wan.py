@@ -109,6 +109,8 @@ class WanSpec(FlowSpec):
 class WanStock(StockPipeline):
     """The stock Wan pipeline."""
 
+    packages = ("ftfy",)
+
     backbone: Wan
 
     def arguments(self) -> dict[str, Any]:

@@ -183,6 +183,7 @@ def _stock_lines(student: Student, facts: dict) -> list[str]:
     names = {backbone.pipeline_class} | ({type(backbone.network).__name__} if whole else set())
     names |= set() if ours else {scheduler}
     return [
+        *(f"# pip install {package}" for package in backbone.stock.packages),
         "import torch",
         f"from diffusers import {', '.join(sorted(names))}",
         *(["from diffusers.utils import load_image"] if backbone.takes_images else []),

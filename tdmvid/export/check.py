@@ -58,8 +58,8 @@ class Agreement:
     def error(self) -> float:
         """The smallest difference that more than half of the samples do not exceed.
 
-        A wrong file changes all samples. A single sample can also differ because it amplifies
-        rounding. NaN if a difference is not finite.
+        A wrong weight, key or scheduler moves all samples, but one sample can move by rounding
+        alone. NaN if a difference is not finite.
         """
         if not all(map(math.isfinite, self.by_sample)):
             return math.nan

@@ -221,6 +221,7 @@ def test_parts_that_stay_in_float32_are_loaded_so_beside_a_half_precision_networ
     shown = "".join(f'"{part}": torch.float32, ' for part in kept)
     expected = f'dtype={{{shown}"default": torch.bfloat16}}' if kept else "dtype=torch.bfloat16"
     assert expected in card
+    assert ("# pip install ftfy" in card) == name.startswith("Wan"), "it cleans Wan's prompts"
     pipeline = load_pipeline(tmp_path / "lora")
     assert pipeline.transformer.dtype == torch.bfloat16
     for part in ("vae", "image_encoder"):
