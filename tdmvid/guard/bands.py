@@ -14,9 +14,11 @@ FAR = 100.0
 """Upper limit of the distance from the teacher's value, in bands."""
 
 EARLY = 1.25
-"""At the start of training, the student's distance may be this many times the untrained
-network's.
+"""At the start of training, the student's distance, and that of each measure, may be this many
+times the untrained network's.
 """
+NEAR = 0.2
+"""Largest distance at which it does not matter whether the untrained network was as close."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Verdict:
     band.
     """
     findings: tuple[Finding, ...]
+    early: bool = False
+    """Whether the comparison was the loose one of the start of training."""
 
 
 def judge(
@@ -132,8 +136,8 @@ def judge(
         teacher: Measures of the teacher's samples, by name.
         untrained: Measures of the network before training, sampled with the student's steps.
         early: Whether training has just begun. A measure may then be as far from the teacher's as
-            the untrained network's, and the distance up to `EARLY` times the untrained network's.
-            Later, the distance must be smaller than the untrained network's.
+            `EARLY` times the untrained network's, and so may the distance. Later, the distance
+            must be smaller than the untrained network's, or at most `NEAR`.
 
     Returns:
         Relative measures, distance and findings.
@@ -144,16 +148,16 @@ def judge(
         name: BANDS[name].excess(value)
         for name, value in _relative(untrained or {}, teacher).items()
     }
-    allowed = {name: max(1.0, start.get(name, 0.0)) if early else 1.0 for name in excess}
+    allowed = {name: max(1.0, EARLY * start.get(name, 0.0)) if early else 1.0 for name in excess}
     findings = tuple(
         _finding(name, relative[name]) for name, size in excess.items() if size > allowed[name]
     )
     distance = _distance(excess)
     share = distance / max(_distance(start), 1e-9) if start else 0.0
-    if share >= (most := EARLY if early else 1.0):
+    if distance > NEAR and share >= (most := EARLY if early else 1.0):
         place = f"distance {share:.2g} times the untrained network's, should be below {most:g}"
         findings = (*findings, replace(NO_PROGRESS, relative=share, place=place))
-    return Verdict(relative, distance, findings)
+    return Verdict(relative, distance, findings, early)
 
 
 def _relative(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float]:

@@ -24,11 +24,8 @@ class GuardCheck:
     relative: dict[str, float]
     distance: float
     findings: tuple[Finding, ...]
-
-    @property
-    def badness(self) -> tuple[bool, float]:
-        """Sort key of checks, best first: findings, then distance."""
-        return bool(self.findings), self.distance
+    early: bool = False
+    """Whether the comparison was the loose one of the start of training."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +86,13 @@ class GuardRecord:
         Returns:
             A new record.
         """
-        check = GuardCheck(step, student, verdict.relative, verdict.distance, verdict.findings)
-        return replace(self, checks=(*self.checks, check))
+        measured = (verdict.relative, verdict.distance, verdict.findings, verdict.early)
+        return replace(self, checks=(*self.checks, GuardCheck(step, student, *measured)))
 
     @property
     def best(self) -> int:
         """Number of iterations of the student closest to its teacher; 0 without a check."""
-        return min(self.checks, key=lambda check: check.badness).step if self.checks else 0
+        return min(self.checks, key=lambda check: check.distance).step if self.checks else 0
 
     def best_of(self, steps: Collection[int]) -> int:
         """Return the best of some students.
@@ -146,6 +143,8 @@ class GuardRecord:
         if check is None:
             return ""
         where = f"after {check.step:,} iterations"
+        if not check.findings and check.early:
+            return f"guard: no fault {where}, which is too early to judge the student"
         if not check.findings:
             return f"guard: the student {where} matches its teacher in every measure"
         problems = "; ".join(one.brief for one in check.findings)
@@ -170,6 +169,8 @@ class GuardRecord:
                 f" This is the student after {step:,} of {steps:,} iterations, the closest to its"
                 " teacher of all students compared."
             )
+        if not check.findings and check.early:
+            return f"{chosen} The guard compared it so early that it looked for large faults only."
         if not check.findings:
             return f"{chosen} Its samples match the teacher's in all measures of the guard."
         problems = "; ".join(one.brief for one in check.findings)

@@ -90,7 +90,7 @@ def test_a_measure_that_is_no_number_is_outside_of_its_band(name):
 
 
 def test_a_student_must_come_closer_than_the_untrained_network():
-    near, far, away = (beside("motion", relative) for relative in (1.3, 1.35, 1.6))
+    near, far, away = (beside("motion", relative) for relative in (1.7, 1.75, 1.98))
     assert not judge(near, TEACHER, untrained=far).findings
     for student, early in ((far, False), (away, True)):
         (finding,) = judge(student, TEACHER, untrained=near, early=early).findings
@@ -100,13 +100,29 @@ def test_a_student_must_come_closer_than_the_untrained_network():
 
 def test_what_the_untrained_network_shows_too_is_no_finding_early():
     """A base without guidance gives blurred samples in few steps, whatever is trained."""
-    blurred, worse = beside("sharpness", 0.2), beside("sharpness", 0.1)
+    blurred, near, worse = (beside("sharpness", share) for share in (0.2, 0.19, 0.1))
     assert not judge(blurred, TEACHER, untrained=blurred, early=True).findings
+    assert not judge(near, TEACHER, untrained=blurred, early=True).findings
     assert judge(worse, TEACHER, untrained=blurred, early=True).findings
     assert {one.measure for one in judge(blurred, TEACHER, untrained=blurred).findings} == {
         "sharpness",
         "progress",
     }
+
+
+def test_a_student_close_to_its_teacher_need_not_beat_a_close_untrained_network():
+    """With guidance-distilled teachers, the untrained network is close from the start."""
+    start, student = beside("contrast", 1.02), beside("contrast", 1.05)
+    assert not judge(student, TEACHER, untrained=start).findings
+    assert not judge(student, TEACHER, untrained=start, early=True).findings
+
+
+def test_an_early_check_is_not_called_a_match():
+    early = judge(beside("sharpness", 0.2), TEACHER, untrained=beside("sharpness", 0.2), early=True)
+    record = GuardRecord().with_check(100, {}, early)
+    assert "too early" in record.summary() and "match" not in record.story(100, 100)
+    later = record.with_check(300, {}, judge(beside("sharpness", 0.45), TEACHER))
+    assert record.best == 100 and later.best == 300 and later.checks[-1].findings
 
 
 def record_of(*distances):
