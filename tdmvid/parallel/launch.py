@@ -28,6 +28,8 @@ Backend = Literal["auto", "none", "deepspeed"]
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
 """Variables of torchrun and deepspeed, which keep running while their ranks run."""
 PR_SET_PDEATHSIG = 1
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals on which a run saves and stops; SLURM sends SIGUSR1 before a time limit."""
 """Constant of Linux's prctl."""
 SETTLE = 0.5
 """Seconds that a rank waits before it exits, so that gloo's threads release their last tensors."""
@@ -139,14 +141,17 @@ def _choose_convolutions() -> None:
         cudnn.benchmark = True
 
 
-def end_with_parent() -> None:
-    """Send SIGTERM to this process when its parent dies (Linux only).
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Send a signal to this process when its parent dies (Linux only).
 
     A launcher that is killed with SIGKILL cannot stop its ranks. They would continue to train, and
     keep their devices and the lock of the run folder.
+
+    Args:
+        number: The signal.
     """
     with suppress(OSError, AttributeError):  # not available outside Linux
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def check_sequence(sequence: int, size: int) -> None:

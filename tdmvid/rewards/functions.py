@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import RewardConfig
+from ..parallel.launch import STOPPING_SIGNALS, end_with_parent
 
 Function = Callable[[Tensor, list[str]], Any]
 """Takes samples [B, 3, F, H, W] in [-1, 1] (or latents [B, ...]) and B prompts, and returns B
@@ -180,6 +181,7 @@ class Scorer:
         if self.config.process == "main":
             with torch.no_grad():
                 return self._function(samples, prompts)
+        call = None
         try:
             pool = self._start()
             array = samples.float().cpu().numpy()
@@ -188,6 +190,8 @@ class Scorer:
             call = pool.submit(_serve, names, array, prompts, device)
             return call.result(self.config.timeout or None)
         except TimeoutError:
+            if call is not None and call.done():
+                raise  # the function's own, e.g. of a connection
             self.close()
             raise TimeoutError(f"it took more than {self.config.timeout:g} s") from None
         except BrokenProcessPool:
@@ -200,7 +204,7 @@ class Scorer:
         """
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_ignore_interrupts)
+            self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_follow_the_rank)
             self._pool.submit(_prepare, self.config.function, self.config.model).result()
         return self._pool
 
@@ -210,9 +214,13 @@ def _own_device(wanted: str, run: torch.device) -> str:
     return str(run) if wanted == "cuda" and run.type == "cuda" else wanted
 
 
-def _ignore_interrupts() -> None:
-    """Ignore Ctrl-C in this process; the run handles it at the end of the iteration."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_the_rank() -> None:
+    """Ignore the signals that stop a run, which acts on them at the end of the iteration; end with
+    the rank. SLURM and launchers send signals to every process of a node.
+    """
+    for number in STOPPING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent(signal.SIGKILL)
 
 
 def _prepare(name: str, model: str) -> None:

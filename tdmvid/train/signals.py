@@ -19,7 +19,6 @@ from typing import Any
 
 from ..parallel import collectives, launch
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 AGAIN = 1.0
 """Seconds after which another Ctrl-C counts as a second one. Launchers immediately forward a signal
 that the ranks have already received from the terminal.
@@ -53,7 +52,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._old = {
                 number: signal.signal(number, self._keep)
-                for number in SIGNALS
+                for number in launch.STOPPING_SIGNALS
                 if signal.getsignal(number) != signal.SIG_IGN
             }
         return self

@@ -2,13 +2,17 @@
 
 import math
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from refusals import refused
 
 from tdmvid.config import RewardConfig
+from tdmvid.parallel.launch import STOPPING_SIGNALS
 from tdmvid.rewards import BUILT_IN, Scorer, find_function
 from tdmvid.rewards.functions import _own_device
 from tdmvid.shapes import world
@@ -82,6 +86,62 @@ def test_a_function_whose_process_ends_is_named_and_may_be_called_again():
     for _ in range(2):
         with refused("rewards.function", "ends_its_process"):
             found(SAMPLES, PROMPTS)
+
+
+@pytest.mark.slow
+def test_a_process_of_a_reward_ignores_what_stops_the_run_and_ends_with_it():
+    found = scorer(brightness, process="own")
+    try:
+        found(SAMPLES, PROMPTS)
+        [child] = found._pool._processes
+        for number in STOPPING_SIGNALS:
+            os.kill(child, number)
+        assert found(SAMPLES, PROMPTS).shape == (3,)
+        assert list(found._pool._processes) == [child]
+    finally:
+        found.close()
+
+
+END = """
+import os, signal, torch
+from tdmvid.config import RewardConfig
+from tdmvid.rewards import Scorer
+if __name__ == "__main__":
+    found = Scorer(RewardConfig(function="motion", process="own"))
+    found(torch.zeros(1, 3, 2, 4, 4), ["a"])
+    print(*found._pool._processes, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_of_a_reward_ends_with_a_rank_that_is_killed(tmp_path):
+    (tmp_path / "rank.py").write_text(END)
+    done = subprocess.run([sys.executable, tmp_path / "rank.py"], capture_output=True, text=True)
+    child, until = Path("/proc") / done.stdout.strip(), time.monotonic() + 20
+    assert child.name.isdigit(), done.stderr
+
+    def alive():
+        return child.exists() and child.joinpath("stat").read_text().split()[2] != "Z"
+
+    while alive() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive()
+
+
+def without_an_answer(samples, prompts):
+    raise TimeoutError("read timed out")
+
+
+@pytest.mark.slow
+def test_a_timeout_inside_a_function_is_told_apart_from_its_own():
+    found = scorer(without_an_answer, process="own")
+    try:
+        with refused("rewards.function", "read timed out"):
+            found(SAMPLES, PROMPTS)
+        assert found._pool is not None
+    finally:
+        found.close()
 
 
 @pytest.mark.slow
