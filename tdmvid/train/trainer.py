@@ -214,6 +214,7 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guar
             if check.stop:
                 raise TrainingStopped(check.stop)
             if best := check.best and config.keeps_best:
+                checkpoints.wait()  # it keeps the best one so far until the new one is complete
                 checkpoints.best = done
             stop = not last and signals.requested()
             if last or stop or best or _due(log.checkpoint_every, done):
