@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config.json_files import read_object
 from ..data.files import short
+from .vbench_scores import skips_videos
 
 RESULTS = "results.json"
 LOCAL = {"batch", "embeddings", "environment", "cache", "pairs"}
@@ -92,15 +93,24 @@ def _protocol(results: dict) -> dict[str, Any]:
         "evaluation": results["title"].partition(":")[0],
         "model": {key: model.get(key) for key in ("path", "revision", "dtype") if model},
         "samplers": [side["name"] for side in results["samplers"]],
-        "scores": sorted(results["samplers"][0]["scores"]),
+        "scores": [
+            name for name in sorted(results["samplers"][0]["scores"]) if not skips_videos(name)
+        ],
         "text of the protocol": results["protocol"],
-        "videos_scored": results.get("videos_scored"),
+        "videos_scored": {
+            name: count
+            for name, count in (results.get("videos_scored") or {}).items()
+            if not skips_videos(name)
+        },
     }
 
 
 def _rows(mine: dict, yours: dict) -> Iterator[tuple[str, ...]]:
-    """Yield one row per score of a sampler."""
+    """Yield one row per score of a sampler; a dash where the other evaluation has none."""
     for name, ours in mine["scores"].items():
+        if name not in yours["scores"]:
+            yield mine["name"], name, f"{ours['value']:.4f}", "-", "-", "-"
+            continue
         theirs = yours["scores"][name]
         near = all(
             one["low"] <= other["value"] <= one["high"]

@@ -116,6 +116,18 @@ FACTS: dict[str, Dimension] = {**I2V.dimensions, **T2V.dimensions}
 """All dimensions by name. What both suites have is measured and normalised in the same way."""
 
 
+def skips_videos(name: str) -> bool:
+    """Return whether it depends on the videos themselves how many of them a score is a mean of.
+
+    Args:
+        name: Name of a score.
+
+    Returns:
+        Whether videos that move, or do not show the prompt's object, are left out.
+    """
+    return name == "temporal_flickering" or (name in FACTS and FACTS[name].skips)
+
+
 def check_dimensions(names: list[str], *, custom: bool, suite: Suite = T2V) -> None:
     """Check names of dimensions.
 
@@ -342,7 +354,7 @@ class Bootstrap:
         for name, videos in scores.items():
             mine, theirs = ({self.files[file] for file in side} for side in (videos, others[name]))
             common = mine & theirs
-            if mine != theirs and name != "temporal_flickering" and not FACTS[name].skips:
+            if mine != theirs and not skips_videos(name):
                 raise ValueError(
                     f"{name}: the two sides were not scored on the same prompts: score both with"
                     " the same configuration"

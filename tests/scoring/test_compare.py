@@ -49,6 +49,15 @@ def test_what_changes_no_figure_may_differ(compare):
     assert "agree" in compare(results(), other)
 
 
+def test_how_many_videos_show_the_object_or_stand_still_may_differ(compare):
+    """VBench leaves out the other videos, so the count is a result and not a setting."""
+    one, other = results(), results(0.975)
+    one["videos_scored"] = {"scene": [5, 5], "color": [4, 5], "temporal_flickering": [3, 3]}
+    other["videos_scored"] = {"scene": [5, 5], "color": [5, 5]}
+    one["samplers"][0]["scores"]["temporal_flickering"] = {"value": 0.9, "low": 0.8, "high": 1.0}
+    assert "agree" in compare(one, other) and "agree" in compare(other, one)
+
+
 @pytest.mark.parametrize(
     "place, value, facts",
     [
