@@ -193,7 +193,10 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
     present = sorted(path.glob("*.safetensors"))
     others = ", ".join(found.name for found in present)
     if files.noise:
-        named = [found for found in present if files.noise in found.name.lower()]
+        word = (
+            rf"{files.noise}[ _-]?noise|(?<![a-z]){files.noise}(?![a-z])"  # not `slow`, `highres`
+        )
+        named = [found for found in present if re.search(word, found.name, re.IGNORECASE)]
         if len(named) == 1:
             return named[0]
         raise ValueError(

@@ -28,6 +28,8 @@ _KOHYA = re.compile(
     r"lora_te(?P<number>[12]?)_text_model_encoder_layers_(?P<layer>\d+)_(?P<block>self_attn|mlp)"
     r"_(?P<module>[qkv]_proj|out_proj|fc[12])"
 )
+_OLD_ATTENTION = re.compile(r"self_attn\.to_(q|k|v|out)$")
+"""Attention of a CLIP encoder in older names of diffusers, into which it converts kohya's files."""
 _T5 = re.compile(
     r"text_encoder(?:s)?(?:_\d)?\.(?:transformer\.)?(?:encoder\.block\.|shared|final_layer_norm)"
     r"|lora_te\d_encoder_block_|text_encoder_3\.|lora_te3_|t5xxl\."
@@ -106,11 +108,15 @@ def _check_loadable(path: Path, tensors: Mapping[str, Tensor], files: LoraFiles)
 def _place(name: str) -> tuple[str, str] | None:
     """Return component and module of a layer's name in a file; None in another layout."""
     if match := _DIFFUSERS.fullmatch(name):
-        return match["part"], match["module"]
+        return match["part"], _OLD_ATTENTION.sub(_new_attention, match["module"])
     if match := _KOHYA.fullmatch(name):
         part = "text_encoder_2" if match["number"] == "2" else "text_encoder"
         return part, f"{PREFIX}encoder.layers.{match['layer']}.{match['block']}.{match['module']}"
     return None
+
+
+def _new_attention(match: re.Match[str]) -> str:
+    return f"self_attn.{match[1]}_proj"
 
 
 def _layer(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tdmvid.adapters.layouts.names import BARE, PEFT
 from tdmvid.adapters.load import adapted_layers, check_loaded, load_lora
 from tdmvid.adapters.lora import attach, attach_weights, start_from
-from tdmvid.adapters.read import read_lora
+from tdmvid.adapters.read import find_lora, read_lora
 from tdmvid.adapters.weights import effect
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.flux1 import Flux1
@@ -304,3 +304,15 @@ def test_a_name_that_no_program_uses_is_refused_as_it_is_in_the_file(tmp_path):
     )
     with refused(tmp_path / "a.safetensors", "lora_unet_no_such_layer", "FluxTransformer2DModel"):
         read_lora(tmp_path / "a.safetensors", FLUX_FILES, flux())
+
+
+@pytest.mark.parametrize("high", ["slowmo_high_noise", "WanHighNoise", "flow-high", "highnoise"])
+def test_an_expert_s_file_is_found_by_a_whole_word(tmp_path, high):
+    """`slow` and `flow` contain `low`."""
+    experts = list(FILES.of_experts(("transformer", "transformer_2")).values())
+    (tmp_path / f"{high}.safetensors").touch()
+    assert find_lora(tmp_path, experts[0]).stem == high
+    with refused("'low'"):
+        find_lora(tmp_path, experts[1])
+    (tmp_path / "slowmo_low_noise.safetensors").touch()
+    assert find_lora(tmp_path, experts[1]).stem == "slowmo_low_noise"

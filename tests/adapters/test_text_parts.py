@@ -66,3 +66,13 @@ def test_a_clip_part_is_read_for_the_pipelines_that_load_it(tmp_path):
     }
     lora = read_lora(write(tmp_path, CLIP), LoraFiles("FluxPipeline"), network(), text=True)
     assert lora.text.keys() == {"text_encoder"}
+
+
+def test_older_names_of_a_clip_encoder_s_attention_are_those_of_its_modules(tmp_path):
+    """diffusers converts kohya's files of FLUX.1 to them."""
+    attention = "text_encoder.text_model.encoder.layers.0.self_attn"
+    path = write(tmp_path, *(f"{attention}.to_{name}" for name in ("q", "k", "v", "out")))
+    lora = read_lora(path, LoraFiles("FluxPipeline"), network(), text=True)
+    assert lora.text["text_encoder"].keys() == {
+        f"encoder.layers.0.self_attn.{name}_proj" for name in ("q", "k", "v", "out")
+    }
