@@ -164,12 +164,14 @@ def strength_of(sampler: ScoredSampler) -> float | None:
         sampler: A student.
 
     Returns:
-        Strength of the first reward; None if the folder is not in a run folder, or the run had
-        none.
+        Strength of the reward; None if the folder is not in a run folder, or the run had no reward,
+        several, or one whose strength is in units of its deviation.
     """
     path = (sampler.student or Path()).parent / "config.json"
     rewards = read_json(path).get("rewards", []) if path.is_file() else []
-    return float(rewards[0]["strength"]) if rewards else None
+    if len(rewards) != 1 or rewards[0].get("normalise", "none") != "none":
+        return None
+    return float(rewards[0]["strength"])
 
 
 def compare_pair(
