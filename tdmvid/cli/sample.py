@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
     from ..sampling.student import load_for_sampling
 
     seeds = read_seeds(args.seeds)
+    _check_files(args)
     # Ranks wait for the last video of the slowest rank.
     world = launch.start("auto", timeout_minutes=24 * 60)
     backbone = load_for_sampling(world, **base_of(args))
@@ -98,6 +99,16 @@ def run(args: argparse.Namespace) -> None:
     if world.primary:
         print(f"{len(shots)} samples and manifest.jsonl are in {args.out}")
     launch.finish()
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Read prompts and images before the base is loaded, which can be a long download."""
+    from ..data.items import find_images
+    from ..data.prompts import read_prompts
+
+    read_prompts(args.prompts, column=args.column)
+    if args.images:
+        find_images(args.images)
 
 
 def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:

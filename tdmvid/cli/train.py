@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     if args.plan:
         print_plan(config, args)
         return
+    _check_no_plan(args)
     from ..scoring.after_training import Evaluation, score_command
 
     evaluation = Evaluation(config)
@@ -116,6 +117,19 @@ def run(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt(
             "interrupted: a run with checkpoints can be continued with --resume auto"
         ) from None
+
+
+def _check_no_plan(args: argparse.Namespace) -> None:
+    """Refuse options of a plan, which have no effect on a run."""
+    usual = argparse.ArgumentParser()
+    add_plan(usual)
+    for name, value in vars(usual.parse_args([])).items():
+        if (given := getattr(args, name)) != value:
+            raise ValueError(
+                f"--{name.replace('_', '-')}={given} has no effect on a run: add --plan, or remove"
+                " it (a launcher starts several ranks, e.g. torchrun --nproc_per_node 8 -m tdmvid"
+                " train)"
+            )
 
 
 def read_config(args: argparse.Namespace) -> RunConfig:

@@ -149,7 +149,7 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
         return from_dict(typing.cast(type, kind), value, dotted)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        if value not in options:
+        if not any(value == option and type(value) is type(option) for option in options):
             raise ValueError(
                 f"{dotted}={short(value)}: choose one of {', '.join(map(repr, options))}"
             )
@@ -159,7 +159,7 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
         return None if value is None else _convert(inner, value, dotted)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{dotted}={short(value)} must be a list")
+            raise ValueError(f"{dotted}={short(value)} must be a list, e.g. --set '{dotted}=[...]'")
         return tuple(_convert(options[0], one, f"{dotted}[{i}]") for i, one in enumerate(value))
     return _plain(kind, value, dotted)
 
@@ -169,7 +169,9 @@ def _plain(kind: type[Any], value: Any, dotted: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 10**308 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{dotted}={short(value)} must be of type {kind.__name__}")
+        number = kind is str and isinstance(value, (int, float))
+        remedy = f": put it in quotes, --set '{dotted}=\"{short(value)}\"'" if number else ""
+        raise ValueError(f"{dotted}={short(value)} must be of type {kind.__name__}{remedy}")
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{dotted}={value!r} must be a finite number")

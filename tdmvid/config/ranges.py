@@ -152,6 +152,7 @@ OPTIONS: dict[str, Range] = {
     "steps": STEPS,
     "cfg": GUIDANCE,
     "cfg_2": GUIDANCE,
+    "shift": Range(0, 1000, "(flow shift); 0 keeps that of the model"),
     "scale": Range(0, 1000, "(scale of a LoRA); 1 keeps the scale of the file", open="low"),
     "fps": SETTINGS["video.fps"],
     "batch": BATCH,

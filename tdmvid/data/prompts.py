@@ -243,7 +243,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     # Not with pandas (nor `datasets`, which uses it): if each prompt has a comma and no quotes,
     # pandas silently treats the part before the comma as an index.
-    rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True, skipinitialspace=True)
     line = 1
     header: list[str] | None = None
     try:
@@ -269,7 +269,7 @@ def _wrong_width(row: list[str], header: list[str]) -> str:
         if len(row) > len(header)
         else "write a comma for each column, including empty ones"
     )
-    return f"{short(','.join(row))} has {len(row)} fields, the header has {len(header)}: {remedy}"
+    return f"{short(', '.join(row))} has {len(row)} fields, the header has {len(header)}: {remedy}"
 
 
 def _csv_remedy(error: csv.Error) -> str:
@@ -339,6 +339,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _require_column(column: str, columns: list[str], where: str) -> None:
+    if columns.count(column) > 1:
+        raise ValueError(f"{where}: two columns are named {short(column)}: rename one of them")
     if column not in columns:
         there = ", ".join(map(short, columns[:SHOWN_COLUMNS])) or "none"
         there += f" and {len(columns) - SHOWN_COLUMNS} more" * (len(columns) > SHOWN_COLUMNS)

@@ -115,14 +115,20 @@ def read_image(path: Path) -> np.ndarray:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,  # of damaged PNG and AVIF files
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
 def media_files(folder: Path, kinds: set[str]) -> list[Path]:
     """List the files of some types in a folder and its subfolders.
 
-    Links to folders are followed; hidden files are skipped.
+    Links to folders are followed; hidden files and folders are skipped.
 
     Args:
         folder: The folder.
@@ -142,7 +148,9 @@ def media_files(folder: Path, kinds: set[str]) -> list[Path]:
 
 
 def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
-    """List the files in a folder and its subfolders, split by type. Hidden files are skipped.
+    """List the files in a folder and its subfolders, split by type.
+
+    Hidden files and folders are skipped.
 
     Args:
         folder: The folder.
@@ -167,6 +175,7 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(root) / name for name in names if not name.startswith(".")):
             if path.is_file():
                 (found if path.suffix.lower() in kinds else others).append(path)

@@ -210,6 +210,11 @@ def _settings(backbone: Backbone, sampler: Sampler) -> dict:
             f"cfg_2={sampler.cfg_2:g} has no effect with cfg=1, which turns guidance off for both"
             " experts: omit it, or set cfg"
         )
+    if sampler.shift and folder:
+        raise ValueError(
+            f"shift={sampler.shift:g} has no effect on a student, whose scheduler has the times it"
+            " was trained with: omit it"
+        )
     untrained = find_untrained(backbone, folder, steps, cfg) if folder else []
     return {
         **({"untrained": untrained} if untrained else {}),

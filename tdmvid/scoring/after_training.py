@@ -164,7 +164,9 @@ def _image_outlook(config: RunConfig) -> Outlook:
     from . import image_run
 
     name = config.evaluate.config
-    checked = image_run.ready(from_dict(ImageConfig, read_settings(_find(config))))
+    settings = from_dict(ImageConfig, read_settings(_find(config)))
+    checked = image_run.ready(settings)
+    image_run.check_shots(settings, image_run.shots_of(settings), checked.ready)
     if checked.whole:
         return Outlook(f"image metrics ({name}) run after training: {', '.join(checked.ready)}")
     return Outlook(

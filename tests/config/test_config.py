@@ -148,6 +148,8 @@ def test_an_unknown_setting_is_named_with_those_that_are_near(load, data, settin
         ({"steps": 2.5}, "steps=2.5"),
         ({"steps": True}, "steps=True"),
         ({"student": {"lr": "1e-4"}}, "student.lr='1e-4'"),
+        ({"parallel": {"compile": 1}}, "parallel.compile=1"),
+        ({"name": 2024}, """--set 'name="2024"'"""),
         ({"student": 3}, "student"),
         ({"lora": {"targets": "to_q"}}, "lora.targets='to_q'"),
         ({"lora": {"targets": ["to_q", 3]}}, "lora.targets[1]=3"),

@@ -101,6 +101,8 @@ def test_an_image_is_no_video_and_a_video_can_give_an_image(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path):
     with refused("no-such"):
         media_files(tmp_path / "no-such", VIDEOS)
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / ".thumbnails" / "a.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "._a.mp4").write_bytes(b"of another system")
     with refused(tmp_path, ".mp4"):

@@ -72,6 +72,7 @@ def test_every_format_gives_the_same_list(tmp_path, name, write):
         ("a.csv, line 4", b'prompt,id\n"two\nlines",1\n,2\n', ("1 of 2",)),
         ("a.csv, line 2", b"prompt,id\n\xe2\x80\x8b,1\na,2\n , 3\n", ("2 of 3", "2, 4")),
         ("a.csv, line 2", b"prompt,id\na cat\n", ("'a cat'", "1", "2", "comma")),
+        ("a.csv, line 1", b"prompt,prompt\na,b\n", ("two columns", "'prompt'")),
         ("a.csv, line 1", b"prompt;id\na cat;1\n", ("'prompt;id'", "';'")),
         ("a.csv, line 3", b'prompt\na\n"b' + b"c" * 200_000, ("131072", "quote")),
         ("a.txt, line 1", "a cat\na dog\n".encode("utf-16-le"), ("NUL", "UTF-16", "UTF-8")),
@@ -92,6 +93,11 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, place, content, facts
     path.write_bytes(content)
     with refused(tmp_path / place, *facts):
         read_prompts(path)
+
+
+def test_a_csv_may_have_spaces_after_its_commas(tmp_path):
+    (tmp_path / "a.csv").write_text('id, prompt\n1, "a cat, sitting"\n2, a dog\n')
+    assert read_prompts(tmp_path / "a.csv") == ["a cat, sitting", "a dog"]
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n", "\r\r\n"])

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from refusals import refused
 
 from tdmvid.config import ClipSize
+from tdmvid.config.ranges import check_options
 from tdmvid.data.video import read_video
 from tdmvid.parallel.launch import World
 from tdmvid.sampling import sample
@@ -47,6 +49,20 @@ def test_guidance_of_the_second_expert_is_refused_where_guidance_is_off(monkeypa
         sample._settings(
             SimpleNamespace(pipeline_class="WanPipeline"), Sampler(steps=2, cfg=1.0, cfg_2=3.0)
         )
+
+
+@pytest.mark.parametrize("shift", [math.nan, -3.0])
+def test_a_shift_that_no_grid_has_is_refused(shift):
+    with refused("--shift"):
+        check_options({"shift": shift})
+
+
+def test_a_shift_is_refused_for_a_student(monkeypatch):
+    """It would bend the times that the student was trained with."""
+    monkeypatch.setattr(sample, "steps_and_cfg", lambda backbone, sampler: (4, 1.0))
+    with refused("shift=12 has no effect on a student"):
+        backbone = SimpleNamespace(pipeline_class="WanPipeline")
+        sample._settings(backbone, Sampler(Path("lora"), steps=4, shift=12.0))
 
 
 def test_another_student_in_the_same_place_is_refused(make, student, tmp_path):

@@ -114,6 +114,21 @@ def test_a_pipeline_without_its_weights_ends_with_one_line(call, tiny_cogvideox,
         call(f"model.path={model}")
 
 
+@pytest.mark.parametrize("option", [["--gpus", "8"], ["--device-memory", "80.0"], ["--ranks", "4"]])
+def test_options_of_a_plan_are_refused_without_it(call, option, tmp_path):
+    with refused("error", f"{option[0]}={option[1]}", "add --plan", error=SystemExit):
+        call(args=["--out", "run", *option])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_prompts_of_an_evaluation_are_read_before_training(tmp_path):
+    scored = tmp_path / "images.json"
+    scored.write_text(json.dumps({"prompts": "nowhere.txt", "metrics": ["clip"]}))
+    wanted = ["evaluate.program=image", f"evaluate.config={scored}"]
+    with refused("nowhere.txt"):
+        after_training.outlook(load_config("sd15_4nfe", wanted))
+
+
 def test_a_refused_run_writes_nothing(call, tmp_path):
     with refused("lora.targets", "'x'", error=SystemExit):
         call('lora.targets=["x"]', args=["--out", "run"])
