@@ -165,7 +165,8 @@ def _badges(record: GuardRecord, export: Export | None, scores: dict | None) -> 
     """What the guard, the check of the export and the scores say, in one line each."""
     if check := record.exported_check():
         count = len(check.findings)
-        found = f"{count} warning{'s' * (count > 1)}" if count else "looks like its teacher"
+        fine = "no large fault so early" if check.early else "looks like its teacher"
+        found = f"{count} warning{'s' * (count > 1)}" if count else fine
         compared = record.exported in (0, check.step)
         late = "" if compared else f" after {check.step:,} iterations; the exported one was not"
         yield Badge(compared and not count, f"guard: {found}{late}")

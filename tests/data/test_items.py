@@ -125,6 +125,18 @@ def test_an_image_covers_the_clip_and_is_cut_to_its_middle(tmp_path):
     assert (found[:, :, :, 1:-1] - 0.5).abs().max() < 0.01
 
 
+@pytest.mark.parametrize("kind", [SyntaxError, RuntimeError])
+def test_an_image_that_a_decoder_gives_up_on_is_named(tmp_path, monkeypatch, kind):
+    write_image(tmp_path / "a.png", flat(0.5, 8, 8))
+
+    def broken(file):
+        raise kind("Failed to decode frame 0")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", broken)
+    with refused(tmp_path / "a.png", "not a readable image"):
+        read_images([tmp_path / "a.png"], ClipSize(1, 8, 8))
+
+
 def test_a_video_gives_its_first_frame(tmp_path):
     video = torch.cat(
         [flat(0.5, 16, 16)[:, None], flat(-1.0, 16, 16)[:, None].expand(3, 8, 16, 16)], 1

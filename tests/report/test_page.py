@@ -127,6 +127,16 @@ def test_a_student_that_is_not_healthy_has_no_proud_head(tmp_path):
     assert "not healthy" not in text and "100 → 4" in text
 
 
+def test_a_student_that_was_compared_early_is_not_called_like_its_teacher(tmp_path):
+    guarded(tmp_path, 1)
+    assert "looks like its teacher" in Page(write_report(tmp_path).read_text()).text
+    kept = json.loads((tmp_path / "guard.json").read_text())
+    kept["checks"] = [check | {"early": True} for check in kept["checks"]]
+    write(tmp_path / "guard.json", kept)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "no large fault so early" in text and "looks like its teacher" not in text
+
+
 def test_an_export_that_fails_its_check_has_no_proud_head(tmp_path):
     gallery(tmp_path)
     write(tmp_path / "lora/export.json", EXPORT | {"error": 1.0})
