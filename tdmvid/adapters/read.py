@@ -172,7 +172,7 @@ def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> Lo
 def find_lora(path: Path, files: LoraFiles) -> Path:
     """Return the LoRA file that a path names: the path itself, or a file in the folder.
 
-    The file of one of two experts may have any name with "high" or "low" in it.
+    The file of one of two experts may have any name with the word "high" or "low" in it.
 
     Args:
         path: A file or a folder.
@@ -193,10 +193,9 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
     present = sorted(path.glob("*.safetensors"))
     others = ", ".join(found.name for found in present)
     if files.noise:
-        word = (
-            rf"{files.noise}[ _-]?noise|(?<![a-z]){files.noise}(?![a-z])"  # not `slow`, `highres`
-        )
-        named = [found for found in present if re.search(word, found.name, re.IGNORECASE)]
+        level = files.noise  # as a word of its own: `slow` and `highres` say nothing about it
+        word = rf"(?i:{level}[ _-]?noise|(?<![a-z]){level}(?![a-z]))|{level.title()}(?![a-z])"
+        named = [found for found in present if re.search(word, found.name)]
         if len(named) == 1:
             return named[0]
         raise ValueError(

@@ -126,9 +126,8 @@ def _check_no_plan(args: argparse.Namespace) -> None:
     for name, value in vars(usual.parse_args([])).items():
         if (given := getattr(args, name)) != value:
             raise ValueError(
-                f"--{name.replace('_', '-')}={given} has no effect on a run: add --plan, or remove"
-                " it (a launcher starts several ranks, e.g. torchrun --nproc_per_node 8 -m tdmvid"
-                " train)"
+                f"--{name.replace('_', '-')}={given} applies to plans only: add --plan, or remove"
+                " it. To train on 8 GPUs, use torchrun --nproc_per_node 8 -m tdmvid train"
             )
 
 

@@ -159,7 +159,9 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
         return None if value is None else _convert(inner, value, dotted)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{dotted}={short(value)} must be a list, e.g. --set '{dotted}=[...]'")
+            raise ValueError(
+                f'{dotted}={short(value)} must be a JSON list, such as ["a", "b"] or [1, 2]'
+            )
         return tuple(_convert(options[0], one, f"{dotted}[{i}]") for i, one in enumerate(value))
     return _plain(kind, value, dotted)
 

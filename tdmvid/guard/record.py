@@ -144,7 +144,7 @@ class GuardRecord:
             return ""
         where = f"after {check.step:,} iterations"
         if not check.findings and check.early:
-            return f"guard: no fault {where}, which is too early to judge the student"
+            return f"guard: no large fault {where}, but it is too early to judge the student"
         if not check.findings:
             return f"guard: the student {where} matches its teacher in every measure"
         problems = "; ".join(one.brief for one in check.findings)

@@ -28,9 +28,9 @@ Backend = Literal["auto", "none", "deepspeed"]
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
 """Variables of torchrun and deepspeed, which keep running while their ranks run."""
 PR_SET_PDEATHSIG = 1
+"""Constant of Linux's prctl."""
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals on which a run saves and stops; SLURM sends SIGUSR1 before a time limit."""
-"""Constant of Linux's prctl."""
 SETTLE = 0.5
 """Seconds that a rank waits before it exits, so that gloo's threads release their last tensors."""
 

@@ -306,7 +306,9 @@ def test_a_name_that_no_program_uses_is_refused_as_it_is_in_the_file(tmp_path):
         read_lora(tmp_path / "a.safetensors", FLUX_FILES, flux())
 
 
-@pytest.mark.parametrize("high", ["slowmo_high_noise", "WanHighNoise", "flow-high", "highnoise"])
+@pytest.mark.parametrize(
+    "high", ["slowmo_high_noise", "WanHighNoise", "flow-high", "highnoise", "WanHigh_r64"]
+)
 def test_an_expert_s_file_is_found_by_a_whole_word(tmp_path, high):
     """`slow` and `flow` contain `low`."""
     experts = list(FILES.of_experts(("transformer", "transformer_2")).values())

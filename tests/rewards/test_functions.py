@@ -117,7 +117,9 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_a_process_of_a_reward_ends_with_a_rank_that_is_killed(tmp_path):
     (tmp_path / "rank.py").write_text(END)
-    done = subprocess.run([sys.executable, tmp_path / "rank.py"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "rank.py"], capture_output=True, text=True, timeout=120
+    )
     child, until = Path("/proc") / done.stdout.strip(), time.monotonic() + 20
     assert child.name.isdigit(), done.stderr
 
