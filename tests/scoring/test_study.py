@@ -258,9 +258,13 @@ def test_a_file_that_holds_no_votes_is_named(tmp_path, text):
 
 
 def open_study(browser, page):
-    """Open a study page and wait until it has read what it has kept."""
+    """Open a study page and wait until it has read what it has kept.
+
+    A page that still stores a vote asks before it is left, so the one before must have ended.
+    """
+    browser.wait("typeof unwritten === 'undefined' || unwritten === 0")
     browser.open(page)
-    browser.wait("mine !== null")
+    browser.wait("mine !== null && unwritten === 0")
 
 
 @needs_chromium
