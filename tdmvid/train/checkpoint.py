@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,17 @@ class Checkpoints:
         self.rank, self.ranks, self.primary = rank, ranks, rank == 0
         self.best = 0
         """Step of a checkpoint to keep in addition to the newest ones; 0 for none."""
+        self._unchecked, self._pruning = False, threading.Lock()
         self._writing: _Writing | None = None
 
     def save(
-        self, step: int, engines: dict, fingerprint: dict, *, extra: dict[str, bytes] | None = None
+        self,
+        step: int,
+        engines: dict,
+        fingerprint: dict,
+        *,
+        extra: dict[str, bytes] | None = None,
+        checked: bool = True,
     ) -> Path:
         """Start writing the state after `step` iterations. The checkpoint is complete once `wait`
         returns.
@@ -72,11 +80,14 @@ class Checkpoints:
             engines: Engines of the trained roles, by role.
             fingerprint: Settings that a resumed run must have in common.
             extra: Further files of this rank, by name.
+            checked: Whether the state is known to be good. If not, no older checkpoint is deleted
+                until `accept` or `drop` is called.
 
         Returns:
             The folder of the checkpoint.
         """
         self.wait()
+        self._unchecked = not checked
         final, aside = self._path(step), self.folder / f".step_{step:06d}{PART}"
         if self.primary:
             self.remove_parts()
@@ -144,10 +155,32 @@ class Checkpoints:
         self._remove(final)
         os.rename(aside, final)
         _sync(self.folder)
-        for old in self.steps()[: -self.keep]:
-            if old != self.best:
-                self._remove(self._path(old))
+        self._prune()
         return True
+
+    def _prune(self) -> None:
+        """Delete old checkpoints, unless the newest one is still to be checked."""
+        with self._pruning:  # `_complete` and `accept` call this from two threads
+            for old in [] if self._unchecked else self.steps()[: -self.keep]:
+                if old != self.best:
+                    self._remove(self._path(old))
+
+    def accept(self) -> None:
+        """Delete old checkpoints, because the state saved last is good."""
+        self._unchecked = False
+        if self.primary:
+            self._prune()
+
+    def drop(self, step: int) -> None:
+        """Delete a checkpoint whose state turned out to be bad.
+
+        Args:
+            step: Number of completed iterations.
+        """
+        with suppress(OSError):  # it could not be written, so there is nothing to delete
+            self.wait()
+        self._unchecked = False
+        self.forget_after(step - 1)
 
     def remove_parts(self) -> None:
         """Remove incomplete checkpoints that a killed run was writing or deleting."""

@@ -35,7 +35,7 @@ from ..parallel import collectives
 from ..report.page import write_report
 from ..roles.guidance import guide
 from .run import Run
-from .samples import Samples, sample_parts
+from .samples import Samples, sample_parts, strip_path
 
 REFERENCE = "guard/teacher.safetensors"
 CONTINUE = "Set guard.action='warn' to continue in this case"
@@ -117,6 +117,21 @@ class Guard:
         if self.run.world.primary:
             answer = self._judge(step, samples, began)
         return collectives.broadcast_from_rank0(answer)
+
+    def lacks(self, step: int) -> bool:
+        """Return whether the check after `step` iterations is missing, because the run failed.
+
+        Args:
+            step: Number of completed iterations.
+
+        Returns:
+            True if its samples or its result are not there.
+        """
+        config = self.run.config
+        missing = not strip_path(config.folder, step).is_file()
+        if config.guard.action != "off":
+            missing = missing or self.record.about(step) is None
+        return collectives.broadcast_from_rank0(missing)
 
     def fail(self, step: int, what: str, reason: str) -> Check:
         """Record what is not finite, which stops a run with any settings.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,13 @@ class Monitor:
         saved: Path | None = None,
         tracker: Tracker | None = None,
     ):
-        self._primary, self._tracker = primary, tracker
+        self._primary, self._tracker, self._path = primary, tracker, Path(out) / METRICS
         if not primary:
             return
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        _restore(out / METRICS, saved / METRICS if saved else None, start)
-        self._file = (out / METRICS).open("a", encoding="utf-8")
+        _restore(self._path, saved / METRICS if saved else None, start)
+        self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
         # A log file is no terminal: a line every half minute is enough there.
         patience = 0.2 if sys.stderr.isatty() else 30.0
@@ -69,7 +69,7 @@ class Monitor:
         if not self._primary:
             return
         assert "step" not in scalars, "the step is given on its own"
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.write(as_row(step, scalars))
         self._file.flush()  # a killed run loses no finished step
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
@@ -78,6 +78,15 @@ class Monitor:
         shown = {name: f"{scalars[name]:.3g}" for name in ON_THE_BAR if name in scalars}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step + 1 - self._bar.n)
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Add scalars to the last step that was logged."""
+        if not self._primary:
+            return
+        self.log(step, scalars)
+        self._file.close()
+        _restore(self._path, None, step + 1)  # merges the two lines
+        self._file = self._path.open("a", encoding="utf-8")
 
     def warn(self, step: int, lines: Sequence[str]) -> None:
         """Show warnings in TensorBoard, beside the curves."""
@@ -95,6 +104,19 @@ class Monitor:
         self._file.close()
         if self._tracker:
             self._tracker.close()
+
+
+def as_row(step: int, scalars: dict[str, float]) -> str:
+    """Return the line of one step in metrics.jsonl.
+
+    Args:
+        step: The step.
+        scalars: Its scalars.
+
+    Returns:
+        A line of JSON.
+    """
+    return json.dumps({"step": step, **scalars}) + "\n"
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -119,7 +141,7 @@ def _restore(path: Path, copy: Path | None, start: int) -> None:
     kept: dict[int, dict] = {}
     for source in (copy, path):
         if source and source.exists():
-            kept |= {row["step"]: row for _, row in _lines(source) if _is_row(row)}
+            kept |= _merged(row for _, row in _lines(source) if _is_row(row))
     rows = [json.dumps(kept[step]) + "\n" for step in sorted(kept) if step < start]
     if path.exists() or rows:
         write_text(path, "".join(rows))
@@ -129,6 +151,14 @@ def _restore(path: Path, copy: Path | None, start: int) -> None:
             " the report leaves them out",
             file=sys.stderr,
         )
+
+
+def _merged(rows: Iterable[dict]) -> dict[int, dict]:
+    """Return one row per step, with the scalars of all its lines."""
+    found: dict[int, dict] = {}
+    for row in rows:
+        found[row["step"]] = found.get(row["step"], {}) | row
+    return found
 
 
 def _is_row(row: Any) -> bool:

@@ -21,7 +21,7 @@ from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
 from .finalize import finalize
 from .guard import NOTHING, Check, Guard
-from .monitor import METRICS, Monitor
+from .monitor import METRICS, Monitor, as_row
 from .run import Run, build_run
 from .samples import NotFinite, write_samples
 from .signals import HangDetector, Interrupted, StopSignals
@@ -107,6 +107,8 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     checkpoints.best = guard.record.best
     try:
         _warn(guard, monitor, start)
+        if path and _checks_after(config, start) and guard.lacks(start):
+            _check_again(run, start, checkpoints, monitor, guard)
         _loop(run, start, checkpoints, monitor, guard)
     finally:
         checkpoints.close()
@@ -191,8 +193,18 @@ def _warn(guard: Guard, monitor: Monitor, start: int) -> None:
         raise TrainingStopped(check.stop)
 
 
+def _check_again(
+    run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guard: Guard
+) -> None:
+    """Make up for the check of a checkpoint that a failure prevented."""
+    check = _check(run, guard, start)
+    monitor.add(start - 1, check.scalars)
+    monitor.warn(start - 1, check.lines)
+    _decide(run, check, checkpoints, start, saved=True)
+
+
 def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guard: Guard) -> None:
-    config, log, failures = run.config, run.config.log, 0
+    config, failures = run.config, 0
     hangs = HangDetector(config.folder, run.world, config.parallel.timeout_minutes)
     with StopSignals(announce=run.world.primary) as signals, hangs:
         for step in range(start, config.steps):
@@ -200,32 +212,57 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guar
             outcome, scalars = _iteration(run, step)
             failures = failures + 1 if outcome.failed else 0
             done, last, check = step + 1, step + 1 == config.steps, NOTHING
-            failed = failures >= config.max_bad_steps
-            if not failed and (last or _due(log.sample_every, done)):
-                check = _check(run, guard, done)
-            monitor.log(step, scalars | check.scalars)
-            monitor.warn(step, check.lines)
             if outcome.failed:
                 _report_failure(outcome.failed, step, failures)
-            if failed:
+            if failures >= config.max_bad_steps:
+                monitor.log(step, scalars)
                 reason = _give_up(run, checkpoints, outcome, step, failures)
                 check = guard.fail(done, f"the {outcome.failed}'s loss or gradient is", reason)
                 monitor.warn(step, check.lines)
-            if check.stop:
-                raise TrainingStopped(check.stop)
-            if best := check.best and config.keeps_best:
-                checkpoints.wait()  # it keeps the best one so far until the new one is complete
-                checkpoints.best = done
+                raise TrainingStopped(reason)
+            if saved := last or _due(config.log.checkpoint_every, done):  # as sampling may fail
+                _save(run, checkpoints, done, unlogged=scalars)
+            if _checks_after(config, done):
+                check = _check(run, guard, done)
+            monitor.log(step, scalars | check.scalars)
+            monitor.warn(step, check.lines)
+            best = _decide(run, check, checkpoints, done, saved=saved)
             stop = not last and signals.requested()
-            if last or stop or best or _due(log.checkpoint_every, done):
-                path = _save(run, checkpoints, done, wait=last or stop)
+            if not saved and (best or stop):
+                _save(run, checkpoints, done)
+            if last or stop:
+                checkpoints.wait()
             if stop:
+                path = step_folder(checkpoints.folder, done)
                 raise Interrupted(_stopped(done, config.steps, path))
 
 
 def _due(every: int, done: int) -> bool:
     """Return whether an event that happens every `every` iterations (0: never) happens now."""
     return every > 0 and done % every == 0
+
+
+def _checks_after(config: RunConfig, done: int) -> bool:
+    """Return whether the student is sampled after `done` iterations."""
+    return done == config.steps or _due(config.log.sample_every, done)
+
+
+def _decide(run: Run, check: Check, checkpoints: Checkpoints, done: int, *, saved: bool) -> bool:
+    """Stop if the check says so, and return whether this student is the best one so far.
+
+    `saved` says whether the state of this iteration was saved before the check.
+    """
+    if check.stop:
+        if saved:
+            checkpoints.drop(done)
+        raise TrainingStopped(check.stop)
+    best = check.best and run.config.keeps_best
+    if best:
+        checkpoints.wait()  # it keeps the best one so far until the new one is complete
+        checkpoints.best = done
+    if saved:
+        checkpoints.accept()
+    return best
 
 
 def _check(run: Run, guard: Guard, done: int) -> Check:
@@ -249,15 +286,19 @@ def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
     guard.note_exported(chosen)
 
 
-def _save(run: Run, checkpoints: Checkpoints, done: int, *, wait: bool) -> Path:
-    """Start writing a checkpoint, and wait until it is complete if `wait` is set."""
+def _save(
+    run: Run, checkpoints: Checkpoints, done: int, *, unlogged: dict[str, float] | None = None
+) -> Path:
+    """Start writing a checkpoint. `unlogged` are the scalars of a state that is still to be checked
+    and logged.
+    """
     record = run.config.folder / METRICS
     extra = {METRICS: record.read_bytes()} if run.world.primary and record.is_file() else {}
+    if unlogged is not None and run.world.primary:
+        extra[METRICS] = extra.get(METRICS, b"") + as_row(done - 1, unlogged).encode()
     extra |= save_stream(run) | (run.rewards.save() if run.rewards is not None else {})
-    path = checkpoints.save(done, run.engines, run.fingerprint, extra=extra)
-    if wait:
-        checkpoints.wait()
-    return path
+    checked = unlogged is None
+    return checkpoints.save(done, run.engines, run.fingerprint, extra=extra, checked=checked)
 
 
 def _report_failure(role: str, step: int, failures: int) -> None:
@@ -272,7 +313,8 @@ def _give_up(run: Run, checkpoints: Checkpoints, outcome: Outcome, step: int, fa
     """Save the last good state, if there is one, and return why the run stops."""
     if broken := _broken_role(run):
         return _diverged(broken, step, checkpoints.folder)
-    path = _save(run, checkpoints, step + 1, wait=True)
+    path = _save(run, checkpoints, step + 1)
+    checkpoints.wait()
     return _failed(outcome.failed, step, failures, path)
 
 

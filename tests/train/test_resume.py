@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from tdmvid.cli.main import main
 from tdmvid.data import folder_lock
 from tdmvid.data.folder_lock import LOCK, FolderLock
+from tdmvid.train import trainer
 from tdmvid.train.checkpoint import Checkpoints
 from tdmvid.train.monitor import Monitor
+from tdmvid.train.samples import NotFinite
 from tdmvid.train.signals import STOPPED
 from tdmvid.train.trainer import train
 
@@ -177,6 +179,41 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_digit_for_digit(
     assert_same_run(out, whole)
 
 
+def test_an_error_while_sampling_loses_no_iteration(tiny_run, whole, tmp_path, monkeypatch):
+    """The checkpoint of that iteration is there, and the resumed run makes the missing samples."""
+
+    def out_of_memory(run, step):
+        raise torch.OutOfMemoryError(f"after {step} iterations")
+
+    out = tmp_path / "run"
+    config, samples = tiny_run(out, *EVERYTHING), trainer.write_samples
+    monkeypatch.setattr(trainer, "write_samples", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        train(config)
+    done = int(str(error.value).split()[1])
+    assert Checkpoints(out / "checkpoints", keep=2).steps()[-1] == done
+    monkeypatch.setattr(trainer, "write_samples", samples)
+    train(config, resume="auto")
+    assert_same_run(out, whole)
+    assert sorted(path.name for path in (out / "samples").iterdir()) == sorted(
+        path.name for path in (whole / "samples").iterdir()
+    )
+
+
+def test_a_state_that_the_samples_prove_bad_replaces_no_checkpoint(tiny_run, tmp_path, monkeypatch):
+    def diverged(run, step):
+        if step > 2:
+            raise NotFinite(f"after {step} iterations")
+        return samples(run, step)
+
+    samples = trainer.write_samples
+    monkeypatch.setattr(trainer, "write_samples", diverged)
+    often = "log.sample_every=2", "log.checkpoint_every=2", "log.keep_checkpoints=1"
+    with pytest.raises(trainer.TrainingStopped, match="after 4"):
+        train(tiny_run(tmp_path / "run", *often))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000002"]
+
+
 @pytest.mark.slow
 def test_a_process_that_is_asked_to_stop_saves_and_says_so(tiny_json, tmp_path):
     out = tmp_path / "run"
@@ -271,14 +308,16 @@ def test_a_run_that_is_refused_leaves_no_folder(tiny_run, tmp_path):
 
 
 def test_a_resumed_run_has_its_whole_record_and_none_of_a_killed_one_s_parts(tiny_run, finished):
-    before = (finished / "metrics.jsonl").read_bytes()
+    *before, last = record(finished)
     (finished / "metrics.jsonl").write_text("")
     parts = ["checkpoints/.step_000010.part/a", "samples/.0f0f0f0f.part.png", ".0f0f0f0f.part"]
     for part in parts:
         (finished / part).parent.mkdir(parents=True, exist_ok=True)
         (finished / part).write_text("half")
     train(tiny_run(finished, *EVERYTHING), resume="auto")
-    assert (finished / "metrics.jsonl").read_bytes() == before
+    # The last checkpoint was written before the samples that its row of guard/... is about.
+    known = {name: value for name, value in last.items() if not name.startswith("guard/")}
+    assert record(finished) == [*before, known] and known != last
     assert [
         path for path in finished.rglob("*") if ".part" in str(path.relative_to(finished))
     ] == []

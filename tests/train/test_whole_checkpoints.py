@@ -48,6 +48,17 @@ def test_only_whole_checkpoints_count_and_the_newest_are_kept(tmp_path):
     assert (tmp_path / "step_000004" / META).exists()
 
 
+def test_nothing_is_deleted_until_the_newest_state_is_known_to_be_good(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"student": Engine(1)}, {})
+    for accepted in (False, True):
+        checkpoints.save(2, {"student": Engine(2)}, {}, checked=False)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+        checkpoints.accept() if accepted else checkpoints.drop(2)
+        assert checkpoints.steps() == [2 if accepted else 1]
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     checkpoints, engine = Checkpoints(tmp_path, keep=1), Engine(0)
     for value in (1, 2):
