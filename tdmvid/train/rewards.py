@@ -64,6 +64,8 @@ class Rewards:
     """Rewards of samples that could not be scored."""
     scale: list[float] = field(init=False)
     """Divisor of each reward's strength."""
+    failed_before: list[float] = field(init=False)
+    """Samples of all ranks that each reward could not score until the last resume."""
     scalars: dict[str, float] = field(default_factory=dict)
     """Numbers to log for the last iteration."""
     warned: bool = False
@@ -75,6 +77,7 @@ class Rewards:
         self.mean = RunningMean(collectives.mean)
         self.means = GlobalMeans(self.scorers, collectives.mean)
         self.scale = [1.0] * len(self.scorers)
+        self.failed_before = [0.0] * len(self.scorers)
 
     def prepare(self, student: Any, grid: TimeGrid, shape: tuple[int, ...]) -> None:
         """Measure the scale of rewards with `normalise="prompt"` at the start of a run.
@@ -151,12 +154,18 @@ class Rewards:
             ended.rewards[slots] = rewards.float()
 
     def save(self) -> dict[str, bytes]:
-        """Serialize the state of the rewards for a checkpoint.
+        """Serialize the state of the rewards for a checkpoint. All ranks call this together.
 
         Returns:
             Contents by file name; empty on all ranks except rank 0.
         """
-        state = {"log_mean": self.mean.log, "scale": self.scale, "means": self.means.values}
+        counts = collectives.mean({str(i): count for i, count in enumerate(self._failed())})
+        state = {
+            "log_mean": self.mean.log,
+            "scale": self.scale,
+            "means": self.means.values,
+            "failed": [round(count) for count in counts.values()],
+        }
         return {FILE: json.dumps(state).encode()} if self.world.primary else {}
 
     def load(self, folder: Path) -> None:
@@ -172,6 +181,16 @@ class Rewards:
             state = json.loads(path.read_text())
         self.mean.log, self.scale = state["log_mean"], list(state["scale"])
         self.means.values = list(state["means"])
+        self.failed_before = [float(count) for count in state.get("failed", self.failed_before)]
+        for scorer in self.scorers:
+            scorer.failed = 0
+
+    def _failed(self) -> list[float]:
+        """Return numbers whose mean over the ranks is how often each reward had no result."""
+        return [
+            before + scorer.failed * self.world.data_size
+            for before, scorer in zip(self.failed_before, self.scorers)
+        ]
 
     def close(self) -> None:
         """Stop the processes of reward functions."""
@@ -254,11 +273,10 @@ class Rewards:
         names = [reward.function for reward in self.config.rewards]
         self.scalars = {f"reward/{name}": mean for name, mean in zip(names, means)}
         self.scalars["ess/reward"] = share
-        # Scalars are averaged over the ranks, which makes this the number of all samples.
-        self.scalars |= {
-            f"failed/{name}": float(scorer.failed * self.world.data_size)
-            for name, scorer in zip(names, self.scorers)
-            if scorer.config.on_failure == "mean"
+        self.scalars |= {  # scalars are averaged over the ranks
+            f"failed/{name}": count
+            for name, reward, count in zip(names, self.config.rewards, self._failed())
+            if reward.on_failure == "mean"
         }
         self._warn(share, step)
         return [weight.to(self.streams.device) for weight in weights]

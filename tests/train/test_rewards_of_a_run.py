@@ -124,13 +124,31 @@ def test_the_fake_learns_what_the_present_student_predicts(predictions, moved):
     torch.testing.assert_close(learned.x0_hat(graded=False), past + moved)
 
 
+def test_samples_without_a_reward_are_counted_from_the_start_of_the_run(tmp_path):
+    """A resumed run goes on counting."""
+    made, again = (rewards({"on_failure": "mean"}) for _ in range(2))
+    again.load(save_to(tmp_path, made))
+    for each, failed in ((made, 3), (again, 2)):
+        each.scorers[0].failed = failed
+    again.load(save_to(tmp_path, made))
+    again.scorers[0].failed += 2
+    again._weigh(0, [torch.zeros(4, 1)])
+    assert again.scalars[f"failed/{__name__}:first"] == 5
+    assert json.loads((save_to(tmp_path, again) / FILE).read_text())["failed"] == [5]
+
+
+def save_to(folder, made):
+    for name, content in made.save().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
 def test_divisor_units_and_means_are_part_of_a_checkpoint(tmp_path):
     made, again = rewards({"strength": 1.0}), rewards({"strength": 1.0})
     draws = torch.Generator().manual_seed(0)
     made.scale, made.means.values = [0.7], [0.3]
     made._weigh(0, [torch.randn(64, 1, generator=draws)])
-    for name, content in made.save().items():
-        (tmp_path / name).write_bytes(content)
+    save_to(tmp_path, made)
     assert json.loads((tmp_path / FILE).read_text())["log_mean"] == made.mean.log
     again.load(tmp_path)
     found = torch.randn(64, 1, generator=draws)
