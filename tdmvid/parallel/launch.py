@@ -12,7 +12,8 @@ import signal
 import socket
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -33,6 +34,20 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals on which a run saves and stops; SLURM sends SIGUSR1 before a time limit."""
 SETTLE = 0.5
 """Seconds that a rank waits before it exits, so that gloo's threads release their last tensors."""
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back STOPPING_SIGNALS in this thread. Processes started meanwhile do not get them.
+
+    SLURM and launchers send signals to every process of a node, but a run that saves its state
+    still needs its child processes.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import RewardConfig
-from ..parallel.launch import STOPPING_SIGNALS, end_with_parent
+from ..parallel.launch import STOPPING_SIGNALS, end_with_parent, signals_held
 
 Function = Callable[[Tensor, list[str]], Any]
 """Takes samples [B, 3, F, H, W] in [-1, 1] (or latents [B, ...]) and B prompts, and returns B
@@ -205,7 +205,9 @@ class Scorer:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_follow_the_rank)
-            self._pool.submit(_prepare, self.config.function, self.config.model).result()
+            with signals_held():  # the process starts here, and ignores them a moment later
+                started = self._pool.submit(_prepare, self.config.function, self.config.model)
+            started.result()
         return self._pool
 
 
@@ -220,6 +222,7 @@ def _follow_the_rank() -> None:
     """
     for number in STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
     end_with_parent(signal.SIGKILL)
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -90,12 +91,25 @@ def test_a_function_whose_process_ends_is_named_and_may_be_called_again():
 
 @pytest.mark.slow
 def test_a_process_of_a_reward_ignores_what_stops_the_run_and_ends_with_it():
-    found = scorer(brightness, process="own")
+    """Also while it starts."""
+    found, until = scorer(brightness, process="own"), time.monotonic() + 60
+    answered = threading.Event()
+
+    def tell():
+        while not (found._pool and found._pool._processes) and time.monotonic() < until:
+            time.sleep(0.001)
+        while not answered.is_set() and time.monotonic() < until:
+            for number in STOPPING_SIGNALS:
+                os.kill(next(iter(found._pool._processes)), number)
+            time.sleep(0.05)
+
+    other = threading.Thread(target=tell)
     try:
+        other.start()
         found(SAMPLES, PROMPTS)
         [child] = found._pool._processes
-        for number in STOPPING_SIGNALS:
-            os.kill(child, number)
+        answered.set()
+        other.join()
         assert found(SAMPLES, PROMPTS).shape == (3,)
         assert list(found._pool._processes) == [child]
     finally:

@@ -1,5 +1,6 @@
 """The text reward reads the quoted words of a prompt."""
 
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from refusals import refused
 
 from tdmvid.rewards import find_function
 from tdmvid.rewards.text import TextReward, load_text
+from tdmvid.scoring.image_metrics.text import legibility
 
 needs_tesseract = pytest.mark.skipif(
     shutil.which("tesseract") is None,
@@ -44,6 +46,15 @@ def test_prompts_without_words_are_refused_at_the_start():
     TextReward().check_prompts(["a lake", 'a sign "open"'])
     with refused("rewards.function='text'", "quotation marks"):
         TextReward().check_prompts(["a lake", "a dog's bone"])
+
+
+def test_signals_that_stop_a_run_do_not_end_the_program(tmp_path, monkeypatch):
+    """A shell script in its place sends them to itself before it answers."""
+    program = tmp_path / "tesseract"
+    program.write_text("#!/bin/sh\nfor one in INT TERM USR1; do kill -$one $$; done\necho OPEN\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert legibility(tmp_path / "frame.png", "open") == 1
 
 
 def test_a_missing_program_is_named(monkeypatch):

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...parallel.launch import signals_held
 from ..preflight import Needed
 from .base import ImageMetric, ImageSet, by_prompt
 
@@ -42,9 +43,13 @@ def legibility(file: Path, text: str) -> float:
     Raises:
         ValueError: Tesseract failed, or the text has no letter or digit.
     """
-    done = _read(file)
-    if done.returncode < 0:  # a signal to all processes of a job, on which a run saves and stops
-        done = _read(file)
+    with signals_held():  # multithreading makes Tesseract slower on images of this size
+        done = subprocess.run(
+            ["tesseract", str(file), "-", "--psm", "11"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_THREAD_LIMIT": "1"},
+        )
     if done.returncode:
         raise ValueError(
             f"{file}: tesseract failed ({done.stderr.strip().splitlines()[-1:]}): is it an image?"
@@ -53,17 +58,6 @@ def legibility(file: Path, text: str) -> float:
     if not want:
         raise ValueError(f"text {text!r} has no letter or digit to read")
     return max(0.0, 1 - edit_distance(want, read) / len(want))
-
-
-def _read(file: Path) -> subprocess.CompletedProcess[str]:
-    # Multithreading makes Tesseract slower on images of this size.
-    return subprocess.run(
-        ["tesseract", str(file), "-", "--psm", "11"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_THREAD_LIMIT": "1"},
-        start_new_session=True,  # Ctrl-C goes to the run alone
-    )
 
 
 def edit_distance(a: str, b: str) -> int:
