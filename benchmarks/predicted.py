@@ -54,7 +54,8 @@ HEAD = (
 PAGE = """\
 # Scaling: a prediction, not a measurement
 
-No figure on this page was measured on a GPU. `python -m benchmarks.predicted` writes the page. It
+One figure on this page was measured on a GPU: the rate of an H200's matrix products, under
+"What is assumed". All others are computed. `python -m benchmarks.predicted` writes the page. It
 plans the ready configs on 1 to {most} x {device.name}, {node} in a node, and prices each plan as
 `tdmvid plan --nodes N --gpus {node}` does.
 

@@ -293,8 +293,9 @@ def parse_deepspeed(words: list[str]) -> argparse.Namespace:
 def parse_sbatch(words: list[str]) -> argparse.Namespace:
     """Parse a job: options of sbatch, one of our scripts, a config, options of `tdmvid train`."""
     place = next(i for i, word in enumerate(words) if not word.startswith("--"))
+    known = "nodes|array|time|gpus-per-node|cpus-per-task|partition|account"
     for option in words[:place]:
-        assert re.match(r"--(nodes|array|time|gpus-per-node|partition|account)=\S+$", option)
+        assert re.match(rf"--({known})=\S+$", option)
     script, config, *options = words[place:]
     assert (ROOT / script).is_file(), script
     options = [word.replace("%a", "0") for word in options]
