@@ -9,6 +9,7 @@ from ..config import RunConfig, global_batch
 from ..data.repetition import prompt_uses
 from ..guard.limits import Prompts, check_settings
 from .guard import GuardCalls
+from .host import host_moments, other_ranks
 from .plan import Plan
 from .price import Row, Terms, price_rows
 from .units import gib, number
@@ -205,6 +206,14 @@ def _memory(plan: Plan, device_memory: float) -> Iterator[Row]:
         yield f"peak while {moment}", gib(size)
     peak = f"{gib(plan.total())} (estimated) on the first rank, while {plan.narrowest}"
     yield "peak memory", peak + (f", of {device_memory:g} GiB" if device_memory else "")
+    host = host_moments(plan)
+    phase, size = max(host.items(), key=lambda moment: moment[1])
+    rest = f", and {gib(other_ranks(plan))} on each other rank" if plan.ranks > 1 else ""
+    yield (
+        "host memory",
+        f"{gib(size)} (estimated) on the first rank, while {phase}{rest}; Python and libraries not"
+        " included",
+    )
     yield (
         "gradient checkpointing",
         f"activations and working memory: {gib(plan.alive(False)[0])} without,"

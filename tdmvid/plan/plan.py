@@ -147,7 +147,7 @@ class Plan:
         together = self._sharded or self.config.objective.updates == "joint"
         values = max(self.weights.trainable, self.weights.heads)
         at_once = self.weights.trained if together else values
-        return 4 * at_once / self.weights.experts / self._shards(2)
+        return 4 * at_once / self.weights.experts / self.shards(2)
 
     def memory(self) -> dict[str, float]:
         """Estimate the memory of one rank at the peak of an iteration.
@@ -157,7 +157,7 @@ class Plan:
         """
         parallel, lora = self.config.parallel, self.config.trains_lora
         bases = 1 if parallel.share_base or not lora else len(self.weights.generators)
-        frozen = bases * self.weights.base_bytes / self._shards(3)
+        frozen = bases * self.weights.base_bytes / self.shards(3)
         if self.swapping:
             frozen /= self.weights.experts
         trained = self.weights.trained * 4
@@ -171,16 +171,30 @@ class Plan:
             "frozen weights": 0.0 if offloaded and lora else frozen,  # the teacher, without LoRA
             "buffers": float(bases * self.weights.buffers),
             "gathered weights": gathered if self._zero_stage == 3 else 0.0,
-            "trained weights, float32": 0.0 if offloaded else trained / self._shards(3),
+            "trained weights, float32": 0.0 if offloaded else trained / self.shards(3),
             "gradients": gradients,
-            "optimiser": 0.0 if parallel.offload != "none" else 2 * trained / self._shards(1),
-            "average": self.weights.trainable * 4 / self._shards(3) if self.config.ema else 0.0,
+            "optimiser": 0.0 if parallel.offload != "none" else 2 * trained / self.shards(1),
+            "average": self.weights.trainable * 4 / self.shards(3) if self.config.ema else 0.0,
             "autoencoder": float(self.pipeline.vae),
             "finished trajectories": self.rewards.kept if self.rewards else 0.0,
             "activations": float(activations),
             "working memory": alive - activations,
         }
         return {name: value for name, value in parts.items() if value}
+
+    @property
+    def parked(self) -> float:
+        """Bytes of the first rank's base that the check of the export moves to CPU memory."""
+        sharded = self.ranks > 1 and self.config.parallel.zero_stage == 3
+        return 0.0 if sharded else self.memory().get("frozen weights", 0.0)
+
+    @property
+    def state(self) -> float:
+        """Bytes of a checkpoint: weights, moments, average, and trajectories that rewards use."""
+        average = 4 * self.weights.trainable if self.config.ema else 0
+        kept = self.rewards.kept if self.rewards else 0  # of each data-parallel rank
+        copies = self.ranks // self.config.parallel.sequence
+        return 3 * 4 * self.weights.trained + average + kept * copies
 
     @property
     def swapping(self) -> bool:
@@ -196,8 +210,15 @@ class Plan:
         """Whether DeepSpeed runs the training."""
         return self.ranks > 1 or self.launched
 
-    def _shards(self, stage: int) -> int:
-        """Return the number of ranks over which ZeRO distributes what it shards from `stage` on."""
+    def shards(self, stage: int) -> int:
+        """Return the number of ranks over which ZeRO distributes what it shards from `stage` on.
+
+        Args:
+            stage: ZeRO stage.
+
+        Returns:
+            Number of ranks, 1 if nothing is sharded.
+        """
         return self.ranks if self._zero_stage >= stage else 1
 
     def pictures(self, calls: int) -> float:
@@ -229,8 +250,6 @@ class Plan:
         passing = math.fsum(memory.get(name, 0.0) for name in PASSING)
         training = math.fsum(memory.values())
         resting = training - passing - memory.get("gathered weights", 0.0)
-        sharded = self.ranks > 1 and self.config.parallel.zero_stage == 3
-        parked = 0.0 if sharded else memory.get("frozen weights", 0.0)  # moved to CPU memory
         # Full training: a float32 copy while each role is built and while the student is written.
         copies = self.weights.base * 4 if not self.config.trains_lora else 0
         whole = self.whole / (1 + self.swapping)
@@ -245,7 +264,7 @@ class Plan:
             "training": training,
             **scoring,
             "making samples": training - passing + self.pictures(teacher_calls(self.config)),
-            "checking the export": resting - parked + checked,  # on one rank
+            "checking the export": resting - self.parked + checked,  # on one rank
         }
 
     def total(self) -> float:
@@ -292,7 +311,7 @@ class Plan:
         uses = self.base_uses + self.checkpointing * self.calls.backwards
         experts, micros = self.weights.experts, self.config.batch.accumulation
         whole = rounded * uses * micros * (self.weights.base + self.whole) / experts
-        return calls + whole + OPTIMISER_BYTES * self.weights.trained / experts / self._shards(1)
+        return calls + whole + OPTIMISER_BYTES * self.weights.trained / experts / self.shards(1)
 
     def kernels(self) -> float:
         """Return the number of kernels that one rank launches for the network calls of one

@@ -55,9 +55,6 @@ def count_storage(plan: Plan) -> Storage:
         published = published_bytes(config.model, plan.folder)
         listed = published is not None
         download = published or float(plan.whole + pipeline.text + pipeline.vae)
-    state: float = 3 * 4 * weights.trained + (4 * weights.trainable if config.ema else 0)
-    if plan.rewards:  # the finished trajectories of all data-parallel ranks
-        state += plan.rewards.kept * (plan.ranks // config.parallel.sequence)
     kept = config.log.keep_checkpoints + 1 if config.log.checkpoint_every else 1
     kept += config.keeps_best
     return Storage(
@@ -65,6 +62,6 @@ def count_storage(plan: Plan) -> Storage:
         listed=listed,
         embeddings=float(plan.prompts * pipeline.embedding),
         images=float(plan.prompts * pipeline.image),
-        checkpoints=float(kept * state),
+        checkpoints=float(kept * plan.state),
         export=4.0 * weights.trainable,
     )
