@@ -34,10 +34,10 @@ INTRODUCTION = """\
 # Settings
 
 A run reads one JSON file. Every setting can be overridden on the command line by its dotted name:
-`--set student.lr=1e-4`. Values are JSON; a value that is not JSON is a string. Every setting has
-a default, so a file contains only what differs. Unknown names, wrong types and values out of range
-are refused before anything is loaded. The resolved settings are saved as `config.json` in the run
-folder.
+`--set student.lr=1e-4`. Values are JSON; a value that is not JSON is a string. A path may
+begin with `~`, the home folder. Every setting has a default, so a file contains only what differs.
+Unknown names, wrong types and values out of range are refused before anything is loaded. The
+resolved settings are saved as `config.json` in the run folder.
 
 Evaluations (`tdmvid score vbench` and `tdmvid score images`) read a file of their own:
 [VBench](#vbench-evaluations), [images](#image-evaluations).

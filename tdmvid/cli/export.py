@@ -22,6 +22,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.paths import expand_home
+
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
     from ..diffusion.grid import TimeGrid
@@ -99,6 +101,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image",
+        type=expand_home,
         action="append",
         default=[],
         help="the first frame of a prompt, for an image-to-video model; once for each, or for all",
@@ -128,7 +131,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_base(base: argparse._ArgumentGroup) -> None:
-    base.add_argument("--model", help="the base: a diffusers folder or hub id")
+    base.add_argument("--model", type=expand_home, help="the base: a diffusers folder or hub id")
     base.add_argument("--revision", help="branch, tag or commit of a hub id")
     base.add_argument(
         "--base-dtype",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config.paths import expand_home
 from .options import STUDENT
 
 
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid latency` to a parser."""
     parser.add_argument("--lora", type=Path, required=True, help=STUDENT)
     parser.add_argument(
-        "--model", help="diffusers folder or hub id (default: the base of the student)"
+        "--model",
+        type=expand_home,
+        help="diffusers folder or hub id (default: the base of the student)",
     )
     parser.add_argument(
         "--dtype",

@@ -9,8 +9,10 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from ..config.paths import home_path
 from ..data.reading import out_of_memory, raised_by_library, reason
 
 TRACEBACK = "TDMVID_TRACEBACK"
@@ -24,7 +26,11 @@ LONG_VALUE = re.compile(r"'([^']{77})[^']{4,}'")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose messages repeat no more of a value than other messages do."""
+    """A parser that expands `~` in paths, and whose messages cut long values as others do."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("type", Path, home_path)  # what type=Path calls
 
     def error(self, message: str) -> NoReturn:
         super().error(LONG_VALUE.sub(r"'\1...'", message))

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.paths import expand_home
+
 if TYPE_CHECKING:
     from ..sampling.sample import Sampler
 
@@ -27,6 +29,7 @@ def add_config(
     other = f" (default: {default})" if default else ""
     parser.add_argument(
         "--config",
+        type=expand_home,
         required=required,
         help=f"JSON file or name of a built-in config, e.g. {example}{other}",
     )
@@ -43,7 +46,9 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     """Add the options of sampling to a parser: model, size, and sampler; see tdmvid/sampling/."""
     parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it, the teacher is sampled")
     parser.add_argument(
-        "--model", help="diffusers folder or hub id (default: the base of the student)"
+        "--model",
+        type=expand_home,
+        help="diffusers folder or hub id (default: the base of the student)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--variant", help="variant of the base's weight files, e.g. fp16")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config.paths import expand_home
 from .options import STUDENT
 
 
@@ -25,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid playground`."""
     parser.add_argument("--lora", type=Path, required=True, help=STUDENT)
     parser.add_argument(
-        "--model", help="a diffusers folder or hub id (default: the base that the student names)"
+        "--model",
+        type=expand_home,
+        help="a diffusers folder or hub id (default: the base that the student names)",
     )
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--variant", help="of the base's weight files, e.g. fp16")

@@ -14,11 +14,15 @@ import argparse
 import json
 from pathlib import Path
 
+from ..config.paths import expand_home
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid prompts` to a parser."""
     parser.add_argument(
-        "source", help="images:COUNT[:SEED], videos:COUNT[:SEED], hub id of a data set, or a file"
+        "source",
+        type=expand_home,
+        help="images:COUNT[:SEED], videos:COUNT[:SEED], hub id of a data set, or a file",
     )
     parser.add_argument(
         "--out", type=Path, help=".txt or .jsonl file (default: print one prompt per line)"

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.json_files import read_json
+from ..config.paths import expand_home
 from . import conditions, modes
 from .options import add_evaluation, add_verbose, output_dir
 
@@ -127,7 +128,9 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=Path, help="run folder; writes scores to its scores.json and report.html"
     )
-    parser.add_argument("--model", help="diffusers folder (default: the embedded teacher)")
+    parser.add_argument(
+        "--model", type=expand_home, help="diffusers folder (default: the embedded teacher)"
+    )
     parser.add_argument("--lora", type=Path, help="student to score (default: the teacher)")
     parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: 50)")
     parser.add_argument(

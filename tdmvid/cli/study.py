@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config.paths import expand_home
 from .options import add_verbose
 
 QUESTION = "Which of the two is the better video of this text? Look at both before you choose."
@@ -60,7 +61,9 @@ def _add_fit(reward: argparse.ArgumentParser) -> None:
         default="clip",
         help="what the reward is a linear function of (default: clip)",
     )
-    reward.add_argument("--model", default="", help="folder or hub name of the CLIP model")
+    reward.add_argument(
+        "--model", type=expand_home, default="", help="folder or hub name of the CLIP model"
+    )
     reward.add_argument("--pairs", type=Path, help="write the votes on each pair to this file")
     reward.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     reward.add_argument("votes", type=Path, nargs="+", help="JSON files from participants")

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.paths import expand_home
 from ..plan.devices import DEFAULT, DEVICES, choose_device
 from .options import add_config, add_launched
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument(
         "--resume",
+        type=expand_home,
         default="",
         help="'auto' (the latest complete checkpoint) or a checkpoint folder",
     )

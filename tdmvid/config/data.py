@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from .paths import PathText
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
@@ -36,7 +37,7 @@ REAL_RULES = ranges_of("real")
 class PromptConfig:
     """Training prompts and the cache of their embeddings."""
 
-    path: str = ""
+    path: PathText = ""
     """Source of the prompts: a .txt, .jsonl, .csv or .parquet file; a folder of videos or images
     with captions next to them; the name of a built-in list; a generated list (`images:20000`,
     `videos:5000`); or the hub id of a data set.
@@ -47,7 +48,7 @@ class PromptConfig:
     """Column of a table that holds the files of first frames (images or videos), for an
     image-to-video model.
     """
-    images: str = ""
+    images: PathText = ""
     """Folder of first frames for an image-to-video model, used instead of `image_column`:
     `tdmvid sample` has written an image of every prompt to it.
     """
@@ -57,7 +58,7 @@ class PromptConfig:
     """Split of a data set on the hub."""
     revision: str | None = None
     """Branch, tag or commit of a data set on the hub. `null` uses the default branch."""
-    cache: str = "cache/embeddings"
+    cache: PathText = "cache/embeddings"
     """Folder in which prompt embeddings are cached. Runs can share it."""
     limit: int = 0
     """Number of prompts to use, from the first. 0 uses all."""
@@ -96,9 +97,9 @@ class BatchConfig:
 class RealConfig:
     """Real videos or images for the discriminator of kind `gan`."""
 
-    path: str = ""
+    path: PathText = ""
     """Folder of videos or images, including all subfolders. No captions are needed."""
-    cache: str = "cache/latents"
+    cache: PathText = "cache/latents"
     """Folder in which encoded latents are cached. Runs can share it."""
     limit: int = 0
     """Number of files to use, from the first. 0 uses all."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .model import ClipSize, ModelConfig
+from .paths import PathText
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
@@ -100,7 +101,7 @@ class EvaluateConfig:
     """Evaluation to run: `vbench` (videos), `image` (images) or `shapes` (the embedded teacher).
     Empty runs none.
     """
-    config: str = ""
+    config: PathText = ""
     """Config of the evaluation for `vbench` and `image`: a JSON file, or the name of a built-in
     one.
     """
@@ -146,15 +147,15 @@ class VBenchConfig:
     """Benchmark: `t2v` is VBench, for models that take a prompt; `i2v` is VBench-I2V, for models
     that start from an image.
     """
-    prompts: str = ""
+    prompts: PathText = ""
     """Your own prompt file. Empty uses the prompt suite of VBench. With `suite=i2v` it is a table
     with the columns prompt and image, or a folder of videos or images with captions beside them.
     """
-    images: str = ""
+    images: PathText = ""
     """Folder `vbench2_beta_i2v` of VBench's repository, with the image suite in its `data/crop`.
     Only for `suite=i2v` without `prompts`.
     """
-    augmented: str = ""
+    augmented: PathText = ""
     """Prompt file with augmented prompts: the model gets line i instead of prompt i of the suite.
     """
     dimensions: tuple[str, ...] = ()
@@ -177,11 +178,11 @@ class VBenchConfig:
     """Sampling of the teacher."""
     batch: int = 1
     """Videos sampled at once on each rank, 1 to 4096."""
-    embeddings: str = "cache/embeddings"
+    embeddings: PathText = "cache/embeddings"
     """Folder in which prompt embeddings are cached."""
-    environment: str = ".venv-vbench"
+    environment: PathText = ".venv-vbench"
     """Virtual environment of VBench, made by eval/setup_vbench.sh."""
-    cache: str = ""
+    cache: PathText = ""
     """Folder of VBench's weights. Empty uses VBench's default."""
     pairs: int = 6
     """Number of best pairs, and of worst pairs, that the result page shows."""
@@ -209,7 +210,7 @@ class VBenchConfig:
 class ImageConfig:
     """Evaluation of an image model."""
 
-    prompts: str = ""
+    prompts: PathText = ""
     """Prompt file: .txt, .jsonl, .csv or .parquet. Required."""
     column: str = "prompt"
     """Column of a table that holds the prompts."""
@@ -219,7 +220,7 @@ class ImageConfig:
     """Images per prompt, 1 to 1000."""
     metrics: tuple[str, ...] = ("hps", "clip", "aesthetic", "fid")
     """Names of the metrics; see scoring/image_metrics/."""
-    reference: str = ""
+    reference: PathText = ""
     """Folder of real images, for FID, precision and recall against them. These metrics are also
     measured against the teacher in any case.
     """
@@ -231,9 +232,9 @@ class ImageConfig:
     """Sampling of the teacher."""
     batch: int = 4
     """Images sampled at once on each rank, 1 to 4096."""
-    embeddings: str = "cache/embeddings"
+    embeddings: PathText = "cache/embeddings"
     """Folder in which prompt embeddings are cached."""
-    cache: str = "cache/metrics"
+    cache: PathText = "cache/metrics"
     """Folder of the weights of the metrics."""
     pairs: int = 6
     """Number of best pairs, and of worst pairs, that the result page shows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .paths import PathText
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
@@ -32,7 +33,7 @@ class LogConfig:
     """Prompts of the samples and of the gallery in the report. An empty list uses the first
     training prompts.
     """
-    sample_images: tuple[str, ...] = ()
+    sample_images: tuple[PathText, ...] = ()
     """Files with the first frames of `sample_prompts`, for an image-to-video model: one per prompt,
     or one for all. An empty list uses the first frames of the first training prompts.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .paths import PathText
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
@@ -51,12 +52,12 @@ ADAPTER_RULES = (
 class AdapterSettings:
     """Your own LoRA, used as part of the teacher."""
 
-    path: str = ""
+    path: PathText = ""
     """LoRA file, or folder that holds one. docs/export.md lists the supported layouts. If the
     teacher has two experts (Wan 2.2 A14B), the LoRA of the first, for high noise, as loaded with
     `pipe.load_lora_weights`; empty leaves that expert unchanged.
     """
-    path_2: str = ""
+    path_2: PathText = ""
     """LoRA of the second expert, for low noise, as loaded with `load_into_transformer_2=True`;
     empty leaves that expert unchanged. Only for teachers with two experts.
     """
@@ -80,7 +81,7 @@ class AdapterSettings:
 class ModelConfig:
     """Teacher model."""
 
-    path: str = ""
+    path: PathText = ""
     """Local diffusers folder, hub id, or the name of an embedded teacher: `shapes`, or
     `shapes_i2v`, which starts from an image and is made by examples/shapes.
     """

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from .json_files import parse_json, read_object
 from .objectives import ObjectiveSettings, objective_settings
+from .paths import PathText, expand_home
 from .resources import find_config
 from .rules import SHOWN, short
 from .run import RunConfig
@@ -114,7 +115,7 @@ def from_dict(cls: type[_Config], data: Any, where: str = "") -> _Config:
 @functools.cache
 def _type_hints(cls: Hashable) -> dict[str, Any]:
     """Return the type of each setting. Cached, because evaluating annotations is slow."""
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _variant(cls: type[Any], data: dict[str, Any], where: str) -> type[Any]:
@@ -148,6 +149,8 @@ def _convert(kind: Any, value: Any, dotted: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value, dotted)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if kind is PathText:
+        return expand_home(_plain(str, value, dotted))
     if origin is Literal:
         if not any(value == option and type(value) is type(option) for option in options):
             raise ValueError(

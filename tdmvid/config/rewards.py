@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .objectives import TDMSettings
+from .paths import PathText
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
@@ -86,7 +87,7 @@ class RewardConfig:
     """Strength lam of the reward r, -1000 to 1000, not 0. The distribution of the finished samples
     is multiplied by exp(lam r).
     """
-    model: str = ""
+    model: PathText = ""
     """Model of the built-in rewards `clip`, `hps` and `aesthetic`: a folder or hub name with a
     CLIPModel of transformers in safetensors. For `votes`: the file that `tdmvid study fit` wrote.
     Empty is OpenAI's ViT-L/14 for `clip`.

@@ -16,6 +16,7 @@ from .model import ClipSize, ModelConfig
 from .objectives import ObjectiveSettings, TDMSettings
 from .optim import OptimConfig
 from .parallel import ParallelConfig
+from .paths import PathText
 from .ranges import top_ranges
 from .rewards import REWARD_RULES, RewardConfig
 from .rules import Rule, check_rules
@@ -112,7 +113,7 @@ class RunConfig:
     """
     notes: tuple[str, ...] = ()
     """Notes for readers, e.g. the sources of the values. They have no effect on the run."""
-    out: str = ""
+    out: PathText = ""
     """Run folder. Empty means `runs/<name>`."""
     seed: int = 0
     """Seed of all random numbers of the run."""
@@ -136,7 +137,7 @@ class RunConfig:
     """
     lora: LoraSettings = LoraSettings()
     """LoRA adapters of student and fake."""
-    init: str = ""
+    init: PathText = ""
     """LoRA folder that the student starts from, e.g. the result of an earlier stage. The fake
     always starts from the base.
     """

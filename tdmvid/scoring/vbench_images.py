@@ -46,7 +46,7 @@ def crops_of(config: VBenchConfig) -> Path:
     Returns:
         The folder, which may not exist.
     """
-    return Path(config.images).expanduser() / CROPS / ratio_of(config.video)
+    return Path(config.images) / CROPS / ratio_of(config.video)
 
 
 def lacks_list(config: VBenchConfig) -> str:
@@ -60,7 +60,7 @@ def lacks_list(config: VBenchConfig) -> str:
     """
     if config.suite != "i2v" or config.custom:
         return ""
-    if (Path(config.images).expanduser() / LIST).is_file():
+    if (Path(config.images) / LIST).is_file():
         return ""
     return f"images={config.images!r} has no {LIST}: get VBench-I2V's image suite from {SOURCE}"
 
@@ -80,7 +80,7 @@ def suite_rows(config: VBenchConfig) -> list[dict]:
     """
     if lack := lacks_list(config):
         raise ValueError(lack)
-    path, crops = Path(config.images).expanduser() / LIST, crops_of(config)
+    path, crops = Path(config.images) / LIST, crops_of(config)
     rows = json.loads(path.read_text(encoding="utf-8"))
     named = {row["prompt_en"]: row["image_name"] for row in rows if row.get("image_name")}
     for row in rows:

@@ -99,7 +99,7 @@ def find_environment(config: VBenchConfig) -> Environment:
     Returns:
         The environment, which may not exist.
     """
-    folder = Path(config.environment).expanduser()
+    folder = Path(config.environment)
     in_clone = SETUP_IN_CLONE.parents[1] / folder
     elsewhere = not folder.is_dir() and SETUP_IN_CLONE.is_file() and in_clone.is_dir()
     return Environment(in_clone if elsewhere else folder)
@@ -132,7 +132,7 @@ def ready(config: VBenchConfig, entries: list[Entry]) -> Preflight:
     """
     known = SUITES[config.suite].dimensions
     names = [name for name in known if any(name in entry.dimensions for entry in entries)]
-    cache = Path(config.cache).expanduser() if config.cache else default_cache()
+    cache = Path(config.cache) if config.cache else default_cache()
     checked = preflight(
         names,
         needs_of(static_filter=config.filtered),

@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 from refusals import refused
 
-from tdmvid.cli import benchmark
+from tdmvid.cli import benchmark, train
 from tdmvid.cli.leave import errors_as_one_line, run_program
-from tdmvid.cli.main import COMMANDS, main
+from tdmvid.cli.main import COMMANDS, command_parser, main
 from tdmvid.scoring.benchmark_layouts import LAYOUTS
 
 WITHOUT_TORCH = """
@@ -138,6 +138,37 @@ def test_a_launcher_may_put_its_option_before_the_command_and_the_run_remembers_
     monkeypatch.setattr("tdmvid.cli.train.run", seen.append)
     main(["--local_rank=1", "train", "--local_rank=1", "--config", "a b.json"])
     assert seen[0].command_line == "tdmvid train --config 'a b.json'"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --config=~/a --resume=~/a",
+        "sample --prompts=~/a --images=~/a --out=~/a --lora=~/a --model=~/a --cache=~/a",
+        "benchmark --benchmark=coco --prompts=~/a --out=~/a --lora=~/a --model=~/a --cache=~/a",
+        "prompts ~/a --out=~/a",
+        "playground --lora=~/a --model=~/a --cache=~/a",
+        "latency --lora=~/a --model=~/a --json=~/a",
+        "export --published=~/a --out=~/a --model=~/a --image=~/a --checkpoint=~/a",
+        "score shapes --run=~/a --lora=~/a --model=~/a --json=~/a",
+        "score vbench --config=~/a --out=~/a",
+        "study fit --key=~/a --a=~/a --b=~/a --model=~/a --out=~/a ~/a",
+    ],
+)
+def test_every_path_may_begin_in_the_home_folder(words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    command, *rest = words.split()
+    values = vars(command_parser(command).parse_args(rest)).values()
+    paths = [
+        str(one) for value in values for one in (value if isinstance(value, list) else [value])
+    ]
+    assert paths.count("/home/me/a") == words.count("~")
+
+
+def test_the_folder_of_a_run_may_begin_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = command_parser("train").parse_args(["--config=shapes_4nfe", "--out=~/a"])
+    assert train.read_config(args).out == "/home/me/a"
 
 
 def test_the_benchmarks_offered_are_those_that_have_a_layout():

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from tdmvid.config import LogConfig, RunConfig, from_dict, load_config, to_dict
+from tdmvid.config import (
+    ImageConfig,
+    LogConfig,
+    RunConfig,
+    VBenchConfig,
+    from_dict,
+    load_config,
+    to_dict,
+)
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.distill.grids import reference_grid
@@ -85,6 +93,42 @@ def test_the_name_is_the_file_s_unless_given(load):
         and load({"name": "other"}).folder == Path("runs/other")
         and load({}, "out=here").folder == Path("here")
     )
+
+
+HOME = "~/a"
+OF_A_RUN = {
+    "out": HOME,
+    "init": HOME,
+    "model": {"path": HOME, "adapters": [{"path": HOME, "path_2": HOME}]},
+    "prompts": {"path": HOME, "cache": HOME, "images": HOME},
+    "real": {"path": HOME, "cache": HOME},
+    "rewards": [{"function": "votes", "model": HOME}],
+    "log": {"sample_prompts": ["a"], "sample_images": [HOME]},
+    "evaluate": {"program": "vbench", "config": HOME},
+}
+OF_VBENCH = dict.fromkeys(("augmented", "embeddings", "environment", "cache"), HOME)
+
+
+@pytest.mark.parametrize(
+    "kind, data, paths",
+    [
+        (RunConfig, OF_A_RUN, 13),
+        (VBenchConfig, OF_VBENCH | {"model": {"path": HOME}}, 5),
+        (VBenchConfig, {"suite": "i2v", "images": HOME}, 1),
+        (VBenchConfig, {"prompts": HOME}, 1),
+        (ImageConfig, dict.fromkeys(("prompts", "reference", "embeddings", "cache"), HOME), 4),
+    ],
+)
+def test_every_path_may_begin_in_the_home_folder(kind, data, paths, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = json.dumps(to_dict(from_dict(kind, data)))
+    assert text.count('"/home/me/a"') == json.dumps(data).count(HOME) == paths and "~" not in text
+
+
+def test_a_tilde_stays_in_a_text_that_is_no_path():
+    texts = {"notes": ["~/a"], "log": {"sample_prompts": ["~/a"]}, "prompts": {"negative": "~/a"}}
+    data = texts | {"model": {"path": "a~/b"}, "out": "~a/b", "objective": {"cfg": 2.0}}
+    assert json.dumps(to_dict(from_dict(RunConfig, data))).count("~") == 5
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
