@@ -4,8 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..config.resources import find_prompts
 from .files import short
 from .video import IMAGES, VIDEOS, media_files, split_files
+
+
+def find_source(name: Path | str) -> Path:
+    """Find the source of prompts.
+
+    A folder of samples, which has no captions, does not hide a built-in list of the same name.
+
+    Args:
+        name: Path of a file or folder, or name of a built-in or generated list or a data set.
+
+    Returns:
+        The file of a built-in list, unless a folder of this name has a captioned video or image.
+        Any other path or name is returned unchanged.
+    """
+    found, folder = find_prompts(name), Path(name)
+    if found != folder and folder.is_dir():
+        media = split_files(folder, IMAGES | VIDEOS)[0]
+        return folder if any(file.with_suffix(".txt").is_file() for file in media) else found
+    return found
 
 
 def holds_media(folder: Path) -> bool:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import ClipSize, LogConfig, PromptConfig, RunConfig
-from ..config.resources import find_prompts
-from .captioned import read_captioned
+from .captioned import find_source, read_captioned
 from .files import short
 from .media import file_inside
 from .prompts import TABLES, read_rows, read_training_prompts
@@ -65,7 +64,7 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
                 " image: remove it"
             )
         return [Item(prompt) for prompt in read_training_prompts(config)]
-    path = find_prompts(config.path)
+    path = find_source(config.path)
     if config.images:
         return _made_items(read_training_prompts(config), config)
     if path.is_dir():

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config.resources import find_prompts
-from .captioned import holds_media, read_captioned
+from .captioned import find_source, holds_media, read_captioned
 from .files import short
 from .prompt_sets import HubSet, find_set
 
@@ -69,7 +68,7 @@ def read_prompts(
         FileNotFoundError: If the file does not exist.
         ValueError: If the source is invalid; the message gives file and line.
     """
-    path = find_prompts(path)
+    path = find_source(path)
     named = find_set(path, part, tuple(_READERS))
     if path.is_dir() and not (named and not holds_media(path)):  # may have the name of a data set
         return [_checked(caption, str(file)) for file, caption in read_captioned(path)]

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from refusals import refused
 
 from tdmvid.config import ClipSize, LogConfig, PromptConfig
+from tdmvid.data.captioned import find_source
 from tdmvid.data.items import (
     Item,
     find_images,
@@ -17,7 +19,7 @@ from tdmvid.data.items import (
     read_images,
     read_items,
 )
-from tdmvid.data.prompts import read_training_prompts
+from tdmvid.data.prompts import read_prompts, read_training_prompts
 from tdmvid.data.video import write_image, write_video
 
 PROMPTS = ["a cat", "a dog, asleep"]
@@ -165,3 +167,20 @@ def test_a_folder_of_clips_gives_captions_and_first_frames(tmp_path):
     (tmp_path / "clips" / "b.txt").write_text(" ")
     with refused(tmp_path / "clips", "1 of 2", "'b.txt'"):
         read_items(config, images=True)
+
+
+@pytest.mark.parametrize("name", ["videos", "shapes"])
+def test_a_folder_with_captions_wins_over_a_built_in_list_and_one_without_does_not(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    built_in = read_prompts(name)
+    write_image(tmp_path / name / "sub" / "a.png", flat(0.0))
+    (tmp_path / name / "sub" / "notes.txt").write_text("of no image")
+    assert read_prompts(name) == built_in
+    assert find_source(f"{name}:50") == Path(f"{name}:50")
+    (tmp_path / name / "sub" / "a.txt").write_text("a cat")
+    assert read_prompts(name) == ["a cat"]
+    assert read_items(PromptConfig(path=name), images=True) == [
+        Item("a cat", Path(name, "sub", "a.png"))
+    ]
