@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_sampler, base_of, sampler_of
+from .options import add_sampler, base_of, output_folder, sampler_of
 
 if TYPE_CHECKING:
     from ..scoring.benchmark_layouts import Layout
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=Path, required=True, help="prompt file or folder of the benchmark"
     )
-    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--out", type=output_folder, required=True, help="output directory")
     parser.add_argument(
         "--seeds", type=int, default=1, help="samples per prompt; GenEval's protocol uses 4"
     )

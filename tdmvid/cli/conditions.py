@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import STUDENT
+from .options import STUDENT, output_folder
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid score conditions` to a parser."""
     parser.add_argument("lora", type=Path, help=STUDENT)
-    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--out", type=output_folder, required=True, help="output directory")
     parser.add_argument("--prompt", action="append", required=True, help="can be repeated")
     parser.add_argument("--count", type=int, default=8, help="seeds per prompt")
     parser.add_argument(

@@ -154,9 +154,13 @@ def _add_base(base: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the bundle, print how far it is from the student, and upload it with `--push`."""
+    from ..data.files import check_writable
+
     _check_options(args)
     target = _check_target(args)
     out = args.out or (args.run / default_name(args) if args.run else None)
+    if out:
+        check_writable(out, "--out")
     facts = _export(args, out)
     print(
         f"{out}: relative difference {facts['error']:.1e} of at most {facts['tolerance']:.0e}"

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import STUDENT
+from .options import STUDENT, output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed calls of each stage, after one warm-up call"
     )
-    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--json", type=output_file, help="write the results to this file")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import output_folder
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid score modes` to a parser."""
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER", help="students, or folders of samples"
     )
-    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--out", type=output_folder, required=True, help="output directory")
     parser.add_argument(
         "--prompt", action="append", default=[], help="prompt for students; can be repeated"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config.paths import expand_home
+from ..config.paths import expand_home, home_path
 
 if TYPE_CHECKING:
     from ..sampling.sample import Sampler
@@ -40,6 +40,49 @@ def add_config(
         metavar="A.B=VALUE",
         help="override a setting; can be repeated",
     )
+
+
+def output_folder(text: str) -> Path:
+    """Convert an option to the path of a folder to write to. Checked before anything is loaded.
+
+    Args:
+        text: The option.
+
+    Returns:
+        The path. The folder may be missing.
+
+    Raises:
+        argparse.ArgumentTypeError: If no file can be created in it.
+    """
+    return _checked(home_path(text), home_path(text))
+
+
+def output_file(text: str) -> Path:
+    """Convert an option to the path of a file to write. Checked before anything is loaded.
+
+    Args:
+        text: The option.
+
+    Returns:
+        The path. The file and its folder may be missing.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is a folder, or no file can be created in its folder.
+    """
+    path = home_path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: add the name of a file")
+    return _checked(path, path.parent)
+
+
+def _checked(path: Path, folder: Path) -> Path:
+    from ..data.files import why_unwritable
+
+    if reason := why_unwritable(folder):
+        raise argparse.ArgumentTypeError(
+            f"{str(path)!r} cannot be written ({reason}): choose another folder"
+        )
+    return path
 
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from ..config.paths import expand_home
+from .options import output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images:COUNT[:SEED], videos:COUNT[:SEED], hub id of a data set, or a file",
     )
     parser.add_argument(
-        "--out", type=Path, help=".txt or .jsonl file (default: print one prompt per line)"
+        "--out",
+        type=output_file,
+        help=".txt or .jsonl file (default: print one prompt per line)",
     )
     parser.add_argument(
         "--limit", type=int, default=0, help="number of prompts, from the first; 0 uses all"

@@ -25,7 +25,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_sampler, base_of, sampler_of
+from .options import add_sampler, base_of, output_folder, sampler_of
 
 if TYPE_CHECKING:
     from ..data.items import Item
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="image",
         help="image column of a .jsonl, .csv or .parquet file, if --images is not used",
     )
-    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--out", type=output_folder, required=True, help="output directory")
     parser.add_argument(
         "--seeds", default="0", help="seeds of each prompt, e.g. 0,1,2 (default: 0)"
     )

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.json_files import read_json
 from ..config.paths import expand_home
 from . import conditions, modes
-from .options import add_evaluation, add_verbose, output_dir
+from .options import add_evaluation, add_verbose, output_dir, output_file
 
 if TYPE_CHECKING:
     from ..scoring.preflight import Preflight
@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--limit", type=int, default=0, help="number of files per folder; 0 (default) uses all"
     )
-    samples.add_argument("--json", type=Path, help="write the scores to this file")
+    samples.add_argument("--json", type=output_file, help="write the scores to this file")
     modes.add_arguments(_add(commands, "modes", modes.__doc__ or "", modes.run))
     conditions.add_arguments(_add(commands, "conditions", conditions.__doc__ or "", conditions.run))
 
@@ -143,7 +143,7 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
     parser.add_argument("--batch", type=int, default=64, help="videos per batch")
-    parser.add_argument("--json", type=Path, help="write the scores to this file")
+    parser.add_argument("--json", type=output_file, help="write the scores to this file")
 
 
 def _add(

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import add_verbose
+from .options import add_verbose, output_file
 
 QUESTION = "Which of the two is the better video of this text? Look at both before you choose."
 
@@ -39,12 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="recipient of the vote files, e.g. a mail address (default: the sender of the page)",
     )
-    page.add_argument("--out", type=Path, default=Path("study.html"), help="HTML file to write")
+    page.add_argument(
+        "--out", type=output_file, default=Path("study.html"), help="HTML file to write"
+    )
     page.set_defaults(function=make)
     add_verbose(page)
     votes = commands.add_parser("tally", help="count votes")
     votes.add_argument("--key", type=Path, required=True, help="key file that `make` wrote")
-    votes.add_argument("--json", type=Path, help="write the counts to this file")
+    votes.add_argument("--json", type=output_file, help="write the counts to this file")
     votes.add_argument("votes", type=Path, nargs="+", help="JSON files from participants")
     votes.set_defaults(function=count)
     add_verbose(votes)
@@ -64,8 +66,10 @@ def _add_fit(reward: argparse.ArgumentParser) -> None:
     reward.add_argument(
         "--model", type=expand_home, default="", help="folder or hub name of the CLIP model"
     )
-    reward.add_argument("--pairs", type=Path, help="write the votes on each pair to this file")
-    reward.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    reward.add_argument(
+        "--pairs", type=output_file, help="write the votes on each pair to this file"
+    )
+    reward.add_argument("--out", type=output_file, required=True, help="safetensors file to write")
     reward.add_argument("votes", type=Path, nargs="+", help="JSON files from participants")
     reward.set_defaults(function=fit)
     add_verbose(reward)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..diffusion.denoiser import Cond
-from .files import PART, atomic_path, short
+from .files import PART, atomic_path, check_writable, short
 
 PROMPTS_PER_SHARD = 512
 PATIENCE = 120.0
@@ -202,8 +202,13 @@ def embed_prompts(
 
     Returns:
         The number of prompts that were missing.
+
+    Raises:
+        ValueError: If prompts are missing and the cache cannot be written.
     """
     missing = cache.missing(prompts)
+    if missing:
+        check_writable(cache.folder, "prompts.cache (embeddings of an evaluation, --cache)")
     per_shard = per_shard or PROMPTS_PER_SHARD
     with tqdm(
         total=len(missing),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -51,6 +52,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     _fsync(path.parent)  # writes the rename to disk
+
+
+def why_unwritable(folder: Path) -> str:
+    """Find out whether files can be created in a folder, or the folder itself if it is missing.
+
+    Args:
+        folder: The folder. It is not created.
+
+    Returns:
+        The reason why not, e.g. "Permission denied"; empty if they can.
+    """
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Check that files can be created in a folder, which may be missing, before long work starts.
+
+    Args:
+        folder: The folder.
+        setting: Name of the setting or option, for the message.
+
+    Raises:
+        ValueError: If no file can be created.
+    """
+    if reason := why_unwritable(folder):
+        raise ValueError(
+            f"{setting}={str(folder)!r} cannot be written ({reason}): choose another folder"
+        )
 
 
 def remove_parts(folder: Path) -> None:

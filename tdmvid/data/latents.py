@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..config import RealConfig
 from ..diffusion.denoiser import Cond
 from .embeddings import EmbeddingCache
+from .files import check_writable
 from .video import IMAGES, VIDEOS, media_files, name_files, split_files
 
 NAME = "latents"
@@ -111,6 +112,9 @@ class RealLatents:
 
         Returns:
             Files that cannot be read or encoded, with the error.
+
+        Raises:
+            ValueError: If clips are missing and the cache cannot be written.
         """
         failed: dict[Path, Exception] = {}
         with tqdm(
@@ -124,6 +128,8 @@ class RealLatents:
                     first + share, min(first + PER_SHARD * shares, len(self.files)), shares
                 )
                 lacking = set(self.cache.missing(self._keys[number] for number in numbers))
+                if lacking:
+                    check_writable(self.cache.folder, "real.cache")
                 made = {}
                 for number in numbers:
                     if self._keys[number] in lacking:

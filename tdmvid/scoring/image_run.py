@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..config import ImageConfig, to_dict
-from ..data.files import write_json
+from ..data.files import check_writable, write_json
 from ..data.progress import progress
 from ..data.prompts import read_prompts
 from ..parallel import launch
@@ -77,6 +77,7 @@ def run(config: ImageConfig, checked: Preflight, student: Path, out: Path) -> No
         )
     shots = shots_of(config)
     check_shots(config, shots, checked.ready)
+    check_writable(out, "--out")
     # Ranks wait until the slowest one has made its last image.
     world = launch.start("auto", timeout_minutes=24 * 60)
     if world.primary:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from ..config import VBenchConfig, to_dict
-from ..data.files import write_json
+from ..data.files import check_writable, write_json
 from ..parallel import collectives, launch
 from .paired_samples import NAMES, check_sides, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight
@@ -91,6 +91,7 @@ def run(evaluation: Evaluation, student: Path, out: Path, *, stage: Stage = "all
         if not int(os.environ.get("RANK", "0")):  # the first process scores on all GPUs
             score_and_compare(evaluation, student, out)
         return
+    check_writable(out, "--out")
     # Ranks wait until the slowest one has made its last video.
     world = launch.start("auto", timeout_minutes=24 * 60)
     if world.primary:

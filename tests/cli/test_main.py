@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 import safetensors.torch
-from refusals import refused
+from refusals import refused, states
 
 from tdmvid.cli import benchmark, train
 from tdmvid.cli.leave import errors_as_one_line, run_program
@@ -155,20 +155,45 @@ def test_a_launcher_may_put_its_option_before_the_command_and_the_run_remembers_
         "study fit --key=~/a --a=~/a --b=~/a --model=~/a --out=~/a ~/a",
     ],
 )
-def test_every_path_may_begin_in_the_home_folder(words, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+def test_every_path_may_begin_in_the_home_folder(words, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     command, *rest = words.split()
     values = vars(command_parser(command).parse_args(rest)).values()
     paths = [
         str(one) for value in values for one in (value if isinstance(value, list) else [value])
     ]
-    assert paths.count("/home/me/a") == words.count("~")
+    assert paths.count(str(tmp_path / "a")) == words.count("~")
 
 
 def test_the_folder_of_a_run_may_begin_in_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     args = command_parser("train").parse_args(["--config=shapes_4nfe", "--out=~/a"])
     assert train.read_config(args).out == "/home/me/a"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sample --prompts=p --out=notes.txt",
+        "benchmark --benchmark=coco --prompts=p --out=notes.txt/b",
+        "prompts videos:5 --out=notes.txt/p.txt",
+        "latency --lora=l --json=notes.txt/a.json",
+        "score shapes --json=notes.txt/a.json",
+        "score samples v --json=folder",
+        "score modes v --out=notes.txt",
+        "score conditions l --prompt=p --out=notes.txt",
+        "study make --a=a --b=b --out=folder",
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_first(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit):
+        main(words.split())
+    option, value = words.split()[-1].split("=")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert states(message, option) and states(message, f"'{value}'")
 
 
 def test_the_benchmarks_offered_are_those_that_have_a_layout():

@@ -8,7 +8,7 @@ from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tdmvid.data import embeddings
+from tdmvid.data import embeddings, files
 from tdmvid.data.embeddings import EmbeddingCache, embed_prompts
 from tdmvid.diffusion.denoiser import Cond
 
@@ -50,6 +50,22 @@ def test_a_prompt_is_encoded_once_for_good(tmp_path):
     assert embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, encode, progress=False) == 0
     assert encode.seen == PROMPTS
     assert EmbeddingCache(tmp_path, "clip").missing(PROMPTS) == PROMPTS
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_encoded(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    encode, cache = Encoder(), EmbeddingCache(tmp_path / "notes.txt", "t5")
+    with refused("notes.txt/t5", "prompts.cache", "--cache"):
+        embed_prompts(cache, PROMPTS, encode, progress=False)
+    assert not encode.seen
+
+
+def test_a_complete_cache_is_only_read(tmp_path, monkeypatch):
+    embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, Encoder(), progress=False)
+    monkeypatch.setattr(files, "why_unwritable", lambda _: "Read-only file system")
+    assert embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, Encoder(), progress=False) == 0
+    with refused("prompts.cache", "Read-only"):
+        embed_prompts(EmbeddingCache(tmp_path, "t5"), ["new"], Encoder(), progress=False)
 
 
 def test_a_killed_run_leaves_whole_shards_and_is_resumed(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -13,12 +14,24 @@ from tdmvid.data import files
 from tdmvid.data.files import (
     PART,
     atomic_path,
+    check_writable,
     file_fingerprint,
     remove_parts,
     sort_metadata,
     write_json,
     write_text,
 )
+
+
+def test_a_folder_that_cannot_be_written_is_found_and_none_is_created(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("notes.txt", "notes.txt/a/b", "link", "link/a"):
+        with refused(f"--out={str(tmp_path / name)!r}"):
+            check_writable(tmp_path / name, "--out")
+    check_writable(tmp_path / "new" / "folder", "--out")
+    check_writable(tmp_path, "--out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "notes.txt"]
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

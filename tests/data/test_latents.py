@@ -187,6 +187,15 @@ def test_a_folder_is_encoded_once_and_its_changed_files_again(folder, tmp_path):
     assert encoder.clips == 21
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_encoded(folder, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    real = RealLatents(RealConfig(path=str(folder), cache=str(tmp_path / "notes.txt")), "vae")
+    encoder = Encoder()
+    with refused("notes.txt/vae", "real.cache"):
+        real.encode(clip, encoder, progress=False)
+    assert encoder.clips == 0
+
+
 def test_files_that_cannot_be_read_are_all_named_and_the_others_are_encoded(folder, tmp_path):
     for name in ("3", "5"):
         (folder / "1" / f"{name}.png").write_bytes(b"cut short")
