@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..config.resources import find_prompts
 from .files import short
+from .prompt_text import check_prompt, is_empty, read_text
 from .video import IMAGES, VIDEOS, media_files, split_files
 
 
@@ -50,14 +51,14 @@ def read_captioned(folder: Path) -> list[tuple[Path, str]]:
         Pairs of file and caption, sorted by file.
 
     Raises:
-        ValueError: If the folder contains none, or a caption is missing or empty.
+        ValueError: If the folder contains none, or a caption is missing, empty or no text.
     """
     pairs, lacking = [], []
     for file in media_files(folder, IMAGES | VIDEOS):
         text = file.with_suffix(".txt")
-        caption = _read(text) if text.is_file() else ""
-        if caption:
-            pairs.append((file, caption))
+        caption = " ".join(read_text(text).split()) if text.is_file() else ""
+        if not is_empty(caption):
+            pairs.append((file, check_prompt(caption, str(text))))
         else:
             lacking.append(text)
     if lacking:
@@ -67,10 +68,3 @@ def read_captioned(folder: Path) -> list[tuple[Path, str]]:
             " write one .txt file next to each"
         )
     return pairs
-
-
-def _read(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8: save the file as UTF-8") from None

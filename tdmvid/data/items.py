@@ -18,7 +18,7 @@ from ..config import ClipSize, LogConfig, PromptConfig, RunConfig
 from .captioned import find_source, read_captioned
 from .files import short
 from .media import file_inside
-from .prompts import TABLES, read_rows, read_training_prompts
+from .prompts import TABLES, check_given, read_rows, read_training_prompts
 from .video import IMAGES, VIDEOS, media_files, read_clip
 
 MANIFEST = "manifest.jsonl"
@@ -64,9 +64,10 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
                 " image: remove it"
             )
         return [Item(prompt) for prompt in read_training_prompts(config)]
-    path = find_source(config.path)
     if config.images:
         return _made_items(read_training_prompts(config), config)
+    check_given(config)
+    path = find_source(config.path)
     if path.is_dir():
         pairs = read_captioned(path)
         return [Item(caption, file) for file, caption in pairs[: config.limit or None]]

@@ -7,10 +7,8 @@ import glob
 import hashlib
 import io
 import json
-import math
 import re
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,14 +20,13 @@ from torch import Tensor
 from .captioned import find_source, holds_media, read_captioned
 from .files import short
 from .prompt_sets import HubSet, find_set
+from .prompt_text import check_prompt, is_empty, read_text, text_lines
 
 if TYPE_CHECKING:
     from ..config import PromptConfig
 
 SHOWN_COLUMNS, SHOWN_RANGES = 10, 20
 """Largest numbers of columns, and of ranges of lines, that a message names."""
-_LINE_END = re.compile(r"\r\n|\n|\r")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # except line ends
 
 
 def read_prompts(
@@ -71,7 +68,7 @@ def read_prompts(
     path = find_source(path)
     named = find_set(path, part, tuple(_READERS))
     if path.is_dir() and not (named and not holds_media(path)):  # may have the name of a data set
-        return [_checked(caption, str(file)) for file, caption in read_captioned(path)]
+        return [caption for _, caption in read_captioned(path)]
     reader = named or _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
@@ -82,10 +79,10 @@ def read_prompts(
     prompts: list[str] = []
     empty: list[str] = []
     for place, value in reader(path, column):
-        if _is_empty(value):
+        if is_empty(value):
             empty.append(place)
         else:
-            prompts.append(_checked(value, f"{path}, {place}"))
+            prompts.append(check_prompt(value, f"{path}, {place}"))
         if named and len(prompts) == limit:  # a data set can have millions of prompts
             break
     if empty and not skip_empty:
@@ -117,11 +114,11 @@ def read_rows(
     empty: list[str] = []
     for cells in zip(*(reader(path, column) for column in columns), strict=True):
         place, values = cells[0][0], [value for _, value in cells]
-        if any(map(_is_empty, values)):
+        if any(map(is_empty, values)):
             empty.append(place)
         else:
             where = f"{path}, {place}"
-            rows.append((place, tuple(_checked(value, where) for value in values)))
+            rows.append((place, tuple(check_prompt(value, where) for value in values)))
     if empty and not skip_empty:
         raise ValueError(_describe_empty(path, empty, len(rows) + len(empty)))
     if not rows:
@@ -142,11 +139,7 @@ def read_training_prompts(config: PromptConfig) -> list[str]:
         ValueError: If `config.path` is empty, or the source is invalid.
         FileNotFoundError: If the file does not exist.
     """
-    if not config.path:
-        raise ValueError(
-            "prompts.path is empty: set it to a .txt, .jsonl, .csv or .parquet file of prompts, a"
-            " generated list (videos:5000) or the hub id of a data set"
-        )
+    check_given(config)
     prompts = read_prompts(
         config.path,
         column=config.column,
@@ -155,6 +148,22 @@ def read_training_prompts(config: PromptConfig) -> list[str]:
         part=HubSet(config.subset, config.split, config.revision),
     )
     return prompts[: config.limit] if config.limit else prompts
+
+
+def check_given(config: PromptConfig) -> None:
+    """Check that the settings name a source. An empty path would be the working folder.
+
+    Args:
+        config: Settings of the prompts.
+
+    Raises:
+        ValueError: If `config.path` is empty.
+    """
+    if not config.path:
+        raise ValueError(
+            "prompts.path is empty: set it to a .txt, .jsonl, .csv or .parquet file of prompts, a"
+            " generated list (videos:5000) or the hub id of a data set"
+        )
 
 
 class PromptOrder:
@@ -219,12 +228,12 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def _read_txt(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         yield f"line {number}", line
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         where = f"{path}, line {number}"
         try:
             value = json.loads(line)
@@ -242,7 +251,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     # Not with pandas (nor `datasets`, which uses it): if each prompt has a comma and no quotes,
     # pandas silently treats the part before the comma as an index.
-    rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True, skipinitialspace=True)
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, skipinitialspace=True)
     line = 1
     header: list[str] | None = None
     try:
@@ -311,32 +320,6 @@ TABLES = (".csv", ".jsonl", ".parquet")
 """Suffixes of files with columns."""
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = len(_LINE_END.findall(data[: error.start].decode("latin-1"))) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as"
-            " UTF-8"
-        ) from None
-    if (place := text.find("\0")) >= 0:
-        line = len(_LINE_END.findall(text[:place])) + 1
-        raise ValueError(
-            f"{path}, line {line}: contains a NUL character, maybe because it is UTF-16: save the"
-            " file as UTF-8"
-        )
-    return text
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Not splitlines(): it also splits at U+2028 and similar, which can occur inside a prompt.
-    for number, line in enumerate(_LINE_END.split(_text(path)), start=1):
-        if line.strip():
-            yield number, line.strip()
-
-
 def _require_column(column: str, columns: list[str], where: str) -> None:
     if columns.count(column) > 1:
         raise ValueError(f"{where}: two columns are named {short(column)}: rename one of them")
@@ -347,29 +330,6 @@ def _require_column(column: str, columns: list[str], where: str) -> None:
         if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
             remedy = f"separate columns by commas, not by {found[0]!r}"
         raise ValueError(f"{where}: no column {short(column)}; the columns are {there}: {remedy}")
-
-
-def _checked(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(
-            f"{where}: prompt {short(value)} is not a string: write a string or remove it"
-        )
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(
-            f"{where}: prompt {short(value)} has an unpaired surrogate: write the whole character"
-        )
-    if found := _CONTROL.search(value):
-        raise ValueError(
-            f"{where}: prompt {short(value)} contains the control character {found[0]!r}: remove it"
-        )
-    return value.strip()
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether a value is empty: None, NaN, or a string without visible characters."""
-    if isinstance(value, str):
-        return all(letter.isspace() or unicodedata.category(letter) == "Cf" for letter in value)
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _describe_empty(path: Path, places: list[str], total: int) -> str:

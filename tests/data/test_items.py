@@ -184,3 +184,34 @@ def test_a_folder_with_captions_wins_over_a_built_in_list_and_one_without_does_n
     assert read_items(PromptConfig(path=name), images=True) == [
         Item("a cat", Path(name, "sub", "a.png"))
     ]
+
+
+@pytest.mark.parametrize(
+    "caption, facts",
+    [
+        ("\u200b".encode(), ("1 of 2", "'b.txt'")),
+        (b"\xef\xbb\xbf \n", ("1 of 2", "'b.txt'")),
+        (b"a \x1b[0m cat", ("b.txt", repr("\x1b"))),
+        ("a cat".encode("utf-16-le"), ("b.txt", "line 1", "NUL", "UTF-8")),
+        (b"a cat\nun \xe9l\xe9phant", ("b.txt", "line 2", "0xe9", "UTF-8")),
+    ],
+)
+@pytest.mark.parametrize("images", [False, True])
+def test_captions_are_checked_with_and_without_their_images(tmp_path, caption, facts, images):
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png", flat(0.0))
+        (tmp_path / f"{name}.txt").write_text("a cat")
+    config = PromptConfig(path=str(tmp_path))
+    assert [item.prompt for item in read_items(config, images=images)] == ["a cat"] * 2
+    (tmp_path / "b.txt").write_bytes(caption)
+    with refused(tmp_path, *facts):
+        read_items(config, images=images)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_no_source_of_prompts_is_not_the_working_folder(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.png", flat(0.0))
+    (tmp_path / "a.txt").write_text("a cat")
+    with refused("prompts.path", "empty"):
+        read_items(PromptConfig(), images=images)
