@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from .paths import PathText
 from .ranges import ranges_of
 from .rules import Rule, check_rules
 
 FILES_OF_PROMPTS = (".txt", ".jsonl", ".csv", ".parquet")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_hub_id(name: str) -> bool:
+    """Check whether a name has the form of a hub id of prompts.
+
+    Args:
+        name: The value of `prompts.path`.
+
+    Returns:
+        True for "owner/name", unless it ends like a file of prompts.
+    """
+    return bool(_HUB_ID.fullmatch(name)) and not name.lower().endswith(FILES_OF_PROMPTS)
 
 
 def _names_a_part(prompts: PromptConfig, name: str) -> bool:
-    """Whether a setting of hub data sets is given although `path` is a file."""
+    """Whether a setting of hub data sets is given although `path` is none."""
     given = getattr(prompts, name) not in ("", "train", None)
-    return given and prompts.path.lower().endswith(FILES_OF_PROMPTS)
+    return given and bool(prompts.path) and not is_hub_id(str(Path(prompts.path)))
 
 
 PROMPT_RULES = (
@@ -24,7 +39,7 @@ PROMPT_RULES = (
         Rule(
             functools.partial(_names_a_part, name=name),
             f"prompts.{name}",
-            "applies to data sets on the hub, and prompts.path={path} is a file: remove it",
+            "applies to data sets on the hub, and prompts.path={path} is no OWNER/NAME: remove it",
         )
         for name in ("subset", "split", "revision")
     ),

@@ -78,9 +78,16 @@ def find_prompts(name: Path | str) -> Path:
         The path of the file. Anything else is returned unchanged, and the function that reads it
         reports the error.
     """
-    ready = _named(CONFIGS / "prompts", ".txt") | _named(EVALUATIONS, ".txt")
-    ready["shapes"] = _PACKAGE / "shapes" / "prompts.txt"
-    return Path(name) if Path(name).is_file() else ready.get(str(name), Path(name))
+    return Path(name) if Path(name).is_file() else _prompt_lists().get(str(name), Path(name))
+
+
+def list_names() -> list[str]:
+    """List the names of the built-in prompt lists.
+
+    Returns:
+        The names, sorted.
+    """
+    return sorted(_prompt_lists())
 
 
 def find_model(name: str) -> str:
@@ -95,6 +102,12 @@ def find_model(name: str) -> str:
     if name not in MODELS or (Path(name) / "model_index.json").is_file():
         return name
     return str(MODELS[name]())
+
+
+def _prompt_lists() -> dict[str, Path]:
+    """Map the names of the built-in prompt lists to their files."""
+    ready = _named(CONFIGS / "prompts", ".txt") | _named(EVALUATIONS, ".txt")
+    return ready | {"shapes": _PACKAGE / "shapes" / "prompts.txt"}
 
 
 def _named(folder: Path, suffix: str) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from ..config import ClipSize, LogConfig, PromptConfig, RunConfig
 from .captioned import find_source, read_captioned
 from .files import short
 from .media import file_inside
+from .prompt_sets import HubSet, check_no_part
 from .prompts import TABLES, check_given, read_rows, read_training_prompts
 from .video import IMAGES, VIDEOS, media_files, read_clip
 
@@ -68,6 +69,8 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
         return _made_items(read_training_prompts(config), config)
     check_given(config)
     path = find_source(config.path)
+    if path.exists():
+        check_no_part(path, HubSet(config.subset, config.split, config.revision))
     if path.is_dir():
         pairs = read_captioned(path)
         return [Item(caption, file) for file, caption in pairs[: config.limit or None]]

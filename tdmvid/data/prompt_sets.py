@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..config.data import is_hub_id
 from .captions import parse_name
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+from .files import short
 
 
 class Reader(Protocol):
@@ -35,13 +34,12 @@ class HubSet:
     """Branch, tag or commit; None for the default branch."""
 
 
-def find_set(path: Path, part: HubSet, kinds: tuple[str, ...]) -> Reader | None:
+def find_set(path: Path, part: HubSet) -> Reader | None:
     """Choose the reader of a generated list or of a data set on the hub.
 
     Args:
         path: Name from a user, e.g. "videos:5000" or "owner/name".
         part: Part of a data set on the hub.
-        kinds: File suffixes; names with these suffixes are not hub ids.
 
     Returns:
         The reader, or None if the name is neither.
@@ -50,9 +48,27 @@ def find_set(path: Path, part: HubSet, kinds: tuple[str, ...]) -> Reader | None:
         return None
     if parse_name(str(path)):
         return read_generated
-    if _HUB_ID.fullmatch(str(path)) and path.suffix.lower() not in kinds:
+    if is_hub_id(str(path)):
         return partial(read_hub, part=part)
     return None
+
+
+def check_no_part(path: Path, part: HubSet) -> None:
+    """Check that no part is given of prompts that are not a data set on the hub.
+
+    Args:
+        path: File, folder, or name of a list.
+        part: Part of a data set on the hub.
+
+    Raises:
+        ValueError: If it is not the default.
+    """
+    for name, usual in vars(HubSet()).items():
+        if (given := getattr(part, name)) != usual:
+            raise ValueError(
+                f"prompts.{name}={short(given)} (--{name}) applies to data sets on the hub, and"
+                f" {path} is none: remove it"
+            )
 
 
 def read_generated(path: Path, column: str) -> Iterator[tuple[str, Any]]:

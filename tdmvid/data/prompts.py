@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..config.resources import list_names
 from .captioned import find_source, holds_media, read_captioned
 from .files import short
-from .prompt_sets import HubSet, find_set
+from .prompt_sets import HubSet, check_no_part, find_set, read_generated
 from .prompt_text import check_prompt, is_empty, read_text, text_lines
 
 if TYPE_CHECKING:
@@ -66,14 +67,15 @@ def read_prompts(
         ValueError: If the source is invalid; the message gives file and line.
     """
     path = find_source(path)
-    named = find_set(path, part, tuple(_READERS))
-    if path.is_dir() and not (named and not holds_media(path)):  # may have the name of a data set
+    named = find_set(path, part)
+    captioned = path.is_dir() and not (named and not holds_media(path))  # named as a data set
+    if captioned or not named or named is read_generated:
+        check_no_part(path, part)
+    if captioned:
         return [caption for _, caption in read_captioned(path)]
     reader = named or _READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(
-            f"{path}: unknown type of prompt file {path.suffix!r}: use {', '.join(_READERS)}"
-        )
+        raise ValueError(_describe_unknown(path))
     if not named and not path.is_file():
         raise FileNotFoundError(f"{path}: no such prompt file; paths are relative to {Path.cwd()}")
     prompts: list[str] = []
@@ -330,6 +332,22 @@ def _require_column(column: str, columns: list[str], where: str) -> None:
         if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
             remedy = f"separate columns by commas, not by {found[0]!r}"
         raise ValueError(f"{where}: no column {short(column)}; the columns are {there}: {remedy}")
+
+
+def _describe_unknown(path: Path) -> str:
+    """Return the message for a path that is no file of a known type, no list and no hub id."""
+    if not path.exists() and re.match(r"[A-Za-z]+:", str(path)):
+        return (
+            f"{path} is no generated list: write images:COUNT[:SEED] or videos:COUNT[:SEED] with"
+            " whole numbers, e.g. videos:5000"
+        )
+    if not path.exists() and not path.suffix:
+        return (
+            f"{path} is no file, folder or built-in list of prompts: use a"
+            f" {', '.join(_READERS)} file, one of {', '.join(list_names())}, a generated list"
+            " (videos:5000) or a hub id (OWNER/NAME)"
+        )
+    return f"{path}: unknown type of prompt file {path.suffix!r}: use {', '.join(_READERS)}"
 
 
 def _describe_empty(path: Path, places: list[str], total: int) -> str:

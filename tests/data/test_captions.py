@@ -61,6 +61,20 @@ def test_what_is_no_list_is_not_taken_for_one(name):
     assert parse_name(name) is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["videos:5k", "videos:", "videos:-1", "video:50", "images:3:x", "videos:3.5", "Videos:9"],
+)
+def test_a_name_that_is_almost_that_of_a_list_is_refused_with_the_form(name):
+    with refused(name, "videos:COUNT[:SEED]", "videos:5000"):
+        read_prompts(name)
+
+
+def test_an_unknown_name_is_refused_with_those_of_the_built_in_lists():
+    with refused("vidoes", "images, shapes", "videos", ".txt", "OWNER/NAME"):
+        read_prompts("vidoes")
+
+
 @pytest.mark.parametrize("count", [0, MOST + 1])
 def test_a_list_that_is_too_long_or_empty_is_refused(count):
     with refused(f"videos:{count}"):

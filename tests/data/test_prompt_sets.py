@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from refusals import refused
 
 from tdmvid.cli.main import main
 from tdmvid.config import PromptConfig
+from tdmvid.data.items import read_items
 from tdmvid.data.prompt_sets import HubSet, find_set
 from tdmvid.data.prompts import read_prompts, read_training_prompts
+from tdmvid.data.video import write_image
 
 CAPTIONS = ["a red ring", "a blue\ncross", "a cyan square"]
 
@@ -88,7 +91,7 @@ def test_a_network_that_fails_on_the_way_is_named(monkeypatch):
 
 @pytest.mark.parametrize("name", ["mine.txt", "folder/mine.txt", "../set/x", "/a/b", "a/b/c", "x"])
 def test_what_looks_like_a_file_is_no_hub_id(name):
-    assert find_set(Path(name), HubSet(), (".txt", ".csv")) is None
+    assert find_set(Path(name), HubSet()) is None
 
 
 def test_a_file_of_that_name_is_read_as_one():
@@ -97,10 +100,32 @@ def test_a_file_of_that_name_is_read_as_one():
         read_prompts("videos:5")
 
 
-def test_a_part_of_a_file_is_refused():
-    for name, value in (("split", "test"), ("subset", "en"), ("revision", "main")):
-        with refused(f"prompts.{name}='{value}'", "mine.txt"):
-            PromptConfig(path="mine.txt", **{name: value})
+PARTS = (("split", "test"), ("subset", "en"), ("revision", "main"))
+
+
+@pytest.mark.parametrize("name, value", PARTS)
+@pytest.mark.parametrize("path", ["mine.txt", "videos", "videos:50", "a/b/c", "clips/mine.csv"])
+def test_a_part_of_what_is_no_hub_id_is_refused_in_a_config(path, name, value):
+    with refused(f"prompts.{name}='{value}'", path):
+        PromptConfig(path=path, **{name: value})
+    for same in ("me/captions", "./me/captions/"):
+        assert PromptConfig(path=same, **{name: value})
+
+
+@pytest.mark.parametrize("name, value", PARTS)
+def test_a_part_of_what_is_no_data_set_is_refused_when_it_is_read(name, value, capsys):
+    Path("mine.txt").write_text("a red ring")
+    Path("me/clips").mkdir()
+    Path("me/clips/a.txt").write_text("a cat")
+    write_image(Path("me/clips/a.png"), torch.zeros(3, 8, 8))
+    for path in ("mine.txt", "videos", "videos:5", "me/clips"):
+        with refused(f"prompts.{name}='{value}'", f"--{name}", path.rpartition("/")[2]):
+            read_prompts(path, part=HubSet(**{name: value}))
+    for images in (False, True):
+        with refused(f"prompts.{name}='{value}'", "me/clips"):
+            read_items(PromptConfig(path="me/clips", **{name: value}), images=images)
+    with refused(f"prompts.{name}='{value}'", error=SystemExit):
+        main(["prompts", "videos:5", f"--{name}", value])
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
