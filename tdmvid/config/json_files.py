@@ -84,6 +84,32 @@ def parse_json(text: str, source: Path | str, *, unique: bool = False) -> Any:
         raise ValueError(f"{source}: {reason}") from None
 
 
+def parse_line(line: str, where: str, *, remedy: str) -> Any:
+    """Parse a line of a JSONL file.
+
+    Args:
+        line: The line.
+        where: File and line, which error messages begin with.
+        remedy: End of error messages.
+
+    Returns:
+        The parsed value.
+
+    Raises:
+        ValueError: If the line is not valid JSON, is nested too deeply, or holds a number that is
+            too long.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        reason = f"is not JSON ({error.msg}, character {error.colno})"
+    except RecursionError:
+        reason = "is nested too deeply"
+    except ValueError:  # Python's limit on the digits of an integer
+        reason = "has a number that is far too long"
+    raise ValueError(f"{where}: {short(line)} {reason}: {remedy}")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object, and raise a ValueError for a duplicate key."""
     made: dict[str, Any] = {}

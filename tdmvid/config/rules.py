@@ -24,6 +24,8 @@ from typing import Any
 
 SHOWN = 80
 """Largest number of characters of a user's value that a message shows."""
+DEEPEST = 20
+"""Largest number of nested lists and objects that a message shows."""
 LONG_BITS = 256
 """Integers with more bits than this are not printed; the message gives the number of bits."""
 
@@ -102,16 +104,24 @@ def short(value: Any) -> str:
     Returns:
         Text of at most `SHOWN` characters.
     """
+    return _short(value, DEEPEST)
+
+
+def _short(value: Any, levels: int) -> str:
+    """Format a value with at most a number of levels of nesting."""
     if isinstance(value, int) and value.bit_length() > LONG_BITS:  # Python refuses to print it
         return f"a number of {value.bit_length():,} bits"
     if isinstance(value, str):
         return _cut(repr(value[:SHOWN])) if len(value) > SHOWN else _cut(repr(value))
+    if isinstance(value, (list, tuple, dict)) and not levels:
+        return "..."
     if isinstance(value, (list, tuple)):
-        inner = ", ".join(short(one) for one in value[:SHOWN])
+        inner = ", ".join(_short(one, levels - 1) for one in value[:SHOWN])
         return _cut(f"[{inner}]" if isinstance(value, list) else f"({inner})")
     if isinstance(value, dict):
         entries = itertools.islice(value.items(), SHOWN)
-        return _cut(f"{{{', '.join(f'{short(key)}: {short(one)}' for key, one in entries)}}}")
+        inner = ", ".join(f"{short(key)}: {_short(one, levels - 1)}" for key, one in entries)
+        return _cut(f"{{{inner}}}")
     return _cut(repr(value))
 
 

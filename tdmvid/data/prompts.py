@@ -6,7 +6,6 @@ import csv
 import glob
 import hashlib
 import io
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..config.json_files import parse_line
 from ..config.resources import list_names
 from .captioned import find_source, holds_media, read_captioned
 from .files import short
@@ -237,13 +237,7 @@ def _read_txt(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     for number, line in text_lines(path):
         where = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}: {short(line)} is not JSON ({error.msg}, character {error.colno}): "
-                f'write {{"{column}": "..."}} or "..." on one line'
-            ) from None
+        value = parse_line(line, where, remedy=f'write {{"{column}": "..."}} or "..." on one line')
         if isinstance(value, dict):
             _require_column(column, list(value), where)
             value = value[column]

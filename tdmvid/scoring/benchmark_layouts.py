@@ -12,14 +12,16 @@ expect.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from ..config.json_files import parse_json, read_json
+from ..config import short
+from ..config.json_files import parse_line, read_json
+from ..data.prompt_text import check_prompt, is_empty, text_lines
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot
 
@@ -93,39 +95,54 @@ def _coco(path: Path, _: int) -> Layout:
     """Return one caption per image, the one with the lowest id, because FID needs as many samples
     as images.
     """
-    captions: dict[int, tuple[int, str]] = {}
-    try:
-        for row in read_json(path)["annotations"]:
-            captions[row["image_id"]] = min(
-                captions.get(row["image_id"], (row["id"], row["caption"])),
-                (row["id"], row["caption"]),
-            )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    data = read_json(path)
+    rows = data.get("annotations") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not rows:
         raise ValueError(
-            f"{path}: not a COCO caption file ({error!r}): each annotation must have image_id, id"
-            " and caption"
-        ) from None
-    return Layout(
-        [Shot(captions[image][1].strip(), 0, f"{image:012d}.png") for image in sorted(captions)]
-    )
+            f"{path}: not a COCO caption file: its object must have a list of annotations, each"
+            " with image_id, id and caption"
+        )
+    captions: dict[int, tuple[int, str]] = {}
+    for number, row in enumerate(rows, 1):
+        image, own, caption = _annotation(row, f"{path}, annotation {number}")
+        captions[image] = min(captions.get(image, (own, caption)), (own, caption))
+    return Layout([Shot(captions[image][1], 0, f"{image:012d}.png") for image in sorted(captions)])
+
+
+def _annotation(row: Any, where: str) -> tuple[int, int, str]:
+    """Return image_id, id and caption of an annotation of COCO."""
+    if not isinstance(row, dict):
+        raise ValueError(
+            f"{where}: {short(row)} is not an object with image_id, id and caption: give COCO's"
+            " caption file"
+        )
+    for name in ("image_id", "id"):
+        value = row.get(name)
+        if type(value) is not int or not 0 <= value < 10**12:
+            raise ValueError(
+                f"{where}: {name}={short(value)} must be a whole number of at most 12 digits: give"
+                " COCO's caption file"
+            )
+    return row["image_id"], row["id"], _prompt(row.get("caption"), where).strip()
 
 
 def _geneval(path: Path, seeds: int) -> Layout:
     shots, texts = [], {}
-    for index, line in enumerate(
-        line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
-    ):
-        row = parse_json(line, f"{path}, prompt {index}")
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or "tag" not in row:
+    for index, (number, line) in enumerate(text_lines(path)):
+        where = f"{path}, line {number}"
+        row = parse_line(line, where, remedy="give GenEval's evaluation_metadata.jsonl")
+        if not isinstance(row, dict) or "prompt" not in row or "tag" not in row:
             raise ValueError(
-                f"{path}, prompt {index}: {line[:80]!r} has no prompt and tag: give GenEval's"
+                f"{where}: {short(line)} has no prompt and tag: give GenEval's"
                 " evaluation_metadata.jsonl"
             )
-        texts[f"{index:05d}/metadata.jsonl"] = line.strip() + "\n"
+        prompt = _prompt(row["prompt"], where)
+        texts[f"{index:05d}/metadata.jsonl"] = line + "\n"
         shots += [
-            Shot(row["prompt"], seed, f"{index:05d}/samples/{seed:05d}.png")
-            for seed in range(seeds)
+            Shot(prompt, seed, f"{index:05d}/samples/{seed:05d}.png") for seed in range(seeds)
         ]
+    if not shots:
+        raise ValueError(f"{path} has no prompts: give GenEval's evaluation_metadata.jsonl")
     return Layout(shots, texts)
 
 
@@ -160,8 +177,14 @@ def _sorted(folder: Path, pattern: str, rule: str) -> list[Path]:
 
 def _list(path: Path) -> list[str]:
     prompts = read_json(path)
-    if not isinstance(prompts, list) or not all(
-        isinstance(prompt, str) and prompt.strip() for prompt in prompts
-    ):
+    if not isinstance(prompts, list):
         raise ValueError(f"{path}: must be a JSON list of prompts")
-    return prompts
+    return [_prompt(value, f"{path}, prompt {number}") for number, value in enumerate(prompts, 1)]
+
+
+def _prompt(value: Any, where: str) -> str:
+    """Check a prompt, and return it with its spaces, which the noise of a sample depends on."""
+    check_prompt(value, where)
+    if is_empty(value):
+        raise ValueError(f"{where}: the prompt {short(value)} is empty: fill or remove it")
+    return str(value)

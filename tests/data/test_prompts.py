@@ -64,6 +64,7 @@ def test_every_format_gives_the_same_list(tmp_path, name, write):
     [
         ("a.jsonl, line 3", b'"a cat"\n\n{"prompt": "a dog"\n', ("JSON",)),
         ("a.jsonl, line 2", b'"a cat"\n7\n', ("prompt 7",)),
+        ("a.jsonl, line 2", b'"a cat"\n' + b"7" * 5000, ("long",)),
         ("a.jsonl, line 2", b'"a cat"\n{"prompt": " "}', ("1 of 2", "skip_empty")),
         ("a.jsonl, line 1", b'{"text": "a", "id": 1}', ("'prompt'", "'text', 'id'")),
         ("a.jsonl, line 1", rb'"\ud83d"', ("surrogate",)),
@@ -92,6 +93,15 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, place, content, facts
     path = tmp_path / place.split(",")[0]
     path.write_bytes(content)
     with refused(tmp_path / place, *facts):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("depth", [30, 300, *range(900, 1000, 5), 5000, 200_000])
+@pytest.mark.parametrize("line", ["{}", '{{"prompt": {}}}', '{{"x": {}}}'])
+def test_deep_nesting_is_refused_with_its_line(tmp_path, depth, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text('"a cat"\n' + line.format("[" * depth + "]" * depth))
+    with refused(path, "line 2"):
         read_prompts(path)
 
 

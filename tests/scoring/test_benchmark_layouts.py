@@ -7,6 +7,14 @@ from refusals import refused
 
 from tdmvid.scoring.benchmark_layouts import layout
 
+GOOD = '{"prompt": "a bench", "tag": "single_object"}\n\n'
+
+
+def annotations(*captions, **entries):
+    """Return a COCO file with these captions of different images."""
+    rows = [{"image_id": i, "id": i, "caption": one} for i, one in enumerate(captions)]
+    return json.dumps({"annotations": [row | entries for row in rows]})
+
 
 def files(found):
     return {shot.file: shot.prompt for shot in found.shots}
@@ -91,6 +99,13 @@ def test_geneval_has_its_metadata_beside_the_samples(tmp_path):
     assert [json.loads(found.texts[f"0000{i}/metadata.jsonl"]) for i in range(2)] == rows
 
 
+def test_geneval_metadata_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "m.jsonl").write_text(GOOD, encoding="utf-8-sig")
+    found = layout("geneval", tmp_path / "m.jsonl")
+    assert files(found) == {"00000/samples/00000.png": "a bench"}
+    assert found.texts == {"00000/metadata.jsonl": GOOD.strip() + "\n"}
+
+
 def test_t2v_compbench_counts_its_videos_from_one(tmp_path):
     (tmp_path / "1_consistent_attr.txt").write_text("a blue car\na red dog\n")
     (tmp_path / "7_numeracy.txt").write_text("two fish\n")
@@ -105,15 +120,36 @@ def test_t2v_compbench_counts_its_videos_from_one(tmp_path):
     "benchmark, name, text, facts",
     [
         ("imagenet", "x.txt", "a", ("'imagenet'", "hpdv2, drawbench")),
-        ("geneval", "x.jsonl", '{"text": "a"}', ("prompt 0", "tag")),
-        ("geneval", "x.jsonl", '{"prompt": ', ("x.jsonl", "prompt 0", "not JSON")),
+        ("geneval", "x.jsonl", '{"text": "a"}', ("x.jsonl, line 1", "tag")),
+        ("geneval", "x.jsonl", GOOD + '{"prompt": ', ("x.jsonl, line 3", "JSON")),
+        ("geneval", "x.jsonl", GOOD + '{"prompt": 7, "tag": ""}', ("x.jsonl, line 3", "7")),
+        ("geneval", "x.jsonl", GOOD + '{"prompt": " ", "tag": ""}', ("x.jsonl, line 3", "' '")),
+        ("geneval", "x.jsonl", GOOD + "[" * 5000, ("x.jsonl, line 3", "nested")),
+        ("geneval", "x.jsonl", (GOOD + "\xe9").encode("latin-1"), ("x.jsonl, line 3", "0xe9")),
+        ("geneval", "x.jsonl", GOOD.encode("utf-16"), ("x.jsonl, line 1", "UTF-8")),
+        ("geneval", "x.jsonl", "\n", ("x.jsonl",)),
         ("coco", "x.json", '{"images": []}', ("x.json", "COCO")),
+        ("coco", "x.json", "[]", ("x.json", "COCO")),
+        ("coco", "x.json", annotations("a", 7), ("x.json, annotation 2", "7")),
+        ("coco", "x.json", annotations("a", None), ("x.json, annotation 2", "None")),
+        ("coco", "x.json", annotations("a", " "), ("x.json, annotation 2", "' '")),
+        ("coco", "x.json", annotations("a", "a\0"), ("x.json, annotation 2", repr("\0"))),
+        ("coco", "x.json", annotations("a", image_id=None), ("annotation 1", "image_id=None")),
+        ("coco", "x.json", annotations("a", image_id="7"), ("annotation 1", "image_id='7'")),
+        ("coco", "x.json", annotations("a", image_id=True), ("annotation 1", "image_id=True")),
+        ("coco", "x.json", annotations("a", image_id=-1), ("annotation 1", "image_id=-1")),
+        ("coco", "x.json", annotations("a", image_id=1.5), ("annotation 1", "image_id=1.5")),
+        ("coco", "x.json", annotations("a", id="x"), ("annotation 1", "id='x'")),
+        ("coco", "x.json", '{"annotations": [7]}', ("annotation 1", "7")),
+        ("coco", "x.json", '{"annotations": ' + "[" * 5000, ("x.json", "nested")),
         ("drawbench", "x.json", '{"a": 1}', ("x.json",)),
+        ("drawbench", "x.json", '["a", 7]', ("x.json, prompt 2", "7")),
+        ("drawbench", "x.json", '["a", ""]', ("x.json, prompt 2", "''")),
         ("hpdv2", "x.json", "[]", ("x.json",)),
     ],
 )
 def test_other_files_are_refused(tmp_path, benchmark, name, text, facts):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with refused(*facts):
         layout(benchmark, tmp_path / name)
 
