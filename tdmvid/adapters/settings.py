@@ -53,14 +53,14 @@ def read_settings(
         settings = settings or {key: value for key, value in stated.items() if "." not in key}
         return _config_of(settings, f"{path}'s header") if settings else None
     if (of_peft or path.stem == PEFT_FILE) and beside.is_file():
-        return _config_of(_parse(beside.read_text(encoding="utf-8"), str(beside)), str(beside))
+        return _config_of(_parse(beside.read_bytes(), str(beside)), str(beside))
     return None
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         settings = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of the encoding or of endless numbers
         raise ValueError(
             f"{where} is not valid JSON ({error}): export or download it again"
         ) from error

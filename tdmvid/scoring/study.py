@@ -276,7 +276,7 @@ def read_votes(path: Path, *needed: str) -> dict:
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes())  # finds the encoding
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(name in found for name in needed):

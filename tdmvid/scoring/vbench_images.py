@@ -7,11 +7,11 @@ The images are not part of the repository; its download_data.sh fetches them.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from ..config import ClipSize, PromptConfig, VBenchConfig
+from ..config.json_files import read_json
 from ..data.items import read_items
 
 LIST = "vbench2_i2v_full_info.json"
@@ -81,7 +81,7 @@ def suite_rows(config: VBenchConfig) -> list[dict]:
     if lack := lacks_list(config):
         raise ValueError(lack)
     path, crops = Path(config.images) / LIST, crops_of(config)
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = read_json(path)
     named = {row["prompt_en"]: row["image_name"] for row in rows if row.get("image_name")}
     for row in rows:
         prompt = row["prompt_en"]

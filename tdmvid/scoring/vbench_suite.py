@@ -7,13 +7,13 @@ an augmented prompt, the model sees that one.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 from ..config import ClipSize, VBenchConfig
+from ..config.json_files import read_json
 from ..data.items import Item
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot, plan_shots
@@ -107,7 +107,8 @@ def _suite_rows(config: VBenchConfig, full_info: Path | None) -> list[dict]:
             f"environment={config.environment!r} has no list of VBench's prompts: run"
             " eval/setup_vbench.sh, or set prompts to a file of your own prompts"
         )
-    return json.loads(full_info.read_text())
+    rows: list[dict] = read_json(full_info)
+    return rows
 
 
 def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:

@@ -177,12 +177,17 @@ def test_training_and_sampling_refuse_such_a_file(tiny_cogvideox, tiny_run, whol
         ({"lora_alpha": float("inf")}, ("lora_alpha", "inf")),
         ({"rank_pattern": {"to_q": 0}}, ("to_q", 0)),
         ({"alpha_pattern": {"to_(q": 1}}, ("alpha_pattern",)),
-        (None, ("adapter_config.json",)),
+        (b"{", ("adapter_config.json",)),
+        (b'{"r": "\xe9"}', ("adapter_config.json",)),
+        (b'{"r": ' + b"7" * 5000, ("adapter_config.json",)),
     ],
 )
 def test_settings_that_no_plain_lora_has_are_refused(network, tmp_path, change, facts):
     path = write_peft(network, tmp_path) / "adapter_config.json"
-    path.write_text("{" if change is None else json.dumps(json.loads(path.read_text()) | change))
+    if isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with refused(tmp_path, *facts):
         read_lora(tmp_path, FILES, network)
 

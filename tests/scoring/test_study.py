@@ -12,7 +12,7 @@ from tdmvid.cli.main import main
 from tdmvid.data.items import image_digest
 from tdmvid.data.media import embed
 from tdmvid.data.video import write_image, write_video
-from tdmvid.scoring.study import Question, pair_samples, tally, write_study
+from tdmvid.scoring.study import Question, pair_samples, read_votes, tally, write_study
 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None,
@@ -255,6 +255,11 @@ def test_a_file_that_holds_no_votes_is_named(tmp_path, text):
     key, votes = str(tmp_path / "key.json"), str(tmp_path / "votes.json")
     with refused("error", tmp_path / "votes.json", error=SystemExit):
         main(["study", "tally", "--key", key, votes])
+
+
+def test_votes_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "votes.json").write_text('{"study": "x", "votes": {}}', encoding="utf-8-sig")
+    assert read_votes(tmp_path / "votes.json", "study", "votes")["study"] == "x"
 
 
 def open_study(browser, page):
