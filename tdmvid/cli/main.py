@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from ..config.ranges import check_options
+from ..config.rules import is_text, short
 from .allocator import expand_segments
 from .leave import TRACEBACK, Parser, errors_as_one_line
 from .openmp import sleep_between_kernels
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sleep_between_kernels()
     expand_segments()
     with errors_as_one_line():
-        chosen = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+        words = list(sys.argv[1:] if argv is None else argv)
+        _check_text(words)
+        chosen = _parser().parse_args(words)
         args = command_parser(chosen.command).parse_args(chosen.options)
         hush_libraries(chosen.verbose or args.verbose or VERBOSE_OPTION in chosen.options)
         args.command_line = shlex.join(["tdmvid", chosen.command, *_typed(chosen.options)])
@@ -92,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     add_verbose(parser)
     add_launched(parser)
     return parser
+
+
+def _check_text(words: list[str]) -> None:
+    """Refuse words that are not UTF-8: files of a run repeat them."""
+    for word in words:
+        if not is_text(word):
+            raise ValueError(f"{short(word)} is not UTF-8: rename the file or folder, or retype it")
 
 
 def _typed(words: Sequence[str]) -> list[str]:

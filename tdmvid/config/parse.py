@@ -20,7 +20,7 @@ from .json_files import parse_json, read_object
 from .objectives import ObjectiveSettings, objective_settings
 from .paths import PathText, expand_home
 from .resources import find_config
-from .rules import SHOWN, short
+from .rules import SHOWN, is_text, short
 from .run import RunConfig
 
 _Config = TypeVar("_Config")
@@ -188,7 +188,7 @@ def _plain(kind: type[Any], value: Any, dotted: str) -> Any:
 
 def _check_text(value: str, dotted: str) -> None:
     """Refuse characters that are invalid in file names or UTF-8."""
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    if "\0" in value or not is_text(value):
         raise ValueError(
             f"{dotted}={short(value)} contains a NUL or an unpaired surrogate: remove it"
         )

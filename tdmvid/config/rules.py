@@ -107,6 +107,18 @@ def short(value: Any) -> str:
     return _short(value, DEEPEST)
 
 
+def is_text(name: str) -> bool:
+    """Check whether a name that the operating system gave is text.
+
+    Args:
+        name: Name of a file, or a word of the command line.
+
+    Returns:
+        False if its bytes are not UTF-8; Python then replaces them by surrogates.
+    """
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def _short(value: Any, levels: int) -> str:
     """Format a value with at most a number of levels of nesting."""
     if isinstance(value, int) and value.bit_length() > LONG_BITS:  # Python refuses to print it

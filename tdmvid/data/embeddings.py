@@ -230,7 +230,8 @@ def embed_prompts(
 
 
 def _key(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()
+    # A key may contain the path of the working folder, whose name need not be UTF-8.
+    return hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()
 
 
 def _checksum(tensor: torch.Tensor) -> str:

@@ -8,11 +8,12 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..config.rules import is_text
 from ..config.rules import short as short
 from .progress import progress
 
@@ -52,6 +53,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     _fsync(path.parent)  # writes the rename to disk
+
+
+def check_names(folder: Path, files: Sequence[Path]) -> None:
+    """Check that the names of files in a folder can be written to texts, e.g. to a manifest.
+
+    Args:
+        folder: The folder.
+        files: Files in it or in its subfolders.
+
+    Raises:
+        ValueError: If names are not UTF-8.
+    """
+    names = [str(path.relative_to(folder)) for path in files]
+    wrong = [name for name in names if not is_text(name)]
+    if wrong:
+        raise ValueError(
+            f"{str(folder)!r}: {len(wrong):,} of {len(names):,} file names are not UTF-8, e.g."
+            f" {short(wrong[0])}: rename {'it' if len(wrong) == 1 else 'them'}"
+        )
 
 
 def why_unwritable(folder: Path) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config.rules import is_text
 from .files import short
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -80,7 +81,7 @@ def check_prompt(value: Any, where: str) -> str:
         raise ValueError(
             f"{where}: prompt {short(value)} is not a string: write a string or remove it"
         )
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if not is_text(value):
         raise ValueError(
             f"{where}: prompt {short(value)} has an unpaired surrogate: write the whole character"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .decode import decode
-from .files import atomic_path, short
+from .files import atomic_path, check_names, short
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".gif", ".flv", ".mxf", ".dv"}
 VIDEOS |= {".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".wmv", ".asf", ".ogv"}
@@ -138,12 +138,13 @@ def media_files(folder: Path, kinds: set[str]) -> list[Path]:
         The files, sorted by name.
 
     Raises:
-        ValueError: If the folder does not exist, or there are no such files.
+        ValueError: If the folder does not exist, there are no such files, or a name is not UTF-8.
     """
     found, others = split_files(folder, kinds)
     if not found:
         there = f"; it contains {name_files(folder, others)}" if others else ""
         raise ValueError(f"{str(folder)!r} contains no {', '.join(sorted(kinds))} file{there}")
+    check_names(folder, found)
     return found
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..config import short
 from ..config.json_files import parse_line, read_json
+from ..data.files import check_names
 from ..data.prompt_text import check_prompt, is_empty, text_lines
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot
@@ -172,6 +173,7 @@ def _sorted(folder: Path, pattern: str, rule: str) -> list[Path]:
     files = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not files:
         raise ValueError(f"{folder} is not a folder with {pattern} files: {rule}")
+    check_names(folder, files)
     return files
 
 

@@ -196,5 +196,10 @@ def test_an_output_that_cannot_be_written_is_refused_first(words, tmp_path, monk
     assert states(message, option) and states(message, f"'{value}'")
 
 
+def test_words_that_are_not_utf8_are_refused():
+    with refused("error", repr("--out=\udcff"), error=SystemExit):
+        main(["sample", "--prompts", "a.txt", "--out=\udcff"])
+
+
 def test_the_benchmarks_offered_are_those_that_have_a_layout():
     assert set(benchmark.BENCHMARKS) == set(LAYOUTS)

@@ -1,6 +1,7 @@
 """Items of image-to-video models: pairing images with prompts, and fitting images to the size."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from refusals import refused
 
-from tdmvid.config import ClipSize, LogConfig, PromptConfig
+from tdmvid.config import ClipSize, LogConfig, PromptConfig, RealConfig
 from tdmvid.data.captioned import find_source
 from tdmvid.data.items import (
     Item,
@@ -19,6 +20,7 @@ from tdmvid.data.items import (
     read_images,
     read_items,
 )
+from tdmvid.data.latents import RealLatents
 from tdmvid.data.prompts import read_prompts, read_training_prompts
 from tdmvid.data.video import write_image, write_video
 
@@ -215,3 +217,36 @@ def test_no_source_of_prompts_is_not_the_working_folder(tmp_path, monkeypatch, i
     (tmp_path / "a.txt").write_text("a cat")
     with refused("prompts.path", "empty"):
         read_items(PromptConfig(), images=images)
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A folder with an image and a caption, whose names are not UTF-8."""
+    write_image(tmp_path / "clips" / "a.png", flat(0.0))
+    write_image(tmp_path / "clips" / "b.png", flat(0.0))
+    for name in "ab":
+        (tmp_path / "clips" / f"{name}.txt").write_text("a cat")
+    for suffix in ("png", "txt"):
+        os.rename(tmp_path / "clips" / f"b.{suffix}", tmp_path / "clips" / f"\udcff.{suffix}")
+    return tmp_path / "clips"
+
+
+def test_file_names_that_are_not_utf8_are_counted_and_shown(odd, tmp_path):
+    facts = (str(odd), "1 of 2", repr("\udcff.png"))
+    for images in (False, True):
+        with refused(*facts):
+            read_items(PromptConfig(path=str(odd)), images=images)
+    with refused(*facts):
+        find_images(odd)
+    with refused(*facts):
+        RealLatents(RealConfig(path=str(odd), cache=str(tmp_path / "cache")), "vae")
+    (odd / "\udcff.png").unlink()
+    assert read_items(PromptConfig(path=str(odd)), images=True) == [Item("a cat", odd / "a.png")]
+
+
+def test_a_working_folder_that_is_not_utf8_holds_clips(odd, tmp_path, monkeypatch):
+    (odd / "\udcff.png").unlink()
+    os.rename(odd, tmp_path / "\udcff")
+    monkeypatch.chdir(tmp_path / "\udcff")
+    real = RealLatents(RealConfig(path=".", cache=str(tmp_path / "cache")), "vae")
+    assert real.missing() == 1

@@ -154,6 +154,12 @@ def test_other_files_are_refused(tmp_path, benchmark, name, text, facts):
         layout(benchmark, tmp_path / name)
 
 
+def test_a_style_with_a_name_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "\udcff.json").write_text('["a"]')
+    with refused(tmp_path, repr("\udcff.json")):
+        layout("hpdv2", tmp_path)
+
+
 def test_more_seeds_than_a_scorer_takes_are_refused(tmp_path):
     with refused("seeds=2", "coco"):
         layout("coco", tmp_path, seeds=2)
