@@ -25,9 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.json_files import read_json
-from ..config.paths import expand_home
-from . import conditions, modes
+from . import conditions, modes, shapes
 from .options import add_evaluation, add_verbose, output_dir, output_file
 
 if TYPE_CHECKING:
@@ -57,17 +55,6 @@ IMAGES = """Score a student and its teacher with image metrics.
 
 The FID between student and teacher measures how much of the teacher's style the student keeps.
 Metrics without weights or packages are listed and skipped.
-"""
-SHAPES = """Score samplers on the shapes world.
-
-    tdmvid score shapes --run runs/shapes_4nfe
-    tdmvid score shapes --steps 8 --cfg 3
-    tdmvid score shapes --lora runs/shapes_4nfe/lora --steps 4 --cfg 1
-    python eval/shapes_run.py --run runs/shapes_4nfe
-
-Captions are held out, seeds are fixed, and all samplers use the same noise. --run scores the
-student of a run and its teacher, and updates the report of the run. Every sampler is the unmodified
-diffusers pipeline, with the LoRA and the scheduler that the run exported.
 """
 SAMPLES = """Measure motion, colour, sharpness and diversity of folders of samples.
 
@@ -111,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     images = _add(commands, "images", IMAGES, score_images)
     add_evaluation(images, example="images", folder="images")
-    _add_shapes(_add(commands, "shapes", SHAPES, score_shapes))
+    shapes.add_arguments(_add(commands, "shapes", shapes.__doc__ or "", shapes.run))
     samples = _add(commands, "samples", SAMPLES, score_samples)
     samples.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER", help="folders of videos or images"
@@ -122,28 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     samples.add_argument("--json", type=output_file, help="write the scores to this file")
     modes.add_arguments(_add(commands, "modes", modes.__doc__ or "", modes.run))
     conditions.add_arguments(_add(commands, "conditions", conditions.__doc__ or "", conditions.run))
-
-
-def _add_shapes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run", type=Path, help="run folder; writes scores to its scores.json and report.html"
-    )
-    parser.add_argument(
-        "--model", type=expand_home, help="diffusers folder (default: the embedded teacher)"
-    )
-    parser.add_argument("--lora", type=Path, help="student to score (default: the teacher)")
-    parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: 50)")
-    parser.add_argument(
-        "--cfg", type=float, default=1.0, help="guidance scale (default: 1, no guidance)"
-    )
-    parser.add_argument("--captions", type=int, default=64, help="held-out captions (default: 64)")
-    parser.add_argument("--seeds", type=int, default=4, help="videos per caption (default: 4)")
-    parser.add_argument(
-        "--reference", type=int, default=4096, help="ground-truth videos of the Fréchet distance"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
-    parser.add_argument("--batch", type=int, default=64, help="videos per batch")
-    parser.add_argument("--json", type=output_file, help="write the scores to this file")
 
 
 def _add(
@@ -324,66 +289,6 @@ def score_images(args: argparse.Namespace) -> None:
     else:
         image_run.run(config, checked, args.lora, output_dir(args, "images"))
         _renew_report(args.lora)
-
-
-def score_shapes(args: argparse.Namespace) -> None:
-    """Score the student of a run and its teacher, or one sampler, on the shapes world.
-
-    Args:
-        args: Options of `tdmvid score shapes`.
-
-    Raises:
-        ValueError: If the run or an option is invalid.
-    """
-    from ..adapters.bundle import ADAPTER_FILES, read_facts
-    from ..adapters.teacher import load_teacher
-    from ..config import ModelConfig, from_dict
-    from ..data.files import write_json
-    from ..shapes import TEACHER, evaluate
-
-    protocol = evaluate.Protocol(args.captions, args.seeds, args.reference, args.seed, args.batch)
-    if args.run:
-        config = _read_run(args.run)
-        samplers, model = evaluate.run_samplers(args.run, config), config["model"]
-        facts = read_facts(evaluate.student_of(args.run, config))
-    else:
-        name = f"{args.steps} steps, cfg {args.cfg:g}"
-        samplers = [evaluate.ScoredSampler(name, args.steps, args.cfg, args.lora)]
-        facts = read_facts(args.lora) if args.lora else {}
-        model = facts.get("model", {}) | {"path": args.model or str(TEACHER)}
-    # always in float32, regardless of the dtype of the run
-    base = {"path": model["path"], "adapters": model.get("adapters", ())}
-    trained = facts.get(ADAPTER_FILES)
-    backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE, trained=trained)
-    scores = evaluate.evaluate(backbone, samplers, protocol)
-    if args.json:
-        write_json(args.json, scores)
-    if args.run:
-        _report_shapes(args.run, config, scores)
-
-
-def _read_run(run: Path) -> dict:
-    path = run / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{run} is not a run folder, because it has no config.json: choose another --run"
-        )
-    return read_json(path)
-
-
-def _report_shapes(run: Path, config: dict, scores: dict) -> None:
-    """Write the scores to the run folder, and update its report."""
-    from ..data.files import write_json
-    from ..report.page import write_report
-    from ..sampling.student import weights_of
-    from ..shapes import evaluate
-
-    checks = evaluate.checks(scores["samplers"])
-    weights = weights_of(evaluate.student_of(run, config))
-    write_json(run / "scores.json", scores | {"checks": checks, "weights": weights})
-    for check in checks:
-        print(f"{'passed' if check['passed'] else 'FAILED'}  {check['claim']}: {check['value']}")
-    print(f"report: {write_report(run)}")
 
 
 def score_samples(args: argparse.Namespace) -> None:

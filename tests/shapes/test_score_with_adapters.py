@@ -29,7 +29,7 @@ def test_the_teacher_has_the_loras_of_the_run(tmp_path, monkeypatch, option):
     (tmp_path / "lora" / "export.json").write_text(json.dumps({"model": model}))
     seen = []
     monkeypatch.setattr(evaluate, "evaluate", lambda backbone, *rest: seen.append(backbone) or {})
-    monkeypatch.setattr("tdmvid.cli.score._report_shapes", lambda *given: None)
+    monkeypatch.setattr("tdmvid.cli.shapes._report", lambda *given: None)
     place = tmp_path if option == "--run" else tmp_path / "lora"
     main(["score", "shapes", option, str(place)])
     [lora] = adapters_of(seen[0])

@@ -1,0 +1,103 @@
+"""Score samplers on the shapes world.
+
+    tdmvid score shapes --run runs/shapes_4nfe
+    tdmvid score shapes --steps 8 --cfg 3
+    tdmvid score shapes --lora runs/shapes_4nfe/lora --steps 4 --cfg 1
+    python eval/shapes_run.py --run runs/shapes_4nfe
+
+Captions are held out, seeds are fixed, and all samplers use the same noise. --run scores the
+student of a run and its teacher, and updates the report of the run. Every sampler is the unmodified
+diffusers pipeline, with the LoRA and the scheduler that the run exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..config.json_files import read_json
+from ..config.paths import expand_home
+from .options import output_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tdmvid score shapes` to a parser."""
+    parser.add_argument(
+        "--run", type=Path, help="run folder; writes scores to its scores.json and report.html"
+    )
+    parser.add_argument(
+        "--model", type=expand_home, help="diffusers folder (default: the embedded teacher)"
+    )
+    parser.add_argument("--lora", type=Path, help="student to score (default: the teacher)")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: 50)")
+    parser.add_argument(
+        "--cfg", type=float, default=1.0, help="guidance scale (default: 1, no guidance)"
+    )
+    parser.add_argument("--captions", type=int, default=64, help="held-out captions (default: 64)")
+    parser.add_argument("--seeds", type=int, default=4, help="videos per caption (default: 4)")
+    parser.add_argument(
+        "--reference", type=int, default=4096, help="ground-truth videos of the Fréchet distance"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
+    parser.add_argument("--batch", type=int, default=64, help="videos per batch")
+    parser.add_argument("--json", type=output_file, help="write the scores to this file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score the student of a run and its teacher, or one sampler, on the shapes world.
+
+    Args:
+        args: Options of `tdmvid score shapes`.
+
+    Raises:
+        ValueError: If the run or an option is invalid.
+    """
+    from ..adapters.bundle import ADAPTER_FILES, read_facts
+    from ..adapters.teacher import load_teacher
+    from ..config import ModelConfig, from_dict
+    from ..data.files import write_json
+    from ..shapes import TEACHER, evaluate
+
+    protocol = evaluate.Protocol(args.captions, args.seeds, args.reference, args.seed, args.batch)
+    if args.run:
+        config = _read_run(args.run)
+        samplers, model = evaluate.run_samplers(args.run, config), config["model"]
+        facts = read_facts(evaluate.student_of(args.run, config))
+    else:
+        name = f"{args.steps} steps, cfg {args.cfg:g}"
+        samplers = [evaluate.ScoredSampler(name, args.steps, args.cfg, args.lora)]
+        facts = read_facts(args.lora) if args.lora else {}
+        model = facts.get("model", {}) | {"path": args.model or str(TEACHER)}
+    # always in float32, regardless of the dtype of the run
+    base = {"path": model["path"], "adapters": model.get("adapters", ())}
+    trained = facts.get(ADAPTER_FILES)
+    backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE, trained=trained)
+    scores = evaluate.evaluate(backbone, samplers, protocol)
+    if args.json:
+        write_json(args.json, scores)
+    if args.run:
+        _report(args.run, config, scores)
+
+
+def _read_run(run: Path) -> dict:
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} is not a run folder, because it has no config.json: choose another --run"
+        )
+    return read_json(path)
+
+
+def _report(run: Path, config: dict, scores: dict) -> None:
+    """Write the scores to the run folder, and update its report."""
+    from ..data.files import write_json
+    from ..report.page import write_report
+    from ..sampling.student import weights_of
+    from ..shapes import evaluate
+
+    checks = evaluate.checks(scores["samplers"])
+    weights = weights_of(evaluate.student_of(run, config))
+    write_json(run / "scores.json", scores | {"checks": checks, "weights": weights})
+    for check in checks:
+        print(f"{'passed' if check['passed'] else 'FAILED'}  {check['claim']}: {check['value']}")
+    print(f"report: {write_report(run)}")
