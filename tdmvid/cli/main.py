@@ -17,6 +17,7 @@ from types import ModuleType
 from ..config.ranges import check_options
 from ..config.rules import is_text, short
 from .allocator import expand_segments
+from .given import parse_options
 from .leave import TRACEBACK, Parser, errors_as_one_line
 from .openmp import sleep_between_kernels
 from .options import VERBOSE_OPTION, add_launched, add_verbose
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         words = list(sys.argv[1:] if argv is None else argv)
         _check_text(words)
         chosen = _parser().parse_args(words)
-        args = command_parser(chosen.command).parse_args(chosen.options)
+        args = parse_options(command_parser(chosen.command), chosen.options)
         hush_libraries(chosen.verbose or args.verbose or VERBOSE_OPTION in chosen.options)
         args.command_line = shlex.join(["tdmvid", chosen.command, *_typed(chosen.options)])
         check_options(vars(args))

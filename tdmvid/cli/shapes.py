@@ -2,7 +2,7 @@
 
     tdmvid score shapes --run runs/shapes_4nfe
     tdmvid score shapes --steps 8 --cfg 3
-    tdmvid score shapes --lora runs/shapes_4nfe/lora --steps 4 --cfg 1
+    tdmvid score shapes --lora runs/shapes_4nfe/lora
     python eval/shapes_run.py --run runs/shapes_4nfe
 
 Captions are held out, seeds are fixed, and all samplers use the same noise. --run scores the
@@ -17,7 +17,11 @@ from pathlib import Path
 
 from ..config.json_files import read_json
 from ..config.paths import expand_home
+from .given import refuse_ignored
 from .options import output_file
+
+TEACHER_STEPS = 50
+"""Default number of sampling steps of the teacher."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=expand_home, help="diffusers folder (default: the embedded teacher)"
     )
     parser.add_argument("--lora", type=Path, help="student to score (default: the teacher)")
-    parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: 50)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"sampling steps (default: those of the student; {TEACHER_STEPS} for the teacher)",
+    )
     parser.add_argument(
         "--cfg", type=float, default=1.0, help="guidance scale (default: 1, no guidance)"
     )
@@ -52,6 +60,10 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If the run or an option is invalid.
     """
+    if args.run:
+        refuse_ignored(
+            args, ("model", "lora", "steps", "cfg"), "with --run, whose config has all samplers"
+        )
     from ..adapters.bundle import ADAPTER_FILES, read_facts
     from ..adapters.teacher import load_teacher
     from ..config import ModelConfig, from_dict
@@ -64,9 +76,10 @@ def run(args: argparse.Namespace) -> None:
         samplers, model = evaluate.run_samplers(args.run, config), config["model"]
         facts = read_facts(evaluate.student_of(args.run, config))
     else:
-        name = f"{args.steps} steps, cfg {args.cfg:g}"
-        samplers = [evaluate.ScoredSampler(name, args.steps, args.cfg, args.lora)]
         facts = read_facts(args.lora) if args.lora else {}
+        steps = _steps_of(args, facts)
+        name = f"{steps} steps, cfg {args.cfg:g}"
+        samplers = [evaluate.ScoredSampler(name, steps, args.cfg, args.lora)]
         model = facts.get("model", {}) | {"path": args.model or str(TEACHER)}
     # always in float32, regardless of the dtype of the run
     base = {"path": model["path"], "adapters": model.get("adapters", ())}
@@ -77,6 +90,17 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, scores)
     if args.run:
         _report(args.run, config, scores)
+
+
+def _steps_of(args: argparse.Namespace, facts: dict) -> int:
+    """Return the number of sampling steps: that of --steps, of the student, or of the teacher."""
+    steps = facts.get("steps") if args.steps is None and args.lora else args.steps
+    if steps is None and args.lora:
+        raise ValueError(
+            f"--steps is missing: {args.lora} does not state how many steps it was trained for: add"
+            " --steps"
+        )
+    return TEACHER_STEPS if steps is None else steps
 
 
 def _read_run(run: Path) -> dict:

@@ -26,7 +26,7 @@ def test_the_teacher_has_the_loras_of_the_run(tmp_path, monkeypatch, option):
     config = to_dict(RunConfig())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model": config["model"] | model}))
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / "export.json").write_text(json.dumps({"model": model}))
+    (tmp_path / "lora" / "export.json").write_text(json.dumps({"model": model, "steps": 4}))
     seen = []
     monkeypatch.setattr(evaluate, "evaluate", lambda backbone, *rest: seen.append(backbone) or {})
     monkeypatch.setattr("tdmvid.cli.shapes._report", lambda *given: None)
