@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .given import refuse_ignored
 from .options import STUDENT, output_folder
 
 if TYPE_CHECKING:
@@ -87,21 +88,23 @@ def run(args: argparse.Namespace) -> None:
         world=world,
         teacher=Sampler(steps=args.teacher_steps, cfg=args.cfg),
         batch=args.batch,
-        further=_judged(backbone, args.captions, args.reference),
+        further=_judged(backbone, args),
     )
     for row in table(grid):
         print("  ".join(row))
     print(f"page: {args.out / PAGE}")
 
 
-def _judged(backbone: Backbone, captions: int, reference: int) -> Scores | None:
+def _judged(backbone: Backbone, args: argparse.Namespace) -> Scores | None:
     """Return scores on the shapes world for a student of the embedded teacher, otherwise None."""
     from ..shapes import TEACHER, evaluate
 
     if backbone.folder.resolve() != TEACHER.resolve():
+        why = "on a student of another teacher than the embedded one"
+        refuse_ignored(args, ("captions", "reference"), why)
         return None
     evaluation = evaluate.Evaluation(
-        backbone, evaluate.Protocol(captions=captions, reference=reference)
+        backbone, evaluate.Protocol(captions=args.captions, reference=args.reference)
     )
 
     def scores(student: Path | None, steps: int, cfg: float) -> dict[str, str]:

@@ -13,7 +13,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .given import refuse_ignored
 from .options import output_folder
+
+OF_STUDENTS = ("prompt", "count", "steps", "cfg", "batch")
+"""Options that folders of samples have no use for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +73,10 @@ def run(args: argparse.Namespace) -> None:
         )
         folders = modes_run.sample_students(students, args.out, wanted)
         names = ["teacher", *names]
-    elif len(folders) < 2:
-        raise ValueError(f"{folders[0]} is the only folder of samples: add at least one more")
+    else:
+        refuse_ignored(args, OF_STUDENTS, "with folders of samples, which are read as they are")
+        if len(folders) < 2:
+            raise ValueError(f"{folders[0]} is the only folder of samples: add at least one more")
     scored = modes.score_modes(folders, args.out, names=names, neighbours=args.neighbours)
     for row in [modes.HEAD, *modes.table(scored)]:
         print("  ".join(row))

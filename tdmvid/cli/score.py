@@ -26,12 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import conditions, modes, shapes
+from .given import refuse_ignored
 from .options import add_evaluation, add_verbose, output_dir, output_file
 
 if TYPE_CHECKING:
     from ..scoring.preflight import Preflight
 
 Command = Callable[[argparse.Namespace], None]
+VERIFIED = ("environment", "cache")
+"""Settings that `tdmvid score vbench --verify` reads."""
 VBENCH = """Score a student and its teacher with VBench.
 
     tdmvid score vbench                                     # the latest finished run in runs/
@@ -175,16 +178,20 @@ def _choose(args: argparse.Namespace, kind: type, program: str) -> None:
 
     See scoring/finished_runs.py.
     """
+    if args.preflight:
+        refuse_ignored(args, ["out"], "with --preflight, which writes nothing")
     if args.config:
         _read_config(kind, args)  # report typos in the config first
+    from ..adapters.bundle import read_facts
+
+    if args.lora:
+        read_facts(args.lora)  # raises an error if it is not a student
     if args.config and (args.lora or args.preflight or getattr(args, "download", False)):
         return
-    from ..adapters.bundle import read_facts
     from ..scoring.finished_runs import evaluation_of, newest_student, read_student, size_overrides
 
     newest = ""
     if args.lora:
-        read_facts(args.lora)  # raises an error if it is not a student
         student = read_student(args.lora)
     else:
         student, count = newest_student(program)
@@ -223,6 +230,9 @@ def score_vbench(args: argparse.Namespace) -> None:
     if args.verify:
         _verify(args)
         return
+    if args.download:
+        ignored = ("preflight", "out", "stage")
+        refuse_ignored(args, ignored, "with --download, which lists what can be scored, and stops")
     _choose(args, VBenchConfig, "vbench")
     config: VBenchConfig = _read_config(VBenchConfig, args)
     from ..scoring import vbench_run
@@ -248,15 +258,25 @@ def _verify(args: argparse.Namespace) -> None:
     """Check the scores of known totals and defects.
 
     Raises:
+        ValueError: If an option or an override has no effect on them.
         RuntimeError: If a score is wrong.
     """
-    from ..config import VBenchConfig, from_dict, read_settings
+    ignored = ("lora", "out", "preflight", "download", "stage")
+    refuse_ignored(args, ignored, "with --verify, which makes its own videos")
+    from ..config import VBenchConfig, from_dict, override, read_settings
     from ..config.resources import find_evaluation
 
-    settings = read_settings(find_evaluation(args.config), args.set) if args.config else {}
+    settings = read_settings(find_evaluation(args.config)) if args.config else {}
+    config = from_dict(VBenchConfig, override(settings, args.set))
+    for text in args.set:
+        if text.partition("=")[0] not in VERIFIED:
+            raise ValueError(
+                f"--set {text} has no effect with --verify, which reads only"
+                f" {' and '.join(VERIFIED)}: remove it"
+            )
     from ..scoring.vbench_verify import verify
 
-    if not verify(from_dict(VBenchConfig, settings)):
+    if not verify(config):
         raise RuntimeError("VBench gives wrong scores here: see the lines marked WRONG")
 
 

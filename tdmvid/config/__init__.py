@@ -22,7 +22,7 @@ from .objectives import (
 )
 from .optim import OptimConfig
 from .parallel import ParallelConfig
-from .parse import from_dict, load_config, read_settings, to_dict
+from .parse import from_dict, load_config, override, read_settings, to_dict
 from .ranges import check_number, check_options
 from .rewards import RewardConfig, decoded_frames
 from .rules import Rule, at_least, check_rules, short
@@ -64,6 +64,7 @@ __all__ = [
     "global_batch",
     "load_config",
     "objective_settings",
+    "override",
     "read_settings",
     "register_settings",
     "share_batch",

@@ -60,10 +60,25 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
         ValueError: If the file does not hold a JSON object (the message gives file and line), or an
             override is invalid.
     """
-    data = read_object(path, unique=True)
-    for override in overrides:
-        _override(data, override)
-    return data
+    return override(read_object(path, unique=True), overrides)
+
+
+def override(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply overrides to the JSON object of a config.
+
+    Args:
+        settings: The JSON object. It is modified.
+        overrides: Overrides of the form `a.b=value`.
+
+    Returns:
+        The JSON object.
+
+    Raises:
+        ValueError: If an override is invalid.
+    """
+    for text in overrides:
+        _override(settings, text)
+    return settings
 
 
 def to_dict(config: Any) -> dict[str, Any]:
