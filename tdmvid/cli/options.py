@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home, home_path
+from ..config.rules import short
+from .given import refuse_ignored
 
 if TYPE_CHECKING:
     from ..sampling.sample import Sampler
@@ -156,9 +159,51 @@ def base_of(args: argparse.Namespace) -> dict:
 
     Returns:
         Keyword arguments of `load_for_sampling`.
+
+    Raises:
+        ValueError: If an option is invalid, or has no effect.
     """
     names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps")
-    return {"student": student_of(args)} | {name: getattr(args, name) for name in names}
+    student = student_of(args)
+    refuse_fps_of_images(args, student)
+    return {"student": student} | {name: getattr(args, name) for name in names}
+
+
+def refuse_fps_of_images(args: argparse.Namespace, student: Path | None) -> None:
+    """Refuse `--fps` for images.
+
+    Args:
+        args: Parsed options, with `fps` and `size`.
+        student: Folder of the student.
+
+    Raises:
+        ValueError: If it is given, and samples have one frame.
+    """
+    if "fps" in args.given:
+        from ..sampling.student import find_size
+
+        if find_size(student, args.size)["frames"] == 1:
+            refuse_ignored(args, ["fps"], "on images")
+
+
+def refuse_ignored_of_prompts(
+    args: argparse.Namespace, source: Path | str, names: Iterable[str]
+) -> None:
+    """Refuse options of tables and data sets for other sources of prompts.
+
+    Args:
+        args: Parsed options.
+        source: The source.
+        names: Names of these options.
+
+    Raises:
+        ValueError: If one of them is given, and the source does not read it.
+    """
+    from ..data.prompt_kinds import SETTINGS_OF, kind_of
+
+    kind = kind_of(source)
+    ignored = [name for name in names if name not in SETTINGS_OF[kind]]
+    refuse_ignored(args, ignored, f"on {short(str(source))}, which is a {kind}")
 
 
 def student_of(args: argparse.Namespace) -> Path | None:

@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import STUDENT
+from .options import STUDENT, refuse_fps_of_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
     world = launch.start("none")
     names = ("model", "revision", "variant", "dtype", "size", "fps")
     given = {name: getattr(args, name) for name in names}
+    refuse_fps_of_images(args, args.lora)
     backbone = load_for_sampling(world, student=args.lora, **given)
     playground = Playground(
         backbone, world, args.lora, args.cache, Path(), teacher_steps=args.teacher_steps

@@ -14,7 +14,10 @@ import argparse
 import json
 
 from ..config.paths import expand_home
-from .options import output_file
+from .options import output_file, refuse_ignored_of_prompts
+
+OF_TABLES = ("column", "skip_empty", "subset", "split", "revision")
+"""Options of tables and of data sets."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
         part=part,
         skip_empty=args.skip_empty,
     )
+    refuse_ignored_of_prompts(args, args.source, OF_TABLES)
     prompts = prompts[: args.limit] if args.limit else prompts
     lines = (
         [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]

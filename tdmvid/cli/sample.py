@@ -25,7 +25,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_sampler, base_of, output_folder, sampler_of
+from .given import refuse_ignored
+from .options import add_sampler, base_of, output_folder, refuse_ignored_of_prompts, sampler_of
 
 if TYPE_CHECKING:
     from ..data.items import Item
@@ -102,12 +103,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_files(args: argparse.Namespace) -> None:
-    """Read prompts and images before the base is loaded, which can be a long download."""
+    """Check prompts and images before the base is loaded, which can be a long download."""
     from ..data.items import find_images
     from ..data.prompts import read_prompts
 
     read_prompts(args.prompts, column=args.column)
+    refuse_ignored_of_prompts(args, args.prompts, ["column", "image_column"])
     if args.images:
+        refuse_ignored(args, ["image_column"], "with --images")
         find_images(args.images)
 
 
@@ -122,6 +125,8 @@ def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:
             path=str(args.prompts), column=args.column, image_column=args.image_column
         )
         return read_items(table, images=True, remedy="or add images with --images")
+    if not takes_images:
+        refuse_ignored(args, ["image_column"], "because this model takes no image")
     prompts = read_prompts(args.prompts, column=args.column)
     images = find_images(args.images) if args.images else []
     return pair_items(prompts, images, takes_images=takes_images, setting="--images")

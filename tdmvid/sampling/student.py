@@ -169,15 +169,32 @@ def load_for_sampling(
             "model is missing: give a diffusers folder or a hub id, or a student that names its"
             " base"
         )
-    shape = facts.get("video", {}) | (_read_size(size) if size else {})
+    clip = ClipSize(**(find_size(student, size) | ({"fps": fps} if fps else {})))
+    config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)
+    return load_teacher(config, clip, device=world.device, trained=trained)
+
+
+def find_size(student: Path | None, size: str | None) -> dict[str, int]:
+    """Return the size of samples.
+
+    Args:
+        student: The student's folder.
+        size: Frames x height x width, e.g. "49x480x720"; None uses the size of the training.
+
+    Returns:
+        Frames, height and width, and fps if the student states it.
+
+    Raises:
+        ValueError: The size is invalid, or neither of the two gives one.
+    """
+    facts = read_facts(student) if student is not None else {}
+    shape: dict[str, int] = facts.get("video", {}) | (_read_size(size) if size else {})
     if not shape:
         raise ValueError(
             "size is missing: give e.g. 49x480x720 (frames x height x width), or a student that"
             " states the size of its training"
         )
-    clip = ClipSize(**(shape | ({"fps": fps} if fps else {})))
-    config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)
-    return load_teacher(config, clip, device=world.device, trained=trained)
+    return shape
 
 
 def _read_size(text: str) -> dict[str, int]:
