@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home
+from .given import refuse_ignored
+from .options import refuse_fps_of_images
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -39,7 +41,6 @@ OTHERS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tdmvid export`."""
-    parser.set_defaults(parser=parser)
     _add_source(parser)
     _add_files(parser)
     _add_check(parser)
@@ -186,9 +187,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_target(args: argparse.Namespace) -> HubTarget | None:
     """Return where to upload; what would make that fail is refused before the export."""
-    if args.public and args.push is None:
-        args.parser.error("--public has no effect without --push: leave it out")
     if args.push is None:
+        refuse_ignored(args, ["public"], "without --push")
         return None
     from ..export.push import HubTarget, check_target
 
@@ -198,13 +198,9 @@ def _check_target(args: argparse.Namespace) -> HubTarget | None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Refuse, as wrong usage, an option that the chosen source does not read."""
+    """Refuse an option that the chosen source does not read."""
     source = "run" if args.run else "published" if args.published else "network"
-    for name in OTHERS[source]:
-        if getattr(args, name) != args.parser.get_default(name):
-            args.parser.error(
-                f"--{name.replace('_', '-')} has no effect with --{source}: leave it out"
-            )
+    refuse_ignored(args, OTHERS[source], f"with --{source}")
 
 
 def default_name(args: argparse.Namespace) -> str:
@@ -241,6 +237,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         raise ValueError(
             "timesteps or steps: give one of the two, the times that the student was trained on"
         )
+    refuse_fps_of_images(args, None)
     listed = _timesteps(args.timesteps)
     backbone = _load_base(args)
     grid = _build_grid(listed, args.steps, backbone)

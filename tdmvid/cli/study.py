@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
+from .given import refuse_ignored
 from .options import add_verbose, output_file
 
 QUESTION = "Which of the two is the better video of this text? Look at both before you choose."
@@ -142,6 +143,8 @@ def fit(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If a file is invalid, or there are too few votes.
     """
+    if args.features != "clip":
+        refuse_ignored(args, ["model"], f"with --features {args.features}")
     from ..rewards.votes import fit_head, save_head, votes_on_pairs, write_pairs
     from ..scoring.study import read_votes, tally
 

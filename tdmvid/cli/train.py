@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home
 from ..plan.devices import DEFAULT, DEVICES, choose_device
+from .given import refuse_ignored
 from .options import add_config, add_launched
 
 if TYPE_CHECKING:
@@ -125,12 +126,11 @@ def _check_no_plan(args: argparse.Namespace) -> None:
     """Refuse options of a plan, which have no effect on a run."""
     usual = argparse.ArgumentParser()
     add_plan(usual)
-    for name, value in vars(usual.parse_args([])).items():
-        if (given := getattr(args, name)) != value:
-            raise ValueError(
-                f"--{name.replace('_', '-')}={given} applies to plans only: add --plan, or remove"
-                " it. To train on 8 GPUs, use torchrun --nproc_per_node 8 -m tdmvid train"
-            )
+    remedy = (
+        "add --plan, or remove it. To train on 8 GPUs, use torchrun --nproc_per_node 8 -m tdmvid"
+        " train"
+    )
+    refuse_ignored(args, vars(usual.parse_args([])), "without --plan", remedy=remedy)
 
 
 def read_config(args: argparse.Namespace) -> RunConfig:

@@ -93,6 +93,10 @@ def check_request(
             f"format {','.join(request.formats)}: LoRA formats do not apply to a whole network; set"
             " a rank to extract a LoRA"
         )
+    if not adapted and request.fuse:
+        raise ValueError(
+            "fuse has no effect on this student, which is a whole network without a LoRA: omit it"
+        )
     if isinstance(backbone.network, Experts) and request.fuse:
         raise ValueError(
             "fuse: a student with two experts cannot be one network: export its two LoRAs instead"

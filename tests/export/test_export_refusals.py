@@ -144,6 +144,12 @@ def test_an_export_replaces_an_export_and_nothing_else(run, tmp_path):
     ] == ["out"]
 
 
+def test_a_whole_network_has_nothing_to_fuse(tuned, tmp_path):
+    with refused("fuse has no effect"):
+        export_run(tmp_path / "out", tuned, ExportRequest(prompts=PROMPTS, fuse=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_damaged_checkpoints_and_missing_averages_are_refused(tuned, tmp_path):
     with refused("ema=0"):
         export_run(tmp_path / "out", tuned, ExportRequest(prompts=PROMPTS), weights="ema")

@@ -22,6 +22,7 @@ from tdmvid.adapters.teacher import load_teacher
 from tdmvid.backbones.lora_files import LORA_FILE
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.cli.export import default_name
+from tdmvid.cli.main import main
 from tdmvid.diffusion.grid import uniform
 from tdmvid.export import bundle as exporting
 from tdmvid.export import check as checking
@@ -273,9 +274,39 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
     ):
         with refused("error", *facts, error=SystemExit):
             program("--published", published, *wrong, *common)
-    with pytest.raises(SystemExit):
-        program("--run", run, "--scale", "0.5")
-    assert "--scale has no effect with --run: leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, facts",
+    [
+        (["--run", "x", "--scale", "1"], ["--scale=1.0", "--run"]),
+        (["--run", "x", "--steps", "4"], ["--steps=4", "--run"]),
+        (["--published", "x", "--rank", "0"], ["--rank=0", "--published"]),
+        (["--network", "x", "--fuse"], ["--fuse", "--network"]),
+        (["--run", "x", "--public"], ["--public", "--push"]),
+        (
+            [
+                "--published",
+                "x",
+                "--out",
+                "y",
+                "--model",
+                "z",
+                "--size",
+                "1x8x8",
+                "--steps",
+                "4",
+                "--fps",
+                "8",
+            ],
+            ["--fps=8", "images"],
+        ),
+    ],
+    ids=lambda value: value[-1] if value else "",
+)
+def test_an_option_of_another_source_is_refused(words, facts):
+    with refused("error", *facts, error=SystemExit):
+        main(["export", *words])
 
 
 def test_each_kind_of_export_has_a_folder_of_its_own():

@@ -145,12 +145,6 @@ def test_a_hub_that_cannot_be_reached_is_said_so(hub, tmp_path, monkeypatch):
         check_target(HubTarget("owner/name"))
 
 
-def test_public_without_push_is_wrong_usage(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["export", "--run", "runs/x", "--public"])
-    assert end.value.code == 2 and "--public" in capsys.readouterr().err
-
-
 def test_a_run_s_export_is_uploaded_and_one_that_fails_its_check_is_not(hub, run, tmp_path, capsys):
     words = ["export", "--run", str(run), "--prompt", "a red circle", "--push", "owner/name"]
     out = tmp_path / "out"

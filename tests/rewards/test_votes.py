@@ -52,6 +52,11 @@ def fit(folder, *options):
     main(["study", "fit", *given, "--features", "measures", *options, *ballots])
 
 
+def test_a_model_is_refused_for_features_that_have_none(study):
+    with refused("--model='x'", "--features measures", error=SystemExit):
+        fit(study, "--model", "x")
+
+
 def test_what_people_like_is_rewarded(study, capsys):
     fit(study, "--pairs", str(study / "pairs.jsonl"))
     share = float(capsys.readouterr().out.split("agrees with ")[1].split(" %")[0])
