@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from reward_samplers import check_names, read_pair, read_samplers, strength_of
 from rewarded_videos import (
     Judged,
     compare_frechet,
@@ -32,9 +33,9 @@ from torch import Tensor
 from ablations.rewards import log_odds, tilted
 from examples.shapes.second_judge import load_second_judge
 from tdmvid.adapters.teacher import load_teacher
+from tdmvid.cli.given import parse_options, refuse_ignored
 from tdmvid.cli.leave import run_program
-from tdmvid.config import ModelConfig
-from tdmvid.config.json_files import read_json
+from tdmvid.config import ModelConfig, check_options
 from tdmvid.data.files import file_fingerprint, write_json
 from tdmvid.data.video import write_strip
 from tdmvid.sampling.student import weights_of
@@ -59,26 +60,6 @@ PAIR_SHARES = {"any": world.PAIR_SHARE, "one": 0.0, "two": 1.0}
 OBJECTS = {"any": "", "one": " of one object", "two": " of two objects"}
 
 
-def read_sampler(text: str) -> ScoredSampler:
-    """Read an item of --samplers.
-
-    Args:
-        text: "teacher", or NAME=FOLDER of a student.
-
-    Returns:
-        The sampler.
-
-    Raises:
-        ValueError: The text is neither.
-    """
-    if text == "teacher":
-        return ScoredSampler("teacher", 50, 2.0)
-    name, _, folder = text.partition("=")
-    if not name or not folder:
-        raise ValueError(f"--samplers {text!r}: use `teacher`, or NAME=FOLDER of a LoRA")
-    return ScoredSampler(name, 4, 1.0, Path(folder))
-
-
 def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict[str, Judged]:
     """Sample and judge, as far as an earlier call has not.
 
@@ -93,6 +74,10 @@ def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict
     things = score.evaluation_set(
         args.captions, args.seeds, args.seed, pair_share=PAIR_SHARES[args.objects]
     )
+    if score.number_captions(things).bincount().max() < 2:
+        raise ValueError(
+            f"--seeds {args.seeds}: diversity compares the videos of a caption: use at least 2"
+        )
     common = {
         "captions": args.captions,
         "objects": args.objects,
@@ -155,23 +140,6 @@ def share_above(ours: Judged, theirs: Judged, subset: str) -> Measure:
     """
     both = [one.measured[subset].double() for one in (ours, theirs)]
     return mean_over_groups(both[0] - both[1], ours.group)
-
-
-def strength_of(sampler: ScoredSampler) -> float | None:
-    """Read the strength of a student's reward from the run folder of its LoRA.
-
-    Args:
-        sampler: A student.
-
-    Returns:
-        Strength of the reward; None if the folder is not in a run folder, or the run had no reward,
-        several, or one whose strength is in units of its deviation.
-    """
-    path = (sampler.student or Path()).parent / "config.json"
-    rewards = read_json(path).get("rewards", []) if path.is_file() else []
-    if len(rewards) != 1 or rewards[0].get("normalise", "none") != "none":
-        return None
-    return float(rewards[0]["strength"])
 
 
 def compare_pair(
@@ -304,21 +272,20 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: An option is invalid.
     """
-    samplers = [read_sampler(text) for text in args.samplers]
-    by_name = {sampler.name: sampler for sampler in samplers}
-    pairs = [tuple(text.split(":")) for text in args.pairs]
-    for pair in pairs:
-        if len(pair) != 2 or not set(pair) <= set(by_name):
-            raise ValueError(
-                f"--pairs {':'.join(pair)!r}: use REWARDED:PLAIN with two names of --samplers"
-            )
-    found, subset = measure_all(args, samplers), SUBSETS[args.subset]
+    check_options(vars(args))
+    if not args.picture:
+        remedy = "add --picture, or remove it"
+        refuse_ignored(args, ["shown", "pictured"], "without --picture", remedy=remedy)
+    by_name = read_samplers(args.samplers)
+    pairs = [read_pair(text, by_name) for text in args.pairs]
+    check_names("--shown", args.shown or (), by_name)
+    found, subset = measure_all(args, list(by_name.values())), SUBSETS[args.subset]
     rows = {
         name: {key: asdict(value) for key, value in row_of(one, subset).items()}
         for name, one in found.items()
     }
     compared = [compare_pair(found, *pair, strength_of(by_name[pair[0]]), subset) for pair in pairs]
-    count = len(found[samplers[0].name].group)
+    count = len(found[next(iter(by_name))].group)
     said = (
         f"{args.captions} held-out captions{OBJECTS[args.objects]} x {args.seeds} seeds = {count}"
         f" videos per sampler, the same noise for every sampler (seed {args.seed});"
@@ -332,8 +299,7 @@ def run(args: argparse.Namespace) -> None:
     if args.page:
         args.page.write_text(text)
     if args.picture:
-        shown = args.shown or [sampler.name for sampler in samplers]
-        write_picture(args.picture, found, shown, args.pictured)
+        write_picture(args.picture, found, args.shown or list(by_name), args.pictured)
 
 
 def main() -> None:
@@ -361,7 +327,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="write videos of all samplers to this PNG")
     parser.add_argument("--shown", nargs="+", help="samplers in the picture (default: all)")
     parser.add_argument("--pictured", type=int, default=2, help="captions of each size in it")
-    run(parser.parse_args())
+    run(parse_options(parser))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import dataclasses
 import json
 
 import pytest
+import reward_samplers
 import shapes_reward
 import torch
+from refusals import refused
 from rewarded_videos import Judged, compare_frechet, judged, matched, ratio_of_diversity
 
 from ablations.rewards import tilted
@@ -118,7 +120,35 @@ def test_stored_videos_of_another_student_are_refused(tmp_path):
 
 
 def test_a_sampler_needs_a_name_and_a_folder():
-    with pytest.raises(ValueError, match="--samplers 'runs/plain'"):
-        shapes_reward.read_sampler("runs/plain")
-    assert shapes_reward.read_sampler("teacher").nfe == 100
-    assert shapes_reward.read_sampler("a=runs/a/lora").nfe == 4
+    for text in ("runs/plain", "teacher=runs/x", "truth=runs/x", "a:b=runs/x", "a/b=runs/x"):
+        with refused(f"--samplers {text!r}"):
+            reward_samplers.read_sampler(text)
+    assert reward_samplers.read_sampler("teacher").nfe == 100
+    assert reward_samplers.read_sampler("a=runs/a/lora").nfe == 4
+
+
+@pytest.mark.parametrize(
+    "options, facts",
+    [
+        (["--shown", "b", "--picture", "x.png"], ["--shown 'b'", "--samplers", "'teacher', 'a'"]),
+        (["--pairs", "a:b"], ["--pairs 'b'", "--samplers", "'teacher', 'a'"]),
+        (["--pairs", "a"], ["--pairs 'a'", "REWARDED:PLAIN"]),
+        (["--samplers", "a=.", "a=.."], ["--samplers 'a=..'", "twice"]),
+        (["--samplers", "a=nowhere"], ["--samplers 'a=nowhere'"]),
+        (["--shown", "a"], ["--shown=['a']", "--picture"]),
+        (["--pictured", "2"], ["--pictured=2", "--picture"]),
+        (["--seeds", "0"], ["--seeds=0"]),
+        (["--seeds", "1", "--captions", "4"], ["--seeds 1", "2"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_wrong_option_is_refused_before_anything_is_sampled(
+    monkeypatch, tmp_path, options, facts
+):
+    words = ["--judge", "judge", "--out", str(tmp_path / "out"), "--samplers", "teacher", "a=."]
+    monkeypatch.setattr("sys.argv", ["shapes_reward.py", *words, *options])
+    monkeypatch.setattr(shapes_reward, "load_second_judge", lambda path: None)
+    monkeypatch.setattr(shapes_reward, "judged", lambda *_: pytest.fail("it samples"))
+    with refused(*facts):
+        shapes_reward.main()
+    assert not (tmp_path / "out").exists()
