@@ -99,6 +99,34 @@ def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
     return percentiles((sums.sum() / sizes.sum()).item(), sums[picks].sum(1) / sizes[picks].sum(1))
 
 
+def mean_over_samples(values: Tensor, group: Tensor) -> Measure:
+    """Average values, with an interval over new samples of the same groups.
+
+    The groups are fixed: only what varies within them counts. The interval is 1.96 standard errors
+    of the stratified mean to both sides.
+
+    Args:
+        values: Values [N].
+        group: Group of each value, numbered from 0, [N]. Every group has at least two.
+
+    Returns:
+        Mean and interval.
+
+    Raises:
+        ValueError: A group has fewer than two values.
+    """
+    values, sizes = values.double(), group.bincount().double()
+    if sizes.min() < 2:
+        raise ValueError(
+            f"a group has {int(sizes.min())} values: an interval over its samples needs two"
+        )
+    middle = torch.zeros_like(sizes).index_add_(0, group, values) / sizes
+    squares = torch.zeros_like(sizes).index_add_(0, group, (values - middle[group]).square())
+    spread = 1.96 * (sizes * squares / (sizes - 1)).sum().sqrt().item() / len(values)
+    mean = values.mean().item()
+    return Measure(mean, mean - spread, mean + spread)
+
+
 def paired_difference(ours: Tensor, theirs: Tensor) -> Measure:
     """Average the differences between paired values, with a bootstrap interval over prompts.
 

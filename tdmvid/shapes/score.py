@@ -19,12 +19,13 @@ from tqdm import tqdm
 from . import metrics, world
 from .judge import Judge, attributes, features
 
-_SINGLES = sum(
+SINGLES = sum(
     world.held_out(world.caption((world.Thing(*index),)))
     for index in itertools.product(
         range(len(world.COLOURS)), range(len(world.SHAPES)), range(len(world.DIRECTIONS))
     )
-)  # number of held-out captions with a single object
+)
+"""Number of held-out captions of one object."""
 ATTRIBUTES = ("all", "colour", "shape", "direction")
 
 
@@ -34,8 +35,8 @@ def evaluation_set(
     """Return held-out captions of one and two objects, by default in the world's shares.
 
     The captions are shuffled, so the first part of the set is a sample of it; the copies of a
-    caption are consecutive. Captions of two objects are distinct. The few held-out captions of one
-    object repeat if `captions` > 16. Use different noise for every ROW, not only for every seed:
+    caption are consecutive. Captions of two objects are distinct. Captions of one object repeat if
+    more than `SINGLES` are wanted. Use different noise for every ROW, not only for every seed:
     rows with equal captions and equal noise would be the same video.
 
     Args:
@@ -54,7 +55,7 @@ def evaluation_set(
     while any(len(chosen[size]) < wanted[size] for size in wanted):
         for things in world.draw_captions(64, generator, test=True):
             mine = chosen[len(things)]
-            known = mine[len(mine) // _SINGLES * _SINGLES :] if len(things) == 1 else mine
+            known = mine[len(mine) // SINGLES * SINGLES :] if len(things) == 1 else mine
             if len(mine) < wanted[len(things)] and things not in known:
                 mine.append(things)
     mixed = [*chosen[1], *chosen[2]]

@@ -11,6 +11,7 @@ from tdmvid.scoring.intervals import (
     binomial,
     mean_over_groups,
     mean_over_pairs,
+    mean_over_samples,
     paired_difference,
 )
 
@@ -27,6 +28,33 @@ def test_one_group_has_the_interval_of_its_values():
     sd = (0.625 * 0.375 / 32) ** 0.5
     assert measure.value == 0.625
     assert measure.high - measure.low == pytest.approx(2 * 1.96 * sd, rel=0.15)
+
+
+def test_samples_of_one_group_have_the_standard_error_of_their_mean():
+    values = torch.tensor([1.0, 2.0, 4.0])
+    measure = mean_over_samples(values, torch.zeros(3, dtype=torch.long))
+    half = 1.96 * statistics.stdev(values.tolist()) / 3**0.5
+    assert measure.value == pytest.approx(7 / 3)
+    assert (measure.low, measure.high) == pytest.approx((7 / 3 - half, 7 / 3 + half))
+
+
+def test_the_interval_over_samples_covers_the_mean_of_fixed_groups_and_ignores_their_spread():
+    generator, covered = torch.Generator().manual_seed(0), 0
+    levels, sizes = torch.linspace(-3, 3, 13), torch.arange(13) % 3 + 8
+    group = torch.arange(13).repeat_interleave(sizes)
+    truth = levels[group].mean().item()
+    for _ in range(300):
+        values = levels[group] + torch.randn(len(group), generator=generator)
+        measure, over_groups = mean_over_samples(values, group), mean_over_groups(values, group)
+        covered += measure.low <= truth <= measure.high
+        assert measure.value == pytest.approx(over_groups.value)
+        assert 3 * (measure.high - measure.low) < over_groups.high - over_groups.low
+    assert 0.92 <= covered / 300 <= 0.98
+
+
+def test_a_group_of_one_sample_has_no_interval_over_samples():
+    with refused("1 values"):
+        mean_over_samples(torch.zeros(3), torch.tensor([0, 0, 1]))
 
 
 def test_pairs_across_groups_vary_with_the_groups_on_both_sides():
