@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from ..backbones.dtype import torch_dtype
-from .counts import bytes_per_value, teacher_calls
+from .calls import teacher_calls
+from .counts import bytes_per_value
 from .devices import Device
 from .guard import GuardCalls, count_samples
 from .plan import Plan

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import RunConfig, global_batch
 from ..roles.rules import check_settings
-from .counts import calls_per_iteration
+from .calls import calls_per_iteration
 from .make import make_plan
 from .plan import Plan
 from .price import Price, Terms, price_run

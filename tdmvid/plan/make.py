@@ -19,11 +19,11 @@ from ..distill.grids import build_grids, reference_grid
 from ..distill.trajectories import count_swaps
 from ..parallel.launch import check_sequence
 from ..roles.rules import check_kernel, check_settings, check_teacher
+from .calls import calls_per_iteration
 from .counts import (
     Calls,
     Pipeline,
     Weights,
-    calls_per_iteration,
     count_calls,
     count_pipeline,
     decoded_settings,

@@ -13,15 +13,9 @@ from pathlib import Path
 from ..backbones.dtype import torch_dtype
 from ..backbones.spec import Tokens
 from ..config import RunConfig
+from .calls import graded_twice, teacher_calls
 from .cost import Trace
-from .counts import (
-    Calls,
-    Pipeline,
-    Weights,
-    bytes_per_value,
-    graded_twice,
-    teacher_calls,
-)
+from .counts import Calls, Pipeline, Weights, bytes_per_value
 from .rewards import RewardWork, count_reward_work
 
 LIVE_VALUES = 1e9

@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import RunConfig, decoded_frames
-from .counts import Pipeline, graded_twice
+from .calls import graded_twice
+from .counts import Pipeline
 
 HISTORIES = 4
 """Stored tensors per step and slot of a stream: state and clean prediction, of the current and of

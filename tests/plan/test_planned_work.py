@@ -14,7 +14,7 @@ from tdmvid.distill.objective import build_objective
 from tdmvid.distill.trajectories import Place, pick_k
 from tdmvid.parallel import launch
 from tdmvid.plan import cost
-from tdmvid.plan.counts import calls_per_iteration
+from tdmvid.plan.calls import calls_per_iteration
 from tdmvid.plan.make import make_plan
 from tdmvid.plan.storage import count_storage
 from tdmvid.train.monitor import read_metrics
