@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.guard_recipes import RECIPES, STOP, Recipe
+from benchmarks.guard_plot import draw_distances
+from benchmarks.guard_recipes import FULL, RECIPES, STOP, Recipe  # noqa: F401
 from benchmarks.stopwatch import machine, table
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
@@ -38,7 +38,6 @@ from tdmvid.guard.bands import BANDS, Verdict, judge
 from tdmvid.guard.limits import Prompts, check_settings
 from tdmvid.guard.measures import latent_distance, measure
 from tdmvid.parallel import launch
-from tdmvid.report import plots
 from tdmvid.train.run import Run, build_run
 from tdmvid.train.samples import NotFinite, Part, sample_parts, sample_student
 from tdmvid.train.trainer import micro_batches
@@ -54,7 +53,6 @@ SHOWN = (
     "farthest",
     "distance",
 )
-PALETTE = ("#2a6fa8", "#cc5a36", "#3a8a63", "#8359ad", "#ab7b16", "#5f6b76", "#b23a6b", "#17695f")
 PATIENCE = 3
 """Number of failed iterations in a row after which a run stops, as in training."""
 
@@ -325,35 +323,12 @@ def draw(folder: Path, path: Path) -> None:
         folder: Folder of all runs.
         path: SVG file to write.
     """
-    found = {name: verdicts(_place(folder, name)) for name in RECIPES if _is_done(folder, name)}
-    steps = sorted({step for run in found.values() for step in run})
-    columns: dict[str, list[float]] = {"step": [float(step) for step in steps]}
-    for name, run in found.items():
-        known = {step: math.log10(max(verdict.distance, 0.01)) for step, verdict in run.items()}
-        columns[f"distance/{name}"] = [known.get(step, math.nan) for step in steps]
-    (panel,) = plots.panels(columns)
-    right, bottom = plots.RIGHT, plots.BOTTOM
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right + 170} {plots.HEIGHT}"'
-        ' font-family="sans-serif" font-size="10"><rect width="100%" height="100%" fill="white"/>'
-    ]
-    for y, label in panel.y_ticks:
-        value = f"{10 ** float(label):.2f}"
-        parts.append(
-            f'<path d="M{plots.LEFT} {y:.1f}H{right}" stroke="#ddd"/>'
-            f'<text x="{plots.LEFT - 6}" y="{y + 3:.1f}" text-anchor="end">{value}</text>'
-        )
-    for x, label in panel.x_ticks:
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>')
-    for number, line in enumerate(panel.lines):
-        colour = PALETTE[number % len(PALETTE)]
-        dash = ' stroke-dasharray="4 3"' if not RECIPES[line.name].broken else ""
-        y = plots.TOP + 8 + 14 * number
-        parts.append(
-            f'<path d="{line.raw}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>'
-            f'<text x="{right + 8}" y="{y}" fill="{colour}">{line.name}</text>'
-        )
-    write_text(path, "\n".join([*parts, "</svg>\n"]))
+    runs = {name: verdicts(_place(folder, name)) for name in RECIPES if _is_done(folder, name)}
+    found = {
+        name: {step: verdict.distance for step, verdict in run.items()}
+        for name, run in runs.items()
+    }
+    draw_distances(path, found, {name for name in found if not RECIPES[name].broken})
 
 
 def _is_done(folder: Path, name: str) -> bool:
