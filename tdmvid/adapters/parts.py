@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .layouts.joined import split_factors
+from .layouts.joined import Joined, split_factors
 
 _OUTPUTS = ("b", "bias", "diff", "diff_b")
 """Kinds of tensors with a row for each output."""
@@ -19,23 +19,24 @@ class Parts:
     layout: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
-    joins: tuple[str, ...] = ()
-    """Modules that the file holds as one layer."""
+    joint: Joined | None = None
+    """The layer of the file, if it holds several modules as one or in another order."""
 
     def split(self) -> dict[str, Parts]:
-        """Return the tensors of each joined module."""
-        count, out = len(self.joins), {name: Parts(self.layout) for name in self.joins}
-        a, b, both = self.tensors.get("a"), self.tensors.get("b"), []
-        if a is not None and b is not None and b.dim() == 2 and 0 < len(a) == b.shape[1]:
-            both = split_factors(a, b, count)
-        for i, part in enumerate(out.values()):
-            part.keys = dict(self.keys)
-            part.tensors = {
-                kind: x.tensor_split(count)[i] if kind in _OUTPUTS else x
-                for kind, x in self.tensors.items()
-            }
-            if both:
-                part.tensors |= {"a": both[i][0], "b": both[i][1]}
-            if a is not None and both and "alpha" in self.tensors:  # the scale is alpha / rank
-                part.tensors["alpha"] = self.tensors["alpha"] * len(both[i][0]) / len(a)
+        """Return the tensors of each module of the joint layer."""
+        assert self.joint is not None
+        out = {name: Parts(self.layout, keys=dict(self.keys)) for name in self.joint.parts}
+        for kind, x in self.tensors.items():
+            own = self.joint.split(x) if kind in _OUTPUTS else (x,) * len(out)
+            for part, tensor in zip(out.values(), own, strict=True):
+                part.tensors[kind] = tensor
+        a, b = self.tensors.get("a"), self.tensors.get("b")
+        if a is None or b is None or b.dim() != 2 or not 0 < len(a) == b.shape[1]:
+            return out
+        for part, (own_a, own_b) in zip(
+            out.values(), split_factors(a, self.joint.split(b)), strict=True
+        ):
+            part.tensors |= {"a": own_a, "b": own_b}
+            if "alpha" in self.tensors:  # the scale is alpha / rank
+                part.tensors["alpha"] = self.tensors["alpha"] * len(own_a) / len(a)
         return out

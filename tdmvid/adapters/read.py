@@ -247,13 +247,13 @@ def _sort(
                 f"{path}: {key} {list(tensor.shape)} matches no layer of {network}: use a LoRA"
                 " of this model, with names of diffusers, peft or kohya"
             )
-        part = parts.setdefault(found.module, Parts(found.layout, joins=found.parts))
+        part = parts.setdefault(found.module, Parts(found.layout, joint=found.joint))
         if kind in part.tensors:
             raise ValueError(
                 f"{path}: {key} and {part.keys[kind]} name the same tensor of one layer: remove one"
             )
         part.tensors[kind], part.keys[kind] = tensor, key
-    for name in [name for name, found in parts.items() if found.joins]:
+    for name in [name for name, found in parts.items() if found.joint]:
         parts |= parts.pop(name).split()
     return parts, text, dropped
 

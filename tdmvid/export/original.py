@@ -21,6 +21,9 @@ from ..backbones.base import Backbone
 from .check import Agreement
 from .student import Student
 
+CONVERTS = ("Wan", "FluxPipeline", "ZImage")
+"""Starts of pipeline classes whose loader reads the names of kohya and of ComfyUI."""
+
 
 class NotStock(Exception):
     """Stock code does not load a file, or only part of it."""
@@ -142,14 +145,17 @@ def _why_not_diffusers(pipeline: Any, network: Any, lora: LoraWeights) -> str:
         return "" if hasattr(network, "load_lora_adapter") else "stock diffusers has no loader"
     if not hasattr(pipeline, "lora_state_dict"):
         return f"{type(pipeline).__name__} has no LoRA loader"
-    by_layer = len(lora.stated_alphas) > 1 and not hasattr(network, "blocks")
+    name, unet = type(pipeline).__name__, hasattr(network, "up_blocks")
+    converts = name.startswith(CONVERTS)
+    by_layer = len(lora.stated_alphas) > 1 and not converts
     if lora.layout == KOHYA_STYLE and by_layer:
         return "stock diffusers applies one alpha to all layers, other programs one per layer"
-    unet_or_wan = hasattr(network, "up_blocks") or type(pipeline).__name__.startswith("Wan")
-    if lora.layout == KOHYA_STYLE and not unet_or_wan:
-        return f"{type(pipeline).__name__} does not read kohya's names"
+    if lora.layout == KOHYA_STYLE and not (unet or converts):
+        return f"{name} does not read kohya's names"
     if lora.layout == DIFFUSERS and lora.stated_alphas != {None}:
         return "stock diffusers ignores .alpha in files with its own keys"
-    if lora.layout == COMFY and not type(pipeline).__name__.startswith("Wan"):
-        return f"{type(pipeline).__name__} does not read ComfyUI's names"
+    if lora.layout == COMFY and not converts:
+        return f"{name} does not read ComfyUI's names"
+    if lora.layout in (COMFY, KOHYA_STYLE) and lora.biased and not name.startswith("Wan"):
+        return f"{name} ignores the biases of this file"
     return ""

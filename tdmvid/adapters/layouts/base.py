@@ -108,7 +108,7 @@ class KeyLayout:
             count = len(joint.parts)
             biases = left.pop(f"{key}.{self.bias}", torch.zeros(len(b))).chunk(count)
             for part, (own_a, own_b), own_bias in zip(
-                joint.parts, split_factors(a, b, count), biases, strict=True
+                joint.parts, split_factors(a, b.chunk(count)), biases, strict=True
             ):
                 if part in modules:
                     state |= {f"{part}.lora_A.weight": own_a, f"{part}.lora_B.weight": own_b}

@@ -13,17 +13,20 @@ Files for ComfyUI may hold several modules as one layer, see joined.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from .joined import Joining, join_qkv
+from .joined import Joined, Joining, join_flux, join_qkv, join_sd3
 from .ldm import name_ldm
 from .original import name_cogvideox, name_hunyuan, name_wan
+from .original_images import name_flux, name_sd3, name_z_image
 
 DIFFUSERS, PEFT, COMFY, KOHYA_STYLE, BARE = "diffusers", "peft", "comfyui", "kohya", "bare"
+_IMAGES = {"FluxPipeline": name_flux, "StableDiffusion3": name_sd3, "ZImage": name_z_image}
+"""Start of a pipeline class -> its modules' names in the model's original repository."""
 _WRAPPERS = ("module.", "base_model.model.")
 
 
@@ -33,16 +36,16 @@ class ModuleName:
 
     layout: str
     module: str
-    """Name of the module in diffusers' network, or of the joint layer of `parts`."""
-    parts: tuple[str, ...] = ()
-    """Modules that the file holds as one layer; empty for a module of its own."""
+    """Name of the module in diffusers' network, or of the joint layer."""
+    joint: Joined | None = None
+    """The layer, if it holds several modules or has another order; else None."""
 
 
 class ModuleNames:
     """Finds a network's modules by their names in files.
 
     Args:
-        modules: Names in diffusers' network.
+        modules: Names in diffusers' network, with the numbers of their outputs.
         part: Component of the pipeline, "transformer" or "unet".
         others: Maps a module's name to those in the model's original repository and in ComfyUI.
         joining: Which modules a file may hold as one layer.
@@ -50,7 +53,7 @@ class ModuleNames:
 
     def __init__(
         self,
-        modules: Iterable[str],
+        modules: Mapping[str, int],
         part: str,
         others: Callable[[str], tuple[str, ...]],
         joining: Joining | None = None,
@@ -58,11 +61,12 @@ class ModuleNames:
         self._known: dict[str, ModuleName] = {}
         for module in modules:
             joint = joining(module) if joining else None
+            if joint is not None and all(one in modules for one in joint.parts):
+                joint = replace(joint, sizes=tuple(modules[one] for one in joint.parts))
+                for layout, name in _names(joint.name, part, others(joint.name)):
+                    self._known.setdefault(name, ModuleName(layout, joint.name, joint))
             for layout, name in _names(module, part, others(module)):
                 self._known.setdefault(name, ModuleName(layout, module))
-            if joint is not None:
-                for layout, name in _names(joint.name, part, others(joint.name)):
-                    self._known.setdefault(name, ModuleName(layout, joint.name, joint.parts))
 
     def find(self, name: str) -> ModuleName | None:
         """Return layout and module of a name, or None if it names no module of the network."""
@@ -94,13 +98,24 @@ def module_names(network: nn.Module, pipeline_class: str, part: str) -> ModuleNa
         pipeline_class: Its diffusers pipeline class.
         part: Component of the pipeline, "transformer" or "unet".
     """
-    modules = [
-        name
-        for name, module in network.named_modules()
-        if name and any(True for _ in module.parameters(recurse=False))
-    ]
-    joining = join_qkv if pipeline_class.startswith("HunyuanVideo") else None
-    return ModuleNames(modules, part, other_names(network, pipeline_class), joining)
+    modules = {}
+    for name, module in network.named_modules():
+        own = next(module.parameters(recurse=False), None)
+        if name and own is not None:
+            modules[name] = getattr(module, "out_features", own.shape[0] if own.dim() else 0)
+    others, joining = other_names(network, pipeline_class), _joining(modules, pipeline_class)
+    return ModuleNames(modules, part, others, joining)
+
+
+def _joining(modules: Iterable[str], pipeline_class: str) -> Joining | None:
+    """Return which modules of a family other programs hold as one layer."""
+    if pipeline_class.startswith(("HunyuanVideo", "ZImage")):
+        return join_qkv
+    if pipeline_class == "FluxPipeline":
+        return join_flux
+    if pipeline_class.startswith("StableDiffusion3"):
+        return join_sd3(modules)
+    return None
 
 
 def other_names(network: nn.Module, pipeline_class: str) -> Callable[[str], tuple[str, ...]]:
@@ -111,6 +126,9 @@ def other_names(network: nn.Module, pipeline_class: str) -> Callable[[str], tupl
         return lambda name: (name_wan(name),)
     if pipeline_class.startswith("HunyuanVideo"):
         return lambda name: tuple(name_hunyuan(name, comfyui=one) for one in (True, False))
+    for start, name_image in _IMAGES.items():
+        if pipeline_class.startswith(start):
+            return lambda name: (name_image(name),)
     if pipeline_class.startswith("StableDiffusion") and hasattr(network, "up_blocks"):
         unet: Any = network
         ups = frozenset(i for i, block in enumerate(unet.up_blocks) if hasattr(block, "attentions"))

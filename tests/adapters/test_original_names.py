@@ -1,0 +1,150 @@
+"""Files in the original names of FLUX.1, SD3 and Z-Image are read as the change that they make.
+
+The reference is diffusers' conversion of whole networks from these names to its own.
+"""
+
+import re
+
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel, ZImagePipeline
+from diffusers.loaders import single_file_utils
+from families import BUILDERS
+from safetensors.torch import save_file
+from torch import nn
+
+from tdmvid.adapters.layouts.joined import join_flux, join_qkv, join_sd3
+from tdmvid.adapters.layouts.original_images import name_flux, name_sd3, name_z_image
+from tdmvid.adapters.read import read_lora
+from tdmvid.adapters.weights import effect
+from tdmvid.backbones.registry import families
+from tdmvid.roles.rounding import difference
+
+RANK, ALPHA = 3, 2.0
+CASES = {
+    "FluxPipeline": ("base", lambda _: join_flux, name_flux, "flux"),
+    "StableDiffusion3Pipeline": ("dual_attention", join_sd3, name_sd3, "sd3"),
+    "ZImagePipeline": ("base", lambda _: join_qkv, name_z_image, "z_image"),
+}
+"""Family -> its tiny network, joining and names, and diffusers' conversion."""
+
+
+class Checkpoint(dict):
+    """A network in original names, with the parameters that no LoRA changes."""
+
+    def pop(self, key, *default):
+        if any(part in key for part in ("_norm.", "ln_q", "ln_k")) or key == "pos_embed":
+            return torch.zeros(1)
+        return super().pop(key, *default)
+
+
+def network_of(family):
+    """Return a tiny network; of FLUX.1 one of the width that its conversion expects."""
+    if family == "FluxPipeline":
+        with torch.device("meta"):
+            return FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+    torch.manual_seed(0)
+    return BUILDERS[family].build(CASES[family][0]).transformer
+
+
+def layers_of(family, network):
+    """Return A [r, in], B [out, r] and bias [out] of each layer, by its original name."""
+    _, joining, name, _ = CASES[family]
+    linears = {
+        name: x for name, x in network.named_modules() if isinstance(x, (nn.Linear, nn.Conv2d))
+    }
+    join, layers, generator = joining(linears), {}, torch.Generator().manual_seed(0)
+    for module in linears:
+        joint = join(module)
+        parts = joint.parts if joint else (module,)
+        shape = [sum(len(linears[part].weight) for part in parts)]
+        shape += [linears[module].weight[0].numel()]
+        layers[name(joint.name if joint else module)] = (
+            torch.randn(RANK, shape[1], generator=generator),
+            torch.randn(shape[0], RANK, generator=generator),
+            torch.randn(shape[0], generator=generator),
+        )
+    return layers
+
+
+def expected_of(family, layers, scale):
+    """Return the change of each module, applied to one input, and of its bias."""
+    checkpoint = Checkpoint()
+    for name, (a, b, bias) in layers.items():
+        checkpoint[f"{name}.weight"] = effect(a, b, scale)[:, None]
+        checkpoint[f"{name}.bias"] = bias.clone()
+    if family == "ZImagePipeline":  # its attention has no biases
+        checkpoint = {key: x for key, x in checkpoint.items() if "qkv.bias" not in key}
+    convert = getattr(
+        single_file_utils, f"convert_{CASES[family][3]}_transformer_checkpoint_to_diffusers"
+    )
+    converted = convert(checkpoint)
+    assert not checkpoint  # every name is one of the original network
+    return converted
+
+
+def write(path, layers, names):
+    """Write a file in ComfyUI's dotted names, with biases, or in kohya's, with alphas."""
+    tensors = {}
+    for name, (a, b, bias) in layers.items():
+        if names == "comfyui":
+            stem = f"diffusion_model.{name}"
+            tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+            tensors |= {} if name.endswith("attention.qkv") else {f"{stem}.diff_b": bias}
+        else:
+            stem = "lora_unet_" + name.replace(".", "_")
+            tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
+            tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("names", ["comfyui", "kohya"])
+@pytest.mark.parametrize("family", CASES)
+def test_every_layer_of_the_original_network_is_read(family, names, tmp_path):
+    network = network_of(family)
+    layers = layers_of(family, network)
+    scale = 1.0 if names == "comfyui" else ALPHA / RANK
+    expected = expected_of(family, layers, scale)
+    lora = read_lora(write(tmp_path / "x.safetensors", layers, names), files(family), network)
+    weights = {key.removesuffix(".weight") for key, x in expected.items() if x.dim() == 2}
+    assert lora.layers.keys() == weights and not lora.dropped and not lora.left_out
+    for name, layer in lora.layers.items():
+        change = effect(layer.a, layer.b, layer.scale)
+        assert difference(change, expected[f"{name}.weight"][:, 0]) < 1e-5
+        if names == "comfyui" and f"{name}.bias" in expected:
+            torch.testing.assert_close(layer.scale * layer.bias, expected[f"{name}.bias"])
+
+
+def files(family):
+    return families()[family].lora
+
+
+def stock_layers(pipeline, path):
+    """Return the layers that the stock pipeline makes of a file."""
+    state = pipeline.lora_state_dict(str(path))
+    names = {key.partition(".lora_")[0] for key in state}
+    return {
+        name.removeprefix("transformer."): [state[f"{name}.lora_{x}.weight"] for x in "AB"]
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("pipeline", [FluxPipeline, ZImagePipeline], ids=lambda x: x.__name__)
+def test_the_blocks_are_what_the_stock_loader_makes_of_kohya_s_file(pipeline, tmp_path):
+    """Its loader loses the alpha of FLUX.1's last layers, and takes no dotted joint layers."""
+    family = pipeline.__name__
+    network = network_of(family)
+    layers = {
+        name: x
+        for name, x in layers_of(family, network).items()
+        if re.match(r"(double_blocks|single_blocks|layers)\.", name) and "adaLN" not in name
+    }
+    expected = stock_layers(pipeline, write(tmp_path / "kohya.safetensors", layers, "kohya"))
+    for names, factor in (("kohya", 1.0), ("comfyui", ALPHA / RANK)):
+        path = write(tmp_path / f"{names}.safetensors", layers, names)
+        lora = read_lora(path, files(family), network)
+        assert lora.layers.keys() == expected.keys()
+        for name, layer in lora.layers.items():
+            found = factor * effect(layer.a, layer.b, layer.scale)
+            assert difference(found, effect(*expected[name], 1.0)) < 1e-5
