@@ -53,8 +53,8 @@ _TEXT = re.compile(
 )
 
 
-class _UnknownLayer(ValueError):
-    """A key of a file names no layer of the network."""
+class _UnknownKey(ValueError):
+    """A key of a file names no layer of the network, or no tensor of a LoRA."""
 
 
 def read_lora(
@@ -84,14 +84,17 @@ def read_lora(
         raise ValueError(f"{path} contains no tensors: download or export it again")
     _check_finite(path, tensors)
     names = module_names(network, files.pipeline_class, files.part)
+    left_out = [key for key in tensors if _TEXT.match(key)]
+    own = {key: x for key, x in tensors.items() if key not in set(left_out)}
     try:
-        parts, left_out, dropped = _sort(path, tensors, names, type(network).__name__)
-    except _UnknownLayer as unknown:
-        tensors = in_stock_names(tensors, files.pipeline_class)
+        parts, dropped = _sort(path, own, names, type(network).__name__)
+    except _UnknownKey as unknown:
+        own, lost = in_stock_names(own, files.pipeline_class)
         try:
-            parts, left_out, dropped = _sort(path, tensors, names, type(network).__name__)
+            parts, dropped = _sort(path, own, names, type(network).__name__)
         except ValueError:
             raise unknown from None
+        dropped += _without_factors(path, lost, files)
     _check_prefixes(path, parts, files, bare)
     if not parts:
         raise ValueError(
@@ -228,22 +231,18 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _sort(
     path: Path, tensors: Mapping[str, Tensor], names: ModuleNames, network: str
-) -> tuple[dict[str, Parts], list[str], list[str]]:
-    """Return tensors by module and kind, keys of text encoders, and keys that no LoRA can hold."""
+) -> tuple[dict[str, Parts], list[str]]:
+    """Return the network's tensors by module and kind, and keys that no LoRA can hold."""
     parts: dict[str, Parts] = {}
-    text: list[str] = []
     dropped: list[str] = []
     for key, tensor in tensors.items():
-        if _TEXT.match(key):
-            text.append(key)
-            continue
         kind, name = _kind_of(path, key, tensor)
         found = names.find(name)
         if kind == "diff_m" or (found is None and kind.startswith("diff") and tensor.dim() < 2):
             dropped += [key] if tensor.any() else []  # a norm or a modulation
             continue
         if found is None:
-            raise _UnknownLayer(
+            raise _UnknownKey(
                 f"{path}: {key} {list(tensor.shape)} matches no layer of {network}: use a LoRA"
                 " of this model, with names of diffusers, peft or kohya"
             )
@@ -255,7 +254,19 @@ def _sort(
         part.tensors[kind], part.keys[kind] = tensor, key
     for name in [name for name, found in parts.items() if found.joint]:
         parts |= parts.pop(name).split()
-    return parts, text, dropped
+    return parts, dropped
+
+
+def _without_factors(path: Path, lost: list[str], files: LoraFiles) -> list[str]:
+    """Return the keys that a stock conversion loses. Refuse the file if it loses layers."""
+    layers = [key for key in lost if not re.search(r"\.(?:bias|diff_b|diff|diff_m)$", key)]
+    if layers:
+        raise ValueError(
+            f"{path}: {layers[0]} and {len(layers) - 1} more tensors are lost when"
+            f" {files.pipeline_class} converts the file, so only a part of the LoRA would be read:"
+            " use a copy of the file in the layout of diffusers, or one without these tensors"
+        )
+    return lost
 
 
 def _kind_of(path: Path, key: str, tensor: Tensor) -> tuple[str, str]:
@@ -270,7 +281,7 @@ def _kind_of(path: Path, key: str, tensor: Tensor) -> tuple[str, str]:
                 " the result with `tdmvid export --network ... --rank`"
             )
         return kind, _without_processor(match[1])
-    raise ValueError(
+    raise _UnknownKey(
         f"{path}: {key} {list(tensor.shape)} is not a tensor of a LoRA: expected lora_A and lora_B"
         " (or lora_down and lora_up), or diff"
     )

@@ -28,11 +28,14 @@ _KOHYA = re.compile(
     r"lora_te(?P<number>[12]?)_text_model_encoder_layers_(?P<layer>\d+)_(?P<block>self_attn|mlp)"
     r"_(?P<module>[qkv]_proj|out_proj|fc[12])"
 )
+_COMFY = re.compile(
+    r"text_encoders\.clip_(?P<clip>[lg])\.(?:transformer\.)?(?P<module>text_model\.encoder\..+)"
+)
 _OLD_ATTENTION = re.compile(r"self_attn\.to_(q|k|v|out)$")
 """Attention of a CLIP encoder in older names of diffusers, into which it converts kohya's files."""
 _T5 = re.compile(
     r"text_encoder(?:s)?(?:_\d)?\.(?:transformer\.)?(?:encoder\.block\.|shared|final_layer_norm)"
-    r"|lora_te\d_encoder_block_|text_encoder_3\.|lora_te3_|t5xxl\."
+    r"|lora_te\d?_encoder_block_|text_encoder_3\.|lora_te3_|(?:text_encoders\.)?t5xxl\."
 )
 """Start of the key of a T5 encoder's tensor. Its layers are named otherwise than those of CLIP."""
 _KINDS = {"A": "a", "down": "a", "B": "b", "up": "b"}
@@ -58,7 +61,9 @@ def read_text(
     header: Mapping[str, str],
     files: LoraFiles,
 ) -> dict[str, dict[str, LoraLayer]]:
-    """Read the text-encoder part of a LoRA file, in the layouts of diffusers and kohya.
+    """Read the text-encoder part of a LoRA file, in the layouts of diffusers, kohya and ComfyUI.
+
+    Tensors of zeros that no stock pipeline loads, which some trainers write, are passed over.
 
     Args:
         path: The file.
@@ -73,6 +78,7 @@ def read_text(
         ValueError: The stock pipeline loads no LoRA into an encoder, a key is in another layout, or
             a layer is damaged.
     """
+    tensors = _without_idle(tensors, files)
     _check_loadable(path, tensors, files)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -83,14 +89,36 @@ def read_text(
                 f"{path}: {key} changes a text encoder in a layout that is not supported: convert"
                 " the file to the layout of diffusers, or use a copy without these tensors"
             )
-        kind = _KINDS.get(match["new"] or match["old"] or match["older"] or "", "alpha")
-        found.setdefault(place, {})[kind] = tensor
+        found.setdefault(place, {})[_kind(key)] = tensor
     parts: dict[str, dict[str, LoraLayer]] = {}
     for (part, module), own in found.items():
         config = read_settings(path, header, part, of_peft=False)
         layer = _layer(path, f"{part}.{module}", own, module, config)
         parts.setdefault(part, {})[module.removeprefix(PREFIX)] = layer
     return parts
+
+
+def _without_idle(tensors: Mapping[str, Tensor], files: LoraFiles) -> dict[str, Tensor]:
+    """Return the tensors without layers that would be refused, although they add zero."""
+    loadable, layers = text_encoders(files), dict[str, list[str]]()
+    for key in tensors:
+        match = _KEY.fullmatch(key)
+        layers.setdefault(match["name"] if match else key, []).append(key)
+    idle: set[str] = set()
+    for name, keys in layers.items():
+        added = [tensors[key] for key in keys if _kind(key) not in ("a", "alpha")]
+        known = loadable and not _T5.match(name) and _place(name)
+        if not known and added and not any(x.any() for x in added):
+            idle |= set(keys)
+    return {key: x for key, x in tensors.items() if key not in idle}
+
+
+def _kind(key: str) -> str:
+    """Return the kind of a tensor: "a", "b" or "alpha"; empty in another layout."""
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return ""
+    return _KINDS.get(match["new"] or match["old"] or match["older"] or "", "alpha")
 
 
 def _check_loadable(path: Path, tensors: Mapping[str, Tensor], files: LoraFiles) -> None:
@@ -109,6 +137,8 @@ def _place(name: str) -> tuple[str, str] | None:
     """Return component and module of a layer's name in a file; None in another layout."""
     if match := _DIFFUSERS.fullmatch(name):
         return match["part"], _OLD_ATTENTION.sub(_new_attention, match["module"])
+    if match := _COMFY.fullmatch(name):
+        return "text_encoder_2" if match["clip"] == "g" else "text_encoder", match["module"]
     if match := _KOHYA.fullmatch(name):
         part = "text_encoder_2" if match["number"] == "2" else "text_encoder"
         return part, f"{PREFIX}encoder.layers.{match['layer']}.{match['block']}.{match['module']}"
