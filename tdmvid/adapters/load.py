@@ -13,13 +13,14 @@ from torch import nn
 
 from ..backbones.lora_files import LoraFiles
 from ..backbones.scheduler import load_scheduler
+from ..backbones.text_lora import with_text_lora
 from ..data.reading import reason
 from .layouts.names import DIFFUSERS, PEFT
 from .lora import attach_weights
 from .read import PAIR_NAMES, read_lora
 from .settings import SETTINGS_FILE
 from .teacher import digest_of
-from .text import text_encoders, text_parts
+from .text import has_attention, text_encoders, text_parts, text_state
 from .weights import LoraWeights, effect
 
 SCALE_TOLERANCE = 0.02
@@ -70,6 +71,7 @@ def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
     lora = read_lora(folder, files, network, text=encodes)
     if (
         lora.plain
+        and _stock_text(lora)
         and lora.layout == _own_layout(files)
         and lora.where == str(Path(folder) / files.file)
     ):
@@ -82,6 +84,7 @@ def _load_one(pipeline: Any, folder: Path, files: LoraFiles) -> None:
             ) from error
     else:
         attach_to_sample(network, lora)
+        with_text_lora(pipeline, text_state([lora]))
     check_loaded(getattr(pipeline, files.component), lora)
 
 
@@ -144,12 +147,17 @@ def stock_file(lora: LoraWeights, files: LoraFiles) -> Path | None:
     """
     place = Path(lora.where)
     named = place.name == files.file or (files.any_name and place.suffix == ".safetensors")
-    if not lora.plain or lora.layout != _own_layout(files) or not named:
+    if not lora.plain or not _stock_text(lora) or lora.layout != _own_layout(files) or not named:
         return None
     if lora.layout == PEFT and not place.with_name(SETTINGS_FILE).is_file():
         return None
     same = place.is_file() and lora.digest in ("", digest_of(place))
     return place if same else None
+
+
+def _stock_text(lora: LoraWeights) -> bool:
+    """Return whether diffusers loads the text-encoder parts of a file."""
+    return all(has_attention(layers) for layers in lora.text.values())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ have that prefix or not, depending on the version.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -183,7 +183,7 @@ def text_parts(loras: Sequence[LoraWeights]) -> dict[str, TextPart]:
             name: LoraLayer(layer.a.float(), layer.scale * layer.b.float())
             for name, layer in whole.layers.items()
         }
-        plain = LoraWeights(layers)
+        plain = LoraWeights(layers if has_attention(layers) else layers | _idle_attention(layers))
         config = plain.config()
         # without the anchor, a pattern also matches names with the prefix
         config.rank_pattern = {key.lstrip("^"): x for key, x in (config.rank_pattern or {}).items()}
@@ -192,6 +192,24 @@ def text_parts(loras: Sequence[LoraWeights]) -> dict[str, TextPart]:
         }
         parts[part] = {f"{PREFIX}{key}": x for key, x in plain.state().items()}, config
     return parts
+
+
+def has_attention(layers: Iterable[str]) -> bool:
+    """Return whether layers of a CLIP encoder include attention. Else diffusers loads none of them.
+
+    Args:
+        layers: Names of the layers.
+    """
+    return any(".self_attn." in name for name in layers)
+
+
+def _idle_attention(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
+    """Return an attention layer that adds zero, beside layers of MLPs."""
+    name, layer = next(iter(layers.items()))
+    width = layer.a.shape[1] if name.endswith("fc1") else len(layer.b)
+    block = name.rpartition(".mlp.")[0]
+    idle = LoraLayer(layer.a.new_zeros(1, width), layer.b.new_zeros(width, 1))
+    return {f"{block}.self_attn.q_proj": idle}
 
 
 def text_state(loras: Sequence[LoraWeights]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from scales import assert_close
 from user_adapter_cases import card_code, student_of
 
+from tdmvid.adapters.load import load_lora
 from tdmvid.adapters.teacher import load_teacher
 from tdmvid.config import ModelConfig, from_dict, load_config
 from tdmvid.export.bundle import write_bundles
@@ -213,3 +214,26 @@ def test_a_run_trains_on_these_prompts_and_exports_both_forms(case, loras, tmp_p
     for name in ("lora", "lora_merged"):
         facts = json.loads((out / name / "export.json").read_text())
         assert facts["error"] <= facts["tolerance"]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "prefix"])
+def test_a_text_part_is_loaded_whatever_layers_and_names_it_has(
+    case, backbone, loras, tmp_path, kind
+):
+    """diffusers itself loads no part without attention layers, nor files with this prefix."""
+    state = load_file(loras[0] / backbone.lora.file)
+    if kind == "mlp":
+        state = {key: x for key, x in state.items() if "q_proj" not in key}
+    else:
+        prefix = f"{backbone.lora.part}."
+        state = {key.replace(prefix, f"module.{prefix}"): x for key, x in state.items()}
+    save_file(state, tmp_path / backbone.lora.file)
+    expected = teacher_with(case, [tmp_path], (1.0,)).encode_prompts(PROMPTS)
+    pipeline = case.stock()
+    load_lora(pipeline, tmp_path, backbone.lora)
+    with backbone.encoding_with(pipeline):
+        found = backbone.encode_prompts(PROMPTS)
+    for name, plain in backbone.encode_prompts(PROMPTS).items():
+        assert_close(found[name], expected[name], 1e-5)
+        moved = (expected[name] - plain).norm() > 0.01 * plain.norm()
+        assert moved != (case.name == "FluxPipeline" and name == "prompt_embeds")
