@@ -169,6 +169,8 @@ def run(args: argparse.Namespace) -> None:
     )
     for consumer, error in facts.get("errors", {}).items():
         print(f"{facts['formats'][consumer]}: {error:.1e}")
+    if facts.get("comfyui_lack"):
+        print(f"no workflow for ComfyUI: {facts['comfyui_lack']}")
     if "original" in facts:
         from ..export.original import describe_comparison
 

@@ -152,14 +152,15 @@ def test_a_format_that_no_program_knows_for_the_family_is_refused(student, tmp_p
 
 
 def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bundle):
-    path, lack = bundle / "comfyui" / "workflow.json", workflow_lack(student.backbone)
+    path = bundle / "comfyui" / "workflow.json"
+    lack = workflow_lack(student.backbone, student.grid)
     assert len(
         load_file(next((bundle / "comfyui").glob("*.safetensors")))
     ) > 5 and path.is_file() == (not lack)
     if lack:
         assert (
-            f"without a workflow, because ComfyUI itself cannot sample this base correctly: {lack}"
-            in (bundle / "README.md").read_text()
+            "without a workflow, because ComfyUI itself cannot sample this student correctly:"
+            f" {lack}" in (bundle / "README.md").read_text()
         )
         return
     sigmas = [

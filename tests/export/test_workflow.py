@@ -5,13 +5,16 @@ import re
 import pytest
 import torch
 from families import BUILDERS, pixart, stable_diffusion, wan
+from refusals import states
 from tiny import cogvideox_scheduler, tiny_pipeline
 
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.registry import load_backbone
 from tdmvid.config import ClipSize, ModelConfig
 from tdmvid.diffusion.grid import uniform
+from tdmvid.diffusion.process import RectifiedFlow
 from tdmvid.export.consumers.comfyui import MODELS, SIGMA_MAX, build_workflow, workflow_lack
+from tdmvid.roles.rounding import difference
 
 
 def loaded(pipeline, folder, size):
@@ -122,7 +125,9 @@ def test_an_image_model_has_its_own_encoders_and_latents_and_is_saved_as_an_imag
     assert (clip["class_type"], clip["inputs"]["type"], latent["class_type"]) == IMAGES[name]
     assert latent["inputs"] == {"width": 48, "height": 32, "batch_size": 1}
     assert read(nodes) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
-    assert nodes["save"]["class_type"] == "SaveImage" and not workflow_lack(backbone)
+    assert nodes["save"]["class_type"] == "SaveImage" and not workflow_lack(
+        backbone, uniform(4, backbone.process)
+    )
 
 
 @pytest.mark.parametrize("scale", [None, 2.5])
@@ -151,5 +156,46 @@ def test_the_guidance_that_a_network_reads_is_in_its_conditioning(tmp_path, scal
     ids=["cogvideox 1.5", "cogvideox 5b", "cogvideox 2b", "pixart 512", "pixart 1024"],
 )
 def test_a_base_that_comfyui_computes_in_another_way_is_named(tmp_path, build, lack):
-    said = workflow_lack(build(tmp_path))
+    backbone = build(tmp_path)
+    said = workflow_lack(backbone, uniform(4, backbone.process))
     assert lack in said and bool(said) == bool(lack)
+
+
+def comfyui_start(backbone, nodes, z):
+    """Return the first x_t of ComfyUI's sampler from noise z, alpha x0 + sigma eps.
+
+    As KSAMPLER.sample in comfy/samplers.py and noise_scaling in comfy/model_sampling.py.
+    """
+    sigma = torch.tensor(read(nodes)[0])
+    if nodes["sampler"]["class_type"] == "VOIDSampler":
+        return z
+    if isinstance(backbone.process, RectifiedFlow):
+        return sigma * z
+    _, [highest] = backbone.process.alpha_sigma(torch.ones(1))
+    largest = (highest / (1 - highest**2).sqrt()).clamp(max=SIGMA_MAX)
+    scaled = z * (1 + sigma**2).sqrt() if sigma >= largest * (1 - 1e-5) else z * sigma
+    return scaled / (1 + sigma**2).sqrt()
+
+
+STARTS = {
+    "flow": (lambda folder: loaded(wan.build("cross_norm"), folder, wan.SIZE), (1.0, 0.999)),
+    "cogvideox": (cogvideox, (1.0, 0.999, 0.9, 0.5)),
+    "unet": (
+        lambda folder: loaded(stable_diffusion.build("epsilon"), folder, stable_diffusion.SIZE),
+        (1.0,),
+    ),
+}
+"""Base -> starts of trajectories that ComfyUI samples as the student."""
+
+
+@pytest.mark.parametrize("start", [1.0, 0.999, 0.9, 0.5])
+@pytest.mark.parametrize("base", STARTS)
+def test_a_workflow_is_written_if_comfyui_starts_where_the_student_does(tmp_path, base, start):
+    build, exact = STARTS[base]
+    backbone = build(tmp_path)
+    grid = uniform(4, backbone.process, start=start)
+    z = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    found = comfyui_start(backbone, build_workflow(backbone, grid, ["a"], "b"), z)
+    said = workflow_lack(backbone, grid)
+    assert (difference(found, z) < 2**-9) == (not said)
+    assert not said if start in exact else states(said, "grid.start=1")

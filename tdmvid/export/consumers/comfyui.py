@@ -29,6 +29,8 @@ SIGMA_MAX = 4518.76
 """ComfyUI's noise level where alpha is 0 (comfy/model_sampling.py, zero terminal SNR)."""
 LOW_NOISE = "BASE_LOW_NOISE.safetensors"
 """Placeholder for the file name of the second expert, which the user replaces."""
+START_TOLERANCE = 2**-9
+"""Relative change of the first state that is less than the rounding of bfloat16."""
 WAN22_CHANNELS = 48
 """Latent channels of Wan 2.2's own autoencoder, which needs another node for empty latents."""
 
@@ -47,18 +49,18 @@ class ComfyUI(Consumer):
         flow = "`comfyui/workflow.json` is a workflow in API format with the trained sigmas"
         if facts.get("comfyui_lack"):
             flow = (
-                "without a workflow, because ComfyUI itself cannot sample this base correctly:"
+                "without a workflow, because ComfyUI itself cannot sample this student correctly:"
                 f" {facts['comfyui_lack']}"
             )
         return f"ComfyUI (copy it to `models/loras`; {flow})"
 
     def write_extras(self, loras: list[Path], student: Student) -> dict:
-        """Write `workflow.json` beside the LoRA, unless ComfyUI cannot sample the base.
+        """Write `workflow.json` beside the LoRA, unless ComfyUI cannot sample the student.
 
         Returns:
             `comfyui_lack`: why there is no workflow; empty if there is one.
         """
-        lack = workflow_lack(student.backbone)
+        lack = workflow_lack(student.backbone, student.grid)
         if not lack:
             prompt = (*student.reference.prompts, "a prompt")[0]
             names = [lora.name for lora in loras]
@@ -183,11 +185,35 @@ MODELS = {
 """Pipeline class -> how ComfyUI samples its base."""
 
 
-def workflow_lack(backbone: Backbone) -> str:
-    """Return why ComfyUI cannot sample this base as it was trained; empty if it can."""
+def workflow_lack(backbone: Backbone, grid: TimeGrid) -> str:
+    """Return why ComfyUI cannot sample a student as it was trained; empty if it can.
+
+    Args:
+        backbone: The student's base.
+        grid: Its times.
+    """
     if backbone.pipeline_class not in MODELS:
         return f"there is no workflow for {backbone.pipeline_class} yet"
-    return MODELS[backbone.pipeline_class].lack(backbone)
+    model = MODELS[backbone.pipeline_class]
+    return model.lack(backbone) or _lack_of_start(model, backbone, grid)
+
+
+def _lack_of_start(model: _Model, backbone: Backbone, grid: TimeGrid) -> str:
+    """Return how ComfyUI's first state differs from the student's, which is noise of variance 1.
+
+    Below its largest noise level ComfyUI multiplies the noise by sigma (noise_scaling in
+    comfy/model_sampling.py), because it adds it to an image. VOIDSampler does not.
+    """
+    _, [scale] = backbone.process.alpha_sigma(torch.tensor(grid.descending()[:1]))
+    if model.sampler[0] == "VOIDSampler" or 1 - scale < START_TOLERANCE:
+        return ""
+    if not isinstance(backbone.process, RectifiedFlow) and grid.times[-1] == 1:
+        return ""  # its largest noise level
+    return (
+        f"the trajectory starts at time {grid.times[-1]:.4g} from noise of variance 1, but its"
+        f" samplers multiply the noise by {scale:.4g} there; use the diffusers file, or train with"
+        " grid.start=1"
+    )
 
 
 def format_sigmas(backbone: Backbone, grid: TimeGrid) -> list[str]:
