@@ -92,7 +92,7 @@ class StockPipeline(ABC):
 
         Does nothing if all of it is in the arguments of the call.
         """
-        assert pipeline is not None and cfg >= 0
+        assert pipeline is not None and cfg >= 1
 
     def negative_text(self, count: int, cfg: float) -> dict[str, list[str]]:
         """Return the negative prompts that `count` prompts of a stock call need to be guided."""

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .ranges import ranges_of
-from .rules import check_rules
+from .rules import Rule, check_rules
 
-RULES = ranges_of("guard")
+RULES = (
+    *ranges_of("guard"),
+    Rule(
+        lambda guard: 0 < guard.cfg < 1,
+        "guard.cfg",
+        "must be 0, which uses objective.cfg, or at least 1 (guidance scale); 1 means no guidance",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class GuardConfig:
     stop the run. `off`: do not compare.
     """
     cfg: float = 0.0
-    """Guidance scale of the teacher's reference samples, 0 to 1000. 0 uses `objective.cfg`."""
+    """Guidance scale of the teacher's reference samples, 1 to 1000. 0 uses `objective.cfg`."""
     pairs: int = 2
     """Number of sample prompts that are also sampled from a second noise, to measure whether
     different seeds give different samples. 0 skips this measure.

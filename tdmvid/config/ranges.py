@@ -59,6 +59,7 @@ class Range:
 SEED = Range(-SEEDS, SEEDS)
 STEPS = Range(1, 1000, "network calls")
 GUIDANCE = Range(1, 1000, "(guidance scale); 1 means no guidance")
+"""Below 1, diffusers' pipelines compute no guidance."""
 FRACTION = Range(0, 1, open="high")
 POSITIVE = Range(0, MILLION, open="low")
 SHIFT = Range(0, 1000, "(flow shift); 1 gives an even grid", open="low")
@@ -83,9 +84,9 @@ SETTINGS: dict[str, Range] = {
     "grid.shift": SHIFT,
     "grid.timesteps": Range(0, MILLION, "(timesteps of the network)"),
     "model.guidance": Range(0, 1000, "(guidance scale)"),
-    "objective.cfg": Range(0, 1000, "(guidance scale); 1 means no guidance"),
+    "objective.cfg": GUIDANCE,
     "objective.cfg_interval": Range(0, 1, "(times)"),
-    "objective.cfg_2": Range(0, 1000, "(guidance scale); 1 means no guidance"),
+    "objective.cfg_2": GUIDANCE,
     "objective.step_set": STEPS,
     "objective.margin_low": FRACTION,
     "objective.margin_high": FRACTION,

@@ -55,7 +55,7 @@ def fake_rate(config: RunConfig) -> float | None:
 
 def _guidance(config: RunConfig) -> Finding | None:
     cfg, usual = config.objective.cfg, config.guard.cfg or config.objective.cfg
-    ratio = cfg / usual if usual else 1.0
+    ratio = cfg / usual
     low, high = GUIDANCE
     if low <= ratio <= high:
         return None

@@ -172,6 +172,8 @@ def steps_and_cfg(backbone: Backbone, sampler: Sampler) -> tuple[int, float]:
     cfg = cfg if sampler.cfg is None else sampler.cfg
     check_number("steps", steps, OPTIONS["steps"])
     check_number("cfg", cfg, OPTIONS["cfg"])
+    if sampler.cfg_2 is not None:
+        check_number("cfg_2", sampler.cfg_2, OPTIONS["cfg_2"])
     return steps, cfg
 
 

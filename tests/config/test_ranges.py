@@ -91,11 +91,16 @@ def test_the_table_allows_what_is_inside_and_nothing_outside(name):
         ("log.sample_count", 10**12),
         ("parallel.sequence", 2**31),
         ("student.clip", -1e-9),
+        ("objective.cfg", 0),
+        ("objective.cfg", 0.5),
+        ("objective.cfg_2", 0.5),
+        ("guard.cfg", 0.5),
     ],
 )
 def test_numbers_that_a_run_would_hang_on_are_refused(setting, value):
     path = setting.split(".")
-    shown = float(value) if path[0] in ("student",) or path[1] in ("start", "shift") else value
+    real = path[0] == "student" or path[1] in ("start", "shift", "cfg", "cfg_2")
+    shown = float(value) if real else value
     with refused(f"{setting}={shown}"):
         from_dict(RunConfig, changed(WHOLE[-3], path, value))
 

@@ -57,4 +57,4 @@ def test_guidance_is_compared_with_the_teacher_s(cfg, found):
 
 
 def test_no_guidance_beside_none_is_no_finding():
-    assert not names(demo("objective.cfg=0", "guard.cfg=0"))
+    assert not names(demo("objective.cfg=1", "guard.cfg=0"))

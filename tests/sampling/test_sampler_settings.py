@@ -106,7 +106,14 @@ def test_what_a_student_was_not_trained_for_is_said_beside_its_videos(make, stud
 
 
 @pytest.mark.parametrize(
-    "change", [{"cfg": 0.0}, {"cfg": -1.0}, {"cfg": math.nan}, {"steps": 0}, {"steps": -1}], ids=str
+    "change",
+    [
+        *({"cfg": x} for x in (0.0, 0.5, -1.0, math.nan)),
+        {"cfg_2": 0.5},
+        {"steps": 0},
+        {"steps": -1},
+    ],
+    ids=str,
 )
 def test_numbers_that_no_sampler_takes_are_refused(make, student, change):
     [(name, value)] = change.items()

@@ -64,7 +64,7 @@ class ObjectiveSettings:
     kind: str = ""
     """Distillation method: `tdm`, `dmd2`, `fisher` or `gan`."""
     cfg: float = 1.0
-    """Classifier-free guidance scale of the teacher, 0 to 1000. 1 means no guidance."""
+    """Classifier-free guidance scale of the teacher, 1 to 1000. 1 means no guidance."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
     """First and last time with guidance, both included. Times are in [0, 1]: 0 is clean, 1 is
     noise. Outside the interval the teacher is unguided.
@@ -75,7 +75,7 @@ class ObjectiveSettings:
     is `log.teacher_steps`.
     """
     cfg_2: float | None = None
-    """Guidance scale of the low-noise expert of a teacher with two experts, 0 to 1000. `null` uses
+    """Guidance scale of the low-noise expert of a teacher with two experts, 1 to 1000. `null` uses
     `cfg` for both experts.
     """
     solver: Solver = "ddim"
