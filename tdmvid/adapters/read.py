@@ -51,6 +51,7 @@ _TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:text_encoders?(?:_\d)?\.|lora_te\d?_|te\d?\.|clip_[lgh]\.|t5xxl\."
     r"|cond_stage_model\.|conditioner\.|bundle_emb\.)"
 )
+_MAY_BE_LOST = re.compile(r"\.(?:bias|diff_b|diff|diff_m|(?:qkv|out)\.lora\.(?:up|down)\.weight)$")
 
 
 class _UnknownKey(ValueError):
@@ -252,14 +253,27 @@ def _sort(
                 f"{path}: {key} and {part.keys[kind]} name the same tensor of one layer: remove one"
             )
         part.tensors[kind], part.keys[kind] = tensor, key
-    for name in [name for name, found in parts.items() if found.joint]:
-        parts |= parts.pop(name).split()
-    return parts, dropped
+    return _split_joint(path, parts), dropped
+
+
+def _split_joint(path: Path, parts: dict[str, Parts]) -> dict[str, Parts]:
+    """Return the tensors with those of joint layers by their own modules."""
+    out = {name: found for name, found in parts.items() if not found.joint}
+    for joint in (found for found in parts.values() if found.joint):
+        for name, own in joint.split().items():
+            if name in out:
+                one, other = (next(iter(x.keys.values())) for x in (out[name], own))
+                raise ValueError(f"{path}: {one} and {other} name the same layer: remove one")
+            out[name] = own
+    return out
 
 
 def _without_factors(path: Path, lost: list[str], files: LoraFiles) -> list[str]:
-    """Return the keys that a stock conversion loses. Refuse the file if it loses layers."""
-    layers = [key for key in lost if not re.search(r"\.(?:bias|diff_b|diff|diff_m)$", key)]
+    """Return the keys that a stock conversion loses. Refuse the file if it loses layers.
+
+    Z-Image's files of some trainers repeat layers as `qkv` and `out`, which it loses rightly.
+    """
+    layers = [key for key in lost if not _MAY_BE_LOST.search(key)]
     if layers:
         raise ValueError(
             f"{path}: {layers[0]} and {len(layers) - 1} more tensors are lost when"
@@ -326,8 +340,8 @@ def _announce(lora: LoraWeights) -> None:
         )
     if lora.dropped:
         log.warning(
-            "%s: %d tensors of layers that LoRA files of diffusers and peft cannot hold are"
-            " ignored, e.g. %s",
+            "%s: %d tensors are ignored, e.g. %s, because LoRA files of diffusers and peft cannot"
+            " hold them or the file repeats them in other names",
             lora.where,
             len(lora.dropped),
             lora.dropped[0],

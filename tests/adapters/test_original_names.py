@@ -10,6 +10,7 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel, ZImagePipeline
 from diffusers.loaders import single_file_utils
 from families import BUILDERS
+from refusals import refused
 from safetensors.torch import save_file
 from torch import nn
 
@@ -148,3 +149,29 @@ def test_the_blocks_are_what_the_stock_loader_makes_of_kohya_s_file(pipeline, tm
         for name, layer in lora.layers.items():
             found = factor * effect(layer.a, layer.b, layer.scale)
             assert difference(found, effect(*expected[name], 1.0)) < 1e-5
+
+
+def test_z_image_s_layers_that_a_file_repeats_as_joint_ones_are_read_once(tmp_path, caplog):
+    """As in files of trainers whose names only the stock loader knows."""
+    network, tensors = network_of("ZImagePipeline"), {}
+    block, width = "diffusion_model.layers.0.attention", 32
+    for name in ("to.q", "to.k", "to.v", "qkv"):
+        rows = width * (3 if name == "qkv" else 1)
+        tensors[f"{block}.{name}.lora.down.weight"] = torch.ones(2, width)
+        tensors[f"{block}.{name}.lora.up.weight"] = torch.ones(rows, 2)
+    save_file(tensors, tmp_path / "x.safetensors")
+    lora = read_lora(tmp_path / "x.safetensors", files("ZImagePipeline"), network)
+    assert lora.layers.keys() == {f"layers.0.attention.to_{x}" for x in "qkv"}
+    assert {f"{block}.qkv.lora.{x}.weight" for x in ("down", "up")} == set(lora.dropped)
+    assert lora.dropped[0] in caplog.text
+
+
+def test_a_layer_of_its_own_and_in_a_joint_layer_is_refused(tmp_path):
+    network, tensors = network_of("ZImagePipeline"), {}
+    block = "diffusion_model.layers.0.attention"
+    for name, rows in (("qkv", 96), ("to_q", 32)):
+        tensors[f"{block}.{name}.lora_A.weight"] = torch.ones(2, 32)
+        tensors[f"{block}.{name}.lora_B.weight"] = torch.ones(rows, 2)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with refused(f"{block}.qkv.lora_A.weight", f"{block}.to_q.lora_A.weight"):
+        read_lora(tmp_path / "x.safetensors", files("ZImagePipeline"), network)

@@ -93,16 +93,20 @@ def test_the_table_allows_what_is_inside_and_nothing_outside(name):
         ("student.clip", -1e-9),
         ("objective.cfg", 0),
         ("objective.cfg", 0.5),
-        ("objective.cfg_2", 0.5),
         ("guard.cfg", 0.5),
     ],
 )
 def test_numbers_that_a_run_would_hang_on_are_refused(setting, value):
     path = setting.split(".")
-    real = path[0] == "student" or path[1] in ("start", "shift", "cfg", "cfg_2")
+    real = path[0] == "student" or path[1] in ("start", "shift", "cfg")
     shown = float(value) if real else value
     with refused(f"{setting}={shown}"):
         from_dict(RunConfig, changed(WHOLE[-3], path, value))
+
+
+def test_no_expert_s_guidance_is_below_1():
+    with refused("objective.cfg_2=0.5", "between 1 and 1,000"):
+        from_dict(RunConfig, {"objective": {"cfg": 3, "cfg_2": 0.5}})
 
 
 def test_a_list_of_numbers_is_bounded_in_its_entries_and_their_number():

@@ -118,7 +118,7 @@ def test_what_a_student_was_not_trained_for_is_said_beside_its_videos(make, stud
 def test_numbers_that_no_sampler_takes_are_refused(make, student, change):
     [(name, value)] = change.items()
     for folder in (student, None):
-        with refused(f"{name}={value}"):
+        with refused(f"{name}={value}", "1,000"):
             make("out", PROMPTS[:1], (0,), sampler=Sampler(folder, **change))
 
 
