@@ -17,7 +17,7 @@ from ..backbones.text_lora import with_text_lora
 from ..data.reading import reason
 from .layouts.names import DIFFUSERS, PEFT
 from .lora import attach_weights
-from .read import PAIR_NAMES, read_lora
+from .read import check_pair, read_lora
 from .settings import SETTINGS_FILE
 from .teacher import digest_of
 from .text import has_attention, text_encoders, text_parts, text_state
@@ -56,10 +56,8 @@ def load_lora(pipeline: Any, folder: Path, files: LoraFiles) -> None:
         ValueError: The folder has no LoRA, or one that cannot be loaded completely.
     """
     of_pipeline = files.of_pipeline(pipeline)
-    if len(of_pipeline) > 1 and not Path(folder).is_dir():
-        raise ValueError(
-            f"{folder} is one file: use a folder with the LoRAs of both experts ({PAIR_NAMES})"
-        )
+    if len(of_pipeline) > 1:
+        check_pair(Path(folder), of_pipeline)
     for one in of_pipeline:
         _load_one(pipeline, folder, one)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,14 +153,11 @@ def _is_plain(tensors: Mapping[str, Tensor], layout: str, part: str, ours: Set[s
 
 def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> LoraWeights:
     """Read the LoRAs of both experts as one, with layer names of the pair."""
-    if not path.is_dir():
-        kind = "one file" if path.is_file() else "no folder"
-        raise ValueError(
-            f"{path} is {kind}: use a folder with the LoRAs of both experts ({PAIR_NAMES})"
-        )
+    experts = files.of_experts(pair.split.names)
+    check_pair(path, list(experts.values()))
     found = {
         name: read_lora(path, of_expert, pair.networks[name], bare=bare)
-        for name, of_expert in files.of_experts(pair.split.names).items()
+        for name, of_expert in experts.items()
     }
     return replace(
         next(iter(found.values())),
@@ -171,6 +168,24 @@ def _read_pair(path: Path, files: LoraFiles, pair: Experts, *, bare: bool) -> Lo
         plain=all(lora.plain for lora in found.values()),
         stated_alphas=frozenset().union(*(lora.stated_alphas for lora in found.values())),
     )
+
+
+def check_pair(path: Path, experts: Sequence[LoraFiles]) -> None:
+    """Check that a path is a folder with one LoRA file for each of two experts.
+
+    Args:
+        path: The folder.
+        experts: The LoRA files of both.
+
+    Raises:
+        ValueError: It is something else, lacks a file, or has one file for both.
+    """
+    advice = f"use a folder with the LoRAs of both experts ({PAIR_NAMES})"
+    if not path.is_dir():
+        raise ValueError(f"{path} is {'one file' if path.is_file() else 'no folder'}: {advice}")
+    first, second = (find_lora(path, one) for one in experts)
+    if first.samefile(second):
+        raise ValueError(f"{first} is the only LoRA file for two experts: {advice}")
 
 
 def find_lora(path: Path, files: LoraFiles) -> Path:

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from tdmvid.adapters.layouts.names import BARE, PEFT
 from tdmvid.adapters.load import adapted_layers, check_loaded, load_lora
 from tdmvid.adapters.lora import attach, attach_weights, start_from
-from tdmvid.adapters.read import find_lora, read_lora
+from tdmvid.adapters.read import check_pair, find_lora, read_lora
 from tdmvid.adapters.weights import effect
 from tdmvid.backbones.cogvideox import CogVideoX
 from tdmvid.backbones.flux1 import Flux1
-from tdmvid.backbones.lora_files import LORA_FILE
+from tdmvid.backbones.lora_files import LORA_FILE, SECOND_FILE
 from tdmvid.config import LoraSettings
 from tdmvid.parallel import launch
 from tdmvid.roles.rounding import difference
@@ -323,3 +323,23 @@ def test_an_expert_s_file_is_found_by_a_whole_word(tmp_path, high):
         find_lora(tmp_path, experts[1])
     (tmp_path / "slowmo_low_noise.safetensors").touch()
     assert find_lora(tmp_path, experts[1]).stem == "slowmo_low_noise"
+
+
+@pytest.mark.parametrize("name", ["adapter_model", "style_high_and_low_noise"])
+def test_one_file_is_not_the_lora_of_both_experts(tmp_path, name):
+    experts = list(FILES.of_experts(("transformer", "transformer_2")).values())
+    file = tmp_path / f"{name}.safetensors"
+    file.touch()
+    pipeline = SimpleNamespace(transformer=torch.nn.Module(), transformer_2=torch.nn.Module())
+    for check in (
+        lambda: check_pair(tmp_path, experts),
+        lambda: load_lora(pipeline, tmp_path, FILES),
+    ):
+        with refused(file, LORA_FILE, SECOND_FILE):
+            check()
+    (tmp_path / LORA_FILE).touch()
+    if name.startswith("style"):
+        check_pair(tmp_path, experts)
+    (tmp_path / SECOND_FILE).symlink_to(LORA_FILE)
+    with refused(tmp_path / LORA_FILE, SECOND_FILE):
+        check_pair(tmp_path, experts)
