@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..backbones.experts import Experts
@@ -81,34 +82,60 @@ def read_lora(
         return _read_pair(Path(path), files, network, bare=bare)
     path = find_lora(Path(path), files)
     tensors, header = read_tensors(path)
-    if not tensors:
-        raise ValueError(f"{path} contains no tensors: download or export it again")
     _check_finite(path, tensors)
-    names = module_names(network, files.pipeline_class, files.part)
-    left_out = [key for key in tensors if _TEXT.match(key)]
-    own = {key: x for key, x in tensors.items() if key not in set(left_out)}
-    try:
-        parts, dropped = _sort(path, own, names, type(network).__name__)
-    except _UnknownKey as unknown:
-        own, lost = in_stock_names(own, files.pipeline_class)
-        try:
-            parts, dropped = _sort(path, own, names, type(network).__name__)
-        except ValueError:
-            raise unknown from None
-        dropped += _without_factors(path, lost, files)
+    left_out = {key: x for key, x in tensors.items() if _TEXT.match(key)}
+    own = {key: x for key, x in tensors.items() if key not in left_out}
+    parts, dropped = _sort_or_convert(path, own, files, network)
     _check_prefixes(path, parts, files, bare)
     if not parts:
         raise ValueError(
-            f"{path} changes only text encoders ({left_out[0]}): use a LoRA of the {files.part}"
+            f"{path} changes only text encoders ({next(iter(left_out))}): use a LoRA of the"
+            f" {files.part}"
         )
     of_peft = any(found.layout == PEFT for found in parts.values())
     config = read_settings(path, header, files.part, of_peft=of_peft)
-    modules = dict(network.named_modules())
-    layers = dict[str, LoraLayer]()
+    layers, unused = _build_layers(path, parts, network, config)
+    layout = next(iter(parts.values())).layout
+    ours = {*layers, *(left_out if text and layout == DIFFUSERS else ())}
+    lora = LoraWeights(
+        layers,
+        str(path),
+        layout,
+        _is_plain(tensors, layout, files.part, ours),
+        tuple(left_out),
+        (*dropped, *unused),
+        stated_alphas=_stated_alphas(parts[name] for name in layers),
+        text=read_text(path, left_out, header, files) if text else {},
+    )
+    _announce(lora)
+    return lora
+
+
+def _sort_or_convert(
+    path: Path, tensors: Mapping[str, Tensor], files: LoraFiles, network: nn.Module
+) -> tuple[dict[str, Parts], list[str]]:
+    """Sort the network's tensors as `_sort` does, in names that the stock pipeline converts too."""
+    names, kind = module_names(network, files.pipeline_class, files.part), type(network).__name__
+    try:
+        return _sort(path, tensors, names, kind)
+    except _UnknownKey as unknown:
+        converted, lost = in_stock_names(tensors, files.pipeline_class)
+        try:
+            parts, dropped = _sort(path, converted, names, kind)
+        except ValueError:
+            raise unknown from None
+    return parts, dropped + _without_factors(path, lost, files)
+
+
+def _build_layers(
+    path: Path, parts: Mapping[str, Parts], network: nn.Module, config: LoraConfig | None
+) -> tuple[dict[str, LoraLayer], list[str]]:
+    """Return the layers by module, and the keys of modules that no LoRA can hold."""
+    modules, layers, unused = dict(network.named_modules()), dict[str, LoraLayer](), list[str]()
     for name, found in parts.items():
         layer = build_layer(path, name, found, modules[name], config, network)
         if layer is None:
-            dropped += [key for kind, key in found.keys.items() if found.tensors[kind].any()]
+            unused += [key for kind, key in found.keys.items() if found.tensors[kind].any()]
         else:
             layers[name] = layer
     if not layers:
@@ -116,27 +143,13 @@ def read_lora(
             f"{path} adapts no linear layer and no convolution, so it is not a LoRA: use another"
             " file"
         )
-    layout = next(iter(parts.values())).layout
-    ours = {*layers, *(left_out if text and layout == DIFFUSERS else ())}
-    alphas = frozenset(
-        found.tensors["alpha"].item() if "alpha" in found.tensors else None
-        for name, found in parts.items()
-        if name in layers
+    return layers, unused
+
+
+def _stated_alphas(parts: Iterable[Parts]) -> frozenset[float | None]:
+    return frozenset(
+        found.tensors["alpha"].item() if "alpha" in found.tensors else None for found in parts
     )
-    lora = LoraWeights(
-        layers,
-        str(path),
-        layout,
-        _is_plain(tensors, layout, files.part, ours),
-        tuple(left_out),
-        tuple(dropped),
-        stated_alphas=alphas,
-        text=read_text(path, {key: tensors[key] for key in left_out}, header, files)
-        if text
-        else {},
-    )
-    _announce(lora)
-    return lora
 
 
 def _is_plain(tensors: Mapping[str, Tensor], layout: str, part: str, ours: Set[str]) -> bool:
@@ -229,6 +242,9 @@ def find_lora(path: Path, files: LoraFiles) -> Path:
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a file without tensors, or with tensors that are not finite numbers."""
+    if not tensors:
+        raise ValueError(f"{path} contains no tensors: download or export it again")
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() and not key.endswith(".alpha"):
             raise ValueError(
