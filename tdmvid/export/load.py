@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -36,6 +38,19 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
             user's LoRAs differs from that used in training.
     """
     folder = Path(folder)
+    facts = _facts(folder)
+    pipeline = _load_base(folder, facts, dtype)
+    if "rank" in facts:
+        _add_loras(pipeline, folder, facts)
+    pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
+    stock = families()[facts["pipeline"]].stock_class
+    check_scheduler(pipeline.scheduler, folder, even_sigmas=stock.even_sigmas)
+    stock.set_guidance(pipeline, 1.0)
+    return pipeline
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return the contents of export.json that loading needs."""
     facts = read_facts(folder)
     if not facts:
         raise ValueError(f"{folder} has no {FACTS}: use a folder that tdmvid exported")
@@ -46,8 +61,12 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
             f"{folder / FACTS}: pipeline={str(facts['pipeline'])[:80]!r} is not supported: choose"
             f" from {', '.join(sorted(families()))}"
         )
-    model, part = facts["model"], facts["network"]
-    files = families()[facts["pipeline"]].lora
+    return facts
+
+
+def _load_base(folder: Path, facts: Mapping[str, Any], dtype: str | None) -> Any:
+    """Load the pipeline of the base, with the student's network if the folder has a whole one."""
+    model = facts["model"]
     own = getattr(torch, dtype or model["dtype"])
     dtypes = dict.fromkeys(facts.get(FLOAT32_PARTS, ()), torch.float32) | {"default": own}
     settings = {
@@ -59,25 +78,25 @@ def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionP
         kind = read_object(folder / "config.json")["_class_name"]
         with reading(folder):
             network = getattr(diffusers, kind).from_pretrained(folder, dtype=own)
-        settings[part] = network
+        settings[facts["network"]] = network
     with reading(model["path"]):
         pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(
             find_model(model["path"]), **settings
         )
     if model.get("tiling"):
         pipeline.vae.enable_tiling()
-    if "rank" in facts:
-        stated = from_dict(ModelConfig, {"adapters": model.get("adapters", ())}, "model")
-        networks, trained = networks_of(pipeline, files), facts.get(ADAPTER_FILES)
-        if adapters := read_adapters(networks, stated, files, trained=trained):
-            load_beside(pipeline, folder, adapters, files)
-        else:
-            load_lora(pipeline, folder, files)
-    pipeline.scheduler = _load_scheduler(folder, facts["scheduler"])
-    stock = families()[facts["pipeline"]].stock_class
-    check_scheduler(pipeline.scheduler, folder, even_sigmas=stock.even_sigmas)
-    stock.set_guidance(pipeline, 1.0)
     return pipeline
+
+
+def _add_loras(pipeline: Any, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Load the student's LoRA, beside those of the user with which it was trained."""
+    files = families()[facts["pipeline"]].lora
+    stated = from_dict(ModelConfig, {"adapters": facts["model"].get("adapters", ())}, "model")
+    networks, trained = networks_of(pipeline, files), facts.get(ADAPTER_FILES)
+    if adapters := read_adapters(networks, stated, files, trained=trained):
+        load_beside(pipeline, folder, adapters, files)
+    else:
+        load_lora(pipeline, folder, files)
 
 
 def _load_scheduler(folder: Path, kind: dict[str, str]):
