@@ -23,6 +23,16 @@ from .student import Student
 
 CONVERTS = ("Wan", "FluxPipeline", "ZImage")
 """Starts of pipeline classes whose loader reads the names of kohya and of ComfyUI."""
+_STOCK_ERRORS = (
+    ValueError,
+    KeyError,
+    RuntimeError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)
+"""What stock loaders raise about a file that they do not support."""
 
 
 class NotStock(Exception):
@@ -132,7 +142,7 @@ def _load_diffusers(pipeline: Any, network: Any, lora: LoraWeights, path: Path) 
             pipeline.load_lora_into_unet(state, *alphas, network, metadata=metadata)
         else:
             pipeline.load_lora_into_transformer(state, transformer=network, metadata=metadata)
-    except (ValueError, KeyError, RuntimeError, IndexError, AttributeError, TypeError) as error:
+    except _STOCK_ERRORS as error:
         if lora.plain:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import BUILDERS
 from lora_makers import write_diffusers, write_peft
 from refusals import refused
 from safetensors.torch import load_file, save_file
@@ -108,3 +109,28 @@ def test_a_reading_of_another_scale_is_caught_by_stock_code(backbone, tmp_path):
         compare_with_original(student, wrong, 1e-5)
     with refused(folder / LORA_FILE, "diffusers", error=RuntimeError):
         compare_with_original(student, lora, 1e-5)
+
+
+JOINT = {
+    "ZImagePipeline": ("lora_unet_layers_0_attention_qkv", 32, 96),
+    "FluxPipeline": ("lora_unet_single_blocks_0_linear1", 16, 112),
+}
+"""Family -> a joint layer of its tiny network in kohya's names, its inputs and outputs."""
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_kohya_s_joint_layers_are_compared_if_stock_code_reads_them(family, tmp_path):
+    """diffusers splits FLUX.1's layers only at the width of the released models."""
+    torch.manual_seed(0)
+    builder = BUILDERS[family]
+    builder.build(builder.VARIANTS[0]).save_pretrained(tmp_path / "base")
+    backbone = load_backbone(ModelConfig(path=str(tmp_path / "base")), builder.SIZE)
+    stem, width, rows = JOINT[family]
+    tensors = {f"{stem}.lora_down.weight": torch.randn(2, width), f"{stem}.alpha": torch.tensor(1)}
+    tensors[f"{stem}.lora_up.weight"] = torch.randn(rows, 2)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    original = export(backbone, tmp_path / "theirs.safetensors", tmp_path / "ours")["original"]
+    if family == "FluxPipeline":
+        assert "stock diffusers does not load it" in original["not_compared"]
+    else:
+        assert original["by"].startswith("diffusers") and original["error"] < 1e-5
