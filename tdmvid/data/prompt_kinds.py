@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..config.resources import find_prompts
-from .captioned import holds_media
-from .captions import parse_name
-from .prompt_sets import HubSet, find_set
+from .captioned import find_source, holds_media
+from .prompt_sets import HubSet, find_set, read_generated
 from .prompts import TABLES
 
 Kind = Literal["file of lines", "table", "folder", "generated list", "data set"]
@@ -31,10 +29,10 @@ def kind_of(source: Path | str) -> Kind:
     Returns:
         Its kind.
     """
-    path = find_prompts(source)
-    named = find_set(path, HubSet(), (".txt", *TABLES))
+    path = find_source(source)
+    named = find_set(path, HubSet())
     if path.is_dir() and not (named and not holds_media(path)):
         return "folder"
     if named:
-        return "generated list" if parse_name(str(path)) else "data set"
+        return "generated list" if named is read_generated else "data set"
     return "table" if path.suffix.lower() in TABLES else "file of lines"
