@@ -8,12 +8,12 @@ Writes docs/scaling.md and docs/scaling.svg. Nothing is measured, and no GPU is 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.predicted_plot import draw
 from tdmvid.cli.leave import run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.data.files import write_text
@@ -33,8 +33,6 @@ MODELS = {
 }
 NODE = 8
 COUNTS = (1, 8, 16, 32, 64, 128, 256, 512)
-COLOURS = ("#1f77b4", "#d95f02", "#2ca02c")
-DASHES = ("2 3", "none", "8 4")
 LOW = 0.8
 """Share of linear scaling below which a verdict says that a model does not scale."""
 FIXED = 64
@@ -323,76 +321,6 @@ def page(models: dict[str, dict[str, list[Point]]], terms: Terms) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def draw(models: dict[str, dict[str, list[Point]]]) -> str:
-    """Plot throughput and communication over the number of GPUs, with logarithmic axes.
-
-    Colours stand for models, dashes for cases.
-
-    Args:
-        models: Predictions by model and case.
-
-    Returns:
-        An SVG image.
-    """
-    curves = [
-        (colour, dash, points)
-        for colour, cases in zip(COLOURS, models.values(), strict=True)
-        for dash, points in zip(DASHES, cases.values(), strict=True)
-    ]
-    throughput = [(*look, [(p.gpus, p.throughput) for p in points]) for *look, points in curves]
-    sent = [(*look, [(p.gpus, p.sent) for p in points if p.sent]) for *look, points in curves]
-    lines = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 470" font-size="11"'
-        ' font-family="sans-serif"><rect width="900" height="470" fill="white"/>',
-        *_panel("predicted: videos a second, all GPUs", 50, throughput),
-        *_panel("predicted: GB sent, one GPU, one iteration", 500, sent),
-    ]
-    lines += _legend(list(models), list(next(iter(models.values()))))
-    return "\n".join([*lines, "</svg>"]) + "\n"
-
-
-def _legend(models: Sequence[str], cases: Sequence[str]) -> Iterator[str]:
-    """Yield the legend: colours of models and dashes of cases."""
-    entries = [*zip(COLOURS, ("none",) * len(models), models, strict=True)]
-    entries += zip(("#444",) * len(cases), DASHES, cases, strict=True)
-    for place, (colour, dash, label) in enumerate(entries):
-        x, y = (50 if place < len(models) else 500), 400 + 18 * (place % len(models))
-        yield _line(colour, dash, [(x, y), (x + 28, y)])
-        yield f'<text x="{x + 34}" y="{y + 4}">{label}</text>'
-
-
-def _panel(
-    title: str, left: int, curves: Sequence[tuple[str, str, list[tuple[int, float]]]]
-) -> Iterator[str]:
-    """Yield one plot of 360 x 300 points."""
-    values = [value for *_, points in curves for _, value in points]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-
-    def place(gpus: int, value: float) -> tuple[float, float]:
-        across = math.log2(gpus) / math.log2(COUNTS[-1])
-        return left + 360 * across, 340 - 300 * (math.log10(value) - low) / (high - low)
-
-    yield f'<text x="{left}" y="25" font-size="14">{title}</text>'
-    for gpus in COUNTS:
-        x, _ = place(gpus, 10.0**low)
-        yield f'<text x="{x:.1f}" y="358" text-anchor="middle">{gpus}</text>'
-    yield f'<text x="{left + 180}" y="376" text-anchor="middle">GPUs</text>'
-    for power in range(low, high + 1):
-        y = place(1, 10.0**power)[1]
-        yield _line("#ddd", "none", [(left, y), (left + 360, y)])
-        yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>'
-    for colour, dash, points in curves:
-        yield _line(colour, dash, [place(gpus, value) for gpus, value in points])
-
-
-def _line(colour: str, dash: str, points: Sequence[tuple[float, float]]) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return (
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"'
-        f' stroke-dasharray="{dash}"/>'
-    )
-
-
 def main() -> None:
     """Predict all models and write the page and the plot."""
     parser = argparse.ArgumentParser(
@@ -410,7 +338,7 @@ def main() -> None:
         print(f"planning {name}", file=sys.stderr, flush=True)
         models[name] = predict(load_config(stem), terms, COUNTS)
     write_text(args.out / "scaling.md", page(models, terms))
-    write_text(args.out / "scaling.svg", draw(models))
+    write_text(args.out / "scaling.svg", draw(models, COUNTS))
 
 
 if __name__ == "__main__":

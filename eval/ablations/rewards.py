@@ -14,6 +14,8 @@ from typing import ClassVar
 
 import torch
 
+from benchmarks.toy_score import samples
+
 from .page import Axes, spread
 from .reward_rows import RADII, STRENGTHS, RewardRows
 from .rewarded import FAVOURED, ring
@@ -174,7 +176,7 @@ class RewardsSuite(RewardRows):
     def _groups(self, student, recipe) -> dict:
         """Return the share of the rewarded modes, and how the modes of each group share theirs."""
         generator, mixture = torch.Generator().manual_seed(7), recipe.data()
-        found = toy.samples(student, recipe.steps, generator, shift=recipe.shift, count=self.shares)
+        found = samples(student, recipe.steps, generator, shift=recipe.shift, count=self.shares)
         distance = torch.cdist(found, mixture.means)
         share = torch.bincount(distance.argmin(1), minlength=len(mixture.means)) / self.shares
         good = torch.isin(torch.arange(len(share)), torch.tensor(FAVOURED))

@@ -4,14 +4,13 @@ seconds.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+from benchmarks import toy
+from benchmarks.toy_score import samples
 from tdmvid.backbones.gaussian import ExactDenoiser
 from tdmvid.distill.dmd2 import DMD2
 from tdmvid.distill.fisher import Fisher
@@ -19,12 +18,6 @@ from tdmvid.distill.gan import GAN
 
 from .networks import consistent, recall
 from .page import Claim, Table
-
-_SPEC = importlib.util.spec_from_file_location(
-    "toy", Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
-)
-toy = sys.modules["toy"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 SET = (1, 2, 4, 8)
 RATES = {
@@ -256,7 +249,7 @@ class ToySuite(Table):
         steps.
         """
         generator, mixture = torch.Generator().manual_seed(7), recipe.data()
-        found = toy.samples(
+        found = samples(
             student, recipe.steps, generator, shift=recipe.shift, count=self.shares, solver=solver
         )
         distance = torch.cdist(found, mixture.means)

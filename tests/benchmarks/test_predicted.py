@@ -4,17 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.predicted import (
-    COLOURS,
-    DASHES,
-    FIXED,
-    NODE,
-    Scenarios,
-    draw,
-    page,
-    predict,
-    table,
-)
+from benchmarks.predicted import FIXED, NODE, Scenarios, page, predict, table
+from benchmarks.predicted_plot import COLOURS, DASHES, draw
 from tdmvid.plan.devices import DEVICES
 from tdmvid.plan.duration import predict_iteration
 from tdmvid.plan.price import Terms
@@ -70,7 +61,9 @@ def test_page_and_picture_show_every_model_and_case(cases):
     assert text.startswith("# Scaling: a prediction, not a measurement")
     assert all(text.count(f"### {name}\n") == text.count(f"* **{name}.** ") == 1 for name in models)
     assert all(text.count(table(points)) == len(models) for points in cases.values())
-    lines = ElementTree.fromstring(draw(models)).findall("{http://www.w3.org/2000/svg}polyline")
+    lines = ElementTree.fromstring(draw(models, COUNTS)).findall(
+        "{http://www.w3.org/2000/svg}polyline"
+    )
     curves = [line for line in lines if len(line.get("points").split()) == len(COUNTS)]
     # videos a second of every case; and what is sent, for which one GPU has no point
     assert len(curves) == len(COLOURS) * len(DASHES)

@@ -1,28 +1,16 @@
 """Acceptance test of the method: a mixture of Gaussians, and mutants of TDM that must do worse."""
 
-import importlib.util
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from refusals import refused
 
+from benchmarks import toy
 from tdmvid.backbones.gaussian import ExactDenoiser, Mixture
 from tdmvid.distill.tdm import TDM
 
-
-def load_toy():
-    """Import benchmarks/toy.py, so that benchmark and test share one recipe."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
-    spec = importlib.util.spec_from_file_location("toy", path)
-    module = sys.modules["toy"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toy = load_toy()
 TARGET = 0.05
 
 
