@@ -117,7 +117,7 @@ def _scale(path: Path, name: str, found: Parts, rank: int, config: LoraConfig | 
             f"{path}: rank_pattern or alpha_pattern in its settings is not a valid regular"
             f" expression ({error}): correct it"
         ) from error
-    if stated != rank:
+    if stated != (found.rank or rank):
         raise ValueError(
             f"{path}: {name} has rank {rank}, but its settings say {stated}: peft would not load"
             " it; correct the settings or export it again"

@@ -21,6 +21,8 @@ class Parts:
     keys: dict[str, str] = field(default_factory=dict)
     joint: Joined | None = None
     """The layer of the file, if it holds several modules as one or in another order."""
+    rank: int = 0
+    """Rank of the joint layer that these tensors are from; 0 if it was no joint one."""
 
     def split(self) -> dict[str, Parts]:
         """Return the tensors of each module of the joint layer."""
@@ -38,5 +40,6 @@ class Parts:
         ):
             part.tensors |= {"a": own_a, "b": own_b}
             if "alpha" in self.tensors:  # the scale is alpha / rank
-                part.tensors["alpha"] = self.tensors["alpha"] * len(own_a) / len(a)
+                part.tensors["alpha"] = self.tensors["alpha"].double() * len(own_a) / len(a)
+            part.rank = len(a)
         return out

@@ -59,6 +59,10 @@ class _UnknownKey(ValueError):
     """A key of a file names no layer of the network, or no tensor of a LoRA."""
 
 
+class _Twice(_UnknownKey):
+    """Two keys of a file name the same tensor. Some stock conversions pass over one of them."""
+
+
 def read_lora(
     path: Path, files: LoraFiles, network: nn.Module, *, bare: bool = False, text: bool = False
 ) -> LoraWeights:
@@ -87,7 +91,7 @@ def read_lora(
     own = {key: x for key, x in tensors.items() if key not in left_out}
     parts, dropped = _sort_or_convert(path, own, files, network)
     _check_prefixes(path, parts, files, bare)
-    if not parts:
+    if not parts and left_out:
         raise ValueError(
             f"{path} changes only text encoders ({next(iter(left_out))}): use a LoRA of the"
             f" {files.part}"
@@ -124,7 +128,16 @@ def _sort_or_convert(
             parts, dropped = _sort(path, converted, names, kind)
         except ValueError:
             raise unknown from None
-    return parts, dropped + _without_factors(path, lost, files)
+        layers = [key for key in lost if not _may_be_lost(key, tensors[key])]
+        if not parts or (layers and isinstance(unknown, _Twice)):
+            raise unknown from None
+    if layers:
+        raise ValueError(
+            f"{path}: {layers[0]} and {len(layers) - 1} more tensors are lost when"
+            f" {files.pipeline_class} converts the file, so only a part of the LoRA would be read:"
+            " use a copy of the file in the layout of diffusers, or one without these tensors"
+        )
+    return parts, dropped + lost
 
 
 def _build_layers(
@@ -280,7 +293,7 @@ def _sort(
             )
         part = parts.setdefault(found.module, Parts(found.layout, joint=found.joint))
         if kind in part.tensors:
-            raise ValueError(
+            raise _Twice(
                 f"{path}: {key} and {part.keys[kind]} name the same tensor of one layer: remove one"
             )
         part.tensors[kind], part.keys[kind] = tensor, key
@@ -294,24 +307,17 @@ def _split_joint(path: Path, parts: dict[str, Parts]) -> dict[str, Parts]:
         for name, own in joint.split().items():
             if name in out:
                 one, other = (next(iter(x.keys.values())) for x in (out[name], own))
-                raise ValueError(f"{path}: {one} and {other} name the same layer: remove one")
+                raise _Twice(f"{path}: {one} and {other} name the same layer: remove one")
             out[name] = own
     return out
 
 
-def _without_factors(path: Path, lost: list[str], files: LoraFiles) -> list[str]:
-    """Return the keys that a stock conversion loses. Refuse the file if it loses layers.
+def _may_be_lost(key: str, tensor: Tensor) -> bool:
+    """Return whether a stock conversion may lose a tensor: biases, norms and modulations.
 
     Z-Image's files of some trainers repeat layers as `qkv` and `out`, which it loses rightly.
     """
-    layers = [key for key in lost if not _MAY_BE_LOST.search(key)]
-    if layers:
-        raise ValueError(
-            f"{path}: {layers[0]} and {len(layers) - 1} more tensors are lost when"
-            f" {files.pipeline_class} converts the file, so only a part of the LoRA would be read:"
-            " use a copy of the file in the layout of diffusers, or one without these tensors"
-        )
-    return lost
+    return bool(_MAY_BE_LOST.search(key)) and not (key.endswith(".diff") and tensor.dim() > 1)
 
 
 def _kind_of(path: Path, key: str, tensor: Tensor) -> tuple[str, str]:

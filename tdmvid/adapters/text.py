@@ -89,7 +89,13 @@ def read_text(
                 f"{path}: {key} changes a text encoder in a layout that is not supported: convert"
                 " the file to the layout of diffusers, or use a copy without these tensors"
             )
-        found.setdefault(place, {})[_kind(key)] = tensor
+        own = found.setdefault(place, {})
+        if (kind := _kind(key)) in own:
+            raise ValueError(
+                f"{path}: {key} and another key name the same tensor of {'.'.join(place)}: remove"
+                " one"
+            )
+        own[kind] = tensor
     parts: dict[str, dict[str, LoraLayer]] = {}
     for (part, module), own in found.items():
         config = read_settings(path, header, part, of_peft=False)
@@ -107,7 +113,8 @@ def _without_idle(tensors: Mapping[str, Tensor], files: LoraFiles) -> dict[str, 
     idle: set[str] = set()
     for name, keys in layers.items():
         added = [tensors[key] for key in keys if _kind(key) not in ("a", "alpha")]
-        known = loadable and not _T5.match(name) and _place(name)
+        readable = _KEY.fullmatch(keys[0]) and not _T5.match(name) and _place(name)
+        known = loadable and readable
         if not known and added and not any(x.any() for x in added):
             idle |= set(keys)
     return {key: x for key, x in tensors.items() if key not in idle}

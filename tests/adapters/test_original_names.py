@@ -1,8 +1,9 @@
-"""Files in the original names of FLUX.1, SD3 and Z-Image are read as the change that they make.
+"""Files in the original names of FLUX, SD3 and Z-Image are read as the change that they make.
 
 The reference is diffusers' conversion of whole networks from these names to its own.
 """
 
+import json
 import re
 
 import pytest
@@ -14,8 +15,13 @@ from refusals import refused
 from safetensors.torch import save_file
 from torch import nn
 
-from tdmvid.adapters.layouts.joined import join_flux, join_qkv, join_sd3
-from tdmvid.adapters.layouts.original_images import name_flux, name_sd3, name_z_image
+from tdmvid.adapters.layouts.joined import join_flux, join_flux2, join_qkv, join_sd3
+from tdmvid.adapters.layouts.original_images import (
+    name_flux,
+    name_flux2,
+    name_sd3,
+    name_z_image,
+)
 from tdmvid.adapters.read import read_lora
 from tdmvid.adapters.weights import effect
 from tdmvid.backbones.registry import families
@@ -24,6 +30,7 @@ from tdmvid.roles.rounding import difference
 RANK, ALPHA = 3, 2.0
 CASES = {
     "FluxPipeline": ("base", lambda _: join_flux, name_flux, "flux"),
+    "Flux2KleinPipeline": ("base", lambda _: join_flux2, name_flux2, "flux2"),
     "StableDiffusion3Pipeline": ("dual_attention", join_sd3, name_sd3, "sd3"),
     "ZImagePipeline": ("base", lambda _: join_qkv, name_z_image, "z_image"),
 }
@@ -49,7 +56,9 @@ def network_of(family):
 
 
 def layers_of(family, network):
-    """Return A [r, in], B [out, r] and bias [out] of each layer, by its original name."""
+    """Return A [r, in], B [out, r] and bias [out] of each layer, by its original name. The bias is
+    None if the layer has none.
+    """
     _, joining, name, _ = CASES[family]
     linears = {
         name: x for name, x in network.named_modules() if isinstance(x, (nn.Linear, nn.Conv2d))
@@ -63,7 +72,9 @@ def layers_of(family, network):
         layers[name(joint.name if joint else module)] = (
             torch.randn(RANK, shape[1], generator=generator),
             torch.randn(shape[0], RANK, generator=generator),
-            torch.randn(shape[0], generator=generator),
+            torch.randn(shape[0], generator=generator)
+            if linears[module].bias is not None
+            else None,
         )
     return layers
 
@@ -73,9 +84,8 @@ def expected_of(family, layers, scale):
     checkpoint = Checkpoint()
     for name, (a, b, bias) in layers.items():
         checkpoint[f"{name}.weight"] = effect(a, b, scale)[:, None]
-        checkpoint[f"{name}.bias"] = bias.clone()
-    if family == "ZImagePipeline":  # its attention has no biases
-        checkpoint = {key: x for key, x in checkpoint.items() if "qkv.bias" not in key}
+        if bias is not None:
+            checkpoint[f"{name}.bias"] = bias.clone()
     convert = getattr(
         single_file_utils, f"convert_{CASES[family][3]}_transformer_checkpoint_to_diffusers"
     )
@@ -91,7 +101,7 @@ def write(path, layers, names):
         if names == "comfyui":
             stem = f"diffusion_model.{name}"
             tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
-            tensors |= {} if name.endswith("attention.qkv") else {f"{stem}.diff_b": bias}
+            tensors |= {} if bias is None else {f"{stem}.diff_b": bias}
         else:
             stem = "lora_unet_" + name.replace(".", "_")
             tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
@@ -151,11 +161,12 @@ def test_the_blocks_are_what_the_stock_loader_makes_of_kohya_s_file(pipeline, tm
             assert difference(found, effect(*expected[name], 1.0)) < 1e-5
 
 
-def test_z_image_s_layers_that_a_file_repeats_as_joint_ones_are_read_once(tmp_path, caplog):
+@pytest.mark.parametrize("own", ["to.q to.k to.v", "to_q to_k to_v"])
+def test_z_image_s_layers_that_a_file_repeats_as_joint_ones_are_read_once(own, tmp_path, caplog):
     """As in files of trainers whose names only the stock loader knows."""
     network, tensors = network_of("ZImagePipeline"), {}
     block, width = "diffusion_model.layers.0.attention", 32
-    for name in ("to.q", "to.k", "to.v", "qkv"):
+    for name in (*own.split(), "qkv"):
         rows = width * (3 if name == "qkv" else 1)
         tensors[f"{block}.{name}.lora.down.weight"] = torch.ones(2, width)
         tensors[f"{block}.{name}.lora.up.weight"] = torch.ones(rows, 2)
@@ -175,3 +186,60 @@ def test_a_layer_of_its_own_and_in_a_joint_layer_is_refused(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     with refused(f"{block}.qkv.lora_A.weight", f"{block}.to_q.lora_A.weight"):
         read_lora(tmp_path / "x.safetensors", files("ZImagePipeline"), network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_the_scale_of_a_joint_layer_does_not_depend_on_the_precision_of_its_alpha(dtype, tmp_path):
+    """In float16, alpha times rank would be infinite."""
+    network, stem, tensors = network_of("ZImagePipeline"), "lora_unet_layers_0_attention_qkv", {}
+    alpha = 448.0 if dtype.itemsize == 1 else 60000.0
+    tensors[f"{stem}.lora_down.weight"] = torch.eye(2, 32).half()
+    tensors[f"{stem}.lora_up.weight"] = torch.ones(96, 2).half()
+    tensors[f"{stem}.alpha"] = torch.tensor(alpha).to(dtype)
+    save_file(tensors, tmp_path / "x.safetensors")
+    lora = read_lora(tmp_path / "x.safetensors", files("ZImagePipeline"), network)
+    assert [layer.scale for layer in lora.layers.values()] == [
+        float(tensors[f"{stem}.alpha"]) / 2
+    ] * 3
+
+
+def test_a_joint_layer_of_peft_keeps_the_scale_of_its_settings(tmp_path):
+    """Also where one projection needs a smaller rank."""
+    network, tensors = network_of("ZImagePipeline"), {}
+    stem = "base_model.model.diffusion_model.layers.0.attention.qkv"
+    b = torch.ones(96, 4)
+    b[:32, 3] = 0
+    tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = torch.eye(4, 32), b
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 2, "target_modules": ["qkv"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    lora = read_lora(tmp_path, files("ZImagePipeline"), network)
+    assert {layer.scale for layer in lora.layers.values()} == {0.5}
+    assert len(lora.layers["layers.0.attention.to_q"].a) == 3
+
+
+def test_peft_s_names_around_the_original_network_need_not_cover_it(tmp_path):
+    network = network_of("FluxPipeline")
+    layers = {
+        name: x for name, x in layers_of("FluxPipeline", network).items() if "img_attn" in name
+    }
+    tensors = {
+        f"base_model.model.{name}.lora_{end}.weight": x
+        for name, (a, b, _) in layers.items()
+        for end, x in (("A", a), ("B", b))
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": ["qkv"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    lora = read_lora(tmp_path, files("FluxPipeline"), network)
+    block = "transformer_blocks.0.attn"
+    assert lora.layers.keys() == {f"{block}.{x}" for x in ("to_q", "to_k", "to_v", "to_out.0")}
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.0.attention.qkv.diff_m", "lycoris_layers_0.lora_down.weight"]
+)
+def test_a_file_without_a_layer_of_the_network_is_refused_by_name(name, tmp_path):
+    save_file({name: torch.ones(4, 4)}, tmp_path / "x.safetensors")
+    with refused(tmp_path / "x.safetensors"):
+        read_lora(tmp_path / "x.safetensors", files("ZImagePipeline"), network_of("ZImagePipeline"))

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from refusals import refused
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tdmvid.adapters.read import read_lora
@@ -76,3 +76,22 @@ def test_older_names_of_a_clip_encoder_s_attention_are_those_of_its_modules(tmp_
     assert lora.text["text_encoder"].keys() == {
         f"encoder.layers.0.self_attn.{name}_proj" for name in ("q", "k", "v", "out")
     }
+
+
+def test_a_layer_that_a_file_has_in_two_layouts_is_refused(tmp_path):
+    kohya = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    path = write(tmp_path, CLIP, kohya)
+    with refused(path, "self_attn.q_proj"):
+        read_lora(path, LoraFiles("FluxPipeline"), network(), text=True)
+
+
+def test_changes_of_zero_beside_a_clip_part_are_passed_over(tmp_path):
+    """ComfyUI's extraction writes them for biases and norms."""
+    path = write(tmp_path, CLIP)
+    tensors = load_file(path) | {f"{CLIP}.diff_b": torch.zeros(8)}
+    save_file(tensors, path)
+    lora = read_lora(path, LoraFiles("FluxPipeline"), network(), text=True)
+    assert list(lora.text["text_encoder"]) == ["encoder.layers.0.self_attn.q_proj"]
+    save_file(tensors | {f"{CLIP}.diff_b": torch.ones(8)}, path)
+    with refused(path, f"{CLIP}.diff_b"):
+        read_lora(path, LoraFiles("FluxPipeline"), network(), text=True)

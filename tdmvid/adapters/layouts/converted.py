@@ -15,7 +15,14 @@ import diffusers
 import torch
 from torch import Tensor
 
-_UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", "_lora.up.weight")
+_UP = (
+    ".lora_up.weight",
+    ".lora_B.weight",
+    ".lora_B.default.weight",
+    ".lora.up.weight",
+    "_lora.up.weight",
+    ".lora_linear_layer.up.weight",
+)
 """Ends of the keys of a layer's second factor."""
 
 

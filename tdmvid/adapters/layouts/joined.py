@@ -69,6 +69,11 @@ def join_flux(name: str) -> Joined | None:
     return _swap(name) if name == "norm_out.linear" else join_qkv(name)
 
 
+def join_flux2(name: str) -> Joined | None:
+    """Join the modules of FLUX.2. Its single blocks have joint layers in diffusers too."""
+    return _swap(name) if name == "norm_out.linear" else join_qkv(name)
+
+
 def join_sd3(modules: Iterable[str]) -> Joining:
     """Return the joining of SD3: queries, keys and values, and modulations with swapped halves.
 

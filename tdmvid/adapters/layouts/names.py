@@ -19,13 +19,18 @@ from typing import Any
 
 from torch import nn
 
-from .joined import Joined, Joining, join_flux, join_qkv, join_sd3
+from .joined import Joined, Joining, join_flux, join_flux2, join_qkv, join_sd3
 from .ldm import name_ldm
 from .original import name_cogvideox, name_hunyuan, name_wan
-from .original_images import name_flux, name_sd3, name_z_image
+from .original_images import name_flux, name_flux2, name_sd3, name_z_image
 
 DIFFUSERS, PEFT, COMFY, KOHYA_STYLE, BARE = "diffusers", "peft", "comfyui", "kohya", "bare"
-_IMAGES = {"FluxPipeline": name_flux, "StableDiffusion3": name_sd3, "ZImage": name_z_image}
+_IMAGES = {
+    "FluxPipeline": name_flux,
+    "Flux2": name_flux2,
+    "StableDiffusion3": name_sd3,
+    "ZImage": name_z_image,
+}
 """Start of a pipeline class -> its modules' names in the model's original repository."""
 _WRAPPERS = ("module.", "base_model.model.")
 
@@ -75,6 +80,8 @@ class ModuleNames:
             layout = PEFT if name.startswith("base_model.") else layout
             name = name.removeprefix("module.").removeprefix("base_model.model.")
         found = self._known.get(name)
+        if found is None and layout:  # peft's wrapper around the original network
+            found = self._known.get(f"diffusion_model.{name}")
         if found is None or name == wrapped or not layout:
             return found
         return replace(found, layout=layout)
@@ -113,6 +120,8 @@ def _joining(modules: Iterable[str], pipeline_class: str) -> Joining | None:
         return join_qkv
     if pipeline_class == "FluxPipeline":
         return join_flux
+    if pipeline_class.startswith("Flux2"):
+        return join_flux2
     if pipeline_class.startswith("StableDiffusion3"):
         return join_sd3(modules)
     return None

@@ -1,4 +1,4 @@
-"""Names of the modules of FLUX.1, SD3 and Z-Image in their original repositories.
+"""Names of the modules of FLUX.1, FLUX.2, SD3 and Z-Image in their original repositories.
 
 ComfyUI, sd-scripts and ai-toolkit name the modules so. All functions return a module's name from
 that in diffusers, or from that of a joint layer, see joined.py.
@@ -41,6 +41,30 @@ _FLUX_OUTSIDE = {
     }.items()
     for i, end in ((1, "in"), (2, "out"))
 }
+_FLUX2_DOUBLE = {
+    "attn.to_qkv": "img_attn.qkv",
+    "attn.add_qkv_proj": "txt_attn.qkv",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+}
+_FLUX2_SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+_FLUX2_OUTSIDE = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "proj_out": "final_layer.linear",
+    f"norm_out.linear{SWAPPED}": "final_layer.adaLN_modulation.1",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+} | {
+    f"time_guidance_embed.{part}_embedder.linear_{i}": f"{theirs}.{end}_layer"
+    for part, theirs in {"timestep": "time_in", "guidance": "guidance_in"}.items()
+    for i, end in ((1, "in"), (2, "out"))
+}
 _SD3 = {
     "attn.to_qkv": "x_block.attn.qkv",
     "attn.to_out.0": "x_block.attn.proj",
@@ -74,6 +98,15 @@ def name_flux(name: str) -> str:
     if match := re.fullmatch(r"single_transformer_blocks\.(\d+)\.(.+)", name):
         return f"single_blocks.{match[1]}.{_FLUX_SINGLE.get(match[2], match[2])}"
     return _FLUX_OUTSIDE.get(name, name)
+
+
+def name_flux2(name: str) -> str:
+    """Return a module's name in FLUX.2's repository, also used by ComfyUI."""
+    if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name):
+        return f"double_blocks.{match[1]}.{_FLUX2_DOUBLE.get(match[2], match[2])}"
+    if match := re.fullmatch(r"single_transformer_blocks\.(\d+)\.(.+)", name):
+        return f"single_blocks.{match[1]}.{_FLUX2_SINGLE.get(match[2], match[2])}"
+    return _FLUX2_OUTSIDE.get(name, name)
 
 
 def name_sd3(name: str) -> str:
