@@ -33,7 +33,7 @@ CASES = [
     (["prompts", "a.txt", "--column", "text"], ["--column='text'", "a.txt"]),
     (["prompts", "a.txt", "--skip-empty"], ["--skip-empty", "a.txt"]),
     (["prompts", "a.jsonl", "--split", "train"], ["--split='train'", "a.jsonl", "table"]),
-    (["prompts", "videos:3", "--revision", "main"], ["--revision='main'", "videos:3"]),
+    (["prompts", "videos:3", "--revision", "main"], ["--revision", "'main'", "videos:3"]),
 ]
 
 
