@@ -333,7 +333,7 @@ def _describe_unknown(path: Path) -> str:
     if not path.exists() and re.match(r"[A-Za-z]+:", str(path)):
         return (
             f"{path} is no generated list: write images:COUNT[:SEED] or videos:COUNT[:SEED] with"
-            " whole numbers, e.g. videos:5000"
+            " whole numbers, e.g. videos:5000, or the hub id of a data set, OWNER/NAME"
         )
     if not path.exists() and not path.suffix:
         return (

@@ -76,7 +76,7 @@ class GuardRecord:
         return GuardRecord(tuple(check for check in self.checks if check.step <= step))
 
     def with_check(self, step: int, student: dict[str, float], verdict: Verdict) -> GuardRecord:
-        """Return the record with one more check.
+        """Return the record with one more check, instead of an earlier one of the same step.
 
         Args:
             step: Number of completed iterations.
@@ -87,7 +87,8 @@ class GuardRecord:
             A new record.
         """
         measured = (verdict.relative, verdict.distance, verdict.findings, verdict.early)
-        return replace(self, checks=(*self.checks, GuardCheck(step, student, *measured)))
+        others = (check for check in self.checks if check.step != step)
+        return replace(self, checks=(*others, GuardCheck(step, student, *measured)))
 
     @property
     def best(self) -> int:

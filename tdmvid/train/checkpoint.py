@@ -35,6 +35,8 @@ NOTES = {
     " or `deepspeed`: start the run as before)",
 }
 """Explanations to add when a setting differs from the checkpoint's."""
+UNCHECKED = "unchecked"
+"""File in a checkpoint whose state was saved before it was checked. It is no part of the state."""
 PATIENCE = 300.0
 """Seconds to wait until files written by another machine become visible."""
 
@@ -58,7 +60,7 @@ class Checkpoints:
         self.rank, self.ranks, self.primary = rank, ranks, rank == 0
         self.best = 0
         """Step of a checkpoint to keep in addition to the newest ones; 0 for none."""
-        self._unchecked, self._pruning = False, threading.Lock()
+        self._accepted, self._judged = True, threading.Event()
         self._writing: _Writing | None = None
 
     def save(
@@ -80,14 +82,16 @@ class Checkpoints:
             engines: Engines of the trained roles, by role.
             fingerprint: Settings that a resumed run must have in common.
             extra: Further files of this rank, by name.
-            checked: Whether the state is known to be good. If not, no older checkpoint is deleted
-                until `accept` or `drop` is called.
+            checked: Whether the state is known to be good. If not, the checkpoint is marked, and no
+                older one is deleted until `accept` is called; `drop` deletes it.
 
         Returns:
             The folder of the checkpoint.
         """
         self.wait()
-        self._unchecked = not checked
+        self._accepted, self._judged = checked, threading.Event()
+        if checked:
+            self._judged.set()
         final, aside = self._path(step), self.folder / f".step_{step:06d}{PART}"
         if self.primary:
             self.remove_parts()
@@ -113,6 +117,7 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is None:
             return
+        assert self._judged.is_set(), "the state must be accepted or dropped first"
         writing.own_part.wait()
         if not collectives.all_agree(writing.error is None):
             writing.give_up.set()
@@ -136,6 +141,7 @@ class Checkpoints:
 
         Call this after a failure.
         """
+        self._judged.set()
         if self._writing:
             self._writing.thread.join(timeout=60)
             self._writing.give_up.set()
@@ -151,25 +157,23 @@ class Checkpoints:
             files |= json.loads(marker.read_text())
             marker.unlink()
         write_meta(aside, meta | {"files": dict(sorted(files.items()))})
+        (aside / UNCHECKED).touch()
         _sync(aside)
         self._remove(final)
         os.rename(aside, final)
         _sync(self.folder)
-        self._prune()
-        return True
-
-    def _prune(self) -> None:
-        """Delete old checkpoints, unless the newest one is still to be checked."""
-        with self._pruning:  # `_complete` and `accept` call this from two threads
-            for old in [] if self._unchecked else self.steps()[: -self.keep]:
+        self._judged.wait()
+        if self._accepted:
+            (final / UNCHECKED).unlink()
+            for old in self.steps()[: -self.keep]:
                 if old != self.best:
                     self._remove(self._path(old))
+        return True
 
     def accept(self) -> None:
-        """Delete old checkpoints, because the state saved last is good."""
-        self._unchecked = False
-        if self.primary:
-            self._prune()
+        """Keep the state that was saved last, because it is good. Old checkpoints are deleted."""
+        self._accepted = True
+        self._judged.set()
 
     def drop(self, step: int) -> None:
         """Delete a checkpoint whose state turned out to be bad.
@@ -177,10 +181,30 @@ class Checkpoints:
         Args:
             step: Number of completed iterations.
         """
+        self._judged.set()
         with suppress(OSError):  # it could not be written, so there is nothing to delete
             self.wait()
-        self._unchecked = False
         self.forget_after(step - 1)
+
+    def is_unchecked(self, path: Path) -> bool:
+        """Return whether the run failed before the state of a checkpoint was checked.
+
+        Args:
+            path: Folder of the checkpoint.
+
+        Returns:
+            The same on all ranks.
+        """
+        return collectives.on_rank0((path / UNCHECKED).is_file)
+
+    def mark_checked(self, path: Path) -> None:
+        """Note that the state of a checkpoint is good.
+
+        Args:
+            path: Folder of the checkpoint.
+        """
+        if self.primary:
+            (path / UNCHECKED).unlink(missing_ok=True)
 
     def remove_parts(self) -> None:
         """Remove incomplete checkpoints that a killed run was writing or deleting."""

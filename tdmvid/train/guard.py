@@ -35,7 +35,7 @@ from ..parallel import collectives
 from ..report.page import write_report
 from ..roles.guidance import guide
 from .run import Run
-from .samples import Samples, sample_parts, strip_path
+from .samples import Samples, sample_parts
 
 REFERENCE = "guard/teacher.safetensors"
 CONTINUE = "Set guard.action='warn' to continue in this case"
@@ -118,21 +118,6 @@ class Guard:
             answer = self._judge(step, samples, began)
         return collectives.broadcast_from_rank0(answer)
 
-    def lacks(self, step: int) -> bool:
-        """Return whether the check after `step` iterations is missing, because the run failed.
-
-        Args:
-            step: Number of completed iterations.
-
-        Returns:
-            True if its samples or its result are not there.
-        """
-        config = self.run.config
-        missing = not strip_path(config.folder, step).is_file()
-        if config.guard.action != "off":
-            missing = missing or self.record.about(step) is None
-        return collectives.broadcast_from_rank0(missing)
-
     def fail(self, step: int, what: str, reason: str) -> Check:
         """Record what is not finite, which stops a run with any settings.
 
@@ -198,7 +183,7 @@ class Guard:
         write_report(self.run.config.folder)
         return (
             f"stopped by guard.action='stop' after {step:,} iterations: {verdict.findings[0]}."
-            f" This state was not saved. {CONTINUE}"
+            f" This state is not kept. {CONTINUE}"
         )
 
     def _make_reference(self) -> Reference | None:

@@ -85,7 +85,7 @@ class Monitor:
             return
         self.log(step, scalars)
         self._file.close()
-        _restore(self._path, None, step + 1)  # merges the two lines
+        _restore(self._path, None, step + 1, report=False)  # merges the two lines
         self._file = self._path.open("a", encoding="utf-8")
 
     def warn(self, step: int, lines: Sequence[str]) -> None:
@@ -136,7 +136,7 @@ def count_logged(path: Path) -> int:
     return max((row["step"] + 1 for row in rows), default=0)
 
 
-def _restore(path: Path, copy: Path | None, start: int) -> None:
+def _restore(path: Path, copy: Path | None, start: int, *, report: bool = True) -> None:
     """Leave the record of the steps before `start` in a file, as far as it or its copy has them."""
     kept: dict[int, dict] = {}
     for source in (copy, path):
@@ -145,7 +145,8 @@ def _restore(path: Path, copy: Path | None, start: int) -> None:
     rows = [json.dumps(kept[step]) + "\n" for step in sorted(kept) if step < start]
     if path.exists() or rows:
         write_text(path, "".join(rows))
-    if missing := start - len(rows):
+    missing = start - len(rows)
+    if missing and report:
         print(
             f"{path} lacks {missing:,} of the {start:,} steps so far: it was changed or lost, and"
             " the report leaves them out",

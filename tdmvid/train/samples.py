@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -157,23 +156,10 @@ def write_samples(run: Run, step: int) -> Samples:
     if not run.world.primary:
         return Samples(torch.cat(latents), None)
     videos = [decode_shown(run.backbone, each, "decoding samples") for each in latents]
-    strip = strip_path(run.config.folder, step)
-    write_clips(strip.with_suffix(""), videos[0], run.config.video.fps)
-    write_strip(strip, videos[0])
+    folder = run.config.folder / "samples"
+    write_strip(folder / f"step_{step:06d}.png", videos[0])
+    write_clips(folder / f"step_{step:06d}", videos[0], run.config.video.fps)
     return Samples(torch.cat(latents), torch.cat(videos))
-
-
-def strip_path(folder: Path, step: int) -> Path:
-    """Return the picture of the samples after `step` iterations. It is written last.
-
-    Args:
-        folder: The run's folder.
-        step: Number of completed iterations.
-
-    Returns:
-        The path, whether it exists or not.
-    """
-    return folder / "samples" / f"step_{step:06d}.png"
 
 
 def _sample_together(run: Run, part: Part) -> Tensor:

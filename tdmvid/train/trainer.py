@@ -107,9 +107,8 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
     checkpoints.best = guard.record.best
     try:
         _warn(guard, monitor, start)
-        if path and _checks_after(config, start) and guard.lacks(start):
-            _check_again(run, start, checkpoints, monitor, guard)
-        _loop(run, start, checkpoints, monitor, guard)
+        unchecked = path if path and checkpoints.is_unchecked(path) else None
+        _loop(run, start, checkpoints, monitor, guard, unchecked)
     finally:
         checkpoints.close()
         monitor.close()
@@ -194,24 +193,39 @@ def _warn(guard: Guard, monitor: Monitor, start: int) -> None:
 
 
 def _check_again(
-    run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guard: Guard
+    run: Run, path: Path, start: int, checkpoints: Checkpoints, monitor: Monitor, guard: Guard
 ) -> None:
     """Make up for the check of a checkpoint that a failure prevented."""
-    check = _check(run, guard, start)
-    monitor.add(start - 1, check.scalars)
-    monitor.warn(start - 1, check.lines)
-    _decide(run, check, checkpoints, start, saved=True)
+    own = path.resolve().parent == checkpoints.folder.resolve()
+    if _checks_after(run.config, start):
+        check = _check(run, guard, start)
+        monitor.add(start - 1, check.scalars)
+        monitor.warn(start - 1, check.lines)
+        _decide(run, check, checkpoints, start, saved=own)
+    if own:
+        checkpoints.mark_checked(path)
 
 
-def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guard: Guard) -> None:
+def _loop(
+    run: Run,
+    start: int,
+    checkpoints: Checkpoints,
+    monitor: Monitor,
+    guard: Guard,
+    unchecked: Path | None,
+) -> None:
+    """Train. `unchecked` is the checkpoint of the start, if its state is still to be checked."""
     config, failures = run.config, 0
     hangs = HangDetector(config.folder, run.world, config.parallel.timeout_minutes)
     with StopSignals(announce=run.world.primary) as signals, hangs:
+        if unchecked:
+            hangs.start_iteration()
+            _check_again(run, unchecked, start, checkpoints, monitor, guard)
         for step in range(start, config.steps):
             hangs.start_iteration()
             outcome, scalars = _iteration(run, step)
             failures = failures + 1 if outcome.failed else 0
-            done, last, check = step + 1, step + 1 == config.steps, NOTHING
+            done, last = step + 1, step + 1 == config.steps
             if outcome.failed:
                 _report_failure(outcome.failed, step, failures)
             if failures >= config.max_bad_steps:
@@ -222,8 +236,11 @@ def _loop(run: Run, start: int, checkpoints: Checkpoints, monitor: Monitor, guar
                 raise TrainingStopped(reason)
             if saved := last or _due(config.log.checkpoint_every, done):  # as sampling may fail
                 _save(run, checkpoints, done, unlogged=scalars)
-            if _checks_after(config, done):
-                check = _check(run, guard, done)
+            try:
+                check = _check(run, guard, done) if _checks_after(config, done) else NOTHING
+            except BaseException:
+                monitor.log(step, scalars)  # the state of this step may be saved
+                raise
             monitor.log(step, scalars | check.scalars)
             monitor.warn(step, check.lines)
             best = _decide(run, check, checkpoints, done, saved=saved)
@@ -256,12 +273,12 @@ def _decide(run: Run, check: Check, checkpoints: Checkpoints, done: int, *, save
         if saved:
             checkpoints.drop(done)
         raise TrainingStopped(check.stop)
+    if saved:
+        checkpoints.accept()
     best = check.best and run.config.keeps_best
     if best:
         checkpoints.wait()  # it keeps the best one so far until the new one is complete
         checkpoints.best = done
-    if saved:
-        checkpoints.accept()
     return best
 
 

@@ -142,6 +142,13 @@ def test_the_best_student_is_the_closest_one_wherever_it_came(tmp_path):
     assert GuardRecord.read(tmp_path / "elsewhere") == GuardRecord()
 
 
+def test_a_check_that_is_repeated_replaces_the_first_one():
+    record = record_of(3.0, 1.1)
+    again = record.with_check(100, {}, judge(beside("contrast", 1.0), TEACHER))
+    assert sorted(check.step for check in again.checks) == [100, 200]
+    assert again.about(100).distance < record.about(100).distance and again.best == 100
+
+
 def test_only_students_whose_checkpoints_are_kept_can_be_chosen():
     record = record_of(3.0, 1.0, 2.0)
     steps = [check.step for check in record.checks]

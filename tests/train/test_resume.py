@@ -19,7 +19,7 @@ from tdmvid.cli.main import main
 from tdmvid.data import folder_lock
 from tdmvid.data.folder_lock import LOCK, FolderLock
 from tdmvid.train import trainer
-from tdmvid.train.checkpoint import Checkpoints
+from tdmvid.train.checkpoint import UNCHECKED, Checkpoints
 from tdmvid.train.monitor import Monitor
 from tdmvid.train.samples import NotFinite
 from tdmvid.train.signals import STOPPED
@@ -198,6 +198,32 @@ def test_an_error_while_sampling_loses_no_iteration(tiny_run, whole, tmp_path, m
     assert sorted(path.name for path in (out / "samples").iterdir()) == sorted(
         path.name for path in (whole / "samples").iterdir()
     )
+
+
+def test_a_check_that_was_made_is_not_made_again(tiny_run, finished, monkeypatch):
+    """Also if samples are deleted, or settings of samples and guard change."""
+    shutil.rmtree(finished / "samples")
+    monkeypatch.setattr(trainer, "write_samples", None)
+    train(tiny_run(finished, *EVERYTHING, "log.sample_every=1", "guard.patience=1"), resume="auto")
+    assert (finished / "checkpoints" / "step_000008").is_dir()
+
+
+def test_a_run_killed_between_the_check_and_its_consequence_checks_again(
+    tiny_run, tmp_path, monkeypatch
+):
+    """The bad state is deleted then, and the one before stands."""
+    often = "log.sample_every=2", "log.checkpoint_every=2", "log.keep_checkpoints=2", "steps=4"
+    train(tiny_run(tmp_path / "run", *often))
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step_000004" / UNCHECKED).touch()
+
+    def diverged(run, step):
+        raise NotFinite(f"after {step} iterations")
+
+    monkeypatch.setattr(trainer, "write_samples", diverged)
+    with pytest.raises(trainer.TrainingStopped, match="after 4"):
+        train(tiny_run(tmp_path / "run", *often), resume="auto")
+    assert [path.name for path in folder.iterdir()] == ["step_000002"]
 
 
 def test_a_state_that_the_samples_prove_bad_replaces_no_checkpoint(tiny_run, tmp_path, monkeypatch):

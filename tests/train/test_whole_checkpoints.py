@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 from refusals import refused
 
@@ -51,12 +52,16 @@ def test_only_whole_checkpoints_count_and_the_newest_are_kept(tmp_path):
 def test_nothing_is_deleted_until_the_newest_state_is_known_to_be_good(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, {"student": Engine(1)}, {})
-    for accepted in (False, True):
-        checkpoints.save(2, {"student": Engine(2)}, {}, checked=False)
+    for judge, left in ((partial(checkpoints.drop, 2), 1), (checkpoints.accept, 2)):
+        path = checkpoints.save(2, {"student": Engine(2)}, {}, checked=False)
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert checkpoints.steps() == [1, 2] and checkpoints.is_unchecked(path)
+        judge()
         checkpoints.wait()
-        assert checkpoints.steps() == [1, 2]
-        checkpoints.accept() if accepted else checkpoints.drop(2)
-        assert checkpoints.steps() == [2 if accepted else 1]
+        assert checkpoints.steps() == [left]
+        assert not checkpoints.is_unchecked(tmp_path / f"step_{left:06d}")
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):

@@ -12,6 +12,8 @@ from ...parallel.launch import signals_held
 from ..preflight import Needed
 from .base import ImageMetric, ImageSet, by_prompt
 
+TIMEOUT = 120
+"""Seconds after which Tesseract hangs; it cannot be interrupted."""
 TESSERACT = Needed("tesseract", "apt-get install tesseract-ocr", package=True)
 
 
@@ -43,13 +45,20 @@ def legibility(file: Path, text: str) -> float:
     Raises:
         ValueError: Tesseract failed, or the text has no letter or digit.
     """
-    with signals_held():  # multithreading makes Tesseract slower on images of this size
-        done = subprocess.run(
-            ["tesseract", str(file), "-", "--psm", "11"],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_THREAD_LIMIT": "1"},
-        )
+    try:
+        with signals_held():  # multithreading makes Tesseract slower on images of this size
+            done = subprocess.run(
+                ["tesseract", str(file), "-", "--psm", "11"],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"OMP_THREAD_LIMIT": "1"},
+                timeout=TIMEOUT,
+            )
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"{file}: tesseract took more than {TIMEOUT} seconds: check that the image and"
+            " tesseract-ocr work, with `tesseract FILE -`"
+        ) from None
     if done.returncode:
         raise ValueError(
             f"{file}: tesseract failed ({done.stderr.strip().splitlines()[-1:]}): is it an image?"
