@@ -13,6 +13,7 @@ from ..config.rules import is_text
 from .files import short
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_NUL = re.compile("\0")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # except line ends
 
 
@@ -77,6 +78,24 @@ def check_prompt(value: Any, where: str) -> str:
     Raises:
         ValueError: If it is not a string, or has a character that is no part of a text.
     """
+    text = check_text(value, where)
+    _refuse(_CONTROL, text, where)
+    return text.strip()
+
+
+def check_text(value: Any, where: str) -> str:
+    """Check that a value is a string that can be encoded. It may have control characters but NUL.
+
+    Args:
+        value: The value.
+        where: File and place, for the message.
+
+    Returns:
+        The string.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if not isinstance(value, str):
         raise ValueError(
             f"{where}: prompt {short(value)} is not a string: write a string or remove it"
@@ -85,11 +104,15 @@ def check_prompt(value: Any, where: str) -> str:
         raise ValueError(
             f"{where}: prompt {short(value)} has an unpaired surrogate: write the whole character"
         )
-    if found := _CONTROL.search(value):
+    _refuse(_NUL, value, where)
+    return value
+
+
+def _refuse(characters: re.Pattern[str], text: str, where: str) -> None:
+    if found := characters.search(text):
         raise ValueError(
-            f"{where}: prompt {short(value)} contains the control character {found[0]!r}: remove it"
+            f"{where}: prompt {short(text)} contains the control character {found[0]!r}: remove it"
         )
-    return value.strip()
 
 
 def is_empty(value: Any) -> bool:

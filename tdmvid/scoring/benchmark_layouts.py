@@ -22,7 +22,7 @@ from typing import Any
 from ..config import short
 from ..config.json_files import parse_line, read_json
 from ..data.files import check_names
-from ..data.prompt_text import check_prompt, is_empty, text_lines
+from ..data.prompt_text import check_text, is_empty, text_lines
 from ..data.prompts import read_prompts
 from ..sampling.shots import Shot
 
@@ -185,8 +185,10 @@ def _list(path: Path) -> list[str]:
 
 
 def _prompt(value: Any, where: str) -> str:
-    """Check a prompt, and return it with its spaces, which the noise of a sample depends on."""
-    check_prompt(value, where)
-    if is_empty(value):
-        raise ValueError(f"{where}: the prompt {short(value)} is empty: fill or remove it")
-    return str(value)
+    """Check a prompt, and return it as it is: the noise of a sample depends on every character, and
+    a published list is not edited.
+    """
+    text = check_text(value, where)
+    if is_empty(text):
+        raise ValueError(f"{where}: the prompt {short(text)} is empty: fill or remove it")
+    return text

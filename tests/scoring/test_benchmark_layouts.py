@@ -116,6 +116,12 @@ def test_t2v_compbench_counts_its_videos_from_one(tmp_path):
     }
 
 
+def test_a_published_prompt_keeps_every_character(tmp_path):
+    """Also a control character of a wrong encoding: the list is not the user's to edit."""
+    (tmp_path / "x.json").write_text(json.dumps(["a caf\xc3\x89\x80"]))
+    assert files(layout("drawbench", tmp_path / "x.json")) == {"00000.jpg": "a caf\xc3\x89\x80"}
+
+
 @pytest.mark.parametrize(
     "benchmark, name, text, facts",
     [
