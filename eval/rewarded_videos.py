@@ -6,7 +6,7 @@ Shapes: N videos [N, 3, F, H, W] in [-1, 1]; features [N, 14]; G captions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from examples.shapes.second_judge import SecondJudge
 from tdmvid.backbones.base import Backbone
+from tdmvid.data.video import write_strip
 from tdmvid.rewards import shapes as rewards
 from tdmvid.sampling.student import use_student
 from tdmvid.scoring.intervals import Measure, percentiles, resamples
@@ -132,6 +133,24 @@ def judged(
     return Judged(tensors.pop("videos"), tensors, number_captions(things), pairs)
 
 
+def pool(parts: Sequence[tuple[Judged, Things]]) -> Judged:
+    """Join the videos of evaluations that differ in their seed.
+
+    Args:
+        parts: Videos of one sampler in each evaluation, and the objects of their captions.
+
+    Returns:
+        All videos, with one number per distinct caption.
+    """
+    ones = [one for one, _ in parts]
+    return Judged(
+        torch.cat([one.videos for one in ones]),
+        {name: torch.cat([one.measured[name] for one in ones]) for name in ones[0].measured},
+        number_captions([thing for _, things in parts for thing in things]),
+        torch.cat([one.pairs for one in ones]),
+    )
+
+
 def ratio_of_diversity(ours: Judged, theirs: Judged, subset: str = "") -> Measure:
     """Compare the mean distance between videos of one caption.
 
@@ -235,3 +254,24 @@ def compare_frechet(ours: Judged, theirs: Judged, truth: Judged, subset: str) ->
         "difference": Measure(middle, middle - spread, middle + spread),
         "count": count,
     }
+
+
+def write_picture(path: Path, found: dict[str, Judged], names: list[str], count: int) -> None:
+    """Write the first videos of different captions: for each caption a row per sampler.
+
+    Args:
+        path: File to write.
+        found: Videos by name.
+        names: Samplers to show.
+        count: Number of captions with two objects; the same number with one object is shown.
+    """
+    first = found[names[0]]
+    start = torch.ones_like(first.pairs)
+    start[1:] = first.group[1:] != first.group[:-1]
+    rows = [
+        index
+        for kind in (~first.pairs, first.pairs)
+        for index in (start & kind).nonzero()[:count, 0].tolist()
+    ]
+    videos = torch.stack([found[name].videos[index] for index in rows for name in names])
+    write_strip(path, videos.float() / 127.5 - 1, group=len(names), width=700)

@@ -37,21 +37,23 @@ import torch
 from reward_samplers import check_names, read_pair, read_samplers, strength_of
 from rewarded_videos import (
     Judged,
+    Things,
     compare_frechet,
     judged,
+    pool,
     ratio_of_diversity,
     sample,
+    write_picture,
 )
 from torch import Tensor
 
 from ablations.rewards import log_odds, tilted
-from examples.shapes.second_judge import load_second_judge
+from examples.shapes.second_judge import SecondJudge, load_second_judge
 from tdmvid.adapters.teacher import load_teacher
 from tdmvid.cli.given import parse_options, refuse_ignored
 from tdmvid.cli.leave import run_program
 from tdmvid.config import ModelConfig, check_options
 from tdmvid.data.files import file_fingerprint, write_json
-from tdmvid.data.video import write_strip
 from tdmvid.sampling.student import weights_of
 from tdmvid.scoring.intervals import Measure, mean_over_groups, mean_over_samples
 from tdmvid.shapes import TEACHER, evaluate, metrics, score, world
@@ -81,7 +83,7 @@ OBJECTS = {"any": "", "one": " of one object", "two": " of two objects"}
 
 
 def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict[str, Judged]:
-    """Sample and judge, as far as an earlier call has not.
+    """Sample and judge, as far as an earlier call has not, and pool the evaluations of all seeds.
 
     Args:
         args: Options of the command.
@@ -91,8 +93,27 @@ def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict
         Videos and measures by name; "ground truth" first.
     """
     judge = load_second_judge(args.judge)
+    found = [measure_seed(args, samplers, judge, seed) for seed in args.seed]
+    return {name: pool([one[name] for one in found]) for name in found[0]}
+
+
+def measure_seed(
+    args: argparse.Namespace, samplers: list[ScoredSampler], judge: SecondJudge, seed: int
+) -> dict[str, tuple[Judged, Things]]:
+    """Sample and judge the captions of one seed, as far as an earlier call has not.
+
+    Args:
+        args: Options of the command.
+        samplers: The samplers.
+        judge: The second judge.
+        seed: Seed of captions and noise.
+
+    Returns:
+        Videos and measures by name, and the objects of their captions; "ground truth" first.
+    """
+    folder = args.out / f"seed_{seed}"
     things = score.evaluation_set(
-        args.captions, args.seeds, args.seed, pair_share=PAIR_SHARES[args.objects]
+        args.captions, args.seeds, seed, pair_share=PAIR_SHARES[args.objects]
     )
     if score.number_captions(things).bincount().min() < 2:
         raise ValueError(
@@ -102,27 +123,28 @@ def measure_all(args: argparse.Namespace, samplers: list[ScoredSampler]) -> dict
         "captions": args.captions,
         "objects": args.objects,
         "seeds": args.seeds,
-        "seed": args.seed,
+        "seed": seed,
         "judge": file_fingerprint([args.judge]),
     }
     wanted = [things[index % len(things)] for index in range(args.reference)]
 
     def truth() -> Tensor:
-        videos = world.draw_videos(wanted, torch.Generator().manual_seed(args.seed + 1))
+        videos = world.draw_videos(wanted, torch.Generator().manual_seed(seed + 1))
         return (videos * 127.5 + 127.5).round().to(torch.uint8)
 
     facts = common | {"reference": args.reference}
-    found = {"ground truth": judged(args.out / "truth.safetensors", facts, wanted, judge, truth)}
+    path = folder / "truth.safetensors"
+    found = {"ground truth": (judged(path, facts, wanted, judge, truth), wanted)}
     backbone = load_teacher(ModelConfig(path=str(TEACHER)), evaluate.SIZE)
     for sampler in samplers:
         weights = weights_of(sampler.student) if sampler.student else "teacher"
         facts = common | {"steps": sampler.steps, "cfg": sampler.cfg, "weights": weights}
 
         def draw(sampler: ScoredSampler = sampler) -> Tensor:
-            return sample(backbone, sampler, things, args.seed + 2)
+            return sample(backbone, sampler, things, seed + 2)
 
-        path = args.out / f"{sampler.name}.safetensors"
-        found[sampler.name] = judged(path, facts, things, judge, draw)
+        path = folder / f"{sampler.name}.safetensors"
+        found[sampler.name] = judged(path, facts, things, judge, draw), things
     return found
 
 
@@ -283,27 +305,6 @@ def describe_pairs(pairs: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write_picture(path: Path, found: dict[str, Judged], names: list[str], count: int) -> None:
-    """Write the first videos of different captions: for each caption a row per sampler.
-
-    Args:
-        path: File to write.
-        found: Videos by name.
-        names: Samplers to show.
-        count: Number of captions with two objects; the same number with one object is shown.
-    """
-    first = found[names[0]]
-    start = torch.ones_like(first.pairs)
-    start[1:] = first.group[1:] != first.group[:-1]
-    rows = [
-        index
-        for kind in (~first.pairs, first.pairs)
-        for index in (start & kind).nonzero()[:count, 0].tolist()
-    ]
-    videos = torch.stack([found[name].videos[index] for index in rows for name in names])
-    write_strip(path, videos.float() / 127.5 - 1, group=len(names), width=700)
-
-
 def run(args: argparse.Namespace) -> None:
     """Measure, compare, and write the results.
 
@@ -317,6 +318,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.picture:
         remedy = "add --picture, or remove it"
         refuse_ignored(args, ["shown", "pictured"], "without --picture", remedy=remedy)
+    if len(set(args.seed)) < len(args.seed):
+        raise ValueError(f"--seed {' '.join(map(str, args.seed))}: give each seed once")
     by_name = read_samplers(args.samplers)
     pairs = [read_pair(text, by_name) for text in args.pairs]
     check_names("--shown", args.shown or (), by_name)
@@ -330,9 +333,9 @@ def run(args: argparse.Namespace) -> None:
     distinct = int(group.max()) + 1
     said = (
         f"{args.captions} held-out captions{OBJECTS[args.objects]} ({distinct} distinct)"
-        f" x {args.seeds} seeds = {len(group)} videos per sampler, the same noise for every sampler"
-        f" (seed {args.seed});"
-        f" {args.reference} ground-truth videos of the same captions"
+        f" x {args.seeds} seeds, {len(group)} videos per sampler, the same noise for every sampler"
+        f" (--seed {' '.join(map(str, args.seed))});"
+        f" {args.reference * len(args.seed)} ground-truth videos of the same captions"
     )
     text = f"{said}.\n\n{describe_rows(rows, subset)}\n\n{describe_pairs(compared)}\n"
     print(text)
@@ -368,7 +371,13 @@ def main() -> None:
         help=f"held-out captions (128); the {score.SINGLES} of one object repeat",
     )
     parser.add_argument("--seeds", type=int, default=4, help="videos per caption (4)")
-    parser.add_argument("--seed", type=int, default=28, help="seed of captions and noise (28)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        default=[28],
+        help="seed of captions and noise (28); the evaluations of several seeds are pooled",
+    )
     parser.add_argument("--reference", type=int, default=1024, help="ground-truth videos (1024)")
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--page", type=Path, help="write the tables to this Markdown file")

@@ -8,9 +8,10 @@ import reward_samplers
 import shapes_reward
 import torch
 from refusals import refused
-from rewarded_videos import Judged, compare_frechet, judged, matched, ratio_of_diversity
+from rewarded_videos import Judged, compare_frechet, judged, matched, pool, ratio_of_diversity
 
 from ablations.rewards import tilted
+from tdmvid.shapes.score import evaluation_set, number_captions
 
 CAPTIONS, SEEDS = 60, 10
 
@@ -24,6 +25,23 @@ def made(*, scale=1.0, share=0.5, seed=0, shift=0.0):
     measured = {name: torch.rand(count, generator=generator) < share for name in names}
     measured["features"] = scale * torch.randn(count, 14, generator=generator) + shift
     return Judged(torch.zeros(count, 3, 9, 2, 2), measured, group, group % 3 == 0)
+
+
+def test_evaluations_of_several_seeds_are_one_with_all_their_videos():
+    """A caption of both has one number."""
+    things = [evaluation_set(8, 2, seed, pair_share=0.5) for seed in (1, 2)]
+    parts = []
+    for own in things:
+        measured = {"clear": torch.arange(len(own)) % 2 == 0}
+        videos = torch.zeros(len(own), 3, 1, 2, 2)
+        pairs = torch.tensor([len(t) == 2 for t in own])
+        parts.append((Judged(videos, measured, number_captions(own), pairs), own))
+    whole = pool(parts)
+    assert len(whole.videos) == len(whole.measured["clear"]) == 32
+    assert torch.equal(whole.group, number_captions([*things[0], *things[1]]))
+    assert int(whole.group.max()) + 1 == len({*things[0], *things[1]}) < 16
+    assert torch.equal(whole.pairs[:16], parts[0][0].pairs)
+    assert pool(parts[:1]).group.tolist() == parts[0][0].group.tolist()
 
 
 def test_the_diversity_of_scaled_features_is_scaled():
@@ -154,6 +172,8 @@ def test_a_sampler_needs_a_name_and_a_folder():
         (["--shown", "a"], ["--shown=['a']", "--picture"]),
         (["--pictured", "2"], ["--pictured=2", "--picture"]),
         (["--seeds", "0"], ["--seeds=0"]),
+        (["--seed", "1", str(2**63)], [f"--seed=[1, {2**63}]"]),
+        (["--seed", "1", "1"], ["--seed 1 1"]),
         (["--seeds", "1"], ["--seeds 1", "2"]),
     ],
     ids=lambda value: value[0],
