@@ -34,7 +34,7 @@ class GuardConfig:
     """
     patience: int = 200
     """Iterations after which the student must be closer to the teacher than the untrained network
-    with the same number of steps. Until then it may be as far away. 0 skips this comparison.
+    with the same number of steps. Until then it may be 1.25 times as far away. 0 skips this check.
     """
     fake_rate: float = 1.0
     """Smallest learning rate of the fake, times its updates per iteration, relative to
