@@ -362,10 +362,7 @@ class DeepSpeedEngine:
 
 
 def _autocast_inside(module: nn.Module, autocast: torch.autocast) -> None:
-    """Apply autocast inside the module.
-
-    The float16 autocast of the DeepSpeed engine has a gradient scaler that clips scaled gradients.
-    """
+    """Apply autocast inside the module: DeepSpeed's own for float16 clips scaled gradients."""
     module.forward = autocast(module.forward)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..config import RunConfig, to_dict
 from ..data.checkpoints import step_folder, whole
-from ..data.files import remove_parts, write_json
+from ..data.files import write_json
 from ..data.folder_lock import FolderLock
 from ..diffusion.denoiser import Cond
 from ..distill.iteration import Outcome, iterate
@@ -21,12 +21,12 @@ from ..roles.rules import check_folders
 from .checkpoint import Checkpoints, flat
 from .finalize import finalize
 from .guard import NOTHING, Check, Guard
-from .monitor import METRICS, Monitor, as_row
+from .monitor import Monitor
 from .run import Run, build_run
 from .samples import NotFinite, write_samples
 from .signals import HangDetector, Interrupted, StopSignals
+from .state import find_checkpoint, load_state, open_checkpoints, remove_partial_files, save_state
 from .tracker import open_tracker
-from .trajectory_files import load_stream, save_stream
 
 
 class TrainingStopped(RuntimeError):
@@ -86,15 +86,15 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[str, str]) -> Run:
     """Set up a run and go through its iterations."""
-    checkpoints = _open_checkpoints(config, world, resume)
-    path = _find_checkpoint(checkpoints, resume)
+    checkpoints = open_checkpoints(config, world, resume)
+    path = find_checkpoint(checkpoints, resume)
     run = build_run(config, world, resumed=path is not None)
-    start = _resume(run, checkpoints, path) if path else 0
+    start = load_state(run, checkpoints, path) if path else 0
     if run.rewards is not None and not path:
         run.rewards.prepare(run.roles.student, run.grid, run.backbone.latent_shape())
     if world.primary:
         _write_settings(run, config, commands)
-        _remove_parts(config.folder, checkpoints)
+        remove_partial_files(config.folder, checkpoints)
     monitor = Monitor(
         config.folder,
         total=config.steps,
@@ -116,57 +116,6 @@ def _train(config: RunConfig, world: launch.World, resume: str, commands: dict[s
             run.rewards.close()
     _choose_student(run, checkpoints, guard)
     return run
-
-
-def _open_checkpoints(config: RunConfig, world: launch.World, resume: str) -> Checkpoints:
-    folder, keep = config.folder, config.log.keep_checkpoints
-    checkpoints = Checkpoints(folder / "checkpoints", keep=keep, rank=world.rank, ranks=world.size)
-    if not resume and checkpoints.steps():
-        raise ValueError(
-            f"{folder} contains the checkpoints of a run: continue it with --resume auto, or choose"
-            " another --out"
-        )
-    return checkpoints
-
-
-def _find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
-    """Return the checkpoint to resume, the same on all ranks.
-
-    Only rank 0 looks for it and verifies it, because a shared file system may show other machines
-    an outdated folder.
-    """
-    if not resume:
-        return None
-
-    def find() -> Path | None:
-        return checkpoints.latest() if resume == "auto" else whole(Path(resume))
-
-    return collectives.on_rank0(find)
-
-
-def _resume(run: Run, checkpoints: Checkpoints, path: Path) -> int:
-    """Load a checkpoint and return the number of completed iterations."""
-    defaults = to_dict(RunConfig()) | {"init": None}
-    start = Checkpoints.load(path, run.engines, run.fingerprint, defaults)
-    if start > run.config.steps:
-        raise ValueError(
-            f"{path} was written after {start} steps, but this run has steps={run.config.steps}:"
-            " raise steps, or resume an earlier checkpoint"
-        )
-    load_stream(run, path)
-    if run.rewards is not None:
-        run.rewards.load(path)
-    checkpoints.forget_after(start)
-    return start
-
-
-def _remove_parts(folder: Path, checkpoints: Checkpoints) -> None:
-    """Remove partial files of a killed run from folders that only this run writes to."""
-    checkpoints.remove_parts()
-    for written in (folder / "samples", folder / "gallery"):
-        for place in (written, *written.glob("*/")):
-            remove_parts(place)
-    remove_parts(folder)
 
 
 def _write_settings(run: Run, config: RunConfig, commands: dict[str, str]) -> None:
@@ -235,7 +184,7 @@ def _loop(
                 monitor.warn(step, check.lines)
                 raise TrainingStopped(reason)
             if saved := last or _due(config.log.checkpoint_every, done):  # as sampling may fail
-                _save(run, checkpoints, done, unlogged=scalars)
+                save_state(run, checkpoints, done, unlogged=scalars)
             try:
                 check = _check(run, guard, done) if _checks_after(config, done) else NOTHING
             except BaseException:
@@ -246,7 +195,7 @@ def _loop(
             best = _decide(run, check, checkpoints, done, saved=saved)
             stop = not last and signals.requested()
             if not saved and (best or stop):
-                _save(run, checkpoints, done)
+                save_state(run, checkpoints, done)
             if last or stop:
                 checkpoints.wait()
             if stop:
@@ -303,21 +252,6 @@ def _choose_student(run: Run, checkpoints: Checkpoints, guard: Guard) -> None:
     guard.note_exported(chosen)
 
 
-def _save(
-    run: Run, checkpoints: Checkpoints, done: int, *, unlogged: dict[str, float] | None = None
-) -> Path:
-    """Start writing a checkpoint. `unlogged` are the scalars of a state that is still to be checked
-    and logged.
-    """
-    record = run.config.folder / METRICS
-    extra = {METRICS: record.read_bytes()} if run.world.primary and record.is_file() else {}
-    if unlogged is not None and run.world.primary:
-        extra[METRICS] = extra.get(METRICS, b"") + as_row(done - 1, unlogged).encode()
-    extra |= save_stream(run) | (run.rewards.save() if run.rewards is not None else {})
-    checked = unlogged is None
-    return checkpoints.save(done, run.engines, run.fingerprint, extra=extra, checked=checked)
-
-
 def _report_failure(role: str, step: int, failures: int) -> None:
     print(
         f"step {step}: loss or gradient of the {role} is not finite; its optimizer step was skipped"
@@ -330,7 +264,7 @@ def _give_up(run: Run, checkpoints: Checkpoints, outcome: Outcome, step: int, fa
     """Save the last good state, if there is one, and return why the run stops."""
     if broken := _broken_role(run):
         return _diverged(broken, step, checkpoints.folder)
-    path = _save(run, checkpoints, step + 1)
+    path = save_state(run, checkpoints, step + 1)
     checkpoints.wait()
     return _failed(outcome.failed, step, failures, path)
 

@@ -1,0 +1,122 @@
+"""Save and load the state of a run, and find the checkpoint that it continues from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import RunConfig, to_dict
+from ..data.checkpoints import whole
+from ..data.files import remove_parts
+from ..parallel import collectives, launch
+from .checkpoint import Checkpoints
+from .monitor import METRICS, as_row
+from .run import Run
+from .trajectory_files import load_stream, save_stream
+
+
+def open_checkpoints(config: RunConfig, world: launch.World, resume: str) -> Checkpoints:
+    """Return the checkpoints of a run.
+
+    Args:
+        config: Settings of the run.
+        world: Processes of the run.
+        resume: As in `trainer.train`.
+
+    Raises:
+        ValueError: It is a new run, but its folder has checkpoints.
+    """
+    folder, keep = config.folder, config.log.keep_checkpoints
+    checkpoints = Checkpoints(folder / "checkpoints", keep=keep, rank=world.rank, ranks=world.size)
+    if not resume and checkpoints.steps():
+        raise ValueError(
+            f"{folder} contains the checkpoints of a run: continue it with --resume auto, or choose"
+            " another --out"
+        )
+    return checkpoints
+
+
+def find_checkpoint(checkpoints: Checkpoints, resume: str) -> Path | None:
+    """Return the checkpoint to resume, the same on all ranks.
+
+    Only rank 0 looks for it and verifies it, because a shared file system may show other machines
+    an outdated folder.
+
+    Args:
+        checkpoints: Checkpoints of the run.
+        resume: As in `trainer.train`.
+
+    Returns:
+        Its folder; None for a new run.
+    """
+    if not resume:
+        return None
+
+    def find() -> Path | None:
+        return checkpoints.latest() if resume == "auto" else whole(Path(resume))
+
+    return collectives.on_rank0(find)
+
+
+def load_state(run: Run, checkpoints: Checkpoints, path: Path) -> int:
+    """Load a checkpoint, and delete those of later iterations.
+
+    Args:
+        run: The run.
+        checkpoints: Checkpoints of the run.
+        path: Folder of the checkpoint.
+
+    Returns:
+        Number of completed iterations.
+
+    Raises:
+        ValueError: The checkpoint has more iterations than the run, or other settings.
+    """
+    defaults = to_dict(RunConfig()) | {"init": None}
+    start = Checkpoints.load(path, run.engines, run.fingerprint, defaults)
+    if start > run.config.steps:
+        raise ValueError(
+            f"{path} was written after {start} steps, but this run has steps={run.config.steps}:"
+            " raise steps, or resume an earlier checkpoint"
+        )
+    load_stream(run, path)
+    if run.rewards is not None:
+        run.rewards.load(path)
+    checkpoints.forget_after(start)
+    return start
+
+
+def remove_partial_files(folder: Path, checkpoints: Checkpoints) -> None:
+    """Remove partial files of a killed run from folders that only this run writes to.
+
+    Args:
+        folder: Folder of the run.
+        checkpoints: Its checkpoints.
+    """
+    checkpoints.remove_parts()
+    for written in (folder / "samples", folder / "gallery"):
+        for place in (written, *written.glob("*/")):
+            remove_parts(place)
+    remove_parts(folder)
+
+
+def save_state(
+    run: Run, checkpoints: Checkpoints, done: int, *, unlogged: dict[str, float] | None = None
+) -> Path:
+    """Start writing a checkpoint.
+
+    Args:
+        run: The run.
+        checkpoints: Its checkpoints.
+        done: Number of completed iterations.
+        unlogged: Scalars of a state that is still to be checked and logged; None for a good state.
+
+    Returns:
+        Folder of the checkpoint.
+    """
+    record = run.config.folder / METRICS
+    extra = {METRICS: record.read_bytes()} if run.world.primary and record.is_file() else {}
+    if unlogged is not None and run.world.primary:
+        extra[METRICS] = extra.get(METRICS, b"") + as_row(done - 1, unlogged).encode()
+    extra |= save_stream(run) | (run.rewards.save() if run.rewards is not None else {})
+    checked = unlogged is None
+    return checkpoints.save(done, run.engines, run.fingerprint, extra=extra, checked=checked)
