@@ -7,6 +7,7 @@ that in diffusers, or from that of a joint layer, see joined.py.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from .joined import SWAPPED
 
@@ -93,20 +94,23 @@ _SD3_OUTSIDE = {
 
 def name_flux(name: str) -> str:
     """Return a module's name in FLUX.1's repository, also used by comfy/ldm/flux/model.py."""
-    if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name):
-        return f"double_blocks.{match[1]}.{_FLUX_DOUBLE.get(match[2], match[2])}"
-    if match := re.fullmatch(r"single_transformer_blocks\.(\d+)\.(.+)", name):
-        return f"single_blocks.{match[1]}.{_FLUX_SINGLE.get(match[2], match[2])}"
-    return _FLUX_OUTSIDE.get(name, name)
+    return _in_blocks(name, _FLUX_DOUBLE, _FLUX_SINGLE, _FLUX_OUTSIDE)
 
 
 def name_flux2(name: str) -> str:
     """Return a module's name in FLUX.2's repository, also used by ComfyUI."""
+    return _in_blocks(name, _FLUX2_DOUBLE, _FLUX2_SINGLE, _FLUX2_OUTSIDE)
+
+
+def _in_blocks(
+    name: str, double: Mapping[str, str], single: Mapping[str, str], outside: Mapping[str, str]
+) -> str:
+    """Return the name of a module of a network with double and single blocks."""
     if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name):
-        return f"double_blocks.{match[1]}.{_FLUX2_DOUBLE.get(match[2], match[2])}"
+        return f"double_blocks.{match[1]}.{double.get(match[2], match[2])}"
     if match := re.fullmatch(r"single_transformer_blocks\.(\d+)\.(.+)", name):
-        return f"single_blocks.{match[1]}.{_FLUX2_SINGLE.get(match[2], match[2])}"
-    return _FLUX2_OUTSIDE.get(name, name)
+        return f"single_blocks.{match[1]}.{single.get(match[2], match[2])}"
+    return outside.get(name, name)
 
 
 def name_sd3(name: str) -> str:
