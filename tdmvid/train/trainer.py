@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from ..config import RunConfig, to_dict
 from ..data.checkpoints import step_folder, whole
@@ -179,19 +180,10 @@ def _loop(
                 _report_failure(outcome.failed, step, failures)
             if failures >= config.max_bad_steps:
                 monitor.log(step, scalars)
-                reason = _give_up(run, checkpoints, outcome, step, failures)
-                check = guard.fail(done, f"the {outcome.failed}'s loss or gradient is", reason)
-                monitor.warn(step, check.lines)
-                raise TrainingStopped(reason)
+                _give_up(run, checkpoints, monitor, guard, outcome, step, failures)
             if saved := last or _due(config.log.checkpoint_every, done):  # as sampling may fail
                 save_state(run, checkpoints, done, unlogged=scalars)
-            try:
-                check = _check(run, guard, done) if _checks_after(config, done) else NOTHING
-            except BaseException:
-                monitor.log(step, scalars)  # the state of this step may be saved
-                raise
-            monitor.log(step, scalars | check.scalars)
-            monitor.warn(step, check.lines)
+            check = _check_and_log(run, guard, monitor, step, scalars)
             best = _decide(run, check, checkpoints, done, saved=saved)
             stop = not last and signals.requested()
             if not saved and (best or stop):
@@ -231,6 +223,21 @@ def _decide(run: Run, check: Check, checkpoints: Checkpoints, done: int, *, save
     return best
 
 
+def _check_and_log(
+    run: Run, guard: Guard, monitor: Monitor, step: int, scalars: dict[str, float]
+) -> Check:
+    """Log an iteration, with the check of its samples if they are due."""
+    due = _checks_after(run.config, step + 1)
+    try:
+        check = _check(run, guard, step + 1) if due else NOTHING
+    except BaseException:
+        monitor.log(step, scalars)  # the state of this step may be saved
+        raise
+    monitor.log(step, scalars | check.scalars)
+    monitor.warn(step, check.lines)
+    return check
+
+
 def _check(run: Run, guard: Guard, done: int) -> Check:
     """Sample the student and compare it with its teacher."""
     try:
@@ -260,13 +267,25 @@ def _report_failure(role: str, step: int, failures: int) -> None:
     )
 
 
-def _give_up(run: Run, checkpoints: Checkpoints, outcome: Outcome, step: int, failures: int) -> str:
-    """Save the last good state, if there is one, and return why the run stops."""
+def _give_up(
+    run: Run,
+    checkpoints: Checkpoints,
+    monitor: Monitor,
+    guard: Guard,
+    outcome: Outcome,
+    step: int,
+    failures: int,
+) -> NoReturn:
+    """Save the last good state, if there is one, and stop."""
     if broken := _broken_role(run):
-        return _diverged(broken, step, checkpoints.folder)
-    path = save_state(run, checkpoints, step + 1)
-    checkpoints.wait()
-    return _failed(outcome.failed, step, failures, path)
+        reason = _diverged(broken, step, checkpoints.folder)
+    else:
+        path = save_state(run, checkpoints, step + 1)
+        checkpoints.wait()
+        reason = _failed(outcome.failed, step, failures, path)
+    check = guard.fail(step + 1, f"the {outcome.failed}'s loss or gradient is", reason)
+    monitor.warn(step, check.lines)
+    raise TrainingStopped(reason)
 
 
 def _broken_role(run: Run) -> str:
