@@ -67,12 +67,13 @@ def run(args: argparse.Namespace) -> None:
     from ..adapters.bundle import ADAPTER_FILES, read_facts
     from ..adapters.teacher import load_teacher
     from ..config import ModelConfig, from_dict
-    from ..data.files import write_json
+    from ..data.files import check_writable, write_json
     from ..shapes import TEACHER, evaluate
 
     protocol = evaluate.Protocol(args.captions, args.seeds, args.reference, args.seed, args.batch)
     if args.run:
         config = _read_run(args.run)
+        check_writable(args.run, "--run")
         samplers, model = evaluate.run_samplers(args.run, config), config["model"]
         facts = read_facts(evaluate.student_of(args.run, config))
     else:

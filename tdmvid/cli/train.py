@@ -96,10 +96,12 @@ def run(args: argparse.Namespace) -> None:
         ValueError: If a setting or an option is invalid.
         SystemExit: If the run was stopped by a signal.
     """
-    config = read_config(args)
     if args.plan:
-        print_plan(config, args)
+        why, remedy = "with --plan, which shows a run from its first iteration", "remove one of them"
+        refuse_ignored(args, ["resume"], why, remedy=remedy)
+        print_plan(read_config(args), args)
         return
+    config = read_config(args)
     _check_no_plan(args)
     from ..scoring.after_training import Evaluation, score_command
 

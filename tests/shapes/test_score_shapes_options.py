@@ -23,6 +23,13 @@ def test_options_that_a_run_has_itself_are_refused(option, fact):
         main(["score", "shapes", "--run", "runs/x", *option])
 
 
+def test_a_run_that_cannot_be_written_is_refused_before_sampling(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("tdmvid.data.files.why_unwritable", lambda _: "Read-only file system")
+    with refused("error", f"--run='{tmp_path}'", "Read-only file system", error=SystemExit):
+        main(["score", "shapes", "--run", str(tmp_path)])
+
+
 def sampled(monkeypatch, *words):
     """Return the samplers that a command scores."""
     seen = []

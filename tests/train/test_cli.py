@@ -114,6 +114,11 @@ def test_a_pipeline_without_its_weights_ends_with_one_line(call, tiny_cogvideox,
         call(f"model.path={model}")
 
 
+def test_resume_is_refused_with_a_plan(call):
+    with refused("error", "--resume='auto'", "--plan", "remove one", error=SystemExit):
+        call(args=["--plan", "--resume", "auto"])
+
+
 @pytest.mark.parametrize("option", [["--gpus", "8"], ["--device-memory", "80.0"], ["--ranks", "4"]])
 def test_options_of_a_plan_are_refused_without_it(call, option, tmp_path):
     with refused("error", f"{option[0]}={option[1]}", "add --plan", error=SystemExit):
