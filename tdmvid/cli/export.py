@@ -6,6 +6,7 @@
     tdmvid export --run runs/X --fuse
     tdmvid export --run runs/X --push owner/name
     tdmvid export --run runs/full --rank 64
+    tdmvid export --run runs/X --average-with runs/Y --out exports/mean
     tdmvid export --network finetuned/transformer --model BASE --size 49x480x720 --steps 4 \\
         --rank 64 --prompt "..." --out exports/svd
     tdmvid export --published tdm.pt --model BASE --size 49x480x720 \\
@@ -22,7 +23,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config.paths import expand_home
+from ..config.paths import expand_home, home_path
 from .given import refuse_ignored
 from .options import refuse_fps_of_images
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 OTHERS = {
     "run": ("model", "revision", "base_dtype", "size", "fps", "timesteps", "steps", "scale"),
-    "published": ("rank", "checkpoint", "weights"),
-    "network": ("scale", "fuse", "checkpoint", "weights"),
+    "published": ("rank", "checkpoint", "weights", "average_with"),
+    "network": ("scale", "fuse", "checkpoint", "weights", "average_with"),
 }
 """Source -> the options that belong to other sources."""
 
@@ -63,6 +64,15 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         choices=["ema", "raw"],
         default="",
         help="default: ema if the run keeps an average",
+    )
+    parser.add_argument(
+        "--average-with",
+        type=home_path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="export the mean of the weights of the run and of the newest checkpoint of this run,"
+        " which started from the same weights; may be given again",
     )
 
 
@@ -212,6 +222,7 @@ def default_name(args: argparse.Namespace) -> str:
         f"rank{args.rank}" * bool(args.rank),
         args.weights,
         args.checkpoint.name if args.checkpoint else "",
+        f"mean{len(args.average_with) + 1}" * bool(args.average_with),
     ]
     return "_".join(["export", *filter(None, kinds)])
 
@@ -234,7 +245,14 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
     if not out:
         raise ValueError("out is not given: name the folder to write")
     if args.run:
-        return export_run(out, args.run, request, checkpoint=args.checkpoint, weights=args.weights)
+        return export_run(
+            out,
+            args.run,
+            request,
+            checkpoint=args.checkpoint,
+            weights=args.weights,
+            others=args.average_with,
+        )
     if bool(args.timesteps) == bool(args.steps):
         raise ValueError(
             "timesteps or steps: give one of the two, the times that the student was trained on"

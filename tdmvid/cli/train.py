@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> None:
         SystemExit: If the run was stopped by a signal.
     """
     if args.plan:
-        why, remedy = "with --plan, which shows a run from its first iteration", "remove one of them"
-        refuse_ignored(args, ["resume"], why, remedy=remedy)
+        why = "with --plan, which shows a run from its first iteration"
+        refuse_ignored(args, ["resume"], why, remedy="remove one of them")
         print_plan(read_config(args), args)
         return
     config = read_config(args)

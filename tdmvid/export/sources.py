@@ -8,9 +8,10 @@ reference samples, and `write_bundles` writes them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,8 @@ from ..adapters.step_condition import condition_on_steps
 from ..adapters.teacher import DIGESTS, adapters_of, load_teacher
 from ..backbones.base import Backbone
 from ..backbones.experts import Experts
-from ..config import RunConfig, load_config, short, to_dict
+from ..config import RunConfig
 from ..config.json_files import read_object
-from ..data.checkpoints import latest, list_steps, read_meta, read_student, step_folder, whole
 from ..data.items import Item, gallery_items, read_items
 from ..data.markdown import code
 from ..data.reading import reading
@@ -50,6 +50,7 @@ from .student import (
     sample_reference,
     with_merged,
 )
+from .trained import Trained, average, read_trained
 
 REMEDY = "use the config or the model that the weights were trained with"
 """Advice for weights that do not fit the model."""
@@ -62,6 +63,7 @@ def export_run(
     *,
     checkpoint: Path | None = None,
     weights: Literal["", "ema", "raw"] = "",
+    others: Sequence[Path] = (),
 ) -> dict:
     """Export a run's newest checkpoint, or a given one, to `out`.
 
@@ -74,26 +76,26 @@ def export_run(
         request: What to write.
         checkpoint: One of the run's checkpoint folders.
         weights: The averaged or the raw weights. Empty uses the average if the run keeps one.
+        others: Other runs from the same start; the mean of all students is exported.
 
     Returns:
         Contents of export.json in `out`.
 
     Raises:
-        ValueError: A checkpoint is damaged, or the run does not have what is requested.
+        ValueError: A checkpoint is damaged, the run does not have what is requested, or a run of
+            `others` cannot be averaged with it.
         RuntimeError: The export differs from the student by more than the tolerance.
     """
-    config = _read_config(run)
-    path = _find_checkpoint(run, config, checkpoint)
-    tensors, meta = read_student(path, weights), read_meta(path)
-    step = meta["step"]
-    _check_sampled(config, meta["fingerprint"], path)
+    trained = read_trained(run, checkpoint=checkpoint, weights=weights)
+    averaged = [read_trained(other, weights=weights) for other in others]
+    tensors, config, step = average([trained, *averaged]), trained.config, trained.step
     lora = config.training == "lora"
     if lora and request.rank:
         raise ValueError(
             f"rank={request.rank} applies to full fine-tunes, but this run trained a LoRA: omit it"
         )
-    trained = meta["fingerprint"].get(DIGESTS, [])
-    backbone = load_teacher(config.model, config.video, device=_device(), trained=trained)
+    digests = trained.fingerprint.get(DIGESTS, [])
+    backbone = load_teacher(config.model, config.video, device=_device(), trained=digests)
     check_request(
         request,
         backbone,
@@ -102,9 +104,10 @@ def export_run(
     )
     items = items_of(request, backbone) or _run_items(config, backbone)
     reference = draw_reference(backbone, items, request.seed)
-    provenance = _trace(run, config, step)
+    provenance = _trace(trained, averaged)
     exported = GuardRecord.read(run).exported or config.steps
-    if step == exported and weights != ("raw" if config.ema else "ema") and not request.rank:
+    own = step == exported and weights != ("raw" if config.ema else "ema") and not request.rank
+    if own and not averaged:
         # These are the weights that the run itself exported.
         provenance = replace(provenance, **_measured(run, config))
     if not lora:
@@ -278,53 +281,6 @@ def _attach(config: RunConfig, backbone: Backbone, weights: dict[str, Tensor]) -
     return module
 
 
-def _read_config(run: Path) -> RunConfig:
-    if not (run / "config.json").is_file():
-        raise ValueError(
-            f"{run} is not a run folder (no config.json): use a folder that `tdmvid train` wrote,"
-            " e.g. runs/shapes_4nfe"
-        )
-    return load_config(run / "config.json")
-
-
-def _find_checkpoint(run: Path, config: RunConfig, checkpoint: Path | None) -> Path:
-    part = "student"  # only this part is exported
-    folder = run / "checkpoints"
-    if checkpoint is not None and checkpoint.resolve().parent != folder.resolve():
-        raise ValueError(
-            f"checkpoint={str(checkpoint)!r} is not in {folder}: give the run that it belongs to"
-            " (--run)"
-        )
-    if checkpoint is None and config.export.select == "best":
-        best = GuardRecord.read(run).best_of(list_steps(folder))
-        checkpoint = step_folder(folder, best) if best else None
-    path = whole(checkpoint, part=part) if checkpoint else latest(folder, part=part)
-    if path is None:
-        raise ValueError(f"{run} has no complete checkpoint: train it first, or use another --run")
-    return path
-
-
-def _check_sampled(config: RunConfig, fingerprint: dict, path: Path) -> None:
-    """Refuse a config whose grid or LoRA scales differ from those of the checkpoint's training."""
-    for name, value in _sampled(to_dict(config)).items():
-        trained = _sampled(fingerprint).get(name, value)
-        if trained != value:
-            raise ValueError(
-                f"{name}={short(value)} in the run's config.json, but {path} was trained with"
-                f" {short(trained)}, so samples would be wrong: restore that value"
-            )
-
-
-def _sampled(settings: dict) -> dict[str, Any]:
-    """Return the settings that affect sampling, by name, of a config or a fingerprint."""
-    scales = {
-        f"model.adapters[{i}].{name}": one.get(name)
-        for i, one in enumerate(settings.get("model", {}).get("adapters", ()))
-        for name in ("scale", "scale_2")
-    }
-    return {f"grid.{name}": value for name, value in settings.get("grid", {}).items()} | scales
-
-
 def _run_items(config: RunConfig, backbone: Backbone) -> list[Item]:
     takes_images = backbone.takes_images
     own = bool(config.log.sample_prompts) and (bool(config.log.sample_images) or not takes_images)
@@ -332,13 +288,19 @@ def _run_items(config: RunConfig, backbone: Backbone) -> list[Item]:
     return gallery_items(config.log, items, takes_images=takes_images)
 
 
-def _trace(run: Path, config: RunConfig, step: int) -> Provenance:
-    """Return the provenance of the student in a run's checkpoint."""
-    return Provenance(
-        read_object(run / "config.json"),
-        origin=f"{Provenance.origin}{base_story(run)} Iteration {step}."
-        f"{GuardRecord.read(run).story(step, config.steps)}",
-    )
+def _trace(trained: Trained, averaged: Sequence[Trained]) -> Provenance:
+    """Return the provenance of a run's student, or of its mean with the students of other runs."""
+    run, step = trained.run, trained.step
+    origin = f"{Provenance.origin}{base_story(run)} "
+    if averaged:
+        iterations = [f"iteration {one.step} (seed {one.config.seed})" for one in averaged]
+        origin += (
+            f"Mean of the weights of {len(averaged) + 1} runs from one start: iteration {step} of"
+            f" the run below, and {', '.join(iterations)} of the others."
+        )
+    else:
+        origin += f"Iteration {step}.{GuardRecord.read(run).story(step, trained.config.steps)}"
+    return Provenance(read_object(run / "config.json"), origin=origin)
 
 
 def _measured(run: Path, config: RunConfig) -> dict:

@@ -11,9 +11,9 @@ from tdmvid.backbones.lora_files import LORA_FILE, LoraFiles
 from tdmvid.config import load_config
 from tdmvid.data.checkpoints import list_steps
 from tdmvid.diffusion.grid import uniform
-from tdmvid.export import sources
 from tdmvid.export.request import ExportRequest
 from tdmvid.export.sources import export_run, export_tuned
+from tdmvid.export.trained import _find_checkpoint
 from tdmvid.guard.record import GuardCheck, GuardRecord
 from tdmvid.train.trainer import train
 
@@ -111,7 +111,7 @@ def test_the_best_student_is_chosen_among_the_checkpoints_that_exist(run, tmp_pa
     steps = (last, last + 100)
     GuardRecord(tuple(GuardCheck(step, {}, {}, 1 / step, ()) for step in steps)).write(killed)
     config = load_config(killed / "config.json", ["export.select=best", "log.sample_every=1"])
-    assert sources._find_checkpoint(killed, config, None).name == f"step_{last:06d}"
+    assert _find_checkpoint(killed, config, None).name == f"step_{last:06d}"
 
 
 def test_a_folder_that_is_no_run_is_called_so(tmp_path):

@@ -311,19 +311,21 @@ def test_an_option_of_another_source_is_refused(words, facts):
 
 def test_each_kind_of_export_has_a_folder_of_its_own():
     def name(**given):
-        options = {"fuse": False, "rank": 0, "weights": "", "checkpoint": None} | given
-        return default_name(argparse.Namespace(**options))
+        options = {"fuse": False, "rank": 0, "weights": "", "checkpoint": None, "average_with": []}
+        return default_name(argparse.Namespace(**options | given))
 
     assert [
         name(),
         name(fuse=True),
         name(rank=64),
         name(weights="raw", checkpoint=Path("c/step_000500")),
+        name(average_with=[Path("a"), Path("b")]),
     ] == [
         "export",
         "export_fused",
         "export_rank64",
         "export_raw_step_000500",
+        "export_mean3",
     ]
 
 
