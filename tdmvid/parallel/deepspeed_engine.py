@@ -342,7 +342,8 @@ class DeepSpeedEngine:
         self._check_shapes(folder / "weights.safetensors")
         from .deepspeed_checkpoint import load_shards, make_universal
 
-        universal = ranks != dist.get_world_size()
+        sharded = self.stage > 0  # without ZeRO each rank has the whole state
+        universal = sharded and ranks != dist.get_world_size()
         if universal:
             make_universal(folder / TAG, folder / UNIVERSAL)
         load_shards(self.engine, folder, UNIVERSAL if universal else TAG, universal=universal)

@@ -50,7 +50,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(model, tmp_path, cha
         assert_close(resumed[rank]["weights"][-1], whole[rank]["weights"][-1], 0)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.slow
 def test_a_run_goes_on_with_fewer_ranks_and_then_with_more(model, reference, tmp_path, stage):
     """With 2, 1 and 2 ranks, each part continues the last with the results of the run in one
