@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     from ..config import load_config
 
     config = load_config(args.config, args.set)
-    from ..backbones.registry import find_family, load_backbone
+    from ..adapters.teacher import load_teacher
+    from ..backbones.registry import find_family
     from ..data.items import read_run_items
     from ..parallel import launch
     from ..train.prepare import prepare_embeddings
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     world = launch.start("none", config.parallel.timeout_minutes)
     _, family = find_family(config.model, weights=False)
     read_run_items(config, takes_images=family.takes_images)  # check before the base is loaded
-    backbone = load_backbone(config.model, config.video)
+    backbone = load_teacher(config.model, config.video)  # its LoRAs may change the text encoder
     backbone.device = world.device  # for the text encoder; the base stays in host memory
     _, prompts = prepare_embeddings(config, backbone, world)
     print(f"embeddings of {len(prompts)} prompts are in {config.prompts.cache}")

@@ -14,7 +14,9 @@ from user_adapter_cases import card_code, student_of
 
 from tdmvid.adapters.load import load_lora
 from tdmvid.adapters.teacher import load_teacher
+from tdmvid.cli.main import main
 from tdmvid.config import ModelConfig, from_dict, load_config
+from tdmvid.data.embeddings import EmbeddingCache
 from tdmvid.export.bundle import write_bundles
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
@@ -125,6 +127,21 @@ def test_the_cache_of_embeddings_knows_the_loras(case, backbone, teacher, loras)
         teacher_with(case, loras, (0.75, 0.5)).text_fingerprint(),
     }
     assert len(keys) == 3 and teacher_with(case, loras).text_fingerprint() in keys
+
+
+def test_prompts_are_embedded_ahead_with_the_user_s_loras(case, teacher, loras, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    adapters = [{"path": str(path), "scale": x} for path, x in zip(loras, SCALES, strict=True)]
+    cache = tmp_path / "cache"
+    config = {
+        "model": {"path": str(case.folder), "adapters": adapters},
+        "video": {name: getattr(case.size, name) for name in ("frames", "height", "width")},
+        "prompts": {"path": str(tmp_path / "prompts.txt"), "cache": str(cache)},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    main(["embed", "--config", str(tmp_path / "config.json")])
+    stored = EmbeddingCache(cache, teacher.text_fingerprint())
+    assert stored.missing(PROMPTS) == []
 
 
 def test_a_kohya_file_gives_the_same_embeddings(case, backbone, loras, tmp_path):
