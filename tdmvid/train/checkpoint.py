@@ -24,6 +24,8 @@ NOT_SHARED = (
     "files of other ranks are not visible here: the run's folder must be on a file system that all"
     " machines share"
 )
+CALLED = ("process", "device", "timeout", "on_failure")
+"""Settings of the call of a reward function."""
 NOTES = {
     "steps": " (the learning rate decays to 0 at the last step; to train this student further,"
     " start a new run with --set init=RUN/lora)",
@@ -275,13 +277,15 @@ class Checkpoints:
             ValueError: The checkpoint was written with other settings.
         """
         meta = read_meta(path)
-        saved = flat(defaults or {}) | flat(meta["fingerprint"])
-        for key, value in flat(fingerprint).items():
-            if saved.get(key) != value:
+        saved = flat(defaults or {}) | flat(_compared(meta["fingerprint"]))
+        own = flat(_compared(fingerprint))
+        entries = [key for key in saved if "[" in key]  # of lists that may be shorter now
+        for key in dict.fromkeys([*own, *entries]):
+            if saved.get(key) != own.get(key):
                 remedy = f"use the same value, or another --out{NOTES.get(key, '')}"
                 raise ValueError(
                     f"{path} was written with {key}={short(saved.get(key))}, but this run has"
-                    f" {short(value)}: {remedy}"
+                    f" {short(own.get(key))}: {remedy}"
                 )
         for role, engine in engines.items():
             engine.load(path / role)
@@ -339,16 +343,32 @@ def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted names.
 
     Args:
-        settings: Nested dictionaries.
+        settings: Nested dictionaries, and lists of dictionaries.
         where: Prefix of the names.
 
     Returns:
-        Values by dotted name.
+        Values by name, e.g. "model.path" or "rewards[0].strength".
     """
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+        name = where + key
+        if isinstance(value, dict):
+            found |= flat(value, f"{name}.")
+        elif isinstance(value, (list, tuple)) and any(isinstance(each, dict) for each in value):
+            for place, each in enumerate(value):
+                found |= flat(each, f"{name}[{place}].")
+        else:
+            found[name] = value
     return found
+
+
+def _compared(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where and how rewards are computed, which a resumed run may change."""
+    rewards = [
+        {key: value for key, value in reward.items() if key not in CALLED}
+        for reward in fingerprint.get("rewards") or ()
+    ]
+    return fingerprint | {"rewards": rewards}
 
 
 def _tell(marker: Path, written: dict[str, Any]) -> None:
