@@ -24,7 +24,7 @@ from .optim import OptimConfig
 from .parallel import ParallelConfig
 from .parse import from_dict, load_config, override, read_settings, to_dict
 from .ranges import check_number, check_options
-from .rewards import RewardConfig, decoded_frames
+from .rewards import RewardConfig, decoded_frames, names_of
 from .rules import Rule, at_least, check_rules, short
 from .run import RunConfig
 
@@ -63,6 +63,7 @@ __all__ = [
     "from_dict",
     "global_batch",
     "load_config",
+    "names_of",
     "objective_settings",
     "override",
     "read_settings",

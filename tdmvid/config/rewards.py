@@ -42,7 +42,8 @@ RULES = (
     Rule(
         lambda reward: reward.frames > 0 and reward.frames != 1 and reward.frames % 8 != 1,
         "frames",
-        "is not a number of frames that autoencoders decode: use 1, 9, 17, 25, ... or 0 for all",
+        "must be 1, or 1 more than a multiple of 8, which the autoencoders of all families decode"
+        " alone: use 1, 9, 17, 25, ... or 0 for all",
     ),
     Rule(
         lambda reward: reward.frames > 0 and reward.input == "latents",
@@ -196,12 +197,34 @@ REWARD_RULES = (
         "is less than the frames of a reward: lower rewards.frames, or remove it",
     ),
     Rule(
-        lambda run: len({reward.function for reward in run.rewards}) < len(run.rewards),
+        lambda run: len({_measure(reward) for reward in run.rewards}) < len(run.rewards),
         "rewards",
-        "lists a function twice: list it once, with the sum of the strengths",
+        "lists a function twice with the same model, frames and input: list it once",
     ),
 )
 """Rules between the settings of a run and its rewards."""
+
+
+def _measure(reward: RewardConfig) -> tuple[str, str, int, str]:
+    """Return the settings in which two rewards with the same function may differ."""
+    return reward.function, reward.model, reward.frames, reward.input
+
+
+def names_of(rewards: Sequence[RewardConfig]) -> list[str]:
+    """Return the names of rewards in metrics.jsonl.
+
+    Args:
+        rewards: Rewards of a run.
+
+    Returns:
+        The functions; "clip_2" and so on for further rewards with the same function.
+    """
+    functions = [reward.function for reward in rewards]
+    counts = [functions[: place + 1].count(name) for place, name in enumerate(functions)]
+    return [
+        name if count == 1 else f"{name}_{count}"
+        for name, count in zip(functions, counts, strict=True)
+    ]
 
 
 def decoded_frames(rewards: Sequence[RewardConfig], frames: int) -> int:

@@ -19,7 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RewardConfig, RunConfig, TDMSettings, decoded_frames, global_batch
+from ..config import (
+    RewardConfig,
+    RunConfig,
+    TDMSettings,
+    decoded_frames,
+    global_batch,
+    names_of,
+)
 from ..data.progress import progress
 from ..data.prompts import PromptOrder
 from ..diffusion.denoiser import Cond
@@ -270,7 +277,7 @@ class Rewards:
             strengths = -strengths
         weights, share = self.mean.weigh([each.double() @ strengths for each in found])
         means = torch.cat(list(found)).double().mean(0).tolist()
-        names = [reward.function for reward in self.config.rewards]
+        names = names_of(self.config.rewards)
         self.scalars = {f"reward/{name}": mean for name, mean in zip(names, means)}
         self.scalars["ess/reward"] = share
         self.scalars |= {  # scalars are averaged over the ranks
@@ -283,7 +290,8 @@ class Rewards:
 
     def _warn(self, share: float, step: int) -> None:
         samples = global_batch(self.config.batch, self.world.data_size)
-        if share >= max(LOW_SHARE, 1.5 / samples) or self.warned or not self.world.primary:
+        low = share < max(LOW_SHARE, 1.5 / samples) and samples > 1  # one sample has all weight
+        if not low or self.warned or not self.world.primary:
             return
         self.warned = True
         print(

@@ -133,8 +133,8 @@ def sample_student(
     if not latents.isfinite().all():
         raise NotFinite(
             "the student has diverged, its samples are not finite (see metrics.jsonl): lower"
-            f" student.lr={run.config.student.lr:g} or fake.lr={run.config.fake.lr:g}, then start"
-            " again or --resume an earlier checkpoint"
+            f" student.lr={run.config.student.lr:g} or fake.lr={run.config.fake.lr:g} in a new run"
+            " (another --out)"
         )
     return latents
 

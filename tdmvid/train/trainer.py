@@ -300,8 +300,8 @@ def _broken_role(run: Run) -> str:
 def _diverged(role: str, step: int, folder: Path) -> str:
     return (
         f"stopped: the {role}'s weights were not finite at step {step}, so this state was not"
-        f" saved. Lower {role}.lr in a new run (another --out), or --resume a checkpoint in"
-        f" {folder} from before the weights diverged"
+        f" saved. Lower {role}.lr in a new run (another --out); tdmvid export --checkpoint writes"
+        f" the student of an earlier checkpoint in {folder}, from which it can start (--set init)"
     )
 
 

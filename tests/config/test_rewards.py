@@ -5,7 +5,7 @@ import json
 import pytest
 from refusals import refused
 
-from tdmvid.config import load_config
+from tdmvid.config import load_config, names_of
 
 MOTION = {"function": "motion"}
 
@@ -73,9 +73,11 @@ def test_a_reward_sees_no_more_frames_than_a_sample_has():
         run(MOTION | {"frames": 17})
 
 
-def test_a_function_is_listed_once():
-    with refused("rewards", "strengths"):
+def test_a_measure_is_listed_once_and_a_function_with_each_of_its_models():
+    with refused("rewards", "twice"):
         run(MOTION, MOTION | {"strength": 2})
+    both = run({"function": "clip"}, MOTION, {"function": "clip", "model": "other"}).rewards
+    assert names_of(both) == ["clip", "motion", "clip_2"]
 
 
 @pytest.mark.parametrize(

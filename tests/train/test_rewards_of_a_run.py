@@ -31,13 +31,13 @@ def second(samples, prompts):
     return samples[:, 1]
 
 
-def rewards(*settings):
+def rewards(*settings, batch=64):
     chosen = tuple(
         RewardConfig(input="latents", **{"function": f"{__name__}:first"} | each)
         for each in settings
     )
     config = RunConfig(
-        objective=TDMSettings(rollout="full"), rewards=chosen, batch=BatchConfig(micro=64)
+        objective=TDMSettings(rollout="full"), rewards=chosen, batch=BatchConfig(micro=batch)
     )
     order, world = PromptOrder(len(PROMPTS), 0), launch.start("none")
     conds = conditions
@@ -98,6 +98,14 @@ def test_a_run_warns_once_if_a_few_samples_dominate(capsys):
     assert message.count("warning") == 1
     for fact in ("step 7", "ess/reward", "rewards.strength", "batch"):
         assert fact in message
+
+
+@pytest.mark.parametrize("samples, warns", [(1, False), (2, True)])
+def test_the_share_of_a_single_sample_is_no_reason_to_warn(capsys, samples, warns):
+    found = torch.zeros(samples, 1)
+    found[0] = -10.0
+    rewards({"strength": 1.0}, batch=samples)._weigh(0, [found])
+    assert ("warning" in capsys.readouterr().err) is warns
 
 
 @pytest.mark.parametrize("predictions, moved", [("renewed", 1.0), ("stored", 0.0)])
