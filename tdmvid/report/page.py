@@ -23,7 +23,7 @@ from ..train.monitor import METRICS, read_metrics
 from . import plots
 from .gallery import FIRST_FRAME
 from .reward_table import reward_table
-from .tables import evaluation_tables, score_table
+from .tables import evaluation_tables, score_table, scores_of_student
 from .usage import Export, commands, links, read_export, score_command
 
 REPORT = "report.html"
@@ -34,7 +34,7 @@ def write_report(out: Path) -> Path:
     out = Path(out)
     config = _load(out / "config.json")
     gallery = _gallery(out / "gallery")
-    scores = score_table(_load(out / "scores.json"))
+    scores = score_table(scores_of_student(out, "scores.json"))
     metrics = read_metrics(out / METRICS) if (out / METRICS).exists() else {"step": []}
     recorded = (_load(out / "commands.json") or {"commands": []})["commands"]
     record, export, evaluations = GuardRecord.read(out), read_export(out), evaluation_tables(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..adapters.bundle import STUDENT_FOLDERS
 from ..config.json_files import read_json
@@ -125,9 +126,7 @@ def evaluation_tables(out: Path) -> list[dict]:
     """
     found = []
     for folder in ("vbench", "images"):
-        path = out / folder / "results.json"
-        results = read_json(path) if path.exists() else None
-        if results and results.get("weights", weights := _weights(out)) == weights:
+        if results := scores_of_student(out, f"{folder}/results.json"):
             student, teacher = results["samplers"]
             names = dict.fromkeys((*student["scores"], *teacher["scores"]))
             sides = (student["scores"], teacher["scores"], results["differences"])
@@ -135,6 +134,24 @@ def evaluation_tables(out: Path) -> list[dict]:
             rows = [(name, [_measure(side.get(name), percent) for side in sides]) for name in names]
             found.append(results | {"id": folder, "rows": rows, "columns": _SIDES})
     return found
+
+
+def scores_of_student(out: Path, name: str) -> dict[str, Any] | None:
+    """Read a file of scores, if it is of the run's student as it is now.
+
+    Args:
+        out: the run's folder.
+        name: the file in it. Its `weights` are the digest of the student that was scored; a file
+            without `weights` counts as the student's.
+
+    Returns:
+        Contents of the file; None if there is none, or if it is of another student.
+    """
+    path = out / name
+    scores: dict[str, Any] | None = read_json(path) if path.exists() else None
+    if not scores or "weights" not in scores:
+        return scores
+    return scores if scores["weights"] == _weights(out) else None
 
 
 def _weights(out: Path) -> str | None:

@@ -24,7 +24,7 @@ _KEPT = {
     "guard.json": "every comparison of the student with its teacher",
     "samples": "samples of the student during training",
     "gallery": "the videos and images of this page",
-    "scores.json": "the scores of this page",
+    "scores.json": "the scores of a student and of other samplers",
     "vbench/results.html": "VBench: the best and the worst pairs",
     "images/results.html": "image metrics: the best and the worst pairs",
     "checkpoints": "states from which training can be resumed",

@@ -15,12 +15,14 @@ from run_folder import (
     Page,
     gallery,
     guarded,
+    lora,
     picture,
     scores,
     write,
 )
 
 from tdmvid.report.page import write_report
+from tdmvid.sampling.student import weights_of
 
 
 def test_every_prompt_is_shown_as_text_and_never_as_markup(page):
@@ -150,3 +152,17 @@ def test_a_run_without_scores_names_the_command_that_scores_it(tmp_path):
     assert "not scored yet: tdmvid score shapes --run here" in head
     scores(tmp_path)
     assert "not scored yet" not in Page(write_report(tmp_path).read_text()).text
+
+
+def test_scores_of_an_older_student_are_not_shown(tmp_path):
+    scores(tmp_path)
+    lora(tmp_path)
+    path = tmp_path / "scores.json"
+    scored = json.loads(path.read_text())
+    write(path, scored | {"weights": weights_of(tmp_path / "lora")})
+    page = Page(write_report(tmp_path).read_text())
+    assert "scores" in page.sections and "1 of 2 checks passed" in page.text
+    write(tmp_path / "lora/a.safetensors", bytes(4096))  # trained or exported again
+    page = Page(write_report(tmp_path).read_text())
+    assert "scores" not in page.sections and "checks passed" not in page.text
+    assert "95.0" not in page.text
