@@ -10,6 +10,7 @@ from typing import Any
 from ..adapters.bundle import STUDENT_FOLDERS
 from ..config.json_files import read_json
 from ..sampling.student import weights_of
+from ..scoring.results import describe_sets
 from . import plots
 
 _SIDES = ("student", "teacher", "difference")
@@ -122,7 +123,7 @@ def _digits(value: float) -> str:
 
 def evaluation_tables(out: Path) -> list[dict]:
     """Return what `tdmvid score` found of the run's student: tables of VBench and of the image
-    metrics.
+    metrics, and lines with the metrics of whole sets, such as FID.
     """
     found = []
     for folder in ("vbench", "images"):
@@ -132,7 +133,8 @@ def evaluation_tables(out: Path) -> list[dict]:
             sides = (student["scores"], teacher["scores"], results["differences"])
             percent = results.get("percent", folder == "vbench")
             rows = [(name, [_measure(side.get(name), percent) for side in sides]) for name in names]
-            found.append(results | {"id": folder, "rows": rows, "columns": _SIDES})
+            shown = {"rows": rows, "figures": describe_sets(results.get("sets", {}))}
+            found.append(results | {"id": folder, "columns": _SIDES} | shown)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config.json_files import read_object
 from ..data.files import short
+from .paired_samples import NAMES
 from .vbench_scores import skips_videos
 
 RESULTS = "results.json"
@@ -68,6 +69,7 @@ def compare(first: Path, second: Path) -> str:
     rows: list[tuple[str, ...]] = [("", "", str(first), str(second), "difference", "")]
     for mine, yours in zip(one["samplers"], other["samplers"], strict=True):
         rows += _rows(mine, yours)
+    rows += _set_rows(_sets(one), _sets(other))
     same = one.get("weights") == other.get("weights")
     weights = "the same student" if same else "two students"
     return f"{one['protocol']}\n{weights}\n\n{_columns(rows)}"
@@ -96,6 +98,7 @@ def _protocol(results: dict) -> dict[str, Any]:
         "scores": [
             name for name in sorted(results["samplers"][0]["scores"]) if not skips_videos(name)
         ],
+        "scores of sets": sorted(f"{name} of {what}" for what, name in _sets(results)),
         "text of the protocol": results["protocol"],
         "videos_scored": {
             name: count
@@ -124,6 +127,26 @@ def _rows(mine: dict, yours: dict) -> Iterator[tuple[str, ...]]:
             f"{theirs['value'] - ours['value']:+.4f}",
             "agree" if near else "DIFFER",
         )
+
+
+def _sets(results: dict) -> dict[tuple[str, str], float]:
+    """Return the metrics of whole sets, such as FID, by comparison and name. The folder of real
+    images is named without its place.
+    """
+    place = results.get("config", {}).get("reference") or ""
+    portable = {f"{side} to {place}": f"{side} to {Path(place).name}" for side in NAMES}
+    return {
+        (portable.get(what, what), name): value
+        for what, found in results.get("sets", {}).items()
+        for name, value in found.items()
+    }
+
+
+def _set_rows(ours: dict, theirs: dict) -> Iterator[tuple[str, ...]]:
+    """Yield one row per metric of whole sets, which has no interval and so no verdict."""
+    for (what, name), value in ours.items():
+        other = theirs[what, name]
+        yield what, name, f"{value:.4f}", f"{other:.4f}", f"{other - value:+.4f}", ""
 
 
 def _portable(name: str, value: Any) -> Any:

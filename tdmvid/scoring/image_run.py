@@ -25,7 +25,7 @@ from .image_metrics import METRICS, ImageMetric, ImageSet, SetMetric
 from .intervals import Measure, mean_over_groups, paired_difference
 from .paired_samples import NAMES, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight, preflight
-from .results import Pair, Result, write_result
+from .results import Pair, Result, describe_sets, write_result
 from .vbench_suite import check_videos
 
 Scores = dict[str, dict[str, float]]
@@ -282,10 +282,6 @@ def compare(
     sets = score_sets(out, config, shots, checked.ready)
     student, teacher = (sides[name] for name in NAMES)
     notes = (*((f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()), *said)
-    figures = tuple(
-        f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}"
-        for what, found in sets.items()
-    )
     size = config.video
     protocol = (
         f"{len({shot.prompt for shot in shots})} prompts of {config.prompts}, {config.seeds} seeds"
@@ -300,7 +296,7 @@ def compare(
         names=NAMES,
         scores=(measures(student), measures(teacher)),
         differences=differences(student, teacher),
-        figures=figures,
+        figures=describe_sets(sets),
         percent=False,
         facts=sample_metadata(out) | {"config": to_dict(config), "sets": sets},
     )

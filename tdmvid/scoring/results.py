@@ -133,6 +133,21 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
     ]
 
 
+def describe_sets(sets: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    """Describe the values of metrics that compare whole sets of samples, such as FID.
+
+    Args:
+        sets: Values by comparison and metric.
+
+    Returns:
+        A line for each comparison.
+    """
+    return tuple(
+        f"{what}: {', '.join(f'{name} {value:.4g}' for name, value in found.items())}"
+        for what, found in sets.items()
+    )
+
+
 def markdown(result: Result) -> str:
     """Format the scores as a Markdown table with protocol and notes.
 
@@ -144,10 +159,11 @@ def markdown(result: Result) -> str:
     """
     lines = [f"# {escape(result.title)}", "", escape(result.protocol), ""]
     lines += [f"**{escape(note)}**\n" for note in result.notes]
-    names = " | ".join(map(escape, result.names))
-    lines += [f"| | {names} | difference |", "|---|---|---|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in table(result)]
-    lines += [""] * bool(result.figures) + [f"* {escape(line)}" for line in result.figures]
+    if rows := table(result):
+        names = " | ".join(map(escape, result.names))
+        lines += [f"| | {names} | difference |", "|---|---|---|---|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""] * bool(result.figures)
+    lines += [f"* {escape(line)}" for line in result.figures]
     return "\n".join(lines) + "\n"
 
 

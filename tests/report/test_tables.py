@@ -28,6 +28,18 @@ def test_an_evaluation_s_table_is_shown_for_the_student_that_it_scored_alone(tmp
     assert "VBench" not in Page(write_report(tmp_path).read_text()).text
 
 
+def test_metrics_of_whole_sets_are_listed_below_the_table_or_alone(tmp_path):
+    score = {"value": 0.25, "low": 0.2, "high": 0.3}
+    results = {"title": "Images", "protocol": "2 prompts", "notes": [], "differences": {}}
+    results["sets"] = {"student to teacher": {"fid": 12.345, "precision": 0.5}}
+    for shown in ({"clip": score}, {}):  # with metrics=["fid"] there are no others
+        samplers = [{"name": name, "scores": shown} for name in ("student", "teacher")]
+        write(tmp_path / "images/results.json", results | {"samplers": samplers})
+        page = Page(write_report(tmp_path).read_text())
+        assert "student to teacher: fid 12.35, precision 0.5" in page.text
+        assert ("table" in dict(page.elements)) == bool(shown)
+
+
 def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):
     """At its lower end they would say that all are bad."""
     score = {"value": 1.0, "low": 1.0, "high": 1.0}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 from refusals import refused
@@ -56,6 +57,27 @@ def test_how_many_videos_show_the_object_or_stand_still_may_differ(compare):
     other["videos_scored"] = {"scene": [5, 5], "color": [5, 5]}
     one["samplers"][0]["scores"]["temporal_flickering"] = {"value": 0.9, "low": 0.8, "high": 1.0}
     assert "agree" in compare(one, other) and "agree" in compare(other, one)
+
+
+def image_results(fid, reference):
+    """Results of metrics=["fid"], which has no score of single images."""
+    samplers = [{"name": name, "scores": {}} for name in ("student", "teacher")]
+    sets = {"student to teacher": {"fid": fid}, f"student to {reference}": {"fid": 2 * fid}}
+    config = {"metrics": ["fid"], "reference": reference}
+    return results() | {"samplers": samplers, "sets": sets, "config": config}
+
+
+def test_metrics_of_whole_sets_are_listed_without_a_verdict(compare):
+    table = compare(image_results(12.5, "/data/real"), image_results(13.25, "real"))
+    rows = [re.split("  +", line.strip()) for line in table.splitlines()[-2:]]
+    assert rows == [
+        ["student to teacher", "fid", "12.5000", "13.2500", "+0.7500"],
+        ["student to real", "fid", "25.0000", "26.5000", "+1.5000"],
+    ]
+    lacking = image_results(12.5, "real")
+    del lacking["sets"]["student to teacher"]
+    with refused("'fid of student to teacher'", error=SystemExit):
+        compare(lacking, image_results(12.5, "real"))
 
 
 @pytest.mark.parametrize(

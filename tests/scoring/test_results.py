@@ -9,7 +9,7 @@ import torch
 from tdmvid.config import VBenchConfig, from_dict, read_settings
 from tdmvid.data.video import write_image
 from tdmvid.scoring.intervals import Measure
-from tdmvid.scoring.results import Pair, Result, best_and_worst, write_result
+from tdmvid.scoring.results import Pair, Result, best_and_worst, describe_sets, write_result
 from tdmvid.scoring.vbench_suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +61,16 @@ def test_json_table_and_page_say_the_same(tmp_path):
         == -0.01
     )
     assert "http:" not in page and "https:" not in page  # nothing is fetched
+
+
+def test_metrics_of_whole_sets_alone_make_no_empty_table(tmp_path):
+    figures = describe_sets({"student to teacher": {"fid": 12.345, "precision": 0.5}})
+    result = Result("A", "How.", (), ("student", "teacher"), ({}, {}), {}, figures=figures)
+    page = write_result(tmp_path, result, [], shown=3).read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert text == "# A\n\nHow.\n\n* student to teacher: fid 12.35, precision 0.5\n"
+    assert "<p>student to teacher: fid 12.35, precision 0.5</p>" in page and "<td" not in page
+    assert "<table>" not in page
 
 
 @pytest.mark.parametrize(
