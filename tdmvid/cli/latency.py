@@ -1,6 +1,6 @@
 """Measure the latency of a student and its teacher: text encoder, denoiser, autoencoder, and total.
 
-    tdmvid latency --lora runs/X/lora --steps 50 --cfg 6
+    tdmvid latency --lora runs/X/lora
     tdmvid latency --lora runs/X/lora --model THUDM/CogVideoX-2b --size 49x480x720 --repeats 5
     python eval/latency.py --lora runs/X/lora --steps 50 --cfg 6
 
@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", metavar="FxHxW", help="frames x height x width (default: the training size)"
     )
     parser.add_argument("--steps", type=int, default=50, help="sampling steps of the teacher")
-    parser.add_argument("--cfg", type=float, default=6.0, help="guidance scale of the teacher")
+    parser.add_argument(
+        "--cfg",
+        type=float,
+        help="guidance scale of the teacher (default: that of the student's training, or of the"
+        " pipeline)",
+    )
     parser.add_argument(
         "--prompt",
         default="a red ring moving left and a blue square moving up",
@@ -60,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from ..data.files import write_json
     from ..parallel import launch
+    from ..sampling.sample import steps_and_cfg
+    from ..sampling.side_by_side import teacher_of
     from ..sampling.student import load_for_sampling
     from ..scoring.latency import table, time_samplers
 
@@ -71,13 +78,17 @@ def run(args: argparse.Namespace) -> None:
         size=args.size,
     )
     prompts = [args.prompt] * args.batch
+    cfg = args.cfg
+    if cfg is None:
+        _, cfg = steps_and_cfg(backbone, teacher_of(backbone, args.lora))
     found = time_samplers(
-        backbone, args.lora, prompts, steps=args.steps, cfg=args.cfg, repeats=args.repeats
+        backbone, args.lora, prompts, steps=args.steps, cfg=cfg, repeats=args.repeats
     )
-    size = backbone.size
+    size, guided = backbone.size, f"guidance {cfg:g}" if cfg != 1 else "no guidance"
     print(
         f"{found['machine']}\n{size.frames} x {size.height} x {size.width},"
         f" {backbone.config.dtype}, batch {args.batch}, median of {args.repeats}\n"
+        f"teacher in {args.steps} steps with {guided}\n"
     )
     print(table(found, args.batch))
     if args.json:

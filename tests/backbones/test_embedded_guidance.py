@@ -14,6 +14,7 @@ from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.plan.make import make_plan
 from tdmvid.roles.guidance import check_guidance, guide
+from tdmvid.sampling.student import stock_defaults
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,11 @@ def test_one_call_a_step_gives_the_stock_pipeline_s_guided_latents(case):
         )[0]
         assert_close(sampled[scale], backbone.stock.read_latents(theirs), atol=1e-4, rtol=1e-4)
     assert (sampled[8.0] - sampled[1.0]).abs().mean() > 1e-3
+
+
+def test_a_stock_call_makes_one_call_a_step_by_default(case):
+    """Its `guidance_scale` of 3.5 is the embedded one."""
+    assert stock_defaults(case.backbone())[1] == 1.0
 
 
 def test_only_a_family_that_reads_a_scale_takes_one():

@@ -3,13 +3,16 @@
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from refusals import refused
 
+from tdmvid.adapters.bundle import FACTS
 from tdmvid.cli.main import main
+from tdmvid.scoring import latency
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS = re.compile(r'main\(\[((?:"\w+", )+)\*sys\.argv')
@@ -38,6 +41,38 @@ def test_latency_prints_a_table_and_writes_its_numbers(student, tmp_path, capsys
     found = json.loads(out.read_text())
     assert found["fewer_calls"] == 3 and found["video"]["frames"] == 9
     assert "9 x 32 x 32, float32, batch 1, median of 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "learned, words, guidance, calls",
+    [
+        (1.0, [], 1.0, 2),  # no guidance, or a scale that the network reads, as FLUX.1's
+        (2.5, [], 2.5, 4),
+        (2.5, ["--cfg", "1"], 1.0, 2),
+        (None, [], 6.0, 4),  # the default of CogVideoXPipeline
+    ],
+)
+def test_latency_times_the_teacher_with_the_guidance_that_its_student_learned(
+    student, tmp_path, capsys, monkeypatch, learned, words, guidance, calls
+):
+    copy, scales = shutil.copytree(student, tmp_path / "lora"), []
+    teacher = learned and {"guidance": learned, "negative_prompt": ""}
+    facts = json.loads((copy / FACTS).read_text())
+    (copy / FACTS).write_text(json.dumps(facts | {"teacher": teacher}))
+    one = latency.Stage(1.0, 1.0, 1.0, None)
+
+    def stages(*_, cfg, **__):
+        scales.append(cfg)
+        return dict.fromkeys(latency.STAGES, one)
+
+    monkeypatch.setattr(latency, "stages", stages)
+    monkeypatch.setattr(latency, "end_to_end", lambda *_, **__: one)
+    out = tmp_path / "latency.json"
+    main(["latency", "--lora", str(copy), "--steps", "2", "--json", str(out), *words])
+    samplers = json.loads(out.read_text())["samplers"]
+    assert scales == [guidance, 1.0] and samplers["teacher"]["network_calls"] == calls
+    stated = "no guidance" if guidance == 1 else f"guidance {guidance:g}"
+    assert f"teacher in 2 steps with {stated}\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
