@@ -4,19 +4,22 @@ versions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..config.json_files import read_object
 from ..data.files import short
-from .paired_samples import NAMES
+from .paired_samples import NAMES, PROMPTS
 from .vbench_scores import skips_videos
 
 RESULTS = "results.json"
 LOCAL = {"batch", "embeddings", "environment", "cache", "pairs"}
 """Settings of an evaluation that do not affect results."""
-PLACES = {"path", "prompts", "augmented", "reference"}
+INPUTS = {"prompts", "column", "augmented", "images"}
+"""Settings that say where prompts and first frames are read."""
+PLACES = {"path", "path_2", "prompts", "augmented", "images", "reference"}
 """Settings that name a file or folder, which may be in different places on different machines."""
 
 
@@ -64,7 +67,7 @@ def compare(first: Path, second: Path) -> str:
     for name, ours, theirs in _protocol_differences(one, other):
         raise ValueError(
             f"{second} and {first} have different protocols: {name} is {short(theirs)} instead of"
-            f" {short(ours)}; score both with the same config"
+            f" {short(ours)}; score both with the same config and prompts"
         )
     rows: list[tuple[str, ...]] = [("", "", str(first), str(second), "difference", "")]
     for mine, yours in zip(one["samplers"], other["samplers"], strict=True):
@@ -77,29 +80,37 @@ def compare(first: Path, second: Path) -> str:
 
 def _protocol_differences(one: dict, other: dict) -> Iterator[tuple[str, Any, Any]]:
     """Yield the settings that affect results and differ: name and both values."""
-    facts = [_flat(_protocol(results)) for results in (one, other)]
+    digests = [results.get(PROMPTS) for results in (one, other)]
+    # Results of earlier versions have no digest of the prompts, only the names of their files.
+    left_out = LOCAL | INPUTS if all(digests) else LOCAL
+    facts = [_flat(_protocol(results, left_out)) for results in (one, other)]
     for name in sorted(facts[0].keys() | facts[1].keys()):
         ours, theirs = (_portable(name, each.get(name)) for each in facts)
         if ours != theirs:
             yield name, ours, theirs
+    if all(digests) and digests[0] != digests[1]:
+        yield "the digest of the prompts", digests[0], digests[1]
 
 
-def _protocol(results: dict) -> dict[str, Any]:
+def _protocol(results: dict, left_out: set[str]) -> dict[str, Any]:
     """Return everything that determines the results: the settings first, then what follows from
     them.
     """
-    config = {k: v for k, v in results.get("config", {}).items() if k not in LOCAL}
+    config = {k: v for k, v in results.get("config", {}).items() if k not in left_out}
     model = results.get("model", {})
+    count, _, text = results["protocol"].partition(" prompts")
+    version = re.search(r"; vbench ([\w.]+)", text)
     return {
         "config": config,
         "evaluation": results["title"].partition(":")[0],
         "model": {key: model.get(key) for key in ("path", "revision", "dtype") if model},
+        "number of prompts": count,
         "samplers": [side["name"] for side in results["samplers"]],
         "scores": [
             name for name in sorted(results["samplers"][0]["scores"]) if not skips_videos(name)
         ],
         "scores of sets": sorted(f"{name} of {what}" for what, name in _sets(results)),
-        "text of the protocol": results["protocol"],
+        "vbench": version and version[1],
         "videos_scored": {
             name: count
             for name, count in (results.get("videos_scored") or {}).items()
@@ -156,7 +167,9 @@ def _portable(name: str, value: Any) -> Any:
 
 
 def _flat(value: Any, where: str = "") -> dict[str, Any]:
-    """Return the leaves of nested objects by dotted name."""
+    """Return the leaves of nested objects and of lists of objects by dotted name."""
+    if isinstance(value, list) and value and all(isinstance(inner, dict) for inner in value):
+        value = {str(index): inner for index, inner in enumerate(value)}
     if not isinstance(value, dict):
         return {where: value}
     found: dict[str, Any] = {}

@@ -298,7 +298,7 @@ def compare(
         differences=differences(student, teacher),
         figures=describe_sets(sets),
         percent=False,
-        facts=sample_metadata(out) | {"config": to_dict(config), "sets": sets},
+        facts=sample_metadata(out, shots) | {"config": to_dict(config), "sets": sets},
     )
     page = write_result(out, result, _pairs(out, shots, student, teacher), shown=config.pairs)
     print((out / "results.md").read_text())

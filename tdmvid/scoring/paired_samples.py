@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from ..sampling.shots import Shot
 from ..sampling.student import load_for_sampling, weights_of
 
 NAMES = ("student", "teacher")
+PROMPTS = "prompts"
+"""Entry of results.json with a digest of the prompts."""
 EvaluationConfig = VBenchConfig | ImageConfig
 
 
@@ -82,17 +87,21 @@ def check_sides(out: Path, config: EvaluationConfig, student: Path) -> None:
                 )
 
 
-def sample_metadata(out: Path) -> dict:
+def sample_metadata(out: Path, shots: Iterable[Shot]) -> dict:
     """Return facts about the samples in a folder.
 
     Args:
         out: Folder of the samples.
+        shots: The samples.
 
     Returns:
-        The student's `weights` (a digest of its folder) and the `model` used for both sides.
+        The student's `weights` (a digest of its folder), the `model` used for both sides, and
+        `prompts`, a digest of all texts and first frames.
     """
     settings = read_object(out / NAMES[0] / SETTINGS)
-    return {key: settings[key] for key in ("weights", "model")}
+    given = [[shot.prompt, shot.seed, shot.file, shot.image_sha256] for shot in shots]
+    digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
+    return {key: settings[key] for key in ("weights", "model")} | {PROMPTS: digest}
 
 
 def config_mismatches(config: EvaluationConfig, student: Path) -> tuple[str, ...]:

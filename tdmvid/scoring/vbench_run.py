@@ -205,7 +205,7 @@ def compare(
         names=NAMES,
         scores=(ours, theirs),
         differences=gains,
-        facts=sample_metadata(out)
+        facts=sample_metadata(out, shots_of(entries, config.video.frames))
         | {
             "config": to_dict(config),
             "videos_scored": {name: [len(student[name]), len(teacher[name])] for name in student},

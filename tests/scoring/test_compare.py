@@ -3,11 +3,14 @@
 import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from refusals import refused
 
 from tdmvid.cli.main import main
+from tdmvid.sampling.shots import Shot
+from tdmvid.scoring.paired_samples import sample_metadata
 
 
 def results(value=0.97):
@@ -50,6 +53,61 @@ def test_what_changes_no_figure_may_differ(compare):
     assert "agree" in compare(results(), other)
 
 
+def i2v_results(place, **digest):
+    """Results of VBench-I2V on a base with a LoRA, all files in one place."""
+    adapters = [{"path": f"{place}/style.safetensors", "path_2": f"{place}/low", "scale": 0.5}]
+    config = {
+        "suite": "i2v",
+        "prompts": f"{place}/own.csv",
+        "augmented": f"{place}/long.txt",
+        "images": f"{place}/vbench2_beta_i2v",
+        "model": {"path": f"{place}/base", "adapters": adapters},
+    }
+    protocol = f"9 prompts of {place}/own.csv, sampled from {place}/long.txt; vbench 0.1.5; 95 %"
+    return results() | {"protocol": protocol, "config": config} | digest
+
+
+@pytest.mark.parametrize("digest", [{}, {"prompts": "0f"}], ids=["older", "with digest"])
+def test_files_may_be_in_other_places(compare, digest):
+    assert "agree" in compare(i2v_results("/data", **digest), i2v_results("x/y", **digest))
+    other = i2v_results("x/y", **digest)
+    other["config"]["model"]["adapters"][0]["scale"] = 1.0
+    with refused("config.model.adapters.0.scale", "1.0", "0.5", error=SystemExit):
+        compare(i2v_results("/data", **digest), other)
+    other["config"]["model"]["adapters"][0] |= {"scale": 0.5, "path": "x/y/other.safetensors"}
+    with refused("adapters.0.path", "'other.safetensors'", error=SystemExit):
+        compare(i2v_results("/data", **digest), other)
+    other = i2v_results("x/y", **digest)
+    other["protocol"] = other["protocol"].replace("0.1.5", "0.1.6")
+    with refused("vbench", "'0.1.6'", "'0.1.5'", error=SystemExit):
+        compare(i2v_results("/data", **digest), other)
+
+
+def test_equal_prompts_may_have_another_name_and_others_are_refused(compare):
+    one, other = (i2v_results("/data", prompts=digest) for digest in ("0f", "1e"))
+    with refused("prompts", "'1e'", "'0f'", error=SystemExit):
+        compare(one, other)
+    other |= {"prompts": "0f", "config": other["config"] | {"prompts": "p.jsonl"}}
+    assert "agree" in compare(one, other)
+    del other["prompts"]  # as an earlier version wrote it
+    assert "agree" in compare(i2v_results("x/y", prompts="0f"), i2v_results("/data"))
+    with refused("config.prompts", "'p.jsonl'", "'own.csv'", error=SystemExit):
+        compare(one, other)
+
+
+def test_the_digest_of_the_prompts_covers_texts_and_first_frames(tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/sampling.json").write_text('{"weights": "abc", "model": {}}')
+    shots = [Shot("a cat", 0, "a-0.mp4", "/data/a.png", "12"), Shot("a dog", 1, "b-1.mp4")]
+    moved = [replace(shots[0], image="/mnt/a.png"), shots[1]]
+    others = [[replace(shots[0], image_sha256="34"), shots[1]]]
+    others += [[replace(shots[0], **{name: "x"}), shots[1]] for name in ("prompt", "file")]
+    first, same, *changed = (
+        sample_metadata(tmp_path, each)["prompts"] for each in (shots, moved, *others)
+    )
+    assert first == same and len({first, *changed}) == 4
+
+
 def test_how_many_videos_show_the_object_or_stand_still_may_differ(compare):
     """VBench leaves out the other videos, so the count is a result and not a setting."""
     one, other = results(), results(0.975)
@@ -86,7 +144,7 @@ def test_metrics_of_whole_sets_are_listed_without_a_verdict(compare):
         (("config", "seeds"), 1, ("config.seeds", "1", "5")),
         (("config", "teacher", "cfg"), 4.5, ("config.teacher.cfg", "4.5", "6.0")),
         (("model", "dtype"), "float32", ("model.dtype", "'float32'", "'bfloat16'")),
-        (("protocol",), "20 prompts", ("'20 prompts'", "'944 prompts'")),
+        (("protocol",), "20 prompts", ("number of prompts", "'20'", "'944'")),
         (("title",), "VBench-Long: a run", ("'VBench-Long'", "'VBench'")),
         (("videos_scored",), {"scene": [4, 5]}, ("videos_scored.scene", "[4, 5]")),
     ],
