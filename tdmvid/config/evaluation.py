@@ -156,7 +156,8 @@ class VBenchConfig:
     Only for `suite=i2v` without `prompts`.
     """
     augmented: PathText = ""
-    """Prompt file with augmented prompts: the model gets line i instead of prompt i of the suite.
+    """Prompt file with augmented prompts: the model gets line i instead of prompt i of the suite or
+    of `prompts`. VBench reads the latter from file names, so they must be short.
     """
     dimensions: tuple[str, ...] = ()
     """VBench dimensions to score. An empty list uses all dimensions that the prompts support."""

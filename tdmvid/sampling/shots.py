@@ -17,7 +17,9 @@ from ..config.ranges import SEED
 from ..data.items import Item, image_digest
 
 Naming = Literal["index", "prompt"]
-_SLUG, _NAME_BYTES = 60, 255
+NAME_BYTES = 255
+"""Longest name of a file."""
+_SLUG = 60
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,24 @@ def plan_shots(
         stem = prompt if naming == "prompt" else f"{index:05d}_{slug or 'prompt'}"
         for seed in seeds:
             name = f"{stem}-{seed}{suffix}"
-            if "/" in name or "\0" in name or len(name.encode()) > _NAME_BYTES:
+            if not names_file(name):
                 raise ValueError(
-                    f"prompt {prompt!r} cannot be a file name (no '/', at most {_NAME_BYTES} bytes"
-                    " with the seed): use naming by index"
+                    f"prompt {short(prompt)} cannot be a file name (no '/', at most {NAME_BYTES}"
+                    " bytes with the seed): use --names index"
                 )
             shots.append(Shot(prompt, seed, name, image, digest))
     _check_names(shots)
     return shots
+
+
+def names_file(name: str, most: int = NAME_BYTES) -> bool:
+    """Return whether a text can be the name of a file.
+
+    Args:
+        name: The text.
+        most: Maximum number of bytes.
+    """
+    return "/" not in name and "\0" not in name and len(name.encode()) <= most
 
 
 def _known(item: Item | str) -> tuple[str, str, str]:
@@ -87,7 +99,7 @@ def _check_names(shots: list[Shot]) -> None:
         if other is not shot:
             raise ValueError(
                 f"prompt {short(shot.prompt)} has two images, {short(other.image)} and"
-                f" {short(shot.image)}, but gives one file name: use naming by index"
+                f" {short(shot.image)}, but gives one file name: use --names index"
             )
 
 

@@ -14,11 +14,15 @@ from pathlib import Path
 
 from ..config import ClipSize, VBenchConfig
 from ..config.json_files import read_json
+from ..data.files import short
 from ..data.items import Item
 from ..data.prompts import read_prompts
-from ..sampling.shots import Shot, plan_shots
+from ..sampling.shots import NAME_BYTES, Shot, names_file, plan_shots
 from .vbench_images import own_rows, suite_rows
 from .vbench_scores import SUITES, check_dimensions
+
+CLIP = "_full"
+"""Longest text that VBench-Long adds to the name of a video to name its clips."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def load_suite(config: VBenchConfig, full_info: Path | None = None) -> list[Entr
             auxiliary, image = row.get("auxiliary_info") or {}, row.get("image", "")
             entries.append(Entry(row["prompt_en"], wanted, text, seeds, auxiliary, image))
     _check_shown(config, entries)
+    _check_names(config, entries)
     return entries
 
 
@@ -123,6 +128,19 @@ def _check_shown(config: VBenchConfig, entries: list[Entry]) -> None:
             raise ValueError(
                 f"{config.augmented}: {both}, so their videos would be the same: change one of the"
                 " texts"
+            )
+
+
+def _check_names(config: VBenchConfig, entries: list[Entry]) -> None:
+    """Raise ValueError if a custom prompt cannot name its videos, from which VBench reads it."""
+    most = NAME_BYTES - len(CLIP) * config.long
+    for entry in entries if config.custom else ():
+        if not names_file(f"{entry.prompt}-{entry.seeds - 1}.mp4", most):
+            raise ValueError(
+                f"prompts={short(config.prompts)}: {short(entry.prompt)} cannot be a file name (no"
+                f" '/', at most {most} bytes with the seed), but VBench reads prompts from file"
+                " names: write a short prompt in its place, and the long text as the same line of a"
+                " file `augmented`"
             )
 
 

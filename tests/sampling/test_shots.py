@@ -35,7 +35,7 @@ def test_an_image_is_a_png():
 
 @pytest.mark.parametrize("prompt", ["up/down", "x" * 250])
 def test_a_prompt_that_cannot_name_a_file_is_refused(prompt):
-    with refused("prompt"):
+    with refused("prompt", "--names index"):
         plan_shots([prompt], [0], frames=9, naming="prompt")
 
 

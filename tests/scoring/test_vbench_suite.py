@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from refusals import refused
 
 from tdmvid.config import ClipSize, VBenchConfig
-from tdmvid.data.video import write_video
+from tdmvid.data.video import write_image, write_video
 from tdmvid.scoring.vbench_suite import check_videos, files_of, load_suite, shots_of
 
 SIZE = ClipSize(9, 32, 32, 8)
@@ -87,6 +88,39 @@ def test_an_underscore_in_a_long_video_s_prompt_is_refused(tmp_path):
     (tmp_path / "p.txt").write_text("a_cat")
     with refused(tmp_path / "p.txt", "underscore"):
         load_suite(VBenchConfig(prompts=str(tmp_path / "p.txt")))
+
+
+LONG = "a lighthouse in a storm, " * 12
+
+
+@pytest.mark.parametrize("suite", ["t2v", "i2v"])
+@pytest.mark.parametrize("prompt", [LONG, "half day/half night"], ids=["long", "slash"])
+def test_a_prompt_that_cannot_name_a_video_is_given_as_augmented(tmp_path, suite, prompt):
+    write_image(tmp_path / "a.png", torch.zeros(3, 8, 8))
+
+    def write(text):
+        (tmp_path / "p.csv").write_text(f'prompt,image\n"a cat",a.png\n"{text}",a.png\n')
+
+    write(prompt)
+    config = VBenchConfig(suite=suite, prompts=str(tmp_path / "p.csv"), seeds=1)
+    with refused("prompts", "VBench", "augmented"):
+        load_suite(config)
+    write("a short one")
+    (tmp_path / "long.txt").write_text(f"a cat sleeps\n{prompt}\n")
+    augmented = replace(config, augmented=str(tmp_path / "long.txt"))
+    shots = {shot.file: shot.prompt for shot in shots_of(load_suite(augmented), 49)}
+    assert shots == {"a cat-0.mp4": "a cat sleeps", "a short one-0.mp4": prompt.strip()}
+
+
+@pytest.mark.parametrize("frames, most", [(49, 250), (9, 255)])
+def test_the_clips_of_a_long_video_need_room_for_their_number(tmp_path, frames, most):
+    path = tmp_path / "p.txt"
+    config = VBenchConfig(prompts=str(path), seeds=1, video=ClipSize(frames, 32, 32, 8))
+    path.write_text("x" * (most - len("-0.mp4")))
+    load_suite(config)
+    path.write_text("x" * (most - len("-0.mp4") + 1))
+    with refused("prompts", f"at most {most} bytes"):
+        load_suite(config)
 
 
 @pytest.fixture
