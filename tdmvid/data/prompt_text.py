@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Read the lines of a text file that are not blank.
+    """Read the lines of a text file that are not empty, see `is_empty`.
 
     Args:
         path: The file.
@@ -61,7 +61,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     # Not splitlines(): it also splits at U+2028 and similar, which can occur inside a prompt.
     for number, line in enumerate(_LINE_END.split(read_text(path)), start=1):
-        if line.strip():
+        if not is_empty(line):
             yield number, line.strip()
 
 

@@ -50,7 +50,7 @@ def read_prompts(
     * a generated list, e.g. `videos:5000`,
     * the hub id of a data set, which is streamed.
 
-    Spaces around a prompt are removed, and blank lines are skipped.
+    Spaces around a prompt are removed, and lines without visible characters are skipped.
 
     Args:
         path: The source.

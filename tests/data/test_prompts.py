@@ -136,6 +136,18 @@ def test_all_empty_captions_are_counted_at_once_and_can_be_skipped(tmp_path):
         read_prompts(path, skip_empty=True)
 
 
+@pytest.mark.parametrize("blank", ["", " \t", "\u200b", "\ufeff \u2060"])
+def test_lines_without_visible_characters_are_no_prompts(tmp_path, blank, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text(f"a cat\n{blank}\na dog\n", encoding="utf-8")
+    assert read_prompts(path) == ["a cat", "a dog"]
+    main(["prompts", str(path)])
+    assert capsys.readouterr().out == "a cat\na dog\n"
+    path.write_text(f"{blank}\n", encoding="utf-8")
+    with refused(path, "no prompts"):
+        read_prompts(path)
+
+
 @pytest.mark.parametrize("empty", ["null", "NaN", '""', '" "', r'"\u200b"', r'"\ufeff"'])
 def test_whatever_a_table_has_for_no_prompt_is_empty(tmp_path, empty):
     (tmp_path / "a.jsonl").write_text(f'{{"prompt": {empty}}}\n"a cat"\n')
