@@ -150,6 +150,7 @@ class VBenchConfig:
     prompts: PathText = ""
     """Your own prompt file. Empty uses the prompt suite of VBench. With `suite=i2v` it is a table
     with the columns prompt and image, or a folder of videos or images with captions beside them.
+    The first frame of a video is used.
     """
     images: PathText = ""
     """Folder `vbench2_beta_i2v` of VBench's repository, with the image suite in its `data/crop`.

@@ -91,6 +91,24 @@ def read_clip(path: Path, *, frames: int, height: int, width: int, fps: float) -
     return torch.cat(cut).transpose(0, 1).contiguous()
 
 
+def read_frame(path: Path) -> Tensor:
+    """Read an image, or the first frame of a video, in its own size.
+
+    Args:
+        path: Image or video file.
+
+    Returns:
+        Pixels, [3, H, W] float32 in [-1, 1].
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read.
+    """
+    if path.suffix.lower() in IMAGES:
+        return _unit(read_image(path)[None])[0]
+    return read_video(path, frames=1)[:, 0]
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read an image, apply its orientation, and put transparent parts on white.
 

@@ -8,11 +8,13 @@ The images are not part of the repository; its download_data.sh fetches them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..config import ClipSize, PromptConfig, VBenchConfig
 from ..config.json_files import read_json
-from ..data.items import read_items
+from ..data.items import image_digest, read_items
+from ..data.video import read_frame, write_image
 
 LIST = "vbench2_i2v_full_info.json"
 CROPS = Path("data") / "crop"
@@ -119,3 +121,27 @@ def own_rows(config: VBenchConfig, names: list[str]) -> list[dict]:
         {"prompt_en": prompt, "dimension": names, "image": image}
         for prompt, image in images.items()
     ]
+
+
+def write_pngs(images: Iterable[str], folder: Path) -> dict[str, str]:
+    """Write images and the first frames of videos as PNG files, which VBench reads.
+
+    They are upright and on white, as the model gets them, in their own size.
+
+    Args:
+        images: Image and video files.
+        folder: Folder for the PNG files. Existing files are kept.
+
+    Returns:
+        PNG file of each image.
+
+    Raises:
+        ValueError: A file cannot be read.
+    """
+    written = {}
+    for image in dict.fromkeys(images):
+        png = folder / f"{image_digest(Path(image))[:24]}.png"
+        if not png.is_file():
+            write_image(png, read_frame(Path(image)))
+        written[image] = str(png)
+    return written

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import VBenchConfig
@@ -23,14 +23,14 @@ from ..data.files import write_json
 from ..data.progress import progress
 from .preflight import Needed, Preflight, preflight
 from .vbench_files import default_cache, needs_of
-from .vbench_images import SOURCE, crops_of
+from .vbench_images import SOURCE, crops_of, write_pngs
 from .vbench_scores import FACTS, SUITES, Scores, read_scores
 from .vbench_suite import Entry, files_of
 
 WORKER = Path(__file__).with_name("vbench_worker.py")
 SETUP = Path(__file__).with_name("environment") / "setup_vbench.sh"
 SETUP_IN_CLONE = Path(__file__).resolve().parents[2] / "eval" / "setup_vbench.sh"
-RESULT, LOG = "scores_eval_results.json", "log.txt"
+RESULT, LOG, PNGS = "scores_eval_results.json", "log.txt", "images"
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,9 @@ def score_folder(
         RuntimeError: Workers crashed. The message names their dimensions.
     """
     python = find_environment(config).find_python()
+    if config.suite == "i2v" and config.custom:
+        pngs = write_pngs([entry.image for entry in entries], out / PNGS)
+        entries = [replace(entry, image=pngs[entry.image]) for entry in entries]
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:
         free.put(device)

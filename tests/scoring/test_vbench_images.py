@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from image_suite import MOTIONS, SCENERY, SUBJECT, write_image_suite
+from PIL import Image
 from refusals import refused
+from vbench_stand_in import write_stand_in
 
 from tdmvid.config import ClipSize, VBenchConfig
 from tdmvid.data.items import image_digest
@@ -105,6 +107,39 @@ def test_a_table_of_prompts_and_images_is_a_suite_of_its_own(tmp_path):
     (tmp_path / "own.csv").write_text("prompt,image\na cat,a.png\na cat,b.png\n")
     with refused("'a cat'", "a.png", "b.png"):
         load_suite(config)
+
+
+def test_the_package_gets_first_frames_as_png(tmp_path):
+    """It reads neither videos nor every kind of image, and does not turn photos upright."""
+    stills, name = tmp_path / "stills", "i2v_subject"
+    write_video(
+        stills / "a.mp4", torch.linspace(-0.8, 0.8, 9).expand(3, 16, 32, 9).movedim(3, 1), fps=8
+    )
+    photo = Image.new("RGB", (32, 16), "red")
+    photo.save(stills / "b.jpg", exif=turned(photo))
+    Image.new("RGBA", (8, 8)).save(stills / "c.webp")
+    for letter in "abc":
+        (stills / f"{letter}.txt").write_text(f"a {letter}")
+    environment = write_stand_in(tmp_path / "environment")
+    changes = {"prompts": str(stills), "environment": str(environment), "dimensions": (name,)}
+    config = config_of(tmp_path, images="", **changes)
+    entries = load_suite(config)
+    digests = {shot.file: shot.file for shot in shots_of(entries, 9)}
+    checked = Preflight((name,), {}, tmp_path)
+    score_folder(tmp_path / "v", tmp_path / "out", config, entries, checked, digests, ["cpu"])
+    request = json.loads((tmp_path / "out" / name / "request.json").read_text())
+    frames = [Image.open(entry["image_name"]) for entry in request["entries"]]
+    assert [frame.format for frame in frames] == ["PNG"] * 3
+    assert [frame.size for frame in frames] == [(32, 16), (16, 32), (8, 8)]
+    assert frames[0].getpixel((5, 5)) == pytest.approx((26, 26, 26), abs=6)
+    assert frames[2].getpixel((5, 5)) == (255, 255, 255)
+
+
+def turned(photo):
+    """Return EXIF data of a photo that was taken with the camera on its side."""
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    return exif
 
 
 def test_the_totals_weigh_camera_motion_a_tenth_and_leave_flickering_out():
