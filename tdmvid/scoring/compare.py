@@ -98,12 +98,13 @@ def _protocol(results: dict, left_out: set[str]) -> dict[str, Any]:
     """
     config = {k: v for k, v in results.get("config", {}).items() if k not in left_out}
     model = results.get("model", {})
+    used = {key: model.get(key) for key in ("path", "revision", "dtype") if model}
     count, _, text = results["protocol"].partition(" prompts")
     version = re.search(r"; vbench ([\w.]+)", text)
     return {
         "config": config,
         "evaluation": results["title"].partition(":")[0],
-        "model": {key: model.get(key) for key in ("path", "revision", "dtype") if model},
+        "model": used | {"adapters": model.get("adapters") or []},
         "number of prompts": count,
         "samplers": [side["name"] for side in results["samplers"]],
         "scores": [

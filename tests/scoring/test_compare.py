@@ -53,6 +53,15 @@ def test_what_changes_no_figure_may_differ(compare):
     assert "agree" in compare(results(), other)
 
 
+def test_another_lora_in_the_base_is_another_teacher(compare):
+    other = results()
+    other["model"]["adapters"] = [{"path": "style.safetensors", "scale": 1.0}]
+    with refused("model.adapters", error=SystemExit):
+        compare(results(), other)
+    other["model"]["adapters"] = []
+    assert "agree" in compare(results(), other)
+
+
 def i2v_results(place, **digest):
     """Results of VBench-I2V on a base with a LoRA, all files in one place."""
     adapters = [{"path": f"{place}/style.safetensors", "path_2": f"{place}/low", "scale": 0.5}]
