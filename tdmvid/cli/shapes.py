@@ -6,8 +6,9 @@
     python eval/shapes_run.py --run runs/shapes_4nfe
 
 Captions are held out, seeds are fixed, and all samplers use the same noise. --run scores the
-student of a run and its teacher, and updates the report of the run. Every sampler is the unmodified
-diffusers pipeline, with the LoRA and the scheduler that the run exported.
+student of a run and its teacher, and updates the report of the run. --lora scores one student on
+the base that its export.json names. Every sampler is the unmodified diffusers pipeline, with the
+LoRA and the scheduler that the run exported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config.embedded import TEACHER
 from ..config.json_files import read_json
 from ..config.paths import expand_home
 from .given import refuse_ignored
@@ -22,6 +24,8 @@ from .options import output_file
 
 TEACHER_STEPS = 50
 """Default number of sampling steps of the teacher."""
+OF_THE_BASE = ("path", "revision", "variant", "pipeline", "adapters")
+"""Settings of a model that are kept. The others have their defaults, for example float32."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", type=Path, help="run folder; writes scores to its scores.json and report.html"
     )
     parser.add_argument(
-        "--model", type=expand_home, help="diffusers folder (default: the embedded teacher)"
+        "--model",
+        type=expand_home,
+        help="diffusers folder or hub id (default: the base of the student; the embedded teacher"
+        " without --lora, or if the student names no base)",
     )
     parser.add_argument("--lora", type=Path, help="student to score (default: the teacher)")
     parser.add_argument(
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     from ..adapters.teacher import load_teacher
     from ..config import ModelConfig, from_dict
     from ..data.files import check_writable, write_json
-    from ..shapes import TEACHER, evaluate
+    from ..shapes import evaluate
 
     protocol = evaluate.Protocol(args.captions, args.seeds, args.reference, args.seed, args.batch)
     if args.run:
@@ -81,9 +88,9 @@ def run(args: argparse.Namespace) -> None:
         steps = _steps_of(args, facts)
         name = f"{steps} steps, cfg {args.cfg:g}"
         samplers = [evaluate.ScoredSampler(name, steps, args.cfg, args.lora)]
-        model = facts.get("model", {}) | {"path": args.model or str(TEACHER)}
+        model = _model_of(args, facts)
     # always in float32, regardless of the dtype of the run
-    base = {"path": model["path"], "adapters": model.get("adapters", ())}
+    base = {name: model[name] for name in OF_THE_BASE if name in model}
     trained = facts.get(ADAPTER_FILES)
     backbone = load_teacher(from_dict(ModelConfig, base, "model"), evaluate.SIZE, trained=trained)
     scores = evaluate.evaluate(backbone, samplers, protocol)
@@ -102,6 +109,15 @@ def _steps_of(args: argparse.Namespace, facts: dict) -> int:
             " --steps"
         )
     return TEACHER_STEPS if steps is None else steps
+
+
+def _model_of(args: argparse.Namespace, facts: dict) -> dict:
+    """Return the model to score: that of --model, of the student, or the embedded teacher."""
+    model: dict = facts.get("model", {})
+    path = model.get("path") or str(TEACHER)
+    if args.model and args.model != path:  # these settings are of the student's own base
+        return model | {"path": args.model, "revision": None, "variant": None, "pipeline": None}
+    return model | {"path": path}
 
 
 def _read_run(run: Path) -> dict:

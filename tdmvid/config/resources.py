@@ -97,9 +97,13 @@ def find_model(name: str) -> str:
         name: Name of an embedded teacher, path of a model folder, or hub id.
 
     Returns:
-        The folder of the embedded teacher. Any other path or hub id is returned unchanged.
+        The folder of the embedded teacher, also for its path in a clone or an installation that is
+        not on this machine. Any other path or hub id is returned unchanged.
     """
-    if name not in MODELS or (Path(name) / "model_index.json").is_file():
+    folder = Path(name)
+    if folder.parts[-3:] == embedded.TEACHER.parts[-3:] and not folder.exists():
+        return str(embedded.TEACHER)
+    if name not in MODELS or (folder / "model_index.json").is_file():
         return name
     return str(MODELS[name]())
 

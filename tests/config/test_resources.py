@@ -44,6 +44,16 @@ def test_the_embedded_teacher_and_its_prompts_have_a_name():
     assert find_prompts("shapes").samefile(PROMPTS)
 
 
+@pytest.mark.parametrize(
+    "path", ["tdmvid/shapes/teacher", "/gone/site-packages/tdmvid/shapes/teacher"]
+)
+def test_the_embedded_teacher_is_found_by_its_path_on_another_machine(path):
+    assert Path(find_model(path)).samefile(TEACHER)
+    Path("tdmvid/shapes/teacher").mkdir(parents=True)  # what is here is used as it is
+    assert find_model("tdmvid/shapes/teacher") == "tdmvid/shapes/teacher"
+    assert find_model("mine/shapes/teacher") == "mine/shapes/teacher"
+
+
 def test_an_existing_file_wins_over_a_name():
     for name in ("videos", "shapes_4nfe"):
         Path(name).write_text("{}")

@@ -1,4 +1,4 @@
-"""Options of `tdmvid score shapes`: what --run would ignore, and the steps of a student."""
+"""Options of `tdmvid score shapes`: what --run would ignore, the steps and base of a student."""
 
 import json
 
@@ -6,7 +6,8 @@ import pytest
 from refusals import refused
 
 from tdmvid.cli.main import main
-from tdmvid.shapes import evaluate
+from tdmvid.config.resources import find_model
+from tdmvid.shapes import TEACHER, evaluate
 
 
 @pytest.mark.parametrize(
@@ -30,13 +31,19 @@ def test_a_run_that_cannot_be_written_is_refused_before_sampling(monkeypatch, tm
         main(["score", "shapes", "--run", str(tmp_path)])
 
 
+def called(monkeypatch, *words):
+    """Return the settings of the base that a command loads, and the samplers that it scores."""
+    seen = []
+    monkeypatch.setattr("tdmvid.adapters.teacher.load_teacher", lambda config, *_, **__: config)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given: seen.append(given) or {})
+    main(["score", "shapes", *map(str, words)])
+    [(base, samplers, _)] = seen
+    return base, samplers
+
+
 def sampled(monkeypatch, *words):
     """Return the samplers that a command scores."""
-    seen = []
-    monkeypatch.setattr("tdmvid.adapters.teacher.load_teacher", lambda *_, **__: None)
-    monkeypatch.setattr(evaluate, "evaluate", lambda _, samplers, __: seen.extend(samplers) or {})
-    main(["score", "shapes", *map(str, words)])
-    return [(one.steps, one.cfg, one.name) for one in seen]
+    return [(one.steps, one.cfg, one.name) for one in called(monkeypatch, *words)[1]]
 
 
 def test_a_student_is_sampled_in_the_steps_that_it_states(monkeypatch, tmp_path):
@@ -51,3 +58,23 @@ def test_a_student_that_states_no_steps_needs_the_option(monkeypatch, tmp_path):
     with refused("error", "--steps", tmp_path, error=SystemExit):
         sampled(monkeypatch, "--lora", tmp_path)
     assert sampled(monkeypatch, "--lora", tmp_path, "--steps", 4)[0][0] == 4
+
+
+def test_a_student_is_scored_on_the_base_that_it_names(monkeypatch, tmp_path):
+    model = {"path": "mine/teacher", "variant": "fp16", "dtype": "bfloat16"}
+    (tmp_path / "export.json").write_text(json.dumps({"steps": 4, "model": model}))
+    student = ["--lora", tmp_path]
+    base, _ = called(monkeypatch, *student)
+    assert (base.path, base.variant, base.dtype) == ("mine/teacher", "fp16", "float32")
+    base, _ = called(monkeypatch, *student, "--model", "other/teacher")
+    assert (base.path, base.variant) == ("other/teacher", None)
+    assert called(monkeypatch, "--model", "other/teacher")[0].path == "other/teacher"
+
+
+@pytest.mark.parametrize("facts", [{}, {"model": {"path": "shapes"}}])
+def test_a_student_that_names_no_other_base_is_scored_on_the_embedded_teacher(
+    monkeypatch, tmp_path, facts
+):
+    (tmp_path / "export.json").write_text(json.dumps({"steps": 4} | facts))
+    assert find_model(called(monkeypatch, "--lora", tmp_path)[0].path) == str(TEACHER)
+    assert find_model(called(monkeypatch)[0].path) == str(TEACHER)
