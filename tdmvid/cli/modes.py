@@ -3,7 +3,8 @@
     tdmvid score modes runs/A/lora runs/B/lora --prompt "a red ring" --steps 50 --cfg 2 --out modes
     tdmvid score modes videos/teacher videos/tdm videos/dmd2 --out modes
 
-Students (lora/ or student/ folders of one base) and their teacher are sampled from the same noise.
+Students (lora/ or student/ folders of one base and size) and their teacher are sampled from the
+same noise.
 Folders of samples are read as they are; the first folder is the reference. The page is modes.html;
 modes.json has the numbers, modes.jpg one picture of the first prompt.
 """

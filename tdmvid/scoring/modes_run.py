@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..adapters.bundle import FACTS, read_facts
+from ..adapters.bundle import ADAPTER_FILES, FACTS, read_facts
+from ..config import ModelConfig, from_dict
+from ..config.resources import find_model
+from ..config.rules import shown
 from ..parallel import launch
 from ..sampling.sample import Sampler, sample_videos
 from ..sampling.shots import plan_shots
 from ..sampling.student import load_for_sampling
+
+OF_THE_BASE = ("revision", "variant", "pipeline", "dtype", "guidance", "tiling")
+"""Settings of the model that change samples, in addition to its path and LoRAs."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SeedsOfPrompts)
     """Sample the teacher and each student.
 
     Args:
-        students: Exported students of the same base.
+        students: Exported students of the same base and size.
         out: Folder for one folder of samples each. Existing samples are kept.
         wanted: What to sample.
 
@@ -50,14 +57,9 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SeedsOfPrompts)
         The folders of samples, the teacher's first.
 
     Raises:
-        ValueError: The students have different bases.
+        ValueError: The students have different bases or sizes.
     """
-    bases = {folder: read_facts(folder).get("model", {}).get("path") for folder in students}
-    if len(set(bases.values())) > 1:
-        told = ", ".join(f"{folder}: {base}" for folder, base in bases.items())
-        raise ValueError(
-            f"students of different bases cannot be compared ({told}): choose one base"
-        )
+    check_comparable(students)
     world = launch.start("none")
     backbone = load_for_sampling(world, student=students[0])
     shots = plan_shots(wanted.prompts, wanted.seeds, frames=backbone.size.frames)
@@ -70,3 +72,40 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SeedsOfPrompts)
             folder, shots, backbone=backbone, sampler=sampler, world=world, batch=wanted.batch
         )
     return list(samplers)
+
+
+def check_comparable(students: Sequence[Path]) -> None:
+    """Check that students were trained on the same base with the same LoRAs, and for the same size.
+
+    Args:
+        students: Exported students.
+
+    Raises:
+        ValueError: Two of them differ. The message has the first difference.
+    """
+    first, *others = students
+    ours = _sampled_from(first)
+    for folder in others:
+        theirs = _sampled_from(folder)
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"{folder} has {name}={shown(theirs[name])}, but {first} has {shown(value)}:"
+                    " choose students of one base and size, or sample each with `tdmvid sample` and"
+                    " compare these folders"
+                )
+
+
+def _sampled_from(student: Path) -> dict[str, Any]:
+    """Return what determines the samples of a student beside its own weights, by setting."""
+    facts = read_facts(student)
+    model = from_dict(ModelConfig, facts.get("model", {}), "model")
+    path, size = Path(find_model(model.path)), facts.get("video", {})
+    places = [(one.path, one.path_2) for one in model.adapters]
+    return {
+        "model.path": str(path.resolve()) if path.is_dir() else model.path,
+        **{f"model.{name}": getattr(model, name) for name in OF_THE_BASE},
+        "model.adapters.scale": [(one.scale, one.second_scale) for one in model.adapters],
+        ADAPTER_FILES: facts.get(ADAPTER_FILES, places),  # digests: files may have moved
+        **{f"video.{name}": size.get(name) for name in ("frames", "height", "width")},
+    }

@@ -10,6 +10,8 @@ from tdmvid.cli.main import main
 from tdmvid.data.files import write_json
 from tdmvid.data.video import write_image
 from tdmvid.scoring.modes import precision_and_recall, score_modes
+from tdmvid.scoring.modes_run import check_comparable
+from tdmvid.shapes import TEACHER
 
 
 def cluster(place, count, generator):
@@ -76,3 +78,49 @@ def test_students_need_a_prompt_and_one_base(tmp_path):
     for options, facts in (([], ("--prompt",)), (["--prompt", "a cat"], ("x/y", "x/z"))):
         with refused(*facts, error=SystemExit):
             main(["score", "modes", *both, *options])
+
+
+STUDENT = {
+    "model": {"path": "shapes", "adapters": [{"path": "/a/style.safetensors", "scale": 0.5}]},
+    "adapter_files": ["1f3a"],
+    "video": {"frames": 9, "height": 64, "width": 64, "fps": 8},
+}
+
+
+def exported(folder, model=(), video=(), **changes):
+    folder.mkdir()
+    facts = STUDENT | {
+        "model": STUDENT["model"] | dict(model),
+        "video": STUDENT["video"] | dict(video),
+    }
+    write_json(folder / "export.json", facts | changes)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change, facts",
+    [
+        ({"model": {"path": "x/y"}}, ("model.path", "x/y")),
+        ({"model": {"variant": "fp16"}}, ("model.variant='fp16'", "null")),
+        ({"model": {"dtype": "bfloat16"}}, ("model.dtype='bfloat16'", "'float32'")),
+        ({"model": {"tiling": True}}, ("model.tiling=true", "false")),
+        ({"model": {"adapters": []}}, ("model.adapters.scale=[]", "0.5")),
+        ({"model": {"adapters": [{"path": "/a/style.safetensors"}]}}, ("1.0", "0.5")),
+        ({"adapter_files": ["77c0"]}, ("adapter_files=['77c0']", "1f3a")),
+        ({"video": {"height": 32}}, ("video.height=32", "64")),
+    ],
+    ids=str,
+)
+def test_students_that_differ_in_what_they_sample_from_are_refused(tmp_path, change, facts):
+    """The base, its LoRAs and the size are loaded once, for all of them."""
+    first, other = exported(tmp_path / "first"), exported(tmp_path / "other", **change)
+    with refused(first, other, *facts):
+        check_comparable([first, exported(tmp_path / "same"), other])
+
+
+def test_students_may_differ_in_where_files_are_and_in_what_changes_no_sample(tmp_path):
+    moved = {"path": str(TEACHER), "adapters": [{"path": "/b/style.safetensors", "scale": 0.5}]}
+    changes = {"model": moved | {"attention": "sdpa", "quantize": "int8"}, "video": {"fps": 4}}
+    check_comparable(
+        [exported(tmp_path / "a"), exported(tmp_path / "b", **changes), tmp_path / "a"]
+    )
