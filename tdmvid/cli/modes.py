@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=8, help="samples per batch")
     parser.add_argument(
-        "--neighbours", type=int, default=3, help="neighbours k of precision and recall"
+        "--neighbours",
+        type=int,
+        default=3,
+        help="neighbours k of precision and recall; each prompt needs more seeds",
     )
 
 
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             )
         if not args.prompt:
             raise ValueError("--prompt is missing: add a prompt to sample the students with")
-        check_number("count", args.count, OPTIONS["steps"])
+        _check_seeds(args)
         wanted = modes_run.SeedsOfPrompts(
             args.prompt, range(args.count), args.steps, args.cfg, args.batch
         )
@@ -82,3 +85,17 @@ def run(args: argparse.Namespace) -> None:
     for row in [modes.HEAD, *modes.table(scored)]:
         print("  ".join(row))
     print(f"page: {args.out / modes.PAGE}")
+
+
+def _check_seeds(args: argparse.Namespace) -> None:
+    """Check the numbers of samples before the base is loaded."""
+    from ..config import check_number
+    from ..config.ranges import OPTIONS
+
+    check_number("count", args.count, OPTIONS["steps"])
+    check_number("batch", args.batch, OPTIONS["batch"])
+    if args.count <= args.neighbours:
+        raise ValueError(
+            f"--neighbours={args.neighbours} needs more seeds per prompt than --count={args.count}:"
+            f" use at least --count {args.neighbours + 1}, or fewer neighbours"
+        )

@@ -114,6 +114,7 @@ def score_modes(
                 f"{folder} has no sample of {sorted(missing)[0]!r}, which {folders[0]} shows:"
                 " sample both with the same prompts"
             )
+    _check_seeds(folders, sets, neighbours)
     prompts, features = list(sets[0]), []
     sheets: list[dict[str, str]] = []
     overview = []
@@ -149,6 +150,19 @@ def _by_prompt(folder: Path) -> dict[str, list[Path]]:
     for path, prompt in samples_of(folder).items():
         found.setdefault(prompt, []).append(path)
     return found
+
+
+def _check_seeds(
+    folders: Sequence[Path], sets: Sequence[dict[str, list[Path]]], neighbours: int
+) -> None:
+    """Check that every prompt has enough samples, before any is read."""
+    for folder, found in zip(folders, sets, strict=True):
+        for prompt in sets[0]:
+            if (count := len(found[prompt])) <= neighbours:
+                raise ValueError(
+                    f"neighbours={neighbours}: {folder} has only {count} samples of {prompt!r}:"
+                    " sample more seeds, or use fewer neighbours"
+                )
 
 
 def _coverage(

@@ -70,6 +70,35 @@ def test_folders_of_different_prompts_are_refused(folders):
         score_modes([folders / "reference", folders / "half"], folders / "out")
 
 
+def test_too_few_seeds_in_a_folder_are_refused_before_a_sample_is_read(folders, monkeypatch):
+    (folders / "half" / "a cat-3.png").unlink()
+    monkeypatch.setattr("tdmvid.scoring.modes.read_sample", lambda _: pytest.fail("read"))
+    both = [folders / "reference", folders / "half"]
+    with refused(folders / "half", "neighbours=15", "15 samples", "'a cat'"):
+        score_modes(both, folders / "out", neighbours=15)
+
+
+@pytest.mark.parametrize(
+    "options, facts",
+    [
+        (["--count", "3"], ("--neighbours=3", "--count=3", "--count 4")),
+        (["--neighbours", "32"], ("--neighbours=32", "--count=32", "--count 33")),
+        (["--batch", "0"], ("batch=0",)),
+    ],
+    ids=" ".join,
+)
+def test_too_few_seeds_are_refused_before_anything_is_sampled(
+    tmp_path, monkeypatch, options, facts
+):
+    write_json(tmp_path / "export.json", {"steps": 4, "model": {"path": "shapes"}})
+    monkeypatch.setattr(
+        "tdmvid.scoring.modes_run.sample_students", lambda *_: pytest.fail("sampled")
+    )
+    given = [str(tmp_path), "--prompt", "a cat", "--out", str(tmp_path / "out"), *options]
+    with refused(*facts, error=SystemExit):
+        main(["score", "modes", *given])
+
+
 def test_students_need_a_prompt_and_one_base(tmp_path):
     for name, base in (("a", "x/y"), ("b", "x/z")):
         (tmp_path / name).mkdir()
