@@ -4,7 +4,7 @@
     tdmvid score modes videos/teacher videos/tdm videos/dmd2 --out modes
 
 Students (lora/ or student/ folders of one base and size) and their teacher are sampled from the
-same noise.
+same noise. Finished samples in --out are kept, and only those that the call asks for are compared.
 Folders of samples are read as they are; the first folder is the reference. The page is modes.html;
 modes.json has the numbers, modes.jpg one picture of the first prompt.
 """
@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .given import refuse_ignored
 from .options import output_folder
+
+if TYPE_CHECKING:
+    from ..sampling.shots import Shot
 
 OF_STUDENTS = ("prompt", "count", "steps", "cfg", "batch")
 """Options that folders of samples have no use for."""
@@ -57,11 +61,14 @@ def run(args: argparse.Namespace) -> None:
     """
     from ..config import check_number
     from ..config.ranges import OPTIONS
+    from ..sampling.shots import plan_shots
+    from ..sampling.student import find_size
     from ..scoring import modes, modes_run
 
     check_number("neighbours", args.neighbours, OPTIONS["steps"])
     students = [folder for folder in args.folders if modes_run.is_student(folder)]
     folders, names = args.folders, [str(folder) for folder in args.folders]
+    shots: list[Shot] = []
     if students:
         if len(students) < len(folders):
             other = next(folder for folder in folders if folder not in students)
@@ -72,16 +79,18 @@ def run(args: argparse.Namespace) -> None:
         if not args.prompt:
             raise ValueError("--prompt is missing: add a prompt to sample the students with")
         _check_seeds(args)
-        wanted = modes_run.SeedsOfPrompts(
-            args.prompt, range(args.count), args.steps, args.cfg, args.batch
-        )
+        frames = find_size(students[0], None)["frames"]
+        shots = plan_shots(args.prompt, range(args.count), frames=frames)
+        wanted = modes_run.SharedShots(shots, args.steps, args.cfg, args.batch)
         folders = modes_run.sample_students(students, args.out, wanted)
         names = ["teacher", *names]
     else:
         refuse_ignored(args, OF_STUDENTS, "with folders of samples, which are read as they are")
         if len(folders) < 2:
             raise ValueError(f"{folders[0]} is the only folder of samples: add at least one more")
-    scored = modes.score_modes(folders, args.out, names=names, neighbours=args.neighbours)
+    scored = modes.score_modes(
+        folders, args.out, names=names, neighbours=args.neighbours, shots=shots
+    )
     for row in [modes.HEAD, *modes.table(scored)]:
         print("  ".join(row))
     print(f"page: {args.out / modes.PAGE}")

@@ -68,7 +68,8 @@ def sample_conditions(
     Args:
         students: Exported students by the K that they are conditioned on.
         steps: Numbers of sampling steps.
-        shots: Samples of each cell. The noise is the same in all cells.
+        shots: Samples of each cell. The noise is the same in all cells. Other samples in the
+            folders are not counted.
         out: Folder for the page, the scores, and one folder of samples per cell.
         backbone: Base of the students.
         world: Processes of the run.
@@ -87,7 +88,8 @@ def sample_conditions(
         return out / folder
 
     def measures(folder: Path) -> dict[str, float]:
-        return {name: score.value for name, score in score_folder(folder).scores.items()}
+        found = score_folder(folder, shots=shots).scores
+        return {name: score.value for name, score in found.items()}
 
     def videos(folder: Path) -> list[Tensor]:
         return [read_sample(folder / shot.file) for shot in shots]

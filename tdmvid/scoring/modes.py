@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.files import write_json
 from ..guard.measures import thumbnails
+from ..sampling.shots import Shot
 from .intervals import Measure, mean_over_groups
 from .page_parts import picture_sheet, render, write_overview
 from .sample_folders import read_sample, samples_of, within_prompts
@@ -89,7 +90,12 @@ def _radii(features: Tensor, neighbours: int) -> Tensor:
 
 
 def score_modes(
-    folders: Sequence[Path], out: Path, *, names: Sequence[str] = (), neighbours: int = 3
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    names: Sequence[str] = (),
+    neighbours: int = 3,
+    shots: Sequence[Shot] = (),
 ) -> list[Coverage]:
     """Compare folders of samples with the first of them, and write modes.html, modes.json and
     modes.jpg (the first prompt alone).
@@ -99,6 +105,7 @@ def score_modes(
         out: Folder for the files.
         names: Names of the folders on the page; default: their paths.
         neighbours: See `precision_and_recall`.
+        shots: Samples of each folder to compare; default: all.
 
     Returns:
         The measures of each folder.
@@ -107,7 +114,7 @@ def score_modes(
         ValueError: A folder lacks a prompt of the reference, or has too few seeds of it.
     """
     names = names or [str(folder) for folder in folders]
-    sets = [_by_prompt(folder) for folder in folders]
+    sets = [_by_prompt(folder, shots) for folder in folders]
     for folder, found in zip(folders[1:], sets[1:], strict=True):
         if missing := sets[0].keys() - found.keys():
             raise ValueError(
@@ -145,9 +152,9 @@ def score_modes(
     return scored
 
 
-def _by_prompt(folder: Path) -> dict[str, list[Path]]:
+def _by_prompt(folder: Path, shots: Sequence[Shot]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    for path, prompt in samples_of(folder).items():
+    for path, prompt in samples_of(folder, shots=shots).items():
         found.setdefault(prompt, []).append(path)
     return found
 

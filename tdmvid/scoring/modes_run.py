@@ -13,7 +13,7 @@ from ..config.resources import find_model
 from ..config.rules import shown
 from ..parallel import launch
 from ..sampling.sample import Sampler, sample_videos
-from ..sampling.shots import plan_shots
+from ..sampling.shots import Shot
 from ..sampling.student import load_for_sampling
 
 OF_THE_BASE = ("revision", "variant", "pipeline", "dtype", "guidance", "tiling")
@@ -21,11 +21,10 @@ OF_THE_BASE = ("revision", "variant", "pipeline", "dtype", "guidance", "tiling")
 
 
 @dataclass(frozen=True)
-class SeedsOfPrompts:
+class SharedShots:
     """What to sample from the teacher and from every student."""
 
-    prompts: Sequence[str]
-    seeds: Sequence[int]
+    shots: list[Shot]
     steps: int | None = None
     """Steps of the teacher; None for the stock pipeline's default."""
     cfg: float | None = None
@@ -45,7 +44,7 @@ def is_student(folder: Path) -> bool:
     return (folder / FACTS).is_file()
 
 
-def sample_students(students: Sequence[Path], out: Path, wanted: SeedsOfPrompts) -> list[Path]:
+def sample_students(students: Sequence[Path], out: Path, wanted: SharedShots) -> list[Path]:
     """Sample the teacher and each student.
 
     Args:
@@ -62,14 +61,18 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SeedsOfPrompts)
     check_comparable(students)
     world = launch.start("none")
     backbone = load_for_sampling(world, student=students[0])
-    shots = plan_shots(wanted.prompts, wanted.seeds, frames=backbone.size.frames)
     samplers = {out / "teacher": Sampler(steps=wanted.steps, cfg=wanted.cfg)}
     samplers |= {
         out / f"student_{number}": Sampler(folder) for number, folder in enumerate(students, 1)
     }
     for folder, sampler in samplers.items():
         sample_videos(
-            folder, shots, backbone=backbone, sampler=sampler, world=world, batch=wanted.batch
+            folder,
+            wanted.shots,
+            backbone=backbone,
+            sampler=sampler,
+            world=world,
+            batch=wanted.batch,
         )
     return list(samplers)
 

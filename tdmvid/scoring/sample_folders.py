@@ -8,7 +8,7 @@ ring-1.mp4".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..data.progress import progress
 from ..data.video import IMAGES, VIDEOS, media_files, read_image, read_video
 from ..guard.measures import appearance, diversity, thumbnails
 from ..sampling.manifest import read_manifest
+from ..sampling.shots import Shot
 from .intervals import Measure, mean_over_groups, mean_over_pairs
 
 
@@ -47,12 +48,13 @@ class FolderScores:
         }
 
 
-def score_folder(folder: Path, *, limit: int = 0) -> FolderScores:
-    """Measure all samples in a folder.
+def score_folder(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> FolderScores:
+    """Measure the samples in a folder.
 
     Args:
         folder: Folder of images or videos.
         limit: Use only this many files; 0 uses all.
+        shots: Use only these samples; default: all.
 
     Returns:
         The measures.
@@ -60,7 +62,7 @@ def score_folder(folder: Path, *, limit: int = 0) -> FolderScores:
     Raises:
         ValueError: There are no samples, or their sizes differ.
     """
-    shown = samples_of(folder, limit=limit)
+    shown = samples_of(folder, limit=limit, shots=shots)
     each: dict[str, list[Tensor]] = {}
     small = []
     size: tuple[int, ...] = ()
@@ -155,16 +157,19 @@ def _diversity(small: Tensor, group: Tensor) -> Iterator[tuple[str, Measure]]:
             yield name, mean_over_pairs(values, *samples.unbind(1))
 
 
-def samples_of(folder: Path, *, limit: int = 0) -> dict[Path, str]:
+def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> dict[Path, str]:
     """Return the samples in a folder with their prompts.
 
     Args:
         folder: Folder of images or videos.
         limit: Return only this many files; 0 for all.
+        shots: Return only these samples; default: all, also those of earlier calls.
 
     Returns:
         Prompt of each file.
     """
+    if shots:
+        return {folder / shot.file: shot.prompt for shot in shots[: limit or None]}
     files = media_files(folder, VIDEOS | IMAGES)
     files = files[:limit] if limit else files
     known = {entry["file"]: entry.get("prompt") for entry in read_manifest(folder)}

@@ -53,6 +53,15 @@ def test_each_cell_is_another_sample_of_the_same_noise(told, capsys):
         assert overview.width > 4 * 64 and overview.height > 3 * 64
 
 
+def test_samples_of_earlier_calls_are_not_counted(told):
+    out = grid(told, "--steps", "1")
+    asked = (out / "conditions.json").read_text()
+    for folder in out.glob("*/"):
+        for video in list(folder.glob("*.mp4"))[:1]:
+            shutil.copy(video, folder / "00007_a-blue-ring-0.mp4")
+    assert (grid(told, "--steps", "1") / "conditions.json").read_text() == asked
+
+
 def test_a_student_of_one_number_of_steps_has_no_grid(told):
     shutil.rmtree(told / "lora_1steps")
     with refused(told / "lora", "objective.step_set", error=SystemExit):

@@ -9,9 +9,16 @@ from refusals import refused
 from tdmvid.cli.main import main
 from tdmvid.data.files import write_json
 from tdmvid.data.video import write_image
+from tdmvid.sampling.shots import plan_shots
 from tdmvid.scoring.modes import precision_and_recall, score_modes
 from tdmvid.scoring.modes_run import check_comparable
 from tdmvid.shapes import TEACHER
+
+STUDENT = {
+    "model": {"path": "shapes", "adapters": [{"path": "/a/style.safetensors", "scale": 0.5}]},
+    "adapter_files": ["1f3a"],
+    "video": {"frames": 9, "height": 64, "width": 64, "fps": 8},
+}
 
 
 def cluster(place, count, generator):
@@ -63,6 +70,24 @@ def test_the_page_and_the_figures_show_a_dropped_mode(folders, capsys):
     assert str(folders / "half") in capsys.readouterr().out
 
 
+def test_only_the_samples_that_are_asked_for_are_compared(folders):
+    """Both folders have 16 seeds of a cat: an earlier call sampled more."""
+    both = [folders / "reference", folders / "half"]
+    write_image(both[0] / "a dog-0.png", torch.zeros(3, 16, 16))
+    shots = plan_shots(["a cat"], range(6), frames=1, naming="prompt")
+    scored = score_modes(both, folders / "out", shots=shots)
+    assert [one.samples for one in scored] == [6, 6]
+    alone = [folders / f"{folder.name} alone" for folder in both]
+    for old, new in zip(both, alone, strict=True):
+        new.mkdir()
+        for shot in shots:
+            (old / shot.file).rename(new / shot.file)
+    fresh = score_modes(alone, folders / "out")
+    assert [(one.diversity, one.recall) for one in scored] == [
+        (one.diversity, one.recall) for one in fresh
+    ]
+
+
 def test_folders_of_different_prompts_are_refused(folders):
     for path in list((folders / "half").iterdir()):
         path.rename(path.with_name(path.name.replace("cat", "dog")))
@@ -90,7 +115,7 @@ def test_too_few_seeds_in_a_folder_are_refused_before_a_sample_is_read(folders, 
 def test_too_few_seeds_are_refused_before_anything_is_sampled(
     tmp_path, monkeypatch, options, facts
 ):
-    write_json(tmp_path / "export.json", {"steps": 4, "model": {"path": "shapes"}})
+    write_json(tmp_path / "export.json", STUDENT)
     monkeypatch.setattr(
         "tdmvid.scoring.modes_run.sample_students", lambda *_: pytest.fail("sampled")
     )
@@ -102,18 +127,11 @@ def test_too_few_seeds_are_refused_before_anything_is_sampled(
 def test_students_need_a_prompt_and_one_base(tmp_path):
     for name, base in (("a", "x/y"), ("b", "x/z")):
         (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "export.json", {"steps": 4, "model": {"path": base}})
+        write_json(tmp_path / name / "export.json", STUDENT | {"model": {"path": base}})
     both = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]
     for options, facts in (([], ("--prompt",)), (["--prompt", "a cat"], ("x/y", "x/z"))):
         with refused(*facts, error=SystemExit):
             main(["score", "modes", *both, *options])
-
-
-STUDENT = {
-    "model": {"path": "shapes", "adapters": [{"path": "/a/style.safetensors", "scale": 0.5}]},
-    "adapter_files": ["1f3a"],
-    "video": {"frames": 9, "height": 64, "width": 64, "fps": 8},
-}
 
 
 def exported(folder, model=(), video=(), **changes):
