@@ -161,7 +161,8 @@ def ratio_of_diversity(ours: Judged, theirs: Judged, subset: str = "") -> Measur
             both samplers; "" compares all.
 
     Returns:
-        Ratio of the means over captions, with a bootstrap interval over captions.
+        Ratio of the means over captions, with a bootstrap interval over captions, which one caption
+        does not have.
     """
     distances = []
     for one in (ours, theirs):
@@ -174,6 +175,8 @@ def ratio_of_diversity(ours: Judged, theirs: Judged, subset: str = "") -> Measur
     if not both.any():
         raise ValueError(f"no caption has two videos that are {subset}: use more --seeds")
     a, b = distances[0][both], distances[1][both]
+    if len(a) == 1:
+        return Measure((a / b).item())
     picks = resamples(len(a))
     return percentiles((a.sum() / b.sum()).item(), a[picks].sum(1) / b[picks].sum(1))
 

@@ -55,7 +55,12 @@ from tdmvid.cli.leave import run_program
 from tdmvid.config import ModelConfig, check_options
 from tdmvid.data.files import file_fingerprint, write_json
 from tdmvid.sampling.student import weights_of
-from tdmvid.scoring.intervals import Measure, mean_over_groups, mean_over_samples
+from tdmvid.scoring.intervals import (
+    Measure,
+    mean_over_groups,
+    mean_over_samples,
+    measure_of,
+)
 from tdmvid.shapes import TEACHER, evaluate, metrics, score, world
 from tdmvid.shapes.evaluate import ScoredSampler
 
@@ -244,8 +249,7 @@ def compare_pair(
 
 
 def _interval(measure: dict, digits: int = 3, scale: float = 1.0) -> str:
-    value, low, high = (scale * measure[key] for key in ("value", "low", "high"))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return measure_of(measure).text(f".{digits}f", scale=scale)
 
 
 def describe_rows(rows: dict[str, dict], subset: str) -> str:

@@ -150,7 +150,7 @@ them. DMD2 has no adversarial term."""
                     )
                     lines.append(
                         f"| {name} | {student.get('seed', number)} | {seed} |"
-                        f" {100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] |"
+                        f" {gap.text('+.1f', scale=100)} |"
                         f" {distance:.2f} x | {diversity:.2f} x |"
                     )
         return [*lines, "", *_counts(results, teacher), ""]

@@ -157,6 +157,6 @@ def fit(args: argparse.Namespace) -> None:
     save_head(args.out, head)
     share = head.agreement
     print(
-        f"{args.out}: agrees with {100 * share.value:.0f} % [{100 * share.low:.0f},"
-        f" {100 * share.high:.0f}] of the pairs of prompts that it was not fitted to (95 %, Wilson)"
+        f"{args.out}: agrees with {share.text('.0f', scale=100, unit=' %')} of the pairs of prompts"
+        " that it was not fitted to (95 %, Wilson)"
     )

@@ -76,11 +76,11 @@ class _Scale:
         if score is None:
             return Cell("–")
         value, best = self.text(score["value"]), rival and score["value"] == self.best
-        if "low" not in score or "high" not in score:
+        if not _interval(score, self.text):
             return Cell(value, best=best)
         return Cell(
             value,
-            interval=f"{self.text(score['low'])} to {self.text(score['high'])}",
+            interval=_interval(score, self.text),
             left=self.share(score["low"]),
             width=100 * (score["high"] - score["low"]) / self.span,
             dot=self.share(score["value"]),
@@ -94,7 +94,12 @@ def _column(column: dict, scores: list[dict | None], rivals: list[bool]) -> list
     """
     known = [score if score and score.get("value") is not None else None for score in scores]
     measured = [(score, rival) for score, rival in zip(known, rivals) if score]
-    ends = [score[end] for score, _ in measured for end in ("low", "value", "high") if end in score]
+    ends: list[float] = [
+        end
+        for score, _ in measured
+        for end in (score["value"], score.get("low"), score.get("high"))
+        if end is not None
+    ]
     if not ends:
         return [Cell("–")] * len(scores)
     low, span = min(ends), max(ends) - min(ends)
@@ -167,6 +172,11 @@ def _measure(measure: dict | None, percent: bool) -> Cell:
     if measure is None:
         return Cell("–")
     text = _percent if percent else _digits
-    return Cell(
-        text(measure["value"]), interval=f"{text(measure['low'])} to {text(measure['high'])}"
-    )
+    return Cell(text(measure["value"]), interval=_interval(measure, text))
+
+
+def _interval(score: dict, text: Callable[[float], str]) -> str:
+    """The interval's text, or "" if none could be estimated, for example of one prompt."""
+    if score.get("low") is None or score.get("high") is None:
+        return ""
+    return f"{text(score['low'])} to {text(score['high'])}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config.json_files import read_object
 from ..data.files import short
+from .intervals import Measure, measure_of
 from .paired_samples import NAMES, PROMPTS
 from .vbench_scores import skips_videos
 
@@ -51,7 +52,8 @@ def read_results(path: Path) -> dict[str, Any]:
 def compare(first: Path, second: Path) -> str:
     """Compare the scores of both students and both teachers.
 
-    Two scores agree if the 95 % interval of each contains the other's value.
+    Two scores agree if the 95 % interval of each contains the other's value. Scores without an
+    interval, for example of one prompt, are listed without a verdict.
 
     Args:
         first: Results file or folder of one evaluation.
@@ -127,17 +129,13 @@ def _rows(mine: dict, yours: dict) -> Iterator[tuple[str, ...]]:
             yield mine["name"], name, f"{ours['value']:.4f}", "-", "-", "-"
             continue
         theirs = yours["scores"][name]
-        near = all(
-            one["low"] <= other["value"] <= one["high"]
-            for one, other in ((ours, theirs), (theirs, ours))
-        )
         yield (
             mine["name"],
             name,
             f"{ours['value']:.4f}",
             f"{theirs['value']:.4f}",
             f"{theirs['value'] - ours['value']:+.4f}",
-            "agree" if near else "DIFFER",
+            _verdict(measure_of(ours), measure_of(theirs)),
         )
 
 
@@ -159,6 +157,12 @@ def _set_rows(ours: dict, theirs: dict) -> Iterator[tuple[str, ...]]:
     for (what, name), value in ours.items():
         other = theirs[what, name]
         yield what, name, f"{value:.4f}", f"{other:.4f}", f"{other - value:+.4f}", ""
+
+
+def _verdict(ours: Measure, theirs: Measure) -> str:
+    if ours.interval is None or theirs.interval is None:
+        return "no interval"
+    return "agree" if ours.holds(theirs.value) and theirs.holds(ours.value) else "DIFFER"
 
 
 def _portable(name: str, value: Any) -> Any:

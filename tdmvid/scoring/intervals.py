@@ -5,7 +5,9 @@ Shapes: N samples, G prompts (groups of samples that belong together), R resampl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,48 @@ class Measure:
     """A value and the ends of its 95 % confidence interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    """None, like `high`, if no interval can be estimated, for example from one prompt."""
+    high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, or None without an interval."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def holds(self, value: float) -> bool:
+        """Return whether the interval contains a value. Without an interval, any value is possible.
+
+        Args:
+            value: The value.
+        """
+        return self.interval is None or self.interval[0] <= value <= self.interval[1]
+
+    def text(self, form: str, *, scale: float = 1.0, unit: str = "") -> str:
+        """Format the value, and the interval in square brackets if there is one.
+
+        Args:
+            form: Format of each number, e.g. ".2f".
+            scale: Factor of each number.
+            unit: Text after the value.
+
+        Returns:
+            The text, e.g. "0.50 [0.40, 0.60]".
+        """
+        value, *ends = (format(scale * x, form) for x in (self.value, *(self.interval or ())))
+        return f"{value}{unit} [{', '.join(ends)}]" if ends else f"{value}{unit}"
+
+
+def measure_of(stored: Mapping[str, Any]) -> Measure:
+    """Return a measure that was stored as JSON.
+
+    Args:
+        stored: Its `value`, and its `low` and `high` if it has an interval.
+
+    Returns:
+        The measure.
+    """
+    return Measure(stored["value"], stored.get("low"), stored.get("high"))
 
 
 def percentiles(value: float, resampled: Tensor) -> Measure:
@@ -64,18 +106,23 @@ def mean_over_pairs(values: Tensor, first: Tensor, second: Tensor) -> Measure:
         second: Group of its second sample [P].
 
     Returns:
-        Mean and interval.
+        Mean and interval. There is no interval if all pairs are of the same two groups, because
+        every resample has the same mean.
     """
+    mean = values.double().mean().item()
     count = int(torch.maximum(first, second).max()) + 1
     sums, sizes = (torch.zeros(count * count, dtype=torch.float64) for _ in range(2))
     places, across = first * count + second, first != second
     sums.index_add_(0, places[across], values[across].double())
     sizes.index_add_(0, places[across], torch.ones(int(across.sum()), dtype=torch.float64))
+    sides = torch.minimum(first, second) * count + torch.maximum(first, second)
+    if len(sides[across].unique()) < 2:
+        return Measure(mean)
     picks = resamples(count)
     drawn = torch.zeros(len(picks), count, dtype=torch.float64)
     drawn.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
     total, weight = (((drawn @ table.view(count, count)) * drawn).sum(1) for table in (sums, sizes))
-    return percentiles(values.double().mean().item(), (total / weight)[weight > 0])
+    return percentiles(mean, (total / weight)[weight > 0])
 
 
 def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
@@ -86,8 +133,10 @@ def mean_over_groups(values: Tensor, group: Tensor) -> Measure:
         group: Group of each value, numbered from 0, [N].
 
     Returns:
-        Mean and interval.
+        Mean and interval. There is no interval with a single value.
     """
+    if len(values) == 1:
+        return Measure(values.double().item())
     count = int(group.max()) + 1
     if count == 1:
         count, group = len(values), torch.arange(len(values))
@@ -135,7 +184,7 @@ def paired_difference(ours: Tensor, theirs: Tensor) -> Measure:
         theirs: One value per prompt [G].
 
     Returns:
-        Mean of `ours - theirs` and its interval.
+        Mean of `ours - theirs` and its interval, which one prompt does not have.
 
     Raises:
         ValueError: The values are not paired.

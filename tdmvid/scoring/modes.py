@@ -226,4 +226,4 @@ def _number(measure: Measure | None) -> str:
 def _percent(measure: Measure | None) -> str:
     if measure is None:
         return "\N{EN DASH}"
-    return f"{measure.value:.0%} [{measure.low:.0%}, {measure.high:.0%}]"
+    return measure.text(".0%")

@@ -115,16 +115,12 @@ def table(result: Result) -> list[tuple[str, str, str, str]]:
     Returns:
         Rows of name, student's score, teacher's score and difference.
     """
-    scale, unit = (100.0, 2) if result.percent else (1.0, 4)
-
-    def text(measure: Measure, sign: str = "") -> str:
-        value, low, high = (
-            format(scale * x, f"{sign}.{unit}f") for x in (measure.value, measure.low, measure.high)
-        )
-        return f"{value} [{low}, {high}]"
+    scale, digits = (100.0, 2) if result.percent else (1.0, 4)
 
     def cell(side: Mapping[str, Measure], name: str, sign: str = "") -> str:
-        return text(side[name], sign) if name in side else "\N{EN DASH}"
+        if name not in side:
+            return "\N{EN DASH}"
+        return side[name].text(f"{sign}.{digits}f", scale=scale)
 
     student, teacher = result.scores
     return [

@@ -122,9 +122,7 @@ LABELS = {
 
 
 def _text(measure: Measure | None) -> str:
-    if measure is None:
-        return "\N{EN DASH}"
-    return f"{measure.value:.4f} [{measure.low:.4f}, {measure.high:.4f}]"
+    return "\N{EN DASH}" if measure is None else measure.text(".4f")
 
 
 def within_prompts(small: Tensor, group: Tensor) -> Measure | None:

@@ -208,7 +208,7 @@ class Tally:
     @property
     def decided(self) -> bool:
         """Return whether the interval leaves out one half."""
-        return self.preferred is not None and not self.preferred.low <= 0.5 <= self.preferred.high
+        return self.preferred is not None and not self.preferred.holds(0.5)
 
 
 def tally(key: dict, ballots: Iterable[tuple[str, dict]]) -> Tally:
@@ -264,8 +264,8 @@ def describe(key: dict, votes: Tally) -> str:
         return f"{lines[0]}\nnobody preferred either"
     share = votes.preferred
     lines.append(
-        f"{key['A']} preferred in {100 * share.value:.1f} % [{100 * share.low:.1f},"
-        f" {100 * share.high:.1f}] of the votes that chose (95 %, Wilson)"
+        f"{key['A']} preferred in {share.text('.1f', scale=100, unit=' %')} of the votes that chose"
+        " (95 %, Wilson)"
     )
     lines.append("one is preferred" if votes.decided else "undecided: the interval holds one half")
     return "\n".join(lines)

@@ -316,10 +316,7 @@ class Bootstrap:
             Values by name.
         """
         values, resampled = self.means(scores)
-        return {
-            name: percentiles(value, resampled[name][resampled[name].isfinite()])
-            for name, value in values.items()
-        }
+        return self._with_intervals(values, resampled, scores)
 
     def differences(self, ours: Scores, theirs: Scores) -> dict[str, Measure]:
         """Compare two samplers prompt by prompt. The interval is that of the difference.
@@ -333,13 +330,30 @@ class Bootstrap:
         """
         ours, theirs = self._shared(ours, theirs), self._shared(theirs, ours)
         (a, many_a), (b, many_b) = self.means(ours), self.means(theirs)
+        values = {name: value - b[name] for name, value in a.items()}
+        resampled = {name: many_a[name] - many_b[name] for name in a}
+        return self._with_intervals(values, resampled, ours)
+
+    def _with_intervals(
+        self, values: dict[str, float], resampled: dict[str, Tensor], scores: Scores
+    ) -> dict[str, Measure]:
+        """Add intervals to dimensions and totals that vary between resamples."""
+        varying = {name for name, videos in scores.items() if self._varies(videos)}
         out = {}
-        for name, value in a.items():
-            resampled = many_a[name] - many_b[name]
-            out[name] = percentiles(
-                value - b[name], resampled[resampled.isfinite()]
-            )  # a resample may contain none of the few shared prompts
+        for name, value in values.items():
+            many = resampled[name][resampled[name].isfinite()]  # few prompts may be left out of one
+            known = name in varying if name in scores else bool(varying)
+            out[name] = percentiles(value, many) if known else Measure(value)
         return out
+
+    def _varies(self, videos: Mapping[str, float]) -> bool:
+        """Return whether resamples differ in how often they contain the prompts of these files.
+
+        They do not for one prompt, nor for prompts that are alone in their sets of dimensions.
+        """
+        scored = sorted({self.index[self.files[file]] for file in videos})
+        weight = self.weight[:, scored]
+        return len(scored) > 1 and bool((weight != weight[:1]).any())
 
     def _shared(self, scores: Scores, others: Scores) -> Scores:
         """Keep the scores of prompts that both sides have. Raises ValueError if prompts differ for

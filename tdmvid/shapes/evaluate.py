@@ -18,6 +18,7 @@ from ..backbones.base import Backbone
 from ..config import ClipSize
 from ..diffusion.denoiser import Cond
 from ..sampling.student import use_student
+from ..scoring.intervals import measure_of
 from . import score, world
 from .judge import load_judge
 
@@ -201,7 +202,8 @@ class Evaluation:
             videos: Videos [N, 3, F, H, W] in [-1, 1].
 
         Returns:
-            {"value", "low", "high"} by name; see `score_videos`.
+            {"value", "low", "high"} by name, low and high None without an interval; see
+            `score_videos`.
         """
         return score.score_videos(self.judge, videos, self.things, self.reference, self.given)
 
@@ -278,9 +280,7 @@ def summary(metrics: dict) -> str:
     """
     shown = ("all", "shape", "frechet", "diversity", "flicker", "first_frame")
     return ", ".join(
-        f"{key} {metrics[key]['value']:.4g} [{metrics[key]['low']:.4g}, {metrics[key]['high']:.4g}]"
-        for key in shown
-        if key in metrics
+        f"{key} {measure_of(metrics[key]).text('.4g')}" for key in shown if key in metrics
     )
 
 

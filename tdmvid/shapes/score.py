@@ -104,7 +104,7 @@ def score_videos(
     things: list[tuple[world.Thing, ...]],
     reference_features: Tensor,
     given: Tensor | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Compute accuracy, Fréchet distance, flicker and diversity with 95 % confidence intervals.
 
     Args:
@@ -117,7 +117,8 @@ def score_videos(
 
     Returns:
         {"value", "low", "high"} for "all", "colour", "shape" and "direction" (shares of correct
-        videos), "frechet", "flicker", "diversity" and, with `given`, "first_frame".
+        videos), "frechet", "flicker", "diversity" and, with `given`, "first_frame". low and high
+        are None if no interval can be estimated.
 
     Raises:
         ValueError: The numbers of videos and captions differ.

@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 from run_folder import Page, scores, vbench, write
 
 from tdmvid.report.page import write_report
@@ -38,6 +39,25 @@ def test_metrics_of_whole_sets_are_listed_below_the_table_or_alone(tmp_path):
         page = Page(write_report(tmp_path).read_text())
         assert "student to teacher: fid 12.35, precision 0.5" in page.text
         assert ("table" in dict(page.elements)) == bool(shown)
+
+
+@pytest.mark.parametrize("ends", [{}, {"low": None, "high": None}])
+def test_a_score_without_an_interval_stands_alone(tmp_path, ends):
+    metrics = [{"right": {"value": 0.5} | ends}, {"right": {"value": 0.25, "low": 0, "high": 0.5}}]
+    samplers = [
+        {"name": name, "nfe": 4, "metrics": found}
+        for name, found in zip(("student", "teacher"), metrics, strict=True)
+    ]
+    columns = [{"key": "right", "label": "right", "unit": "%", "better": "high"}]
+    write(tmp_path / "scores.json", {"columns": columns, "samplers": samplers})
+    vbench(tmp_path)
+    path = tmp_path / "vbench/results.json"
+    results = json.loads(path.read_text())
+    results["samplers"][0]["scores"] = {"scene": {"value": 0.5} | ends}
+    write(path, results)
+    page = Page(write_report(tmp_path).read_text()).text
+    assert re.search(r"student 4 \S+ 50\.0 teacher 4 \S+ 25\.0 0\.0 to 50\.0", page)
+    assert "scene 50.0 97.5 97.2 to 97.7" in page
 
 
 def test_a_column_of_equal_scores_has_its_dots_in_the_middle(tmp_path):

@@ -47,6 +47,14 @@ def test_scores_within_each_other_s_interval_agree(compare):
     assert "DIFFER" in table and "-0.0200" in table
 
 
+@pytest.mark.parametrize("lacking", [{"value": 0.9}, {"value": 0.9, "low": None, "high": None}])
+def test_a_score_without_an_interval_has_no_verdict(compare, lacking):
+    one = results()
+    one["samplers"][0]["scores"]["scene"] = lacking
+    for table in (compare(one, results()), compare(results(), one), compare(one, one)):
+        assert "no interval" in table and table.count("agree") == 1  # the teacher's
+
+
 def test_what_changes_no_figure_may_differ(compare):
     other = results()
     other["config"]["batch"], other["model"]["path"] = 8, "/mnt/CogVideoX-2b"

@@ -8,10 +8,12 @@ import torch
 from refusals import refused
 
 from tdmvid.scoring.intervals import (
+    Measure,
     binomial,
     mean_over_groups,
     mean_over_pairs,
     mean_over_samples,
+    measure_of,
     paired_difference,
 )
 
@@ -28,6 +30,27 @@ def test_one_group_has_the_interval_of_its_values():
     sd = (0.625 * 0.375 / 32) ** 0.5
     assert measure.value == 0.625
     assert measure.high - measure.low == pytest.approx(2 * 1.96 * sd, rel=0.15)
+
+
+def test_one_value_or_pair_of_groups_has_no_interval():
+    """All resamples are equal, which would claim that nothing can vary."""
+    assert mean_over_groups(torch.tensor([0.25]), torch.tensor([0])) == Measure(0.25)
+    assert paired_difference(torch.tensor([1.0]), torch.tensor([0.5])) == Measure(0.5)
+    first, second = torch.tensor([0, 1, 0, 0]), torch.tensor([1, 0, 1, 0])
+    assert mean_over_pairs(torch.tensor([1.0, 2, 4, 5]), first, second) == Measure(3.0)
+    first, second = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
+    assert mean_over_pairs(torch.tensor([1.0, 2, 3]), first, second).interval == (1, 3)
+
+
+def test_a_measure_is_shown_with_its_interval_if_it_has_one():
+    shown = [one.text(".1f", scale=100, unit=" %") for one in (Measure(0.5), Measure(0.5, 0.4, 1))]
+    assert shown == ["50.0 %", "50.0 % [40.0, 100.0]"]
+
+
+@pytest.mark.parametrize("ends", [{}, {"low": None, "high": None}])
+def test_a_stored_measure_may_lack_an_interval(ends):
+    assert measure_of({"value": 0.5} | ends) == Measure(0.5)
+    assert measure_of({"value": 0.5, "low": 0.4, "high": 0.6}) == Measure(0.5, 0.4, 0.6)
 
 
 def test_samples_of_one_group_have_the_standard_error_of_their_mean():

@@ -73,6 +73,19 @@ def test_metrics_of_whole_sets_alone_make_no_empty_table(tmp_path):
     assert "<table>" not in page
 
 
+def test_a_score_without_an_interval_stands_alone(tmp_path):
+    one, other = {"text": Measure(0.5)}, {"text": Measure(0.25, 0.0, 0.5)}
+    result = Result("T", "One prompt.", (), ("student", "teacher"), (one, other), one)
+    page = write_result(tmp_path, result, [], shown=3).read_text()
+    row = "| text | 50.00 | 25.00 [0.00, 50.00] | +50.00 |"
+    assert row in (tmp_path / "results.md").read_text() and "<td>+50.00</td>" in page
+    assert json.loads((tmp_path / "results.json").read_text())["differences"]["text"] == {
+        "value": 0.5,
+        "low": None,
+        "high": None,
+    }
+
+
 @pytest.mark.parametrize(
     "path",
     [*sorted((ROOT / "eval/configs").glob("vbench*.json")), ROOT / "eval/configs/shapes.json"],

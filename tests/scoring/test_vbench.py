@@ -6,6 +6,7 @@ import pytest
 import torch
 from refusals import refused
 
+from tdmvid.scoring.intervals import Measure
 from tdmvid.scoring.vbench_published import PUBLISHED
 from tdmvid.scoring.vbench_scores import (
     DIMENSIONS,
@@ -165,6 +166,23 @@ def test_a_difference_is_sharper_than_the_two_scores_it_is_of():
     )
     single = boot.measures(student)["color"]
     assert single.high - single.low > 0.05
+
+
+def test_what_no_resample_changes_has_no_interval():
+    """A dimension with one prompt, and prompts that are alone in their sets of dimensions."""
+    names = {"a": {"scene"}, "b": {"color"}, "c": {"color"}, "d": {"color", "style"}}
+    files = {f"{prompt}.mp4": prompt for prompt in names}
+    boot = Bootstrap(files, {prompt: frozenset(found) for prompt, found in names.items()})
+    scores = {
+        "scene": {"a.mp4": 0.5},
+        "color": {"b.mp4": 0.2, "c.mp4": 0.4, "d.mp4": 0.6},
+        "style": {"d.mp4": 0.1},
+    }
+    assert {name for name, found in boot.measures(scores).items() if found.interval} == {"color"}
+    other = {name: dict.fromkeys(videos, 0.1) for name, videos in scores.items()}
+    assert boot.differences(scores, other)["scene"] == Measure(0.4)
+    alone = Bootstrap({"a.mp4": "a", "d.mp4": "d"}, {"a": frozenset({"x"}), "d": frozenset("y")})
+    assert alone.measures({"color": {"a.mp4": 0.2, "d.mp4": 0.6}})["color"] == Measure(0.4)
 
 
 def test_every_resample_keeps_the_number_of_prompts_of_each_dimension():
