@@ -65,8 +65,9 @@ SAMPLES = """Measure motion, colour, sharpness and diversity of folders of sampl
     tdmvid score samples videos teacher --json measures.json
 
 No network weights are needed. Any folder of videos or images of one size works. Without a
-manifest.jsonl from `tdmvid sample`, files with names that differ only in the number at the end are
-seeds of one prompt. Intervals are bootstrapped over prompts.
+manifest.jsonl from `tdmvid sample`, files are seeds of one prompt if their names differ only in a
+number at the end, after "-", "_" or a space: ring-0.mp4 and ring-1.mp4. Intervals are bootstrapped
+over prompts.
 """
 
 

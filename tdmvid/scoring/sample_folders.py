@@ -1,8 +1,8 @@
 """Measure the samples in a folder: motion, colour, sharpness and diversity, with intervals.
 
 The manifest.jsonl of a folder made by `tdmvid sample` has the prompt of each file. In other
-folders, files of the same prompt have the same name up to a number: "a ring-0.mp4" and "a
-ring-1.mp4".
+folders, files of the same prompt have the same name up to a number after "-", "_" or a space: "a
+ring-0.mp4" and "a ring-1.mp4".
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from ..guard.measures import appearance, diversity, thumbnails
 from ..sampling.manifest import read_manifest
 from ..sampling.shots import Shot
 from .intervals import Measure, mean_over_groups, mean_over_pairs
+
+SEED_AT_END = re.compile(r"(?<=[^/])[-_ ][0-9]+$")
+"""Seed in a name without its suffix. A name that is only a number is a prompt of its own."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> d
 
 def _stem(path: Path, folder: Path) -> str:
     """Return the part of a file name that identifies the prompt, without the seed."""
-    return re.sub(r"-\d+$", "", path.relative_to(folder).with_suffix("").as_posix())
+    return SEED_AT_END.sub("", path.relative_to(folder).with_suffix("").as_posix())
 
 
 def read_sample(path: Path) -> Tensor:

@@ -105,8 +105,8 @@ def write_folder(folder, videos):
 
 
 def test_any_folder_of_samples_is_scored(tmp_path, capsys):
-    """Files that differ only in their last number are seeds of one prompt. A folder of still images
-    is recognized.
+    """Files that differ only in a number at the end are seeds of one prompt. A folder of still
+    images is recognized.
     """
     still = {f"a ring-{seed}.mp4": moving(by=0) for seed in (0, 1)}
     lively = {f"a ring-{seed}.mp4": moving(by=1 + seed) for seed in (0, 1)}
