@@ -16,7 +16,8 @@ An image-to-video model starts from an image: from the column `image` of the tab
 from --images. An image of another size is scaled to cover the video size, and center-cropped.
 
 The scheduler next to the LoRA defines the timesteps. The noise of a video depends only on its seed
-and prompt. Running the same command again makes only missing files.
+and prompt. Running the same command again makes only missing files, also after prompts or seeds
+were added at the end. If prompts have moved in their list, use another --out.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: If prompts, images, the student or an option are invalid.
     """
     from ..parallel import launch
+    from ..sampling.manifest import check_names, count_others
     from ..sampling.sample import sample_videos
     from ..sampling.shots import plan_shots, read_seeds
     from ..sampling.student import load_for_sampling
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> None:
     backbone = load_for_sampling(world, **base_of(args))
     items = _items(args, takes_images=backbone.takes_images)
     shots = plan_shots(items, seeds, frames=backbone.size.frames, naming=args.names)
+    if world.primary:
+        check_names(args.out, shots)
     sample_videos(
         args.out,
         shots,
@@ -99,6 +103,12 @@ def run(args: argparse.Namespace) -> None:
     )
     if world.primary:
         print(f"{len(shots)} samples and manifest.jsonl are in {args.out}")
+        if others := count_others(args.out, shots):
+            print(
+                f"{args.out} also has {others} sample{'s' * (others != 1)} of other prompts or"
+                " seeds, which `score samples` and `study make` count: use another --out to keep"
+                " them apart"
+            )
     launch.finish()
 
 

@@ -7,7 +7,7 @@ file. The first rank merges them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +64,59 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
     size = {name: settings["video"][name] for name in ("frames", "height", "width")}
     listed = {entry["file"] for entry in read_manifest(out)}
     return {file for file in wanted if file in listed and _made(out, file, size)}
+
+
+def check_names(out: Path, shots: Sequence[Shot]) -> None:
+    """Check that no shot is in the folder under another name, because the folder would then count
+    it twice.
+
+    Args:
+        out: The folder.
+        shots: The samples to make.
+
+    Raises:
+        ValueError: A shot would be sampled again, because its prompt has moved in the list, or the
+            files are named in another way.
+    """
+    there = read_manifest(out)
+    listed = {entry["file"] for entry in there}
+    missing = {given_of(asdict(shot)): shot for shot in shots if shot.file not in listed}
+    for entry in there:
+        shot = missing.get(given_of(entry))
+        if shot and (out / entry["file"]).is_file():
+            raise ValueError(
+                f"{out / entry['file']} shows {short(shot.prompt)} with seed {shot.seed}, which"
+                f" would be sampled again as {shot.file}: keep the order of the prompts and add new"
+                " ones at the end, keep --names, or use another --out"
+            )
+
+
+def count_others(out: Path, shots: Sequence[Shot]) -> int:
+    """Count the finished samples of earlier calls that are not among these shots.
+
+    Args:
+        out: The folder.
+        shots: The samples of this call.
+    """
+    own = {shot.file for shot in shots}
+    entries = (entry for entry in read_manifest(out) if entry["file"] not in own)
+    return sum((out / entry["file"]).is_file() for entry in entries)
+
+
+def given_of(entry: Mapping[str, object]) -> tuple[str, int, str] | None:
+    """Return the prompt, the seed and the digest of the image that a sample was made from.
+
+    Args:
+        entry: Entry of a manifest.
+
+    Returns:
+        What determines the sample in its folder, with "" for no image; None if the entry lacks it.
+    """
+    prompt, seed = entry.get("prompt"), entry.get("seed")
+    image = entry.get("image_sha256", "")
+    if isinstance(prompt, str) and isinstance(seed, int) and isinstance(image, str):
+        return prompt, seed, image
+    return None
 
 
 def _made(out: Path, file: str, size: dict[str, int]) -> bool:

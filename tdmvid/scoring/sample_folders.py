@@ -19,7 +19,7 @@ from ..data.files import short
 from ..data.progress import progress
 from ..data.video import IMAGES, VIDEOS, media_files, read_image, read_video
 from ..guard.measures import appearance, diversity, thumbnails
-from ..sampling.manifest import read_manifest
+from ..sampling.manifest import given_of, read_manifest
 from ..sampling.shots import Shot
 from .intervals import Measure, mean_over_groups, mean_over_pairs
 
@@ -161,6 +161,9 @@ def _diversity(small: Tensor, group: Tensor) -> Iterator[tuple[str, Measure]]:
 def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> dict[Path, str]:
     """Return the samples in a folder with their prompts.
 
+    Of files that the manifest lists with the same prompt, seed and image, only the first is
+    returned.
+
     Args:
         folder: Folder of images or videos.
         limit: Return only this many files; 0 for all.
@@ -171,14 +174,18 @@ def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> d
     """
     if shots:
         return {folder / shot.file: shot.prompt for shot in shots[: limit or None]}
-    files = media_files(folder, VIDEOS | IMAGES)
-    files = files[:limit] if limit else files
-    known = {entry["file"]: entry.get("prompt") for entry in read_manifest(folder)}
-    shown = {}
-    for path in files:
-        name = path.relative_to(folder).as_posix()
-        prompt = known.get(name)
-        shown[path] = prompt if isinstance(prompt, str) else _stem(path, folder)
+    known = {entry["file"]: entry for entry in read_manifest(folder)}
+    shown: dict[Path, str] = {}
+    seen: set[tuple[str, int, str]] = set()
+    for path in media_files(folder, VIDEOS | IMAGES):
+        entry = known.get(path.relative_to(folder).as_posix(), {})
+        given, prompt = given_of(entry), entry.get("prompt")
+        if given is None or given not in seen:
+            shown[path] = prompt if isinstance(prompt, str) else _stem(path, folder)
+        if given is not None:
+            seen.add(given)
+        if limit and len(shown) == limit:
+            break
     return shown
 
 

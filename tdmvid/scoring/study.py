@@ -45,7 +45,8 @@ class Question:
 def pair_samples(a: Path, b: Path) -> list[Question]:
     """Pair the manifests of two sample folders (`tdmvid sample`), in A's order.
 
-    A pair has the same prompt, seed and given image. The image is shown if it is still there.
+    A pair has the same prompt, seed and given image. The image is shown if it is still there. Of
+    copies under other names, the first that exists is taken.
 
     Raises:
         ValueError: without any pair, or where a manifest names a file outside of its folder.
@@ -53,9 +54,9 @@ def pair_samples(a: Path, b: Path) -> list[Question]:
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} is given twice: a study compares two samplers")
     ours, theirs = _manifest(a), _manifest(b)
-    by_given = {_given(entry): file for file, entry in reversed(theirs.items())}
+    by_given = _first_files(b, theirs)
     common = {
-        file: by_given[_given(entry)] for file, entry in ours.items() if _given(entry) in by_given
+        file: by_given[given] for given, file in _first_files(a, ours).items() if given in by_given
     }
     if not common:
         raise ValueError(
@@ -72,6 +73,18 @@ def pair_samples(a: Path, b: Path) -> list[Question]:
         )
         for file, other in common.items()
     ]
+
+
+def _first_files(folder: Path, entries: dict[str, dict]) -> dict[tuple, str]:
+    """Return a file of every prompt, seed and image: the first that exists, in the manifest's
+    order.
+    """
+    files: dict[tuple, str] = {}
+    for file, entry in entries.items():
+        given = _given(entry)
+        if given not in files or not (folder / files[given]).exists():
+            files[given] = file
+    return files
 
 
 def _given(entry: dict) -> tuple:

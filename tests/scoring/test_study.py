@@ -74,6 +74,19 @@ def test_pairs_need_no_equal_file_names(folders):
     ] and first.prompt == "a red <b>ring</b>"
 
 
+def test_a_copy_under_another_name_is_not_asked_twice(folders):
+    for folder in folders:
+        path = folder / "manifest.jsonl"
+        first, *others = path.read_text().strip().split("\n")
+        copy = json.loads(first) | {"file": "copy-0.png"}
+        (folder / "copy-0.png").write_bytes((folder / "0-0.png").read_bytes())
+        path.write_text("\n".join([first, *others, json.dumps(copy)]))
+    others = ["1-0.png", "2-0.mp4"]
+    assert [one.file for one in pair_samples(*folders)] == ["0-0.png", *others]
+    (folders[0] / "0-0.png").unlink()
+    assert [one.file for one in pair_samples(*folders)] == ["copy-0.png", *others]
+
+
 def test_a_file_outside_of_the_sample_folders_is_not_embedded(folders, tmp_path):
     """A page is sent to people: a manifest from elsewhere must not choose what it holds."""
     secret = write_png(tmp_path / "secret.png")
