@@ -7,6 +7,7 @@ in [-1, 1].
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
-def media_files(folder: Path, kinds: set[str]) -> list[Path]:
+def media_files(folder: Path, kinds: set[str], *, listed: Iterable[str] = ()) -> list[Path]:
     """List the files of some types in a folder and its subfolders.
 
     Links to folders are followed; hidden files and folders are skipped.
@@ -151,6 +152,8 @@ def media_files(folder: Path, kinds: set[str]) -> list[Path]:
     Args:
         folder: The folder.
         kinds: Suffixes in lower case, e.g. {".mp4"}.
+        listed: Names of files in the folder that are not skipped if they are hidden, e.g. those in
+            its manifest.
 
     Returns:
         The files, sorted by name.
@@ -159,6 +162,9 @@ def media_files(folder: Path, kinds: set[str]) -> list[Path]:
         ValueError: If the folder does not exist, there are no such files, or a name is not UTF-8.
     """
     found, others = split_files(folder, kinds)
+    named = (Path(folder) / name for name in listed if name.startswith("."))
+    hidden = {path for path in named if path.parent == Path(folder) and path.is_file()}
+    found = sorted({*found, *(path for path in hidden if path.suffix.lower() in kinds)})
     if not found:
         there = f"; it contains {name_files(folder, others)}" if others else ""
         raise ValueError(f"{str(folder)!r} contains no {', '.join(sorted(kinds))} file{there}")

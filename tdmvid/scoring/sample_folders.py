@@ -162,7 +162,8 @@ def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> d
     """Return the samples in a folder with their prompts.
 
     Of files that the manifest lists with the same prompt, seed and image, only the first is
-    returned.
+    returned. Hidden files are samples if the manifest lists them: `--names prompt` of a prompt that
+    begins with a dot.
 
     Args:
         folder: Folder of images or videos.
@@ -177,7 +178,7 @@ def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> d
     known = {entry["file"]: entry for entry in read_manifest(folder)}
     shown: dict[Path, str] = {}
     seen: set[tuple[str, int, str]] = set()
-    for path in media_files(folder, VIDEOS | IMAGES):
+    for path in media_files(folder, VIDEOS | IMAGES, listed=known):
         entry = known.get(path.relative_to(folder).as_posix(), {})
         given, prompt = given_of(entry), entry.get("prompt")
         if given is None or given not in seen:

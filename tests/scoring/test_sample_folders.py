@@ -47,3 +47,20 @@ def test_a_copy_under_another_name_is_not_counted(tmp_path):
     files = ["0_ring-0.mp4", "1_ring-1.mp4", "1_ring-2.mp4", "cat-0.mp4", "cat-1.mp4", "other.mp4"]
     assert [path.name for path in samples_of(tmp_path)] == files
     assert [path.name for path in samples_of(tmp_path, limit=2)] == files[:2]
+
+
+def test_hidden_files_are_samples_if_the_manifest_lists_them(tmp_path):
+    """`tdmvid sample --names prompt` writes them for a prompt that begins with a dot."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / ".outside-0.mp4").touch()
+    (folder / ".a dot-1.mp4").touch()
+    prompts = [".a dot", "a cat"]
+    entries = [{"file": f"{prompt}-0.mp4", "prompt": prompt, "seed": 0} for prompt in prompts]
+    write_manifest(folder, *entries)
+    with (folder / "manifest.jsonl").open("a") as file:
+        for name in ("../.outside-0.mp4", ".gone-0.mp4", ".", "..", ".a\0b.mp4", ".b/c.mp4"):
+            file.write("\n" + json.dumps({"file": name, "prompt": name, "seed": 0}))
+    assert list(samples_of(folder).values()) == prompts
+    (folder / "a cat-0.mp4").unlink()
+    assert list(samples_of(folder).values()) == prompts[:1]
