@@ -19,6 +19,7 @@ from pathlib import Path
 from ..config.embedded import TEACHER
 from ..config.json_files import read_json
 from ..config.paths import expand_home
+from ..config.resources import find_model
 from .given import refuse_ignored
 from .options import output_file
 
@@ -117,6 +118,12 @@ def _model_of(args: argparse.Namespace, facts: dict) -> dict:
     path = model.get("path") or str(TEACHER)
     if args.model and args.model != path:  # these settings are of the student's own base
         return model | {"path": args.model, "revision": None, "variant": None, "pipeline": None}
+    place = Path(find_model(path))
+    if place.is_absolute() and not place.exists():
+        raise ValueError(
+            f"{args.lora} names the base {path!r}, which is not on this machine: add --model with"
+            " its folder"
+        )
     return model | {"path": path}
 
 

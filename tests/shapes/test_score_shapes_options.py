@@ -71,6 +71,13 @@ def test_a_student_is_scored_on_the_base_that_it_names(monkeypatch, tmp_path):
     assert called(monkeypatch, "--model", "other/teacher")[0].path == "other/teacher"
 
 
+def test_a_base_that_is_not_on_this_machine_is_asked_for(monkeypatch, tmp_path):
+    facts = {"steps": 4, "model": {"path": "/elsewhere/teacher"}}
+    (tmp_path / "export.json").write_text(json.dumps(facts))
+    with refused("error", tmp_path, "'/elsewhere/teacher'", "--model", error=SystemExit):
+        called(monkeypatch, "--lora", tmp_path)
+
+
 @pytest.mark.parametrize("facts", [{}, {"model": {"path": "shapes"}}])
 def test_a_student_that_names_no_other_base_is_scored_on_the_embedded_teacher(
     monkeypatch, tmp_path, facts
