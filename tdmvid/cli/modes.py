@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, help="sampling steps of the teacher (default: as in its pipeline)"
     )
     parser.add_argument(
-        "--cfg", type=float, help="guidance scale of the teacher (default: as in its pipeline)"
+        "--cfg",
+        type=float,
+        help="guidance scale of the teacher (default: that of the first student's training)",
     )
     parser.add_argument("--batch", type=int, default=8, help="samples per batch")
     parser.add_argument(

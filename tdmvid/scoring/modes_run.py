@@ -14,6 +14,7 @@ from ..config.rules import shown
 from ..parallel import launch
 from ..sampling.sample import Sampler, sample_videos
 from ..sampling.shots import Shot
+from ..sampling.side_by_side import teacher_of
 from ..sampling.student import load_for_sampling
 
 OF_THE_BASE = ("revision", "variant", "pipeline", "dtype", "guidance", "tiling")
@@ -28,7 +29,7 @@ class SharedShots:
     steps: int | None = None
     """Steps of the teacher; None for the stock pipeline's default."""
     cfg: float | None = None
-    """Guidance scale of the teacher; None for the stock pipeline's default."""
+    """Guidance scale of the teacher; None for that of the first student's training."""
     batch: int = 8
 
 
@@ -61,8 +62,11 @@ def sample_students(students: Sequence[Path], out: Path, wanted: SharedShots) ->
     check_comparable(students)
     world = launch.start("none")
     backbone = load_for_sampling(world, student=students[0])
-    samplers = {out / "teacher": Sampler(steps=wanted.steps, cfg=wanted.cfg)}
-    samplers |= {
+    if wanted.cfg is None:
+        teacher = teacher_of(backbone, students[0], steps=wanted.steps)
+    else:
+        teacher = Sampler(steps=wanted.steps, cfg=wanted.cfg)
+    samplers = {out / "teacher": teacher} | {
         out / f"student_{number}": Sampler(folder) for number, folder in enumerate(students, 1)
     }
     for folder, sampler in samplers.items():
