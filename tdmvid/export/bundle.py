@@ -54,6 +54,8 @@ from .replace import replacing
 from .request import ExportRequest, check_request
 from .student import Student
 
+WHOLE = [0.0, 1.0]
+"""Interval of times with guidance that leaves none out."""
 EXPERT_ENDS = ("_high_noise", "_low_noise")
 """Suffixes of file names for other programs, if there are two experts."""
 
@@ -287,12 +289,14 @@ def _teacher(config: dict) -> dict | None:
     """Return the guidance that the student was trained with; None if its run is not known."""
     if "objective" not in config:
         return None
-    negative = config.get("prompts", {}).get("negative", "")
-    second = config["objective"].get("cfg_2")
+    objective = config["objective"]
+    second, times = objective.get("cfg_2"), list(objective.get("cfg_interval", WHOLE))
     return {
-        "guidance": config["objective"]["cfg"],
+        "guidance": objective["cfg"],
         **({} if second is None else {"guidance_2": second}),
-        "negative_prompt": negative,
+        **({"use_dynamic_cfg": True} if objective.get("use_dynamic_cfg") else {}),
+        **({} if times == WHOLE else {"guidance_interval": times}),
+        "negative_prompt": config.get("prompts", {}).get("negative", ""),
     }
 
 

@@ -145,7 +145,10 @@ def _learned_guidance(teacher: dict | None) -> dict[str, str]:
     scales = f"{scale:g}" if second is None else f"{scale:g}, low-noise expert {second:g}"
     negative = teacher["negative_prompt"]
     away = f", negative prompt {code(negative)}" if negative else ""
-    return {"teacher's guidance scale in training": f"{scales}{away}"}
+    dynamic = " (`use_dynamic_cfg`)" if teacher.get("use_dynamic_cfg") else ""
+    low, high = teacher.get("guidance_interval", (0, 1))
+    times = "" if (low, high) == (0, 1) else f" at times from {low:g} to {high:g} (1 is noise)"
+    return {"teacher's guidance scale in training": f"{scales}{dynamic}{times}{away}"}
 
 
 def _python(student: Student, facts: dict) -> str:

@@ -21,7 +21,7 @@ from ..guard.record import GuardRecord
 from ..parallel.engine import check_shapes, shapes_of
 
 ALIKE = {
-    "model": ("path", "revision", "adapters"),
+    "model": ("path", "revision", "pipeline", "adapters", "guidance"),
     "grid": (),
     "training": (),
     "lora": (),

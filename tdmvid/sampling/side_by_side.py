@@ -77,6 +77,8 @@ def _wait(device: torch.device) -> None:
 def teacher_of(backbone: Backbone, student: Path, *, steps: int | None = None) -> Sampler:
     """Return the teacher as its student has learned it: with its guidance and negative prompt.
 
+    An interval of guidance is left out, because no stock call has it.
+
     Args:
         backbone: the teacher's network.
         student: folder of the student, whose export.json says what it has learned.
@@ -89,6 +91,7 @@ def teacher_of(backbone: Backbone, student: Path, *, steps: int | None = None) -
         cfg=learned["guidance"],
         negative=learned["negative_prompt"] if learned["guidance"] != 1 else "",
         cfg_2=learned.get("guidance_2"),
+        use_dynamic_cfg=learned.get("use_dynamic_cfg", False),
     )
 
 

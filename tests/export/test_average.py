@@ -45,6 +45,8 @@ def test_the_mean_of_equal_students_is_that_student_to_the_bit(student):
     [
         ({"lora": {"rank": 8}}, "lora="),
         ({"model": {"path": "another"}}, "model.path='another'"),
+        ({"model": {"path": "teacher", "guidance": 1.5}}, "model.guidance=1.5"),
+        ({"model": {"path": "teacher", "pipeline": "WanPipeline"}}, "model.pipeline='WanPipeline'"),
         ({"grid": {"steps": 2}}, "grid="),
         ({"training": "full"}, "training='full'"),
         ({"objective": {"step_set": [1, 2]}}, "objective.step_set=[1, 2]"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exported import PROMPTS, latents
 
+from tdmvid.export.bundle import _teacher
 from tdmvid.export.card import _learned_guidance, _recipe, _samples
 from tdmvid.export.load import load_pipeline
 from tdmvid.export.request import ExportRequest
@@ -51,11 +52,22 @@ def scored(run):
         ({"guidance": 4.0}, "4"),
         ({"guidance": 4.0, "guidance_2": 3.0}, "4, low-noise expert 3"),
         ({"guidance": 1.0, "guidance_2": 3.0}, "1, low-noise expert 3"),
+        ({"guidance": 6.0, "use_dynamic_cfg": True}, "6 (`use_dynamic_cfg`)"),
+        ({"guidance": 6.0, "guidance_interval": [0.2, 0.9]}, "6 at times from 0.2 to 0.9"),
     ],
 )
-def test_the_card_states_the_guidance_of_both_experts(facts, row):
+def test_the_card_states_the_guidance_of_the_training(facts, row):
     told = _learned_guidance(facts and facts | {"negative_prompt": ""})
-    assert list(told.values()) == ([] if row is None else [row])
+    assert [value.removesuffix(" (1 is noise)") for value in told.values()] == [row] * bool(row)
+
+
+def test_an_export_states_the_guidance_that_a_stock_call_needs_and_its_interval():
+    objective = {"cfg": 6.0, "cfg_2": None, "use_dynamic_cfg": False, "cfg_interval": [0.0, 1.0]}
+    config = {"objective": objective, "prompts": {"negative": "blurry"}}
+    assert _teacher(config) == {"guidance": 6.0, "negative_prompt": "blurry"}
+    objective |= {"use_dynamic_cfg": True, "cfg_interval": [0.1, 0.9]}
+    times = {"use_dynamic_cfg": True, "guidance_interval": [0.1, 0.9]}
+    assert _teacher(config) == {"guidance": 6.0, "negative_prompt": "blurry"} | times
 
 
 @pytest.mark.slow

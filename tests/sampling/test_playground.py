@@ -140,10 +140,11 @@ def test_a_model_that_starts_from_an_image_needs_one(backbone, monkeypatch):
 
 def test_the_teacher_samples_with_what_its_student_has_learned(backbone, student, tmp_path):
     assert teacher_of(backbone, student).cfg == 6.0  # the stock pipeline's
-    learned = {"guidance": 3.5, "negative_prompt": "blurred"}
+    learned = {"guidance": 3.5, "negative_prompt": "blurred", "use_dynamic_cfg": True}
     (tmp_path / FACTS).write_text(json.dumps({"teacher": learned}))
     teacher = teacher_of(backbone, tmp_path, steps=7)
     assert (teacher.cfg, teacher.negative, teacher.steps) == (3.5, "blurred", 7)
+    assert teacher.use_dynamic_cfg
 
 
 def test_without_gradio_the_command_names_what_installs_it(student, monkeypatch):
