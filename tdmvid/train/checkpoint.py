@@ -24,6 +24,8 @@ NOT_SHARED = (
     "files of other ranks are not visible here: the run's folder must be on a file system that all"
     " machines share"
 )
+NAMED = 8
+"""Largest number of further settings that a message names."""
 CALLED = ("process", "device", "timeout", "on_failure")
 """Settings of the call of a reward function."""
 NOTES = {
@@ -280,13 +282,9 @@ class Checkpoints:
         saved = flat(defaults or {}) | flat(_compared(meta["fingerprint"]))
         own = flat(_compared(fingerprint))
         entries = [key for key in saved if "[" in key]  # of lists that may be shorter now
-        for key in dict.fromkeys([*own, *entries]):
-            if saved.get(key) != own.get(key):
-                remedy = f"use the same value, or another --out{NOTES.get(key, '')}"
-                raise ValueError(
-                    f"{path} was written with {key}={short(saved.get(key))}, but this run has"
-                    f" {short(own.get(key))}: {remedy}"
-                )
+        keys = dict.fromkeys([*own, *entries])
+        if others := [key for key in keys if saved.get(key) != own.get(key)]:
+            raise ValueError(_mismatch(path, others, saved, own))
         for role, engine in engines.items():
             engine.load(path / role)
         return meta["step"]
@@ -360,6 +358,18 @@ def flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def _mismatch(path: Path, others: list[str], saved: dict[str, Any], own: dict[str, Any]) -> str:
+    """Return the message about settings that differ: the first with both values."""
+    first, *more = others
+    named = ", ".join(more[:NAMED]) + (", ..." if len(more) > NAMED else "")
+    also = f" ({named} differ{'s' * (len(more) == 1)} too)" if more else ""
+    return (
+        f"{path} was written with {first}={short(saved.get(first))}, but this run has"
+        f" {short(own.get(first))}{also}: use the same value{'s' * bool(more)}, or another"
+        f" --out{NOTES.get(first, '')}"
+    )
 
 
 def _compared(fingerprint: dict[str, Any]) -> dict[str, Any]:

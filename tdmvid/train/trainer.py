@@ -316,7 +316,7 @@ def _failed(role: str | None, step: int, failures: int, path: Path) -> str:
 def _stopped(done: int, steps: int, path: Path) -> str:
     return (
         f"stopped as requested after {done:,} of {steps:,} iterations; the state is saved in"
-        f" {path}: continue with --resume auto"
+        f" {path}: repeat the command with --resume auto to continue"
     )
 
 

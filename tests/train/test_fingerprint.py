@@ -47,6 +47,13 @@ def test_a_change_of_the_rewards_is_refused_by_its_place(tmp_path, written, own,
         resume(tmp_path, settings(*written), settings(*own))
 
 
+def test_all_settings_that_differ_are_named_at_once(tmp_path):
+    written = settings(CLIP, OCR, adapters=[LORA])
+    own = settings(CLIP | {"strength": 1.0}, OCR, adapters=[LORA | {"scale": 1.0}])
+    with refused("model.adapters[0].scale=0.5", "rewards[0].strength", "the same values"):
+        resume(tmp_path, written, own)
+
+
 def test_the_scale_of_a_user_s_lora_is_named(tmp_path):
     with refused("model.adapters[0].scale=0.5", "1.0"):
         own = settings(adapters=[LORA | {"scale": 1.0}])
