@@ -8,6 +8,7 @@ reference samples, and `write_bundles` writes them.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,9 @@ def export_run(
     """
     trained = read_trained(run, checkpoint=checkpoint, weights=weights)
     averaged = [read_trained(other, weights=weights) for other in others]
+    if averaged:
+        for one in (trained, *averaged):
+            print(f"averaging {one.run}: {_progress(one)}", file=sys.stderr)
     tensors, config, step = average([trained, *averaged]), trained.config, trained.step
     lora = config.training == "lora"
     if lora and request.rank:
@@ -288,15 +292,20 @@ def _run_items(config: RunConfig, backbone: Backbone) -> list[Item]:
     return gallery_items(config.log, items, takes_images=takes_images)
 
 
+def _progress(trained: Trained) -> str:
+    """Return the iteration of a student, and how many its run has."""
+    return f"iteration {trained.step:,} of {trained.config.steps:,}"
+
+
 def _trace(trained: Trained, averaged: Sequence[Trained]) -> Provenance:
     """Return the provenance of a run's student, or of its mean with the students of other runs."""
     run, step = trained.run, trained.step
     origin = f"{Provenance.origin}{base_story(run)} "
     if averaged:
-        iterations = [f"iteration {one.step} (seed {one.config.seed})" for one in averaged]
+        others = [f"{_progress(one)} (seed {one.config.seed})" for one in averaged]
         origin += (
-            f"Mean of the weights of {len(averaged) + 1} runs from one start: iteration {step} of"
-            f" the run below, and {', '.join(iterations)} of the others."
+            f"Mean of the weights of {len(averaged) + 1} runs from one start:"
+            f" {_progress(trained)} of the run below, and {', '.join(others)} of the others."
         )
     else:
         origin += f"Iteration {step}.{GuardRecord.read(run).story(step, trained.config.steps)}"

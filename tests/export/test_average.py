@@ -80,7 +80,7 @@ def test_the_mean_of_two_runs_is_exported_and_its_card_names_both(
     for key, tensor in mean.items():
         torch.testing.assert_close(tensor, (one[key] + two[key]) / 2, rtol=1e-6, atol=1e-8)
     card = (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
-    assert "Mean of the weights of 2 runs from one start: iteration 4" in card
-    assert "iteration 3 (seed" in card
+    assert "Mean of the weights of 2 runs from one start: iteration 4 of 4" in card
+    assert "iteration 3 of 3 (seed" in card
     drawn = [latents(base, tmp_path / name) for name in ("one", "mean")]
     assert not torch.equal(*drawn)
