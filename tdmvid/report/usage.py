@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..adapters.bundle import FACTS, STUDENT_FOLDERS
+from ..config.embedded import TEACHER
 from ..config.json_files import read_json
 from . import plots
 
@@ -140,6 +141,8 @@ def score_command(out: Path, config: dict | None, recorded: list[dict]) -> str:
             return str(item["command"])
     if not config or "video" not in config:
         return ""
+    if config.get("model", {}).get("path") in ("shapes", str(TEACHER)):
+        return shlex.join(["tdmvid", "score", "shapes", "--run", str(out)])
     program = "images" if config["video"].get("frames") == 1 else "vbench"
     student = STUDENT_FOLDERS[config.get("training", "lora")]
     return shlex.join(["tdmvid", "score", program, "--lora", str(out / student)])

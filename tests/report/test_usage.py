@@ -71,6 +71,13 @@ def test_a_run_can_be_trained_scored_sampled_and_exported_again(tmp_path):
         assert_parses(command)
 
 
+def test_a_student_of_the_embedded_teacher_is_scored_with_its_own_judge(tmp_path):
+    write(tmp_path / "config.json", {"video": {"frames": 9}, "model": {"path": "shapes"}})
+    (score,) = [text for text in codes(write_report(tmp_path).read_text()) if " score " in text]
+    assert score == f"tdmvid score shapes --run {tmp_path}"
+    assert_parses(score)
+
+
 def test_a_run_that_starts_from_images_is_sampled_with_images(tmp_path):
     write(tmp_path / "config.json", {"video": {"frames": 9}})
     columns = [{"name": "first frame", "nfe": None, "videos": []}]
