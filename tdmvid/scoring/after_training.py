@@ -240,7 +240,10 @@ class Evaluation:
             print(f"evaluation: {self.outlook.text}; then score the rest with: {later}")
 
 
-GOES_ON = "; training starts anyway, and prints at its end the command that scores the run later"
+GOES_ON = (
+    "; this does not stop the training, which prints at its end the command that scores the run"
+    " later"
+)
 
 
 def _find(config: RunConfig) -> Path:
