@@ -108,11 +108,14 @@ def _recomputing(plan: Plan, limit: float) -> str:
             f"attention outputs are kept ({kept} of activations), which saves {saved:.0%} of the"
             f" compute; without gradient checkpointing the run would need {gib(plain.total())}"
         )
-    more = _with(plan, keep_attention=True)
+    try:
+        more = _with(plan, keep_attention=True).total()
+    except ValueError:  # the kernel or compiled blocks do not support it
+        more = 0.0
     return (
         "blocks are recomputed: without gradient checkpointing the run would need"
         f" {gib(plain.total())}"
-        + (f", with parallel.keep_attention {gib(more.total())}" if more.total() > limit else "")
+        + (f", with parallel.keep_attention {gib(more)}" if more > limit else "")
     )
 
 
@@ -151,7 +154,7 @@ def _sharding(plan: Plan, limit: float) -> Iterator[str]:
 
 def _with(plan: Plan, **parallel: Any) -> Plan:
     """Return the plan with other parallel settings that change neither the traces nor the number of
-    calls.
+    calls. Raises ValueError if the run would reject them.
     """
     config = plan.config
     return replace(plan, config=replace(config, parallel=replace(config.parallel, **parallel)))

@@ -58,11 +58,13 @@ def traces(traced):
 
 @pytest.fixture
 def found(traces):
-    """`found(ranks, limit, count)`: layouts of a run of TOTAL videos, found without tracing."""
+    """`found(ranks, limit, count)`: layouts of a run of TOTAL videos, found without tracing. `run`
+    changes other settings.
+    """
     config = traces[1, 1].config
 
-    def find(ranks=8, limit=70.0, count=3, total=TOTAL, gpus=2):
-        run = replace(config, batch=replace(config.batch, total=total))
+    def find(ranks=8, limit=70.0, count=3, total=TOTAL, gpus=2, run=config):
+        run = replace(run, batch=replace(run.batch, total=total))
         return find_layouts(
             run,
             ranks=ranks,
@@ -143,6 +145,20 @@ def test_every_layout_has_a_reason(found):
         assert text.count("GPU-hours") == len(layouts) == 3
         assert all(re.search(r"\n +- ", part) for part in re.split(r"\n\d\. ", text)[1:])
     assert "recomputed" in text
+
+
+@pytest.mark.parametrize(
+    "section, changes",
+    [("parallel", {"compile": True}), ("model", {"attention": "xformers"}), ("model", {})],
+)
+def test_reasons_name_the_memory_of_kept_attention_only_where_it_is_allowed(
+    found, traces, section, changes
+):
+    run = traces[1, 1].config
+    run = replace(run, **{section: replace(getattr(run, section), **changes)})
+    layouts = found(limit=21, run=run)
+    text = describe_layouts(layouts, limit=0.0, terms=TERMS)
+    assert "recomputed" in text and ("with parallel.keep_attention" in text) == (not changes)
 
 
 def test_the_command_prints_layouts_and_ends_with_the_price_of_the_first(tiny_json, capsys):
