@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..config.rules import shown
+from .calls import graded_twice
 from .devices import Device
 from .layouts import Layout
 from .plan import Plan
@@ -76,6 +77,7 @@ def layout_reasons(plan: Plan, limit: float) -> Iterator[str]:
 
 def _sharing(plan: Plan) -> Iterator[str]:
     batch, sequence = plan.config.batch, plan.config.parallel.sequence
+    repeated = graded_twice(replace(plan.config, batch=replace(batch, accumulation=2)))
     if sequence > 1 and batch.total < plan.ranks:
         yield (
             f"{sequence} devices share each video, because batch.total={batch.total} is smaller"
@@ -85,13 +87,14 @@ def _sharing(plan: Plan) -> Iterator[str]:
         yield f"{sequence} devices share each video, so each keeps 1/{sequence} of its activations"
     if batch.accumulation > 1:
         yield (
-            f"{batch.accumulation} micro-batches run one after the other, and each calls the"
-            " student twice; larger or fewer micro-batches are slower or do not fit"
+            f"{batch.accumulation} micro-batches run one after the other"
+            + ", and each makes the student's graded call twice" * repeated
+            + "; larger or fewer micro-batches are slower or do not fit"
         )
     elif batch.micro > 1:
         yield (
-            f"all {batch.micro} videos of a device are in one micro-batch, so the student's graph"
-            " is kept and its graded call is made only once"
+            f"all {batch.micro} videos of a device are in one micro-batch"
+            + ", so the student's graph is kept and its graded call is made only once" * repeated
         )
 
 

@@ -7,9 +7,9 @@ import pytest
 from refusals import refused
 
 from tdmvid.cli import train as command
-from tdmvid.config import load_config
+from tdmvid.config import RewardConfig, load_config
 from tdmvid.plan import layouts as search
-from tdmvid.plan.describe_layouts import describe_layouts
+from tdmvid.plan.describe_layouts import describe_layouts, layout_reasons
 from tdmvid.plan.devices import DEVICES
 from tdmvid.plan.footprint import Footprint
 from tdmvid.plan.layouts import find_layouts
@@ -159,6 +159,26 @@ def test_reasons_name_the_memory_of_kept_attention_only_where_it_is_allowed(
     layouts = found(limit=21, run=run)
     text = describe_layouts(layouts, limit=0.0, terms=TERMS)
     assert "recomputed" in text and ("with parallel.keep_attention" in text) == (not changes)
+
+
+@pytest.mark.parametrize(
+    "changes, twice",
+    [
+        ({}, True),
+        ({"updates": "joint"}, False),
+        ({"rollout": "stream"}, True),
+        ({"rollout": "stream", "rewards": (RewardConfig(function="motion"),)}, False),
+    ],
+)
+def test_reasons_say_that_the_graded_call_is_made_twice_only_if_it_is(traces, changes, twice):
+    settings = dict(changes)
+    rewards, plan = settings.pop("rewards", ()), traces[1, 2]
+    objective = replace(plan.config.objective, **settings)
+    for accumulation in (1, 2):
+        batch = replace(plan.config.batch, accumulation=accumulation)
+        config = replace(plan.config, objective=objective, rewards=rewards, batch=batch)
+        reasons = list(layout_reasons(replace(plan, config=config), 70 * GIB))
+        assert any("graded call" in reason for reason in reasons) == twice
 
 
 def test_the_command_prints_layouts_and_ends_with_the_price_of_the_first(tiny_json, capsys):
