@@ -14,7 +14,7 @@ from typing import Any
 from ..config import RunConfig, global_batch
 from ..roles.rules import check_settings
 from .calls import calls_per_iteration
-from .make import make_plan
+from .make import check_backend, make_plan
 from .plan import Plan
 from .price import Price, Terms, price_run
 from .units import GIB
@@ -37,6 +37,10 @@ class Layout:
 
     plan: Plan
     price: Price
+    accumulation: int = 1
+    """`batch.accumulation` of the config that was given. If it is not 1, it could contradict
+    `batch.total`, so the settings reset it.
+    """
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -46,6 +50,7 @@ class Layout:
             "parallel.zero_stage": parallel.zero_stage,
             "parallel.sequence": parallel.sequence,
             "batch.micro": config.batch.micro,
+            **({"batch.accumulation": 1} if self.accumulation != 1 else {}),
             "batch.total": config.batch.total,
             "parallel.gradient_checkpointing": parallel.gradient_checkpointing,
             "parallel.keep_attention": parallel.keep_attention,
@@ -90,10 +95,12 @@ def find_layouts(
         Layouts, fastest first.
 
     Raises:
-        ValueError: The batch cannot be split over the devices, or no layout fits.
+        ValueError: The settings are for one rank only, the batch cannot be split over the devices,
+            or no layout fits.
     """
+    check_backend(config, ranks)
     found = [
-        Layout(plan=plan, price=price_run(plan, terms))
+        Layout(plan=plan, price=price_run(plan, terms), accumulation=config.batch.accumulation)
         for plan in _candidates(config, ranks, terms.gpus, progress, traces)
     ]
     fitting = sorted(

@@ -62,11 +62,7 @@ def make_plan(
         ValueError: The run itself would reject its settings.
     """
     check_sequence(config.parallel.sequence, ranks)
-    if config.parallel.backend == "none" and ranks > 1:
-        raise ValueError(
-            f"parallel.backend='none' trains on one rank, not on {ranks}: use 'auto', or plan for"
-            " one rank"
-        )
+    check_backend(config, ranks)
     config = share_batch(config, ranks // config.parallel.sequence)
     folder, family = find_family(config.model, weights=False)
     check_settings(config, distributed=ranks > 1 or config.parallel.offload != "none")
@@ -86,6 +82,23 @@ def make_plan(
         swaps=swaps,
         launched=launched,
     )
+
+
+def check_backend(config: RunConfig, ranks: int) -> None:
+    """Check that the backend of a run supports its number of ranks.
+
+    Args:
+        config: Settings of the run.
+        ranks: Number of ranks.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if config.parallel.backend == "none" and ranks > 1:
+        raise ValueError(
+            f"parallel.backend='none' trains on one rank, not on {ranks}: use 'auto', or plan for"
+            " one rank"
+        )
 
 
 def _count_prompts(config: RunConfig, *, takes_images: bool) -> int:

@@ -1,5 +1,6 @@
 """The layout search: its results fit, and none that it leaves out is faster."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from refusals import refused
 from tdmvid.cli import train as command
 from tdmvid.config import RewardConfig, load_config
 from tdmvid.plan import layouts as search
+from tdmvid.plan import make
 from tdmvid.plan.describe_layouts import describe_layouts, layout_reasons
 from tdmvid.plan.devices import DEVICES
 from tdmvid.plan.footprint import Footprint
@@ -136,6 +138,43 @@ def test_a_layout_is_planned_and_priced_as_its_settings_are(tiny_run, tmp_path):
     again = make_plan(tiny_run(tmp_path, "model.dtype=bfloat16", *words), ranks=2)
     assert again.total() == layout.plan.total()
     assert price_run(again, terms) == layout.price
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("batch.accumulation=4",),
+        ("batch.micro=2", "batch.accumulation=2"),
+        ("batch.total=16", "batch.accumulation=4"),
+        ("parallel.offload=optimizer", "parallel.zero_stage=1", "batch.accumulation=8"),
+        ("parallel.keep_attention=true", "parallel.gradient_checkpointing=true"),
+        ("parallel.compile=true", "parallel.zero_stage=2"),
+        ("model.attention=xformers", "objective.kind=fisher"),
+        ("model.quantize=int8", "batch.total=12"),
+    ],
+)
+def test_a_run_accepts_the_settings_of_every_layout(
+    tiny_run, tmp_path, traces, monkeypatch, changes, ranks
+):
+    known = traces[1, 1]
+    counted = known.tokens, known.weights, known.calls, known.pipeline
+    monkeypatch.setattr(make, "_counted", lambda *_: counted)
+    run = tiny_run(tmp_path, *changes)
+    layouts = find_layouts(run, ranks=ranks, terms=TERMS, limit=math.inf, count=99, traces={})
+    assert len(layouts) > 1
+    for layout in layouts:
+        text = describe_layouts([layout], limit=math.inf, terms=TERMS)
+        words = re.findall(r"--set (\S+)", text)
+        again = make_plan(tiny_run(tmp_path, *changes, *words), ranks=ranks)
+        assert again.config == layout.plan.config
+
+
+def test_a_backend_for_one_rank_is_refused_on_several(traces):
+    run = traces[1, 1].config
+    run = replace(run, parallel=replace(run.parallel, backend="none"))
+    with refused("parallel.backend='none'", 2):
+        find_layouts(run, ranks=2, terms=TERMS, limit=math.inf, traces=dict(traces))
 
 
 def test_every_layout_has_a_reason(found):
