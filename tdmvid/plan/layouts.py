@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..config import RunConfig, global_batch
+from ..config import RunConfig, global_batch, share_batch
+from ..parallel.launch import check_sequence
 from ..roles.rules import check_settings
 from .calls import calls_per_iteration
 from .make import check_backend, make_plan
@@ -158,11 +159,13 @@ def _candidates(
     traces = {} if traces is None else traces
     shares = list(_shares(total, ranks, gpus))
     if not shares:
+        if not config.batch.total:
+            check_sequence(config.parallel.sequence, ranks)
         raise ValueError(
             f"batch.total={total} cannot be split over {ranks:,} devices, even if up to {gpus}"
             f" devices share a video: set it to a multiple of {-(-ranks // gpus)}"
         )
-    refused: ValueError | None = None
+    refused: dict[int, ValueError] = {}
     made = False
     for sequence, micro in shares:
         batch = replace(config.batch, micro=micro, total=total, accumulation=1)
@@ -171,13 +174,31 @@ def _candidates(
         try:
             traced = _traced(replace(config, batch=batch), ranks, sequence, traces)
         except ValueError as error:  # sequence parallelism that this teacher or method rejects
-            refused = refused or error
+            refused.setdefault(sequence, error)
             continue
         for plan in _variants(traced):
             made = True
             yield plan
     if not made:
-        raise refused or ValueError(f"no layout on {ranks} devices is valid for this run")
+        raise _reason(config, ranks, {sequence for sequence, _ in shares}, refused)
+
+
+def _reason(
+    config: RunConfig, ranks: int, tried: set[int], refused: dict[int, ValueError]
+) -> ValueError:
+    """Return why no layout is valid. `refused` has errors by the sequence-parallel ranks that were
+    tried. What the config itself asks for comes first, because the user can change that.
+    """
+    own = config.parallel.sequence
+    unknown = ValueError(f"no layout on {ranks} devices is valid for this run")
+    if own in tried:
+        return refused.get(own, unknown)
+    try:
+        check_sequence(own, ranks)
+        share_batch(replace(config, batch=replace(config.batch, accumulation=1)), ranks // own)
+    except ValueError as error:
+        return error
+    return next(iter(refused.values()), unknown)
 
 
 def _shares(total: int, ranks: int, gpus: int) -> Iterator[tuple[int, int]]:

@@ -106,6 +106,23 @@ def test_what_fits_nowhere_is_refused_with_what_is_least(found):
         found(limit=0.5)
 
 
+@pytest.mark.parametrize(
+    "ranks, changes, facts",
+    [
+        (4, ("batch.total=6",), ("batch.total=6", "batch.micro=1", 4)),
+        (4, ("batch.total=6", "batch.micro=4"), ("batch.total=6", "batch.micro=4", 16)),
+        (4, ("batch.total=6", "parallel.sequence=2"), ("parallel.sequence=2", "fisher")),
+        (4, ("batch.total=6", "parallel.sequence=3"), ("parallel.sequence=3", 4)),
+        (16, ("parallel.sequence=3",), ("parallel.sequence=3", 16)),
+    ],
+)
+def test_a_refused_search_names_a_setting_of_the_config(tiny_run, tmp_path, ranks, changes, facts):
+    """Only devices that share videos could split 6 over 4, which this objective does not allow."""
+    run = tiny_run(tmp_path, "objective.kind=fisher", *changes)
+    with refused(*facts):
+        find_layouts(run, ranks=ranks, terms=replace(TERMS, gpus=4), limit=math.inf, traces={})
+
+
 def test_one_device_may_round_its_base(traces):
     config = replace(traces[1, 1].config, batch=replace(traces[1, 1].config.batch, total=1))
     layouts = find_layouts(
