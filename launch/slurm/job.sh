@@ -20,6 +20,7 @@ if ! getent hosts "$HEAD" >/dev/null; then  # a node's name may not be resolvabl
     HEAD=${address:-$HEAD}
 fi
 
+unset SLURM_GPUS_PER_NODE  # srun would ask for the 8 GPUs of the sbatch file, also if --gres=gpu:4 has replaced them
 # srun does not inherit --cpus-per-task from the job (since Slurm 22.05), and the WaitTime of some clusters would kill the node that finishes exporting last.
 srun --kill-on-bad-exit=0 --wait=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$here/node.sh" --config "$config" --resume auto "$@"
 status=$?

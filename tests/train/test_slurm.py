@@ -125,11 +125,12 @@ def job(
     `place` is the folder of the original file.
 
     Returns:
-        The call of srun after HEAD, and in further lines what scontrol was asked to change.
+        The call of srun after HEAD and the number of GPUs that it would ask for, and in further
+        lines what scontrol was asked to change.
     """
     said = tmp_path / "said"
     for name, script in {
-        "srun": f'echo "$HEAD" "$@" > {said}; exit {status}',
+        "srun": f'echo "$HEAD" "${{SLURM_GPUS_PER_NODE-}}" "$@" > {said}; exit {status}',
         "scontrol": f"""case "$*" in
             "show hostnames "*) echo node1;;
             *"show job "*) echo "JobId=12 Comment={comment} x=1"
@@ -146,6 +147,7 @@ def job(
         "SLURM_JOB_ID": "12",
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_CPUS_PER_TASK": "64",
+        "SLURM_GPUS_PER_NODE": "8",  # of the sbatch file, also beside --gres=gpu:4
     }
     copy = shutil.copy(SLURM / batch, tmp_path / "slurm_script")  # like Slurm
     done = subprocess.run(["bash", str(copy), config], cwd=tmp_path, env=there | environment)
@@ -160,11 +162,11 @@ def test_the_job_gives_its_task_all_cpus_waits_for_the_last_and_is_queued_again_
     tmp_path, batch, status, queued
 ):
     """By default srun binds all ranks of a node to one core (Slurm 22.05) and may kill the rest
-    when the first node ends.
+    when the first node ends. It takes the GPUs of the job, however they were asked for.
     """
     [started, *asked] = job(tmp_path, batch, status).splitlines()
     assert (
-        started.startswith("10.0.0.1 ")  # node1 cannot be resolved
+        started.startswith("10.0.0.1  --")  # node1 cannot be resolved; no number of GPUs
         and "--cpus-per-task=64" in started
         and "--wait=0" in started
         and started.endswith(f"{SLURM / 'node.sh'} --config a.json --resume auto")

@@ -133,3 +133,20 @@ def test_an_array_whose_tasks_would_share_a_directory_is_refused_and_failures_en
         record = run.cluster.wait_for(job, "FAILED", "COMPLETED", seconds=60)
         assert record["JobState"] == "FAILED" and record["Restarts"] == "0"
         assert said in run.cluster.log(job)
+
+
+@pytest.mark.parametrize(
+    "batch, slurm, count",
+    [
+        ("one_node.sbatch", ("--gres=gpu:4",), 4),
+        ("one_node.sbatch", ("--gpus-per-node=3",), 3),
+        ("nodes.sbatch", ("--nodes=2", "--gres=gpu:2"), 2),
+    ],
+)
+def test_a_node_starts_a_rank_on_each_gpu_of_the_job(run, tmp_path, batch, slurm, count):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "ranks:" "$@"\n')
+    python.chmod(0o755)
+    number = run.cluster.submit(*slurm, f"--export=ALL,PYTHON={python}", LAUNCH / batch, run.config)
+    log = run.completed(number)
+    assert log.count(f"--nproc_per_node {count}") == (2 if "--nodes=2" in slurm else 1)
