@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from refusals import states
 from slurm_cluster import missing
 from vbench_stand_in import write_stand_in
 
@@ -111,23 +112,28 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
 
 
-def job(
-    tmp_path,
-    batch: str,
-    status: int,
-    comment: str = "",
-    config="a.json",
-    place: Path = SLURM,
-    **environment: str,
-) -> str:
+def job(tmp_path, batch: str, status: int, comment: str = "", **options) -> str:
     """Run an sbatch file with fake srun, which exits with a given status, and scontrol.
-
-    `place` is the folder of the original file.
 
     Returns:
         The call of srun after HEAD and the number of GPUs that it would ask for, and in further
         lines what scontrol was asked to change.
     """
+    done = start_job(tmp_path, batch, status, comment, **options)
+    assert done.returncode == (1 if comment == "tdmvid:3" else status), done.stderr
+    return (tmp_path / "said").read_text()
+
+
+def start_job(
+    tmp_path,
+    batch: str,
+    status: int = 0,
+    comment: str = "",
+    config="a.json",
+    place: Path = SLURM,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run an sbatch file. `place` is the folder of the original file."""
     said = tmp_path / "said"
     for name, script in {
         "srun": f'echo "$HEAD" "${{SLURM_GPUS_PER_NODE-}}" "$@" > {said}; exit {status}',
@@ -150,9 +156,13 @@ def job(
         "SLURM_GPUS_PER_NODE": "8",  # of the sbatch file, also beside --gres=gpu:4
     }
     copy = shutil.copy(SLURM / batch, tmp_path / "slurm_script")  # like Slurm
-    done = subprocess.run(["bash", str(copy), config], cwd=tmp_path, env=there | environment)
-    assert done.returncode == (1 if comment == "tdmvid:3" else status)
-    return said.read_text()
+    return subprocess.run(
+        ["bash", str(copy), config],
+        cwd=tmp_path,
+        env=there | environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.skipif(not missing(), reason="the same jobs run on a real cluster")
@@ -194,6 +204,30 @@ def test_the_scripts_may_be_in_a_folder_with_a_space(tmp_path, batch):
     place = Path(shutil.copytree(SLURM, tmp_path / "my project" / "slurm"))
     [started, *_] = job(tmp_path, batch, 0, place=place).splitlines()
     assert f"{place / 'node.sh'} --config a.json" in started
+
+
+@pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
+@pytest.mark.parametrize("found", ["variable", "clone", "package"])
+def test_a_copied_sbatch_file_finds_the_other_scripts(tmp_path, batch, found):
+    """Users copy it to edit its #SBATCH lines."""
+    place, environment = SLURM, {"PYTHON": sys.executable, "PYTHONPATH": str(SLURM.parents[1])}
+    if found == "variable":
+        environment |= {"PYTHON": "false", "TDMVID_SLURM": str(SLURM)}
+    if found == "package":
+        place = Path(shutil.copytree(SLURM, tmp_path / "site" / "tdmvid" / "slurm"))
+        (place.parent / "__init__.py").touch()
+        environment["PYTHONPATH"] = str(tmp_path / "site")
+    [started, *_] = job(tmp_path, batch, 0, place=tmp_path / "mine", **environment).splitlines()
+    assert f"{place / 'node.sh'} --config a.json" in started
+
+
+@pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
+def test_an_sbatch_file_without_the_other_scripts_says_where_it_looked(tmp_path, batch):
+    unknown = {"PYTHON": "false", "TDMVID_SLURM": "/nowhere"}
+    done = start_job(tmp_path, batch, place=tmp_path / "mine", **unknown)
+    facts = (str(tmp_path / "mine" / batch), "TDMVID_SLURM=/nowhere", "PYTHON")
+    assert done.returncode == 2 and all(states(done.stderr, fact) for fact in facts)
+    assert done.stderr.count("\n") == 1
 
 
 def test_only_the_stopped_task_of_an_array_is_queued_again(tmp_path):
