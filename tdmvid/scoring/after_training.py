@@ -41,6 +41,8 @@ AGENT = ("TORCHELASTIC", "GROUP_", "ROLE_")
 """Prefixes of variables that identify the store of torchrun's agent. A second group of ranks must
 not share it.
 """
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that a stopped job sends to the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,8 @@ class Evaluation:
         """Score the finished run. Every rank takes part in the sampling.
 
         Raises:
-            RuntimeError: The evaluation failed. The message has the command that continues it.
+            RuntimeError: The evaluation failed or was stopped. The message has the command that
+                continues it.
         """
         if self.outlook is None:
             return
@@ -233,8 +236,8 @@ class Evaluation:
         status = _call(command, _environment(self.port if together else 0))
         if status:
             raise RuntimeError(
-                f"the training is finished, but its evaluation failed with exit status {status};"
-                f" fix the error above, then continue with: {later}"
+                f"the training is finished, but its evaluation {_ending(status)} continue with:"
+                f" {later}"
             )
         if _first_rank() and not self.outlook.whole:
             print(f"evaluation: {self.outlook.text}; then score the rest with: {later}")
@@ -274,15 +277,24 @@ def _local_ranks() -> int:
 def _call(command: list[str], environment: Mapping[str, str]) -> int:
     """Run a command and return its exit status. SIGTERM and SIGUSR1 are forwarded to it."""
     with subprocess.Popen(command, env=environment) as child:
-        signals = (signal.SIGTERM, signal.SIGUSR1)
         before = [
-            signal.signal(one, lambda number, _: child.send_signal(number)) for one in signals
+            signal.signal(one, lambda number, _: child.send_signal(number)) for one in FORWARDED
         ]
         try:
             return child.wait()
         finally:
-            for one, handler in zip(signals, before, strict=True):
+            for one, handler in zip(FORWARDED, before, strict=True):
                 signal.signal(one, handler)
+
+
+def _ending(status: int) -> str:
+    """Describe how an evaluation ended, given its exit status other than 0, and what to do before
+    it is continued.
+    """
+    for stop in FORWARDED:
+        if status == -stop:
+            return f"was stopped by {stop.name}; unless its SLURM job is queued again,"
+    return f"failed with exit status {status}; fix the error above, then"
 
 
 def _environment(port: int) -> dict[str, str]:

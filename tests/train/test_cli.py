@@ -361,6 +361,15 @@ def test_a_single_process_is_scored_without_a_launcher(evaluated, monkeypatch):
     assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & environment.keys()
 
 
+@pytest.mark.parametrize("status, fact", [(-signal.SIGUSR1, "SIGUSR1"), (3, 3)])
+def test_a_stopped_evaluation_is_not_called_a_failed_one(evaluated, monkeypatch, status, fact):
+    monkeypatch.setattr(after_training, "_call", lambda *_: status)
+    evaluation = Evaluation(evaluated(), outlook=after_training.Outlook("it scores"))
+    with refused(fact, "tdmvid", "--lora", error=RuntimeError) as caught:
+        evaluation.run()
+    assert ("failed" in str(caught.value)) == (status == 3)
+
+
 def test_a_signal_to_the_run_ends_its_evaluation(tmp_path):
     """Otherwise the evaluation would keep the GPUs busy after the job is queued again."""
     program = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
