@@ -26,13 +26,13 @@ srun --kill-on-bad-exit=0 --wait=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLUR
 status=$?
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # the last task of an array has the job number of the whole array
 job=${job:-$SLURM_JOB_ID}
-if [ $status -eq 75 ]; then
+if [ $status -eq 75 ] || [ $status -eq 77 ]; then
     scontrol update JobId="$job" Comment=tdmvid:0
     scontrol requeue "$job"
-elif [ $status -eq 76 ] || [ $status -eq 138 ]; then  # stopped before there was anything to save (138: before node.sh started): retry a limited number of times
+elif [ $status -eq 76 ] || [ $status -eq 138 ]; then  # stopped before anything was saved (138: before node.sh started): retry a limited number of times
     stops=$(scontrol --oneliner show job "$job" | sed -n 's/.* Comment=tdmvid:\([0-9]*\).*/\1/p')
     if [ "${stops:-0}" -ge 3 ]; then
-        echo "stopped $((stops + 1)) times before the first iteration: the signal is sent --signal=USR1@SECONDS before the end of --time; increase --time, or use fewer seconds" >&2
+        echo "stopped $((stops + 1)) times in a row before anything new was saved (embeddings, a checkpoint, samples or scores of the evaluation): the signal is sent --signal=USR1@SECONDS before the end of --time; increase --time, or use fewer seconds" >&2
         exit 1
     fi
     scontrol update JobId="$job" Comment="tdmvid:$((${stops:-0} + 1))"

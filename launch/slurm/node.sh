@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run one node: start its ranks and forward the cluster's signals to them. The exit status is 75 if
-# they saved their state and stopped on request, and 76 if they stopped before there was a state to save.
+# Run one node: start its ranks and forward the cluster's signals to them. The exit status is 75 if they saved their state and stopped
+# on request. If a signal killed them, it is 77 if they had saved anything since their start, from which the next job goes on, else 76.
+# Of several nodes, srun returns the highest status.
 #   HEAD=host NODES=2 GPUS=8 JOB=run1 launch/slurm/node.sh --config NAME --resume auto
 set -uo pipefail
 told=0
@@ -16,10 +17,10 @@ else
     fi
 fi
 
-TDMVID_STOPPED=$(mktemp -u) launcher= reached=
+TDMVID_STOPPED=$(mktemp -u) TDMVID_SAVED=$(mktemp -u) launcher= reached=
 threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun's default is one thread per rank, too few for real clips and an offloaded optimizer
 export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT  # without SIGTERM: 30 s after it torchrun would kill the ranks, and many iterations are longer
-export TDMVID_STOPPED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+export TDMVID_STOPPED TDMVID_SAVED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
 pass_on() {  # ranks stop at the end of their iteration; without ranks there is nothing to save
     told=1
@@ -59,9 +60,10 @@ while kill -0 $launcher 2>/dev/null; do  # a signal interrupts `wait`
     status=$?
 done
 if [ -e "$TDMVID_STOPPED" ]; then
-    rm -f "$TDMVID_STOPPED"
-    exit 75
+    status=75
 elif [ $told -eq 1 ] && [ $status -ne 0 ]; then  # before the first and after the last iteration, a signal kills the ranks
-    exit 76
+    status=76
+    [ -e "$TDMVID_SAVED" ] && status=77
 fi
+rm -f "$TDMVID_STOPPED" "$TDMVID_SAVED"
 exit $status

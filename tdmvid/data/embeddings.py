@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..diffusion.denoiser import Cond
 from .files import PART, atomic_path, check_writable, short
+from .saved_work import note_saved_work
 
 PROMPTS_PER_SHARD = 512
 PATIENCE = 120.0
@@ -112,6 +113,7 @@ class EmbeddingCache:
         checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
         with atomic_path(self.folder / f"{uuid.uuid4().hex}.safetensors") as part:
             save_file(tensors, part, metadata=checksums | {"fingerprint": self.fingerprint})
+        note_saved_work()
 
     def get(self, prompts: list[str]) -> Cond:
         """Read embeddings.

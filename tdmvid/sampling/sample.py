@@ -28,6 +28,7 @@ from ..config.ranges import OPTIONS
 from ..data.conditions import Conditions
 from ..data.embeddings import PATIENCE, EmbeddingCache, embed_prompts
 from ..data.progress import QUICK, progress
+from ..data.saved_work import note_saved_work
 from ..data.video import write_image, write_video
 from ..parallel import collectives, launch
 from .manifest import append_entry, claim_folder, entry_of, gather_manifest
@@ -297,6 +298,7 @@ def _write(
                 f"{_other_dtype(backbone.config.dtype)} omit the prompt"
             ) from error
         append_entry(out, rank, entries[shot.file])
+        note_saved_work()
 
 
 def _other_dtype(dtype: str) -> str:

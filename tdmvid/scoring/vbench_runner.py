@@ -21,6 +21,7 @@ from pathlib import Path
 from ..config import VBenchConfig
 from ..data.files import write_json
 from ..data.progress import progress
+from ..data.saved_work import note_saved_work
 from .preflight import Needed, Preflight, preflight
 from .vbench_files import default_cache, needs_of
 from .vbench_images import SOURCE, crops_of, write_pngs
@@ -251,6 +252,7 @@ def _score_dimension(
         (out / RESULT).unlink(missing_ok=True)
         write_json(path, request)
         _work(name, python, device, path)
+        note_saved_work()
     kept = _static(out, files) if request["static_filter"] else list(files)
     return read_scores(out / RESULT, {name: kept})[name]
 

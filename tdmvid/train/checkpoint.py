@@ -18,6 +18,7 @@ from typing import Any
 
 from ..data.checkpoints import checksum, latest, list_steps, read_meta, step_folder, write_meta
 from ..data.files import PART, short, write_files
+from ..data.saved_work import note_saved_work
 from ..parallel import collectives
 
 NOT_SHARED = (
@@ -166,6 +167,7 @@ class Checkpoints:
         self._remove(final)
         os.rename(aside, final)
         _sync(self.folder)
+        note_saved_work()
         self._judged.wait()
         if self._accepted:
             (final / UNCHECKED).unlink()

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from tdmvid.data import embeddings, files
 from tdmvid.data.embeddings import EmbeddingCache, embed_prompts
+from tdmvid.data.saved_work import MARKER
 from tdmvid.diffusion.denoiser import Cond
 
 PROMPTS = [f"a scene with {count} circles" for count in range(10)]
@@ -50,6 +51,12 @@ def test_a_prompt_is_encoded_once_for_good(tmp_path):
     assert embed_prompts(EmbeddingCache(tmp_path, "t5"), PROMPTS, encode, progress=False) == 0
     assert encode.seen == PROMPTS
     assert EmbeddingCache(tmp_path, "clip").missing(PROMPTS) == PROMPTS
+
+
+def test_the_script_of_a_job_learns_that_prompts_were_embedded(tmp_path, monkeypatch):
+    monkeypatch.setenv(MARKER, str(tmp_path / "saved"))
+    EmbeddingCache(tmp_path / "cache", "t5").add(PROMPTS[:1], Encoder()(PROMPTS[:1]))
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_encoded(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from refusals import refused
 
 from tdmvid.backbones.stock import StockPipeline
+from tdmvid.data.saved_work import MARKER
 from tdmvid.data.video import read_video, write_video
 from tdmvid.parallel.launch import World
 from tdmvid.sampling import manifest
@@ -78,6 +79,15 @@ def test_nothing_is_sampled_twice(make, written, tmp_path):
     assert read_manifest(tmp_path / "out") == manifest and {
         p.name for p in (tmp_path / "out").iterdir()
     } == {"manifest.jsonl", "sampling.json", *(entry["file"] for entry in manifest)}
+
+
+def test_the_script_of_a_job_learns_that_a_sample_was_made(make, tmp_path, monkeypatch):
+    make("out", PROMPTS[:1], (0,))
+    monkeypatch.setenv(MARKER, str(tmp_path / "saved"))
+    make("out", PROMPTS[:1], (0,))
+    assert not (tmp_path / "saved").exists()  # nothing was new
+    make("out", PROMPTS[:1], (0, 1))
+    assert (tmp_path / "saved").exists()
 
 
 def test_what_is_no_whole_sample_is_made_again(make, written, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from refusals import refused
 
 from tdmvid.config import ClipSize, VBenchConfig
+from tdmvid.data.saved_work import MARKER
 from tdmvid.data.video import read_video, write_video
 from tdmvid.scoring import vbench_run
 from tdmvid.scoring import vbench_runner as package
@@ -223,6 +224,15 @@ def test_what_was_scored_is_not_scored_again_unless_a_video_changed(tmp_path, su
     assert runs() == 1
     score(tmp_path, (config, entries, checked, digests | {"a red ring-1.mp4": "another"}))
     assert runs() == 2
+
+
+def test_the_script_of_a_job_learns_that_a_dimension_was_scored(tmp_path, suite, monkeypatch):
+    monkeypatch.setenv(MARKER, str(tmp_path / "saved"))
+    made = suite(stand_in(tmp_path / "env", ANSWER))
+    score(tmp_path, made)
+    (tmp_path / "saved").unlink()
+    score(tmp_path, made)
+    assert not (tmp_path / "saved").exists()  # nothing was new
 
 
 def test_a_missing_video_of_the_teacher_is_told_before_the_student_is_scored(tmp_path, suite):

@@ -112,7 +112,9 @@ def losses(out: Path) -> list[tuple[float, float]]:
     return [(row["loss/student"], row["loss/fake"]) for row in rows(out)]
 
 
-def job(tmp_path, batch: str, status: int, comment: str = "", **options) -> str:
+def job(
+    tmp_path, batch: str, status: int, comment: str = "", given_up: bool = False, **options
+) -> str:
     """Run an sbatch file with fake srun, which exits with a given status, and scontrol.
 
     Returns:
@@ -120,7 +122,7 @@ def job(tmp_path, batch: str, status: int, comment: str = "", **options) -> str:
         lines what scontrol was asked to change.
     """
     done = start_job(tmp_path, batch, status, comment, **options)
-    assert done.returncode == (1 if comment == "tdmvid:3" else status), done.stderr
+    assert done.returncode == (1 if given_up else status), done.stderr
     return (tmp_path / "said").read_text()
 
 
@@ -194,9 +196,18 @@ def test_a_job_that_is_always_stopped_before_its_first_iteration_is_not_queued_f
     """This happens if the time limit is shorter than the lead time of the signal. The signal may
     arrive before the task's script starts.
     """
-    asked = job(tmp_path, "one_node.sbatch", status, comment).splitlines()[1:]
+    given_up = queued == 0
+    asked = job(tmp_path, "one_node.sbatch", status, comment, given_up=given_up).splitlines()[1:]
     changes = [f"update JobId=12 Comment=tdmvid:{queued}", "requeue 12"]
     assert asked == (changes if queued else [])
+
+
+@pytest.mark.parametrize("comment", ["", "tdmvid:3"])
+@pytest.mark.parametrize("status", [75, 77])
+def test_a_job_that_has_saved_something_is_queued_again_however_often(tmp_path, comment, status):
+    """For example, videos of an evaluation that takes longer than several jobs."""
+    asked = job(tmp_path, "one_node.sbatch", status, comment, given_up=False).splitlines()[1:]
+    assert asked == ["update JobId=12 Comment=tdmvid:0", "requeue 12"]
 
 
 @pytest.mark.parametrize("batch", ["one_node.sbatch", "nodes.sbatch"])
@@ -251,19 +262,24 @@ def node(tmp_path, script: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("told, status", [(True, 76), (False, 3)])
+@pytest.mark.parametrize(
+    "told, saved, status", [(True, False, 76), (True, True, 77), (False, True, 3)]
+)
 def test_ranks_that_a_signal_ends_before_or_behind_the_loop_are_queued_again_too(
-    tmp_path, told, status
+    tmp_path, told, saved, status
 ):
-    """While prompts are embedded or the student is exported, signals are not handled. A failure is
-    still reported as one.
+    """While prompts are embedded, the student is exported or videos are scored, signals are not
+    handled. A failure is still reported as one.
     """
-    run = node(tmp_path, f"sleep {30 if told else 0} & touch {tmp_path}/begun; wait $!; exit 3")
+    (tmp_path / "tmp").mkdir()
+    save = 'touch "$TDMVID_SAVED";' if saved else ""
+    wait = f"sleep {30 if told else 0} & touch {tmp_path}/begun; wait $!; exit 3"
+    run = node(tmp_path, f"{save} {wait}", TMPDIR=str(tmp_path / "tmp"))
     while told and not (tmp_path / "begun").exists():
         time.sleep(0.01)
     if told:
         run.send_signal(signal.SIGUSR1)
-    assert run.wait(20) == status
+    assert run.wait(20) == status and not list((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.parametrize("helper", ["", "sleep 0.5;"])

@@ -7,6 +7,7 @@ from functools import partial
 from refusals import refused
 
 from tdmvid.data.checkpoints import META
+from tdmvid.data.saved_work import MARKER
 from tdmvid.train import checkpoint
 from tdmvid.train.checkpoint import Checkpoints
 
@@ -22,6 +23,14 @@ class Engine:
 
     def load(self, folder):
         self.value = int((folder / "value").read_text())
+
+
+def test_the_script_of_a_job_learns_that_a_checkpoint_is_complete(tmp_path, monkeypatch):
+    monkeypatch.setenv(MARKER, str(tmp_path / "saved"))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(2, {"student": Engine(2)}, {"seed": 0})
+    checkpoints.wait()
+    assert (tmp_path / "saved").exists()
 
 
 def test_only_whole_checkpoints_count_and_the_newest_are_kept(tmp_path):
