@@ -195,7 +195,8 @@ def _reason(
         return refused.get(own, unknown)
     try:
         check_sequence(own, ranks)
-        share_batch(replace(config, batch=replace(config.batch, accumulation=1)), ranks // own)
+        smallest = replace(config.batch, micro=1, accumulation=1)
+        share_batch(replace(config, batch=smallest), ranks // own)
     except ValueError as error:
         return error
     return next(iter(refused.values()), unknown)

@@ -110,7 +110,7 @@ def test_what_fits_nowhere_is_refused_with_what_is_least(found):
     "ranks, changes, facts",
     [
         (4, ("batch.total=6",), ("batch.total=6", "batch.micro=1", 4)),
-        (4, ("batch.total=6", "batch.micro=4"), ("batch.total=6", "batch.micro=4", 16)),
+        (4, ("batch.total=6", "batch.micro=16"), ("batch.total=6", "batch.total=4 or 8")),
         (4, ("batch.total=6", "parallel.sequence=2"), ("parallel.sequence=2", "fisher")),
         (4, ("batch.total=6", "parallel.sequence=3"), ("parallel.sequence=3", 4)),
         (16, ("parallel.sequence=3",), ("parallel.sequence=3", 16)),
