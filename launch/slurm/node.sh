@@ -17,7 +17,8 @@ else
     fi
 fi
 
-TDMVID_STOPPED=$(mktemp -u) TDMVID_SAVED=$(mktemp -u) launcher= reached=
+marker=$(mktemp -u) launcher= reached=  # with two substitutions in a line, bash can lose a signal between them
+TDMVID_STOPPED=$marker.stopped TDMVID_SAVED=$marker.saved
 threads=$((${SLURM_CPUS_PER_TASK:-$GPUS} / GPUS))  # torchrun's default is one thread per rank, too few for real clips and an offloaded optimizer
 export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT  # without SIGTERM: 30 s after it torchrun would kill the ranks, and many iterations are longer
 export TDMVID_STOPPED TDMVID_SAVED OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}

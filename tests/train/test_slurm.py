@@ -250,13 +250,15 @@ def test_only_the_stopped_task_of_an_array_is_queued_again(tmp_path):
 
 def node(tmp_path, script: str, **environment: str) -> subprocess.Popen[str]:
     """Run launch/slurm/node.sh with a shell script in place of Python."""
-    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
-    (tmp_path / "python").chmod(0o755)
+    python = tmp_path / "python"
+    if not python.exists() or script not in python.read_text():  # another node may be reading it
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
     inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
         [str(SLURM / "node.sh")],
         cwd=tmp_path,
-        env=inherited | {"PYTHON": str(tmp_path / "python"), "GPUS": "4"} | environment,
+        env=inherited | {"PYTHON": str(python), "GPUS": "4"} | environment,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -291,6 +293,16 @@ def test_a_launcher_without_ranks_is_ended_and_queued_again(tmp_path, helper):
     run.send_signal(signal.SIGUSR1)
     said = run.communicate(timeout=20)[1]
     assert run.returncode == 76 and "usage" not in said
+
+
+def test_a_signal_is_not_lost_while_the_script_starts(tmp_path):
+    """Before its first line, the signal ends the script."""
+    runs = []
+    for delay in range(40):
+        runs.append(node(tmp_path, "exec sleep 1"))
+        time.sleep(delay / 1000)
+        runs[-1].send_signal(signal.SIGUSR1)
+    assert {run.wait(20) for run in runs} <= {76, -signal.SIGUSR1}
 
 
 @pytest.mark.parametrize(
