@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ _STOCK_ERRORS = (
     RuntimeError,
     IndexError,
     AttributeError,
-    TypeError,
     AssertionError,
 )
 """What stock loaders raise about a file that they do not support."""
@@ -134,19 +134,26 @@ def _load_diffusers(pipeline: Any, network: Any, lora: LoraWeights, path: Path) 
         if lora.layout == BARE:
             network.load_lora_adapter(source, prefix=None)
             return
-        options = {"unet_config": network.config} if hasattr(network, "up_blocks") else {}
-        state, *alphas, metadata = pipeline.lora_state_dict(
-            source, return_lora_metadata=True, **options
-        )
-        if hasattr(network, "up_blocks"):
-            pipeline.load_lora_into_unet(state, *alphas, network, metadata=metadata)
-        else:
-            pipeline.load_lora_into_transformer(state, transformer=network, metadata=metadata)
+        _load_by_pipeline(pipeline, network, source)
     except _STOCK_ERRORS as error:
         if lora.plain:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise NotStock(f"stock diffusers does not load it ({reason})") from error
+
+
+def _load_by_pipeline(pipeline: Any, network: Any, source: Any) -> None:
+    """Load a LoRA with the loader of a pipeline class; UNets' and FLUX.1's take alphas apart."""
+    unet, options = hasattr(network, "up_blocks"), {}
+    if unet:
+        options = {"unet_config": network.config}
+    elif "return_alphas" in inspect.signature(pipeline.lora_state_dict).parameters:
+        options = {"return_alphas": True}
+    state, *alphas, metadata = pipeline.lora_state_dict(
+        source, return_lora_metadata=True, **options
+    )
+    load = pipeline.load_lora_into_unet if unet else pipeline.load_lora_into_transformer
+    load(state, *alphas, network, metadata=metadata)
 
 
 def _why_not_diffusers(pipeline: Any, network: Any, lora: LoraWeights) -> str:
@@ -163,7 +170,10 @@ def _why_not_diffusers(pipeline: Any, network: Any, lora: LoraWeights) -> str:
     if lora.layout == KOHYA_STYLE and not (unet or converts):
         return f"{name} does not read kohya's names"
     if lora.layout == DIFFUSERS and lora.stated_alphas != {None}:
-        return "stock diffusers ignores .alpha in files with its own keys"
+        if not name.startswith("FluxPipeline"):
+            return "stock diffusers ignores .alpha in files with its own keys"
+        if None in lora.stated_alphas:
+            return "stock diffusers gives layers without .alpha that of other layers"
     if lora.layout == COMFY and not converts:
         return f"{name} does not read ComfyUI's names"
     if lora.layout in (COMFY, KOHYA_STYLE) and lora.biased and not name.startswith("Wan"):

@@ -111,26 +111,52 @@ def test_a_reading_of_another_scale_is_caught_by_stock_code(backbone, tmp_path):
         compare_with_original(student, lora, 1e-5)
 
 
-JOINT = {
-    "ZImagePipeline": ("lora_unet_layers_0_attention_qkv", 32, 96),
-    "FluxPipeline": ("lora_unet_single_blocks_0_linear1", 16, 112),
-}
-"""Family -> a joint layer of its tiny network in kohya's names, its inputs and outputs."""
-
-
-@pytest.mark.parametrize("family", JOINT)
-def test_kohya_s_joint_layers_are_compared_if_stock_code_reads_them(family, tmp_path):
-    """diffusers splits FLUX.1's layers only at the width of the released models."""
+def flux(folder):
+    """Return the backbone of a tiny FLUX.1."""
     torch.manual_seed(0)
+    builder = BUILDERS["FluxPipeline"]
+    builder.build(builder.VARIANTS[0]).save_pretrained(folder)
+    return load_backbone(ModelConfig(path=str(folder)), builder.SIZE)
+
+
+@pytest.mark.parametrize("alphas", [(), (1.0, 3.0), (1.0,)])
+def test_flux_s_loader_gets_its_alphas_apart(alphas, tmp_path):
+    """Without one for every layer, it gives the other layers the same."""
+    backbone, tensors = flux(tmp_path / "base"), {}
+    for index, layer in enumerate(("to_q", "to_k")):
+        stem = f"transformer.transformer_blocks.0.attn.{layer}"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(2, 16)
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(16, 2)
+        tensors |= {f"{stem}.alpha": torch.tensor(alpha) for alpha in alphas[index : index + 1]}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    original = export(backbone, tmp_path / "theirs.safetensors", tmp_path / "ours")["original"]
+    if len(alphas) == 1:
+        assert ".alpha" in original["not_compared"]
+    else:
+        assert original["by"].startswith("diffusers") and original["error"] < 1e-5
+
+
+KOHYA = {
+    "Z-Image, joint": ("ZImagePipeline", "lora_unet_layers_0_attention_qkv", 32, 96),
+    "FLUX.1": ("FluxPipeline", "lora_unet_double_blocks_0_img_attn_proj", 16, 16),
+    "FLUX.1, joint": ("FluxPipeline", "lora_unet_single_blocks_0_linear1", 16, 112),
+}
+"""Pipeline, a layer of its tiny network in kohya's names, the layer's inputs and outputs."""
+
+
+@pytest.mark.parametrize("case", KOHYA)
+def test_kohya_s_files_are_compared_if_stock_code_reads_them(case, tmp_path):
+    """diffusers splits FLUX.1's joint layers only at the width of the released models."""
+    torch.manual_seed(0)
+    family, stem, width, rows = KOHYA[case]
     builder = BUILDERS[family]
     builder.build(builder.VARIANTS[0]).save_pretrained(tmp_path / "base")
     backbone = load_backbone(ModelConfig(path=str(tmp_path / "base")), builder.SIZE)
-    stem, width, rows = JOINT[family]
     tensors = {f"{stem}.lora_down.weight": torch.randn(2, width), f"{stem}.alpha": torch.tensor(1)}
     tensors[f"{stem}.lora_up.weight"] = torch.randn(rows, 2)
     save_file(tensors, tmp_path / "theirs.safetensors")
     original = export(backbone, tmp_path / "theirs.safetensors", tmp_path / "ours")["original"]
-    if family == "FluxPipeline":
-        assert "stock diffusers does not load it" in original["not_compared"]
+    if case == "FLUX.1, joint":
+        assert "(AssertionError)" in original["not_compared"]  # diffusers' own check
     else:
         assert original["by"].startswith("diffusers") and original["error"] < 1e-5
