@@ -20,7 +20,7 @@ from ..data.reading import reading
 from ..diffusion.denoiser import Cond
 from .dtype import torch_dtype
 from .text_lora import with_text_lora
-from .weight_files import encoder_class, load_whole, weights_variant
+from .weight_files import encoder_class, load_whole, pipeline_variants, weights_variant
 
 if TYPE_CHECKING:
     from .pipeline import PipelineBackbone
@@ -134,6 +134,19 @@ class StockPipeline(ABC):
             pipeline.enable_model_cpu_offload(device=backbone.device)
             return pipeline
         return pipeline.to(backbone.device)
+
+    def variants(self, *without: str) -> dict[str, str | None]:
+        """Return the variant of the pipeline's weight files as `default`, and others by component.
+
+        Args:
+            without: Components to leave out.
+        """
+        folder = self.backbone.folder
+        unused = [part for part, value in self.options.items() if value is None]
+        left_out = {*without, *self.absent_parts(), *unused}
+        index = read_object(folder / "model_index.json")
+        parts = [part for part in index if part not in left_out]
+        return pipeline_variants(folder, parts, self.backbone.config.variant)
 
     def _encoders(self, without: list[str]) -> dict[str, nn.Module]:
         """Load text and image encoders and check that they are complete; diffusers does not."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import transformers
 
 from ..config import short
@@ -30,12 +33,40 @@ def weights_variant(folder: Path, wanted: str | None) -> str | None:
         `wanted` if the component has it. Otherwise None for plain files or, if there are none, a
         variant that exists: many repositories have float16 only.
     """
-    found = {match[1] for path in folder.iterdir() if (match := WEIGHTS.fullmatch(path.name))}
+    found = _variants_in(folder)
     if wanted in found:
         return wanted
     if None in found or not found:
         return None
     return HALF if HALF in found else min(filter(None, found))
+
+
+def _variants_in(folder: Path) -> set[str | None]:
+    """Return the variants of a component's weight files; None stands for plain files."""
+    return {match[1] for path in folder.iterdir() if (match := WEIGHTS.fullmatch(path.name))}
+
+
+def pipeline_variants(
+    folder: Path, parts: Iterable[str], wanted: str | None
+) -> dict[str, str | None]:
+    """Return the variants with which a stock pipeline loads the files that `weights_variant` names.
+
+    Args:
+        folder: The pipeline's folder.
+        parts: Its components, with or without weights.
+        wanted: The requested variant.
+
+    Returns:
+        The pipeline's argument `variant` as `default`, and the variants of the components for
+        which the pipeline would load other files.
+    """
+    folders = [folder / part for part in parts if (folder / part).is_dir()]
+    found = {each.name: weights_variant(each, wanted) for each in folders if _variants_in(each)}
+    counted = Counter(found.values()).most_common(1)
+    default = counted[0][0] if counted else None
+    default = wanted if wanted and wanted in found.values() else default
+    same = {default, None} if default == wanted else {default}  # plain files replace missing ones
+    return {"default": default} | {part: each for part, each in found.items() if each not in same}
 
 
 def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
@@ -80,3 +111,12 @@ def encoder_class(entry: list[str | None] | None) -> Any:
     kind = getattr(transformers, entry[1] or "", None) if entry else None
     is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     return kind if is_model else None
+
+
+def component_class(entry: list[str]) -> Any:
+    """Return the class of a component with weights.
+
+    Args:
+        entry: The component's entry in model_index.json, [library, class].
+    """
+    return encoder_class([*entry]) or getattr(diffusers, entry[1])

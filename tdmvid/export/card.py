@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..adapters.bundle import FLOAT32_PARTS
+from ..adapters.bundle import FLOAT32_PARTS, VARIANTS
 from ..adapters.load import stock_file
 from ..backbones.base import Backbone
 from ..backbones.lora_files import Beside
+from ..backbones.weight_files import component_class
+from ..config.json_files import read_object
 from ..config.resources import find_model
 from ..data.files import write_text
 from ..data.markdown import code, escape, front_matter, one_line, read_front_matter
@@ -185,11 +187,15 @@ def _stock_lines(student: Student, facts: dict) -> list[str]:
     ours = [] if module == "diffusers" else [f"from {module} import {scheduler}"]
     names = {backbone.pipeline_class} | ({type(backbone.network).__name__} if whole else set())
     names |= set() if ours else {scheduler}
+    apart = {kind.__name__: kind.__module__ for kind in _kinds_apart(backbone, facts).values()}
+    encoders = sorted(name for name in apart if apart[name].startswith("transformers"))
+    names |= apart.keys() - {*encoders}
     return [
         *(f"# pip install {package}" for package in backbone.stock.packages),
         "import torch",
         f"from diffusers import {', '.join(sorted(names))}",
         *(["from diffusers.utils import load_image"] if backbone.takes_images else []),
+        *([f"from transformers import {', '.join(encoders)}"] if encoders else []),
         *(() if whole else backbone.lora.load_imports),
         *ours,
         "",
@@ -222,19 +228,40 @@ def _loading(student: Student, facts: dict) -> list[str]:
     kept = facts.get(FLOAT32_PARTS, []) if config.dtype != "float32" else []
     named = "".join(f'"{name}": torch.float32, ' for name in kept)
     dtypes = f'dtype={{{named}"default": torch.{config.dtype}}}' if kept else dtype
-    choices = (("revision", config.revision), ("variant", config.variant))
-    base = json.dumps(find_model(config.path), ensure_ascii=False) + "".join(
-        f", {key}={json.dumps(value)}" for key, value in choices if value
-    )
-    tiling = ["pipe.vae.enable_tiling()"] if config.tiling else []
-    pipeline = f"pipe = {backbone.pipeline_class}.from_pretrained"
+    apart = [*_kinds_apart(backbone, facts)]
+    lines = [_component(backbone, facts, name) for name in apart]
     if "rank" not in facts:
-        load = f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})'
-        return [load, f"{pipeline}({base}, {part}={part}, {dtypes})", *tiling]
-    lora = [files.load_code for files in backbone.lora_files]
-    if facts["model"]["adapters"]:
-        lora = backbone.lora.stack_code(list(_beside(student)), backbone.lora_files)
-    return [f"{pipeline}({base}, {dtypes})", *lora, *tiling]
+        lines.append(f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})')
+        apart.append(part)
+    given = [_base(backbone, facts[VARIANTS]["default"]), *(f"{one}={one}" for one in apart)]
+    lines.append(f"pipe = {backbone.pipeline_class}.from_pretrained({', '.join([*given, dtypes])})")
+    if "rank" in facts and facts["model"]["adapters"]:
+        lines += backbone.lora.stack_code(list(_beside(student)), backbone.lora_files)
+    elif "rank" in facts:
+        lines += [files.load_code for files in backbone.lora_files]
+    return [*lines, *(["pipe.vae.enable_tiling()"] if config.tiling else [])]
+
+
+def _base(backbone: Backbone, variant: str | None) -> str:
+    """Return the arguments that name the base's files."""
+    config = backbone.config
+    choices = (("revision", config.revision), ("variant", variant))
+    stated = [f"{key}={json.dumps(value)}" for key, value in choices if value]
+    return ", ".join([json.dumps(find_model(config.path), ensure_ascii=False), *stated])
+
+
+def _kinds_apart(backbone: Backbone, facts: dict) -> dict[str, Any]:
+    """Return the classes of components that need a variant of their own, by component."""
+    index = read_object(backbone.folder / "model_index.json")
+    return {one: component_class(index[one]) for one in facts[VARIANTS] if one != "default"}
+
+
+def _component(backbone: Backbone, facts: dict, name: str) -> str:
+    """Return the line that loads a component of the base with a variant of its own."""
+    kind = _kinds_apart(backbone, facts)[name].__name__
+    dtype = "float32" if name in facts.get(FLOAT32_PARTS, []) else backbone.config.dtype
+    base, folder = _base(backbone, facts[VARIANTS][name]), f'subfolder="{name}"'
+    return f"{name} = {kind}.from_pretrained({base}, {folder}, dtype=torch.{dtype})"
 
 
 def _beside(student: Student) -> Iterator[Beside]:

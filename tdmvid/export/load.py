@@ -11,10 +11,18 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, FLOAT32_PARTS, check_scheduler, read_facts
+from ..adapters.bundle import (
+    ADAPTER_FILES,
+    FACTS,
+    FLOAT32_PARTS,
+    VARIANTS,
+    check_scheduler,
+    read_facts,
+)
 from ..adapters.load import load_beside, load_lora, networks_of
 from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
+from ..backbones.weight_files import component_class
 from ..config import ModelConfig, from_dict
 from ..config.json_files import read_object
 from ..config.resources import find_model
@@ -69,23 +77,34 @@ def _load_base(folder: Path, facts: Mapping[str, Any], dtype: str | None) -> Any
     model = facts["model"]
     own = getattr(torch, dtype or model["dtype"])
     dtypes = dict.fromkeys(facts.get(FLOAT32_PARTS, ()), torch.float32) | {"default": own}
-    settings = {
-        "dtype": dtypes,
-        "revision": model["revision"],
-        "variant": model["variant"],
-    }
+    default, others = _variants(facts)
+    settings = {"dtype": dtypes, "revision": model["revision"], "variant": default}
     if "rank" not in facts:
         kind = read_object(folder / "config.json")["_class_name"]
         with reading(folder):
             network = getattr(diffusers, kind).from_pretrained(folder, dtype=own)
         settings[facts["network"]] = network
+    base, kind = find_model(model["path"]), getattr(diffusers, facts["pipeline"])
     with reading(model["path"]):
-        pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(
-            find_model(model["path"]), **settings
-        )
+        for part, variant in others.items():
+            entry = kind.load_config(base, revision=model["revision"])[part]
+            settings[part] = component_class(entry).from_pretrained(
+                base,
+                subfolder=part,
+                dtype=dtypes.get(part, own),
+                revision=model["revision"],
+                variant=variant,
+            )
+        pipeline = kind.from_pretrained(base, **settings)
     if model.get("tiling"):
         pipeline.vae.enable_tiling()
     return pipeline
+
+
+def _variants(facts: Mapping[str, Any]) -> tuple[str | None, dict[str, str | None]]:
+    """Return the variant of the base's weight files, and the variants of other components."""
+    stated = facts.get(VARIANTS, {"default": facts["model"]["variant"]})
+    return stated["default"], {part: each for part, each in stated.items() if part != "default"}
 
 
 def _add_loras(pipeline: Any, folder: Path, facts: Mapping[str, Any]) -> None:

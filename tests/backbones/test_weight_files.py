@@ -9,7 +9,7 @@ from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from tdmvid.backbones.registry import load_backbone, resolve
-from tdmvid.backbones.weight_files import weights_variant
+from tdmvid.backbones.weight_files import pipeline_variants, weights_variant
 from tdmvid.config import ModelConfig
 
 FAMILY = "StableDiffusionPipeline"
@@ -104,6 +104,37 @@ def test_variants_are_told_from_shards(tmp_path):
     assert found("model.safetensors", wanted="fp16") is None
     assert found("diffusion_pytorch_model.non_ema.bin") == "non_ema"
     assert found() is None
+
+
+@pytest.mark.parametrize(
+    "unet, vae, wanted, expected",
+    [
+        ([""], [""], None, {"default": None}),
+        ([".fp16"], [".fp16"], None, {"default": "fp16"}),
+        (["", ".fp16"], [".fp16"], None, {"default": None, "vae": "fp16"}),
+        ([".fp16"], [""], "fp16", {"default": "fp16"}),  # diffusers then takes the plain file
+        ([".fp16"], [".bf16"], "fp16", {"default": "fp16", "vae": "bf16"}),
+        ([], [], None, {"default": None}),
+    ],
+)
+def test_a_stock_pipeline_is_told_the_variant_of_each_part(tmp_path, unet, vae, wanted, expected):
+    (tmp_path / "scheduler").mkdir()
+    for part, variants in (("unet", unet), ("vae", vae)):
+        (tmp_path / part).mkdir()
+        for variant in variants:
+            (tmp_path / part / f"diffusion_pytorch_model{variant}.safetensors").touch()
+    parts = ["scheduler", "unet", "vae", "absent"]
+    assert pipeline_variants(tmp_path, parts, wanted) == expected
+
+
+def test_the_variants_of_a_pipeline_are_those_of_the_parts_that_it_loads(folder):
+    for path in (folder / "unet").glob("*.safetensors"):
+        path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "model.fp16.safetensors").touch()
+    stock = load(folder).stock
+    assert stock.variants() == {"default": None, "unet": "fp16"}
+    assert stock.variants("unet") == {"default": None}
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
