@@ -27,6 +27,8 @@ STUDENT_FOLDERS = {"lora": "lora", "full": "student"}
 """Folder in a run where the student is written, by `training`."""
 VARIANTS = "variants"
 """Entry of export.json with the variant of the base's weight files: `default`, and by component."""
+ABSENT_PARTS = "absent_parts"
+"""Entry of export.json with the pipeline's components that the base lacked in training."""
 CLOSE = 1e-3
 """Relative difference of two timesteps or states that counts as rounding."""
 RESTORE = "restore the exported files (download them again), or export the student again"

@@ -18,7 +18,15 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapters.bundle import ADAPTER_FILES, FACTS, FLOAT32_PARTS, SET, TEXT_PARTS, VARIANTS
+from ..adapters.bundle import (
+    ABSENT_PARTS,
+    ADAPTER_FILES,
+    FACTS,
+    FLOAT32_PARTS,
+    SET,
+    TEXT_PARTS,
+    VARIANTS,
+)
 from ..adapters.frozen import merge_carried
 from ..adapters.layouts import KeyLayout, adapted_modules
 from ..adapters.lora import ADAPTER, host_copy, in_host_memory, merge
@@ -346,6 +354,7 @@ def _student_facts(
         **({TEXT_PARTS: text} if student.merged and text else {}),
         "video": asdict(backbone.size),
         FLOAT32_PARTS: backbone.spec.float32_parts(backbone.folder, backbone.config),
+        ABSENT_PARTS: backbone.stock.absent_parts(),
         VARIANTS: backbone.stock.variants(*([] if adapted else [backbone.spec.network_folder])),
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..adapters.bundle import FLOAT32_PARTS, VARIANTS
+from ..adapters.bundle import ABSENT_PARTS, FLOAT32_PARTS, VARIANTS
 from ..adapters.load import stock_file
 from ..backbones.base import Backbone
 from ..backbones.lora_files import Beside
@@ -234,6 +234,7 @@ def _loading(student: Student, facts: dict) -> list[str]:
         lines.append(f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})')
         apart.append(part)
     given = [_base(backbone, facts[VARIANTS]["default"]), *(f"{one}={one}" for one in apart)]
+    given += [f"{one}=None" for one in facts[ABSENT_PARTS]]
     lines.append(f"pipe = {backbone.pipeline_class}.from_pretrained({', '.join([*given, dtypes])})")
     if "rank" in facts and facts["model"]["adapters"]:
         lines += backbone.lora.stack_code(list(_beside(student)), backbone.lora_files)

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..adapters.bundle import (
+    ABSENT_PARTS,
     ADAPTER_FILES,
     FACTS,
     FLOAT32_PARTS,
@@ -78,7 +79,11 @@ def _load_base(folder: Path, facts: Mapping[str, Any], dtype: str | None) -> Any
     own = getattr(torch, dtype or model["dtype"])
     dtypes = dict.fromkeys(facts.get(FLOAT32_PARTS, ()), torch.float32) | {"default": own}
     default, others = _variants(facts)
-    settings = {"dtype": dtypes, "revision": model["revision"], "variant": default}
+    settings = dict.fromkeys(facts.get(ABSENT_PARTS, ())) | {
+        "dtype": dtypes,
+        "revision": model["revision"],
+        "variant": default,
+    }
     if "rank" not in facts:
         kind = read_object(folder / "config.json")["_class_name"]
         with reading(folder):

@@ -1,5 +1,6 @@
 """The card's code and load_pipeline load the files of the base that the student was made with."""
 
+import json
 import re
 
 import pytest
@@ -81,3 +82,25 @@ def test_the_base_s_weight_files_are_named_by_their_variant(case, tmp_path):
     for pipeline in pipelines(tmp_path / "out"):
         assert_same(pipeline.vae, backbone.vae)
         assert_same(pipeline.text_encoder, backbone.text.text_encoder)
+
+
+@pytest.mark.parametrize("entry", ["kept", "removed"])
+def test_text_encoders_that_the_base_lacked_are_left_out(entry, tmp_path):
+    """Then a complete base gives the embeddings of the training, too."""
+    name = "StableDiffusion3Pipeline"
+    folder, parts = build(name, tmp_path / "base"), ("text_encoder_3", "tokenizer_3")
+    for part in parts:
+        (folder / part).rename(tmp_path / part)
+    index = json.loads((folder / "model_index.json").read_text())
+    if entry == "removed":
+        short = {key: value for key, value in index.items() if key not in parts}
+        (folder / "model_index.json").write_text(json.dumps(short))
+    _, facts = export(name, folder, tmp_path / "out")
+    assert facts["absent_parts"] == [*parts]
+    loaded = list(pipelines(tmp_path / "out"))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for part in parts:
+        (tmp_path / part).rename(folder / part)
+    for pipeline in [*loaded, *pipelines(tmp_path / "out")]:
+        assert pipeline.text_encoder_3 is None and pipeline.tokenizer_3 is None
+        assert pipeline.text_encoder_2 is not None
