@@ -234,7 +234,8 @@ def _loading(student: Student, facts: dict) -> list[str]:
         lines.append(f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})')
         apart.append(part)
     given = [_base(backbone, facts[VARIANTS]["default"]), *(f"{one}={one}" for one in apart)]
-    given += [f"{one}=None" for one in facts[ABSENT_PARTS]]
+    left_out = dict.fromkeys(facts[ABSENT_PARTS]) | backbone.stock.options
+    given += [f"{name}={value!r}" for name, value in left_out.items()]
     lines.append(f"pipe = {backbone.pipeline_class}.from_pretrained({', '.join([*given, dtypes])})")
     if "rank" in facts and facts["model"]["adapters"]:
         lines += backbone.lora.stack_code(list(_beside(student)), backbone.lora_files)

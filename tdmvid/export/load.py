@@ -80,6 +80,7 @@ def _load_base(folder: Path, facts: Mapping[str, Any], dtype: str | None) -> Any
     dtypes = dict.fromkeys(facts.get(FLOAT32_PARTS, ()), torch.float32) | {"default": own}
     default, others = _variants(facts)
     settings = dict.fromkeys(facts.get(ABSENT_PARTS, ())) | {
+        **families()[facts["pipeline"]].stock_class.options,
         "dtype": dtypes,
         "revision": model["revision"],
         "variant": default,

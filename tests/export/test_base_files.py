@@ -104,3 +104,20 @@ def test_text_encoders_that_the_base_lacked_are_left_out(entry, tmp_path):
     for pipeline in [*loaded, *pipelines(tmp_path / "out")]:
         assert pipeline.text_encoder_3 is None and pipeline.tokenizer_3 is None
         assert pipeline.text_encoder_2 is not None
+
+
+def test_parts_that_a_family_never_loads_may_be_missing(tmp_path):
+    """tdmvid downloads neither the safety checker nor what it and IP adapters need."""
+    name, folder = "StableDiffusionPipeline", tmp_path / "base"
+    index = json.loads((build(name, folder, "epsilon") / "model_index.json").read_text())
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "requires_safety_checker": True,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    export(name, folder, tmp_path / "out")
+    for pipeline in pipelines(tmp_path / "out"):
+        assert pipeline.safety_checker is None and not pipeline.config.requires_safety_checker
+        assert pipeline.feature_extractor is None and pipeline.image_encoder is None
