@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home, home_path
 from .given import refuse_ignored
-from .options import refuse_fps_of_images
+from .options import refuse_fps_of_images, refuse_images
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from ..export.push import HubTarget
 
 OTHERS = {
-    "run": ("model", "revision", "base_dtype", "size", "fps", "timesteps", "steps", "scale"),
+    "run": (
+        *("model", "revision", "variant", "pipeline", "base_dtype", "size", "fps"),
+        *("timesteps", "steps", "scale"),
+    ),
     "published": ("rank", "checkpoint", "weights", "average_with"),
     "network": ("scale", "fuse", "checkpoint", "weights", "average_with"),
 }
@@ -144,6 +147,13 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 def _add_base(base: argparse._ArgumentGroup) -> None:
     base.add_argument("--model", type=expand_home, help="the base: a diffusers folder or hub id")
     base.add_argument("--revision", help="branch, tag or commit of a hub id")
+    base.add_argument("--variant", help="variant of the base's weight files, e.g. fp16")
+    base.add_argument(
+        "--pipeline",
+        metavar="CLASS",
+        help="pipeline class to use instead of the model's own, e.g. WanImageToVideoPipeline for"
+        " Wan 2.2 TI2V-5B with images",
+    )
     base.add_argument(
         "--base-dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -260,6 +270,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
     refuse_fps_of_images(args, None)
     listed = _timesteps(args.timesteps)
     backbone = _load_base(args)
+    refuse_images(args, ["image"], backbone)
     grid = _build_grid(listed, args.steps, backbone)
     if args.published:
         return export_published(out, args.published, backbone, grid, request, scale=args.scale)
@@ -274,6 +285,8 @@ def _load_base(args: argparse.Namespace) -> Backbone:
         launch.start("none"),
         model=args.model,
         revision=args.revision,
+        variant=args.variant,
+        pipeline=args.pipeline,
         dtype=args.base_dtype,
         size=args.size,
         fps=args.fps,

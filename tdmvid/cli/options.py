@@ -12,6 +12,7 @@ from ..config.rules import short
 from .given import refuse_ignored
 
 if TYPE_CHECKING:
+    from ..backbones.base import Backbone
     from ..sampling.sample import Sampler
 
 VERBOSE_OPTION = "--verbose"
@@ -184,6 +185,32 @@ def refuse_fps_of_images(args: argparse.Namespace, student: Path | None) -> None
 
         if find_size(student, args.size)["frames"] == 1:
             refuse_ignored(args, ["fps"], "on images")
+
+
+def refuse_images(args: argparse.Namespace, names: Iterable[str], backbone: Backbone) -> None:
+    """Refuse options of images for a base that takes none.
+
+    Args:
+        args: Parsed options.
+        names: Names of these options.
+        backbone: The base.
+
+    Raises:
+        ValueError: If one of them is given; it names `--pipeline` if the base takes images with it.
+    """
+    from ..backbones.registry import families
+
+    given = [name for name in names if name in args.given]
+    if backbone.takes_images or not given:
+        return
+    others = [
+        name
+        for name, family in families().items()
+        if backbone.pipeline_class in family.also_opens
+        and not family.spec.find_obstacle(backbone.folder)
+    ]
+    remedy = f"add --pipeline {others[0]}, or remove it" if others else "remove it"
+    refuse_ignored(args, given, "because this model takes no image", remedy=remedy)
 
 
 def refuse_ignored_of_prompts(

@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .given import refuse_ignored
-from .options import add_sampler, base_of, output_folder, refuse_ignored_of_prompts, sampler_of
+from .options import (
+    add_sampler,
+    base_of,
+    output_folder,
+    refuse_ignored_of_prompts,
+    refuse_images,
+    sampler_of,
+)
 
 if TYPE_CHECKING:
     from ..data.items import Item
@@ -88,6 +95,8 @@ def run(args: argparse.Namespace) -> None:
     # Ranks wait for the last video of the slowest rank.
     world = launch.start("auto", timeout_minutes=24 * 60)
     backbone = load_for_sampling(world, **base_of(args))
+    if not args.lora:  # a student was trained for one of the pipelines
+        refuse_images(args, ["images", "image_column"], backbone)
     items = _items(args, takes_images=backbone.takes_images)
     shots = plan_shots(items, seeds, frames=backbone.size.frames, naming=args.names)
     if world.primary:

@@ -281,6 +281,8 @@ def test_the_program_exports_and_says_how_well(run, tiny_cogvideox, tmp_path, mo
     [
         (["--run", "x", "--scale", "1"], ["--scale=1.0", "--run"]),
         (["--run", "x", "--steps", "4"], ["--steps=4", "--run"]),
+        (["--run", "x", "--pipeline", "y"], ["--pipeline='y'", "--run"]),
+        (["--run", "x", "--variant", "y"], ["--variant='y'", "--run"]),
         (["--published", "x", "--rank", "0"], ["--rank=0", "--published"]),
         (["--network", "x", "--fuse"], ["--fuse", "--network"]),
         (["--run", "x", "--public"], ["--public", "--push"]),
