@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recipient of the vote files, e.g. a mail address (default: the sender of the page)",
     )
     page.add_argument(
-        "--out", type=output_file, default=Path("study.html"), help="HTML file to write"
+        "--out",
+        type=output_file,
+        default=Path("study.html"),
+        help="HTML file to write; another study is not replaced",
     )
     page.set_defaults(function=make)
     add_verbose(page)
@@ -92,7 +95,7 @@ def make(args: argparse.Namespace) -> None:
         args: Options of `tdmvid study make`.
 
     Raises:
-        ValueError: If the folders cannot be paired.
+        ValueError: If the folders cannot be paired, or --out is another study.
     """
     from ..scoring.study import SENDER, pair_samples, write_study
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def write_study(
         The study's name.
 
     Raises:
-        ValueError: for more videos than a browser opens.
+        ValueError: for more videos than a browser opens, or if `out` or its key is another study's.
     """
     _check_size(questions)
     items = [
@@ -169,6 +170,7 @@ def write_study(
         for index, q in enumerate(questions)
     ]
     study = hashlib.sha256(json.dumps([title, items]).encode()).hexdigest()[:12]
+    _check_unused(out, study)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
@@ -187,6 +189,25 @@ def write_study(
     }
     write_json(out.with_suffix(".key.json"), key)
     return study
+
+
+def _check_unused(out: Path, study: str) -> None:
+    """Refuse a page or key of another study, and any other file, which would be lost."""
+    key = out.with_suffix(".key.json")
+    found = {
+        key: rb'"study":\s*"(\w+)"',
+        out: rb'const study = "(\w+)"',  # a title cannot hold it: its quotes are escaped
+    }
+    for path, pattern in found.items():
+        if not path.exists():
+            continue
+        there = re.search(pattern, path.read_bytes())
+        if there is None:
+            raise ValueError(f"{path} exists and belongs to no study: use another --out")
+        if (other := there[1].decode()) != study:
+            raise ValueError(
+                f"{path} belongs to study {other}, whose votes need it: use another --out"
+            )
 
 
 def _check_size(questions: list[Question]) -> None:

@@ -1,0 +1,44 @@
+"""What `tdmvid study` writes replaces nothing that votes need."""
+
+import json
+
+import pytest
+from refusals import refused
+
+from tdmvid.cli.main import main
+
+
+def make(page, folders, *options):
+    a, b = map(str, folders)
+    main(["study", "make", "--a", a, "--b", b, "--out", str(page), *options])
+
+
+@pytest.mark.parametrize("lost", [None, ".html", ".key.json"])
+def test_a_study_does_not_replace_another(folders, tmp_path, lost):
+    page, key = tmp_path / "s.html", tmp_path / "s.key.json"
+    make(page, folders)
+    study = json.loads(key.read_text())["study"]
+    if lost:
+        page.with_suffix(lost).unlink()
+    before = {path: path.read_bytes() for path in (page, key) if path.exists()}
+    named = page if lost == ".key.json" else key
+    with refused(named, f"study {study}", "--out", error=SystemExit):
+        make(page, folders, "--pairs", "1")
+    assert {path: path.read_bytes() for path in (page, key) if path.exists()} == before
+
+
+def test_the_same_study_may_be_written_again(folders, tmp_path):
+    page = tmp_path / "s.html"
+    make(page, folders)
+    study = json.loads((tmp_path / "s.key.json").read_text())["study"]
+    make(page, folders, "--name-a", "new", "--question", "Which?")
+    key = json.loads((tmp_path / "s.key.json").read_text())
+    assert (key["study"], key["A"]) == (study, "new") and "Which?" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["s.html", "s.key.json"])
+def test_a_study_does_not_replace_another_file(folders, tmp_path, name):
+    (tmp_path / name).write_text("my notes")
+    with refused(tmp_path / name, "--out", error=SystemExit):
+        make(tmp_path / "s.html", folders)
+    assert (tmp_path / name).read_text() == "my notes"
