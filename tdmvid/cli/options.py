@@ -89,6 +89,24 @@ def _checked(path: Path, folder: Path) -> Path:
     return path
 
 
+def refuse_inputs(args: argparse.Namespace, names: Iterable[str], inputs: Iterable[Path]) -> None:
+    """Refuse to write to a file that the call reads, because its content would be lost.
+
+    Args:
+        args: Parsed options.
+        names: Names of the options with files to write, e.g. "json"; those not given are skipped.
+        inputs: Files that the call reads.
+
+    Raises:
+        ValueError: If one of them is a file to write.
+    """
+    read = {path.resolve() for path in inputs}
+    for name in names:
+        path = getattr(args, name)
+        if path and path.resolve() in read:
+            raise ValueError(f"--{name} {path} is read by this command: use another --{name}")
+
+
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """Add the options of sampling to a parser: model, size, and sampler; see tdmvid/sampling/."""
     parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it, the teacher is sampled")

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import output_file, refuse_ignored_of_prompts
+from .options import output_file, refuse_ignored_of_prompts, refuse_inputs
 
 OF_TABLES = ("column", "skip_empty", "subset", "split", "revision")
 """Options of tables and of data sets."""
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=output_file,
-        help=".txt or .jsonl file (default: print one prompt per line)",
+        help=".txt or .jsonl file; a file with other prompts is not replaced (default: print one"
+        " prompt per line)",
     )
     parser.add_argument(
         "--limit", type=int, default=0, help="number of prompts, from the first; 0 uses all"
@@ -51,9 +53,9 @@ def run(args: argparse.Namespace) -> None:
         args: Options of the command.
 
     Raises:
-        ValueError: If the source or an option is invalid.
+        ValueError: If the source or an option is invalid, or --out has other prompts.
     """
-    from ..data.files import write_text
+    from ..data.captioned import find_source
     from ..data.prompt_sets import HubSet
     from ..data.prompts import read_prompts
 
@@ -61,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--limit {args.limit} must be at least 0; 0 uses all prompts")
     if args.out and args.out.suffix.lower() not in (".txt", ".jsonl"):
         raise ValueError(f"--out {args.out} must be a .txt or .jsonl file")
+    refuse_inputs(args, ["out"], [find_source(args.source)])
     part = HubSet(args.subset, args.split, args.revision)
     prompts = read_prompts(
         args.source,
@@ -80,6 +83,14 @@ def run(args: argparse.Namespace) -> None:
     if not args.out:
         print(text, end="")
         return
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.out, text)
+    _write(args.out, text)
     print(f"wrote {len(prompts):,} prompts to {args.out}")
+
+
+def _write(out: Path, text: str) -> None:
+    """Write a file, but replace nothing that people may have written."""
+    from ..data.files import write_text
+
+    if out.exists() and out.read_bytes() != text.encode():
+        raise ValueError(f"--out {out} exists with other prompts: choose another --out")
+    write_text(out, text)

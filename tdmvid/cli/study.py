@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..config.paths import expand_home
 from .given import refuse_ignored
-from .options import add_verbose, output_file
+from .options import add_verbose, output_file, refuse_inputs
 
 QUESTION = "Which of the two is the better video of this text? Look at both before you choose."
 
@@ -123,8 +123,9 @@ def count(args: argparse.Namespace) -> None:
         args: Options of `tdmvid study tally`.
 
     Raises:
-        ValueError: If a file is invalid.
+        ValueError: If a file is invalid, or would be replaced.
     """
+    refuse_inputs(args, ["json"], [args.key, *args.votes])
     from dataclasses import asdict
 
     from ..data.files import write_json
@@ -144,8 +145,9 @@ def fit(args: argparse.Namespace) -> None:
         args: Options of `tdmvid study fit`.
 
     Raises:
-        ValueError: If a file is invalid, or there are too few votes.
+        ValueError: If a file is invalid or would be replaced, or there are too few votes.
     """
+    refuse_inputs(args, ["pairs", "out"], [args.key, *args.votes])
     if args.features != "clip":
         refuse_ignored(args, ["model"], f"with --features {args.features}")
     from ..rewards.votes import fit_head, save_head, votes_on_pairs, write_pairs

@@ -145,3 +145,22 @@ def test_the_command_prints_generated_captions(capsys):
 def test_a_wrong_option_of_the_command_is_named(option):
     with refused(*option[1:], error=SystemExit):
         main(["prompts", "videos:3", *option])
+
+
+@pytest.mark.parametrize("out", ["mine.txt", "./mine.txt", "link.txt"])
+def test_a_list_of_prompts_is_not_written_over_its_source(out):
+    Path("mine.txt").write_text("a\nb\nc\n")
+    Path("link.txt").symlink_to("mine.txt")
+    with refused("--out", Path(out), error=SystemExit):
+        main(["prompts", "mine.txt", "--limit", "2", "--out", out])
+    assert Path("mine.txt").read_text() == "a\nb\nc\n"
+
+
+def test_a_list_of_prompts_does_not_replace_other_prompts():
+    Path("mine.txt").write_text("written by hand\n")
+    with refused("--out", "mine.txt", error=SystemExit):
+        main(["prompts", "videos:3", "--out", "mine.txt"])
+    assert Path("mine.txt").read_text() == "written by hand\n"
+    for _ in range(2):  # the same command again
+        main(["prompts", "videos:3", "--out", "new.txt"])
+    assert len(Path("new.txt").read_text().splitlines()) == 3

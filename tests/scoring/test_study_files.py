@@ -42,3 +42,20 @@ def test_a_study_does_not_replace_another_file(folders, tmp_path, name):
     with refused(tmp_path / name, "--out", error=SystemExit):
         make(tmp_path / "s.html", folders)
     assert (tmp_path / name).read_text() == "my notes"
+
+
+@pytest.mark.parametrize(
+    "option, name",
+    [("--json", "votes.json"), ("--json", "s.key.json"), ("--pairs", "votes.json")],
+)
+def test_results_do_not_replace_votes_or_key(folders, tmp_path, option, name):
+    make(tmp_path / "s.html", folders)
+    (tmp_path / "votes.json").write_text("{}")
+    before = (tmp_path / name).read_bytes()
+    a, b = map(str, folders)
+    of_fit = ["fit", "--a", a, "--b", b, "--out", str(tmp_path / "r.safetensors")]
+    words = ["--key", str(tmp_path / "s.key.json"), option, str(tmp_path / name)]
+    words.append(str(tmp_path / "votes.json"))
+    with refused(option, tmp_path / name, error=SystemExit):
+        main(["study", *(["tally"] if option == "--json" else of_fit), *words])
+    assert (tmp_path / name).read_bytes() == before
