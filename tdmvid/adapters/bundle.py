@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,36 @@ def read_facts(folder: Path) -> dict[str, Any]:
                     f"{folder} is a run's folder: use its student, {Path(folder) / name}"
                 )
     return read_object(path) if path.is_file() else {}
+
+
+def require_facts(folder: Path, instead: Mapping[str, object]) -> None:
+    """Check that a student has its export.json, or that options give what it would state.
+
+    Args:
+        folder: The student's folder.
+        instead: Options that replace export.json, with their values, e.g. {"--size": None}. Empty
+            if none do.
+
+    Raises:
+        ValueError: It has none, and an option lacks a value. The message has all remedies.
+    """
+    read_facts(folder)  # raises an error if it is not a student
+    files = [FACTS, *([] if _is_network(folder) else ["scheduler_config.json"])]
+    lacking = [name for name in files if not (Path(folder) / name).is_file()]
+    replaceable = lacking == [FACTS] and instead and not _is_network(folder)
+    if FACTS not in lacking or (replaceable and None not in instead.values()):
+        return
+    options = ", ".join(instead)
+    raise ValueError(
+        f"{folder} has no {' and no '.join(lacking)}: copy {'them' if lacking[1:] else 'it'} too,"
+        " or write the student again with `tdmvid export --run RUN`"
+        + (f", or give {' and '.join(options.rsplit(', ', 1))}" if replaceable else "")
+    )
+
+
+def _is_network(folder: Path) -> bool:
+    """Return whether a student is a whole network, whose times only export.json states."""
+    return any(Path(folder).glob("diffusion_pytorch_model*"))
 
 
 def check_scheduler(scheduler: Any, folder: Path, *, even_sigmas: bool = False) -> None:

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If the student or an option is invalid.
     """
+    from ..adapters.bundle import require_facts
     from ..data.files import write_json
     from ..parallel import launch
     from ..sampling.sample import steps_and_cfg
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from ..sampling.student import load_for_sampling
     from ..scoring.latency import table, time_samplers
 
+    require_facts(args.lora, {})
     backbone = load_for_sampling(
         launch.start("none"),
         student=args.lora,

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         if not args.prompt:
             raise ValueError("--prompt is missing: add a prompt to sample the students with")
         _check_seeds(args)
-        frames = find_size(students[0], None)["frames"]
+        frames = find_size(students[0], None, None)["frames"]
         shots = plan_shots(args.prompt, range(args.count), frames=frames)
         wanted = modes_run.SharedShots(shots, args.steps, args.cfg, args.batch)
         folders = modes_run.sample_students(students, args.out, wanted)

@@ -131,7 +131,8 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         metavar="FxHxW",
-        help="frames x height x width, e.g. 49x480x720 (default: the training size)",
+        help="frames x height x width, e.g. 49x480x720 (default: the training size; 9x64x64 for the"
+        " embedded teacher)",
     )
     parser.add_argument(
         "--fps", type=int, help="frames per second of the files (default: as in training, or 8)"
@@ -184,8 +185,19 @@ def base_of(args: argparse.Namespace) -> dict:
     """
     names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps")
     student = student_of(args)
+    if student is not None:
+        _require_base(args, student)
     refuse_fps_of_images(args, student)
     return {"student": student} | {name: getattr(args, name) for name in names}
+
+
+def _require_base(args: argparse.Namespace, student: Path) -> None:
+    """Refuse a student without export.json, unless options give what it would state."""
+    from ..adapters.bundle import require_facts
+    from ..config.resources import find_embedded_size
+
+    size = args.size or find_embedded_size(args.model) or None
+    require_facts(student, {"--model": args.model, "--size": size, "--steps": args.steps})
 
 
 def refuse_fps_of_images(args: argparse.Namespace, student: Path | None) -> None:
@@ -201,7 +213,7 @@ def refuse_fps_of_images(args: argparse.Namespace, student: Path | None) -> None
     if "fps" in args.given:
         from ..sampling.student import find_size
 
-        if find_size(student, args.size)["frames"] == 1:
+        if find_size(student, args.size, args.model)["frames"] == 1:
             refuse_ignored(args, ["fps"], "on images")
 
 

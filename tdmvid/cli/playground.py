@@ -69,12 +69,16 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--port={args.port}: choose a port between 1 and 65535")
     if args.teacher_steps is not None:
         check_number("--teacher-steps", args.teacher_steps, STEPS)
+    from ..adapters.bundle import require_facts
+    from ..config.resources import find_embedded_size
     from ..parallel import launch
     from ..sampling.student import load_for_sampling
 
     world = launch.start("none")
     names = ("model", "revision", "variant", "dtype", "size", "fps")
     given = {name: getattr(args, name) for name in names}
+    size = args.size or find_embedded_size(args.model) or None
+    require_facts(args.lora, {"--model": args.model, "--size": size})
     refuse_fps_of_images(args, args.lora)
     backbone = load_for_sampling(world, student=args.lora, **given)
     playground = Playground(

@@ -183,10 +183,10 @@ def _choose(args: argparse.Namespace, kind: type, program: str) -> None:
         refuse_ignored(args, ["out"], "with --preflight, which writes nothing")
     if args.config:
         _read_config(kind, args)  # report typos in the config first
-    from ..adapters.bundle import read_facts
+    from ..adapters.bundle import require_facts
 
     if args.lora:
-        read_facts(args.lora)  # raises an error if it is not a student
+        require_facts(args.lora, {})
     if args.config and (args.lora or args.preflight or getattr(args, "download", False)):
         return
     from ..scoring.finished_runs import evaluation_of, newest_student, read_student, size_overrides

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         refuse_ignored(
             args, ("model", "lora", "steps", "cfg"), "with --run, whose config has all samplers"
         )
-    from ..adapters.bundle import ADAPTER_FILES, read_facts
+    from ..adapters.bundle import ADAPTER_FILES, read_facts, require_facts
     from ..adapters.teacher import load_teacher
     from ..config import ModelConfig, from_dict
     from ..data.files import check_writable, write_json
@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
         samplers, model = evaluate.run_samplers(args.run, config), config["model"]
         facts = read_facts(evaluate.student_of(args.run, config))
     else:
+        if args.lora:
+            require_facts(args.lora, {"--steps": args.steps})
         facts = read_facts(args.lora) if args.lora else {}
         steps = _steps_of(args, facts)
         name = f"{steps} steps, cfg {args.cfg:g}"

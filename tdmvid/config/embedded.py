@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+SIZE = {"frames": 9, "height": 64, "width": 64}
+"""Size of the videos that both were trained on."""
 TEACHER = Path(__file__).resolve().parents[1] / "shapes" / "teacher"
 
 

@@ -108,6 +108,19 @@ def find_model(name: str) -> str:
     return str(MODELS[name]())
 
 
+def find_embedded_size(name: str | None) -> dict[str, int]:
+    """Find the size that an embedded teacher was trained on.
+
+    Args:
+        name: Name of an embedded teacher, path of a model folder, hub id, or None.
+
+    Returns:
+        Frames, height and width; empty for any other model.
+    """
+    folders = {embedded.TEACHER.resolve(), embedded.image_folder().resolve()}
+    return dict(embedded.SIZE) if name and Path(find_model(name)).resolve() in folders else {}
+
+
 def _prompt_lists() -> dict[str, Path]:
     """Map the names of the built-in prompt lists to their files."""
     ready = _named(CONFIGS / "prompts", ".txt") | _named(EVALUATIONS, ".txt")

@@ -17,6 +17,7 @@ from ..adapters.teacher import load_teacher
 from ..backbones.base import Backbone
 from ..backbones.dtype import torch_dtype
 from ..config import ClipSize, ModelConfig, from_dict, short
+from ..config.resources import find_embedded_size
 from ..config.rules import shown
 from ..data.files import file_fingerprint
 from ..data.reading import reading
@@ -166,32 +167,33 @@ def load_for_sampling(
     known |= {key: value for key, value in given.items() if value}
     if not known.get("path"):
         raise ValueError(
-            "model is missing: give a diffusers folder or a hub id, or a student that names its"
+            "--model is missing: give a diffusers folder or a hub id, or a student that names its"
             " base"
         )
-    clip = ClipSize(**(find_size(student, size) | ({"fps": fps} if fps else {})))
+    clip = ClipSize(**(find_size(student, size, known["path"]) | ({"fps": fps} if fps else {})))
     config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)
     return load_teacher(config, clip, device=world.device, trained=trained)
 
 
-def find_size(student: Path | None, size: str | None) -> dict[str, int]:
+def find_size(student: Path | None, size: str | None, model: str | None) -> dict[str, int]:
     """Return the size of samples.
 
     Args:
         student: The student's folder.
         size: Frames x height x width, e.g. "49x480x720"; None uses the size of the training.
+        model: Name, folder or hub id of the base; an embedded teacher has a default size.
 
     Returns:
         Frames, height and width, and fps if the student states it.
 
     Raises:
-        ValueError: The size is invalid, or neither of the two gives one.
+        ValueError: The size is invalid, or none of the three gives one.
     """
     facts = read_facts(student) if student is not None else {}
     shape: dict[str, int] = facts.get("video", {}) | (_read_size(size) if size else {})
-    if not shape:
+    if not shape and not (shape := find_embedded_size(model)):
         raise ValueError(
-            "size is missing: give e.g. 49x480x720 (frames x height x width), or a student that"
+            "--size is missing: give e.g. 49x480x720 (frames x height x width), or a student that"
             " states the size of its training"
         )
     return shape

@@ -15,6 +15,7 @@ def prompts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("a red ring\n")
     (tmp_path / "a.jsonl").write_text('{"prompt": "a red ring", "text": "a blue ring"}\n')
+    (tmp_path / "scheduler_config.json").write_text("{}")  # what a student without facts needs
 
 
 SAMPLE = ["sample", "--out", "x", "--model", "nowhere", "--prompts"]

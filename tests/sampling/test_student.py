@@ -2,14 +2,19 @@
 
 import argparse
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from refusals import refused
 
+from tdmvid.cli.main import main
 from tdmvid.cli.options import add_sampler, sampler_of
+from tdmvid.config import embedded
 from tdmvid.parallel.launch import World
-from tdmvid.sampling.student import load_for_sampling
+from tdmvid.sampling.student import find_size, load_for_sampling
+from tdmvid.shapes import evaluate
 
 ONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -26,6 +31,44 @@ ONE = World(0, 1, 0, torch.device("cpu"))
 def test_what_is_missing_is_named(given, facts):
     with refused(*facts):
         load_for_sampling(ONE, **given)
+
+
+SIZE, STEPS = ["--size", "9x32x32"], ["--steps", "4"]
+
+
+@pytest.mark.parametrize("given", [[], ["--model", "x/y"], SIZE + STEPS, ["--model", "x", *SIZE]])
+def test_a_student_without_facts_names_everything_that_replaces_them(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a ring")
+    Path("cut").mkdir()
+    Path("cut/scheduler_config.json").write_text("{}")
+    remedies = ("export.json", "tdmvid export --run RUN", "--model", "--size", "--steps")
+    with refused("cut", *remedies, error=SystemExit):
+        main(["sample", "--lora", "cut", "--prompts", "p.txt", "--out", "o", *given])
+
+
+@pytest.mark.parametrize(
+    "command", ["latency", "score shapes", "score vbench --config vbench_wan1.3b"]
+)
+def test_a_student_that_only_its_files_make_loadable_names_no_option(tmp_path, command):
+    """Without the scheduler, or a network's times, no option helps."""
+    remedy = "copy them too, or write the student again with `tdmvid export --run RUN`"
+    with refused(tmp_path, "export.json", "scheduler_config.json", remedy, error=SystemExit) as end:
+        main([*command.split(), "--lora", str(tmp_path)])
+    assert str(end.value).endswith("RUN`")
+    (tmp_path / "diffusion_pytorch_model.safetensors").touch()
+    with refused(tmp_path, "export.json", "copy it too", error=SystemExit) as end:
+        main([*command.split(), "--lora", str(tmp_path)])
+    assert str(end.value).endswith("RUN`")
+
+
+def test_an_embedded_teacher_has_its_own_size():
+    assert asdict(evaluate.SIZE) == embedded.SIZE | {"fps": 8}
+    for name in ("shapes", str(embedded.TEACHER)):
+        assert find_size(None, None, name) == embedded.SIZE
+    assert find_size(None, "9x32x32", "shapes")["height"] == 32
+    with refused("--size", "49x480x720"):
+        find_size(None, None, "x/y")
 
 
 @pytest.mark.parametrize("name", ["lora", "student"])
