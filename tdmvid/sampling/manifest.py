@@ -7,7 +7,8 @@ file. The first rank merges them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from .shots import Shot
 
 SETTINGS = "sampling.json"
 """File with the settings that all samples of a folder share."""
+UNFINISHED = ".unfinished"
+"""Empty file in a folder whose samples are being made, or whose sampling was stopped."""
 
 
 def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
@@ -63,7 +66,58 @@ def claim_folder(out: Path, settings: dict, shots: list[Shot]) -> set[str]:
     gather_manifest(out)
     size = {name: settings["video"][name] for name in ("frames", "height", "width")}
     listed = {entry["file"] for entry in read_manifest(out)}
-    return {file for file in wanted if file in listed and _made(out, file, size)}
+    done = {file for file in wanted if file in listed and _made(out, file, size)}
+    if len(done) < len(wanted):
+        (out / UNFINISHED).touch()
+    return done
+
+
+def finish_folder(out: Path, made: Iterable[dict]) -> None:
+    """Record that all samples of a call are made.
+
+    Args:
+        out: The folder of samples.
+        made: Manifest entries of the call's samples.
+    """
+    gather_manifest(out, made)
+    (out / UNFINISHED).unlink(missing_ok=True)
+
+
+def check_finished(out: Path) -> None:
+    """Check that the sampling of a folder, if it was sampled here, came to its end.
+
+    Args:
+        out: A folder of samples; one without sampling.json is accepted.
+
+    Raises:
+        ValueError: It was stopped, or has not ended yet.
+    """
+    ended = (out / MANIFEST).is_file() and not (out / UNFINISHED).exists()
+    if (out / SETTINGS).is_file() and not ended:
+        raise ValueError(
+            f"{out} is incomplete, because its sampling has not finished: repeat its command"
+        )
+
+
+@contextmanager
+def describing_interrupt(out: Path, shots: Sequence[Shot]) -> Iterator[None]:
+    """Let an interrupt of the block say how many samples there are.
+
+    Args:
+        out: The folder of samples.
+        shots: The samples to make.
+
+    Raises:
+        KeyboardInterrupt: The block was interrupted.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        listed = {entry["file"] for entry in read_manifest(out)}
+        count = sum(shot.file in listed and (out / shot.file).is_file() for shot in shots)
+        raise KeyboardInterrupt(
+            f"interrupted: {count} of {len(shots)} samples are in {out}; the same command continues"
+        ) from None
 
 
 def check_names(out: Path, shots: Sequence[Shot]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,13 @@ from ..data.progress import QUICK, progress
 from ..data.saved_work import note_saved_work
 from ..data.video import write_image, write_video
 from ..parallel import collectives, launch
-from .manifest import append_entry, claim_folder, entry_of, gather_manifest
+from .manifest import (
+    append_entry,
+    claim_folder,
+    describing_interrupt,
+    entry_of,
+    finish_folder,
+)
 from .shots import Shot, noise
 from .student import check_guidance, set_flow_shift, stock_defaults, use_student, weights_of
 
@@ -107,14 +114,15 @@ def sample_videos(
     cut = _cut(backbone, shots, world)
     entries = {shot.file: entry_of(shot, settings, cut) for shot in shots}
     if todo:
-        conds = embed_shots(todo, sampler.negative, backbone, world, cache)
-        _sample_share(out, todo, backbone, sampler, conds, entries, world, batch)
+        with describing_interrupt(out, shots) if world.primary else nullcontext():
+            conds = embed_shots(todo, sampler.negative, backbone, world, cache)
+            _sample_share(out, todo, backbone, sampler, conds, entries, world, batch)
         # A reference cycle would keep the pipeline's weights on the device.
         gc.collect()
     collectives.barrier()
     made = [entries[shot.file] for shot in shots]
     if world.primary:
-        gather_manifest(out, made)
+        finish_folder(out, made)
     collectives.barrier()
     return made
 

@@ -19,7 +19,7 @@ from ..data.files import short
 from ..data.progress import progress
 from ..data.video import IMAGES, VIDEOS, media_files, read_image, read_video
 from ..guard.measures import appearance, diversity, thumbnails
-from ..sampling.manifest import given_of, read_manifest
+from ..sampling.manifest import check_finished, given_of, read_manifest
 from ..sampling.shots import Shot
 from .intervals import Measure, mean_over_groups, mean_over_pairs
 
@@ -63,7 +63,7 @@ def score_folder(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) ->
         The measures.
 
     Raises:
-        ValueError: There are no samples, or their sizes differ.
+        ValueError: There are no samples, their sizes differ, or the folder is not finished.
     """
     shown = samples_of(folder, limit=limit, shots=shots)
     each: dict[str, list[Tensor]] = {}
@@ -172,9 +172,13 @@ def samples_of(folder: Path, *, limit: int = 0, shots: Sequence[Shot] = ()) -> d
 
     Returns:
         Prompt of each file.
+
+    Raises:
+        ValueError: There are no samples, or the folder is not finished.
     """
     if shots:
         return {folder / shot.file: shot.prompt for shot in shots[: limit or None]}
+    check_finished(folder)
     known = {entry["file"]: entry for entry in read_manifest(folder)}
     shown: dict[Path, str] = {}
     seen: set[tuple[str, int, str]] = set()

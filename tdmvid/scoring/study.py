@@ -19,6 +19,7 @@ import jinja2
 from ..data.files import short, write_json, write_text
 from ..data.items import image_digest
 from ..data.media import PICTURES, embed, file_inside
+from ..sampling.manifest import check_finished
 from .intervals import Measure, binomial
 
 CHOICES = ("A", "B", "same")
@@ -50,7 +51,8 @@ def pair_samples(a: Path, b: Path) -> list[Question]:
     copies under other names, the first that exists is taken.
 
     Raises:
-        ValueError: without any pair, or where a manifest names a file outside of its folder.
+        ValueError: without any pair, for a folder that is not finished, or where a manifest names a
+            file outside of its folder.
     """
     if a.resolve() == b.resolve():
         raise ValueError(f"{a} is given twice: a study compares two samplers")
@@ -107,6 +109,7 @@ def _image(entry: dict) -> Path | None:
 
 def _manifest(folder: Path) -> dict[str, dict]:
     """Return the entry of every file that a folder's manifest names."""
+    check_finished(folder)
     path = folder / "manifest.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder} has no manifest.jsonl: give folders that `tdmvid sample` wrote")
