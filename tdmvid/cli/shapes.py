@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..config.embedded import TEACHER
 from ..config.json_files import read_json
-from ..config.paths import expand_home
+from ..config.paths import expand_home, find_run_config
 from ..config.resources import find_model
 from .given import refuse_ignored
 from .options import output_file
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
     protocol = evaluate.Protocol(args.captions, args.seeds, args.reference, args.seed, args.batch)
     if args.run:
-        config = _read_run(args.run)
+        config = read_json(find_run_config(args.run))
         check_writable(args.run, "--run")
         samplers, model = evaluate.run_samplers(args.run, config), config["model"]
         facts = read_facts(evaluate.student_of(args.run, config))
@@ -127,15 +127,6 @@ def _model_of(args: argparse.Namespace, facts: dict) -> dict:
             " its folder"
         )
     return model | {"path": path}
-
-
-def _read_run(run: Path) -> dict:
-    path = run / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{run} is not a run folder, because it has no config.json: choose another --run"
-        )
-    return read_json(path)
 
 
 def _report(run: Path, config: dict, scores: dict) -> None:

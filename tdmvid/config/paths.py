@@ -35,3 +35,33 @@ def home_path(text: str) -> Path:
         The path.
     """
     return Path(expand_home(text))
+
+
+def find_run_config(run: Path) -> Path:
+    """Find the config of a run.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        Its config.json.
+
+    Raises:
+        ValueError: It is not a run folder. The message names the run folder that contains it.
+    """
+    if _is_run(run):
+        return run / "config.json"
+    place = run.resolve() if ".." in run.parts or not run.name else run
+    for above in list(place.parents)[:2]:  # of lora/, and of checkpoints/step_000500/
+        if _is_run(above):
+            raise ValueError(f"{run} is not a run folder, but in one: use {above}")
+    raise ValueError(
+        f"{run} is not a run folder (no config.json of a run): use a folder that `tdmvid train`"
+        " wrote, e.g. runs/shapes_4nfe"
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder has the config of a run, not that of a diffusers network."""
+    file = folder / "config.json"
+    return file.is_file() and '"_class_name"' not in file.read_text("utf-8", errors="replace")

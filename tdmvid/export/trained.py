@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..adapters.teacher import DIGESTS
 from ..config import RunConfig, load_config, short, to_dict
+from ..config.paths import find_run_config
 from ..data.checkpoints import latest, list_steps, read_meta, read_student, step_folder, whole
 from ..guard.record import GuardRecord
 from ..parallel.engine import check_shapes, shapes_of
@@ -125,12 +126,7 @@ def _compared(student: Trained) -> Iterator[tuple[str, Any]]:
 
 
 def _read_config(run: Path) -> RunConfig:
-    if not (run / "config.json").is_file():
-        raise ValueError(
-            f"{run} is not a run folder (no config.json): use a folder that `tdmvid train` wrote,"
-            " e.g. runs/shapes_4nfe"
-        )
-    return load_config(run / "config.json")
+    return load_config(find_run_config(run))
 
 
 def _find_checkpoint(run: Path, config: RunConfig, checkpoint: Path | None) -> Path:
