@@ -129,10 +129,10 @@ def count(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from ..data.files import write_json
-    from ..scoring.study import describe, read_votes, tally
+    from ..scoring.study import describe, read_ballots, read_votes, tally
 
     key = read_votes(args.key, "study", "pairs", "A", "B")
-    votes = tally(key, [(str(path), read_votes(path, "study", "votes")) for path in args.votes])
+    votes = tally(key, read_ballots(args.votes))
     print(describe(key, votes))
     if args.json:
         write_json(args.json, asdict(votes))
@@ -151,10 +151,10 @@ def fit(args: argparse.Namespace) -> None:
     if args.features != "clip":
         refuse_ignored(args, ["model"], f"with --features {args.features}")
     from ..rewards.votes import fit_head, save_head, votes_on_pairs, write_pairs
-    from ..scoring.study import read_votes, tally
+    from ..scoring.study import read_ballots, read_votes, tally
 
     key = read_votes(args.key, "study", "pairs", "A", "B")
-    votes = tally(key, [(str(path), read_votes(path, "study", "votes")) for path in args.votes])
+    votes = tally(key, read_ballots(args.votes))
     pairs = votes_on_pairs(key, votes, args.a, args.b)
     if args.pairs:
         write_pairs(args.pairs, pairs)

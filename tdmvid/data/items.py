@@ -19,7 +19,7 @@ from .captioned import find_source, read_captioned
 from .files import short
 from .media import file_inside
 from .prompt_sets import HubSet, check_no_part
-from .prompts import TABLES, check_given, read_rows, read_training_prompts
+from .prompts import COLUMN, IMAGE_COLUMN, TABLES, check_given, read_rows, read_training_prompts
 from .video import IMAGES, VIDEOS, media_files, read_clip
 
 MANIFEST = "manifest.jsonl"
@@ -80,7 +80,7 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
             f" {', '.join(TABLES)} file with the columns {config.column!r} and"
             f" {config.image_column!r} (files of images or videos), {remedy}"
         )
-    columns = (config.column, config.image_column)
+    columns = [(config.column, COLUMN), (config.image_column, IMAGE_COLUMN)]
     rows = read_rows(path, columns, skip_empty=config.skip_empty, limit=config.limit)
     return [Item(prompt, _image_file(path, place, image)) for place, (prompt, image) in rows]
 
@@ -96,7 +96,7 @@ def _made_items(prompts: list[str], config: PromptConfig) -> list[Item]:
     if not manifest.is_file():
         raise ValueError(f"prompts.images={short(config.images)} has no {MANIFEST}: {remedy}")
     made: dict[str, Path] = {}
-    for _, (prompt, name) in read_rows(manifest, ("prompt", "file")):
+    for _, (prompt, name) in read_rows(manifest, [("prompt", ""), ("file", "")]):
         made.setdefault(prompt, file_inside(folder, name))
     lacking = [prompt for prompt in prompts if prompt not in made]
     lacking += [prompt for prompt in prompts if prompt in made and not made[prompt].is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -117,9 +118,10 @@ def read_hub(path: Path, column: str, *, part: HubSet) -> Iterator[tuple[str, An
         raise _unreadable(path, part, error) from error
     if column not in columns:
         shown = ", ".join(columns[:10]) or "none"
+        first = shlex.quote(columns[0]) if columns else "NAME"
         raise ValueError(
-            f"{path}: no column {column!r}; the columns are {shown}: set prompts.column (--column)"
-            " to one of them"
+            f"{path}: no column {column!r}; the columns are {shown}: use e.g. --column {first}"
+            f" (prompts.column={first} for a run)"
         )
     number = 0
     while True:

@@ -7,8 +7,9 @@ import glob
 import hashlib
 import io
 import re
+import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,15 @@ from ..config.json_files import parse_line
 from ..config.resources import list_names
 from .captioned import find_source, holds_media, read_captioned
 from .files import short
-from .prompt_sets import HubSet, check_no_part, find_set, read_generated
+from .prompt_sets import HubSet, Reader, check_no_part, find_set, read_generated
 from .prompt_text import check_prompt, is_empty, read_text, text_lines
 
 if TYPE_CHECKING:
     from ..config import PromptConfig
 
+COLUMN = "--column {} (prompts.column={} for a run)"
+IMAGE_COLUMN = "--image-column {} (prompts.image_column={} for a run)"
+"""What sets the column of a table, for messages, with {} for its name."""
 SHOWN_COLUMNS, SHOWN_RANGES = 10, 20
 """Largest numbers of columns, and of ranges of lines, that a message names."""
 
@@ -37,6 +41,7 @@ def read_prompts(
     skip_empty: bool = False,
     limit: int = 0,
     part: HubSet = HubSet(),
+    setting: str = COLUMN,
 ) -> list[str]:
     """Read prompts in order, with duplicates.
 
@@ -58,6 +63,7 @@ def read_prompts(
         skip_empty: Whether to skip empty values of objects and tables.
         limit: Number of prompts to read from a generated list or data set; 0 reads all.
         part: Part of a data set on the hub.
+        setting: What sets `column`, such as `COLUMN`; empty if nothing does.
 
     Returns:
         The prompts.
@@ -80,7 +86,7 @@ def read_prompts(
         raise FileNotFoundError(f"{path}: no such prompt file; paths are relative to {Path.cwd()}")
     prompts: list[str] = []
     empty: list[str] = []
-    for place, value in reader(path, column):
+    for place, value in _cells(reader, path, column, setting):
         if is_empty(value):
             empty.append(place)
         else:
@@ -95,13 +101,17 @@ def read_prompts(
 
 
 def read_rows(
-    path: Path, columns: tuple[str, ...], *, skip_empty: bool = False, limit: int = 0
+    path: Path,
+    columns: Sequence[tuple[str, str]],
+    *,
+    skip_empty: bool = False,
+    limit: int = 0,
 ) -> list[tuple[str, tuple[str, ...]]]:
     """Read several columns of a table.
 
     Args:
         path: File of a type in `TABLES`.
-        columns: Names of the columns.
+        columns: Name of each column, and what sets it, such as `COLUMN`; empty if nothing does.
         skip_empty: Whether to skip rows with an empty cell. Otherwise an empty cell is an error.
         limit: Number of rows to return, from the first; 0 returns all.
 
@@ -114,7 +124,8 @@ def read_rows(
     reader = _READERS[path.suffix.lower()]
     rows: list[tuple[str, tuple[str, ...]]] = []
     empty: list[str] = []
-    for cells in zip(*(reader(path, column) for column in columns), strict=True):
+    each = (_cells(reader, path, column, setting) for column, setting in columns)
+    for cells in zip(*each, strict=True):
         place, values = cells[0][0], [value for _, value in cells]
         if any(map(is_empty, values)):
             empty.append(place)
@@ -316,16 +327,38 @@ TABLES = (".csv", ".jsonl", ".parquet")
 """Suffixes of files with columns."""
 
 
+class _NoColumn(ValueError):
+    """A table lacks a column: the columns that it has, and what helps whatever sets the column."""
+
+    def __init__(self, message: str, columns: list[str], remedy: str):
+        super().__init__(message)
+        self.columns, self.remedy = columns, remedy
+
+
+def _cells(reader: Reader, path: Path, column: str, setting: str) -> Iterator[tuple[str, Any]]:
+    """Yield (place, value) of a column; without the column, name what sets it."""
+    try:
+        yield from reader(path, column)
+    except _NoColumn as error:
+        remedy = error.remedy or "rename one of them"
+        if setting and not error.remedy:
+            example = "e.g. " * (len(error.columns) > 1)
+            name = shlex.quote(error.columns[0])
+            remedy = f"use {example}{setting.replace('{}', name)}, or rename a column"
+        raise ValueError(f"{error}: {remedy}") from None
+
+
 def _require_column(column: str, columns: list[str], where: str) -> None:
     if columns.count(column) > 1:
         raise ValueError(f"{where}: two columns are named {short(column)}: rename one of them")
     if column not in columns:
         there = ", ".join(map(short, columns[:SHOWN_COLUMNS])) or "none"
         there += f" and {len(columns) - SHOWN_COLUMNS} more" * (len(columns) > SHOWN_COLUMNS)
-        remedy = "choose one of them, or rename a column"
+        remedy = "" if columns else f"add the column {short(column)}"
         if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
             remedy = f"separate columns by commas, not by {found[0]!r}"
-        raise ValueError(f"{where}: no column {short(column)}; the columns are {there}: {remedy}")
+        message = f"{where}: no column {short(column)}; the columns are {there}"
+        raise _NoColumn(message, columns, remedy)
 
 
 def _describe_unknown(path: Path) -> str:

@@ -88,7 +88,9 @@ def _hpdv2(folder: Path, _: int) -> Layout:
 
 
 def _drawbench(path: Path, _: int) -> Layout:
-    prompts = _list(path) if path.suffix == ".json" else read_prompts(path, column="Prompts")
+    prompts = (
+        _list(path) if path.suffix == ".json" else read_prompts(path, column="Prompts", setting="")
+    )
     return Layout([Shot(prompt, 0, f"{i:05d}.jpg") for i, prompt in enumerate(prompts)])
 
 

@@ -100,7 +100,7 @@ def shots_of(config: ImageConfig) -> list[Shot]:
     Returns:
         Samples to make.
     """
-    prompts = read_prompts(Path(config.prompts), column=config.column)
+    prompts = read_prompts(Path(config.prompts), column=config.column, setting="--set column={}")
     return plan_shots(prompts[: config.limit or None], range(config.seeds), frames=1)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.files import write_json
+from ..data.files import short, write_json
 from ..guard.measures import thumbnails
 from ..sampling.shots import Shot
 from .intervals import Measure, mean_over_groups
@@ -70,7 +70,8 @@ def precision_and_recall(
     if min(len(samples), len(reference)) <= neighbours:
         raise ValueError(
             f"neighbours={neighbours}: {len(samples)} samples and {len(reference)} of the reference"
-            " are too few per prompt: sample more seeds, or use fewer neighbours"
+            f" are too few per prompt: sample at least {neighbours + 1} seeds, or use fewer"
+            " neighbours"
         )
     apart = _distances(samples, reference)
     return (
@@ -163,13 +164,20 @@ def _check_seeds(
     folders: Sequence[Path], sets: Sequence[dict[str, list[Path]]], neighbours: int
 ) -> None:
     """Check that every prompt has enough samples, before any is read."""
-    for folder, found in zip(folders, sets, strict=True):
-        for prompt in sets[0]:
-            if (count := len(found[prompt])) <= neighbours:
-                raise ValueError(
-                    f"neighbours={neighbours}: {folder} has only {count} samples of {prompt!r}:"
-                    " sample more seeds, or use fewer neighbours"
-                )
+    count, folder, prompt = min(
+        (
+            (len(found[prompt]), folder, prompt)
+            for folder, found in zip(folders, sets, strict=True)
+            for prompt in sets[0]
+        ),
+        key=lambda one: one[0],
+    )
+    if count <= neighbours:
+        fewer = f", or use --neighbours {count - 1}" if count > 1 else ""
+        raise ValueError(
+            f"--neighbours={neighbours}: {folder} has only {count} sample{'s' * (count > 1)} of"
+            f" {short(prompt)}: sample at least {neighbours + 1} seeds per prompt{fewer}"
+        )
 
 
 def _coverage(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .intervals import Measure, binomial
 
 CHOICES = ("A", "B", "same")
 SENDER = "the person who sent you this page"
+KEY = "give the .key.json file that `tdmvid study make` wrote beside the page"
 LARGEST = 500 * 2**20
 """Bytes of a page's files in base64: no string of a browser's JavaScript is longer than 512 Mi
 letters, and a page with a longer script stays empty.
@@ -308,17 +309,26 @@ def describe(key: dict, votes: Tally) -> str:
     return "\n".join(lines)
 
 
-def read_votes(path: Path, *needed: str) -> dict:
+def read_ballots(paths: Sequence[Path]) -> list[tuple[str, dict]]:
+    """Return the votes files of participants for `tally`; ValueError names a file."""
+    remedy = 'give the files that "Save votes" on the page writes'
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f'no votes file {path} is there yet: "Save votes" on the page writes it, and people'
+                " have to send it to you"
+            )
+    return [(str(path), read_votes(path, "study", "votes", remedy=remedy)) for path in paths]
+
+
+def read_votes(path: Path, *needed: str, remedy: str = KEY) -> dict:
     """Return the JSON object of a file that has these entries; ValueError names the file."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} does not exist: {remedy}")
     try:
         found = json.loads(path.read_bytes())  # finds the encoding
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(name in found for name in needed):
-        raise ValueError(
-            f"{path} is no JSON with {', '.join(needed)}: give the files that `make` and the page"
-            " saved"
-        )
+        raise ValueError(f"{path} is no JSON with {', '.join(needed)}: {remedy}")
     return found

@@ -5,8 +5,11 @@ import pytest
 from refusals import refused
 
 from tdmvid.cli.main import main
-from tdmvid.config import PromptConfig
+from tdmvid.config import ImageConfig, PromptConfig
+from tdmvid.data.items import read_items
 from tdmvid.data.prompts import PromptOrder, read_prompts, read_training_prompts
+from tdmvid.scoring.benchmark_layouts import layout
+from tdmvid.scoring.image_run import shots_of
 
 PROMPTS = [
     "a red circle, moving left",
@@ -162,6 +165,21 @@ def test_a_null_or_absent_parquet_column_is_named(tmp_path):
         read_prompts(tmp_path / "a.parquet")
     with refused("a.parquet", "'caption'", "'id', 'prompt'"):
         read_prompts(tmp_path / "a.parquet", column="caption")
+
+
+def test_a_missing_column_is_answered_with_what_sets_it(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a b,id\nx,1\n")
+    with refused("error", "'prompt'", "--column 'a b'", "prompts.column='a b'", error=SystemExit):
+        main(["prompts", str(path)])
+    with refused("'image'", "--image-column id", "prompts.image_column=id"):
+        path.write_text("id,prompt\n1,x\n")
+        read_items(PromptConfig(path=str(path)), images=True)
+    with refused("'Prompts'", "rename") as caught:  # DrawBench's, which no option sets
+        layout("drawbench", path, seeds=1)
+    assert "--column" not in str(caught.value)
+    with refused("'text'", "--set column=id"):
+        shots_of(ImageConfig(prompts=str(path), column="text"))
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -99,8 +99,14 @@ def test_too_few_seeds_in_a_folder_are_refused_before_a_sample_is_read(folders, 
     (folders / "half" / "a cat-3.png").unlink()
     monkeypatch.setattr("tdmvid.scoring.modes.read_sample", lambda _: pytest.fail("read"))
     both = [folders / "reference", folders / "half"]
-    with refused(folders / "half", "neighbours=15", "15 samples", "'a cat'"):
+    facts = ("--neighbours=15", "15 samples", "'a cat'", "16 seeds", "--neighbours 14")
+    with refused(folders / "half", *facts):
         score_modes(both, folders / "out", neighbours=15)
+    for path in list((folders / "half").iterdir())[1:]:
+        path.unlink()
+    with refused(folders / "half", "1 sample", "16 seeds") as caught:  # 0 neighbours are too few
+        score_modes(both, folders / "out", neighbours=15)
+    assert "--neighbours 0" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ def test_a_study_does_not_replace_another_file(folders, tmp_path, name):
     assert (tmp_path / name).read_text() == "my notes"
 
 
+@pytest.mark.parametrize("command", [["tally"], ["fit", "--a", "a", "--b", "b", "--out", "r"]])
+def test_missing_votes_are_answered_with_what_writes_them(folders, tmp_path, command):
+    make(tmp_path / "s.html", folders)
+    assert ">Save votes</button>" in (tmp_path / "s.html").read_text()
+    key = str(tmp_path / "s.key.json")
+    with refused("votes-*.json", '"Save votes"', error=SystemExit):
+        main(["study", *command, "--key", key, "votes-*.json"])
+    with refused("none.json", "tdmvid study make", error=SystemExit):
+        main(["study", *command, "--key", "none.json", key])
+
+
 @pytest.mark.parametrize(
     "option, name",
     [("--json", "votes.json"), ("--json", "s.key.json"), ("--pairs", "votes.json")],
