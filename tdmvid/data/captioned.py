@@ -60,11 +60,12 @@ def read_captioned(folder: Path) -> list[tuple[Path, str]]:
         if not is_empty(caption):
             pairs.append((file, check_prompt(caption, str(text))))
         else:
-            lacking.append(text)
+            lacking.append(file)
     if lacking:
+        text = lacking[0].with_suffix(".txt")
         raise ValueError(
             f"{folder}: {len(lacking):,} of {len(pairs) + len(lacking):,} videos and images have no"
-            f" caption, e.g. {short(str(lacking[0].relative_to(folder)))} is missing or empty:"
-            " write one .txt file next to each"
+            f" caption, e.g. {short(str(lacking[0].relative_to(folder)))}, whose {short(text.name)}"
+            f" is {'empty' if text.is_file() else 'missing'}: write one .txt file next to each"
         )
     return pairs

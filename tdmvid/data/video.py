@@ -167,9 +167,17 @@ def media_files(folder: Path, kinds: set[str], *, listed: Iterable[str] = ()) ->
     found = sorted({*found, *(path for path in hidden if path.suffix.lower() in kinds)})
     if not found:
         there = f"; it contains {name_files(folder, others)}" if others else ""
-        raise ValueError(f"{str(folder)!r} contains no {', '.join(sorted(kinds))} file{there}")
+        raise ValueError(
+            f"{str(folder)!r} contains no {_name_kinds(kinds)}{there}: use another folder"
+        )
     check_names(folder, found)
     return found
+
+
+def _name_kinds(kinds: set[str]) -> str:
+    """Return what files of these types are, because a list of all types hides the cause."""
+    names = {"video": VIDEOS, "image": IMAGES}
+    return " or ".join(name for name, known in names.items() if kinds & known)
 
 
 def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
@@ -190,7 +198,7 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"{str(folder)!r} is not a folder: use a folder with {', '.join(sorted(kinds))} files"
+            f"{str(folder)!r} is not a folder: use a folder that contains a {_name_kinds(kinds)}"
         )
     found: list[Path] = []
     others: list[Path] = []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from refusals import refused
 
+from tdmvid.cli.main import main
 from tdmvid.config import ClipSize, LogConfig, PromptConfig, RealConfig
 from tdmvid.data.captioned import find_source
 from tdmvid.data.items import (
@@ -167,8 +168,25 @@ def test_a_folder_of_clips_gives_captions_and_first_frames(tmp_path):
     assert found == [Item(f"clip {name}", tmp_path / "clips" / f"{name}.mp4") for name in "ab"]
     assert read_training_prompts(config) == [item.prompt for item in found]
     (tmp_path / "clips" / "b.txt").write_text(" ")
-    with refused(tmp_path / "clips", "1 of 2", "'b.txt'"):
+    with refused(tmp_path / "clips", "1 of 2", "'b.mp4'", "'b.txt' is empty"):
         read_items(config, images=True)
+
+
+def test_a_video_without_a_caption_is_named_before_its_caption(tmp_path):
+    write_image(tmp_path / "docs" / "a.png", flat(0.0))
+    with refused(tmp_path, "1 of 1", "'docs/a.png', whose 'a.txt' is missing"):
+        read_prompts(tmp_path)
+
+
+def test_a_folder_without_videos_and_images_is_told_so_without_a_list_of_types(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    for command in (["prompts"], ["score", "samples"]):
+        with refused("error", "no video or image", "'a.json'", error=SystemExit) as caught:
+            main([*command, str(tmp_path)])
+        assert ".mp4" not in str(caught.value)
+        with refused("error", tmp_path / "none", error=SystemExit) as caught:
+            main([*command, str(tmp_path / "none")])
+        assert ".mp4" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["videos", "shapes"])

@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / ".thumbnails" / "a.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "._a.mp4").write_bytes(b"of another system")
-    with refused(tmp_path, ".mp4"):
+    with refused(tmp_path, "no video"):
         media_files(tmp_path, VIDEOS)
     (tmp_path / "a.png").write_bytes(b"no image")
     with refused("a.png"):
@@ -286,7 +286,7 @@ def test_files_that_are_not_read_are_counted_and_named(folder):
     for name in ("0/4.txt", "notes.md", "a.heic", "b.json"):
         (folder / name).unlink()
     assert note_unread(RealConfig(path=str(folder)), frames=1) == ""
-    with refused(str(folder), "10 files", ".mp4"):
+    with refused(str(folder), "10 files", "no video"):
         real_files(RealConfig(path=str(folder)), frames=9)
 
 
