@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -124,3 +125,13 @@ def test_a_condition_that_was_not_trained_is_refused_with_those_that_were(set_of
         chosen("--lora", set_of_students / "lora", "--condition-steps", 3)
     with refused("--condition-steps=4", "--lora"):
         chosen("--condition-steps", 4)
+
+
+def test_options_replace_the_facts_of_a_student(student, backbone, tmp_path):
+    cut = shutil.copytree(student, tmp_path / "cut")
+    (cut / "export.json").unlink()
+    (tmp_path / "p.txt").write_text("a ring")
+    words = ["sample", "--lora", cut, "--prompts", tmp_path / "p.txt", "--out", tmp_path / "o"]
+    words += ["--cache", tmp_path / "cache", "--model", backbone.folder, *SIZE, "--steps", 2]
+    main([str(word) for word in words])
+    assert len(list((tmp_path / "o").glob("*.mp4"))) == 1
