@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ..config.paths import expand_home, home_path
 from .given import refuse_ignored
-from .options import refuse_fps_of_images, refuse_images
+from .options import add_base_files, refuse_fps_of_images, refuse_images
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -146,14 +146,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 def _add_base(base: argparse._ArgumentGroup) -> None:
     base.add_argument("--model", type=expand_home, help="the base: a diffusers folder or hub id")
-    base.add_argument("--revision", help="branch, tag or commit of a hub id")
-    base.add_argument("--variant", help="variant of the base's weight files, e.g. fp16")
-    base.add_argument(
-        "--pipeline",
-        metavar="CLASS",
-        help="pipeline class to use instead of the model's own, e.g. WanImageToVideoPipeline for"
-        " Wan 2.2 TI2V-5B with images",
-    )
+    add_base_files(base)
     base.add_argument(
         "--base-dtype",
         choices=["float32", "bfloat16", "float16"],

@@ -107,6 +107,21 @@ def refuse_inputs(args: argparse.Namespace, names: Iterable[str], inputs: Iterab
             raise ValueError(f"--{name} {path} is read by this command: use another --{name}")
 
 
+def add_base_files(parser: argparse._ActionsContainer) -> None:
+    """Add the options of a base's files and pipeline to a parser or group.
+
+    Without them, those that the student names are loaded, or the model's own.
+    """
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--variant", help="variant of the base's weight files, e.g. fp16")
+    parser.add_argument(
+        "--pipeline",
+        metavar="CLASS",
+        help="pipeline class to use instead of the model's or the student's own, e.g."
+        " WanImageToVideoPipeline for Wan 2.2 TI2V-5B with images",
+    )
+
+
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """Add the options of sampling to a parser: model, size, and sampler; see tdmvid/sampling/."""
     parser.add_argument("--lora", type=Path, help=f"{STUDENT}; without it, the teacher is sampled")
@@ -115,14 +130,7 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         type=expand_home,
         help="diffusers folder or hub id (default: the base of the student)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--variant", help="variant of the base's weight files, e.g. fp16")
-    parser.add_argument(
-        "--pipeline",
-        metavar="CLASS",
-        help="pipeline class to use instead of the model's own, e.g. WanImageToVideoPipeline for"
-        " Wan 2.2 TI2V-5B with images (default: that of the student)",
-    )
+    add_base_files(parser)
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
