@@ -55,6 +55,7 @@ def test_a_student_is_sampled_in_the_steps_that_it_states(monkeypatch, tmp_path)
 
 
 def test_a_student_that_states_no_steps_needs_the_option(monkeypatch, tmp_path):
+    (tmp_path / "export.json").write_text("{}")
     with refused("error", "--steps", tmp_path, error=SystemExit):
         sampled(monkeypatch, "--lora", tmp_path)
     assert sampled(monkeypatch, "--lora", tmp_path, "--steps", 4)[0][0] == 4
