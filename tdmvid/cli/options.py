@@ -154,6 +154,18 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="use the student of a run with several K that is conditioned on K, with any --steps",
     )
+    _add_guidance(parser)
+    parser.add_argument("--batch", type=int, default=1, help="samples per batch on each rank")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("cache/embeddings"),
+        help="folder of cached text embeddings",
+    )
+    add_launched(parser)
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg",
         type=float,
@@ -169,14 +181,6 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="flow shift of a teacher's times (default: that of the model's scheduler)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="samples per batch on each rank")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("cache/embeddings"),
-        help="folder of cached text embeddings",
-    )
-    add_launched(parser)
 
 
 def base_of(args: argparse.Namespace) -> dict:

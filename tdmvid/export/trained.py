@@ -1,7 +1,7 @@
 """Read what runs trained: their settings, and the weights in their checkpoints.
 
-The mean of several students is a student too, if they started from the same weights. Each run's own
-noise averages out, as in "Model soups" (arXiv 2203.05482).
+The mean of several students is a student too, if they started from the same weights, as in "Model
+soups" (arXiv 2203.05482).
 """
 
 from __future__ import annotations

@@ -134,6 +134,10 @@ def commands(out: Path, config: dict | None, recorded: list[dict], images: bool)
     return shown
 
 
+EMBEDDED = ("shapes", "shapes_i2v")
+"""Names of the embedded teachers, whose judge `tdmvid score shapes` uses."""
+
+
 def score_command(out: Path, config: dict | None, recorded: list[dict]) -> str:
     """Return the command that scores a run; "" for what is no run's folder."""
     for item in recorded:
@@ -141,7 +145,7 @@ def score_command(out: Path, config: dict | None, recorded: list[dict]) -> str:
             return str(item["command"])
     if not config or "video" not in config:
         return ""
-    if config.get("model", {}).get("path") in ("shapes", str(TEACHER)):
+    if config.get("model", {}).get("path") in (*EMBEDDED, str(TEACHER)):
         return shlex.join(["tdmvid", "score", "shapes", "--run", str(out)])
     program = "images" if config["video"].get("frames") == 1 else "vbench"
     student = STUDENT_FOLDERS[config.get("training", "lora")]

@@ -5,6 +5,7 @@ import re
 import shlex
 from html import unescape
 
+import pytest
 from run_folder import Page, write
 
 from tdmvid.cli.leave import Parser
@@ -71,8 +72,9 @@ def test_a_run_can_be_trained_scored_sampled_and_exported_again(tmp_path):
         assert_parses(command)
 
 
-def test_a_student_of_the_embedded_teacher_is_scored_with_its_own_judge(tmp_path):
-    write(tmp_path / "config.json", {"video": {"frames": 9}, "model": {"path": "shapes"}})
+@pytest.mark.parametrize("teacher", ["shapes", "shapes_i2v"])
+def test_a_student_of_an_embedded_teacher_is_scored_with_its_own_judge(tmp_path, teacher):
+    write(tmp_path / "config.json", {"video": {"frames": 9}, "model": {"path": teacher}})
     (score,) = [text for text in codes(write_report(tmp_path).read_text()) if " score " in text]
     assert score == f"tdmvid score shapes --run {tmp_path}"
     assert_parses(score)
