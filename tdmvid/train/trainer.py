@@ -278,7 +278,7 @@ def _give_up(
 ) -> NoReturn:
     """Save the last good state, if there is one, and stop."""
     if broken := _broken_role(run):
-        reason = _diverged(broken, step, checkpoints.folder)
+        reason = _diverged(broken, step, run.config)
     else:
         path = save_state(run, checkpoints, step + 1)
         checkpoints.wait()
@@ -297,11 +297,16 @@ def _broken_role(run: Run) -> str:
     return ""
 
 
-def _diverged(role: str, step: int, folder: Path) -> str:
+def _diverged(role: str, step: int, config: RunConfig) -> str:
+    start = (
+        f". It can start from an earlier checkpoint: tdmvid export --run {config.folder}"
+        " --checkpoint DIR --out START, then --set init=START"
+    )
     return (
         f"stopped: the {role}'s weights were not finite at step {step}, so this state was not"
-        f" saved. Lower {role}.lr in a new run (another --out); tdmvid export --checkpoint writes"
-        f" the student of an earlier checkpoint in {folder}, from which it can start (--set init)"
+        f" saved. Lower {role}.lr in a new run (another --out)"
+        + start
+        * (config.training == "lora")  # `init` is a LoRA
     )
 
 
