@@ -132,6 +132,13 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--hub-base",
+        metavar="OWNER/NAME",
+        default="",
+        help="hub id of the base, if the run used a copy in a folder: the card and export.json then"
+        " name it instead of the folder",
+    )
+    parser.add_argument(
         "--push",
         metavar="OWNER/NAME",
         help="upload the bundle with its card to this model repository of the Hugging Face hub; it"
@@ -244,6 +251,7 @@ def _export(args: argparse.Namespace, out: Path | None) -> dict:
         tuple(args.image),
         args.seed,
         args.tolerance,
+        args.hub_base,
     )
     if not out:
         raise ValueError("out is not given: name the folder to write")

@@ -14,9 +14,9 @@ from ..backbones.base import Backbone
 from ..backbones.lora_files import Beside
 from ..backbones.weight_files import component_class
 from ..config.json_files import read_object
-from ..config.resources import find_model
 from ..data.files import write_text
 from ..data.markdown import code, escape, front_matter, one_line, read_front_matter
+from .base_name import name_base
 from .consumers import consumers
 from .student import Provenance, Student
 
@@ -41,7 +41,7 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
         samples: Names of its videos or images, one per prompt.
     """
     backbone, provenance = student.backbone, student.provenance
-    lora, base = "rank" in facts, escape(backbone.config.path)
+    lora, base = "rank" in facts, escape(name_base(facts["model"]).title)
     parts = [
         _front_matter(backbone, facts),
         f"# {facts['steps']}-step {'LoRA' if lora else 'student'} for {base}",
@@ -52,18 +52,17 @@ def write_card(folder: Path, student: Student, facts: dict, samples: list[str]) 
         *_other_files(facts),
         *_samples(samples, student.reference.prompts),
         *_scores(provenance),
-        *_recipe(provenance.config),
+        *_recipe(provenance.config, facts["model"]),
         "## Licence",
-        _licence(backbone),
+        _licence(backbone, facts),
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
 def _front_matter(backbone: Backbone, facts: dict) -> str:
-    path, lora = backbone.config.path, "rank" in facts
-    hub = path.count("/") == 1 and not Path(path).is_dir()
+    hub, lora = name_base(facts["model"]).hub, "rank" in facts
     relation = "adapter" if lora else "finetune"
-    base = {"base_model": path, "base_model_relation": relation} if hub else {}
+    base = {"base_model": hub, "base_model_relation": relation} if hub else {}
     given = "image" if backbone.takes_images else "text"
     made = "video" if backbone.stock.output == "frames" else "image"
     values: dict[str, Any] = {
@@ -77,10 +76,10 @@ def _front_matter(backbone: Backbone, facts: dict) -> str:
 
 
 def _settings(backbone: Backbone, facts: dict) -> str:
-    config, size = backbone.config, backbone.size
+    base, size = name_base(facts["model"]), backbone.size
     shift = f" (flow shift {facts['shift']:g})" if facts.get("shift") else ""
     rows = {
-        "base": f"{code(config.path)}, revision {code(config.revision or 'as found')}",
+        "base": f"{code(base.title)}, revision {code(base.revision or 'as found')}",
         **_adapters(facts),
         "timesteps": f"{facts['timesteps']}{shift}",
         "sampler": f"{facts['scheduler']['name']}, deterministic (eta 0)",
@@ -198,6 +197,7 @@ def _stock_lines(student: Student, facts: dict) -> list[str]:
         *([f"from transformers import {', '.join(encoders)}"] if encoders else []),
         *(() if whole else backbone.lora.load_imports),
         *ours,
+        *name_base(facts["model"]).imports,
         "",
         *_loading(student, facts),
         f'pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder")',
@@ -233,7 +233,7 @@ def _loading(student: Student, facts: dict) -> list[str]:
     if "rank" not in facts:
         lines.append(f'{part} = {network}.from_pretrained("path/to/this/folder", {dtype})')
         apart.append(part)
-    given = [_base(backbone, facts[VARIANTS]["default"]), *(f"{one}={one}" for one in apart)]
+    given = [_base(facts, facts[VARIANTS]["default"]), *(f"{one}={one}" for one in apart)]
     left_out = dict.fromkeys(facts[ABSENT_PARTS]) | backbone.stock.options
     given += [f"{name}={value!r}" for name, value in left_out.items()]
     lines.append(f"pipe = {backbone.pipeline_class}.from_pretrained({', '.join([*given, dtypes])})")
@@ -244,12 +244,12 @@ def _loading(student: Student, facts: dict) -> list[str]:
     return [*lines, *(["pipe.vae.enable_tiling()"] if config.tiling else [])]
 
 
-def _base(backbone: Backbone, variant: str | None) -> str:
+def _base(facts: dict, variant: str | None) -> str:
     """Return the arguments that name the base's files."""
-    config = backbone.config
-    choices = (("revision", config.revision), ("variant", variant))
+    base = name_base(facts["model"])
+    choices = (("revision", base.revision), ("variant", variant))
     stated = [f"{key}={json.dumps(value)}" for key, value in choices if value]
-    return ", ".join([json.dumps(find_model(config.path), ensure_ascii=False), *stated])
+    return ", ".join([base.code, *stated])
 
 
 def _kinds_apart(backbone: Backbone, facts: dict) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def _component(backbone: Backbone, facts: dict, name: str) -> str:
     """Return the line that loads a component of the base with a variant of its own."""
     kind = _kinds_apart(backbone, facts)[name].__name__
     dtype = "float32" if name in facts.get(FLOAT32_PARTS, []) else backbone.config.dtype
-    base, folder = _base(backbone, facts[VARIANTS][name]), f'subfolder="{name}"'
+    base, folder = _base(facts, facts[VARIANTS][name]), f'subfolder="{name}"'
     return f"{name} = {kind}.from_pretrained({base}, {folder}, dtype=torch.{dtype})"
 
 
@@ -330,7 +330,8 @@ def _cell(metric: dict | None, unit: str) -> str:
     return f"{scale * metric['value']:.3g} {unit}".strip()
 
 
-def _recipe(config: dict) -> list[str]:
+def _recipe(config: dict, base: dict) -> list[str]:
+    """Return the run's config, without paths of this machine."""
     if not config:
         return []
     data = {
@@ -341,12 +342,11 @@ def _recipe(config: dict) -> list[str]:
         }
         for part in ("prompts", "real")
     }
-    shown = {
-        key: value for key, value in config.items() if key not in ("out", "log", "evaluate")
-    } | data  # without paths of this machine
+    shown = {key: value for key, value in config.items() if key not in ("out", "log", "evaluate")}
+    shown |= data | {"model": config.get("model", {}) | {"path": name_base(base).title}}
     if shown.get("init"):
         shown["init"] = _place(shown["init"])
-    if adapters := shown.get("model", {}).get("adapters"):
+    if adapters := shown["model"].get("adapters"):
         placed = [
             one | {key: _place(one[key]) for key in ("path", "path_2") if one.get(key)}
             for one in adapters
@@ -361,12 +361,12 @@ def _recipe(config: dict) -> list[str]:
     ]
 
 
-def _licence(backbone: Backbone) -> str:
+def _licence(backbone: Backbone, facts: dict) -> str:
     stated = base_licence(backbone.folder)
     if not stated:
         return (
-            f"The licence of the base model, {code(backbone.config.path)}, applies. Its folder does"
-            " not state a licence."
+            f"The licence of the base model, {code(name_base(facts['model']).title)}, applies. Its"
+            " folder does not state a licence."
         )
     name = escape(stated.get("license_name", stated.get("license", "")))
     link = stated.get("license_link", "")

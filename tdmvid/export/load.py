@@ -24,30 +24,35 @@ from ..adapters.load import load_beside, load_lora, networks_of
 from ..adapters.teacher import read_adapters
 from ..backbones.registry import families
 from ..backbones.weight_files import component_class
-from ..config import ModelConfig, from_dict
+from ..config import ModelConfig, from_dict, short
 from ..config.json_files import read_object
 from ..config.resources import find_model
 from ..data.reading import reading
+from .base_name import on_hub
 
 PACKAGE = __package__.split(".")[0]
 
 
-def load_pipeline(folder: str | Path, *, dtype: str | None = None) -> DiffusionPipeline:
+def load_pipeline(
+    folder: str | Path, *, base: str | None = None, dtype: str | None = None
+) -> DiffusionPipeline:
     """Load the stock diffusers pipeline of an exported student, as its export.json describes it.
 
     Args:
         folder: A folder that `tdmvid export` or a run wrote.
+        base: Folder or hub id of the base, if it is not where export.json says.
         dtype: Dtype of the base, e.g. "float16"; the default is the one in export.json.
 
     Returns:
         The pipeline, on the CPU. Sample with the student's number of steps and guidance 1.
 
     Raises:
-        ValueError: The folder is not an export, its LoRA cannot be loaded completely, or one of the
-            user's LoRAs differs from that used in training.
+        ValueError: The folder is not an export, its base is not on this machine, its LoRA cannot be
+            loaded completely, or one of the user's LoRAs differs from that used in training.
     """
     folder = Path(folder)
     facts = _facts(folder)
+    _place_base(folder, facts, base)
     pipeline = _load_base(folder, facts, dtype)
     if "rank" in facts:
         _add_loras(pipeline, folder, facts)
@@ -71,6 +76,19 @@ def _facts(folder: Path) -> dict[str, Any]:
             f" from {', '.join(sorted(families()))}"
         )
     return facts
+
+
+def _place_base(folder: Path, facts: dict[str, Any], base: str | None) -> None:
+    """Replace the base's place in `facts`, and check that a folder is there."""
+    if base is not None:
+        facts["model"] |= {"path": str(Path(base).expanduser()), "revision": None}
+    path = find_model(facts["model"]["path"])
+    if not on_hub(path) and not Path(path).is_dir():
+        stated = f"base={short(path)}" if base else f"{folder / FACTS}: the base {short(path)}"
+        raise ValueError(
+            f"{stated} is not a folder on this machine: pass the base's folder or hub id, e.g."
+            ' load_pipeline(folder, base="zai-org/CogVideoX-2b")'
+        )
 
 
 def _load_base(folder: Path, facts: Mapping[str, Any], dtype: str | None) -> Any:

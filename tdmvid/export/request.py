@@ -8,6 +8,7 @@ from ..backbones.base import Backbone
 from ..backbones.experts import Experts
 from ..data.files import short
 from ..data.items import Item, pair_items
+from .base_name import check_hub_base
 from .consumers import check_formats
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -33,8 +34,12 @@ class ExportRequest:
     """Seed of the samples' noise."""
     tolerance: float = 0.0
     """Allowed relative difference in the check. 0 uses the default for the dtypes."""
+    hub_base: str = ""
+    """Hub id of a base that lies in a local folder; card and export.json name it instead."""
 
     def __post_init__(self):
+        if self.hub_base:
+            check_hub_base(self.hub_base)
         plain = not self.rank and self.formats == ("diffusers",)
         rules = (
             (

@@ -5,6 +5,7 @@ Links are relative, so they work while the page lies in the run's folder.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -97,10 +98,11 @@ def _code(folder: Path) -> list[Snippet]:
         return []
     blocks = re.findall(r"^```python\n(.*?)\n```$", card.read_text(encoding="utf-8"), re.M | re.S)
     place = str(folder).replace("\\", "/").replace('"', '\\"')
+    base = str(read_json(folder / FACTS).get("model", {}).get("path", ""))
     return [
         Snippet(
             "Python, with tdmvid installed" if "import load_pipeline" in block else "Python",
-            block.replace(_PLACE, place),
+            block.replace(_PLACE, place).replace(f'"path/to/{Path(base).name}"', json.dumps(base)),
         )
         for block in blocks
     ]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cards import run_card
 from contract_cases import PROMPTS, noise
 from scales import assert_close
 
@@ -68,18 +69,9 @@ def user_s_pipeline(case, lora, base=None):
         lora: The student's folder.
         base: Another base to load it on.
     """
-    code = (
-        (lora / "README.md")
-        .read_text()
-        .split("```python\n")[1]
-        .split("```")[0]
-        .replace("path/to/this/folder", str(lora))
-    )
-    code = code.replace(str(case.folder), str(base or case.folder))
-    scope = {}
-    exec("\n".join(line for line in code.splitlines() if "pipe(" not in line), scope)
-    scope["pipe"].set_progress_bar_config(disable=True)
-    return scope["pipe"]
+    pipeline = run_card(lora, base or case.folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.mark.slow

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from cards import run_card
 from contract_cases import Case, noise
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from refusals import refused
 from scales import assert_close
-from user_adapter_cases import card_code, student_of
+from user_adapter_cases import student_of
 
 from tdmvid.adapters.read import read_lora
 from tdmvid.adapters.teacher import adapters_of, load_teacher
@@ -121,7 +122,7 @@ def test_both_exports_are_pairs_that_give_the_student(case, backbone, student, l
         card = (folder / "README.md").read_text()
         for text in ("at scale 0.75", "at scale -0.5 (low-noise", "at scale 1.5 (low-noise"):
             assert text in card
-        for pipeline in (card_code(folder, users), load_pipeline(folder)):
+        for pipeline in (run_card(folder, users=users), load_pipeline(folder)):
             found = case.sample(pipeline, backbone, reference.z, steps=GRID[0])
             assert_close(found, student.latents, 1e-4)
 

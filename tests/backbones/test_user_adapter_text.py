@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from cards import run_card
 from contract_cases import Case
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scales import assert_close
-from user_adapter_cases import card_code, student_of
+from user_adapter_cases import student_of
 
 from tdmvid.adapters.load import load_lora
 from tdmvid.adapters.teacher import load_teacher
@@ -178,7 +179,10 @@ def test_both_exports_give_the_student_from_prompts(
     assert written[merged]["text_encoders"] == ENCODERS[case.name]
     assert "text_encoders" not in written[stack]
     for folder in (stack, merged):
-        for pipeline in (card_code(folder, loras[0].parent), load_pipeline(folder)):
+        for pipeline in (
+            run_card(folder, users=loras[0].parent),
+            load_pipeline(folder),
+        ):
             pipeline.set_progress_bar_config(disable=True)
             found = case.sample(pipeline, backbone, student.reference.z, steps=GRID[0])
             assert_close(found, student.latents, 1e-4)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cards import run_card
 from contract_cases import CASES, noise
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from refusals import refused
 from safetensors.torch import load_file
 from scales import assert_close
-from user_adapter_cases import card_code, student_of
+from user_adapter_cases import student_of
 
 from tdmvid.adapters.frozen import merge_carried
 from tdmvid.adapters.layouts import layouts_of
@@ -153,7 +154,10 @@ def test_the_student_comes_out_beside_the_loras_and_with_them_in_one_file(
     for folder in (stack, merged):
         card = (folder / "README.md").read_text()
         assert all(text in card for text in ("style", "at scale 0.75", "motion", "at scale -1.5"))
-        for pipeline in (card_code(folder, loras[0].parent), load_pipeline(folder)):
+        for pipeline in (
+            run_card(folder, users=loras[0].parent),
+            load_pipeline(folder),
+        ):
             lean = backbone.stock.pipeline(getattr(pipeline, part))
             lean.scheduler = pipeline.scheduler
             found = backbone.stock.latents(lean, reference.z, reference.cond, steps=GRID[0])

@@ -33,17 +33,3 @@ def student_of(teacher, case, grid):
     return Student(
         teacher, grid, weights, reference, latents, adapter, adapters=adapters_of(teacher)
     )
-
-
-def card_code(folder, users):
-    """Run the card's code up to the call and return its pipeline.
-
-    Args:
-        folder: The student's folder.
-        users: The folder of the user's LoRAs.
-    """
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code, scope = code.replace("path/to/this/folder", str(folder)), {}
-    code = code.replace(f"path/to/{users.name}/", f"{users}/")
-    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], scope)
-    return scope["pipe"]

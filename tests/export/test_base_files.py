@@ -1,10 +1,10 @@
 """The card's code and load_pipeline load the files of the base that the student was made with."""
 
 import json
-import re
 
 import pytest
 import torch
+from cards import run_card
 from families import BUILDERS
 from safetensors.torch import load_file, save_file
 
@@ -45,11 +45,7 @@ def export(name, folder, out, **changes):
 
 def pipelines(out):
     """Return the pipelines of the card's code, without its call, and of load_pipeline."""
-    card = (out / "README.md").read_text()
-    code = re.search(r"```python\n(.*?)```", card, re.S)[1].replace("path/to/this/folder", str(out))
-    names = {}
-    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], names)
-    return names["pipe"], load_pipeline(out)
+    return run_card(out), load_pipeline(out)
 
 
 def assert_same(one, other):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from cards import card_blocks
 from exported import PROMPTS, latents
 
 from tdmvid.export.bundle import _teacher
@@ -78,7 +79,8 @@ def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
         " https://example.org/LICENSE\n---\n# base\n"
     )
     try:
-        export_run(tmp_path / "out", scored, ExportRequest(("comfyui",), prompts=PROMPTS))
+        request = ExportRequest(("comfyui",), prompts=PROMPTS, hub_base="owner/base")
+        export_run(tmp_path / "out", scored, request)
     finally:
         licence.unlink()
     card = (tmp_path / "out" / "README.md").read_text()
@@ -89,6 +91,8 @@ def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
         "library_name: diffusers",
         "pipeline_tag: text-to-video",
         "- lora",
+        "base_model: owner/base",
+        "base_model_relation: adapter",
     } <= set(head)
     for text in (
         "[999, 749, 499, 249]",
@@ -106,7 +110,9 @@ def test_the_card_tells_what_a_user_and_a_hub_need(scored, base, tmp_path):
         "comfyui/tiny_4steps.safetensors",
     ):
         assert text in card
-    assert "cache" not in card and (tmp_path / "out" / "samples" / "1.mp4").stat().st_size > 0
+    assert "cache" not in card and str(base.folder) not in card
+    assert load_pipeline(tmp_path / "out", base=str(base.folder)).transformer.peft_config
+    assert (tmp_path / "out" / "samples" / "1.mp4").stat().st_size > 0
 
 
 def test_a_prompt_on_a_card_is_text_and_never_markup():
@@ -122,22 +128,29 @@ def test_a_card_s_recipe_names_no_folder_of_the_machine():
                 "out": "/home/ann/run",
                 "init": "/home/ann/first/lora",
                 "evaluate": {"config": "/home/ann/eval.json"},
+                "model": {"path": "/home/ann/base"},
                 "prompts": {"path": "/home/ann/p.txt", "limit": 3},
-            }
+            },
+            {"path": "/home/ann/base"},
         )
     )
-    assert '"first/lora"' in text and '"limit": 3' in text and "ann" not in text
+    assert (
+        '"first/lora"' in text
+        and '"path": "base"' in text
+        and '"limit": 3' in text
+        and "ann" not in text
+    )
 
 
 @pytest.mark.slow
 def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
     out = tmp_path / "out"
     export_run(out, run, ExportRequest(prompts=PROMPTS))
-    code, short = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    code, short = card_blocks(out)
     expected = latents(base, out)
     for source in (code.split("pipe.scheduler")[0], short):
         names = {}
-        exec(source.replace("path/to/this/folder", str(out)), names)
+        exec(source, names)
         pipeline = names["pipe"]
         pipeline.scheduler = load_pipeline(out).scheduler
         pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal = 8, 4
@@ -145,7 +158,7 @@ def test_the_card_s_python_runs_and_gives_the_student(run, base, tmp_path):
         torch.testing.assert_close(
             base.stock.latents(pipeline, z, base.encode_prompts(list(PROMPTS)), steps=4), expected
         )
-    exec(code.replace("path/to/this/folder", str(out)).rpartition("\n")[0].rpartition("\n")[0], {})
+    exec(code.rpartition("\n")[0].rpartition("\n")[0], {})
 
 
 @pytest.mark.slow

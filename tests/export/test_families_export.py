@@ -2,10 +2,10 @@
 
 import ast
 import json
-import re
 
 import pytest
 import torch
+from cards import card_blocks, run_card
 from families import BUILDERS
 from refusals import refused
 from safetensors.torch import load_file
@@ -171,13 +171,8 @@ def test_a_workflow_ends_at_zero_or_the_card_says_why_there_is_none(student, bun
 
 
 def test_the_card_s_code_loads_what_load_pipeline_loads(student, bundle):
-    code = re.search(r"```python\n(.*?)```", (bundle / "README.md").read_text(), re.S)[1].replace(
-        "path/to/this/folder", str(bundle)
-    )
-    ast.parse(code)
-    names = {}
-    exec(code[: code.rindex("\n", 0, code.rindex("pipe("))], names)
-    made, loaded = names["pipe"], load_pipeline(bundle)
+    ast.parse(card_blocks(bundle)[0])
+    made, loaded = run_card(bundle), load_pipeline(bundle)
     assert (
         type(made.scheduler) is type(loaded.scheduler)
         and made.scheduler.config == loaded.scheduler.config

@@ -38,6 +38,13 @@ def test_the_code_of_the_card_is_shown_with_the_folder_filled_in(page, tmp_path)
     assert ours.endswith(f'load_pipeline("{tmp_path}/lora")') and "Use this LoRA" in page
 
 
+def test_the_code_of_the_card_is_shown_with_the_base_filled_in(tmp_path):
+    export = {"error": 0.0, "tolerance": 1e-4, "files": [], "model": {"path": "/data/my base"}}
+    write(tmp_path / "lora/export.json", export)
+    write(tmp_path / "lora/README.md", b'```python\npipe = load("path/to/my base")\n```\n')
+    assert codes(write_report(tmp_path).read_text())[0] == 'pipe = load("/data/my base")'
+
+
 def test_a_whole_network_is_shown_like_a_lora(tmp_path):
     export = {"error": 0.0, "tolerance": 1e-4, "files": ["model.safetensors"]}
     write(tmp_path / "student/export.json", export)
