@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from benchmarks.stopwatch import table
 from tdmvid.backbones.dtype import torch_dtype
 from tdmvid.backbones.registry import find_family
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel.arithmetic import autocast
 from tdmvid.plan.cost import Kernels, materialise
@@ -164,9 +164,7 @@ def measure(config: RunConfig) -> list[tuple[str, Moved]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", default=["cogvideox2b_4nfe"])
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
     args = parser.parse_args()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import parse
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.data.files import write_json
 
 NAMES = (
@@ -38,9 +38,7 @@ MARK = "ROW "
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument(
         "--seconds",

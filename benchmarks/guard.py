@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.guard_plot import draw_distances
 from benchmarks.guard_recipes import FULL, RECIPES, STOP, Recipe  # noqa: F401
 from benchmarks.stopwatch import machine, table
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.data.files import atomic_path, write_json, write_text
 from tdmvid.data.prompts import read_training_prompts
@@ -337,9 +337,7 @@ def _is_done(folder: Path, name: str) -> bool:
 
 def main() -> None:
     """Train the runs that are missing and print one row per run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--results", type=Path, required=True, help="JSON file; samples go next to it"
     )

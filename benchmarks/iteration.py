@@ -39,7 +39,7 @@ from benchmarks.untrained import SMALL, Stage, build_stage, untrained
 from tdmvid.adapters.lora import tuner_layers
 from tdmvid.backbones.cogvideox_parallel import JointAttention
 from tdmvid.backbones.dtype import torch_dtype
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.distill.iteration import iterate
 from tdmvid.distill.trajectories import Place, pick_k
@@ -320,9 +320,7 @@ def arguments() -> argparse.Namespace:
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--networks",
         nargs="+",

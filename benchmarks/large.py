@@ -31,7 +31,7 @@ from benchmarks.options import parse
 from benchmarks.stopwatch import Kept, seconds
 from benchmarks.untrained import Stage, build_stage, untrained
 from tdmvid.backbones.dtype import torch_dtype
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config, share_batch
 from tdmvid.config.ranges import Range
 from tdmvid.parallel import launch
@@ -63,9 +63,7 @@ def arguments() -> argparse.Namespace:
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="name or file of a run's config")
     parser.add_argument(
         "--set",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.predicted_plot import draw
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.data.files import write_text
 from tdmvid.plan import duration
@@ -323,9 +323,7 @@ def page(models: dict[str, dict[str, list[Point]]], terms: Terms) -> str:
 
 def main() -> None:
     """Predict all models and write the page and the plot."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--device", choices=list(DEVICES), default="h100", help="device to predict for"
     )

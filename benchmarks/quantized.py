@@ -23,7 +23,7 @@ from benchmarks import race
 from benchmarks.options import parse
 from benchmarks.stopwatch import MIB, Kept, alternate, report
 from tdmvid.backbones.quantize import held_bytes
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.make import make_plan
@@ -38,9 +38,7 @@ def arguments() -> argparse.Namespace:
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--set",
         action="append",

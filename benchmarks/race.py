@@ -27,7 +27,7 @@ from benchmarks.options import parse
 from benchmarks.published import published
 from benchmarks.race_results import Results, Student
 from benchmarks.stopwatch import alternate, report
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.diffusion.grid import shifted
 from tdmvid.diffusion.sampler import ddim
@@ -296,9 +296,7 @@ def run_iterations(run: Run, steps: range, iteration: Callable[..., Outcome] = i
 
 def main() -> None:
     """Run the race."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "teacher", choices=["toy", "shapes"], help="mixture of Gaussians, or the embedded teacher"
     )

@@ -35,7 +35,7 @@ from benchmarks.stopwatch import alternate, report
 from benchmarks.untrained import Stage, build_stage, text_like
 from tdmvid.backbones.base import Backbone
 from tdmvid.backbones.registry import load_backbone
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig
 from tdmvid.diffusion.sampler import ddim
 from tdmvid.distill.grids import build_grid
@@ -210,9 +210,7 @@ def arguments() -> argparse.Namespace:
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--network", choices=[*NETWORKS], default="shapes", help="network to sample with"
     )

@@ -32,7 +32,7 @@ from benchmarks.iteration import steps_of_extreme_k
 from benchmarks.options import parse
 from benchmarks.stopwatch import Kept, alternate, peak_bytes, report
 from benchmarks.untrained import SMALL, build_stage, untrained
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RunConfig, load_config
 from tdmvid.parallel import launch
 from tdmvid.plan.cost import ATTENTION_ON_A_CPU
@@ -280,9 +280,7 @@ def arguments() -> argparse.Namespace:
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="number of timed rounds")
     parser.add_argument(
         "--sequence",

@@ -27,7 +27,7 @@ from tdmvid.backbones.gaussian import (
     VelocityNetwork,
     fit_to_teacher,
 )
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import OptimConfig, TDMSettings, from_dict, to_dict
 from tdmvid.diffusion.denoiser import Denoiser
 from tdmvid.diffusion.grid import TimeGrid, shifted
@@ -285,9 +285,7 @@ def _objective(pairs: list[str]) -> TDM:
 
 def main() -> None:
     """Distil the toy and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--process", choices=[*PROCESSES, "both"], default="both", help="diffusion process"
     )

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 import ablations
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import check_number
 from tdmvid.config.json_files import read_object
 from tdmvid.config.ranges import MILLION, Range
@@ -152,9 +152,7 @@ def command_of(suite, kept: Path) -> str:
 
 def main() -> None:
     """Run a suite and write its page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--suite",
         choices=list(ablations.SUITES),

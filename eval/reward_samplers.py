@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tdmvid.config.json_files import read_json
+from tdmvid.config.paths import home_path
 from tdmvid.shapes.evaluate import ScoredSampler
 
 RESERVED = ("truth", "ground truth", "teacher")
@@ -31,7 +32,7 @@ def read_sampler(text: str) -> ScoredSampler:
         raise ValueError(f"--samplers {text!r}: use `teacher`, or NAME=FOLDER of a LoRA")
     if name in RESERVED or "/" in name or ":" in name:
         raise ValueError(f"--samplers {text!r}: use another name, without `/` and `:`")
-    return ScoredSampler(name, 4, 1.0, Path(folder))
+    return ScoredSampler(name, 4, 1.0, home_path(folder))
 
 
 def read_samplers(texts: list[str]) -> dict[str, ScoredSampler]:

@@ -51,7 +51,7 @@ from ablations.rewards import log_odds, tilted
 from examples.shapes.second_judge import SecondJudge, load_second_judge
 from tdmvid.adapters.teacher import load_teacher
 from tdmvid.cli.given import parse_options, refuse_ignored
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import ModelConfig, check_options
 from tdmvid.data.files import file_fingerprint, write_json
 from tdmvid.sampling.student import weights_of
@@ -354,9 +354,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", type=Path, required=True, help="weights of the second judge")
     parser.add_argument(
         "--samplers", nargs="+", required=True, metavar="NAME=FOLDER", help="teacher, NAME=FOLDER"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ablations import loops
 from ablations.tdmr1 import PASSES, Preferences, Surrogate, Turns
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import RewardConfig, RunConfig, load_config, to_dict
 from tdmvid.data.files import write_json
 from tdmvid.data.items import read_run_items
@@ -181,9 +181,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--init", default="", help="LoRA folder of a student to start from")
     parser.add_argument("--reward", default="shapes_clear", help="a built-in reward")

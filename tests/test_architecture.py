@@ -113,3 +113,13 @@ def test_a_file_imports_only_what_its_layer_may(path):
         assert not used or where in folders, package
     if where in ("config", "diffusion", "distill"):
         assert roots <= {"torch", "tdmvid", *sys.stdlib_module_names}
+
+
+def test_every_program_expands_the_home_folder_in_its_paths():
+    """A shell leaves `~` in `--out=~/runs` as it is; `Parser` does not."""
+    programs = [
+        path for name in ("benchmarks", "eval", "examples") for path in (ROOT / name).rglob("*.py")
+    ]
+    programs = [path for path in programs if "add_argument(" in path.read_text()]
+    assert len(programs) > 20
+    assert not [path for path in programs if "ArgumentParser(" in path.read_text()]

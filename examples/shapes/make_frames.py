@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.data.files import write_text
 from tdmvid.data.items import MANIFEST
 from tdmvid.data.video import write_image
@@ -22,9 +22,7 @@ from tdmvid.shapes import PROMPTS, world
 
 def main() -> None:
     """Write the images and their manifest."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the images")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes")
     parser.add_argument(

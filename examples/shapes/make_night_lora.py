@@ -22,7 +22,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from tqdm import tqdm
 
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.shapes import TEACHER, world
 
 from . import night, text
@@ -125,9 +125,7 @@ def train(out: Path, recipe: Recipe) -> None:
 
 def main() -> None:
     """Train the LoRA."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument(
         "--iterations", type=int, default=Recipe.iterations, help="training iterations"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.data.files import write_text
 from tdmvid.shapes import PROMPTS, world
 
@@ -20,9 +20,7 @@ SIZES = {"any": (1, 2), "one": (1,), "two": (2,)}
 
 def main() -> None:
     """Write the captions."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--objects", choices=SIZES, default="any", help="keep captions of so many objects (any)"
     )

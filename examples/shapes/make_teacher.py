@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config.embedded import image_folder
 from tdmvid.shapes import TEACHER
 
@@ -127,9 +127,7 @@ def assemble(work: Path, out: Path) -> None:
 
 def main() -> None:
     """Run one stage, or all in order."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--stage", choices=(*STAGES, "all"), default="all", help="stage to run (default: all)"
     )

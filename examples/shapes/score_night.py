@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from tdmvid.adapters.bundle import FACTS, read_facts
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.export.load import load_pipeline
 from tdmvid.shapes import TEACHER, metrics
 from tdmvid.shapes.judge import Judge, attributes, features, load_judge
@@ -124,9 +124,7 @@ def write_picture(rows: list[Tensor], path: Path) -> None:
 
 def main() -> None:
     """Sample, score and write the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--style", type=Path, required=True, help="folder of the style LoRA")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, required=True, help="output folder")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.shapes import TEACHER, layout, world
 from tdmvid.shapes.judge import MASK_WIDTH, Judge, attributes, features
 
@@ -208,9 +208,7 @@ def agreement(judge: SecondJudge, *, count: int, seed: int = 99) -> dict[str, fl
 
 def main() -> None:
     """Train and write a judge, and print how often it is right."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=6, help="seed (the embedded judge's: 5)")
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="iterations")
     parser.add_argument(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tdmvid.adapters.teacher import load_teacher
-from tdmvid.cli.leave import run_program
+from tdmvid.cli.leave import Parser, run_program
 from tdmvid.config import ModelConfig
 from tdmvid.data.video import write_image
 from tdmvid.sampling.student import use_student
@@ -78,9 +78,7 @@ def picture(given: Tensor, videos: list[Tensor]) -> Tensor:
 
 def main() -> None:
     """Write the picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, required=True, help="file for the picture")
     parser.add_argument("--seed", type=int, default=5, help="seed of the frames and of the noise")
