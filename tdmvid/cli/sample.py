@@ -54,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=Path,
-        help="first frames for an image-to-video model: a folder with one image (or video) per"
-        " prompt, sorted by name, or one file for all prompts",
+        help="first frames for an image-to-video model: a folder that this command has filled from"
+        " the same prompts, a folder with one image (or video) per prompt, sorted by name, or one"
+        " file for all prompts",
     )
     parser.add_argument(
         "--image-column",
@@ -126,11 +127,11 @@ def _check_files(args: argparse.Namespace) -> None:
     from ..data.items import find_images
     from ..data.prompts import read_prompts
 
-    read_prompts(args.prompts, column=args.column)
+    prompts = read_prompts(args.prompts, column=args.column)
     refuse_ignored_of_prompts(args, args.prompts, ["column", "image_column"])
     if args.images:
         refuse_ignored(args, ["image_column"], "with --images")
-        find_images(args.images)
+        find_images(args.images, prompts, setting="--images")
 
 
 def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:
@@ -147,5 +148,5 @@ def _items(args: argparse.Namespace, *, takes_images: bool) -> list[Item]:
     if not takes_images:
         refuse_ignored(args, ["image_column"], "because this model takes no image")
     prompts = read_prompts(args.prompts, column=args.column)
-    images = find_images(args.images) if args.images else []
+    images = find_images(args.images, prompts, setting="--images") if args.images else []
     return pair_items(prompts, images, takes_images=takes_images, setting="--images")

@@ -18,14 +18,15 @@ from ..config import ClipSize, LogConfig, PromptConfig, RunConfig
 from .captioned import find_source, read_captioned
 from .files import short
 from .media import file_inside
+from .prompt_kinds import SETTINGS_OF, kind_of
 from .prompt_sets import HubSet, check_no_part
 from .prompts import COLUMN, IMAGE_COLUMN, TABLES, check_given, read_rows, read_training_prompts
 from .video import IMAGES, VIDEOS, media_files, read_clip
 
 MANIFEST = "manifest.jsonl"
 """File that `tdmvid sample` writes next to its samples, with prompt and file of each."""
-
-
+TABLE_SETTINGS = ("column", "image_column", "skip_empty")
+"""Settings that only some sources of prompts have."""
 IMAGES_REMEDY = (
     "or make images of the prompts with `tdmvid sample` and an image model, and set prompts.images"
     " to their folder"
@@ -58,16 +59,12 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
         ValueError: If the file is invalid, or images are needed and missing.
         FileNotFoundError: If the file does not exist.
     """
+    check_given(config)
+    _refuse_ignored(config, images=images)
     if not images:
-        if config.images:
-            raise ValueError(
-                f"prompts.images={short(config.images)} has no effect, because this model takes no"
-                " image: remove it"
-            )
         return [Item(prompt) for prompt in read_training_prompts(config)]
     if config.images:
         return _made_items(read_training_prompts(config), config)
-    check_given(config)
     path = find_source(config.path)
     if path.exists():
         check_no_part(path, HubSet(config.subset, config.split, config.revision))
@@ -85,19 +82,36 @@ def read_items(config: PromptConfig, *, images: bool, remedy: str = IMAGES_REMED
     return [Item(prompt, _image_file(path, place, image)) for place, (prompt, image) in rows]
 
 
+def _refuse_ignored(config: PromptConfig, *, images: bool) -> None:
+    """Refuse settings that have no effect on the source of the prompts, or on the model."""
+    if config.images and not images:
+        raise ValueError(
+            f"prompts.images={short(config.images)} has no effect, because this model takes no"
+            " image: remove it, or set model.pipeline to the base's image-to-video pipeline, if it"
+            " has one"
+        )
+    kind, default = kind_of(config.path), PromptConfig()
+    reasons = {name: f"on {short(config.path)}, which is a {kind}" for name in TABLE_SETTINGS}
+    reasons = {name: reasons[name] for name in reasons if name not in SETTINGS_OF[kind]}
+    if config.images:
+        reasons["image_column"] = "beside prompts.images"
+    elif not images:
+        reasons["image_column"] = "because this model takes no image"
+    for name, reason in reasons.items():
+        if (value := getattr(config, name)) != getattr(default, name):
+            raise ValueError(f"prompts.{name}={short(value)} has no effect {reason}: remove it")
+
+
 def _made_items(prompts: list[str], config: PromptConfig) -> list[Item]:
     """Return prompts with the first image of each that `tdmvid sample` has made."""
     folder = Path(config.images)
     remedy = (
-        f"make them with an image model: tdmvid sample --model MODEL --size 1xHxW --prompts"
+        "make them with an image model: tdmvid sample --model MODEL --size 1xHxW --prompts"
         f" {short(config.path)} --out {short(config.images)}"
     )
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not (folder / MANIFEST).is_file():
         raise ValueError(f"prompts.images={short(config.images)} has no {MANIFEST}: {remedy}")
-    made: dict[str, Path] = {}
-    for _, (prompt, name) in read_rows(manifest, [("prompt", ""), ("file", "")]):
-        made.setdefault(prompt, file_inside(folder, name))
+    made = _made_images(folder)
     lacking = [prompt for prompt in prompts if prompt not in made]
     lacking += [prompt for prompt in prompts if prompt in made and not made[prompt].is_file()]
     if lacking:
@@ -106,6 +120,14 @@ def _made_items(prompts: list[str], config: PromptConfig) -> list[Item]:
             f" {len(prompts):,} prompts, e.g. {short(lacking[0])}: {remedy}"
         )
     return [Item(prompt, made[prompt]) for prompt in prompts]
+
+
+def _made_images(folder: Path) -> dict[str, Path]:
+    """Return the first image of each prompt in an output folder of `tdmvid sample`."""
+    made: dict[str, Path] = {}
+    for _, (prompt, name) in read_rows(folder / MANIFEST, [("prompt", ""), ("file", "")]):
+        made.setdefault(prompt, file_inside(folder, name))
+    return made
 
 
 def _image_file(table: Path, place: str, name: str) -> Path:
@@ -159,19 +181,31 @@ def pair_items(
     return [Item(prompt, file) for prompt, file in zip(prompts, files, strict=True)]
 
 
-def find_images(path: Path) -> list[Path]:
-    """List image and video files.
+def find_images(path: Path, prompts: Sequence[str], *, setting: str) -> list[Path]:
+    """List the images or videos that prompts start from.
 
     Args:
         path: A file or a folder.
+        prompts: The prompts.
+        setting: Name of the path in error messages.
 
     Returns:
-        The file itself, or the images and videos of the folder, sorted by name.
+        The file itself; the images that `tdmvid sample` has made of these prompts in the folder; or
+        else the images and videos of the folder, sorted by name.
 
     Raises:
         ValueError: If the path does not exist, or the folder contains none.
     """
-    return [path] if path.is_file() else media_files(path, IMAGES | VIDEOS)
+    if path.is_file():
+        return [path]
+    if (path / MANIFEST).is_file():
+        made = _made_images(path)
+        if all(prompt in made and made[prompt].is_file() for prompt in prompts):
+            return [made[prompt] for prompt in prompts]
+    try:
+        return media_files(path, IMAGES | VIDEOS)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
 
 
 def gallery_items(log: LogConfig, items: list[Item], *, takes_images: bool) -> list[Item]:

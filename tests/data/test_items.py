@@ -154,8 +154,20 @@ def test_a_video_gives_its_first_frame(tmp_path):
 def test_images_are_known_by_their_content(images, tmp_path):
     (tmp_path / "copy.png").write_bytes(images[0].read_bytes())
     assert image_digest(tmp_path / "copy.png") == image_digest(images[0]) != image_digest(images[1])
-    assert find_images(tmp_path / "stills") == images
-    assert find_images(images[1]) == [images[1]]
+    assert find_images(tmp_path / "stills", ["a", "b"], setting="images") == images
+    assert find_images(images[1], ["a", "b"], setting="images") == [images[1]]
+
+
+def test_images_that_were_sampled_from_the_prompts_are_found_by_prompt(images, tmp_path):
+    stills = tmp_path / "stills"
+    rows = [{"prompt": prompt, "file": file.name} for prompt, file in zip("ab", images)]
+    (stills / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert find_images(stills, ["b", "a", "b"], setting="images") == [
+        images[at] for at in (1, 0, 1)
+    ]
+    assert find_images(stills, ["b", "of other prompts"], setting="images") == images
+    with refused("--images:", tmp_path / "none"):
+        find_images(tmp_path / "none", ["a"], setting="--images")
 
 
 def test_a_folder_of_clips_gives_captions_and_first_frames(tmp_path):
@@ -255,7 +267,7 @@ def test_file_names_that_are_not_utf8_are_counted_and_shown(odd, tmp_path):
         with refused(*facts):
             read_items(PromptConfig(path=str(odd)), images=images)
     with refused(*facts):
-        find_images(odd)
+        find_images(odd, ["a"], setting="images")
     with refused(*facts):
         RealLatents(RealConfig(path=str(odd), cache=str(tmp_path / "cache")), "vae")
     (odd / "\udcff.png").unlink()
@@ -268,3 +280,31 @@ def test_a_working_folder_that_is_not_utf8_holds_clips(odd, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "\udcff")
     real = RealLatents(RealConfig(path=".", cache=str(tmp_path / "cache")), "vae")
     assert real.missing() == 1
+
+
+@pytest.mark.parametrize(
+    "path, setting, images",
+    [
+        ("a.txt", {"column": "text"}, False),
+        ("a.txt", {"skip_empty": True}, False),
+        ("videos:3", {"column": "text"}, False),
+        ("shapes", {"image_column": "frame"}, False),
+        ("a.jsonl", {"image_column": "frame"}, False),
+        ("a.jsonl", {"image_column": "frame", "images": "made"}, True),
+    ],
+)
+def test_a_setting_without_effect_on_the_source_is_refused(
+    tmp_path, monkeypatch, path, setting, images
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a cat\n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a cat", "text": "a dog"}\n')
+    name, value = next(iter(setting.items()))
+    with refused(f"prompts.{name}={value!r}".replace("'True'", "True"), "no effect"):
+        read_items(PromptConfig(path=path, **setting), images=images)
+
+
+def test_a_table_may_name_its_column(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n')
+    config = PromptConfig(path=str(tmp_path / "a.jsonl"), column="text", skip_empty=True)
+    assert read_items(config, images=False) == [Item("a dog")]
