@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import STUDENT, output_file
+from .options import STUDENT, add_base_files, output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=expand_home,
         help="diffusers folder or hub id (default: the base of the student)",
     )
+    add_base_files(parser)
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -76,6 +77,9 @@ def run(args: argparse.Namespace) -> None:
         launch.start("none"),
         student=args.lora,
         model=args.model,
+        revision=args.revision,
+        variant=args.variant,
+        pipeline=args.pipeline,
         dtype=args.dtype,
         size=args.size,
     )

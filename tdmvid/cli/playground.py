@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 
 from ..config.paths import expand_home
-from .options import STUDENT, refuse_fps_of_images
+from .options import STUDENT, add_base_files, refuse_fps_of_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=expand_home,
         help="a diffusers folder or hub id (default: the base that the student names)",
     )
-    parser.add_argument("--revision", help="of a hub id")
-    parser.add_argument("--variant", help="of the base's weight files, e.g. fp16")
+    add_base_files(parser)
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from ..sampling.student import load_for_sampling
 
     world = launch.start("none")
-    names = ("model", "revision", "variant", "dtype", "size", "fps")
+    names = ("model", "revision", "variant", "pipeline", "dtype", "size", "fps")
     given = {name: getattr(args, name) for name in names}
     size = args.size or find_embedded_size(args.model) or None
     require_facts(args.lora, {"--model": args.model, "--size": size})

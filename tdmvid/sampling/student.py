@@ -137,6 +137,7 @@ def load_for_sampling(
     dtype: str | None = None,
     size: str | None = None,
     fps: int | None = None,
+    setting: str = "--model",
 ) -> Backbone:
     """Load the base of a student as its export.json describes it, or a given model.
 
@@ -152,6 +153,7 @@ def load_for_sampling(
         dtype: Dtype of the weights.
         size: Frames x height x width, e.g. "49x480x720".
         fps: Frames per second of written videos.
+        setting: What sets `model`, for messages.
 
     Raises:
         ValueError: Neither student nor arguments give a required value, or a LoRA of the base
@@ -167,8 +169,8 @@ def load_for_sampling(
     known |= {key: value for key, value in given.items() if value}
     if not known.get("path"):
         raise ValueError(
-            "--model is missing: give a diffusers folder or a hub id, or a student that names its"
-            " base"
+            f"{setting} is missing: give a diffusers folder or a hub id, or a student that names"
+            " its base"
         )
     clip = ClipSize(**(find_size(student, size, known["path"]) | ({"fps": fps} if fps else {})))
     config, trained = from_dict(ModelConfig, known, "model"), facts.get(ADAPTER_FILES)

@@ -153,5 +153,9 @@ def _backbone(config: EvaluationConfig, student: Path, world: launch.World) -> B
         )
     size = config.video
     return load_for_sampling(
-        world, student=student, size=f"{size.frames}x{size.height}x{size.width}", fps=size.fps
+        world,
+        student=student,
+        size=f"{size.frames}x{size.height}x{size.width}",
+        fps=size.fps,
+        setting="model.path",
     )

@@ -15,7 +15,11 @@ from refusals import refused, states
 from tdmvid.cli import benchmark, train
 from tdmvid.cli.leave import errors_as_one_line, run_program
 from tdmvid.cli.main import COMMANDS, command_parser, main
+from tdmvid.config import VBenchConfig
+from tdmvid.parallel import launch
+from tdmvid.sampling.student import load_for_sampling
 from tdmvid.scoring.benchmark_layouts import LAYOUTS
+from tdmvid.scoring.paired_samples import _backbone
 
 WITHOUT_TORCH = """
 import sys
@@ -163,6 +167,20 @@ def test_every_path_may_begin_in_the_home_folder(words, tmp_path, monkeypatch):
         str(one) for value in values for one in (value if isinstance(value, list) else [value])
     ]
     assert paths.count(str(tmp_path / "a")) == words.count("~")
+
+
+def test_a_missing_base_is_named_by_what_sets_it(tmp_path):
+    world = launch.start("none")
+    with refused("--model is missing"):
+        load_for_sampling(world)
+    with refused("model.path is missing"):
+        _backbone(VBenchConfig(), tmp_path, world)
+
+
+@pytest.mark.parametrize("command", ["sample", "benchmark", "playground", "latency", "export"])
+def test_every_command_that_loads_a_base_can_choose_its_files_and_pipeline(command):
+    known = command_parser(command).format_help()
+    assert all(option in known for option in ("--revision", "--variant", "--pipeline"))
 
 
 def test_the_folder_of_a_run_may_begin_in_the_home_folder(monkeypatch):
