@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config import ImageConfig, VBenchConfig, to_dict
 from ..config.json_files import read_object
 from ..data.files import short
+from ..export.base_name import name_base
 from .intervals import Measure, measure_of
 from .paired_samples import NAMES, PROMPTS
 from .vbench_scores import skips_videos
@@ -86,12 +88,19 @@ def _protocol_differences(one: dict, other: dict) -> Iterator[tuple[str, Any, An
     # Results of earlier versions have no digest of the prompts, only the names of their files.
     left_out = LOCAL | INPUTS if all(digests) else LOCAL
     facts = [_flat(_protocol(results, left_out)) for results in (one, other)]
+    default = _defaults(one)  # of settings that a version did not have yet
     for name in sorted(facts[0].keys() | facts[1].keys()):
-        ours, theirs = (_portable(name, each.get(name)) for each in facts)
+        ours, theirs = (_portable(name, each.get(name, default.get(name))) for each in facts)
         if ours != theirs:
             yield name, ours, theirs
     if all(digests) and digests[0] != digests[1]:
         yield "the digest of the prompts", digests[0], digests[1]
+
+
+def _defaults(results: dict) -> dict[str, Any]:
+    """Return the defaults of the settings of an evaluation, by dotted name."""
+    kind = ImageConfig if results["title"].startswith("Images") else VBenchConfig
+    return _flat({"config": to_dict(kind())})
 
 
 def _protocol(results: dict, left_out: set[str]) -> dict[str, Any]:
@@ -167,8 +176,11 @@ def _verdict(ours: Measure, theirs: Measure) -> str:
 
 def _portable(name: str, value: Any) -> Any:
     """Return a setting in a form that is equal on all machines."""
-    place = name.rpartition(".")[2] in PLACES
-    return Path(value).name if place and isinstance(value, str) else value
+    if name.rpartition(".")[2] not in PLACES or not isinstance(value, str):
+        return value
+    if name.endswith("model.path"):  # a copy of a hub's model may lie in a folder
+        return name_base({"path": value}).title.rpartition("/")[2]
+    return Path(value).name
 
 
 def _flat(value: Any, where: str = "") -> dict[str, Any]:

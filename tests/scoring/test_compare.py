@@ -61,6 +61,32 @@ def test_what_changes_no_figure_may_differ(compare):
     assert "agree" in compare(results(), other)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "zai-org/CogVideoX-2b",
+        "/mnt/CogVideoX-2b/",
+        "/hub/models--zai-org--CogVideoX-2b/snapshots/0a",
+    ],
+)
+def test_a_copy_of_the_base_is_the_same_base(compare, place):
+    other = results()
+    other["model"]["path"] = place
+    assert "agree" in compare(results(), other)
+    other["model"]["path"] = place.replace("2b", "5b")
+    with refused("model.path", error=SystemExit):
+        compare(results(), other)
+
+
+def test_a_setting_that_an_older_version_lacked_has_its_default(compare):
+    newer, older = results(), results()
+    newer["config"]["model"] = {"quantize": "none", "tiling": False}
+    assert "agree" in compare(older, newer) and "agree" in compare(newer, older)
+    newer["config"]["model"]["tiling"] = True
+    with refused("config.model.tiling", "True", "False", error=SystemExit):
+        compare(older, newer)
+
+
 def test_another_lora_in_the_base_is_another_teacher(compare):
     other = results()
     other["model"]["adapters"] = [{"path": "style.safetensors", "scale": 1.0}]
