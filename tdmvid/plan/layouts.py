@@ -237,7 +237,8 @@ def _traced(
     )
     forwards, backwards = calls_per_iteration(config)
     calls = replace(traced.calls, forwards=forwards, backwards=backwards)
-    return replace(traced, config=config, ranks=ranks, calls=calls)
+    rollouts = 1 if config.objective.rollout == "stream" else accumulation
+    return replace(traced, config=config, ranks=ranks, calls=calls, swaps=traced.swaps * rollouts)
 
 
 def _plain(config: RunConfig, sequence: int, micro: int) -> RunConfig:

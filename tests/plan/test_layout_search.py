@@ -8,13 +8,13 @@ import pytest
 from refusals import refused
 
 from tdmvid.cli import train as command
-from tdmvid.config import RewardConfig, load_config
+from tdmvid.config import BatchConfig, RewardConfig, load_config
 from tdmvid.plan import layouts as search
 from tdmvid.plan import make
 from tdmvid.plan.describe_layouts import describe_layouts, layout_reasons
 from tdmvid.plan.devices import DEVICES
 from tdmvid.plan.footprint import Footprint
-from tdmvid.plan.layouts import find_layouts
+from tdmvid.plan.layouts import find_layouts, plan_layout
 from tdmvid.plan.make import make_plan
 from tdmvid.plan.price import Terms, price_run
 from tdmvid.plan.units import GIB
@@ -77,6 +77,16 @@ def found(traces):
         )
 
     return find
+
+
+@pytest.mark.parametrize("rollout, each", [("stop", 2.0), ("full", 2.0), ("stream", 0.5)])
+def test_every_rollout_of_a_micro_batch_swaps_the_experts_again(traces, rollout, each):
+    config = replace(traces[1, 1].config, batch=BatchConfig(micro=2, total=TOTAL))
+    config = replace(config, objective=replace(config.objective, rollout=rollout))
+    held = {place: replace(plan, swaps=each) for place, plan in traces.items()}
+    plan = plan_layout(config, ranks=4, traces=held)
+    assert plan.config.batch.accumulation == 4
+    assert plan.swaps == (each if rollout == "stream" else 4 * each)
 
 
 def test_the_quickest_come_first_and_fit_and_keep_the_global_batch(found):
