@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ..parallel import launch
 from ..sampling.shots import Shot, plan_shots
 from .image_metrics import METRICS, ImageMetric, ImageSet, SetMetric
 from .intervals import Measure, mean_over_groups, paired_difference
+from .kept_scores import FOLDER, keep, key_of, stamp
 from .paired_samples import NAMES, config_mismatches, sample_metadata, sample_sides
 from .preflight import Preflight, preflight
 from .results import Pair, Result, describe_sets, write_result
@@ -30,6 +33,8 @@ from .vbench_suite import check_videos
 
 Scores = dict[str, dict[str, float]]
 """Mean over seeds, by metric and prompt."""
+REAL = "reference"
+"""Name of the real images beside those of `NAMES`."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -156,14 +161,23 @@ def image_set(config: ImageConfig, files: list[Path], prompts: list[str]) -> Ima
     )
 
 
-def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]) -> Scores:
+def score(
+    folder: Path,
+    config: ImageConfig,
+    shots: list[Shot],
+    metrics: tuple[str, ...],
+    digests: Mapping[str, str],
+) -> Scores:
     """Compute the metrics of single images, averaged over the seeds of each prompt.
+
+    The scores of each metric are kept, and read if nothing has changed.
 
     Args:
         folder: Folder of the samples.
         config: Settings of the evaluation.
         shots: The samples.
         metrics: Names of the metrics.
+        digests: Result of `check_videos`.
 
     Returns:
         Scores by metric and prompt.
@@ -179,22 +193,31 @@ def score(folder: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[s
     scores: Scores = {}
     with progress(f"measuring {folder.name}", total=len(chosen), unit="metric") as bar:
         for name, metric in chosen.items():
-            scores[name] = metric.score(images)
+            key = key_of({name: metric.needs}, images, [digests[shot.file] for shot in shots])
+            path = folder.parent / FOLDER / f"{folder.name}_{name}.json"
+            scores[name] = keep(path, key, partial(metric.score, images))
             bar.update()
     return scores
 
 
 def score_sets(
-    out: Path, config: ImageConfig, shots: list[Shot], metrics: tuple[str, ...]
+    out: Path,
+    config: ImageConfig,
+    shots: list[Shot],
+    metrics: tuple[str, ...],
+    digests: Mapping[str, Mapping[str, str]],
 ) -> dict[str, dict[str, float]]:
     """Compute set metrics between student and teacher, and between both and the real images if
     there are any.
+
+    The values of each comparison are kept, and read if nothing has changed.
 
     Args:
         out: Folder with the samples of both.
         config: Settings of the evaluation.
         shots: The samples.
         metrics: Names of the metrics.
+        digests: Results of `check_videos` for both, by name.
 
     Returns:
         Values by comparison and metric.
@@ -205,22 +228,23 @@ def score_sets(
             wanted.setdefault(metric.compare, []).append(name)
     if not wanted:
         return {}
-    student, teacher = (image_set(config, [out / n / s.file for s in shots], []) for n in NAMES)
-    against = [("student to teacher", student, teacher)]
+    sides = {name: image_set(config, [out / name / s.file for s in shots], []) for name in NAMES}
+    contents: dict[str, Any] = {name: [digests[name][s.file] for s in shots] for name in NAMES}
+    against = [("student to teacher", "student", "teacher")]
     if config.reference:
-        real = image_set(config, _pictures(config), [])
-        against += [
-            (f"{name} to {config.reference}", side, real)
-            for name, side in zip(NAMES, (student, teacher), strict=True)
-        ]
+        sides[REAL] = image_set(config, _pictures(config), [])
+        contents[REAL] = [stamp(path) for path in sides[REAL].files]
+        against += [(f"{name} to {config.reference}", name, REAL) for name in NAMES]
     found: dict[str, dict[str, float]] = {}
     with progress("comparing sets", total=len(against), unit="pair") as bar:
         for what, ours, theirs in against:
-            found[what] = {
-                key: value
-                for compare, names in wanted.items()
-                for key, value in compare(ours, theirs, names).items()
-            }
+            found[what] = {}
+            for compare, names in wanted.items():
+                needs = {name: METRICS[name].needs for name in names}
+                key = key_of(needs, sides[ours], contents[ours], contents[theirs])
+                path = out / FOLDER / f"{ours}_{'_'.join(names)}_{theirs}.json"
+                compute = partial(compare, sides[ours], sides[theirs], names)
+                found[what] |= keep(path, key, compute)
             bar.update()
     return found
 
@@ -276,10 +300,10 @@ def compare(
     Returns:
         The page.
     """
-    for name in NAMES:
-        check_videos(out / name, [shot.file for shot in shots], config.video)
-    sides = {name: score(out / name, config, shots, checked.ready) for name in NAMES}
-    sets = score_sets(out, config, shots, checked.ready)
+    files = [shot.file for shot in shots]
+    digests = {name: check_videos(out / name, files, config.video) for name in NAMES}
+    sides = {name: score(out / name, config, shots, checked.ready, digests[name]) for name in NAMES}
+    sets = score_sets(out, config, shots, checked.ready, digests)
     student, teacher = (sides[name] for name in NAMES)
     notes = (*((f"Left out: {', '.join(checked.missing)}.",) if checked.missing else ()), *said)
     size = config.video
