@@ -228,7 +228,7 @@ HEAD = ["samples of", "samples", "diversity", "precision", "recall"]
 
 
 def _number(measure: Measure | None) -> str:
-    return "\N{EN DASH}" if measure is None else f"{measure.value:.3f}"
+    return "\N{EN DASH}" if measure is None else measure.text(".3f")
 
 
 def _percent(measure: Measure | None) -> str:

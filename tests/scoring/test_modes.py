@@ -66,6 +66,8 @@ def test_the_page_and_the_figures_show_a_dropped_mode(folders, capsys):
     assert half["diversity"]["value"] < 0.5 * reference["diversity"]["value"]
     page = (out / "modes.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "a cat" in page
+    low, high = (f"{reference['diversity'][end]:.3f}" for end in ("low", "high"))
+    assert f"[{low}, {high}]</td>" in page
     assert (out / "modes.jpg").stat().st_size > 1000
     assert str(folders / "half") in capsys.readouterr().out
 
