@@ -34,13 +34,14 @@ class Clip:
     Args:
         model: Folder or hub name.
         function: Name of the reward, for messages.
+        whole: Whether the model sees the whole image, with black bars, or its central square.
 
     Raises:
         ValueError: Files of the model are missing.
     """
 
-    def __init__(self, model: str, *, function: str):
-        self.folder = _find(model, function)
+    def __init__(self, model: str, *, function: str, whole: bool = False):
+        self.folder, self.whole = _find(model, function), whole
         self.side: int = read_object(self.folder / "config.json")["vision_config"]["image_size"]
 
     @functools.cached_property
@@ -93,13 +94,14 @@ class Clip:
         return nnf.normalize(_features(network.get_text_features(**tokens)), dim=-1)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        """Resize and crop images [N, 3, H, W] in [-1, 1] to the model's square, and normalise."""
-        height, width = images.shape[-2:]
-        scale = self.side / min(height, width)
-        size = [max(self.side, round(edge * scale)) for edge in (height, width)]
+        """Fit images [N, 3, H, W] in [-1, 1] into the model's square, and normalise."""
+        edges = images.shape[-2:]
+        scale = self.side / (max(edges) if self.whole else min(edges))
+        size = [max(1, round(edge * scale)) for edge in edges]
         resized = nnf.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        top, left = ((edge - self.side) // 2 for edge in size)
-        square = resized[..., top : top + self.side, left : left + self.side]
+        top, left = ((self.side - edge) // 2 for edge in size)  # negative if it is cropped
+        bars = (left, self.side - size[1] - left, top, self.side - size[0] - top)
+        square = nnf.pad(resized, bars, value=-1.0)
         mean, std = (torch.tensor(each).view(3, 1, 1).to(images) for each in (MEAN, STD))
         return (square / 2 + 0.5 - mean) / std
 
@@ -117,7 +119,8 @@ def load_clip(model: str, function: str = "clip") -> Any:
     Raises:
         ValueError: Files of the model are missing.
     """
-    clip = Clip(model or DEFAULT, function=function)
+    # HPS scales the longer side and adds bars, see image_transform in github.com/tgxs002/HPSv2.
+    clip = Clip(model or DEFAULT, function=function, whole=function == "hps")
 
     def score(samples: Tensor, prompts: Sequence[str]) -> Tensor:
         images = clip.images(samples)

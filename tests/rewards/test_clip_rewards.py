@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from tdmvid.rewards import find_function
-from tdmvid.rewards.clip import HEAD, MEAN, STD
+from tdmvid.rewards.clip import HEAD, MEAN, STD, Clip
 
 PROMPTS = ["a red ring", "b"]
 
@@ -78,6 +78,20 @@ def test_samples_of_any_size_are_scaled_to_the_model_s(folder):
     assert scores[1] == pytest.approx(scores[0], abs=2) and scores[2] == pytest.approx(
         scores[1], abs=2
     )
+
+
+def test_hps_sees_the_whole_of_a_wide_sample_between_black_bars(folder):
+    wide = torch.ones(1, 3, 16, 32)
+    wide[..., :8] = 0  # outside the central square
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
+    whole, middle = (
+        (Clip(str(folder), function="hps", whole=whole)._pixels(wide)[0] * std + mean).round()
+        for whole in (True, False)
+    )
+    assert not whole[:, :4].any() and not whole[:, 12:].any()
+    assert (whole[:, 4:12, 5:] == 1).all() and (middle == 1).all()
+    hps, clip = (find_function(name, str(folder)) for name in ("hps", "clip"))
+    assert float(hps(wide[:, :, None], ["a"])) != float(clip(wide[:, :, None], ["a"]))
 
 
 @pytest.mark.parametrize("lacking", ["model.safetensors", "config.json"])

@@ -149,6 +149,20 @@ def test_clip_and_aesthetic_scores_share_one_pass_and_average_over_a_prompt(
     assert METRICS["aesthetic"].score(images) == {"a": 6.5, "b": 9} and len(loaded) == 1
 
 
+def test_hps_pads_an_image_and_clip_crops_it(tmp_path):
+    library("open_clip")
+    wide = torch.ones(3, 64, 128)
+    wide[..., :20] = -1  # outside the central square
+    write_image(tmp_path / "wide.png", wide)
+    with Image.open(tmp_path / "wide.png") as image:
+        whole, middle = (
+            Clip("RN50", None, whole=whole).transform(image) for whole in (True, False)
+        )
+    black = whole[:, 0, 0]
+    assert (whole[:, :56] == black.view(3, 1, 1)).all() and (black == whole[:, :, 0].T).all()
+    assert not (middle[:, 0, 0] == black).any() and (middle - middle[:, :1, :1]).abs().max() < 1e-5
+
+
 @pytest.mark.slow
 def test_clip_scores_are_cosines_of_loaded_weights(pictures, tmp_path):
     """Stored random weights are loaded. A score is 100 cos, and an image with its own features

@@ -34,6 +34,7 @@ class Clip:
         weights: Weight file; None leaves the weights random.
         device: Device to compute on.
         batch: Images or texts per batch.
+        whole: Whether the model sees whole images, with black bars, or their central squares.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Clip:
         *,
         device: torch.device | str = "cpu",
         batch: int = 32,
+        whole: bool = False,
     ):
         import open_clip
 
@@ -52,7 +54,10 @@ class Clip:
         logging.disable(logging.WARNING)
         try:
             self.model, _, self.transform = open_clip.create_model_and_transforms(
-                name, pretrained=None, device=device
+                name,
+                pretrained=None,
+                device=device,
+                image_resize_mode="longest" if whole else None,
             )
         finally:
             logging.disable(disabled)

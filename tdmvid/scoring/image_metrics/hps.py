@@ -25,7 +25,8 @@ def load_hps(cache: Path, device: torch.device | str = "cpu") -> Clip:
     Returns:
         The model.
     """
-    return Clip("ViT-H-14", cache / WEIGHTS.path, device=device)
+    # It was trained on whole images: image_transform in github.com/tgxs002/HPSv2.
+    return Clip("ViT-H-14", cache / WEIGHTS.path, device=device, whole=True)
 
 
 def score_hps(images: ImageSet) -> dict[str, float]:
