@@ -89,7 +89,7 @@ def read_lora(
     _check_finite(path, tensors)
     left_out = {key: x for key, x in tensors.items() if _TEXT.match(key)}
     own = {key: x for key, x in tensors.items() if key not in left_out}
-    parts, dropped = _sort_or_convert(path, own, files, network)
+    parts, dropped = _sort_or_convert(path, own, files, network, bare)
     _check_prefixes(path, parts, files, bare)
     if not parts and left_out:
         raise ValueError(
@@ -116,12 +116,24 @@ def read_lora(
 
 
 def _sort_or_convert(
-    path: Path, tensors: Mapping[str, Tensor], files: LoraFiles, network: nn.Module
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    files: LoraFiles,
+    network: nn.Module,
+    bare: bool,
 ) -> tuple[dict[str, Parts], list[str]]:
-    """Sort the network's tensors as `_sort` does, in names that the stock pipeline converts too."""
+    """Sort the network's tensors as `_sort` does, in names that the stock pipeline converts too.
+
+    Some pipelines add the prefix to `bare` keys, which otherwise are refused later.
+    """
     names, kind = module_names(network, files.pipeline_class, files.part), type(network).__name__
     try:
-        return _sort(path, tensors, names, kind)
+        parts, dropped = _sort(path, tensors, names, kind)
+        if not bare and parts and all(found.layout == BARE for found in parts.values()):
+            converted, lost = in_stock_names(tensors, files.pipeline_class)
+            if not lost:
+                parts, dropped = _sort(path, converted, names, kind)
+        return parts, dropped
     except _UnknownKey as unknown:
         converted, lost = in_stock_names(tensors, files.pipeline_class)
         try:

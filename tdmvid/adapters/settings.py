@@ -14,13 +14,14 @@ from peft import LoraConfig
 from ..data.reading import reason
 
 SETTINGS_FILE, PEFT_FILE = "adapter_config.json", "adapter_model"
-_CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """peft's initialisations that also change the base's weights."""
 _NOT_PLAIN = (
     "modules_to_save",
     "layer_replication",
     "target_parameters",
     "trainable_token_indices",
+    "kasa_config",
 )
 """peft's settings that change more than two factors per layer."""
 

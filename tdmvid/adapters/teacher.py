@@ -188,6 +188,6 @@ def adapters_of(backbone: Backbone) -> tuple[LoraWeights, ...]:
 
 
 def digest_of(path: Path) -> str:
-    """Return a digest of a LoRA file's content and of peft's settings beside it."""
+    """Return a digest of the content of a LoRA file and of peft's settings beside it."""
     beside = path.with_name(SETTINGS_FILE)
-    return file_fingerprint([path, *([beside] if beside.is_file() else [])])
+    return file_fingerprint([path, *([beside] if beside.is_file() else [])], named=False)

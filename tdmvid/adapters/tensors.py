@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(
-        isinstance(value, Tensor) for value in loaded.values()
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
     ):
         raise ValueError(
             f"{path}: does not contain a flat dictionary of tensors: use a .safetensors file"

@@ -166,6 +166,11 @@ def _layer(
             " damaged: download or export it again"
         )
     if "alpha" in tensors:
+        if tensors["alpha"].numel() != 1:
+            raise ValueError(
+                f"{path}: alpha of {name} has shape {list(tensors['alpha'].shape)}, but must be one"
+                " number: export the file again"
+            )
         return LoraLayer(a, b, tensors["alpha"].item() / len(a))
     return LoraLayer(a, b, 1.0 if config is None else rank_and_scale(config, module)[1])
 

@@ -37,7 +37,7 @@ class CutPrompts:
         are = "is" if count == 1 else "are"
         return (
             f"{count:,} of {len(prompts):,} prompts {are} longer than {self.limit} tokens and will"
-            f" be truncated, first line {first + 1}: {short(prompts[first])}"
+            f" be truncated, first prompt {first + 1}: {short(prompts[first])}"
         )
 
 

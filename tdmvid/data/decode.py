@@ -104,7 +104,8 @@ def _decode_av(path: Path, frames: int | None, fps: float | None) -> tuple[np.nd
         return np.stack(images), numbers
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a readable video ({error}): it may be truncated; write it again"
+            f"{path} is not a readable video ({error}): it may be truncated; write it again as"
+            " H.264"
         ) from error
 
 
@@ -151,6 +152,8 @@ def _track(container: av.container.InputContainer) -> av.VideoStream:
     stream: Any = container.streams.best("video")
     if stream is None:
         raise ValueError("it has no video frames")
+    if stream.codec_context is None:
+        raise ValueError("its codec has no decoder here")
     stream.thread_type = "AUTO"
     return stream
 

@@ -52,7 +52,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _fsync(path.parent)  # writes the rename to disk
+    with suppress(OSError):  # some file systems cannot; the file itself is on disk
+        _fsync(path.parent)  # writes the rename to disk
 
 
 def check_names(folder: Path, files: Sequence[Path]) -> None:
@@ -189,7 +190,7 @@ def sort_metadata(path: Path) -> None:
         file.write(text.ljust(length))
 
 
-def file_fingerprint(paths: list[Path], *extra: str) -> str:
+def file_fingerprint(paths: list[Path], *extra: str, named: bool = True) -> str:
     """Compute a short hash of files (names and content) and strings.
 
     Hashes of large files are cached in the user's cache folder by path, size and times, so a large
@@ -198,6 +199,7 @@ def file_fingerprint(paths: list[Path], *extra: str) -> str:
     Args:
         paths: The files, in any order.
         *extra: Strings to include.
+        named: Whether names count, or content alone.
 
     Returns:
         24 hexadecimal digits.
@@ -208,7 +210,7 @@ def file_fingerprint(paths: list[Path], *extra: str) -> str:
     known = len(kept)
     with progress("reading model files", total=len(paths), unit="file") as bar:
         for path in paths:
-            digest.update(f"{path.name}/{_content(path, kept)}".encode())
+            digest.update(f"{path.name if named else ''}/{_content(path, kept)}".encode())
             bar.update()
     if len(kept) > known:
         # A full, read-only or missing home only means that files are read again.

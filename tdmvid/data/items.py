@@ -7,7 +7,8 @@ clip, and center-cropped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,15 +112,33 @@ def _made_items(prompts: list[str], config: PromptConfig) -> list[Item]:
     )
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"prompts.images={short(config.images)} has no {MANIFEST}: {remedy}")
-    made = _made_images(folder)
+    named = f"prompts.images={short(config.images)}"
+    files = _images_of(prompts, _made_images(folder), named, remedy)
+    return [Item(prompt, file) for prompt, file in zip(prompts, files, strict=True)]
+
+
+def _images_of(
+    prompts: Sequence[str], made: Mapping[str, Path], named: str, remedy: str
+) -> list[Path]:
+    """Return the image of each prompt.
+
+    Args:
+        prompts: The prompts.
+        made: Images by prompt.
+        named: Setting and folder, for the message.
+        remedy: What helps if images are missing.
+
+    Raises:
+        ValueError: A prompt has no image.
+    """
     lacking = [prompt for prompt in prompts if prompt not in made]
     lacking += [prompt for prompt in prompts if prompt in made and not made[prompt].is_file()]
     if lacking:
         raise ValueError(
-            f"prompts.images={short(config.images)} has no image for {len(lacking):,} of"
-            f" {len(prompts):,} prompts, e.g. {short(lacking[0])}: {remedy}"
+            f"{named} has no image for {len(lacking):,} of {len(prompts):,} prompts, e.g."
+            f" {short(lacking[0])}: {remedy}"
         )
-    return [Item(prompt, made[prompt]) for prompt in prompts]
+    return [made[prompt] for prompt in prompts]
 
 
 def _made_images(folder: Path) -> dict[str, Path]:
@@ -191,21 +210,27 @@ def find_images(path: Path, prompts: Sequence[str], *, setting: str) -> list[Pat
 
     Returns:
         The file itself; the images that `tdmvid sample` has made of these prompts in the folder; or
-        else the images and videos of the folder, sorted by name.
+        else the images and videos of the folder, sorted by name, 2.png before 10.png.
 
     Raises:
-        ValueError: If the path does not exist, or the folder contains none.
+        ValueError: If the path does not exist, the folder contains none, or `tdmvid sample` has
+            made images of some of these prompts in it and not of others.
     """
     if path.is_file():
         return [path]
-    if (path / MANIFEST).is_file():
-        made = _made_images(path)
-        if all(prompt in made and made[prompt].is_file() for prompt in prompts):
-            return [made[prompt] for prompt in prompts]
+    made = _made_images(path) if (path / MANIFEST).is_file() else {}
+    if any(prompt in made for prompt in prompts):
+        return _images_of(prompts, made, f"{setting}={short(str(path))}", "use another folder")
     try:
-        return media_files(path, IMAGES | VIDEOS)
+        return sorted(media_files(path, IMAGES | VIDEOS), key=_natural)
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Return a key that sorts 2.png before 10.png."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if at % 2 else (-1, part) for at, part in enumerate(parts)]
 
 
 def gallery_items(log: LogConfig, items: list[Item], *, takes_images: bool) -> list[Item]:

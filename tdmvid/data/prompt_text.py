@@ -13,6 +13,8 @@ from ..config.rules import is_text
 from .files import short
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_MARK = "\ufeff"
+"""Byte order mark."""
 _NUL = re.compile("\0")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # except line ends
 
@@ -61,6 +63,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     # Not splitlines(): it also splits at U+2028 and similar, which can occur inside a prompt.
     for number, line in enumerate(_LINE_END.split(read_text(path)), start=1):
+        line = line.removeprefix(_MARK)  # of a file that was appended to another one
         if not is_empty(line):
             yield number, line.strip()
 

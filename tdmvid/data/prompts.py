@@ -293,7 +293,7 @@ def _csv_remedy(error: csv.Error) -> str:
         return "close the quote that begins this field, or shorten or remove the field"
     if "end of data" in str(error):
         return "close the quote that was opened here"
-    return "write a quote inside quotes twice"
+    return "write a quote inside quotes twice, and no space between a closing quote and a comma"
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:

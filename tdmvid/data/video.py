@@ -193,7 +193,8 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
         Files with these suffixes, and all other files, each sorted by name.
 
     Raises:
-        ValueError: If the folder does not exist.
+        ValueError: If the folder does not exist, or a folder or link in it leads nowhere or cannot
+            be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -203,7 +204,8 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
     found: list[Path] = []
     others: list[Path] = []
     seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    broken: list[Path] = []
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         if (real := os.path.realpath(root)) in seen:  # a link to a folder that was already visited
             folders.clear()
             continue
@@ -212,7 +214,18 @@ def split_files(folder: Path, kinds: set[str]) -> tuple[list[Path], list[Path]]:
         for path in (Path(root) / name for name in names if not name.startswith(".")):
             if path.is_file():
                 (found if path.suffix.lower() in kinds else others).append(path)
+            elif path.suffix.lower() in kinds and path.is_symlink():
+                broken.append(path)
+    if broken:
+        raise ValueError(
+            f"{str(folder)!r} has links to files that do not exist, {name_files(folder, broken)}:"
+            " restore the files, or remove the links"
+        )
     return sorted(found), sorted(others)
+
+
+def _raise(error: OSError) -> None:
+    raise ValueError(f"{error.filename!r} cannot be read ({error.strerror}): allow it, or move it")
 
 
 def name_files(folder: Path, files: list[Path]) -> str:

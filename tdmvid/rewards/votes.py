@@ -193,7 +193,9 @@ def save_head(path: Path, head: Head) -> None:
         path: File to write.
         head: The head.
     """
-    about = {"features": head.features, "model": head.model}
+    place = Path(head.model)  # relative to the folder of this call
+    model = str(place.resolve()) if head.model and place.is_dir() else head.model
+    about = {"features": head.features, "model": model}
     with atomic_path(path) as part:
         save_file({"weight": head.weight}, part, metadata=about)
 
@@ -214,7 +216,10 @@ def load_votes(model: str) -> Callable[[Tensor, Sequence[str]], Tensor]:
     if not Path(model).is_file():
         raise ValueError(f"rewards.model={model!r} for function='votes' does not exist: {remedy}")
     weight, about = _read_head(Path(model), remedy)
-    encode = make_features(about["features"], about["model"])
+    try:
+        encode = make_features(about["features"], about["model"])
+    except ValueError as error:
+        raise ValueError(f"the features of {model}: {error}") from error
 
     def score(samples: Tensor, prompts: Sequence[str]) -> Tensor:
         return encode(samples).float() @ weight

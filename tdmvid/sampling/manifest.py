@@ -202,7 +202,7 @@ def read_manifest(out: Path) -> list[dict]:
     for path in [out / MANIFEST, *sorted(out.glob(f".*.{MANIFEST}"))]:
         try:
             # splitlines() would also split at U+2028 inside a prompt.
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = path.read_bytes().split(b"\n")
         except FileNotFoundError:  # missing, or just merged by another job
             continue
         for line in lines:

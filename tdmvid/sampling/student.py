@@ -164,7 +164,7 @@ def load_for_sampling(
         "model", {}
     )
     if model and model != known.get("path"):
-        known |= {"path": model, "revision": None, "variant": None, "pipeline": None}
+        known |= {"path": model, "revision": None, "variant": None}
     given = {"revision": revision, "variant": variant, "pipeline": pipeline, "dtype": dtype}
     known |= {key: value for key, value in given.items() if value}
     if not known.get("path"):

@@ -237,3 +237,20 @@ def test_a_one_by_one_convolution_is_read_as_a_matrix_too(tmp_path):
     wrong = {f"{stem}.lora_down.weight": a.flatten(1)[:, 1:], f"{stem}.lora_up.weight": b}
     with refused("x.safetensors", f"{stem}.lora_down.weight"):
         read(tmp_path, wrong, "StableDiffusionPipeline", network)
+
+
+def test_bare_keys_are_read_where_the_stock_pipeline_adds_the_prefix(tmp_path):
+    """Files of Qwen-Image-Lightning have no prefix, and their alphas are below their ranks."""
+    network = BUILDERS["QwenImagePipeline"].build("base").transformer
+    files, name = families()["QwenImagePipeline"].lora, "transformer_blocks.0.attn.to_q"
+    out, width = network.get_submodule(name).weight.shape
+    state = {
+        f"{name}.lora_down.weight": torch.randn(4, width),
+        f"{name}.lora_up.weight": torch.randn(out, 4),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+    save_file(state, tmp_path / "lightning.safetensors")
+    [(found, layer)] = read_lora(tmp_path / "lightning.safetensors", files, network).layers.items()
+    down, up = (state[f"{name}.lora_{kind}.weight"] for kind in ("down", "up"))
+    assert found == name
+    torch.testing.assert_close(layer.scale * layer.b @ layer.a, 0.5 * up @ down)

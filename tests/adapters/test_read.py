@@ -172,6 +172,7 @@ def test_training_and_sampling_refuse_such_a_file(tiny_cogvideox, tiny_run, whol
         ({"peft_type": "LOHA"}, ("LOHA",)),
         ({"r": 8}, (4, 8)),
         ({"init_lora_weights": "pissa"}, ("pissa",)),
+        ({"init_lora_weights": "lora_ga"}, ("lora_ga",)),
         ({"modules_to_save": ["proj_out"]}, ("modules_to_save",)),
         ({"lora_alpha": "many"}, ("lora_alpha", "many")),
         ({"lora_alpha": float("inf")}, ("lora_alpha", "inf")),

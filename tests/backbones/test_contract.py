@@ -46,7 +46,7 @@ def test_a_prompt_is_called_cut_from_the_first_token_that_changes_nothing(case, 
     assert not same(longest) and same(longest + 1)
     note = cut.note(prompts)
     assert f"{count - longest:,} of {count:,} prompts" in note and f"{cut.limit} tokens" in note
-    assert f"first line {longest + 1}:" in note and len(note) < 250
+    assert f"first prompt {longest + 1}:" in note and len(note) < 250
 
 
 def test_prompts_are_encoded_as_by_the_pipeline(case, backbone):

@@ -264,3 +264,13 @@ def test_an_animation_is_a_video(tmp_path, monkeypatch):
     clip = read_clip(tmp_path / "a.gif", frames=5, height=32, width=32, fps=4)
     assert clip.shape == (3, 5, 32, 32)
     assert not VIDEOS & IMAGES
+
+
+def test_a_codec_without_a_decoder_is_named_with_the_file(tmp_path):
+    path = tmp_path / "a.webm"
+    write(path, codec="libvpx")
+    data = path.read_bytes()
+    assert data.count(b"V_VP8") == 1
+    path.write_bytes(data.replace(b"V_VP8", b"V_XYZ"))
+    with refused(path, "codec", "H.264"):
+        read_video(path)

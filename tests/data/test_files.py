@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import json
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -149,3 +151,18 @@ def test_a_large_file_is_read_once_and_again_after_any_change(tmp_path, monkeypa
     assert file_fingerprint([path]) != first and len(reads) == 2
     (tmp_path / "home" / "tdmvid" / "digests.json").write_text("[broken")
     assert file_fingerprint([path]) != first and len(reads) == 3
+
+
+def test_a_folder_that_cannot_be_synced_still_gets_its_file(tmp_path, monkeypatch):
+    """Some shared folders of hosts and FUSE mounts answer EINVAL."""
+    fsync = os.fsync
+
+    def refusing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with atomic_path(tmp_path / "a.txt") as part:
+        part.write_text("kept")
+    assert (tmp_path / "a.txt").read_text() == "kept"

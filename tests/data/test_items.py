@@ -23,7 +23,7 @@ from tdmvid.data.items import (
 )
 from tdmvid.data.latents import RealLatents
 from tdmvid.data.prompts import read_prompts, read_training_prompts
-from tdmvid.data.video import write_image, write_video
+from tdmvid.data.video import media_files, write_image, write_video
 
 PROMPTS = ["a cat", "a dog, asleep"]
 
@@ -165,7 +165,13 @@ def test_images_that_were_sampled_from_the_prompts_are_found_by_prompt(images, t
     assert find_images(stills, ["b", "a", "b"], setting="images") == [
         images[at] for at in (1, 0, 1)
     ]
-    assert find_images(stills, ["b", "of other prompts"], setting="images") == images
+    assert find_images(stills, ["of other prompts", "too"], setting="images") == images
+    with refused(f"images='{stills}'", "1 of 2 prompts", "'of other prompts'"):
+        find_images(stills, ["b", "of other prompts"], setting="images")
+    for number in (2, 10, 1):
+        write_image(tmp_path / "numbered" / f"{number}.png", flat(0.1 * number, 16, 16))
+    numbered = find_images(tmp_path / "numbered", ["a", "b", "c"], setting="images")
+    assert [file.stem for file in numbered] == ["1", "2", "10"]
     with refused("--images:", tmp_path / "none"):
         find_images(tmp_path / "none", ["a"], setting="--images")
 
@@ -247,6 +253,16 @@ def test_no_source_of_prompts_is_not_the_working_folder(tmp_path, monkeypatch, i
     (tmp_path / "a.txt").write_text("a cat")
     with refused("prompts.path", "empty"):
         read_items(PromptConfig(), images=images)
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    """A disk that is not mounted would otherwise shrink the data in silence."""
+    write_image(tmp_path / "a.png", flat(0.5, 16, 16))
+    (tmp_path / "notes.txt").symlink_to(tmp_path / "none")
+    assert media_files(tmp_path, {".png"}) == [tmp_path / "a.png"]
+    (tmp_path / "b.png").symlink_to(tmp_path / "unmounted.png")
+    with refused(str(tmp_path), "1 file: 'b.png'", "links"):
+        media_files(tmp_path, {".png"})
 
 
 @pytest.fixture

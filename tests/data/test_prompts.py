@@ -108,6 +108,11 @@ def test_deep_nesting_is_refused_with_its_line(tmp_path, depth, line):
         read_prompts(path)
 
 
+def test_a_byte_order_mark_of_a_joined_file_is_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffa cat\n\ufeffa dog\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "a.txt") == ["a cat", "a dog"]
+
+
 def test_a_csv_may_have_spaces_after_its_commas(tmp_path):
     (tmp_path / "a.csv").write_text('id, prompt\n1, "a cat, sitting"\n2, a dog\n')
     assert read_prompts(tmp_path / "a.csv") == ["a cat, sitting", "a dog"]

@@ -13,7 +13,8 @@ from tdmvid.cli.main import main
 from tdmvid.config import RewardConfig
 from tdmvid.data.video import write_image, write_video
 from tdmvid.rewards import Scorer
-from tdmvid.rewards.votes import Pair, fit_head, load_votes, save_head
+from tdmvid.rewards.votes import Head, Pair, fit_head, load_votes, save_head
+from tdmvid.scoring.intervals import Measure
 from tdmvid.shapes import world
 
 COUNT = 20
@@ -142,3 +143,12 @@ def test_a_file_that_is_no_head_is_named(tmp_path):
     for path in (other, tmp_path / "none.safetensors"):
         with refused(f"rewards.model={str(path)!r}", "votes"):
             load_votes(str(path))
+
+
+def test_a_head_finds_its_clip_model_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "clips" / "vit").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    save_head(Path("head"), Head("clip", "clips/vit", torch.ones(2), Measure(1.0)))
+    monkeypatch.chdir("/")
+    with refused(f"features of {tmp_path / 'head'}", tmp_path / "clips" / "vit", "config.json"):
+        load_votes(str(tmp_path / "head"))

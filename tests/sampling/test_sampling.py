@@ -119,7 +119,7 @@ def test_the_manifest_and_one_line_name_the_prompts_that_are_cut(make, tmp_path,
         12,
     ]
     said = capsys.readouterr().err
-    assert said.count("12 tokens") == 1 and "1 of 2 prompts" in said and "first line 2:" in said
+    assert said.count("12 tokens") == 1 and "1 of 2 prompts" in said and "first prompt 2:" in said
 
 
 def test_a_manifest_with_lines_that_are_no_entries_is_read(make, written, tmp_path):
@@ -147,6 +147,8 @@ def test_a_killed_run_goes_on_where_it_was(make, written, backbone, tmp_path, mo
     monkeypatch.undo()
     with (tmp_path / "out" / ".0.manifest.jsonl").open("a") as file:
         file.write('{"prompt": "a cut li')
+    with (tmp_path / "out" / ".0.manifest.jsonl").open("ab") as file:
+        file.write("é".encode()[:1])  # inside a character
     make("out", batch=2)
     same(videos(tmp_path / "whole"), videos(tmp_path / "out"))
     assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 6 and not list(

@@ -135,3 +135,17 @@ def test_options_replace_the_facts_of_a_student(student, backbone, tmp_path):
     words += ["--cache", tmp_path / "cache", "--model", backbone.folder, *SIZE, "--steps", 2]
     main([str(word) for word in words])
     assert len(list((tmp_path / "o").glob("*.mp4"))) == 1
+
+
+def test_a_copy_of_the_base_keeps_the_pipeline_of_the_student(tmp_path, monkeypatch):
+    """The model_index.json of TI2V names the pipeline without images."""
+    facts = {"path": "owner/base", "pipeline": "WanImageToVideoPipeline", "revision": "0a"}
+    video = {"frames": 9, "height": 32, "width": 32, "fps": 8}
+    (tmp_path / "export.json").write_text(json.dumps({"model": facts, "video": video}))
+    loaded = []
+    monkeypatch.setattr(
+        "tdmvid.sampling.student.load_teacher", lambda config, *_, **__: loaded.append(config)
+    )
+    load_for_sampling(ONE, student=tmp_path, model="/data/base")
+    assert (loaded[0].path, loaded[0].revision) == ("/data/base", None)
+    assert loaded[0].pipeline == "WanImageToVideoPipeline"

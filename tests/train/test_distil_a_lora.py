@@ -160,6 +160,11 @@ def test_the_digest_of_a_peft_folder_has_its_settings(tmp_path, network):
     assert first == same != other
 
 
+def test_a_renamed_lora_is_the_same(lora, tmp_path):
+    renamed = shutil.copy(lora / LORA_FILE, tmp_path / "renamed.safetensors")
+    assert digest_of(renamed) == digest_of(lora / LORA_FILE)
+
+
 def test_a_teacher_refuses_other_loras_than_those_of_the_training(
     tiny_cogvideox, network, lora, tmp_path
 ):

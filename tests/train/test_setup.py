@@ -205,4 +205,4 @@ def test_a_run_says_once_how_many_of_its_prompts_are_cut(tiny_run, tmp_path, cap
     train(tiny_run(tmp_path / "run", "steps=1", f"prompts.path={path}"))
     said = capsys.readouterr().err
     assert said.count("tokens") == 1
-    assert states(said, "2 of 3 prompts") and states(said, "first line 2") and str(path) in said
+    assert states(said, "2 of 3 prompts") and states(said, "first prompt 2") and str(path) in said
