@@ -81,3 +81,18 @@ def teacher_calls(config: RunConfig) -> int:
         2 with classifier-free guidance, else 1.
     """
     return 2 if config.objective.guided else 1
+
+
+def needs_launcher(config: RunConfig) -> str:
+    """Return the setting that requires a launcher also for one rank.
+
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        The setting; "" if there is none.
+    """
+    parallel = config.parallel
+    if parallel.offload != "none":
+        return f"parallel.offload={parallel.offload!r}"
+    return "parallel.backend='deepspeed'" if parallel.backend == "deepspeed" else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import RunConfig, global_batch
 from ..data.repetition import prompt_uses
 from ..guard.limits import Prompts, check_settings
+from .calls import needs_launcher
 from .guard import GuardCalls
 from .host import host_moments, other_ranks
 from .plan import Plan
@@ -91,7 +92,9 @@ def _networks(plan: Plan) -> Iterator[Row]:
         there = Path(config.init).is_dir()
         yield "student starts from", config.init + ("" if there else " (does not exist yet)")
     yield "teacher guidance", _guidance(config)
-    yield "student", f"{config.grid.calls} steps, {config.grid.kind} grid"
+    others = [str(k) for k in config.objective.step_set if k != config.grid.calls]
+    also = f", also in {', '.join(others)} steps" if others else ""
+    yield "student", f"{config.grid.calls} steps, {config.grid.kind} grid{also}"
     yield from _prompts(plan)
 
 
@@ -185,7 +188,7 @@ def _guard(plan: Plan) -> str:
     return (
         f"{guard.action}; {calls.each} student calls {when}"
         f"{f' ({calls.share:.2%} of the training compute)' if every else ''} and {calls.once:,}"
-        f" teacher calls once, at guidance scale {cfg:g}"
+        f" calls once, for its reference at guidance scale {cfg:g}"
     )
 
 
@@ -219,16 +222,8 @@ def _memory(plan: Plan, device_memory: float) -> Iterator[Row]:
         f"activations and working memory: {gib(plan.alive(False)[0])} without,"
         f" {gib(plan.alive(True)[0])} with",
     )
-    if plan.ranks == 1 and (setting := _launched(plan.config)):
+    if plan.ranks == 1 and (setting := needs_launcher(plan.config)):
         yield "launch with", f"torchrun -m tdmvid train ... ({setting} needs a launcher)"
-
-
-def _launched(config: RunConfig) -> str:
-    """Return the setting that requires a launcher; "" if there is none."""
-    parallel = config.parallel
-    if parallel.offload != "none":
-        return f"parallel.offload={parallel.offload!r}"
-    return "parallel.backend='deepspeed'" if parallel.backend == "deepspeed" else ""
 
 
 def _kind(config: RunConfig) -> str:

@@ -29,7 +29,8 @@ class GuardCalls:
     """Network calls, each on one sample, that a run makes only for its guard."""
 
     once: int
-    """Teacher calls for the many-step samples that the student is compared with."""
+    """Calls for the teacher's many-step samples and the untrained network's few-step ones, which
+    the student is compared with."""
     each: int
     """Student calls each time samples are made, in addition to those for the gallery."""
     share: float
@@ -58,7 +59,7 @@ class GuardCalls:
         iteration = samples * (calls.forwards + 2 * calls.backwards)
         every = config.log.sample_every
         return GuardCalls(
-            once=(count + pairs) * config.log.teacher_steps * guided,
+            once=(count + pairs) * (config.log.teacher_steps * guided + config.grid.calls),
             each=each,
             share=each / (every * iteration) if every else 0.0,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .deepspeed_state import SHARDED
 from .plan import Plan
 
 MASTERS = 4
@@ -23,7 +24,7 @@ def host_moments(plan: Plan) -> dict[str, float]:
     resident = _resident(plan)
     return {
         "embedding the prompts": float(plan.whole),  # the base makes room for the encoders
-        "writing a checkpoint": resident + plan.state / plan.shards(1),
+        "writing a checkpoint": resident + _first_state(plan),
         "checking the export": resident + plan.parked + 4.0 * plan.weights.trainable,
     }
 
@@ -37,8 +38,19 @@ def other_ranks(plan: Plan) -> float:
     Returns:
         Bytes.
     """
-    share = plan.state / plan.shards(1) if plan.shards(1) > 1 else 0.0
-    return _resident(plan) + share
+    return _resident(plan) + (_rank_state(plan) if plan.shards(1) > 1 else 0.0)
+
+
+def _rank_state(plan: Plan) -> float:
+    """Return the bytes of a checkpoint that each rank copies."""
+    return SHARDED * 4 * plan.weights.trained / plan.shards(1) + plan.kept
+
+
+def _first_state(plan: Plan) -> float:
+    """Return the bytes that the first rank copies: whole weights and averages too."""
+    others = plan.ranks // plan.config.parallel.sequence - 1
+    elsewhere = SHARDED * 4 * plan.weights.trained * (1 - 1 / plan.shards(1))
+    return plan.state - elsewhere - plan.kept * others
 
 
 def _resident(plan: Plan) -> float:

@@ -13,9 +13,10 @@ from pathlib import Path
 from ..backbones.dtype import torch_dtype
 from ..backbones.spec import Tokens
 from ..config import RunConfig
-from .calls import graded_twice, teacher_calls
+from .calls import graded_twice, needs_launcher, teacher_calls
 from .cost import Trace
 from .counts import Calls, Pipeline, Weights, bytes_per_value
+from .deepspeed_state import SAVED, SAVED_ALONE, held
 from .rewards import RewardWork, count_reward_work
 
 LIVE_VALUES = 1e9
@@ -131,14 +132,14 @@ class Plan:
     def _accumulates(self) -> bool:
         """Whether gradients of an earlier backward pass exist during a backward pass."""
         batch, objective = self.config.batch, self.config.objective
-        return self._sharded or batch.accumulation > 1 or objective.updates == "joint"
+        return self.by_deepspeed or batch.accumulation > 1 or objective.updates == "joint"
 
     @property
     def _gradients(self) -> float:
         """Peak bytes of gradients. Without DeepSpeed, gradients of one role are freed after its
         step.
         """
-        together = self._sharded or self.config.objective.updates == "joint"
+        together = self.by_deepspeed or self.config.objective.updates == "joint"
         values = max(self.weights.trainable, self.weights.heads)
         at_once = self.weights.trained if together else values
         return 4 * at_once / self.weights.experts / self.shards(2)
@@ -169,8 +170,9 @@ class Plan:
             "gradients": gradients,
             "optimiser": 0.0 if parallel.offload != "none" else 2 * trained / self.shards(1),
             "average": self.weights.trainable * 4 / self.shards(3) if self.config.ema else 0.0,
+            "DeepSpeed's master weights and buffers": self._held,
             "autoencoder": float(self.pipeline.vae),
-            "finished trajectories": self.rewards.kept if self.rewards else 0.0,
+            "finished trajectories": self.kept,
             "activations": float(activations),
             "working memory": alive - activations,
         }
@@ -185,10 +187,22 @@ class Plan:
     @property
     def state(self) -> float:
         """Bytes of a checkpoint: weights, moments, average, and trajectories that rewards use."""
+        saved = SAVED[self._zero_stage] if self.by_deepspeed else SAVED_ALONE
         average = 4 * self.weights.trainable if self.config.ema else 0
-        kept = self.rewards.kept if self.rewards else 0  # of each data-parallel rank
-        copies = self.ranks // self.config.parallel.sequence
-        return 3 * 4 * self.weights.trained + average + kept * copies
+        ranks = self.ranks // self.config.parallel.sequence
+        return saved * 4 * self.weights.trained + average + self.kept * ranks
+
+    @property
+    def kept(self) -> float:
+        """Bytes of finished trajectories on each data-parallel rank."""
+        return self.rewards.kept if self.rewards else 0.0
+
+    @property
+    def _held(self) -> float:
+        """Bytes that DeepSpeed keeps on a rank beside weights, gradients and moments."""
+        stage, offload = self._zero_stage, self.config.parallel.offload
+        kept = held(self.weights, stage=stage, shards=self.shards(1), offload=offload)
+        return kept if self.by_deepspeed else 0.0
 
     @property
     def swapping(self) -> bool:
@@ -197,12 +211,12 @@ class Plan:
 
     @property
     def _zero_stage(self) -> int:
-        return self.config.parallel.zero_stage if self._sharded else 0
+        return self.config.parallel.zero_stage if self.by_deepspeed else 0
 
     @property
-    def _sharded(self) -> bool:
+    def by_deepspeed(self) -> bool:
         """Whether DeepSpeed runs the training."""
-        return self.ranks > 1 or self.launched
+        return self.ranks > 1 or self.launched or bool(needs_launcher(self.config))
 
     def shards(self, stage: int) -> int:
         """Return the number of ranks over which ZeRO distributes what it shards from `stage` on.

@@ -55,13 +55,16 @@ def count_storage(plan: Plan) -> Storage:
         published = published_bytes(config.model, plan.folder)
         listed = published is not None
         download = published or float(plan.whole + pipeline.text + pipeline.vae)
-    kept = config.log.keep_checkpoints + 1 if config.log.checkpoint_every else 1
+    several = config.log.checkpoint_every or config.keeps_best
+    kept = config.log.keep_checkpoints + 1 if several else 1
     kept += config.keeps_best
+    students = len(config.objective.step_set) or 1
+    copies = 2 if config.model.adapters and config.trains_lora else 1  # with the user's LoRAs
     return Storage(
         download=download,
         listed=listed,
         embeddings=float(plan.prompts * pipeline.embedding),
         images=float(plan.prompts * pipeline.image),
         checkpoints=float(kept * plan.state),
-        export=4.0 * weights.trainable,
+        export=4.0 * weights.trainable * students * copies,
     )

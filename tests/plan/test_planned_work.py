@@ -285,12 +285,12 @@ def test_zero_3_shares_weights_and_optimiser_among_ranks(tiny_run, tmp_path, pla
 
 def test_the_guard_s_calls_are_counted(tiny_run, tmp_path, plan):
     """One prompt and two noises: 4 student calls in addition to the gallery, and 50 teacher steps
-    with guidance for each noise.
+    with guidance and 4 calls of the untrained network for each noise.
     """
     changes = ("log.teacher_steps=50", "objective.cfg=3", "log.sample_every=10")
     text = plan(tiny_run(tmp_path, *changes))
     row = next(line for line in text.splitlines() if line.startswith("guard"))
-    assert "4 student calls every 10 iterations" in row and "200 teacher calls" in row
+    assert "4 student calls every 10 iterations" in row and "208 calls once" in row
     off = plan(tiny_run(tmp_path, *changes, "guard.action=off"))
     assert "off (guard.action)" in off
 
@@ -299,3 +299,15 @@ def test_the_best_checkpoint_is_counted_where_it_is_kept(tiny_run, tmp_path, pla
     sampled = count_storage(planned(tiny_run(tmp_path, "log.sample_every=1"))).checkpoints
     plain = count_storage(planned(tiny_run(tmp_path))).checkpoints
     assert sampled == pytest.approx(4 / 3 * plain)
+    best = count_storage(
+        planned(
+            tiny_run(tmp_path, "log.checkpoint_every=0", "log.sample_every=1", "export.select=best")
+        )
+    )
+    assert best.checkpoints == sampled  # `keep_checkpoints`, the best, and the one being written
+
+
+def test_every_exported_student_is_counted(tiny_run, tmp_path, planned):
+    one = count_storage(planned(tiny_run(tmp_path))).export
+    three = planned(tiny_run(tmp_path, "objective.step_set=[1,2,4]"))
+    assert count_storage(three).export == 3 * 4 * three.weights.trainable >= 3 * one
